@@ -1,0 +1,115 @@
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ROOMS := bench calibration contract export models runtime targets
+
+# What `make export` builds; a zoo name or path/to/module.py:factory.
+MODEL ?= aura-hard
+SLUG := $(subst /,-,$(subst :,-,$(subst .py,,$(MODEL))))
+STEPS ?= 100000
+BUILD := build
+
+SOURCES = $(shell find $(1) -name '*.py' -o -name '*.toml' -o -name '*.safetensors')
+AURA := $(BUILD)/aura-hard
+
+.PHONY: help setup dev run test test-slow check lint types export bench train-aura lock wheel clean distclean view
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# --- environments: one virtual environment, grown as verbs need it -------------------------------
+
+define install
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing stategate[$(1)] with pinned versions"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
+	@touch $@
+endef
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(call install,export$(comma)bench)
+
+$(VENV)/.test: pyproject.toml constraints.txt
+	$(call install,test)
+	@touch $(VENV)/.run
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(call install,dev)
+	@touch $(VENV)/.run $(VENV)/.test
+
+comma := ,
+
+setup: $(VENV)/.run ## Create .venv with what the main job needs
+
+dev: $(VENV)/.dev view ## Create .venv with everything a developer needs
+
+view: ## Link the rooms under .view/stategate for type checkers and editors
+	@mkdir -p .view/stategate && cd .view/stategate && for r in $(ROOMS); do ln -sfn ../../$$r $$r; done
+
+# --- the main job --------------------------------------------------------------------------------
+
+run: $(BUILD)/run/memory.png ## Export AURA-Mem, step it 100,000 times, count its writes
+
+$(AURA)/calibration.json: $(call SOURCES,calibration models contract) | $(VENV)/.run
+	@$(BIN)/stategate calibrate aura-hard --out $@
+
+$(AURA)/bundle/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets) | $(VENV)/.run
+	@$(BIN)/stategate export aura-hard --calibration $< --out $(@D)
+
+$(AURA)/episode-$(STEPS).npz: $(call SOURCES,models contract) | $(VENV)/.run
+	@$(BIN)/stategate episode aura-hard --steps $(STEPS) --out $@
+
+# Always steps anew: the figures are this machine's, now.
+.PHONY: $(BUILD)/run/ledger.json
+$(BUILD)/run/ledger.json: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz
+	@$(BIN)/stategate run $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(@D)
+
+$(BUILD)/run/memory.png: $(BUILD)/run/ledger.json
+	@$(BIN)/stategate plot $<
+
+# --- other bundles -------------------------------------------------------------------------------
+
+export: $(VENV)/.run ## Export MODEL=name or MODEL=path/to/module.py:factory into build/
+	$(BIN)/stategate export $(MODEL) $(if $(TARGET),--target $(TARGET)) --out $(BUILD)/$(SLUG)/bundle
+
+bench: $(AURA)/bundle/manifest.json ## Measure a step against plain ONNX Runtime, as a ratio in one run
+	$(BIN)/stategate bench $(AURA)/bundle --out $(BUILD)/bench
+
+train-aura: $(VENV)/.run ## Remake the AURA-Mem checkpoint and its table (one core, minutes)
+	$(BIN)/stategate train-aura
+
+# --- quality -------------------------------------------------------------------------------------
+
+test: $(VENV)/.test ## Run the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.test ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev ## Check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.dev view ## Check types
+	$(BIN)/mypy | sed 's#^\.view/stategate/##'
+
+check: lint types test ## Everything a commit must pass
+
+lock: $(VENV)/.dev ## Resolve constraints.txt anew
+	$(BIN)/python -m pip install --quiet uv
+	@echo "torch==2.13.0" > $(VENV)/torch-pin.txt
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-annotate --no-header -c $(VENV)/torch-pin.txt -o $(VENV)/lock.txt > /dev/null
+	@{ head -2 constraints.txt; grep -vE '^(nvidia-|cuda-|triton)' $(VENV)/lock.txt; } > constraints.new && mv constraints.new constraints.txt
+
+wheel: $(VENV)/.dev ## Build sdist and wheel into dist/
+	$(BIN)/python -m build
+
+clean: ## Remove what was built; .venv stays
+	rm -rf build dist *.egg-info .view .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+distclean: clean ## Remove .venv too
+	rm -rf $(VENV)

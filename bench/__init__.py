@@ -1,0 +1,1 @@
+"""Measurement and pictures. Never imports torch."""

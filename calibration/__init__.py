@@ -1,0 +1,1 @@
+"""Decides numbers: which threshold a gate gets, from closed-loop episodes."""

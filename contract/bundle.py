@@ -1,0 +1,214 @@
+"""The bundle on disk: a folder that is either whole or not there.
+
+``manifest.json`` carries the SHA-256 of every other file, ``manifest.sha256`` that of the manifest,
+in the format of ``sha256sum``. The digest of the manifest is the identity of the whole bundle.
+Digests find accidents and careless edits; they are no signature.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stategate.contract.errors import BundleError, DigestError, UnsafePathError
+from stategate.contract.manifest import FileRef, Manifest, canonical_json, decode_manifest
+
+MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle whose files were all checked against their digests.
+
+    Attributes:
+        path: The folder.
+        manifest: What it promises.
+        digest: SHA-256 of the manifest; identifies the whole bundle.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open a bundle and check every digest.
+
+        Raises:
+            BundleError: The folder, its manifest or a file of it is missing.
+            DigestError: A file is not what the manifest says.
+            UnsafePathError: A file lies outside the folder.
+            ManifestError: The manifest is malformed or of another schema version.
+        """
+        bundle = cls._open_unchecked(Path(path))
+        for file in bundle.manifest.all_files:
+            bundle.read(file)
+        return bundle
+
+    @classmethod
+    def _open_unchecked(cls, path: Path) -> Bundle:
+        if not (path / MANIFEST).is_file():
+            raise BundleError(
+                "this is not a bundle",
+                found=f"{path} {'without ' + MANIFEST if path.is_dir() else 'is no folder'}",
+                expected=f"a folder with {MANIFEST}",
+                remedy="make one with: stategate export, or stategate adopt",
+            )
+        raw = (path / MANIFEST).read_bytes()
+        # The schema is judged first: a newer bundle deserves its own message.
+        manifest = decode_manifest(raw)
+        digest = sha256(raw)
+        sealed = (path / SEAL).read_text().split() if (path / SEAL).is_file() else []
+        if sealed[:1] != [digest]:
+            raise DigestError(
+                f"{MANIFEST} was altered after the bundle was sealed",
+                found=digest,
+                expected=sealed[0] if sealed else f"its digest in {SEAL}",
+                remedy="export the bundle again, or copy it again",
+            )
+        return cls(path, manifest, digest)
+
+    def read(self, file: FileRef) -> bytes:
+        """Bytes of one file, checked against the digest at the moment of reading.
+
+        Raises:
+            BundleError: The file is missing.
+            DigestError: It is not what the manifest says.
+            UnsafePathError: It is a link that leaves the bundle.
+        """
+        full = self.path / file.path
+        if not full.resolve().is_relative_to(self.path.resolve()):
+            raise UnsafePathError(
+                "a file of the bundle is a link that leaves its folder",
+                found=f"{file.path} -> {full.resolve()}",
+                remedy="do not use this bundle",
+            )
+        if not full.is_file():
+            raise BundleError(
+                "a file of the bundle is missing",
+                found=f"no {file.path} in {self.path}",
+                remedy="copy the bundle again, or export it again",
+            )
+        data = full.read_bytes()
+        if sha256(data) != file.sha256:
+            raise DigestError(
+                f"{file.path} is not the file that was sealed",
+                found=f"sha256 {sha256(data)} ({len(data)} bytes)",
+                expected=f"sha256 {file.sha256}",
+                remedy="copy the bundle again, or export it again",
+            )
+        return data
+
+    def undeclared_files(self) -> list[str]:
+        """Files in the folder that the manifest does not list; they are never loaded."""
+        known = {file.path for file in self.manifest.all_files} | {MANIFEST, SEAL}
+        found = (p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
+        return sorted(set(found) - known)
+
+
+def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle all or nothing: built beside, synced, and swapped into place.
+
+    A process that dies on the way leaves the old bundle, or none, and at worst a hidden sibling.
+
+    Args:
+        path: Where the folder goes; an older bundle there is replaced.
+        manifest: Must list exactly ``files``, with their digests.
+        files: Content by path.
+
+    Raises:
+        BundleError: The manifest and the files disagree, or ``path`` holds something else.
+    """
+    path = Path(path).absolute()
+    declared = {file.path: file.sha256 for file in manifest.all_files}
+    actual = {name: sha256(data) for name, data in files.items()}
+    if declared != actual:
+        differing = sorted(set(declared.items()) ^ set(actual.items()))
+        raise BundleError("the manifest and the files disagree", found=differing)
+    refuse_to_replace(path)
+    raw = canonical_json(manifest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        for name, data in {**files, MANIFEST: raw}.items():
+            _write_synced(staged / name, data)
+        _write_synced(staged / SEAL, f"{sha256(raw)}  {MANIFEST}\n".encode())
+        for folder in (staged, *(p for p in staged.rglob("*") if p.is_dir())):
+            _sync_folder(folder)
+        staged.chmod(0o755)
+        _move_into_place(staged, path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return Bundle(path, manifest, sha256(raw))
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Raise unless ``path`` is free or holds a bundle, which may be replaced.
+
+    Raises:
+        BundleError: Something else is there.
+    """
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not (path / MANIFEST).is_file():
+        raise BundleError(
+            "something that is not a bundle is in the way",
+            found=path,
+            expected="a new path, or an older bundle to replace",
+            remedy="choose another --out; stategate deletes nothing but its own bundles",
+        )
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move_into_place(staged: Path, path: Path) -> None:
+    """Put ``staged`` at ``path``; what was there ends up at ``staged``."""
+    if not path.exists():
+        staged.rename(path)
+    elif not _exchange(staged, path):
+        # Without an atomic exchange there is a moment with neither; the old one is kept beside.
+        aside = staged.with_name(staged.name + ".old")
+        path.rename(aside)
+        try:
+            staged.rename(path)
+        except OSError:
+            aside.rename(path)
+            raise
+        shutil.rmtree(aside)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths in one step, where the system can (Linux 3.15, glibc 2.28)."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    at_fdcwd, exchange = -100, 2  # linux/fcntl.h, linux/fs.h
+    failed: int = renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), exchange)
+    return not failed

@@ -1,0 +1,71 @@
+"""One table of tensor element types: contract name, NumPy, ONNX, bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stategate.contract.errors import SpecError
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """One element type.
+
+    Attributes:
+        name: The name used in manifests, equal to NumPy's.
+        onnx: The value of ``onnx.TensorProto.DataType`` (onnx.proto, fixed by the format).
+        itemsize_bytes: Bytes of one element.
+    """
+
+    name: str
+    onnx: int
+    itemsize_bytes: int
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        """The NumPy dtype."""
+        return np.dtype(self.name)
+
+
+DTYPES: dict[str, Dtype] = {
+    dtype.name: dtype
+    for dtype in (
+        Dtype("float32", 1, 4),
+        Dtype("uint8", 2, 1),
+        Dtype("int8", 3, 1),
+        Dtype("int32", 6, 4),
+        Dtype("int64", 7, 8),
+        Dtype("bool", 9, 1),
+        Dtype("float16", 10, 2),
+        Dtype("float64", 11, 8),
+    )
+}
+_BY_ONNX = {dtype.onnx: dtype for dtype in DTYPES.values()}
+
+
+def dtype_named(name: str) -> Dtype:
+    """Look a dtype up by its contract name.
+
+    Raises:
+        SpecError: The name is not in the table.
+    """
+    if name not in DTYPES:
+        raise SpecError("unknown dtype", found=name, expected=", ".join(DTYPES))
+    return DTYPES[name]
+
+
+def dtype_from_onnx(code: int) -> Dtype:
+    """Look a dtype up by its ONNX code.
+
+    Raises:
+        SpecError: The code is not in the table.
+    """
+    if code not in _BY_ONNX:
+        raise SpecError(
+            "a tensor of this ONNX type cannot be an input, output or state",
+            found=f"TensorProto type {code}",
+            expected=", ".join(DTYPES),
+        )
+    return _BY_ONNX[code]

@@ -1,0 +1,193 @@
+"""Every error stategate raises on purpose.
+
+StategateError
+├── ContractError            a spec or manifest that contradicts itself
+│   ├── ManifestError        manifest.json is not a manifest of this schema
+│   │   └── SchemaVersionError   it is one, of a version this build cannot read
+│   └── SpecError            a tensor, state, gate or budget that cannot be
+├── BundleError              the directory on disk is not what its manifest says
+│   ├── DigestError          a file was altered or truncated
+│   └── UnsafePathError      a path in the manifest leaves the bundle
+├── StepInputError           the caller handed a step something it cannot take
+│   ├── MissingInputError / UnknownInputError
+│   ├── ShapeError / DtypeError
+│   └── NonFiniteInputError  NaN or Inf in an observation
+├── RuntimeFault             the device side failed; the last good state is in place
+│   ├── EngineError          an engine cannot be loaded, or failed in a step
+│   ├── StateFault           a next state holds NaN or Inf; the write was refused
+│   └── SessionClosedError
+├── ExportError              the model cannot become a bundle
+│   ├── TraceError           torch.export gave up, or the step broke its own spec
+│   │   └── UndeclaredStateError a buffer or attribute changes behind the contract's back
+│   ├── GraphError           the ONNX graph breaks a rule (branches, dynamic shapes, names)
+│   ├── StatePairingError    an adopted graph's states are ambiguous or mismatched
+│   └── ParityError          the bundle does not behave like the model
+├── CalibrationError         no threshold meets the request, or the episodes do not fit
+├── EpisodeError             a recorded episode does not fit the model
+├── TargetError              an unknown target or a contradictory profile
+└── MissingDependencyError   a library that this command needs is not installed
+
+A message names the thing, what was found, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StategateError(Exception):
+    """Base of every deliberate error.
+
+    Attributes:
+        exit_code: What the command line exits with: 2 for wrong use, 1 where the command ran and
+            the answer is no.
+
+    Args:
+        what: The thing concerned and what is wrong with it.
+        found: What was found.
+        expected: What would have been accepted.
+        remedy: What the reader should do.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(
+        self, what: str, *, found: object = None, expected: object = None, remedy: str | None = None
+    ) -> None:
+        parts = [what]
+        if found is not None:
+            parts.append(f"found: {found}")
+        if expected is not None:
+            parts.append(f"expected: {expected}")
+        if remedy is not None:
+            parts.append(f"what to do: {remedy}")
+        super().__init__("\n  ".join(parts))
+
+
+class ContractError(StategateError):
+    """A spec or manifest that contradicts itself."""
+
+
+class SpecError(ContractError, ValueError):
+    """A tensor, state, gate or budget that cannot be.
+
+    Also a ValueError, so that msgspec reports it with the path of the offending field.
+    """
+
+
+class ManifestError(ContractError):
+    """manifest.json is not a manifest of this schema."""
+
+    exit_code = 1
+
+
+class SchemaVersionError(ManifestError):
+    """The manifest is of a schema version that this build cannot read."""
+
+
+class BundleError(StategateError):
+    """The directory on disk is not what its manifest says."""
+
+
+class DigestError(BundleError):
+    """A file of the bundle was altered or truncated."""
+
+    exit_code = 1
+
+
+class UnsafePathError(BundleError, ValueError):
+    """A path in the manifest leaves the bundle's folder."""
+
+    exit_code = 1
+
+
+class StepInputError(StategateError):
+    """The caller handed a step something it cannot take; no state has changed."""
+
+
+class MissingInputError(StepInputError):
+    """An input of the model was not given."""
+
+
+class UnknownInputError(StepInputError):
+    """A name was given that the model does not have."""
+
+
+class ShapeError(StepInputError):
+    """An input has the wrong shape."""
+
+
+class DtypeError(StepInputError):
+    """An input has the wrong dtype."""
+
+
+class NonFiniteInputError(StepInputError):
+    """An input holds NaN or Inf."""
+
+
+class RuntimeFault(StategateError):
+    """The device side failed; the last good state is in place."""
+
+    exit_code = 1
+
+
+class EngineError(RuntimeFault):
+    """An engine cannot be loaded, or failed in a step."""
+
+
+class StateFault(RuntimeFault):
+    """A next state or a gate holds NaN or Inf; the write was refused."""
+
+
+class SessionClosedError(RuntimeFault):
+    """The session was closed before this call."""
+
+
+class ExportError(StategateError):
+    """The model cannot become a bundle."""
+
+
+class TraceError(ExportError):
+    """torch.export gave up, or the step broke its own spec."""
+
+
+class UndeclaredStateError(TraceError):
+    """A buffer or attribute changes during a step and is not declared as a state."""
+
+
+class GraphError(ExportError):
+    """The ONNX graph breaks a rule: branches, dynamic shapes, names, opset."""
+
+
+class StatePairingError(ExportError):
+    """The states of an adopted graph are ambiguous or mismatched."""
+
+
+class ParityError(ExportError):
+    """The bundle does not behave like the model it was made from."""
+
+    exit_code = 1
+
+
+class CalibrationError(StategateError):
+    """No threshold meets the request, or the record is for another model."""
+
+    exit_code = 1
+
+
+class EpisodeError(StategateError):
+    """A recorded episode does not fit the model."""
+
+
+class TargetError(StategateError):
+    """An unknown target, or a profile that contradicts itself."""
+
+
+class MissingDependencyError(StategateError):
+    """A library that this command needs is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed",
+            remedy=f'pip install "stategate[{extra}]"',
+        )

@@ -1,0 +1,254 @@
+"""The manifest: what a bundle promises, strict on the way in, canonical on the way out.
+
+Unknown fields and unknown schema versions are refused by name, so that an old runtime never runs a
+bundle that means more than it understands. The same manifest always gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+
+from stategate.contract.errors import (
+    ManifestError,
+    SchemaVersionError,
+    SpecError,
+    UnsafePathError,
+)
+from stategate.contract.specs import Budget, GateSpec, StateSpec, StepSpec, TensorSpec, _Spec
+
+SCHEMA_VERSION = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def checked_path(path: str) -> str:
+    """A relative POSIX path that stays inside its folder.
+
+    Raises:
+        UnsafePathError: It is absolute, climbs out, or is written for another system.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0]:
+        raise UnsafePathError(
+            "a path in the manifest leaves the bundle's folder",
+            found=path,
+            expected="a relative path with forward slashes and without '..'",
+            remedy="do not use this bundle; it was not written by stategate",
+        )
+    return path
+
+
+class FileRef(_Spec, frozen=True):
+    """A file of the bundle and its digest."""
+
+    path: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Check the path and the digest's form."""
+        checked_path(self.path)
+        if not _SHA256.fullmatch(self.sha256):
+            raise SpecError("a digest is 64 lower-case hex digits", found=self.sha256)
+
+
+class GraphRef(_Spec, frozen=True):
+    """A graph or engine: what it computes, in which form, in which file.
+
+    Attributes:
+        role: ``step`` computes outputs, gates and next states in one go.
+        format: File format.
+        precision: Element type of weights and activations.
+        file: Where it is.
+        opset: ONNX opset of the default domain.
+    """
+
+    role: Literal["step"]
+    format: Literal["onnx"]
+    precision: str
+    file: FileRef
+    opset: int
+
+
+class ModelRef(_Spec, frozen=True):
+    """Where the model comes from.
+
+    Attributes:
+        name: Its name.
+        family: Kind of memory: ``aura``, ``custom``, ``adopted``.
+        source: Zoo name, or file and factory.
+        sha256: Digest of its weights, or of the adopted file.
+        kv_bytes_per_step: What a key-value cache of the same width would grow by in each step;
+            None where no such cache is replaced.
+    """
+
+    name: str
+    family: str
+    source: str
+    sha256: str
+    kv_bytes_per_step: int | None = None
+
+
+class TargetRef(_Spec, frozen=True):
+    """The device that the bundle was made for."""
+
+    name: str
+    machine: str
+
+
+class CalibrationRef(_Spec, frozen=True):
+    """The calibration record that set the thresholds, by digest."""
+
+    sha256: str
+    summary: str
+
+
+class Verification(_Spec, frozen=True):
+    """Receipt of the parity check that the bundle passed before it was sealed.
+
+    Attributes:
+        reference: What the bundle was compared with.
+        engine: Engine and version that stepped the bundle.
+        steps: Closed-loop steps, each side on its own state.
+        max_abs_output_error: Largest difference of any output element.
+        max_abs_state_error: Largest difference of any state element.
+        gate_flips: Decisions that differed; more than none fails in float32.
+        tolerance: What the two errors were held against.
+        gate_openings: Steps in which each hard gate was open; 0 or all of them means that the
+            check saw only one side of the gate.
+    """
+
+    reference: str
+    engine: str
+    steps: int
+    max_abs_output_error: float
+    max_abs_state_error: float
+    gate_flips: int
+    tolerance: float
+    gate_openings: dict[str, int]
+
+
+class Manifest(_Spec, frozen=True, kw_only=True):
+    """Everything that a runtime needs to know about a bundle.
+
+    Attributes:
+        schema_version: Version of this schema.
+        created: Build time in UTC, ISO 8601; from SOURCE_DATE_EPOCH where that is set.
+        producer: Versions of the libraries that made it.
+        model: Where the model comes from.
+        inputs: What a caller gives each step.
+        outputs: What a step gives back.
+        states: What the runtime carries.
+        gates: What decides whether it is written.
+        graphs: The same step in one or more forms.
+        files: Every other file of the bundle: initial states, the golden episode.
+        golden: Path of the golden episode among ``files``, or None.
+        budget: Limits.
+        target: The device it is for, or None for any.
+        calibration: Record that set the thresholds, or None.
+        verification: Parity receipt; None in a candidate that is not sealed.
+        metadata: Facts that travelled in an adopted file, as text.
+    """
+
+    schema_version: int
+    created: str
+    producer: dict[str, str]
+    model: ModelRef
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[StateSpec, ...]
+    gates: tuple[GateSpec, ...]
+    graphs: tuple[GraphRef, ...]
+    files: tuple[FileRef, ...] = ()
+    golden: str | None = None
+    budget: Budget = Budget()
+    target: TargetRef | None = None
+    calibration: CalibrationRef | None = None
+    verification: Verification | None = None
+    metadata: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        """Check the signature, the references between fields, and the budget."""
+        step = self.step
+        listed = {file.path for file in self.files}
+        wanted = {state.init_file for state in self.states} | {self.golden}
+        missing = sorted(wanted - listed - {None}, key=str)
+        if missing:
+            raise SpecError("a file is used but not listed", found=missing, expected="in files")
+        paths = [file.path for file in self.all_files]
+        if len(set(paths)) != len(paths):
+            raise SpecError("a file is listed twice", found=sorted(paths))
+        if not self.graphs:
+            raise SpecError("the bundle has no graph", expected="one with role 'step'")
+        limit = self.budget.state_bytes
+        if limit is not None and step.state_bytes > limit:
+            raise SpecError(
+                "the states do not fit the budget",
+                found=f"{step.state_bytes} bytes",
+                expected=f"at most {limit} bytes",
+                remedy="choose a smaller model, or raise the budget's state_bytes",
+            )
+
+    @property
+    def step(self) -> StepSpec:
+        """The signature of one step."""
+        return StepSpec(self.inputs, self.outputs, self.states, self.gates)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one bank of all states together."""
+        return self.step.state_bytes
+
+    @property
+    def all_files(self) -> tuple[FileRef, ...]:
+        """Every file but the manifest itself."""
+        return (*(graph.file for graph in self.graphs), *self.files)
+
+
+def canonical_json(record: Any) -> bytes:
+    """The one way a record is written: sorted keys, two-space indent, a final newline."""
+    raw = msgspec.json.encode(record, order="sorted")
+    return msgspec.json.format(raw, indent=2) + b"\n"
+
+
+def decode_manifest(raw: bytes) -> Manifest:
+    """Read a manifest strictly.
+
+    Raises:
+        SchemaVersionError: It is of a version that this build does not know.
+        ManifestError: It is not JSON, lacks a field, has an unknown one, or contradicts itself.
+    """
+    try:
+        version = msgspec.json.decode(raw, type=_Versioned).schema_version
+    except msgspec.MsgspecError as problem:
+        raise ManifestError(
+            "manifest.json cannot be read",
+            found=str(problem),
+            expected="a JSON object with an integer schema_version",
+            remedy="export the bundle again; the file may be truncated",
+        ) from problem
+    if version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
+        raise SchemaVersionError(
+            "the manifest is of another schema version",
+            found=version,
+            expected=SCHEMA_VERSION,
+            remedy="upgrade stategate on this device" if newer else "export the bundle again",
+        )
+    try:
+        return msgspec.json.decode(raw, type=Manifest)
+    except msgspec.MsgspecError as problem:
+        if isinstance(problem.__cause__, UnsafePathError):
+            raise problem.__cause__ from problem
+        raise ManifestError(
+            "manifest.json breaks its schema",
+            found=str(problem),
+            expected=f"schema version {SCHEMA_VERSION}, see docs/bundle-format.md",
+            remedy="export the bundle again; do not edit manifests by hand",
+        ) from problem
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int

@@ -1,0 +1,205 @@
+"""What a model takes, gives and remembers: tensors, states, gates, budgets.
+
+These are the words of the contract. The exporter writes them into a manifest, the runtime relies
+on nothing else. All are frozen and check themselves when made.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from stategate.contract.dtypes import dtype_named
+from stategate.contract.errors import SpecError
+
+
+def _check_tensor(kind: str, name: str, shape: tuple[int, ...], dtype: str) -> None:
+    if not name:
+        raise SpecError(f"{kind} without a name")
+    dtype_named(dtype)
+    if any(extent <= 0 for extent in shape):
+        raise SpecError(
+            f"{kind} {name!r} has no fixed size",
+            found=f"shape {list(shape)}",
+            expected="every extent a positive integer",
+            remedy="pin dynamic axes (stategate adopt --dim NAME=N) or export with batch 1",
+        )
+
+
+def _tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * dtype_named(dtype).itemsize_bytes
+
+
+class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=False):
+    """Shared settings of every record in the contract."""
+
+
+class TensorSpec(_Spec, frozen=True):
+    """An input or output of one step, of fixed shape and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Check the name, extents and dtype."""
+        _check_tensor("tensor", self.name, self.shape, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return _tensor_bytes(self.shape, self.dtype)
+
+
+class StateSpec(_Spec, frozen=True):
+    """A tensor carried from step to step.
+
+    Attributes:
+        name: Graph input that takes the state.
+        shape: Its fixed shape; the first axis is the batch, 1 on a device.
+        dtype: Element type.
+        next_name: Graph output that gives the next state; ``<name>_next`` when empty.
+        gate: Name of the gate that guards it, or None: it changes every step.
+        layout: Meaning of the axes, for the reader ("key, value").
+        init_file: File in the bundle with the initial bytes (C order, little endian), or None
+            for zeros.
+        bytes: Size of one bank; computed when left at 0, checked otherwise.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    next_name: str = ""
+    gate: str | None = None
+    layout: str = ""
+    init_file: str | None = None
+    bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """Fill the derived fields and check them."""
+        _check_tensor("state", self.name, self.shape, self.dtype)
+        nbytes = _tensor_bytes(self.shape, self.dtype)
+        if self.bytes == 0:
+            msgspec.structs.force_setattr(self, "bytes", nbytes)
+        if self.bytes != nbytes:
+            raise SpecError(
+                f"state {self.name!r} states the wrong size",
+                found=f"{self.bytes} bytes",
+                expected=f"{nbytes} bytes for {list(self.shape)} {self.dtype}",
+            )
+        if not self.next_name:
+            msgspec.structs.force_setattr(self, "next_name", f"{self.name}_next")
+        if self.next_name == self.name:
+            raise SpecError(f"state {self.name!r} has the same name as input and output")
+
+
+class GateSpec(_Spec, frozen=True):
+    """A number, or a vector of numbers, that says whether this step may change what it guards.
+
+    A hard gate is open where ``gate > threshold``. A step whose gate is closed everywhere leaves
+    every byte of the guarded states alone.
+
+    Attributes:
+        name: Graph output that gives the gate.
+        kind: ``hard`` (compared with the threshold) or ``soft`` (scales the change; every step is
+            a write).
+        shape: Shape of the gate output; more than one element means per head or per slot.
+        threshold: Where a hard gate opens; None for a soft gate.
+        threshold_input: Graph input through which the runtime feeds the threshold, for models
+            whose outputs depend on the decision; None where only the host decides.
+        granularity: What one element of the gate guards.
+        expected_write_rate: Share of steps that write, in [0, 1], or None where never measured.
+        expected_from: Where that figure comes from.
+    """
+
+    name: str
+    kind: Literal["hard", "soft"] = "hard"
+    shape: tuple[int, ...] = (1,)
+    threshold: float | None = None
+    threshold_input: str | None = None
+    granularity: Literal["step", "head", "slot"] = "step"
+    expected_write_rate: float | None = None
+    expected_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the threshold against the kind and the rate against its range."""
+        _check_tensor("gate", self.name, self.shape, "float32")
+        if self.kind == "hard" and (self.threshold is None or not math.isfinite(self.threshold)):
+            raise SpecError(
+                f"hard gate {self.name!r} has no finite threshold", found=self.threshold
+            )
+        if self.kind == "soft" and (self.threshold is not None or self.threshold_input is not None):
+            raise SpecError(
+                f"soft gate {self.name!r} has a threshold",
+                remedy="make it hard, or leave threshold and threshold_input out",
+            )
+        rate = self.expected_write_rate
+        if rate is not None and not 0.0 <= rate <= 1.0:
+            raise SpecError(
+                f"gate {self.name!r}: expected_write_rate is a share of steps",
+                found=rate,
+                expected="0 to 1",
+            )
+
+
+class Budget(_Spec, frozen=True):
+    """What a bundle may use on its device; None means no limit was set.
+
+    Attributes:
+        state_bytes: Bytes of one bank of all states together.
+    """
+
+    state_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse limits that nothing could meet."""
+        if self.state_bytes is not None and self.state_bytes <= 0:
+            raise SpecError("a budget of state_bytes must be positive", found=self.state_bytes)
+
+
+class StepSpec(_Spec, frozen=True):
+    """The signature of one step: ``(inputs, states) -> (outputs, next states, gates)``."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[StateSpec, ...]
+    gates: tuple[GateSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that names are unique and that every guard and threshold has its gate."""
+        thresholds = [g.threshold_input for g in self.gates if g.threshold_input is not None]
+        taken = [t.name for t in self.inputs] + [s.name for s in self.states] + thresholds
+        given = [t.name for t in self.outputs] + [s.next_name for s in self.states]
+        given += [g.name for g in self.gates]
+        for side, names in (("input", taken), ("output", given)):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise SpecError(
+                    f"two {side}s share one name",
+                    found=", ".join(twice),
+                    expected="every input, output, state and gate with a name of its own",
+                )
+        both = sorted(set(taken) & set(given))
+        if both:
+            raise SpecError("a graph cannot have an input and an output of one name", found=both)
+        if not self.states:
+            raise SpecError(
+                "the model declares no state",
+                expected="at least one tensor carried from step to step",
+                remedy="a stateless model needs no stategate; ONNX Runtime alone will do",
+            )
+        gates = {g.name for g in self.gates}
+        for state in self.states:
+            if state.gate is not None and state.gate not in gates:
+                raise SpecError(
+                    f"state {state.name!r} is guarded by a gate that does not exist",
+                    found=state.gate,
+                    expected=", ".join(sorted(gates)) or "no gates are declared",
+                )
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one bank of all states together: what the model remembers."""
+        return sum(state.bytes for state in self.states)

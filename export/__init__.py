@@ -1,0 +1,1 @@
+"""From a model to a bundle: trace or adopt, check the graph, verify, seal."""

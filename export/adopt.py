@@ -1,0 +1,307 @@
+"""An ONNX file that already carries its state as inputs and outputs becomes a bundle; no torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import numpy_helper
+
+from stategate.contract import ModelRef, StateSpec, StepSpec, TensorSpec, sha256
+from stategate.contract.dtypes import dtype_from_onnx
+from stategate.contract.errors import GraphError, StatePairingError
+from stategate.export.graph import check_graph, fixed_shape, opset_of
+from stategate.export.pack import Candidate
+
+_DIRECTIONS = re.compile(r"(past|present|prev|next|new|input|output|out|in|_?n$|[^a-z0-9])")
+_ALIKE = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user says about a file.
+
+    Attributes:
+        dims: Sizes of named dynamic axes.
+        shapes: Whole shapes of inputs, for axes without a name.
+        constants: Inputs that shall be fixed for ever, as text.
+        states: Output name by state input name; empty to look for pairs.
+    """
+
+    dims: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    constants: Mapping[str, str]
+    states: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A file that is ready to become a bundle.
+
+    Attributes:
+        candidate: For `stategate.export.pack.seal`.
+        pairs: State input to state output.
+        found: Whether the pairs were found rather than declared.
+    """
+
+    candidate: Candidate
+    pairs: dict[str, str]
+    found: bool
+
+
+def adopt(path: Path, request: Request) -> Adopted:
+    """Pin what is open in a graph, pair its states, and describe it.
+
+    Args:
+        path: The ONNX file.
+        request: Declared axes, constants and states.
+
+    Raises:
+        GraphError: The file is no valid ONNX, or an axis is still open.
+        StatePairingError: Declared pairs do not fit, or none can be found without doubt.
+    """
+    model = _load(path)
+    _fix_constants(model, request.constants)
+    _pin(model, request)
+    inputs = {v.name: _spec_of(v) for v in _free_inputs(model)}
+    outputs = _probe(model, inputs)
+    pairs = dict(request.states) or find_pairs(inputs, outputs)
+    _check_pairs(pairs, inputs, outputs)
+    spec = StepSpec(
+        inputs=tuple(t for t in inputs.values() if t.name not in pairs),
+        outputs=tuple(t for t in outputs.values() if t.name not in pairs.values()),
+        states=tuple(
+            StateSpec(name, inputs[name].shape, inputs[name].dtype, next_name)
+            for name, next_name in pairs.items()
+        ),
+    )
+    for value in model.graph.output:
+        value.CopyFrom(
+            onnx.helper.make_tensor_value_info(
+                value.name, value.type.tensor_type.elem_type, outputs[value.name].shape
+            )
+        )
+    check_graph(model, spec, branch_free=False)
+    candidate = Candidate(
+        model=ModelRef(path.stem, "adopted", path.name, sha256(path.read_bytes())),
+        spec=spec,
+        graph=model.SerializeToString(deterministic=True),
+        opset=opset_of(model),
+        made_with=("onnx", "onnxruntime"),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+    )
+    return Adopted(candidate, pairs, found=not request.states)
+
+
+class OnnxReference:
+    """The graph as its author would run it: plain calls, no optimisation, state fed back."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.name = f"onnxruntime {onnxruntime.__version__} run(), optimisations off"
+        self._session = _unoptimised(candidate.graph)
+        self._spec = candidate.spec
+        self._states = {s.name: np.zeros(s.shape, s.dtype) for s in candidate.spec.states}
+
+    def step(
+        self, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Outputs, states after the step, and no gates."""
+        names = [t.name for t in self._spec.outputs] + [s.next_name for s in self._spec.states]
+        given = dict(zip(names, self._session.run(names, {**inputs, **self._states}), strict=True))
+        self._states = {s.name: given.pop(s.next_name) for s in self._spec.states}
+        return given, self._states, {}
+
+
+def find_pairs(inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """State pairs by shape, dtype and likeness of names.
+
+    Raises:
+        StatePairingError: Nothing fits, or something fits twice.
+    """
+    candidates = {
+        i.name: [o.name for o in outputs.values() if (o.shape, o.dtype) == (i.shape, i.dtype)]
+        for i in inputs.values()
+    }
+    pairs: dict[str, str] = {}
+    for name, possible in candidates.items():
+        ranked = sorted(((_likeness(name, o), o) for o in possible), reverse=True)
+        alike = [(score, o) for score, o in ranked if score >= _ALIKE]
+        if not alike:
+            continue
+        if len(alike) > 1 and alike[0][0] == alike[1][0]:
+            raise _undecided(f"input {name!r} fits several outputs equally well", candidates)
+        pairs[name] = alike[0][1]
+    if not pairs or len(set(pairs.values())) < len(pairs):
+        what = "no input looks like a state" if not pairs else "two inputs fit the same output best"
+        raise _undecided(what, candidates)
+    return pairs
+
+
+def _likeness(a: str, b: str) -> float:
+    plain_a, plain_b = (_DIRECTIONS.sub("", name.lower()) or name.lower() for name in (a, b))
+    return difflib.SequenceMatcher(None, plain_a, plain_b).ratio()
+
+
+def _undecided(what: str, candidates: Mapping[str, list[str]]) -> StatePairingError:
+    listed = [f"{name} -> {' or '.join(outputs)}" for name, outputs in candidates.items() if outputs]
+    return StatePairingError(
+        what,
+        found="; ".join(listed) or "no input and output of equal shape and dtype",
+        expected="one output of equal shape and dtype for each state",
+        remedy="declare the pairs: --state INPUT=OUTPUT, once for each state",
+    )
+
+
+def _check_pairs(
+    pairs: Mapping[str, str], inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+) -> None:
+    for name, next_name in pairs.items():
+        for side, key, known in (("input", name, inputs), ("output", next_name, outputs)):
+            if key not in known:
+                raise StatePairingError(
+                    f"the graph has no {side} {key!r}",
+                    found=f"--state {name}={next_name}",
+                    expected=", ".join(known),
+                )
+        taken, given = inputs[name], outputs[next_name]
+        if (taken.shape, taken.dtype) != (given.shape, given.dtype):
+            raise StatePairingError(
+                f"state {name!r} cannot be fed from output {next_name!r}",
+                found=f"{taken.dtype} {taken.shape} and {given.dtype} {given.shape}",
+                expected="equal shape and dtype",
+                remedy="a memory that grows or changes is no constant-size state; "
+                "or pin its axes with --dim or --shape",
+            )
+        if list(pairs.values()).count(next_name) > 1:
+            sharing = sorted(n for n, o in pairs.items() if o == next_name)
+            raise StatePairingError(
+                f"two states are paired with one output {next_name!r}",
+                found=", ".join(sharing),
+                expected="an output for each state",
+            )
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except FileNotFoundError as problem:
+        raise GraphError("there is no such file", found=path) from problem
+    except Exception as problem:  # protobuf and the checker raise unrelated types
+        raise GraphError(
+            f"{path} is not a valid ONNX file",
+            found=str(problem).splitlines()[0] if str(problem) else type(problem).__name__,
+            expected="a complete .onnx file",
+        ) from problem
+    return model
+
+
+def _free_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    initial = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in initial]
+
+
+def _named_input(model: onnx.ModelProto, name: str, option: str) -> onnx.ValueInfoProto:
+    for value in _free_inputs(model):
+        if value.name == name:
+            return value
+    raise GraphError(
+        f"the graph has no input {name!r}",
+        found=option,
+        expected=", ".join(v.name for v in _free_inputs(model)),
+    )
+
+
+def _fix_constants(model: onnx.ModelProto, constants: Mapping[str, str]) -> None:
+    for name, text in constants.items():
+        option = f"--const {name}={text}"
+        value = _named_input(model, name, option)
+        dtype = dtype_from_onnx(value.type.tensor_type.elem_type)
+        shape = fixed_shape(value)
+        try:
+            array = np.full(shape or (), np.array(text).astype(dtype.numpy), dtype.numpy)
+        except ValueError as problem:
+            raise GraphError(
+                f"input {name!r} cannot have this value", found=option, expected=dtype.name
+            ) from problem
+        model.graph.input.remove(value)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+
+
+def _pin(model: onnx.ModelProto, request: Request) -> None:
+    for name, shape in request.shapes.items():
+        option = f"--shape {name}={','.join(map(str, shape))}"
+        value = _named_input(model, name, option)
+        rank = len(value.type.tensor_type.shape.dim)
+        declared = fixed_shape(value)
+        if rank != len(shape) or (declared and declared != shape):
+            raise GraphError(
+                f"input {name!r} has another shape", found=option, expected=_shown(value)
+            )
+        for dim, extent in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+            dim.dim_value = extent
+    known = set()
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                known.add(dim.dim_param)
+                if dim.dim_param in request.dims:
+                    dim.dim_value = request.dims[dim.dim_param]
+    unknown = sorted(set(request.dims) - known)
+    if unknown:
+        raise GraphError(
+            "the graph has no dynamic axis of that name",
+            found=", ".join(f"--dim {name}" for name in unknown),
+            expected=", ".join(sorted(known)) or "none of its axes has a name; use --shape",
+        )
+
+
+def _shown(value: onnx.ValueInfoProto) -> str:
+    dims = value.type.tensor_type.shape.dim
+    return f"{value.name}[{', '.join(str(d.dim_value or d.dim_param or '?') for d in dims)}]"
+
+
+def _spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    shape = fixed_shape(value)
+    if shape is None:
+        raise GraphError(
+            f"input {value.name!r} has open axes",
+            found=_shown(value),
+            expected="a fixed shape",
+            remedy="--dim NAME=SIZE for named axes, --shape NAME=1,2,3 for others, or "
+            "--const NAME=VALUE to fix the input itself",
+        )
+    return TensorSpec(value.name, shape, dtype_from_onnx(value.type.tensor_type.elem_type).name)
+
+
+def _unoptimised(graph: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _probe(model: onnx.ModelProto, inputs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Shapes of the outputs, by running one step: files often leave them open."""
+    try:
+        session = _unoptimised(model.SerializeToString())
+        names = [node.name for node in session.get_outputs()]
+        arrays = session.run(names, {t.name: np.zeros(t.shape, t.dtype) for t in inputs.values()})
+    except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
+        raise GraphError(
+            "the graph does not run with these shapes",
+            found=str(problem).splitlines()[0],
+            expected=", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in inputs.values()),
+            remedy="correct --dim, --shape and --const",
+        ) from problem
+    return {
+        name: TensorSpec(name, array.shape, str(array.dtype))
+        for name, array in zip(names, arrays, strict=True)
+    }

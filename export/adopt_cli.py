@@ -1,0 +1,128 @@
+"""``stategate adopt``: an ONNX file that carries its own state becomes a verified bundle."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from stategate.contract import Episode
+from stategate.contract.errors import StatePairingError
+from stategate.export.adopt import OnnxReference, Request
+from stategate.export.adopt import adopt as adopt_file
+from stategate.export.pack import random_episode, seal
+from stategate.export.receipt import print_receipt
+from stategate.export.verify import STEPS
+from stategate.targets import detect, load
+
+
+@click.command()
+@click.argument("onnx_file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
+@click.option("--state", "states", multiple=True, metavar="IN=OUT", help="A state pair; repeat.")
+@click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Pin a named dynamic axis.")
+@click.option(
+    "--shape", "shapes", multiple=True, metavar="INPUT=1,2,3", help="Pin the shape of an input."
+)
+@click.option(
+    "--const", "constants", multiple=True, metavar="INPUT=VALUE", help="Fix an input for ever."
+)
+@click.option("--yes", is_flag=True, help="Accept the state pairs that were found.")
+@click.option("--target", help="Device it is for; this machine's if left out.")
+@click.option(
+    "--episode",
+    "episode_path",
+    type=click.Path(path_type=Path),
+    help="Inputs of the parity check (.npz); random if left out.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=STEPS,
+    show_default=True,
+    help="Closed-loop steps of the parity check.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
+def adopt(
+    onnx_file: Path,
+    out: Path,
+    states: tuple[str, ...],
+    dims: tuple[str, ...],
+    shapes: tuple[str, ...],
+    constants: tuple[str, ...],
+    yes: bool,
+    target: str | None,
+    episode_path: Path | None,
+    steps: int,
+    as_json: bool,
+) -> None:
+    """Make a bundle from ONNX_FILE, whose state is among its inputs and outputs. Needs no torch.
+
+    State pairs that are not declared are looked for by shape, dtype and name, and shown for
+    confirmation.
+
+    \b
+    Examples:
+      stategate adopt policy.onnx --state h=h_out --dim batch=1 --out build/policy
+      stategate adopt silero_vad.onnx --shape input=1,576 --shape state=2,1,128 \\
+          --const sr=16000 --state state=stateN --out build/silero
+    """
+    request = Request(
+        dims={name: _integer(value, "--dim") for name, value in _pairs(dims, "--dim")},
+        shapes={
+            name: tuple(_integer(part, "--shape") for part in value.split(","))
+            for name, value in _pairs(shapes, "--shape")
+        },
+        constants=dict(_pairs(constants, "--const")),
+        states=dict(_pairs(states, "--state")),
+    )
+    profile = load(target) if target else detect()
+    adopted = adopt_file(onnx_file, request)
+    if adopted.found:
+        _confirm(adopted.pairs, yes)
+    candidate = adopted.candidate
+    episode = Episode.load(episode_path) if episode_path else random_episode(candidate.spec, steps)
+    with click.progressbar(
+        length=episode.steps, label="verifying", file=click.get_text_stream("stderr")
+    ) as bar:
+        bundle = seal(
+            out,
+            candidate,
+            OnnxReference(candidate),
+            episode,
+            target=profile.ref(),
+            report=lambda done: bar.update(done - bar.pos),
+        )
+    print_receipt(bundle, as_json)
+
+
+def _pairs(texts: Iterable[str], option: str) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE", param_hint=option)
+        if name in dict(pairs):
+            raise click.BadParameter(f"{name!r} is given twice", param_hint=option)
+        pairs.append((name, value))
+    return pairs
+
+
+def _integer(text: str, option: str) -> int:
+    if not text.strip().isdigit() or int(text) == 0:
+        raise click.BadParameter(f"{text!r} is not a positive integer", param_hint=option)
+    return int(text)
+
+
+def _confirm(pairs: dict[str, str], yes: bool) -> None:
+    for name, next_name in pairs.items():
+        click.echo(f"state {name} is fed from {next_name}", err=True)
+    if yes or (sys.stdin.isatty() and click.confirm("Is that right?", err=True)):
+        return
+    raise StatePairingError(
+        "the state pairs that were found are not confirmed",
+        found=", ".join(f"{name}={next_name}" for name, next_name in pairs.items()),
+        remedy="accept them with --yes, or declare them with --state",
+    )

@@ -1,0 +1,240 @@
+"""From a checked graph to a sealed bundle: candidate, parity check, receipt, all or nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from stategate.contract import (
+    SCHEMA_VERSION,
+    Budget,
+    Bundle,
+    CalibrationRecord,
+    CalibrationRef,
+    FileRef,
+    GraphRef,
+    Manifest,
+    ModelRef,
+    StepSpec,
+    TargetRef,
+    Verification,
+    canonical_json,
+    refuse_to_replace,
+    sha256,
+    write_bundle,
+)
+from stategate.contract.dtypes import dtype_named
+from stategate.contract.errors import CalibrationError, ExportError
+from stategate.export.verify import TOLERANCE, Reference, verify
+from stategate.contract.episode import Episode
+
+GRAPH_PATH = "graphs/step.onnx"
+GOLDEN_PATH = "golden.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that is ready to be verified.
+
+    Attributes:
+        model: Where it comes from.
+        spec: Its signature, thresholds as they shall be deployed.
+        graph: Serialised ONNX.
+        opset: Of the default domain.
+        made_with: Packages whose versions go into the manifest.
+        initial: Initial states that are not zero, by state name.
+        metadata: Facts that travelled with the model.
+        calibration: The record that set the thresholds.
+    """
+
+    model: ModelRef
+    spec: StepSpec
+    graph: bytes
+    opset: int
+    made_with: tuple[str, ...]
+    initial: dict[str, np.ndarray] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    calibration: CalibrationRecord | None = None
+
+    def calibrated(self, record: CalibrationRecord) -> Candidate:
+        """The same model with the thresholds of a calibration record.
+
+        Raises:
+            CalibrationError: The record is for other weights, or for a gate that is not there.
+        """
+        if record.model_sha256 != self.model.sha256:
+            raise CalibrationError(
+                "the calibration record is for another model",
+                found=f"weights {record.model_sha256[:12]}",
+                expected=f"weights {self.model.sha256[:12]}",
+                remedy="calibrate again: stategate calibrate",
+            )
+        chosen = {gate.gate: gate for gate in record.gates}
+        unknown = sorted(set(chosen) - {gate.name for gate in self.spec.gates})
+        if unknown:
+            raise CalibrationError("the record is for gates that the model lacks", found=unknown)
+        gates = tuple(
+            msgspec.structs.replace(
+                gate,
+                threshold=chosen[gate.name].threshold,
+                expected_write_rate=chosen[gate.name].write_rate,
+                expected_from=f"calibration over {record.steps} steps of {record.episodes}",
+            )
+            if gate.name in chosen
+            else gate
+            for gate in self.spec.gates
+        )
+        spec = msgspec.structs.replace(self.spec, gates=gates)
+        return Candidate(
+            self.model,
+            spec,
+            self.graph,
+            self.opset,
+            self.made_with,
+            self.initial,
+            self.metadata,
+            record,
+        )
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Thresholds of the hard gates."""
+        return {g.name: g.threshold for g in self.spec.gates if g.threshold is not None}
+
+
+def random_episode(spec: StepSpec, steps: int, seed: int = 0) -> Episode:
+    """Inputs for a model about which nothing else is known: normal floats, small integers."""
+    rng = np.random.default_rng(seed)
+    inputs = {}
+    for tensor in spec.inputs:
+        shape = (steps, *tensor.shape)
+        kind = dtype_named(tensor.dtype).numpy.kind
+        drawn = rng.standard_normal(shape) if kind == "f" else rng.integers(0, 2, shape)
+        inputs[tensor.name] = drawn.astype(tensor.dtype)
+    return Episode(inputs)
+
+
+def seal(
+    out: Path,
+    candidate: Candidate,
+    reference: Reference,
+    episode: Episode,
+    *,
+    target: TargetRef | None = None,
+    budget: Budget | None = None,
+    tolerance: float = TOLERANCE,
+    report: Callable[[int], None] = lambda _: None,
+) -> Bundle:
+    """Verify a candidate and write it as a bundle; nothing is written if it fails.
+
+    Args:
+        out: Where the bundle goes; an older bundle there is replaced.
+        candidate: What to pack.
+        reference: The model to compare with, at its initial state.
+        episode: Inputs of the parity check.
+        target: Device that it is for.
+        budget: Limits to write into the manifest.
+        tolerance: Largest absolute error of the parity check.
+        report: Called with the number of steps verified.
+
+    Raises:
+        ParityError: The candidate does not behave like the reference.
+        BundleError: Something that is not a bundle is at ``out``.
+        SpecError: The states do not fit the budget.
+        EpisodeError: The episode does not fit the model.
+    """
+    refuse_to_replace(out.absolute())
+    episode.check(candidate.spec)
+    created = _build_time()
+    with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
+        manifest, files = _assemble(candidate, created, target, budget or Budget(), None, None)
+        unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
+        receipt, golden = verify(unsealed.path, reference, episode, tolerance, report)
+    manifest, files = _assemble(candidate, created, target, budget or Budget(), receipt, golden)
+    return write_bundle(out, manifest, files)
+
+
+def _assemble(
+    candidate: Candidate,
+    created: str,
+    target: TargetRef | None,
+    budget: Budget,
+    receipt: Verification | None,
+    golden: Episode | None,
+) -> tuple[Manifest, dict[str, bytes]]:
+    extra: dict[str, bytes] = {}
+    states = []
+    for state in candidate.spec.states:
+        if state.name in candidate.initial:
+            path = f"initial/{len(extra)}.bin"
+            array = candidate.initial[state.name]
+            extra[path] = array.astype(array.dtype.newbyteorder("<")).tobytes()
+            state = msgspec.structs.replace(state, init_file=path)
+        states.append(state)
+    if golden is not None:
+        extra[GOLDEN_PATH] = golden.to_bytes()
+    calibration = None
+    if candidate.calibration is not None:
+        raw = canonical_json(candidate.calibration)
+        extra["calibration.json"] = raw
+        rules = "; ".join(f"{g.gate}: {g.rule}" for g in candidate.calibration.gates)
+        calibration = CalibrationRef(sha256(raw), rules)
+    graph = GraphRef(
+        "step",
+        "onnx",
+        "float32",
+        FileRef(GRAPH_PATH, sha256(candidate.graph)),
+        candidate.opset,
+    )
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        created=created,
+        producer={name: _version(name) for name in ("stategate", *candidate.made_with)},
+        model=candidate.model,
+        inputs=candidate.spec.inputs,
+        outputs=candidate.spec.outputs,
+        states=tuple(states),
+        gates=candidate.spec.gates,
+        graphs=(graph,),
+        files=tuple(FileRef(path, sha256(data)) for path, data in sorted(extra.items())),
+        golden=GOLDEN_PATH if golden is not None else None,
+        budget=budget,
+        target=target,
+        calibration=calibration,
+        verification=receipt,
+        metadata=candidate.metadata,
+    )
+    return manifest, {GRAPH_PATH: candidate.graph, **extra}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _build_time() -> str:
+    """UTC time of the build; SOURCE_DATE_EPOCH (reproducible-builds.org) overrules the clock."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        moment = (
+            datetime.fromtimestamp(int(epoch), timezone.utc)
+            if epoch
+            else datetime.now(timezone.utc)
+        )
+    except (ValueError, OverflowError, OSError) as problem:
+        raise ExportError(
+            "SOURCE_DATE_EPOCH is not a time",
+            found=epoch,
+            expected="seconds since 1970 as an integer",
+        ) from problem
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,43 @@
+"""What the exporter tells about a bundle that it sealed."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import msgspec
+
+from stategate.contract import Bundle
+
+
+def print_receipt(bundle: Bundle, as_json: bool) -> None:
+    """Tell what was written, and what the parity check could not see."""
+    manifest = bundle.manifest
+    receipt = manifest.verification
+    if as_json:
+        facts = {
+            "path": str(bundle.path),
+            "digest": bundle.digest,
+            "model": manifest.model.name,
+            "target": manifest.target.name if manifest.target else None,
+            "state_bytes": manifest.state_bytes,
+            "verification": msgspec.to_builtins(receipt),
+        }
+        click.echo(json.dumps(facts, indent=2))
+        return
+    click.echo(f"{bundle.path}: {manifest.model.name}, {manifest.state_bytes:,} bytes of memory")
+    if receipt is None:
+        return
+    click.echo(
+        f"verified over {receipt.steps:,} steps against {receipt.reference}: output error "
+        f"{receipt.max_abs_output_error:.2g}, state error {receipt.max_abs_state_error:.2g}, "
+        f"{receipt.gate_flips} gate flips"
+    )
+    for gate, openings in receipt.gate_openings.items():
+        if openings in (0, receipt.steps):
+            side = "never" if openings == 0 else "always"
+            click.echo(
+                f"note: gate {gate!r} was {side} open in the check; give real inputs with "
+                "--episode to see both sides",
+                err=True,
+            )

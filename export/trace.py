@@ -1,0 +1,263 @@
+"""From a torch module to one branch-free ONNX step, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from stategate.contract import StepSpec
+from stategate.contract.errors import TraceError, UndeclaredStateError
+from stategate.export.graph import check_graph, without_traces_of_the_build
+from stategate.models.step import (
+    StepModel,
+    StepResult,
+    commit,
+    initial_states,
+    threshold_inputs,
+)
+
+OPSET = 20  # the newest that TensorRT 10.x's parser takes
+
+Arrays = dict[str, np.ndarray]
+
+
+def trace(model: StepModel) -> onnx.ModelProto:
+    """Trace one step of a model into ONNX.
+
+    Args:
+        model: An ``nn.Module`` that offers `StepModel`.
+
+    Returns:
+        Opset 20, static shapes, no control flow; inputs and outputs named by the model's spec.
+
+    Raises:
+        TraceError: The module is no step model, its results are not those of its spec, or
+            torch.export cannot follow it.
+        UndeclaredStateError: Something changes that is not declared as a state.
+        GraphError: The graph breaks a rule.
+    """
+    module = as_module(model)
+    spec = model.step_spec()
+    module.eval()
+    example = _example(spec, model)
+    _check_results(spec, _run_watched(model, spec, example))
+    flat = _Flat(model, spec).eval()
+    with torch.no_grad(), _quiet():
+        try:
+            program = torch.export.export(flat, tuple(example.values()), strict=False)
+        except Exception as problem:  # torch.export raises many unrelated types
+            raise TraceError(
+                "torch.export cannot follow the step",
+                found=_first_lines(problem),
+                expected="a step without data-dependent Python branches or shape changes",
+                remedy="choose with torch.where(condition, a, b); keep every shape fixed",
+            ) from problem
+        mutated = sorted(
+            {*program.graph_signature.buffers_to_mutate.values()}
+            | {*getattr(program.graph_signature, "parameters_to_mutate", {}).values()}
+        )
+        if mutated:
+            raise _undeclared([name.removeprefix("model.") for name in mutated], module)
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(example),
+            output_names=_output_names(spec),
+            verbose=False,
+        )
+    if converted is None:
+        raise TraceError("torch.onnx.export gave no program")
+    graph = without_traces_of_the_build(converted.model_proto)
+    check_graph(graph, spec, branch_free=True)
+    return graph
+
+
+def as_module(model: object) -> nn.Module:
+    """The model as an ``nn.Module``.
+
+    Raises:
+        TraceError: It is not one, or does not offer the step protocol.
+    """
+    if not isinstance(model, nn.Module) or not isinstance(model, StepModel):
+        raise TraceError(
+            "this object cannot be exported",
+            found=type(model).__name__,
+            expected="an nn.Module with step_spec() and step(inputs, states)",
+            remedy="see docs/quickstart.md for ten lines that do it",
+        )
+    return model
+
+
+class TorchReference:
+    """The float model in closed loop on its own state: what a bundle is compared with."""
+
+    def __init__(self, model: StepModel, thresholds: Mapping[str, float]) -> None:
+        self.name = f"torch {torch.__version__}"
+        self._model = model
+        self._spec = model.step_spec()
+        self._thresholds = dict(thresholds)
+        self._fixed = threshold_inputs(self._spec, self._thresholds)
+        self._states = initial_states(model)
+
+    @torch.no_grad()
+    def step(self, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs, states after the step and gates, by name."""
+        given = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        result = self._model.step({**given, **self._fixed}, self._states)
+        self._states = commit(self._spec, self._states, result, self._thresholds)
+
+        def arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
+            return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+        return arrays(result.outputs), arrays(self._states), arrays(result.gates)
+
+
+class _Flat(nn.Module):
+    """The step with positional tensors, the form that torch.export names reliably."""
+
+    def __init__(self, model: StepModel, spec: StepSpec) -> None:
+        super().__init__()
+        self.model = model
+        self._spec = spec
+        self._names = [t.name for t in spec.inputs]
+        self._names += [g.threshold_input for g in spec.gates if g.threshold_input]
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs = dict(zip(self._names, tensors, strict=False))
+        carried = tensors[len(self._names) :]
+        states = {s.name: t for s, t in zip(self._spec.states, carried, strict=True)}
+        result = self.model.step(inputs, states)
+        return (
+            *(result.outputs[t.name] for t in self._spec.outputs),
+            *(result.gates[g.name] for g in self._spec.gates),
+            *(result.states[s.name] for s in self._spec.states),
+        )
+
+
+def _output_names(spec: StepSpec) -> list[str]:
+    names = [t.name for t in spec.outputs] + [g.name for g in spec.gates]
+    return names + [s.next_name for s in spec.states]
+
+
+def _example(spec: StepSpec, model: StepModel) -> dict[str, torch.Tensor]:
+    """Example tensors in graph order: inputs, thresholds, states."""
+    inputs = {t.name: torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs}
+    return {**inputs, **threshold_inputs(spec), **initial_states(model)}
+
+
+def _run_watched(model: StepModel, spec: StepSpec, example: dict[str, torch.Tensor]) -> StepResult:
+    """One eager step, which must leave every tensor of the module as it was."""
+    module = as_module(model)
+    names = {s.name for s in spec.states}
+    before = {name: (tensor, tensor._version) for name, tensor in _tensors(module)}
+    with torch.no_grad():
+        result = model.step(
+            {n: t for n, t in example.items() if n not in names},
+            {n: t.clone() for n, t in example.items() if n in names},
+        )
+    changed = []
+    for name, tensor in _tensors(module):
+        old = before.get(name)
+        if old is None or old[0] is not tensor or old[1] != tensor._version:
+            changed.append(name)
+    if changed:
+        raise _undeclared(changed, module)
+    return result
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, buffers and plain tensor attributes, by dotted name."""
+    for prefix, part in module.named_modules():
+        own = {**part._parameters, **part._buffers, **vars(part)}
+        for name, value in own.items():
+            for key, tensor in _inside(name, value):
+                yield (f"{prefix}.{key}" if prefix else key), tensor
+
+
+def _inside(name: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _inside(f"{name}[{i}]", item)
+
+
+def _undeclared(names: list[str], module: nn.Module) -> UndeclaredStateError:
+    tensors = dict(_tensors(module))
+    name = names[0]
+    shape = tuple(tensors[name].shape) if name in tensors else "..."
+    short = name.rsplit(".", 1)[-1]
+    return UndeclaredStateError(
+        "the step changes tensors that are not declared as states",
+        found=", ".join(names),
+        expected="everything the model remembers in step_spec().states",
+        remedy=f'add StateSpec("{short}", {shape}) to the states of step_spec(), read '
+        f'states["{short}"] instead of self.{name}, and return the new value under "{short}" in '
+        "StepResult.states",
+    )
+
+
+def _check_results(spec: StepSpec, result: StepResult) -> None:
+    if not isinstance(result, StepResult):
+        raise TraceError(
+            "step() must return a StepResult",
+            found=type(result).__name__,
+            expected="StepResult(outputs, states, gates)",
+        )
+    promised = (
+        ("output", spec.outputs, result.outputs),
+        ("next state", spec.states, result.states),
+        ("gate", spec.gates, result.gates),
+    )
+    for kind, specs, given in promised:
+        for tensor_spec in specs:
+            if tensor_spec.name not in given:
+                raise TraceError(
+                    f"step() does not return {kind} {tensor_spec.name!r}",
+                    found=", ".join(given) or "nothing",
+                    expected=", ".join(s.name for s in specs),
+                )
+            tensor = given[tensor_spec.name]
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            wanted = getattr(tensor_spec, "dtype", "float32")
+            if tuple(tensor.shape) != tensor_spec.shape or dtype != wanted:
+                raise TraceError(
+                    f"{kind} {tensor_spec.name!r} is not what step_spec() says",
+                    found=f"{dtype} {tuple(tensor.shape)}",
+                    expected=f"{wanted} {tensor_spec.shape}",
+                    remedy="a state must keep its shape and dtype for ever"
+                    if kind == "next state"
+                    else "correct step_spec() or the step",
+                )
+        extra = sorted(set(given) - {s.name for s in specs})
+        if extra:
+            raise TraceError(
+                f"step() returns a {kind} that step_spec() does not declare", found=extra
+            )
+
+
+def _first_lines(problem: Exception, count: int = 4) -> str:
+    lines = [line for line in str(problem).splitlines() if line.strip()]
+    return " | ".join(lines[:count]) or type(problem).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the exporter's chatter: deprecations inside torch that a user cannot act on."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

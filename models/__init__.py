@@ -1,0 +1,5 @@
+"""Memories in torch: one pure step with explicit state, and the controlled benchmark."""
+
+from stategate.models.step import StepModel, StepResult
+
+__all__ = ["StepModel", "StepResult"]

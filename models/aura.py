@@ -1,0 +1,223 @@
+"""AURA-Mem: one fast-weight matrix, and a gate that opens only when a write would change an action.
+
+After arXiv:2606.02775 (J. Chen, 2026), written from its published description; what that leaves
+open is decided here. State: ``S`` (32, 32), a key-to-value matrix, and ``b`` (32,), float32:
+4,224 bytes for ever. With k, q of unit length and v the value of this observation:
+
+    residual   r = v - k S - b            surprise  s = log(mean(r^2) + 1e-3)
+    gate       l = w2 . silu(MLP(z) + A r + gs * s) + b2,  open iff l > threshold
+    write      S <- f S + k^T (beta r),   b <- f b + c2 beta r,   f = 1 - 0.004 beta
+    read       o = q S + b  after the write, by its rank-1 correction
+    action     head(o, x)
+
+The leak f acts only when writing: without it the matrix random-walks in directions that are rarely
+excited and accuracy is gone at 100,000 steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.models.step import StepResult, Tensors
+
+_LEAK = 0.004
+_SURPRISE_FLOOR = 1e-3
+
+
+class Projections(NamedTuple):
+    """What depends on the observation alone, for any leading shape (...).
+
+    Attributes:
+        x: ``(..., 64)``.
+        k: ``(..., 32)``, unit length.
+        q: ``(..., 32)``, unit length.
+        v: ``(..., 32)``.
+        beta: ``(..., 1)`` in (0, 1), the step size of a write.
+        novelty: ``(..., 32)``, the gate's view of the observation.
+    """
+
+    x: Tensor
+    k: Tensor
+    q: Tensor
+    v: Tensor
+    beta: Tensor
+    novelty: Tensor
+
+
+class Recall(NamedTuple):
+    """What the memory says before this step's write.
+
+    Attributes:
+        read: ``(batch, 32)``, q S.
+        residual: ``(batch, 32)``, v - k S - b.
+        gate: ``(batch, 1)``, the gate's logit.
+    """
+
+    read: Tensor
+    residual: Tensor
+    gate: Tensor
+
+
+GateChooser = Callable[[int, Tensor], Tensor]
+"""From the step's index and gate logits ``(batch, 1)`` to gate values ``(batch, 1)``."""
+
+
+class Scanned(NamedTuple):
+    """Result of a scan.
+
+    Attributes:
+        o: ``(time, batch, 32)`` reads after each write.
+        g: ``(time, batch, 1)`` gate values.
+        logits: ``(time, batch, 1)``.
+        S: ``(batch, 32, 32)`` last matrix.
+        b: ``(batch, 32)`` last bias memory.
+    """
+
+    o: Tensor
+    g: Tensor
+    logits: Tensor
+    S: Tensor
+    b: Tensor
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
+
+
+class AuraMem(nn.Module):
+    """The AURA-Mem policy: feature in, action logits out, 4,224 bytes in between.
+
+    Attributes:
+        family: Kind of memory.
+        kv_bytes_per_step: What a key-value cache of the same width (one float32 key and value)
+            would grow by in each step.
+    """
+
+    family = "aura"
+
+    def __init__(
+        self,
+        d_model: int = 64,
+        d_key: int = 32,
+        d_value: int = 32,
+        actions: int = 8,
+        threshold: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.d_key, self.d_value, self.actions = d_model, d_key, d_value, actions
+        self.threshold = threshold
+        self.kv_bytes_per_step = 4 * (d_key + d_value)
+        self.encode = nn.Linear(d_model, d_model)
+        self.to_k = nn.Linear(d_model, d_key, bias=False)
+        self.to_q = nn.Linear(d_model, d_key, bias=False)
+        self.to_v = nn.Linear(d_model, d_value)
+        self.to_beta = nn.Linear(d_model, 1)
+        # The bias memory's rate is tied to beta: a rate of its own makes the update expansive.
+        self.bias_rate = nn.Parameter(torch.tensor(-3.0))
+        self.gate_in = nn.Linear(d_model, 48)
+        self.gate_hidden = nn.Linear(48, d_value)
+        self.gate_residual = nn.Linear(d_value, d_value, bias=False)
+        self.gate_surprise = nn.Parameter(torch.zeros(d_value))
+        self.gate_out = nn.Linear(d_value, 1)
+        self.head_in = nn.Linear(d_value + d_model, 64)
+        self.head_out = nn.Linear(64, actions)
+        nn.init.constant_(self.gate_out.bias, 2.0)  # starts open: a closed gate learns nothing
+
+    def step_spec(self) -> StepSpec:
+        """Signature of one step with batch 1."""
+        return StepSpec(
+            inputs=(TensorSpec("z", (1, self.d_model)),),
+            outputs=(TensorSpec("action", (1, self.actions)),),
+            states=(
+                StateSpec("S", (1, self.d_key, self.d_value), gate="gate", layout="key, value"),
+                StateSpec("b", (1, self.d_value), gate="gate", layout="value"),
+            ),
+            gates=(GateSpec("gate", "hard", (1, 1), self.threshold, "threshold"),),
+        )
+
+    def project(self, z: Tensor) -> Projections:
+        """Everything that needs no memory; ``(..., 64)`` in."""
+        x = silu(self.encode(z))
+        return Projections(
+            x=x,
+            k=_unit(self.to_k(x)),
+            q=_unit(self.to_q(x)),
+            v=self.to_v(x),
+            beta=torch.sigmoid(self.to_beta(x)) / (1.0 + self.c2),
+            novelty=self.gate_hidden(silu(self.gate_in(z))),
+        )
+
+    @property
+    def c2(self) -> Tensor:
+        """Rate of the bias memory relative to the matrix, a scalar in (0, 1)."""
+        return torch.sigmoid(self.bias_rate)
+
+    def recall(self, p: Projections, S: Tensor, b: Tensor) -> Recall:
+        """Read both ways and ask the gate; ``(batch, ...)`` projections."""
+        # k and q as rows of one product: one pass over the matrix.
+        keyed, read = torch.bmm(torch.stack((p.k, p.q), dim=1), S).unbind(1)
+        residual = p.v - keyed - b
+        # First-order gate: it sees the surprise, it is not trained through it.
+        seen = residual.detach()
+        surprise = torch.log((seen * seen).mean(-1, keepdim=True) + _SURPRISE_FLOOR)
+        hidden = p.novelty + self.gate_residual(seen) + surprise * self.gate_surprise
+        return Recall(read, residual, self.gate_out(silu(hidden)))
+
+    def act(self, o: Tensor, x: Tensor) -> Tensor:
+        """Action logits ``(..., actions)`` from the read ``(..., 32)`` and ``(..., 64)``."""
+        return self.head_out(silu(self.head_in(torch.cat((o, x), dim=-1))))
+
+    def step(self, inputs: Tensors, states: Tensors) -> StepResult:
+        """One step; a closed gate gives the old states back, bit for bit."""
+        S, b = states["S"], states["b"]
+        p = self.project(inputs["z"])
+        seen = self.recall(p, S, b)
+        is_open = seen.gate > inputs["threshold"]
+        keep = 1.0 - _LEAK * p.beta
+        change = p.beta * seen.residual
+        overlap = (p.k * p.q).sum(-1, keepdim=True)
+        written = keep * (seen.read + b) + change * (overlap + self.c2)
+        o = torch.where(is_open, written, seen.read + b)
+        next_S = keep.unsqueeze(-1) * S + p.k.unsqueeze(-1) * change.unsqueeze(-2)
+        next_b = keep * b + self.c2 * change
+        return StepResult(
+            outputs={"action": self.act(o, p.x)},
+            states={
+                "S": torch.where(is_open.unsqueeze(-1), next_S, S),
+                "b": torch.where(is_open, next_b, b),
+            },
+            gates={"gate": seen.gate},
+        )
+
+    def scan(self, p: Projections, S: Tensor, b: Tensor, choose_gate: GateChooser) -> Scanned:
+        """Many steps, differentiable, with a gate value that need not be 0 or 1.
+
+        Args:
+            p: Projections with leading axes ``(time, batch)``.
+            S: ``(batch, 32, 32)``.
+            b: ``(batch, 32)``.
+            choose_gate: From time index and logits ``(batch, 1)`` to gate values ``(batch, 1)``.
+        """
+        reads, gates, logits = [], [], []
+        overlap = (p.k * p.q).sum(-1, keepdim=True) + self.c2
+        for t, step in enumerate(zip(*(part.unbind(0) for part in p), strict=True)):
+            now = Projections(*step)
+            seen = self.recall(now, S, b)
+            g = choose_gate(t, seen.gate)
+            rate = g * now.beta
+            keep = 1.0 - _LEAK * rate
+            change = rate * seen.residual
+            reads.append(keep * (seen.read + b) + change * overlap[t])
+            S = torch.baddbmm(
+                keep.unsqueeze(-1) * S, now.k.unsqueeze(-1), change.unsqueeze(-2)
+            )
+            b = keep * b + self.c2 * change
+            gates.append(g)
+            logits.append(seen.gate)
+        return Scanned(torch.stack(reads), torch.stack(gates), torch.stack(logits), S, b)

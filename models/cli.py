@@ -1,0 +1,65 @@
+"""``stategate zoo`` and ``stategate episode``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from stategate.models.zoo import HELD_OUT_SEED, ZOO, entry
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def zoo(as_json: bool) -> None:
+    """List the models that come with stategate.
+
+    \b
+    Example:
+      stategate zoo
+    """
+    rows = []
+    for item in ZOO.values():
+        spec = item.build().step_spec()
+        rows.append(
+            {
+                "name": item.name,
+                "family": item.family,
+                "summary": item.summary,
+                "state_bytes": spec.state_bytes,
+                "gates": [gate.name for gate in spec.gates],
+                "write": item.write,
+                "paper": item.paper,
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['name']}: {row['summary']}")
+        click.echo(f"  memory  {row['state_bytes']:,} bytes ({row['family']}, {row['paper']})")
+        click.echo(f"  write   {row['write']}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--steps", type=click.IntRange(min=1), default=4096, show_default=True)
+@click.option("--seed", type=int, default=HELD_OUT_SEED, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
+    """Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.
+
+    \b
+    Example:
+      stategate episode aura-hard --steps 100000 --out build/aura/episode.npz
+    """
+    made = entry(name).episode(steps, seed)
+    raw = made.to_bytes()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staged = out.with_name(f".{out.name}.part")
+    staged.write_bytes(raw)
+    staged.replace(out)
+    facts = {"model": name, "steps": steps, "seed": seed, "bytes": len(raw), "path": str(out)}
+    click.echo(json.dumps(facts, indent=2) if as_json else f"{out}: {steps:,} steps, seed {seed}")

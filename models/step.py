@@ -1,0 +1,97 @@
+"""The step protocol: what a torch module must offer to become a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+from stategate.contract import StepSpec
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class StepResult(NamedTuple):
+    """What one step gives, each by its contract name.
+
+    Attributes:
+        outputs: By output name.
+        states: Next states, by *state* name (not by ``next_name``).
+        gates: By gate name; empty for models without gates.
+    """
+
+    outputs: Tensors
+    states: Tensors
+    gates: Tensors
+
+
+@runtime_checkable
+class StepModel(Protocol):
+    """An ``nn.Module`` whose memory is in its arguments.
+
+    A model may also define ``initial_states() -> Mapping[str, Tensor]`` for states that do not
+    start at zero.
+    """
+
+    def step_spec(self) -> StepSpec:
+        """Names, shapes and dtypes of everything that goes in, out and along."""
+        ...
+
+    def step(self, inputs: Tensors, states: Tensors) -> StepResult:
+        """One step, without side effects.
+
+        Args:
+            inputs: By name, of the shapes in the spec; the threshold inputs of hard gates are
+                among them, each ``(1,)`` float32.
+            states: By state name, of the shapes in the spec.
+        """
+        ...
+
+
+def initial_states(model: StepModel) -> dict[str, torch.Tensor]:
+    """The states before the first step: the model's own, or zeros where it names none."""
+    given = dict(getattr(model, "initial_states", dict)())
+    states = {}
+    for spec in model.step_spec().states:
+        zeros = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))
+        states[spec.name] = given.get(spec.name, zeros).detach().clone()
+    return states
+
+
+def threshold_inputs(
+    spec: StepSpec, thresholds: Mapping[str, float] | None = None
+) -> dict[str, torch.Tensor]:
+    """The threshold tensors that the runtime would feed, by input name.
+
+    Args:
+        spec: The model's signature.
+        thresholds: Values by gate name that replace those of the spec.
+    """
+    chosen = thresholds or {}
+    return {
+        gate.threshold_input: torch.tensor([chosen.get(gate.name, gate.threshold)])
+        for gate in spec.gates
+        if gate.threshold_input is not None
+    }
+
+
+def commit(
+    spec: StepSpec,
+    states: Tensors,
+    result: StepResult,
+    thresholds: Mapping[str, float] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Apply the write rule: the states that the next step sees.
+
+    A state guarded by a hard gate keeps its old tensor unless some element of the gate is above
+    the threshold; any other state takes its next value.
+    """
+    chosen = thresholds or {}
+    closed = {
+        gate.name
+        for gate in spec.gates
+        if gate.threshold is not None
+        and not bool((result.gates[gate.name] > chosen.get(gate.name, gate.threshold)).any())
+    }
+    return {s.name: (states if s.gate in closed else result.states)[s.name] for s in spec.states}

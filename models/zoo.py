@@ -1,0 +1,87 @@
+"""The models that come with stategate, by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from stategate.contract import Episode
+from stategate.contract.errors import ExportError
+from stategate.models import checkpoint
+from stategate.models.aura import AuraMem
+from stategate.models.binding_stream import CONFIGS, single_stream
+from stategate.models.step import StepModel
+
+HELD_OUT_SEED = 1_000_003  # far from training seeds, which are small
+
+
+@dataclass(frozen=True, slots=True)
+class ZooEntry:
+    """One model that can be exported by name.
+
+    Attributes:
+        name: For the command line.
+        family: Kind of memory.
+        summary: What it does, in one line.
+        write: What counts as a write.
+        paper: Where the memory is published.
+        build: Makes the model, trained.
+        episode: Makes a held-out episode of so many steps, from a seed.
+    """
+
+    name: str
+    family: str
+    summary: str
+    write: str
+    paper: str
+    build: Callable[[], StepModel]
+    episode: Callable[[int, int], Episode]
+
+
+def _aura_hard() -> AuraMem:
+    return checkpoint.load(checkpoint.folder() / "aura-hard.safetensors")[0]
+
+
+def _aura_hard_episode(steps: int, seed: int) -> Episode:
+    _, world, card = checkpoint.load(checkpoint.folder() / "aura-hard.safetensors")
+    chunks = list(single_stream(CONFIGS[card.recipe.config], world, steps, seed))
+    return Episode(
+        inputs={"z": np.concatenate([chunk.z for chunk in chunks])},
+        labels={"action": np.concatenate([chunk.label[:, 0] for chunk in chunks])},
+    )
+
+
+ZOO: dict[str, ZooEntry] = {
+    entry.name: entry
+    for entry in (
+        ZooEntry(
+            name="aura-hard",
+            family="aura",
+            summary="AURA-Mem trained on the hard binding stream: 8 actions, 16 bindings",
+            write="a rank-1 update of the 32x32 matrix S and its bias b, when the gate opens",
+            paper="arXiv:2606.02775",
+            build=_aura_hard,
+            episode=_aura_hard_episode,
+        ),
+    )
+}
+
+
+def entry(name: str) -> ZooEntry:
+    """Look a model up.
+
+    Raises:
+        ExportError: It is not in the zoo.
+    """
+    if name not in ZOO:
+        near = difflib.get_close_matches(name, ZOO) or sorted(ZOO)
+        raise ExportError(
+            "the zoo has no such model",
+            found=name,
+            expected=" or ".join(near),
+            remedy="list them with: stategate zoo; your own: path/to/module.py:factory",
+        )
+    return ZOO[name]

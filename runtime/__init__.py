@@ -1,0 +1,6 @@
+"""The on-device library. Importing it loads neither torch, onnx nor an engine's library."""
+
+from stategate.runtime.ledger import Ledger
+from stategate.runtime.session import Session
+
+__all__ = ["Ledger", "Session"]

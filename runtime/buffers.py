@@ -1,0 +1,157 @@
+"""All memory of a session, allocated once when it opens.
+
+Each state has two banks. A step reads one and writes the other; committing a write swaps their
+roles, a quiet step swaps nothing. States that one gate guards form a group and swap together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stategate.contract import GateSpec, Manifest, StateSpec
+
+Array = NDArray[np.generic]
+
+
+def is_finite(flat: Array) -> bool:
+    """Whether a 1-d float array holds neither NaN nor Inf, without a temporary of its size.
+
+    A dot product with itself is finite only if every element is; only when it is not is the exact
+    and slower test needed, because large finite numbers overflow too.
+    """
+    if flat.dtype.kind != "f":
+        return True
+    return isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One named tensor of the session.
+
+    Attributes:
+        name: Its name in the graph.
+        array: The buffer in the tensor's shape.
+        flat: The same memory as a 1-d view.
+    """
+
+    name: str
+    array: Array
+    flat: Array
+
+    @classmethod
+    def allocate(cls, name: str, shape: tuple[int, ...], dtype: str) -> Slot:
+        """A zeroed buffer."""
+        array = np.zeros(shape, dtype=dtype)
+        return cls(name, array, array.reshape(-1))
+
+
+@dataclass(frozen=True, slots=True)
+class StateBanks:
+    """The two banks of one state.
+
+    Attributes:
+        spec: What it is.
+        banks: Two buffers of ``spec.shape``.
+        initial: What a reset puts back.
+    """
+
+    spec: StateSpec
+    banks: tuple[Slot, Slot]
+    initial: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """States that swap together.
+
+    Attributes:
+        bit: Value of this group's bit in the parity mask.
+        gate: The hard gate that decides, or None: every step is a write.
+        gate_slot: Where the engine leaves the gate's value, if there is a gate.
+        states: The states, possibly none.
+        nbytes: Bytes that one write replaces.
+    """
+
+    bit: int
+    gate: GateSpec | None
+    gate_slot: Slot | None
+    states: tuple[StateBanks, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Everything that an engine binds to.
+
+    Attributes:
+        inputs: What a caller fills each step.
+        constants: Inputs that the session fills once: thresholds.
+        outputs: What a step gives back.
+        gates: Gate outputs, hard and soft.
+        states: Every state, in the manifest's order.
+        groups: The same states by what decides over them.
+    """
+
+    inputs: tuple[Slot, ...]
+    constants: tuple[Slot, ...]
+    outputs: tuple[Slot, ...]
+    gates: tuple[Slot, ...]
+    states: tuple[StateBanks, ...]
+    groups: tuple[Group, ...]
+
+    @classmethod
+    def allocate(cls, manifest: Manifest, initial: dict[str, bytes]) -> Buffers:
+        """Buffers for a manifest.
+
+        Args:
+            manifest: What to allocate for.
+            initial: Initial bytes by state name; zeros for those not named.
+        """
+        gates = {g.name: Slot.allocate(g.name, g.shape, "float32") for g in manifest.gates}
+        constants = []
+        for gate in manifest.gates:
+            if gate.threshold_input is not None:
+                slot = Slot.allocate(gate.threshold_input, (1,), "float32")
+                slot.array[0] = gate.threshold
+                constants.append(slot)
+        states = tuple(_banks(spec, initial.get(spec.name)) for spec in manifest.states)
+        hard = [gate for gate in manifest.gates if gate.kind == "hard"]
+        hard_names = {gate.name for gate in hard}
+        groups = []
+        for gate in (*hard, None):
+            members = tuple(
+                s
+                for s in states
+                if (s.spec.gate == gate.name if gate else s.spec.gate not in hard_names)
+            )
+            if gate is not None or members:
+                slot = gates[gate.name] if gate else None
+                nbytes = sum(s.spec.bytes for s in members)
+                groups.append(Group(1 << len(groups), gate, slot, members, nbytes))
+        return cls(
+            inputs=tuple(Slot.allocate(t.name, t.shape, t.dtype) for t in manifest.inputs),
+            constants=tuple(constants),
+            outputs=tuple(Slot.allocate(t.name, t.shape, t.dtype) for t in manifest.outputs),
+            gates=tuple(gates.values()),
+            states=states,
+            groups=tuple(groups),
+        )
+
+    def bit_of(self, state: StateBanks) -> int:
+        """The parity bit of the group that a state belongs to."""
+        return next(group.bit for group in self.groups if state in group.states)
+
+
+def _banks(spec: StateSpec, initial: bytes | None) -> StateBanks:
+    banks = tuple(Slot.allocate(spec.name, spec.shape, spec.dtype) for _ in range(2))
+    start = np.zeros(spec.shape, dtype=spec.dtype)
+    if initial is not None:
+        start = np.frombuffer(initial, dtype=np.dtype(spec.dtype).newbyteorder("<"))
+        start = start.astype(spec.dtype).reshape(spec.shape)
+    for bank in banks:
+        np.copyto(bank.array, start)
+    return StateBanks(spec, (banks[0], banks[1]), start)

@@ -1,0 +1,105 @@
+"""The ``stategate`` command: device verbs here, host verbs loaded by name when they are used.
+
+The table below is the only tie between rooms on the command line: strings, so that ``inspect``,
+``verify`` and ``run`` work where torch and onnx were never installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from stategate.contract.errors import MissingDependencyError, StategateError
+
+# verb -> (module:attribute, extra that it needs, one line for --help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "zoo": ("stategate.models.cli:zoo", "export", "List the models that come with stategate."),
+    "episode": (
+        "stategate.models.cli:episode",
+        "export",
+        "Write a held-out episode of a zoo model.",
+    ),
+    "train-aura": (
+        "stategate.models.train_cli:train_aura",
+        "export",
+        "Remake the AURA-Mem checkpoint and its table.",
+    ),
+    "calibrate": (
+        "stategate.calibration.cli:calibrate",
+        "export",
+        "Choose a gate's threshold from closed-loop episodes.",
+    ),
+    "export": ("stategate.export.cli:export", "export", "Make a bundle from a torch module."),
+    "adopt": (
+        "stategate.export.adopt_cli:adopt",
+        "export",
+        "Make a bundle from an ONNX file that carries its own state.",
+    ),
+    "inspect": ("stategate.runtime.device_cli:inspect", "ort", "Show what a bundle promises."),
+    "verify": (
+        "stategate.runtime.device_cli:verify",
+        "ort",
+        "Check a bundle's digests, and its behaviour on this machine.",
+    ),
+    "run": (
+        "stategate.runtime.run_cli:run",
+        "ort",
+        "Step a bundle through an episode and count its writes.",
+    ),
+    "plot": ("stategate.bench.cli:plot", "bench", "Draw memory and writes of a run."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb's module when the verb is used, and not for ``--help``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order of work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one verb."""
+        if cmd_name not in COMMANDS:
+            return None
+        path, extra, _ = COMMANDS[cmd_name]
+        module, attribute = path.split(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as missing:
+            if (missing.name or "").startswith("stategate"):
+                raise
+            raise MissingDependencyError(missing.name or "a library", extra) from missing
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of verbs, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, line) for verb, (_, _, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb; a deliberate error becomes a sentence and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except StategateError as problem:
+            click.echo(f"{type(problem).__name__}: {problem}", err=True)
+            ctx.exit(problem.exit_code)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="stategate")
+def main() -> None:
+    """Ship models whose memory never grows.
+
+    A model with a constant-size gated memory goes in; a verified bundle comes out; a small runtime
+    steps it for ever and counts every write.
+
+    \b
+    Examples:
+      stategate export aura-hard --out build/aura
+      stategate verify build/aura
+      stategate run build/aura --steps 10000
+
+    Exit codes: 0 done, 1 it ran and the answer is no, 2 wrong use.
+    """

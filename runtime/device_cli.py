@@ -1,0 +1,127 @@
+"""``stategate inspect`` and ``stategate verify``: what a bundle promises, and whether it is so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from stategate.contract import Bundle, Manifest, canonical_json
+from stategate.runtime.golden import Replay, replay
+
+_BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+
+
+@click.command()
+@_BUNDLE
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE promises, after checking every digest.
+
+    \b
+    Example:
+      stategate inspect build/aura
+    """
+    opened = Bundle.open(bundle)
+    if as_json:
+        click.echo(canonical_json(opened.manifest), nl=False)
+        return
+    for label, text in describe(opened.manifest):
+        click.echo(f"{label:<12} {text}")
+    click.echo(f"{'digest':<12} {opened.digest}")
+
+
+def describe(manifest: Manifest) -> list[tuple[str, str]]:
+    """Label and text of each line about a manifest."""
+    lines = [("model", f"{manifest.model.name} ({manifest.model.family})")]
+    lines += [("input", f"{t.name} {t.dtype} {list(t.shape)}") for t in manifest.inputs]
+    lines += [("output", f"{t.name} {t.dtype} {list(t.shape)}") for t in manifest.outputs]
+    for state in manifest.states:
+        guard = f"written when {state.gate} opens" if state.gate else "written every step"
+        shape = f"{state.name} {state.dtype} {list(state.shape)}"
+        lines.append(("state", f"{shape}, {state.bytes} bytes, {guard}"))
+    for gate in manifest.gates:
+        text = f"{gate.name} {gate.kind}"
+        if gate.threshold is not None:
+            text += f", opens above {gate.threshold:g}"
+        if gate.expected_write_rate is not None:
+            text += f", writes {gate.expected_write_rate:.1%} of steps ({gate.expected_from})"
+        lines.append(("gate", text))
+    lines.append(("memory", f"{manifest.state_bytes} bytes, constant"))
+    for graph in manifest.graphs:
+        lines.append(("graph", f"{graph.role} {graph.format} opset {graph.opset}"))
+    lines.append(("target", manifest.target.name if manifest.target else "any"))
+    receipt = manifest.verification
+    if receipt is None:
+        lines.append(("verified", "no: a candidate that was never sealed"))
+    else:
+        lines.append(
+            (
+                "verified",
+                f"{receipt.steps} steps against {receipt.reference}: output error "
+                f"{receipt.max_abs_output_error:.2g}, state error "
+                f"{receipt.max_abs_state_error:.2g}, {receipt.gate_flips} gate flips",
+            )
+        )
+    lines.append(("created", manifest.created))
+    return lines
+
+
+@click.command()
+@_BUNDLE
+@click.option("--digests", is_flag=True, help="Only check digests; needs no engine.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=1e-4,
+    show_default=True,
+    help="Largest absolute error of outputs and states.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
+def verify(
+    ctx: click.Context, bundle: Path, digests: bool, tolerance: float, as_json: bool
+) -> None:
+    """Check the digests of BUNDLE, then replay its golden episode on this machine.
+
+    Exits with 1 where a file was altered, an undeclared file lies in the folder, an output or a
+    state is further off than the tolerance, or a gate decides differently.
+
+    \b
+    Examples:
+      stategate verify build/aura
+      stategate verify build/aura --digests
+    """
+    opened = Bundle.open(bundle)
+    undeclared = opened.undeclared_files()
+    result = None if digests else replay(bundle, tolerance)
+    passed = not undeclared and (result is None or result.passed)
+    if as_json:
+        report = {
+            "passed": passed,
+            "digest": opened.digest,
+            "files": len(opened.manifest.all_files) + 1,
+            "undeclared_files": undeclared,
+            "replay": asdict(result) if result is not None else None,
+        }
+        click.echo(json.dumps(report, indent=2))
+    else:
+        click.echo(f"digests   {len(opened.manifest.all_files) + 1} files as sealed")
+        for name in undeclared:
+            click.echo(f"digests   {name} is not in the manifest; it is never loaded")
+        if not digests:
+            click.echo(f"behaviour {_replayed(result)}")
+        click.echo("passed" if passed else "FAILED")
+    ctx.exit(0 if passed else 1)
+
+
+def _replayed(result: Replay | None) -> str:
+    if result is None:
+        return "not checked: the bundle carries no golden episode"
+    return (
+        f"{result.steps} golden steps: output error {result.max_abs_output_error:.2g}, "
+        f"state error {result.max_abs_state_error:.2g} (allowed {result.tolerance:g}), "
+        f"{result.gate_flips} gate flips"
+    )

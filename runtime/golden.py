@@ -1,0 +1,81 @@
+"""Replaying a bundle's golden episode: does this machine do what the exporter saw?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stategate.contract import Bundle
+from stategate.runtime.buffers import Array
+from stategate.contract.episode import Episode
+from stategate.runtime.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What came of a replay.
+
+    Attributes:
+        steps: Steps that were compared.
+        max_abs_output_error: Largest difference of any output element.
+        max_abs_state_error: Largest difference of any state element after the last step.
+        gate_flips: Gate decisions that differed.
+        tolerance: What the errors are held against.
+    """
+
+    steps: int
+    max_abs_output_error: float
+    max_abs_state_error: float
+    gate_flips: int
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every error is within the tolerance and no gate flipped."""
+        # Written so that NaN fails.
+        worst = max(self.max_abs_output_error, self.max_abs_state_error)
+        return worst <= self.tolerance and self.gate_flips == 0
+
+
+def difference(a: Array, b: Array) -> float:
+    """Largest absolute difference; infinite where either side is not finite or shapes differ."""
+    if a.shape != b.shape:
+        return float("inf")
+    gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    return float(np.max(gap, initial=0.0)) if np.isfinite(gap).all() else float("inf")
+
+
+def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
+    """Step a bundle through its golden episode on this machine.
+
+    Args:
+        path: The bundle.
+        tolerance: Largest absolute error allowed.
+
+    Returns:
+        The comparison, or None where the bundle carries no golden episode.
+    """
+    bundle = Bundle.open(path)
+    golden = bundle.manifest.golden
+    if golden is None:
+        return None
+    file = next(f for f in bundle.manifest.files if f.path == golden)
+    episode = Episode.load(bundle.read(file))
+    thresholds = {g.name: g.threshold for g in bundle.manifest.gates if g.threshold is not None}
+    output_error = 0.0
+    flips = 0
+    with Session.open(path) as session:
+        for t, inputs in enumerate(episode):
+            outputs = session.step(**inputs)
+            for name, expected in episode.outputs.items():
+                output_error = max(output_error, difference(outputs[name], expected[t]))
+            for name, threshold in thresholds.items():
+                ours = session.gates[name] > np.float32(threshold)
+                flips += int((ours != (episode.gates[name][t] > np.float32(threshold))).sum())
+        state_error = max(
+            (difference(session.state(name), last) for name, last in episode.states.items()),
+            default=0.0,
+        )
+    return Replay(episode.steps, output_error, state_error, flips, tolerance)

@@ -1,0 +1,120 @@
+"""The onnxruntime engine: every buffer bound once, one binding for each parity of the banks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stategate.contract import Bundle, Manifest
+from stategate.contract.dtypes import dtype_named
+from stategate.contract.errors import EngineError, MissingDependencyError
+from stategate.runtime.buffers import Array, Buffers
+
+try:
+    import onnxruntime
+except ImportError as missing:
+    raise MissingDependencyError("onnxruntime", "ort") from missing
+
+_MAX_GROUPS = 6  # 2**6 bindings of a few KiB, all made at open
+_ORT_TYPES = {"float32": "float", "float64": "double"}
+
+
+class OrtEngine:
+    """Steps an ONNX graph on the CPU, single-threaded, without copies around it."""
+
+    def __init__(self, bundle: Bundle, buffers: Buffers) -> None:
+        self.name = f"onnxruntime {onnxruntime.__version__}"
+        if len(buffers.groups) > _MAX_GROUPS:
+            raise EngineError(
+                "the model has too many independent gates for this engine",
+                found=f"{len(buffers.groups)} groups of states",
+                expected=f"at most {_MAX_GROUPS}",
+            )
+        graph = bundle.manifest.graphs[0]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # A spinning thread would take the core from the control loop.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                bundle.read(graph.file), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
+            raise EngineError(
+                f"ONNX Runtime cannot load {graph.file.path}",
+                found=str(problem).splitlines()[0],
+                remedy="export again, or use a newer onnxruntime (this one is "
+                f"{onnxruntime.__version__})",
+            ) from problem
+        _check_signature(self._session, bundle.manifest)
+        self._bindings = [self._bind(buffers, m) for m in range(1 << len(buffers.groups))]
+        self._buffers = buffers  # OrtValues alias this memory without owning it
+
+    def _bind(self, buffers: Buffers, parity: int) -> Any:
+        binding = self._session.io_binding()
+
+        def value(array: Array) -> Any:
+            return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+        for slot in (*buffers.inputs, *buffers.constants):
+            binding.bind_ortvalue_input(slot.name, value(slot.array))
+        for slot in (*buffers.outputs, *buffers.gates):
+            binding.bind_ortvalue_output(slot.name, value(slot.array))
+        for state in buffers.states:
+            live = bool(parity & buffers.bit_of(state))
+            binding.bind_ortvalue_input(state.spec.name, value(state.banks[live].array))
+            binding.bind_ortvalue_output(state.spec.next_name, value(state.banks[not live].array))
+        return binding
+
+    def run(self, parity: int) -> None:
+        """Compute one step; see `Engine.run`."""
+        try:
+            # No RunOptions: passing them makes ONNX Runtime 1.32 raise and catch a C++ exception
+            # in every call.
+            self._session.run_with_iobinding(self._bindings[parity])
+        except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
+            raise EngineError(
+                "ONNX Runtime failed in a step; the state is that of the step before",
+                found=str(problem).splitlines()[0],
+            ) from problem
+
+    def close(self) -> None:
+        """Free the session and its bindings."""
+        self._bindings = []
+        self._session = None
+
+
+def _check_signature(session: Any, manifest: Manifest) -> None:
+    step = manifest.step
+    taken = {t.name: (t.shape, t.dtype) for t in (*step.inputs, *step.states)}
+    taken |= {g.threshold_input: ((1,), "float32") for g in step.gates if g.threshold_input}
+    given = {t.name: (t.shape, t.dtype) for t in step.outputs}
+    given |= {s.next_name: (s.shape, s.dtype) for s in step.states}
+    given |= {g.name: (g.shape, "float32") for g in step.gates}
+    for side, promised, actual in (
+        ("input", taken, session.get_inputs()),
+        ("output", given, session.get_outputs()),
+    ):
+        found = {node.name: node for node in actual}
+        if set(found) != set(promised):
+            raise EngineError(
+                f"the graph's {side}s are not those of the manifest",
+                found=", ".join(sorted(found)),
+                expected=", ".join(sorted(promised)),
+                remedy="export the bundle again",
+            )
+        for name, (shape, dtype) in promised.items():
+            node = found[name]
+            fixed = [e if isinstance(e, int) else None for e in node.shape or shape]
+            same_shape = len(fixed) == len(shape) and all(
+                e in (None, s) for e, s in zip(fixed, shape, strict=True)
+            )
+            ort_type = f"tensor({_ORT_TYPES.get(dtype, dtype_named(dtype).name)})"
+            if not same_shape or node.type != ort_type:
+                raise EngineError(
+                    f"{side} {name!r} of the graph is not what the manifest says",
+                    found=f"{node.type} {list(node.shape)}",
+                    expected=f"{ort_type} {list(shape)}",
+                    remedy="export the bundle again",
+                )

@@ -1,0 +1,127 @@
+"""``stategate run``: step a bundle through an episode, count its writes, leave a ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stategate.contract import Bundle, Episode
+from stategate.contract.errors import EpisodeError
+from stategate.runtime.run import RunResult, run_episode
+from stategate.runtime.session import Session
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--episode",
+    "episode_path",
+    type=click.Path(path_type=Path),
+    help="Recorded inputs (.npz); the bundle's golden episode, over and over, if left out.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="How many steps; default: the episode.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for ledger.json; default: none."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def run(
+    bundle: Path, episode_path: Path | None, steps: int | None, out: Path | None, as_json: bool
+) -> None:
+    """Step BUNDLE on this machine and print what its memory did.
+
+    \b
+    Examples:
+      stategate run build/aura --steps 10000
+      stategate run build/aura --episode episode.npz --out build/run
+    """
+    episode = Episode.load(episode_path) if episode_path else _golden(Bundle.open(bundle))
+    with Session.open(bundle) as session:
+        total = steps or episode.steps
+        with click.progressbar(
+            length=total, label="stepping", file=click.get_text_stream("stderr")
+        ) as bar:
+            result = run_episode(
+                session, episode, total, report=lambda done: bar.update(done - bar.pos)
+            )
+    report = as_report(result)
+    if out is not None:
+        write_json(out / "ledger.json", report)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    for label, text in table(result):
+        click.echo(f"{label:<22} {text}")
+    if out is not None:
+        click.echo(f"{'ledger':<22} {out / 'ledger.json'}")
+
+
+def as_report(result: RunResult) -> dict[str, Any]:
+    """The result with the ledger's counters at the top level."""
+    report = asdict(result)
+    return {**report.pop("ledger"), **report}
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    """Write a report whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staged.write_text(json.dumps(report, indent=2) + "\n")
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def table(result: RunResult) -> list[tuple[str, str]]:
+    """Label and text of each line about a run."""
+    ledger = result.ledger
+    rows = [
+        ("model", f"{result.model} on {result.engine}"),
+        ("steps", f"{ledger.steps:,}"),
+    ]
+    if result.accuracy is not None:
+        rows.append(("accuracy", f"{result.accuracy:.2%} of {result.judged_steps:,} answers"))
+    rows += [
+        ("state", f"{result.state_bytes:,} bytes, constant"),
+        ("writes", f"{ledger.writes:,}"),
+        ("quiet steps", f"{ledger.quiet_steps:,}"),
+        ("suppressed writes", f"{ledger.suppressed_writes:,}"),
+    ]
+    if result.write_ratio is not None:
+        rows.append(("against always-write", f"{result.write_ratio:.2f} times fewer writes"))
+    rows.append(("memory written", f"{ledger.memory_bytes_written:,} bytes"))
+    rows.append(("step time", f"p50 {result.p50_us:.1f} us, p99 {result.p99_us:.1f} us"))
+    if result.kv_bytes_end is not None:
+        rows.append(
+            (
+                "KV cache it replaces",
+                f"{result.kv_bytes_per_step} bytes a step, {result.kv_bytes_end:,} bytes at the "
+                f"end, {result.kv_over_state:,.0f} times the state",
+            )
+        )
+    grown = result.rss_end_bytes - result.rss_start_bytes
+    late = result.rss_end_bytes - result.rss_warm_bytes
+    rows.append(
+        (
+            "resident memory",
+            f"{result.rss_start_bytes / 2**20:.2f} MiB at the start, "
+            f"{result.rss_end_bytes / 2**20:.2f} MiB at the end "
+            f"({grown:+,} bytes; {late:+,} after the first 1 % of steps)",
+        )
+    )
+    return rows
+
+
+def _golden(bundle: Bundle) -> Episode:
+    golden = bundle.manifest.golden
+    for file in bundle.manifest.files:
+        if file.path == golden:
+            return Episode(Episode.load(bundle.read(file)).inputs)
+    raise EpisodeError(
+        "the bundle carries no golden episode", remedy="give one with --episode FILE.npz"
+    )
