@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import msgspec
@@ -59,7 +60,11 @@ def draw(run: Run, stem: Path) -> tuple[Path, Path]:
     Returns:
         The PNG and the SVG; the SVG's bytes depend on the run alone.
     """
-    style = {"svg.hashsalt": "stategate", "font.size": 10.0, "axes.spines.top": False}
+    style: dict[Any, Any] = {
+        "svg.hashsalt": "stategate",
+        "font.size": 10.0,
+        "axes.spines.top": False,
+    }
     with matplotlib.rc_context({**style, "axes.spines.right": False}):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         memory, writes = figure.subplots(1, 2)

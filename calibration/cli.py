@@ -8,6 +8,7 @@ import click
 
 from stategate.calibration.gate import TOLERANCE, calibrate_gate
 from stategate.contract import CalibrationRecord, Episode, canonical_json
+from stategate.contract.console import progress, write_whole
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import load_model
 
@@ -49,7 +50,7 @@ def calibrate(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Choose the gate's threshold for MODEL, a zoo name or path/to/module.py:factory.
+    r"""Choose the gate's threshold for MODEL, a zoo name or path/to/module.py:factory.
 
     \b
     Example:
@@ -67,18 +68,11 @@ def calibrate(
         source = f"the controlled benchmark, seed {_CALIBRATION_SEED}"
     else:
         raise click.UsageError("a model of your own needs --episode FILE.npz with labels")
-    with click.progressbar(
-        length=episode.steps, label="calibrating", file=click.get_text_stream("stderr")
-    ) as bar:
-        gate = calibrate_gate(
-            loaded.model, episode, values, tolerance, lambda done: bar.update(done - bar.pos)
-        )
+    with progress(episode.steps, "calibrating") as report:
+        gate = calibrate_gate(loaded.model, episode, values, tolerance, report)
     record = CalibrationRecord(weights_sha256(loaded.module), source, episode.steps, (gate,))
     raw = canonical_json(record)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staged = out.with_name(f".{out.name}.part")
-    staged.write_bytes(raw)
-    staged.replace(out)
+    write_whole(out, raw)
     if as_json:
         click.echo(raw, nl=False)
         return

@@ -79,7 +79,9 @@ def _curve(
     fixed = threshold_inputs(spec)
     name = gate.threshold_input or ""
 
-    def one(threshold: torch.Tensor, states: Tensors, inputs: Tensors) -> tuple[Tensors, ...]:
+    def one(
+        threshold: torch.Tensor, states: Tensors, inputs: Tensors
+    ) -> tuple[dict[str, torch.Tensor], ...]:
         result = model.step({**inputs, **fixed, name: threshold[None]}, states)
         is_open = (result.gates[gate.name] > threshold).any()
         kept = {

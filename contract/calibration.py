@@ -7,12 +7,12 @@ from pathlib import Path
 import msgspec
 
 from stategate.contract.errors import CalibrationError
-from stategate.contract.specs import _Spec
+from stategate.contract.specs import Record
 
 CALIBRATION_VERSION = 1
 
 
-class CurvePoint(_Spec, frozen=True):
+class CurvePoint(Record, frozen=True):
     """What one threshold does.
 
     Attributes:
@@ -26,7 +26,7 @@ class CurvePoint(_Spec, frozen=True):
     accuracy: float
 
 
-class GateCalibration(_Spec, frozen=True):
+class GateCalibration(Record, frozen=True):
     """The threshold chosen for a gate, and why.
 
     Attributes:
@@ -44,7 +44,7 @@ class GateCalibration(_Spec, frozen=True):
     curve: tuple[CurvePoint, ...]
 
 
-class CalibrationRecord(_Spec, frozen=True):
+class CalibrationRecord(Record, frozen=True):
     """One calibration of one model.
 
     Attributes:

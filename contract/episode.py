@@ -13,15 +13,15 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stategate.contract.specs import StepSpec
 from stategate.contract.errors import EpisodeError
+from stategate.contract.specs import StepSpec
 
-
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 _PARTS = ("input", "label", "output", "gate", "state")
 

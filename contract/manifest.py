@@ -18,7 +18,7 @@ from stategate.contract.errors import (
     SpecError,
     UnsafePathError,
 )
-from stategate.contract.specs import Budget, GateSpec, StateSpec, StepSpec, TensorSpec, _Spec
+from stategate.contract.specs import Budget, GateSpec, StateSpec, StepSpec, TensorSpec, Record
 
 SCHEMA_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -41,7 +41,7 @@ def checked_path(path: str) -> str:
     return path
 
 
-class FileRef(_Spec, frozen=True):
+class FileRef(Record, frozen=True):
     """A file of the bundle and its digest."""
 
     path: str
@@ -54,7 +54,7 @@ class FileRef(_Spec, frozen=True):
             raise SpecError("a digest is 64 lower-case hex digits", found=self.sha256)
 
 
-class GraphRef(_Spec, frozen=True):
+class GraphRef(Record, frozen=True):
     """A graph or engine: what it computes, in which form, in which file.
 
     Attributes:
@@ -72,7 +72,7 @@ class GraphRef(_Spec, frozen=True):
     opset: int
 
 
-class ModelRef(_Spec, frozen=True):
+class ModelRef(Record, frozen=True):
     """Where the model comes from.
 
     Attributes:
@@ -91,21 +91,21 @@ class ModelRef(_Spec, frozen=True):
     kv_bytes_per_step: int | None = None
 
 
-class TargetRef(_Spec, frozen=True):
+class TargetRef(Record, frozen=True):
     """The device that the bundle was made for."""
 
     name: str
     machine: str
 
 
-class CalibrationRef(_Spec, frozen=True):
+class CalibrationRef(Record, frozen=True):
     """The calibration record that set the thresholds, by digest."""
 
     sha256: str
     summary: str
 
 
-class Verification(_Spec, frozen=True):
+class Verification(Record, frozen=True):
     """Receipt of the parity check that the bundle passed before it was sealed.
 
     Attributes:
@@ -130,7 +130,7 @@ class Verification(_Spec, frozen=True):
     gate_openings: dict[str, int]
 
 
-class Manifest(_Spec, frozen=True, kw_only=True):
+class Manifest(Record, frozen=True, kw_only=True):
     """Everything that a runtime needs to know about a bundle.
 
     Attributes:

@@ -32,11 +32,11 @@ def _tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
     return math.prod(shape) * dtype_named(dtype).itemsize_bytes
 
 
-class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=False):
-    """Shared settings of every record in the contract."""
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=False):
+    """Base of everything in the contract: frozen, and strict about unknown fields."""
 
 
-class TensorSpec(_Spec, frozen=True):
+class TensorSpec(Record, frozen=True):
     """An input or output of one step, of fixed shape and dtype."""
 
     name: str
@@ -53,7 +53,7 @@ class TensorSpec(_Spec, frozen=True):
         return _tensor_bytes(self.shape, self.dtype)
 
 
-class StateSpec(_Spec, frozen=True):
+class StateSpec(Record, frozen=True):
     """A tensor carried from step to step.
 
     Attributes:
@@ -95,7 +95,7 @@ class StateSpec(_Spec, frozen=True):
             raise SpecError(f"state {self.name!r} has the same name as input and output")
 
 
-class GateSpec(_Spec, frozen=True):
+class GateSpec(Record, frozen=True):
     """A number, or a vector of numbers, that says whether this step may change what it guards.
 
     A hard gate is open where ``gate > threshold``. A step whose gate is closed everywhere leaves
@@ -144,7 +144,7 @@ class GateSpec(_Spec, frozen=True):
             )
 
 
-class Budget(_Spec, frozen=True):
+class Budget(Record, frozen=True):
     """What a bundle may use on its device; None means no limit was set.
 
     Attributes:
@@ -159,7 +159,7 @@ class Budget(_Spec, frozen=True):
             raise SpecError("a budget of state_bytes must be positive", found=self.state_bytes)
 
 
-class StepSpec(_Spec, frozen=True):
+class StepSpec(Record, frozen=True):
     """The signature of one step: ``(inputs, states) -> (outputs, next states, gates)``."""
 
     inputs: tuple[TensorSpec, ...]
@@ -169,8 +169,8 @@ class StepSpec(_Spec, frozen=True):
 
     def __post_init__(self) -> None:
         """Check that names are unique and that every guard and threshold has its gate."""
-        thresholds = [g.threshold_input for g in self.gates if g.threshold_input is not None]
-        taken = [t.name for t in self.inputs] + [s.name for s in self.states] + thresholds
+        taken = [t.name for t in self.inputs] + [s.name for s in self.states]
+        taken += [g.threshold_input for g in self.gates if g.threshold_input is not None]
         given = [t.name for t in self.outputs] + [s.next_name for s in self.states]
         given += [g.name for g in self.gates]
         for side, names in (("input", taken), ("output", given)):
@@ -198,6 +198,18 @@ class StepSpec(_Spec, frozen=True):
                     found=state.gate,
                     expected=", ".join(sorted(gates)) or "no gates are declared",
                 )
+
+    def graph_inputs(self) -> dict[str, TensorSpec]:
+        """Everything that a step's graph takes, by name: inputs, thresholds, states."""
+        thresholds = (TensorSpec(g.threshold_input, (1,)) for g in self.gates if g.threshold_input)
+        states = (TensorSpec(s.name, s.shape, s.dtype) for s in self.states)
+        return {tensor.name: tensor for tensor in (*self.inputs, *thresholds, *states)}
+
+    def graph_outputs(self) -> dict[str, TensorSpec]:
+        """Everything that a step's graph gives, by name: outputs, gates, next states."""
+        gates = (TensorSpec(g.name, g.shape) for g in self.gates)
+        states = (TensorSpec(s.next_name, s.shape, s.dtype) for s in self.states)
+        return {tensor.name: tensor for tensor in (*self.outputs, *gates, *states)}
 
     @property
     def state_bytes(self) -> int:

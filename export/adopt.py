@@ -118,7 +118,9 @@ class OnnxReference:
         return given, self._states, {}
 
 
-def find_pairs(inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]) -> dict[str, str]:
+def find_pairs(
+    inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+) -> dict[str, str]:
     """State pairs by shape, dtype and likeness of names.
 
     Raises:
@@ -149,7 +151,9 @@ def _likeness(a: str, b: str) -> float:
 
 
 def _undecided(what: str, candidates: Mapping[str, list[str]]) -> StatePairingError:
-    listed = [f"{name} -> {' or '.join(outputs)}" for name, outputs in candidates.items() if outputs]
+    listed = [
+        f"{name} -> {' or '.join(outputs)}" for name, outputs in candidates.items() if outputs
+    ]
     return StatePairingError(
         what,
         found="; ".join(listed) or "no input and output of equal shape and dtype",

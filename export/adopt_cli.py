@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from stategate.contract import Episode
+from stategate.contract.console import progress
 from stategate.contract.errors import StatePairingError
 from stategate.export.adopt import OnnxReference, Request
 from stategate.export.adopt import adopt as adopt_file
@@ -58,7 +59,7 @@ def adopt(
     steps: int,
     as_json: bool,
 ) -> None:
-    """Make a bundle from ONNX_FILE, whose state is among its inputs and outputs. Needs no torch.
+    r"""Make a bundle from ONNX_FILE, whose state is among its inputs and outputs. Needs no torch.
 
     State pairs that are not declared are looked for by shape, dtype and name, and shown for
     confirmation.
@@ -84,22 +85,20 @@ def adopt(
         _confirm(adopted.pairs, yes)
     candidate = adopted.candidate
     episode = Episode.load(episode_path) if episode_path else random_episode(candidate.spec, steps)
-    with click.progressbar(
-        length=episode.steps, label="verifying", file=click.get_text_stream("stderr")
-    ) as bar:
+    with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
             candidate,
             OnnxReference(candidate),
             episode,
             target=profile.ref(),
-            report=lambda done: bar.update(done - bar.pos),
+            report=report,
         )
     print_receipt(bundle, as_json)
 
 
 def _pairs(texts: Iterable[str], option: str) -> list[tuple[str, str]]:
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals and value):

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stategate.contract import Budget, CalibrationRecord, Episode, ModelRef
+from stategate.contract.console import progress
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.receipt import print_receipt
 from stategate.export.trace import OPSET, TorchReference, trace
@@ -55,7 +56,7 @@ def export(
     max_state_bytes: int | None,
     as_json: bool,
 ) -> None:
-    """Make a bundle from MODEL, a zoo name or path/to/module.py:factory.
+    r"""Make a bundle from MODEL, a zoo name or path/to/module.py:factory.
 
     Traces one step, checks it against the model in closed loop, and writes the bundle only if
     outputs, states and every gate decision agree.
@@ -78,9 +79,7 @@ def export(
     else:
         episode = random_episode(candidate.spec, steps)
     reference = TorchReference(loaded.model, candidate.thresholds)
-    with click.progressbar(
-        length=episode.steps, label="verifying", file=click.get_text_stream("stderr")
-    ) as bar:
+    with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
             candidate,
@@ -88,7 +87,7 @@ def export(
             episode,
             target=profile.ref(),
             budget=Budget(max_state_bytes),
-            report=lambda done: bar.update(done - bar.pos),
+            report=report,
         )
     print_receipt(bundle, as_json)
 

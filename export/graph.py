@@ -87,17 +87,11 @@ def check_graph(model: onnx.ModelProto, spec: StepSpec, *, branch_free: bool) ->
                 expected="a branch-free graph, so that every engine can run it",
                 remedy="choose with torch.where(condition, a, b) instead of torch.cond or loops",
             )
-    thresholds = {g.threshold_input: (1,) for g in spec.gates if g.threshold_input}
-    taken = {t.name: (t.shape, t.dtype) for t in (*spec.inputs, *spec.states)}
-    taken |= {name: (shape, "float32") for name, shape in thresholds.items()}
-    given = {t.name: (t.shape, t.dtype) for t in spec.outputs}
-    given |= {s.next_name: (s.shape, s.dtype) for s in spec.states}
-    given |= {g.name: (g.shape, "float32") for g in spec.gates}
     initial = {tensor.name for tensor in model.graph.initializer}
     free_inputs = [v for v in model.graph.input if v.name not in initial]
     for side, promised, actual in (
-        ("input", taken, free_inputs),
-        ("output", given, model.graph.output),
+        ("input", spec.graph_inputs(), free_inputs),
+        ("output", spec.graph_outputs(), model.graph.output),
     ):
         found = {value.name: value for value in actual}
         if set(found) != set(promised):
@@ -110,16 +104,16 @@ def check_graph(model: onnx.ModelProto, spec: StepSpec, *, branch_free: bool) ->
                 if set(found) < set(promised)
                 else None,
             )
-        for name, (shape, dtype) in promised.items():
+        for name, tensor in promised.items():
             code = found[name].type.tensor_type.elem_type
             try:
                 actual_dtype = dtype_from_onnx(code).name
             except SpecError:
                 actual_dtype = f"TensorProto type {code}"
             actual_shape = fixed_shape(found[name])
-            if actual_dtype != dtype or actual_shape not in (None, tuple(shape)):
+            if actual_dtype != tensor.dtype or actual_shape not in (None, tensor.shape):
                 raise GraphError(
                     f"{side} {name!r} of the graph differs from the spec",
                     found=f"{actual_dtype} {actual_shape}",
-                    expected=f"{dtype} {tuple(shape)}",
+                    expected=f"{tensor.dtype} {tensor.shape}",
                 )

@@ -32,9 +32,9 @@ from stategate.contract import (
     write_bundle,
 )
 from stategate.contract.dtypes import dtype_named
+from stategate.contract.episode import Episode
 from stategate.contract.errors import CalibrationError, ExportError
 from stategate.export.verify import TOLERANCE, Reference, verify
-from stategate.contract.episode import Episode
 
 GRAPH_PATH = "graphs/step.onnx"
 GOLDEN_PATH = "golden.npz"

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from stategate.contract import Verification
+from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
 from stategate.runtime import Session
-from stategate.contract.episode import Episode
 from stategate.runtime.golden import difference
 
 Arrays = Mapping[str, np.ndarray]

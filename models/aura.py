@@ -171,7 +171,8 @@ class AuraMem(nn.Module):
 
     def act(self, o: Tensor, x: Tensor) -> Tensor:
         """Action logits ``(..., actions)`` from the read ``(..., 32)`` and ``(..., 64)``."""
-        return self.head_out(silu(self.head_in(torch.cat((o, x), dim=-1))))
+        logits: Tensor = self.head_out(silu(self.head_in(torch.cat((o, x), dim=-1))))
+        return logits
 
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
         """One step; a closed gate gives the old states back, bit for bit."""
@@ -214,9 +215,7 @@ class AuraMem(nn.Module):
             keep = 1.0 - _LEAK * rate
             change = rate * seen.residual
             reads.append(keep * (seen.read + b) + change * overlap[t])
-            S = torch.baddbmm(
-                keep.unsqueeze(-1) * S, now.k.unsqueeze(-1), change.unsqueeze(-2)
-            )
+            S = torch.baddbmm(keep.unsqueeze(-1) * S, now.k.unsqueeze(-1), change.unsqueeze(-2))
             b = keep * b + self.c2 * change
             gates.append(g)
             logits.append(seen.gate)

@@ -93,15 +93,13 @@ def _bernoulli(t: int, logits: Tensor) -> Tensor:
     return torch.bernoulli(p.detach()) + p - p.detach()
 
 
-def train(
-    recipe: Recipe, world: World, report: Callable[[int, float], None] = lambda *_: None
-) -> AuraMem:
+def train(recipe: Recipe, world: World, report: Callable[[int], None] = lambda _: None) -> AuraMem:
     """Train one policy on one thread.
 
     Args:
         recipe: What to train.
         world: The world it lives in, normally ``recipe.world()``.
-        report: Called after every iteration with its index and loss.
+        report: Called with the number of iterations done.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small matrices: more threads are slower, and sums would differ
@@ -113,12 +111,10 @@ def train(
         torch.set_num_threads(threads)
 
 
-def _train(recipe: Recipe, world: World, report: Callable[[int, float], None]) -> AuraMem:
+def _train(recipe: Recipe, world: World, report: Callable[[int], None]) -> AuraMem:
     model = AuraMem()
     source = BindingStreams(CONFIGS[recipe.config], world, recipe.streams, recipe.seed + 1)
-    optimiser = torch.optim.Adam(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98)
-    )
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
     total = recipe.iterations
     warm = int(recipe.always_share * total)
     ramp = max(1, int(recipe.ramp_share * total))
@@ -149,12 +145,12 @@ def _train(recipe: Recipe, world: World, report: Callable[[int, float], None]) -
             price = recipe.write_price * min(1.0, (i - warm) / ramp)
             loss = loss + price * torch.sigmoid(scan.logits).mean()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         scheduler.step()
         S, b = scan.S.detach(), scan.b.detach()
-        report(i, loss.item())
+        report(i + 1)
     return model
 
 

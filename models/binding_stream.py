@@ -84,7 +84,8 @@ class World:
 
         def codes(count: int, dim: int) -> NDArray[np.float32]:
             raw = rng.standard_normal((count, dim))
-            return (_NORM * raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
+            unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+            return np.asarray(_NORM * unit, dtype=np.float32)
 
         observed = _ENTITY_DIM + _VALUE_DIM + _FLAGS
         return cls(
@@ -97,7 +98,8 @@ class World:
 
     def features(self, observed: NDArray[np.float32]) -> NDArray[np.float32]:
         """The backbone: ``(..., 42)`` observations to ``(..., 64)`` features."""
-        return np.tanh(observed @ self.w1 + self.b1) @ self.w2
+        hidden = np.tanh(observed @ self.w1 + self.b1)
+        return np.asarray(hidden @ self.w2, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from stategate.contract.console import write_whole
 from stategate.models.zoo import HELD_OUT_SEED, ZOO, entry
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def zoo(as_json: bool) -> None:
-    """List the models that come with stategate.
+    r"""List the models that come with stategate.
 
     \b
     Example:
@@ -49,7 +50,7 @@ def zoo(as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
-    """Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.
+    r"""Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.
 
     \b
     Example:
@@ -57,9 +58,6 @@ def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
     """
     made = entry(name).episode(steps, seed)
     raw = made.to_bytes()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staged = out.with_name(f".{out.name}.part")
-    staged.write_bytes(raw)
-    staged.replace(out)
+    write_whole(out, raw)
     facts = {"model": name, "steps": steps, "seed": seed, "bytes": len(raw), "path": str(out)}
     click.echo(json.dumps(facts, indent=2) if as_json else f"{out}: {steps:,} steps, seed {seed}")

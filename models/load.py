@@ -1,4 +1,4 @@
-"""A model by its name on the command line: from the zoo, or a user's ``path/to/module.py:factory``."""
+"""A model by its name on the command line: from the zoo, or ``path/to/module.py:factory``."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import click
 import msgspec
 import torch
 
+from stategate.contract.console import progress
 from stategate.models import checkpoint
 from stategate.models.aura import GateChooser
 from stategate.models.aura_train import GateRule, Recipe, evaluate, schedule, train
@@ -39,7 +40,7 @@ _TEST_SEED = 2_000_003
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def train_aura(seed: int, iterations: int, out: Path, as_json: bool) -> None:
-    """Train AURA-Mem and what it is compared with, and measure all of them.
+    r"""Train AURA-Mem and what it is compared with, and measure all of them.
 
     One core, about a minute and a half for each of the four gate rules.
 
@@ -53,10 +54,8 @@ def train_aura(seed: int, iterations: int, out: Path, as_json: bool) -> None:
         recipe = Recipe(gate=rule, seed=seed, iterations=iterations)
         world = recipe.world()
         label = f"training {rule:<9}"
-        with click.progressbar(
-            length=iterations, label=label, file=click.get_text_stream("stderr")
-        ) as bar:
-            model = train(recipe, world, report=lambda i, loss: bar.update(1))
+        with progress(iterations, label) as report:
+            model = train(recipe, world, report)
         if rule == "learned":
             kept = (model, world, recipe)
         for steps, streams in HORIZONS:
@@ -66,12 +65,8 @@ def train_aura(seed: int, iterations: int, out: Path, as_json: bool) -> None:
                 gates = {value: schedule(rule, seed, value) for value in THRESHOLDS}
             else:
                 gates = {None: schedule(rule, seed)}
-            with click.progressbar(
-                length=steps, label=f"  {steps:,} steps", file=click.get_text_stream("stderr")
-            ) as bar:
-                scores = evaluate(
-                    model, source, streams, steps, gates, lambda done: bar.update(done - bar.pos)
-                )
+            with progress(steps, f"  {steps:,} steps") as report:
+                scores = evaluate(model, source, streams, steps, gates, report)
             table += [
                 Measured(rule, threshold, steps, streams, score.accuracy, score.write_ratio, seed)
                 for threshold, score in scores.items()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stategate.contract import GateSpec, Manifest, StateSpec
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 def is_finite(flat: Array) -> bool:
@@ -116,22 +117,26 @@ class Buffers:
         for gate in manifest.gates:
             if gate.threshold_input is not None:
                 slot = Slot.allocate(gate.threshold_input, (1,), "float32")
-                slot.array[0] = gate.threshold
+                slot.array.fill(gate.threshold)
                 constants.append(slot)
         states = tuple(_banks(spec, initial.get(spec.name)) for spec in manifest.states)
-        hard = [gate for gate in manifest.gates if gate.kind == "hard"]
-        hard_names = {gate.name for gate in hard}
-        groups = []
-        for gate in (*hard, None):
+        hard = {gate.name: gate for gate in manifest.gates if gate.kind == "hard"}
+        groups: list[Group] = []
+        for gate_name in (*hard, None):
             members = tuple(
-                s
-                for s in states
-                if (s.spec.gate == gate.name if gate else s.spec.gate not in hard_names)
+                s for s in states if (s.spec.gate if s.spec.gate in hard else None) == gate_name
             )
-            if gate is not None or members:
-                slot = gates[gate.name] if gate else None
-                nbytes = sum(s.spec.bytes for s in members)
-                groups.append(Group(1 << len(groups), gate, slot, members, nbytes))
+            if gate_name is None and not members:
+                continue
+            groups.append(
+                Group(
+                    bit=1 << len(groups),
+                    gate=hard[gate_name] if gate_name else None,
+                    gate_slot=gates[gate_name] if gate_name else None,
+                    states=members,
+                    nbytes=sum(s.spec.bytes for s in members),
+                )
+            )
         return cls(
             inputs=tuple(Slot.allocate(t.name, t.shape, t.dtype) for t in manifest.inputs),
             constants=tuple(constants),

@@ -48,6 +48,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ort",
         "Step a bundle through an episode and count its writes.",
     ),
+    "bench": (
+        "stategate.bench.cli:bench",
+        "bench",
+        "Time a counted step beside plain ONNX Runtime.",
+    ),
     "plot": ("stategate.bench.cli:plot", "bench", "Draw memory and writes of a run."),
 }
 
@@ -90,7 +95,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="stategate")
 def main() -> None:
-    """Ship models whose memory never grows.
+    r"""Ship models whose memory never grows.
 
     A model with a constant-size gated memory goes in; a verified bundle comes out; a small runtime
     steps it for ever and counts every write.

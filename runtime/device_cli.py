@@ -18,7 +18,7 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @_BUNDLE
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE promises, after checking every digest.
+    r"""Show what BUNDLE promises, after checking every digest.
 
     \b
     Example:
@@ -84,7 +84,7 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
 def verify(
     ctx: click.Context, bundle: Path, digests: bool, tolerance: float, as_json: bool
 ) -> None:
-    """Check the digests of BUNDLE, then replay its golden episode on this machine.
+    r"""Check the digests of BUNDLE, then replay its golden episode on this machine.
 
     Exits with 1 where a file was altered, an undeclared file lies in the folder, an output or a
     state is further off than the tolerance, or a gate decides differently.

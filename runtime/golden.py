@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from stategate.contract import Bundle
-from stategate.runtime.buffers import Array
 from stategate.contract.episode import Episode
+from stategate.runtime.buffers import Array
 from stategate.runtime.session import Session
 
 

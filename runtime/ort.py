@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from stategate.contract import Bundle, Manifest
-from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import EngineError, MissingDependencyError
 from stategate.runtime.buffers import Array, Buffers
 
@@ -87,14 +86,9 @@ class OrtEngine:
 
 def _check_signature(session: Any, manifest: Manifest) -> None:
     step = manifest.step
-    taken = {t.name: (t.shape, t.dtype) for t in (*step.inputs, *step.states)}
-    taken |= {g.threshold_input: ((1,), "float32") for g in step.gates if g.threshold_input}
-    given = {t.name: (t.shape, t.dtype) for t in step.outputs}
-    given |= {s.next_name: (s.shape, s.dtype) for s in step.states}
-    given |= {g.name: (g.shape, "float32") for g in step.gates}
     for side, promised, actual in (
-        ("input", taken, session.get_inputs()),
-        ("output", given, session.get_outputs()),
+        ("input", step.graph_inputs(), session.get_inputs()),
+        ("output", step.graph_outputs(), session.get_outputs()),
     ):
         found = {node.name: node for node in actual}
         if set(found) != set(promised):
@@ -104,17 +98,18 @@ def _check_signature(session: Any, manifest: Manifest) -> None:
                 expected=", ".join(sorted(promised)),
                 remedy="export the bundle again",
             )
-        for name, (shape, dtype) in promised.items():
+        for name, tensor in promised.items():
             node = found[name]
-            fixed = [e if isinstance(e, int) else None for e in node.shape or shape]
-            same_shape = len(fixed) == len(shape) and all(
-                e in (None, s) for e, s in zip(fixed, shape, strict=True)
+            # Adopted graphs leave axes of outputs open; those are names or None here.
+            extents = [e if isinstance(e, int) else None for e in node.shape or tensor.shape]
+            same_shape = len(extents) == len(tensor.shape) and all(
+                e in (None, s) for e, s in zip(extents, tensor.shape, strict=True)
             )
-            ort_type = f"tensor({_ORT_TYPES.get(dtype, dtype_named(dtype).name)})"
+            ort_type = f"tensor({_ORT_TYPES.get(tensor.dtype, tensor.dtype)})"
             if not same_shape or node.type != ort_type:
                 raise EngineError(
                     f"{side} {name!r} of the graph is not what the manifest says",
                     found=f"{node.type} {list(node.shape)}",
-                    expected=f"{ort_type} {list(shape)}",
+                    expected=f"{ort_type} {list(tensor.shape)}",
                     remedy="export the bundle again",
                 )

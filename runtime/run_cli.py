@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from stategate.contract import Bundle, Episode
+from stategate.contract.console import progress, write_whole
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.run import RunResult, run_episode
 from stategate.runtime.session import Session
@@ -32,7 +32,7 @@ from stategate.runtime.session import Session
 def run(
     bundle: Path, episode_path: Path | None, steps: int | None, out: Path | None, as_json: bool
 ) -> None:
-    """Step BUNDLE on this machine and print what its memory did.
+    r"""Step BUNDLE on this machine and print what its memory did.
 
     \b
     Examples:
@@ -42,17 +42,13 @@ def run(
     episode = Episode.load(episode_path) if episode_path else _golden(Bundle.open(bundle))
     with Session.open(bundle) as session:
         total = steps or episode.steps
-        with click.progressbar(
-            length=total, label="stepping", file=click.get_text_stream("stderr")
-        ) as bar:
-            result = run_episode(
-                session, episode, total, report=lambda done: bar.update(done - bar.pos)
-            )
-    report = as_report(result)
+        with progress(total, "stepping") as report:
+            result = run_episode(session, episode, total, report=report)
+    record = as_report(result)
     if out is not None:
-        write_json(out / "ledger.json", report)
+        write_whole(out / "ledger.json", json.dumps(record, indent=2).encode() + b"\n")
     if as_json:
-        click.echo(json.dumps(report, indent=2))
+        click.echo(json.dumps(record, indent=2))
         return
     for label, text in table(result):
         click.echo(f"{label:<22} {text}")
@@ -64,17 +60,6 @@ def as_report(result: RunResult) -> dict[str, Any]:
     """The result with the ledger's counters at the top level."""
     report = asdict(result)
     return {**report.pop("ledger"), **report}
-
-
-def write_json(path: Path, report: dict[str, Any]) -> None:
-    """Write a report whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staged.write_text(json.dumps(report, indent=2) + "\n")
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def table(result: RunResult) -> list[tuple[str, str]]:

@@ -1,9 +1,9 @@
 """A session: one model, one stream, one memory, stepped for ever.
 
-    with Session.open("build/aura") as session:
-        for observation in robot:
-            action = session.step(z=observation)["action"]
-        print(session.ledger)
+with Session.open("build/aura") as session:
+    for observation in robot:
+        action = session.step(z=observation)["action"]
+    print(session.ledger)
 """
 
 from __future__ import annotations

@@ -1,0 +1,37 @@
+"""What every command does alike: progress on stderr, files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr; off a terminal only its label is printed.
+
+    Args:
+        total: Units of work.
+        label: What is being done.
+
+    Yields:
+        A function that takes the number of units done so far.
+    """
+    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
+        yield lambda done: bar.update(done - bar.pos)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside and move it into place, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staged.write_bytes(data)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
