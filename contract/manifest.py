@@ -18,7 +18,7 @@ from stategate.contract.errors import (
     SpecError,
     UnsafePathError,
 )
-from stategate.contract.specs import Budget, GateSpec, StateSpec, StepSpec, TensorSpec, Record
+from stategate.contract.specs import Budget, GateSpec, Record, StateSpec, StepSpec, TensorSpec
 
 SCHEMA_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
