@@ -14,7 +14,7 @@ from stategate.contract.manifest import (
     Verification,
     canonical_json,
 )
-from stategate.contract.specs import Budget, GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract.specs import Budget, ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -22,6 +22,7 @@ __all__ = [
     "Bundle",
     "CalibrationRecord",
     "CalibrationRef",
+    "ConstantSpec",
     "CurvePoint",
     "Episode",
     "FileRef",

@@ -44,7 +44,7 @@ class Episode:
     def __iter__(self) -> Iterator[dict[str, Array]]:
         """Inputs of each step; views, not copies."""
         for t in range(self.steps):
-            yield {name: array[t] for name, array in self.inputs.items()}
+            yield {name: array[t, ...] for name, array in self.inputs.items()}
 
     def to_bytes(self) -> bytes:
         """As an ``.npz`` file; the same episode gives the same bytes."""

@@ -18,7 +18,15 @@ from stategate.contract.errors import (
     SpecError,
     UnsafePathError,
 )
-from stategate.contract.specs import Budget, GateSpec, Record, StateSpec, StepSpec, TensorSpec
+from stategate.contract.specs import (
+    Budget,
+    ConstantSpec,
+    GateSpec,
+    Record,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+)
 
 SCHEMA_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -112,8 +120,9 @@ class Verification(Record, frozen=True):
         reference: What the bundle was compared with.
         engine: Engine and version that stepped the bundle.
         steps: Closed-loop steps, each side on its own state.
-        max_abs_output_error: Largest difference of any output element.
-        max_abs_state_error: Largest difference of any state element.
+        max_output_error: Largest difference of any output element, in units of the tensor's
+            largest magnitude, or of 1 where that is smaller.
+        max_state_error: The same of the states.
         gate_flips: Decisions that differed; more than none fails in float32.
         tolerance: What the two errors were held against.
         gate_openings: Steps in which each hard gate was open; 0 or all of them means that the
@@ -123,8 +132,8 @@ class Verification(Record, frozen=True):
     reference: str
     engine: str
     steps: int
-    max_abs_output_error: float
-    max_abs_state_error: float
+    max_output_error: float
+    max_state_error: float
     gate_flips: int
     tolerance: float
     gate_openings: dict[str, int]
@@ -142,6 +151,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         outputs: What a step gives back.
         states: What the runtime carries.
         gates: What decides whether it is written.
+        constants: Inputs that the runtime fills once.
         graphs: The same step in one or more forms.
         files: Every other file of the bundle: initial states, the golden episode.
         golden: Path of the golden episode among ``files``, or None.
@@ -160,6 +170,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     states: tuple[StateSpec, ...]
     gates: tuple[GateSpec, ...]
+    constants: tuple[ConstantSpec, ...] = ()
     graphs: tuple[GraphRef, ...]
     files: tuple[FileRef, ...] = ()
     golden: str | None = None
@@ -194,7 +205,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     @property
     def step(self) -> StepSpec:
         """The signature of one step."""
-        return StepSpec(self.inputs, self.outputs, self.states, self.gates)
+        return StepSpec(self.inputs, self.outputs, self.states, self.gates, self.constants)
 
     @property
     def state_bytes(self) -> int:

@@ -53,6 +53,19 @@ class TensorSpec(Record, frozen=True):
         return _tensor_bytes(self.shape, self.dtype)
 
 
+class ConstantSpec(Record, frozen=True):
+    """An input that never changes, such as a sample rate: the runtime fills it once."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    value: int | float
+
+    def __post_init__(self) -> None:
+        """Check the name, extents and dtype."""
+        _check_tensor("constant", self.name, self.shape, self.dtype)
+
+
 class StateSpec(Record, frozen=True):
     """A tensor carried from step to step.
 
@@ -166,11 +179,12 @@ class StepSpec(Record, frozen=True):
     outputs: tuple[TensorSpec, ...]
     states: tuple[StateSpec, ...]
     gates: tuple[GateSpec, ...] = ()
+    constants: tuple[ConstantSpec, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that names are unique and that every guard and threshold has its gate."""
         taken = [t.name for t in self.inputs] + [s.name for s in self.states]
-        taken += [g.threshold_input for g in self.gates if g.threshold_input is not None]
+        taken += [c.name for c in self.fixed_inputs]
         given = [t.name for t in self.outputs] + [s.next_name for s in self.states]
         given += [g.name for g in self.gates]
         for side, names in (("input", taken), ("output", given)):
@@ -199,11 +213,21 @@ class StepSpec(Record, frozen=True):
                     expected=", ".join(sorted(gates)) or "no gates are declared",
                 )
 
+    @property
+    def fixed_inputs(self) -> tuple[ConstantSpec, ...]:
+        """Inputs that the runtime fills once: constants, and the thresholds of hard gates."""
+        thresholds = (
+            ConstantSpec(g.threshold_input, (1,), "float32", g.threshold)
+            for g in self.gates
+            if g.threshold_input is not None and g.threshold is not None
+        )
+        return (*self.constants, *thresholds)
+
     def graph_inputs(self) -> dict[str, TensorSpec]:
-        """Everything that a step's graph takes, by name: inputs, thresholds, states."""
-        thresholds = (TensorSpec(g.threshold_input, (1,)) for g in self.gates if g.threshold_input)
+        """Everything that a step's graph takes, by name: inputs, constants, states."""
+        constants = (TensorSpec(c.name, c.shape, c.dtype) for c in self.fixed_inputs)
         states = (TensorSpec(s.name, s.shape, s.dtype) for s in self.states)
-        return {tensor.name: tensor for tensor in (*self.inputs, *thresholds, *states)}
+        return {tensor.name: tensor for tensor in (*self.inputs, *constants, *states)}
 
     def graph_outputs(self) -> dict[str, TensorSpec]:
         """Everything that a step's graph gives, by name: outputs, gates, next states."""

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import numpy_helper
 
-from stategate.contract import ModelRef, StateSpec, StepSpec, TensorSpec, sha256
+from stategate.contract import ConstantSpec, ModelRef, StateSpec, StepSpec, TensorSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError, StatePairingError
-from stategate.export.graph import check_graph, fixed_shape, opset_of
+from stategate.export.graph import check_graph, opset_of
 from stategate.export.pack import Candidate
 
 _DIRECTIONS = re.compile(r"(past|present|prev|next|new|input|output|out|in|_?n$|[^a-z0-9])")
@@ -56,7 +55,7 @@ class Adopted:
 
 
 def adopt(path: Path, request: Request) -> Adopted:
-    """Pin what is open in a graph, pair its states, and describe it.
+    """Pin what is open in a graph, pair its states, and describe it; the file stays as it is.
 
     Args:
         path: The ONNX file.
@@ -66,11 +65,11 @@ def adopt(path: Path, request: Request) -> Adopted:
         GraphError: The file is no valid ONNX, or an axis is still open.
         StatePairingError: Declared pairs do not fit, or none can be found without doubt.
     """
-    model = _load(path)
-    _fix_constants(model, request.constants)
-    _pin(model, request)
-    inputs = {v.name: _spec_of(v) for v in _free_inputs(model)}
-    outputs = _probe(model, inputs)
+    graph, model = _load(path)
+    specs = _pinned_inputs(model, request)
+    constants = [_constant(specs, name, text) for name, text in request.constants.items()]
+    inputs = {name: spec for name, spec in specs.items() if name not in request.constants}
+    outputs = _probe(graph, inputs, constants)
     pairs = dict(request.states) or find_pairs(inputs, outputs)
     _check_pairs(pairs, inputs, outputs)
     spec = StepSpec(
@@ -80,18 +79,13 @@ def adopt(path: Path, request: Request) -> Adopted:
             StateSpec(name, inputs[name].shape, inputs[name].dtype, next_name)
             for name, next_name in pairs.items()
         ),
+        constants=tuple(constants),
     )
-    for value in model.graph.output:
-        value.CopyFrom(
-            onnx.helper.make_tensor_value_info(
-                value.name, value.type.tensor_type.elem_type, outputs[value.name].shape
-            )
-        )
     check_graph(model, spec, branch_free=False)
     candidate = Candidate(
         model=ModelRef(path.stem, "adopted", path.name, sha256(path.read_bytes())),
         spec=spec,
-        graph=model.SerializeToString(deterministic=True),
+        graph=graph,
         opset=opset_of(model),
         made_with=("onnx", "onnxruntime"),
         metadata={entry.key: entry.value for entry in model.metadata_props},
@@ -106,6 +100,7 @@ class OnnxReference:
         self.name = f"onnxruntime {onnxruntime.__version__} run(), optimisations off"
         self._session = _unoptimised(candidate.graph)
         self._spec = candidate.spec
+        self._fixed = _arrays(candidate.spec.constants)
         self._states = {s.name: np.zeros(s.shape, s.dtype) for s in candidate.spec.states}
 
     def step(
@@ -113,7 +108,8 @@ class OnnxReference:
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Outputs, states after the step, and no gates."""
         names = [t.name for t in self._spec.outputs] + [s.next_name for s in self._spec.states]
-        given = dict(zip(names, self._session.run(names, {**inputs, **self._states}), strict=True))
+        feed = {**inputs, **self._fixed, **self._states}
+        given = dict(zip(names, self._session.run(names, feed), strict=True))
         self._states = {s.name: given.pop(s.next_name) for s in self._spec.states}
         return given, self._states, {}
 
@@ -191,97 +187,92 @@ def _check_pairs(
             )
 
 
-def _load(path: Path) -> onnx.ModelProto:
+def _load(path: Path) -> tuple[bytes, onnx.ModelProto]:
+    """The file as it is, and parsed; weights that lie beside it are taken in."""
     try:
+        raw = path.read_bytes()
         model = onnx.load(path)
         onnx.checker.check_model(model)
-    except FileNotFoundError as problem:
-        raise GraphError("there is no such file", found=path) from problem
+    except OSError as problem:
+        raise GraphError("the file cannot be read", found=f"{path}: {problem}") from problem
     except Exception as problem:  # protobuf and the checker raise unrelated types
         raise GraphError(
             f"{path} is not a valid ONNX file",
             found=str(problem).splitlines()[0] if str(problem) else type(problem).__name__,
             expected="a complete .onnx file",
         ) from problem
-    return model
+    inside = onnx.load_model_from_string(raw)
+    if any(tensor.external_data for tensor in inside.graph.initializer):
+        raw = model.SerializeToString(deterministic=True)
+    return raw, model
 
 
-def _free_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+def _pinned_inputs(model: onnx.ModelProto, request: Request) -> dict[str, TensorSpec]:
+    """Every input with the shape that the user pins it to; the graph itself stays untouched."""
     initial = {tensor.name for tensor in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in initial]
-
-
-def _named_input(model: onnx.ModelProto, name: str, option: str) -> onnx.ValueInfoProto:
-    for value in _free_inputs(model):
-        if value.name == name:
-            return value
-    raise GraphError(
-        f"the graph has no input {name!r}",
-        found=option,
-        expected=", ".join(v.name for v in _free_inputs(model)),
-    )
-
-
-def _fix_constants(model: onnx.ModelProto, constants: Mapping[str, str]) -> None:
-    for name, text in constants.items():
-        option = f"--const {name}={text}"
-        value = _named_input(model, name, option)
-        dtype = dtype_from_onnx(value.type.tensor_type.elem_type)
-        shape = fixed_shape(value)
-        try:
-            array = np.full(shape or (), np.array(text).astype(dtype.numpy), dtype.numpy)
-        except ValueError as problem:
+    values = {v.name: v for v in model.graph.input if v.name not in initial}
+    for option, names in (("--shape", request.shapes), ("--const", request.constants)):
+        unknown = sorted(set(names) - set(values))
+        if unknown:
             raise GraphError(
-                f"input {name!r} cannot have this value", found=option, expected=dtype.name
-            ) from problem
-        model.graph.input.remove(value)
-        model.graph.initializer.append(numpy_helper.from_array(array, name))
-
-
-def _pin(model: onnx.ModelProto, request: Request) -> None:
-    for name, shape in request.shapes.items():
-        option = f"--shape {name}={','.join(map(str, shape))}"
-        value = _named_input(model, name, option)
-        rank = len(value.type.tensor_type.shape.dim)
-        declared = fixed_shape(value)
-        if rank != len(shape) or (declared and declared != shape):
-            raise GraphError(
-                f"input {name!r} has another shape", found=option, expected=_shown(value)
+                "the graph has no such input",
+                found=", ".join(f"{option} {name}" for name in unknown),
+                expected=", ".join(values),
             )
-        for dim, extent in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-            dim.dim_value = extent
-    known = set()
-    for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                known.add(dim.dim_param)
-                if dim.dim_param in request.dims:
-                    dim.dim_value = request.dims[dim.dim_param]
-    unknown = sorted(set(request.dims) - known)
+    axes = {
+        dim.dim_param
+        for value in values.values()
+        for dim in value.type.tensor_type.shape.dim
+        if dim.dim_param
+    }
+    unknown = sorted(set(request.dims) - axes)
     if unknown:
         raise GraphError(
-            "the graph has no dynamic axis of that name",
+            "no input has a dynamic axis of that name",
             found=", ".join(f"--dim {name}" for name in unknown),
-            expected=", ".join(sorted(known)) or "none of its axes has a name; use --shape",
+            expected=", ".join(sorted(axes)) or "none of its axes has a name; use --shape",
         )
+    return {name: _pinned(value, request) for name, value in values.items()}
 
 
-def _shown(value: onnx.ValueInfoProto) -> str:
+def _pinned(value: onnx.ValueInfoProto, request: Request) -> TensorSpec:
     dims = value.type.tensor_type.shape.dim
-    return f"{value.name}[{', '.join(str(d.dim_value or d.dim_param or '?') for d in dims)}]"
-
-
-def _spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
-    shape = fixed_shape(value)
-    if shape is None:
+    shown = f"{value.name}[{', '.join(str(d.dim_value or d.dim_param or '?') for d in dims)}]"
+    shape = tuple(d.dim_value or request.dims.get(d.dim_param, 0) for d in dims)
+    asked = request.shapes.get(value.name, shape)
+    if len(asked) != len(shape) or any(a != s for a, s in zip(asked, shape, strict=True) if s):
+        raise GraphError(
+            f"input {value.name!r} cannot take this shape",
+            found=f"--shape {value.name}={','.join(map(str, asked))}",
+            expected=shown,
+        )
+    if 0 in asked:
         raise GraphError(
             f"input {value.name!r} has open axes",
-            found=_shown(value),
+            found=shown,
             expected="a fixed shape",
             remedy="--dim NAME=SIZE for named axes, --shape NAME=1,2,3 for others, or "
             "--const NAME=VALUE to fix the input itself",
         )
-    return TensorSpec(value.name, shape, dtype_from_onnx(value.type.tensor_type.elem_type).name)
+    return TensorSpec(value.name, asked, dtype_from_onnx(value.type.tensor_type.elem_type).name)
+
+
+def _constant(specs: Mapping[str, TensorSpec], name: str, text: str) -> ConstantSpec:
+    """An input that the runtime fills once.
+
+    It stays an input: baked into the graph, a constant makes ONNX Runtime 1.32 inline the branches
+    that it decides, and that crashes on silero-vad's graph.
+    """
+    spec = specs[name]
+    try:
+        value = np.array(text).astype(spec.dtype).item()
+    except ValueError as problem:
+        raise GraphError(
+            f"input {name!r} cannot have this value",
+            found=f"--const {name}={text}",
+            expected=spec.dtype,
+        ) from problem
+    return ConstantSpec(name, spec.shape, spec.dtype, value)
 
 
 def _unoptimised(graph: bytes) -> onnxruntime.InferenceSession:
@@ -292,12 +283,19 @@ def _unoptimised(graph: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def _probe(model: onnx.ModelProto, inputs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+def _arrays(constants: Iterable[ConstantSpec]) -> dict[str, np.ndarray]:
+    return {c.name: np.full(c.shape, c.value, c.dtype) for c in constants}
+
+
+def _probe(
+    graph: bytes, inputs: Mapping[str, TensorSpec], constants: Iterable[ConstantSpec]
+) -> dict[str, TensorSpec]:
     """Shapes of the outputs, by running one step: files often leave them open."""
     try:
-        session = _unoptimised(model.SerializeToString())
+        session = _unoptimised(graph)
         names = [node.name for node in session.get_outputs()]
-        arrays = session.run(names, {t.name: np.zeros(t.shape, t.dtype) for t in inputs.values()})
+        zeros = {t.name: np.zeros(t.shape, t.dtype) for t in inputs.values()}
+        arrays = session.run(names, {**zeros, **_arrays(constants)})
     except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
         raise GraphError(
             "the graph does not run with these shapes",

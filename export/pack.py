@@ -142,7 +142,7 @@ def seal(
         episode: Inputs of the parity check.
         target: Device that it is for.
         budget: Limits to write into the manifest.
-        tolerance: Largest absolute error of the parity check.
+        tolerance: Largest error of the parity check.
         report: Called with the number of steps verified.
 
     Raises:
@@ -203,6 +203,7 @@ def _assemble(
         outputs=candidate.spec.outputs,
         states=tuple(states),
         gates=candidate.spec.gates,
+        constants=candidate.spec.constants,
         graphs=(graph,),
         files=tuple(FileRef(path, sha256(data)) for path, data in sorted(extra.items())),
         golden=GOLDEN_PATH if golden is not None else None,

@@ -30,7 +30,7 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
         return
     click.echo(
         f"verified over {receipt.steps:,} steps against {receipt.reference}: output error "
-        f"{receipt.max_abs_output_error:.2g}, state error {receipt.max_abs_state_error:.2g}, "
+        f"{receipt.max_output_error:.2g}, state error {receipt.max_state_error:.2g}, "
         f"{receipt.gate_flips} gate flips"
     )
     for gate, openings in receipt.gate_openings.items():

@@ -48,7 +48,7 @@ def verify(
         candidate: Folder of the bundle.
         reference: The model.
         episode: Inputs; every step of it is taken.
-        tolerance: Largest absolute error allowed in outputs and states.
+        tolerance: Largest error allowed in outputs and states, see `difference`.
         report: Called with the number of steps done.
 
     Returns:
@@ -106,8 +106,8 @@ def verify(
         reference=reference.name,
         engine=engine,
         steps=episode.steps,
-        max_abs_output_error=worst_output,
-        max_abs_state_error=worst_state,
+        max_output_error=worst_output,
+        max_state_error=worst_state,
         gate_flips=flips,
         tolerance=tolerance,
         gate_openings=opened,

@@ -90,7 +90,7 @@ class Buffers:
 
     Attributes:
         inputs: What a caller fills each step.
-        constants: Inputs that the session fills once: thresholds.
+        constants: Inputs that are filled once: thresholds, and constants of adopted graphs.
         outputs: What a step gives back.
         gates: Gate outputs, hard and soft.
         states: Every state, in the manifest's order.
@@ -114,11 +114,10 @@ class Buffers:
         """
         gates = {g.name: Slot.allocate(g.name, g.shape, "float32") for g in manifest.gates}
         constants = []
-        for gate in manifest.gates:
-            if gate.threshold_input is not None:
-                slot = Slot.allocate(gate.threshold_input, (1,), "float32")
-                slot.array.fill(gate.threshold)
-                constants.append(slot)
+        for fixed in manifest.step.fixed_inputs:
+            slot = Slot.allocate(fixed.name, fixed.shape, fixed.dtype)
+            slot.array.fill(fixed.value)
+            constants.append(slot)
         states = tuple(_banks(spec, initial.get(spec.name)) for spec in manifest.states)
         hard = {gate.name: gate for gate in manifest.gates if gate.kind == "hard"}
         groups: list[Group] = []

@@ -61,8 +61,8 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
             (
                 "verified",
                 f"{receipt.steps} steps against {receipt.reference}: output error "
-                f"{receipt.max_abs_output_error:.2g}, state error "
-                f"{receipt.max_abs_state_error:.2g}, {receipt.gate_flips} gate flips",
+                f"{receipt.max_output_error:.2g}, state error "
+                f"{receipt.max_state_error:.2g}, {receipt.gate_flips} gate flips",
             )
         )
     lines.append(("created", manifest.created))
@@ -77,7 +77,7 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     type=click.FloatRange(min=0),
     default=1e-4,
     show_default=True,
-    help="Largest absolute error of outputs and states.",
+    help="Largest error of outputs and states, relative to their size.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
@@ -121,7 +121,7 @@ def _replayed(result: Replay | None) -> str:
     if result is None:
         return "not checked: the bundle carries no golden episode"
     return (
-        f"{result.steps} golden steps: output error {result.max_abs_output_error:.2g}, "
-        f"state error {result.max_abs_state_error:.2g} (allowed {result.tolerance:g}), "
+        f"{result.steps} golden steps: output error {result.max_output_error:.2g}, "
+        f"state error {result.max_state_error:.2g} (allowed {result.tolerance:g}), "
         f"{result.gate_flips} gate flips"
     )

@@ -19,15 +19,15 @@ class Replay:
 
     Attributes:
         steps: Steps that were compared.
-        max_abs_output_error: Largest difference of any output element.
-        max_abs_state_error: Largest difference of any state element after the last step.
+        max_output_error: Largest difference of any output element; see `difference`.
+        max_state_error: The same of the states after the last step.
         gate_flips: Gate decisions that differed.
         tolerance: What the errors are held against.
     """
 
     steps: int
-    max_abs_output_error: float
-    max_abs_state_error: float
+    max_output_error: float
+    max_state_error: float
     gate_flips: int
     tolerance: float
 
@@ -35,16 +35,25 @@ class Replay:
     def passed(self) -> bool:
         """Whether every error is within the tolerance and no gate flipped."""
         # Written so that NaN fails.
-        worst = max(self.max_abs_output_error, self.max_abs_state_error)
+        worst = max(self.max_output_error, self.max_state_error)
         return worst <= self.tolerance and self.gate_flips == 0
 
 
 def difference(a: Array, b: Array) -> float:
-    """Largest absolute difference; infinite where either side is not finite or shapes differ."""
+    """Largest difference of any element, in units of the reference's largest magnitude.
+
+    Args:
+        a: What came out.
+        b: The reference. Where all of it is smaller than 1, the unit is 1.
+
+    Returns:
+        Infinity where either side is not finite or the shapes differ.
+    """
     if a.shape != b.shape:
         return float("inf")
-    gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
-    return float(np.max(gap, initial=0.0)) if np.isfinite(gap).all() else float("inf")
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    gap = np.max(np.abs(wide_a - wide_b), initial=0.0) / np.max(np.abs(wide_b), initial=1.0)
+    return float(gap) if np.isfinite(gap) else float("inf")
 
 
 def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
@@ -52,7 +61,7 @@ def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
 
     Args:
         path: The bundle.
-        tolerance: Largest absolute error allowed.
+        tolerance: Largest error allowed.
 
     Returns:
         The comparison, or None where the bundle carries no golden episode.
