@@ -42,7 +42,7 @@ def read_run(path: Path) -> Run:
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Run)
-    except (OSError, msgspec.MsgspecError) as problem:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
         raise EpisodeError(
             "this is not the ledger of a run",
             found=f"{path}: {problem}",

@@ -70,12 +70,12 @@ class Bundle:
         # The schema is judged first: a newer bundle deserves its own message.
         manifest = decode_manifest(raw)
         digest = sha256(raw)
-        sealed = (path / SEAL).read_text().split() if (path / SEAL).is_file() else []
-        if sealed[:1] != [digest]:
+        seal = (path / SEAL).read_bytes() if (path / SEAL).is_file() else b""
+        if seal != _seal_of(digest):
             raise DigestError(
                 f"{MANIFEST} was altered after the bundle was sealed",
                 found=digest,
-                expected=sealed[0] if sealed else f"its digest in {SEAL}",
+                expected=seal[:64].decode(errors="replace") or f"its digest in {SEAL}",
                 remedy="export the bundle again, or copy it again",
             )
         return cls(path, manifest, digest)
@@ -144,7 +144,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     try:
         for name, data in {**files, MANIFEST: raw}.items():
             _write_synced(staged / name, data)
-        _write_synced(staged / SEAL, f"{sha256(raw)}  {MANIFEST}\n".encode())
+        _write_synced(staged / SEAL, _seal_of(sha256(raw)))
         for folder in (staged, *(p for p in staged.rglob("*") if p.is_dir())):
             _sync_folder(folder)
         staged.chmod(0o755)
@@ -169,6 +169,10 @@ def refuse_to_replace(path: Path) -> None:
             expected="a new path, or an older bundle to replace",
             remedy="choose another --out; stategate deletes nothing but its own bundles",
         )
+
+
+def _seal_of(digest: str) -> bytes:
+    return f"{digest}  {MANIFEST}\n".encode()
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -70,7 +70,7 @@ class CalibrationRecord(Record, frozen=True):
         """
         try:
             record = msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError) as problem:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
             raise CalibrationError(
                 "the calibration record cannot be read", found=f"{path}: {problem}"
             ) from problem

@@ -78,7 +78,7 @@ class Episode:
                             expected="input.<name> or label.<output>",
                         )
                     groups[part][tensor] = file[key]
-        except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as problem:
+        except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as problem:
             raise EpisodeError(
                 f"{name} cannot be read",
                 found=str(problem),

@@ -233,7 +233,7 @@ def decode_manifest(raw: bytes) -> Manifest:
     """
     try:
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
-    except msgspec.MsgspecError as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
         raise ManifestError(
             "manifest.json cannot be read",
             found=str(problem),
@@ -250,7 +250,7 @@ def decode_manifest(raw: bytes) -> Manifest:
         )
     try:
         return msgspec.json.decode(raw, type=Manifest)
-    except msgspec.MsgspecError as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
         if isinstance(problem.__cause__, UnsafePathError):
             raise problem.__cause__ from problem
         raise ManifestError(

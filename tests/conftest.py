@@ -1,0 +1,129 @@
+"""Models, bundles and recordings that tests of several rooms share."""
+
+from __future__ import annotations
+
+import os
+import wave
+from collections.abc import Callable
+from importlib.metadata import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec, write_bundle
+from stategate.contract.bundle import Bundle
+from stategate.export.cli import candidate_from
+from stategate.export.pack import random_episode, seal
+from stategate.export.trace import TorchReference
+from stategate.models.load import LoadedModel, load_model
+from stategate.models.step import StepModel, StepResult
+
+# A shared machine can be slow for a while; how long an example takes is no property of the code.
+settings.register_profile("stategate", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("stategate")
+
+
+class Tiny(nn.Module):
+    """A gated memory with a matrix, and a counter that no gate guards."""
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        super().__init__()
+        self.threshold = threshold
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            self.mix = nn.Linear(4, 4)
+
+    def step_spec(self) -> StepSpec:
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, 4)),),
+            outputs=(TensorSpec("y", (1, 4)),),
+            states=(
+                StateSpec("h", (1, 4), gate="gate"),
+                StateSpec("count", (1, 1)),
+            ),
+            gates=(GateSpec("gate", "hard", (1, 1), self.threshold, "threshold"),),
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        gate = inputs["x"][:, :1]
+        new = torch.tanh(self.mix(inputs["x"]) + 0.5 * states["h"])
+        h = torch.where(gate > inputs["threshold"], new, states["h"])
+        return StepResult({"y": 2.0 * h}, {"h": h, "count": states["count"] + 1.0}, {"gate": gate})
+
+
+class TinyWithStart(Tiny):
+    """The same, remembering something before its first step."""
+
+    def initial_states(self) -> dict[str, torch.Tensor]:
+        return {"h": torch.tensor([[0.5, -0.25, 0.125, 1.0]])}
+
+
+@pytest.fixture
+def tiny() -> Tiny:
+    return Tiny()
+
+
+@pytest.fixture
+def tiny_with_start() -> TinyWithStart:
+    return TinyWithStart()
+
+
+Sealer = Callable[[Path, StepModel], Bundle]
+
+
+def _seal(out: Path, model: nn.Module, steps: int = 40) -> Bundle:
+    loaded = LoadedModel(type(model).__name__, "custom", "tests", model, model, None)
+    candidate = candidate_from(loaded)
+    reference = TorchReference(model, candidate.thresholds)
+    return seal(out, candidate, reference, random_episode(candidate.spec, steps))
+
+
+@pytest.fixture(scope="session")
+def seal_model() -> Sealer:
+    """Export a model without the command line."""
+    return _seal
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed bundle of ``Tiny``; tests that change it take ``copy_of``."""
+    return _seal(tmp_path_factory.mktemp("tiny") / "bundle", Tiny()).path
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies a bundle, file by file, to a place that the test may damage."""
+
+    def copy(bundle: Path) -> Path:
+        opened = Bundle.open(bundle)
+        content = {f.path: opened.read(f) for f in opened.manifest.all_files}
+        return write_bundle(tmp_path / "copy", opened.manifest, content).path
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def aura_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped AURA-Mem policy, sealed after 1,000 closed-loop steps beside torch."""
+    loaded = load_model("aura-hard")
+    candidate = candidate_from(loaded)
+    reference = TorchReference(loaded.model, candidate.thresholds)
+    out = tmp_path_factory.mktemp("aura") / "bundle"
+    return seal(out, candidate, reference, loaded.episode(1000, 11)).path
+
+
+def _speech(name: str) -> tuple[np.ndarray, int]:
+    found = [f for f in files("moonshine-voice") or [] if f.name == name]
+    with wave.open(str(found[0].locate())) as file:
+        raw = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
+        return (raw / 32768.0).astype(np.float32), file.getframerate()
+
+
+@pytest.fixture(scope="session")
+def speech() -> Callable[[str], tuple[np.ndarray, int]]:
+    """Recorded speech that the package moonshine-voice ships: samples in [-1, 1], and their rate."""
+    return _speech

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from stategate.contract import Bundle, write_bundle
+from stategate.contract.errors import (
+    BundleError,
+    DigestError,
+    ManifestError,
+    StategateError,
+    UnsafePathError,
+)
+
+Copier = Callable[[Path], Path]
+
+
+def content(bundle: Bundle) -> dict[str, bytes]:
+    return {f.path: bundle.read(f) for f in bundle.manifest.all_files}
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
+
+
+def test_any_flipped_bit_of_any_file_is_found(tiny_bundle: Path, copy_of: Copier) -> None:
+    copy = copy_of(tiny_bundle)
+    chance = random.Random(3)
+    for path in sorted(p for p in copy.rglob("*") if p.is_file()):
+        raw = path.read_bytes()
+        everywhere = range(len(raw)) if len(raw) < 200 else chance.sample(range(len(raw)), 60)
+        for position in everywhere:
+            damaged = bytearray(raw)
+            damaged[position] ^= 1 << chance.randrange(8)
+            path.write_bytes(damaged)
+            with pytest.raises((BundleError, ManifestError)):
+                Bundle.open(copy)
+        path.write_bytes(raw)
+    Bundle.open(copy)
+
+
+@pytest.mark.parametrize("name", ["graphs/step.onnx", "golden.npz"])
+def test_a_truncated_file_is_found(tiny_bundle: Path, copy_of: Copier, name: str) -> None:
+    path = copy_of(tiny_bundle) / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DigestError, match=name):
+        Bundle.open(path.parents[name.count("/")])
+
+
+def test_a_missing_file_is_named(tiny_bundle: Path, copy_of: Copier) -> None:
+    copy = copy_of(tiny_bundle)
+    (copy / "golden.npz").unlink()
+    with pytest.raises(BundleError, match=r"golden\.npz"):
+        Bundle.open(copy)
+
+
+def test_a_manifest_without_its_seal_is_refused(tiny_bundle: Path, copy_of: Copier) -> None:
+    copy = copy_of(tiny_bundle)
+    (copy / "manifest.sha256").unlink()
+    with pytest.raises(DigestError, match="altered"):
+        Bundle.open(copy)
+
+
+def test_a_link_that_leaves_the_bundle_is_refused(
+    tiny_bundle: Path, copy_of: Copier, tmp_path: Path
+) -> None:
+    copy = copy_of(tiny_bundle)
+    outside = tmp_path / "outside"
+    (copy / "golden.npz").rename(outside)
+    (copy / "golden.npz").symlink_to(outside)
+    with pytest.raises(UnsafePathError, match="outside"):
+        Bundle.open(copy)
+
+
+def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="stategate export"):
+        Bundle.open(tmp_path)
+    with pytest.raises(BundleError, match="is no folder"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+def test_something_else_is_never_overwritten(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(BundleError, match="in the way"):
+        write_bundle(tmp_path, bundle.manifest, content(bundle))
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_manifest_must_list_exactly_the_files(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(BundleError, match=r"extra\.bin"):
+        write_bundle(tmp_path / "b", bundle.manifest, {**content(bundle), "extra.bin": b""})
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("survives", [0, 1, 2, 4])
+def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(
+    tiny_bundle: Path, copy_of: Copier, monkeypatch: pytest.MonkeyPatch, survives: int
+) -> None:
+    copy = copy_of(tiny_bundle)
+    bundle = Bundle.open(copy)
+    newer = msgspec.structs.replace(bundle.manifest, created="later")
+    left = iter([True] * survives)
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if not next(left, False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space"):
+        write_bundle(copy, newer, content(bundle))
+    monkeypatch.undo()
+    assert Bundle.open(copy).digest == bundle.digest
+    assert leftovers(copy.parent) == []
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_replaced_bundle_is_the_new_one(
+    tiny_bundle: Path, copy_of: Copier, monkeypatch: pytest.MonkeyPatch, atomic: bool
+) -> None:
+    if not atomic:
+        monkeypatch.setattr("stategate.contract.bundle._exchange", lambda a, b: False)
+    copy = copy_of(tiny_bundle)
+    bundle = Bundle.open(copy)
+    newer = msgspec.structs.replace(bundle.manifest, created="later")
+    write_bundle(copy, newer, content(bundle))
+    assert Bundle.open(copy).manifest.created == "later"
+    assert leftovers(copy.parent) == []
+
+
+WRITER = """
+import sys, msgspec
+from stategate.contract import Bundle, write_bundle
+bundle = Bundle.open(sys.argv[1])
+files = {f.path: bundle.read(f) for f in bundle.manifest.all_files}
+print("ready", flush=True)
+while True:
+    for created in ("a", "b"):
+        write_bundle(sys.argv[2], msgspec.structs.replace(bundle.manifest, created=created), files)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_bundle(
+    tiny_bundle: Path, copy_of: Copier
+) -> None:
+    copy = copy_of(tiny_bundle)
+    chance = random.Random(5)
+    seen = set()
+    for _ in range(25):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, tiny_bundle, copy], stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(chance.uniform(0.0, 0.03))
+            child.send_signal(signal.SIGKILL)
+        seen.add(Bundle.open(copy).manifest.created)
+    assert seen & {"a", "b"}
+
+
+def test_every_error_of_a_bundle_is_one_of_ours() -> None:
+    assert issubclass(BundleError, StategateError)
+    assert issubclass(UnsafePathError, BundleError)

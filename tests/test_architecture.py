@@ -1,0 +1,76 @@
+"""The house rules: who may import whom, and what each room may bring in."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BASE = {"numpy", "msgspec", "click"}
+
+# room -> (rooms it may import, third-party packages it may import)
+RULES: dict[str, tuple[set[str], set[str]]] = {
+    "contract": (set(), BASE),
+    "targets": ({"contract"}, BASE | {"tomli"}),
+    "models": ({"contract"}, BASE | {"torch", "safetensors"}),
+    "calibration": (
+        {"contract", "targets", "models", "runtime"},
+        BASE | {"torch", "onnx", "onnxruntime"},
+    ),
+    "export": (
+        {"contract", "targets", "models"},
+        BASE | {"torch", "onnx", "onnxruntime", "onnxscript", "tensorrt"},
+    ),
+    "runtime": ({"contract"}, BASE),
+    "bench": ({"contract", "targets", "runtime"}, BASE | {"matplotlib", "onnxruntime"}),
+}
+ROOM_EXCEPTIONS = {("export/verify.py", "runtime")}
+# An engine's library enters in that engine's file and nowhere else.
+PACKAGE_EXCEPTIONS = {("runtime/ort.py", "onnxruntime")}
+
+
+def imported_names(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} relative import"
+            names.add(node.module or "")
+            if node.module == "stategate":
+                names |= {f"stategate.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("room", RULES)
+def test_a_room_imports_only_what_it_may(room: str) -> None:
+    rooms, packages = RULES[room]
+    for path in sorted((ROOT / room).rglob("*.py")):
+        rel = path.relative_to(ROOT).as_posix()
+        for name in imported_names(path):
+            top, _, rest = name.partition(".")
+            if top == "stategate":
+                other = rest.split(".")[0]
+                known = other in rooms | {room} or (rel, other) in ROOM_EXCEPTIONS
+            else:
+                known = top in sys.stdlib_module_names | packages
+                known = known or (rel, top) in PACKAGE_EXCEPTIONS
+            assert known, f"{rel} imports {name}"
+
+
+def test_every_room_has_rules() -> None:
+    rooms = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert rooms == set(RULES)
+
+
+def test_no_module_outgrows_four_hundred_lines() -> None:
+    long = {
+        path.relative_to(ROOT).as_posix(): lines
+        for room in RULES
+        for path in (ROOT / room).rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
