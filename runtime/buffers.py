@@ -22,11 +22,12 @@ def is_finite(flat: Array) -> bool:
     """Whether a 1-d float array holds neither NaN nor Inf, without a temporary of its size.
 
     A dot product with itself is finite only if every element is; only when it is not is the exact
-    and slower test needed, because large finite numbers overflow too.
+    and slower test needed, because large finite numbers overflow too. ``vdot`` and not ``dot``:
+    it does not warn of that overflow.
     """
     if flat.dtype.kind != "f":
         return True
-    return isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
+    return isfinite(np.vdot(flat, flat)) or bool(np.isfinite(flat).all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,5 +125,5 @@ def _speech(name: str) -> tuple[np.ndarray, int]:
 
 @pytest.fixture(scope="session")
 def speech() -> Callable[[str], tuple[np.ndarray, int]]:
-    """Recorded speech that the package moonshine-voice ships: samples in [-1, 1], and their rate."""
+    """Recorded speech that moonshine-voice ships: samples in [-1, 1], and their rate."""
     return _speech

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from stategate.contract import Bundle, Episode
+from stategate.contract.errors import EpisodeError
+from stategate.runtime import Session
+from stategate.runtime.cli import COMMANDS, main
+from stategate.runtime.golden import difference, replay
+from stategate.runtime.run import run_episode
+
+
+def episode(steps: int) -> Episode:
+    """Gate open in every fourth step; after it y[0] is positive by construction of the label."""
+    x = np.tile(np.array([-1.0, 0.2, 0.1, 0.3], np.float32), (steps, 1, 1))
+    x[::4, 0, 0] = 1.0
+    return Episode({"x": x}, {"y": np.full(steps, -1)})
+
+
+def test_a_run_counts_what_the_gate_does(tiny_bundle: Path) -> None:
+    with Session.open(tiny_bundle) as session:
+        result = run_episode(session, episode(400))
+    assert (result.ledger.steps, result.ledger.writes) == (400, 100)
+    assert result.write_ratio == 4.0
+    assert result.state_bytes == 20
+    assert result.timeline.step[-1] == 400 and result.timeline.writes[-1] == 100
+    assert result.accuracy is None
+    assert 0 < result.p50_us <= result.p99_us
+    assert result.rss_start_bytes > 0 and result.rss_end_bytes > 0
+
+
+def test_accuracy_is_the_share_of_labelled_answers(tiny_bundle: Path) -> None:
+    plain = episode(60)
+    with Session.open(tiny_bundle) as session:
+        answers = np.array([session.step(**x)["y"].argmax() for x in plain])
+    labels = np.where(np.arange(60) % 3 == 0, answers, -1)
+    labels[[0, 3, 6, 9, 12]] = (answers[[0, 3, 6, 9, 12]] + 1) % 4
+    with Session.open(tiny_bundle) as session:
+        result = run_episode(session, Episode(plain.inputs, {"y": labels}))
+    assert (result.judged_steps, result.accuracy) == (20, 15 / 20)
+
+
+def test_a_short_episode_goes_round_with_its_labels(tiny_bundle: Path) -> None:
+    with Session.open(tiny_bundle) as session:
+        result = run_episode(session, episode(8), steps=100)
+    assert result.ledger.steps == 100
+
+
+def test_a_run_of_nothing_is_refused(tiny_bundle: Path) -> None:
+    with Session.open(tiny_bundle) as session, pytest.raises(EpisodeError, match="0 steps"):
+        run_episode(session, episode(8), steps=0)
+
+
+def test_replaying_the_golden_episode_agrees(tiny_bundle: Path) -> None:
+    result = replay(tiny_bundle)
+    assert result is not None and result.passed and result.gate_flips == 0
+    strict = replay(tiny_bundle, tolerance=-1.0)
+    assert strict is not None and not strict.passed
+
+
+def test_a_difference_that_is_not_a_number_never_passes() -> None:
+    one = np.ones(2)
+    assert difference(one * np.nan, one) == difference(one, one * np.nan) == float("inf")
+    assert difference(np.ones(3), one) == float("inf")
+    assert difference(one * 200.0, one * 100.0) == 1.0
+    assert difference(one * 0.5, one * 0.25) == 0.25
+
+
+def invoke(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_run_leaves_a_ledger_with_every_promised_key(tiny_bundle: Path, tmp_path: Path) -> None:
+    invoke("run", tiny_bundle, "--steps", 300, "--out", tmp_path)
+    ledger = json.loads((tmp_path / "ledger.json").read_text())
+    promised = {
+        "steps", "writes", "quiet_steps", "suppressed_writes", "state_bytes", "write_ratio",
+        "accuracy", "p50_us", "p99_us", "rss_start_bytes", "rss_end_bytes",
+    }  # fmt: skip
+    assert promised <= set(ledger)
+    assert ledger["steps"] == 300 == ledger["writes"] + ledger["quiet_steps"]
+    assert [p.name for p in tmp_path.iterdir()] == ["ledger.json"]
+
+
+def test_run_prints_json_that_parses(tiny_bundle: Path) -> None:
+    result = CliRunner().invoke(main, ["run", str(tiny_bundle), "--steps", "10", "--json"])
+    assert json.loads(result.stdout)["steps"] == 10
+
+
+def test_inspect_prints_the_manifest(tiny_bundle: Path) -> None:
+    shown = json.loads(invoke("inspect", tiny_bundle, "--json"))
+    assert shown["states"][0]["bytes"] == 16
+    assert "20 bytes, constant" in invoke("inspect", tiny_bundle)
+
+
+def test_verify_says_yes_with_0_and_no_with_1(tiny_bundle: Path, copy_of, tmp_path: Path) -> None:
+    assert json.loads(invoke("verify", tiny_bundle, "--json"))["passed"] is True
+    copy = copy_of(tiny_bundle)
+    (copy / "stray.bin").write_bytes(b"?")
+    assert json.loads(invoke("verify", copy, "--json", code=1))["undeclared_files"] == ["stray.bin"]
+    graph = copy / "graphs" / "step.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    assert "DigestError" in invoke("verify", "--digests", copy, code=1)
+
+
+def test_wrong_use_exits_with_2(tiny_bundle: Path, tmp_path: Path) -> None:
+    invoke("run", tmp_path / "nowhere", code=2)
+    invoke("run", tiny_bundle, "--episode", tmp_path / "none.npz", code=2)
+    invoke("run", tiny_bundle, "--steps", 0, code=2)
+    invoke("no-such-verb", code=2)
+
+
+def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    real = importlib.import_module
+
+    def without_torch(name: str) -> object:
+        if name == "stategate.models.cli":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", without_torch)
+    assert 'pip install "stategate[export]"' in invoke("zoo", code=2)
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_shows_help_with_an_example_and_offers_json(verb: str) -> None:
+    text = invoke(verb, "--help")
+    assert f"stategate {verb}" in text and "Example" in text
+    assert "--json" in text
+
+
+def test_a_bundle_without_golden_episode_is_told_apart(tiny_bundle: Path, tmp_path: Path) -> None:
+    import msgspec
+
+    from stategate.contract import write_bundle
+
+    bundle = Bundle.open(tiny_bundle)
+    manifest = msgspec.structs.replace(bundle.manifest, golden=None, files=())
+    graph = bundle.manifest.graphs[0].file
+    plain = write_bundle(tmp_path / "b", manifest, {graph.path: bundle.read(graph)}).path
+    assert "not checked" in invoke("verify", plain)
+    assert "give one with --episode" in invoke("run", plain, code=2)
