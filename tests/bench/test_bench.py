@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from stategate.bench.overhead import measure_overhead
+from stategate.bench.picture import Run, Timeline, draw, read_run
+from stategate.contract.errors import EpisodeError
+from stategate.runtime.cli import main
+
+RUN = Run("aura", 1000, 125, 4224, 8.0, 256, 60.6, Timeline((0, 500, 1000), (0, 60, 125)))
+
+
+def test_a_run_becomes_a_png_and_an_svg_that_say_what_happened(tmp_path: Path) -> None:
+    png, svg = draw(RUN, tmp_path / "memory")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+
+
+def test_the_same_run_gives_the_same_svg(tmp_path: Path) -> None:
+    first = draw(RUN, tmp_path / "a")[1].read_bytes()
+    assert draw(RUN, tmp_path / "b")[1].read_bytes() == first
+
+
+def test_a_model_that_replaces_no_cache_is_drawn_without_one(tmp_path: Path) -> None:
+    plain = Run("gru", 10, 10, 64, 1.0, None, None, Timeline((0, 10), (0, 10)))
+    assert draw(plain, tmp_path / "memory")[0].exists()
+
+
+def test_run_and_plot_fit_together(tiny_bundle: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    run = ["run", str(tiny_bundle), "--steps", "50", "--out", str(tmp_path)]
+    assert runner.invoke(main, run).exit_code == 0
+    plotted = runner.invoke(main, ["plot", str(tmp_path / "ledger.json"), "--json"])
+    assert all(Path(path).exists() for path in json.loads(plotted.output))
+
+
+def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    for raw in (b"{}", b"\xff", b""):
+        path.write_bytes(raw)
+        with pytest.raises(EpisodeError, match="not the ledger"):
+            read_run(path)
+
+
+def test_three_ways_are_timed_in_one_run(tiny_bundle: Path, tmp_path: Path) -> None:
+    result = measure_overhead(tiny_bundle, rounds=2, burst=10)
+    assert len(result.ways) == 3
+    assert all(way.p50_us > 0 for way in result.ways)
+    assert result.session_over_run == result.ways[0].p50_us / result.ways[1].p50_us
+    arguments = ["bench", str(tiny_bundle), "--rounds", "1", "--burst", "5", "--out", str(tmp_path)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert json.loads((tmp_path / "overhead.json").read_text())["rounds"] == 1
