@@ -65,16 +65,23 @@ def trace(model: StepModel) -> onnx.ModelProto:
         )
         if mutated:
             raise _undeclared([name.removeprefix("model.") for name in mutated], module)
-        converted = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(example),
-            output_names=_output_names(spec),
-            verbose=False,
-        )
-    if converted is None:
-        raise TraceError("torch.onnx.export gave no program")
+        try:
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(example),
+                output_names=_output_names(spec),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as problem:
+            raise TraceError(
+                "an operation of the step has no ONNX form",
+                found=_first_lines(problem.__cause__ or problem),
+                expected=f"operations of ONNX opset {OPSET}",
+                remedy="write the operation in simpler ones",
+            ) from problem
+    assert converted is not None  # with dynamo=True and no file, a program is returned
     graph = without_traces_of_the_build(converted.model_proto)
     check_graph(graph, spec, branch_free=True)
     return graph
@@ -244,7 +251,7 @@ def _check_results(spec: StepSpec, result: StepResult) -> None:
             )
 
 
-def _first_lines(problem: Exception, count: int = 4) -> str:
+def _first_lines(problem: BaseException, count: int = 4) -> str:
     lines = [line for line in str(problem).splitlines() if line.strip()]
     return " | ".join(lines[:count]) or type(problem).__name__
 

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+
+from stategate.contract import Bundle, TensorSpec
+from stategate.contract.errors import GraphError, StatePairingError
+from stategate.export.adopt import Request, adopt, find_pairs
+from stategate.runtime import Session
+from stategate.runtime.cli import main
+
+NOTHING = Request({}, {}, {}, {})
+F, I64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def save(path: Path, nodes: list, inputs: list, outputs: list, **facts: str) -> Path:
+    graph = helper.make_graph(
+        [helper.make_node(*node) for node in nodes],
+        "g",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    helper.set_model_props(model, facts)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def leaky(tmp_path: Path) -> Path:
+    """y = h' = h + x * gain, with a named batch axis, an integer counter and a gain."""
+    return save(
+        tmp_path / "leaky.onnx",
+        [
+            ("Mul", ["x", "gain"], ["scaled"]),
+            ("Add", ["h_in", "scaled"], ["h_out"]),
+            ("Add", ["n", "n"], ["n_next"]),
+            ("Identity", ["h_out"], ["y"]),
+        ],
+        [("x", F, ["batch", 3]), ("gain", F, []), ("h_in", F, ["batch", 3]), ("n", I64, [1])],
+        [("y", F, ["batch", 3]), ("h_out", F, ["batch", 3]), ("n_next", I64, [1])],
+        author="somebody",
+    )
+
+
+def test_states_are_found_axes_pinned_and_facts_kept(leaky: Path) -> None:
+    adopted = adopt(leaky, Request({"batch": 1}, {}, {"gain": "0.5"}, {}))
+    assert adopted.pairs == {"h_in": "h_out", "n": "n_next"} and adopted.found
+    assert [t.name for t in adopted.candidate.spec.inputs] == ["x"]
+    assert adopted.candidate.metadata == {"author": "somebody"}
+    assert adopted.candidate.graph == leaky.read_bytes()
+
+
+def test_an_adopted_bundle_carries_what_the_file_carried(leaky: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    arguments = ["adopt", str(leaky), "--dim", "batch=1", "--const", "gain=0.5", "--yes"]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["state_bytes"] == 12 + 8
+    with Session.open(out) as session:
+        for _ in range(4):
+            session.step(x=np.ones((1, 3), np.float32))
+        assert session.state("h_in").tolist() == [[2.0, 2.0, 2.0]]
+        assert session.state("n").tolist() == [0]
+    assert Bundle.open(out).manifest.metadata["author"] == "somebody"
+
+
+def test_found_pairs_wait_for_a_yes(leaky: Path, tmp_path: Path) -> None:
+    arguments = ["adopt", str(leaky), "--dim", "batch=1", "--out", str(tmp_path / "b")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and "--yes" in result.output
+    assert "state h_in is fed from h_out" in result.output
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "finding"),
+    [
+        (NOTHING, GraphError, r"x\[batch, 3\]"),
+        (Request({"batsch": 1}, {}, {}, {}), GraphError, "batch"),
+        (Request({}, {"y": (1,)}, {}, {}), GraphError, "no such input"),
+        (Request({}, {"x": (1, 4)}, {}, {}), GraphError, "cannot take this shape"),
+        (Request({}, {"x": (1, 3, 1)}, {}, {}), GraphError, "cannot take this shape"),
+        (Request({"batch": 1}, {}, {"gain": "loud"}, {}), GraphError, "cannot have this value"),
+        (Request({"batch": 1}, {}, {}, {"h": "h_out"}), StatePairingError, "no input 'h'"),
+        (Request({"batch": 1}, {}, {}, {"h_in": "h"}), StatePairingError, "no output 'h'"),
+        (Request({"batch": 1}, {}, {}, {"n": "h_out"}), StatePairingError, "cannot be fed"),
+        (
+            Request({"batch": 1}, {}, {}, {"h_in": "h_out", "x": "h_out"}),
+            StatePairingError,
+            "two states are paired with one output",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_candidates(
+    leaky: Path, request_: Request, error: type[Exception], finding: str
+) -> None:
+    with pytest.raises(error, match=finding):
+        adopt(leaky, request_)
+
+
+def test_a_cache_that_grows_is_no_state(tmp_path: Path) -> None:
+    path = tmp_path / "kv.onnx"
+    concat = helper.make_node("Concat", ["past", "x"], ["present"], axis=0)
+    graph = helper.make_graph(
+        [concat],
+        "g",
+        [helper.make_tensor_value_info(n, F, s) for n, s in (("x", [1, 4]), ("past", ["t", 4]))],
+        [helper.make_tensor_value_info("present", F, ["u", 4])],
+    )
+    onnx.save(helper.make_model(graph, ir_version=9), path)
+    with pytest.raises(StatePairingError, match="no constant-size state"):
+        adopt(path, Request({"t": 8}, {}, {}, {"past": "present"}))
+
+
+def tensors(*names: str) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(name, (1, 2)) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "pairs"),
+    [
+        (("x", "state"), ("y", "stateN"), {"state": "stateN"}),
+        (("x", "h", "c"), ("y", "hn", "cn"), {"h": "hn", "c": "cn"}),
+        (("x", "h_in", "c_in"), ("y", "h_out", "c_out"), {"h_in": "h_out", "c_in": "c_out"}),
+        (("x", "past_ssm"), ("y", "present_ssm"), {"past_ssm": "present_ssm"}),
+        (("mix", "conv_cache"), ("enh", "conv_cache_out"), {"conv_cache": "conv_cache_out"}),
+    ],
+)
+def test_pairs_are_found_by_the_names_that_people_use(
+    inputs: tuple[str, ...], outputs: tuple[str, ...], pairs: dict[str, str]
+) -> None:
+    assert find_pairs(tensors(*inputs), tensors(*outputs)) == pairs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        (("x",), ("y",)),
+        (("x", "h"), ("y", "hn", "h_out")),
+        (("h", "h_prev"), ("h_out",)),
+        (("input",), ("output",)),
+    ],
+)
+def test_what_is_in_doubt_is_listed_and_not_guessed(
+    inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> None:
+    with pytest.raises(StatePairingError, match="--state INPUT=OUTPUT"):
+        find_pairs(tensors(*inputs), tensors(*outputs))
+
+
+@pytest.mark.parametrize("raw", [b"", b"not onnx at all", b"\x08\x01"])
+def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(raw)
+    with pytest.raises(GraphError):
+        adopt(path, NOTHING)
+
+
+def test_a_truncated_graph_is_refused_and_nothing_is_written(leaky: Path, tmp_path: Path) -> None:
+    leaky.write_bytes(leaky.read_bytes()[:-20])
+    out = tmp_path / "b"
+    result = CliRunner().invoke(main, ["adopt", str(leaky), "--out", str(out)])
+    assert result.exit_code == 2 and "GraphError" in result.output
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "option", [["--dim", "batch"], ["--dim", "batch=x"], ["--shape", "x=1,0"], ["--state", "a="]]
+)
+def test_a_malformed_option_is_wrong_use(leaky: Path, tmp_path: Path, option: list[str]) -> None:
+    arguments = ["adopt", str(leaky), *option, "--out", str(tmp_path / "b")]
+    assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+def test_adopting_needs_no_torch(leaky: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from stategate.runtime.cli import main\n"
+        f"main(['adopt', {str(leaky)!r}, '--dim', 'batch=1', '--yes', '--out', "
+        f"{str(tmp_path / 'b')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,84 @@
+"""A real pretrained speech model, adopted as its package ships it, on real recordings of speech."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from stategate.contract import Bundle
+from stategate.runtime import Session
+from stategate.runtime.cli import main
+
+CONTEXT, WINDOW = 64, 512
+RECORDINGS = ["beckett.wav", "endgame_nagg_nell.wav", "two_cities.wav"]
+
+
+def shipped(name: str) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import silero_vad
+    return Path(silero_vad.__file__).parent / "data" / name
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("silero") / "bundle"
+    arguments = ["--shape", "input=1,576", "--shape", "state=2,1,128", "--const", "sr=16000"]
+    source = str(shipped("silero_vad.onnx"))
+    result = CliRunner().invoke(main, ["adopt", source, *arguments, "--yes", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def at_16_khz(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Linear interpolation: what both sides hear is the same, and it is still speech."""
+    seconds = np.arange(len(samples)) / rate
+    wanted = np.arange(0.0, seconds[-1], 1.0 / 16000.0)
+    return np.interp(wanted, seconds, samples).astype(np.float32)
+
+
+@pytest.mark.parametrize("recording", RECORDINGS)
+def test_speech_probabilities_equal_the_packages_own_wrapper(
+    bundle: Path, recording: str, speech: Callable[[str], tuple[np.ndarray, int]]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from silero_vad.utils_vad import OnnxWrapper
+
+        wrapper = OnnxWrapper(str(shipped("silero_vad.onnx")), force_onnx_cpu=True)
+    samples = at_16_khz(*speech(recording))
+    windows = samples[: len(samples) // WINDOW * WINDOW].reshape(-1, WINDOW)
+    heard = np.zeros(CONTEXT, np.float32)
+    ours, theirs = [], []
+    with Session.open(bundle) as session:
+        for window in windows:
+            joined = np.concatenate([heard, window])[None]
+            heard = window[-CONTEXT:]
+            ours.append(session.step(input=joined)["output"].item())
+            theirs.append(wrapper(torch.from_numpy(window), 16000).item())
+        assert session.ledger.steps == session.ledger.writes == len(windows)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=0)
+    # It really hears something: much of a recording of speech is speech.
+    assert np.mean(np.array(ours) > 0.5) > 0.4
+
+
+def test_the_adopted_memory_is_one_kilobyte_and_the_file_is_untouched(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    assert opened.manifest.state_bytes == 1024
+    assert opened.manifest.constants[0].value == 16000
+    raw = opened.read(opened.manifest.graphs[0].file)
+    assert raw == shipped("silero_vad.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["silero_vad_16k_op15.onnx", "silero_vad_op18_ifless.onnx"])
+def test_other_forms_of_the_network_are_adopted_with_named_axes(tmp_path: Path, name: str) -> None:
+    arguments = ["--dim", "batch=1", "--dim", "sequence=576", "--const", "sr=16000", "--yes"]
+    out = ["--out", str(tmp_path / "b"), "--steps", "100"]
+    result = CliRunner().invoke(main, ["adopt", str(shipped(name)), *arguments, *out])
+    assert result.exit_code == 0, result.output
