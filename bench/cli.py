@@ -29,8 +29,20 @@ def plot(ledger: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--rounds", type=click.IntRange(min=1), default=ROUNDS, show_default=True)
-@click.option("--burst", type=click.IntRange(min=1), default=BURST, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=ROUNDS,
+    show_default=True,
+    help="Bursts of each way.",
+)
+@click.option(
+    "--burst",
+    type=click.IntRange(min=1),
+    default=BURST,
+    show_default=True,
+    help="Steps in a burst.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for overhead.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:

@@ -45,8 +45,10 @@ def zoo(as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--steps", type=click.IntRange(min=1), default=4096, show_default=True)
-@click.option("--seed", type=int, default=HELD_OUT_SEED, show_default=True)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=4096, show_default=True, help="Length."
+)
+@click.option("--seed", type=int, default=HELD_OUT_SEED, show_default=True, help="Of the stream.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:

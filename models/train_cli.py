@@ -23,7 +23,7 @@ _TEST_SEED = 2_000_003
 
 
 @click.command("train-aura")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
 @click.option(
     "--iterations",
     type=click.IntRange(min=1),

@@ -1,0 +1,85 @@
+"""What the documents say is so: commands exist, links lead somewhere, the quickstart works."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from stategate.runtime.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_option_has_help_and_is_in_the_manual(verb: str) -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    section = page.split(f"## `stategate {verb}")[1].split("\n## ")[0]
+    command = main.get_command(click.Context(main), verb)
+    assert command is not None
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+            assert parameter.opts[0] in section
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_make_verb_that_is_named_exists(page: Path) -> None:
+    verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", page.read_text())) <= verbs
+
+
+def test_make_help_lists_every_verb() -> None:
+    shown = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for verb in [
+        "help",
+        "setup",
+        "dev",
+        "run",
+        "test",
+        "check",
+        "lint",
+        "types",
+        "export",
+        "bench",
+        "clean",
+    ]:
+        assert re.search(rf"^{verb}\s", shown, re.MULTILINE), verb
+
+
+def test_the_quickstart_works_word_for_word(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "quickstart.md").read_text()
+    blocks = re.findall(r"(?:^`([\w.]+)`\n)?^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    commands = 0
+    for name, language, body in blocks:
+        if language == "python":
+            assert name, "a Python block needs the name of its file above it"
+            (tmp_path / name).write_text(body)
+        elif language == "bash":
+            commands += 1
+            done = subprocess.run(
+                ["bash", "-euc", body],
+                cwd=tmp_path,
+                env={**os.environ, "PATH": path},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, f"{body}\n{done.stdout}{done.stderr}"
+    assert commands >= 3
+    assert "Ledger(steps=1000" in done.stdout
