@@ -1,5 +1,6 @@
 """What export promises and the runtime relies on: specs, manifest, bundle, errors."""
 
+from stategate.contract.budget import Budget
 from stategate.contract.bundle import Bundle, refuse_to_replace, sha256, write_bundle
 from stategate.contract.calibration import CalibrationRecord, CurvePoint, GateCalibration
 from stategate.contract.episode import Episode
@@ -14,7 +15,7 @@ from stategate.contract.manifest import (
     Verification,
     canonical_json,
 )
-from stategate.contract.specs import Budget, ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract.specs import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 
 __all__ = [
     "SCHEMA_VERSION",

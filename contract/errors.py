@@ -15,7 +15,17 @@ StategateError
 ├── RuntimeFault             the device side failed; the last good state is in place
 │   ├── EngineError          an engine cannot be loaded, or failed in a step
 │   ├── StateFault           a next state holds NaN or Inf; the write was refused
-│   └── SessionClosedError
+│   ├── SessionClosedError
+│   └── BudgetError          a limit would be passed
+│       ├── MemoryBudgetError    refused before anything is allocated
+│       ├── WriteBudgetError     the write was refused
+│       ├── PersistBudgetError   the snapshot was refused
+│       └── DeadlineError        the step took too long; its state is committed
+├── SnapshotError            a snapshot cannot be written or taken back
+│   ├── SnapshotDamagedError     checksum, length or header are wrong
+│   ├── SnapshotVersionError     it is of a newer format
+│   ├── SnapshotMismatchError    it is of another model, or its ledger goes backwards
+│   └── SnapshotLockedError      another process holds the folder
 ├── ExportError              the model cannot become a bundle
 │   ├── TraceError           torch.export gave up, or the step broke its own spec
 │   │   └── UndeclaredStateError a buffer or attribute changes behind the contract's back
@@ -141,6 +151,52 @@ class StateFault(RuntimeFault):
 
 class SessionClosedError(RuntimeFault):
     """The session was closed before this call."""
+
+
+class BudgetError(RuntimeFault):
+    """A limit would be passed."""
+
+
+class MemoryBudgetError(BudgetError):
+    """The bundle's plan does not fit; nothing was allocated."""
+
+
+class WriteBudgetError(BudgetError):
+    """A write beyond the budget; it was refused and the old state stays."""
+
+
+class PersistBudgetError(BudgetError):
+    """A snapshot beyond the wear budget; it was not written."""
+
+
+class DeadlineError(BudgetError):
+    """A step took longer than its deadline; its state is committed."""
+
+
+class SnapshotError(StategateError):
+    """A snapshot cannot be written or taken back; the session's state is untouched."""
+
+    exit_code = 1
+
+
+class SnapshotDamagedError(SnapshotError):
+    """Checksum, length or header of a snapshot are wrong."""
+
+
+class SnapshotVersionError(SnapshotError):
+    """The snapshot is of a newer format."""
+
+
+class SnapshotMismatchError(SnapshotError):
+    """The snapshot is of another model, or its ledger goes backwards."""
+
+
+class SnapshotLockedError(SnapshotError):
+    """Another process holds the snapshot folder."""
+
+
+class BudgetWarning(UserWarning):
+    """A limit was passed, and its policy is to warn."""
 
 
 class ExportError(StategateError):

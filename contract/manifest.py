@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from stategate.contract.budget import Budget
 from stategate.contract.errors import (
     ManifestError,
     SchemaVersionError,
@@ -19,7 +20,6 @@ from stategate.contract.errors import (
     UnsafePathError,
 )
 from stategate.contract.specs import (
-    Budget,
     ConstantSpec,
     GateSpec,
     Record,

@@ -1,4 +1,4 @@
-"""What a model takes, gives and remembers: tensors, states, gates, budgets.
+"""What a model takes, gives and remembers: tensors, states, gates.
 
 These are the words of the contract. The exporter writes them into a manifest, the runtime relies
 on nothing else. All are frozen and check themselves when made.
@@ -155,21 +155,6 @@ class GateSpec(Record, frozen=True):
                 found=rate,
                 expected="0 to 1",
             )
-
-
-class Budget(Record, frozen=True):
-    """What a bundle may use on its device; None means no limit was set.
-
-    Attributes:
-        state_bytes: Bytes of one bank of all states together.
-    """
-
-    state_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse limits that nothing could meet."""
-        if self.state_bytes is not None and self.state_bytes <= 0:
-            raise SpecError("a budget of state_bytes must be positive", found=self.state_bytes)
 
 
 class StepSpec(Record, frozen=True):

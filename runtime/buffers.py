@@ -75,14 +75,14 @@ class Group:
         gate: The hard gate that decides, or None: every step is a write.
         gate_slot: Where the engine leaves the gate's value, if there is a gate.
         states: The states, possibly none.
-        nbytes: Bytes that one write replaces.
+        open_mask: Scratch for which elements of a vector gate are open; None for a single one.
     """
 
     bit: int
     gate: GateSpec | None
     gate_slot: Slot | None
     states: tuple[StateBanks, ...]
-    nbytes: int
+    open_mask: NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Buffers:
                     gate=hard[gate_name] if gate_name else None,
                     gate_slot=gates[gate_name] if gate_name else None,
                     states=members,
-                    nbytes=sum(s.spec.bytes for s in members),
+                    open_mask=_mask(gates[gate_name]) if gate_name else None,
                 )
             )
         return cls(
@@ -149,6 +149,10 @@ class Buffers:
     def bit_of(self, state: StateBanks) -> int:
         """The parity bit of the group that a state belongs to."""
         return next(group.bit for group in self.groups if state in group.states)
+
+
+def _mask(gate: Slot) -> NDArray[np.bool_] | None:
+    return np.zeros(gate.flat.size, dtype=np.bool_) if gate.flat.size > 1 else None
 
 
 def _banks(spec: StateSpec, initial: bytes | None) -> StateBanks:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+from stategate.runtime.buffers import Group
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Counters of one session at one moment.
+    """Counters of one session at one moment, over all restarts that its snapshots bridge.
 
     Every step that ran is a write, a quiet step or a suppressed write:
     ``steps == writes + quiet_steps + suppressed_writes``.
@@ -17,43 +20,119 @@ class Ledger:
         writes: Steps in which a gate opened and its states changed; in a model without hard
             gates, every step.
         quiet_steps: Steps in which every gate stayed closed.
-        suppressed_writes: Steps whose write was refused and whose old state stayed.
+        suppressed_writes: Steps whose write was refused, by the governor or because a state was
+            not finite; the old state stayed.
+        budget_overruns: Writes beyond the budget that the policy ``warn`` let through.
         memory_bytes_written: Bytes of state replaced in memory, ungated states included.
-        resets: Calls of ``reset``.
+        snapshots: Snapshots written.
+        persisted_bytes: Bytes of those snapshots.
+        restores: Snapshots taken back.
+        resets: Calls of ``reset``, and resets after a fault.
         faults: Steps that ended in an error inside the engine or in a refused state.
+        clock_faults: Times that the clock was seen going backwards.
+        deadline_misses: Steps over their deadline, and periods that a loop missed.
+        ungated_writes: Steps that replaced the states that no hard gate guards.
+        gate_openings: Open elements of each hard gate: steps, heads or slots, by its granularity.
+        state_bytes_written: ``memory_bytes_written``, by state.
     """
 
     steps: int = 0
     writes: int = 0
     quiet_steps: int = 0
     suppressed_writes: int = 0
+    budget_overruns: int = 0
     memory_bytes_written: int = 0
+    snapshots: int = 0
+    persisted_bytes: int = 0
+    restores: int = 0
     resets: int = 0
     faults: int = 0
+    clock_faults: int = 0
+    deadline_misses: int = 0
+    ungated_writes: int = 0
+    gate_openings: dict[str, int] = field(default_factory=dict)
+    state_bytes_written: dict[str, int] = field(default_factory=dict)
 
     @property
     def write_ratio(self) -> float | None:
         """Steps per write: how many times fewer writes than writing always; None before one."""
         return self.steps / self.writes if self.writes else None
 
+    def goes_back_from(self, earlier: Ledger) -> list[str]:
+        """Names of counters that are smaller than they were in an earlier ledger."""
+        pairs = [(f.name, getattr(self, f.name), getattr(earlier, f.name)) for f in fields(self)]
+        flat = []
+        for name, ours, theirs in pairs:
+            if isinstance(ours, dict):
+                flat += [(f"{name}.{k}", ours.get(k, 0), v) for k, v in theirs.items()]
+            else:
+                flat.append((name, ours, theirs))
+        return [name for name, ours, theirs in flat if ours < theirs]
+
+
+_COUNTED = (
+    "steps",
+    "writes",
+    "suppressed_writes",
+    "budget_overruns",
+    "snapshots",
+    "persisted_bytes",
+    "restores",
+    "resets",
+    "faults",
+    "clock_faults",
+    "deadline_misses",
+    "ungated_writes",
+)
+
 
 class Counters:
-    """The same counters while they count; one mutable object, no allocation but Python's ints."""
+    """The counters while they count; what follows from others is worked out when they are read."""
 
-    __slots__ = tuple(Ledger.__dataclass_fields__)
+    __slots__ = (*_COUNTED, "_groups", "openings")
 
     steps: int
     writes: int
-    quiet_steps: int
     suppressed_writes: int
-    memory_bytes_written: int
+    budget_overruns: int
+    snapshots: int
+    persisted_bytes: int
+    restores: int
     resets: int
     faults: int
+    clock_faults: int
+    deadline_misses: int
+    ungated_writes: int
 
-    def __init__(self) -> None:
-        for name in self.__slots__:
+    def __init__(self, groups: Sequence[Group]) -> None:
+        for name in _COUNTED:
             setattr(self, name, 0)
+        self._groups = tuple(groups)
+        self.openings = [0] * sum(group.gate is not None for group in groups)
+
+    def add(self, past: Ledger) -> None:
+        """Go on from an earlier ledger: what was counted here so far comes on top."""
+        for name in _COUNTED:
+            setattr(self, name, getattr(self, name) + getattr(past, name))
+        gated = (group.gate.name for group in self._groups if group.gate is not None)
+        for i, name in enumerate(gated):
+            self.openings[i] += past.gate_openings.get(name, 0)
 
     def read(self) -> Ledger:
         """A copy that no longer counts."""
-        return Ledger(*(getattr(self, name) for name in self.__slots__))
+        openings: dict[str, int] = {}
+        nbytes: dict[str, int] = {}
+        for i, group in enumerate(self._groups):
+            elements, times = 1, self.ungated_writes
+            if group.gate is not None and group.gate_slot is not None:
+                elements, times = group.gate_slot.flat.size, self.openings[i]
+                openings[group.gate.name] = times
+            for state in group.states:
+                nbytes[state.spec.name] = times * state.spec.bytes // elements
+        return Ledger(
+            quiet_steps=self.steps - self.writes - self.suppressed_writes,
+            memory_bytes_written=sum(nbytes.values()),
+            gate_openings=openings,
+            state_bytes_written=nbytes,
+            **{name: getattr(self, name) for name in _COUNTED},
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter_ns
 
 import numpy as np
@@ -13,9 +12,9 @@ import numpy as np
 from stategate.contract import Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.ledger import Ledger
+from stategate.runtime.process import rss_bytes
 from stategate.runtime.session import Session
 
-_PAGE_BYTES_FILE = Path("/proc/self/statm")
 _SAMPLES = 200
 
 
@@ -75,16 +74,6 @@ class RunResult:
     kv_bytes_end: int | None
     kv_over_state: float | None
     timeline: Timeline
-
-
-def rss_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
-    try:
-        import resource
-
-        return int(_PAGE_BYTES_FILE.read_text().split()[1]) * resource.getpagesize()
-    except (OSError, ImportError):
-        return 0
 
 
 def run_episode(

@@ -8,28 +8,41 @@ with Session.open("build/aura") as session:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from math import isfinite
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
-from stategate.contract import Bundle, Manifest
+from stategate.contract import Budget, Bundle, Manifest
 from stategate.contract.errors import (
+    BudgetWarning,
+    DeadlineError,
     DtypeError,
     EngineError,
     MissingInputError,
     NonFiniteInputError,
+    RuntimeFault,
     SessionClosedError,
     ShapeError,
+    SnapshotError,
+    SpecError,
     StateFault,
     UnknownInputError,
+    WriteBudgetError,
 )
-from stategate.runtime.buffers import Array, Buffers, Group, Slot, is_finite
+from stategate.runtime.buffers import Array, Buffers, is_finite
+from stategate.runtime.clock import Clock, MonotonicClock
 from stategate.runtime.engine import Engine, open_engine
+from stategate.runtime.governor import Governor
+from stategate.runtime.keeper import Keeper, Restored, SnapshotPolicy
 from stategate.runtime.ledger import Counters, Ledger
+from stategate.runtime.memory import Memory
+from stategate.runtime.plan import check_memory
+
+FaultPolicy = Literal["raise", "hold", "reset"]
 
 
 class Session:
@@ -38,36 +51,89 @@ class Session:
     Not thread-safe: one session is one stream. Make one with `Session.open`.
     """
 
-    def __init__(self, bundle: Bundle, buffers: Buffers, engine: Engine) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        buffers: Buffers,
+        engine: Engine,
+        budget: Budget,
+        clock: Clock,
+        snapshots: SnapshotPolicy | None,
+        on_fault: FaultPolicy,
+    ) -> None:
         self._bundle = bundle
         self._buffers = buffers
         self._engine: Engine | None = engine
-        self._counters = Counters()
-        self._parity = 0
-        # Looked up once: the step itself touches only these.
-        self._feeds = tuple((s.name, s.array, s.flat) for s in buffers.inputs)
-        self._gated = tuple(g for g in buffers.groups if g.gate is not None)
-        self._always = next((g for g in buffers.groups if g.gate is None), None)
-        self._thresholds = tuple(
-            np.float32(g.gate.threshold) for g in self._gated if g.gate is not None
+        self._counters = Counters(buffers.groups)
+        self._budget = budget
+        self._clock = clock
+        self._on_fault = on_fault
+        self._allowed = True
+        limits = (budget.writes_per_1000_steps, budget.writes_per_second)
+        self._governor = (
+            Governor(budget, buffers.groups, buffers.constants, clock, self._counters)
+            if any(limit is not None for limit in limits)
+            else None
         )
+        self._deadline_ns = int((budget.deadline_ms or 0.0) * 1e6)
+        # What `hold` and `reset` answer with after a fault; only they pay for the copy.
+        keeps = on_fault != "raise"
+        self._last_good = tuple((s.array, s.array.copy()) for s in buffers.outputs if keeps)
+        thresholds = self._governor.thresholds if self._governor is not None else None
+        self._memory = Memory(buffers, self._counters, thresholds)
+        self._keeper = (
+            Keeper(
+                snapshots,
+                budget,
+                bundle.manifest,
+                clock,
+                self._counters,
+                self._memory,
+                self._governor,
+            )
+            if snapshots is not None
+            else None
+        )
+        self._feeds = tuple((s.name, s.array, s.flat) for s in buffers.inputs)
         self._outputs = MappingProxyType({s.name: s.array for s in buffers.outputs})
         self._gates = MappingProxyType({s.name: s.array for s in buffers.gates})
 
     @classmethod
-    def open(cls, path: str | Path) -> Session:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        budget: Budget | None = None,
+        snapshots: SnapshotPolicy | str | Path | None = None,
+        on_fault: FaultPolicy = "raise",
+        clock: Clock | None = None,
+    ) -> Session:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
         Args:
             path: The bundle's folder.
+            budget: Limits that tighten those of the manifest.
+            snapshots: Folder for `save` and `restore`, or a policy that also saves by itself.
+            on_fault: What a fault does once it is counted and the old state is in place:
+                ``raise``; ``hold``, which answers with the last good outputs; or ``reset``, which
+                puts the states back to their initial values and answers the same way.
+            clock: Replaced by tests.
 
         Raises:
+            SpecError: The budget is looser than the manifest's or contradicts the model, or a
+                policy does not exist.
+            MemoryBudgetError: The bundle needs more memory than it may; nothing was allocated.
+            SnapshotError: The snapshot folder is in use, damaged or cannot be written.
             BundleError: A file is missing, altered, or outside the folder.
             ManifestError: The manifest is malformed or of another schema version.
             EngineError: The graph cannot be loaded, or is not what the manifest says.
             MissingDependencyError: The engine's library is not installed.
         """
+        if on_fault not in ("raise", "hold", "reset"):
+            raise SpecError("unknown fault policy", found=on_fault, expected="raise, hold or reset")
         bundle = Bundle.open(path)
+        limits = bundle.manifest.budget.tightened(budget or Budget())
+        check_memory(bundle, limits)
         files = {file.path: file for file in bundle.manifest.files}
         initial = {}
         for state in bundle.manifest.states:
@@ -80,8 +146,12 @@ class Session:
                         expected=f"{state.bytes} bytes",
                         remedy="export the bundle again",
                     )
+        clock = clock or MonotonicClock()
         buffers = Buffers.allocate(bundle.manifest, initial)
-        return cls(bundle, buffers, open_engine(bundle, buffers))
+        engine = open_engine(bundle, buffers)
+        if snapshots is not None and not isinstance(snapshots, SnapshotPolicy):
+            snapshots = SnapshotPolicy(snapshots)
+        return cls(bundle, buffers, engine, limits, clock, snapshots, on_fault)
 
     @property
     def manifest(self) -> Manifest:
@@ -104,6 +174,11 @@ class Session:
         return self._counters.read()
 
     @property
+    def budget(self) -> Budget:
+        """The limits in force: the manifest's, tightened by the caller."""
+        return self._budget
+
+    @property
     def outputs(self) -> Mapping[str, Array]:
         """The mapping that every `step` returns."""
         return self._outputs
@@ -119,13 +194,12 @@ class Session:
         Raises:
             UnknownInputError: There is no state of that name.
         """
-        for state in self._buffers.states:
-            if state.spec.name == name:
-                live = bool(self._parity & self._buffers.bit_of(state))
-                return state.banks[live].array.copy()
+        live = self._memory.live()
+        if name in live:
+            return live[name].copy()
         raise UnknownInputError(
             f"there is no state {name!r}",
-            expected=", ".join(s.spec.name for s in self._buffers.states),
+            expected=", ".join(live),
         )
 
     def step(self, **inputs: Array) -> Mapping[str, Array]:
@@ -151,37 +225,78 @@ class Session:
         engine = self._engine
         if engine is None:
             raise _closed()
+        start_ns = self._clock.now_ns() if self._deadline_ns else 0
         self._take(inputs)
-        counters = self._counters
+        governor, memory = self._governor, self._memory
+        self._allowed = governor is None or governor.may_write()
         try:
-            engine.run(self._parity)
-        except EngineError:
-            counters.faults += 1
-            raise
-        swaps = nbytes = 0
-        opened = not self._gated
-        for group, threshold in zip(self._gated, self._thresholds, strict=True):
-            gate: Any = group.gate_slot.flat if group.gate_slot is not None else None
-            value = gate[0] if gate.size == 1 else gate.max()
-            if not (isfinite(value) if gate.size == 1 else is_finite(gate)):
-                self._refuse(group.gate_slot, "a gate")
-            if value > threshold:
-                opened = True
-                swaps |= group.bit
-                nbytes += group.nbytes
-                self._check_next(group)
-        if self._always is not None:
-            swaps |= self._always.bit
-            nbytes += self._always.nbytes
-            self._check_next(self._always)
-        self._parity ^= swaps
-        counters.steps += 1
-        counters.memory_bytes_written += nbytes
-        if opened:
-            counters.writes += 1
-        else:
-            counters.quiet_steps += 1
+            engine.run(memory.parity)
+            wanted, wrote = memory.commit(self._may_write)
+        except (EngineError, StateFault) as fault:
+            self._answer(fault)
+            return self._outputs
+        if governor is not None:
+            governor.after(wanted, wrote)
+        for live, kept in self._last_good:
+            np.copyto(kept, live)
+        if self._keeper is not None and self._keeper.note(
+            wrote, wrote or memory.changes_without_gate
+        ):
+            self._save_by_itself(self._keeper)
+        if self._deadline_ns:
+            self._check_deadline(start_ns)
         return self._outputs
+
+    def _save_by_itself(self, keeper: Keeper) -> None:
+        try:
+            keeper.save()
+        except (SnapshotError, PersistBudgetError):
+            # The step is committed all the same; a robot that holds or resets goes on.
+            self._counters.faults += 1
+            if self._on_fault == "raise":
+                raise
+
+    def _may_write(self) -> bool:
+        """Whether the step that is being committed may write, by budget and policy."""
+        if self._governor is None or self._allowed:
+            return True
+        if self._governor.policy == "warn":
+            self._counters.budget_overruns += 1
+            warnings.warn("a write beyond the budget went through", BudgetWarning, stacklevel=4)
+            return True
+        if self._governor.policy == "raise":
+            self._memory.refused()
+            raise WriteBudgetError(
+                "the write budget is used up; the old state stays",
+                found=f"{self._counters.writes} writes in {self._counters.steps} steps",
+                expected=f"{self._budget.writes_per_1000_steps} in 1,000 steps, "
+                f"{self._budget.writes_per_second} in a second",
+                remedy="open with on_writes='hold' or 'adapt', or raise the gate's threshold",
+            )
+        return False
+
+    def _answer(self, fault: RuntimeFault) -> None:
+        """Count a fault and do what the policy says; the old state is in place."""
+        self._counters.faults += 1
+        if self._on_fault == "raise":
+            raise fault
+        for live, kept in self._last_good:
+            np.copyto(live, kept)
+        if self._on_fault == "reset":
+            self.reset()
+
+    def _check_deadline(self, start_ns: int) -> None:
+        elapsed_ns = self._clock.now_ns() - start_ns
+        if elapsed_ns < 0:
+            self._counters.clock_faults += 1
+        elif elapsed_ns > self._deadline_ns:
+            self._counters.deadline_misses += 1
+            if self._budget.on_deadline == "raise":
+                raise DeadlineError(
+                    "the step took longer than its deadline; its state is committed",
+                    found=f"{elapsed_ns / 1e6:.3f} ms",
+                    expected=f"at most {self._budget.deadline_ms} ms",
+                )
 
     def _take(self, inputs: Mapping[str, Array]) -> None:
         for name, buffer, flat in self._feeds:
@@ -226,24 +341,6 @@ class Session:
             expected=", ".join(feed[0] for feed in self._feeds),
         )
 
-    def _check_next(self, group: Group) -> None:
-        live = bool(self._parity & group.bit)
-        for state in group.states:
-            slot = state.banks[not live]
-            if not is_finite(slot.flat):
-                self._refuse(slot, "the next state")
-
-    def _refuse(self, slot: Slot | None, what: str) -> None:
-        self._counters.steps += 1
-        self._counters.suppressed_writes += 1
-        self._counters.faults += 1
-        raise StateFault(
-            f"{what} {slot.name if slot else ''!r} holds NaN or Inf; the write was refused",
-            found=f"in step {self._counters.steps}",
-            expected="finite numbers",
-            remedy="the state before this step is in place: go on, or call reset()",
-        )
-
     def reset(self) -> None:
         """Put every state back to its initial value; counters go on.
 
@@ -251,10 +348,48 @@ class Session:
             SessionClosedError: The session was closed.
         """
         self._open_engine()
-        for state in self._buffers.states:
-            for bank in state.banks:
-                np.copyto(bank.array, state.initial)
+        self._memory.reset()
         self._counters.resets += 1
+
+    def save(self) -> int | None:
+        """Write a snapshot of states, counters and governor.
+
+        Returns:
+            Its sequence number, or None where the wear budget's policy ``hold`` skipped it.
+
+        Raises:
+            SnapshotError: No folder was given to `open`, or it cannot be written.
+            PersistBudgetError: The wear budget's policy is ``raise``.
+            SessionClosedError: The session was closed.
+        """
+        self._open_engine()
+        return self._need_keeper().save()
+
+    def restore(self) -> Restored | None:
+        """Take back the newest good snapshot: states, counters and governor.
+
+        Everything is checked before memory is touched. A fresh session goes on counting where the
+        snapshot stopped; one that already saved to or restored from this folder keeps its own
+        counters, which only grow.
+
+        Returns:
+            What was taken and why, or None where no snapshot was ever written.
+
+        Raises:
+            SnapshotError: No folder was given to `open`, or nothing in it can be used (damaged,
+                newer format, another model, a ledger that goes backwards). Nothing was changed.
+            SessionClosedError: The session was closed.
+        """
+        self._open_engine()
+        return self._need_keeper().restore()
+
+    def _need_keeper(self) -> Keeper:
+        if self._keeper is None:
+            raise SnapshotError(
+                "this session has no snapshot folder",
+                remedy="Session.open(path, snapshots='folder')",
+            )
+        return self._keeper
 
     def _open_engine(self) -> Engine:
         if self._engine is None:
@@ -266,6 +401,8 @@ class Session:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+        if self._keeper is not None:
+            self._keeper.close()
 
     def __enter__(self) -> Session:
         return self

@@ -1,0 +1,236 @@
+"""When a session's memory is put to storage: by policy, when it changed, within the wear budget."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stategate.contract import Budget, Manifest
+from stategate.contract.errors import (
+    BudgetWarning,
+    PersistBudgetError,
+    SnapshotError,
+    SpecError,
+)
+from stategate.runtime.clock import Clock
+from stategate.runtime.governor import Bucket, Governor
+from stategate.runtime.ledger import Counters
+from stategate.runtime.memory import Memory
+from stategate.runtime.snapshot import Codec, Header, Snapshot
+from stategate.runtime.store import SLOTS, Found, SnapshotStore
+
+_DAY_NS = 86_400_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPolicy:
+    """Where snapshots go and when they are written by themselves.
+
+    Attributes:
+        folder: Held by one session at a time; made if it is not there.
+        every_writes: After so many writes, or None.
+        every_seconds: So long after the last, if a state changed since, or None.
+    """
+
+    folder: str | Path
+    every_writes: int | None = None
+    every_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse intervals that are none."""
+        for name in ("every_writes", "every_seconds"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise SpecError(f"{name} must be positive", found=value)
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore took back.
+
+    Attributes:
+        slot: File that it came from.
+        reason: Why that one.
+        sequence: Number of the snapshot.
+        steps: Steps of the ledger that came with it.
+    """
+
+    slot: str
+    reason: str
+    sequence: int
+    steps: int
+
+
+class Keeper:
+    """Decides and writes snapshots for one session.
+
+    Attributes:
+        stored_bytes: Bytes that one snapshot takes of the storage.
+    """
+
+    def __init__(
+        self,
+        policy: SnapshotPolicy,
+        budget: Budget,
+        manifest: Manifest,
+        clock: Clock,
+        counters: Counters,
+        memory: Memory,
+        governor: Governor | None,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._policy, self._clock, self._wall_s = policy, clock, wall_s
+        self._counters, self._memory, self._governor = counters, memory, governor
+        self._on_persisted = budget.on_persisted or "hold"
+        self._codec = Codec(manifest)
+        self.stored_bytes = self._codec.stored_bytes
+        limit = budget.persisted_limit_per_day
+        if limit is not None and limit < self.stored_bytes and self._on_persisted != "warn":
+            raise SpecError(
+                "the wear budget allows no snapshot at all",
+                found=f"{limit:g} bytes a day",
+                expected=f"at least {self.stored_bytes}, the size of one",
+            )
+        self._bucket = None if limit is None else Bucket(limit, limit)
+        self._per_ns = (limit or 0.0) / _DAY_NS
+        self._store = SnapshotStore(policy.folder, self._codec)
+        self._sequence, self._next_slot = 0, SLOTS[0]
+        self._filled_ns = self._saved_ns = clock.now_ns()
+        self._writes_since = 0
+        self._changed = False
+        self._every_ns = int((policy.every_seconds or 0.0) * 1e9)
+        self._counting_on = False  # whether the counters already go on from this folder
+        try:
+            self._take_up(self._store.newest())
+        except Exception:
+            self._store.close()
+            raise
+
+    def _take_up(self, found: Found | None) -> None:
+        """Number on from what lies in the folder, and inherit its wear budget."""
+        if found is None:
+            return
+        header = found.snapshot.header
+        self._sequence = header.sequence
+        self._next_slot = SLOTS[1 - SLOTS.index(found.slot)]
+        if self._bucket is not None:
+            away_s = max(0.0, self._wall_s() - header.unix_s)
+            self._bucket.tokens = min(self._bucket.capacity, header.persist_tokens)
+            self._bucket.fill(away_s * 1e9 * self._per_ns)
+
+    def note(self, wrote: bool, changed: bool) -> bool:
+        """Account for a committed step.
+
+        Args:
+            wrote: Whether it counts as a write.
+            changed: Whether any state was replaced.
+
+        Returns:
+            Whether the policy asks for a snapshot now.
+        """
+        self._changed = self._changed or changed
+        self._writes_since += wrote
+        if not self._changed:
+            return False
+        every = self._policy.every_writes
+        if every is not None and self._writes_since >= every:
+            return True
+        return self._every_ns > 0 and self._now() - self._saved_ns >= self._every_ns
+
+    def _affordable(self) -> bool:
+        """Whether the wear budget allows a snapshot now."""
+        if self._bucket is None:
+            return True
+        now = self._now()
+        self._bucket.fill((now - self._filled_ns) * self._per_ns)
+        self._filled_ns = now
+        return self._bucket.tokens >= self.stored_bytes
+
+    def save(self) -> int | None:
+        """Write a snapshot of states, counters and governor.
+
+        Returns:
+            Its sequence number, or None where the wear budget did not allow it.
+
+        Raises:
+            PersistBudgetError: The wear budget's policy is ``raise``.
+            SnapshotError: It could not be written; the slots and counters are as they were.
+        """
+        counters = self._counters
+        if not self._affordable():
+            if self._on_persisted == "raise":
+                self._wait()
+                raise PersistBudgetError(
+                    "the wear budget is used up; the snapshot was not written",
+                    found=f"{self.stored_bytes} bytes wanted",
+                    expected=f"{self._per_ns * _DAY_NS:.0f} bytes a day",
+                )
+            if self._on_persisted == "hold":
+                self._wait()
+                return None
+            counters.budget_overruns += 1
+            warnings.warn("a snapshot beyond the wear budget", BudgetWarning, stacklevel=3)
+        counters.snapshots += 1
+        counters.persisted_bytes += self.stored_bytes
+        tokens = 0.0
+        if self._bucket is not None:
+            tokens = max(0.0, self._bucket.tokens - self.stored_bytes)
+        header = Header(
+            memory_sha256=self._codec.identity,
+            sequence=self._sequence + 1,
+            unix_s=int(self._wall_s()),
+            ledger=counters.read(),
+            governor=self._governor.save() if self._governor is not None else (0.0, 0.0, 0.0),
+            persist_tokens=tokens,
+        )
+        slot = self._next_slot
+        try:
+            self._store.write(Snapshot(header, self._memory.live()), slot)
+        except SnapshotError:
+            counters.snapshots -= 1
+            counters.persisted_bytes -= self.stored_bytes
+            self._wait()
+            raise
+        self._sequence += 1
+        self._next_slot = SLOTS[1 - SLOTS.index(slot)]
+        if self._bucket is not None:
+            self._bucket.tokens = tokens
+        self._changed = False
+        self._counting_on = True
+        self._wait()
+        return self._sequence
+
+    def restore(self) -> Restored | None:
+        """Take back the newest good snapshot, if there is one; see `Session.restore`."""
+        found = self._store.newest()
+        if found is None:
+            return None
+        header = found.snapshot.header
+        self._memory.load(found.snapshot.states)
+        if not self._counting_on:
+            self._counters.add(header.ledger)
+            self._counting_on = True
+        self._counters.restores += 1
+        if self._governor is not None:
+            self._governor.load(header.governor)
+        return Restored(found.slot, found.reason, header.sequence, header.ledger.steps)
+
+    def _wait(self) -> None:
+        """Until the next occasion that the policy names."""
+        self._writes_since = 0
+        self._saved_ns = self._now()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._store.close()
+
+    def _now(self) -> int:
+        """The clock, never going backwards."""
+        now = self._clock.now_ns()
+        if now < self._saved_ns:
+            self._counters.clock_faults += 1
+            return self._saved_ns
+        return now

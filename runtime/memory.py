@@ -1,0 +1,135 @@
+"""The memory of a session: which bank of each state is live, and who may change that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+
+import numpy as np
+
+from stategate.contract.errors import StateFault
+from stategate.runtime.buffers import Array, Buffers, Group, Slot, StateBanks, is_finite
+from stategate.runtime.ledger import Counters
+
+
+class Memory:
+    """Commits steps: every gate and every next state is asked before anything is swapped.
+
+    Attributes:
+        parity: Mask that tells the engine which banks to read; see `Engine.run`.
+    """
+
+    def __init__(
+        self, buffers: Buffers, counters: Counters, thresholds: Sequence[np.float32] | None
+    ) -> None:
+        """Start with every state at its initial value.
+
+        Args:
+            buffers: The banks.
+            counters: Where commits are counted.
+            thresholds: Of the hard gates, in their order; a list that somebody else may change
+                between steps, or None for those of the manifest.
+        """
+        self.parity = 0
+        self._states = buffers.states
+        self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}
+        self._counters = counters
+        self._gated = tuple(g for g in buffers.groups if g.gate is not None)
+        self._always = next((g for g in buffers.groups if g.gate is None), None)
+        if thresholds is None:
+            thresholds = [np.float32(g.gate.threshold) for g in self._gated if g.gate is not None]
+        self._thresholds = thresholds
+
+    @property
+    def changes_without_gate(self) -> bool:
+        """Whether a quiet step changes a state all the same."""
+        return bool(self._gated) and self._always is not None
+
+    def commit(self, may_write: Callable[[], bool]) -> tuple[bool, bool]:
+        """Take over what the engine computed, as far as gates and budget let it.
+
+        Args:
+            may_write: Asked once, only if the step wants to write; may raise, and then nothing
+                has changed.
+
+        Returns:
+            Whether the step wanted to write, and whether it did.
+
+        Raises:
+            StateFault: A gate or a next state is not finite. Nothing has changed.
+        """
+        counters = self._counters
+        swaps = 0
+        opened: list[tuple[int, int]] = []
+        for i, group in enumerate(self._gated):
+            count = self._open_elements(group, self._thresholds[i])
+            if count:
+                self._check_next(group)
+                swaps |= group.bit
+                opened.append((i, count))
+        always = self._always
+        if always is not None:
+            self._check_next(always)
+        wanted = swaps != 0 or not self._gated
+        writes = wanted and may_write()
+        counters.steps += 1
+        if always is not None and (writes or self._gated):
+            counters.ungated_writes += 1
+            self.parity ^= always.bit
+        if writes:
+            self.parity ^= swaps
+            counters.writes += 1
+            for i, count in opened:
+                counters.openings[i] += count
+        else:
+            counters.suppressed_writes += wanted
+        return wanted, writes
+
+    def refused(self) -> None:
+        """Count a step whose write was refused before it was committed."""
+        self._counters.steps += 1
+        self._counters.suppressed_writes += 1
+
+    def _open_elements(self, group: Group, threshold: np.float32) -> int:
+        slot, mask = group.gate_slot, group.open_mask
+        assert slot is not None
+        if mask is None:
+            value = slot.flat[0]
+            if not isfinite(value):
+                self._fault(slot, "gate")
+            return int(value > threshold)
+        if not is_finite(slot.flat):
+            self._fault(slot, "gate")
+        np.greater(slot.flat, threshold, out=mask)
+        return int(np.count_nonzero(mask))
+
+    def _check_next(self, group: Group) -> None:
+        spare = not self.parity & group.bit
+        for state in group.states:
+            if not is_finite(state.banks[spare].flat):
+                self._fault(state.banks[spare], "next state")
+
+    def _fault(self, slot: Slot, what: str) -> None:
+        self.refused()
+        raise StateFault(
+            f"the {what} {slot.name!r} holds NaN or Inf; the write was refused",
+            found=f"in step {self._counters.steps}",
+            expected="finite numbers",
+            remedy="the state before this step is in place: go on, or call reset()",
+        )
+
+    def live(self) -> dict[str, Array]:
+        """The bank of each state that the next step reads, by name; not copies."""
+        return {s.spec.name: self._bank(s) for s in self._states}
+
+    def load(self, states: Mapping[str, Array]) -> None:
+        """Copy values into the live banks; ``states`` has one array for each state."""
+        for state in self._states:
+            np.copyto(self._bank(state), states[state.spec.name])
+
+    def reset(self) -> None:
+        """Put every state back to its initial value."""
+        self.load({s.spec.name: s.initial for s in self._states})
+
+    def _bank(self, state: StateBanks) -> Array:
+        return state.banks[bool(self.parity & self._bits[state.spec.name])].array
