@@ -9,7 +9,7 @@ with Session.open("build/aura") as session:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Literal
@@ -24,6 +24,7 @@ from stategate.contract.errors import (
     EngineError,
     MissingInputError,
     NonFiniteInputError,
+    PersistBudgetError,
     RuntimeFault,
     SessionClosedError,
     ShapeError,
@@ -167,6 +168,17 @@ class Session:
     def engine_name(self) -> str:
         """Engine and version."""
         return self._open_engine().name
+
+    def replace_engine(self, wrap: Callable[[Engine, Buffers], Engine]) -> None:
+        """Step with another engine from now on, normally one around the present one.
+
+        Args:
+            wrap: From the present engine and the buffers it is bound to, to the next one.
+
+        Raises:
+            SessionClosedError: The session was closed.
+        """
+        self._engine = wrap(self._open_engine(), self._buffers)
 
     @property
     def ledger(self) -> Ledger:
