@@ -58,7 +58,7 @@ run: $(BUILD)/run/memory.png ## Export AURA-Mem, step it 100,000 times, count it
 $(AURA)/calibration.json: $(call SOURCES,calibration models contract) | $(VENV)/.run
 	@$(BIN)/stategate calibrate aura-hard --out $@
 
-$(AURA)/bundle/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets) | $(VENV)/.run
+$(AURA)/bundle/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
 	@$(BIN)/stategate export aura-hard --calibration $< --out $(@D)
 
 $(AURA)/episode-$(STEPS).npz: $(call SOURCES,models contract) | $(VENV)/.run

@@ -10,14 +10,14 @@ import click
 
 from stategate.bench.overhead import BURST, ROUNDS, measure_overhead
 from stategate.bench.picture import draw, read_run
-from stategate.contract.console import progress, write_whole
+from stategate.contract.console import check_writable, progress, write_whole
 
 
 @click.command()
 @click.argument("ledger", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the paths as JSON.")
 def plot(ledger: Path, as_json: bool) -> None:
-    r"""Draw memory and writes over the horizon of a run, beside its LEDGER, as PNG and SVG.
+    """Draw memory and writes over the horizon of a run, beside its LEDGER, as PNG and SVG.
 
     \b
     Example:
@@ -46,12 +46,14 @@ def plot(ledger: Path, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for overhead.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:
-    r"""Time a counted step of BUNDLE beside plain ONNX Runtime, in turns and in one run.
+    """Time a counted step of BUNDLE beside plain ONNX Runtime, in turns and in one run.
 
     \b
     Example:
       stategate bench build/aura --out build/bench
     """
+    if out is not None:
+        check_writable(out / "overhead.json")
     with progress(rounds + 1, "measuring") as report:
         result = measure_overhead(bundle, rounds, burst, report)
     record = json.dumps(asdict(result), indent=2)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from stategate.contract import Bundle, Episode
+from stategate.contract import Bundle
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
 
@@ -82,10 +82,10 @@ def measure_overhead(
         EpisodeError: The bundle carries no golden episode.
     """
     bundle = Bundle.open(path)
-    file = next((f for f in bundle.manifest.files if f.path == bundle.manifest.golden), None)
-    if file is None:
+    golden = bundle.golden()
+    if golden is None:
         raise EpisodeError("the bundle carries no golden episode", found=path)
-    inputs = list(Episode.load(bundle.read(file)))
+    inputs = list(golden)
     with Session.open(path) as session:
         ways: dict[str, Step] = {
             "stategate Session.step": lambda feed: session.step(**feed),
@@ -120,13 +120,10 @@ def _ort(bundle: Bundle) -> Any:
 
 
 def _fixed(bundle: Bundle) -> dict[str, Any]:
-    """Everything but the inputs: thresholds, and states at zero."""
-    fixed: dict[str, Any] = {
-        g.threshold_input: np.array([g.threshold], dtype=np.float32)
-        for g in bundle.manifest.gates
-        if g.threshold_input is not None
-    }
-    return fixed | {s.name: np.zeros(s.shape, s.dtype) for s in bundle.manifest.states}
+    """Everything but the inputs: constants, thresholds, and states at zero."""
+    step = bundle.manifest.step
+    fixed: dict[str, Any] = {c.name: np.full(c.shape, c.value, c.dtype) for c in step.fixed_inputs}
+    return fixed | {s.name: np.zeros(s.shape, s.dtype) for s in step.states}
 
 
 def _plain(bundle: Bundle) -> Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,13 @@ import matplotlib
 import msgspec
 from matplotlib.figure import Figure
 
+from stategate.contract.console import write_whole
 from stategate.contract.errors import EpisodeError
 
+_FORMATS: tuple[dict[str, Any], ...] = (
+    {"format": "png", "dpi": 150, "metadata": {"Software": None}},
+    {"format": "svg", "metadata": {"Date": None}},
+)
 _STATE, _CACHE, _WRITES, _ALWAYS = "#1b6ca8", "#c8553d", "#2a7f62", "#8a8a8a"
 
 
@@ -32,6 +38,11 @@ class Run(msgspec.Struct, frozen=True):
     kv_bytes_per_step: int | None
     kv_over_state: float | None
     timeline: Timeline
+
+    def __post_init__(self) -> None:
+        """Refuse a timeline that cannot be drawn."""
+        if not self.timeline.step or len(self.timeline.step) != len(self.timeline.writes):
+            raise ValueError("the timeline is empty or uneven")
 
 
 def read_run(path: Path) -> Run:
@@ -71,8 +82,10 @@ def draw(run: Run, stem: Path) -> tuple[Path, Path]:
         _draw_memory(memory, run)
         _draw_writes(writes, run)
         paths = stem.with_suffix(".png"), stem.with_suffix(".svg")
-        figure.savefig(paths[0], dpi=150, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
+        for path, options in zip(paths, _FORMATS, strict=True):
+            drawn = io.BytesIO()
+            figure.savefig(drawn, **options)
+            write_whole(path, drawn.getvalue())
     return paths
 
 

@@ -8,7 +8,8 @@ import click
 
 from stategate.calibration.gate import TOLERANCE, calibrate_gate
 from stategate.contract import CalibrationRecord, Episode, canonical_json
-from stategate.contract.console import progress, write_whole
+from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.specs import is_threshold
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import load_model
 
@@ -20,7 +21,7 @@ _CALIBRATION_SEED = 3_000_017  # neither the training's nor the held-out episode
 @click.option(
     "--episode",
     "episode_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Labelled inputs (.npz); for a zoo model its own benchmark, if left out.",
 )
 @click.option(
@@ -50,16 +51,19 @@ def calibrate(
     out: Path,
     as_json: bool,
 ) -> None:
-    r"""Choose the gate's threshold for MODEL, a zoo name or path/to/module.py:factory.
+    """Choose the gate's threshold for MODEL, a zoo name or path/to/module.py:factory.
 
     \b
     Example:
-      stategate calibrate aura-hard --out build/aura/calibration.json
+      stategate calibrate aura-hard --out build/calibration.json
     """
     try:
         values = [float(part) for part in thresholds.split(",")]
     except ValueError as problem:
         raise click.BadParameter(str(problem), param_hint="--thresholds") from problem
+    if not all(is_threshold(value) for value in values):
+        raise click.BadParameter("thresholds must be finite in float32", param_hint="--thresholds")
+    check_writable(out)
     loaded = load_model(model)
     if episode_path is not None:
         episode, source = Episode.load(episode_path), episode_path.name

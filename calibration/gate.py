@@ -28,7 +28,7 @@ def calibrate_gate(
     """Choose the threshold with the fewest writes among those that cost no accuracy.
 
     Args:
-        model: With one hard gate that has a threshold input.
+        model: With one hard gate.
         episode: Held-out inputs with labels of one output.
         thresholds: What to try.
         tolerance: Accuracy that may be given up against the best of them.
@@ -40,11 +40,11 @@ def calibrate_gate(
     """
     spec = model.step_spec()
     episode.check(spec)
-    hard = [g for g in spec.gates if g.kind == "hard" and g.threshold_input is not None]
+    hard = [g for g in spec.gates if g.kind == "hard"]
     if len(hard) != 1:
         raise CalibrationError(
             "the threshold cannot be chosen for this model",
-            found=f"{len(hard)} hard gates with a threshold input",
+            found=f"{len(hard)} hard gates",
             expected="one",
         )
     if not any((labels >= 0).any() for labels in episode.labels.values()):
@@ -77,12 +77,13 @@ def _curve(
     others = {g.name for g in spec.gates} - {gate.name}
     tried = torch.tensor(thresholds)
     fixed = threshold_inputs(spec)
-    name = gate.threshold_input or ""
+    name = gate.threshold_input
 
     def one(
         threshold: torch.Tensor, states: Tensors, inputs: Tensors
     ) -> tuple[dict[str, torch.Tensor], ...]:
-        result = model.step({**inputs, **fixed, name: threshold[None]}, states)
+        shown = {name: threshold[None]} if name is not None else {}
+        result = model.step({**inputs, **fixed, **shown}, states)
         is_open = (result.gates[gate.name] > threshold).any()
         kept = {
             s.name: torch.where(is_open, result.states[s.name], states[s.name])
@@ -101,7 +102,14 @@ def _curve(
     judged = 0
     for t, inputs in enumerate(episode):
         tensors = {n: torch.from_numpy(array) for n, array in inputs.items()}
-        outputs, states, opened = step(tried, states, tensors)
+        try:
+            outputs, states, opened = step(tried, states, tensors)
+        except RuntimeError as problem:
+            raise CalibrationError(
+                "the step cannot be run for several thresholds at once",
+                found=str(problem).splitlines()[0],
+                expected="a step that torch.vmap can map: no data-dependent Python, no .item()",
+            ) from problem
         writes += opened[gate.name]
         for output, labels in episode.labels.items():
             if labels[t] >= 0:

@@ -8,6 +8,7 @@ Digests find accidents and careless edits; they are no signature.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import shutil
@@ -16,7 +17,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stategate.contract.errors import BundleError, DigestError, UnsafePathError
+from stategate.contract.console import check_writable
+from stategate.contract.episode import Episode
+from stategate.contract.errors import (
+    BundleError,
+    ContractError,
+    DigestError,
+    EpisodeError,
+    UnsafePathError,
+)
 from stategate.contract.manifest import FileRef, Manifest, canonical_json, decode_manifest
 
 MANIFEST = "manifest.json"
@@ -52,7 +61,16 @@ class Bundle:
             UnsafePathError: A file lies outside the folder.
             ManifestError: The manifest is malformed or of another schema version.
         """
-        bundle = cls._open_unchecked(Path(path))
+        path = Path(path)
+        try:
+            return cls._open_once(path)
+        except BundleError:
+            # It may have been replaced between two reads; what a second look finds is so.
+            return cls._open_once(path)
+
+    @classmethod
+    def _open_once(cls, path: Path) -> Bundle:
+        bundle = cls._open_unchecked(path)
         for file in bundle.manifest.all_files:
             bundle.read(file)
         return bundle
@@ -73,7 +91,7 @@ class Bundle:
         seal = (path / SEAL).read_bytes() if (path / SEAL).is_file() else b""
         if seal != _seal_of(digest):
             raise DigestError(
-                f"{MANIFEST} was altered after the bundle was sealed",
+                f"{MANIFEST} and {SEAL} do not belong together: one is altered or missing",
                 found=digest,
                 expected=seal[:64].decode(errors="replace") or f"its digest in {SEAL}",
                 remedy="export the bundle again, or copy it again",
@@ -96,7 +114,7 @@ class Bundle:
                 remedy="do not use this bundle",
             )
         if not full.is_file():
-            raise BundleError(
+            raise DigestError(
                 "a file of the bundle is missing",
                 found=f"no {file.path} in {self.path}",
                 remedy="copy the bundle again, or export it again",
@@ -110,6 +128,25 @@ class Bundle:
                 remedy="copy the bundle again, or export it again",
             )
         return data
+
+    def golden(self) -> Episode | None:
+        """The golden episode, checked against the model's signature; None if there is none.
+
+        Raises:
+            DigestError: Its file is not what the manifest says.
+            EpisodeError: It cannot be read or does not fit the model.
+        """
+        if self.manifest.golden is None:
+            return None
+        file = next(f for f in self.manifest.files if f.path == self.manifest.golden)
+        episode = Episode.load(self.read(file))
+        episode.check(self.manifest.step)
+        if not episode.states:
+            raise EpisodeError(
+                "the golden episode holds no answers",
+                remedy="export the bundle again",
+            )
+        return episode
 
     def undeclared_files(self) -> list[str]:
         """Files in the folder that the manifest does not list; they are never loaded."""
@@ -131,7 +168,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     Raises:
         BundleError: The manifest and the files disagree, or ``path`` holds something else.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     declared = {file.path: file.sha256 for file in manifest.all_files}
     actual = {name: sha256(data) for name, data in files.items()}
     if declared != actual:
@@ -156,17 +193,30 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
 
 
 def refuse_to_replace(path: Path) -> None:
-    """Raise unless ``path`` is free or holds a bundle, which may be replaced.
+    """Raise unless a bundle can be put at ``path``: it is free, empty, or holds a whole bundle.
 
     Raises:
-        BundleError: Something else is there.
+        BundleError: Something else is there, or nothing can be written there.
     """
-    empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not empty and not (path / MANIFEST).is_file():
+    path = path.resolve()
+    check_writable(path)
+    if Path.cwd().is_relative_to(path):
+        raise BundleError(
+            "a bundle cannot replace the folder that you are in",
+            found=path,
+            remedy="choose a folder below it, such as --out bundle",
+        )
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    try:
+        stray = Bundle._open_unchecked(path).undeclared_files()
+    except (ContractError, BundleError) as problem:
+        stray = [str(problem).splitlines()[0]]
+    if stray:
         raise BundleError(
             "something that is not a bundle is in the way",
-            found=path,
-            expected="a new path, or an older bundle to replace",
+            found=f"{path}: {', '.join(stray[:5])}",
+            expected="a new path, or a whole bundle without other files, which is replaced",
             remedy="choose another --out; stategate deletes nothing but its own bundles",
         )
 
@@ -193,9 +243,13 @@ def _sync_folder(path: Path) -> None:
 
 def _move_into_place(staged: Path, path: Path) -> None:
     """Put ``staged`` at ``path``; what was there ends up at ``staged``."""
-    if not path.exists():
+    try:
         staged.rename(path)
-    elif not _exchange(staged, path):
+        return
+    except OSError as problem:
+        if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if not _exchange(staged, path):
         # Without an atomic exchange there is a moment with neither; the old one is kept beside.
         aside = staged.with_name(staged.name + ".old")
         path.rename(aside)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from stategate.contract.errors import CalibrationError
-from stategate.contract.specs import Record
+from stategate.contract.errors import CalibrationError, SpecError
+from stategate.contract.specs import Record, is_threshold
 
 CALIBRATION_VERSION = 1
 
@@ -43,6 +43,11 @@ class GateCalibration(Record, frozen=True):
     rule: str
     curve: tuple[CurvePoint, ...]
 
+    def __post_init__(self) -> None:
+        """Refuse a threshold that no gate could be compared with."""
+        if not is_threshold(self.threshold):
+            raise SpecError("a threshold must be finite in float32", found=self.threshold)
+
 
 class CalibrationRecord(Record, frozen=True):
     """One calibration of one model.
@@ -62,23 +67,25 @@ class CalibrationRecord(Record, frozen=True):
     version: int = CALIBRATION_VERSION
 
     @classmethod
-    def load(cls, path: Path, model_sha256: str) -> CalibrationRecord:
-        """Read a record and check that it is for this model.
+    def load(cls, path: Path) -> CalibrationRecord:
+        """Read a record.
 
         Raises:
-            CalibrationError: It cannot be read, or was made for other weights.
+            CalibrationError: It cannot be read, or is of another version.
         """
         try:
             record = msgspec.json.decode(path.read_bytes(), type=cls)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
             raise CalibrationError(
-                "the calibration record cannot be read", found=f"{path}: {problem}"
+                "the calibration record cannot be read",
+                found=f"{path}: {problem}",
+                remedy="calibrate again: stategate calibrate",
             ) from problem
-        if record.version != CALIBRATION_VERSION or record.model_sha256 != model_sha256:
+        if record.version != CALIBRATION_VERSION:
             raise CalibrationError(
-                "the calibration record is for another model or of another version",
-                found=f"version {record.version}, weights {record.model_sha256[:12]}",
-                expected=f"version {CALIBRATION_VERSION}, weights {model_sha256[:12]}",
+                "the calibration record is of another version",
+                found=record.version,
+                expected=CALIBRATION_VERSION,
                 remedy="calibrate again: stategate calibrate",
             )
         return record

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from stategate.contract.errors import OutputError
+
 
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
@@ -24,6 +26,23 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
     """
     with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
         yield lambda done: bar.update(done - bar.pos)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work whether a file or folder can be made at ``path`` after it.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(
+            "nothing can be written there",
+            found=f"{path}: {folder} is {'read-only' if folder.is_dir() else 'not a folder'}",
+            expected="a path below a folder that can be written",
+        )
 
 
 def write_whole(path: Path, data: bytes) -> None:

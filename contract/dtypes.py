@@ -1,4 +1,4 @@
-"""One table of tensor element types: contract name, NumPy, ONNX, bytes."""
+"""One table of tensor element types: contract name, NumPy, ONNX."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ class Dtype:
     Attributes:
         name: The name used in manifests, equal to NumPy's.
         onnx: The value of ``onnx.TensorProto.DataType`` (onnx.proto, fixed by the format).
-        itemsize_bytes: Bytes of one element.
     """
 
     name: str
     onnx: int
-    itemsize_bytes: int
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
@@ -32,14 +30,14 @@ class Dtype:
 DTYPES: dict[str, Dtype] = {
     dtype.name: dtype
     for dtype in (
-        Dtype("float32", 1, 4),
-        Dtype("uint8", 2, 1),
-        Dtype("int8", 3, 1),
-        Dtype("int32", 6, 4),
-        Dtype("int64", 7, 8),
-        Dtype("bool", 9, 1),
-        Dtype("float16", 10, 2),
-        Dtype("float64", 11, 8),
+        Dtype("float32", 1),
+        Dtype("uint8", 2),
+        Dtype("int8", 3),
+        Dtype("int32", 6),
+        Dtype("int64", 7),
+        Dtype("bool", 9),
+        Dtype("float16", 10),
+        Dtype("float64", 11),
     )
 }
 _BY_ONNX = {dtype.onnx: dtype for dtype in DTYPES.values()}

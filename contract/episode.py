@@ -9,7 +9,7 @@ step axis, and ``state.<name>`` after the last step.
 from __future__ import annotations
 
 import io
-import zipfile
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,7 @@ class Episode:
     @property
     def steps(self) -> int:
         """Number of steps."""
-        return min((len(array) for array in self.inputs.values()), default=0)
+        return min((len(a) if a.ndim else 0 for a in self.inputs.values()), default=0)
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         """Inputs of each step; views, not copies."""
@@ -54,8 +54,12 @@ class Episode:
             for part, group in zip(_PARTS, parts, strict=True)
             for name, array in group.items()
         }
+        pickled = sorted(name for name, array in arrays.items() if array.dtype.hasobject)
+        if pickled:
+            raise EpisodeError("an episode holds numbers only", found=", ".join(pickled))
         file = io.BytesIO()
-        np.savez(file, allow_pickle=False, **arrays)
+        save: Any = np.savez  # its stub reads the keywords of arrays as allow_pickle
+        save(file, **arrays)
         return file.getvalue()
 
     @classmethod
@@ -69,21 +73,24 @@ class Episode:
         groups: dict[str, dict[str, Array]] = {part: {} for part in _PARTS}
         try:
             with np.load(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-                for key in file.files:
-                    part, _, tensor = key.partition(".")
-                    if part not in groups or not tensor:
-                        raise EpisodeError(
-                            f"{name} has a key that no episode has",
-                            found=key,
-                            expected="input.<name> or label.<output>",
-                        )
-                    groups[part][tensor] = file[key]
-        except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as problem:
+                arrays = {key: file[key] for key in file.files}
+        except Exception as problem:  # NumPy, zipfile and zlib raise a dozen unrelated types
             raise EpisodeError(
                 f"{name} cannot be read",
-                found=str(problem),
+                found=f"{type(problem).__name__}: {problem}",
                 expected="an .npz file with input.<name> arrays",
             ) from problem
+        for key, array in arrays.items():
+            part, _, tensor = key.partition(".")
+            if part not in groups or not tensor:
+                raise EpisodeError(
+                    f"{name} has a key that no episode has",
+                    found=key,
+                    expected="input.<name> or label.<output>",
+                )
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+                raise EpisodeError(f"{name} holds something that is no number", found=key)
+            groups[part][tensor] = array
         return cls(*groups.values())
 
     def check(self, step: StepSpec) -> None:
@@ -110,18 +117,54 @@ class Episode:
                     found=f"{array.dtype} {list(array.shape)}",
                     expected=f"{spec.dtype} [steps, {', '.join(map(str, spec.shape))}]",
                 )
-        outputs = {t.name for t in step.outputs}
-        unknown = sorted(set(self.labels) - outputs)
-        if unknown:
-            raise EpisodeError(
-                "the episode labels an output that the model does not have",
-                found=", ".join(unknown),
-                expected=", ".join(sorted(outputs)),
-            )
-        lengths = {name: len(array) for name, array in (self.inputs | self.labels).items()}
+        outputs = {t.name: t for t in step.outputs}
+        for name, labels in self.labels.items():
+            if name not in outputs:
+                raise EpisodeError(
+                    "the episode labels an output that the model does not have",
+                    found=name,
+                    expected=", ".join(sorted(outputs)),
+                )
+            size = math.prod(outputs[name].shape)
+            whole = labels.ndim == 1 and labels.dtype.kind in "iu"
+            if not whole or np.any((labels < -1) | (labels >= size)):
+                raise EpisodeError(
+                    f"the labels of {name!r} are no indices into it",
+                    found=f"{labels.dtype} {list(labels.shape)}",
+                    expected=f"integers [steps] from -1 (not judged) to {size - 1}",
+                )
+        self._check_answers(step)
+        timed = self.inputs | self.labels | self.outputs | self.gates
+        lengths = {name: len(array) for name, array in timed.items()}
         if len(set(lengths.values())) > 1:
             raise EpisodeError(
                 "the episode's arrays differ in length",
                 found=lengths,
                 expected="one length for all",
             )
+
+    def _check_answers(self, step: StepSpec) -> None:
+        """A golden episode answers for every output, gate and state; any other for none."""
+        if not (self.outputs or self.gates or self.states):
+            return
+        promised = (
+            ("output", self.outputs, {t.name: (t.shape, t.dtype) for t in step.outputs}, 1),
+            ("gate", self.gates, {g.name: (g.shape, "float32") for g in step.gates}, 1),
+            ("state", self.states, {s.name: (s.shape, s.dtype) for s in step.states}, 0),
+        )
+        for part, given, wanted, time_axes in promised:
+            found = {n: (a.shape[time_axes:], str(a.dtype)) for n, a in given.items()}
+            if found != wanted:
+                raise EpisodeError(
+                    f"the golden episode does not answer for every {part} of the model",
+                    found=found,
+                    expected=wanted,
+                )
+
+    def resized(self, steps: int) -> Episode:
+        """The same inputs and labels cut to ``steps``, or repeated until they are so many."""
+        at = np.arange(steps) % self.steps
+        return Episode(
+            {name: array[at] for name, array in self.inputs.items()},
+            {name: array[at] for name, array in self.labels.items()},
+        )

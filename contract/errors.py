@@ -34,6 +34,7 @@ StategateError
 │   └── ParityError          the bundle does not behave like the model
 ├── CalibrationError         no threshold meets the request, or the episodes do not fit
 ├── EpisodeError             a recorded episode does not fit the model
+├── OutputError              a result cannot be written where it was asked for
 ├── TargetError              an unknown target or a contradictory profile
 └── MissingDependencyError   a library that this command needs is not installed
 
@@ -233,6 +234,10 @@ class CalibrationError(StategateError):
 
 class EpisodeError(StategateError):
     """A recorded episode does not fit the model."""
+
+
+class OutputError(StategateError):
+    """A result cannot be written where it was asked for."""
 
 
 class TargetError(StategateError):

@@ -39,7 +39,8 @@ def checked_path(path: str) -> str:
         UnsafePathError: It is absolute, climbs out, or is written for another system.
     """
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0]:
+    escapes = not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0]
+    if escapes or "\0" in path or max(map(len, parts)) > 200 or len(path) > 1000:
         raise UnsafePathError(
             "a path in the manifest leaves the bundle's folder",
             found=path,
@@ -120,8 +121,8 @@ class Verification(Record, frozen=True):
         reference: What the bundle was compared with.
         engine: Engine and version that stepped the bundle.
         steps: Closed-loop steps, each side on its own state.
-        max_output_error: Largest difference of any output element, in units of the tensor's
-            largest magnitude, or of 1 where that is smaller.
+        max_output_error: Largest difference of any output element, in units of the largest
+            magnitude that the reference's tensor reached in the run.
         max_state_error: The same of the states.
         gate_flips: Decisions that differed; more than none fails in float32.
         tolerance: What the two errors were held against.
@@ -233,7 +234,7 @@ def decode_manifest(raw: bytes) -> Manifest:
     """
     try:
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
-    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         raise ManifestError(
             "manifest.json cannot be read",
             found=str(problem),
@@ -250,7 +251,7 @@ def decode_manifest(raw: bytes) -> Manifest:
         )
     try:
         return msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         if isinstance(problem.__cause__, UnsafePathError):
             raise problem.__cause__ from problem
         raise ManifestError(

@@ -10,9 +10,17 @@ import math
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SpecError
+
+
+def _fits(value: float, dtype: str) -> bool:
+    """Whether a number survives its dtype: exactly for integers, without overflow for floats."""
+    with np.errstate(over="ignore"):
+        stored = np.array(value).astype(dtype).item()
+    return math.isfinite(stored) if dtype.startswith("float") else stored == value
 
 
 def _check_tensor(kind: str, name: str, shape: tuple[int, ...], dtype: str) -> None:
@@ -26,13 +34,23 @@ def _check_tensor(kind: str, name: str, shape: tuple[int, ...], dtype: str) -> N
             expected="every extent a positive integer",
             remedy="pin dynamic axes (stategate adopt --dim NAME=N) or export with batch 1",
         )
+    if len(shape) > _MAX_RANK or _tensor_bytes(shape, dtype) > _MAX_BYTES:
+        raise SpecError(
+            f"{kind} {name!r} is too large",
+            found=f"shape {list(shape)[:8]}",
+            expected=f"at most {_MAX_RANK} axes and {_MAX_BYTES} bytes",
+        )
+
+
+_MAX_RANK = 32
+_MAX_BYTES = 1 << 40  # more than any device has; keeps a hostile manifest from overflowing
 
 
 def _tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    return math.prod(shape) * dtype_named(dtype).itemsize_bytes
+    return math.prod(shape) * dtype_named(dtype).numpy.itemsize
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=False):
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of everything in the contract: frozen, and strict about unknown fields."""
 
 
@@ -59,11 +77,21 @@ class ConstantSpec(Record, frozen=True):
     name: str
     shape: tuple[int, ...]
     dtype: str
-    value: int | float
+    value: bool | int | float
 
     def __post_init__(self) -> None:
-        """Check the name, extents and dtype."""
+        """Check the name, extents and dtype, and that the value fits it."""
         _check_tensor("constant", self.name, self.shape, self.dtype)
+        try:
+            fits = math.isfinite(self.value) and _fits(self.value, self.dtype)
+        except OverflowError:
+            fits = False
+        if not fits:
+            raise SpecError(
+                f"constant {self.name!r} cannot have this value",
+                found=self.value,
+                expected=f"a finite {self.dtype}",
+            )
 
 
 class StateSpec(Record, frozen=True):
@@ -108,6 +136,11 @@ class StateSpec(Record, frozen=True):
             raise SpecError(f"state {self.name!r} has the same name as input and output")
 
 
+def is_threshold(value: float) -> bool:
+    """Whether a gate can be compared with it: finite, in float32 too."""
+    return math.isfinite(value) and _fits(value, "float32")
+
+
 class GateSpec(Record, frozen=True):
     """A number, or a vector of numbers, that says whether this step may change what it guards.
 
@@ -139,9 +172,10 @@ class GateSpec(Record, frozen=True):
     def __post_init__(self) -> None:
         """Check the threshold against the kind and the rate against its range."""
         _check_tensor("gate", self.name, self.shape, "float32")
-        if self.kind == "hard" and (self.threshold is None or not math.isfinite(self.threshold)):
+        if self.kind == "hard" and (self.threshold is None or not is_threshold(self.threshold)):
             raise SpecError(
-                f"hard gate {self.name!r} has no finite threshold", found=self.threshold
+                f"hard gate {self.name!r} has no threshold that float32 can hold",
+                found=self.threshold,
             )
         if self.kind == "soft" and (self.threshold is not None or self.threshold_input is not None):
             raise SpecError(
@@ -183,6 +217,12 @@ class StepSpec(Record, frozen=True):
         both = sorted(set(taken) & set(given))
         if both:
             raise SpecError("a graph cannot have an input and an output of one name", found=both)
+        if not self.inputs:
+            raise SpecError(
+                "the model takes no input",
+                expected="at least one that is neither a state nor a constant",
+                remedy="check which inputs were declared as states",
+            )
         if not self.states:
             raise SpecError(
                 "the model declares no state",
@@ -197,6 +237,14 @@ class StepSpec(Record, frozen=True):
                     found=state.gate,
                     expected=", ".join(sorted(gates)) or "no gates are declared",
                 )
+        idle = sorted(set(self.thresholds) - {state.gate for state in self.states})
+        if idle:
+            raise SpecError(
+                "a hard gate guards no state, so its writes would be counted wrongly",
+                found=", ".join(idle),
+                expected="a state that names it",
+                remedy=f'StateSpec(..., gate="{idle[0]}"), or kind="soft"',
+            )
 
     @property
     def fixed_inputs(self) -> tuple[ConstantSpec, ...]:
@@ -207,6 +255,11 @@ class StepSpec(Record, frozen=True):
             if g.threshold_input is not None and g.threshold is not None
         )
         return (*self.constants, *thresholds)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Thresholds of the hard gates, by gate name."""
+        return {g.name: g.threshold for g in self.gates if g.threshold is not None}
 
     def graph_inputs(self) -> dict[str, TensorSpec]:
         """Everything that a step's graph takes, by name: inputs, constants, states."""

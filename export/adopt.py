@@ -47,11 +47,13 @@ class Adopted:
         candidate: For `stategate.export.pack.seal`.
         pairs: State input to state output.
         found: Whether the pairs were found rather than declared.
+        lookalikes: Undeclared inputs that look like states beside declared ones.
     """
 
     candidate: Candidate
     pairs: dict[str, str]
     found: bool
+    lookalikes: dict[str, str]
 
 
 def adopt(path: Path, request: Request) -> Adopted:
@@ -90,7 +92,18 @@ def adopt(path: Path, request: Request) -> Adopted:
         made_with=("onnx", "onnxruntime"),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
-    return Adopted(candidate, pairs, found=not request.states)
+    return Adopted(candidate, pairs, not request.states, _lookalikes(inputs, outputs, pairs))
+
+
+def _lookalikes(
+    inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec], pairs: Mapping[str, str]
+) -> dict[str, str]:
+    free_inputs = {n: t for n, t in inputs.items() if n not in pairs}
+    free_outputs = {n: t for n, t in outputs.items() if n not in pairs.values()}
+    try:
+        return find_pairs(free_inputs, free_outputs)
+    except StatePairingError:
+        return {}
 
 
 class OnnxReference:
@@ -265,14 +278,17 @@ def _constant(specs: Mapping[str, TensorSpec], name: str, text: str) -> Constant
     """
     spec = specs[name]
     try:
-        value = np.array(text).astype(spec.dtype).item()
-    except ValueError as problem:
+        if spec.dtype == "bool":
+            value: bool | float = {"true": True, "1": True, "false": False, "0": False}[text]
+        else:
+            value = float(text) if spec.dtype.startswith("float") else int(text)
+        return ConstantSpec(name, spec.shape, spec.dtype, value)
+    except (KeyError, ValueError) as problem:
         raise GraphError(
             f"input {name!r} cannot have this value",
             found=f"--const {name}={text}",
-            expected=spec.dtype,
+            expected=f"a {spec.dtype}",
         ) from problem
-    return ConstantSpec(name, spec.shape, spec.dtype, value)
 
 
 def _unoptimised(graph: bytes) -> onnxruntime.InferenceSession:
@@ -296,14 +312,14 @@ def _probe(
         names = [node.name for node in session.get_outputs()]
         zeros = {t.name: np.zeros(t.shape, t.dtype) for t in inputs.values()}
         arrays = session.run(names, {**zeros, **_arrays(constants)})
+        return {
+            name: TensorSpec(name, array.shape, str(array.dtype))
+            for name, array in zip(names, arrays, strict=True)
+        }
     except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
         raise GraphError(
-            "the graph does not run with these shapes",
+            "the graph does not run with these shapes, or gives something that is no tensor",
             found=str(problem).splitlines()[0],
             expected=", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in inputs.values()),
             remedy="correct --dim, --shape and --const",
         ) from problem
-    return {
-        name: TensorSpec(name, array.shape, str(array.dtype))
-        for name, array in zip(names, arrays, strict=True)
-    }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stategate.contract import Episode
+from stategate.contract import Episode, refuse_to_replace
 from stategate.contract.console import progress
 from stategate.contract.errors import StatePairingError
 from stategate.export.adopt import OnnxReference, Request
@@ -35,8 +35,8 @@ from stategate.targets import detect, load
 @click.option(
     "--episode",
     "episode_path",
-    type=click.Path(path_type=Path),
-    help="Inputs of the parity check (.npz); random if left out.",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Inputs of the parity check (.npz), repeated if short; random if left out.",
 )
 @click.option(
     "--steps",
@@ -59,7 +59,7 @@ def adopt(
     steps: int,
     as_json: bool,
 ) -> None:
-    r"""Make a bundle from ONNX_FILE, whose state is among its inputs and outputs. Needs no torch.
+    """Make a bundle from ONNX_FILE, whose state is among its inputs and outputs. Needs no torch.
 
     State pairs that are not declared are looked for by shape, dtype and name, and shown for
     confirmation.
@@ -80,11 +80,22 @@ def adopt(
         states=dict(_pairs(states, "--state")),
     )
     profile = load(target) if target else detect()
+    refuse_to_replace(out)
     adopted = adopt_file(onnx_file, request)
     if adopted.found:
         _confirm(adopted.pairs, yes)
+    for name, next_name in adopted.lookalikes.items():
+        click.echo(
+            f"note: input {name} looks as if it were fed from {next_name}; it is taken for an "
+            f"ordinary input unless you say --state {name}={next_name}",
+            err=True,
+        )
     candidate = adopted.candidate
-    episode = Episode.load(episode_path) if episode_path else random_episode(candidate.spec, steps)
+    episode = random_episode(candidate.spec, steps)
+    if episode_path is not None:
+        recorded = Episode.load(episode_path)
+        recorded.check(candidate.spec)
+        episode = recorded.resized(steps)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -110,7 +121,7 @@ def _pairs(texts: Iterable[str], option: str) -> list[tuple[str, str]]:
 
 
 def _integer(text: str, option: str) -> int:
-    if not text.strip().isdigit() or int(text) == 0:
+    if not (text.isascii() and text.isdecimal()) or int(text) == 0:
         raise click.BadParameter(f"{text!r} is not a positive integer", param_hint=option)
     return int(text)
 

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from stategate.contract import Budget, CalibrationRecord, Episode, ModelRef
+from stategate.contract import (
+    Budget,
+    CalibrationRecord,
+    Episode,
+    ModelRef,
+    StepSpec,
+    refuse_to_replace,
+)
 from stategate.contract.console import progress
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.receipt import print_receipt
@@ -25,15 +32,15 @@ from stategate.targets import detect, load
 @click.option(
     "--calibration",
     "calibration_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Record with the gate's threshold, from: stategate calibrate.",
 )
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @click.option(
     "--episode",
     "episode_path",
-    type=click.Path(path_type=Path),
-    help="Inputs of the parity check (.npz); benchmark or random inputs if left out.",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Inputs of the parity check (.npz), repeated if short; benchmark or random if left out.",
 )
 @click.option(
     "--steps",
@@ -56,7 +63,7 @@ def export(
     max_state_bytes: int | None,
     as_json: bool,
 ) -> None:
-    r"""Make a bundle from MODEL, a zoo name or path/to/module.py:factory.
+    """Make a bundle from MODEL, a zoo name or path/to/module.py:factory.
 
     Traces one step, checks it against the model in closed loop, and writes the bundle only if
     outputs, states and every gate decision agree.
@@ -67,18 +74,18 @@ def export(
       stategate export my_policy.py:MyPolicy --out build/mine
     """
     profile = load(target) if target else detect()
+    refuse_to_replace(out)
     loaded = load_model(model)
     candidate = candidate_from(loaded)
     if calibration_path is not None:
-        record = CalibrationRecord.load(calibration_path, candidate.model.sha256)
-        candidate = candidate.calibrated(record)
+        candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
     if episode_path is not None:
-        episode = Episode.load(episode_path)
+        episode = _recorded(episode_path, candidate.spec, steps)
     elif loaded.episode is not None:
         episode = loaded.episode(steps, HELD_OUT_SEED)
     else:
         episode = random_episode(candidate.spec, steps)
-    reference = TorchReference(loaded.model, candidate.thresholds)
+    reference = TorchReference(loaded.model, candidate.spec.thresholds)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -90,6 +97,12 @@ def export(
             report=report,
         )
     print_receipt(bundle, as_json)
+
+
+def _recorded(path: Path, spec: StepSpec, steps: int) -> Episode:
+    episode = Episode.load(path)
+    episode.check(spec)
+    return episode.resized(steps)
 
 
 def candidate_from(loaded: LoadedModel) -> Candidate:

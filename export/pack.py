@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,7 +25,6 @@ from stategate.contract import (
     ModelRef,
     StepSpec,
     TargetRef,
-    Verification,
     canonical_json,
     refuse_to_replace,
     sha256,
@@ -93,21 +92,7 @@ class Candidate:
             for gate in self.spec.gates
         )
         spec = msgspec.structs.replace(self.spec, gates=gates)
-        return Candidate(
-            self.model,
-            spec,
-            self.graph,
-            self.opset,
-            self.made_with,
-            self.initial,
-            self.metadata,
-            record,
-        )
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """Thresholds of the hard gates."""
-        return {g.name: g.threshold for g in self.spec.gates if g.threshold is not None}
+        return replace(self, spec=spec, calibration=record)
 
 
 def random_episode(spec: StepSpec, steps: int, seed: int = 0) -> Episode:
@@ -151,15 +136,21 @@ def seal(
         SpecError: The states do not fit the budget.
         EpisodeError: The episode does not fit the model.
     """
-    refuse_to_replace(out.absolute())
+    refuse_to_replace(out)
     episode.check(candidate.spec)
     created = _build_time()
     with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
-        manifest, files = _assemble(candidate, created, target, budget or Budget(), None, None)
+        manifest, files = _assemble(candidate, created, target, budget or Budget())
         unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
         receipt, golden = verify(unsealed.path, reference, episode, tolerance, report)
-    manifest, files = _assemble(candidate, created, target, budget or Budget(), receipt, golden)
-    return write_bundle(out, manifest, files)
+    files[GOLDEN_PATH] = golden.to_bytes()
+    sealed = msgspec.structs.replace(
+        manifest,
+        files=(*manifest.files, FileRef(GOLDEN_PATH, sha256(files[GOLDEN_PATH]))),
+        golden=GOLDEN_PATH,
+        verification=receipt,
+    )
+    return write_bundle(out, sealed, files)
 
 
 def _assemble(
@@ -167,8 +158,6 @@ def _assemble(
     created: str,
     target: TargetRef | None,
     budget: Budget,
-    receipt: Verification | None,
-    golden: Episode | None,
 ) -> tuple[Manifest, dict[str, bytes]]:
     extra: dict[str, bytes] = {}
     states = []
@@ -179,8 +168,6 @@ def _assemble(
             extra[path] = array.astype(array.dtype.newbyteorder("<")).tobytes()
             state = msgspec.structs.replace(state, init_file=path)
         states.append(state)
-    if golden is not None:
-        extra[GOLDEN_PATH] = golden.to_bytes()
     calibration = None
     if candidate.calibration is not None:
         raw = canonical_json(candidate.calibration)
@@ -206,11 +193,9 @@ def _assemble(
         constants=candidate.spec.constants,
         graphs=(graph,),
         files=tuple(FileRef(path, sha256(data)) for path, data in sorted(extra.items())),
-        golden=GOLDEN_PATH if golden is not None else None,
         budget=budget,
         target=target,
         calibration=calibration,
-        verification=receipt,
         metadata=candidate.metadata,
     )
     return manifest, {GRAPH_PATH: candidate.graph, **extra}

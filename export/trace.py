@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from stategate.contract import StepSpec
-from stategate.contract.errors import TraceError, UndeclaredStateError
+from stategate.contract.errors import ContractError, TraceError, UndeclaredStateError
 from stategate.export.graph import check_graph, without_traces_of_the_build
+from stategate.export.watch import Watch, leaves
 from stategate.models.step import (
     StepModel,
     StepResult,
@@ -44,7 +45,7 @@ def trace(model: StepModel) -> onnx.ModelProto:
         GraphError: The graph breaks a rule.
     """
     module = as_module(model)
-    spec = model.step_spec()
+    spec = spec_of(model)
     module.eval()
     example = _example(spec, model)
     _check_results(spec, _run_watched(model, spec, example))
@@ -156,55 +157,72 @@ def _output_names(spec: StepSpec) -> list[str]:
 
 def _example(spec: StepSpec, model: StepModel) -> dict[str, torch.Tensor]:
     """Example tensors in graph order: inputs, thresholds, states."""
-    inputs = {t.name: torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs}
+    # Not zeros: a memory that adds its input to itself must be seen to change.
+    inputs = {t.name: torch.ones(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs}
     return {**inputs, **threshold_inputs(spec), **initial_states(model)}
 
 
-def _run_watched(model: StepModel, spec: StepSpec, example: dict[str, torch.Tensor]) -> StepResult:
-    """One eager step, which must leave every tensor of the module as it was."""
+def spec_of(model: StepModel) -> StepSpec:
+    """The model's own spec.
+
+    Raises:
+        TraceError: ``step_spec()`` fails or gives something else.
+        SpecError: It contradicts itself.
+    """
+    try:
+        spec: object = model.step_spec()
+    except ContractError:
+        raise
+    except Exception as problem:  # a user's code may raise anything
+        raise TraceError("step_spec() fails", found=_told(problem)) from problem
+    if not isinstance(spec, StepSpec):
+        raise TraceError(
+            "step_spec() must give a StepSpec", found=type(spec).__name__, expected="StepSpec"
+        )
+    return spec
+
+
+def _run_watched(model: StepModel, spec: StepSpec, example: dict[str, torch.Tensor]) -> object:
+    """One eager step, which must leave the module and its arguments as they were."""
     module = as_module(model)
     names = {s.name for s in spec.states}
-    before = {name: (tensor, tensor._version) for name, tensor in _tensors(module)}
-    with torch.no_grad():
-        result = model.step(
-            {n: t for n, t in example.items() if n not in names},
-            {n: t.clone() for n, t in example.items() if n in names},
-        )
-    changed = []
-    for name, tensor in _tensors(module):
-        old = before.get(name)
-        if old is None or old[0] is not tensor or old[1] != tensor._version:
-            changed.append(name)
+    given = {name: tensor.clone() for name, tensor in example.items()}
+    watch = Watch(module)
+    try:
+        with torch.no_grad():
+            result: object = model.step(
+                {n: t for n, t in given.items() if n not in names},
+                {n: t for n, t in given.items() if n in names},
+            )
+    except Exception as problem:  # a user's code may raise anything
+        raise TraceError(
+            "the step fails on its own spec",
+            found=_told(problem),
+            expected="a step that takes the inputs and states of step_spec(), by name",
+        ) from problem
+    changed = watch.changed()
     if changed:
         raise _undeclared(changed, module)
+    touched = [name for name, tensor in given.items() if tensor._version]
+    if touched:
+        raise TraceError(
+            "the step changes its arguments in place",
+            found=", ".join(touched),
+            expected="new tensors for next states and outputs",
+            remedy="write x = x * 0.5 instead of x.mul_(0.5)",
+        )
     return result
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, buffers and plain tensor attributes, by dotted name."""
-    for prefix, part in module.named_modules():
-        own = {**part._parameters, **part._buffers, **vars(part)}
-        for name, value in own.items():
-            for key, tensor in _inside(name, value):
-                yield (f"{prefix}.{key}" if prefix else key), tensor
-
-
-def _inside(name: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            yield from _inside(f"{name}[{i}]", item)
-
-
 def _undeclared(names: list[str], module: nn.Module) -> UndeclaredStateError:
-    tensors = dict(_tensors(module))
+    values = dict(leaves(module))
     name = names[0]
-    shape = tuple(tensors[name].shape) if name in tensors else "..."
-    short = name.rsplit(".", 1)[-1]
+    value = values.get(name)
+    shape = tuple(value.shape) if isinstance(value, torch.Tensor) else "(1,)"
+    short = "".join(c for c in name.rsplit(".", 1)[-1] if c.isalnum() or c == "_")
     return UndeclaredStateError(
-        "the step changes tensors that are not declared as states",
-        found=", ".join(names),
+        "the step changes values that are not declared as states",
+        found=", ".join(names[:8]),
         expected="everything the model remembers in step_spec().states",
         remedy=f'add StateSpec("{short}", {shape}) to the states of step_spec(), read '
         f'states["{short}"] instead of self.{name}, and return the new value under "{short}" in '
@@ -212,7 +230,7 @@ def _undeclared(names: list[str], module: nn.Module) -> UndeclaredStateError:
     )
 
 
-def _check_results(spec: StepSpec, result: StepResult) -> None:
+def _check_results(spec: StepSpec, result: object) -> None:
     if not isinstance(result, StepResult):
         raise TraceError(
             "step() must return a StepResult",
@@ -233,6 +251,10 @@ def _check_results(spec: StepSpec, result: StepResult) -> None:
                     expected=", ".join(s.name for s in specs),
                 )
             tensor = given[tensor_spec.name]
+            if not isinstance(tensor, torch.Tensor):
+                raise TraceError(
+                    f"{kind} {tensor_spec.name!r} is no tensor", found=type(tensor).__name__
+                )
             dtype = str(tensor.dtype).removeprefix("torch.")
             wanted = getattr(tensor_spec, "dtype", "float32")
             if tuple(tensor.shape) != tensor_spec.shape or dtype != wanted:
@@ -249,6 +271,10 @@ def _check_results(spec: StepSpec, result: StepResult) -> None:
             raise TraceError(
                 f"step() returns a {kind} that step_spec() does not declare", found=extra
             )
+
+
+def _told(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {_first_lines(problem, 2)}"
 
 
 def _first_lines(problem: BaseException, count: int = 4) -> str:

@@ -43,11 +43,6 @@ class StreamConfig:
     noise: float
     kinds: tuple[float, float, float, float]
 
-    @property
-    def ideal_write_ratio(self) -> float:
-        """Steps per write of a memory that writes at events and only there."""
-        return 1.0 / self.kinds[0]
-
 
 CONFIGS: dict[str, StreamConfig] = {
     "easy": StreamConfig(8, 24, 0.08, (0.08, 0.08, 0.36, 0.22)),

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import nn
 
+from stategate.contract.console import write_whole
+from stategate.contract.errors import OutputError
 from stategate.models.aura import AuraMem
 from stategate.models.aura_train import Recipe
 from stategate.models.binding_stream import World
@@ -64,13 +67,18 @@ def folder() -> Path:
 
 
 def save(path: Path, model: AuraMem, world: World, card: Card) -> None:
-    """Write ``path`` (.safetensors) and its card (.json) beside it."""
+    """Write ``path`` and its card beside it, with the suffix ``.json``.
+
+    Raises:
+        OutputError: The suffix is not ``.safetensors``.
+    """
+    if path.suffix != ".safetensors":
+        raise OutputError("a checkpoint has the suffix .safetensors", found=path)
     tensors = {_MODEL + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     tensors |= {_WORLD + name: torch.from_numpy(array) for name, array in asdict(world).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
     raw = msgspec.json.format(msgspec.json.encode(card), indent=2)
-    path.with_suffix(".json").write_bytes(raw + b"\n")
+    write_whole(path.with_suffix(".json"), raw + b"\n")
+    write_whole(path, serialise(tensors))
 
 
 def load(path: Path) -> tuple[AuraMem, World, Card]:
@@ -89,7 +97,8 @@ def weights_sha256(module: nn.Module) -> str:
     """Digest over names, dtypes, shapes and bytes of a module's parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        array = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        # As bytes: NumPy has no bfloat16.
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from stategate.contract.console import write_whole
+from stategate.contract.console import check_writable, write_whole
 from stategate.models.zoo import HELD_OUT_SEED, ZOO, entry
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def zoo(as_json: bool) -> None:
-    r"""List the models that come with stategate.
+    """List the models that come with stategate.
 
     \b
     Example:
@@ -48,16 +48,23 @@ def zoo(as_json: bool) -> None:
 @click.option(
     "--steps", type=click.IntRange(min=1), default=4096, show_default=True, help="Length."
 )
-@click.option("--seed", type=int, default=HELD_OUT_SEED, show_default=True, help="Of the stream.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=HELD_OUT_SEED,
+    show_default=True,
+    help="Of the stream.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
-    r"""Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.
+    """Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.
 
     \b
     Example:
-      stategate episode aura-hard --steps 100000 --out build/aura/episode.npz
+      stategate episode aura-hard --steps 100000 --out build/episode.npz
     """
+    check_writable(out)
     made = entry(name).episode(steps, seed)
     raw = made.to_bytes()
     write_whole(out, raw)

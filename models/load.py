@@ -63,16 +63,17 @@ def load_model(source: str) -> LoadedModel:
         raise TraceError("this file cannot be imported", found=file, expected="a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up here
+    sys.path.insert(0, str(path.parent.resolve()))  # as `python path/to/module.py` would
     try:
         spec.loader.exec_module(module)
         made = getattr(module, factory)()
-    except AttributeError as problem:
-        raise TraceError(f"{source} cannot be built", found=str(problem)) from problem
-    except Exception as problem:  # a user's file may raise anything
+    except (Exception, SystemExit) as problem:  # a user's file may raise anything
         raise TraceError(
             f"{source} cannot be built", found=f"{type(problem).__name__}: {problem}"
         ) from problem
-    return _checked(made, factory, source, None)
+    finally:
+        sys.path.pop(0)
+    return _checked(made, factory, f"{path.name}:{factory}", None)
 
 
 def _checked(

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 
 from stategate.contract import StepSpec
+from stategate.contract.errors import TraceError
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -50,12 +51,31 @@ class StepModel(Protocol):
 
 
 def initial_states(model: StepModel) -> dict[str, torch.Tensor]:
-    """The states before the first step: the model's own, or zeros where it names none."""
+    """The states before the first step: the model's own, or zeros where it names none.
+
+    Raises:
+        TraceError: The model's own are of unknown names, other forms, or not finite.
+    """
     given = dict(getattr(model, "initial_states", dict)())
     states = {}
     for spec in model.step_spec().states:
-        zeros = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))
-        states[spec.name] = given.get(spec.name, zeros).detach().clone()
+        start = given.pop(spec.name, None)
+        if start is None:
+            start = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))
+        dtype = str(getattr(start, "dtype", type(start).__name__)).removeprefix("torch.")
+        if dtype != spec.dtype or tuple(start.shape) != spec.shape or not start.isfinite().all():
+            raise TraceError(
+                f"initial_states() gives {spec.name!r} a value that it cannot have",
+                found=f"{dtype} {tuple(getattr(start, 'shape', ()))}",
+                expected=f"a finite {spec.dtype} tensor of {spec.shape}",
+            )
+        states[spec.name] = start.detach().clone()
+    if given:
+        raise TraceError(
+            "initial_states() names states that step_spec() does not declare",
+            found=", ".join(given),
+            expected=", ".join(states),
+        )
     return states
 
 

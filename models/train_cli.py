@@ -9,11 +9,11 @@ import click
 import msgspec
 import torch
 
-from stategate.contract.console import progress
+from stategate.contract.console import check_writable, progress
 from stategate.models import checkpoint
-from stategate.models.aura import GateChooser
+from stategate.models.aura import AuraMem, GateChooser
 from stategate.models.aura_train import GateRule, Recipe, evaluate, schedule, train
-from stategate.models.binding_stream import CONFIGS, BindingStreams
+from stategate.models.binding_stream import CONFIGS, BindingStreams, World
 from stategate.models.checkpoint import Card, Measured
 
 RULES: tuple[GateRule, ...] = ("learned", "always", "random", "periodic")
@@ -23,7 +23,9 @@ _TEST_SEED = 2_000_003
 
 
 @click.command("train-aura")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything drawn."
+)
 @click.option(
     "--iterations",
     type=click.IntRange(min=1),
@@ -40,7 +42,7 @@ _TEST_SEED = 2_000_003
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def train_aura(seed: int, iterations: int, out: Path, as_json: bool) -> None:
-    r"""Train AURA-Mem and what it is compared with, and measure all of them.
+    """Train AURA-Mem and what it is compared with, and measure all of them.
 
     One core, about a minute and a half for each of the four gate rules.
 
@@ -48,8 +50,9 @@ def train_aura(seed: int, iterations: int, out: Path, as_json: bool) -> None:
     Example:
       stategate train-aura --seed 0
     """
+    check_writable(out)
     table: list[Measured] = []
-    kept = None
+    kept: tuple[AuraMem, World, Recipe] | None = None
     for rule in RULES:
         recipe = Recipe(gate=rule, seed=seed, iterations=iterations)
         world = recipe.world()

@@ -161,6 +161,7 @@ def _banks(spec: StateSpec, initial: bytes | None) -> StateBanks:
     if initial is not None:
         start = np.frombuffer(initial, dtype=np.dtype(spec.dtype).newbyteorder("<"))
         start = start.astype(spec.dtype).reshape(spec.shape)
-    for bank in banks:
-        np.copyto(bank.array, start)
+        for bank in banks:
+            np.copyto(bank.array, start)
+    # Zeros stay untouched, and so without pages, until the engine has agreed to the graph.
     return StateBanks(spec, (banks[0], banks[1]), start)

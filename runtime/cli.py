@@ -90,12 +90,15 @@ class LazyGroup(click.Group):
         except StategateError as problem:
             click.echo(f"{type(problem).__name__}: {problem}", err=True)
             ctx.exit(problem.exit_code)
+        except OSError as problem:
+            click.echo(f"{type(problem).__name__}: {problem}", err=True)
+            ctx.exit(2)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="stategate")
 def main() -> None:
-    r"""Ship models whose memory never grows.
+    """Ship models whose memory never grows.
 
     A model with a constant-size gated memory goes in; a verified bundle comes out; a small runtime
     steps it for ever and counts every write.

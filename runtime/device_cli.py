@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+import msgspec
 
 from stategate.contract import Bundle, Manifest, canonical_json
 from stategate.runtime.golden import Replay, replay
@@ -18,7 +18,7 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 @_BUNDLE
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect(bundle: Path, as_json: bool) -> None:
-    r"""Show what BUNDLE promises, after checking every digest.
+    """Show what BUNDLE promises, after checking every digest.
 
     \b
     Example:
@@ -84,7 +84,7 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
 def verify(
     ctx: click.Context, bundle: Path, digests: bool, tolerance: float, as_json: bool
 ) -> None:
-    r"""Check the digests of BUNDLE, then replay its golden episode on this machine.
+    """Check the digests of BUNDLE, then replay its golden episode on this machine.
 
     Exits with 1 where a file was altered, an undeclared file lies in the folder, an output or a
     state is further off than the tolerance, or a gate decides differently.
@@ -106,7 +106,8 @@ def verify(
             "undeclared_files": undeclared,
             "replay": asdict(result) if result is not None else None,
         }
-        click.echo(json.dumps(report, indent=2))
+        # msgspec writes infinity as null; JSON has no word for it.
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:
         click.echo(f"digests   {len(opened.manifest.all_files) + 1} files as sealed")
         for name in undeclared:

@@ -1,14 +1,14 @@
-"""Replaying a bundle's golden episode: does this machine do what the exporter saw?"""
+"""Replaying a bundle's golden episode: does this machine do what the exporter saw."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from stategate.contract import Bundle
-from stategate.contract.episode import Episode
 from stategate.runtime.buffers import Array
 from stategate.runtime.session import Session
 
@@ -19,7 +19,7 @@ class Replay:
 
     Attributes:
         steps: Steps that were compared.
-        max_output_error: Largest difference of any output element; see `difference`.
+        max_output_error: Largest difference of any output element; see `Gaps`.
         max_state_error: The same of the states after the last step.
         gate_flips: Gate decisions that differed.
         tolerance: What the errors are held against.
@@ -39,21 +39,53 @@ class Replay:
         return worst <= self.tolerance and self.gate_flips == 0
 
 
-def difference(a: Array, b: Array) -> float:
-    """Largest difference of any element, in units of the reference's largest magnitude.
+class Gaps:
+    """Differences between two runs, tensor by tensor and step by step.
 
-    Args:
-        a: What came out.
-        b: The reference. Where all of it is smaller than 1, the unit is 1.
-
-    Returns:
-        Infinity where either side is not finite or the shapes differ.
+    A difference is given in units of the largest magnitude that the reference tensor reached in
+    the whole run, so that a tensor of small numbers is judged as sharply as one of large ones.
+    Equal NaNs and infinities agree; integers and booleans agree or differ without measure.
     """
-    if a.shape != b.shape:
-        return float("inf")
-    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-    gap = np.max(np.abs(wide_a - wide_b), initial=0.0) / np.max(np.abs(wide_b), initial=1.0)
-    return float(gap) if np.isfinite(gap) else float("inf")
+
+    def __init__(self) -> None:
+        self._gaps: dict[str, list[float]] = {}
+        self._units: dict[str, float] = {}
+
+    def add(self, ours: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
+        """Compare the tensors of one step."""
+        for name, theirs in reference.items():
+            gap, magnitude = _gap(ours[name], theirs)
+            self._gaps.setdefault(name, []).append(gap)
+            self._units[name] = max(self._units.get(name, 0.0), magnitude)
+
+    def per_step(self) -> np.ndarray:
+        """Largest difference of any tensor in each step, ``(steps,)`` float64."""
+        columns = []
+        for name, gaps in self._gaps.items():
+            column = np.array(gaps)
+            nonzero = column > 0.0
+            column[nonzero] /= max(self._units[name], float(np.finfo(np.float32).tiny))
+            columns.append(column)
+        return np.max(columns, axis=0) if columns else np.zeros(0)
+
+    def worst(self) -> float:
+        """Largest difference of all; infinity where something finite met something that is not."""
+        return float(np.max(self.per_step(), initial=0.0))
+
+
+def _gap(ours: Array, theirs: Array) -> tuple[float, float]:
+    """Largest absolute difference, and largest finite magnitude of the reference."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return float("inf"), 0.0
+    if theirs.dtype.kind != "f":
+        return (0.0 if np.array_equal(ours, theirs) else float("inf")), 0.0
+    wide, reference = ours.astype(np.float64), theirs.astype(np.float64)
+    finite = np.isfinite(reference)
+    if not np.array_equal(wide[~finite], reference[~finite], equal_nan=True):
+        return float("inf"), 0.0
+    gap = float(np.max(np.abs(wide[finite] - reference[finite]), initial=0.0))
+    magnitude = float(np.max(np.abs(reference[finite]), initial=0.0))
+    return (gap if np.isfinite(gap) else float("inf")), magnitude
 
 
 def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
@@ -65,26 +97,22 @@ def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
 
     Returns:
         The comparison, or None where the bundle carries no golden episode.
+
+    Raises:
+        EpisodeError: The golden episode does not fit the model.
     """
     bundle = Bundle.open(path)
-    golden = bundle.manifest.golden
+    golden = bundle.golden()
     if golden is None:
         return None
-    file = next(f for f in bundle.manifest.files if f.path == golden)
-    episode = Episode.load(bundle.read(file))
-    thresholds = {g.name: g.threshold for g in bundle.manifest.gates if g.threshold is not None}
-    output_error = 0.0
+    outputs, states = Gaps(), Gaps()
     flips = 0
     with Session.open(path) as session:
-        for t, inputs in enumerate(episode):
-            outputs = session.step(**inputs)
-            for name, expected in episode.outputs.items():
-                output_error = max(output_error, difference(outputs[name], expected[t]))
-            for name, threshold in thresholds.items():
+        for t, inputs in enumerate(golden):
+            given = session.step(**inputs)
+            outputs.add(given, {name: array[t] for name, array in golden.outputs.items()})
+            for name, threshold in bundle.manifest.step.thresholds.items():
                 ours = session.gates[name] > np.float32(threshold)
-                flips += int((ours != (episode.gates[name][t] > np.float32(threshold))).sum())
-        state_error = max(
-            (difference(session.state(name), last) for name, last in episode.states.items()),
-            default=0.0,
-        )
-    return Replay(episode.steps, output_error, state_error, flips, tolerance)
+                flips += int((ours != (golden.gates[name][t] > np.float32(threshold))).sum())
+        states.add({name: session.state(name) for name in golden.states}, golden.states)
+    return Replay(golden.steps, outputs.worst(), states.worst(), flips, tolerance)

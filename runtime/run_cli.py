@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from stategate.contract import Bundle, Episode
-from stategate.contract.console import progress, write_whole
+from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.run import RunResult, run_episode
 from stategate.runtime.session import Session
@@ -21,10 +21,12 @@ from stategate.runtime.session import Session
 @click.option(
     "--episode",
     "episode_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Recorded inputs (.npz); the bundle's golden episode, over and over, if left out.",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="How many steps; default: the episode.")
+@click.option(
+    "--steps", type=click.IntRange(1, 100_000_000), help="How many steps; default: the episode."
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for ledger.json; default: none."
 )
@@ -32,13 +34,15 @@ from stategate.runtime.session import Session
 def run(
     bundle: Path, episode_path: Path | None, steps: int | None, out: Path | None, as_json: bool
 ) -> None:
-    r"""Step BUNDLE on this machine and print what its memory did.
+    """Step BUNDLE on this machine and print what its memory did.
 
     \b
     Examples:
       stategate run build/aura --steps 10000
       stategate run build/aura --episode episode.npz --out build/run
     """
+    if out is not None:
+        check_writable(out / "ledger.json")
     episode = Episode.load(episode_path) if episode_path else _golden(Bundle.open(bundle))
     with Session.open(bundle) as session:
         total = steps or episode.steps
@@ -103,10 +107,9 @@ def table(result: RunResult) -> list[tuple[str, str]]:
 
 
 def _golden(bundle: Bundle) -> Episode:
-    golden = bundle.manifest.golden
-    for file in bundle.manifest.files:
-        if file.path == golden:
-            return Episode(Episode.load(bundle.read(file)).inputs)
-    raise EpisodeError(
-        "the bundle carries no golden episode", remedy="give one with --episode FILE.npz"
-    )
+    golden = bundle.golden()
+    if golden is None:
+        raise EpisodeError(
+            "the bundle carries no golden episode", remedy="give one with --episode FILE.npz"
+        )
+    return Episode(golden.inputs)

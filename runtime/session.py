@@ -41,7 +41,7 @@ from stategate.runtime.governor import Governor
 from stategate.runtime.keeper import Keeper, Restored, SnapshotPolicy
 from stategate.runtime.ledger import Counters, Ledger
 from stategate.runtime.memory import Memory
-from stategate.runtime.plan import check_memory
+from stategate.runtime.plan import check_memory, planned_bytes
 
 FaultPolicy = Literal["raise", "hold", "reset"]
 
@@ -148,7 +148,12 @@ class Session:
                         remedy="export the bundle again",
                     )
         clock = clock or MonotonicClock()
-        buffers = Buffers.allocate(bundle.manifest, initial)
+        try:
+            buffers = Buffers.allocate(bundle.manifest, initial)
+        except MemoryError as problem:
+            raise MemoryBudgetError(
+                "the bundle does not fit this machine", found=f"{planned_bytes(bundle)} bytes"
+            ) from problem
         engine = open_engine(bundle, buffers)
         if snapshots is not None and not isinstance(snapshots, SnapshotPolicy):
             snapshots = SnapshotPolicy(snapshots)
@@ -214,7 +219,7 @@ class Session:
             expected=", ".join(live),
         )
 
-    def step(self, **inputs: Array) -> Mapping[str, Array]:
+    def step(self, /, **inputs: Array) -> Mapping[str, Array]:
         """One step of the model.
 
         Inputs are copied in; nothing of the caller's is kept. If anything is raised, the state is

@@ -78,7 +78,7 @@ Sealer = Callable[[Path, StepModel], Bundle]
 def _seal(out: Path, model: nn.Module, steps: int = 40) -> Bundle:
     loaded = LoadedModel(type(model).__name__, "custom", "tests", model, model, None)
     candidate = candidate_from(loaded)
-    reference = TorchReference(model, candidate.thresholds)
+    reference = TorchReference(model, candidate.spec.thresholds)
     return seal(out, candidate, reference, random_episode(candidate.spec, steps))
 
 
@@ -111,7 +111,7 @@ def aura_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped AURA-Mem policy, sealed after 1,000 closed-loop steps beside torch."""
     loaded = load_model("aura-hard")
     candidate = candidate_from(loaded)
-    reference = TorchReference(loaded.model, candidate.thresholds)
+    reference = TorchReference(loaded.model, candidate.spec.thresholds)
     out = tmp_path_factory.mktemp("aura") / "bundle"
     return seal(out, candidate, reference, loaded.episode(1000, 11)).path
 

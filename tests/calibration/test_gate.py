@@ -81,14 +81,40 @@ def test_the_command_writes_a_record_that_belongs_to_the_weights(tmp_path: Path)
     assert result.exit_code == 0, result.output
     record = json.loads(out.read_text())
     assert len(record["gates"][0]["curve"]) == 2
-    with pytest.raises(CalibrationError, match="another model"):
-        CalibrationRecord.load(out, "0" * 64)
-    assert CalibrationRecord.load(out, record["model_sha256"]).steps == 300
+    assert CalibrationRecord.load(out).steps == 300
     out.write_bytes(out.read_bytes()[:-9])
     with pytest.raises(CalibrationError, match="cannot be read"):
-        CalibrationRecord.load(out, record["model_sha256"])
+        CalibrationRecord.load(out)
 
 
 def test_a_threshold_that_is_no_number_is_wrong_use(tmp_path: Path) -> None:
-    arguments = ["calibrate", "aura-hard", "--thresholds", "low", "--out", str(tmp_path / "c")]
-    assert CliRunner().invoke(main, arguments).exit_code == 2
+    for text in ("low", "inf,1", "nan", "1e39"):
+        arguments = ["calibrate", "aura-hard", "--thresholds", text, "--out", str(tmp_path / "c")]
+        assert CliRunner().invoke(main, arguments).exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gate_that_only_the_host_decides_can_be_calibrated(episode: Episode) -> None:
+    from torch import nn
+
+    from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+    from stategate.models.step import StepResult
+
+    class Hosted(nn.Module):
+        def step_spec(self) -> StepSpec:
+            return StepSpec(
+                (TensorSpec("x", (1, 4)),),
+                (TensorSpec("y", (1, 4)),),
+                (StateSpec("h", (1, 4), gate="gate"),),
+                (GateSpec("gate", threshold=0.0),),
+            )
+
+        def step(self, inputs: dict, states: dict) -> StepResult:
+            h = 0.5 * states["h"] + inputs["x"]
+            return StepResult({"y": states["h"]}, {"h": h}, {"gate": inputs["x"][0, :1]})
+
+    gate = calibrate_gate(Hosted(), episode, THRESHOLDS)
+    for point in gate.curve:
+        assert (point.write_rate, point.accuracy) == pytest.approx(
+            lived_alone(Hosted(), episode, point.threshold)
+        )

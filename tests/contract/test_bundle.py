@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -67,7 +68,7 @@ def test_a_missing_file_is_named(tiny_bundle: Path, copy_of: Copier) -> None:
 def test_a_manifest_without_its_seal_is_refused(tiny_bundle: Path, copy_of: Copier) -> None:
     copy = copy_of(tiny_bundle)
     (copy / "manifest.sha256").unlink()
-    with pytest.raises(DigestError, match="altered"):
+    with pytest.raises(DigestError, match="altered or missing"):
         Bundle.open(copy)
 
 
@@ -95,6 +96,55 @@ def test_something_else_is_never_overwritten(tiny_bundle: Path, tmp_path: Path) 
     with pytest.raises(BundleError, match="in the way"):
         write_bundle(tmp_path, bundle.manifest, content(bundle))
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_that_only_looks_like_a_bundle_is_never_overwritten(
+    tiny_bundle: Path, copy_of: Copier, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    foreign = tmp_path / "extension"
+    foreign.mkdir()
+    (foreign / "manifest.json").write_text('{"name": "a browser extension"}')
+    copy = copy_of(tiny_bundle)
+    (copy / "notes.txt").write_text("mine")
+    for path in (foreign, copy):
+        with pytest.raises(BundleError, match="in the way"):
+            write_bundle(path, bundle.manifest, content(bundle))
+    assert (foreign / "manifest.json").exists() and (copy / "notes.txt").exists()
+
+
+def test_the_folder_one_stands_in_is_not_swapped_away(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="that you are in"):
+        write_bundle(Path(), bundle.manifest, content(bundle))
+
+
+def test_a_link_is_followed_and_stays(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_bundle(tmp_path / "link", bundle.manifest, content(bundle))
+    assert (tmp_path / "link").is_symlink()
+    assert Bundle.open(tmp_path / "real").digest == bundle.digest
+    assert leftovers(tmp_path) == []
+
+
+def test_writers_at_the_same_path_never_leave_half_a_bundle(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    files = content(bundle)
+    for attempt in range(20):
+        path = tmp_path / str(attempt)
+        with ThreadPoolExecutor(3) as pool:
+            writers = [pool.submit(write_bundle, path, bundle.manifest, files) for _ in range(3)]
+        errors = [e for e in (w.exception() for w in writers) if e is not None]
+        assert not [e for e in errors if not isinstance(e, StategateError)], errors
+        assert Bundle.open(path).digest == bundle.digest
+    assert leftovers(tmp_path) == []
 
 
 def test_a_manifest_must_list_exactly_the_files(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -153,22 +203,28 @@ while True:
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_a_whole_bundle(
-    tiny_bundle: Path, copy_of: Copier
+@pytest.mark.parametrize("start", ["from nothing", "over an older bundle"])
+def test_a_writer_killed_at_any_moment_leaves_a_whole_bundle_or_none(
+    tiny_bundle: Path, tmp_path: Path, start: str
 ) -> None:
-    copy = copy_of(tiny_bundle)
+    bundle = Bundle.open(tiny_bundle)
     chance = random.Random(5)
-    seen = set()
-    for _ in range(25):
+    whole = 0
+    for attempt in range(15):
+        path = tmp_path / str(attempt) / "b"
+        if start != "from nothing":
+            write_bundle(path, bundle.manifest, content(bundle))
         with subprocess.Popen(
-            [sys.executable, "-c", WRITER, tiny_bundle, copy], stdout=subprocess.PIPE
+            [sys.executable, "-c", WRITER, tiny_bundle, path], stdout=subprocess.PIPE
         ) as child:
             assert child.stdout is not None
             child.stdout.readline()
-            time.sleep(chance.uniform(0.0, 0.03))
+            time.sleep(chance.uniform(0.0, 0.01))
             child.send_signal(signal.SIGKILL)
-        seen.add(Bundle.open(copy).manifest.created)
-    assert seen & {"a", "b"}
+        if start != "from nothing" or path.exists():
+            Bundle.open(path)
+            whole += 1
+    assert whole > 5
 
 
 def test_every_error_of_a_bundle_is_one_of_ours() -> None:

@@ -67,7 +67,8 @@ def test_another_schema_version_says_who_has_to_move(
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "../graph.onnx", "a/../../b", "..", "", "C:/x", "a\\..\\b"]
+    "path",
+    ["/etc/passwd", "../graph.onnx", "a/../../b", "..", "", "C:/x", "a\\..\\b", "a\0b", "x" * 300],
 )
 def test_a_path_that_leaves_the_folder_is_refused(manifest: Manifest, path: str) -> None:
     record = json.loads(canonical_json(manifest))
@@ -104,3 +105,9 @@ def test_a_golden_episode_must_be_listed(manifest: Manifest) -> None:
 def test_no_bytes_raise_anything_but_our_own_errors(raw: bytes) -> None:
     with pytest.raises(StategateError):
         decode_manifest(raw)
+
+
+def test_deep_nesting_is_refused(manifest: Manifest) -> None:
+    nested = b'{"schema_version": 1, "metadata": ' + b'{"a":' * 5000 + b"1" + b"}" * 5001
+    with pytest.raises(ManifestError):
+        decode_manifest(nested)

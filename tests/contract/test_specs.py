@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stategate.contract import Budget, GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract import Budget, ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.dtypes import DTYPES, dtype_from_onnx
 from stategate.contract.errors import SpecError
 
@@ -19,7 +19,7 @@ X, Y = (TensorSpec("x", (1, 2)),), (TensorSpec("y", (1, 2)),)
 def test_the_dtype_table_agrees_with_onnx(name: str) -> None:
     assert onnx.helper.np_dtype_to_tensor_dtype(np.dtype(name)) == DTYPES[name].onnx
     assert dtype_from_onnx(DTYPES[name].onnx).name == name
-    assert np.dtype(name).itemsize == DTYPES[name].itemsize_bytes
+    assert DTYPES[name].numpy == np.dtype(name)
 
 
 def test_bfloat16_is_refused_by_its_onnx_code() -> None:
@@ -70,7 +70,7 @@ def test_a_model_without_state_is_refused() -> None:
 
 @pytest.mark.parametrize("threshold", [None, math.nan, math.inf])
 def test_a_hard_gate_needs_a_finite_threshold(threshold: float | None) -> None:
-    with pytest.raises(SpecError, match="no finite threshold"):
+    with pytest.raises(SpecError, match="float32 can hold"):
         GateSpec("gate", "hard", threshold=threshold)
 
 
@@ -92,3 +92,26 @@ def test_a_budget_of_nothing_is_refused() -> None:
 def test_a_name_cannot_be_input_and_output() -> None:
     with pytest.raises(SpecError, match="input and an output"):
         StepSpec(X, (TensorSpec("x", (1, 2)),), (StateSpec("s", (1,)),))
+
+
+def test_a_hard_gate_that_guards_nothing_is_refused() -> None:
+    with pytest.raises(SpecError, match="guards no state"):
+        StepSpec(X, Y, (StateSpec("s", (1,)),), (GateSpec("g", threshold=0.0),))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("int8", 300), ("float32", 1e39), ("float64", math.inf), ("int64", 0.5)]
+)
+def test_a_constant_must_fit_its_dtype(dtype: str, value: float) -> None:
+    with pytest.raises(SpecError, match="cannot have this value"):
+        ConstantSpec("c", (), dtype, value)
+
+
+def test_a_model_without_input_is_refused() -> None:
+    with pytest.raises(SpecError, match="takes no input"):
+        StepSpec((), Y, (StateSpec("s", (1,)),))
+
+
+def test_a_threshold_that_float32_cannot_hold_is_refused() -> None:
+    with pytest.raises(SpecError, match="float32"):
+        GateSpec("g", threshold=1e39)

@@ -119,6 +119,64 @@ def test_a_cache_that_grows_is_no_state(tmp_path: Path) -> None:
         adopt(path, Request({"t": 8}, {}, {}, {"past": "present"}))
 
 
+def test_a_cell_whose_only_output_is_its_state_is_adopted(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "cell.onnx",
+        [("Add", ["x", "h"], ["h_out"])],
+        [("x", F, [1, 2]), ("h", F, [1, 2])],
+        [("h_out", F, [1, 2])],
+    )
+    out = tmp_path / "b"
+    arguments = ["adopt", str(path), "--state", "h=h_out", "--out", str(out)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert CliRunner().invoke(main, ["verify", str(out)]).exit_code == 0
+    assert CliRunner().invoke(main, ["bench", str(out), "--rounds", "1"]).exit_code == 0
+
+
+def test_a_state_that_was_forgotten_beside_declared_ones_is_pointed_out(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "lstm.onnx",
+        [("Add", ["x", "h"], ["hn"]), ("Add", ["x", "c"], ["cn"]), ("Add", ["hn", "cn"], ["y"])],
+        [("x", F, [1, 2]), ("h", F, [1, 2]), ("c", F, [1, 2])],
+        [("y", F, [1, 2]), ("hn", F, [1, 2]), ("cn", F, [1, 2])],
+    )
+    arguments = ["adopt", str(path), "--state", "h=hn", "--out", str(tmp_path / "b")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0 and "--state c=cn" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("true", 0), ("0", 0), ("maybe", 2), ("nan", 2), ("1e300", 2)]
+)
+def test_a_boolean_input_can_be_fixed(tmp_path: Path, text: str, code: int) -> None:
+    path = save(
+        tmp_path / "m.onnx",
+        [("Where", ["flag", "x", "h"], ["h_out"]), ("Identity", ["h_out"], ["y"])],
+        [("x", F, [1, 2]), ("flag", TensorProto.BOOL, [1]), ("h", F, [1, 2])],
+        [("y", F, [1, 2]), ("h_out", F, [1, 2])],
+    )
+    arguments = ["adopt", str(path), "--const", f"flag={text}", "--state", "h=h_out"]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "b")])
+    assert result.exit_code == code, result.output
+
+
+def test_an_output_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    sequence = helper.make_tensor_sequence_value_info("q", F, [1, 2])
+    graph = helper.make_graph(
+        [
+            helper.make_node("Add", ["x", "h"], ["h_out"]),
+            helper.make_node("SequenceConstruct", ["h_out"], ["q"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info(n, F, [1, 2]) for n in ("x", "h")],
+        [helper.make_tensor_value_info("h_out", F, [1, 2]), sequence],
+    )
+    onnx.save(helper.make_model(graph, ir_version=9), tmp_path / "m.onnx")
+    with pytest.raises(GraphError, match="no tensor"):
+        adopt(tmp_path / "m.onnx", NOTHING)
+
+
 def tensors(*names: str) -> dict[str, TensorSpec]:
     return {name: TensorSpec(name, (1, 2)) for name in names}
 
@@ -172,7 +230,14 @@ def test_a_truncated_graph_is_refused_and_nothing_is_written(leaky: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "option", [["--dim", "batch"], ["--dim", "batch=x"], ["--shape", "x=1,0"], ["--state", "a="]]
+    "option",
+    [
+        ["--dim", "batch"],
+        ["--dim", "batch=x"],
+        ["--dim", "batch=²"],
+        ["--shape", "x=1,0"],
+        ["--state", "a="],
+    ],
 )
 def test_a_malformed_option_is_wrong_use(leaky: Path, tmp_path: Path, option: list[str]) -> None:
     arguments = ["adopt", str(leaky), *option, "--out", str(tmp_path / "b")]

@@ -53,7 +53,7 @@ def test_the_receipt_says_what_was_compared(
     candidate: Candidate, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     episode = random_episode(candidate.spec, 50, seed=1)
-    reference = TorchReference(loaded.model, candidate.thresholds)
+    reference = TorchReference(loaded.model, candidate.spec.thresholds)
     bundle = seal(tmp_path / "b", candidate, reference, episode)
     receipt = bundle.manifest.verification
     assert receipt is not None and receipt.steps == 50 and receipt.gate_flips == 0
@@ -68,7 +68,7 @@ def test_the_same_model_gives_the_same_bundle_bytes(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     for name in ("a", "b"):
         again = candidate_from(loaded)
-        reference = TorchReference(loaded.model, candidate.thresholds)
+        reference = TorchReference(loaded.model, candidate.spec.thresholds)
         seal(tmp_path / name, again, reference, random_episode(candidate.spec, 20))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert Bundle.open(tmp_path / "a").manifest.created == "2023-11-14T22:13:20Z"
@@ -78,7 +78,7 @@ def test_a_build_time_that_is_none_is_refused(
     candidate: Candidate, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
-    reference = TorchReference(loaded.model, candidate.thresholds)
+    reference = TorchReference(loaded.model, candidate.spec.thresholds)
     with pytest.raises(ExportError, match="yesterday"):
         seal(tmp_path / "b", candidate, reference, random_episode(candidate.spec, 2))
 
@@ -103,7 +103,7 @@ class Liar:
 def test_a_bundle_that_parts_from_its_model_is_never_written(
     candidate: Candidate, loaded: LoadedModel, tmp_path: Path, part: int
 ) -> None:
-    liar = Liar(TorchReference(loaded.model, candidate.thresholds), 7, part)
+    liar = Liar(TorchReference(loaded.model, candidate.spec.thresholds), 7, part)
     x = np.full((20, 1, 4), 0.75, np.float32)
     with pytest.raises(ParityError, match="step 7"):
         seal(tmp_path / "b", candidate, liar, Episode({"x": x}))
@@ -114,9 +114,9 @@ def test_a_failed_export_leaves_the_older_bundle(
     candidate: Candidate, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     episode = random_episode(candidate.spec, 20)
-    honest = TorchReference(loaded.model, candidate.thresholds)
+    honest = TorchReference(loaded.model, candidate.spec.thresholds)
     digest = seal(tmp_path / "b", candidate, honest, episode).digest
-    liar = Liar(TorchReference(loaded.model, candidate.thresholds), 3, 0)
+    liar = Liar(TorchReference(loaded.model, candidate.spec.thresholds), 3, 0)
     with pytest.raises(ParityError):
         seal(tmp_path / "b", candidate, liar, episode)
     assert Bundle.open(tmp_path / "b").digest == digest
@@ -125,7 +125,7 @@ def test_a_failed_export_leaves_the_older_bundle(
 def test_a_memory_over_its_budget_is_refused_before_it_is_verified(
     candidate: Candidate, loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    reference = TorchReference(loaded.model, candidate.thresholds)
+    reference = TorchReference(loaded.model, candidate.spec.thresholds)
     with pytest.raises(SpecError, match="20 bytes"):
         seal(
             tmp_path / "b",
@@ -141,7 +141,7 @@ def test_a_place_that_is_taken_is_refused(
     candidate: Candidate, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    reference = TorchReference(loaded.model, candidate.thresholds)
+    reference = TorchReference(loaded.model, candidate.spec.thresholds)
     with pytest.raises(BundleError, match="in the way"):
         seal(tmp_path, candidate, reference, random_episode(candidate.spec, 2))
 
@@ -149,7 +149,7 @@ def test_a_place_that_is_taken_is_refused(
 def test_an_episode_of_another_model_is_refused(
     candidate: Candidate, loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    reference = TorchReference(loaded.model, candidate.thresholds)
+    reference = TorchReference(loaded.model, candidate.spec.thresholds)
     with pytest.raises(EpisodeError, match="not the model's"):
         seal(tmp_path / "b", candidate, reference, Episode({}))
 
@@ -163,7 +163,7 @@ def test_a_calibrated_threshold_reaches_the_manifest_and_its_receipt(
     candidate: Candidate, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     calibrated = candidate.calibrated(record_for(candidate))
-    reference = TorchReference(loaded.model, calibrated.thresholds)
+    reference = TorchReference(loaded.model, calibrated.spec.thresholds)
     bundle = seal(tmp_path / "b", calibrated, reference, random_episode(candidate.spec, 50))
     (gate,) = bundle.manifest.gates
     assert (gate.threshold, gate.expected_write_rate) == (0.5, 0.3)
@@ -242,3 +242,30 @@ def test_a_gate_that_only_the_host_decides_never_swaps_a_closed_state(tmp_path: 
             session.step(x=np.full((1, 2), value, np.float32))
         assert session.state("s").tolist() == [[100.0, 100.0]]
         assert (session.ledger.writes, session.ledger.quiet_steps) == (1, 2)
+
+
+def test_a_recording_is_repeated_to_the_steps_that_were_promised(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    recording = tmp_path / "recording.npz"
+    recording.write_bytes(Episode({"x": np.full((7, 1, 2), 100.0, np.float32)}).to_bytes())
+    arguments = ["export", f"{tmp_path}/mine.py:Shut", "--episode", str(recording), "--json"]
+    result = CliRunner().invoke(main, [*arguments, "--steps", "50", "--out", str(tmp_path / "b")])
+    assert json.loads(result.stdout)["verification"]["steps"] == 50
+
+
+def test_the_manifest_names_the_users_file_and_not_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from helper import Shut")
+    (tmp_path / "helper.py").write_text(MODULE)
+    out = tmp_path / "b"
+    arguments = ["export", f"{tmp_path}/mine.py:Shut", "--steps", "5", "--out", str(out)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert Bundle.open(out).manifest.model.source == "mine.py:Shut"
+    assert str(tmp_path).encode() not in b"".join(contents(out).values())
+
+
+def test_a_file_that_exits_is_an_error_and_not_a_success(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import sys; sys.exit(0)")
+    out = str(tmp_path / "b")
+    result = CliRunner().invoke(main, ["export", f"{tmp_path}/mine.py:M", "--out", out])
+    assert result.exit_code == 2 and "SystemExit" in result.output

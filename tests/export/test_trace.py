@@ -79,9 +79,52 @@ class InnerModuleRemembers(Model):
         return self.inner.remember(x)
 
 
+class DictRemembers(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mem = {"h": torch.zeros(1, 3)}
+
+    def remember(self, x: torch.Tensor) -> torch.Tensor:
+        self.mem["h"] = self.mem["h"] * 0.99 + 1e-8 * x + 1e-8
+        return self.mem["h"]
+
+
+class Box:
+    def __init__(self) -> None:
+        self.h = torch.zeros(1, 3)
+
+
+class ObjectRemembers(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.box = Box()
+
+    def remember(self, x: torch.Tensor) -> torch.Tensor:
+        self.box.h = self.box.h + x
+        return self.box.h
+
+
+class Counts(Model):
+    ticks = 0
+
+    def remember(self, x: torch.Tensor) -> torch.Tensor:
+        self.ticks += 1
+        return x * float(self.ticks)
+
+
+class WritesThroughData(BufferInPlace):
+    def remember(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.data.add_(1.0)
+        return x + self.seen
+
+
 @pytest.mark.parametrize(
     ("model", "name"),
     [
+        (DictRemembers, r"mem\['h'\]"),
+        (ObjectRemembers, r"box\.h"),
+        (Counts, "ticks"),
+        (WritesThroughData, "seen"),
         (BufferInPlace, "seen"),
         (BufferReassigned, "seen"),
         (AttributeReassigned, "hidden"),
@@ -140,6 +183,52 @@ class HasNoOnnxForm(Model):
         return torch.linalg.solve_triangular(torch.eye(3), x.T, upper=True).T
 
 
+class InPlace(Model):
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        s = states["s"].mul_(0.5)
+        return StepResult({"y": s + inputs["x"]}, {"s": s}, {})
+
+
+class ShapeBug(Model):
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        return StepResult({"y": inputs["x"] @ states["s"]}, {"s": states["s"]}, {})
+
+
+class WrongName(Model):
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        return StepResult({"y": inputs["observation"]}, {"s": states["s"]}, {})
+
+
+class FloatOutput(Model):
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        return StepResult({"y": 1.0}, {"s": states["s"] + inputs["x"]}, {})
+
+
+class SpecFails(Model):
+    def step_spec(self) -> StepSpec:
+        raise KeyError("config")
+
+
+class SpecIsADict(Model):
+    def step_spec(self) -> dict:
+        return {}
+
+
+class UnknownStart(Model):
+    def initial_states(self) -> dict:
+        return {"typo": torch.ones(1, 3)}
+
+
+class NanStart(Model):
+    def initial_states(self) -> dict:
+        return {"s": torch.full((1, 3), torch.nan)}
+
+
+class NumpyStart(Model):
+    def initial_states(self) -> dict:
+        return {"s": [0.0, 0.0, 0.0]}
+
+
 class ExtraOutput(Model):
     def step(self, inputs: dict, states: dict) -> StepResult:
         return StepResult({"y": inputs["x"], "debug": inputs["x"]}, {"s": states["s"]}, {})
@@ -155,6 +244,15 @@ class ExtraOutput(Model):
         (ReturnsATuple, "must return a StepResult"),
         (GatelessGate, "does not return gate 'g'"),
         (ExtraOutput, "debug"),
+        (InPlace, "in place"),
+        (ShapeBug, "fails on its own spec"),
+        (WrongName, "observation"),
+        (FloatOutput, "is no tensor"),
+        (SpecFails, "config"),
+        (SpecIsADict, "must give a StepSpec"),
+        (UnknownStart, "typo"),
+        (NanStart, "finite"),
+        (NumpyStart, "list"),
         (HasNoOnnxForm, "no ONNX form"),
     ],
 )

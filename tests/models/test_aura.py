@@ -167,3 +167,18 @@ def test_the_recipe_remakes_the_shipped_weights(shipped) -> None:
         source = BindingStreams(CONFIGS["hard"], world, 8, UNSEEN_SEED)
         score = evaluate(again, source, 8, 4096, {"learned": hard_gate(-2.0)})["learned"]
         assert score.accuracy > 0.995 and score.write_ratio > 7.0
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_deployed_steps_keep_their_promise(aura_bundle, tmp_path) -> None:
+    """The card's long horizon, measured again through the runtime and its ledger."""
+    from stategate.models.zoo import entry
+    from stategate.runtime import Session
+    from stategate.runtime.run import run_episode
+
+    with Session.open(aura_bundle) as session:
+        result = run_episode(session, entry("aura-hard").episode(100_000, UNSEEN_SEED))
+    assert result.accuracy is not None and result.accuracy > 0.99
+    assert result.write_ratio is not None and result.write_ratio > 7.0
+    assert result.state_bytes == 4224
+    assert result.rss_end_bytes - result.rss_warm_bytes < 1_000_000

@@ -11,7 +11,7 @@ from stategate.contract import Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
 from stategate.runtime.cli import COMMANDS, main
-from stategate.runtime.golden import difference, replay
+from stategate.runtime.golden import Gaps, replay
 from stategate.runtime.run import run_episode
 
 
@@ -63,12 +63,31 @@ def test_replaying_the_golden_episode_agrees(tiny_bundle: Path) -> None:
     assert strict is not None and not strict.passed
 
 
-def test_a_difference_that_is_not_a_number_never_passes() -> None:
-    one = np.ones(2)
-    assert difference(one * np.nan, one) == difference(one, one * np.nan) == float("inf")
-    assert difference(np.ones(3), one) == float("inf")
-    assert difference(one * 200.0, one * 100.0) == 1.0
-    assert difference(one * 0.5, one * 0.25) == 0.25
+def worst(ours: object, theirs: object, dtype: str = "float32") -> float:
+    gaps = Gaps()
+    gaps.add({"y": np.array(ours, dtype)}, {"y": np.array(theirs, dtype)})
+    return gaps.worst()
+
+
+def test_a_gap_is_measured_in_units_of_what_the_reference_reached() -> None:
+    assert worst([200.0, 0.0], [100.0, 0.0]) == 1.0
+    assert worst([1e-5], [-1e-5]) == pytest.approx(2.0)  # small numbers are judged as sharply
+    gaps = Gaps()
+    for ours, theirs in ((0.5, 0.25), (1.0, 1.0)):
+        gaps.add({"y": np.array([ours])}, {"y": np.array([theirs])})
+    assert gaps.per_step().tolist() == [0.25, 0.0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_agrees_only_with_its_like(value: float) -> None:
+    assert worst([value, 1.0], [value, 1.0]) == 0.0
+    assert worst([value], [1.0]) == worst([1.0], [value]) == float("inf")
+
+
+def test_integers_agree_or_differ_without_measure() -> None:
+    assert worst([2**53 + 1], [2**53], "int64") == float("inf")
+    assert worst([True], [True], "bool") == 0.0
+    assert worst([1.0, 2.0], [1.0]) == float("inf")
 
 
 def invoke(*arguments: object, code: int = 0) -> str:
@@ -110,6 +129,41 @@ def test_verify_says_yes_with_0_and_no_with_1(tiny_bundle: Path, copy_of, tmp_pa
     assert "DigestError" in invoke("verify", "--digests", copy, code=1)
 
 
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "x", tmp_path / "file" / "x" / "y"):
+        assert "OutputError" in invoke("run", tiny_bundle, "--out", out, code=2)
+        assert "OutputError" in invoke("bench", tiny_bundle, "--out", out, code=2)
+        assert "OutputError" in invoke("episode", "aura-hard", "--out", out / "e", code=2)
+        assert "OutputError" in invoke("export", "aura-hard", "--out", out, code=2)
+
+
+def test_a_golden_episode_without_answers_never_passes(tiny_bundle: Path, tmp_path: Path) -> None:
+    import msgspec
+
+    from stategate.contract import FileRef, sha256, write_bundle
+
+    bundle = Bundle.open(tiny_bundle)
+    golden = bundle.golden()
+    assert golden is not None
+    graph = bundle.manifest.graphs[0].file
+    hollow = [
+        Episode(golden.inputs),
+        Episode(golden.inputs, {}, {}, golden.gates, golden.states),
+        Episode(golden.inputs, {}, {"y": golden.outputs["y"][:3]}, golden.gates, golden.states),
+    ]
+    for i, episode in enumerate(hollow):
+        raw = episode.to_bytes()
+        manifest = msgspec.structs.replace(
+            bundle.manifest, files=(FileRef("golden.npz", sha256(raw)),)
+        )
+        files = {graph.path: bundle.read(graph), "golden.npz": raw}
+        path = write_bundle(tmp_path / str(i), manifest, files).path
+        assert "EpisodeError" in invoke("verify", path, code=2)
+
+
 def test_wrong_use_exits_with_2(tiny_bundle: Path, tmp_path: Path) -> None:
     invoke("run", tmp_path / "nowhere", code=2)
     invoke("run", tiny_bundle, "--episode", tmp_path / "none.npz", code=2)
@@ -134,7 +188,9 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_shows_help_with_an_example_and_offers_json(verb: str) -> None:
     text = invoke(verb, "--help")
-    assert f"stategate {verb}" in text and "Example" in text
+    example = text.split("Example")[1].splitlines()
+    assert any(line.strip().startswith(f"stategate {verb}") for line in example)
+    assert "\\b" not in text
     assert "--json" in text
 
 
