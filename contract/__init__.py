@@ -15,8 +15,10 @@ from stategate.contract.manifest import (
     canonical_json,
 )
 from stategate.contract.specs import Budget, ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract.storage import METADATA_BYTES_ESTIMATE, Storage, endurance_bytes
 
 __all__ = [
+    "METADATA_BYTES_ESTIMATE",
     "SCHEMA_VERSION",
     "Budget",
     "Bundle",
@@ -33,10 +35,12 @@ __all__ = [
     "ModelRef",
     "StateSpec",
     "StepSpec",
+    "Storage",
     "TargetRef",
     "TensorSpec",
     "Verification",
     "canonical_json",
+    "endurance_bytes",
     "refuse_to_replace",
     "sha256",
     "write_bundle",
