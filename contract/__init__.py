@@ -15,9 +15,15 @@ from stategate.contract.manifest import (
     Verification,
     canonical_json,
 )
+<<<<<<< HEAD
 from stategate.contract.specs import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
+=======
+from stategate.contract.specs import Budget, ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract.storage import METADATA_BYTES_ESTIMATE, Storage, endurance_bytes
+>>>>>>> wear
 
 __all__ = [
+    "METADATA_BYTES_ESTIMATE",
     "SCHEMA_VERSION",
     "Budget",
     "Bundle",
@@ -34,10 +40,12 @@ __all__ = [
     "ModelRef",
     "StateSpec",
     "StepSpec",
+    "Storage",
     "TargetRef",
     "TensorSpec",
     "Verification",
     "canonical_json",
+    "endurance_bytes",
     "refuse_to_replace",
     "sha256",
     "write_bundle",

@@ -48,6 +48,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ort",
         "Step a bundle through an episode and count its writes.",
     ),
+    "wear": (
+        "stategate.bench.wear_cli:wear",
+        "ort",
+        "Show how long the flash lasts under each snapshot policy.",
+    ),
     "bench": (
         "stategate.bench.cli:bench",
         "bench",

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import platform
-import sys
-from importlib import resources
-from typing import Any
 
 import msgspec
 
 from stategate.contract import TargetRef
-from stategate.contract.errors import MissingDependencyError, TargetError
+from stategate.contract.errors import TargetError
+from stategate.targets.rows import read_row, row_names
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    try:
-        import tomli as tomllib
-    except ImportError as missing:
-        raise MissingDependencyError("tomli", "export") from missing
+_FOLDER = "profiles"
 
 
 class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +23,7 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         engines: Engines that run there.
         precisions: Element types that are legal there, by engine.
         sources: Where each figure comes from, by field.
+        storage: Names of the media that it may carry; empty where that is not known.
     """
 
     name: str
@@ -40,10 +32,12 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engines: tuple[str, ...]
     precisions: dict[str, tuple[str, ...]]
     sources: dict[str, str]
+    storage: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse figures without a source and precisions without an engine."""
-        unsourced = sorted({"engines", "precisions"} - set(self.sources))
+        figures = {"engines", "precisions"} | ({"storage"} if self.storage else set())
+        unsourced = sorted(figures - set(self.sources))
         if unsourced:
             raise ValueError(f"no source is given for {unsourced}")
         if set(self.precisions) != set(self.engines):
@@ -54,13 +48,9 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return TargetRef(self.name, self.machine)
 
 
-def _folder() -> Any:
-    return resources.files("stategate.targets") / "profiles"
-
-
 def names() -> list[str]:
     """Names of all known targets."""
-    return sorted(p.name.removesuffix(".toml") for p in _folder().iterdir())
+    return row_names(_FOLDER)
 
 
 def load(name: str) -> TargetProfile:
@@ -69,15 +59,7 @@ def load(name: str) -> TargetProfile:
     Raises:
         TargetError: It does not exist, or contradicts itself.
     """
-    known = names()
-    if name not in known:
-        near = difflib.get_close_matches(name, known) or known
-        raise TargetError("unknown target", found=name, expected=" or ".join(near))
-    raw = (_folder() / f"{name}.toml").read_text()
-    try:
-        return msgspec.convert(tomllib.loads(raw), TargetProfile)
-    except (msgspec.ValidationError, tomllib.TOMLDecodeError) as problem:
-        raise TargetError(f"the profile of {name} is broken", found=str(problem)) from problem
+    return read_row(_FOLDER, name, "target", TargetProfile)
 
 
 def detect(machine: str | None = None) -> TargetProfile:

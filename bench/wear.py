@@ -1,0 +1,117 @@
+"""The wear table: what each snapshot policy costs a medium, and which figures are estimates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from stategate.contract import Manifest, Storage
+from stategate.runtime.wear import bytes_per_day, lifetime_years
+
+# Label and seconds of the policies that follow the clock.
+_PERIODS = (("once a second", 1), ("every 10 s", 10), ("every minute", 60))
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRate:
+    """How often a gate opens.
+
+    Attributes:
+        share: Share of steps that write, in [0, 1].
+        source: Who says so.
+        assumed: Whether nobody measured it.
+    """
+
+    share: float
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WearRow:
+    """One snapshot policy on one medium.
+
+    Attributes:
+        policy: When a snapshot is taken.
+        snapshots_per_second: How often that is; never more often than there are steps.
+        bytes_per_day: What the host writes.
+        years: Life of a new medium; None: it never wears out, for nothing is written.
+        estimate: Whether any figure behind this row is an assumption.
+        assumed: Which ones: fields of the storage, and ``write_rate``.
+    """
+
+    policy: str
+    snapshots_per_second: float
+    bytes_per_day: float
+    years: float | None
+    estimate: bool
+    assumed: tuple[str, ...]
+
+
+def write_rate(manifest: Manifest, given: float | None = None) -> WriteRate:
+    """The share of steps that write, from the best source there is.
+
+    Args:
+        manifest: Its hard gates carry the rates that calibration measured.
+        given: A rate that the caller knows better.
+
+    Returns:
+        The given rate, else the manifest's; with several hard gates their sum, an upper bound;
+        1 where nothing was measured, marked as assumed.
+    """
+    if given is not None:
+        return WriteRate(given, "given with --write-rate")
+    hard = [gate for gate in manifest.gates if gate.kind == "hard"]
+    if not hard:
+        return WriteRate(1.0, "the model has no hard gate, so every step writes")
+    rates = [gate.expected_write_rate for gate in hard]
+    known = [rate for rate in rates if rate is not None]
+    if len(known) < len(rates):
+        unknown = ", ".join(gate.name for gate in hard if gate.expected_write_rate is None)
+        return WriteRate(
+            1.0,
+            f"nobody measured how often {unknown} opens; --write-rate takes a figure",
+            assumed=True,
+        )
+    if len(hard) > 1:
+        return WriteRate(
+            min(1.0, sum(known)), f"upper bound: the sum of {len(hard)} gates", assumed=True
+        )
+    return WriteRate(known[0], hard[0].expected_from or "the manifest gives no source")
+
+
+def wear_rows(
+    storage: Storage, snapshot_bytes: int, rate_hz: float, writes: WriteRate
+) -> tuple[WearRow, ...]:
+    """What each snapshot policy costs.
+
+    Args:
+        storage: Where snapshots go.
+        snapshot_bytes: Size of a snapshot, header included.
+        rate_hz: Steps per second.
+        writes: How many of them write.
+
+    Raises:
+        SpecError: ``rate_hz`` is negative or not finite.
+    """
+    policies = [
+        ("every step", rate_hz, ()),
+        ("every write", rate_hz * writes.share, ("write_rate",) if writes.assumed else ()),
+        # Automatic snapshots are never taken when nothing changed, so never without a step.
+        *((label, min(1 / seconds, rate_hz), ()) for label, seconds in _PERIODS),
+    ]
+    rows = []
+    for label, per_second, extra in policies:
+        years = lifetime_years(storage, snapshot_bytes, per_second)
+        assumed = (*storage.assumed, *extra)
+        rows.append(
+            WearRow(
+                policy=label,
+                snapshots_per_second=per_second,
+                bytes_per_day=bytes_per_day(storage, snapshot_bytes, per_second),
+                years=None if math.isinf(years) else years,
+                estimate=bool(assumed),
+                assumed=assumed,
+            )
+        )
+    return tuple(rows)

@@ -1,0 +1,97 @@
+"""Storage as data: how much a medium may be written before it is worn out, and who says so."""
+
+from __future__ import annotations
+
+import math
+
+from stategate.contract.errors import SpecError
+from stategate.contract.specs import Record
+
+# tmp + fsync + rename + fsync of the folder on ext4 (data=ordered) rewrites four to six blocks of
+# journal and metadata. Derived, not measured: count it on your device with /sys/block/*/stat.
+METADATA_BYTES_ESTIMATE = 20 * 1024
+
+
+class Storage(Record, frozen=True):
+    """A medium that snapshots go to.
+
+    Its endurance is given in one of two ways: bytes that a host may write, as manufacturers rate
+    drives and cards, or program/erase cycles of its cells and a write amplification.
+
+    Attributes:
+        name: Its name on the command line.
+        source: Where the figures come from, in one sentence.
+        capacity_bytes: Nominal size; needed with ``pe_cycles``.
+        endurance_bytes: Bytes that a host may write in all (10^12 to the TBW).
+        pe_cycles: Program/erase cycles that a cell survives.
+        write_amplification: Bytes written to cells for each byte that the host writes, 1 or more.
+        block_bytes: Block of the file system; a file takes whole blocks.
+        metadata_bytes: Journal and metadata that one atomic rewrite costs beside the file.
+        assumed: Fields whose figures are estimates rather than ratings or measurements.
+    """
+
+    name: str
+    source: str
+    capacity_bytes: int | None = None
+    endurance_bytes: int | None = None
+    pe_cycles: float | None = None
+    write_amplification: float | None = None
+    block_bytes: int = 4096
+    metadata_bytes: int = METADATA_BYTES_ESTIMATE
+    assumed: tuple[str, ...] = ("metadata_bytes",)
+
+    def __post_init__(self) -> None:
+        """Check that the endurance is given in exactly one way and that every figure can be."""
+        cells = (self.pe_cycles, self.write_amplification)
+        if self.endurance_bytes is not None and cells != (None, None):
+            raise SpecError(
+                f"storage {self.name!r} gives its endurance twice",
+                found="endurance_bytes beside pe_cycles or write_amplification",
+                expected="one of the two ways",
+                remedy="a rating in bytes already contains the write amplification",
+            )
+        for field in ("capacity_bytes", "endurance_bytes", "pe_cycles", "block_bytes"):
+            _check_at_least(self, field, 0, inclusive=False)
+        _check_at_least(self, "write_amplification", 1, inclusive=True)
+        _check_at_least(self, "metadata_bytes", 0, inclusive=True)
+        unknown = sorted(set(self.assumed) - set(self.__struct_fields__))
+        if unknown:
+            raise SpecError(
+                f"storage {self.name!r} assumes fields that it does not have",
+                found=", ".join(unknown),
+                expected=", ".join(self.__struct_fields__),
+            )
+        endurance_bytes(self)
+
+
+def endurance_bytes(storage: Storage) -> float:
+    """Bytes that a host may write until the medium is worn out.
+
+    Returns:
+        The rating where there is one, else ``capacity * cycles / write amplification``: what JEDEC
+        calls TBW.
+
+    Raises:
+        SpecError: Neither is given; only while a Storage is being made.
+    """
+    if storage.endurance_bytes is not None:
+        return float(storage.endurance_bytes)
+    capacity, cycles = storage.capacity_bytes, storage.pe_cycles
+    amplification = storage.write_amplification
+    if capacity is None or cycles is None or amplification is None:
+        raise SpecError(
+            f"storage {storage.name!r} does not say how much may be written",
+            expected="endurance_bytes, or capacity_bytes, pe_cycles and write_amplification",
+        )
+    return capacity * cycles / amplification
+
+
+def _check_at_least(storage: Storage, field: str, low: int, *, inclusive: bool) -> None:
+    value = getattr(storage, field)
+    fits = value is None or (math.isfinite(value) and (value >= low if inclusive else value > low))
+    if not fits:
+        raise SpecError(
+            f"storage {storage.name!r}: {field} cannot be",
+            found=value,
+            expected=f"{low} or more" if inclusive else f"more than {low}",
+        )

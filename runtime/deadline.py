@@ -1,0 +1,287 @@
+"""A loop of fixed period that counts what it misses, in memory that does not grow.
+
+Tick ``k`` is due at ``start + k * period``, whatever the ticks before it took: lateness does not
+add up. The period is rounded to a nanosecond, which at 30 Hz is a drift of 1 ms a day.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stategate.contract.errors import SpecError
+from stategate.runtime.clock import Clock, MonotonicClock
+
+WINDOW = 4096
+_NS_PER_SECOND = 1_000_000_000
+_LONGEST_PERIOD_S = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStats:
+    """What a loop did; times are None before the first sample.
+
+    Attributes:
+        period_us: The period.
+        ticks: Bodies started.
+        misses: Periods in which no body started because an earlier one was still running.
+        clock_faults: Times the clock went backwards, or a sleep ended before its moment.
+        late_p50_us: Median time from a tick's due moment to its start, over the last 4,096.
+        late_p99_us: 99th percentile of the same.
+        late_max_us: The latest start ever.
+        jitter_p99_us: 99th percentile of the change of lateness from one tick to the next.
+        idle_gap_p50_us: Median time from the end of a body to the next due moment; 0 after a miss.
+        idle_gap_min_us: The shortest one ever: how close the loop came to a miss.
+    """
+
+    period_us: float
+    ticks: int
+    misses: int
+    clock_faults: int
+    late_p50_us: float | None
+    late_p99_us: float | None
+    late_max_us: float | None
+    jitter_p99_us: float | None
+    idle_gap_p50_us: float | None
+    idle_gap_min_us: float | None
+
+
+class Tick:
+    """One turn of a loop; the loop reuses the object, so copy what you keep.
+
+    Attributes:
+        index: Periods since the start; a gap is a run of missed periods.
+        due_ns: When it should have started, on the loop's clock.
+        late_ns: How much later it did, 0 or more.
+    """
+
+    __slots__ = ("due_ns", "index", "late_ns")
+
+    index: int
+    due_ns: int
+    late_ns: int
+
+
+class Loop:
+    """An iterator that yields once in each period.
+
+    A body that ends after the next due moment misses it: the schedule goes on at the next moment
+    that is not past, and every moment skipped is counted as one miss. The first tick is due at
+    once. A clock that goes backwards is counted, and the schedule starts anew from what it shows.
+
+    ``for tick in Loop(hz=100): ...`` leaves the statistics in ``stats()``, which may be called at
+    any time. Not thread-safe.
+
+    Args:
+        hz: Ticks per second.
+        clock: What tells the time; the system's monotonic clock if left out.
+        ticks: How many to yield; None goes on for ever.
+        on_miss: Called with the number of newly missed periods, between the body that caused them
+            and the next tick.
+
+    Raises:
+        SpecError: ``hz`` or ``ticks`` cannot be.
+    """
+
+    def __init__(
+        self,
+        hz: float,
+        *,
+        clock: Clock | None = None,
+        ticks: int | None = None,
+        on_miss: Callable[[int], None] | None = None,
+    ) -> None:
+        self._period_ns = _period_ns(hz)
+        if ticks is not None and ticks < 1:
+            raise SpecError(
+                "a loop needs a number of ticks", found=ticks, expected="1 or more, or None"
+            )
+        self._clock: Clock = MonotonicClock() if clock is None else clock
+        self._limit = ticks
+        self._on_miss = on_miss
+        self._tick = Tick()
+        self._due_ns = 0
+        self._index = 0
+        self._last_ns = 0
+        self._in_body = False
+        self._ticks = self._misses = self._clock_faults = 0
+        self._late = _Samples()
+        self._idle_gap = _Samples()
+
+    def __iter__(self) -> Loop:
+        return self
+
+    def __next__(self) -> Tick:
+        now_ns = self._clock.now_ns()
+        if self._in_body:
+            self._in_body = False
+            self._schedule(now_ns)
+        if self._ticks == self._limit:
+            raise StopIteration
+        if self._ticks == 0:
+            self._due_ns = now_ns
+        else:
+            now_ns = self._wait(now_ns)
+        tick = self._tick
+        tick.index = self._index
+        tick.due_ns = self._due_ns
+        tick.late_ns = max(0, now_ns - self._due_ns)
+        self._late.add(tick.late_ns)
+        self._last_ns = now_ns
+        self._ticks += 1
+        self._in_body = True
+        return tick
+
+    def stats(self) -> LoopStats:
+        """What the loop did so far; takes memory and time only while it is called."""
+        late = sorted(self._late.recent())
+        jitter = sorted(self._late.changes())
+        idle_gap = sorted(self._idle_gap.recent())
+        return LoopStats(
+            period_us=self._period_ns / 1000,
+            ticks=self._ticks,
+            misses=self._misses,
+            clock_faults=self._clock_faults,
+            late_p50_us=_percentile_us(late, 0.50),
+            late_p99_us=_percentile_us(late, 0.99),
+            late_max_us=_us(self._late.highest),
+            jitter_p99_us=_percentile_us(jitter, 0.99),
+            idle_gap_p50_us=_percentile_us(idle_gap, 0.50),
+            idle_gap_min_us=_us(self._idle_gap.lowest),
+        )
+
+    def _schedule(self, now_ns: int) -> None:
+        """Set the next due moment, now that a body has ended."""
+        if now_ns < self._last_ns:
+            self._clock_faults += 1
+            self._due_ns = now_ns + self._period_ns
+            self._index += 1
+            return
+        next_ns = self._due_ns + self._period_ns
+        self._idle_gap.add(max(0, next_ns - now_ns))
+        # Rounded up: a body that ends exactly when a tick is due is in time for it.
+        missed = max(0, -((next_ns - now_ns) // self._period_ns))
+        self._due_ns = next_ns + missed * self._period_ns
+        self._index += 1 + missed
+        if missed:
+            self._misses += missed
+            if self._on_miss is not None:
+                self._on_miss(missed)
+
+    def _wait(self, now_ns: int) -> int:
+        """Sleep until the due moment; returns the time then."""
+        self._clock.sleep_until_ns(self._due_ns)
+        woken_ns = self._clock.now_ns()
+        if woken_ns < self._due_ns:
+            # Sleeping again could go on for ever on a clock that stands still or runs backwards.
+            self._clock_faults += 1
+            if woken_ns < now_ns:
+                self._due_ns = woken_ns
+        return woken_ns
+
+
+def measure_empty_loop(hz: float, ticks: int, clock: Clock | None = None) -> LoopStats:
+    """Run a loop without a body: the lateness and jitter that the machine alone is guilty of.
+
+    Args:
+        hz: Ticks per second.
+        ticks: How many; it takes ``(ticks - 1) / hz`` seconds.
+        clock: What tells the time; the system's monotonic clock if left out.
+
+    Raises:
+        SpecError: ``hz`` or ``ticks`` cannot be.
+    """
+    loop = Loop(hz, clock=clock, ticks=ticks)
+    for _ in loop:
+        pass
+    return loop.stats()
+
+
+def first_step_after_idle_us(
+    step: Callable[[], object], idle_s: float, repeats: int, clock: Clock | None = None
+) -> tuple[float, ...]:
+    """Time the first step after a pause, when caches are cold and cores have slowed down.
+
+    Args:
+        step: What is timed.
+        idle_s: Seconds of sleep before each step; 0 gives the figure to compare with.
+        repeats: How many times.
+        clock: What tells the time; the system's monotonic clock if left out.
+
+    Returns:
+        Microseconds of each step; one during which the clock went backwards is left out.
+
+    Raises:
+        SpecError: ``idle_s`` or ``repeats`` cannot be.
+    """
+    if not math.isfinite(idle_s) or idle_s < 0:
+        raise SpecError("an idle gap cannot be", found=idle_s, expected="seconds, 0 or more")
+    if repeats < 1:
+        raise SpecError("there is nothing to measure", found=repeats, expected="1 repeat or more")
+    clock = MonotonicClock() if clock is None else clock
+    elapsed_us = []
+    for _ in range(repeats):
+        clock.sleep_until_ns(clock.now_ns() + round(idle_s * _NS_PER_SECOND))
+        start_ns = clock.now_ns()
+        step()
+        elapsed_ns = clock.now_ns() - start_ns
+        if elapsed_ns >= 0:
+            elapsed_us.append(elapsed_ns / 1000)
+    return tuple(elapsed_us)
+
+
+class _Samples:
+    """The last ``WINDOW`` values in a ring of fixed size, and the extremes of all."""
+
+    __slots__ = ("_count", "_ring", "highest", "lowest")
+
+    def __init__(self) -> None:
+        self._ring = array("q", bytes(8 * WINDOW))
+        self._count = 0
+        self.highest: int | None = None
+        self.lowest: int | None = None
+
+    def add(self, value: int) -> None:
+        self._ring[self._count % WINDOW] = value
+        self._count += 1
+        if self.highest is None or value > self.highest:
+            self.highest = value
+        if self.lowest is None or value < self.lowest:
+            self.lowest = value
+
+    def recent(self) -> list[int]:
+        """From the oldest to the newest."""
+        if self._count <= WINDOW:
+            return self._ring[: self._count].tolist()
+        start = self._count % WINDOW
+        return [*self._ring[start:], *self._ring[:start]]
+
+    def changes(self) -> list[int]:
+        """Absolute difference of each value to the one before."""
+        values = self.recent()
+        return [abs(b - a) for a, b in zip(values, values[1:], strict=False)]
+
+
+def _period_ns(hz: float) -> int:
+    fits = math.isfinite(hz) and hz * _LONGEST_PERIOD_S >= 1
+    period_ns = round(_NS_PER_SECOND / hz) if fits else 0
+    if period_ns < 1:
+        raise SpecError(
+            "a loop cannot run at this rate",
+            found=f"{hz} Hz",
+            expected="a positive rate with a period of one nanosecond to one day",
+        )
+    return period_ns
+
+
+def _percentile_us(ascending: list[int], share: float) -> float | None:
+    """Nearest rank, so that the figure is one that was measured."""
+    if not ascending:
+        return None
+    return ascending[math.ceil(share * len(ascending)) - 1] / 1000
+
+
+def _us(value_ns: int | None) -> float | None:
+    return None if value_ns is None else value_ns / 1000
