@@ -13,8 +13,8 @@ import msgspec
 
 from stategate.bench.wear import WearRow, wear_rows, write_rate
 from stategate.contract import Bundle, Manifest, Storage, endurance_bytes
+from stategate.runtime.snapshot import Codec
 from stategate.runtime.wear import (
-    SNAPSHOT_HEADER_BYTES,
     host_bytes_per_snapshot,
 )
 from stategate.runtime.wear_counters import DeviceWear, read_wear
@@ -82,7 +82,7 @@ def wear(
     path: Path | None,
     as_json: bool,
 ) -> None:
-    r"""Show how long the flash lasts when BUNDLE's memory is saved there, by snapshot policy.
+    """Show how long the flash lasts when BUNDLE's memory is saved there, by snapshot policy.
 
     The medium is given by name, by its rating (--tbw), or by its cells (--capacity-gb, --pe-cycles
     and --waf together).
@@ -103,7 +103,7 @@ def wear(
     if metadata_bytes is not None:
         storages = [_with_metadata(storage, metadata_bytes) for storage in storages]
     writes = write_rate(manifest, share)
-    snapshot_bytes = manifest.state_bytes + SNAPSHOT_HEADER_BYTES
+    snapshot_bytes = Codec(manifest).file_bytes
     tables = [(s, wear_rows(s, snapshot_bytes, rate_hz, writes)) for s in storages]
     device = read_wear(path) if path is not None else None
     if as_json:
@@ -118,7 +118,7 @@ def wear(
         }
         click.echo(json.dumps(report, indent=2))
         return
-    states = f"{manifest.state_bytes:,} of state and a header of at most {SNAPSHOT_HEADER_BYTES:,}"
+    states = f"{manifest.state_bytes:,} of state, the rest header and checksum"
     click.echo(f"{'model':<12} {manifest.model.name} at {rate_hz:g} steps per second")
     click.echo(f"{'snapshot':<12} {snapshot_bytes:,} bytes: {states}")
     click.echo(f"{'writes':<12} {writes.share:.1%} of steps ({writes.source})")

@@ -15,12 +15,8 @@ from stategate.contract.manifest import (
     Verification,
     canonical_json,
 )
-<<<<<<< HEAD
 from stategate.contract.specs import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
-=======
-from stategate.contract.specs import Budget, ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.storage import METADATA_BYTES_ESTIMATE, Storage, endurance_bytes
->>>>>>> wear
 
 __all__ = [
     "METADATA_BYTES_ESTIMATE",

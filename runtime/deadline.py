@@ -11,8 +11,10 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stategate.contract.errors import SpecError
+from stategate.contract import Budget
+from stategate.contract.errors import DeadlineError, SpecError
 from stategate.runtime.clock import Clock, MonotonicClock
+from stategate.runtime.ledger import Counters
 
 WINDOW = 4096
 _NS_PER_SECOND = 1_000_000_000
@@ -46,6 +48,34 @@ class LoopStats:
     jitter_p99_us: float | None
     idle_gap_p50_us: float | None
     idle_gap_min_us: float | None
+
+
+class StepDeadline:
+    """Holds each step against the longest time that it may take."""
+
+    def __init__(self, budget: Budget, clock: Clock, counters: Counters) -> None:
+        self._limit_ns = int((budget.deadline_ms or 0.0) * 1e6)
+        self._raises = budget.on_deadline == "raise"
+        self._counters = counters
+        self.start = clock.now_ns
+
+    def check(self, start_ns: int) -> None:
+        """Look at the clock after a step.
+
+        Raises:
+            DeadlineError: The step was late and the policy is ``raise``.
+        """
+        elapsed_ns = self.start() - start_ns
+        if elapsed_ns < 0:
+            self._counters.clock_faults += 1
+        elif elapsed_ns > self._limit_ns:
+            self._counters.deadline_misses += 1
+            if self._raises:
+                raise DeadlineError(
+                    "the step took longer than its deadline; its state is committed",
+                    found=f"{elapsed_ns / 1e6:.3f} ms",
+                    expected=f"at most {self._limit_ns / 1e6:g} ms",
+                )
 
 
 class Tick:

@@ -19,13 +19,14 @@ gate is never opened wider than it was calibrated. If the limit is reached the b
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from stategate.contract import Budget
-from stategate.contract.errors import SpecError
+from stategate.contract.errors import BudgetWarning, SpecError, WriteBudgetError
 from stategate.runtime.buffers import Group, Slot
 from stategate.runtime.clock import Clock
 from stategate.runtime.ledger import Counters
@@ -84,6 +85,7 @@ class Governor:
         full = max(1.0, per_second or 0.0)
         self._time = None if per_second is None else Bucket(full, full)
         self._seen_ns = clock.now_ns()
+        self._allowed = True
         self._shut = False
         self._shift = 0.0
         self._span = 0.0
@@ -102,8 +104,8 @@ class Governor:
                     expected=f"more than {self._start[0]:g}",
                 )
 
-    def may_write(self) -> bool:
-        """Ask before a step; prepares the graph's threshold inputs for the answer."""
+    def before(self) -> None:
+        """Look into the buckets before a step, and show the graph a threshold to match."""
         allowed = True
         if self._steps is not None:
             self._steps.fill(self._per_step)
@@ -120,7 +122,32 @@ class Governor:
         if shut != self._shut:
             self._shut = shut
             self._show()
-        return allowed
+        self._allowed = allowed
+
+    def permit(self) -> bool:
+        """Whether the step that is being committed may write.
+
+        Raises:
+            WriteBudgetError: It may not, and the policy is ``raise``; the step is counted.
+        """
+        if self._allowed:
+            return True
+        if self.policy == "warn":
+            self._counters.budget_overruns += 1
+            warnings.warn("a write beyond the budget went through", BudgetWarning, stacklevel=4)
+            return True
+        if self.policy == "raise":
+            counters = self._counters
+            counters.steps += 1
+            counters.suppressed_writes += 1
+            raise WriteBudgetError(
+                "the write budget is used up; the old state stays",
+                found=f"{counters.writes} writes in {counters.steps} steps",
+                expected=f"{1000 * self._per_step:g} in 1,000 steps, "
+                f"{1e9 * self._per_ns:g} in a second (0: no limit)",
+                remedy="open with on_writes='hold' or 'adapt', or raise the gate's threshold",
+            )
+        return False
 
     def after(self, wanted: bool, wrote: bool) -> None:
         """Account for a step.

@@ -8,7 +8,6 @@ with Session.open("build/aura") as session:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -18,10 +17,9 @@ import numpy as np
 
 from stategate.contract import Budget, Bundle, Manifest
 from stategate.contract.errors import (
-    BudgetWarning,
-    DeadlineError,
     DtypeError,
     EngineError,
+    MemoryBudgetError,
     MissingInputError,
     NonFiniteInputError,
     PersistBudgetError,
@@ -32,10 +30,10 @@ from stategate.contract.errors import (
     SpecError,
     StateFault,
     UnknownInputError,
-    WriteBudgetError,
 )
 from stategate.runtime.buffers import Array, Buffers, is_finite
 from stategate.runtime.clock import Clock, MonotonicClock
+from stategate.runtime.deadline import Loop, StepDeadline
 from stategate.runtime.engine import Engine, open_engine
 from stategate.runtime.governor import Governor
 from stategate.runtime.keeper import Keeper, Restored, SnapshotPolicy
@@ -69,14 +67,16 @@ class Session:
         self._budget = budget
         self._clock = clock
         self._on_fault = on_fault
-        self._allowed = True
         limits = (budget.writes_per_1000_steps, budget.writes_per_second)
         self._governor = (
             Governor(budget, buffers.groups, buffers.constants, clock, self._counters)
             if any(limit is not None for limit in limits)
             else None
         )
-        self._deadline_ns = int((budget.deadline_ms or 0.0) * 1e6)
+        self._permit = self._governor.permit if self._governor is not None else _always
+        self._deadline = (
+            StepDeadline(budget, clock, self._counters) if budget.deadline_ms is not None else None
+        )
         # What `hold` and `reset` answer with after a fault; only they pay for the copy.
         keeps = on_fault != "raise"
         self._last_good = tuple((s.array, s.array.copy()) for s in buffers.outputs if keeps)
@@ -190,6 +190,12 @@ class Session:
         """The counters as they stand."""
         return self._counters.read()
 
+    def metrics(self) -> dict[str, float | int | str]:
+        """Counters, rates and sizes, flat; see `stategate.runtime.telemetry.metrics`."""
+        from stategate.runtime.telemetry import metrics
+
+        return metrics(self)
+
     @property
     def budget(self) -> Budget:
         """The limits in force: the manifest's, tightened by the caller."""
@@ -242,13 +248,15 @@ class Session:
         engine = self._engine
         if engine is None:
             raise _closed()
-        start_ns = self._clock.now_ns() if self._deadline_ns else 0
+        deadline = self._deadline
+        start_ns = deadline.start() if deadline is not None else 0
         self._take(inputs)
         governor, memory = self._governor, self._memory
-        self._allowed = governor is None or governor.may_write()
+        if governor is not None:
+            governor.before()
         try:
             engine.run(memory.parity)
-            wanted, wrote = memory.commit(self._may_write)
+            wanted, wrote = memory.commit(self._permit)
         except (EngineError, StateFault) as fault:
             self._answer(fault)
             return self._outputs
@@ -260,8 +268,8 @@ class Session:
             wrote, wrote or memory.changes_without_gate
         ):
             self._save_by_itself(self._keeper)
-        if self._deadline_ns:
-            self._check_deadline(start_ns)
+        if deadline is not None:
+            deadline.check(start_ns)
         return self._outputs
 
     def _save_by_itself(self, keeper: Keeper) -> None:
@@ -273,25 +281,6 @@ class Session:
             if self._on_fault == "raise":
                 raise
 
-    def _may_write(self) -> bool:
-        """Whether the step that is being committed may write, by budget and policy."""
-        if self._governor is None or self._allowed:
-            return True
-        if self._governor.policy == "warn":
-            self._counters.budget_overruns += 1
-            warnings.warn("a write beyond the budget went through", BudgetWarning, stacklevel=4)
-            return True
-        if self._governor.policy == "raise":
-            self._memory.refused()
-            raise WriteBudgetError(
-                "the write budget is used up; the old state stays",
-                found=f"{self._counters.writes} writes in {self._counters.steps} steps",
-                expected=f"{self._budget.writes_per_1000_steps} in 1,000 steps, "
-                f"{self._budget.writes_per_second} in a second",
-                remedy="open with on_writes='hold' or 'adapt', or raise the gate's threshold",
-            )
-        return False
-
     def _answer(self, fault: RuntimeFault) -> None:
         """Count a fault and do what the policy says; the old state is in place."""
         self._counters.faults += 1
@@ -301,19 +290,6 @@ class Session:
             np.copyto(live, kept)
         if self._on_fault == "reset":
             self.reset()
-
-    def _check_deadline(self, start_ns: int) -> None:
-        elapsed_ns = self._clock.now_ns() - start_ns
-        if elapsed_ns < 0:
-            self._counters.clock_faults += 1
-        elif elapsed_ns > self._deadline_ns:
-            self._counters.deadline_misses += 1
-            if self._budget.on_deadline == "raise":
-                raise DeadlineError(
-                    "the step took longer than its deadline; its state is committed",
-                    found=f"{elapsed_ns / 1e6:.3f} ms",
-                    expected=f"at most {self._budget.deadline_ms} ms",
-                )
 
     def _take(self, inputs: Mapping[str, Array]) -> None:
         for name, buffer, flat in self._feeds:
@@ -367,6 +343,24 @@ class Session:
         self._open_engine()
         self._memory.reset()
         self._counters.resets += 1
+
+    def every(self, hz: float, ticks: int | None = None) -> Loop:
+        """A loop of fixed period whose missed periods count as deadline misses.
+
+            for tick in session.every(hz=100):
+                session.step(x=read_sensor())
+
+        Args:
+            hz: Ticks per second.
+            ticks: How many; None goes on for ever.
+
+        Raises:
+            SpecError: ``hz`` or ``ticks`` cannot be.
+        """
+        return Loop(hz, clock=self._clock, ticks=ticks, on_miss=self._missed)
+
+    def _missed(self, periods: int) -> None:
+        self._counters.deadline_misses += periods
 
     def save(self) -> int | None:
         """Write a snapshot of states, counters and governor.
@@ -431,6 +425,11 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _always() -> bool:
+    """The answer of a session without a write budget."""
+    return True
 
 
 def _closed() -> SessionClosedError:

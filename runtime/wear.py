@@ -19,9 +19,6 @@ from stategate.contract.errors import SpecError
 SECONDS_PER_DAY = 86_400
 SECONDS_PER_YEAR = 31_557_600  # 365.25 days
 
-# Upper bound of what a snapshot holds beside the states: schema, digests, step, ledger, checksum.
-SNAPSHOT_HEADER_BYTES = 8192
-
 
 def host_bytes_per_snapshot(storage: Storage, snapshot_bytes: int) -> int:
     """Bytes that the host writes to replace a snapshot atomically: whole blocks and metadata.

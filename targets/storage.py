@@ -1,6 +1,6 @@
 """Storage media that are known by name: read and list.
 
-The rows in ``storage/`` are few on purpose: a row says where its figures come from, and names those
+The rows in ``media/`` are few on purpose: a row says where its figures come from, and names those
 that are assumptions. A medium of your own is given by its figures instead of a name.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from stategate.contract import Storage
 from stategate.targets.rows import read_row, row_names
 
-_FOLDER = "storage"
+_FOLDER = "media"
 
 
 def storage_names() -> list[str]:

@@ -28,8 +28,11 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "bench": ({"contract", "targets", "runtime"}, BASE | {"matplotlib", "onnxruntime"}),
 }
 ROOM_EXCEPTIONS = {("export/verify.py", "runtime")}
-# An engine's library enters in that engine's file and nowhere else.
-PACKAGE_EXCEPTIONS = {("runtime/ort.py", "onnxruntime")}
+# A library that few devices have enters in one file, and nowhere else.
+PACKAGE_EXCEPTIONS = {
+    ("runtime/ort.py", "onnxruntime"),
+    ("runtime/prometheus.py", "prometheus_client"),
+}
 
 
 def imported_names(path: Path) -> set[str]:

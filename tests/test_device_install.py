@@ -72,6 +72,6 @@ def test_the_wheel_carries_every_room_and_its_data(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "stategate/models/checkpoints/aura-hard.safetensors" in names
     assert "stategate/targets/profiles/cpu-x86-64.toml" in names
-    assert "stategate/targets/storage/emmc-16gb.toml" in names
+    assert "stategate/targets/media/emmc-16gb.toml" in names
     assert "stategate/runtime/py.typed" in names
     assert not [n for n in names if n.split("/")[0] in {"runtime", "export", "tests"}]

@@ -16,7 +16,8 @@ from stategate.bench import wear_cli
 from stategate.bench.wear import WriteRate, wear_rows, write_rate
 from stategate.contract import Bundle, GateSpec, Manifest, StateSpec, Storage, write_bundle
 from stategate.runtime.cli import main
-from stategate.runtime.wear import SNAPSHOT_HEADER_BYTES, lifetime_years
+from stategate.runtime.snapshot import Codec
+from stategate.runtime.wear import lifetime_years
 from stategate.runtime.wear_counters import DeviceWear
 
 RATED = Storage("rated", "test", endurance_bytes=10**14, assumed=())
@@ -53,7 +54,9 @@ def rated_gate(rate: float | None, source: str | None = None, name: str = "gate"
 
 
 def manifest_with(bundle: Path, *gates: GateSpec) -> Manifest:
-    states = (StateSpec("h", (1, 4)),)
+    # Each hard gate guards a state of its own, or the contract would refuse it.
+    hard = [gate.name for gate in gates if gate.kind == "hard"] or [None]
+    states = tuple(StateSpec(f"h{i}", (1, 4), gate=name) for i, name in enumerate(hard))
     return msgspec.structs.replace(Bundle.open(bundle).manifest, gates=gates, states=states)
 
 
@@ -69,12 +72,12 @@ def test_each_policy_has_a_row_and_the_arithmetic_is_the_runtimes(tiny_bundle: P
         "every minute": 1 / 60,
     }
     size = found["snapshot_bytes"]
-    assert size == 20 + SNAPSHOT_HEADER_BYTES
-    assert table["host_bytes_per_snapshot"] == 12288 + 20480
+    assert size == Codec(Bundle.open(tiny_bundle).manifest).file_bytes
+    assert table["host_bytes_per_snapshot"] == 8192 + 20480
     storage = targets.load_storage("emmc-16gb")
     for row in table["rows"]:
         assert row["years"] == lifetime_years(storage, size, row["snapshots_per_second"])
-        assert row["bytes_per_day"] == 32768 * row["snapshots_per_second"] * 86400
+        assert row["bytes_per_day"] == 28672 * row["snapshots_per_second"] * 86400
         assert row["estimate"] is True
 
 
@@ -82,7 +85,7 @@ def test_the_text_names_the_source_and_what_is_assumed(tiny_bundle: Path) -> Non
     text = wear(tiny_bundle, "--rate", 30, "--storage", "emmc-16gb")
     assert "16 TBW" in text and "assumption: MLC" in text
     assert "pe_cycles, write_amplification, metadata_bytes" in text
-    assert "8,212 bytes" in text
+    assert "4,148 bytes" in text
 
 
 def test_figures_that_were_all_given_or_measured_are_no_estimate(tiny_bundle: Path) -> None:

@@ -88,8 +88,8 @@ def test_writes_per_second_follow_the_clock(tiny_bundle: Path) -> None:
 def test_a_clock_that_goes_backwards_is_counted_and_gives_no_tokens(tiny_bundle: Path) -> None:
     class Backwards(ManualClock):
         def now_ns(self) -> int:
-            self.ns = super().now_ns() - 10_000_000_000
-            return self.ns
+            self.advance_ns(-10_000_000_000)
+            return super().now_ns()
 
     budget = Budget(writes_per_second=1.0)
     with Session.open(tiny_bundle, budget=budget, clock=Backwards()) as session:
@@ -195,8 +195,8 @@ def test_a_memory_that_does_not_fit_is_refused_before_anything_is_allocated(
 def test_a_step_over_its_deadline_is_counted_and_committed(tiny_bundle: Path) -> None:
     class Slow(ManualClock):
         def now_ns(self) -> int:
-            self.ns += 3_000_000
-            return self.ns
+            self.advance_ns(3_000_000)
+            return super().now_ns()
 
     budget = Budget(deadline_ms=2.0)
     with Session.open(tiny_bundle, budget=budget, clock=Slow()) as session:
