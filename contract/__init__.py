@@ -14,6 +14,7 @@ from stategate.contract.manifest import (
     Verification,
     canonical_json,
 )
+from stategate.contract.sessions import batched, check_rows
 from stategate.contract.specs import Budget, ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 
 __all__ = [
@@ -36,7 +37,9 @@ __all__ = [
     "TargetRef",
     "TensorSpec",
     "Verification",
+    "batched",
     "canonical_json",
+    "check_rows",
     "refuse_to_replace",
     "sha256",
     "write_bundle",
