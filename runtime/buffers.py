@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stategate.contract import GateSpec, Manifest, StateSpec
+from stategate.contract import Bundle, GateSpec, Manifest, StateSpec
+from stategate.contract.errors import EngineError
 
 Array = NDArray[Any]
 
@@ -149,6 +150,28 @@ class Buffers:
     def bit_of(self, state: StateBanks) -> int:
         """The parity bit of the group that a state belongs to."""
         return next(group.bit for group in self.groups if state in group.states)
+
+
+def initial_bytes(bundle: Bundle) -> dict[str, bytes]:
+    """The initial states that a bundle carries, by state name.
+
+    Raises:
+        EngineError: A file is not of its state's size.
+        BundleError: A file is missing or altered.
+    """
+    files = {file.path: file for file in bundle.manifest.files}
+    initial = {}
+    for state in bundle.manifest.states:
+        if state.init_file is not None:
+            initial[state.name] = bundle.read(files[state.init_file])
+            if len(initial[state.name]) != state.bytes:
+                raise EngineError(
+                    f"the initial value of state {state.name!r} has the wrong size",
+                    found=f"{len(initial[state.name])} bytes in {state.init_file}",
+                    expected=f"{state.bytes} bytes",
+                    remedy="export the bundle again",
+                )
+    return initial
 
 
 def _banks(spec: StateSpec, initial: bytes | None) -> StateBanks:

@@ -18,17 +18,15 @@ import numpy as np
 
 from stategate.contract import Bundle, Manifest
 from stategate.contract.errors import (
-    DtypeError,
     EngineError,
-    MissingInputError,
-    NonFiniteInputError,
+    PoolBundleError,
     SessionClosedError,
-    ShapeError,
     StateFault,
     UnknownInputError,
 )
-from stategate.runtime.buffers import Array, Buffers, Group, Slot, is_finite
+from stategate.runtime.buffers import Array, Buffers, Group, Slot, initial_bytes, is_finite
 from stategate.runtime.engine import Engine, open_engine
+from stategate.runtime.feeds import Feeds
 from stategate.runtime.ledger import Counters, Ledger
 
 
@@ -45,7 +43,7 @@ class Session:
         self._counters = Counters()
         self._parity = 0
         # Looked up once: the step itself touches only these.
-        self._feeds = tuple((s.name, s.array, s.flat) for s in buffers.inputs)
+        self._feeds = Feeds(buffers.inputs)
         self._gated = tuple(g for g in buffers.groups if g.gate is not None)
         self._always = next((g for g in buffers.groups if g.gate is None), None)
         self._thresholds = tuple(
@@ -63,24 +61,21 @@ class Session:
 
         Raises:
             BundleError: A file is missing, altered, or outside the folder.
+            PoolBundleError: The bundle serves several sessions; `Pool` opens it.
             ManifestError: The manifest is malformed or of another schema version.
             EngineError: The graph cannot be loaded, or is not what the manifest says.
             MissingDependencyError: The engine's library is not installed.
         """
         bundle = Bundle.open(path)
-        files = {file.path: file for file in bundle.manifest.files}
-        initial = {}
-        for state in bundle.manifest.states:
-            if state.init_file is not None:
-                initial[state.name] = bundle.read(files[state.init_file])
-                if len(initial[state.name]) != state.bytes:
-                    raise EngineError(
-                        f"the initial value of state {state.name!r} has the wrong size",
-                        found=f"{len(initial[state.name])} bytes in {state.init_file}",
-                        expected=f"{state.bytes} bytes",
-                        remedy="export the bundle again",
-                    )
-        buffers = Buffers.allocate(bundle.manifest, initial)
+        if bundle.manifest.sessions != 1:
+            raise PoolBundleError(
+                "this is a pool bundle, which a single session cannot step",
+                found=f"{bundle.manifest.sessions} sessions in each step of {path}",
+                expected="a bundle for one session",
+                remedy="open it with stategate.runtime.Pool.open(path), or export the model again "
+                "without --sessions",
+            )
+        buffers = Buffers.allocate(bundle.manifest, initial_bytes(bundle))
         return cls(bundle, buffers, open_engine(bundle, buffers))
 
     @property
@@ -151,7 +146,7 @@ class Session:
         engine = self._engine
         if engine is None:
             raise _closed()
-        self._take(inputs)
+        self._feeds.take(inputs)
         counters = self._counters
         try:
             engine.run(self._parity)
@@ -182,49 +177,6 @@ class Session:
         else:
             counters.quiet_steps += 1
         return self._outputs
-
-    def _take(self, inputs: Mapping[str, Array]) -> None:
-        for name, buffer, flat in self._feeds:
-            value = inputs.get(name)
-            if value is None:
-                raise self._missing(name, inputs)
-            if not isinstance(value, (np.ndarray, np.generic)) or value.dtype != buffer.dtype:
-                raise DtypeError(
-                    f"input {name!r} has the wrong dtype",
-                    found=getattr(value, "dtype", type(value).__name__),
-                    expected=buffer.dtype,
-                    remedy=f"np.asarray(x, dtype=np.{buffer.dtype})",
-                )
-            if value.shape != buffer.shape:
-                raise ShapeError(
-                    f"input {name!r} has the wrong shape",
-                    found=value.shape,
-                    expected=buffer.shape,
-                    remedy=f"x.reshape{buffer.shape}" if value.size == buffer.size else None,
-                )
-            np.copyto(buffer, value)
-            if not is_finite(flat):
-                bad = int(np.flatnonzero(~np.isfinite(flat))[0])
-                raise NonFiniteInputError(
-                    f"input {name!r} is not finite",
-                    found=f"{flat[bad]} at flat index {bad}",
-                    expected="finite numbers",
-                    remedy="hold the last good observation, or skip the step",
-                )
-        if len(inputs) != len(self._feeds):
-            known = {name for name, _, _ in self._feeds}
-            raise UnknownInputError(
-                "the model has no such input",
-                found=", ".join(sorted(set(inputs) - known)),
-                expected=", ".join(sorted(known)),
-            )
-
-    def _missing(self, name: str, inputs: Mapping[str, Array]) -> MissingInputError:
-        return MissingInputError(
-            f"input {name!r} is missing",
-            found=", ".join(sorted(inputs)) or "no inputs",
-            expected=", ".join(feed[0] for feed in self._feeds),
-        )
 
     def _check_next(self, group: Group) -> None:
         live = bool(self._parity & group.bit)
