@@ -122,12 +122,12 @@ class Verification(Record, frozen=True):
         engine: Engine and version that stepped the bundle.
         steps: Closed-loop steps, each side on its own state.
         max_output_error: Largest difference of any output element, in units of the tensor's
-            largest magnitude, or of 1 where that is smaller.
+            largest magnitude, or of 1 where that is smaller; in a pool each session's by itself.
         max_state_error: The same of the states.
         gate_flips: Decisions that differed; more than none fails in float32.
         tolerance: What the two errors were held against.
-        gate_openings: Steps in which each hard gate was open; 0 or all of them means that the
-            check saw only one side of the gate.
+        gate_openings: Steps in which each hard gate was open, summed over the sessions of a pool;
+            0 or all of them means that the check saw only one side of the gate.
     """
 
     reference: str

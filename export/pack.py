@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,13 +46,14 @@ class Candidate:
 
     Attributes:
         model: Where it comes from.
-        spec: Its signature, thresholds as they shall be deployed.
+        spec: Its signature with all sessions, thresholds as they shall be deployed.
         graph: Serialised ONNX.
         opset: Of the default domain.
         made_with: Packages whose versions go into the manifest.
         initial: Initial states that are not zero, by state name.
         metadata: Facts that travelled with the model.
         calibration: The record that set the thresholds.
+        sessions: How many sessions the graph serves at once.
     """
 
     model: ModelRef
@@ -63,6 +64,7 @@ class Candidate:
     initial: dict[str, np.ndarray] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     calibration: CalibrationRecord | None = None
+    sessions: int = 1
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
         """The same model with the thresholds of a calibration record.
@@ -93,16 +95,7 @@ class Candidate:
             for gate in self.spec.gates
         )
         spec = msgspec.structs.replace(self.spec, gates=gates)
-        return Candidate(
-            self.model,
-            spec,
-            self.graph,
-            self.opset,
-            self.made_with,
-            self.initial,
-            self.metadata,
-            record,
-        )
+        return replace(self, spec=spec, calibration=record)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -212,6 +205,7 @@ def _assemble(
         calibration=calibration,
         verification=receipt,
         metadata=candidate.metadata,
+        sessions=candidate.sessions,
     )
     return manifest, {GRAPH_PATH: candidate.graph, **extra}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +12,8 @@ import numpy as np
 from stategate.contract import Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
-from stategate.runtime import Session
-from stategate.runtime.golden import difference
+from stategate.runtime.full_pool import open_stepper
+from stategate.runtime.golden import worst_difference
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -44,11 +45,13 @@ def verify(
 ) -> tuple[Verification, Episode]:
     """Step a bundle and its model side by side, each on its own state.
 
+    A bundle for several sessions has all of them stepped, and every row is judged by itself.
+
     Args:
         candidate: Folder of the bundle.
         reference: The model.
         episode: Inputs; every step of it is taken.
-        tolerance: Largest error allowed in outputs and states, see `difference`.
+        tolerance: Largest error allowed in outputs and states, see `worst_difference`.
         report: Called with the number of steps done.
 
     Returns:
@@ -62,7 +65,8 @@ def verify(
     opened: dict[str, int] = {}
     kept: list[tuple[Arrays, Arrays]] = []
     states: Arrays = {}
-    with Session.open(candidate) as session:
+    with closing(open_stepper(candidate)) as session:
+        rows = session.manifest.sessions
         thresholds = {
             g.name: np.float32(g.threshold)
             for g in session.manifest.gates
@@ -72,15 +76,17 @@ def verify(
         for t, inputs in enumerate(episode):
             ours = session.step(**inputs)
             outputs, after, gates = reference.step(inputs)
-            output_error = max(difference(ours[name], outputs[name]) for name in outputs)
-            state_error = max(difference(session.state(name), after[name]) for name in after)
-            flipped = [
-                name
-                for name, threshold in thresholds.items()
-                if np.any((session.gates[name] > threshold) != (gates[name] > threshold))
-            ]
+            output_error = max(worst_difference(ours[n], outputs[n], rows) for n in outputs)
+            state_error = max(worst_difference(session.state(n), after[n], rows) for n in after)
+            flipped = []
             for name, threshold in thresholds.items():
-                opened[name] = opened.get(name, 0) + bool((gates[name] > threshold).any())
+                here, there = (
+                    (values[name] > threshold).reshape(rows, -1)
+                    for values in (session.gates, gates)
+                )
+                parted = np.flatnonzero((here != there).any(axis=1))
+                flipped += [f"{name} in row {row}" if rows > 1 else name for row in parted]
+                opened[name] = opened.get(name, 0) + int(there.any(axis=1).sum())
             worst_output = max(worst_output, output_error)
             worst_state = max(worst_state, state_error)
             flips += len(flipped)

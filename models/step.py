@@ -41,6 +41,9 @@ class StepModel(Protocol):
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
         """One step, without side effects.
 
+        For ``stategate export --sessions`` it is also called with more rows than one: every leading
+        axis of 1 in the spec is then the number of sessions, and no row may depend on another.
+
         Args:
             inputs: By name, of the shapes in the spec; the threshold inputs of hard gates are
                 among them, each ``(1,)`` float32.
@@ -49,13 +52,18 @@ class StepModel(Protocol):
         ...
 
 
-def initial_states(model: StepModel) -> dict[str, torch.Tensor]:
-    """The states before the first step: the model's own, or zeros where it names none."""
+def initial_states(model: StepModel, sessions: int = 1) -> dict[str, torch.Tensor]:
+    """The states before the first step: the model's own, or zeros where it names none.
+
+    Args:
+        model: The model.
+        sessions: How many rows of them, all alike.
+    """
     given = dict(getattr(model, "initial_states", dict)())
     states = {}
     for spec in model.step_spec().states:
         zeros = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))
-        states[spec.name] = given.get(spec.name, zeros).detach().clone()
+        states[spec.name] = torch.cat([given.get(spec.name, zeros).detach()] * sessions)
     return states
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from stategate.contract import Bundle
 from stategate.contract.episode import Episode
 from stategate.runtime.buffers import Array
-from stategate.runtime.session import Session
+from stategate.runtime.full_pool import open_stepper
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Replay:
 
     Attributes:
         steps: Steps that were compared.
-        max_output_error: Largest difference of any output element; see `difference`.
+        max_output_error: Largest difference of any output element; see `worst_difference`.
         max_state_error: The same of the states after the last step.
         gate_flips: Gate decisions that differed.
         tolerance: What the errors are held against.
@@ -56,6 +57,19 @@ def difference(a: Array, b: Array) -> float:
     return float(gap) if np.isfinite(gap) else float("inf")
 
 
+def worst_difference(a: Array, b: Array, sessions: int) -> float:
+    """The `difference` of the session that differs most, each in units of its own reference.
+
+    Args:
+        a: What came out; with more than one session, a row for each.
+        b: The reference, likewise.
+        sessions: How many.
+    """
+    if sessions == 1 or a.shape != b.shape:
+        return difference(a, b)
+    return max(difference(ours, theirs) for ours, theirs in zip(a, b, strict=True))
+
+
 def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
     """Step a bundle through its golden episode on this machine.
 
@@ -75,16 +89,22 @@ def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
     thresholds = {g.name: g.threshold for g in bundle.manifest.gates if g.threshold is not None}
     output_error = 0.0
     flips = 0
-    with Session.open(path) as session:
+    sessions = bundle.manifest.sessions
+    with closing(open_stepper(path)) as session:
         for t, inputs in enumerate(episode):
             outputs = session.step(**inputs)
             for name, expected in episode.outputs.items():
-                output_error = max(output_error, difference(outputs[name], expected[t]))
+                output_error = max(
+                    output_error, worst_difference(outputs[name], expected[t], sessions)
+                )
             for name, threshold in thresholds.items():
                 ours = session.gates[name] > np.float32(threshold)
                 flips += int((ours != (episode.gates[name][t] > np.float32(threshold))).sum())
         state_error = max(
-            (difference(session.state(name), last) for name, last in episode.states.items()),
+            (
+                worst_difference(session.state(name), last, sessions)
+                for name, last in episode.states.items()
+            ),
             default=0.0,
         )
     return Replay(episode.steps, output_error, state_error, flips, tolerance)

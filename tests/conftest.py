@@ -16,7 +16,7 @@ from torch import nn
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec, write_bundle
 from stategate.contract.bundle import Bundle
-from stategate.export.cli import candidate_from
+from stategate.export.cli import candidate_from, reference_for
 from stategate.export.pack import random_episode, seal
 from stategate.export.trace import TorchReference
 from stategate.models.load import LoadedModel, load_model
@@ -72,13 +72,13 @@ def tiny_with_start() -> TinyWithStart:
     return TinyWithStart()
 
 
-Sealer = Callable[[Path, StepModel], Bundle]
+Sealer = Callable[..., Bundle]
 
 
-def _seal(out: Path, model: nn.Module, steps: int = 40) -> Bundle:
+def _seal(out: Path, model: nn.Module, steps: int = 40, sessions: int = 1) -> Bundle:
     loaded = LoadedModel(type(model).__name__, "custom", "tests", model, model, None)
-    candidate = candidate_from(loaded)
-    reference = TorchReference(model, candidate.thresholds)
+    candidate = candidate_from(loaded, sessions)
+    reference = reference_for(model, candidate)
     return seal(out, candidate, reference, random_episode(candidate.spec, steps))
 
 
