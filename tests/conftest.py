@@ -20,7 +20,7 @@ from stategate.export.cli import candidate_from, reference_for
 from stategate.export.pack import random_episode, seal
 from stategate.export.trace import TorchReference
 from stategate.models.load import LoadedModel, load_model
-from stategate.models.step import StepModel, StepResult
+from stategate.models.step import StepResult
 
 # A shared machine can be slow for a while; how long an example takes is no property of the code.
 settings.register_profile("stategate", deadline=None, derandomize="CI" in os.environ)
