@@ -12,7 +12,7 @@ from stategate.contract.errors import TraceError
 from stategate.export.verify import Arrays, Reference
 from stategate.models.step import StepModel, Tensors, threshold_inputs
 
-_DRAWS = 4  # a gate that mixes rows shows only where rows decide differently
+_DRAWS = 16  # a gate that mixes rows shows only where they decide differently
 _TOLERANCE = 1e-3  # a product of many rows rounds differently from that of one
 
 
