@@ -62,6 +62,13 @@ class TinyWithStart(Tiny):
         return {"h": torch.tensor([[0.5, -0.25, 0.125, 1.0]])}
 
 
+@pytest.fixture(scope="session")
+def tiny_pool_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed bundle of four sessions of ``TinyWithStart``."""
+    out = tmp_path_factory.mktemp("tiny-pool") / "bundle"
+    return _seal(out, TinyWithStart(), sessions=4).path
+
+
 @pytest.fixture
 def tiny() -> Tiny:
     return Tiny()
