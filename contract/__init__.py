@@ -15,6 +15,7 @@ from stategate.contract.manifest import (
     Verification,
     canonical_json,
 )
+from stategate.contract.sessions import batched, check_rows
 from stategate.contract.specs import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.storage import METADATA_BYTES_ESTIMATE, Storage, endurance_bytes
 
@@ -40,7 +41,9 @@ __all__ = [
     "TargetRef",
     "TensorSpec",
     "Verification",
+    "batched",
     "canonical_json",
+    "check_rows",
     "endurance_bytes",
     "refuse_to_replace",
     "sha256",

@@ -7,14 +7,18 @@ StategateError
 │   └── SpecError            a tensor, state, gate or budget that cannot be
 ├── BundleError              the directory on disk is not what its manifest says
 │   ├── DigestError          a file was altered or truncated
+│   ├── PoolBundleError      it serves several sessions, and one was asked for
 │   └── UnsafePathError      a path in the manifest leaves the bundle
 ├── StepInputError           the caller handed a step something it cannot take
 │   ├── MissingInputError / UnknownInputError
 │   ├── ShapeError / DtypeError
-│   └── NonFiniteInputError  NaN or Inf in an observation
+│   ├── NonFiniteInputError  NaN or Inf in an observation
+│   └── RowError             a row of a pool that no session has joined
 ├── RuntimeFault             the device side failed; the last good state is in place
 │   ├── EngineError          an engine cannot be loaded, or failed in a step
 │   ├── StateFault           a next state holds NaN or Inf; the write was refused
+│   │   └── PoolFault        the same, for some rows of a pool; the others were committed
+│   ├── PoolFullError        every row of a pool is taken
 │   ├── SessionClosedError
 │   └── BudgetError          a limit would be passed
 │       ├── MemoryBudgetError    refused before anything is allocated
@@ -106,6 +110,10 @@ class DigestError(BundleError):
     exit_code = 1
 
 
+class PoolBundleError(BundleError):
+    """The bundle serves several sessions at once, and one session was asked for."""
+
+
 class UnsafePathError(BundleError, ValueError):
     """A path in the manifest leaves the bundle's folder."""
 
@@ -136,6 +144,10 @@ class NonFiniteInputError(StepInputError):
     """An input holds NaN or Inf."""
 
 
+class RowError(StepInputError):
+    """A row of a pool was named that no session has joined, or that does not exist."""
+
+
 class RuntimeFault(StategateError):
     """The device side failed; the last good state is in place."""
 
@@ -148,6 +160,24 @@ class EngineError(RuntimeFault):
 
 class StateFault(RuntimeFault):
     """A next state or a gate holds NaN or Inf; the write was refused."""
+
+
+class PoolFault(StateFault):
+    """Some rows of a pool were refused; every other row of the step was committed.
+
+    Attributes:
+        rows: The refused rows, in ascending order.
+    """
+
+    def __init__(
+        self, what: str, *, rows: tuple[int, ...], found: object, remedy: str | None = None
+    ) -> None:
+        super().__init__(what, found=found, expected="finite numbers", remedy=remedy)
+        self.rows = rows
+
+
+class PoolFullError(RuntimeFault):
+    """Every row of a pool is taken."""
 
 
 class SessionClosedError(RuntimeFault):

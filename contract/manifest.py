@@ -19,6 +19,7 @@ from stategate.contract.errors import (
     SpecError,
     UnsafePathError,
 )
+from stategate.contract.sessions import check_rows
 from stategate.contract.specs import (
     ConstantSpec,
     GateSpec,
@@ -122,12 +123,13 @@ class Verification(Record, frozen=True):
         engine: Engine and version that stepped the bundle.
         steps: Closed-loop steps, each side on its own state.
         max_output_error: Largest difference of any output element, in units of the largest
-            magnitude that the reference's tensor reached in the run.
+            magnitude that the reference's tensor reached in the run; in a
+            pool each session's by itself.
         max_state_error: The same of the states.
         gate_flips: Decisions that differed; more than none fails in float32.
         tolerance: What the two errors were held against.
-        gate_openings: Steps in which each hard gate was open; 0 or all of them means that the
-            check saw only one side of the gate.
+        gate_openings: Steps in which each hard gate was open, summed over the sessions of a pool;
+            0 or all of them means that the check saw only one side of the gate.
     """
 
     reference: str
@@ -161,6 +163,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         calibration: Record that set the thresholds, or None.
         verification: Parity receipt; None in a candidate that is not sealed.
         metadata: Facts that travelled in an adopted file, as text.
+        sessions: How many independent sessions one step serves: rows of the leading axis of every
+            input, output, state and gate. More than one makes it a bundle for a pool.
     """
 
     schema_version: int
@@ -180,10 +184,14 @@ class Manifest(Record, frozen=True, kw_only=True):
     calibration: CalibrationRef | None = None
     verification: Verification | None = None
     metadata: dict[str, str] = {}
+    sessions: int = 1
 
     def __post_init__(self) -> None:
         """Check the signature, the references between fields, and the budget."""
         step = self.step
+        # A graph for one session may have any axis first; see silero-vad's state, (2, 1, 128).
+        if self.sessions != 1:
+            check_rows(step, self.sessions)
         listed = {file.path for file in self.files}
         wanted = {state.init_file for state in self.states} | {self.golden}
         missing = sorted(wanted - listed - {None}, key=str)
@@ -210,8 +218,13 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of one bank of all states together."""
+        """Bytes of one bank of all states together, those of every session included."""
         return self.step.state_bytes
+
+    @property
+    def state_bytes_per_session(self) -> int:
+        """Bytes of one bank of the states of one session."""
+        return self.state_bytes // self.sessions
 
     @property
     def all_files(self) -> tuple[FileRef, ...]:

@@ -99,14 +99,15 @@ class StateSpec(Record, frozen=True):
 
     Attributes:
         name: Graph input that takes the state.
-        shape: Its fixed shape; the first axis is the batch, 1 on a device.
+        shape: Its fixed shape; the first axis is the batch: 1, or the sessions of a pool.
         dtype: Element type.
         next_name: Graph output that gives the next state; ``<name>_next`` when empty.
         gate: Name of the gate that guards it, or None: it changes every step.
         layout: Meaning of the axes, for the reader ("key, value").
         init_file: File in the bundle with the initial bytes (C order, little endian), or None
             for zeros.
-        bytes: Size of one bank; computed when left at 0, checked otherwise.
+        bytes: Size of one bank, all rows of a pool together; computed when left at 0, checked
+            otherwise.
     """
 
     name: str
@@ -275,5 +276,5 @@ class StepSpec(Record, frozen=True):
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of one bank of all states together: what the model remembers."""
+        """Bytes of one bank of all states together, all rows: what the model remembers."""
         return sum(state.bytes for state in self.states)

@@ -11,17 +11,18 @@ from stategate.contract import (
     CalibrationRecord,
     Episode,
     ModelRef,
-    StepSpec,
+    batched,
     refuse_to_replace,
 )
 from stategate.contract.console import progress
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.receipt import print_receipt
+from stategate.export.rows import RowsReference, side_by_side, staggered
 from stategate.export.trace import OPSET, TorchReference, trace
-from stategate.export.verify import STEPS
+from stategate.export.verify import STEPS, Reference
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import LoadedModel, load_model
-from stategate.models.step import initial_states
+from stategate.models.step import StepModel, initial_states
 from stategate.models.zoo import HELD_OUT_SEED
 from stategate.targets import detect, load
 
@@ -34,6 +35,13 @@ from stategate.targets import detect, load
     "calibration_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Record with the gate's threshold, from: stategate calibrate.",
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Sessions that one step serves; more than one makes a bundle for a pool.",
 )
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @click.option(
@@ -50,13 +58,16 @@ from stategate.targets import detect, load
     help="Closed-loop steps of the parity check.",
 )
 @click.option(
-    "--max-state-bytes", type=click.IntRange(min=1), help="Budget: refuse a larger memory."
+    "--max-state-bytes",
+    type=click.IntRange(min=1),
+    help="Budget: refuse a larger memory, all sessions together.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
 def export(
     model: str,
     out: Path,
     calibration_path: Path | None,
+    sessions: int,
     target: str | None,
     episode_path: Path | None,
     steps: int,
@@ -72,20 +83,26 @@ def export(
     Examples:
       stategate export aura-hard --out build/aura
       stategate export my_policy.py:MyPolicy --out build/mine
+      stategate export aura-hard --sessions 4 --out build/pool
     """
     profile = load(target) if target else detect()
     refuse_to_replace(out)
     loaded = load_model(model)
-    candidate = candidate_from(loaded)
+    candidate = candidate_from(loaded, sessions)
     if calibration_path is not None:
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
     if episode_path is not None:
-        episode = _recorded(episode_path, candidate.spec, steps)
+        episode = Episode.load(episode_path)
+        episode = staggered(episode, sessions) if sessions > 1 else episode
+        episode.check(candidate.spec)
+        episode = episode.resized(steps)
     elif loaded.episode is not None:
-        episode = loaded.episode(steps, HELD_OUT_SEED)
+        seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + sessions)
+        streams = [loaded.episode(steps, seed) for seed in seeds]
+        episode = side_by_side(streams) if sessions > 1 else streams[0]
     else:
         episode = random_episode(candidate.spec, steps)
-    reference = TorchReference(loaded.model, candidate.spec.thresholds)
+    reference = reference_for(loaded.model, candidate)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -99,18 +116,18 @@ def export(
     print_receipt(bundle, as_json)
 
 
-def _recorded(path: Path, spec: StepSpec, steps: int) -> Episode:
-    episode = Episode.load(path)
-    episode.check(spec)
-    return episode.resized(steps)
+def reference_for(model: StepModel, candidate: Candidate) -> Reference:
+    """The float model in closed loop; for several sessions, once for each of them."""
+    rows = [TorchReference(model, candidate.spec.thresholds) for _ in range(candidate.sessions)]
+    return rows[0] if candidate.sessions == 1 else RowsReference(rows)
 
 
-def candidate_from(loaded: LoadedModel) -> Candidate:
+def candidate_from(loaded: LoadedModel, sessions: int = 1) -> Candidate:
     """Trace a model into a candidate, thresholds as its own spec has them."""
-    graph = trace(loaded.model)
+    graph = trace(loaded.model, sessions)
     initial = {
         name: tensor.numpy()
-        for name, tensor in initial_states(loaded.model).items()
+        for name, tensor in initial_states(loaded.model, sessions).items()
         if bool(tensor.any())
     }
     return Candidate(
@@ -121,9 +138,10 @@ def candidate_from(loaded: LoadedModel) -> Candidate:
             weights_sha256(loaded.module),
             getattr(loaded.module, "kv_bytes_per_step", None),
         ),
-        spec=loaded.model.step_spec(),
+        spec=batched(loaded.model.step_spec(), sessions),
         graph=graph.SerializeToString(deterministic=True),
         opset=OPSET,
         made_with=("torch", "onnx", "onnxscript"),
         initial=initial,
+        sessions=sessions,
     )

@@ -45,13 +45,14 @@ class Candidate:
 
     Attributes:
         model: Where it comes from.
-        spec: Its signature, thresholds as they shall be deployed.
+        spec: Its signature with all sessions, thresholds as they shall be deployed.
         graph: Serialised ONNX.
         opset: Of the default domain.
         made_with: Packages whose versions go into the manifest.
         initial: Initial states that are not zero, by state name.
         metadata: Facts that travelled with the model.
         calibration: The record that set the thresholds.
+        sessions: How many sessions the graph serves at once.
     """
 
     model: ModelRef
@@ -62,6 +63,7 @@ class Candidate:
     initial: dict[str, np.ndarray] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     calibration: CalibrationRecord | None = None
+    sessions: int = 1
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
         """The same model with the thresholds of a calibration record.
@@ -197,6 +199,7 @@ def _assemble(
         target=target,
         calibration=calibration,
         metadata=candidate.metadata,
+        sessions=candidate.sessions,
     )
     return manifest, {GRAPH_PATH: candidate.graph, **extra}
 

@@ -21,6 +21,7 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
             "model": manifest.model.name,
             "target": manifest.target.name if manifest.target else None,
             "state_bytes": manifest.state_bytes,
+            "sessions": manifest.sessions,
             "verification": msgspec.to_builtins(receipt),
         }
         click.echo(json.dumps(facts, indent=2))
@@ -34,7 +35,7 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
         f"{receipt.gate_flips} gate flips"
     )
     for gate, openings in receipt.gate_openings.items():
-        if openings in (0, receipt.steps):
+        if openings in (0, receipt.steps * manifest.sessions):
             side = "never" if openings == 0 else "always"
             click.echo(
                 f"note: gate {gate!r} was {side} open in the check; give real inputs with "

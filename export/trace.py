@@ -12,9 +12,10 @@ import onnx
 import torch
 from torch import nn
 
-from stategate.contract import StepSpec
+from stategate.contract import StepSpec, batched
 from stategate.contract.errors import ContractError, TraceError, UndeclaredStateError
 from stategate.export.graph import check_graph, without_traces_of_the_build
+from stategate.export.rows import check_rows_stand_alone
 from stategate.export.watch import Watch, leaves
 from stategate.models.step import (
     StepModel,
@@ -29,18 +30,20 @@ OPSET = 20  # the newest that TensorRT 10.x's parser takes
 Arrays = dict[str, np.ndarray]
 
 
-def trace(model: StepModel) -> onnx.ModelProto:
+def trace(model: StepModel, sessions: int = 1) -> onnx.ModelProto:
     """Trace one step of a model into ONNX.
 
     Args:
         model: An ``nn.Module`` that offers `StepModel`.
+        sessions: Rows of every leading axis; see `batched`.
 
     Returns:
         Opset 20, static shapes, no control flow; inputs and outputs named by the model's spec.
 
     Raises:
-        TraceError: The module is no step model, its results are not those of its spec, or
-            torch.export cannot follow it.
+        TraceError: The module is no step model, its results are not those of its spec, its rows
+            are not independent, or torch.export cannot follow it.
+        SpecError: Several sessions are asked of a model without a leading axis for them.
         UndeclaredStateError: Something changes that is not declared as a state.
         GraphError: The graph breaks a rule.
     """
@@ -49,6 +52,10 @@ def trace(model: StepModel) -> onnx.ModelProto:
     module.eval()
     example = _example(spec, model)
     _check_results(spec, _run_watched(model, spec, example))
+    if sessions > 1:
+        check_rows_stand_alone(model, sessions)
+        spec = batched(spec, sessions)
+        example = _example(spec, model, sessions)
     flat = _Flat(model, spec).eval()
     with torch.no_grad(), _quiet():
         try:
@@ -155,11 +162,11 @@ def _output_names(spec: StepSpec) -> list[str]:
     return names + [s.next_name for s in spec.states]
 
 
-def _example(spec: StepSpec, model: StepModel) -> dict[str, torch.Tensor]:
+def _example(spec: StepSpec, model: StepModel, sessions: int = 1) -> dict[str, torch.Tensor]:
     """Example tensors in graph order: inputs, thresholds, states."""
     # Not zeros: a memory that adds its input to itself must be seen to change.
     inputs = {t.name: torch.ones(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs}
-    return {**inputs, **threshold_inputs(spec), **initial_states(model)}
+    return {**inputs, **threshold_inputs(spec), **initial_states(model, sessions)}
 
 
 def spec_of(model: StepModel) -> StepSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 from stategate.contract import Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
-from stategate.runtime import Session
+from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.golden import Gaps
 
 Arrays = Mapping[str, np.ndarray]
@@ -44,6 +45,8 @@ def verify(
 ) -> tuple[Verification, Episode]:
     """Step a bundle and its model side by side, each on its own state.
 
+    A bundle for several sessions has all of them stepped, and every row is judged by itself.
+
     Args:
         candidate: Folder of the bundle.
         reference: The model.
@@ -57,22 +60,28 @@ def verify(
     Raises:
         ParityError: An error beyond the tolerance, or a gate that decided differently.
     """
-    output_gaps, state_gaps = Gaps(), Gaps()
-    flipped = np.zeros(episode.steps, dtype=np.int64)
+    flipped: list[list[str]] = []
     kept: list[tuple[Arrays, Arrays]] = []
     states: Arrays = {}
-    with Session.open(candidate) as session:
+    with closing(open_stepper(candidate)) as session:
+        rows = session.manifest.sessions
         thresholds = session.manifest.step.thresholds
         opened = dict.fromkeys(thresholds, 0)
+        output_gaps, state_gaps = Gaps(rows), Gaps(rows)
         for t, inputs in enumerate(episode):
             ours = session.step(**inputs)
             outputs, after, gates = reference.step(inputs)
             output_gaps.add(ours, outputs)
             state_gaps.add({name: session.state(name) for name in after}, after)
+            flipped.append([])
             for name, threshold in thresholds.items():
-                theirs = gates[name] > np.float32(threshold)
-                flipped[t] += np.sum((session.gates[name] > np.float32(threshold)) != theirs)
-                opened[name] += bool(theirs.any())
+                here, there = (
+                    (values[name] > np.float32(threshold)).reshape(rows, -1)
+                    for values in (session.gates, gates)
+                )
+                parted = np.flatnonzero((here != there).any(axis=1))
+                flipped[t] += [f"{name} in row {row}" if rows > 1 else name for row in parted]
+                opened[name] += int(there.any(axis=1).sum())
             if t < GOLDEN_STEPS:
                 kept.append(({n: np.array(a) for n, a in outputs.items()}, dict(gates)))
                 states = {name: np.array(array) for name, array in after.items()}
@@ -99,20 +108,19 @@ def verify(
 
 
 def _judge(
-    reference: Reference, outputs: Gaps, states: Gaps, flipped: np.ndarray, tolerance: float
+    reference: Reference, outputs: Gaps, states: Gaps, flipped: list[list[str]], tolerance: float
 ) -> None:
-    steps = len(flipped)
-    errors = np.zeros((2, steps))
+    errors = np.zeros((2, len(flipped)))
     for row, gaps in zip(errors, (outputs, states), strict=True):
         row[:] = gaps.per_step() if gaps.per_step().size else 0.0
     # Written so that NaN fails.
-    bad = ~(errors.max(axis=0) <= tolerance) | (flipped > 0)
+    bad = ~(errors.max(axis=0) <= tolerance) | np.array([bool(names) for names in flipped])
     if bad.any():
         t = int(bad.argmax())
         raise ParityError(
             f"the bundle parts from {reference.name} at step {t}",
             found=f"output error {errors[0, t]:.3g}, state error {errors[1, t]:.3g}, "
-            f"{flipped[t]} flipped gates",
+            f"flipped gates: {', '.join(flipped[t]) or 'none'}",
             expected=f"errors at most {tolerance:g} and no flipped gate",
             remedy="look for memory that is not declared (Python attributes, random numbers), and "
             "for operations that the engine computes differently (logsigmoid, softplus); "

@@ -42,6 +42,9 @@ class StepModel(Protocol):
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
         """One step, without side effects.
 
+        For ``stategate export --sessions`` it is also called with more rows than one: every leading
+        axis of 1 in the spec is then the number of sessions, and no row may depend on another.
+
         Args:
             inputs: By name, of the shapes in the spec; the threshold inputs of hard gates are
                 among them, each ``(1,)`` float32.
@@ -50,8 +53,12 @@ class StepModel(Protocol):
         ...
 
 
-def initial_states(model: StepModel) -> dict[str, torch.Tensor]:
+def initial_states(model: StepModel, sessions: int = 1) -> dict[str, torch.Tensor]:
     """The states before the first step: the model's own, or zeros where it names none.
+
+    Args:
+        model: The model.
+        sessions: How many rows of them, all alike.
 
     Raises:
         TraceError: The model's own are of unknown names, other forms, or not finite.
@@ -69,7 +76,8 @@ def initial_states(model: StepModel) -> dict[str, torch.Tensor]:
                 found=f"{dtype} {tuple(getattr(start, 'shape', ()))}",
                 expected=f"a finite {spec.dtype} tensor of {spec.shape}",
             )
-        states[spec.name] = start.detach().clone()
+        rows = [start.detach()] * sessions
+        states[spec.name] = torch.cat(rows) if sessions > 1 else rows[0].clone()
     if given:
         raise TraceError(
             "initial_states() names states that step_spec() does not declare",

@@ -1,6 +1,7 @@
 """The on-device library. Importing it loads neither torch, onnx nor an engine's library."""
 
 from stategate.runtime.ledger import Ledger
+from stategate.runtime.pool import Pool
 from stategate.runtime.session import Session
 
-__all__ = ["Ledger", "Session"]
+__all__ = ["Ledger", "Pool", "Session"]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stategate.contract import GateSpec, Manifest, StateSpec
+from stategate.contract import Bundle, GateSpec, Manifest, StateSpec
+from stategate.contract.errors import EngineError
 
 Array = NDArray[Any]
 
@@ -75,6 +76,7 @@ class Group:
         gate: The hard gate that decides, or None: every step is a write.
         gate_slot: Where the engine leaves the gate's value, if there is a gate.
         states: The states, possibly none.
+        whole: Whether an opening anywhere in the gate replaces all that it guards.
         open_mask: Scratch for which elements of a vector gate are open; None for a single one.
     """
 
@@ -82,6 +84,7 @@ class Group:
     gate: GateSpec | None
     gate_slot: Slot | None
     states: tuple[StateBanks, ...]
+    whole: bool
     open_mask: NDArray[np.bool_] | None
 
 
@@ -134,6 +137,7 @@ class Buffers:
                     gate=hard[gate_name] if gate_name else None,
                     gate_slot=gates[gate_name] if gate_name else None,
                     states=members,
+                    whole=gate_name is None or hard[gate_name].granularity == "step",
                     open_mask=_mask(gates[gate_name]) if gate_name else None,
                 )
             )
@@ -153,6 +157,28 @@ class Buffers:
 
 def _mask(gate: Slot) -> NDArray[np.bool_] | None:
     return np.zeros(gate.flat.size, dtype=np.bool_) if gate.flat.size > 1 else None
+
+
+def initial_bytes(bundle: Bundle) -> dict[str, bytes]:
+    """The initial states that a bundle carries, by state name.
+
+    Raises:
+        EngineError: A file is not of its state's size.
+        BundleError: A file is missing or altered.
+    """
+    files = {file.path: file for file in bundle.manifest.files}
+    initial = {}
+    for state in bundle.manifest.states:
+        if state.init_file is not None:
+            initial[state.name] = bundle.read(files[state.init_file])
+            if len(initial[state.name]) != state.bytes:
+                raise EngineError(
+                    f"the initial value of state {state.name!r} has the wrong size",
+                    found=f"{len(initial[state.name])} bytes in {state.init_file}",
+                    expected=f"{state.bytes} bytes",
+                    remedy="export the bundle again",
+                )
+    return initial
 
 
 def _banks(spec: StateSpec, initial: bytes | None) -> StateBanks:

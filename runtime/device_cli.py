@@ -50,6 +50,9 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
             text += f", writes {gate.expected_write_rate:.1%} of steps ({gate.expected_from})"
         lines.append(("gate", text))
     lines.append(("memory", f"{manifest.state_bytes} bytes, constant"))
+    if manifest.sessions > 1:
+        each = f"{manifest.sessions} in one step, {manifest.state_bytes_per_session} bytes each"
+        lines.append(("sessions", f"{each}; for stategate.runtime.Pool"))
     for graph in manifest.graphs:
         lines.append(("graph", f"{graph.role} {graph.format} opset {graph.opset}"))
     lines.append(("target", manifest.target.name if manifest.target else "any"))

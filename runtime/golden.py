@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from stategate.contract import Bundle
 from stategate.runtime.buffers import Array
-from stategate.runtime.session import Session
+from stategate.runtime.full_pool import open_stepper
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +46,33 @@ class Gaps:
     A difference is given in units of the largest magnitude that the reference tensor reached in
     the whole run, so that a tensor of small numbers is judged as sharply as one of large ones.
     Equal NaNs and infinities agree; integers and booleans agree or differ without measure.
+
+    Args:
+        sessions: Rows of every tensor, each judged by itself.
     """
 
-    def __init__(self) -> None:
-        self._gaps: dict[str, list[float]] = {}
-        self._units: dict[str, float] = {}
+    def __init__(self, sessions: int = 1) -> None:
+        self._sessions = sessions
+        self._gaps: dict[tuple[str, int], list[float]] = {}
+        self._units: dict[tuple[str, int], float] = {}
 
     def add(self, ours: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
         """Compare the tensors of one step."""
         for name, theirs in reference.items():
-            gap, magnitude = _gap(ours[name], theirs)
-            self._gaps.setdefault(name, []).append(gap)
-            self._units[name] = max(self._units.get(name, 0.0), magnitude)
+            for row in range(self._sessions):
+                key = (name, row)
+                alone = slice(None) if self._sessions == 1 else slice(row, row + 1)
+                gap, magnitude = _gap(ours[name][alone], theirs[alone])
+                self._gaps.setdefault(key, []).append(gap)
+                self._units[key] = max(self._units.get(key, 0.0), magnitude)
 
     def per_step(self) -> np.ndarray:
         """Largest difference of any tensor in each step, ``(steps,)`` float64."""
         columns = []
-        for name, gaps in self._gaps.items():
+        for key, gaps in self._gaps.items():
             column = np.array(gaps)
             nonzero = column > 0.0
-            column[nonzero] /= max(self._units[name], float(np.finfo(np.float32).tiny))
+            column[nonzero] /= max(self._units[key], float(np.finfo(np.float32).tiny))
             columns.append(column)
         return np.max(columns, axis=0) if columns else np.zeros(0)
 
@@ -105,9 +113,10 @@ def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
     golden = bundle.golden()
     if golden is None:
         return None
-    outputs, states = Gaps(), Gaps()
     flips = 0
-    with Session.open(path) as session:
+    sessions = bundle.manifest.sessions
+    outputs, states = Gaps(sessions), Gaps(sessions)
+    with closing(open_stepper(path)) as session:
         for t, inputs in enumerate(golden):
             given = session.step(**inputs)
             outputs.add(given, {name: array[t] for name, array in golden.outputs.items()})

@@ -32,7 +32,8 @@ class Ledger:
         clock_faults: Times that the clock was seen going backwards.
         deadline_misses: Steps over their deadline, and periods that a loop missed.
         ungated_writes: Steps that replaced the states that no hard gate guards.
-        gate_openings: Open elements of each hard gate: steps, heads or slots, by its granularity.
+        gate_openings: Openings of each hard gate, in steps, heads or slots by its granularity. One
+            head or slot of n stands for 1/n of the bytes that the gate guards.
         state_bytes_written: ``memory_bytes_written``, by state.
     """
 
@@ -70,7 +71,8 @@ class Ledger:
         return [name for name, ours, theirs in flat if ours < theirs]
 
 
-_COUNTED = (
+# What is counted; every other field of a ledger follows from these and the openings.
+COUNTED = (
     "steps",
     "writes",
     "suppressed_writes",
@@ -89,7 +91,7 @@ _COUNTED = (
 class Counters:
     """The counters while they count; what follows from others is worked out when they are read."""
 
-    __slots__ = (*_COUNTED, "_groups", "openings")
+    __slots__ = (*COUNTED, "_groups", "openings")
 
     steps: int
     writes: int
@@ -105,14 +107,14 @@ class Counters:
     ungated_writes: int
 
     def __init__(self, groups: Sequence[Group]) -> None:
-        for name in _COUNTED:
+        for name in COUNTED:
             setattr(self, name, 0)
         self._groups = tuple(groups)
         self.openings = [0] * sum(group.gate is not None for group in groups)
 
     def add(self, past: Ledger) -> None:
         """Go on from an earlier ledger: what was counted here so far comes on top."""
-        for name in _COUNTED:
+        for name in COUNTED:
             setattr(self, name, getattr(self, name) + getattr(past, name))
         gated = (group.gate.name for group in self._groups if group.gate is not None)
         for i, name in enumerate(gated):
@@ -120,19 +122,37 @@ class Counters:
 
     def read(self) -> Ledger:
         """A copy that no longer counts."""
-        openings: dict[str, int] = {}
-        nbytes: dict[str, int] = {}
-        for i, group in enumerate(self._groups):
-            elements, times = 1, self.ungated_writes
-            if group.gate is not None and group.gate_slot is not None:
-                elements, times = group.gate_slot.flat.size, self.openings[i]
-                openings[group.gate.name] = times
-            for state in group.states:
-                nbytes[state.spec.name] = times * state.spec.bytes // elements
-        return Ledger(
-            quiet_steps=self.steps - self.writes - self.suppressed_writes,
-            memory_bytes_written=sum(nbytes.values()),
-            gate_openings=openings,
-            state_bytes_written=nbytes,
-            **{name: getattr(self, name) for name in _COUNTED},
-        )
+        counted = {name: getattr(self, name) for name in COUNTED}
+        return tally(self._groups, counted, self.openings)
+
+
+def tally(
+    groups: Sequence[Group], counted: dict[str, int], openings: Sequence[int], rows: int = 1
+) -> Ledger:
+    """A ledger from what was counted; the rest follows.
+
+    Args:
+        groups: States and what decides over them, gated groups first.
+        counted: Counters by name, of those in ``COUNTED``; 0 where one is missing.
+        openings: Open gate elements of each gated group.
+        rows: Sessions that share the groups' tensors, of which this ledger is for one.
+    """
+    by_gate: dict[str, int] = {}
+    nbytes: dict[str, int] = {}
+    for i, group in enumerate(groups):
+        elements, times = 1, counted.get("ungated_writes", 0)
+        if group.gate is not None and group.gate_slot is not None:
+            times = openings[i]
+            if not group.whole:
+                elements = group.gate_slot.flat.size // rows
+            by_gate[group.gate.name] = times
+        for state in group.states:
+            nbytes[state.spec.name] = times * (state.spec.bytes // rows) // elements
+    past = {name: counted.get(name, 0) for name in COUNTED}
+    return Ledger(
+        quiet_steps=past["steps"] - past["writes"] - past["suppressed_writes"],
+        memory_bytes_written=sum(nbytes.values()),
+        gate_openings=by_gate,
+        state_bytes_written=nbytes,
+        **past,
+    )

@@ -101,7 +101,9 @@ class Memory:
         if not is_finite(slot.flat):
             self._fault(slot, "gate")
         np.greater(slot.flat, threshold, out=mask)
-        return int(np.count_nonzero(mask))
+        count = int(np.count_nonzero(mask))
+        # A gate of step granularity guards as one: open anywhere is open.
+        return min(count, 1) if group.whole else count
 
     def _check_next(self, group: Group) -> None:
         spare = not self.parity & group.bit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stategate.contract import Budget, Bundle
 from stategate.contract.errors import MemoryBudgetError
+from stategate.runtime.buffers import Buffers, initial_bytes
 from stategate.runtime.process import rss_bytes
 
 
@@ -37,3 +38,19 @@ def check_memory(bundle: Bundle, budget: Budget) -> None:
                 expected=f"at most {limit} bytes",
                 remedy="choose a smaller model, or give it more memory",
             )
+
+
+def allocate(bundle: Bundle) -> Buffers:
+    """Every buffer of a bundle, states at their initial values.
+
+    Raises:
+        EngineError: An initial value has the wrong size.
+        BundleError: A file is missing or altered.
+        MemoryBudgetError: The machine has not so much memory.
+    """
+    try:
+        return Buffers.allocate(bundle.manifest, initial_bytes(bundle))
+    except MemoryError as problem:
+        raise MemoryBudgetError(
+            "the bundle does not fit this machine", found=f"{planned_bytes(bundle)} bytes"
+        ) from problem

@@ -17,29 +17,26 @@ import numpy as np
 
 from stategate.contract import Budget, Bundle, Manifest
 from stategate.contract.errors import (
-    DtypeError,
     EngineError,
-    MemoryBudgetError,
-    MissingInputError,
-    NonFiniteInputError,
     PersistBudgetError,
+    PoolBundleError,
     RuntimeFault,
     SessionClosedError,
-    ShapeError,
     SnapshotError,
     SpecError,
     StateFault,
     UnknownInputError,
 )
-from stategate.runtime.buffers import Array, Buffers, is_finite
+from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.clock import Clock, MonotonicClock
 from stategate.runtime.deadline import Loop, StepDeadline
 from stategate.runtime.engine import Engine, open_engine
+from stategate.runtime.feeds import Feeds
 from stategate.runtime.governor import Governor
 from stategate.runtime.keeper import Keeper, Restored, SnapshotPolicy
 from stategate.runtime.ledger import Counters, Ledger
 from stategate.runtime.memory import Memory
-from stategate.runtime.plan import check_memory, planned_bytes
+from stategate.runtime.plan import allocate, check_memory
 
 FaultPolicy = Literal["raise", "hold", "reset"]
 
@@ -95,7 +92,7 @@ class Session:
             if snapshots is not None
             else None
         )
-        self._feeds = tuple((s.name, s.array, s.flat) for s in buffers.inputs)
+        self._feeds = Feeds(buffers.inputs)
         self._outputs = MappingProxyType({s.name: s.array for s in buffers.outputs})
         self._gates = MappingProxyType({s.name: s.array for s in buffers.gates})
 
@@ -126,6 +123,7 @@ class Session:
             MemoryBudgetError: The bundle needs more memory than it may; nothing was allocated.
             SnapshotError: The snapshot folder is in use, damaged or cannot be written.
             BundleError: A file is missing, altered, or outside the folder.
+            PoolBundleError: The bundle serves several sessions; `Pool` opens it.
             ManifestError: The manifest is malformed or of another schema version.
             EngineError: The graph cannot be loaded, or is not what the manifest says.
             MissingDependencyError: The engine's library is not installed.
@@ -133,30 +131,21 @@ class Session:
         if on_fault not in ("raise", "hold", "reset"):
             raise SpecError("unknown fault policy", found=on_fault, expected="raise, hold or reset")
         bundle = Bundle.open(path)
+        if bundle.manifest.sessions != 1:
+            raise PoolBundleError(
+                "this is a pool bundle, which a single session cannot step",
+                found=f"{bundle.manifest.sessions} sessions in each step of {path}",
+                expected="a bundle for one session",
+                remedy="open it with stategate.runtime.Pool.open(path), or export the model again "
+                "without --sessions",
+            )
         limits = bundle.manifest.budget.tightened(budget or Budget())
         check_memory(bundle, limits)
-        files = {file.path: file for file in bundle.manifest.files}
-        initial = {}
-        for state in bundle.manifest.states:
-            if state.init_file is not None:
-                initial[state.name] = bundle.read(files[state.init_file])
-                if len(initial[state.name]) != state.bytes:
-                    raise EngineError(
-                        f"the initial value of state {state.name!r} has the wrong size",
-                        found=f"{len(initial[state.name])} bytes in {state.init_file}",
-                        expected=f"{state.bytes} bytes",
-                        remedy="export the bundle again",
-                    )
-        clock = clock or MonotonicClock()
-        try:
-            buffers = Buffers.allocate(bundle.manifest, initial)
-        except MemoryError as problem:
-            raise MemoryBudgetError(
-                "the bundle does not fit this machine", found=f"{planned_bytes(bundle)} bytes"
-            ) from problem
+        buffers = allocate(bundle)
         engine = open_engine(bundle, buffers)
         if snapshots is not None and not isinstance(snapshots, SnapshotPolicy):
             snapshots = SnapshotPolicy(snapshots)
+        clock = clock or MonotonicClock()
         return cls(bundle, buffers, engine, limits, clock, snapshots, on_fault)
 
     @property
@@ -250,7 +239,7 @@ class Session:
             raise _closed()
         deadline = self._deadline
         start_ns = deadline.start() if deadline is not None else 0
-        self._take(inputs)
+        self._feeds.take(inputs)
         governor, memory = self._governor, self._memory
         if governor is not None:
             governor.before()
@@ -290,49 +279,6 @@ class Session:
             np.copyto(live, kept)
         if self._on_fault == "reset":
             self.reset()
-
-    def _take(self, inputs: Mapping[str, Array]) -> None:
-        for name, buffer, flat in self._feeds:
-            value = inputs.get(name)
-            if value is None:
-                raise self._missing(name, inputs)
-            if not isinstance(value, (np.ndarray, np.generic)) or value.dtype != buffer.dtype:
-                raise DtypeError(
-                    f"input {name!r} has the wrong dtype",
-                    found=getattr(value, "dtype", type(value).__name__),
-                    expected=buffer.dtype,
-                    remedy=f"np.asarray(x, dtype=np.{buffer.dtype})",
-                )
-            if value.shape != buffer.shape:
-                raise ShapeError(
-                    f"input {name!r} has the wrong shape",
-                    found=value.shape,
-                    expected=buffer.shape,
-                    remedy=f"x.reshape{buffer.shape}" if value.size == buffer.size else None,
-                )
-            np.copyto(buffer, value)
-            if not is_finite(flat):
-                bad = int(np.flatnonzero(~np.isfinite(flat))[0])
-                raise NonFiniteInputError(
-                    f"input {name!r} is not finite",
-                    found=f"{flat[bad]} at flat index {bad}",
-                    expected="finite numbers",
-                    remedy="hold the last good observation, or skip the step",
-                )
-        if len(inputs) != len(self._feeds):
-            known = {name for name, _, _ in self._feeds}
-            raise UnknownInputError(
-                "the model has no such input",
-                found=", ".join(sorted(set(inputs) - known)),
-                expected=", ".join(sorted(known)),
-            )
-
-    def _missing(self, name: str, inputs: Mapping[str, Array]) -> MissingInputError:
-        return MissingInputError(
-            f"input {name!r} is missing",
-            found=", ".join(sorted(inputs)) or "no inputs",
-            expected=", ".join(feed[0] for feed in self._feeds),
-        )
 
     def reset(self) -> None:
         """Put every state back to its initial value; counters go on.

@@ -16,11 +16,11 @@ from torch import nn
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec, write_bundle
 from stategate.contract.bundle import Bundle
-from stategate.export.cli import candidate_from
+from stategate.export.cli import candidate_from, reference_for
 from stategate.export.pack import random_episode, seal
 from stategate.export.trace import TorchReference
 from stategate.models.load import LoadedModel, load_model
-from stategate.models.step import StepModel, StepResult
+from stategate.models.step import StepResult
 
 # A shared machine can be slow for a while; how long an example takes is no property of the code.
 settings.register_profile("stategate", deadline=None, derandomize="CI" in os.environ)
@@ -62,6 +62,13 @@ class TinyWithStart(Tiny):
         return {"h": torch.tensor([[0.5, -0.25, 0.125, 1.0]])}
 
 
+@pytest.fixture(scope="session")
+def tiny_pool_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed bundle of four sessions of ``TinyWithStart``."""
+    out = tmp_path_factory.mktemp("tiny-pool") / "bundle"
+    return _seal(out, TinyWithStart(), sessions=4).path
+
+
 @pytest.fixture
 def tiny() -> Tiny:
     return Tiny()
@@ -72,13 +79,13 @@ def tiny_with_start() -> TinyWithStart:
     return TinyWithStart()
 
 
-Sealer = Callable[[Path, StepModel], Bundle]
+Sealer = Callable[..., Bundle]
 
 
-def _seal(out: Path, model: nn.Module, steps: int = 40) -> Bundle:
+def _seal(out: Path, model: nn.Module, steps: int = 40, sessions: int = 1) -> Bundle:
     loaded = LoadedModel(type(model).__name__, "custom", "tests", model, model, None)
-    candidate = candidate_from(loaded)
-    reference = TorchReference(model, candidate.spec.thresholds)
+    candidate = candidate_from(loaded, sessions)
+    reference = reference_for(model, candidate)
     return seal(out, candidate, reference, random_episode(candidate.spec, steps))
 
 

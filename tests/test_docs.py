@@ -62,24 +62,35 @@ def test_make_help_lists_every_verb() -> None:
         assert re.search(rf"^{verb}\s", shown, re.MULTILINE), verb
 
 
-def test_the_quickstart_works_word_for_word(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "quickstart.md").read_text()
+def follow(page: str, folder: Path) -> list[str]:
+    """Do what a page says, block by block; what each command printed."""
+    text = (ROOT / "docs" / page).read_text()
     blocks = re.findall(r"(?:^`([\w.]+)`\n)?^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    commands = 0
+    printed = []
     for name, language, body in blocks:
         if language == "python":
             assert name, "a Python block needs the name of its file above it"
-            (tmp_path / name).write_text(body)
+            (folder / name).write_text(body)
         elif language == "bash":
-            commands += 1
             done = subprocess.run(
                 ["bash", "-euc", body],
-                cwd=tmp_path,
+                cwd=folder,
                 env={**os.environ, "PATH": path},
                 capture_output=True,
                 text=True,
             )
             assert done.returncode == 0, f"{body}\n{done.stdout}{done.stderr}"
-    assert commands >= 3
-    assert "Ledger(steps=1000" in done.stdout
+            printed.append(done.stdout)
+    return printed
+
+
+def test_the_quickstart_works_word_for_word(tmp_path: Path) -> None:
+    printed = follow("quickstart.md", tmp_path)
+    assert len(printed) >= 3
+    assert "Ledger(steps=1000" in printed[-1]
+
+
+def test_the_page_about_pools_works_word_for_word(tmp_path: Path) -> None:
+    printed = follow("pool.md", tmp_path)
+    assert "Ledger(steps=100" in printed[-1]

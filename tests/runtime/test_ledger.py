@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import StategateError
+from stategate.models.step import StepResult
 from stategate.runtime import Ledger, Session
 
 STEPS = {
@@ -40,3 +46,32 @@ def test_counters_only_grow_and_always_add_up(tiny_bundle: Path, operations: lis
         assert before.quiet_steps == operations.count("closed")
         assert before.resets == operations.count("reset")
         assert before.memory_bytes_written == 16 * before.writes + 4 * before.steps
+
+
+@pytest.mark.parametrize(("granularity", "openings", "nbytes"), [("head", 5, 40), ("step", 3, 96)])
+def test_bytes_follow_the_granularity_of_the_gate(
+    seal_model: Callable, tmp_path: Path, granularity: str, openings: int, nbytes: int
+) -> None:
+    class Heads(nn.Module):
+        def step_spec(self) -> StepSpec:
+            return StepSpec(
+                (TensorSpec("x", (1, 4)),),
+                (TensorSpec("y", (1, 4)),),
+                (StateSpec("s", (1, 4, 2), gate="g"),),
+                (GateSpec("g", "hard", (1, 4), 0.0, granularity=granularity),),
+            )
+
+        def step(self, inputs: dict, states: dict) -> StepResult:
+            x = inputs["x"]
+            s = torch.where((x > 0)[..., None], states["s"] + 1.0, states["s"])
+            return StepResult({"y": x * 2.0}, {"s": s}, {"g": x * 1.0})
+
+    steps = [[1, 1, 1, -1], [-1, -1, -1, -1], [-1, 1, -1, -1], [1, -1, -1, -1]]
+    with Session.open(seal_model(tmp_path / "b", Heads()).path) as session:
+        for x in steps:
+            session.step(x=np.array([x], np.float32))
+        ledger = session.ledger
+        assert session.state("s")[0, :, 0].tolist() == [2.0, 2.0, 1.0, 0.0]
+    assert (ledger.writes, ledger.quiet_steps) == (3, 1)
+    assert ledger.gate_openings == {"g": openings}
+    assert ledger.memory_bytes_written == nbytes

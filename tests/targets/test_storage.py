@@ -51,9 +51,9 @@ def test_an_unknown_storage_offers_the_nearest() -> None:
 def test_a_row_that_contradicts_itself_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "storage").mkdir()
-    (tmp_path / "storage" / "bad.toml").write_text('name = "bad"\nsource = "test"\n')
-    (tmp_path / "storage" / "torn.toml").write_text("name = ")
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "bad.toml").write_text('name = "bad"\nsource = "test"\n')
+    (tmp_path / "media" / "torn.toml").write_text("name = ")
     monkeypatch.setattr(rows.resources, "files", lambda _: tmp_path)
     for name in ("bad", "torn"):
         with pytest.raises(TargetError, match=f"the storage {name} is broken"):

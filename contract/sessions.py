@@ -1,0 +1,85 @@
+"""Several sessions in one graph: the leading axis of every tensor that belongs to a session.
+
+One row of that axis is one session. Constants and thresholds belong to the model and have no rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import msgspec
+
+from stategate.contract.errors import SpecError
+from stategate.contract.specs import GateSpec, StateSpec, StepSpec, TensorSpec
+
+# ``Pool.step(rows=None, **inputs)`` keeps this name for itself.
+_RESERVED = "rows"
+
+_Rowed = TypeVar("_Rowed", TensorSpec, StateSpec, GateSpec)
+
+
+def batched(spec: StepSpec, sessions: int) -> StepSpec:
+    """The signature of one step that serves several sessions at once.
+
+    Args:
+        spec: Signature of one session, its leading axes all 1.
+        sessions: Extent that replaces them; 1 gives ``spec`` back, whatever its axes are.
+
+    Raises:
+        SpecError: A leading axis is not 1, an input has a name that a pool needs, or ``sessions``
+            is not positive.
+    """
+    _check_count(sessions)
+    if sessions == 1:
+        return spec
+    check_rows(spec, 1)
+    return StepSpec(
+        tuple(_widened(tensor, sessions) for tensor in spec.inputs),
+        tuple(_widened(tensor, sessions) for tensor in spec.outputs),
+        tuple(_widened(state, sessions) for state in spec.states),
+        tuple(_widened(gate, sessions) for gate in spec.gates),
+        spec.constants,
+    )
+
+
+def check_rows(spec: StepSpec, sessions: int) -> None:
+    """Check that every input, output, state and gate has one row for each session.
+
+    Raises:
+        SpecError: A leading axis is not ``sessions``, or an input has a name that a pool needs.
+    """
+    _check_count(sessions)
+    for kind, name, shape in _leading(spec):
+        if shape[:1] != (sessions,):
+            raise SpecError(
+                f"{kind} {name!r} has no row for each session",
+                found=f"shape {list(shape)}",
+                expected=f"{sessions} as the leading axis",
+                remedy="put a batch axis first in every input, output, state and gate of "
+                "step_spec(), or export for one session",
+            )
+    if any(tensor.name == _RESERVED for tensor in spec.inputs):
+        raise SpecError(
+            f"an input of a pool cannot be called {_RESERVED!r}",
+            expected="another name; Pool.step(rows=...) chooses the sessions",
+        )
+
+
+def _widened(tensor: _Rowed, sessions: int) -> _Rowed:
+    changed: dict[str, object] = {"shape": (sessions, *tensor.shape[1:])}
+    if isinstance(tensor, StateSpec):
+        changed["bytes"] = 0  # computed anew from the shape
+    return msgspec.structs.replace(tensor, **changed)
+
+
+def _leading(spec: StepSpec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    yield from (("input", t.name, t.shape) for t in spec.inputs)
+    yield from (("output", t.name, t.shape) for t in spec.outputs)
+    yield from (("state", s.name, s.shape) for s in spec.states)
+    yield from (("gate", g.name, g.shape) for g in spec.gates)
+
+
+def _check_count(sessions: int) -> None:
+    if sessions < 1:
+        raise SpecError("a bundle serves at least one session", found=f"sessions {sessions}")

@@ -1,0 +1,140 @@
+"""What a caller hands a step: checked against the manifest, then copied into fixed buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeGuard
+
+import numpy as np
+
+from stategate.contract.errors import (
+    DtypeError,
+    MissingInputError,
+    NonFiniteInputError,
+    ShapeError,
+    UnknownInputError,
+)
+from stategate.runtime.buffers import Array, Slot, is_finite
+from stategate.runtime.rows import RowTensor
+
+
+class Feeds:
+    """The inputs of one session."""
+
+    def __init__(self, slots: tuple[Slot, ...]) -> None:
+        self._feeds = tuple((s.name, s.array, s.flat) for s in slots)
+
+    def take(self, inputs: Mapping[str, Array]) -> None:
+        """Copy every input into its buffer.
+
+        Args:
+            inputs: One array for each input of the manifest, of its shape and dtype.
+
+        Raises:
+            StepInputError: One is missing, unknown, of the wrong shape or dtype, or not finite
+                (each has its own subclass).
+        """
+        for name, buffer, flat in self._feeds:
+            np.copyto(buffer, self._fitting(name, buffer, inputs))
+            if not is_finite(flat):
+                raise not_finite(f"input {name!r}", flat)
+        self._refuse_others(inputs)
+
+    def _fitting(self, name: str, buffer: Array, inputs: Mapping[str, Array]) -> Array:
+        value = inputs.get(name)
+        if fits(value, buffer):
+            return value
+        if value is None:
+            raise MissingInputError(
+                f"input {name!r} is missing",
+                found=", ".join(sorted(inputs)) or "no inputs",
+                expected=", ".join(feed[0] for feed in self._feeds),
+            )
+        raise misfit(f"input {name!r}", value, buffer)
+
+    def _refuse_others(self, inputs: Mapping[str, Array]) -> None:
+        if len(inputs) != len(self._feeds):
+            known = {name for name, _, _ in self._feeds}
+            raise UnknownInputError(
+                "the model has no such input",
+                found=", ".join(sorted(set(inputs) - known)),
+                expected=", ".join(sorted(known)),
+            )
+
+
+class RowFeeds(Feeds):
+    """The inputs of a pool, of which only the stepped rows are looked at.
+
+    Args:
+        slots: Buffers with a row for each session.
+        stepped: Mask ``(rows,)``, read anew in every `take`.
+    """
+
+    def __init__(self, slots: tuple[Slot, ...], stepped: Array) -> None:
+        super().__init__(slots)
+        self._stepped = stepped
+        self._rows = tuple(
+            (RowTensor.of(s.name, s.array), stepped.reshape(-1, *(1,) * (s.array.ndim - 1)))
+            for s in slots
+        )
+
+    def take(self, inputs: Mapping[str, Array]) -> None:
+        """Copy the stepped rows of every input into its buffer; other rows keep what they had.
+
+        Args:
+            inputs: As in `Feeds.take`, with a row for every session of the pool.
+
+        Raises:
+            StepInputError: As in `Feeds.take`; a value that is not finite is named with its row.
+        """
+        for (name, buffer, _), (rows, mask) in zip(self._feeds, self._rows, strict=True):
+            np.copyto(buffer, self._fitting(name, buffer, inputs), where=mask)
+            for row in rows.not_finite(self._stepped):
+                problem = not_finite(f"input {name!r} of row {row}", rows.rows[row])
+                # NaN left behind would cost every later step the slow search.
+                buffer.fill(0)
+                raise problem
+        self._refuse_others(inputs)
+
+
+def fits(value: object, buffer: Array) -> TypeGuard[Array]:
+    """Whether a value can be copied as it is; nothing is cast or broadcast for a caller."""
+    return (
+        isinstance(value, (np.ndarray, np.generic))
+        and value.dtype == buffer.dtype
+        and value.shape == buffer.shape
+    )
+
+
+def misfit(what: str, value: object, buffer: Array) -> DtypeError | ShapeError:
+    """The error for a value that does not fit.
+
+    Args:
+        what: How the message names the value.
+        value: What the caller gave.
+        buffer: Where it should have gone.
+    """
+    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype != buffer.dtype:
+        return DtypeError(
+            f"{what} has the wrong dtype",
+            found=getattr(value, "dtype", type(value).__name__),
+            expected=buffer.dtype,
+            remedy=f"np.asarray(x, dtype=np.{buffer.dtype})",
+        )
+    return ShapeError(
+        f"{what} has the wrong shape",
+        found=value.shape,
+        expected=buffer.shape,
+        remedy=f"x.reshape{buffer.shape}" if value.size == buffer.size else None,
+    )
+
+
+def not_finite(what: str, flat: Array) -> NonFiniteInputError:
+    """The error for a value that holds NaN or Inf, with the first of them."""
+    bad = int(np.flatnonzero(~np.isfinite(flat))[0])
+    return NonFiniteInputError(
+        f"{what} is not finite",
+        found=f"{flat[bad]} at flat index {bad}",
+        expected="finite numbers",
+        remedy="hold the last good observation, or skip the step",
+    )

@@ -1,0 +1,296 @@
+"""A pool: one model, several streams, each with a memory of its own, stepped in one call.
+
+with Pool.open("build/pool") as pool:
+    row = pool.join()
+    action = pool.step(z=observations)["action"][row]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+
+import numpy as np
+
+from stategate.contract import Bundle, Manifest, check_rows
+from stategate.contract.errors import (
+    EngineError,
+    PoolFault,
+    PoolFullError,
+    RowError,
+    SessionClosedError,
+)
+from stategate.runtime.buffers import Array, Buffers
+from stategate.runtime.engine import Engine, open_engine
+from stategate.runtime.feeds import RowFeeds
+from stategate.runtime.ledger import Ledger
+from stategate.runtime.plan import allocate, check_memory
+from stategate.runtime.row_memory import RowMemory
+from stategate.runtime.rows import RowTensor
+
+# An engine's parity mask: every state is read from its first bank and written to its second.
+_FIRST_BANKS = 0
+
+
+class Pool:
+    """Steps a bundle that was exported with ``--sessions``: one row, one session.
+
+    Nothing that one session does changes a bit of another. Not thread-safe. Make one with
+    `Pool.open`.
+    """
+
+    def __init__(self, bundle: Bundle, buffers: Buffers, engine: Engine) -> None:
+        capacity = bundle.manifest.sessions
+        self._bundle = bundle
+        self._engine: Engine | None = engine
+        self._memory = RowMemory(buffers, capacity)
+        self._counters = self._memory.counters
+        self._joined = np.zeros(capacity, dtype=bool)
+        self._stepped = np.zeros(capacity, dtype=bool)
+        self._stepped_column = self._stepped[:, np.newaxis]
+        self._feeds = RowFeeds(buffers.inputs, self._stepped)
+        # The engine computes every row; what a caller sees are copies of the stepped ones.
+        self._computed = tuple(
+            RowTensor.of(s.name, s.array) for s in (*buffers.outputs, *buffers.gates)
+        )
+        self._shown = tuple(RowTensor.of(t.name, np.zeros_like(t.array)) for t in self._computed)
+        shown = {tensor.name: tensor.array for tensor in self._shown}
+        self._outputs = MappingProxyType({s.name: shown[s.name] for s in buffers.outputs})
+        self._gates = MappingProxyType({s.name: shown[s.name] for s in buffers.gates})
+
+    @classmethod
+    def open(cls, path: str | Path) -> Pool:
+        """Open a bundle: check every digest, allocate every buffer, load the engine.
+
+        Args:
+            path: The bundle's folder. One that was exported for a single session makes a pool of
+                one row.
+
+        Raises:
+            BundleError: A file is missing, altered, or outside the folder.
+            ManifestError: The manifest is malformed or of another schema version.
+            SpecError: A tensor of the bundle has no row for each session.
+            EngineError: The graph cannot be loaded, or is not what the manifest says.
+            MissingDependencyError: The engine's library is not installed.
+        """
+        bundle = Bundle.open(path)
+        check_rows(bundle.manifest.step, bundle.manifest.sessions)
+        check_memory(bundle, bundle.manifest.budget)
+        buffers = allocate(bundle)
+        return cls(bundle, buffers, open_engine(bundle, buffers))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle promises."""
+        return self._bundle.manifest
+
+    @property
+    def engine_name(self) -> str:
+        """Engine and version."""
+        return self._open_engine().name
+
+    @property
+    def capacity(self) -> int:
+        """How many sessions fit: the leading axis of every tensor."""
+        return len(self._joined)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The rows that a session has joined, in ascending order."""
+        return tuple(row for row, joined in enumerate(self._joined) if joined)
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """The mapping that every `step` returns."""
+        return self._outputs
+
+    @property
+    def gates(self) -> Mapping[str, Array]:
+        """Gate values by name, each row's of its own last step; views as in `step`."""
+        return self._gates
+
+    def join(self) -> int:
+        """Give the lowest free row to a new session, with initial states and an empty ledger.
+
+        Returns:
+            The row, from 0 to ``capacity - 1``.
+
+        Raises:
+            PoolFullError: Every row is taken.
+            SessionClosedError: The pool was closed.
+        """
+        self._open_engine()
+        for row, joined in enumerate(self._joined):
+            if not joined:
+                self._memory.begin(row)
+                self._counters.clear(row)
+                for tensor in self._shown:
+                    tensor.rows[row].fill(0)
+                self._joined[row] = True
+                return row
+        raise PoolFullError(
+            "the pool is full",
+            found=f"{self.capacity} sessions in {self.capacity} rows",
+            remedy="let one leave, or export the model with more --sessions",
+        )
+
+    def leave(self, row: int) -> Ledger:
+        """End the session of a row and free the row.
+
+        Returns:
+            Its last ledger.
+
+        Raises:
+            RowError: No session has joined this row.
+        """
+        ledger = self.ledger(row)
+        self._joined[row] = False
+        return ledger
+
+    def reset(self, row: int) -> None:
+        """Put every state of a row back to its initial value; its counters go on.
+
+        Raises:
+            RowError: No session has joined this row.
+            SessionClosedError: The pool was closed.
+        """
+        self._open_engine()
+        self._memory.begin(self._checked(row))
+        self._counters.add_reset(row)
+
+    def ledger(self, row: int) -> Ledger:
+        """The counters of the session in a row as they stand.
+
+        Raises:
+            RowError: No session has joined this row.
+        """
+        return self._counters.read(self._checked(row))
+
+    def state(self, row: int, name: str) -> Array:
+        """A copy of one state of one row as the next step will see it.
+
+        Returns:
+            ``(1, ...)``, the shape that it has in a bundle for one session.
+
+        Raises:
+            RowError: No session has joined this row.
+            UnknownInputError: There is no state of that name.
+        """
+        self._checked(row)
+        return self._memory.view(row, name).copy()
+
+    def load_state(self, row: int, states: Mapping[str, Array]) -> None:
+        """Replace every state of a row, as `state` gave them; counters stay as they are.
+
+        Everything is checked before anything is changed.
+
+        Args:
+            row: A row that a session has joined.
+            states: One array ``(1, ...)`` for each state of the manifest.
+
+        Raises:
+            RowError: No session has joined this row.
+            StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite
+                (each has its own subclass).
+            SessionClosedError: The pool was closed.
+        """
+        self._open_engine()
+        self._checked(row)
+        self._memory.load(row, states)
+
+    def step(self, rows: Iterable[int] | None = None, **inputs: Array) -> Mapping[str, Array]:
+        """One step of the model, for all sessions or for some.
+
+        Rows that are not stepped keep every byte of their states, outputs, gates and counters;
+        what the inputs hold there is not looked at.
+
+        Args:
+            rows: Rows to step, each joined by a session; all that are when None.
+            **inputs: One array for each input of the manifest, of its shape (with a row for every
+                session) and dtype. Copied in; nothing of the caller's is kept.
+
+        Returns:
+            Outputs by name, ``(capacity, ...)``. The mapping and its arrays are the same objects
+            after every step: the next step of a row overwrites them.
+
+        Raises:
+            StepInputError: A row is not joined, or an input is missing, unknown, of the wrong
+                shape or dtype, or not finite in a stepped row (each has its own subclass); no row
+                has changed.
+            EngineError: The engine failed; no row has changed.
+            PoolFault: A gate or a next state of some rows is not finite; these were refused, all
+                others were committed.
+            SessionClosedError: The pool was closed.
+        """
+        engine = self._open_engine()
+        some = self._choose(rows)
+        self._feeds.take(inputs)
+        if not some:
+            return self._outputs
+        try:
+            engine.run(_FIRST_BANKS)
+        except EngineError:
+            self._counters.add("faults", self._stepped)
+            raise
+        for seen, computed in zip(self._shown, self._computed, strict=True):
+            np.copyto(seen.table, computed.table, where=self._stepped_column)
+        refused = self._memory.commit(self._stepped)
+        if refused:
+            raise _fault(refused)
+        return self._outputs
+
+    def _choose(self, rows: Iterable[int] | None) -> bool:
+        """Fill the mask of stepped rows; whether it names any."""
+        if rows is None:
+            np.copyto(self._stepped, self._joined)
+        else:
+            self._stepped.fill(False)
+            for row in rows:
+                self._stepped[self._checked(row)] = True
+        return bool(self._stepped.any())
+
+    def _checked(self, row: int) -> int:
+        known = isinstance(row, (int, np.integer)) and not isinstance(row, bool)
+        if not (known and 0 <= row < self.capacity and self._joined[row]):
+            raise RowError(
+                "no session has joined this row",
+                found=f"row {row!r}",
+                expected=f"one of {', '.join(map(str, self.rows))}" if self.rows else "no row yet",
+                remedy="use the row that join() gave",
+            )
+        return int(row)
+
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise SessionClosedError(
+                "the pool is closed", remedy="open another one: Pool.open(path)"
+            )
+        return self._engine
+
+    def close(self) -> None:
+        """Free the engine; a second call does nothing. Ledgers and states can still be read."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _fault(refused: Mapping[int, str]) -> PoolFault:
+    rows = tuple(sorted(refused))
+    return PoolFault(
+        "rows of the pool hold NaN or Inf; their writes were refused, all others were committed",
+        rows=rows,
+        found="; ".join(f"{refused[row]} in row {row}" for row in rows),
+        remedy="these rows have the state before this step: go on, or call reset(row)",
+    )
