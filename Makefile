@@ -17,10 +17,10 @@ BUILD := build
 SOURCES = $(shell find $(1) -name '*.py' -o -name '*.toml' -o -name '*.safetensors')
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run test test-slow check lint types export bench train-aura lock wheel clean distclean view
+.PHONY: help setup dev run test test-slow check lint types export bench bench-overhead soak train-aura lock wheel clean distclean view
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # --- environments: one virtual environment, grown as verbs need it -------------------------------
 
@@ -77,8 +77,13 @@ $(BUILD)/run/memory.png: $(BUILD)/run/ledger.json
 export: $(VENV)/.run ## Export MODEL=name or MODEL=path/to/module.py:factory into build/
 	$(BIN)/stategate export $(MODEL) $(if $(TARGET),--target $(TARGET)) --out $(BUILD)/$(SLUG)/bundle
 
-bench: $(AURA)/bundle/manifest.json ## Measure a step against plain ONNX Runtime, as a ratio in one run
+bench: bench-overhead ## Measure a step against plain ONNX Runtime, as a ratio in one run
+
+bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session costs -> build/bench/overhead.json
 	$(BIN)/stategate bench $(AURA)/bundle --out $(BUILD)/bench
+
+soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
+	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench
 
 train-aura: $(VENV)/.run ## Remake the AURA-Mem checkpoint and its table (one core, minutes)
 	$(BIN)/stategate train-aura

@@ -1,4 +1,4 @@
-"""``stategate plot`` and ``stategate bench``."""
+"""``stategate plot``, ``stategate bench`` and ``stategate soak``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import click
 
 from stategate.bench.overhead import BURST, ROUNDS, measure_overhead
 from stategate.bench.picture import draw, read_run
+from stategate.bench.soak import run_soak
+from stategate.contract import Episode
 from stategate.contract.console import check_writable, progress, write_whole
 
 
@@ -64,8 +66,59 @@ def bench(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool
         return
     for way in result.ways:
         click.echo(
-            f"{way.name:<46} p50 {way.p50_us:6.1f} us  p99 {way.p99_us:6.1f} us  "
+            f"{way.name:<44} p50 {way.p50_us:6.1f} us  p99 {way.p99_us:6.1f} us  "
             f"best round {way.best_round_p50_us:6.1f} us"
         )
-    click.echo(f"session over run()  {result.session_over_run:.2f}")
-    click.echo(f"session over bound  {result.session_over_bound:.2f}")
+    click.echo(
+        f"checks for NaN and Inf: {result.guard_quiet_us:.2f} us in a quiet step, "
+        f"{result.guard_write_us:.2f} us in a write"
+    )
+    click.echo(f"session with budget over the fastest bound call: {result.ratio:.2f}")
+    click.echo(f"plain session over run(): {result.session_over_run:.2f}")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--episode",
+    "episode_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Recorded inputs (.npz); the golden episode if left out.",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=40_000), default=1_000_000, show_default=True, help="Steps."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for soak.json.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def soak(
+    bundle: Path, episode_path: Path | None, steps: int, out: Path | None, as_json: bool
+) -> None:
+    """Step BUNDLE for a long time, and see whether its memory or its pace changes.
+
+    \b
+    Example:
+      stategate soak build/aura --steps 1000000 --out build/bench
+    """
+    if out is not None:
+        check_writable(out / "soak.json")
+    episode = Episode.load(episode_path) if episode_path else None
+    with progress(steps, "soaking") as report:
+        result = run_soak(bundle, episode, steps, report)
+    record = json.dumps(asdict(result), indent=2)
+    if out is not None:
+        write_whole(out / "soak.json", record.encode() + b"\n")
+    if as_json:
+        click.echo(record)
+        return
+    click.echo(f"{result.steps:,} steps of {result.model}, {result.writes:,} writes")
+    click.echo(
+        f"resident memory grew by {result.rss_growth_bytes:,} bytes after the first "
+        f"{result.warm_steps:,} steps, in {result.rss_jumps} jumps; slope "
+        f"{result.rss_slope_bytes_per_million_steps:,.0f} bytes per million steps; an empty loop "
+        f"as long: {result.empty_rss_growth_bytes:,} bytes"
+    )
+    click.echo(f"Python objects grew by {result.python_growth_bytes:,} bytes")
+    click.echo(
+        f"p99 of the first {result.window:,} steps {result.p99_first_us:.1f} us, "
+        f"of the last {result.p99_last_us:.1f} us"
+    )

@@ -6,8 +6,11 @@ the ratios come from medians of the same run.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -15,10 +18,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from stategate.contract import Bundle
+from stategate.contract import Budget, Bundle
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
+from stategate.runtime.buffers import is_finite
+from stategate.runtime.keeper import SnapshotPolicy
 
+_PLAIN = "session: ledger and guards"
+_BUDGETED = "session: + write budget"
 ROUNDS = 20
 BURST = 500
 
@@ -51,17 +58,22 @@ class Overhead:
         model: Name of the model.
         rounds: Bursts of each way.
         burst: Steps in a burst.
-        ways: Session first.
-        session_over_run: Median of the session's step over that of ``InferenceSession.run``.
-        session_over_bound: The same over a bare call with buffers bound beforehand.
+        ways: Every way that was timed.
+        ratio: Median of a session with ledger and write budget over that of the fastest call that
+            ONNX Runtime offers, with buffers bound beforehand and nothing checked or carried.
+        session_over_run: Median of a plain session over that of ``InferenceSession.run``.
+        guard_quiet_us: Time of the checks for NaN and Inf in a quiet step: inputs and gates.
+        guard_write_us: The same in a write step: next states too.
     """
 
     model: str
     rounds: int
     burst: int
     ways: tuple[Way, ...]
+    ratio: float
     session_over_run: float
-    session_over_bound: float
+    guard_quiet_us: float
+    guard_write_us: float
 
 
 def measure_overhead(
@@ -70,7 +82,7 @@ def measure_overhead(
     burst: int = BURST,
     report: Callable[[int], None] = lambda _: None,
 ) -> Overhead:
-    """Step a bundle through its golden inputs in three ways.
+    """Step a bundle through its golden inputs in every way.
 
     Args:
         path: The bundle.
@@ -86,12 +98,12 @@ def measure_overhead(
     if golden is None:
         raise EpisodeError("the bundle carries no golden episode", found=path)
     inputs = list(golden)
-    with Session.open(path) as session:
-        ways: dict[str, Step] = {
-            "stategate Session.step": lambda feed: session.step(**feed),
-            "onnxruntime InferenceSession.run": _plain(bundle),
-            "onnxruntime, buffers bound, state not carried": _bound(bundle),
-        }
+    with tempfile.TemporaryDirectory(prefix="stategate-") as folder, ExitStack() as opened:
+        ways = _sessions(path, folder, opened)
+        ways["onnxruntime: run(), states carried by hand"] = _plain(bundle)
+        bare, barer = _bound(bundle)
+        ways["onnxruntime: bound, nothing carried"] = bare
+        ways["onnxruntime: bound, private call"] = barer
         samples = {name: np.zeros((rounds, burst), dtype=np.int64) for name in ways}
         for i in range(rounds + 1):
             for name, step in ways.items():
@@ -103,8 +115,60 @@ def measure_overhead(
                     samples[name][max(0, i - 1), t] = perf_counter_ns() - start
             report(i + 1)
     table = tuple(_way(name, values / 1000.0) for name, values in samples.items())
-    ours, plain, bound = (way.p50_us for way in table)
-    return Overhead(bundle.manifest.model.name, rounds, burst, table, ours / plain, ours / bound)
+    p50 = {way.name: way.p50_us for way in table}
+    quiet_us, write_us = _guards(bundle)
+    return Overhead(
+        model=bundle.manifest.model.name,
+        rounds=rounds,
+        burst=burst,
+        ways=table,
+        ratio=p50[_BUDGETED] / min(us for name, us in p50.items() if "bound" in name),
+        session_over_run=p50[_PLAIN] / p50["onnxruntime: run(), states carried by hand"],
+        guard_quiet_us=quiet_us,
+        guard_write_us=write_us,
+    )
+
+
+def _sessions(path: Path, folder: str, opened: ExitStack) -> dict[str, Step]:
+    """A session for each option, so that the table says what each costs in a step."""
+    generous = Budget(writes_per_1000_steps=1000)
+    patient = Budget(deadline_ms=1000)
+    never = SnapshotPolicy(folder, every_writes=1 << 60)
+    options: dict[str, dict[str, Any]] = {
+        _PLAIN: {},
+        _BUDGETED: {"budget": generous},
+        "session: + deadline": {"budget": patient},
+        "session: + on_fault=hold": {"on_fault": "hold"},
+        "session: + snapshot policy, none due": {"snapshots": never},
+    }
+
+    def stepper(session: Session) -> Step:
+        return lambda feed: session.step(**feed)
+
+    return {
+        name: stepper(opened.enter_context(Session.open(path, **kwargs)))
+        for name, kwargs in options.items()
+    }
+
+
+def _guards(bundle: Bundle, repeats: int = 5000) -> tuple[float, float]:
+    """Median time of the finiteness checks in a quiet step and in a write step, in us."""
+    step = bundle.manifest.step
+    gates = sum(1 for gate in step.gates if gate.kind == "hard")
+    seen = [np.ones(t.shape, t.dtype).reshape(-1) for t in step.inputs]
+    states = [np.ones(s.shape, s.dtype).reshape(-1) for s in step.states]
+    one = np.float32(1.0)
+    times = np.zeros((2, repeats))
+    for row, flats in enumerate((seen, seen + states)):
+        for t in range(repeats):
+            start = perf_counter_ns()
+            for flat in flats:
+                is_finite(flat)
+            for _ in range(gates):
+                isfinite(one)
+            times[row, t] = (perf_counter_ns() - start) / 1000.0
+    quiet_us, write_us = np.median(times, axis=1)
+    return float(quiet_us), float(write_us)
 
 
 def _way(name: str, us: np.ndarray[Any, np.dtype[np.float64]]) -> Way:
@@ -142,8 +206,11 @@ def _plain(bundle: Bundle) -> Step:
     return step
 
 
-def _bound(bundle: Bundle) -> Step:
-    """The least that ONNX Runtime can do: everything bound, nothing carried, nothing counted."""
+def _bound(bundle: Bundle) -> tuple[Step, Step]:
+    """The least that ONNX Runtime can do: everything bound, nothing carried, nothing counted.
+
+    By its public call, and by the private one underneath, which some users reach for.
+    """
     session = _ort(bundle)
     binding = session.io_binding()
     kept = _fixed(bundle)
@@ -153,11 +220,18 @@ def _bound(bundle: Bundle) -> Step:
     for name, spec in bundle.manifest.step.graph_outputs().items():
         kept[name] = np.zeros(spec.shape, spec.dtype)
         binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(kept[name]))
+    inner, inner_binding = session._sess, binding._iobinding
 
-    def step(inputs: dict[str, Any]) -> object:
+    def public(inputs: dict[str, Any]) -> object:
         for name, array in inputs.items():
             np.copyto(buffers[name], array)
         session.run_with_iobinding(binding)
+        return kept  # the arrays must outlive the binding
+
+    def private(inputs: dict[str, Any]) -> object:
+        for name, array in inputs.items():
+            np.copyto(buffers[name], array)
+        inner.run_with_iobinding(inner_binding, None)
         return kept
 
-    return step
+    return public, private

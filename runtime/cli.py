@@ -58,6 +58,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "bench",
         "Time a counted step beside plain ONNX Runtime.",
     ),
+    "soak": (
+        "stategate.bench.cli:soak",
+        "bench",
+        "Step a bundle a million times and look for growth.",
+    ),
     "plot": ("stategate.bench.cli:plot", "bench", "Draw memory and writes of a run."),
 }
 
