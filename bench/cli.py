@@ -114,8 +114,11 @@ def soak(
     click.echo(
         f"resident memory grew by {result.rss_growth_bytes:,} bytes after the first "
         f"{result.warm_steps:,} steps, in {result.rss_jumps} jumps; slope "
-        f"{result.rss_slope_bytes_per_million_steps:,.0f} bytes per million steps; an empty loop "
-        f"as long: {result.empty_rss_growth_bytes:,} bytes"
+        f"{result.rss_slope_bytes_per_million_steps:,.0f} bytes per million steps"
+    )
+    click.echo(
+        f"as long a loop of ONNX Runtime alone grew by {result.engine_rss_growth_bytes:,} bytes, "
+        f"an empty one by {result.empty_rss_growth_bytes:,}"
     )
     click.echo(f"Python objects grew by {result.python_growth_bytes:,} bytes")
     click.echo(

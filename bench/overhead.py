@@ -101,7 +101,7 @@ def measure_overhead(
     with tempfile.TemporaryDirectory(prefix="stategate-") as folder, ExitStack() as opened:
         ways = _sessions(path, folder, opened)
         ways["onnxruntime: run(), states carried by hand"] = _plain(bundle)
-        bare, barer = _bound(bundle)
+        bare, barer = bound_calls(bundle)
         ways["onnxruntime: bound, nothing carried"] = bare
         ways["onnxruntime: bound, private call"] = barer
         samples = {name: np.zeros((rounds, burst), dtype=np.int64) for name in ways}
@@ -206,10 +206,11 @@ def _plain(bundle: Bundle) -> Step:
     return step
 
 
-def _bound(bundle: Bundle) -> tuple[Step, Step]:
+def bound_calls(bundle: Bundle) -> tuple[Step, Step]:
     """The least that ONNX Runtime can do: everything bound, nothing carried, nothing counted.
 
-    By its public call, and by the private one underneath, which some users reach for.
+    Returns:
+        Its public call, and the private one underneath, which some users reach for.
     """
     session = _ort(bundle)
     binding = session.io_binding()

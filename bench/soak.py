@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 
+from stategate.bench.overhead import bound_calls
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
@@ -40,6 +43,8 @@ class Soak:
             allocation, many mean growth.
         rss_slope_bytes_per_million_steps: Theil-Sen slope over those samples, which a single jump
             does not tilt.
+        engine_rss_growth_bytes: Growth of ONNX Runtime alone over as many steps, with bound
+            buffers, in a process of its own: what is not stategate's.
         empty_rss_growth_bytes: Growth over a loop that steps nothing, in the same process.
         python_growth_bytes: Python and NumPy memory gained over 5,000 traced steps.
         window: Steps of each window of the two figures below.
@@ -57,6 +62,7 @@ class Soak:
     rss_growth_bytes: int
     rss_jumps: int
     rss_slope_bytes_per_million_steps: float
+    engine_rss_growth_bytes: int
     empty_rss_growth_bytes: int
     python_growth_bytes: int
     window: int
@@ -122,6 +128,7 @@ def run_soak(
         rss_growth_bytes=samples[-1] - samples[0],
         rss_jumps=int(np.count_nonzero(np.diff(samples))),
         rss_slope_bytes_per_million_steps=_slope(samples) / each * 1e6,
+        engine_rss_growth_bytes=_engine_alone(path, recorded, end),
         empty_rss_growth_bytes=_empty_loop(end - done, elapsed_ns),
         python_growth_bytes=python_growth,
         window=WINDOW,
@@ -141,6 +148,23 @@ def _traced(session: Session, inputs: list[dict[str, Any]]) -> int:
         return tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
+
+
+def _engine_alone(path: Path, episode: Episode, steps: int) -> int:
+    """Growth of bare ONNX Runtime from the same step on, in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_bare_growth, path, episode.inputs, steps).result()
+
+
+def _bare_growth(path: Path, arrays: dict[str, Any], steps: int) -> int:
+    call, _ = bound_calls(Bundle.open(path))
+    inputs = list(Episode(arrays))
+    before = 0
+    for t in range(steps):
+        if t == _WARM + WINDOW:
+            before = rss_bytes()
+        call(inputs[t % len(inputs)])
+    return rss_bytes() - before
 
 
 def _slope(samples: list[int]) -> float:
