@@ -15,7 +15,7 @@ from stategate.contract.manifest import (
     Verification,
     canonical_json,
 )
-from stategate.contract.sessions import batched, check_rows
+from stategate.contract.sessions import batched, check_rows, one_row
 from stategate.contract.specs import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.storage import METADATA_BYTES_ESTIMATE, Storage, endurance_bytes
 
@@ -45,6 +45,7 @@ __all__ = [
     "canonical_json",
     "check_rows",
     "endurance_bytes",
+    "one_row",
     "refuse_to_replace",
     "sha256",
     "write_bundle",

@@ -43,6 +43,11 @@ def batched(spec: StepSpec, sessions: int) -> StepSpec:
     )
 
 
+def one_row(states: tuple[StateSpec, ...]) -> tuple[StateSpec, ...]:
+    """The states of a single session among several: leading extents of 1."""
+    return tuple(_widened(state, 1) for state in states)
+
+
 def check_rows(spec: StepSpec, sessions: int) -> None:
     """Check that every input, output, state and gate has one row for each session.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,27 +11,46 @@ import msgspec
 
 from stategate.contract import Bundle, Manifest, canonical_json
 from stategate.runtime.golden import Replay, replay
+from stategate.runtime.snapshot import Codec
+from stategate.runtime.store import newest_in
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 
 
 @click.command()
 @_BUNDLE
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def inspect(bundle: Path, as_json: bool) -> None:
+@click.option(
+    "--snapshots",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Also show the ledger of the newest snapshot in this folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print manifest and ledger as JSON.")
+def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
     """Show what BUNDLE promises, after checking every digest.
+
+    A snapshot folder may be looked into while a robot is writing to it.
 
     \b
     Example:
-      stategate inspect build/aura
+      stategate inspect build/aura --snapshots /var/lib/robot
     """
     opened = Bundle.open(bundle)
+    found = newest_in(snapshots, Codec(opened.manifest)) if snapshots is not None else None
     if as_json:
-        click.echo(canonical_json(opened.manifest), nl=False)
+        manifest = json.loads(canonical_json(opened.manifest))
+        ledger = asdict(found.snapshot.header.ledger) if found is not None else None
+        click.echo(json.dumps(manifest | {"ledger": ledger}, indent=2))
         return
     for label, text in describe(opened.manifest):
         click.echo(f"{label:<12} {text}")
     click.echo(f"{'digest':<12} {opened.digest}")
+    if snapshots is not None and found is None:
+        click.echo(f"{'snapshot':<12} none in {snapshots}")
+    if found is not None:
+        header = found.snapshot.header
+        click.echo(f"{'snapshot':<12} {header.sequence} in {found.slot}: {found.reason}")
+        for name, value in asdict(header.ledger).items():
+            click.echo(f"{'ledger':<12} {name} {value}")
 
 
 def describe(manifest: Manifest) -> list[tuple[str, str]]:

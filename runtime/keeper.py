@@ -115,7 +115,7 @@ class Keeper:
             return
         header = found.snapshot.header
         self._sequence = header.sequence
-        self._next_slot = SLOTS[1 - SLOTS.index(found.slot)]
+        self._next_slot = self._store.slot_after(found)
         if self._bucket is not None:
             away_s = max(0.0, self._wall_s() - header.unix_s)
             self._bucket.tokens = min(self._bucket.capacity, header.persist_tokens)

@@ -7,7 +7,9 @@ with Pool.open("build/pool") as pool:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -20,14 +22,18 @@ from stategate.contract.errors import (
     PoolFullError,
     RowError,
     SessionClosedError,
+    SnapshotError,
 )
 from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.engine import Engine, open_engine
 from stategate.runtime.feeds import RowFeeds
+from stategate.runtime.keeper import Restored
 from stategate.runtime.ledger import Ledger
 from stategate.runtime.plan import allocate, check_memory
 from stategate.runtime.row_memory import RowMemory
 from stategate.runtime.rows import RowTensor
+from stategate.runtime.snapshot import Codec, Header, Snapshot
+from stategate.runtime.store import SnapshotStore
 
 # An engine's parity mask: every state is read from its first bank and written to its second.
 _FIRST_BANKS = 0
@@ -157,7 +163,7 @@ class Pool:
         """
         self._open_engine()
         self._memory.begin(self._checked(row))
-        self._counters.add_reset(row)
+        self._counters.add_in(row, "resets")
 
     def ledger(self, row: int) -> Ledger:
         """The counters of the session in a row as they stand.
@@ -198,6 +204,79 @@ class Pool:
         self._open_engine()
         self._checked(row)
         self._memory.load(row, states)
+
+    def save(self, row: int, folder: str | Path) -> int:
+        """Write a snapshot of one row: its states and its ledger.
+
+        The format is that of `Session.save`, so a `Session` of the same model can take it back.
+
+        Args:
+            row: A row that a session has joined.
+            folder: Of this session alone; made if it is not there.
+
+        Returns:
+            The snapshot's sequence number.
+
+        Raises:
+            RowError: No session has joined this row.
+            SnapshotError: The folder is in use, holds another memory, or cannot be written. Row
+                and counters are as they were.
+            SessionClosedError: The pool was closed.
+        """
+        self._open_engine()
+        states = {name: self.state(row, name) for name in self._memory.names}
+        codec = Codec(self.manifest)
+        counters = self._counters
+        with closing(SnapshotStore(folder, codec)) as store:
+            found = store.newest()
+            sequence = found.snapshot.header.sequence + 1 if found is not None else 1
+            counters.add_in(row, "snapshots")
+            counters.add_in(row, "persisted_bytes", codec.stored_bytes)
+            header = Header(
+                memory_sha256=codec.identity,
+                sequence=sequence,
+                unix_s=int(time.time()),
+                ledger=counters.read(row),
+                governor=(0.0, 0.0, 0.0),
+                persist_tokens=0.0,
+            )
+            try:
+                store.write(Snapshot(header, states), store.slot_after(found))
+            except SnapshotError:
+                counters.add_in(row, "snapshots", -1)
+                counters.add_in(row, "persisted_bytes", -codec.stored_bytes)
+                raise
+        return sequence
+
+    def restore(self, row: int, folder: str | Path) -> Restored | None:
+        """Take back the newest good snapshot of a folder into one row.
+
+        A row that has not stepped yet goes on counting where the snapshot stopped.
+
+        Args:
+            row: A row that a session has joined.
+            folder: Where `save` of a pool or a session wrote.
+
+        Returns:
+            What was taken and why, or None where no snapshot was ever written.
+
+        Raises:
+            RowError: No session has joined this row.
+            SnapshotError: Nothing in the folder can be used. Nothing was changed.
+            SessionClosedError: The pool was closed.
+        """
+        self._open_engine()
+        fresh = self.ledger(row).steps == 0
+        with closing(SnapshotStore(folder, Codec(self.manifest))) as store:
+            found = store.newest()
+        if found is None:
+            return None
+        header = found.snapshot.header
+        self.load_state(row, found.snapshot.states)
+        if fresh:
+            self._counters.go_on_from(row, header.ledger)
+        self._counters.add_in(row, "restores")
+        return Restored(found.slot, found.reason, header.sequence, header.ledger.steps)
 
     def step(self, rows: Iterable[int] | None = None, **inputs: Array) -> Mapping[str, Array]:
         """One step of the model, for all sessions or for some.

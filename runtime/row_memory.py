@@ -104,6 +104,11 @@ class RowMemory:
         # Made once, so that no step makes an array.
         self._refused, self._sound, self._wrote = (np.zeros(rows, dtype=bool) for _ in range(3))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the states."""
+        return tuple(self._states)
+
     def begin(self, row: int) -> None:
         """Put every state of a row to its initial value."""
         for state in self._states.values():

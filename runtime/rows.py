@@ -10,7 +10,17 @@ import numpy as np
 from stategate.runtime.buffers import Array, Group, is_finite
 from stategate.runtime.ledger import Ledger, tally
 
-_COUNTERS = ("steps", "writes", "suppressed_writes", "ungated_writes", "resets", "faults")
+_COUNTERS = (
+    "steps",
+    "writes",
+    "suppressed_writes",
+    "ungated_writes",
+    "snapshots",
+    "persisted_bytes",
+    "restores",
+    "resets",
+    "faults",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +74,17 @@ class RowCounters:
         count = self._openings[gate]
         np.add(count, elements, out=count, where=mask)
 
-    def add_reset(self, row: int) -> None:
-        """Count a reset of one row."""
-        self._counts["resets"][row] += 1
+    def add_in(self, row: int, name: str, amount: int = 1) -> None:
+        """Add to one counter of one row."""
+        self._counts[name][row] += amount
+
+    def go_on_from(self, row: int, past: Ledger) -> None:
+        """Add an earlier ledger to the counters of one row."""
+        for name, count in self._counts.items():
+            count[row] += getattr(past, name)
+        gated = (group.gate.name for group in self._groups if group.gate is not None)
+        for count, name in zip(self._openings, gated, strict=True):
+            count[row] += past.gate_openings.get(name, 0)
 
     def read(self, row: int) -> Ledger:
         """The counters of one row as they stand."""

@@ -30,9 +30,19 @@ from stategate.runtime.session import Session
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for ledger.json; default: none."
 )
+@click.option(
+    "--snapshots",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to go on from, and to save to at the end.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(
-    bundle: Path, episode_path: Path | None, steps: int | None, out: Path | None, as_json: bool
+    bundle: Path,
+    episode_path: Path | None,
+    steps: int | None,
+    out: Path | None,
+    snapshots: Path | None,
+    as_json: bool,
 ) -> None:
     """Step BUNDLE on this machine and print what its memory did.
 
@@ -44,10 +54,15 @@ def run(
     if out is not None:
         check_writable(out / "ledger.json")
     episode = Episode.load(episode_path) if episode_path else _golden(Bundle.open(bundle))
-    with Session.open(bundle) as session:
+    with Session.open(bundle, snapshots=snapshots) as session:
+        restored = session.restore() if snapshots is not None else None
+        if restored is not None:
+            click.echo(f"going on after {restored.steps:,} steps ({restored.reason})", err=True)
         total = steps or episode.steps
         with progress(total, "stepping") as report:
             result = run_episode(session, episode, total, report=report)
+        if snapshots is not None:
+            session.save()
     record = as_report(result)
     if out is not None:
         write_whole(out / "ledger.json", json.dumps(record, indent=2).encode() + b"\n")

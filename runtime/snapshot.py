@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from stategate.contract import Manifest, canonical_json, sha256
+from stategate.contract import Manifest, StateSpec, canonical_json, one_row, sha256
 from stategate.contract.errors import (
     SnapshotDamagedError,
     SnapshotMismatchError,
@@ -70,25 +70,35 @@ class Snapshot:
 def memory_identity(manifest: Manifest) -> str:
     """Digest of what makes two memories interchangeable: weights, and form of every state.
 
-    A bundle with another threshold, target or build time keeps its memory.
+    A bundle with another threshold, target, build time or number of sessions keeps its memory.
     """
-    states = [(s.name, s.shape, s.dtype, s.layout) for s in manifest.states]
+    states = [(s.name, s.shape, s.dtype, s.layout) for s in _states(manifest)]
     return sha256(canonical_json([manifest.model.sha256, states]))
 
 
+def _states(manifest: Manifest) -> tuple[StateSpec, ...]:
+    return manifest.states if manifest.sessions == 1 else one_row(manifest.states)
+
+
 class Codec:
-    """Encodes and decodes snapshots of one memory."""
+    """Encodes and decodes snapshots of one memory; of a pool's bundle, those of one row.
+
+    Attributes:
+        identity: See `memory_identity`.
+        file_bytes: Size of every snapshot.
+        stored_bytes: The same in whole blocks of 4 KiB: what it takes of the storage.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         self.identity = memory_identity(manifest)
-        self._specs = manifest.states
+        self._specs = _states(manifest)
         # Room for every counter at twenty digits, and for the names of states and gates.
-        names = sum(len(n.encode()) for s in manifest.states for n in (s.name,))
+        names = sum(len(s.name.encode()) for s in manifest.states)
         names += sum(len(g.name.encode()) for g in manifest.gates)
         entries = len(manifest.states) + len(manifest.gates)
         room = 2048 + 6 * names + 32 * entries
         self._header_bytes = -(-room // _BLOCK_BYTES) * _BLOCK_BYTES - _FIXED.size
-        self._payload_bytes = manifest.state_bytes
+        self._payload_bytes = manifest.state_bytes_per_session
         self.file_bytes = _FIXED.size + self._header_bytes + self._payload_bytes + _DIGEST_BYTES
         self.stored_bytes = -(-self.file_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
         self._buffer = bytearray(self.file_bytes)

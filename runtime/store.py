@@ -68,50 +68,13 @@ class SnapshotStore:
             ) from problem
 
     def newest(self) -> Found | None:
-        """The newest good snapshot, or None where none was ever written.
+        """The newest good snapshot; see `newest_in`."""
+        return newest_in(self.folder, self._codec)
 
-        Raises:
-            SnapshotDamagedError: There are slots, and none of them is good.
-            SnapshotVersionError, SnapshotMismatchError: The only snapshots are of a newer format
-                or of another memory, or the newer ledger is behind the older one.
-        """
-        good: list[tuple[str, Snapshot]] = []
-        bad: list[tuple[str, SnapshotError]] = []
-        for name in SLOTS:
-            try:
-                raw = (self.folder / name).read_bytes()
-            except FileNotFoundError:
-                continue
-            except OSError as problem:
-                bad.append((name, _failed(self.folder / name, problem)))
-                continue
-            try:
-                good.append((name, self._codec.decode(raw, name)))
-            except SnapshotError as problem:
-                bad.append((name, problem))
-        if not good:
-            if not bad:
-                return None
-            # One that is whole but foreign says more than one that is damaged.
-            whole = [p for _, p in bad if not isinstance(p, SnapshotDamagedError)]
-            raise (whole or [p for _, p in bad])[0]
-        good.sort(key=lambda item: item[1].header.sequence)
-        name, newest = good[-1]
-        if len(good) == 2:
-            behind = newest.header.ledger.goes_back_from(good[0][1].header.ledger)
-            if behind:
-                raise SnapshotMismatchError(
-                    "the newer snapshot's ledger goes backwards",
-                    found=", ".join(behind),
-                    expected=f"{name} at or ahead of {good[0][0]} in every counter",
-                    remedy="one of the files is not of this device: remove it and restore again",
-                )
-            return Found(newest, name, "the newer of two good slots")
-        if bad:
-            other, why = bad[0]
-            first_line = str(why).splitlines()[0]
-            return Found(newest, name, f"{other} cannot be used: {first_line}")
-        return Found(newest, name, "the only slot")
+    @staticmethod
+    def slot_after(found: Found | None) -> str:
+        """The slot to write next: never the one that holds the newest good snapshot."""
+        return SLOTS[0] if found is None else SLOTS[1 - SLOTS.index(found.slot)]
 
     def write(self, snapshot: Snapshot, over: str) -> None:
         """Write a snapshot over one slot; the other is not touched.
@@ -146,6 +109,55 @@ class SnapshotStore:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def newest_in(folder: Path, codec: Codec) -> Found | None:
+    """The newest good snapshot in a folder, or None where none was ever written.
+
+    Takes no lock: a snapshot that is replaced meanwhile is read whole, as it was or as it is.
+
+    Raises:
+        SnapshotDamagedError: There are slots, and none of them is good.
+        SnapshotVersionError, SnapshotMismatchError: The only snapshots are of a newer format
+            or of another memory, or the newer ledger is behind the older one.
+    """
+    good: list[tuple[str, Snapshot]] = []
+    bad: list[tuple[str, SnapshotError]] = []
+    for name in SLOTS:
+        try:
+            raw = (folder / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as problem:
+            bad.append((name, _failed(folder / name, problem)))
+            continue
+        try:
+            good.append((name, codec.decode(raw, name)))
+        except SnapshotError as problem:
+            bad.append((name, problem))
+    if not good:
+        if not bad:
+            return None
+        # One that is whole but foreign says more than one that is damaged.
+        whole = [p for _, p in bad if not isinstance(p, SnapshotDamagedError)]
+        raise (whole or [p for _, p in bad])[0]
+    good.sort(key=lambda item: item[1].header.sequence)
+    name, newest = good[-1]
+    if len(good) == 2:
+        behind = newest.header.ledger.goes_back_from(good[0][1].header.ledger)
+        if behind:
+            raise SnapshotMismatchError(
+                "the newer snapshot's ledger goes backwards",
+                found=", ".join(behind),
+                expected=f"{name} at or ahead of {good[0][0]} in every counter",
+                remedy="one of the files is not of this device: remove it and restore again",
+            )
+        return Found(newest, name, "the newer of two good slots")
+    if bad:
+        other, why = bad[0]
+        first_line = str(why).splitlines()[0]
+        return Found(newest, name, f"{other} cannot be used: {first_line}")
+    return Found(newest, name, "the only slot")
 
 
 def _failed(path: Path, problem: OSError) -> SnapshotError:

@@ -22,6 +22,7 @@ from stategate.contract.errors import (
     RowError,
     SessionClosedError,
     ShapeError,
+    SnapshotError,
     StateFault,
     StepInputError,
     UnknownInputError,
@@ -488,3 +489,40 @@ def test_a_model_without_gates_writes_in_every_step(seal_model: Callable, tmp_pa
         pool.step(rows=[1], x=np.ones((2, 2), np.float32))
         assert [pool.ledger(row).writes for row in range(2)] == [1, 2]
         assert pool.state(1, "s").tolist() == [[2.0, 2.0]]
+
+
+def test_rows_are_saved_apart_and_come_back_in_any_row_or_session(
+    pool: Pool, lone_bundle: Path, tmp_path: Path
+) -> None:
+    pool.step(x=inputs(OPEN, CLOSED, OPEN, OPEN))
+    pool.step(rows=[2], x=inputs(OPEN, OPEN, OPEN, OPEN))
+    others = [trace_of(pool, row) for row in (0, 1, 3)]
+    assert pool.save(2, tmp_path / "s") == 1
+    expected = {name: pool.state(2, name).tobytes() for name in ("h", "count")}
+    before = pool.ledger(2)
+    assert [trace_of(pool, row) for row in (0, 1, 3)] == others
+    pool.leave(0)
+    row = pool.join()
+    restored = pool.restore(row, tmp_path / "s")
+    assert restored is not None and restored.steps == 2
+    assert {name: pool.state(row, name).tobytes() for name in expected} == expected
+    after = pool.ledger(row)
+    assert after.restores == 1 and after.goes_back_from(before) == []
+    with Session.open(lone_bundle, snapshots=tmp_path / "s") as session:
+        session.restore()
+        assert {name: session.state(name).tobytes() for name in expected} == expected
+        assert session.ledger.steps == 2
+        session.save()
+    assert pool.save(2, tmp_path / "s") == 3
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_the_row_and_its_counters(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.step(x=inputs(OPEN, OPEN, OPEN, OPEN))
+    ledger = pool.ledger(1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SnapshotError, match="cannot be used"):
+        pool.save(1, tmp_path / "file" / "s")
+    assert pool.restore(1, tmp_path / "empty") is None
+    assert pool.ledger(1) == ledger

@@ -115,6 +115,7 @@ def test_run_prints_json_that_parses(tiny_bundle: Path) -> None:
 
 def test_inspect_prints_the_manifest(tiny_bundle: Path) -> None:
     shown = json.loads(invoke("inspect", tiny_bundle, "--json"))
+    assert shown["ledger"] is None
     assert shown["states"][0]["bytes"] == 16
     assert "20 bytes, constant" in invoke("inspect", tiny_bundle)
 
@@ -205,3 +206,17 @@ def test_a_bundle_without_golden_episode_is_told_apart(tiny_bundle: Path, tmp_pa
     plain = write_bundle(tmp_path / "b", manifest, {graph.path: bundle.read(graph)}).path
     assert "not checked" in invoke("verify", plain)
     assert "give one with --episode" in invoke("run", plain, code=2)
+
+
+def test_a_run_goes_on_from_its_snapshots_and_inspect_shows_the_ledger(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "s"
+    for expected in (30, 60):
+        shown = invoke("run", tiny_bundle, "--steps", 30, "--snapshots", folder, "--json")
+        assert json.loads(shown[shown.index("{") :])["steps"] == expected
+    ledger = json.loads(invoke("inspect", tiny_bundle, "--snapshots", folder, "--json"))["ledger"]
+    assert (ledger["steps"], ledger["snapshots"], ledger["restores"]) == (60, 2, 1)
+    assert "ledger       steps 60" in invoke("inspect", tiny_bundle, "--snapshots", folder)
+    with Session.open(tiny_bundle, snapshots=folder):
+        invoke("inspect", tiny_bundle, "--snapshots", folder)
