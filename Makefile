@@ -17,7 +17,7 @@ BUILD := build
 SOURCES = $(shell find $(1) -name '*.py' -o -name '*.toml' -o -name '*.safetensors')
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run test test-slow check lint types export bench bench-overhead soak train-aura lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow check lint types export bench bench-overhead soak train-aura lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,6 +71,9 @@ $(BUILD)/run/ledger.json: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).
 
 $(BUILD)/run/memory.png: $(BUILD)/run/ledger.json
 	@$(BIN)/stategate plot $<
+
+picture: run ## Take the picture of `make run` into the README
+	cp $(BUILD)/run/memory.svg docs/images/memory.svg
 
 # --- other bundles -------------------------------------------------------------------------------
 
