@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stategate.bench.overhead import bound_calls
-from stategate.contract import Bundle, Episode
+from stategate.contract import Budget, Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
 from stategate.runtime.process import rss_bytes
@@ -92,7 +92,8 @@ def run_soak(
     inputs = list(recorded)
     elapsed_ns = np.zeros(WINDOW, dtype=np.int64)
     elapsed_ns.fill(1)  # touch the pages now, so that they do not count as growth
-    with Session.open(path) as session:
+    # A budget that never binds: the governor is on, as it would be on a robot.
+    with Session.open(path, budget=Budget(writes_per_1000_steps=1000)) as session:
 
         def stretch(first: int, last: int) -> None:
             """Steps ``first`` to ``last``, the last ``WINDOW`` of them timed."""

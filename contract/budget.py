@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from stategate.contract.errors import SpecError
-from stategate.contract.specs import Record
+from stategate.contract.specs import Record, is_threshold
 
 WritePolicy = Literal["warn", "adapt", "hold", "raise"]
 PersistPolicy = Literal["warn", "hold", "raise"]
@@ -94,6 +94,8 @@ class Budget(Record, frozen=True):
                 f"adapt_limit={self.adapt_limit}",
                 expected="both",
             )
+        if self.adapt_limit is not None and not is_threshold(self.adapt_limit):
+            raise SpecError("adapt_limit must be finite in float32", found=self.adapt_limit)
         peak, state = self.peak_resident_bytes, self.state_bytes
         if peak is not None and state is not None and peak < 2 * state:
             raise SpecError(
@@ -138,7 +140,12 @@ class Budget(Record, frozen=True):
         for name in ("adapt_limit", "storage_endurance_bytes"):
             if getattr(by, name) is not None:
                 changes[name] = getattr(by, name)
-        return msgspec.structs.replace(self, **changes)
+        result = msgspec.structs.replace(self, **changes)
+        before, after = self.persisted_limit_per_day, result.persisted_limit_per_day
+        if before is not None and after is not None and after > before:
+            # A larger endurance would loosen the same lifetime.
+            raise _looser("storage_endurance_bytes", by.storage_endurance_bytes, before)
+        return result
 
 
 def _looser(name: str, found: object, expected: object) -> SpecError:

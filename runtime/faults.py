@@ -45,6 +45,8 @@ class FaultyEngine:
                 raise SpecError("unknown fault", found=fault, expected=", ".join(_FAULTS))
             if fault == "gate" and not buffers.gates:
                 raise SpecError("the model has no gate to spoil")
+            if fault == "state" and buffers.states[0].spec.dtype[:5] != "float":
+                raise SpecError("the first state is no float, and cannot be NaN")
 
     def run(self, parity: int) -> None:
         """Compute one step, or fail as planned; see `Engine.run`."""

@@ -32,7 +32,7 @@ class Stepper(Protocol):
         """Gate values of the last step by name."""
         ...
 
-    def step(self, **inputs: Array) -> Mapping[str, Array]:
+    def step(self, /, **inputs: Array) -> Mapping[str, Array]:
         """One step; outputs by name."""
         ...
 
@@ -68,7 +68,7 @@ class FullPool:
         """Gate values of the last step by name, ``(rows, ...)``."""
         return self._pool.gates
 
-    def step(self, **inputs: Array) -> Mapping[str, Array]:
+    def step(self, /, **inputs: Array) -> Mapping[str, Array]:
         """One step of every row; see `Pool.step`."""
         return self._pool.step(**inputs)
 

@@ -61,7 +61,8 @@ class Gaps:
         for name, theirs in reference.items():
             for row in range(self._sessions):
                 key = (name, row)
-                alone = slice(None) if self._sessions == 1 else slice(row, row + 1)
+                # A state without axes has no rows to take.
+                alone = ... if self._sessions == 1 else slice(row, row + 1)
                 gap, magnitude = _gap(ours[name][alone], theirs[alone])
                 self._gaps.setdefault(key, []).append(gap)
                 self._units[key] = max(self._units.get(key, 0.0), magnitude)

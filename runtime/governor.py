@@ -108,7 +108,6 @@ class Governor:
         """Look into the buckets before a step, and show the graph a threshold to match."""
         allowed = True
         if self._steps is not None:
-            self._steps.fill(self._per_step)
             allowed = self._steps.tokens >= 1.0
         if self._time is not None:
             now = self._clock.now_ns()
@@ -156,6 +155,9 @@ class Governor:
             wanted: Whether a gate was open.
             wrote: Whether a state was committed for it.
         """
+        if self._steps is not None:
+            # Here and not before the step: one that fails earns nothing.
+            self._steps.fill(self._per_step)
         if wrote:
             for bucket in (self._steps, self._time):
                 if bucket is not None:
@@ -177,11 +179,18 @@ class Governor:
         steps, time = self._steps, self._time
         return (steps.tokens if steps else 0.0, time.tokens if time else 0.0, self._shift)
 
-    def load(self, saved: tuple[float, float, float]) -> None:
-        """Go on from a snapshot; never with more than this session's budget allows."""
+    def load(self, saved: tuple[float, float, float], fresh: bool) -> None:
+        """Go on from a snapshot.
+
+        Args:
+            saved: From `save`.
+            fresh: Whether this session has yet to count on from the snapshot; one that already
+                does gets no tokens back by looking back.
+        """
         for bucket, tokens in zip((self._steps, self._time), saved, strict=False):
             if bucket is not None:
-                bucket.tokens = min(bucket.capacity, tokens)
+                most = bucket.capacity if fresh else bucket.tokens
+                bucket.tokens = min(most, tokens)
         if self._span > 0.0:
             self._shift = min(max(saved[2], 0.0), self._span)
             self.thresholds[0] = np.float32(float(self._start[0]) + self._shift)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stategate.contract import Budget, Manifest
@@ -17,12 +18,13 @@ from stategate.contract.errors import (
 )
 from stategate.runtime.clock import Clock
 from stategate.runtime.governor import Bucket, Governor
-from stategate.runtime.ledger import Counters
+from stategate.runtime.ledger import Counters, Ledger
 from stategate.runtime.memory import Memory
 from stategate.runtime.snapshot import Codec, Header, Snapshot
 from stategate.runtime.store import SLOTS, Found, SnapshotStore
 
 _DAY_NS = 86_400_000_000_000
+_CLOCK_IS_SET_S = 1_600_000_000  # 2020; a board without a battery boots in 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,8 @@ class SnapshotPolicy:
         """Refuse intervals that are none."""
         for name in ("every_writes", "every_seconds"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise SpecError(f"{name} must be positive", found=value)
+            if value is not None and not 0 < value < 1e9:
+                raise SpecError(f"{name} must be positive, and below 10^9", found=value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Keeper:
     """Decides and writes snapshots for one session.
 
     Attributes:
-        stored_bytes: Bytes that one snapshot takes of the storage.
+        stored_bytes: Bytes that one snapshot adds to ``persisted_bytes``.
     """
 
     def __init__(
@@ -80,29 +82,26 @@ class Keeper:
         counters: Counters,
         memory: Memory,
         governor: Governor | None,
-        wall_s: Callable[[], float] = time.time,
+        wall_s: Callable[[], float] | None = None,
     ) -> None:
-        self._policy, self._clock, self._wall_s = policy, clock, wall_s
+        self._policy, self._clock, self._wall_s = policy, clock, wall_s or time.time
         self._counters, self._memory, self._governor = counters, memory, governor
         self._on_persisted = budget.on_persisted or "hold"
         self._codec = Codec(manifest)
         self.stored_bytes = self._codec.stored_bytes
+        self._cost_bytes = self._codec.cost_bytes
         limit = budget.persisted_limit_per_day
-        if limit is not None and limit < self.stored_bytes and self._on_persisted != "warn":
-            raise SpecError(
-                "the wear budget allows no snapshot at all",
-                found=f"{limit:g} bytes a day",
-                expected=f"at least {self.stored_bytes}, the size of one",
-            )
-        self._bucket = None if limit is None else Bucket(limit, limit)
+        # At least one snapshot fits, even where the budget allows one in several days.
+        full = max(limit or 0.0, float(self._cost_bytes))
+        self._bucket = None if limit is None else Bucket(full, full)
         self._per_ns = (limit or 0.0) / _DAY_NS
         self._store = SnapshotStore(policy.folder, self._codec)
         self._sequence, self._next_slot = 0, SLOTS[0]
-        self._filled_ns = self._saved_ns = clock.now_ns()
+        self._filled_ns = self._saved_ns = self._seen_ns = clock.now_ns()
         self._writes_since = 0
         self._changed = False
         self._every_ns = int((policy.every_seconds or 0.0) * 1e9)
-        self._counting_on = False  # whether the counters already go on from this folder
+        self._behind: Ledger | None = None  # a ledger in the folder that is not counted on yet
         try:
             self._take_up(self._store.newest())
         except Exception:
@@ -114,10 +113,13 @@ class Keeper:
         if found is None:
             return
         header = found.snapshot.header
+        self._behind = header.ledger
         self._sequence = header.sequence
         self._next_slot = self._store.slot_after(found)
         if self._bucket is not None:
-            away_s = max(0.0, self._wall_s() - header.unix_s)
+            # A clock that had not been set yet says nothing about how long the device was away.
+            known = header.unix_s > _CLOCK_IS_SET_S
+            away_s = max(0.0, self._wall_s() - header.unix_s) if known else 0.0
             self._bucket.tokens = min(self._bucket.capacity, header.persist_tokens)
             self._bucket.fill(away_s * 1e9 * self._per_ns)
 
@@ -147,7 +149,7 @@ class Keeper:
         now = self._now()
         self._bucket.fill((now - self._filled_ns) * self._per_ns)
         self._filled_ns = now
-        return self._bucket.tokens >= self.stored_bytes
+        return self._bucket.tokens >= self._cost_bytes
 
     def save(self) -> int | None:
         """Write a snapshot of states, counters and governor.
@@ -165,7 +167,7 @@ class Keeper:
                 self._wait()
                 raise PersistBudgetError(
                     "the wear budget is used up; the snapshot was not written",
-                    found=f"{self.stored_bytes} bytes wanted",
+                    found=f"{self._cost_bytes} bytes wanted, metadata included",
                     expected=f"{self._per_ns * _DAY_NS:.0f} bytes a day",
                 )
             if self._on_persisted == "hold":
@@ -173,35 +175,51 @@ class Keeper:
                 return None
             counters.budget_overruns += 1
             warnings.warn("a snapshot beyond the wear budget", BudgetWarning, stacklevel=3)
-        counters.snapshots += 1
-        counters.persisted_bytes += self.stored_bytes
+        self._count_on()
         tokens = 0.0
         if self._bucket is not None:
-            tokens = max(0.0, self._bucket.tokens - self.stored_bytes)
+            # Charged whether or not it succeeds: a write that fails wears as well.
+            self._bucket.tokens = tokens = max(0.0, self._bucket.tokens - self._cost_bytes)
+        ledger = counters.read()
+        self._sequence += 1
         header = Header(
             memory_sha256=self._codec.identity,
-            sequence=self._sequence + 1,
+            sequence=self._sequence,
             unix_s=int(self._wall_s()),
-            ledger=counters.read(),
-            governor=self._governor.save() if self._governor is not None else (0.0, 0.0, 0.0),
+            ledger=replace(
+                ledger,
+                snapshots=ledger.snapshots + 1,
+                persisted_bytes=ledger.persisted_bytes + self.stored_bytes,
+            ),
+            governor=self._governor.save() if self._governor is not None else None,
             persist_tokens=tokens,
         )
-        slot = self._next_slot
         try:
-            self._store.write(Snapshot(header, self._memory.live()), slot)
+            self._store.write(Snapshot(header, self._memory.live()), self._next_slot)
         except SnapshotError:
-            counters.snapshots -= 1
-            counters.persisted_bytes -= self.stored_bytes
+            with suppress(SnapshotError):
+                # It may be in place all the same, if only the last sync failed.
+                self._next_slot = self._store.slot_after(self._store.newest())
             self._wait()
             raise
-        self._sequence += 1
-        self._next_slot = SLOTS[1 - SLOTS.index(slot)]
-        if self._bucket is not None:
-            self._bucket.tokens = tokens
+        counters.snapshots += 1
+        counters.persisted_bytes += self.stored_bytes
+        self._next_slot = SLOTS[1 - SLOTS.index(self._next_slot)]
         self._changed = False
-        self._counting_on = True
         self._wait()
         return self._sequence
+
+    def _count_on(self) -> bool:
+        """Go on from the ledger in the folder, once; a device has one history."""
+        fresh = self._behind is not None
+        if self._behind is not None:
+            self._counters.add(self._behind)
+            self._behind = None
+        return fresh
+
+    def touch(self) -> None:
+        """Note a change of state that no step made: a reset."""
+        self._changed = True
 
     def restore(self) -> Restored | None:
         """Take back the newest good snapshot, if there is one; see `Session.restore`."""
@@ -210,12 +228,12 @@ class Keeper:
             return None
         header = found.snapshot.header
         self._memory.load(found.snapshot.states)
-        if not self._counting_on:
-            self._counters.add(header.ledger)
-            self._counting_on = True
+        fresh = self._count_on()
         self._counters.restores += 1
-        if self._governor is not None:
-            self._governor.load(header.governor)
+        if self._governor is not None and header.governor is not None:
+            self._governor.load(header.governor, fresh)
+        self._changed = False
+        self._wait()
         return Restored(found.slot, found.reason, header.sequence, header.ledger.steps)
 
     def _wait(self) -> None:
@@ -228,9 +246,11 @@ class Keeper:
         self._store.close()
 
     def _now(self) -> int:
-        """The clock, never going backwards."""
+        """The clock; a step backwards is counted."""
         now = self._clock.now_ns()
-        if now < self._saved_ns:
+        if now < self._seen_ns:
             self._counters.clock_faults += 1
-            return self._saved_ns
+            # Time starts anew from here, so that one jump is one fault and stalls nothing.
+            self._saved_ns = self._filled_ns = now
+        self._seen_ns = now
         return now

@@ -35,6 +35,8 @@ class Memory:
         self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}
         self._counters = counters
         self._gated = tuple(g for g in buffers.groups if g.gate is not None)
+        hard = {g.gate_slot.name for g in self._gated if g.gate_slot is not None}
+        self._soft = tuple(slot for slot in buffers.gates if slot.name not in hard)
         self._always = next((g for g in buffers.groups if g.gate is None), None)
         if thresholds is None:
             thresholds = [np.float32(g.gate.threshold) for g in self._gated if g.gate is not None]
@@ -59,6 +61,9 @@ class Memory:
             StateFault: A gate or a next state is not finite. Nothing has changed.
         """
         counters = self._counters
+        for slot in self._soft:
+            if not is_finite(slot.flat):
+                self._fault(slot, "gate")
         swaps = 0
         opened: list[tuple[int, int]] = []
         for i, group in enumerate(self._gated):

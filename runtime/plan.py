@@ -9,15 +9,17 @@ from stategate.runtime.process import rss_bytes
 
 
 def planned_bytes(bundle: Bundle) -> int:
-    """What opening a bundle allocates for sure: two banks, inputs, outputs, and the graph.
+    """What opening a bundle allocates for sure.
 
+    Three copies of the states (two banks and the initial values), inputs, outputs and the graph.
     The engine's own workspace comes on top and is not known before it is loaded.
     """
     step = bundle.manifest.step
     # Inputs and outputs of the graph hold each state once: that is both banks.
     tensors = (*step.graph_inputs().values(), *step.graph_outputs().values())
     graph = bundle.path / bundle.manifest.graphs[0].file.path
-    return sum(tensor.nbytes for tensor in tensors) + graph.stat().st_size
+    bound = sum(tensor.nbytes for tensor in tensors)
+    return bound + step.state_bytes + graph.stat().st_size
 
 
 def check_memory(bundle: Bundle, budget: Budget) -> None:

@@ -15,7 +15,7 @@ from types import MappingProxyType, TracebackType
 
 import numpy as np
 
-from stategate.contract import Bundle, Manifest, check_rows
+from stategate.contract import Budget, Bundle, Manifest, check_rows
 from stategate.contract.errors import (
     EngineError,
     PoolFault,
@@ -23,6 +23,7 @@ from stategate.contract.errors import (
     RowError,
     SessionClosedError,
     SnapshotError,
+    SpecError,
 )
 from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.engine import Engine, open_engine
@@ -76,13 +77,15 @@ class Pool:
         Raises:
             BundleError: A file is missing, altered, or outside the folder.
             ManifestError: The manifest is malformed or of another schema version.
-            SpecError: A tensor of the bundle has no row for each session.
+            SpecError: A tensor of the bundle has no row for each session, or its budget limits
+                writes, persisted bytes or step time, which a pool does not keep.
             EngineError: The graph cannot be loaded, or is not what the manifest says.
             MissingDependencyError: The engine's library is not installed.
         """
         bundle = Bundle.open(path)
         check_rows(bundle.manifest.step, bundle.manifest.sessions)
         check_memory(bundle, bundle.manifest.budget)
+        _check_budget(bundle.manifest.budget)
         buffers = allocate(bundle)
         return cls(bundle, buffers, open_engine(bundle, buffers))
 
@@ -237,7 +240,7 @@ class Pool:
                 sequence=sequence,
                 unix_s=int(time.time()),
                 ledger=counters.read(row),
-                governor=(0.0, 0.0, 0.0),
+                governor=None,
                 persist_tokens=0.0,
             )
             try:
@@ -278,7 +281,7 @@ class Pool:
         self._counters.add_in(row, "restores")
         return Restored(found.slot, found.reason, header.sequence, header.ledger.steps)
 
-    def step(self, rows: Iterable[int] | None = None, **inputs: Array) -> Mapping[str, Array]:
+    def step(self, /, rows: Iterable[int] | None = None, **inputs: Array) -> Mapping[str, Array]:
         """One step of the model, for all sessions or for some.
 
         Rows that are not stepped keep every byte of their states, outputs, gates and counters;
@@ -363,6 +366,18 @@ class Pool:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _check_budget(budget: Budget) -> None:
+    kept = {"state_bytes", "peak_resident_bytes"}
+    given = {n for n in budget.__struct_fields__ if getattr(budget, n) is not None} - kept
+    if given:
+        raise SpecError(
+            "a pool does not keep this budget, and will not pretend to",
+            found=", ".join(sorted(given)),
+            expected="none but state_bytes and peak_resident_bytes",
+            remedy="step it as single sessions, or export it without these limits",
+        )
 
 
 def _fault(refused: Mapping[int, str]) -> PoolFault:

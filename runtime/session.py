@@ -18,7 +18,6 @@ import numpy as np
 from stategate.contract import Budget, Bundle, Manifest
 from stategate.contract.errors import (
     EngineError,
-    PersistBudgetError,
     PoolBundleError,
     RuntimeFault,
     SessionClosedError,
@@ -27,7 +26,7 @@ from stategate.contract.errors import (
     StateFault,
     UnknownInputError,
 )
-from stategate.runtime.buffers import Array, Buffers
+from stategate.runtime.buffers import Array, Buffers, is_finite
 from stategate.runtime.clock import Clock, MonotonicClock
 from stategate.runtime.deadline import Loop, StepDeadline
 from stategate.runtime.engine import Engine, open_engine
@@ -60,6 +59,7 @@ class Session:
         self._bundle = bundle
         self._buffers = buffers
         self._engine: Engine | None = engine
+        self._engine_name = engine.name
         self._counters = Counters(buffers.groups)
         self._budget = budget
         self._clock = clock
@@ -161,7 +161,7 @@ class Session:
     @property
     def engine_name(self) -> str:
         """Engine and version."""
-        return self._open_engine().name
+        return self._engine_name
 
     def replace_engine(self, wrap: Callable[[Engine, Buffers], Engine]) -> None:
         """Step with another engine from now on, normally one around the present one.
@@ -173,6 +173,7 @@ class Session:
             SessionClosedError: The session was closed.
         """
         self._engine = wrap(self._open_engine(), self._buffers)
+        self._engine_name = self._engine.name
 
     @property
     def ledger(self) -> Ledger:
@@ -218,7 +219,7 @@ class Session:
         """One step of the model.
 
         Inputs are copied in; nothing of the caller's is kept. If anything is raised, the state is
-        the one before the call.
+        the one before the call, but for the three errors that say otherwise.
 
         Args:
             **inputs: One array for each input of the manifest, of its shape and dtype.
@@ -232,6 +233,11 @@ class Session:
                 finite (each has its own subclass).
             EngineError: The engine failed.
             StateFault: A gate or a next state is not finite; the write was refused.
+            WriteBudgetError: The write budget is used up and its policy is ``raise``.
+            DeadlineError: The step took too long, under that policy; it is committed.
+            SnapshotError: An automatic snapshot failed; the step is committed.
+            PersistBudgetError: The wear budget refused it, under its policy ``raise``; the step is
+                committed.
             SessionClosedError: The session was closed.
         """
         engine = self._engine
@@ -248,11 +254,14 @@ class Session:
             wanted, wrote = memory.commit(self._permit)
         except (EngineError, StateFault) as fault:
             self._answer(fault)
+            if deadline is not None:
+                deadline.check(start_ns)
             return self._outputs
         if governor is not None:
             governor.after(wanted, wrote)
         for live, kept in self._last_good:
-            np.copyto(kept, live)
+            if is_finite(live.reshape(-1)):
+                np.copyto(kept, live)
         if self._keeper is not None and self._keeper.note(
             wrote, wrote or memory.changes_without_gate
         ):
@@ -264,7 +273,7 @@ class Session:
     def _save_by_itself(self, keeper: Keeper) -> None:
         try:
             keeper.save()
-        except (SnapshotError, PersistBudgetError):
+        except SnapshotError:
             # The step is committed all the same; a robot that holds or resets goes on.
             self._counters.faults += 1
             if self._on_fault == "raise":
@@ -288,6 +297,8 @@ class Session:
         """
         self._open_engine()
         self._memory.reset()
+        if self._keeper is not None:
+            self._keeper.touch()
         self._counters.resets += 1
 
     def every(self, hz: float, ticks: int | None = None) -> Loop:

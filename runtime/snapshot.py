@@ -18,13 +18,20 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from stategate.contract import Manifest, StateSpec, canonical_json, one_row, sha256
+from stategate.contract import (
+    METADATA_BYTES_ESTIMATE,
+    Manifest,
+    StateSpec,
+    canonical_json,
+    one_row,
+    sha256,
+)
 from stategate.contract.errors import (
     SnapshotDamagedError,
     SnapshotMismatchError,
     SnapshotVersionError,
 )
-from stategate.runtime.buffers import Array
+from stategate.runtime.buffers import Array, is_finite
 from stategate.runtime.ledger import Ledger
 
 MAGIC = b"SGSNAP\r\n"  # \r\n: a transfer in text mode breaks it visibly
@@ -42,7 +49,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sequence: Grows by one with every snapshot in a folder.
         unix_s: Wall time of the snapshot.
         ledger: Counters, this snapshot included.
-        governor: Tokens in the write buckets, and the threshold's shift.
+        governor: Tokens in the write buckets, and the threshold's shift; None without a budget.
         persist_tokens: Bytes left in the wear budget's bucket.
     """
 
@@ -50,7 +57,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sequence: int
     unix_s: int
     ledger: Ledger
-    governor: tuple[float, float, float]
+    governor: tuple[float, float, float] | None
     persist_tokens: float
 
 
@@ -68,12 +75,14 @@ class Snapshot:
 
 
 def memory_identity(manifest: Manifest) -> str:
-    """Digest of what makes two memories interchangeable: weights, and form of every state.
+    """Digest of what makes two memories interchangeable: weights, form of states, and gates.
 
     A bundle with another threshold, target, build time or number of sessions keeps its memory.
     """
-    states = [(s.name, s.shape, s.dtype, s.layout) for s in _states(manifest)]
-    return sha256(canonical_json([manifest.model.sha256, states]))
+    states = [(s.name, s.shape, s.dtype, s.layout, s.gate) for s in _states(manifest)]
+    # Gates by name and granularity, because the ledger counts by them; thresholds may move.
+    gates = [(g.name, g.kind, g.granularity) for g in manifest.gates]
+    return sha256(canonical_json([manifest.model.sha256, states, gates]))
 
 
 def _states(manifest: Manifest) -> tuple[StateSpec, ...]:
@@ -86,7 +95,8 @@ class Codec:
     Attributes:
         identity: See `memory_identity`.
         file_bytes: Size of every snapshot.
-        stored_bytes: The same in whole blocks of 4 KiB: what it takes of the storage.
+        stored_bytes: The same in whole blocks of 4 KiB: what `persisted_bytes` counts.
+        cost_bytes: With an estimate of journal and metadata: what the wear budget is charged.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -101,6 +111,7 @@ class Codec:
         self._payload_bytes = manifest.state_bytes_per_session
         self.file_bytes = _FIXED.size + self._header_bytes + self._payload_bytes + _DIGEST_BYTES
         self.stored_bytes = -(-self.file_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+        self.cost_bytes = self.stored_bytes + METADATA_BYTES_ESTIMATE
         self._buffer = bytearray(self.file_bytes)
 
     def encode(self, snapshot: Snapshot) -> memoryview:
@@ -178,4 +189,18 @@ class Codec:
             little = flat.view(np.dtype(spec.dtype).newbyteorder("<"))
             states[spec.name] = little.astype(spec.dtype).reshape(spec.shape)
             end += spec.bytes
+        _check_sense(header.ledger, states, name)
         return Snapshot(header, states)
+
+
+def _check_sense(ledger: Ledger, states: dict[str, Array], name: str) -> None:
+    """What no session ever writes is not taken back, even under a right checksum."""
+    odd = [state for state, array in states.items() if not is_finite(array.reshape(-1))]
+    if odd:
+        raise SnapshotDamagedError(f"{name} holds NaN or Inf", found=", ".join(odd))
+    split = ledger.writes + ledger.quiet_steps + ledger.suppressed_writes
+    if ledger.goes_back_from(Ledger()) or ledger.steps != split:
+        raise SnapshotDamagedError(
+            f"{name} has a ledger that no session could have counted",
+            found=f"{ledger.steps} steps, {split} accounted for",
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class SnapshotStore:
             SnapshotLockedError: Another process, or another session, holds it.
             SnapshotError: It cannot be made or opened.
         """
-        self.folder = Path(folder)
+        self.folder = Path(folder).resolve()  # a daemon changes its working directory
+        self._owner = os.getpid()
         self._codec = codec
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,8 +82,11 @@ class SnapshotStore:
         """Write a snapshot over one slot; the other is not touched.
 
         Raises:
-            SnapshotError: The folder is gone, read-only or full. Both slots are as they were.
+            SnapshotError: The folder is gone, replaced, read-only or full; the other slot is as
+                it was. If only the last sync of the folder failed, the new snapshot is in place
+                but may not outlive a loss of power.
         """
+        self._check_hold()
         target = self.folder / over
         staged = self.folder / f".{over}.new"
         try:
@@ -101,8 +106,27 @@ class SnapshotStore:
             finally:
                 os.close(folder)
         except OSError as problem:
-            staged.unlink(missing_ok=True)
+            with suppress(OSError):
+                staged.unlink()
             raise _failed(self.folder, problem) from problem
+
+    def _check_hold(self) -> None:
+        """The lock must still be this process's, and the folder's."""
+        held = False
+        with suppress(OSError):
+            there, ours = (self.folder / _LOCK).stat(), os.fstat(self._lock)
+            held = (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+        if not held or os.getpid() != self._owner:
+            raise SnapshotError(
+                "the snapshot folder is no longer held by this session",
+                found=f"{self.folder}: No such file, another folder in its place, or a fork",
+                expected="the folder that was opened, in the process that opened it",
+                remedy="open the session again, in this process",
+            )
+
+    def __del__(self) -> None:
+        if getattr(self, "_lock", -1) >= 0:
+            self.close()
 
     def close(self) -> None:
         """Let go of the folder; a second call does nothing."""
@@ -117,9 +141,11 @@ def newest_in(folder: Path, codec: Codec) -> Found | None:
     Takes no lock: a snapshot that is replaced meanwhile is read whole, as it was or as it is.
 
     Raises:
-        SnapshotDamagedError: There are slots, and none of them is good.
-        SnapshotVersionError, SnapshotMismatchError: The only snapshots are of a newer format
-            or of another memory, or the newer ledger is behind the older one.
+        SnapshotDamagedError: There are slots, and all of them are damaged.
+        SnapshotVersionError, SnapshotMismatchError: A slot is of a newer format or of another
+            memory, whatever the other one is: going on would overwrite it. Or the newer ledger is
+            behind the older one.
+        SnapshotError: A slot cannot be read.
     """
     good: list[tuple[str, Snapshot]] = []
     bad: list[tuple[str, SnapshotError]] = []
@@ -129,18 +155,15 @@ def newest_in(folder: Path, codec: Codec) -> Found | None:
         except FileNotFoundError:
             continue
         except OSError as problem:
-            bad.append((name, _failed(folder / name, problem)))
-            continue
+            raise _failed(folder / name, problem) from problem
         try:
             good.append((name, codec.decode(raw, name)))
-        except SnapshotError as problem:
+        except SnapshotDamagedError as problem:
             bad.append((name, problem))
     if not good:
         if not bad:
             return None
-        # One that is whole but foreign says more than one that is damaged.
-        whole = [p for _, p in bad if not isinstance(p, SnapshotDamagedError)]
-        raise (whole or [p for _, p in bad])[0]
+        raise bad[0][1]
     good.sort(key=lambda item: item[1].header.sequence)
     name, newest = good[-1]
     if len(good) == 2:

@@ -110,3 +110,40 @@ def test_a_snapshot_that_fails_by_itself_does_not_stop_a_robot_that_holds(
             monkeypatch.undo()
             assert (session.ledger.writes, session.ledger.snapshots) == (1, 0)
             assert session.ledger.faults == 1
+
+
+def test_a_nan_output_never_becomes_the_last_good_one(tiny_bundle: Path) -> None:
+    with Session.open(tiny_bundle, on_fault="hold") as session:
+        good = session.step(x=OPEN)["y"].copy()
+        inject(session, {1: "output", 2: "engine"})
+        session.step(x=OPEN)
+        assert session.step(x=OPEN)["y"].tobytes() == good.tobytes()
+
+
+def test_a_soft_gate_that_is_not_finite_is_a_fault_too(tmp_path: Path, seal_model) -> None:
+    from torch import nn
+
+    from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+    from stategate.models.step import StepResult
+
+    class Soft(nn.Module):
+        def step_spec(self) -> StepSpec:
+            return StepSpec(
+                (TensorSpec("x", (1, 1)),),
+                (TensorSpec("y", (1, 1)),),
+                (StateSpec("s", (1, 1), gate="g"),),
+                (GateSpec("g", "soft", (1, 1)),),
+            )
+
+        def step(self, inputs: dict, states: dict) -> StepResult:
+            g = inputs["x"].sigmoid()
+            s = states["s"] * (1.0 - g) + g
+            return StepResult({"y": s * 2.0}, {"s": s}, {"g": g})
+
+    with Session.open(seal_model(tmp_path / "b", Soft()).path) as session:
+        session.step(x=np.ones((1, 1), np.float32))
+        before = session.state("s").tobytes()
+        inject(session, {1: "gate"})
+        with pytest.raises(StateFault, match="gate 'g'"):
+            session.step(x=np.ones((1, 1), np.float32))
+        assert session.state("s").tobytes() == before

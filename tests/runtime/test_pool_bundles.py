@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stategate.contract import Bundle, FileRef, sha256, write_bundle
-from stategate.contract.errors import EngineError, PoolBundleError
+from stategate.contract import Budget, Bundle, FileRef, sha256, write_bundle
+from stategate.contract.errors import EngineError, PoolBundleError, SpecError
 from stategate.runtime import Pool, Session
 from stategate.runtime.cli import main
 from stategate.runtime.golden import Gaps, replay
@@ -79,4 +79,14 @@ def test_an_initial_state_of_the_wrong_size_is_refused(
     listed = tuple(FileRef(f.path, sha256(files[f.path])) for f in bundle.manifest.files)
     manifest = msgspec.structs.replace(bundle.manifest, files=listed)
     with pytest.raises(EngineError, match="16 bytes"):
+        Pool.open(write_bundle(tmp_path / "b", manifest, files).path)
+
+
+def test_a_pool_refuses_a_budget_that_it_does_not_keep(
+    tiny_pool_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(tiny_pool_bundle)
+    files = {f.path: bundle.read(f) for f in bundle.manifest.all_files}
+    manifest = msgspec.structs.replace(bundle.manifest, budget=Budget(writes_per_1000_steps=5))
+    with pytest.raises(SpecError, match="writes_per_1000_steps"):
         Pool.open(write_bundle(tmp_path / "b", manifest, files).path)

@@ -28,6 +28,7 @@ from stategate.contract.errors import (
 )
 from stategate.runtime import Session
 from stategate.runtime.clock import ManualClock
+from stategate.runtime.faults import inject
 from stategate.runtime.keeper import SnapshotPolicy
 from stategate.runtime.snapshot import Codec, Snapshot
 from stategate.runtime.store import SLOTS
@@ -352,7 +353,7 @@ def test_a_ledger_that_goes_backwards_is_refused(tiny_bundle: Path, tmp_path: Pa
         for _ in range(2):
             session.step(x=OPEN)
             session.save()
-    edit_header(tmp_path / SLOTS[1], lambda header: header["ledger"].update(steps=0))
+    edit_header(tmp_path / SLOTS[1], lambda header: header["ledger"].update(steps=0, writes=0))
     with pytest.raises(SnapshotMismatchError, match="steps"):
         Session.open(tiny_bundle, snapshots=tmp_path)
 
@@ -416,15 +417,15 @@ def test_snapshots_by_time_are_skipped_when_nothing_changed(
 def test_the_wear_budget_is_never_passed_and_refills_with_time(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    size = Codec(Bundle.open(tiny_bundle).manifest).stored_bytes
+    codec = Codec(Bundle.open(tiny_bundle).manifest)
     clock = ManualClock()
-    budget = Budget(persisted_bytes_per_day=2.5 * size)
+    budget = Budget(persisted_bytes_per_day=2.5 * codec.cost_bytes)
     policy = SnapshotPolicy(tmp_path, every_writes=1)
     with Session.open(tiny_bundle, budget=budget, snapshots=policy, clock=clock) as session:
         for _ in range(10):
             session.step(x=OPEN)
         assert session.ledger.snapshots == 2
-        assert session.ledger.persisted_bytes == 2 * size
+        assert session.ledger.persisted_bytes == 2 * codec.stored_bytes
         clock.sleep_until_ns(12 * 3600 * SECOND_NS)
         for _ in range(10):
             session.step(x=OPEN)
@@ -432,32 +433,245 @@ def test_the_wear_budget_is_never_passed_and_refills_with_time(
         assert session.save() is None
 
 
-def test_a_restart_does_not_refill_the_wear_budget(tiny_bundle: Path, tmp_path: Path) -> None:
-    size = Codec(Bundle.open(tiny_bundle).manifest).stored_bytes
-    budget = Budget(persisted_bytes_per_day=2.0 * size, on_persisted="raise")
-    for expected in (2, 2):
+@pytest.mark.parametrize(
+    "boots",
+    [
+        # Two a day: again at once, half a day away, after a jump back.
+        ((1.8e9, 2), (1.8e9, 0), (1.8e9 + 43_200, 1), (1.7e9, 0)),
+        # A board without a battery: 1970 first, then the network sets the clock.
+        ((0.0, 2), (1.8e9, 0)),
+    ],
+)
+def test_a_restart_does_not_refill_the_wear_budget(
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    boots: tuple[tuple[float, int], ...],
+) -> None:
+    cost = Codec(Bundle.open(tiny_bundle).manifest).cost_bytes
+    budget = Budget(persisted_bytes_per_day=2.0 * cost, on_persisted="raise")
+    for wall_s, affordable in boots:
+        monkeypatch.setattr("stategate.runtime.keeper.time.time", lambda now=wall_s: now)
         with Session.open(tiny_bundle, budget=budget, snapshots=tmp_path) as session:
-            session.restore()
             session.step(x=OPEN)
-            while session.ledger.snapshots < expected:
+            for _ in range(affordable):
                 session.save()
             with pytest.raises(PersistBudgetError, match="bytes a day"):
                 session.save()
 
 
-def test_a_wear_budget_that_allows_nothing_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="no snapshot at all"):
-        Session.open(tiny_bundle, budget=Budget(persisted_bytes_per_day=10), snapshots=tmp_path)
+def test_a_wear_budget_below_one_snapshot_a_day_spreads_them_over_days(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    cost = Codec(Bundle.open(tiny_bundle).manifest).cost_bytes
+    clock = ManualClock()
+    budget = Budget(persisted_bytes_per_day=0.5 * cost)
+    with Session.open(tiny_bundle, budget=budget, snapshots=tmp_path, clock=clock) as session:
+        saved_on = []
+        for day in range(7):
+            clock.sleep_until_ns(day * 86_400 * SECOND_NS)
+            saved_on.append(session.save() is not None)
+    assert saved_on == [True, False, True, False, True, False, True]
+
+
+def test_a_snapshot_that_fails_is_charged_to_the_wear_budget(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = Codec(Bundle.open(tiny_bundle).manifest).cost_bytes
+    budget = Budget(persisted_bytes_per_day=3.0 * cost)
+    with Session.open(tiny_bundle, budget=budget, snapshots=tmp_path) as session:
+
+        def replace(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(Path, "replace", replace)
+        failed = 0
+        for _ in range(10):
+            try:
+                session.save()
+            except SnapshotError:
+                failed += 1
+        assert failed == 3
+        assert (session.ledger.snapshots, session.ledger.persisted_bytes) == (0, 0)
+
+
+def test_forgetting_to_restore_goes_on_counting_and_never_locks_the_folder_up(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    for expected in (3, 6, 9):
+        with Session.open(tiny_bundle, snapshots=tmp_path) as session:
+            for _ in range(3):
+                session.step(x=OPEN)
+            session.save()
+            assert session.ledger.steps == expected
+
+
+@pytest.mark.parametrize("how", ["newer format", "another memory"])
+def test_a_whole_slot_that_cannot_be_used_is_never_overwritten(
+    tiny_bundle: Path, tmp_path: Path, how: str
+) -> None:
+    with Session.open(tiny_bundle, snapshots=tmp_path) as session:
+        for _ in range(2):
+            session.step(x=OPEN)
+            session.save()
+    slot = tmp_path / SLOTS[1]
+    if how == "newer format":
+        resealed(slot, lambda raw: struct.pack_into("<I", raw, 8, 2))
+    else:
+        edit_header(slot, lambda header: header.update(memory_sha256="0" * 64))
+    before = slot.read_bytes()
+    with pytest.raises((SnapshotVersionError, SnapshotMismatchError)):
+        Session.open(tiny_bundle, snapshots=tmp_path)
+    assert slot.read_bytes() == before
+
+
+def test_looking_back_gives_no_write_tokens(tiny_bundle: Path, tmp_path: Path) -> None:
+    budget = Budget(writes_per_1000_steps=5)
+    with Session.open(tiny_bundle, budget=budget, snapshots=tmp_path) as session:
+        session.save()
+        for _ in range(20):
+            for _ in range(5):
+                session.step(x=OPEN)
+            session.restore()
+        assert session.ledger.writes == 5
+
+
+def test_a_reset_is_a_change_and_a_restore_is_none(tiny_bundle: Path, tmp_path: Path) -> None:
+    clock = ManualClock()
+    policy = SnapshotPolicy(tmp_path, every_seconds=1.0)
+    with Session.open(tiny_bundle, snapshots=policy, clock=clock) as session:
+        session.reset()
+        session._keeper._changed = True
+        assert session._keeper.note(False, False) is False
+        clock.advance_ns(2 * SECOND_NS)
+        assert session._keeper.note(False, False) is True
+        session.save()
+        session.restore()
+        clock.advance_ns(2 * SECOND_NS)
+        assert session._keeper.note(False, False) is False
+        session.reset()
+        assert session._keeper.note(False, False) is True
+
+
+def test_one_jump_back_is_one_fault_and_stalls_no_snapshot(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    clock = ManualClock(3600 * SECOND_NS)
+    policy = SnapshotPolicy(tmp_path, every_seconds=1.0)
+    with Session.open(tiny_bundle, snapshots=policy, clock=clock) as session:
+        clock.advance_ns(-1800 * SECOND_NS)
+        for _ in range(10):
+            clock.advance_ns(SECOND_NS // 2)
+            session.step(x=OPEN)
+        assert session.ledger.clock_faults == 1
+        assert session.ledger.snapshots >= 4
+
+
+@pytest.mark.parametrize("how", ["fork", "replaced", "moved away"])
+def test_a_folder_that_is_no_longer_held_is_not_written(
+    tiny_bundle: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    with Session.open(tiny_bundle, snapshots=folder) as session:
+        session.step(x=OPEN)
+        session.save()
+        if how == "fork":
+            pid = os.getpid()
+            monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+        else:
+            folder.rename(tmp_path / "elsewhere")
+        if how == "replaced":
+            Session.open(tiny_bundle, snapshots=folder).close()
+        with pytest.raises(SnapshotError, match="no longer held"):
+            session.save()
+        assert session.ledger.snapshots == 1
+
+
+def test_a_relative_folder_stays_where_it_was(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Session.open(tiny_bundle, snapshots="s") as session:
+        session.step(x=OPEN)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        session.save()
+    assert (tmp_path / "s" / SLOTS[0]).exists()
+
+
+def test_a_sync_that_fails_after_the_rename_never_makes_numbers_collide(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, []
+
+    def second_fails(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    with Session.open(tiny_bundle, snapshots=tmp_path) as session:
+        session.step(x=OPEN)
+        monkeypatch.setattr(os, "fsync", second_fails)
+        with pytest.raises(SnapshotError):
+            session.save()
+        session.step(x=OPEN * 2)
+        assert session.save() == 2
+        expected = states(session)
+    with Session.open(tiny_bundle, snapshots=tmp_path) as session:
+        restored = session.restore()
+        assert restored is not None and restored.sequence == 2
+        assert states(session) == expected
+
+
+def test_something_in_the_way_of_the_staged_file_is_our_own_error(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    with Session.open(tiny_bundle, snapshots=tmp_path) as session:
+        (tmp_path / f".{SLOTS[0]}.new").mkdir()
+        with pytest.raises(SnapshotError):
+            session.save()
+        assert (session.ledger.snapshots, session.ledger.persisted_bytes) == (0, 0)
+
+
+def test_what_no_session_could_have_written_is_not_taken_back(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    saved(tiny_bundle, tmp_path)
+    raw = (tmp_path / SLOTS[0]).read_bytes()
+    for change in (
+        lambda header: header["ledger"].update(steps=-5),
+        lambda header: header["ledger"].update(writes=99),
+    ):
+        (tmp_path / SLOTS[0]).write_bytes(raw)
+        edit_header(tmp_path / SLOTS[0], change)
+        with pytest.raises(SnapshotDamagedError, match="no session could"):
+            Session.open(tiny_bundle, snapshots=tmp_path)
+    (tmp_path / SLOTS[0]).write_bytes(raw)
+    resealed(tmp_path / SLOTS[0], lambda b: b.__setitem__(slice(-4, None), b"\x00\x00\xc0\x7f"))
+    with pytest.raises(SnapshotDamagedError, match="NaN"):
+        Session.open(tiny_bundle, snapshots=tmp_path)
+
+
+def test_a_session_that_is_dropped_lets_go_of_its_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+    import gc
+
+    session = Session.open(tiny_bundle, snapshots=tmp_path)
+    del session
+    gc.collect()
+    Session.open(tiny_bundle, snapshots=tmp_path).close()
 
 
 @pytest.mark.parametrize("field", ["every_writes", "every_seconds"])
-def test_an_interval_must_be_one(tmp_path: Path, field: str) -> None:
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
+def test_an_interval_must_be_one(tmp_path: Path, field: str, value: float) -> None:
     with pytest.raises(SpecError, match="positive"):
-        SnapshotPolicy(tmp_path, **{field: 0})
+        SnapshotPolicy(tmp_path, **{field: value})
 
 
 operations = st.lists(
-    st.sampled_from(["open", "closed", "save", "restore", "reset", "crash"]), max_size=25
+    st.sampled_from(["open", "closed", "save", "restore", "reset", "fault", "crash", "forget"]),
+    max_size=25,
 )
 
 
@@ -467,16 +681,22 @@ def test_counters_only_grow_over_saves_restores_and_crashes(
     tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory, plan: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("s")
-    session = Session.open(tiny_bundle, snapshots=folder)
+    session = Session.open(tiny_bundle, snapshots=folder, on_fault="hold")
     on_disk = None
     before = session.ledger
     for operation in plan:
-        if operation == "crash":
-            session.close()
-            session = Session.open(tiny_bundle, snapshots=folder)
-            session.restore()
-            assert on_disk is None or session.ledger.goes_back_from(on_disk) == []
+        if operation in ("crash", "forget"):
+            # A crash closes nothing; the kernel lets go of the lock.
+            os.close(session._keeper._store._lock)
+            session._keeper._store._lock = -1
+            session = Session.open(tiny_bundle, snapshots=folder, on_fault="hold")
+            if operation == "crash":
+                session.restore()
+                assert on_disk is None or session.ledger.goes_back_from(on_disk) == []
             before = session.ledger
+        elif operation == "fault":
+            inject(session, {1: "state"})
+            session.step(x=OPEN)
         elif operation == "save":
             session.save()
             on_disk = session.ledger
