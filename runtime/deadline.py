@@ -110,6 +110,7 @@ class Loop:
         ticks: How many to yield; None goes on for ever.
         on_miss: Called with the number of newly missed periods, between the body that caused them
             and the next tick.
+        on_clock_fault: Called whenever the clock is seen going backwards, or a sleep ends early.
 
     Raises:
         SpecError: ``hz`` or ``ticks`` cannot be.
@@ -122,6 +123,7 @@ class Loop:
         clock: Clock | None = None,
         ticks: int | None = None,
         on_miss: Callable[[int], None] | None = None,
+        on_clock_fault: Callable[[], None] | None = None,
     ) -> None:
         self._period_ns = _period_ns(hz)
         if ticks is not None and ticks < 1:
@@ -131,6 +133,7 @@ class Loop:
         self._clock: Clock = MonotonicClock() if clock is None else clock
         self._limit = ticks
         self._on_miss = on_miss
+        self._on_clock_fault = on_clock_fault
         self._tick = Tick()
         self._due_ns = 0
         self._index = 0
@@ -185,7 +188,7 @@ class Loop:
     def _schedule(self, now_ns: int) -> None:
         """Set the next due moment, now that a body has ended."""
         if now_ns < self._last_ns:
-            self._clock_faults += 1
+            self._count_clock_fault()
             self._due_ns = now_ns + self._period_ns
             self._index += 1
             return
@@ -200,13 +203,18 @@ class Loop:
             if self._on_miss is not None:
                 self._on_miss(missed)
 
+    def _count_clock_fault(self) -> None:
+        self._clock_faults += 1
+        if self._on_clock_fault is not None:
+            self._on_clock_fault()
+
     def _wait(self, now_ns: int) -> int:
         """Sleep until the due moment; returns the time then."""
         self._clock.sleep_until_ns(self._due_ns)
         woken_ns = self._clock.now_ns()
         if woken_ns < self._due_ns:
             # Sleeping again could go on for ever on a clock that stands still or runs backwards.
-            self._clock_faults += 1
+            self._count_clock_fault()
             if woken_ns < now_ns:
                 self._due_ns = woken_ns
         return woken_ns

@@ -112,6 +112,14 @@ class Counters:
         self._groups = tuple(groups)
         self.openings = [0] * sum(group.gate is not None for group in groups)
 
+    def add_misses(self, periods: int) -> None:
+        """Count periods that a loop missed."""
+        self.deadline_misses += periods
+
+    def add_clock_fault(self) -> None:
+        """Count a clock that was seen going backwards."""
+        self.clock_faults += 1
+
     def add(self, past: Ledger) -> None:
         """Go on from an earlier ledger: what was counted here so far comes on top."""
         for name in COUNTED:

@@ -1,4 +1,4 @@
-"""The metrics of a session for Prometheus; needs the extra ``metrics``.
+"""The metrics of sessions for Prometheus; needs the extra ``metrics``.
 
 from prometheus_client import start_http_server
 start_http_server(9100)
@@ -7,7 +7,7 @@ watch(session)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 from stategate.contract.errors import MissingDependencyError
@@ -25,39 +25,51 @@ _LABELS = {"gate_openings": "gate", "state_bytes_written": "state"}
 
 
 class SessionCollector:
-    """Reads a session's ledger when Prometheus asks; a step pays nothing for it."""
+    """Reads ledgers when Prometheus asks; a step pays nothing for it."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, sessions: Mapping[str, Session]) -> None:
+        self._sessions = dict(sessions)
 
     def collect(self) -> Iterator[Metric]:
-        """Counters of the ledger, then sizes."""
-        model = self._session.manifest.model.name
-        ledger = self._session.ledger
+        """Counters of every ledger, then sizes."""
+        ledgers = {name: session.ledger for name, session in self._sessions.items()}
         for field in fields(Ledger):
-            value = getattr(ledger, field.name)
             label = _LABELS.get(field.name)
             family = CounterMetricFamily(
                 f"stategate_{field.name}",
                 f"Ledger counter {field.name}",
-                labels=["model", *([label] if label else [])],
+                labels=["session", "model", *([label] if label else [])],
             )
-            for key, count in value.items() if isinstance(value, dict) else [(None, value)]:
-                family.add_metric([model, *([key] if key is not None else [])], count)
+            for name, ledger in ledgers.items():
+                who = [name, self._sessions[name].manifest.model.name]
+                value = getattr(ledger, field.name)
+                for key, count in value.items() if isinstance(value, dict) else [(None, value)]:
+                    family.add_metric([*who, *([key] if key is not None else [])], count)
             yield family
-        for name, size in (
-            ("state_bytes", self._session.manifest.state_bytes),
-            ("resident_bytes", rss_bytes()),
-        ):
-            gauge = GaugeMetricFamily(
-                f"stategate_{name}", f"{name} of the process", labels=["model"]
-            )
-            gauge.add_metric([model], size)
-            yield gauge
+        states = GaugeMetricFamily(
+            "stategate_state_bytes", "Bytes of the state", labels=["session", "model"]
+        )
+        for name, session in self._sessions.items():
+            manifest = session.manifest
+            states.add_metric([name, manifest.model.name], manifest.state_bytes)
+        yield states
+        yield GaugeMetricFamily(
+            "stategate_resident_bytes", "Resident memory of the process", value=rss_bytes()
+        )
 
 
-def watch(session: Session, registry: CollectorRegistry = REGISTRY) -> SessionCollector:
-    """Register a session; unregister the returned collector when the session is closed."""
-    collector = SessionCollector(session)
+def watch(
+    sessions: Session | Mapping[str, Session], registry: CollectorRegistry = REGISTRY
+) -> SessionCollector:
+    """Register one session, or all that a process steps, by name.
+
+    Args:
+        sessions: A registry takes one collector, so give all of a process at once.
+        registry: The default registry, unless told otherwise.
+
+    Returns:
+        The collector; unregister it when its sessions are closed.
+    """
+    collector = SessionCollector({"": sessions} if isinstance(sessions, Session) else sessions)
     registry.register(collector)
     return collector

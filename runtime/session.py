@@ -314,10 +314,13 @@ class Session:
         Raises:
             SpecError: ``hz`` or ``ticks`` cannot be.
         """
-        return Loop(hz, clock=self._clock, ticks=ticks, on_miss=self._missed)
-
-    def _missed(self, periods: int) -> None:
-        self._counters.deadline_misses += periods
+        return Loop(
+            hz,
+            clock=self._clock,
+            ticks=ticks,
+            on_miss=self._counters.add_misses,
+            on_clock_fault=self._counters.add_clock_fault,
+        )
 
     def save(self) -> int | None:
         """Write a snapshot of states, counters and governor.

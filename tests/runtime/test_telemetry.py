@@ -49,22 +49,32 @@ def test_an_interval_must_be_positive(tiny_bundle: Path) -> None:
         JsonLines(session, io.StringIO(), every_seconds=0)
 
 
-def test_prometheus_reads_what_the_ledger_says(tiny_bundle: Path) -> None:
+def test_prometheus_reads_what_the_ledgers_say(tiny_bundle: Path) -> None:
     registry = CollectorRegistry()
-    with Session.open(tiny_bundle) as session:
-        watch(session, registry)
+    with Session.open(tiny_bundle) as left, Session.open(tiny_bundle) as right:
+        watch({"left": left, "right": right}, registry)
         for _ in range(3):
-            session.step(x=OPEN)
+            left.step(x=OPEN)
         text = generate_latest(registry).decode()
     samples = {
         (s.name, *sorted(s.labels.items())): s.value
         for family in text_string_to_metric_families(text)
         for s in family.samples
     }
-    model = ("model", "Tiny")
-    assert samples["stategate_steps_total", model] == 3
-    assert samples["stategate_gate_openings_total", ("gate", "gate"), model] == 3
-    assert samples["stategate_state_bytes", model] == 20
+    who = ("model", "Tiny"), ("session", "left")
+    assert samples[("stategate_steps_total", *who)] == 3
+    assert samples["stategate_steps_total", who[0], ("session", "right")] == 0
+    assert samples[("stategate_gate_openings_total", ("gate", "gate"), *who)] == 3
+    assert samples[("stategate_state_bytes", *who)] == 20
+
+
+def test_one_session_is_watched_without_a_name(tiny_bundle: Path) -> None:
+    registry = CollectorRegistry()
+    with Session.open(tiny_bundle) as session:
+        watch(session, registry)
+        session.step(x=OPEN)
+        text = generate_latest(registry).decode()
+    assert 'stategate_writes_total{model="Tiny",session=""} 1.0' in text
 
 
 def test_a_loop_counts_its_misses_in_the_ledger(tiny_bundle: Path) -> None:
@@ -75,3 +85,6 @@ def test_a_loop_counts_its_misses_in_the_ledger(tiny_bundle: Path) -> None:
             clock.advance_ns(25_000_000 if tick.index == 0 else 1_000_000)
         assert session.ledger.steps == 5
         assert session.ledger.deadline_misses == 2
+        for _ in session.every(hz=100, ticks=3):
+            clock.advance_ns(-1_000_000_000)
+        assert session.ledger.clock_faults >= 2
