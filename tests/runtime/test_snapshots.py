@@ -723,3 +723,54 @@ def test_encoding_refuses_a_header_that_outgrows_its_room(tiny_bundle: Path) -> 
     header = Header(codec.identity, 1, 0, many, (0.0, 0.0, 0.0), 0.0)
     with pytest.raises(SnapshotDamagedError, match="outgrew"):
         codec.encode(Snapshot(header, {}))
+
+
+ROBOT = """
+import os, random, signal, sys, time
+import numpy as np
+from stategate.runtime import Session
+
+bundle, folder, kills = sys.argv[1], sys.argv[2], int(sys.argv[3])
+chance, x = random.Random(4), np.array([[1.0, 0.3, -0.2, 0.5]], np.float32)
+done = 0
+for _ in range(kills):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        session = Session.open(bundle, snapshots=folder)
+        session.restore()
+        while True:
+            session.step(x=x)
+            os.write(writer, session.save().to_bytes(8, "little"))
+    os.close(writer)
+    said = os.read(reader, 8)
+    time.sleep(chance.expovariate(1 / 0.003))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while chunk := os.read(reader, 1 << 16):
+        said = chunk[-8:]
+    os.close(reader)
+    reported = int.from_bytes(said, "little")
+    with Session.open(bundle, snapshots=folder) as session:
+        restored = session.restore()
+        assert restored.sequence in (reported, reported + 1)
+        ledger = session.ledger
+        # Saved after every step, so state, ledger and number tell one story.
+        assert session.state("count").item() == ledger.steps == ledger.writes
+        assert ledger.snapshots == restored.sequence == restored.steps
+        assert restored.sequence > done
+        done = restored.sequence
+print(done)
+"""
+
+
+def test_a_robot_killed_while_saving_comes_back_with_state_and_ledger_of_one_moment(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ROBOT, tiny_bundle, tmp_path / "s", "60"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 60
