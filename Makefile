@@ -77,8 +77,8 @@ picture: run ## Take the picture of `make run` into the README
 
 # --- other bundles -------------------------------------------------------------------------------
 
-export: $(VENV)/.run ## Export MODEL=name or MODEL=path/to/module.py:factory into build/
-	$(BIN)/stategate export $(MODEL) $(if $(TARGET),--target $(TARGET)) --out $(BUILD)/$(SLUG)/bundle
+export: $(VENV)/.run ## Export MODEL=name or MODEL=path/to/module.py:factory into build/export/
+	$(BIN)/stategate export $(MODEL) $(if $(TARGET),--target $(TARGET)) --out $(BUILD)/export/$(SLUG)
 
 bench: bench-overhead ## Measure a step against plain ONNX Runtime, as a ratio in one run
 
