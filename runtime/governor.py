@@ -139,6 +139,7 @@ class Governor:
             counters = self._counters
             counters.steps += 1
             counters.suppressed_writes += 1
+            self.after(wanted=True, wrote=False)  # the step is counted, so it earns its tokens
             raise WriteBudgetError(
                 "the write budget is used up; the old state stays",
                 found=f"{counters.writes} writes in {counters.steps} steps",

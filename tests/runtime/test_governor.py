@@ -307,3 +307,21 @@ def test_a_step_that_fails_is_late_all_the_same(tiny_bundle: Path) -> None:
         inject(session, {1: "engine"})
         session.step(x=OPEN)
         assert session.ledger.deadline_misses == 1
+
+
+def test_refused_writes_that_raise_earn_their_tokens_back_like_held_ones(
+    tiny_bundle: Path,
+) -> None:
+    """A gate that never closes must not be locked out for ever."""
+    writes = {}
+    for policy in ("hold", "raise"):
+        budget = Budget(writes_per_1000_steps=100, on_writes=policy)
+        with Session.open(tiny_bundle, budget=budget) as session:
+            for _ in range(400):
+                try:
+                    session.step(x=OPEN)
+                except WriteBudgetError:
+                    assert policy == "raise"
+            writes[policy] = session.ledger.writes
+            assert session.ledger.steps == 400
+    assert writes["raise"] == writes["hold"] > 130
