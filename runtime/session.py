@@ -76,7 +76,7 @@ class Session:
         )
         # What `hold` and `reset` answer with after a fault; only they pay for the copy.
         keeps = on_fault != "raise"
-        self._last_good = tuple((s.array, s.array.copy()) for s in buffers.outputs if keeps)
+        self._last_good = tuple((s.flat, s.flat.copy()) for s in buffers.outputs if keeps)
         thresholds = self._governor.thresholds if self._governor is not None else None
         self._memory = Memory(buffers, self._counters, thresholds)
         self._keeper = (
@@ -260,7 +260,7 @@ class Session:
         if governor is not None:
             governor.after(wanted, wrote)
         for live, kept in self._last_good:
-            if is_finite(live.reshape(-1)):
+            if is_finite(live):
                 np.copyto(kept, live)
         if self._keeper is not None and self._keeper.note(
             wrote, wrote or memory.changes_without_gate
