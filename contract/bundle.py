@@ -13,15 +13,17 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from stategate.contract.console import check_writable
 from stategate.contract.episode import Episode
 from stategate.contract.errors import (
     BundleError,
-    ContractError,
     DigestError,
     EpisodeError,
     UnsafePathError,
@@ -208,10 +210,7 @@ def refuse_to_replace(path: Path) -> None:
         )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    try:
-        stray = Bundle._open_unchecked(path).undeclared_files()
-    except (ContractError, BundleError) as problem:
-        stray = [str(problem).splitlines()[0]]
+    stray = _strays(path)
     if stray:
         raise BundleError(
             "something that is not a bundle is in the way",
@@ -219,6 +218,33 @@ def refuse_to_replace(path: Path) -> None:
             expected="a new path, or a whole bundle without other files, which is replaced",
             remedy="choose another --out; stategate deletes nothing but its own bundles",
         )
+
+
+def _strays(path: Path) -> list[str]:
+    """What in a folder is not a sealed bundle's; the manifest may be of any schema version.
+
+    Read loosely, because a bundle that this build cannot open must still be replaceable.
+    """
+    manifest, seal = path / MANIFEST, path / SEAL
+    raw = manifest.read_bytes() if manifest.is_file() else b""
+    if not seal.is_file() or seal.read_bytes() != _seal_of(sha256(raw)):
+        return [f"no {MANIFEST} with its {SEAL}"]
+    try:
+        listed = set(_paths_in(msgspec.json.decode(raw)))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return [f"a {MANIFEST} that cannot be read"]
+    found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
+    return sorted(found - listed - {MANIFEST, SEAL})
+
+
+def _paths_in(record: Any) -> Iterator[str]:
+    if isinstance(record, dict):
+        if isinstance(record.get("path"), str):
+            yield record["path"]
+        record = list(record.values())
+    if isinstance(record, list):
+        for item in record:
+            yield from _paths_in(item)
 
 
 def _seal_of(digest: str) -> bytes:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stategate.contract import Bundle, write_bundle
+from stategate.contract import Bundle, sha256, write_bundle
 from stategate.contract.errors import (
     BundleError,
     DigestError,
@@ -193,7 +194,7 @@ def test_a_replaced_bundle_is_the_new_one(
 
 WRITER = """
 import sys, msgspec
-from stategate.contract import Bundle, write_bundle
+from stategate.contract import Bundle, sha256, write_bundle
 bundle = Bundle.open(sys.argv[1])
 files = {f.path: bundle.read(f) for f in bundle.manifest.all_files}
 print("ready", flush=True)
@@ -230,3 +231,21 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_bundle_or_none(
 def test_every_error_of_a_bundle_is_one_of_ours() -> None:
     assert issubclass(BundleError, StategateError)
     assert issubclass(UnsafePathError, BundleError)
+
+
+def test_a_bundle_of_another_schema_version_can_be_exported_again(
+    tiny_bundle: Path, copy_of: Copier
+) -> None:
+    """Its own error says to export again; so that must not be refused."""
+    copy = copy_of(tiny_bundle)
+    bundle = Bundle.open(copy)
+    record = json.loads((copy / "manifest.json").read_text())
+    raw = json.dumps(record | {"schema_version": 99, "field_of_the_future": 1}).encode()
+    (copy / "manifest.json").write_bytes(raw)
+    (copy / "manifest.sha256").write_text(f"{sha256(raw)}  manifest.json\n")
+    (copy / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match="notes.txt"):
+        write_bundle(copy, bundle.manifest, content(Bundle.open(tiny_bundle)))
+    (copy / "notes.txt").unlink()
+    write_bundle(copy, bundle.manifest, content(Bundle.open(tiny_bundle)))
+    assert Bundle.open(copy).digest == bundle.digest
