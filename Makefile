@@ -34,12 +34,14 @@ endef
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(call install,export$(comma)bench)
 
-$(VENV)/.test: pyproject.toml constraints.txt
+$(VENV)/.test: pyproject.toml constraints.txt tests/no-deps.txt
 	$(call install,test)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/no-deps.txt
 	@touch $(VENV)/.run
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml constraints.txt tests/no-deps.txt
 	$(call install,dev)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/no-deps.txt
 	@touch $(VENV)/.run $(VENV)/.test
 
 comma := ,
