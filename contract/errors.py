@@ -31,6 +31,7 @@ StategateError
 │   ├── SnapshotMismatchError    it is of another model, or its ledger goes backwards
 │   └── SnapshotLockedError      another process holds the folder
 ├── ExportError              the model cannot become a bundle
+│   ├── ModelConfigError     a configuration that a cell cannot express
 │   ├── TraceError           torch.export gave up, or the step broke its own spec
 │   │   └── UndeclaredStateError a buffer or attribute changes behind the contract's back
 │   ├── GraphError           the ONNX graph breaks a rule (branches, dynamic shapes, names)
@@ -232,6 +233,10 @@ class BudgetWarning(UserWarning):
 
 class ExportError(StategateError):
     """The model cannot become a bundle."""
+
+
+class ModelConfigError(ExportError, ValueError):
+    """A configuration that a cell cannot express."""
 
 
 class TraceError(ExportError):

@@ -108,6 +108,8 @@ class StateSpec(Record, frozen=True):
             for zeros.
         bytes: Size of one bank, all rows of a pool together; computed when left at 0, checked
             otherwise.
+        write_bytes: Bytes that one opening of its gate replaces, for gates of heads, slots or
+            channels that do not replace an equal share of the state; 0 where they do.
     """
 
     name: str
@@ -118,6 +120,7 @@ class StateSpec(Record, frozen=True):
     layout: str = ""
     init_file: str | None = None
     bytes: int = 0
+    write_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Fill the derived fields and check them."""
@@ -130,6 +133,12 @@ class StateSpec(Record, frozen=True):
                 f"state {self.name!r} states the wrong size",
                 found=f"{self.bytes} bytes",
                 expected=f"{nbytes} bytes for {list(self.shape)} {self.dtype}",
+            )
+        if not 0 <= self.write_bytes <= nbytes:
+            raise SpecError(
+                f"one write cannot replace so much of state {self.name!r}",
+                found=f"{self.write_bytes} bytes",
+                expected=f"0 to {nbytes}",
             )
         if not self.next_name:
             msgspec.structs.force_setattr(self, "next_name", f"{self.name}_next")
@@ -166,7 +175,7 @@ class GateSpec(Record, frozen=True):
     shape: tuple[int, ...] = (1,)
     threshold: float | None = None
     threshold_input: str | None = None
-    granularity: Literal["step", "head", "slot"] = "step"
+    granularity: Literal["step", "head", "slot", "channel"] = "step"
     expected_write_rate: float | None = None
     expected_from: str | None = None
 

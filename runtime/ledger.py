@@ -32,8 +32,9 @@ class Ledger:
         clock_faults: Times that the clock was seen going backwards.
         deadline_misses: Steps over their deadline, and periods that a loop missed.
         ungated_writes: Steps that replaced the states that no hard gate guards.
-        gate_openings: Openings of each hard gate, in steps, heads or slots by its granularity. One
-            head or slot of n stands for 1/n of the bytes that the gate guards.
+        gate_openings: Openings of each hard gate, in steps, heads, slots or channels by its
+            granularity. One of n stands for 1/n of the bytes that the gate guards, unless a state
+            says how many.
         state_bytes_written: ``memory_bytes_written``, by state.
     """
 
@@ -156,7 +157,9 @@ def tally(
                 elements = group.gate_slot.flat.size // rows
             by_gate[group.gate.name] = times
         for state in group.states:
-            nbytes[state.spec.name] = times * (state.spec.bytes // rows) // elements
+            spec = state.spec
+            once = times * spec.write_bytes
+            nbytes[spec.name] = once or times * (spec.bytes // rows) // elements
     past = {name: counted.get(name, 0) for name in COUNTED}
     return Ledger(
         quiet_steps=past["steps"] - past["writes"] - past["suppressed_writes"],

@@ -115,3 +115,9 @@ def test_a_model_without_input_is_refused() -> None:
 def test_a_threshold_that_float32_cannot_hold_is_refused() -> None:
     with pytest.raises(SpecError, match="float32"):
         GateSpec("g", threshold=1e39)
+
+
+@pytest.mark.parametrize("write_bytes", [-1, 17])
+def test_one_write_cannot_replace_more_than_the_state(write_bytes: int) -> None:
+    with pytest.raises(SpecError, match="cannot replace so much"):
+        StateSpec("k", (1, 4), write_bytes=write_bytes)

@@ -48,16 +48,24 @@ def test_counters_only_grow_and_always_add_up(tiny_bundle: Path, operations: lis
         assert before.memory_bytes_written == 16 * before.writes + 4 * before.steps
 
 
-@pytest.mark.parametrize(("granularity", "openings", "nbytes"), [("head", 5, 40), ("step", 3, 96)])
+@pytest.mark.parametrize(
+    ("granularity", "write_bytes", "openings", "nbytes"),
+    [("head", 0, 5, 40), ("channel", 0, 5, 40), ("step", 0, 3, 96), ("head", 4, 5, 20)],
+)
 def test_bytes_follow_the_granularity_of_the_gate(
-    seal_model: Callable, tmp_path: Path, granularity: str, openings: int, nbytes: int
+    seal_model: Callable,
+    tmp_path: Path,
+    granularity: str,
+    write_bytes: int,
+    openings: int,
+    nbytes: int,
 ) -> None:
     class Heads(nn.Module):
         def step_spec(self) -> StepSpec:
             return StepSpec(
                 (TensorSpec("x", (1, 4)),),
                 (TensorSpec("y", (1, 4)),),
-                (StateSpec("s", (1, 4, 2), gate="g"),),
+                (StateSpec("s", (1, 4, 2), gate="g", write_bytes=write_bytes),),
                 (GateSpec("g", "hard", (1, 4), 0.0, granularity=granularity),),
             )
 
