@@ -1,0 +1,268 @@
+"""The delta family as data: Gated DeltaNet, KDA and Gated DeltaNet-2 differ in their gates' shapes.
+
+| family | log-decay | erase and write gate | published |
+|---|---|---|---|
+| Gated DeltaNet | one a head | one scalar for both, a head | arXiv:2412.06464 |
+| KDA | one a key channel | one scalar for both, a head | arXiv:2510.26692 |
+| Gated DeltaNet-2 | one a key channel | a vector each: over keys, over values | arXiv:2605.22791 |
+
+Nothing that changes the numbers has a default: a checkpoint run with the wrong output activation
+differs by 0.8 and says nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_type_hints
+
+from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract.errors import ModelConfigError
+
+Family = Literal["gated_deltanet", "kda", "gated_deltanet2"]
+
+_FAMILIES: dict[tuple[str, str], Family] = {
+    ("head", "scalar"): "gated_deltanet",
+    ("channel", "scalar"): "kda",
+    ("channel", "vector"): "gated_deltanet2",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaConfig:
+    """One layer of the delta family.
+
+    Attributes:
+        width: Features of the layer's input and output.
+        heads: Query and key heads.
+        value_heads: Value heads, a multiple of ``heads``; group i of them shares key head i.
+        key_dim: Width of a key.
+        value_dim: Width of a value.
+        decay_gate: One log-decay a ``head``, or one a key ``channel``.
+        write_gate: One ``scalar`` a head for erasing and writing, or a ``vector`` for each.
+        decay_lower_bound: None for ``-exp(A) softplus(f + dt)``; a negative number L for
+            ``L sigmoid(exp(A) (f + dt))``, which cannot decay faster than exp(L).
+        negative_eigenvalues: Doubles the erase gate (and the write gate where they are one), which
+            lets a write flip the sign of what it replaces.
+        output_gate: Form of the gate on the output: ``full`` rank, ``low_rank``, ``low_rank_bias``
+            or ``none``.
+        output_activation: Of that gate: silu (Gated DeltaNet, Gated DeltaNet-2 of its authors) or
+            sigmoid (KDA, Gated DeltaNet-2 as flash-linear-attention ports it).
+        norm_eps: Of the output's RMS norm.
+        conv_width: Taps of the short convolution over queries, keys and values.
+        layout: Order of the state's last two axes.
+        skip_by: What the write gate's output is: ``gate``, the largest erase or write gate of a
+            head; or ``update``, the norm of the update, which is the error that skipping it makes.
+    """
+
+    width: int
+    heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    decay_gate: Literal["head", "channel"]
+    write_gate: Literal["scalar", "vector"]
+    decay_lower_bound: float | None
+    negative_eigenvalues: bool
+    output_gate: Literal["full", "low_rank", "low_rank_bias", "none"]
+    output_activation: Literal["silu", "sigmoid"]
+    norm_eps: float
+    conv_width: int
+    layout: Literal["key, value", "value, key"]
+    skip_by: Literal["gate", "update"]
+
+    def __post_init__(self) -> None:
+        """Refuse what the cell cannot express, by the field's name.
+
+        Raises:
+            ModelConfigError: A field has a value that it cannot have, or two contradict each other.
+        """
+        check_fields(self)
+        if self.value_heads % self.heads:
+            raise ModelConfigError(
+                "value_heads cannot be shared out among the key heads",
+                found=f"{self.value_heads} value heads, {self.heads} heads",
+                expected="a multiple of heads",
+            )
+        if (self.decay_gate, self.write_gate) not in _FAMILIES:
+            raise ModelConfigError(
+                "decay_gate and write_gate belong to no member of the family",
+                found=f"decay_gate={self.decay_gate!r}, write_gate={self.write_gate!r}",
+                expected="; ".join(f"{d} and {w}: {f}" for (d, w), f in _FAMILIES.items()),
+                remedy="a decay for each head with vector gates is a decay for each channel, all "
+                "channels of a head alike",
+            )
+        bound = self.decay_lower_bound
+        if bound is not None and not bound < 0:
+            raise ModelConfigError(
+                "decay_lower_bound is a log-decay, and must be below zero",
+                found=bound,
+                remedy="-5.0 is what published configurations use; None for the softplus form",
+            )
+        if self.conv_width < 2:
+            raise ModelConfigError(
+                "conv_width leaves nothing to remember",
+                found=self.conv_width,
+                expected="2 or more; published layers use 4",
+            )
+
+    @property
+    def family(self) -> Family:
+        """Which member of the family it is."""
+        return _FAMILIES[self.decay_gate, self.write_gate]
+
+    @property
+    def gate_heads(self) -> int:
+        """Heads that have a decay (and an erase gate) of their own: vector gates go with keys."""
+        return self.heads if self.write_gate == "vector" else self.value_heads
+
+    @property
+    def decay_dim(self) -> int:
+        """Log-decays of one head."""
+        return self.key_dim if self.decay_gate == "channel" else 1
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of the short convolution: queries, keys, values."""
+        return 2 * self.heads * self.key_dim + self.value_heads * self.value_dim
+
+    def states(self, prefix: str = "") -> tuple[StateSpec, ...]:
+        """The layer's states: matrix, log-decay since its last write, convolution columns."""
+        n, k, v = self.value_heads, self.key_dim, self.value_dim
+        matrix = (k, v) if self.layout == "key, value" else (v, k)
+        return (
+            StateSpec(f"{prefix}S", (1, n, *matrix), gate="write", layout=f"head, {self.layout}"),
+            StateSpec(f"{prefix}log_decay", (1, n, self.decay_dim), layout="head, key"),
+            StateSpec(
+                f"{prefix}conv",
+                (1, self.conv_channels, self.conv_width - 1),
+                layout="query key value channels, column",
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaStackConfig:
+    """Layers of the delta family between a linear map in and a linear map out.
+
+    Attributes:
+        features: Of one observation.
+        out_features: Of one answer.
+        layers: How many delta layers.
+        mlp: Hidden width of the SwiGLU block behind each of them; 0 for none.
+        layer: What each of them is.
+        threshold: Of the write gate; 0 writes always, and is the plain model.
+    """
+
+    features: int
+    out_features: int
+    layers: int
+    mlp: int
+    layer: DeltaConfig
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the sizes.
+
+        Raises:
+            ModelConfigError: One of them is not positive (``mlp`` may be 0).
+        """
+        for name in ("features", "out_features", "layers"):
+            check_size(name, getattr(self, name))
+        check_size("mlp", self.mlp, least=0)
+
+    def step_spec(self) -> StepSpec:
+        """Signature of one step, known without building any weights."""
+        layer, n = self.layer, self.layers
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, self.features)),),
+            outputs=(TensorSpec("y", (1, self.out_features)),),
+            states=tuple(s for i in range(n) for s in layer.states(f"layers.{i}.")),
+            gates=(
+                GateSpec(
+                    "write",
+                    "hard",
+                    (1, n, layer.value_heads),
+                    self.threshold,
+                    "threshold",
+                    granularity="head",
+                ),
+            ),
+        )
+
+
+def check_size(name: str, value: object, least: int = 1) -> None:
+    """Refuse a size that is no integer or too small.
+
+    Raises:
+        ModelConfigError: It is.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ModelConfigError(
+            f"{name} must be an integer", found=repr(value), expected=f"{least} or more"
+        )
+
+
+def check_fields(config: DeltaConfig) -> None:
+    """Hold sizes and choices against their annotations.
+
+    Raises:
+        ModelConfigError: A size is not positive, or a choice is not among those that there are.
+    """
+    hints = get_type_hints(type(config))
+    for field in fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        if hint is int:
+            check_size(field.name, value)
+        elif choices := [c for c in get_args(hint) if isinstance(c, str)]:
+            if value not in choices:
+                raise ModelConfigError(
+                    f"{field.name} is not a choice that the cell has",
+                    found=repr(value),
+                    expected=" or ".join(choices),
+                )
+        elif hint is bool and not isinstance(value, bool):
+            raise ModelConfigError(f"{field.name} must be True or False", found=repr(value))
+    if not config.norm_eps > 0:
+        raise ModelConfigError("norm_eps must be positive", found=config.norm_eps)
+
+
+def _published(
+    width: int,
+    heads: int,
+    value_heads: int,
+    key_dim: int,
+    value_dim: int,
+    layers: int,
+    family: Family,
+) -> DeltaStackConfig:
+    """The memory of a published model; features stand for its vocabulary, which is no memory."""
+    decay, write = next(gates for gates, name in _FAMILIES.items() if name == family)
+    layer = DeltaConfig(
+        width=width,
+        heads=heads,
+        value_heads=value_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        decay_gate=decay,  # type: ignore[arg-type]
+        write_gate=write,  # type: ignore[arg-type]
+        decay_lower_bound=None,
+        negative_eigenvalues=False,
+        output_gate="full" if family == "gated_deltanet" else "low_rank_bias",
+        output_activation="sigmoid" if family == "kda" else "silu",
+        norm_eps=1e-5,
+        conv_width=4,
+        layout="key, value",
+        skip_by="gate",
+    )
+    return DeltaStackConfig(width, width, layers, 0, layer)
+
+
+def published() -> dict[str, DeltaStackConfig]:
+    """Published models by name, for the size of their memories."""
+    return {
+        "gdn2-1.3b": _published(2304, 16, 16, 128, 128, 18, "gated_deltanet2"),
+        "gdn-fla-default": _published(2048, 6, 6, 256, 512, 21, "gated_deltanet"),
+        "qwen3-next-80b-a3b": _published(2048, 16, 32, 128, 128, 36, "gated_deltanet"),
+        "kda-fla-default": _published(2048, 16, 16, 128, 128, 24, "kda"),
+        "kimi-linear-48b-a3b": _published(2304, 32, 32, 128, 128, 20, "kda"),
+    }
