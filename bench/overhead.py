@@ -179,7 +179,7 @@ def _way(name: str, us: np.ndarray[Any, np.dtype[np.float64]]) -> Way:
 def _ort(bundle: Bundle) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    graph = bundle.read(bundle.manifest.graphs[0].file)
+    graph = bundle.read(bundle.manifest.step_graph.file)
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

@@ -3,6 +3,7 @@
 from stategate.contract.budget import Budget
 from stategate.contract.bundle import Bundle, refuse_to_replace, sha256, write_bundle
 from stategate.contract.calibration import CalibrationRecord, CurvePoint, GateCalibration
+from stategate.contract.chunks import VALID, chunked
 from stategate.contract.episode import Episode
 from stategate.contract.manifest import (
     SCHEMA_VERSION,
@@ -22,6 +23,7 @@ from stategate.contract.storage import METADATA_BYTES_ESTIMATE, Storage, enduran
 __all__ = [
     "METADATA_BYTES_ESTIMATE",
     "SCHEMA_VERSION",
+    "VALID",
     "Budget",
     "Bundle",
     "CalibrationRecord",
@@ -44,6 +46,7 @@ __all__ = [
     "batched",
     "canonical_json",
     "check_rows",
+    "chunked",
     "endurance_bytes",
     "one_row",
     "refuse_to_replace",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from stategate.contract.budget import Budget
+from stategate.contract.chunks import chunked
 from stategate.contract.errors import (
     ManifestError,
     SchemaVersionError,
@@ -68,18 +69,32 @@ class GraphRef(Record, frozen=True):
     """A graph or engine: what it computes, in which form, in which file.
 
     Attributes:
-        role: ``step`` computes outputs, gates and next states in one go.
+        role: ``step`` computes outputs, gates and next states in one go; ``chunk`` does so for
+            several steps at once, see `stategate.contract.chunked`.
         format: File format.
         precision: Element type of weights and activations.
         file: Where it is.
         opset: ONNX opset of the default domain.
+        domains: Other operator domains that it needs, such as ``com.microsoft``.
+        steps: Steps that it takes at once.
     """
 
-    role: Literal["step"]
+    role: Literal["step", "chunk"]
     format: Literal["onnx"]
     precision: str
     file: FileRef
     opset: int
+    domains: tuple[str, ...] = ()
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that the number of steps is that of the role."""
+        if (self.role == "step") != (self.steps == 1) or self.steps < 1:
+            raise SpecError(
+                f"a graph of role {self.role!r} cannot take so many steps at once",
+                found=self.steps,
+                expected="1 for a step, more for a chunk",
+            )
 
 
 class ModelRef(Record, frozen=True):
@@ -125,6 +140,7 @@ class Verification(Record, frozen=True):
         max_output_error: Largest difference of any output element, in units of the largest
             magnitude that the reference's tensor reached in the run; in a
             pool each session's by itself.
+        max_chunk_error: The same with the chunk graph; None where there is none.
         max_state_error: The same of the states.
         gate_flips: Decisions that differed; more than none fails in float32.
         tolerance: What the two errors were held against.
@@ -140,6 +156,7 @@ class Verification(Record, frozen=True):
     gate_flips: int
     tolerance: float
     gate_openings: dict[str, int]
+    max_chunk_error: float | None = None
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -200,8 +217,16 @@ class Manifest(Record, frozen=True, kw_only=True):
         paths = [file.path for file in self.all_files]
         if len(set(paths)) != len(paths):
             raise SpecError("a file is listed twice", found=sorted(paths))
-        if not self.graphs:
-            raise SpecError("the bundle has no graph", expected="one with role 'step'")
+        roles = sorted(graph.role for graph in self.graphs)
+        if roles not in (["step"], ["chunk", "step"]):
+            raise SpecError(
+                "the bundle has not the graphs that it needs",
+                found=", ".join(roles) or "none",
+                expected="one with role 'step', and perhaps one with role 'chunk'",
+            )
+        chunk = self.chunk_graph
+        if chunk is not None:
+            chunked(step, chunk.steps)  # refuses a signature that cannot have one
         limit = self.budget.state_bytes
         if limit is not None and step.state_bytes > limit:
             raise SpecError(
@@ -215,6 +240,16 @@ class Manifest(Record, frozen=True, kw_only=True):
     def step(self) -> StepSpec:
         """The signature of one step."""
         return StepSpec(self.inputs, self.outputs, self.states, self.gates, self.constants)
+
+    @property
+    def step_graph(self) -> GraphRef:
+        """The graph of one step."""
+        return next(graph for graph in self.graphs if graph.role == "step")
+
+    @property
+    def chunk_graph(self) -> GraphRef | None:
+        """The graph of several steps at once, where there is one."""
+        return next((graph for graph in self.graphs if graph.role == "chunk"), None)
 
     @property
     def state_bytes(self) -> int:

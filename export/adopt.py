@@ -15,7 +15,7 @@ import onnxruntime
 from stategate.contract import ConstantSpec, ModelRef, StateSpec, StepSpec, TensorSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError, StatePairingError
-from stategate.export.graph import check_graph, opset_of
+from stategate.export.graph import check_graph
 from stategate.export.pack import Candidate
 
 _DIRECTIONS = re.compile(r"(past|present|prev|next|new|input|output|out|in|_?n$|[^a-z0-9])")
@@ -88,7 +88,6 @@ def adopt(path: Path, request: Request) -> Adopted:
         model=ModelRef(path.stem, "adopted", path.name, sha256(path.read_bytes())),
         spec=spec,
         graph=graph,
-        opset=opset_of(model),
         made_with=("onnx", "onnxruntime"),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )

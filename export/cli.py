@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import click
+import onnx
 
 from stategate.contract import (
     Budget,
@@ -15,14 +17,16 @@ from stategate.contract import (
     refuse_to_replace,
 )
 from stategate.contract.console import progress
+from stategate.export.native import medians_us
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.receipt import print_receipt
 from stategate.export.rows import RowsReference, side_by_side, staggered
-from stategate.export.trace import OPSET, TorchReference, trace
+from stategate.export.trace import TorchReference, trace, trace_chunk
 from stategate.export.verify import STEPS, Reference
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import LoadedModel, load_model
-from stategate.models.step import StepModel, initial_states
+from stategate.models.operators import Operators
+from stategate.models.step import ChunkModel, StepModel, initial_states
 from stategate.models.zoo import HELD_OUT_SEED
 from stategate.targets import detect, load
 
@@ -42,6 +46,14 @@ from stategate.targets import detect, load
     default=1,
     show_default=True,
     help="Sessions that one step serves; more than one makes a bundle for a pool.",
+)
+@click.option(
+    "--operators",
+    type=click.Choice([*(o.value for o in Operators), "fastest"]),
+    default=Operators.PORTABLE.value,
+    show_default=True,
+    help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
+    "own, or whichever is fastest on this machine, by measurement.",
 )
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @click.option(
@@ -68,6 +80,7 @@ def export(
     out: Path,
     calibration_path: Path | None,
     sessions: int,
+    operators: str,
     target: str | None,
     episode_path: Path | None,
     steps: int,
@@ -88,7 +101,7 @@ def export(
     profile = load(target) if target else detect()
     refuse_to_replace(out)
     loaded = load_model(model)
-    candidate = candidate_from(loaded, sessions)
+    candidate = candidate_from(loaded, sessions, operators)
     if calibration_path is not None:
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
     if episode_path is not None:
@@ -122,9 +135,29 @@ def reference_for(model: StepModel, candidate: Candidate) -> Reference:
     return rows[0] if candidate.sessions == 1 else RowsReference(rows)
 
 
-def candidate_from(loaded: LoadedModel, sessions: int = 1) -> Candidate:
-    """Trace a model into a candidate, thresholds as its own spec has them."""
-    graph = trace(loaded.model, sessions)
+def candidate_from(
+    loaded: LoadedModel, sessions: int = 1, operators: str = Operators.PORTABLE.value
+) -> Candidate:
+    """Trace a model into a candidate, thresholds as its own spec has them.
+
+    Args:
+        loaded: The model.
+        sessions: How many sessions one step serves.
+        operators: One of `Operators`, or ``fastest`` for the fastest of all on this machine.
+    """
+    spec = batched(loaded.model.step_spec(), sessions)
+    wanted = list(Operators) if operators == "fastest" else [Operators(operators)]
+    graphs = {o.value: _serialised(trace(loaded.model, sessions, o)) for o in wanted}
+    metadata = {}
+    if len(graphs) > 1:
+        times = medians_us(graphs, spec)
+        operators = min(times, key=lambda name: times[name])
+        told = ", ".join(f"{name} {us:.0f} us" for name, us in times.items())
+        metadata["operators"] = f"{operators}, the fastest where it was built: {told}"
+    chunk = None
+    steps = getattr(loaded.model, "chunk_steps", 0)
+    if steps and sessions == 1:
+        chunk = _serialised(trace_chunk(cast(ChunkModel, loaded.model), Operators(operators)))
     initial = {
         name: tensor.numpy()
         for name, tensor in initial_states(loaded.model, sessions).items()
@@ -138,10 +171,17 @@ def candidate_from(loaded: LoadedModel, sessions: int = 1) -> Candidate:
             weights_sha256(loaded.module),
             getattr(loaded.module, "kv_bytes_per_step", None),
         ),
-        spec=batched(loaded.model.step_spec(), sessions),
-        graph=graph.SerializeToString(deterministic=True),
-        opset=OPSET,
+        spec=spec,
+        graph=graphs[operators],
         made_with=("torch", "onnx", "onnxscript"),
         initial=initial,
+        metadata=metadata,
         sessions=sessions,
+        chunk=chunk,
+        chunk_steps=steps if chunk else 0,
     )
+
+
+def _serialised(graph: onnx.ModelProto) -> bytes:
+    raw: bytes = graph.SerializeToString(deterministic=True)
+    return raw

@@ -10,12 +10,18 @@ from stategate.contract import StepSpec
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError, SpecError
 
+_RECURRENT = frozenset({"LinearAttention", "CausalConvWithState"})
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Opset of the default domain."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def domains_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Operator domains beyond the standard's that the graph needs."""
+    return tuple(sorted({o.domain for o in model.opset_import} - {"", "ai.onnx"}))
 
 
 def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -61,6 +67,19 @@ def without_traces_of_the_build(model: onnx.ModelProto) -> onnx.ModelProto:
         node.doc_string = ""
         del node.metadata_props[:]
     return clean
+
+
+def with_opset_of_its_operators(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, importing a newer opset where one of its operators came only then."""
+    needed = [
+        onnx.defs.get_schema(node.op_type).since_version
+        for node in model.graph.node
+        if not node.domain and node.op_type in _RECURRENT
+    ]
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = max([entry.version, *needed])
+    return model
 
 
 def check_graph(model: onnx.ModelProto, spec: StepSpec, *, branch_free: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 
 from stategate.contract import (
     SCHEMA_VERSION,
@@ -33,9 +34,11 @@ from stategate.contract import (
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.episode import Episode
 from stategate.contract.errors import CalibrationError, ExportError
+from stategate.export.graph import domains_of, opset_of
 from stategate.export.verify import TOLERANCE, Reference, verify
 
 GRAPH_PATH = "graphs/step.onnx"
+CHUNK_PATH = "graphs/chunk.onnx"
 GOLDEN_PATH = "golden.npz"
 
 
@@ -47,23 +50,25 @@ class Candidate:
         model: Where it comes from.
         spec: Its signature with all sessions, thresholds as they shall be deployed.
         graph: Serialised ONNX.
-        opset: Of the default domain.
         made_with: Packages whose versions go into the manifest.
         initial: Initial states that are not zero, by state name.
         metadata: Facts that travelled with the model.
         calibration: The record that set the thresholds.
         sessions: How many sessions the graph serves at once.
+        chunk: Serialised ONNX of several steps at once, or None.
+        chunk_steps: How many steps that is.
     """
 
     model: ModelRef
     spec: StepSpec
     graph: bytes
-    opset: int
     made_with: tuple[str, ...]
     initial: dict[str, np.ndarray] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     calibration: CalibrationRecord | None = None
     sessions: int = 1
+    chunk: bytes | None = None
+    chunk_steps: int = 0
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
         """The same model with the thresholds of a calibration record.
@@ -176,13 +181,9 @@ def _assemble(
         extra["calibration.json"] = raw
         rules = "; ".join(f"{g.gate}: {g.rule}" for g in candidate.calibration.gates)
         calibration = CalibrationRef(sha256(raw), rules)
-    graph = GraphRef(
-        "step",
-        "onnx",
-        "float32",
-        FileRef(GRAPH_PATH, sha256(candidate.graph)),
-        candidate.opset,
-    )
+    forms = {GRAPH_PATH: (candidate.graph, 1)}
+    if candidate.chunk is not None:
+        forms[CHUNK_PATH] = (candidate.chunk, candidate.chunk_steps)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         created=created,
@@ -193,7 +194,7 @@ def _assemble(
         states=tuple(states),
         gates=candidate.spec.gates,
         constants=candidate.spec.constants,
-        graphs=(graph,),
+        graphs=tuple(_graph_ref(path, *form) for path, form in forms.items()),
         files=tuple(FileRef(path, sha256(data)) for path, data in sorted(extra.items())),
         budget=budget,
         target=target,
@@ -201,7 +202,20 @@ def _assemble(
         metadata=candidate.metadata,
         sessions=candidate.sessions,
     )
-    return manifest, {GRAPH_PATH: candidate.graph, **extra}
+    return manifest, {path: raw for path, (raw, _) in forms.items()} | extra
+
+
+def _graph_ref(path: str, raw: bytes, steps: int) -> GraphRef:
+    model = onnx.load_model_from_string(raw)
+    return GraphRef(
+        "step" if steps == 1 else "chunk",
+        "onnx",
+        "float32",
+        FileRef(path, sha256(raw)),
+        opset_of(model),
+        domains_of(model),
+        steps,
+    )
 
 
 def _version(package: str) -> str:

@@ -12,12 +12,18 @@ import onnx
 import torch
 from torch import nn
 
-from stategate.contract import StepSpec, batched
+from stategate.contract import VALID, StepSpec, batched, chunked
 from stategate.contract.errors import ContractError, TraceError, UndeclaredStateError
-from stategate.export.graph import check_graph, without_traces_of_the_build
+from stategate.export.graph import (
+    check_graph,
+    with_opset_of_its_operators,
+    without_traces_of_the_build,
+)
 from stategate.export.rows import check_rows_stand_alone
 from stategate.export.watch import Watch, leaves
+from stategate.models.operators import Operators
 from stategate.models.step import (
+    ChunkModel,
     StepModel,
     StepResult,
     commit,
@@ -30,15 +36,19 @@ OPSET = 20  # the newest that TensorRT 10.x's parser takes
 Arrays = dict[str, np.ndarray]
 
 
-def trace(model: StepModel, sessions: int = 1) -> onnx.ModelProto:
+def trace(
+    model: StepModel, sessions: int = 1, operators: Operators = Operators.PORTABLE
+) -> onnx.ModelProto:
     """Trace one step of a model into ONNX.
 
     Args:
         model: An ``nn.Module`` that offers `StepModel`.
         sessions: Rows of every leading axis; see `batched`.
+        operators: Which operators it may use.
 
     Returns:
-        Opset 20, static shapes, no control flow; inputs and outputs named by the model's spec.
+        Opset 20, or 27 with that one's operators; static shapes, no control flow; inputs and
+        outputs named by the model's spec.
 
     Raises:
         TraceError: The module is no step model, its results are not those of its spec, its rows
@@ -56,7 +66,40 @@ def trace(model: StepModel, sessions: int = 1) -> onnx.ModelProto:
         check_rows_stand_alone(model, sessions)
         spec = batched(spec, sessions)
         example = _example(spec, model, sessions)
-    flat = _Flat(model, spec).eval()
+    with _operators(model, operators):
+        graph = _lowered(_Flat(model, spec).eval(), example, _output_names(spec), module)
+    check_graph(graph, spec, branch_free=True)
+    return graph
+
+
+def trace_chunk(model: ChunkModel, operators: Operators = Operators.PORTABLE) -> onnx.ModelProto:
+    """Trace the chunk of a model that has one (``chunk_steps`` above 0) into ONNX.
+
+    Args:
+        model: A model that `trace` takes.
+        operators: Which operators it may use.
+
+    Returns:
+        As `trace`, with the signature of `stategate.contract.chunked`.
+
+    Raises:
+        TraceError: torch.export cannot follow it.
+        SpecError: Its step's signature cannot have a chunk.
+        GraphError: The graph breaks a rule.
+    """
+    module = as_module(model)
+    spec = chunked(spec_of(model), model.chunk_steps)
+    example = _example(spec, model)
+    with _operators(model, operators):
+        graph = _lowered(_FlatChunk(model, spec).eval(), example, _output_names(spec), module)
+    check_graph(graph, spec, branch_free=True)
+    return graph
+
+
+def _lowered(
+    flat: nn.Module, example: dict[str, torch.Tensor], outputs: list[str], module: nn.Module
+) -> onnx.ModelProto:
+    """A module of positional tensors as ONNX."""
     with torch.no_grad(), _quiet():
         try:
             program = torch.export.export(flat, tuple(example.values()), strict=False)
@@ -79,7 +122,7 @@ def trace(model: StepModel, sessions: int = 1) -> onnx.ModelProto:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(example),
-                output_names=_output_names(spec),
+                output_names=outputs,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as problem:
@@ -90,9 +133,7 @@ def trace(model: StepModel, sessions: int = 1) -> onnx.ModelProto:
                 remedy="write the operation in simpler ones",
             ) from problem
     assert converted is not None  # with dynamo=True and no file, a program is returned
-    graph = without_traces_of_the_build(converted.model_proto)
-    check_graph(graph, spec, branch_free=True)
-    return graph
+    return with_opset_of_its_operators(without_traces_of_the_build(converted.model_proto))
 
 
 def as_module(model: object) -> nn.Module:
@@ -146,15 +187,31 @@ class _Flat(nn.Module):
         self._names += [g.threshold_input for g in spec.gates if g.threshold_input]
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self._flat(self.model.step(*self._named(tensors)))
+
+    def _named(
+        self, tensors: tuple[torch.Tensor, ...]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         inputs = dict(zip(self._names, tensors, strict=False))
         carried = tensors[len(self._names) :]
-        states = {s.name: t for s, t in zip(self._spec.states, carried, strict=True)}
-        result = self.model.step(inputs, states)
+        return inputs, {s.name: t for s, t in zip(self._spec.states, carried, strict=True)}
+
+    def _flat(self, result: StepResult) -> tuple[torch.Tensor, ...]:
         return (
             *(result.outputs[t.name] for t in self._spec.outputs),
             *(result.gates[g.name] for g in self._spec.gates),
             *(result.states[s.name] for s in self._spec.states),
         )
+
+
+class _FlatChunk(_Flat):
+    """The chunk with positional tensors; ``valid`` is one of the inputs."""
+
+    model: ChunkModel
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs, states = self._named(tensors)
+        return self._flat(self.model.chunk(inputs, states, inputs.pop(VALID)))
 
 
 def _output_names(spec: StepSpec) -> list[str]:
@@ -287,6 +344,26 @@ def _told(problem: BaseException) -> str:
 def _first_lines(problem: BaseException, count: int = 4) -> str:
     lines = [line for line in str(problem).splitlines() if line.strip()]
     return " | ".join(lines[:count]) or type(problem).__name__
+
+
+@contextmanager
+def _operators(model: StepModel, operators: Operators) -> Iterator[None]:
+    """Have the model traced with other operators than the portable ones."""
+    if operators is Operators.PORTABLE:
+        yield
+        return
+    if not hasattr(model, "operators"):
+        raise TraceError(
+            "the model has no form in native operators",
+            found=f"{type(model).__name__}, --operators {operators.value}",
+            expected="a model of the delta family, or Mamba-2",
+            remedy="export it with --operators portable",
+        )
+    model.operators = operators
+    try:
+        yield
+    finally:
+        model.operators = Operators.PORTABLE
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from stategate.contract import Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
 from stategate.runtime.full_pool import open_stepper
-from stategate.runtime.golden import Gaps
+from stategate.runtime.golden import Gaps, chunk_gap
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -58,7 +58,8 @@ def verify(
         The receipt, and the first steps with the model's own answers: the golden episode.
 
     Raises:
-        ParityError: An error beyond the tolerance, or a gate that decided differently.
+        ParityError: An error beyond the tolerance, or a gate that decided differently; with the
+            chunk graph too, where there is one.
     """
     flipped: list[list[str]] = []
     kept: list[tuple[Arrays, Arrays]] = []
@@ -88,6 +89,20 @@ def verify(
             report(t + 1)
         engine = session.engine_name
     _judge(reference, output_gaps, state_gaps, flipped, tolerance)
+    golden = Episode(
+        inputs={name: array[:GOLDEN_STEPS] for name, array in episode.inputs.items()},
+        outputs=_stacked([outputs for outputs, _ in kept]),
+        gates=_stacked([gates for _, gates in kept]),
+        states=dict(states),
+    )
+    chunk_error = chunk_gap(candidate, golden)
+    if chunk_error is not None and not chunk_error <= tolerance:
+        raise ParityError(
+            "the chunk graph parts from the step",
+            found=f"output error {chunk_error:.3g} within {golden.steps} steps",
+            expected=f"at most {tolerance:g}",
+            remedy="chunk() must give what as many calls of step() give; nothing was written",
+        )
     receipt = Verification(
         reference=reference.name,
         engine=engine,
@@ -97,12 +112,7 @@ def verify(
         gate_flips=0,
         tolerance=tolerance,
         gate_openings=opened,
-    )
-    golden = Episode(
-        inputs={name: array[:GOLDEN_STEPS] for name, array in episode.inputs.items()},
-        outputs=_stacked([outputs for outputs, _ in kept]),
-        gates=_stacked([gates for _, gates in kept]),
-        states=dict(states),
+        max_chunk_error=chunk_error,
     )
     return receipt, golden
 

@@ -70,7 +70,8 @@ class DeltaStack(nn.Module):
         self, x: Tensor, threshold: Tensor, states: Tensors, valid: Tensor | None
     ) -> StepResult:
         hidden = self.encode(x)
-        after, gates = {}, []
+        after: dict[str, Tensor] = {}
+        gates = []
         for i, block in enumerate(self.blocks):
             names = [state.name for state in self.config.layer.states(f"layers.{i}.")]
             before = tuple(states[name] for name in names)

@@ -162,7 +162,7 @@ def chunk(tokens: Tokens, carried: Carried, threshold: Tensor, valid: Tensor) ->
 
 
 def _inverse_of_unit_plus(T: Tensor) -> Tensor:
-    """(I + T)^-1 for strictly lower triangular T: exact, because T to the power of its size is 0."""
+    """(I + T)^-1 for strictly lower triangular T: exact, as T to the power of its size is 0."""
     unit = torch.eye(T.shape[-1], device=T.device)
     power = -T
     inverse = unit + power

@@ -138,10 +138,10 @@ class DeltaLayer(nn.Module):
         """Gates from the observation, queries, keys and values from the convolution."""
         c = self.config
         keys = c.heads * c.key_dim
-        q, k, v = mixed.split((keys, keys, c.value_heads * c.value_dim), dim=-1)
-        q, k = (self._shared(_unit(part.unflatten(-1, (c.heads, c.key_dim)))) for part in (q, k))
-        v = v.unflatten(-1, (c.value_heads, c.value_dim))
-        f = (self.to_decay(x) + self.dt_bias).unflatten(-1, (c.gate_heads, c.decay_dim))
+        q, k, v = torch.tensor_split(mixed, (keys, 2 * keys), dim=-1)
+        q, k = (self._shared(_unit(_heads(part, c.heads))) for part in (q, k))
+        v = _heads(v, c.value_heads)
+        f = _heads(self.to_decay(x) + self.dt_bias, c.gate_heads)
         rate = torch.exp(self.A_log).unsqueeze(-1)
         if c.decay_lower_bound is None:
             g = -rate * softplus(f)
@@ -153,8 +153,8 @@ class DeltaLayer(nn.Module):
         if self.to_write is None:
             w = b = b.unsqueeze(-1)
         else:
-            g, b = self._shared(g), self._shared(b.unflatten(-1, (c.heads, c.key_dim)))
-            w = torch.sigmoid(self.to_write(x)).unflatten(-1, (c.value_heads, c.value_dim))
+            g, b = self._shared(g), self._shared(_heads(b, c.heads))
+            w = _heads(torch.sigmoid(self.to_write(x)), c.value_heads)
         return Tokens(q, k, v, g, b, w)
 
     def _shared(self, x: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class DeltaLayer(nn.Module):
         normed = o * torch.rsqrt((o * o).mean(-1, keepdim=True) + c.norm_eps) * self.norm
         if self.to_gate is not None:
             act = silu if c.output_activation == "silu" else torch.sigmoid
-            normed = normed * act(self.to_gate(x)).unflatten(-1, (c.value_heads, c.value_dim))
+            normed = normed * _heads(act(self.to_gate(x)), c.value_heads)
         out: Tensor = self.to_out(normed.flatten(-2))
         return out
 
@@ -196,16 +196,25 @@ class DeltaLayer(nn.Module):
         else:
             is_open = (gate > threshold).unsqueeze(-1)
             beta = torch.where(is_open, b, 0.0)
-        parts = [None if t is None else t.unsqueeze(1) for t in (q, k, v, decay, beta)]
-        q, k, v, packed_decay, beta = parts
         o, written = linear_attention(
-            self.operators, q, k, v, carried.S, packed_decay, beta, self.config.key_dim**-0.5
+            self.operators,
+            q.unsqueeze(1),
+            k.unsqueeze(1),
+            v.unsqueeze(1),
+            carried.S,
+            decay.unsqueeze(1),
+            None if beta is None else beta.unsqueeze(1),
+            self.config.key_dim**-0.5,
         )
         after = Carried(
             torch.where(is_open.unsqueeze(-1), written, carried.S),
             torch.where(is_open, torch.zeros_like(decay), decay),
         )
         return Written(o.squeeze(1), after, gate)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(*x.shape[:-1], heads, -1)
 
 
 def _unit(x: Tensor) -> Tensor:

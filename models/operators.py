@@ -76,7 +76,7 @@ def linear_attention(
         dtypes=(v.dtype, state.dtype),
         shapes=((rows, time, heads * v.shape[-1]), tuple(state.shape)),
     )
-    return read.unflatten(2, (heads, v.shape[-1])), after
+    return read.view(rows, time, heads, v.shape[-1]), after
 
 
 def causal_conv(
@@ -94,13 +94,11 @@ def causal_conv(
     Returns:
         ``(rows, channels, time)`` and the next columns.
     """
-    after: tuple[Tensor, Tensor] = tuple(
-        torch.onnx.ops.symbolic_multi_out(
-            f"{operators.domain}::CausalConvWithState",
-            [x, weight.unsqueeze(1), bias, columns],
-            {"activation": "silu"},
-            dtypes=(x.dtype, columns.dtype),
-            shapes=(tuple(x.shape), tuple(columns.shape)),
-        )
+    mixed, after = torch.onnx.ops.symbolic_multi_out(
+        f"{operators.domain}::CausalConvWithState",
+        [x, weight.unsqueeze(1), bias, columns],
+        {"activation": "silu"},
+        dtypes=(x.dtype, columns.dtype),
+        shapes=(tuple(x.shape), tuple(columns.shape)),
     )
-    return after
+    return mixed, after

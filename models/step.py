@@ -53,6 +53,28 @@ class StepModel(Protocol):
         ...
 
 
+class ChunkModel(StepModel, Protocol):
+    """A step model that can also take several steps at once, for recorded history.
+
+    Attributes:
+        chunk_steps: How many; 0 where this one cannot after all.
+    """
+
+    chunk_steps: int
+
+    def chunk(self, inputs: Tensors, states: Tensors, valid: torch.Tensor) -> StepResult:
+        """Several steps, with the results that as many calls of ``step`` would have.
+
+        Args:
+            inputs: As for ``step``, with a time axis of ``chunk_steps`` behind the leading one;
+                thresholds have none.
+            states: As for ``step``.
+            valid: ``(rows, chunk_steps)`` bool, true up to the last step that is meant; outputs
+                and gates of the others are not looked at.
+        """
+        ...
+
+
 def initial_states(model: StepModel, sessions: int = 1) -> dict[str, torch.Tensor]:
     """The states before the first step: the model's own, or zeros where it names none.
 

@@ -74,7 +74,10 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         each = f"{manifest.sessions} in one step, {manifest.state_bytes_per_session} bytes each"
         lines.append(("sessions", f"{each}; for stategate.runtime.Pool"))
     for graph in manifest.graphs:
-        lines.append(("graph", f"{graph.role} {graph.format} opset {graph.opset}"))
+        text = f"{graph.role} {graph.format} opset {graph.opset}"
+        text += "".join(f", operators of {domain}" for domain in graph.domains)
+        text += f", {graph.steps} steps at once" if graph.steps > 1 else ""
+        lines.append(("graph", text))
     lines.append(("target", manifest.target.name if manifest.target else "any"))
     receipt = manifest.verification
     if receipt is None:
@@ -144,8 +147,10 @@ def verify(
 def _replayed(result: Replay | None) -> str:
     if result is None:
         return "not checked: the bundle carries no golden episode"
+    by_chunk = result.max_chunk_error
+    told = "" if by_chunk is None else f", output error by the chunk {by_chunk:.2g}"
     return (
         f"{result.steps} golden steps: output error {result.max_output_error:.2g}, "
         f"state error {result.max_state_error:.2g} (allowed {result.tolerance:g}), "
-        f"{result.gate_flips} gate flips"
+        f"{result.gate_flips} gate flips{told}"
     )

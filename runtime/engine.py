@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from stategate.contract import Bundle
+from stategate.contract import Bundle, GraphRef, chunked
 from stategate.runtime.buffers import Buffers
 
 
@@ -34,8 +34,13 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(bundle: Bundle, buffers: Buffers) -> Engine:
-    """Load the engine for a bundle's graph; its library is imported here and not before.
+def open_engine(bundle: Bundle, buffers: Buffers, graph: GraphRef | None = None) -> Engine:
+    """Load the engine for a graph; its library is imported here and not before.
+
+    Args:
+        bundle: Where the graph's file is.
+        buffers: What it shall compute from and into.
+        graph: One of the bundle's; that of the step if left out.
 
     Raises:
         EngineError: The graph cannot be loaded, or is not what the manifest says.
@@ -43,4 +48,7 @@ def open_engine(bundle: Bundle, buffers: Buffers) -> Engine:
     """
     from stategate.runtime.ort import OrtEngine
 
-    return OrtEngine(bundle, buffers)
+    graph, spec = graph or bundle.manifest.step_graph, bundle.manifest.step
+    return OrtEngine(
+        bundle, graph, chunked(spec, graph.steps) if graph.steps > 1 else spec, buffers
+    )

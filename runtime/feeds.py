@@ -40,6 +40,27 @@ class Feeds:
                 raise not_finite(f"input {name!r}", flat)
         self._refuse_others(inputs)
 
+    def check_history(self, inputs: Mapping[str, Array]) -> int:
+        """Hold many steps against the manifest, without copying them anywhere.
+
+        Args:
+            inputs: One array ``(steps, *shape)`` for each input.
+
+        Returns:
+            The number of steps.
+
+        Raises:
+            StepInputError: As in `take`, or the inputs differ in length.
+        """
+        steps = next((len(a) for a in inputs.values() if np.ndim(a)), 0)
+        for name, buffer, _ in self._feeds:
+            whole = np.broadcast_to(buffer, (steps, *buffer.shape))
+            flat = self._fitting(name, whole, inputs).reshape(-1)
+            if not is_finite(flat):
+                raise not_finite(f"input {name!r}", flat)
+        self._refuse_others(inputs)
+        return steps
+
     def _fitting(self, name: str, buffer: Array, inputs: Mapping[str, Array]) -> Array:
         value = inputs.get(name)
         if fits(value, buffer):

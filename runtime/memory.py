@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stategate.contract.errors import StateFault
 from stategate.runtime.buffers import Array, Buffers, Group, Slot, StateBanks, is_finite
@@ -89,6 +90,47 @@ class Memory:
         else:
             counters.suppressed_writes += wanted
         return wanted, writes
+
+    def commit_chunk(self, gates: Mapping[str, Slot], steps: int) -> NDArray[np.bool_]:
+        """Take over what a chunk graph computed.
+
+        Args:
+            gates: Gates of the chunk by name, each ``(1, chunk, ...)``.
+            steps: How many of the chunk's steps are meant.
+
+        Returns:
+            ``(steps,)``: which of them wrote.
+
+        Raises:
+            StateFault: A gate or a next state is not finite. Nothing has changed.
+        """
+        counters = self._counters
+        for slot in gates.values():
+            if not is_finite(slot.flat):
+                self._fault(slot, "gate")
+        wrote = np.full(steps, not self._gated)
+        swaps = 0
+        counts = []
+        for threshold, group in zip(self._thresholds, self._gated, strict=True):
+            assert group.gate is not None
+            values = gates[group.gate.name].array[0, :steps].reshape(steps, -1)
+            is_open = values > threshold
+            any_open = is_open.any(axis=1)
+            wrote |= any_open
+            counts.append(int((any_open if group.whole else is_open).sum()))
+            if counts[-1]:
+                self._check_next(group)
+                swaps |= group.bit
+        if self._always is not None:
+            self._check_next(self._always)
+            swaps |= self._always.bit
+            counters.ungated_writes += steps
+        self.parity ^= swaps
+        counters.steps += steps
+        counters.writes += int(wrote.sum())
+        for i, count in enumerate(counts):
+            counters.openings[i] += count
+        return wrote
 
     def refused(self) -> None:
         """Count a step whose write was refused before it was committed."""

@@ -1,10 +1,14 @@
-"""The onnxruntime engine: every buffer bound once, one binding for each parity of the banks."""
+"""The onnxruntime engine: every buffer bound once, one binding for each parity of the banks.
+
+With many independently gated groups the parities are too many; then there is one binding, in which
+the banks of a group are exchanged when its parity has changed.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from stategate.contract import Bundle, Manifest
+from stategate.contract import Bundle, GraphRef, StateSpec, StepSpec
 from stategate.contract.errors import EngineError, MissingDependencyError
 from stategate.runtime.buffers import Array, Buffers
 
@@ -13,22 +17,15 @@ try:
 except ImportError as missing:
     raise MissingDependencyError("onnxruntime", "ort") from missing
 
-_MAX_GROUPS = 6  # 2**6 bindings of a few KiB, all made at open
+_MAX_PREMADE = 6  # 2**6 bindings of a few KiB, all made at open
 _ORT_TYPES = {"float32": "float", "float64": "double"}
 
 
 class OrtEngine:
     """Steps an ONNX graph on the CPU, single-threaded, without copies around it."""
 
-    def __init__(self, bundle: Bundle, buffers: Buffers) -> None:
+    def __init__(self, bundle: Bundle, graph: GraphRef, spec: StepSpec, buffers: Buffers) -> None:
         self.name = f"onnxruntime {onnxruntime.__version__}"
-        if len(buffers.groups) > _MAX_GROUPS:
-            raise EngineError(
-                "the model has too many independent gates for this engine",
-                found=f"{len(buffers.groups)} groups of states",
-                expected=f"at most {_MAX_GROUPS}",
-            )
-        graph = bundle.manifest.graphs[0]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -46,46 +43,77 @@ class OrtEngine:
                 remedy="export again, or use a newer onnxruntime (this one is "
                 f"{onnxruntime.__version__})",
             ) from problem
-        _check_signature(self._session, bundle.manifest)
-        self._bindings = [self._bind(buffers, m) for m in range(1 << len(buffers.groups))]
+        _check_signature(self._session, spec)
         self._buffers = buffers  # OrtValues alias this memory without owning it
+        self._premade = len(buffers.groups) <= _MAX_PREMADE
+        parities = range(1 << len(buffers.groups)) if self._premade else (0,)
+        self._bindings = [self._bind(buffers, parity) for parity in parities]
+        self._bound_parity = 0
+        self._banks = {} if self._premade else _by_group(buffers)
 
     def _bind(self, buffers: Buffers, parity: int) -> Any:
         binding = self._session.io_binding()
 
-        def value(array: Array) -> Any:
-            return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
         for slot in (*buffers.inputs, *buffers.constants):
-            binding.bind_ortvalue_input(slot.name, value(slot.array))
+            binding.bind_ortvalue_input(slot.name, _value(slot.array))
         for slot in (*buffers.outputs, *buffers.gates):
-            binding.bind_ortvalue_output(slot.name, value(slot.array))
+            binding.bind_ortvalue_output(slot.name, _value(slot.array))
         for state in buffers.states:
             live = bool(parity & buffers.bit_of(state))
-            binding.bind_ortvalue_input(state.spec.name, value(state.banks[live].array))
-            binding.bind_ortvalue_output(state.spec.next_name, value(state.banks[not live].array))
+            binding.bind_ortvalue_input(state.spec.name, _value(state.banks[live].array))
+            binding.bind_ortvalue_output(state.spec.next_name, _value(state.banks[not live].array))
         return binding
 
     def run(self, parity: int) -> None:
         """Compute one step; see `Engine.run`."""
+        if self._premade:
+            binding = self._bindings[parity]
+        else:
+            binding = self._bindings[0]
+            self._exchange(binding, parity)
         try:
             # No RunOptions: passing them makes ONNX Runtime 1.32 raise and catch a C++ exception
             # in every call.
-            self._session.run_with_iobinding(self._bindings[parity])
+            self._session.run_with_iobinding(binding)
         except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
             raise EngineError(
                 "ONNX Runtime failed in a step; the state is that of the step before",
                 found=str(problem).splitlines()[0],
             ) from problem
 
+    def _exchange(self, binding: Any, parity: int) -> None:
+        """Bind the banks anew of every group whose parity is not the bound one."""
+        changed = parity ^ self._bound_parity
+        for bit, states in self._banks.items():
+            if changed & bit:
+                live = bool(parity & bit)
+                for spec, values in states:
+                    binding.bind_ortvalue_input(spec.name, values[live])
+                    binding.bind_ortvalue_output(spec.next_name, values[not live])
+        self._bound_parity = parity
+
     def close(self) -> None:
         """Free the session and its bindings."""
-        self._bindings = []
+        self._bindings, self._banks = [], {}
         self._session = None
 
 
-def _check_signature(session: Any, manifest: Manifest) -> None:
-    step = manifest.step
+def _value(array: Array) -> Any:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _by_group(buffers: Buffers) -> dict[int, list[tuple[StateSpec, tuple[Any, Any]]]]:
+    """Both banks of every state, ready to be bound, by the bit of its group."""
+    return {
+        group.bit: [
+            (state.spec, (_value(state.banks[0].array), _value(state.banks[1].array)))
+            for state in group.states
+        ]
+        for group in buffers.groups
+    }
+
+
+def _check_signature(session: Any, step: StepSpec) -> None:
     for side, promised, actual in (
         ("input", step.graph_inputs(), session.get_inputs()),
         ("output", step.graph_outputs(), session.get_outputs()),

@@ -1,11 +1,33 @@
-"""What a bundle needs, held against its budget before anything is allocated."""
+"""Opening a bundle: whom it serves, and what it needs, before anything is allocated."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from stategate.contract import Budget, Bundle
-from stategate.contract.errors import MemoryBudgetError
+from stategate.contract.errors import MemoryBudgetError, PoolBundleError
 from stategate.runtime.buffers import Buffers, initial_bytes
 from stategate.runtime.process import rss_bytes
+
+
+def open_single(path: str | Path) -> Bundle:
+    """Open a bundle that serves one session.
+
+    Raises:
+        PoolBundleError: It serves several.
+        BundleError: A file is missing, altered, or outside the folder.
+        ManifestError: The manifest is malformed or of another schema version.
+    """
+    bundle = Bundle.open(path)
+    if bundle.manifest.sessions != 1:
+        raise PoolBundleError(
+            "this is a pool bundle, which a single session cannot step",
+            found=f"{bundle.manifest.sessions} sessions in each step of {path}",
+            expected="a bundle for one session",
+            remedy="open it with stategate.runtime.Pool.open(path), or export the model again "
+            "without --sessions",
+        )
+    return bundle
 
 
 def planned_bytes(bundle: Bundle) -> int:
@@ -17,7 +39,7 @@ def planned_bytes(bundle: Bundle) -> int:
     step = bundle.manifest.step
     # Inputs and outputs of the graph hold each state once: that is both banks.
     tensors = (*step.graph_inputs().values(), *step.graph_outputs().values())
-    graph = bundle.path / bundle.manifest.graphs[0].file.path
+    graph = bundle.path / bundle.manifest.step_graph.file.path
     bound = sum(tensor.nbytes for tensor in tensors)
     return bound + step.state_bytes + graph.stat().st_size
 

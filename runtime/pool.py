@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,11 +21,11 @@ from stategate.contract.errors import (
     PoolFault,
     PoolFullError,
     RowError,
-    SessionClosedError,
     SnapshotError,
     SpecError,
 )
 from stategate.runtime.buffers import Array, Buffers
+from stategate.runtime.closing import Closing
 from stategate.runtime.engine import Engine, open_engine
 from stategate.runtime.feeds import RowFeeds
 from stategate.runtime.keeper import Restored
@@ -40,7 +40,7 @@ from stategate.runtime.store import SnapshotStore
 _FIRST_BANKS = 0
 
 
-class Pool:
+class Pool(Closing):
     """Steps a bundle that was exported with ``--sessions``: one row, one session.
 
     Nothing that one session does changes a bit of another. Not thread-safe. Make one with
@@ -50,7 +50,7 @@ class Pool:
     def __init__(self, bundle: Bundle, buffers: Buffers, engine: Engine) -> None:
         capacity = bundle.manifest.sessions
         self._bundle = bundle
-        self._engine: Engine | None = engine
+        super().__init__(engine)
         self._memory = RowMemory(buffers, capacity)
         self._counters = self._memory.counters
         self._joined = np.zeros(capacity, dtype=bool)
@@ -87,7 +87,11 @@ class Pool:
         check_memory(bundle, bundle.manifest.budget)
         _check_budget(bundle.manifest.budget)
         buffers = allocate(bundle)
-        return cls(bundle, buffers, open_engine(bundle, buffers))
+        return cls(
+            bundle,
+            buffers,
+            open_engine(bundle, buffers),
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -342,30 +346,6 @@ class Pool:
                 remedy="use the row that join() gave",
             )
         return int(row)
-
-    def _open_engine(self) -> Engine:
-        if self._engine is None:
-            raise SessionClosedError(
-                "the pool is closed", remedy="open another one: Pool.open(path)"
-            )
-        return self._engine
-
-    def close(self) -> None:
-        """Free the engine; a second call does nothing. Ledgers and states can still be read."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _check_budget(budget: Budget) -> None:

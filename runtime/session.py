@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -18,9 +18,7 @@ import numpy as np
 from stategate.contract import Budget, Bundle, Manifest
 from stategate.contract.errors import (
     EngineError,
-    PoolBundleError,
     RuntimeFault,
-    SessionClosedError,
     SnapshotError,
     SpecError,
     StateFault,
@@ -28,6 +26,7 @@ from stategate.contract.errors import (
 )
 from stategate.runtime.buffers import Array, Buffers, is_finite
 from stategate.runtime.clock import Clock, MonotonicClock
+from stategate.runtime.closing import Closing
 from stategate.runtime.deadline import Loop, StepDeadline
 from stategate.runtime.engine import Engine, open_engine
 from stategate.runtime.feeds import Feeds
@@ -35,12 +34,13 @@ from stategate.runtime.governor import Governor
 from stategate.runtime.keeper import Keeper, Restored, SnapshotPolicy
 from stategate.runtime.ledger import Counters, Ledger
 from stategate.runtime.memory import Memory
-from stategate.runtime.plan import allocate, check_memory
+from stategate.runtime.plan import allocate, check_memory, open_single
+from stategate.runtime.prefill import Prefill
 
 FaultPolicy = Literal["raise", "hold", "reset"]
 
 
-class Session:
+class Session(Closing):
     """Steps a bundle and counts what its memory does.
 
     Not thread-safe: one session is one stream. Make one with `Session.open`.
@@ -58,7 +58,7 @@ class Session:
     ) -> None:
         self._bundle = bundle
         self._buffers = buffers
-        self._engine: Engine | None = engine
+        super().__init__(engine)
         self._engine_name = engine.name
         self._counters = Counters(buffers.groups)
         self._budget = budget
@@ -93,6 +93,16 @@ class Session:
             else None
         )
         self._feeds = Feeds(buffers.inputs)
+        self._prefill = Prefill(
+            bundle,
+            buffers,
+            self._memory,
+            self._counters,
+            budget,
+            self._keeper,
+            self.step,
+            by_step=keeps or self._governor is not None or self._deadline is not None,
+        )
         self._outputs = MappingProxyType({s.name: s.array for s in buffers.outputs})
         self._gates = MappingProxyType({s.name: s.array for s in buffers.gates})
 
@@ -130,15 +140,7 @@ class Session:
         """
         if on_fault not in ("raise", "hold", "reset"):
             raise SpecError("unknown fault policy", found=on_fault, expected="raise, hold or reset")
-        bundle = Bundle.open(path)
-        if bundle.manifest.sessions != 1:
-            raise PoolBundleError(
-                "this is a pool bundle, which a single session cannot step",
-                found=f"{bundle.manifest.sessions} sessions in each step of {path}",
-                expected="a bundle for one session",
-                remedy="open it with stategate.runtime.Pool.open(path), or export the model again "
-                "without --sessions",
-            )
+        bundle = open_single(path)
         limits = bundle.manifest.budget.tightened(budget or Budget())
         check_memory(bundle, limits)
         buffers = allocate(bundle)
@@ -240,9 +242,7 @@ class Session:
                 committed.
             SessionClosedError: The session was closed.
         """
-        engine = self._engine
-        if engine is None:
-            raise _closed()
+        engine = self._engine or self._open_engine()  # no call where it is open
         deadline = self._deadline
         start_ns = deadline.start() if deadline is not None else 0
         self._feeds.take(inputs)
@@ -269,6 +269,29 @@ class Session:
         if deadline is not None:
             deadline.check(start_ns)
         return self._outputs
+
+    def prefill(self, /, **inputs: Array) -> dict[str, Array]:
+        """Many steps at once, for a prompt or a recorded history.
+
+        Memory and ledger end as they would after one `step` for each of them. Where the bundle has
+        a chunk graph it is used, in a session without write budget, deadline and fault policy;
+        anywhere else the steps are taken one by one.
+
+        Args:
+            **inputs: One array ``(steps, *shape)`` for each input of the manifest.
+
+        Returns:
+            Outputs of all steps by name, ``(steps, *shape)``; arrays of the caller's own.
+
+        Raises:
+            StepInputError: As in `step`; nothing has been stepped.
+            EngineError: A chunk failed; the memory is that before it.
+            StateFault: The same, because a gate or a next state is not finite.
+            MemoryBudgetError: The chunk graph does not fit; nothing has been stepped.
+            SessionClosedError: The session was closed.
+        """
+        self._open_engine()
+        return self._prefill.take(inputs)
 
     def _save_by_itself(self, keeper: Keeper) -> None:
         try:
@@ -362,37 +385,14 @@ class Session:
             )
         return self._keeper
 
-    def _open_engine(self) -> Engine:
-        if self._engine is None:
-            raise _closed()
-        return self._engine
-
     def close(self) -> None:
-        """Free the engine; a second call does nothing. The ledger can still be read."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        """Free engines and snapshot folder; a second call does nothing. The ledger can be read."""
+        super().close()
+        self._prefill.close()
         if self._keeper is not None:
             self._keeper.close()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _always() -> bool:
     """The answer of a session without a write budget."""
     return True
-
-
-def _closed() -> SessionClosedError:
-    return SessionClosedError(
-        "the session is closed", remedy="open another one: Session.open(path)"
-    )

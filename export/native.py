@@ -1,0 +1,58 @@
+"""Native operators or primitive ones: which are faster on this machine, by measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime
+
+from stategate.contract import StepSpec
+
+WARM_UP = 50
+ROUNDS = 400
+
+
+def medians_us(graphs: Mapping[str, bytes], spec: StepSpec) -> dict[str, float]:
+    """Median time of a step of each graph in ONNX Runtime, one thread, turn by turn.
+
+    Args:
+        graphs: Serialised graphs of one signature, by what they are called.
+        spec: That signature.
+
+    Returns:
+        Microseconds by name. Taking turns, they share whatever else this machine does.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    rng = np.random.default_rng(0)
+    feeds = {
+        name: rng.standard_normal(t.shape).astype(t.dtype)
+        if name in _floats(spec)
+        else np.zeros(t.shape, t.dtype)
+        for name, t in spec.graph_inputs().items()
+    }
+    feeds |= {c.name: np.full(c.shape, c.value, c.dtype) for c in spec.fixed_inputs}
+    bindings = {}
+    for name, graph in graphs.items():
+        session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+        binding = session.io_binding()
+        for tensor, value in feeds.items():
+            binding.bind_cpu_input(tensor, value)
+        for output in session.get_outputs():
+            binding.bind_output(output.name)
+        bindings[name] = (session, binding)
+    times: dict[str, list[int]] = {name: [] for name in graphs}
+    for turn in range(WARM_UP + ROUNDS):
+        for name, (session, binding) in bindings.items():
+            start = time.perf_counter_ns()
+            session.run_with_iobinding(binding)
+            if turn >= WARM_UP:
+                times[name].append(time.perf_counter_ns() - start)
+    return {name: float(np.median(spans)) / 1000.0 for name, spans in times.items()}
+
+
+def _floats(spec: StepSpec) -> set[str]:
+    return {t.name for t in spec.inputs if t.dtype == "float32"}

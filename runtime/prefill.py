@@ -1,0 +1,164 @@
+"""Recorded history taken in by the chunk: several steps in one call of a graph made for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from stategate.contract import VALID, Budget, Bundle, GraphRef, chunked
+from stategate.contract.errors import MemoryBudgetError, RuntimeFault
+from stategate.runtime.buffers import Array, Buffers, Slot
+from stategate.runtime.engine import open_engine
+from stategate.runtime.feeds import Feeds
+from stategate.runtime.keeper import Keeper
+from stategate.runtime.ledger import Counters
+from stategate.runtime.memory import Memory
+from stategate.runtime.process import rss_bytes
+
+
+class Chunks:
+    """Runs a bundle's chunk graph on the memory of a session.
+
+    Attributes:
+        steps: Steps of a whole chunk.
+    """
+
+    def __init__(
+        self, bundle: Bundle, graph: GraphRef, buffers: Buffers, memory: Memory, budget: Budget
+    ) -> None:
+        """Load the graph, beside that of the step.
+
+        Raises:
+            MemoryBudgetError: The process would pass the budget's ``peak_resident_bytes``.
+            EngineError: The graph cannot be loaded.
+        """
+        self.steps = graph.steps
+        spec = chunked(bundle.manifest.step, graph.steps)
+        needed = rss_bytes() + (bundle.path / graph.file.path).stat().st_size
+        limit = budget.peak_resident_bytes
+        if limit is not None and needed > limit:
+            raise MemoryBudgetError(
+                "the chunk graph does not fit the budget of peak_resident_bytes",
+                found=f"{needed} bytes planned",
+                expected=f"at most {limit} bytes",
+                remedy="take the history step by step, with step()",
+            )
+
+        def slots(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[Slot, ...]:
+            return tuple(Slot.allocate(name, *form) for name, form in tensors.items())
+
+        own = replace(
+            buffers,
+            inputs=slots({t.name: (t.shape, t.dtype) for t in spec.inputs}),
+            outputs=slots({t.name: (t.shape, t.dtype) for t in spec.outputs}),
+            gates=slots({g.name: (g.shape, "float32") for g in spec.gates}),
+        )
+        self._inputs = {slot.name: slot.array for slot in own.inputs}
+        self._outputs = {slot.name: slot.array for slot in own.outputs}
+        self._gates = {slot.name: slot for slot in own.gates}
+        self._memory = memory
+        self._engine = open_engine(bundle, own, graph)
+
+    def take(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Array:
+        """Up to `steps` steps at once.
+
+        Args:
+            inputs: By name ``(steps, 1, ...)``, checked.
+            outputs: Where the answers go, by name ``(steps, 1, ...)``.
+
+        Returns:
+            ``(steps,)`` bool: which of the steps wrote.
+
+        Raises:
+            StateFault: A gate or a next state is not finite; the memory is that before the chunk.
+            EngineError: The engine failed; the same.
+        """
+        count = len(next(iter(inputs.values())))
+        for name, array in inputs.items():
+            self._inputs[name][0, :count] = array[:, 0]
+            self._inputs[name][0, count:] = 0
+        self._inputs[VALID][0] = np.arange(self.steps) < count
+        self._engine.run(self._memory.parity)
+        wrote = self._memory.commit_chunk(self._gates, count)
+        for name, array in outputs.items():
+            array[:, 0] = self._outputs[name][0, :count]
+        return wrote
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.close()
+
+
+class Prefill:
+    """Takes many steps, by the chunk where that comes to the same as step by step."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        buffers: Buffers,
+        memory: Memory,
+        counters: Counters,
+        budget: Budget,
+        keeper: Keeper | None,
+        step: Callable[..., Mapping[str, Array]],
+        by_step: bool,
+    ) -> None:
+        """Load nothing yet: the chunk graph is loaded by the first history.
+
+        Args:
+            bundle: What the session steps.
+            buffers: Those of its steps.
+            memory: Its memory.
+            counters: Its counters.
+            budget: Its limits.
+            keeper: Of its snapshots.
+            step: The session's own step.
+            by_step: Whether the session has a policy that must see every single step.
+        """
+        self._bundle, self._buffers, self._memory = bundle, buffers, memory
+        self._counters, self._budget, self._keeper = counters, budget, keeper
+        self._step, self._by_step = step, by_step
+        self._chunks: Chunks | None = None
+
+    def take(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """All steps of a history; see `stategate.runtime.Session.prefill`."""
+        steps = Feeds(self._buffers.inputs).check_history(inputs)
+        answers = {
+            slot.name: np.empty((steps, *slot.array.shape), slot.array.dtype)
+            for slot in self._buffers.outputs
+        }
+        graph = None if self._by_step else self._bundle.manifest.chunk_graph
+        if graph is None:
+            for t in range(steps):
+                given = self._step(**{name: array[t, ...] for name, array in inputs.items()})
+                for name, answer in answers.items():
+                    answer[t] = given[name]
+            return answers
+        if self._chunks is None:
+            self._chunks = Chunks(self._bundle, graph, self._buffers, self._memory, self._budget)
+        due = False
+        for start in range(0, steps, graph.steps):
+            part = slice(start, start + graph.steps)
+            try:
+                wrote = self._chunks.take(
+                    {name: array[part] for name, array in inputs.items()},
+                    {name: answer[part] for name, answer in answers.items()},
+                )
+            except RuntimeFault:
+                self._counters.faults += 1
+                raise
+            if self._keeper is not None:
+                for one in wrote:
+                    changed = bool(one) or self._memory.changes_without_gate
+                    due = self._keeper.note(bool(one), changed) or due
+        if due and self._keeper is not None:
+            self._keeper.save()
+        return answers
+
+    def close(self) -> None:
+        """Free the chunk graph's engine."""
+        if self._chunks is not None:
+            self._chunks.close()
+            self._chunks = None
