@@ -82,9 +82,15 @@ def tiny_with_start() -> TinyWithStart:
 Sealer = Callable[..., Bundle]
 
 
-def _seal(out: Path, model: nn.Module, steps: int = 40, sessions: int = 1) -> Bundle:
+def _seal(
+    out: Path,
+    model: nn.Module,
+    steps: int = 40,
+    sessions: int = 1,
+    operators: str = "portable",
+) -> Bundle:
     loaded = LoadedModel(type(model).__name__, "custom", "tests", model, model, None)
-    candidate = candidate_from(loaded, sessions)
+    candidate = candidate_from(loaded, sessions, operators)
     reference = reference_for(model, candidate)
     return seal(out, candidate, reference, random_episode(candidate.spec, steps))
 

@@ -83,3 +83,39 @@ def test_bytes_follow_the_granularity_of_the_gate(
     assert (ledger.writes, ledger.quiet_steps) == (3, 1)
     assert ledger.gate_openings == {"g": openings}
     assert ledger.memory_bytes_written == nbytes
+
+
+class ManyGates(nn.Module):
+    """Eight memories, each with a gate of its own."""
+
+    def step_spec(self) -> StepSpec:
+        names = [str(i) for i in range(8)]
+        return StepSpec(
+            (TensorSpec("x", (1, 8)),),
+            (TensorSpec("y", (1, 8)),),
+            tuple(StateSpec(f"s{n}", (1, 1), gate=f"g{n}") for n in names),
+            tuple(GateSpec(f"g{n}", "hard", (1, 1), 0.0) for n in names),
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        x = inputs["x"]
+        parts = [x[:, i : i + 1] for i in range(8)]
+        s = {
+            f"s{i}": torch.where(part > 0, states[f"s{i}"] + part, states[f"s{i}"])
+            for i, part in enumerate(parts)
+        }
+        y = torch.cat(list(s.values()), -1) * 1.0
+        return StepResult({"y": y}, s, {f"g{i}": part * 1.0 for i, part in enumerate(parts)})
+
+
+def test_more_gates_than_bindings_can_be_made_for_step_all_the_same(
+    seal_model: Callable, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).standard_normal((200, 1, 8)).astype(np.float32)
+    with Session.open(seal_model(tmp_path / "b", ManyGates()).path) as session:
+        for row in x:
+            session.step(x=row)
+        got = [session.state(f"s{i}")[0, 0] for i in range(8)]
+        ledger = session.ledger
+    np.testing.assert_allclose(got, np.where(x > 0, x, 0).sum((0, 1)), rtol=1e-4)
+    assert list(ledger.gate_openings.values()) == (x > 0).sum((0, 1)).tolist()

@@ -1,0 +1,215 @@
+"""A history taken in by the chunk ends where as many steps end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from stategate.contract import (
+    VALID,
+    Budget,
+    Bundle,
+    GateSpec,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+    chunked,
+    write_bundle,
+)
+from stategate.contract.errors import (
+    DtypeError,
+    MemoryBudgetError,
+    NonFiniteInputError,
+    ParityError,
+    SessionClosedError,
+    ShapeError,
+    SpecError,
+    StateFault,
+    UnknownInputError,
+)
+from stategate.models.step import StepResult
+from stategate.runtime import Session
+
+CHUNK = 4
+
+
+class Sums(nn.Module):
+    """Sums of what is above a threshold, a counter of all steps, and two heads of gates."""
+
+    chunk_steps = CHUNK
+
+    def step_spec(self) -> StepSpec:
+        return StepSpec(
+            (TensorSpec("x", (1, 2)),),
+            (TensorSpec("y", (1, 2)),),
+            (StateSpec("s", (1, 2), gate="g"), StateSpec("n", (1, 1))),
+            (GateSpec("g", "hard", (1, 2), 0.0, "threshold", "head"),),
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        x = inputs["x"]
+        s = states["s"] + torch.where(x > inputs["threshold"], x, 0.0)
+        return StepResult({"y": s + 1.0}, {"s": s, "n": states["n"] + 1.0}, {"g": x * 1.0})
+
+    def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
+        x = inputs["x"]
+        meant = (x > inputs["threshold"]) & valid.unsqueeze(-1)
+        running = states["s"].unsqueeze(1) + torch.cumsum(torch.where(meant, x, 0.0), 1)
+        return StepResult(
+            {"y": running + 1.0},
+            {"s": running[:, -1], "n": states["n"] + valid.sum(1, keepdim=True)},
+            {"g": x * 1.0},
+        )
+
+
+class WrongSums(Sums):
+    def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
+        right = super().chunk(inputs, states, valid)
+        return right._replace(outputs={"y": right.outputs["y"] * 1.01})
+
+
+@pytest.fixture(scope="module")
+def sums(seal_model: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return seal_model(tmp_path_factory.mktemp("sums") / "bundle", Sums()).path
+
+
+@pytest.fixture(scope="module")
+def by_step_only(sums: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle without its chunk graph."""
+    bundle = Bundle.open(sums)
+    manifest = msgspec.structs.replace(bundle.manifest, graphs=(bundle.manifest.step_graph,))
+    files = {f.path: bundle.read(f) for f in manifest.all_files}
+    return write_bundle(tmp_path_factory.mktemp("plain") / "bundle", manifest, files).path
+
+
+def history(steps: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((steps, 1, 2)).astype(np.float32)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(lengths=st.lists(st.integers(0, 11), max_size=4), seed=st.integers(0, 9))
+def test_answers_memory_and_ledger_are_those_of_the_steps(
+    sums: Path, by_step_only: Path, lengths: list[int], seed: int
+) -> None:
+    with Session.open(sums) as chunks, Session.open(by_step_only) as steps:
+        for i, length in enumerate(lengths):
+            x = history(length, 10 * seed + i)
+            ours, theirs = chunks.prefill(x=x), steps.prefill(x=x)
+            assert ours["y"].shape == (length, 1, 2)
+            np.testing.assert_allclose(ours["y"], theirs["y"], atol=1e-5)
+            one = history(1, 777)[0]
+            np.testing.assert_allclose(chunks.step(x=one)["y"], steps.step(x=one)["y"], atol=1e-5)
+        assert chunks.ledger == steps.ledger
+        for name in ("s", "n"):
+            np.testing.assert_allclose(chunks.state(name), steps.state(name), atol=1e-5)
+
+
+def test_a_session_with_a_write_budget_takes_every_step_by_itself(sums: Path) -> None:
+    budget = Budget(writes_per_1000_steps=10, on_writes="hold")
+    with Session.open(sums, budget=budget) as session:
+        session.prefill(x=np.abs(history(40)))
+        assert 0 < session.ledger.suppressed_writes < 40
+        assert session.ledger.steps == 40
+
+
+@pytest.mark.parametrize(
+    ("x", "error"),
+    [
+        (history(5)[:, 0], ShapeError),
+        (history(5).astype(np.float64), DtypeError),
+        (np.full((9, 1, 2), np.nan, np.float32), NonFiniteInputError),
+    ],
+)
+def test_a_history_that_does_not_fit_steps_nothing(
+    sums: Path, x: np.ndarray, error: type[Exception]
+) -> None:
+    with Session.open(sums) as session:
+        with pytest.raises(error, match="'x'"):
+            session.prefill(x=x)
+        with pytest.raises(UnknownInputError, match="other"):
+            session.prefill(x=history(5), other=history(5))
+        assert session.ledger.steps == 0
+
+
+def test_a_fault_in_a_chunk_leaves_the_memory_before_it(sums: Path) -> None:
+    with Session.open(sums) as session:
+        session.prefill(x=history(CHUNK))
+        before = session.state("s")
+        with pytest.raises(StateFault, match="next state 's_next'|next state 's'"):
+            session.prefill(x=np.full((2 * CHUNK, 1, 2), 3e38, np.float32))
+        assert np.array_equal(session.state("s"), before)
+        ledger = session.ledger
+        assert (ledger.faults, ledger.steps, ledger.suppressed_writes) == (1, CHUNK + 1, 1)
+
+
+def test_a_prefill_of_a_closed_session_is_refused(sums: Path) -> None:
+    session = Session.open(sums)
+    session.prefill(x=history(3))
+    session.close()
+    with pytest.raises(SessionClosedError):
+        session.prefill(x=history(3))
+
+
+def test_a_chunk_graph_beyond_the_memory_budget_is_not_loaded(
+    sums: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session.open(sums, budget=Budget(peak_resident_bytes=1 << 40)) as session:
+        monkeypatch.setattr("stategate.runtime.prefill.rss_bytes", lambda: 1 << 41)
+        with pytest.raises(MemoryBudgetError, match="chunk graph"):
+            session.prefill(x=history(9))
+        assert session.ledger.steps == 0
+
+
+def test_a_prefilled_memory_is_saved_and_restored(sums: Path, tmp_path: Path) -> None:
+    with Session.open(sums, snapshots=tmp_path / "s") as session:
+        session.prefill(x=history(9))
+        session.save()
+        kept = session.state("s")
+    with Session.open(sums, snapshots=tmp_path / "s") as session:
+        assert session.restore() is not None
+        assert np.array_equal(session.state("s"), kept)
+        assert session.ledger.steps == 9
+
+
+def test_a_chunk_that_is_not_its_steps_never_becomes_a_bundle(
+    seal_model: Callable, tmp_path: Path
+) -> None:
+    with pytest.raises(ParityError, match="chunk graph parts"):
+        seal_model(tmp_path / "b", WrongSums())
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_signature_of_a_chunk_has_a_time_axis_and_what_is_valid() -> None:
+    spec = chunked(Sums().step_spec(), CHUNK)
+    assert [(t.name, t.shape, t.dtype) for t in spec.inputs] == [
+        ("x", (1, CHUNK, 2), "float32"),
+        (VALID, (1, CHUNK), "bool"),
+    ]
+    assert spec.outputs[0].shape == spec.gates[0].shape == (1, CHUNK, 2)
+    assert spec.states == Sums().step_spec().states
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "steps", "match"),
+    [
+        ("x", (1, 2), 1, "several steps"),
+        ("x", (2, 1), 4, "leading axis"),
+        (VALID, (1, 2), 4, "'valid'"),
+    ],
+)
+def test_a_signature_that_cannot_have_a_chunk_is_refused(
+    name: str, shape: tuple[int, ...], steps: int, match: str
+) -> None:
+    spec = StepSpec(
+        (TensorSpec(name, shape),), (TensorSpec("y", (1, 1)),), (StateSpec("s", (1, 1)),)
+    )
+    with pytest.raises(SpecError, match=match):
+        chunked(spec, steps)
