@@ -217,7 +217,7 @@ def _filled(spec: TensorSpec | StateSpec, text: str, option: str) -> ConstantSpe
         raise GraphError(
             f"input {spec.name!r} cannot have this value",
             found=f"{option} {spec.name}={text}",
-            expected=f"a {spec.dtype}",
+            expected=f"one finite {spec.dtype}",
         ) from problem
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import yaml
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from stategate.contract import ModelRef, sha256
@@ -176,7 +175,7 @@ def _document(path: Path) -> _Document:
         if len(raw) > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES} bytes")
         return msgspec.convert(yaml.safe_load(raw), _Document)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as problem:
+    except Exception as problem:  # PyYAML lets KeyError, AttributeError and more through
         raise LeappError(
             f"{path} is not the YAML of a LEAPP export",
             found=" ".join(str(problem).split()) or type(problem).__name__,
@@ -239,7 +238,7 @@ def _initial(path: Path, node: str, pipeline: _Pipeline) -> dict[str, np.ndarray
     file, raw = _beside(path, pipeline.initial_values)
     try:
         arrays: dict[str, np.ndarray] = load_safetensors(raw)
-    except (SafetensorError, ValueError, KeyError, TypeError) as problem:
+    except Exception as problem:  # safetensors and NumPy raise unrelated types
         raise LeappError(
             f"{file.name} holds no initial values", found=problem, expected="a safetensors file"
         ) from problem

@@ -285,6 +285,8 @@ def test_a_yaml_that_lies_is_refused_in_words(
         b"[" * 20000,
         b"? {a: 1}\n: 2",
         b"x: 2024-13-45",
+        b"!!timestamp later",
+        b"!!bool maybe",
     ],
 )
 def test_a_file_that_is_no_yaml_of_leapp_is_refused(tmp_path: Path, raw: bytes) -> None:
