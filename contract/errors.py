@@ -36,6 +36,7 @@ StategateError
 │   │   └── UndeclaredStateError a buffer or attribute changes behind the contract's back
 │   ├── GraphError           the ONNX graph breaks a rule (branches, dynamic shapes, names)
 │   ├── StatePairingError    an adopted graph's states are ambiguous or mismatched
+│   ├── LeappError           a LEAPP export is malformed, or no single ONNX step with state
 │   └── ParityError          the bundle does not behave like the model
 ├── CalibrationError         no threshold meets the request, or the episodes do not fit
 ├── EpisodeError             a recorded episode does not fit the model
@@ -253,6 +254,10 @@ class GraphError(ExportError):
 
 class StatePairingError(ExportError):
     """The states of an adopted graph are ambiguous or mismatched."""
+
+
+class LeappError(ExportError):
+    """A LEAPP export is malformed, or is not one ONNX step that feeds something back."""
 
 
 class ParityError(ExportError):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,10 @@ import onnxruntime
 
 from stategate.contract import ConstantSpec, ModelRef, StateSpec, StepSpec, TensorSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
-from stategate.contract.errors import GraphError, StatePairingError
+from stategate.contract.errors import GraphError
 from stategate.export.graph import check_graph
 from stategate.export.pack import Candidate
-
-_DIRECTIONS = re.compile(r"(past|present|prev|next|new|input|output|out|in|_?n$|[^a-z0-9])")
-_ALIKE = 0.6
+from stategate.export.pairing import check_pairs, find_pairs, lookalikes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +27,15 @@ class Request:
         shapes: Whole shapes of inputs, for axes without a name.
         constants: Inputs that shall be fixed for ever, as text.
         states: Output name by state input name; empty to look for pairs.
+        initial: What states start with, by input name: an array of the state's shape and dtype,
+            or one number as text for all its elements. Zeros for those not named.
     """
 
     dims: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
     constants: Mapping[str, str]
     states: Mapping[str, str]
+    initial: Mapping[str, np.ndarray | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +45,13 @@ class Adopted:
     Attributes:
         candidate: For `stategate.export.pack.seal`.
         pairs: State input to state output.
-        found: Whether the pairs were found rather than declared.
+        found: How the pairs were found; empty where they were declared.
         lookalikes: Undeclared inputs that look like states beside declared ones.
     """
 
     candidate: Candidate
     pairs: dict[str, str]
-    found: bool
+    found: str
     lookalikes: dict[str, str]
 
 
@@ -64,16 +63,17 @@ def adopt(path: Path, request: Request) -> Adopted:
         request: Declared axes, constants and states.
 
     Raises:
-        GraphError: The file is no valid ONNX, or an axis is still open.
+        GraphError: The file is no valid ONNX, an axis is still open, or a constant or an initial
+            value does not fit.
         StatePairingError: Declared pairs do not fit, or none can be found without doubt.
     """
     graph, model = _load(path)
     specs = _pinned_inputs(model, request)
-    constants = [_constant(specs, name, text) for name, text in request.constants.items()]
+    constants = [_filled(specs[n], text, "--const") for n, text in request.constants.items()]
     inputs = {name: spec for name, spec in specs.items() if name not in request.constants}
     outputs = _probe(graph, inputs, constants)
-    pairs = dict(request.states) or find_pairs(inputs, outputs)
-    _check_pairs(pairs, inputs, outputs)
+    pairs, found = (dict(request.states), "") if request.states else find_pairs(inputs, outputs)
+    check_pairs(pairs, inputs, outputs)
     spec = StepSpec(
         inputs=tuple(t for t in inputs.values() if t.name not in pairs),
         outputs=tuple(t for t in outputs.values() if t.name not in pairs.values()),
@@ -89,20 +89,10 @@ def adopt(path: Path, request: Request) -> Adopted:
         spec=spec,
         graph=graph,
         made_with=("onnx", "onnxruntime"),
+        initial=_initial(spec, request),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
-    return Adopted(candidate, pairs, not request.states, _lookalikes(inputs, outputs, pairs))
-
-
-def _lookalikes(
-    inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec], pairs: Mapping[str, str]
-) -> dict[str, str]:
-    free_inputs = {n: t for n, t in inputs.items() if n not in pairs}
-    free_outputs = {n: t for n, t in outputs.items() if n not in pairs.values()}
-    try:
-        return find_pairs(free_inputs, free_outputs)
-    except StatePairingError:
-        return {}
+    return Adopted(candidate, pairs, found, lookalikes(inputs, outputs, pairs))
 
 
 class OnnxReference:
@@ -113,90 +103,31 @@ class OnnxReference:
         self._session = _unoptimised(candidate.graph)
         self._spec = candidate.spec
         self._fixed = _arrays(candidate.spec.constants)
-        self._states = {s.name: np.zeros(s.shape, s.dtype) for s in candidate.spec.states}
+        zeros = {s.name: np.zeros(s.shape, s.dtype) for s in candidate.spec.states}
+        self._states = zeros | candidate.initial
+        self._promised = candidate.spec.graph_outputs()
 
     def step(
         self, inputs: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Outputs, states after the step, and no gates."""
-        names = [t.name for t in self._spec.outputs] + [s.next_name for s in self._spec.states]
+        """Outputs, states after the step, and no gates.
+
+        Raises:
+            GraphError: An output came in another shape than in the step before.
+        """
         feed = {**inputs, **self._fixed, **self._states}
-        given = dict(zip(names, self._session.run(names, feed), strict=True))
+        arrays = self._session.run(list(self._promised), feed)
+        given = dict(zip(self._promised, arrays, strict=True))
+        for name, promised in self._promised.items():
+            if given[name].shape != promised.shape:
+                raise GraphError(
+                    f"output {name!r} changes its shape from call to call",
+                    found=f"{list(given[name].shape)} after {list(promised.shape)}",
+                    expected="one shape for ever",
+                    remedy="a memory of changing size is no state; pad it to a fixed shape",
+                )
         self._states = {s.name: given.pop(s.next_name) for s in self._spec.states}
         return given, self._states, {}
-
-
-def find_pairs(
-    inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
-) -> dict[str, str]:
-    """State pairs by shape, dtype and likeness of names.
-
-    Raises:
-        StatePairingError: Nothing fits, or something fits twice.
-    """
-    candidates = {
-        i.name: [o.name for o in outputs.values() if (o.shape, o.dtype) == (i.shape, i.dtype)]
-        for i in inputs.values()
-    }
-    pairs: dict[str, str] = {}
-    for name, possible in candidates.items():
-        ranked = sorted(((_likeness(name, o), o) for o in possible), reverse=True)
-        alike = [(score, o) for score, o in ranked if score >= _ALIKE]
-        if not alike:
-            continue
-        if len(alike) > 1 and alike[0][0] == alike[1][0]:
-            raise _undecided(f"input {name!r} fits several outputs equally well", candidates)
-        pairs[name] = alike[0][1]
-    if not pairs or len(set(pairs.values())) < len(pairs):
-        what = "no input looks like a state" if not pairs else "two inputs fit the same output best"
-        raise _undecided(what, candidates)
-    return pairs
-
-
-def _likeness(a: str, b: str) -> float:
-    plain_a, plain_b = (_DIRECTIONS.sub("", name.lower()) or name.lower() for name in (a, b))
-    return difflib.SequenceMatcher(None, plain_a, plain_b).ratio()
-
-
-def _undecided(what: str, candidates: Mapping[str, list[str]]) -> StatePairingError:
-    listed = [
-        f"{name} -> {' or '.join(outputs)}" for name, outputs in candidates.items() if outputs
-    ]
-    return StatePairingError(
-        what,
-        found="; ".join(listed) or "no input and output of equal shape and dtype",
-        expected="one output of equal shape and dtype for each state",
-        remedy="declare the pairs: --state INPUT=OUTPUT, once for each state",
-    )
-
-
-def _check_pairs(
-    pairs: Mapping[str, str], inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
-) -> None:
-    for name, next_name in pairs.items():
-        for side, key, known in (("input", name, inputs), ("output", next_name, outputs)):
-            if key not in known:
-                raise StatePairingError(
-                    f"the graph has no {side} {key!r}",
-                    found=f"--state {name}={next_name}",
-                    expected=", ".join(known),
-                )
-        taken, given = inputs[name], outputs[next_name]
-        if (taken.shape, taken.dtype) != (given.shape, given.dtype):
-            raise StatePairingError(
-                f"state {name!r} cannot be fed from output {next_name!r}",
-                found=f"{taken.dtype} {taken.shape} and {given.dtype} {given.shape}",
-                expected="equal shape and dtype",
-                remedy="a memory that grows or changes is no constant-size state; "
-                "or pin its axes with --dim or --shape",
-            )
-        if list(pairs.values()).count(next_name) > 1:
-            sharing = sorted(n for n, o in pairs.items() if o == next_name)
-            raise StatePairingError(
-                f"two states are paired with one output {next_name!r}",
-                found=", ".join(sharing),
-                expected="an output for each state",
-            )
 
 
 def _load(path: Path) -> tuple[bytes, onnx.ModelProto]:
@@ -269,25 +200,51 @@ def _pinned(value: onnx.ValueInfoProto, request: Request) -> TensorSpec:
     return TensorSpec(value.name, asked, dtype_from_onnx(value.type.tensor_type.elem_type).name)
 
 
-def _constant(specs: Mapping[str, TensorSpec], name: str, text: str) -> ConstantSpec:
-    """An input that the runtime fills once.
+def _filled(spec: TensorSpec | StateSpec, text: str, option: str) -> ConstantSpec:
+    """A tensor with one value everywhere.
 
-    It stays an input: baked into the graph, a constant makes ONNX Runtime 1.32 inline the branches
+    A constant stays an input: baked into the graph, it makes ONNX Runtime 1.32 inline the branches
     that it decides, and that crashes on silero-vad's graph.
     """
-    spec = specs[name]
     try:
         if spec.dtype == "bool":
             value: bool | float = {"true": True, "1": True, "false": False, "0": False}[text]
         else:
             value = float(text) if spec.dtype.startswith("float") else int(text)
-        return ConstantSpec(name, spec.shape, spec.dtype, value)
+        return ConstantSpec(spec.name, spec.shape, spec.dtype, value)
     except (KeyError, ValueError) as problem:
         raise GraphError(
-            f"input {name!r} cannot have this value",
-            found=f"--const {name}={text}",
-            expected=f"a {spec.dtype}",
+            f"input {spec.name!r} cannot have this value",
+            found=f"{option} {spec.name}={text}",
+            expected=f"one finite {spec.dtype}",
         ) from problem
+
+
+def _initial(spec: StepSpec, request: Request) -> dict[str, np.ndarray]:
+    """Initial states, those that are zero left out."""
+    states = {state.name: state for state in spec.states}
+    unknown = sorted(set(request.initial) - set(states))
+    if unknown:
+        raise GraphError(
+            "an initial value is for an input that is no state",
+            found=", ".join(unknown),
+            expected=", ".join(states),
+        )
+    arrays = {}
+    for name, value in request.initial.items():
+        state = states[name]
+        if isinstance(value, str):
+            value = _array(_filled(state, value, "--init"))
+        fits = value.shape == state.shape and value.dtype == state.dtype
+        if not fits or not np.isfinite(value).all():
+            raise GraphError(
+                f"state {name!r} cannot start with this value",
+                found=f"{value.dtype} {list(value.shape)}{', not finite' if fits else ''}",
+                expected=f"finite {state.dtype} {list(state.shape)}",
+            )
+        if value.any():
+            arrays[name] = value
+    return arrays
 
 
 def _unoptimised(graph: bytes) -> onnxruntime.InferenceSession:
@@ -298,8 +255,12 @@ def _unoptimised(graph: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+def _array(constant: ConstantSpec) -> np.ndarray:
+    return np.full(constant.shape, constant.value, constant.dtype)
+
+
 def _arrays(constants: Iterable[ConstantSpec]) -> dict[str, np.ndarray]:
-    return {c.name: np.full(c.shape, c.value, c.dtype) for c in constants}
+    return {constant.name: _array(constant) for constant in constants}
 
 
 def _probe(

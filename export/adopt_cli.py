@@ -1,4 +1,4 @@
-"""``stategate adopt``: an ONNX file that carries its own state becomes a verified bundle."""
+"""``stategate adopt``: an ONNX file or a LEAPP export with state becomes a verified bundle."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import click
+import numpy as np
 
 from stategate.contract import Episode, refuse_to_replace
 from stategate.contract.console import progress
 from stategate.contract.errors import StatePairingError
-from stategate.export.adopt import OnnxReference, Request
+from stategate.export.adopt import Adopted, OnnxReference, Request
 from stategate.export.adopt import adopt as adopt_file
+from stategate.export.leapp import adopt_export
 from stategate.export.pack import random_episode, seal
 from stategate.export.receipt import print_receipt
 from stategate.export.verify import STEPS
@@ -20,7 +22,7 @@ from stategate.targets import detect, load
 
 
 @click.command()
-@click.argument("onnx_file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @click.option("--state", "states", multiple=True, metavar="IN=OUT", help="A state pair; repeat.")
 @click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Pin a named dynamic axis.")
@@ -29,6 +31,13 @@ from stategate.targets import detect, load
 )
 @click.option(
     "--const", "constants", multiple=True, metavar="INPUT=VALUE", help="Fix an input for ever."
+)
+@click.option(
+    "--init",
+    "initial",
+    multiple=True,
+    metavar="STATE=VALUE",
+    help="What a state starts with, a number or a .npy file; zeros if left out.",
 )
 @click.option("--yes", is_flag=True, help="Accept the state pairs that were found.")
 @click.option("--target", help="Device it is for; this machine's if left out.")
@@ -47,28 +56,31 @@ from stategate.targets import detect, load
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
 def adopt(
-    onnx_file: Path,
+    file: Path,
     out: Path,
     states: tuple[str, ...],
     dims: tuple[str, ...],
     shapes: tuple[str, ...],
     constants: tuple[str, ...],
+    initial: tuple[str, ...],
     yes: bool,
     target: str | None,
     episode_path: Path | None,
     steps: int,
     as_json: bool,
 ) -> None:
-    """Make a bundle from ONNX_FILE, whose state is among its inputs and outputs. Needs no torch.
+    """Make a bundle from FILE, whose state is among its inputs and outputs. Needs no torch.
 
-    State pairs that are not declared are looked for by shape, dtype and name, and shown for
-    confirmation.
+    FILE is an ONNX file, or the YAML of a LEAPP export, whose feedback edges name the states. State
+    pairs of an ONNX file that are not declared are looked for by shape, dtype and name, and shown
+    for confirmation.
 
     \b
     Examples:
       stategate adopt policy.onnx --state h=h_out --dim batch=1 --out build/policy
       stategate adopt silero_vad.onnx --shape input=1,576 --shape state=2,1,128 \\
           --const sr=16000 --state state=stateN --out build/silero
+      stategate adopt exported/policy.yaml --out build/policy
     """
     request = Request(
         dims={name: _integer(value, "--dim") for name, value in _pairs(dims, "--dim")},
@@ -78,12 +90,14 @@ def adopt(
         },
         constants=dict(_pairs(constants, "--const")),
         states=dict(_pairs(states, "--state")),
+        initial={name: _start(value) for name, value in _pairs(initial, "--init")},
     )
     profile = load(target) if target else detect()
     refuse_to_replace(out)
-    adopted = adopt_file(onnx_file, request)
+    is_leapp = file.suffix in (".yaml", ".yml")
+    adopted = adopt_export(file, request) if is_leapp else adopt_file(file, request)
     if adopted.found:
-        _confirm(adopted.pairs, yes)
+        _confirm(adopted, yes)
     for name, next_name in adopted.lookalikes.items():
         click.echo(
             f"note: input {name} looks as if it were fed from {next_name}; it is taken for an "
@@ -126,13 +140,26 @@ def _integer(text: str, option: str) -> int:
     return int(text)
 
 
-def _confirm(pairs: dict[str, str], yes: bool) -> None:
-    for name, next_name in pairs.items():
-        click.echo(f"state {name} is fed from {next_name}", err=True)
+def _start(text: str) -> np.ndarray | str:
+    """The array of a ``.npy`` file; anything else is a number's text."""
+    if not text.endswith(".npy"):
+        return text
+    try:
+        array = np.load(text, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as problem:
+        raise click.BadParameter(f"{text}: {problem}", param_hint="--init") from problem
+    return np.asarray(array)
+
+
+def _confirm(adopted: Adopted, yes: bool) -> None:
+    states = {state.name: state for state in adopted.candidate.spec.states}
+    for name, next_name in adopted.pairs.items():
+        shown = f"{states[name].dtype} {list(states[name].shape)}"
+        click.echo(f"state {name} is fed from {next_name} ({shown}, {adopted.found})", err=True)
     if yes or (sys.stdin.isatty() and click.confirm("Is that right?", err=True)):
         return
     raise StatePairingError(
         "the state pairs that were found are not confirmed",
-        found=", ".join(f"{name}={next_name}" for name, next_name in pairs.items()),
+        found=", ".join(f"{name}={next_name}" for name, next_name in adopted.pairs.items()),
         remedy="accept them with --yes, or declare them with --state",
     )

@@ -91,8 +91,16 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
                 f"{receipt.max_state_error:.2g}, {receipt.gate_flips} gate flips",
             )
         )
+    for fact, text in manifest.metadata.items():
+        lines.append(("fact", _printable(f"{fact}: {text}")))
     lines.append(("created", manifest.created))
     return lines
+
+
+def _printable(text: str, longest: int = 200) -> str:
+    """On one line, and nothing that a terminal would obey; what is cut off is in ``--json``."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return plain if len(plain) <= longest else f"{plain[:longest]}... ({len(plain)} characters)"
 
 
 @click.command()
