@@ -236,6 +236,29 @@ def test_channels_closed_in_a_bundle_keep_their_bytes_and_are_counted(
 
 
 @pytest.mark.parametrize("name", HARD)
+@torch.no_grad()
+def test_gates_that_are_nearly_shut_decide_alike_in_the_engine(
+    seal_model, tmp_path, name: str
+) -> None:
+    model = HARD[name](0.0)
+    biases = {
+        "lstm": ("module.bias_ih_l0", slice(0, 16), (-100.0, 100.0)),
+        "gru": ("module.bias_ih_l0", slice(8, 16), (0.0, 100.0)),
+        "mingru": ("to_z.0.bias", slice(0, 8), (-100.0, 0.0)),
+    }
+    bias, part, (low, high) = biases[name]
+    model.get_parameter(bias)[part] = torch.linspace(low, high, part.stop - part.start)
+    bundle = seal_model(tmp_path / "bundle", model, steps=200)  # refuses a flipped gate
+    with Session.open(bundle.path) as session:
+        for row, (result, _) in zip(stream(50), run(model, stream(50)), strict=True):
+            session.step(x=row.numpy())
+            shut = result.gates["write"].numpy()
+            assert shut.min() > 0.0
+            np.testing.assert_allclose(session.gates["write"], shut, rtol=1e-4)
+    assert shut.min() < 1e-12
+
+
+@pytest.mark.parametrize("name", HARD)
 def test_three_sessions_in_one_graph_stand_alone(seal_model, tmp_path, name: str) -> None:
     model = at_median(name)
     bundle = seal_model(tmp_path / "bundle", model, steps=60, sessions=3)
