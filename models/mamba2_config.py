@@ -1,0 +1,144 @@
+"""Sizes of Mamba-2 stacks, and what they remember, before any weight exists."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract.errors import ModelConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2Config:
+    """Everything that changes the numbers of a stack; nothing has a default.
+
+    Attributes:
+        features: Width of the input. A language model's is its vocabulary: the projection of a
+            one-hot row is the embedding of that token.
+        out_features: Width of the output.
+        d_model: Width between the layers.
+        layers: How many.
+        heads: In each layer; ``heads * head_dim`` is the inner width, twice ``d_model`` in the
+            published models.
+        head_dim: Values of a head, P.
+        state_dim: Columns of a head's matrix, N.
+        groups: Groups of neighbouring heads that share B and C, and one norm.
+        conv_width: Steps that the convolution sees, this one included.
+        dt_min: Lower limit of dt, 0 where there is none.
+        dt_max: Upper limit of dt, ``math.inf`` where there is none.
+        norm_eps: Added to the mean square in every norm.
+    """
+
+    features: int
+    out_features: int
+    d_model: int
+    layers: int
+    heads: int
+    head_dim: int
+    state_dim: int
+    groups: int
+    conv_width: int
+    dt_min: float
+    dt_max: float
+    norm_eps: float
+
+    def __post_init__(self) -> None:
+        """Check that a step can be built.
+
+        Raises:
+            ModelConfigError: Naming the field and what to do.
+        """
+        for size in (field.name for field in fields(self) if field.type == "int"):
+            if getattr(self, size) < 1:
+                raise ModelConfigError(
+                    f"Mamba2Config.{size} must be positive",
+                    found=getattr(self, size),
+                    expected="a whole number of at least 1",
+                )
+        if self.heads % self.groups:
+            raise ModelConfigError(
+                "Mamba2Config.groups must divide the heads",
+                found=f"{self.heads} heads in {self.groups} groups",
+                expected="groups of equally many heads",
+                remedy="1 group lets all heads share B and C",
+            )
+        if self.conv_width < 2:
+            raise ModelConfigError(
+                "Mamba2Config.conv_width must be at least 2",
+                found=self.conv_width,
+                expected="one column kept besides the present one",
+                remedy="4 in the published models; zero weights on the past switch it off",
+            )
+        if not 0.0 <= self.dt_min < self.dt_max:
+            raise ModelConfigError(
+                "Mamba2Config.dt_min and dt_max are no range",
+                found=f"{self.dt_min} to {self.dt_max}",
+                expected="0 <= dt_min < dt_max",
+                remedy="0.0 and math.inf for no limits",
+            )
+        if not 0.0 < self.norm_eps < 1.0:
+            raise ModelConfigError(
+                "Mamba2Config.norm_eps must be small and positive",
+                found=self.norm_eps,
+                remedy="1e-5 in the published models",
+            )
+
+    @property
+    def inner(self) -> int:
+        """Width of x, y and z: ``heads * head_dim``."""
+        return self.heads * self.head_dim
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution: x, B and C."""
+        return self.inner + 2 * self.groups * self.state_dim
+
+    @property
+    def kv_bytes_per_step(self) -> int:
+        """Growth of the float32 key-value cache of attention layers of the same width."""
+        return 4 * 2 * self.layers * self.d_model
+
+    def step_spec(self, threshold: float = 0.0) -> StepSpec:
+        """Signature of one step, from the sizes alone: no weight is made.
+
+        Args:
+            threshold: Of dt, at which a head is written.
+        """
+        h = (1, self.heads, self.head_dim, self.state_dim)
+        conv = (1, self.conv_channels, self.conv_width - 1)
+        states = []
+        for layer in range(self.layers):
+            name = f"layers.{layer}"
+            states.append(StateSpec(f"{name}.h", h, gate="write", layout="head, value, state"))
+            states.append(StateSpec(f"{name}.conv", conv, layout="channel, step"))
+        shape = (1, self.layers, self.heads)
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, self.features)),),
+            outputs=(TensorSpec("y", (1, self.out_features)),),
+            states=tuple(states),
+            gates=(GateSpec("write", "hard", shape, threshold, "threshold", granularity="head"),),
+        )
+
+
+def _language_model(
+    d_model: int, layers: int, vocabulary: int, groups: int = 1, state_dim: int = 128
+) -> Mamba2Config:
+    """What the published models have in common: heads of 64 over twice the width, 4 steps."""
+    heads = 2 * d_model // 64
+    sizes = (vocabulary, vocabulary, d_model, layers, heads, 64, state_dim, groups, 4)
+    return Mamba2Config(*sizes, dt_min=0.0, dt_max=math.inf, norm_eps=1e-5)
+
+
+PUBLISHED: dict[str, Mamba2Config] = {
+    # The checkpoints of the paper's authors; vocabulary of 50,277 padded to a multiple of 16.
+    "mamba2-130m": _language_model(768, 24, 50_288),
+    "mamba2-370m": _language_model(1024, 48, 50_288),
+    "mamba2-780m": _language_model(1536, 48, 50_288),
+    "mamba2-1.3b": _language_model(2048, 48, 50_288),
+    "mamba2-2.7b": _language_model(2560, 64, 50_288),
+    # The 7B code model: the configuration that transformers has as its default.
+    "codestral-mamba-7b": _language_model(4096, 64, 32_768, groups=8),
+    # One layer of the baseline in arXiv:2605.22791, which has 1 MiB of state in each.
+    "gdn2-paper-layer": _language_model(2048, 1, 32_000, state_dim=64),
+}
