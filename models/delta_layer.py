@@ -15,6 +15,7 @@ from torch.nn.functional import silu, softplus
 
 from stategate.models.delta_cell import Carried, Tokens, Written, chunk, largest_gate, step
 from stategate.models.delta_config import DeltaConfig
+from stategate.models.functions import share
 from stategate.models.operators import (
     Operators,
     causal_conv,
@@ -147,14 +148,14 @@ class DeltaLayer(nn.Module):
             g = -rate * softplus(f)
         else:
             g = c.decay_lower_bound * torch.sigmoid(rate * f)
-        b = torch.sigmoid(self.to_erase(x))
+        b = share(self.to_erase(x))
         if c.negative_eigenvalues:
             b = 2.0 * b
         if self.to_write is None:
             w = b = b.unsqueeze(-1)
         else:
             g, b = self._shared(g), self._shared(_heads(b, c.heads))
-            w = _heads(torch.sigmoid(self.to_write(x)), c.value_heads)
+            w = _heads(share(self.to_write(x)), c.value_heads)
         return Tokens(q, k, v, g, b, w)
 
     def _shared(self, x: Tensor) -> Tensor:

@@ -133,8 +133,6 @@ def _language_model(
 PUBLISHED: dict[str, Mamba2Config] = {
     # The checkpoints of the paper's authors; vocabulary of 50,277 padded to a multiple of 16.
     "mamba2-130m": _language_model(768, 24, 50_288),
-    "mamba2-370m": _language_model(1024, 48, 50_288),
-    "mamba2-780m": _language_model(1536, 48, 50_288),
     "mamba2-1.3b": _language_model(2048, 48, 50_288),
     "mamba2-2.7b": _language_model(2560, 64, 50_288),
     # The 7B code model: the configuration that transformers has as its default.

@@ -35,6 +35,7 @@ from torch.nn.functional import linear
 
 from stategate.contract import StepSpec
 from stategate.contract.errors import ModelConfigError
+from stategate.models.functions import share
 from stategate.models.recurrent_sizes import RecurrentSizes
 from stategate.models.step import StepResult, Tensors
 
@@ -59,11 +60,6 @@ def _through_layers(cell: _Cell, x: Tensor, inputs: Tensors, states: Tensors) ->
         x = written[-1].states["h"]
     after = {name: torch.stack([layer.states[name] for layer in written], 1) for name in states}
     return StepResult({"y": x}, after, {"write": torch.stack([w.gate for w in written], 1)})
-
-
-def _share(a: Tensor) -> Tensor:
-    """The logistic function with a small relative error where it is small, and never zero."""
-    return torch.reciprocal(1.0 + torch.exp(-a.clamp(min=-80.0)))
 
 
 def _where_open(gate: Tensor, new: Tensor, old: Tensor, inputs: Tensors) -> Tensor:
@@ -145,7 +141,7 @@ class RecurrentStep(nn.Module):
     def _lstm(self, i: int, x: Tensor, old: dict[str, Tensor], inputs: Tensors) -> _Written:
         from_x, from_h = self._sums(i, x, old["h"])
         a_i, a_f, a_g, a_o = torch.chunk(from_x + from_h, 4, -1)
-        taken, forgotten = _share(a_i), _share(-a_f)
+        taken, forgotten = share(a_i), share(-a_f)
         gate = taken if self.write_threshold is None else torch.maximum(taken, forgotten)
         c = old["c"] - forgotten * old["c"] + taken * torch.tanh(a_g)
         c = _where_open(gate, c, old["c"], inputs)
@@ -158,7 +154,7 @@ class RecurrentStep(nn.Module):
         from_x, from_h = self._sums(i, x, old["h"])
         r_x, z_x, n_x = torch.chunk(from_x, 3, -1)
         r_h, z_h, n_h = torch.chunk(from_h, 3, -1)
-        gate = _share(-(z_x + z_h))
+        gate = share(-(z_x + z_h))
         n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
         h = old["h"] + gate * (n - old["h"])
         return _Written({"h": _where_open(gate, h, old["h"], inputs)}, gate)
@@ -215,7 +211,7 @@ class MinGru(nn.Module):
         return result._replace(outputs={"y": self.head(result.outputs["y"])})
 
     def _cell(self, i: int, x: Tensor, old: dict[str, Tensor], inputs: Tensors) -> _Written:
-        gate = _share(self.to_z[i](x))
+        gate = share(self.to_z[i](x))
         h = old["h"] + gate * (self.to_h[i](x) - old["h"])
         return _Written({"h": _where_open(gate, h, old["h"], inputs)}, gate)
 

@@ -411,3 +411,15 @@ def test_the_update_of_a_published_dt_range_stays_finite_for_long() -> None:
         states = result.states
     assert all(bool(s.isfinite().all()) for s in states.values())
     assert all(bool((states[f"layers.{i}.S"] == 0).all()) for i in range(2))
+
+
+@pytest.mark.parametrize("operators", [Operators.PORTABLE, Operators.ORT])
+def test_saturated_gates_are_open_at_a_threshold_of_zero_in_every_engine(
+    seal_model: Callable, tmp_path: Path, operators: Operators
+) -> None:
+    model = stack(KDA)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.delta.to_erase.weight.mul_(300.0)
+    bundle = seal_model(tmp_path / "b", model, steps=60, operators=operators.value)
+    assert bundle.manifest.verification.gate_openings == {"write": 60}
