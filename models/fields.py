@@ -24,10 +24,8 @@ def check_fields(config: Any) -> None:
         value, hint = getattr(config, name), hints[name]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if hint is int:
-            fits, expected = (
-                number and isinstance(value, int) and value >= 1,
-                "an integer, 1 or more",
-            )
+            fits = isinstance(value, int) and number and value >= 1
+            expected = "an integer, 1 or more"
         elif hint is float:
             fits, expected = number and math.isfinite(value), "a finite number"
         elif hint is bool:

@@ -37,8 +37,9 @@ from stategate.models.trim_kv_config import TrimKvConfig
 PERIOD = 1 << 30
 """Steps after which the clock starts again; half of what int32 holds, so that no sum overflows."""
 
-# Stands for minus infinity where arithmetic follows: below any score, since |log_beta| < 1e20.
-_NEVER = -1e30
+# Stands for minus infinity where arithmetic follows: below any score, since |log_beta| < 1e8, and
+# its square is still a float32.
+_NEVER = -1e18
 
 
 def log_sigmoid(x: Tensor) -> Tensor:

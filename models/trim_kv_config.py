@@ -2,9 +2,9 @@
 
 | form | slots | after each token | a write |
 |---|---|---|---|
-| ``admit`` | M | the token replaces the weakest one, unless it is itself the weakest | an opening |
-| ``evict_one`` | M + 1 | stored always; the weakest is freed | every step |
-| ``append_compact`` | M + B | stored always; the B weakest are freed when M + B are held | every step |
+| ``admit`` | M | replaces the weakest, unless it is that itself | an opening |
+| ``evict_one`` | M + 1 | is stored; the weakest is freed | every step |
+| ``append_compact`` | M + B | is stored; of M + B, the B weakest are freed | every step |
 
 ``admit`` and ``evict_one`` give the same outputs. ``append_compact`` does not: scores fall at
 different speeds, so evicting every B tokens keeps others than evicting each token.

@@ -1,4 +1,4 @@
-"""TRIM-KV and SEGA as bundles: a thousand closed-loop steps beside torch, and what their ledgers say."""
+"""TRIM-KV and SEGA as bundles: a thousand steps beside torch, and what their ledgers say."""
 
 from __future__ import annotations
 
