@@ -114,7 +114,11 @@ def test_a_head_that_admits_is_one_slot_in_the_ledger_and_in_memory(admit: Bundl
     assert 0 < ledger.gate_openings["write"] < 0.9 * ledger.steps * 4
 
 
-@pytest.mark.parametrize("config", [ADMIT, COMPACT, SEGA], ids=["admit", "compact", "sega"])
+@pytest.mark.parametrize(
+    "config",
+    [replace(ADMIT, layers=1), replace(COMPACT, layers=1), replace(SEGA, depth=1)],
+    ids=["admit", "compact", "sega"],
+)
 def test_three_sessions_share_a_graph_and_nothing_else(
     config: TrimKvConfig | SegaConfig, tmp_path: Path, seal_model: Callable[..., Bundle]
 ) -> None:
