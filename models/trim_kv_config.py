@@ -1,0 +1,187 @@
+"""TRIM-KV as data: the sizes of the cache, which of its forms it has, and what that makes a write.
+
+| form | slots | after each token | a write |
+|---|---|---|---|
+| ``admit`` | M | replaces the weakest, unless it is that itself | an opening |
+| ``evict_one`` | M + 1 | is stored; the weakest is freed | every step |
+| ``append_compact`` | M + B | is stored; of M + B, the B weakest are freed | every step |
+
+``admit`` and ``evict_one`` give the same outputs. ``append_compact`` does not: scores fall at
+different speeds, so evicting every B tokens keeps others than evicting each token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.models.fields import check_fields, refused
+
+Form = Literal["admit", "evict_one", "append_compact"]
+
+_FLOAT_BYTES = 4
+_STAMP_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TrimKvConfig:
+    """A stack of attention layers whose cache is bounded by learned retention.
+
+    Attributes:
+        features: Of one observation.
+        out_features: Of one answer.
+        layers: How many.
+        width: Of the residual stream.
+        heads: Query heads, a multiple of ``kv_heads``; group i of them reads key-value head i.
+        kv_heads: Key-value heads; each keeps tokens of its own choice.
+        head_dim: Width of a key and of a value, even.
+        memory: Tokens that survive an eviction, M.
+        buffer: Tokens between two evictions, B. Accuracy belongs to the B it was measured with.
+        form: What happens after each token; see the module.
+        gate_hidden: Hidden width of the retention gate.
+        gate_bias: What the retention gate's bias starts at: 10 in the published code.
+        rope_theta: Base of the rotary angles.
+        qk_norm: Whether queries and keys are normalised (as in Qwen3, not in Llama).
+        mlp: Hidden width of the SwiGLU block.
+        norm_eps: Of every RMS norm.
+        threshold: By how much a token must beat the weakest to be admitted, in units of
+            log-retention; 0 is the published rule. Only ``admit`` has one.
+    """
+
+    features: int
+    out_features: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    memory: int
+    buffer: int
+    form: Form
+    gate_hidden: int
+    gate_bias: float
+    rope_theta: float
+    qk_norm: bool
+    mlp: int
+    norm_eps: float
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what the cell cannot express, by the field's name.
+
+        Raises:
+            ModelConfigError: A field has a value that it cannot have, or two contradict each other.
+        """
+        check_fields(self)
+        if self.heads % self.kv_heads:
+            raise refused(self, "heads", f"a multiple of kv_heads={self.kv_heads}")
+        if self.head_dim % 2:
+            raise refused(self, "head_dim", "an even number: rotary angles turn pairs of channels")
+        if self.rope_theta <= 1:
+            raise refused(self, "rope_theta", "more than 1; published models have 1e4 to 5e6")
+        if self.norm_eps <= 0:
+            raise refused(self, "norm_eps", "more than 0")
+        if (self.form == "append_compact") != (self.buffer > 1):
+            raise refused(
+                self,
+                "buffer",
+                f"{'2 or more' if self.form == 'append_compact' else '1'} for form={self.form!r}",
+                "admit and evict_one decide after each token; append_compact after each buffer",
+            )
+        if self.form != "admit" and self.threshold != 0:
+            raise refused(
+                self,
+                "threshold",
+                f"0 for form={self.form!r}, which stores every token",
+                "form='admit' has a threshold",
+            )
+
+    @property
+    def slots(self) -> int:
+        """Tokens that a head has room for."""
+        return self.memory if self.form == "admit" else self.memory + self.buffer
+
+    @property
+    def kv_bytes_per_step(self) -> int:
+        """What an unbounded float32 cache of this shape would grow by in each step."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * _FLOAT_BYTES
+
+    def step_spec(self) -> StepSpec:
+        """Signature of one step, known without building any weights."""
+        c = self
+        gated = c.form == "admit"
+        gate = "write" if gated else None
+        # An opening is one head; without a gate every head of every layer stores its token.
+        heads = 1 if gated else c.layers * c.kv_heads
+        kept = f"{c.form}: {c.memory} kept, evicted every {c.buffer}"
+        slots = (1, c.layers, c.kv_heads, c.slots)
+        row = heads * c.head_dim * _FLOAT_BYTES
+        # Where tokens are freed and not replaced, one stamp is cleared for each that is set.
+        stamp = heads * _STAMP_BYTES * (1 if gated else 2)
+        each = "layer, kv head, slot"
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, c.features)),),
+            outputs=(TensorSpec("y", (1, c.out_features)),),
+            states=(
+                StateSpec(
+                    "k", (*slots, c.head_dim), "float32", gate=gate,
+                    layout=f"{each}, channel after its rotation; {kept}", write_bytes=row,
+                ),
+                StateSpec(
+                    "v", (*slots, c.head_dim), "float32", gate=gate,
+                    layout=f"{each}, channel; {kept}", write_bytes=row,
+                ),
+                StateSpec(
+                    "log_beta", slots, "float32", gate=gate,
+                    layout=f"{each}; {kept}", write_bytes=heads * _FLOAT_BYTES,
+                ),
+                StateSpec(
+                    "stamp", slots, "int32", gate=gate,
+                    layout=f"{each}: position of its token + 1, or 0 where empty; {kept}",
+                    write_bytes=stamp,
+                ),
+                StateSpec(
+                    "clock", (1, 1 + c.head_dim // 2), "int32",
+                    layout="position of the next token, its rotary angles; modulo 2^30",
+                ),
+            ),
+            gates=(
+                GateSpec(
+                    "write", "hard", (1, c.layers, c.kv_heads), c.threshold, "threshold",
+                    granularity="head",
+                ),
+            )
+            if gated
+            else (),
+        )  # fmt: skip
+
+
+def _qwen3_4b(memory: int, buffer: int) -> TrimKvConfig:
+    """Embeddings stand outside: features are those of the residual stream."""
+    return TrimKvConfig(
+        features=2560,
+        out_features=2560,
+        layers=36,
+        width=2560,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        memory=memory,
+        buffer=buffer,
+        form="append_compact",
+        gate_hidden=512,
+        gate_bias=10.0,
+        rope_theta=1e6,
+        qk_norm=True,
+        mlp=9728,
+        norm_eps=1e-6,
+    )
+
+
+PUBLISHED: dict[str, TrimKvConfig] = {
+    "qwen3-4b-256": _qwen3_4b(256, 32),
+    "qwen3-4b-512": _qwen3_4b(512, 128),
+    "qwen3-4b-1024": _qwen3_4b(1024, 128),
+}
+"""arXiv:2512.03324 on Qwen3-4B, by the memory's size, for the bytes of their memories."""
