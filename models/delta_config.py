@@ -257,12 +257,11 @@ def _published(
     return DeltaStackConfig(width, width, layers, 0, layer)
 
 
-def published() -> dict[str, DeltaStackConfig]:
-    """Published models by name, for the size of their memories."""
-    return {
-        "gdn2-1.3b": _published(2304, 16, 16, 128, 128, 18, "gated_deltanet2"),
-        "gdn-fla-default": _published(2048, 6, 6, 256, 512, 21, "gated_deltanet"),
-        "qwen3-next-80b-a3b": _published(2048, 16, 32, 128, 128, 36, "gated_deltanet"),
-        "kda-fla-default": _published(2048, 16, 16, 128, 128, 24, "kda"),
-        "kimi-linear-48b-a3b": _published(2304, 32, 32, 128, 128, 20, "kda"),
-    }
+PUBLISHED: dict[str, DeltaStackConfig] = {
+    "gdn2-1.3b": _published(2304, 16, 16, 128, 128, 18, "gated_deltanet2"),
+    "gdn-fla-default": _published(2048, 6, 6, 256, 512, 21, "gated_deltanet"),
+    "qwen3-next-80b-a3b": _published(2048, 16, 32, 128, 128, 36, "gated_deltanet"),
+    "kda-fla-default": _published(2048, 16, 16, 128, 128, 24, "kda"),
+    "kimi-linear-48b-a3b": _published(2304, 32, 32, 128, 128, 20, "kda"),
+}
+"""Published models by name, for the size of their memories."""

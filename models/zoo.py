@@ -18,29 +18,6 @@ from stategate.models.step import StepModel
 HELD_OUT_SEED = 1_000_003  # far from training seeds, which are small
 
 
-@dataclass(frozen=True, slots=True)
-class ZooEntry:
-    """One model that can be exported by name.
-
-    Attributes:
-        name: For the command line.
-        family: Kind of memory.
-        summary: What it does, in one line.
-        write: What counts as a write.
-        paper: Where the memory is published.
-        build: Makes the model, trained.
-        episode: Makes a held-out episode of so many steps, from a seed.
-    """
-
-    name: str
-    family: str
-    summary: str
-    write: str
-    paper: str
-    build: Callable[[], StepModel]
-    episode: Callable[[int, int], Episode]
-
-
 def _aura_hard() -> AuraMem:
     return checkpoint.load(checkpoint.folder() / "aura-hard.safetensors")[0]
 
@@ -55,17 +32,20 @@ def _aura_hard_episode(steps: int, seed: int) -> Episode:
 
 
 ZOO: dict[str, ZooEntry] = {
-    entry.name: entry
-    for entry in (
+    one.name: one
+    for one in (
         ZooEntry(
             name="aura-hard",
             family="aura",
             summary="AURA-Mem trained on the hard binding stream: 8 actions, 16 bindings",
             write="a rank-1 update of the 32x32 matrix S and its bias b, when the gate opens",
             paper="arXiv:2606.02775",
+            weights="trained",
             build=_aura_hard,
             episode=_aura_hard_episode,
+            published={"aura-mem": AuraMem()},
         ),
+        *ENTRIES,
     )
 }
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stategate.contract.errors import ModelConfigError
 from stategate.models.delta import DeltaStack
 from stategate.models.delta_cell import CHUNK, Carried, Tokens, chunk, step
-from stategate.models.delta_config import DeltaConfig, DeltaStackConfig, published
+from stategate.models.delta_config import DeltaConfig, PUBLISHED, DeltaStackConfig
 from stategate.models.delta_layer import DeltaLayer
 from stategate.models.operators import Operators
 from stategate.models.step import commit, initial_states, threshold_inputs
@@ -371,7 +371,7 @@ def test_a_threshold_of_zero_is_the_plain_model() -> None:
 def test_published_memories_have_their_published_size(
     name: str, matrices: int, columns: int | None
 ) -> None:
-    states = published()[name].step_spec().states
+    states = PUBLISHED[name].step_spec().states
     assert sum(s.bytes for s in states if s.name.endswith(".S")) == matrices
     if columns is not None:
         assert sum(s.bytes // 2 for s in states if s.name.endswith(".conv")) == columns
