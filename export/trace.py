@@ -356,7 +356,7 @@ def _operators(model: StepModel, operators: Operators) -> Iterator[None]:
         raise TraceError(
             "the model has no form in native operators",
             found=f"{type(model).__name__}, --operators {operators.value}",
-            expected="a model of the delta family, or Mamba-2",
+            expected="a model of the delta family",
             remedy="export it with --operators portable",
         )
     model.operators = operators

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,7 +21,7 @@ def zoo(as_json: bool) -> None:
     Example:
       stategate zoo
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for item in ZOO.values():
         spec = item.build().step_spec()
         rows.append(
@@ -29,9 +30,16 @@ def zoo(as_json: bool) -> None:
                 "family": item.family,
                 "summary": item.summary,
                 "state_bytes": spec.state_bytes,
-                "gates": [gate.name for gate in spec.gates],
+                "gates": [
+                    {"name": g.name, "kind": g.kind, "granularity": g.granularity}
+                    for g in spec.gates
+                ],
                 "write": item.write,
                 "paper": item.paper,
+                "weights": item.weights,
+                "published": {
+                    name: config.step_spec().state_bytes for name, config in item.published.items()
+                },
             }
         )
     if as_json:
@@ -40,7 +48,11 @@ def zoo(as_json: bool) -> None:
     for row in rows:
         click.echo(f"{row['name']}: {row['summary']}")
         click.echo(f"  memory  {row['state_bytes']:,} bytes ({row['family']}, {row['paper']})")
+        for gate in row["gates"]:
+            click.echo(f"  gate    {gate['name']}, {gate['kind']}, by {gate['granularity']}")
         click.echo(f"  write   {row['write']}")
+        for name, state_bytes in row["published"].items():
+            click.echo(f"  as in   {name}: {state_bytes:,} bytes in float32")
 
 
 @click.command()

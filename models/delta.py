@@ -89,7 +89,7 @@ class _Block(nn.Module):
         self.norm = nn.RMSNorm(width, eps=eps)
         self.delta = DeltaLayer(config.layer)
         self.mlp: nn.ModuleDict | None = None
-        if config.mlp:
+        if config.mlp is not None:
             self.mlp = nn.ModuleDict(
                 {
                     "norm": nn.RMSNorm(width, eps=eps),

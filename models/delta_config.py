@@ -12,11 +12,12 @@ differs by 0.8 and says nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import ModelConfigError
+from stategate.models.fields import check_fields, refused
 
 Family = Literal["gated_deltanet", "kda", "gated_deltanet2"]
 
@@ -77,12 +78,10 @@ class DeltaConfig:
             ModelConfigError: A field has a value that it cannot have, or two contradict each other.
         """
         check_fields(self)
+        if self.norm_eps <= 0:
+            raise refused(self, "norm_eps", "more than 0")
         if self.value_heads % self.heads:
-            raise ModelConfigError(
-                "value_heads cannot be shared out among the key heads",
-                found=f"{self.value_heads} value heads, {self.heads} heads",
-                expected="a multiple of heads",
-            )
+            raise refused(self, "value_heads", f"a multiple of heads={self.heads}")
         if (self.decay_gate, self.write_gate) not in _FAMILIES:
             raise ModelConfigError(
                 "decay_gate and write_gate belong to no member of the family",
@@ -93,17 +92,14 @@ class DeltaConfig:
             )
         bound = self.decay_lower_bound
         if bound is not None and not bound < 0:
-            raise ModelConfigError(
-                "decay_lower_bound is a log-decay, and must be below zero",
-                found=bound,
-                remedy="-5.0 is what published configurations use; None for the softplus form",
+            raise refused(
+                self,
+                "decay_lower_bound",
+                "a log-decay, below 0",
+                "-5.0 is what published configurations have; None is the softplus form",
             )
         if self.conv_width < 2:
-            raise ModelConfigError(
-                "conv_width leaves nothing to remember",
-                found=self.conv_width,
-                expected="2 or more; published layers use 4",
-            )
+            raise refused(self, "conv_width", "2 or more; published layers have 4")
 
     @property
     def family(self) -> Family:
@@ -148,7 +144,7 @@ class DeltaStackConfig:
         features: Of one observation.
         out_features: Of one answer.
         layers: How many delta layers.
-        mlp: Hidden width of the SwiGLU block behind each of them; 0 for none.
+        mlp: Hidden width of the SwiGLU block behind each of them; None for no such block.
         layer: What each of them is.
         threshold: Of the write gate; 0 writes always, and is the plain model.
     """
@@ -156,7 +152,7 @@ class DeltaStackConfig:
     features: int
     out_features: int
     layers: int
-    mlp: int
+    mlp: int | None
     layer: DeltaConfig
     threshold: float = 0.0
 
@@ -164,11 +160,9 @@ class DeltaStackConfig:
         """Check the sizes.
 
         Raises:
-            ModelConfigError: One of them is not positive (``mlp`` may be 0).
+            ModelConfigError: One of them is not positive.
         """
-        for name in ("features", "out_features", "layers"):
-            check_size(name, getattr(self, name))
-        check_size("mlp", self.mlp, least=0)
+        check_fields(self)
 
     def step_spec(self) -> StepSpec:
         """Signature of one step, known without building any weights."""
@@ -188,42 +182,6 @@ class DeltaStackConfig:
                 ),
             ),
         )
-
-
-def check_size(name: str, value: object, least: int = 1) -> None:
-    """Refuse a size that is no integer or too small.
-
-    Raises:
-        ModelConfigError: It is.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ModelConfigError(
-            f"{name} must be an integer", found=repr(value), expected=f"{least} or more"
-        )
-
-
-def check_fields(config: DeltaConfig) -> None:
-    """Hold sizes and choices against their annotations.
-
-    Raises:
-        ModelConfigError: A size is not positive, or a choice is not among those that there are.
-    """
-    hints = get_type_hints(type(config))
-    for field in fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
-        if hint is int:
-            check_size(field.name, value)
-        elif choices := [c for c in get_args(hint) if isinstance(c, str)]:
-            if value not in choices:
-                raise ModelConfigError(
-                    f"{field.name} is not a choice that the cell has",
-                    found=repr(value),
-                    expected=" or ".join(choices),
-                )
-        elif hint is bool and not isinstance(value, bool):
-            raise ModelConfigError(f"{field.name} must be True or False", found=repr(value))
-    if not config.norm_eps > 0:
-        raise ModelConfigError("norm_eps must be positive", found=config.norm_eps)
 
 
 def _published(
@@ -254,7 +212,7 @@ def _published(
         layout="key, value",
         skip_by="gate",
     )
-    return DeltaStackConfig(width, width, layers, 0, layer)
+    return DeltaStackConfig(width, width, layers, None, layer)
 
 
 PUBLISHED: dict[str, DeltaStackConfig] = {

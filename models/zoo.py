@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from stategate.contract import Episode
+from stategate.contract import Episode, StepSpec
 from stategate.contract.errors import ExportError
 from stategate.models import checkpoint
 from stategate.models.aura import AuraMem
 from stategate.models.binding_stream import CONFIGS, single_stream
-from stategate.models.step import StepModel
+from stategate.models.zoo_entry import ZooEntry
+from stategate.models.zoo_seeded import ENTRIES
 
 HELD_OUT_SEED = 1_000_003  # far from training seeds, which are small
 
@@ -31,6 +31,14 @@ def _aura_hard_episode(steps: int, seed: int) -> Episode:
     )
 
 
+class _AuraSize:
+    """The published configuration, which is the shipped one."""
+
+    def step_spec(self) -> StepSpec:
+        with torch.device("meta"):
+            return AuraMem().step_spec()
+
+
 ZOO: dict[str, ZooEntry] = {
     one.name: one
     for one in (
@@ -43,7 +51,7 @@ ZOO: dict[str, ZooEntry] = {
             weights="trained",
             build=_aura_hard,
             episode=_aura_hard_episode,
-            published={"aura-mem": AuraMem()},
+            published={"aura-mem": _AuraSize()},
         ),
         *ENTRIES,
     )

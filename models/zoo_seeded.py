@@ -115,9 +115,7 @@ _MAMBA2 = Mamba2Config(
     dt_max=math.inf,
     norm_eps=1e-5,
 )
-_SEGA = SegaConfig(
-    tokens=16, obs_tokens=3, width=32, depth=2, heads=4, mlp=128, norm_eps=1e-5
-)
+_SEGA = SegaConfig(tokens=16, obs_tokens=3, width=32, depth=2, heads=4, mlp=128, norm_eps=1e-5)
 
 
 def _of_family(family: str) -> dict[str, Sized]:
@@ -149,9 +147,7 @@ def _entry(
         )
 
     summary = f"{kind}; weights from a seed, for trying things out"
-    return ZooEntry(
-        name, family, summary, write, paper, "seeded", build, episode, published or {}
-    )
+    return ZooEntry(name, family, summary, write, paper, "seeded", build, episode, published or {})
 
 
 def _stack(layer: DeltaConfig) -> Callable[[], StepModel]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stategate.contract.errors import ModelConfigError
 from stategate.models.delta import DeltaStack
 from stategate.models.delta_cell import CHUNK, Carried, Tokens, chunk, step
-from stategate.models.delta_config import DeltaConfig, PUBLISHED, DeltaStackConfig
+from stategate.models.delta_config import PUBLISHED, DeltaConfig, DeltaStackConfig
 from stategate.models.delta_layer import DeltaLayer
 from stategate.models.operators import Operators
 from stategate.models.step import commit, initial_states, threshold_inputs
