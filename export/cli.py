@@ -18,9 +18,11 @@ from stategate.contract.console import progress
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.receipt import print_receipt
 from stategate.export.rows import RowsReference, side_by_side, staggered
+from stategate.export.stateful import StatefulReference
 from stategate.export.trace import OPSET, TorchReference, trace
 from stategate.export.verify import STEPS, Reference
 from stategate.models.checkpoint import weights_sha256
+from stategate.models.lift import Lifted
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepModel, initial_states
 from stategate.models.zoo import HELD_OUT_SEED
@@ -118,7 +120,12 @@ def export(
 
 def reference_for(model: StepModel, candidate: Candidate) -> Reference:
     """The float model in closed loop; for several sessions, once for each of them."""
-    rows = [TorchReference(model, candidate.spec.thresholds) for _ in range(candidate.sessions)]
+    rows: list[Reference] = [
+        StatefulReference(model)
+        if isinstance(model, Lifted)
+        else TorchReference(model, candidate.spec.thresholds)
+        for _ in range(candidate.sessions)
+    ]
     return rows[0] if candidate.sessions == 1 else RowsReference(rows)
 
 
