@@ -35,4 +35,4 @@ class StatefulReference:
 
 def _copies(tensors: Mapping[str, torch.Tensor]) -> Arrays:
     # The module may write them in place in the next step.
-    return {name: np.array(tensor) for name, tensor in tensors.items()}
+    return {name: tensor.numpy().copy() for name, tensor in tensors.items()}

@@ -18,7 +18,7 @@ from stategate.contract.errors import ContractError, StategateError, TraceError
 from stategate.export.graph import check_graph, without_traces_of_the_build
 from stategate.export.rows import check_rows_stand_alone
 from stategate.export.watch import Watch, undeclared
-from stategate.models.blame import blamed_line, blamed_operation, explained
+from stategate.models.blame import blamed_operation, explained
 from stategate.models.lift import Lifted
 from stategate.models.step import (
     StepModel,
@@ -66,9 +66,10 @@ def trace(model: StepModel, sessions: int = 1) -> onnx.ModelProto:
         except Exception as problem:  # torch.export raises many unrelated types
             raise TraceError(
                 "torch.export cannot follow the step",
-                found=explained(problem),
+                found=explained(problem, lines=1),
                 expected="a step without data-dependent Python branches or shape changes",
-                remedy="choose with torch.where(condition, a, b); keep every shape fixed",
+                remedy="choose with torch.where(condition, a, b), keep every shape fixed, and "
+                "compute in torch alone",
             ) from problem
         mutated = sorted(
             {*program.graph_signature.buffers_to_mutate.values()}
@@ -89,8 +90,7 @@ def trace(model: StepModel, sessions: int = 1) -> onnx.ModelProto:
         except torch.onnx.errors.OnnxExporterError as problem:
             raise TraceError(
                 "an operation of the step has no ONNX form",
-                found=", ".join(filter(None, (blamed_operation(problem), blamed_line(problem))))
-                or explained(problem.__cause__ or problem),
+                found=blamed_operation(problem) or explained(problem.__cause__ or problem),
                 expected=f"operations of ONNX opset {OPSET}",
                 remedy="write the operation in simpler ones",
             ) from problem
@@ -274,12 +274,11 @@ def _check_results(spec: StepSpec, result: object) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide torch's chatter: deprecations inside of it, and graphs that it prints to stderr."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

@@ -118,6 +118,8 @@ def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
 
 
 class RslRlActor(nn.Module):
+    """Normaliser, recurrent unit and head, of whichever version."""
+
     def __init__(self, normalizer: nn.Module, rnn: nn.RNNBase, head: nn.Module) -> None:
         super().__init__()
         # Copies: the policy may go on learning, on another device.
@@ -125,7 +127,8 @@ class RslRlActor(nn.Module):
             copy.deepcopy(part).cpu() for part in (normalizer, rnn, head)
         )
 
-    def forward(self, obs: Tensor, **memory: Tensor) -> dict[str, Tensor] | tuple[Any, ...]:
+    def forward(self, obs: Tensor, **memory: Tensor) -> tuple[Any, ...]:
+        """Action, ``(batch, actions)``, and memory after the step, of ``(batch, n)``."""
         x, after = _run(self.rnn, self.normalizer(obs), memory)
         return {"action": self.head(x)}, *after
 
@@ -154,12 +157,17 @@ class _Normalized(nn.Module):
 
 
 class Sb3Actor(nn.Module):
+    """The actor's half of a policy, and what ``predict`` does after it."""
+
     low: Tensor
     high: Tensor
 
     def __init__(self, policy: Any, normalizer: Any, keyed: bool) -> None:
         super().__init__()
-        self.policy = copy.deepcopy(policy).cpu()
+        # A copy, without what acting needs not: gSDE's noise could not even be copied.
+        left = ("optimizer", "action_dist", "lstm_critic", "critic", "value_net")
+        absent = {id(part): None for part in (getattr(policy, name) for name in left)}
+        self.policy = copy.deepcopy(policy, absent).cpu()
         self._keyed = keyed
         space = policy.action_space
         self._kind = type(space).__name__
@@ -180,6 +188,7 @@ class Sb3Actor(nn.Module):
         )
 
     def forward(self, **given: Tensor) -> tuple[Any, ...]:
+        """Action, ``(batch, ...)``, and memory after the step, of observations and memory."""
         memory = {name: given.pop(name) for name in ("h", "c")}
         for name, normalizer in zip(self._normalized, self.normalizers, strict=True):
             given[name] = normalizer(given[name])

@@ -55,12 +55,18 @@ def blamed_line(problem: BaseException | None) -> str | None:
 
 
 def blamed_operation(problem: BaseException | None) -> str | None:
-    """The operation that an exporter was converting when it gave up, such as ``aten.roll``."""
-    while problem is not None:
-        node = _node_of(problem)
+    """The operation that an exporter could not convert, and its line; None where that is not said.
+
+    Args:
+        problem: What ``torch.onnx.export`` raised.
+    """
+    failed = problem
+    while failed is not None:
+        node = _node_of(failed)
         if node is not None:
-            return str(node.target).removesuffix(".default")
-        problem = problem.__cause__
+            said = (str(node.target).removesuffix(".default"), blamed_line(problem))
+            return " | ".join(filter(None, said))
+        failed = failed.__cause__
     return None
 
 

@@ -285,12 +285,15 @@ def _is_unset(value: Value) -> bool:
 def _unset_state(module: nn.Module, name: str, arguments: Mapping[str, Value]) -> TraceError:
     """Why a state without a value cannot be one, and what it may be: seen in one call."""
     trial, before = _copied(module), value_at(module, name)
+    seen: list[Value] = []
     try:
         with torch.no_grad():
-            trial(**arguments)
-        after = value_at(trial, name)
-    except Exception:  # reading it may be what fails
-        after = None
+            for _ in range(2):
+                trial(**arguments)
+                seen.append(copy.deepcopy(value_at(trial, name)))
+    except Exception:  # reading what has no value may be what fails
+        seen.append(seen[0] if seen else None)
+    after = seen[0]
     if before is None and _is_unset(after) and name not in memory_like(module):
         return TraceError(
             "the module has no buffer or attribute of this name",
@@ -303,7 +306,7 @@ def _unset_state(module: nn.Module, name: str, arguments: Mapping[str, Value]) -
         found=f"{told(before)} before the first step, {told(after)} after it",
         expected="its value before the first step",
         remedy=GROWING
-        if isinstance(before, (list, dict))
+        if told(seen[-1]) != told(after)
         else f'give it: states={{"{name}": {first}}}, or call what resets the module before lift()',
     )
 

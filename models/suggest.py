@@ -23,10 +23,7 @@ def offer(made: object) -> str:
     """
     if not isinstance(made, nn.Module):
         return "the factory has to return a torch.nn.Module"
-    try:
-        parameters = inspect.signature(made.forward).parameters.values()
-    except (TypeError, ValueError):
-        parameters = {}.values()
+    parameters = inspect.signature(made.forward).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     hidden = [p.name for p in named if _HANDED_IN.fullmatch(p.name)]
     inputs = [p.name for p in named if p.name not in hidden and p.default is p.empty]
