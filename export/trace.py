@@ -90,7 +90,8 @@ def trace(model: StepModel, sessions: int = 1) -> onnx.ModelProto:
         except torch.onnx.errors.OnnxExporterError as problem:
             raise TraceError(
                 "an operation of the step has no ONNX form",
-                found=blamed_operation(problem) or explained(problem.__cause__ or problem),
+                found=blamed_operation(problem, lambda: flat(*example.values()))
+                or explained(problem.__cause__ or problem),
                 expected=f"operations of ONNX opset {OPSET}",
                 remedy="write the operation in simpler ones",
             ) from problem
