@@ -28,6 +28,8 @@ from stategate.models.lift import Lifted
 from stategate.runtime import Session
 from stategate.runtime.cli import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 X = {"x": torch.zeros(1, 4)}
 
 POLICY = '''

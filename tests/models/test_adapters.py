@@ -24,16 +24,9 @@ from stategate.models.lift import Lifted
 from stategate.runtime import Pool, Session
 from stategate.runtime.cli import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS, RESET = 200, 120
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps this small are slower on more, above all on a machine that is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def recorded(env_name: str, **options: object) -> np.ndarray:
