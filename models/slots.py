@@ -22,7 +22,6 @@ GROWING = (
     "torch.cat((cache[:, 1:], new), 1), or TRIM-KV, which chooses the rows that it keeps"
 )
 _OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
-_ABSENT = object()
 
 
 class Slot:
@@ -131,18 +130,14 @@ def put(module: nn.Module, name: str, value: Value) -> None:
 
 @contextmanager
 def holding(module: nn.Module, name: str, value: Value) -> Iterator[None]:
-    """Let a buffer or attribute have a value for a while."""
+    """Let a buffer or attribute, which `put` gave a value, have another for a while."""
     owner, attribute = _owner_of(module, name)
     store = _store_of(owner, attribute)
-    before = store.get(attribute, _ABSENT)
-    store[attribute] = value
+    before, store[attribute] = store[attribute], value
     try:
         yield
     finally:
-        if before is _ABSENT:
-            store.pop(attribute, None)
-        else:
-            store[attribute] = before
+        store[attribute] = before
 
 
 def memory_like(module: nn.Module) -> dict[str, Value]:
