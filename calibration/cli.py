@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stategate.calibration.gate import TOLERANCE, calibrate_gate
+from stategate.calibration.gate import TOLERANCE, calibrate_gate, hard_gate
 from stategate.contract import CalibrationRecord, Episode, canonical_json
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.specs import is_threshold
@@ -65,6 +65,7 @@ def calibrate(
         raise click.BadParameter("thresholds must be finite in float32", param_hint="--thresholds")
     check_writable(out)
     loaded = load_model(model)
+    hard_gate(loaded.model.step_spec())
     if episode_path is not None:
         episode, source = Episode.load(episode_path), episode_path.name
     elif loaded.episode is not None:

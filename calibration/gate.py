@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec
+from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec, StepSpec
 from stategate.contract.errors import CalibrationError
 from stategate.models.step import StepModel, Tensors, initial_states, threshold_inputs
 
@@ -39,14 +39,8 @@ def calibrate_gate(
         EpisodeError: The episode does not fit the model.
     """
     spec = model.step_spec()
+    gate = hard_gate(spec)
     episode.check(spec)
-    hard = [g for g in spec.gates if g.kind == "hard"]
-    if len(hard) != 1:
-        raise CalibrationError(
-            "the threshold cannot be chosen for this model",
-            found=f"{len(hard)} hard gates",
-            expected="one",
-        )
     if not any((labels >= 0).any() for labels in episode.labels.values()):
         raise CalibrationError(
             "the episode has no labels to judge by",
@@ -54,14 +48,34 @@ def calibrate_gate(
         )
     if not thresholds:
         raise CalibrationError("no thresholds to try were given")
-    curve = _curve(model, hard[0], episode, sorted(set(thresholds)), report)
+    curve = _curve(model, gate, episode, sorted(set(thresholds)), report)
     best = max(point.accuracy for point in curve)
     chosen = min(
         (point for point in curve if point.accuracy >= best - tolerance),
         key=lambda point: (point.write_rate, -point.threshold),
     )
     rule = f"fewest writes within {tolerance:g} of the best accuracy ({best:.4f})"
-    return GateCalibration(hard[0].name, chosen.threshold, chosen.write_rate, rule, tuple(curve))
+    return GateCalibration(gate.name, chosen.threshold, chosen.write_rate, rule, tuple(curve))
+
+
+def hard_gate(spec: StepSpec) -> GateSpec:
+    """The gate whose threshold can be chosen.
+
+    Raises:
+        CalibrationError: There is none, or more than one.
+    """
+    hard = [gate for gate in spec.gates if gate.kind == "hard"]
+    if len(hard) != 1:
+        raise CalibrationError(
+            "the threshold cannot be chosen for this model",
+            found=f"{len(hard)} hard gates",
+            expected="one",
+            remedy=None
+            if hard
+            else "export it without: a model without a hard gate, such as a lifted module, writes "
+            "in every step and has no threshold",
+        )
+    return hard[0]
 
 
 def _curve(

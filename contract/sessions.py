@@ -62,7 +62,7 @@ def check_rows(spec: StepSpec, sessions: int) -> None:
                 found=f"shape {list(shape)}",
                 expected=f"{sessions} as the leading axis",
                 remedy="put a batch axis first in every input, output, state and gate of "
-                "step_spec(), or export for one session",
+                "step_spec(), name it in lift(..., session_axes={...}), or export for one session",
             )
     if any(tensor.name == _RESERVED for tensor in spec.inputs):
         raise SpecError(

@@ -21,9 +21,11 @@ from stategate.export.native import medians_us
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.receipt import print_receipt
 from stategate.export.rows import RowsReference, side_by_side, staggered
+from stategate.export.stateful import StatefulReference
 from stategate.export.trace import TorchReference, trace, trace_chunk
 from stategate.export.verify import STEPS, Reference
 from stategate.models.checkpoint import weights_sha256
+from stategate.models.lift import Lifted
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.operators import Operators
 from stategate.models.step import ChunkModel, StepModel, initial_states
@@ -131,7 +133,12 @@ def export(
 
 def reference_for(model: StepModel, candidate: Candidate) -> Reference:
     """The float model in closed loop; for several sessions, once for each of them."""
-    rows = [TorchReference(model, candidate.spec.thresholds) for _ in range(candidate.sessions)]
+    rows: list[Reference] = [
+        StatefulReference(model)
+        if isinstance(model, Lifted)
+        else TorchReference(model, candidate.spec.thresholds)
+        for _ in range(candidate.sessions)
+    ]
     return rows[0] if candidate.sessions == 1 else RowsReference(rows)
 
 

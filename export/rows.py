@@ -140,5 +140,6 @@ def _for_one_row(found: str, sessions: int) -> TraceError:
         f"the step cannot serve {sessions} sessions at once",
         found=found,
         expected=f"a step for any leading extent, {sessions} rows as well as 1",
-        remedy="keep the first axis: x.reshape(len(x), -1) and not x.reshape(1, -1)",
+        remedy="keep the first axis: x.reshape(len(x), -1) and not x.reshape(1, -1); for what "
+        'nn.LSTM and nn.GRU keep, (layers, batch, hidden): lift(..., session_axes={"hidden": 1})',
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import numpy as np
 import onnx
@@ -13,14 +14,16 @@ import torch
 from torch import nn
 
 from stategate.contract import VALID, StepSpec, batched, chunked
-from stategate.contract.errors import ContractError, TraceError, UndeclaredStateError
+from stategate.contract.errors import ContractError, StategateError, TraceError
 from stategate.export.graph import (
     check_graph,
     with_opset_of_its_operators,
     without_traces_of_the_build,
 )
 from stategate.export.rows import check_rows_stand_alone
-from stategate.export.watch import Watch, leaves
+from stategate.export.watch import Watch, undeclared
+from stategate.models.blame import blamed_operation, explained
+from stategate.models.lift import Lifted
 from stategate.models.operators import Operators
 from stategate.models.step import (
     ChunkModel,
@@ -106,16 +109,18 @@ def _lowered(
         except Exception as problem:  # torch.export raises many unrelated types
             raise TraceError(
                 "torch.export cannot follow the step",
-                found=_first_lines(problem),
+                found=explained(problem, lines=1),
                 expected="a step without data-dependent Python branches or shape changes",
-                remedy="choose with torch.where(condition, a, b); keep every shape fixed",
+                remedy="choose with torch.where(condition, a, b), keep every shape fixed, and "
+                "compute in torch alone",
             ) from problem
         mutated = sorted(
             {*program.graph_signature.buffers_to_mutate.values()}
             | {*getattr(program.graph_signature, "parameters_to_mutate", {}).values()}
         )
         if mutated:
-            raise _undeclared([name.removeprefix("model.") for name in mutated], module)
+            own = "model.lifted." if isinstance(module, Lifted) else "model."
+            raise undeclared(module, [name.removeprefix(own) for name in mutated], ())
         try:
             converted = torch.onnx.export(
                 program,
@@ -128,7 +133,8 @@ def _lowered(
         except torch.onnx.errors.OnnxExporterError as problem:
             raise TraceError(
                 "an operation of the step has no ONNX form",
-                found=_first_lines(problem.__cause__ or problem),
+                found=blamed_operation(problem, lambda: flat(*example.values()))
+                or explained(problem.__cause__ or problem),
                 expected=f"operations of ONNX opset {OPSET}",
                 remedy="write the operation in simpler ones",
             ) from problem
@@ -238,7 +244,7 @@ def spec_of(model: StepModel) -> StepSpec:
     except ContractError:
         raise
     except Exception as problem:  # a user's code may raise anything
-        raise TraceError("step_spec() fails", found=_told(problem)) from problem
+        raise TraceError("step_spec() fails", found=explained(problem)) from problem
     if not isinstance(spec, StepSpec):
         raise TraceError(
             "step_spec() must give a StepSpec", found=type(spec).__name__, expected="StepSpec"
@@ -251,22 +257,24 @@ def _run_watched(model: StepModel, spec: StepSpec, example: dict[str, torch.Tens
     module = as_module(model)
     names = {s.name for s in spec.states}
     given = {name: tensor.clone() for name, tensor in example.items()}
-    watch = Watch(module)
+    watch = Watch(module.lifted if isinstance(module, Lifted) else module)
     try:
         with torch.no_grad():
             result: object = model.step(
                 {n: t for n, t in given.items() if n not in names},
                 {n: t for n, t in given.items() if n in names},
             )
+    except StategateError:
+        raise
     except Exception as problem:  # a user's code may raise anything
         raise TraceError(
             "the step fails on its own spec",
-            found=_told(problem),
+            found=explained(problem),
             expected="a step that takes the inputs and states of step_spec(), by name",
         ) from problem
     changed = watch.changed()
     if changed:
-        raise _undeclared(changed, module)
+        raise undeclared(module, changed, watch.grown())
     touched = [name for name, tensor in given.items() if tensor._version]
     if touched:
         raise TraceError(
@@ -276,22 +284,6 @@ def _run_watched(model: StepModel, spec: StepSpec, example: dict[str, torch.Tens
             remedy="write x = x * 0.5 instead of x.mul_(0.5)",
         )
     return result
-
-
-def _undeclared(names: list[str], module: nn.Module) -> UndeclaredStateError:
-    values = dict(leaves(module))
-    name = names[0]
-    value = values.get(name)
-    shape = tuple(value.shape) if isinstance(value, torch.Tensor) else "(1,)"
-    short = "".join(c for c in name.rsplit(".", 1)[-1] if c.isalnum() or c == "_")
-    return UndeclaredStateError(
-        "the step changes values that are not declared as states",
-        found=", ".join(names[:8]),
-        expected="everything the model remembers in step_spec().states",
-        remedy=f'add StateSpec("{short}", {shape}) to the states of step_spec(), read '
-        f'states["{short}"] instead of self.{name}, and return the new value under "{short}" in '
-        "StepResult.states",
-    )
 
 
 def _check_results(spec: StepSpec, result: object) -> None:
@@ -337,15 +329,6 @@ def _check_results(spec: StepSpec, result: object) -> None:
             )
 
 
-def _told(problem: BaseException) -> str:
-    return f"{type(problem).__name__}: {_first_lines(problem, 2)}"
-
-
-def _first_lines(problem: BaseException, count: int = 4) -> str:
-    lines = [line for line in str(problem).splitlines() if line.strip()]
-    return " | ".join(lines[:count]) or type(problem).__name__
-
-
 @contextmanager
 def _operators(model: StepModel, operators: Operators) -> Iterator[None]:
     """Have the model traced with other operators than the portable ones."""
@@ -368,13 +351,12 @@ def _operators(model: StepModel, operators: Operators) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the exporter's chatter: deprecations inside torch that a user cannot act on."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hide torch's chatter: deprecations inside of it, and graphs that it prints to stderr."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

@@ -11,8 +11,11 @@ from pathlib import Path
 from torch import nn
 
 from stategate.contract import Episode
-from stategate.contract.errors import TraceError
+from stategate.contract.errors import StategateError, TraceError
+from stategate.models.adapters import adapted
+from stategate.models.blame import explained
 from stategate.models.step import StepModel
+from stategate.models.suggest import offer
 from stategate.models.zoo import entry
 
 
@@ -67,10 +70,10 @@ def load_model(source: str) -> LoadedModel:
     try:
         spec.loader.exec_module(module)
         made = getattr(module, factory)()
+    except StategateError:  # of lift(), for one; it says what it has to say
+        raise
     except (Exception, SystemExit) as problem:  # a user's file may raise anything
-        raise TraceError(
-            f"{source} cannot be built", found=f"{type(problem).__name__}: {problem}"
-        ) from problem
+        raise TraceError(f"{source} cannot be built", found=explained(problem)) from problem
     finally:
         sys.path.pop(0)
     return _checked(made, factory, f"{path.name}:{factory}", None)
@@ -79,12 +82,16 @@ def load_model(source: str) -> LoadedModel:
 def _checked(
     made: object, name: str, source: str, episode: Callable[[int, int], Episode] | None
 ) -> LoadedModel:
+    if not isinstance(made, StepModel):
+        made = adapted(made) or made
     if not isinstance(made, nn.Module) or not isinstance(made, StepModel):
         raise TraceError(
             "this object cannot be stepped",
             found=f"{type(made).__name__} from {source}",
-            expected="an nn.Module with step_spec() and step(inputs, states)",
-            remedy="docs/quickstart.md has ten lines that do it",
+            expected="a module with step_spec() and step(inputs, states); or what lift(module, "
+            "...) makes of one that keeps its memory to itself; or a recurrent policy of rsl_rl or "
+            "stable-baselines3",
+            remedy=f"see docs/bring-your-own.md; {offer(made)}",
         )
     family = str(getattr(made, "family", "custom"))
     return LoadedModel(name, family, source, made, made, episode)

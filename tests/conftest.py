@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import files
 from pathlib import Path
 
@@ -25,6 +25,15 @@ from stategate.models.step import StepResult
 # A shared machine can be slow for a while; how long an example takes is no property of the code.
 settings.register_profile("stategate", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("stategate")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread: steps this small wait for a second one, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Tiny(nn.Module):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from stategate.runtime.cli import COMMANDS, main
 
@@ -62,8 +65,11 @@ def test_make_help_lists_every_verb() -> None:
         assert re.search(rf"^{verb}\s", shown, re.MULTILINE), verb
 
 
-def follow(page: str, folder: Path) -> list[str]:
-    """Do what a page says, block by block; what each command printed."""
+def follow(page: str, folder: Path, commands: Callable[[str], str] | None = None) -> list[str]:
+    """Do what a page says, block by block; what each block printed.
+
+    ``commands`` runs blocks of stategate's own commands instead of a shell.
+    """
     text = (ROOT / "docs" / page).read_text()
     blocks = re.findall(r"(?:^`([\w.]+)`\n)?^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -72,6 +78,8 @@ def follow(page: str, folder: Path) -> list[str]:
         if language == "python":
             assert name, "a Python block needs the name of its file above it"
             (folder / name).write_text(body)
+        elif language == "bash" and commands and body.startswith("stategate "):
+            printed.append(commands(body))
         elif language == "bash":
             done = subprocess.run(
                 ["bash", "-euc", body],
@@ -94,3 +102,19 @@ def test_the_quickstart_works_word_for_word(tmp_path: Path) -> None:
 def test_the_page_about_pools_works_word_for_word(tmp_path: Path) -> None:
     printed = follow("pool.md", tmp_path)
     assert "Ledger(steps=100" in printed[-1]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_page_about_models_of_your_own_works_word_for_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def in_this_process(body: str) -> str:  # torch is loaded here already, and a page has many
+        done = [CliRunner().invoke(main, shlex.split(line)[1:]) for line in body.splitlines()]
+        assert [result.exit_code for result in done] == [0] * len(done), done[-1].output
+        return "".join(result.stdout for result in done)
+
+    printed = follow("bring-your-own.md", tmp_path, in_this_process)
+    assert "state        h float32 [1, 1, 256]" in printed[0]
+    assert printed[-2].startswith("(1, 3) [100] (1, 1, 16)")

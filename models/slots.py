@@ -1,0 +1,200 @@
+"""Places where a module keeps memory, by name: how their values become states, and come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from stategate.contract.errors import TraceError
+from stategate.models.step import Tensors
+
+Value = Any
+"""A tensor or a number, or tuples, lists, dicts and deques of them."""
+
+GROWING = (
+    "what grows with every step is a KV cache: give it fixed slots, the last N rows as in "
+    "torch.cat((cache[:, 1:], new), 1), or TRIM-KV, which chooses the rows that it keeps"
+)
+_OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
+
+
+class Slot:
+    """One piece of memory: an attribute somewhere in a module, or an argument of forward.
+
+    Attributes:
+        name: Dotted name below the module, or the argument's.
+        axis: Which axis of its tensors is the sessions'; in states it is the first.
+        first: The first value of each of its states, by state name: ``name``, or ``name[0]``,
+            ``name['k']`` and so on for tensors inside of something.
+    """
+
+    def __init__(self, name: str, value: Value, axis: int = 0) -> None:
+        leaves, self._tree = pytree.tree_flatten_with_path(value)
+        self.name, self.axis = name, axis
+        self.first: dict[str, Tensor] = {}
+        for path, leaf in leaves:
+            tensor = torch.tensor(leaf) if isinstance(leaf, (bool, int, float)) else leaf
+            if not isinstance(tensor, Tensor) or not tensor.numel():
+                raise TraceError(
+                    f"{name!r} cannot be a state",
+                    found=told(leaf),
+                    expected="tensors or numbers of fixed shape, or tuples, lists and dicts of "
+                    "them",
+                    remedy=GROWING if isinstance(leaf, Tensor) else None,
+                )
+            if axis and tensor.shape[axis : axis + 1] != (1,):
+                raise TraceError(
+                    f"axis {axis} of {name!r} cannot be that of the sessions",
+                    found=told(tensor),
+                    expected="an extent of 1 there, for one session",
+                )
+            tensor = tensor.detach().movedim(axis, 0) if axis else tensor.detach()
+            self.first[name + pytree.keystr(path)] = tensor.clone()
+
+    def packed(self, states: Tensors) -> Value:
+        """The value for the module, of copies: it may write them in place."""
+        leaves = (states[name] for name in self.first)
+        moved = (leaf.movedim(0, self.axis) if self.axis else leaf for leaf in leaves)
+        # nn.LSTM takes contiguous tensors only.
+        copies = [leaf.clone(memory_format=torch.contiguous_format) for leaf in moved]
+        return pytree.tree_unflatten(copies, self._tree)
+
+    def unpacked(self, value: Value, before: Tensors) -> dict[str, Tensor]:
+        """The states that a value holds, by name.
+
+        Args:
+            value: What the module has after a step.
+            before: What the states were: they have to keep shape and dtype.
+
+        Raises:
+            TraceError: They do not.
+        """
+        leaves, tree = pytree.tree_flatten(value)
+        if tree != self._tree:
+            raise TraceError(
+                f"the state {self.name!r} does not keep its form",
+                found=f"{told(value)} after a step",
+                expected=f"the form it starts in: {', '.join(self.first)}",
+                remedy=GROWING if len(leaves) > len(self.first) else None,
+            )
+        after = {}
+        for name, leaf in zip(self.first, leaves, strict=True):
+            old = before[name]
+            if isinstance(leaf, (bool, int, float)):
+                leaf = torch.tensor(leaf, dtype=old.dtype)
+            new = leaf
+            if self.axis and isinstance(leaf, Tensor) and leaf.dim() == old.dim():
+                new = leaf.movedim(self.axis, 0)
+            if not isinstance(new, Tensor) or (new.shape, new.dtype) != (old.shape, old.dtype):
+                grown = isinstance(new, Tensor) and new.numel() > old.numel()
+                raise TraceError(
+                    f"the state {name!r} does not keep its shape and dtype",
+                    found=f"{told(new)} after a step",
+                    expected=f"{told(old)}, as before it",
+                    remedy=GROWING if grown else "write it in the form that it starts in",
+                )
+            after[name] = new
+        return after
+
+
+def value_at(module: nn.Module, name: str) -> Value:
+    """What a buffer or attribute holds now; None where there is none of this name.
+
+    Raises:
+        TraceError: What it should be an attribute of does not exist, or it is a parameter.
+    """
+    owner, attribute = _owner_of(module, name)
+    value = getattr(owner, attribute, None)
+    if isinstance(value, nn.Parameter):
+        raise TraceError(
+            f"{name!r} is a parameter, and parameters are weights",
+            expected="a buffer or an attribute",
+            remedy=f'register_buffer("{attribute}", tensor) instead of nn.Parameter(tensor)',
+        )
+    return value
+
+
+def put(module: nn.Module, name: str, value: Value) -> None:
+    """Give a buffer or attribute a value, without the history that autograd keeps of it."""
+    owner, attribute = _owner_of(module, name)
+    if any(getattr(leaf, "requires_grad", False) for leaf in pytree.tree_leaves(value)):
+        value = pytree.tree_map_only(Tensor, Tensor.detach, value)
+    _store_of(owner, attribute)[attribute] = value
+
+
+@contextmanager
+def holding(module: nn.Module, name: str, value: Value) -> Iterator[None]:
+    """Let a buffer or attribute, which `put` gave a value, have another for a while."""
+    owner, attribute = _owner_of(module, name)
+    store = _store_of(owner, attribute)
+    before, store[attribute] = store[attribute], value
+    try:
+        yield
+    finally:
+        store[attribute] = before
+
+
+def memory_like(module: nn.Module) -> dict[str, Value]:
+    """Buffers and tensor attributes that may be memory, by name; None where still unset."""
+    found: dict[str, Value] = {}
+    for prefix, part in module.named_modules():
+        if type(part).__module__.startswith("torch."):
+            continue  # running statistics and the like
+        attributes = {n: v for n, v in vars(part).items() if n not in _OWN}
+        for name, value in {**part._buffers, **attributes}.items():
+            leaves = pytree.tree_leaves(value)
+            if value is None or (leaves and all(isinstance(leaf, Tensor) for leaf in leaves)):
+                found[f"{prefix}.{name}" if prefix else name] = value
+    return found
+
+
+def told(value: Value) -> str:
+    """A value in few words: dtype and shape of tensors."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    leaves = pytree.tree_leaves(value)
+    if len(leaves) == 1 and leaves[0] is value:
+        return (
+            repr(value)
+            if isinstance(value, (bool, int, float, type(None)))
+            else type(value).__name__
+        )
+    return f"{type(value).__name__} of {', '.join(map(told, leaves)) or 'nothing'}"
+
+
+def zeros_like(value: Value) -> str:
+    """Source that makes zeros of the same form: what an error message offers to be pasted."""
+    if isinstance(value, Tensor):
+        dtype = "" if value.dtype == torch.float32 else f", dtype={value.dtype}"
+        return f"torch.zeros({', '.join(map(str, value.shape)) or '()'}{dtype})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(zeros_like, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(zeros_like, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {zeros_like(v)}" for key, v in value.items()) + "}"
+    return "..."
+
+
+def _owner_of(module: nn.Module, name: str) -> tuple[object, str]:
+    *path, attribute = name.split(".")
+    try:
+        return reduce(getattr, path, module), attribute
+    except AttributeError:
+        raise TraceError(
+            f"the module has no {'.'.join(path)!r}",
+            found=name,
+            expected=", ".join(memory_like(module)) or "the dotted name of a buffer or attribute",
+        ) from None
+
+
+def _store_of(owner: object, attribute: str) -> MutableMapping[str, Value]:
+    if isinstance(owner, nn.Module) and attribute in owner._buffers:
+        return owner._buffers
+    return vars(owner)
