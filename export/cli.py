@@ -153,6 +153,8 @@ def candidate_from(
         operators: One of `Operators`, or ``fastest`` for the fastest of all on this machine.
     """
     spec = batched(loaded.model.step_spec(), sessions)
+    if operators == "fastest" and not hasattr(loaded.model, "operators"):
+        operators = Operators.PORTABLE.value  # there is nothing to choose from
     wanted = list(Operators) if operators == "fastest" else [Operators(operators)]
     graphs = {o.value: _serialised(trace(loaded.model, sessions, o)) for o in wanted}
     metadata = {}

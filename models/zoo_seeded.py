@@ -154,6 +154,16 @@ def _stack(layer: DeltaConfig) -> Callable[[], StepModel]:
     return lambda: DeltaStack(DeltaStackConfig(_FEATURES, _ANSWERS, 2, 128, layer))
 
 
+@torch.no_grad()
+def _trim_kv() -> TrimKv:
+    """With retention gates that tell tokens apart: as drawn they hardly do, and all are admitted."""
+    model = TrimKv(_TRIM_KV)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gate_in.weight", "gate_out.weight")):
+            parameter.mul_(5.5)
+    return model
+
+
 _RANK_1 = "a rank-1 update k u^T of a head's matrix; decay is none, it is folded into the reads"
 _CHANNEL = "every step; by channel where its gate is above a threshold, if one is calibrated"
 
@@ -197,7 +207,7 @@ ENTRIES = (
     _entry(
         "trim-kv",
         "trim_kv",
-        lambda: TrimKv(_TRIM_KV),
+        _trim_kv,
         "two attention layers of 32 slots with admission",
         "a token takes a slot of a key-value head; one that is weaker than all is not admitted",
         "arXiv:2512.03324",

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from stategate.models.cli import zoo
 from stategate.models.load import load_model
-from stategate.models.step import initial_states, threshold_inputs
+from stategate.models.step import commit, initial_states, threshold_inputs
 from stategate.models.zoo import ZOO
 from stategate.runtime.cli import main
 
@@ -67,6 +67,18 @@ def test_a_zoo_model_is_the_same_whenever_it_is_built(name: str) -> None:
     one, other = (loaded.model.step(inputs, states) for loaded in (first, second))
     for key, value in one.outputs.items():
         assert torch.equal(value, other.outputs[key])
+
+
+@torch.no_grad()
+def test_the_seeded_trim_kv_refuses_some_tokens_and_admits_others() -> None:
+    model, episode = ZOO["trim-kv"].build(), ZOO["trim-kv"].episode(120, 3)
+    spec, states, opened = model.step_spec(), initial_states(model), []
+    for inputs in episode:
+        given = {n: torch.from_numpy(a) for n, a in inputs.items()} | threshold_inputs(spec)
+        result = model.step(given, states)
+        states = commit(spec, states, result)
+        opened.append(float((result.gates["write"] > 0.0).float().mean()))
+    assert 0.2 < sum(opened[40:]) / 80 < 0.8
 
 
 @pytest.mark.slow
