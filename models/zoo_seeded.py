@@ -156,7 +156,7 @@ def _stack(layer: DeltaConfig) -> Callable[[], StepModel]:
 
 @torch.no_grad()
 def _trim_kv() -> TrimKv:
-    """With retention gates that tell tokens apart: as drawn they hardly do, and all are admitted."""
+    """With retention gates that tell tokens apart: as drawn they hardly do, and admit all."""
     model = TrimKv(_TRIM_KV)
     for name, parameter in model.named_parameters():
         if name.endswith(("gate_in.weight", "gate_out.weight")):
