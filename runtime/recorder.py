@@ -72,6 +72,8 @@ class Recorder:
         max_bytes: Write no more than so much.
         on_loss: ``count`` goes on and keeps account in `recorded`; ``raise`` raises once, after
             the step at which the loss is known was taken.
+        wait_for_disk: Where nothing steps in real time: wait for a disk that is busy instead of
+            losing a block.
 
     Raises:
         SpecError: ``steps`` or ``on_loss`` cannot be.
@@ -89,6 +91,7 @@ class Recorder:
         name: str = "part",
         max_bytes: int | None = None,
         on_loss: Literal["count", "raise"] = "count",
+        wait_for_disk: bool = False,
     ) -> None:
         if steps < 1 or on_loss not in ("count", "raise"):
             raise SpecError(
@@ -103,6 +106,7 @@ class Recorder:
         self._name = name
         self._max_bytes = max_bytes
         self._raises = on_loss == "raise"
+        self._waits = wait_for_disk
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -174,7 +178,7 @@ class Recorder:
             self._filling[name][at] = array
         self._at = at + 1
         if self._at == self._size:
-            self._settle(wait=False)
+            self._settle(wait=self._waits)
             self._hand_over()
 
     def _hand_over(self) -> None:

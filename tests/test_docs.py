@@ -94,3 +94,9 @@ def test_the_quickstart_works_word_for_word(tmp_path: Path) -> None:
 def test_the_page_about_pools_works_word_for_word(tmp_path: Path) -> None:
     printed = follow("pool.md", tmp_path)
     assert "Ledger(steps=100" in printed[-1]
+
+
+def test_the_page_about_episodes_works_word_for_word(tmp_path: Path) -> None:
+    printed = follow("episodes.md", tmp_path)
+    assert "200 steps at 50 Hz" in printed[0]
+    assert "logs.npz 200 50.0" in printed[-1]

@@ -38,7 +38,7 @@ def test_a_recording_stepped_again_ends_in_the_same_memory(
     session: Session, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     x = stream(103)
-    with Recorder(session, tmp_path, steps=25, rate_hz=100.0) as recorder:
+    with Recorder(session, tmp_path, steps=25, rate_hz=100.0, wait_for_disk=True) as recorder:
         for t, row in enumerate(x):
             if t % 10 == 3:  # refused by the session, so no part of the recording
                 with pytest.raises(NonFiniteInputError):
