@@ -85,7 +85,7 @@ def _gathered(
     client: Client, episodes: EpisodeSet, work: Callable[[EpisodeFile], Statistics]
 ) -> Iterator[Statistics]:
     """Results in the order of names, a bounded number of tasks ahead of the one that is due."""
-    threads = sum(client.nthreads().values())  # type: ignore[no-untyped-call]
+    threads = sum(client.nthreads().values())
     rest = deque(episodes.files)
     due: deque[tuple[EpisodeFile, Any]] = deque()
     while rest or due:
@@ -116,13 +116,13 @@ def _client(cluster: str | Client) -> Iterator[Client]:
         yield cluster
     elif cluster == LOCAL:
         with (
-            LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0") as own,  # type: ignore[no-untyped-call]
-            Client(own) as client,  # type: ignore[no-untyped-call]
+            LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0") as own,
+            Client(own) as client,
         ):
             yield client
     else:
         try:
-            client = Client(cluster, timeout="10s")  # type: ignore[no-untyped-call]
+            client = Client(cluster, timeout="10s")
         except (OSError, ValueError) as problem:
             raise CalibrationError(
                 "the cluster cannot be reached",
