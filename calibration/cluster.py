@@ -9,7 +9,7 @@ merged by whoever asked for it, once, a lost worker loses no episode and doubles
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -24,34 +24,36 @@ _AHEAD = 4  # tasks a thread: enough that none waits, and what waits to be merge
 
 
 class Mergeable(Protocol):
-    """Statistics of some episodes that can take in those of others."""
+    """Statistics that can be put together with those of other episodes."""
 
-    def merge(self, other: Any, /) -> object:
-        """Add ``other``, which is of the same kind, into this one."""
+    def merged(self, other: Any, /) -> Any:
+        """Those of both, of the same kind; ``other`` comes later in the order of names."""
         ...
 
 
-Statistics = TypeVar("Statistics", bound=Mergeable)
+One = TypeVar("One", bound=Mergeable)
+Work = Callable[[EpisodeFile], Mapping[str, One]]
+"""Rolls one episode; gives statistics by what they are of, such as a tensor's name."""
 
 
 def roll_out(
     episodes: EpisodeSet,
-    work: Callable[[EpisodeFile], Statistics],
+    work: Work[One],
     cluster: str | Client | None = None,
     report: Callable[[int], None] = lambda _: None,
-) -> Statistics:
+) -> dict[str, One]:
     """Statistics of all episodes together.
 
     Args:
         episodes: Where a cluster works, its workers find them under the same paths.
-        work: Rolls one episode and gives its statistics. For a cluster it and its result are
-            pickled; it may run more than once for an episode, of which one result counts.
+        work: For a cluster it and its result are pickled; it may run more than once for an
+            episode, of which one result counts.
         cluster: None for this process; ``local`` for a process a core of this machine; the address
             of a scheduler, such as ``tcp://10.0.0.7:8786``; or an open client.
         report: Called with the number of steps done.
 
     Returns:
-        The first episode's statistics, with those of the others merged in, in the order of names.
+        By name what the episodes gave, merged in the order of the episodes' names.
 
     Raises:
         EpisodeError: An episode cannot be read.
@@ -65,25 +67,19 @@ def roll_out(
 
 
 def _merged(
-    episodes: EpisodeSet, results: Iterator[Statistics], report: Callable[[int], None]
-) -> Statistics:
-    total: Statistics | None = None
+    episodes: EpisodeSet, results: Iterator[Mapping[str, One]], report: Callable[[int], None]
+) -> dict[str, One]:
+    total: dict[str, One] = {}
     done = 0
     for file, result in zip(episodes.files, results, strict=True):
-        if total is None:
-            total = result
-        else:
-            total.merge(result)
+        for name, one in result.items():
+            total[name] = total[name].merged(one) if name in total else one
         done += file.steps
         report(done)
-    if total is None:  # an EpisodeSet made by hand
-        raise CalibrationError("there are no episodes to roll through")
     return total
 
 
-def _gathered(
-    client: Client, episodes: EpisodeSet, work: Callable[[EpisodeFile], Statistics]
-) -> Iterator[Statistics]:
+def _gathered(client: Client, episodes: EpisodeSet, work: Work[One]) -> Iterator[Mapping[str, One]]:
     """Results in the order of names, a bounded number of tasks ahead of the one that is due."""
     threads = sum(client.nthreads().values())
     rest = deque(episodes.files)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,52 +27,55 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
+@dataclass
 class Moments:
     """Count, range, and the two moments by the formula of Chan, Golub and LeVeque (1979)."""
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.count = 0
-        self.low, self.high = np.inf, -np.inf
-        self.mean = self.m2 = 0.0
+    names: list[str]
+    count: int
+    low: float
+    high: float
+    mean: float
+    m2: float
 
-    def add(self, array: np.ndarray) -> None:
-        other = Moments()
-        other.count = array.size
-        other.low, other.high = float(array.min()), float(array.max())
-        other.mean = float(array.mean(dtype=np.float64))
-        other.m2 = float(((array - other.mean) ** 2).sum(dtype=np.float64))
-        self.merge(other)
+    @classmethod
+    def of(cls, name: str, values: np.ndarray) -> Moments:
+        exact = values.astype(np.float64)
+        mean = float(exact.mean())
+        spread = float(((exact - mean) ** 2).sum())
+        return cls([name], exact.size, float(exact.min()), float(exact.max()), mean, spread)
 
-    def merge(self, other: Moments) -> None:
-        self.names += other.names
+    def merged(self, other: Moments) -> Moments:
         total = self.count + other.count
         apart = other.mean - self.mean
-        self.m2 += other.m2 + apart**2 * self.count * other.count / total
-        self.mean += apart * other.count / total
-        self.count = total
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        return Moments(
+            self.names + other.names,
+            total,
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.mean + apart * other.count / total,
+            self.m2 + other.m2 + apart**2 * self.count * other.count / total,
+        )
 
 
-def roll(file: EpisodeFile, marks: Path | None = None, pause_s: float = 0.0) -> Moments:
+def roll(file: EpisodeFile, marks: Path | None = None, pause_s: float = 0.0) -> dict[str, Moments]:
     """A leaky memory over one episode, in blocks."""
     if marks is not None:
         (marks / f"{file.name}.{os.getpid()}.{time.time_ns()}").touch()
     time.sleep(pause_s)
-    seen, state = Moments(), np.zeros((1, 3), np.float32)
-    seen.names.append(file.name)
+    seen, state = [], np.zeros((1, 3), np.float32)
     for block in file.blocks(16):
         for inputs in block:
             state = np.tanh(0.9 * state + inputs["x"])
-            seen.add(state)
-    return seen
+            seen.append(state)
+    return {"state": Moments.of(file.name, np.concatenate(seen))}
 
 
-def failing(file: EpisodeFile) -> Moments:
+def failing(file: EpisodeFile) -> dict[str, Moments]:
     raise EpisodeError("no good", found=file.name)
 
 
-def surprising(file: EpisodeFile) -> Moments:
+def surprising(file: EpisodeFile) -> dict[str, Moments]:
     raise ZeroDivisionError(file.name)
 
 
@@ -104,9 +108,9 @@ def test_a_cluster_gives_what_one_process_gives_to_the_last_bit(
     done: list[int] = []
     alone = roll_out(episodes, roll)
     together = roll_out(episodes, roll, threads, done.append)  # type: ignore[arg-type]
-    assert vars(together) == vars(alone)
-    assert together.count == 3 * episodes.steps
-    assert together.names == list(episodes.names)
+    assert together == alone
+    assert together["state"].count == 3 * episodes.steps
+    assert together["state"].names == list(episodes.names)
     assert done[-1] == episodes.steps
 
 
@@ -118,7 +122,7 @@ def test_merged_moments_are_those_of_all_values_at_once(episodes: EpisodeSet) ->
             state = np.tanh(0.9 * state + inputs["x"])
             values.append(state)
     every = np.concatenate(values).astype(np.float64)
-    merged = roll_out(episodes, roll)
+    merged = roll_out(episodes, roll)["state"]
     assert (merged.count, merged.low, merged.high) == (every.size, every.min(), every.max())
     assert merged.mean == pytest.approx(every.mean(), rel=1e-9)
     assert merged.m2 / merged.count == pytest.approx(every.var(), rel=1e-6)
@@ -152,7 +156,7 @@ def test_a_lost_worker_loses_no_episode_and_doubles_none(
     assert killed[0] in pids
     begun = [mark.name.split(".")[0] for mark in marks.iterdir()]
     assert len(begun) > len(set(begun)) == len(episodes)  # something ran twice
-    assert vars(together) == vars(roll_out(episodes, roll))
+    assert together == roll_out(episodes, roll)
 
 
 def test_errors_come_back_as_what_they_are(episodes: EpisodeSet, threads: object) -> None:
