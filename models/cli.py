@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,8 @@ def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
       stategate episode aura-hard --steps 100000 --out build/episode.npz
     """
     check_writable(out)
-    made = entry(name).episode(steps, seed)
-    raw = made.to_bytes()
+    told = f"held-out stream of {name}, seed {seed}"
+    raw = replace(entry(name).episode(steps, seed), provenance=told).to_bytes()
     write_whole(out, raw)
     facts = {"model": name, "steps": steps, "seed": seed, "bytes": len(raw), "path": str(out)}
     click.echo(json.dumps(facts, indent=2) if as_json else f"{out}: {steps:,} steps, seed {seed}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from stategate.contract import Episode
-from stategate.contract.errors import StategateError, TraceError
+from stategate.contract.errors import TraceError
+from stategate.contract.user_file import build_from_file
 from stategate.models.adapters import adapted
 from stategate.models.blame import explained
 from stategate.models.step import StepModel
@@ -55,28 +54,8 @@ def load_model(source: str) -> LoadedModel:
         item = entry(source)
         return _checked(item.build(), item.name, source, item.episode)
     file, _, factory = source.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise TraceError(
-            "there is no such Python file", found=file, expected="path/to/module.py:factory"
-        )
-    name = f"_stategate_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise TraceError("this file cannot be imported", found=file, expected="a .py file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look their module up here
-    sys.path.insert(0, str(path.parent.resolve()))  # as `python path/to/module.py` would
-    try:
-        spec.loader.exec_module(module)
-        made = getattr(module, factory)()
-    except StategateError:  # of lift(), for one; it says what it has to say
-        raise
-    except (Exception, SystemExit) as problem:  # a user's file may raise anything
-        raise TraceError(f"{source} cannot be built", found=explained(problem)) from problem
-    finally:
-        sys.path.pop(0)
-    return _checked(made, factory, f"{path.name}:{factory}", None)
+    made = build_from_file(source, TraceError, explained)
+    return _checked(made, factory, f"{Path(file).name}:{factory}", None)
 
 
 def _checked(

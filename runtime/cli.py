@@ -21,6 +21,26 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Write a held-out episode of a zoo model.",
     ),
+    "episode-wav": (
+        "stategate.runtime.record_cli:episode_wav",
+        "ort",
+        "Cut sound into episodes.",
+    ),
+    "episode-gym": (
+        "stategate.runtime.record_cli:episode_gym",
+        "gym",
+        "Write what an expert sees in a Gymnasium environment.",
+    ),
+    "record": (
+        "stategate.runtime.record_cli:record",
+        "ort",
+        "Step a bundle and record what it is given.",
+    ),
+    "episodes": (
+        "stategate.runtime.record_cli:episodes",
+        "ort",
+        "Say what is in recorded episodes.",
+    ),
     "train-aura": (
         "stategate.models.train_cli:train_aura",
         "export",

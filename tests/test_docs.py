@@ -118,3 +118,9 @@ def test_the_page_about_models_of_your_own_works_word_for_word(
     printed = follow("bring-your-own.md", tmp_path, in_this_process)
     assert "state        h float32 [1, 1, 256]" in printed[0]
     assert printed[-2].startswith("(1, 3) [100] (1, 1, 16)")
+
+
+def test_the_page_about_episodes_works_word_for_word(tmp_path: Path) -> None:
+    printed = follow("episodes.md", tmp_path)
+    assert "200 steps at 50 Hz" in printed[0]
+    assert "logs.npz 200 50.0" in printed[-1]

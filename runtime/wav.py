@@ -1,0 +1,57 @@
+"""Recorded sound as an episode: windows of samples, so many samples apart."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from stategate.contract import Episode
+from stategate.contract.errors import EpisodeError
+
+
+def wav_episode(path: Path, name: str, window: int, hop: int, channel: int = 0) -> Episode:
+    """Cut a WAV file into steps.
+
+    A rest at the end that fills no window is left out.
+
+    Args:
+        path: PCM of 16 or 32 bits.
+        name: Input that takes a window, ``(1, window)`` float32 with samples in [-1, 1).
+        window: Samples of a step.
+        hop: Samples from the start of a step to that of the next; windows overlap if it is smaller.
+        channel: Which one is heard.
+
+    Raises:
+        EpisodeError: The file cannot be read, or is shorter than a window.
+    """
+    try:
+        with wave.open(str(path), "rb") as file:
+            rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
+            raw = file.readframes(file.getnframes())
+    except (OSError, EOFError, wave.Error) as problem:
+        raise EpisodeError(
+            f"{path} cannot be read",
+            found=f"{type(problem).__name__}: {problem}",
+            expected="a WAV file of PCM samples",
+        ) from problem
+    if width not in (2, 4) or not 0 <= channel < channels or rate <= 0:
+        raise EpisodeError(
+            f"{path} cannot be heard",
+            found=f"{8 * width} bits, {channels} channels, {rate} Hz; channel {channel} is wanted",
+            expected="16 or 32 bits, and a channel that is there, counted from 0",
+        )
+    whole = len(raw) // (width * channels) * width * channels
+    frames = np.frombuffer(raw[:whole], f"<i{width}").reshape(-1, channels)
+    if len(frames) < window:
+        raise EpisodeError(
+            f"{path} is shorter than a window", found=f"{len(frames)} samples", expected=window
+        )
+    heard = (frames[:, channel] / 2.0 ** (8 * width - 1)).astype(np.float32)
+    steps = np.lib.stride_tricks.sliding_window_view(heard, window)[::hop]
+    return Episode(
+        {name: steps[:, None, :].copy()},
+        rate_hz=rate / hop,
+        provenance=f"{path.name}, channel {channel} at {rate} Hz, windows of {window} every {hop}",
+    )
