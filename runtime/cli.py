@@ -31,6 +31,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Choose a gate's threshold from closed-loop episodes.",
     ),
+    "recalibrate": (
+        "stategate.calibration.recalibrate_cli:recalibrate_command",
+        "export",
+        "Choose the threshold at which a quantised bundle decides like the float one.",
+    ),
     "train-gate": (
         "stategate.calibration.training_cli:train_gate_command",
         "export",
