@@ -58,7 +58,7 @@ view: ## Link the rooms under .view/stategate for type checkers and editors
 run: $(BUILD)/run/memory.png ## Export AURA-Mem, step it 100,000 times, count its writes
 
 $(AURA)/calibration.json: $(call SOURCES,calibration models contract) | $(VENV)/.run
-	@$(BIN)/stategate calibrate aura-hard --out $@
+	@$(BIN)/stategate calibrate aura-hard --episodes 1 --steps 16384 --thresholds=-4,-3,-2,-1,0,1 --out $@
 
 $(AURA)/bundle/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
 	@$(BIN)/stategate export aura-hard --calibration $< --out $(@D)

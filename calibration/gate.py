@@ -1,136 +1,289 @@
-"""The threshold of a hard gate, from the model's own closed loop.
-
-A gate decides on what earlier decisions left in memory, so every threshold is tried in a loop of
-its own; rescoring one recorded loop would judge decisions that were never lived with.
-"""
+"""The threshold of a hard gate: a curve from closed loops, and a rule that chooses from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-import torch
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec, StepSpec
+from stategate.calibration.interval import rate_interval
+from stategate.calibration.needed import Needs, sample_needs
+from stategate.calibration.rolls import (
+    Report,
+    Rolled,
+    gate_values,
+    hard_gate,
+    roll,
+)
+from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec
 from stategate.contract.errors import CalibrationError
-from stategate.models.step import StepModel, Tensors, initial_states, threshold_inputs
+from stategate.models.step import StepModel
 
 TOLERANCE = 0.0005
+PROPOSED_RATES = (0.9, 0.75, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06, 0.03, 0.01)
+"""Write rates whose thresholds are tried where none are given, if gates were as at the start."""
+_REFINEMENTS, _FINER = 3, 7  # rounds of a search between two thresholds, thresholds in each
+_RATE_TOLERANCE = 0.05  # of the wanted write rate
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the threshold is chosen for; at most one of the four, or none of them.
+
+    Attributes:
+        tolerance: For none of them: accuracy that may be given up for fewer writes.
+        accuracy: The fewest writes with at least this accuracy.
+        write_rate: The wanted share of elements that open.
+        max_output_error: The fewest writes with at most this output error; beside ``costs``, the
+            difference of outputs that makes a write needed, and no bound.
+        costs: Price of a missed and of a needless write; the least price wins.
+    """
+
+    tolerance: float = TOLERANCE
+    accuracy: float | None = None
+    write_rate: float | None = None
+    max_output_error: float | None = None
+    costs: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse wishes that contradict each other, and prices that say nothing."""
+        bound = None if self.costs is not None else self.max_output_error
+        given = [w for w in (self.accuracy, self.write_rate, bound, self.costs) if w is not None]
+        if len(given) > 1:
+            raise CalibrationError("a threshold is chosen by one rule", found=f"{len(given)} rules")
+        costs = (0.0, 1.0) if self.costs is None else self.costs
+        if not all(math.isfinite(cost) and cost >= 0 for cost in costs) or not any(costs):
+            raise CalibrationError("no such costs", found=costs, expected="0 or more, not both 0")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the fewest writes are looked for that still meet a bound of the caller."""
+        return self.costs is None and not (self.accuracy is None and self.max_output_error is None)
+
+    @property
+    def rounds(self) -> int:
+        """Times that the episodes are rolled once the thresholds to try are known, at most."""
+        if self.write_rate is not None:
+            return 1 + _REFINEMENTS
+        return 2 if self.bounded or self.costs is not None else 1
+
+
 def calibrate_gate(
     model: StepModel,
-    episode: Episode,
-    thresholds: Sequence[float],
-    tolerance: float = TOLERANCE,
-    report: Callable[[int], None] = lambda _: None,
+    episodes: Iterable[Episode],
+    thresholds: Sequence[float] | None = None,
+    wish: Wish | None = None,
+    gate_name: str | None = None,
+    report: Report = lambda _: None,
 ) -> GateCalibration:
-    """Choose the threshold with the fewest writes among those that cost no accuracy.
+    """Choose a threshold by what each of them does in closed loop.
 
     Args:
-        model: With one hard gate.
-        episode: Held-out inputs with labels of one output.
-        thresholds: What to try.
-        tolerance: Accuracy that may be given up against the best of them.
-        report: Called with the number of steps done.
+        model: With a hard gate. The threshold that its spec declares is the reference: the plain
+            model where the gate was never trained, for that is declared below every gate value.
+        episodes: Held-out inputs, gone through several times; with labels of an output where the
+            rule needs an accuracy.
+        thresholds: What to try; None proposes some from the gate's own values.
+        wish: What to choose for.
+        gate_name: Which gate; None for the only one.
+        report: Called with the number of steps done, see `Wish.rounds`.
 
     Raises:
-        CalibrationError: The model has no such gate, or the episode no labels.
-        EpisodeError: The episode does not fit the model.
+        CalibrationError: The model has no such gate, the gate never changes, the episodes have no
+            labels for a rule that needs them, or no threshold meets the wish.
+        EpisodeError: An episode does not fit the model, or there is none.
     """
-    spec = model.step_spec()
-    gate = hard_gate(spec)
-    episode.check(spec)
-    if not any((labels >= 0).any() for labels in episode.labels.values()):
+    wish = wish or Wish()
+    gate = hard_gate(model.step_spec(), gate_name)
+    assert gate.threshold is not None
+    reference = float(gate.threshold)
+    count = _Count(report)
+    proposed = thresholds is None
+    if thresholds is None:
+        thresholds = propose(gate_values(model, gate, episodes, reference, count), gate)
+        count.next()
+    if not thresholds:
+        raise CalibrationError("no thresholds to try were given")
+
+    def curve_of(tried: Iterable[float]) -> list[CurvePoint]:
+        points = _points(roll(model, gate, episodes, sorted(set(tried)), reference, count))
+        count.next()
+        return points
+
+    curve = curve_of(thresholds)
+    if wish.write_rate is not None:
+        for _ in range(_REFINEMENTS):
+            between = _between(curve, wish.write_rate)
+            if not between:
+                break
+            curve = _merged(curve, curve_of(between))
+    elif wish.costs is not None:
+        bound = wish.max_output_error
+        needs = sample_needs(model, gate, episodes, reference, bound, report=count)
+        curve = [_priced(point, needs) for point in curve]
+    chosen, rule = _choose(curve, wish)
+    if proposed and wish.bounded:
+        # The bound is crossed between this threshold and the next that was tried.
+        rest = [point.threshold for point in curve if point.threshold > chosen.threshold]
+        finer = _inside(chosen.threshold, rest[0]) if rest else []
+        curve = _merged(curve, curve_of(finer) if finer else [])
+        chosen, rule = _choose(curve, wish)
+    return GateCalibration(
+        gate.name, chosen.threshold, chosen.write_rate, rule, tuple(curve), reference
+    )
+
+
+def propose(values: NDArray[np.float32], gate: GateSpec) -> list[float]:
+    """Thresholds in the gate's own units, from its sorted values.
+
+    Raises:
+        CalibrationError: The gate never changes.
+    """
+    low, high = float(values[0]), float(values[-1])
+    if low == high:
+        raise CalibrationError(
+            f"gate {gate.name!r} never changes, so no threshold parts its writes",
+            found=f"{low:g} in every step",
+            expected="a gate that depends on the inputs or the memory",
+            remedy="give episodes in which something happens; check that inputs are not constant",
+        )
+    quantiles = np.quantile(values, [1 - rate for rate in PROPOSED_RATES])
+    margin = 1e-3 * (high - low)
+    assert gate.threshold is not None
+    given = [low - margin, *quantiles.tolist(), high + margin, gate.threshold]
+    return sorted({float(f"{value:.6g}") for value in given})
+
+
+def _points(rolled: Rolled) -> list[CurvePoint]:
+    steps = rolled.steps
+    total, judged = int(steps.sum()), int(rolled.judged.sum())
+    points = []
+    for i, threshold in enumerate(rolled.thresholds):
+        writes, openings, right = (a[:, i] for a in (rolled.writes, rolled.openings, rolled.right))
+        points.append(
+            CurvePoint(
+                threshold=float(threshold),
+                write_rate=int(writes.sum()) / total,
+                element_rate=int(openings.sum()) / (total * rolled.elements),
+                accuracy=int(right.sum()) / judged if judged else None,
+                output_error=float(rolled.output_error[i]),
+                write_interval=rate_interval(openings, steps * rolled.elements),
+                accuracy_interval=rate_interval(right, rolled.judged),
+            )
+        )
+    return points
+
+
+def _priced(point: CurvePoint, needs: Needs) -> CurvePoint:
+    missed, needless = needs.rates(point.threshold)
+    return msgspec.structs.replace(point, missed_rate=missed, needless_rate=needless)
+
+
+def _between(curve: Sequence[CurvePoint], rate: float) -> list[float]:
+    """Thresholds between the two neighbours whose write rates enclose the wanted one."""
+    if min(abs(point.element_rate - rate) for point in curve) <= _RATE_TOLERANCE * rate / 10:
+        return []
+    for above, below in zip(curve, curve[1:], strict=False):
+        if above.element_rate >= rate >= below.element_rate:
+            return _inside(above.threshold, below.threshold)
+    return []
+
+
+def _inside(low: float, high: float) -> list[float]:
+    """Thresholds strictly between two, as float32 parts them."""
+    inner = np.linspace(low, high, _FINER + 2).astype(np.float32)[1:-1]
+    return sorted({float(v) for v in inner if np.float32(low) < v < np.float32(high)})
+
+
+def _merged(curve: Sequence[CurvePoint], more: Sequence[CurvePoint]) -> list[CurvePoint]:
+    return sorted([*curve, *more], key=lambda point: point.threshold)
+
+
+def _choose(curve: Sequence[CurvePoint], wish: Wish) -> tuple[CurvePoint, str]:
+    if wish.write_rate is not None:
+        return _by_rate(curve, wish.write_rate)
+    if wish.costs is not None:
+        missed, needless = wish.costs
+
+        def price(point: CurvePoint) -> float:
+            assert point.missed_rate is not None and point.needless_rate is not None
+            return missed * point.missed_rate + needless * point.needless_rate
+
+        best = min(curve, key=lambda point: (price(point), point.element_rate))
+        rule = f"least cost at {missed:g} a missed and {needless:g} a needless write"
+        return best, f"{rule} ({1000 * price(best):.3g} in 1,000 steps)"
+    if wish.max_output_error is not None:
+        bound = wish.max_output_error
+        return _fewest(
+            curve,
+            lambda point: point.output_error is not None and point.output_error <= bound,
+            f"fewest writes with an output error of at most {bound:g}",
+            f"output errors from {min(p.output_error or 0.0 for p in curve):.3g}",
+        )
+    accuracies = [point.accuracy for point in curve if point.accuracy is not None]
+    if not accuracies:
         raise CalibrationError(
             "the episode has no labels to judge by",
             expected="label.<output> with at least one index >= 0",
+            remedy="choose by --write-rate or --max-output-error, which need none",
         )
-    if not thresholds:
-        raise CalibrationError("no thresholds to try were given")
-    curve = _curve(model, gate, episode, sorted(set(thresholds)), report)
-    best = max(point.accuracy for point in curve)
-    chosen = min(
-        (point for point in curve if point.accuracy >= best - tolerance),
-        key=lambda point: (point.write_rate, -point.threshold),
+    best_accuracy = max(accuracies)
+    least = best_accuracy - wish.tolerance if wish.accuracy is None else wish.accuracy
+    return _fewest(
+        curve,
+        lambda point: point.accuracy is not None and point.accuracy >= least,
+        f"fewest writes within {wish.tolerance:g} of the best accuracy ({best_accuracy:.4f})"
+        if wish.accuracy is None
+        else f"fewest writes with an accuracy of at least {least:g}",
+        f"accuracies up to {best_accuracy:.4f}",
     )
-    rule = f"fewest writes within {tolerance:g} of the best accuracy ({best:.4f})"
-    return GateCalibration(gate.name, chosen.threshold, chosen.write_rate, rule, tuple(curve))
 
 
-def hard_gate(spec: StepSpec) -> GateSpec:
-    """The gate whose threshold can be chosen.
-
-    Raises:
-        CalibrationError: There is none, or more than one.
-    """
-    hard = [gate for gate in spec.gates if gate.kind == "hard"]
-    if len(hard) != 1:
+def _fewest(
+    curve: Sequence[CurvePoint], fits: Callable[[CurvePoint], bool], rule: str, found: str
+) -> tuple[CurvePoint, str]:
+    fitting = [point for point in curve if fits(point)]
+    if not fitting:
         raise CalibrationError(
-            "the threshold cannot be chosen for this model",
-            found=f"{len(hard)} hard gates",
-            expected="one",
-            remedy=None
-            if hard
-            else "export it without: a model without a hard gate, such as a lifted module, writes "
-            "in every step and has no threshold",
+            "no threshold meets the request",
+            found=f"{found} over thresholds {curve[0].threshold:g} to {curve[-1].threshold:g}",
+            expected=rule,
+            remedy="ask for less, or give other thresholds with --thresholds",
         )
-    return hard[0]
+    return min(fitting, key=lambda point: (point.element_rate, -point.threshold)), rule
 
 
-def _curve(
-    model: StepModel,
-    gate: GateSpec,
-    episode: Episode,
-    thresholds: Sequence[float],
-    report: Callable[[int], None],
-) -> list[CurvePoint]:
-    """Roll all thresholds side by side, each on its own state, in one vectorised step."""
-    spec = model.step_spec()
-    count = len(thresholds)
-    others = {g.name for g in spec.gates} - {gate.name}
-    tried = torch.tensor(thresholds)
-    fixed = threshold_inputs(spec)
-    name = gate.threshold_input
+def _by_rate(curve: Sequence[CurvePoint], rate: float) -> tuple[CurvePoint, str]:
+    best = min(curve, key=lambda point: abs(point.element_rate - rate))
+    if abs(best.element_rate - rate) > _RATE_TOLERANCE * rate:
+        rates = sorted(point.element_rate for point in curve)
+        near = [max((r for r in rates if r <= rate), default=None)]
+        near.append(min((r for r in rates if r >= rate), default=None))
+        shown = " and ".join(f"{r:.4g}" for r in near if r is not None)
+        raise CalibrationError(
+            f"no threshold gives a write rate of {rate:g}",
+            found=f"rates from {rates[0]:.4g} to {rates[-1]:.4g}; nearest are {shown}",
+            expected=f"{rate:g} within {_RATE_TOLERANCE:.0%} of it",
+            remedy="ask for a rate in that range; other --thresholds may widen it",
+        )
+    return best, f"write rate nearest to {rate:g}"
 
-    def one(
-        threshold: torch.Tensor, states: Tensors, inputs: Tensors
-    ) -> tuple[dict[str, torch.Tensor], ...]:
-        shown = {name: threshold[None]} if name is not None else {}
-        result = model.step({**inputs, **fixed, **shown}, states)
-        is_open = (result.gates[gate.name] > threshold).any()
-        kept = {
-            s.name: torch.where(is_open, result.states[s.name], states[s.name])
-            if s.gate == gate.name
-            else result.states[s.name]
-            for s in spec.states
-        }
-        return dict(result.outputs), kept, {gate.name: is_open}
 
-    if any(s.gate in others for s in spec.states):
-        raise CalibrationError("states guarded by a second gate cannot be calibrated yet")
-    step = torch.vmap(one, in_dims=(0, 0, None))
-    states = {n: t.expand(count, *t.shape) for n, t in initial_states(model).items()}
-    right = torch.zeros(count, dtype=torch.int64)
-    writes = torch.zeros(count, dtype=torch.int64)
-    judged = 0
-    for t, inputs in enumerate(episode):
-        tensors = {n: torch.from_numpy(array) for n, array in inputs.items()}
-        try:
-            outputs, states, opened = step(tried, states, tensors)
-        except RuntimeError as problem:
-            raise CalibrationError(
-                "the step cannot be run for several thresholds at once",
-                found=str(problem).splitlines()[0],
-                expected="a step that torch.vmap can map: no data-dependent Python, no .item()",
-            ) from problem
-        writes += opened[gate.name]
-        for output, labels in episode.labels.items():
-            if labels[t] >= 0:
-                judged += 1
-                right += outputs[output].flatten(1).argmax(1) == int(labels[t])
-        report(t + 1)
-    return [
-        CurvePoint(value, int(writes[i]) / episode.steps, int(right[i]) / judged)
-        for i, value in enumerate(thresholds)
-    ]
+class _Count:
+    """Adds up the steps of several rounds."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self._before, self._now = report, 0, 0
+
+    def __call__(self, done: int) -> None:
+        self._now = done
+        self._report(self._before + done)
+
+    def next(self) -> None:
+        """A round is over."""
+        self._before += self._now
+        self._now = 0

@@ -9,21 +9,46 @@ import msgspec
 from stategate.contract.errors import CalibrationError, SpecError
 from stategate.contract.specs import Record, is_threshold
 
-CALIBRATION_VERSION = 1
+CALIBRATION_VERSION = 2
+
+
+class Interval(Record, frozen=True):
+    """Where a mean over episodes lies with 95 % confidence."""
+
+    low: float
+    high: float
 
 
 class CurvePoint(Record, frozen=True):
-    """What one threshold does.
+    """What one threshold does in closed loop.
 
     Attributes:
         threshold: Where the gate opens.
-        write_rate: Share of steps that write.
-        accuracy: Task metric in [0, 1].
+        write_rate: Share of steps in which any element of the gate opens.
+        element_rate: Share of elements (heads, slots, channels) that open, over all steps; for a
+            gate of step granularity the same.
+        accuracy: Share of labelled answers that are right; None without labels.
+        output_error: Root mean square difference to the outputs of the reference model, in units
+            of their root mean square; the largest of any output. None where nothing was compared.
+        missed_rate: Share of steps that are quiet and should have written; None where no costs
+            were given. See `stategate.calibration.needed`.
+        needless_rate: Share of steps that write and need not have; None likewise.
+        flip_rate: Share of gate elements that decide otherwise than the float bundle's, for a
+            recalibrated bundle; None for others.
+        write_interval: Of ``element_rate`` over episodes; None where there was only one.
+        accuracy_interval: Of ``accuracy``, likewise.
     """
 
     threshold: float
     write_rate: float
-    accuracy: float
+    element_rate: float
+    accuracy: float | None = None
+    output_error: float | None = None
+    missed_rate: float | None = None
+    needless_rate: float | None = None
+    flip_rate: float | None = None
+    write_interval: Interval | None = None
+    accuracy_interval: Interval | None = None
 
 
 class GateCalibration(Record, frozen=True):
@@ -34,7 +59,9 @@ class GateCalibration(Record, frozen=True):
         threshold: The choice.
         write_rate: Share of steps that write at that threshold.
         rule: How it was chosen, in words.
-        curve: Everything that was tried.
+        curve: Everything that was tried, by threshold.
+        reference: Threshold of the model that ``output_error`` compares with; None where that is
+            another bundle.
     """
 
     gate: str
@@ -42,6 +69,7 @@ class GateCalibration(Record, frozen=True):
     write_rate: float
     rule: str
     curve: tuple[CurvePoint, ...]
+    reference: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a threshold that no gate could be compared with."""
@@ -74,18 +102,25 @@ class CalibrationRecord(Record, frozen=True):
             CalibrationError: It cannot be read, or is of another version.
         """
         try:
-            record = msgspec.json.decode(path.read_bytes(), type=cls)
+            raw = path.read_bytes()
+            version = msgspec.json.decode(raw, type=_Versioned).version
+            if version != CALIBRATION_VERSION:
+                raise CalibrationError(
+                    "the calibration record is of another version",
+                    found=version,
+                    expected=CALIBRATION_VERSION,
+                    remedy="calibrate again: stategate calibrate",
+                )
+            return msgspec.json.decode(raw, type=cls)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
             raise CalibrationError(
                 "the calibration record cannot be read",
                 found=f"{path}: {problem}",
                 remedy="calibrate again: stategate calibrate",
             ) from problem
-        if record.version != CALIBRATION_VERSION:
-            raise CalibrationError(
-                "the calibration record is of another version",
-                found=record.version,
-                expected=CALIBRATION_VERSION,
-                remedy="calibrate again: stategate calibrate",
-            )
-        return record
+
+
+class _Versioned(msgspec.Struct):
+    """What a record of any version has."""
+
+    version: int = CALIBRATION_VERSION

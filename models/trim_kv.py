@@ -100,9 +100,9 @@ class _Layer(nn.Module):
             rotation: Cosine and sine ``(rows, 1, head_dim / 2)`` of this position.
         """
         z = self.attention_norm(x)
-        q = _rotated(self.q_norm(self._split(self.to_q(z))), *rotation)
+        q = rotated(self.q_norm(self._split(self.to_q(z))), *rotation)
         token = Token(
-            _rotated(self.k_norm(self._split(self.to_k(z))), *rotation),
+            rotated(self.k_norm(self._split(self.to_k(z))), *rotation),
             self._split(self.to_v(z)),
             log_sigmoid(self.gate_out(silu(self.gate_in(z)))),
         )
@@ -120,7 +120,7 @@ class _Layer(nn.Module):
         return x.reshape(len(x), -1, self.head_dim)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn channel i and channel i + head_dim / 2 as a pair."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

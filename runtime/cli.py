@@ -51,6 +51,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Choose a gate's threshold from closed-loop episodes.",
     ),
+    "recalibrate": (
+        "stategate.calibration.recalibrate_cli:recalibrate_command",
+        "export",
+        "Choose the threshold at which a quantised bundle decides like the float one.",
+    ),
+    "train-gate": (
+        "stategate.calibration.training_cli:train_gate_command",
+        "export",
+        "Train a write gate for a frozen model.",
+    ),
     "export": ("stategate.export.cli:export", "export", "Make a bundle from a torch module."),
     "adopt": (
         "stategate.export.adopt_cli:adopt",

@@ -1,0 +1,151 @@
+"""Which writes a model needs: two lives that differ in one write.
+
+The model is rolled at its reference threshold. From a sampled step it goes on twice, once with that
+step's write and once without, both by their own decisions afterwards. The write is *needed* if the
+life without it answers worse within the horizon:
+
+    with labels       fewer labelled answers are right
+    without labels    some output differs by more than a bound, in units of that output's largest
+                      magnitude in the life with the write
+
+A threshold T then *misses* a sampled write that is needed where the gate is <= T, and makes a
+*needless* one that is not needed where it is above. A gate of several elements is judged by its
+largest: a step is missed only when all of it is quiet.
+
+What this is not: it judges writes one at a time on the reference's memory. Two writes that stand in
+for each other are both found needless, and a need that shows only after the horizon is not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stategate.calibration.rolls import OPEN, SHUT, Lanes, Report, tensors_of
+from stategate.contract import Episode, GateSpec
+from stategate.contract.errors import CalibrationError
+from stategate.models.step import StepModel
+
+HORIZON = 128
+SAMPLES = 256  # of each episode
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Sampled steps.
+
+    Attributes:
+        gate: ``(samples,)`` largest gate value of the step.
+        needed: ``(samples,)`` bool.
+    """
+
+    gate: NDArray[np.float32]
+    needed: NDArray[np.bool_]
+
+    def rates(self, threshold: float) -> tuple[float, float]:
+        """Share of steps that a threshold misses, and that it writes needlessly."""
+        is_open = self.gate > np.float32(threshold)
+        return float((~is_open & self.needed).mean()), float((is_open & ~self.needed).mean())
+
+
+@torch.no_grad()
+def sample_needs(
+    model: StepModel,
+    gate: GateSpec,
+    episodes: Iterable[Episode],
+    reference: float,
+    bound: float | None,
+    seed: int = 0,
+    report: Report = lambda _: None,
+) -> Needs:
+    """Ask of sampled steps whether their writes are needed.
+
+    Args:
+        model: The model.
+        gate: Whose writes they are.
+        episodes: Inputs; labels, where ``bound`` is None.
+        reference: Threshold that both lives go by.
+        bound: Output difference that counts as worse; None judges by labels.
+        seed: Of the sample.
+        report: Called with the number of steps rolled.
+
+    Raises:
+        CalibrationError: There are no labels and no bound, or no episode outlives the horizon.
+    """
+    lanes = Lanes(model, gate)
+    rng = np.random.default_rng(seed)
+    values: list[NDArray[np.float32]] = []
+    needed: list[NDArray[np.bool_]] = []
+    done = 0
+    for episode in episodes:
+        if bound is None and not any((a >= 0).any() for a in episode.labels.values()):
+            raise CalibrationError(
+                "nothing says which writes are needed",
+                found="an episode without labels",
+                expected="label.<output>, or an output difference that counts: --max-output-error",
+            )
+        inputs = tensors_of(episode, lanes.spec)
+        last = episode.steps - HORIZON
+        if last < 1:
+            continue
+        count = min(SAMPLES, last)
+        picked = np.sort(rng.choice(last, count, replace=False))
+        starts, states = [], lanes.start(1)
+        wanted = set(picked.tolist())
+        for t in range(last):
+            if t in wanted:
+                starts.append(states)
+            now = {name: array[t] for name, array in inputs.items()}
+            _, states, _ = lanes.step(torch.tensor([reference]), states, now)
+            done += 1
+            report(done)
+        before = {n: torch.cat([s[n] for s in starts] * 2) for n in starts[0]}
+        value, worse = _two_lives(lanes, episode, inputs, picked, before, reference, bound)
+        values.append(value)
+        needed.append(worse)
+    if not values:
+        raise CalibrationError(
+            "no episode is long enough to see what a write is good for",
+            expected=f"more than {HORIZON} steps",
+        )
+    return Needs(np.concatenate(values), np.concatenate(needed))
+
+
+def _two_lives(
+    lanes: Lanes,
+    episode: Episode,
+    inputs: dict[str, torch.Tensor],
+    picked: NDArray[np.int64],
+    states: dict[str, torch.Tensor],
+    reference: float,
+    bound: float | None,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Gate values ``(samples,)`` and whether the life without the write is worse."""
+    n = len(picked)
+    at = torch.from_numpy(np.concatenate((picked, picked)))
+    threshold = torch.cat((torch.full((n,), OPEN), torch.full((n,), SHUT)))
+    value = np.zeros(n, np.float32)
+    right = np.zeros(2 * n, np.int64)
+    names: Sequence[str] = [o.name for o in lanes.spec.outputs if o.dtype.startswith("float")]
+    apart, size = torch.zeros(2, len(names), n)
+    for h in range(HORIZON):
+        now = {name: array[at + h] for name, array in inputs.items()}
+        outputs, states, gates = lanes.step(threshold, states, now, apart=True)
+        if h == 0:
+            value = gates[:n].flatten(1).amax(1).numpy()
+            threshold = torch.full((2 * n,), reference)
+        for name, labels in episode.labels.items():
+            asked = labels[(at + h).numpy()]
+            right += (outputs[name].flatten(1).argmax(1).numpy() == asked) & (asked >= 0)
+        for i, name in enumerate(names):
+            out = outputs[name].flatten(1)
+            apart[i] = torch.maximum(apart[i], (out[:n] - out[n:]).abs().amax(1))
+            size[i] = torch.maximum(size[i], out[:n].abs().amax(1))
+    if bound is None:
+        return value, right[n:] < right[:n]
+    worst = (apart / size.clamp(min=1e-30)).amax(0)
+    return value, (worst > bound).numpy()

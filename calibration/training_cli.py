@@ -1,0 +1,108 @@
+"""``stategate train-gate``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import torch
+
+from stategate.calibration.cli import episodes_for
+from stategate.calibration.gate_training import GateRecipe, at_random, judge, train_gate
+from stategate.contract.console import check_writable, progress
+from stategate.contract.errors import OutputError
+from stategate.models.learned_gate import LearnedGate
+from stategate.models.load import load_model
+
+
+@click.command("train-gate")
+@click.argument("model")
+@click.option(
+    "--episode",
+    "episode_paths",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Inputs (.npz, or a folder of them), the last file held out; repeat for more. For a zoo "
+    "model its own benchmark, if left out.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=2048,
+    show_default=True,
+    help="Of each episode, for the zoo.",
+)
+@click.option(
+    "--episodes",
+    type=click.IntRange(min=2),
+    default=4,
+    show_default=True,
+    help="How many, for the zoo.",
+)
+@click.option(
+    "--write-price",
+    type=click.FloatRange(min=0),
+    default=GateRecipe().write_price,
+    show_default=True,
+    help="Price of writing in every step, in units of the error that training lowers.",
+)
+@click.option(
+    "--iterations",
+    type=click.IntRange(min=1),
+    default=GateRecipe().iterations,
+    show_default=True,
+    help="Optimiser steps.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything drawn."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The gate (.safetensors)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what it is worth as JSON.")
+def train_gate_command(
+    model: str,
+    episode_paths: tuple[Path, ...],
+    steps: int,
+    episodes: int,
+    write_price: float,
+    iterations: int,
+    seed: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Train a gate over the whole memory of MODEL, which stays as it is.
+
+    \b
+    Example:
+      stategate train-gate my.py:policy --episode logs/ --out build/gate.safetensors
+    """
+    if out.suffix != ".safetensors":
+        raise OutputError("a gate has the suffix .safetensors", found=out)
+    check_writable(out)
+    loaded = load_model(model)
+    found, _ = episodes_for(loaded, episode_paths, steps, episodes)
+    *training, held_out = found
+    if not training:
+        raise click.UsageError("two episodes at least: the last one is held out")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        gate = LearnedGate(loaded.model)
+    recipe = GateRecipe(write_price=write_price, seed=seed, iterations=iterations)
+    with progress(iterations, "training the gate") as report:
+        train_gate(gate, training, recipe, report)
+    trained = judge(gate, [held_out], lambda logit: logit > gate.threshold)
+    chance = judge(gate, [held_out], at_random(trained.write_rate, seed))
+    gate.save_gate(out)
+    rows = {"trained": asdict(trained), "random": asdict(chance)}
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for name, judged in (("trained", trained), ("random", chance)):
+        click.echo(
+            f"{name} gate: writes {judged.write_rate:.2%} of steps, "
+            f"output error {judged.output_error:.3g} against writing always"
+        )
+    click.echo(f"written: {out}")

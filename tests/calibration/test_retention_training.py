@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from stategate.calibration.retention_training import RetentionRecipe, answers, train_retention
+from stategate.contract import Episode
+from stategate.contract.errors import CalibrationError
+from stategate.models.step import initial_states
+from stategate.models.trim_kv import TrimKv
+from stategate.models.zoo_seeded import _TRIM_KV
+
+WIDTH, NEEDLE, QUERY, STEPS = 16, 0, 1, 96
+CONFIG = replace(
+    _TRIM_KV, features=WIDTH, out_features=4, layers=1, width=WIDTH, heads=2, kv_heads=1,
+    head_dim=8, memory=8, gate_hidden=8, rope_theta=1e6, qk_norm=False, mlp=8,
+)  # fmt: skip
+
+
+@torch.no_grad()
+def finder() -> TrimKv:
+    """A model that answers a query with what the needles hold; its gates know nothing of them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = TrimKv(CONFIG).eval()
+    layer = model.layers[0]
+    model.embed.weight.copy_(torch.eye(WIDTH))
+    model.embed.bias.zero_()
+    for name, seen in (("to_q", QUERY), ("to_k", NEEDLE)):
+        weight = getattr(layer, name).weight
+        weight.zero_()
+        weight[3::8, seen] = 2.0  # the channel that turns slowest
+    layer.to_out.weight.mul_(8.0)
+    return model
+
+
+def haystack(seed: int) -> tuple[Episode, np.ndarray]:
+    """Noise with a needle in twenty and a query in eight; where the needles are."""
+    rng = np.random.default_rng(seed)
+    x = 0.5 * rng.standard_normal((STEPS, 1, WIDTH)).astype(np.float32)
+    x[:, 0, : QUERY + 1] = 0.0
+    needle, query = rng.random(STEPS) < 0.05, rng.random(STEPS) < 0.12
+    needle[3] = True
+    x[needle, 0, NEEDLE] = 4.0
+    x[query & ~needle, 0, QUERY] = 4.0
+    return Episode({"x": x}), np.flatnonzero(needle)
+
+
+@torch.no_grad()
+def lived(model: TrimKv, seed: int) -> tuple[float, float]:
+    """Share of the newest eight needles that are kept, and the error of the answers to queries."""
+    episode, needles = haystack(seed)
+    x = torch.from_numpy(episode.inputs["x"])
+    wanted, _ = answers(model, x[:, 0][None], retained=False)
+    states, given = initial_states(model), []
+    for t in range(STEPS):
+        result = model.step({"x": x[t], "threshold": torch.zeros(1)}, states)
+        states = dict(result.states)
+        given.append(result.outputs["y"])
+    kept = set((states["stamp"].flatten() - 1).tolist())
+    asked = x[:, 0, QUERY] > 3
+    apart, right = (torch.stack(given, 1) - wanted)[:, asked], wanted[:, asked]
+    wanted_kept = needles[-CONFIG.memory :].tolist()
+    return len(kept & set(wanted_kept)) / len(wanted_kept), float(apart.norm() / right.norm())
+
+
+def test_what_trained_gates_retain_is_what_the_answers_need() -> None:
+    model = finder()
+    untrained = copy.deepcopy(model)
+    recipe = RetentionRecipe(0.1, iterations=80, window=STEPS, learning_rate=3e-2)
+    train_retention(model, [haystack(seed)[0] for seed in range(16)], recipe)
+    before = np.array([lived(untrained, seed) for seed in range(100, 104)]).mean(0)
+    after = np.array([lived(model, seed) for seed in range(100, 104)]).mean(0)
+    assert after[0] > 0.6 > 0.3 > before[0]
+    assert after[1] < 0.7 * before[1]
+    for name, tensor in untrained.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]) != ("gate_" in name), name
+
+
+@torch.no_grad()
+def test_a_window_at_once_is_the_step_with_room_for_all_of_it() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = TrimKv(replace(_TRIM_KV, memory=40)).eval()
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((30, 1, 16)).astype(np.float32))
+    at_once, log_betas = answers(model, x[:, 0][None], retained=False)
+    states = initial_states(model)
+    for t in range(30):
+        result = model.step({"x": x[t], "threshold": torch.zeros(1)}, states)
+        states = dict(result.states)
+        torch.testing.assert_close(result.outputs["y"], at_once[:, t], atol=2e-5, rtol=1e-4)
+    stamps, kept = states["stamp"][0, 1, 0], states["log_beta"][0, 1, 0]
+    for slot in (stamps > 0).nonzero().flatten().tolist():
+        assert float(kept[slot]) == pytest.approx(
+            float(log_betas[1][0, 0, stamps[slot] - 1]), rel=1e-3
+        )
+
+
+def test_a_window_that_fits_the_memory_trains_nothing_and_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="whole window"):
+        train_retention(finder(), [haystack(0)[0]], RetentionRecipe(window=8))
+    with pytest.raises(CalibrationError, match="nothing to train"):
+        train_retention(finder(), [haystack(0)[0]], RetentionRecipe(window=STEPS + 1))
