@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 import onnx
@@ -19,6 +19,7 @@ from stategate.contract import (
 from stategate.contract.console import progress
 from stategate.export.native import medians_us
 from stategate.export.pack import Candidate, random_episode, seal
+from stategate.export.precision import Lower, precision_options
 from stategate.export.receipt import print_receipt
 from stategate.export.rows import RowsReference, side_by_side, staggered
 from stategate.export.trace import TorchReference, trace, trace_chunk
@@ -55,6 +56,7 @@ from stategate.targets import detect, load
     help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
     "own, or whichever is fastest on this machine, by measurement.",
 )
+@precision_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @click.option(
     "--episode",
@@ -86,6 +88,7 @@ def export(
     steps: int,
     max_state_bytes: int | None,
     as_json: bool,
+    **precision: Any,
 ) -> None:
     """Make a bundle from MODEL, a zoo name or path/to/module.py:factory.
 
@@ -97,13 +100,17 @@ def export(
       stategate export aura-hard --out build/aura
       stategate export my_policy.py:MyPolicy --out build/mine
       stategate export aura-hard --sessions 4 --out build/pool
+      stategate export aura-hard --precision int8-weights --out build/small
     """
+    lower = Lower.asked(**precision)
     profile = load(target) if target else detect()
     refuse_to_replace(out)
     loaded = load_model(model)
     candidate = candidate_from(loaded, sessions, operators)
     if calibration_path is not None:
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
+    reference = reference_for(loaded.model, candidate)
+    candidate = lower.of(candidate, profile)
     if episode_path is not None:
         episode = Episode.load(episode_path)
         episode = staggered(episode, sessions) if sessions > 1 else episode
@@ -115,7 +122,6 @@ def export(
         episode = side_by_side(streams) if sessions > 1 else streams[0]
     else:
         episode = random_episode(candidate.spec, steps)
-    reference = reference_for(loaded.model, candidate)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -124,6 +130,7 @@ def export(
             episode,
             target=profile.ref(),
             budget=Budget(max_state_bytes),
+            limits=lower.limits,
             report=report,
         )
     print_receipt(bundle, as_json)

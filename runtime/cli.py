@@ -31,6 +31,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Choose a gate's threshold from closed-loop episodes.",
     ),
+    "ranges": (
+        "stategate.calibration.ranges_cli:ranges",
+        "export",
+        "Measure how large a float bundle's tensors become in closed loop.",
+    ),
     "export": ("stategate.export.cli:export", "export", "Make a bundle from a torch module."),
     "adopt": (
         "stategate.export.adopt_cli:adopt",
