@@ -111,17 +111,7 @@ def export(
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
     reference = reference_for(loaded.model, candidate)
     candidate = lower.of(candidate, profile)
-    if episode_path is not None:
-        episode = Episode.load(episode_path)
-        episode = staggered(episode, sessions) if sessions > 1 else episode
-        episode.check(candidate.spec)
-        episode = episode.resized(steps)
-    elif loaded.episode is not None:
-        seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + sessions)
-        streams = [loaded.episode(steps, seed) for seed in seeds]
-        episode = side_by_side(streams) if sessions > 1 else streams[0]
-    else:
-        episode = random_episode(candidate.spec, steps)
+    episode = episode_for(loaded, candidate, episode_path, steps)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -134,6 +124,27 @@ def export(
             report=report,
         )
     print_receipt(bundle, as_json)
+
+
+def episode_for(
+    loaded: LoadedModel, candidate: Candidate, path: Path | None, steps: int
+) -> Episode:
+    """Inputs of a check: a recording, the zoo's benchmark, or noise, for every session.
+
+    Raises:
+        EpisodeError: The recording cannot be read, or does not fit the model.
+    """
+    sessions = candidate.sessions
+    if path is not None:
+        episode = Episode.load(path)
+        episode = staggered(episode, sessions) if sessions > 1 else episode
+        episode.check(candidate.spec)
+        return episode.resized(steps)
+    if loaded.episode is not None:
+        seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + sessions)
+        streams = [loaded.episode(steps, seed) for seed in seeds]
+        return side_by_side(streams) if sessions > 1 else streams[0]
+    return random_episode(candidate.spec, steps)
 
 
 def reference_for(model: StepModel, candidate: Candidate) -> Reference:

@@ -163,6 +163,11 @@ def seal(
     return write_bundle(out, sealed, files)
 
 
+def draft(path: Path, candidate: Candidate) -> Bundle:
+    """An unsealed bundle: to be stepped and thrown away."""
+    return write_bundle(path, *_assemble(candidate, _build_time(), None, Budget()))
+
+
 def _assemble(
     candidate: Candidate,
     created: str,

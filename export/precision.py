@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -127,13 +127,30 @@ class Lower:
         limits = None
         if self.ranges is not None:
             limits = self.ranges.limits(candidate.model.sha256, self.plan.method)
-        float_graph = onnx.load_model_from_string(candidate.graph)
-        graph = quantised(float_graph, candidate.spec, self.plan, limits)
-        return replace(
-            candidate,
-            graph=graph.SerializeToString(deterministic=True),
-            plan=self.plan,
-            made_with=(*candidate.made_with, "onnxruntime"),
-            chunk=None,
-            chunk_steps=0,
-        )
+        return lowered(candidate, self.plan, limits)
+
+
+def lowered(
+    candidate: Candidate, plan: PrecisionPlan, limits: Mapping[str, float] | None
+) -> Candidate:
+    """A float candidate with its step quantised.
+
+    Args:
+        candidate: In float32.
+        plan: What becomes smaller.
+        limits: Range of each activation, where the plan quantises those.
+
+    Raises:
+        CalibrationError: Ranges are missing.
+        SpecError: The plan names something that the model lacks.
+        ExportError: The plan quantises nothing.
+    """
+    graph = quantised(onnx.load_model_from_string(candidate.graph), candidate.spec, plan, limits)
+    return replace(
+        candidate,
+        graph=graph.SerializeToString(deterministic=True),
+        plan=plan,
+        made_with=(*candidate.made_with, "onnxruntime"),
+        chunk=None,
+        chunk_steps=0,
+    )
