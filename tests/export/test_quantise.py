@@ -13,10 +13,17 @@ from click.testing import CliRunner
 from onnx import helper, numpy_helper
 
 from stategate.contract import Bundle, Episode, StateSpec, StepSpec, TensorSpec
-from stategate.contract.errors import CalibrationError, ExportError, SpecError, TargetError
+from stategate.contract.errors import (
+    CalibrationError,
+    ExportError,
+    ParityError,
+    SpecError,
+    TargetError,
+)
 from stategate.contract.precision import PRESETS, PrecisionPlan, RangeRecord
 from stategate.export.quantise import projections, quantised
 from stategate.export.trace import trace
+from stategate.export.verify import Limits, verify
 from stategate.models.load import load_model
 from stategate.runtime.cli import main
 from stategate.targets import load
@@ -240,3 +247,19 @@ def test_a_candidate_beyond_its_limits_needs_somebody_who_takes_it(files: dict[s
     assert code == 0, told
     accepted = json.loads(told[told.index("{") :])["verification"]["accepted"]
     assert accepted.startswith("Ada: a toy (overruled: output error 0.")
+
+
+class Broken:
+    """A model that answers with NaN."""
+
+    name = "a broken model"
+
+    def step(self, inputs: dict) -> tuple[dict, dict, dict]:
+        nan = np.full((1, 4), np.nan, np.float32)
+        return {"y": nan}, {}, {"gate": inputs["x"][:, :1]}
+
+
+def test_nobody_can_accept_what_is_no_number(tiny_bundle: Path) -> None:
+    episode = Episode({"x": np.ones((5, 1, 4), np.float32)})
+    with pytest.raises(ParityError, match="NaN and infinity cannot be accepted"):
+        verify(tiny_bundle, Broken(), episode, Limits(1e9, 1.0, "Ada: a toy"))
