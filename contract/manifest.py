@@ -72,7 +72,7 @@ class GraphRef(Record, frozen=True):
         role: ``step`` computes outputs, gates and next states in one go; ``chunk`` does so for
             several steps at once, see `stategate.contract.chunked`.
         format: File format.
-        precision: Element type of weights and activations.
+        precision: ``float32``, or the name of the plan by which it was made smaller.
         file: Where it is.
         opset: ONNX opset of the default domain.
         domains: Other operator domains that it needs, such as ``com.microsoft``.
@@ -143,9 +143,14 @@ class Verification(Record, frozen=True):
         max_chunk_error: The same with the chunk graph; None where there is none.
         max_state_error: The same of the states.
         gate_flips: Decisions that differed; more than none fails in float32.
-        tolerance: What the two errors were held against.
+        tolerance: What the two errors were held against; in lower precision the output error
+            alone, the states being none of a caller's business.
         gate_openings: Steps in which each hard gate was open, summed over the sessions of a pool;
             0 or all of them means that the check saw only one side of the gate.
+        flip_rate: Share of all gate decisions that differed.
+        max_flip_rate: What that was held against; None in float32, where none may differ.
+        accepted: Who let a candidate pass that was beyond these limits, and why; None where it
+            kept them.
     """
 
     reference: str
@@ -157,6 +162,9 @@ class Verification(Record, frozen=True):
     tolerance: float
     gate_openings: dict[str, int]
     max_chunk_error: float | None = None
+    flip_rate: float = 0.0
+    max_flip_rate: float | None = None
+    accepted: str | None = None
 
 
 class Manifest(Record, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 import onnx
@@ -19,6 +19,7 @@ from stategate.contract import (
 from stategate.contract.console import progress
 from stategate.export.native import medians_us
 from stategate.export.pack import Candidate, random_episode, seal
+from stategate.export.precision import Lower, precision_options
 from stategate.export.receipt import print_receipt
 from stategate.export.rows import RowsReference, side_by_side, staggered
 from stategate.export.stateful import StatefulReference
@@ -57,6 +58,7 @@ from stategate.targets import detect, load
     help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
     "own, or whichever is fastest on this machine, by measurement.",
 )
+@precision_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @click.option(
     "--episode",
@@ -89,6 +91,7 @@ def export(
     steps: int,
     max_state_bytes: int | None,
     as_json: bool,
+    **precision: Any,
 ) -> None:
     """Make a bundle from MODEL, a zoo name or path/to/module.py:factory.
 
@@ -100,25 +103,18 @@ def export(
       stategate export aura-hard --out build/aura
       stategate export my_policy.py:MyPolicy --out build/mine
       stategate export aura-hard --sessions 4 --out build/pool
+      stategate export aura-hard --precision int8-weights --out build/small
     """
+    lower = Lower.asked(**precision)
     profile = load(target) if target else detect()
     refuse_to_replace(out)
     loaded = load_model(model)
     candidate = candidate_from(loaded, sessions, operators)
     if calibration_path is not None:
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
-    if episode_path is not None:
-        episode = load_episode(episode_path, steps * sessions)
-        episode = staggered(episode, sessions) if sessions > 1 else episode
-        episode.check(candidate.spec)
-        episode = episode.resized(steps)
-    elif loaded.episode is not None:
-        seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + sessions)
-        streams = [loaded.episode(steps, seed) for seed in seeds]
-        episode = side_by_side(streams) if sessions > 1 else streams[0]
-    else:
-        episode = random_episode(candidate.spec, steps)
     reference = reference_for(loaded.model, candidate)
+    candidate = lower.of(candidate, profile)
+    episode = episode_for(loaded, candidate, episode_path, steps)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -127,9 +123,31 @@ def export(
             episode,
             target=profile.ref(),
             budget=Budget(max_state_bytes),
+            limits=lower.limits,
             report=report,
         )
     print_receipt(bundle, as_json)
+
+
+def episode_for(
+    loaded: LoadedModel, candidate: Candidate, path: Path | None, steps: int
+) -> Episode:
+    """Inputs of a check: a recording, the zoo's benchmark, or noise, for every session.
+
+    Raises:
+        EpisodeError: The recording cannot be read, or does not fit the model.
+    """
+    sessions = candidate.sessions
+    if path is not None:
+        episode = load_episode(path, steps * sessions)
+        episode = staggered(episode, sessions) if sessions > 1 else episode
+        episode.check(candidate.spec)
+        return episode.resized(steps)
+    if loaded.episode is not None:
+        seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + sessions)
+        streams = [loaded.episode(steps, seed) for seed in seeds]
+        return side_by_side(streams) if sessions > 1 else streams[0]
+    return random_episode(candidate.spec, steps)
 
 
 def reference_for(model: StepModel, candidate: Candidate) -> Reference:

@@ -34,8 +34,9 @@ from stategate.contract import (
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.episode import Episode
 from stategate.contract.errors import CalibrationError, ExportError
+from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.export.graph import domains_of, opset_of
-from stategate.export.verify import TOLERANCE, Reference, verify
+from stategate.export.verify import STRICT, Limits, Reference, verify
 
 GRAPH_PATH = "graphs/step.onnx"
 CHUNK_PATH = "graphs/chunk.onnx"
@@ -57,6 +58,7 @@ class Candidate:
         sessions: How many sessions the graph serves at once.
         chunk: Serialised ONNX of several steps at once, or None.
         chunk_steps: How many steps that is.
+        plan: What of it is in lower precision.
     """
 
     model: ModelRef
@@ -69,6 +71,7 @@ class Candidate:
     sessions: int = 1
     chunk: bytes | None = None
     chunk_steps: int = 0
+    plan: PrecisionPlan = PRESETS["float32"]
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
         """The same model with the thresholds of a calibration record.
@@ -122,7 +125,7 @@ def seal(
     *,
     target: TargetRef | None = None,
     budget: Budget | None = None,
-    tolerance: float = TOLERANCE,
+    limits: Limits = STRICT,
     report: Callable[[int], None] = lambda _: None,
 ) -> Bundle:
     """Verify a candidate and write it as a bundle; nothing is written if it fails.
@@ -134,7 +137,7 @@ def seal(
         episode: Inputs of the parity check.
         target: Device that it is for.
         budget: Limits to write into the manifest.
-        tolerance: Largest error of the parity check.
+        limits: How far the candidate may part from the reference.
         report: Called with the number of steps verified.
 
     Raises:
@@ -149,7 +152,7 @@ def seal(
     with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
         manifest, files = _assemble(candidate, created, target, budget or Budget())
         unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
-        receipt, golden = verify(unsealed.path, reference, episode, tolerance, report)
+        receipt, golden = verify(unsealed.path, reference, episode, limits, report)
     files[GOLDEN_PATH] = golden.to_bytes()
     sealed = msgspec.structs.replace(
         manifest,
@@ -158,6 +161,11 @@ def seal(
         verification=receipt,
     )
     return write_bundle(out, sealed, files)
+
+
+def draft(path: Path, candidate: Candidate) -> Bundle:
+    """An unsealed bundle: to be stepped and thrown away."""
+    return write_bundle(path, *_assemble(candidate, _build_time(), None, Budget()))
 
 
 def _assemble(
@@ -181,6 +189,8 @@ def _assemble(
         extra["calibration.json"] = raw
         rules = "; ".join(f"{g.gate}: {g.rule}" for g in candidate.calibration.gates)
         calibration = CalibrationRef(sha256(raw), rules)
+    if not candidate.plan.is_float:
+        extra["precision.json"] = canonical_json(candidate.plan)
     forms = {GRAPH_PATH: (candidate.graph, 1)}
     if candidate.chunk is not None:
         forms[CHUNK_PATH] = (candidate.chunk, candidate.chunk_steps)
@@ -194,7 +204,7 @@ def _assemble(
         states=tuple(states),
         gates=candidate.spec.gates,
         constants=candidate.spec.constants,
-        graphs=tuple(_graph_ref(path, *form) for path, form in forms.items()),
+        graphs=tuple(_graph_ref(path, *form, candidate.plan.label) for path, form in forms.items()),
         files=tuple(FileRef(path, sha256(data)) for path, data in sorted(extra.items())),
         budget=budget,
         target=target,
@@ -205,12 +215,12 @@ def _assemble(
     return manifest, {path: raw for path, (raw, _) in forms.items()} | extra
 
 
-def _graph_ref(path: str, raw: bytes, steps: int) -> GraphRef:
+def _graph_ref(path: str, raw: bytes, steps: int, precision: str) -> GraphRef:
     model = onnx.load_model_from_string(raw)
     return GraphRef(
         "step" if steps == 1 else "chunk",
         "onnx",
-        "float32",
+        precision,
         FileRef(path, sha256(raw)),
         opset_of(model),
         domains_of(model),

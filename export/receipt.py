@@ -34,6 +34,8 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
         f"{receipt.max_output_error:.2g}, state error {receipt.max_state_error:.2g}, "
         f"{receipt.gate_flips} gate flips"
     )
+    if receipt.accepted is not None:
+        click.echo(f"accepted beyond its limits by {receipt.accepted}", err=True)
     for gate, openings in receipt.gate_openings.items():
         if openings in (0, receipt.steps * manifest.sessions):
             side = "never" if openings == 0 else "always"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -36,34 +37,77 @@ class Reference(Protocol):
         ...
 
 
-def verify(
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a candidate may part from its model.
+
+    Attributes:
+        error: Largest error, see `Gaps`: of outputs and states, or of outputs alone where
+            ``flip_rate`` is given.
+        flip_rate: Share of gate decisions that may differ, for a candidate in lower precision;
+            None for one in float32, of which none may.
+        accepted: Who takes a candidate that is beyond these limits, and why.
+    """
+
+    error: float = TOLERANCE
+    flip_rate: float | None = None
+    accepted: str | None = None
+
+
+STRICT = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came of stepping a bundle beside its model.
+
+    Attributes:
+        output_error: Largest difference of any output in each step, see `Gaps`; ``(steps,)``.
+        state_error: The same of the states.
+        flipped: Gates that decided differently, step by step.
+        flips: Elements of gates that did, over all steps.
+        decisions: Elements of hard gates over all steps.
+        opened: Steps in which each hard gate of the model was open, over all rows.
+        engine: What stepped the bundle.
+        golden: The first steps, with the model's answers or the bundle's own.
+    """
+
+    output_error: np.ndarray
+    state_error: np.ndarray
+    flipped: list[list[str]]
+    flips: int
+    decisions: int
+    opened: dict[str, int]
+    engine: str
+    golden: Episode
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of gate decisions that differed."""
+        return self.flips / self.decisions if self.decisions else 0.0
+
+
+def compare(
     candidate: Path,
     reference: Reference,
     episode: Episode,
-    tolerance: float = TOLERANCE,
     report: Callable[[int], None] = lambda _: None,
-) -> tuple[Verification, Episode]:
+    *,
+    own_answers: bool = False,
+) -> Comparison:
     """Step a bundle and its model side by side, each on its own state.
-
-    A bundle for several sessions has all of them stepped, and every row is judged by itself.
 
     Args:
         candidate: Folder of the bundle.
         reference: The model.
         episode: Inputs; every step of it is taken.
-        tolerance: Largest error allowed in outputs and states, see `Gaps`.
         report: Called with the number of steps done.
-
-    Returns:
-        The receipt, and the first steps with the model's own answers: the golden episode.
-
-    Raises:
-        ParityError: An error beyond the tolerance, or a gate that decided differently; with the
-            chunk graph too, where there is one.
+        own_answers: Whether the golden episode holds what the bundle answered, and not the model.
     """
     flipped: list[list[str]] = []
     kept: list[tuple[Arrays, Arrays]] = []
     states: Arrays = {}
+    flips = decisions = 0
     with closing(open_stepper(candidate)) as session:
         rows = session.manifest.sessions
         thresholds = session.manifest.step.thresholds
@@ -73,8 +117,9 @@ def verify(
             # The reference goes first: it has a word for what the engine only fails on.
             outputs, after, gates = reference.step(inputs)
             ours = session.step(**inputs)
+            our_states = {name: session.state(name) for name in after}
             output_gaps.add(ours, outputs)
-            state_gaps.add({name: session.state(name) for name in after}, after)
+            state_gaps.add(our_states, after)
             flipped.append([])
             for name, threshold in thresholds.items():
                 here, there = (
@@ -84,59 +129,125 @@ def verify(
                 parted = np.flatnonzero((here != there).any(axis=1))
                 flipped[t] += [f"{name} in row {row}" if rows > 1 else name for row in parted]
                 opened[name] += int(there.any(axis=1).sum())
+                flips += int((here != there).sum())
+                decisions += here.size
             if t < GOLDEN_STEPS:
-                kept.append(({n: np.array(a) for n, a in outputs.items()}, dict(gates)))
-                states = {name: np.array(array) for name, array in after.items()}
+                if own_answers:
+                    outputs, after, gates = ours, our_states, session.gates
+                kept.append((_copied(outputs), _copied(gates)))
+                states = _copied(after)
             report(t + 1)
         engine = session.engine_name
-    _judge(reference, output_gaps, state_gaps, flipped, tolerance)
     golden = Episode(
         inputs={name: array[:GOLDEN_STEPS] for name, array in episode.inputs.items()},
         outputs=_stacked([outputs for outputs, _ in kept]),
         gates=_stacked([gates for _, gates in kept]),
         states=dict(states),
     )
-    chunk_error = chunk_gap(candidate, golden)
-    if chunk_error is not None and not chunk_error <= tolerance:
+    output_error, state_error = (
+        gaps.per_step() if gaps.per_step().size else np.zeros(len(flipped))
+        for gaps in (output_gaps, state_gaps)
+    )
+    return Comparison(output_error, state_error, flipped, flips, decisions, opened, engine, golden)
+
+
+def verify(
+    candidate: Path,
+    reference: Reference,
+    episode: Episode,
+    limits: Limits = STRICT,
+    report: Callable[[int], None] = lambda _: None,
+) -> tuple[Verification, Episode]:
+    """Hold a bundle against its model, each on its own state.
+
+    A bundle for several sessions has all of them stepped, and every row is judged by itself.
+
+    Args:
+        candidate: Folder of the bundle.
+        reference: The model.
+        episode: Inputs; every step of it is taken.
+        limits: How far they may part.
+        report: Called with the number of steps done.
+
+    Returns:
+        The receipt, and the golden episode: the first steps with the model's own answers, or, in
+        lower precision, with the bundle's, which another machine must repeat.
+
+    Raises:
+        ParityError: They part beyond the limits; with the chunk graph too, where there is one.
+    """
+    lower = limits.flip_rate is not None
+    seen = compare(candidate, reference, episode, report, own_answers=lower)
+    beyond = _judge_lower(reference, seen, limits) if lower else None
+    if not lower:
+        _judge(reference, seen, limits.error)
+    chunk_error = chunk_gap(candidate, seen.golden)
+    if chunk_error is not None and not chunk_error <= limits.error:
         raise ParityError(
             "the chunk graph parts from the step",
-            found=f"output error {chunk_error:.3g} within {golden.steps} steps",
-            expected=f"at most {tolerance:g}",
+            found=f"output error {chunk_error:.3g} within {seen.golden.steps} steps",
+            expected=f"at most {limits.error:g}",
             remedy="chunk() must give what as many calls of step() give; nothing was written",
         )
     receipt = Verification(
         reference=reference.name,
-        engine=engine,
+        engine=seen.engine,
         steps=episode.steps,
-        max_output_error=output_gaps.worst(),
-        max_state_error=state_gaps.worst(),
-        gate_flips=0,
-        tolerance=tolerance,
-        gate_openings=opened,
+        max_output_error=float(np.max(seen.output_error, initial=0.0)),
+        max_state_error=float(np.max(seen.state_error, initial=0.0)),
+        gate_flips=seen.flips,
+        tolerance=limits.error,
+        gate_openings=seen.opened,
         max_chunk_error=chunk_error,
+        flip_rate=seen.flip_rate,
+        max_flip_rate=limits.flip_rate,
+        accepted=f"{limits.accepted} (overruled: {beyond})" if beyond else None,
     )
-    return receipt, golden
+    return receipt, seen.golden
 
 
-def _judge(
-    reference: Reference, outputs: Gaps, states: Gaps, flipped: list[list[str]], tolerance: float
-) -> None:
-    errors = np.zeros((2, len(flipped)))
-    for row, gaps in zip(errors, (outputs, states), strict=True):
-        row[:] = gaps.per_step() if gaps.per_step().size else 0.0
+def _judge(reference: Reference, seen: Comparison, tolerance: float) -> None:
+    errors = np.stack([seen.output_error, seen.state_error])
     # Written so that NaN fails.
-    bad = ~(errors.max(axis=0) <= tolerance) | np.array([bool(names) for names in flipped])
+    bad = ~(errors.max(axis=0) <= tolerance) | np.array([bool(names) for names in seen.flipped])
     if bad.any():
         t = int(bad.argmax())
         raise ParityError(
             f"the bundle parts from {reference.name} at step {t}",
             found=f"output error {errors[0, t]:.3g}, state error {errors[1, t]:.3g}, "
-            f"flipped gates: {', '.join(flipped[t]) or 'none'}",
+            f"flipped gates: {', '.join(seen.flipped[t]) or 'none'}",
             expected=f"errors at most {tolerance:g} and no flipped gate",
             remedy="look for memory that is not declared (Python attributes, random numbers), and "
             "for operations that the engine computes differently (logsigmoid, softplus); "
             "nothing was written",
         )
+
+
+def _judge_lower(reference: Reference, seen: Comparison, limits: Limits) -> str | None:
+    """What of the limits was passed and accepted; None where all were kept."""
+    worst = float(np.max(seen.output_error, initial=0.0))
+    flip_rate = limits.flip_rate or 0.0
+    found = f"output error {worst:.3g}, {seen.flip_rate:.3%} of gate decisions flipped"
+    if worst <= limits.error and seen.flip_rate <= flip_rate:
+        return None
+    finite = bool(np.isfinite(worst))
+    if limits.accepted and finite:
+        return f"{found}; limits {limits.error:g} and {flip_rate:.3%}"
+    bad = ~(seen.output_error <= limits.error) | np.array([bool(n) for n in seen.flipped])
+    raise ParityError(
+        f"the candidate in lower precision parts from {reference.name}, first at step "
+        f"{int(bad.argmax())}",
+        found=found,
+        expected=f"at most {limits.error:g} and {flip_rate:.3%}",
+        remedy="keep what is sensitive in float (stategate sensitivity), or say with "
+        '--accept "who: why" who takes it as it is; nothing was written'
+        if finite
+        else "NaN and infinity cannot be accepted; nothing was written",
+    )
+
+
+def _copied(arrays: Arrays) -> Arrays:
+    return {name: np.array(array) for name, array in arrays.items()}
 
 
 def _stacked(steps: list[Arrays]) -> dict[str, np.ndarray]:

@@ -61,6 +61,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Train a write gate for a frozen model.",
     ),
+    "ranges": (
+        "stategate.calibration.ranges_cli:ranges",
+        "export",
+        "Measure how large a float bundle's tensors become in closed loop.",
+    ),
+    "sensitivity": (
+        "stategate.export.sensitivity_cli:sensitivity",
+        "export",
+        "Propose a precision plan under a bound on output error and gate flips.",
+    ),
     "export": ("stategate.export.cli:export", "export", "Make a bundle from a torch module."),
     "adopt": (
         "stategate.export.adopt_cli:adopt",

@@ -8,6 +8,7 @@ import msgspec
 
 from stategate.contract import TargetRef
 from stategate.contract.errors import TargetError
+from stategate.contract.precision import PrecisionPlan
 from stategate.targets.rows import read_row, row_names
 
 _FOLDER = "profiles"
@@ -42,6 +43,22 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"no source is given for {unsourced}")
         if set(self.precisions) != set(self.engines):
             raise ValueError("precisions must be given for each engine, and for no other")
+
+    def check(self, plan: PrecisionPlan, engine: str = "onnxruntime") -> None:
+        """Refuse a plan that needs an element type that is not known to work there.
+
+        Raises:
+            TargetError: It does.
+        """
+        legal = self.precisions.get(engine, ())
+        lacking = sorted(plan.kinds - set(legal))
+        if lacking:
+            raise TargetError(
+                f"{self.name} does not run {' and '.join(lacking)} with {engine}",
+                found=f"precision {plan.label}",
+                expected=f"{', '.join(legal) or 'nothing'}: {self.sources['precisions']}",
+                remedy="choose another --precision or --target",
+            )
 
     def ref(self) -> TargetRef:
         """What the manifest keeps of it."""

@@ -1,0 +1,156 @@
+"""Precision on the command line: a plan, its ranges, and what may be lost by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import onnx
+
+from stategate.contract.errors import ExportError, SpecError
+from stategate.contract.precision import PRESETS, PrecisionPlan, RangeRecord
+from stategate.export.pack import Candidate
+from stategate.export.quantise import quantised
+from stategate.export.verify import STRICT, Limits
+from stategate.targets.profile import TargetProfile
+
+MAX_OUTPUT_ERROR = 0.05
+MAX_FLIP_RATE = 0.001
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+_OPTIONS = (
+    click.option(
+        "--precision",
+        default="float32",
+        show_default=True,
+        help=f"{', '.join(PRESETS)}, or a plan's .json file.",
+    ),
+    click.option(
+        "--ranges",
+        "ranges_path",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Ranges of activations, from: stategate ranges.",
+    ),
+    click.option(
+        "--max-output-error",
+        type=click.FloatRange(min=0, min_open=True),
+        default=MAX_OUTPUT_ERROR,
+        show_default=True,
+        help="In lower precision: largest error of an output, relative to its size.",
+    ),
+    click.option(
+        "--max-flip-rate",
+        type=click.FloatRange(min=0, max=1),
+        default=MAX_FLIP_RATE,
+        show_default=True,
+        help="In lower precision: share of gate decisions that may differ.",
+    ),
+    click.option(
+        "--accept",
+        metavar="WHO: WHY",
+        help="Take a candidate beyond these limits; the receipt keeps who did, and why.",
+    ),
+)
+
+
+def precision_options(command: _Command) -> _Command:
+    """Give a command the options that make a `Lower`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """What was asked for on the command line.
+
+    Attributes:
+        plan: What becomes smaller.
+        ranges: Ranges of activations, where they were given.
+        limits: How far the candidate may part from the float model.
+    """
+
+    plan: PrecisionPlan
+    ranges: RangeRecord | None
+    limits: Limits
+
+    @classmethod
+    def asked(
+        cls,
+        precision: str,
+        ranges_path: Path | None,
+        max_output_error: float,
+        max_flip_rate: float,
+        accept: str | None,
+    ) -> Lower:
+        """From the options' values.
+
+        Raises:
+            SpecError: No such plan, or nobody is named who accepts.
+            CalibrationError: The ranges cannot be read.
+        """
+        plan = PrecisionPlan.named(precision)
+        who, _, why = (accept or "").partition(":")
+        if accept is not None and not (who.strip() and why.strip()):
+            raise SpecError(
+                "--accept must say who overrules the limits, and why",
+                found=repr(accept),
+                expected='"WHO: WHY"',
+            )
+        ranges = RangeRecord.load(ranges_path) if ranges_path else None
+        if plan.is_float:
+            return cls(plan, ranges, STRICT)
+        return cls(plan, ranges, Limits(max_output_error, max_flip_rate, accept))
+
+    def of(self, candidate: Candidate, target: TargetProfile) -> Candidate:
+        """The candidate in this precision; it has no chunk graph then.
+
+        Raises:
+            TargetError: The target does not have one of the plan's element types.
+            CalibrationError: Ranges are missing, or are for another model.
+            SpecError: The plan names something that the model lacks.
+            ExportError: The plan quantises nothing.
+        """
+        if self.plan.is_float:
+            return candidate
+        target.check(self.plan)
+        if self.plan.narrow_states:
+            raise ExportError(
+                "states cannot be stored in fewer bits yet",
+                found=", ".join(self.plan.narrow_states),
+                remedy="leave state_storage out of the plan",
+            )
+        limits = None
+        if self.ranges is not None:
+            limits = self.ranges.limits(candidate.model.sha256, self.plan.method)
+        return lowered(candidate, self.plan, limits)
+
+
+def lowered(
+    candidate: Candidate, plan: PrecisionPlan, limits: Mapping[str, float] | None
+) -> Candidate:
+    """A float candidate with its step quantised.
+
+    Args:
+        candidate: In float32.
+        plan: What becomes smaller.
+        limits: Range of each activation, where the plan quantises those.
+
+    Raises:
+        CalibrationError: Ranges are missing.
+        SpecError: The plan names something that the model lacks.
+        ExportError: The plan quantises nothing.
+    """
+    graph = quantised(onnx.load_model_from_string(candidate.graph), candidate.spec, plan, limits)
+    return replace(
+        candidate,
+        graph=graph.SerializeToString(deterministic=True),
+        plan=plan,
+        made_with=(*candidate.made_with, "onnxruntime"),
+        chunk=None,
+        chunk_steps=0,
+    )

@@ -1,0 +1,199 @@
+"""Which projections bear fewer bits: each by itself in closed loop, then together.
+
+A projection's error is judged by what it does to the outputs and gates of the whole memory over
+many steps, not by how far its own result is off. Trials are kept on disk by the digest of all that
+decides their outcome, so that a search that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+
+from stategate.contract import Episode, sha256
+from stategate.contract.console import write_whole
+from stategate.contract.errors import CalibrationError, StateFault
+from stategate.contract.precision import PrecisionPlan
+from stategate.export.pack import Candidate, draft
+from stategate.export.precision import lowered
+from stategate.export.quantise import Projection, chosen, projections
+from stategate.export.verify import Limits, Reference, compare
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What some groups in fewer bits did to the memory.
+
+    Attributes:
+        groups: Which groups.
+        output_error: Largest error of an output, see `Gaps`; infinity where the step failed.
+        flip_rate: Share of gate decisions that differed.
+        elements: Weights that were made smaller.
+    """
+
+    groups: tuple[str, ...]
+    output_error: float
+    flip_rate: float
+    elements: int
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps the limits."""
+        return self.output_error <= limits.error and self.flip_rate <= (limits.flip_rate or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A plan, and how it was found.
+
+    Attributes:
+        plan: The plan.
+        alone: A trial of each group by itself, the most sensitive last.
+        together: Trials of what was left, in order; the last is the plan's.
+    """
+
+    plan: PrecisionPlan
+    alone: tuple[Trial, ...]
+    together: tuple[Trial, ...]
+
+
+class Recorded:
+    """A model's outputs and gates over an episode, computed once and told again."""
+
+    def __init__(self, reference: Reference, episode: Episode) -> None:
+        self.name = reference.name
+        self._steps: list[tuple[Arrays, Arrays]] = []
+        for inputs in episode:
+            outputs, _, gates = reference.step(inputs)
+            self._steps.append((_copied(outputs), _copied(gates)))
+        self._at = 0
+
+    def rewound(self) -> Recorded:
+        """The same, at its first step."""
+        self._at = 0
+        return self
+
+    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs and gates of the next step; no states."""
+        outputs, gates = self._steps[self._at]
+        self._at += 1
+        return outputs, {}, gates
+
+
+class Search:
+    """Trials of one model on one episode.
+
+    Args:
+        candidate: In float32.
+        reference: The model, at its initial state.
+        episode: Inputs of each trial.
+        plan: What is tried; what it keeps in float stays so.
+        ranges: Range of each activation, where the plan quantises those.
+        cache: Folder of trials that were made before.
+
+    Raises:
+        SpecError: The plan names something that the model lacks.
+        ExportError: The plan quantises nothing.
+    """
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        reference: Reference,
+        episode: Episode,
+        plan: PrecisionPlan,
+        ranges: Mapping[str, float] | None,
+        cache: Path,
+    ) -> None:
+        self._candidate = candidate
+        self._plan = plan
+        self._ranges = ranges
+        self._cache = cache
+        self._episode = episode
+        self._every = projections(onnx.load_model_from_string(candidate.graph), candidate.spec)
+        self.groups = _by_group(chosen(plan, self._every))
+        self._reference = Recorded(reference, episode)
+        self._question = sha256(_decisive(candidate) + episode.to_bytes())
+
+    def propose(self, limits: Limits, report: Callable[[Trial], None] = lambda _: None) -> Proposal:
+        """The plan that quantises most while it keeps the limits, by greedy search.
+
+        Groups that break the limits alone stay in float; of the others the most sensitive is put
+        back until all that is left keeps the limits together.
+
+        Args:
+            limits: What the plan must keep.
+            report: Called after each trial.
+
+        Raises:
+            CalibrationError: No group keeps the limits.
+        """
+        alone = []
+        for group in self.groups:
+            alone.append(self.trial((group,)))
+            report(alone[-1])
+        alone.sort(key=lambda trial: (trial.output_error, trial.flip_rate))
+        left = [trial.groups[0] for trial in alone if trial.within(limits)]
+        together: list[Trial] = []
+        while left:
+            together.append(self.trial(tuple(left)))
+            report(together[-1])
+            if together[-1].within(limits):
+                return Proposal(self._without(left), tuple(alone), tuple(together))
+            left.pop()
+        raise CalibrationError(
+            "no group of the model bears fewer bits within these limits",
+            found=f"{alone[0].groups[0]}, the least sensitive of {len(alone)}, has output error "
+            f"{alone[0].output_error:.3g} and flips {alone[0].flip_rate:.3%} of decisions",
+            expected=f"at most {limits.error:g} and {limits.flip_rate or 0.0:.3%}",
+            remedy="raise --max-output-error or --max-flip-rate, or choose another --precision",
+        )
+
+    def trial(self, groups: tuple[str, ...]) -> Trial:
+        """Step the model with these groups in fewer bits, or remember having done so."""
+        elements = sum(self.groups[group] for group in groups)
+        candidate = lowered(self._candidate, self._without(groups), self._ranges)
+        digest = sha256(f"{self._question} {sha256(candidate.graph)}".encode())
+        kept = self._cache / f"{digest}.json"
+        if kept.is_file():
+            error, flip_rate = json.loads(kept.read_bytes())
+            return Trial(groups, float(error), flip_rate, elements)
+        with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
+            bundle = draft(Path(scratch) / "trial", candidate)
+            try:
+                seen = compare(bundle.path, self._reference.rewound(), self._episode)
+                error, flip_rate = float(np.max(seen.output_error, initial=0.0)), seen.flip_rate
+            except StateFault:  # NaN: as bad as an error can be
+                error, flip_rate = float("inf"), 1.0
+        write_whole(kept, json.dumps([str(error), flip_rate]).encode())
+        return Trial(groups, error, flip_rate, elements)
+
+    def _without(self, groups: Sequence[str]) -> PrecisionPlan:
+        """The plan with all other groups kept in float."""
+        others = [name for name in self.groups if name not in groups]
+        keep = (*self._plan.keep_float, *others)
+        return msgspec.structs.replace(self._plan, keep_float=keep)
+
+
+def _by_group(nodes: list[Projection]) -> dict[str, int]:
+    """Elements of each group, in the graph's order."""
+    return {p.group: p.elements for p in nodes}
+
+
+def _decisive(candidate: Candidate) -> bytes:
+    """Everything of a float candidate that decides what its step answers."""
+    thresholds = json.dumps(candidate.spec.thresholds, sort_keys=True).encode()
+    initial = b"".join(candidate.initial[name].tobytes() for name in sorted(candidate.initial))
+    return candidate.graph + thresholds + initial
+
+
+def _copied(arrays: Arrays) -> Arrays:
+    return {name: np.array(array) for name, array in arrays.items()}

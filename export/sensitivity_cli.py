@@ -1,0 +1,135 @@
+"""``stategate sensitivity``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stategate.contract import canonical_json
+from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.precision import PrecisionPlan, RangeRecord
+from stategate.export.cli import candidate_from, episode_for, reference_for
+from stategate.export.precision import MAX_FLIP_RATE, MAX_OUTPUT_ERROR
+from stategate.export.sensitivity import Proposal, Search, Trial
+from stategate.export.verify import STEPS, Limits
+from stategate.models.load import load_model
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--episode",
+    "episode_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Inputs of each trial (.npz), repeated if short; benchmark or random if left out.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=STEPS,
+    show_default=True,
+    help="Closed-loop steps of each trial.",
+)
+@click.option(
+    "--precision",
+    default="int8-weights",
+    show_default=True,
+    help="Preset or plan to begin with; what it keeps in float is not tried.",
+)
+@click.option(
+    "--ranges",
+    "ranges_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Ranges of activations, from: stategate ranges.",
+)
+@click.option(
+    "--max-output-error",
+    type=click.FloatRange(min=0, min_open=True),
+    default=MAX_OUTPUT_ERROR,
+    show_default=True,
+    help="Largest error of an output, relative to its size.",
+)
+@click.option(
+    "--max-flip-rate",
+    type=click.FloatRange(min=0, max=1),
+    default=MAX_FLIP_RATE,
+    show_default=True,
+    help="Share of gate decisions that may differ.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of trials that were made before; beside the plan if left out.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The plan (.json).")
+@click.option("--json", "as_json", is_flag=True, help="Print plan and trials as JSON.")
+def sensitivity(
+    model: str,
+    episode_path: Path | None,
+    steps: int,
+    precision: str,
+    ranges_path: Path | None,
+    max_output_error: float,
+    max_flip_rate: float,
+    cache: Path | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Propose a precision plan for MODEL, a zoo name or path/to/module.py:factory.
+
+    Steps the model with one group of weights at a time in fewer bits, in closed loop, and puts
+    groups back until what is left keeps both limits.
+
+    \b
+    Examples:
+      stategate sensitivity aura-hard --precision int4-weights --out build/plan.json
+      stategate export aura-hard --precision build/plan.json --out build/small
+    """
+    check_writable(out)
+    plan = PrecisionPlan.named(precision)
+    loaded = load_model(model)
+    candidate = candidate_from(loaded)
+    ranges = None
+    if ranges_path is not None:
+        ranges = RangeRecord.load(ranges_path).limits(candidate.model.sha256, plan.method)
+    episode = episode_for(loaded, candidate, episode_path, steps)
+    search = Search(
+        candidate,
+        reference_for(loaded.model, candidate),
+        episode,
+        plan,
+        ranges,
+        cache or out.with_name(f"{out.stem}-trials"),
+    )
+    # At most so many: each group alone, then all of them, and one less each time.
+    with progress(2 * len(search.groups), "trying") as report:
+        done = 0
+
+        def shown(trial: Trial) -> None:
+            nonlocal done
+            done += 1
+            report(done)
+
+        found = search.propose(Limits(max_output_error, max_flip_rate), shown)
+    write_whole(out, canonical_json(found.plan))
+    if as_json:
+        click.echo(canonical_json(found), nl=False)
+        return
+    _print(found, out)
+
+
+def _print(found: Proposal, out: Path) -> None:
+    final = found.together[-1]
+    width = max(len(trial.groups[0]) for trial in found.alone)
+    for trial in found.alone:
+        kept = "" if trial.groups[0] in final.groups else "  <- kept in float"
+        click.echo(
+            f"{trial.groups[0]:<{width}}  {trial.elements:>9,} weights, alone: output error "
+            f"{trial.output_error:.3g}, {trial.flip_rate:.3%} of decisions flipped{kept}"
+        )
+    weights = sum(trial.elements for trial in found.alone)
+    click.echo(
+        f"together: {final.elements:,} of {weights:,} weights, output error "
+        f"{final.output_error:.3g}, {final.flip_rate:.3%} of decisions flipped: {out}"
+    )

@@ -1,0 +1,176 @@
+"""Ranges from a closed loop: exact where they are merged, and true to the model's own state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from torch import nn
+
+from stategate.calibration.ranges import Roller, measured
+from stategate.calibration.statistics import Statistics, decade_of
+from stategate.contract import Bundle, Episode, GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract.errors import CalibrationError, EpisodeError
+from stategate.contract.precision import RangeRecord
+from stategate.export.trace import TorchReference
+from stategate.models.step import StepResult
+from stategate.runtime.cli import main
+
+FLOATS = arrays.arrays(
+    np.float32,
+    arrays.array_shapes(min_dims=2, max_dims=2, max_side=9),
+    elements=st.floats(-(2.0**90), 2.0**90, width=32, allow_subnormal=False),
+)
+
+
+def gathered(parts: list[np.ndarray], first_step: int = 0) -> Statistics:
+    statistics = Statistics()
+    for part in parts:
+        statistics.add(part, first_step)
+    return statistics
+
+
+@given(st.lists(FLOATS, min_size=2, max_size=6), st.data())
+def test_merged_statistics_are_those_of_all_at_once(parts: list, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(1, len(parts) - 1))
+    merged = gathered(parts[:cut]).merged(gathered(parts[cut:]))
+    whole = np.concatenate([part.ravel() for part in parts])
+    once = gathered([whole[:, None]])
+    assert np.array_equal(merged.histogram, once.histogram)
+    assert merged.all.count == once.all.count == merged.histogram.sum() == whole.size
+    assert (merged.all.low, merged.all.high) == (whole.min(), whole.max())
+    wide = whole.astype(np.float64)
+    scale = np.abs(wide).max() + 1e-30
+    assert abs(merged.all.mean - wide.mean()) <= 1e-12 * scale
+    assert abs(merged.all.squares - np.square(wide - wide.mean()).sum()) <= 1e-9 * scale**2 * 500
+
+
+def test_every_method_finds_a_range_that_numpy_finds_too() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.laplace(size=(500, 64)).astype(np.float32)
+    limits = gathered([values], 100).limits()
+    sizes = np.abs(values.astype(np.float64))
+    assert limits["minmax"] == sizes.max()
+    assert limits["percentile"] == pytest.approx(np.quantile(sizes, 0.9999), rel=1 / 16)
+
+    def error(limit: float) -> float:
+        scale = limit / 127
+        return float(np.square(values - np.clip(np.round(values / scale), -127, 127) * scale).sum())
+
+    best = min(error(sizes.max() * k / 200) for k in range(1, 201))
+    assert error(limits["mse"]) <= 1.05 * best
+    assert 0.25 * sizes.max() <= limits["entropy"] <= sizes.max()
+
+
+@pytest.mark.parametrize(("step", "decade"), [(0, 0), (9, 0), (10, 1), (99, 1), (100, 2)])
+def test_decades_begin_at_powers_of_ten(step: int, decade: int) -> None:
+    assert decade_of(step) == decade
+
+
+class Growing(nn.Module):
+    """Adds its input up behind a gate that only the host decides on."""
+
+    def step_spec(self) -> StepSpec:
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, 2)),),
+            outputs=(TensorSpec("y", (1, 2)),),
+            states=(StateSpec("sum", (1, 2), gate="gate"),),
+            gates=(GateSpec("gate", "hard", (1, 1), 0.5),),
+        )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.eye(2))
+            self.mix.bias.zero_()
+
+    def initial_states(self) -> dict[str, torch.Tensor]:
+        return {"sum": torch.tensor([[1.0, -1.0]])}
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        total = states["sum"] + inputs["x"].abs()
+        return StepResult({"y": self.mix(total)}, {"sum": total}, {"gate": inputs["x"][:, :1]})
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory, seal_model: Callable[..., Bundle]) -> Bundle:
+    return seal_model(tmp_path_factory.mktemp("growing") / "bundle", Growing())
+
+
+def inputs(steps: int, seed: int = 3) -> Episode:
+    rng = np.random.default_rng(seed)
+    return Episode({"x": rng.standard_normal((steps, 1, 2)).astype(np.float32)})
+
+
+def test_ranges_are_those_of_the_models_own_state_and_grow_by_decades(growing: Bundle) -> None:
+    episode = inputs(230)
+    record = measured(Roller(growing), [("log", [episode])])
+    reference = TorchReference(Growing(), {"gate": 0.5})
+    seen = np.stack([reference.step(step)[0]["y"] for step in episode])
+    (y,) = [tensor for tensor in record.tensors if tensor.name == "y"]
+    cuts = [(0, 10), (10, 100), (100, 230)]
+    assert len(y.horizons) == len(cuts)
+    for horizon, (begin, end) in zip(y.horizons, cuts, strict=True):
+        assert horizon.count == (end - begin) * 2
+        assert horizon.low == pytest.approx(seen[begin:end].min(), rel=1e-6)
+        assert horizon.high == pytest.approx(seen[begin:end].max(), rel=1e-6)
+        assert horizon.mean == pytest.approx(seen[begin:end].mean(dtype=np.float64), rel=1e-6)
+    sizes = [h.high for h in y.horizons]
+    assert sizes == sorted(sizes) and sizes[-1] > 20
+
+
+def test_each_episode_begins_at_the_initial_state_and_may_come_in_pieces(growing: Bundle) -> None:
+    roller = Roller(growing)
+    a, b = inputs(70, 1), inputs(130, 2)
+    pieces = [Episode({"x": b.inputs["x"][:33]}), Episode({"x": b.inputs["x"][33:]})]
+    both = measured(roller, [("a", [a]), ("b", pieces)])
+    (one, steps), (two, _) = roller.roll([a]), roller.roll([b])
+    assert (both.steps, both.episodes, steps) == (200, ("a", "b"), 70)
+    for tensor in both.tensors:
+        together = one[tensor.name].merged(two[tensor.name])
+        assert tensor.horizons == together.horizons()
+
+
+def test_bad_recordings_are_refused_with_the_finding(growing: Bundle) -> None:
+    roller = Roller(growing)
+    broken = inputs(150)
+    broken.inputs["x"][77, 0, 1] = np.nan
+    with pytest.raises(CalibrationError, match=r"'x' is not finite\n.*at step 77"):
+        measured(roller, [("log", [broken])])
+    flat = Episode({"x": np.full((20, 1, 2), 0.25, np.float32)})
+    with pytest.raises(CalibrationError, match=r"'x' has no range\n.*0.25 in all of 20 steps"):
+        measured(roller, [("log", [flat])])
+    with pytest.raises(EpisodeError, match="empty"):
+        measured(roller, [("log", [inputs(0)])])
+    with pytest.raises(CalibrationError, match="no episodes"):
+        measured(roller, [])
+
+
+def test_only_a_float_bundle_of_one_session_is_measured(tiny_pool_bundle: Path) -> None:
+    with pytest.raises(CalibrationError, match="4 sessions"):
+        Roller(Bundle.open(tiny_pool_bundle))
+
+
+def test_the_command_writes_a_record_and_tells_what_still_grows(
+    growing: Bundle, tmp_path: Path
+) -> None:
+    log, out = tmp_path / "log.npz", tmp_path / "ranges.json"
+    log.write_bytes(inputs(120).to_bytes())
+    arguments = ["ranges", str(growing.path), "--episode", str(log), "--out", str(out)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "still growing" in result.output
+    record = RangeRecord.load(out)
+    assert record.model_sha256 == growing.manifest.model.sha256
+    assert record.steps == 120
+    out.write_text(out.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(CalibrationError, match="another version"):
+        RangeRecord.load(out)
