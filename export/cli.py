@@ -11,6 +11,7 @@ import onnx
 from stategate.contract import (
     Budget,
     CalibrationRecord,
+    Episode,
     ModelRef,
     batched,
     load_episode,
