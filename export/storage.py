@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -136,14 +137,13 @@ def _check_state(state: StateSpec, kind: str, spec: StepSpec) -> None:
             expected="a leading axis and at least one more",
             remedy="store it as float16",
         )
-    gate = next((g for g in spec.gates if g.name == state.gate), None)
+    gate = next((g for g in spec.gates if g.name == state.gate and g.kind == "hard"), None)
     if gate is None or gate.granularity == "step":
         return
-    guarded = list(gate.shape)
-    while len(guarded) > 1 and guarded[-1] == 1:
-        guarded.pop()
-    rows = list(state.shape[:-1]) if kind == "int8" else list(state.shape[:1])
-    if rows[: len(guarded)] != guarded:
+    # A row holds no two heads or slots where these have an axis before the last.
+    extent = next((e for e in reversed(gate.shape) if e > 1), 1)
+    whole_rows = gate.granularity != "channel" and extent in (1, *state.shape[1:-1])
+    if kind == "int8-tensor" or not whole_rows:
         raise ExportError(
             f"a scale of state {state.name!r} would be shared by open and closed {gate.granularity}"
             "s of its gate, and a closed one must keep its bytes",
