@@ -11,7 +11,7 @@ import click
 from stategate.bench.overhead import BURST, ROUNDS, measure_overhead
 from stategate.bench.picture import draw, read_run
 from stategate.bench.soak import run_soak
-from stategate.contract import Episode
+from stategate.contract import load_episode
 from stategate.contract.console import check_writable, progress, write_whole
 
 
@@ -82,8 +82,8 @@ def bench(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool
 @click.option(
     "--episode",
     "episode_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Recorded inputs (.npz); the golden episode if left out.",
+    type=click.Path(exists=True, path_type=Path),
+    help="Recorded inputs, a .npz or a folder of them; the golden episode if left out.",
 )
 @click.option(
     "--steps", type=click.IntRange(min=40_000), default=1_000_000, show_default=True, help="Steps."
@@ -101,7 +101,7 @@ def soak(
     """
     if out is not None:
         check_writable(out / "soak.json")
-    episode = Episode.load(episode_path) if episode_path else None
+    episode = load_episode(episode_path, steps) if episode_path else None
     with progress(steps, "soaking") as report:
         result = run_soak(bundle, episode, steps, report)
     record = json.dumps(asdict(result), indent=2)

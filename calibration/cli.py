@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stategate.calibration.gate import TOLERANCE, calibrate_gate
-from stategate.contract import CalibrationRecord, Episode, canonical_json
+from stategate.contract import CalibrationRecord, canonical_json, load_episode
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.specs import is_threshold
 from stategate.models.checkpoint import weights_sha256
@@ -21,8 +21,8 @@ _CALIBRATION_SEED = 3_000_017  # neither the training's nor the held-out episode
 @click.option(
     "--episode",
     "episode_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Labelled inputs (.npz); for a zoo model its own benchmark, if left out.",
+    type=click.Path(exists=True, path_type=Path),
+    help="Labelled inputs, a .npz or a folder of them; for a zoo model its benchmark if left out.",
 )
 @click.option(
     "--steps", type=click.IntRange(min=1), default=16_384, show_default=True, help="For the zoo."
@@ -66,7 +66,7 @@ def calibrate(
     check_writable(out)
     loaded = load_model(model)
     if episode_path is not None:
-        episode, source = Episode.load(episode_path), episode_path.name
+        episode, source = load_episode(episode_path), episode_path.name
     elif loaded.episode is not None:
         episode = loaded.episode(steps, _CALIBRATION_SEED)
         source = f"the controlled benchmark, seed {_CALIBRATION_SEED}"

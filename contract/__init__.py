@@ -5,6 +5,7 @@ from stategate.contract.bundle import Bundle, refuse_to_replace, sha256, write_b
 from stategate.contract.calibration import CalibrationRecord, CurvePoint, GateCalibration
 from stategate.contract.chunks import VALID, chunked
 from stategate.contract.episode import Episode
+from stategate.contract.episodes import EpisodeFile, EpisodeSet, load_episode
 from stategate.contract.manifest import (
     SCHEMA_VERSION,
     CalibrationRef,
@@ -31,6 +32,8 @@ __all__ = [
     "ConstantSpec",
     "CurvePoint",
     "Episode",
+    "EpisodeFile",
+    "EpisodeSet",
     "FileRef",
     "GateCalibration",
     "GateSpec",
@@ -48,6 +51,7 @@ __all__ = [
     "check_rows",
     "chunked",
     "endurance_bytes",
+    "load_episode",
     "one_row",
     "refuse_to_replace",
     "sha256",

@@ -3,7 +3,8 @@
 Keys: ``input.<name>`` holds ``(steps, *shape)``; ``label.<output>`` holds ``(steps,)`` integers,
 the right index of the largest element of that output, or -1 where nothing is judged. A golden
 episode also holds what the float model gave: ``output.<name>``, ``gate.<name>`` with a leading
-step axis, and ``state.<name>`` after the last step.
+step axis, and ``state.<name>`` after the last step. Any may say ``meta.rate_hz``, one number, and
+``meta.provenance``, one text: where it comes from.
 """
 
 from __future__ import annotations
@@ -19,22 +20,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stategate.contract.errors import EpisodeError
+from stategate.contract.npz import Npz
 from stategate.contract.specs import StepSpec
 
 Array = NDArray[Any]
 
 _PARTS = ("input", "label", "output", "gate", "state")
+RATE, PROVENANCE = "meta.rate_hz", "meta.provenance"
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """Arrays by name; see the module for their shapes."""
+    """Arrays by name; see the module for their shapes.
+
+    Attributes:
+        inputs: What the model was given.
+        labels: What its outputs are judged by.
+        outputs: What the float model answered, in a golden episode.
+        gates: The same, gates.
+        states: The same, states after the last step.
+        rate_hz: Steps per second; None where that is not known.
+        provenance: Where it comes from, in words.
+    """
 
     inputs: dict[str, Array]
     labels: dict[str, Array] = field(default_factory=dict)
     outputs: dict[str, Array] = field(default_factory=dict)
     gates: dict[str, Array] = field(default_factory=dict)
     states: dict[str, Array] = field(default_factory=dict)
+    rate_hz: float | None = None
+    provenance: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a rate that no recording has."""
+        if self.rate_hz is not None and not (0 < self.rate_hz < math.inf):
+            raise EpisodeError("a rate is a positive number of steps a second", found=self.rate_hz)
 
     @property
     def steps(self) -> int:
@@ -57,6 +77,10 @@ class Episode:
         pickled = sorted(name for name, array in arrays.items() if array.dtype.hasobject)
         if pickled:
             raise EpisodeError("an episode holds numbers only", found=", ".join(pickled))
+        if self.rate_hz is not None:
+            arrays[RATE] = np.array(float(self.rate_hz))
+        if self.provenance:
+            arrays[PROVENANCE] = np.array(self.provenance)
         file = io.BytesIO()
         save: Any = np.savez  # its stub reads the keywords of arrays as allow_pickle
         save(file, **arrays)
@@ -67,31 +91,17 @@ class Episode:
         """Read an episode from a file or its bytes.
 
         Raises:
-            EpisodeError: It cannot be read, or has keys that no episode has.
+            EpisodeError: It cannot be read, is too large to be loaded at once, or has keys that no
+                episode has.
         """
-        name = "the episode" if isinstance(source, bytes) else str(source)
         groups: dict[str, dict[str, Array]] = {part: {} for part in _PARTS}
-        try:
-            with np.load(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-                arrays = {key: file[key] for key in file.files}
-        except Exception as problem:  # NumPy, zipfile and zlib raise a dozen unrelated types
-            raise EpisodeError(
-                f"{name} cannot be read",
-                found=f"{type(problem).__name__}: {problem}",
-                expected="an .npz file with input.<name> arrays",
-            ) from problem
-        for key, array in arrays.items():
-            part, _, tensor = key.partition(".")
-            if part not in groups or not tensor:
-                raise EpisodeError(
-                    f"{name} has a key that no episode has",
-                    found=key,
-                    expected="input.<name> or label.<output>",
-                )
-            if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-                raise EpisodeError(f"{name} holds something that is no number", found=key)
-            groups[part][tensor] = array
-        return cls(*groups.values())
+        with Npz(source) as file:
+            for key in tensor_keys(file):
+                part, _, tensor = key.partition(".")
+                groups[part][tensor] = file.load(key)
+            rate_hz, provenance = facts(file)
+        inputs, labels, outputs, gates, states = groups.values()
+        return cls(inputs, labels, outputs, gates, states, rate_hz, provenance)
 
     def check(self, step: StepSpec) -> None:
         """Hold the episode against a model's signature.
@@ -133,6 +143,7 @@ class Episode:
                     found=f"{labels.dtype} {list(labels.shape)}",
                     expected=f"integers [steps] from -1 (not judged) to {size - 1}",
                 )
+        self.check_finite()
         self._check_answers(step)
         timed = self.inputs | self.labels | self.outputs | self.gates
         lengths = {name: len(array) for name, array in timed.items()}
@@ -141,6 +152,28 @@ class Episode:
                 "the episode's arrays differ in length",
                 found=lengths,
                 expected="one length for all",
+            )
+
+    def check_finite(self, name: str = "the episode", first_step: int = 0) -> None:
+        """Refuse inputs with NaN or Inf: a log with a hole in it is no episode.
+
+        Args:
+            name: What the message calls it.
+            first_step: Number of its first step, where it is a piece of a longer one.
+
+        Raises:
+            EpisodeError: An input is not finite.
+        """
+        for tensor, array in self.inputs.items():
+            if array.dtype.kind != "f" or np.isfinite(array).all():
+                continue
+            bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+            raise EpisodeError(
+                f"input {tensor!r} of {name} is not finite",
+                found=f"NaN or Inf in {int(bad.sum())} steps, "
+                f"the first of them step {first_step + int(bad.argmax())}",
+                expected="finite numbers",
+                remedy="cut these steps out, or split the recording there",
             )
 
     def _check_answers(self, step: StepSpec) -> None:
@@ -167,4 +200,46 @@ class Episode:
         return Episode(
             {name: array[at] for name, array in self.inputs.items()},
             {name: array[at] for name, array in self.labels.items()},
+            rate_hz=self.rate_hz,
+            provenance=self.provenance,
         )
+
+
+def tensor_keys(file: Npz) -> list[str]:
+    """The keys of an episode's arrays, all of them ``part.name``.
+
+    Raises:
+        EpisodeError: There is a key that no episode has, or something that is no number.
+    """
+    keys = [key for key in file.members if key not in (RATE, PROVENANCE)]
+    for key in keys:
+        part, _, tensor = key.partition(".")
+        if part not in _PARTS or not tensor:
+            raise EpisodeError(
+                f"{file.name} has a key that no episode has",
+                found=key,
+                expected=f"input.<name>, label.<output>, {RATE} or {PROVENANCE}",
+            )
+        if file.members[key].dtype.kind not in "fiub":
+            raise EpisodeError(f"{file.name} holds something that is no number", found=key)
+    return keys
+
+
+def facts(file: Npz) -> tuple[float | None, str]:
+    """Rate in steps per second, if it is known, and provenance.
+
+    Raises:
+        EpisodeError: They are of another form.
+    """
+    for key, kinds, wanted in ((RATE, "fiu", "one number"), (PROVENANCE, "U", "one text")):
+        member = file.members.get(key)
+        if member is not None and (member.shape != () or member.dtype.kind not in kinds):
+            raise EpisodeError(
+                f"{key} of {file.name} is of another form",
+                found=f"{member.dtype} {list(member.shape)}",
+                expected=wanted,
+            )
+    return (
+        float(file.load(RATE)) if RATE in file.members else None,
+        str(file.load(PROVENANCE)) if PROVENANCE in file.members else "",
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from stategate.contract import Episode, refuse_to_replace
+from stategate.contract import load_episode, refuse_to_replace
 from stategate.contract.console import progress
 from stategate.contract.errors import StatePairingError
 from stategate.export.adopt import Adopted, OnnxReference, Request
@@ -44,8 +44,9 @@ from stategate.targets import detect, load
 @click.option(
     "--episode",
     "episode_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Inputs of the parity check (.npz), repeated if short; random if left out.",
+    type=click.Path(exists=True, path_type=Path),
+    help="Inputs of the parity check, a .npz or a folder of them, repeated if short; "
+    "random if left out.",
 )
 @click.option(
     "--steps",
@@ -107,7 +108,7 @@ def adopt(
     candidate = adopted.candidate
     episode = random_episode(candidate.spec, steps)
     if episode_path is not None:
-        recorded = Episode.load(episode_path)
+        recorded = load_episode(episode_path, steps)
         recorded.check(candidate.spec)
         episode = recorded.resized(steps)
     with progress(episode.steps, "verifying") as report:

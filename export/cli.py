@@ -11,9 +11,9 @@ import onnx
 from stategate.contract import (
     Budget,
     CalibrationRecord,
-    Episode,
     ModelRef,
     batched,
+    load_episode,
     refuse_to_replace,
 )
 from stategate.contract.console import progress
@@ -59,8 +59,9 @@ from stategate.targets import detect, load
 @click.option(
     "--episode",
     "episode_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Inputs of the parity check (.npz), repeated if short; benchmark or random if left out.",
+    type=click.Path(exists=True, path_type=Path),
+    help="Inputs of the parity check, a .npz or a folder of them, repeated if short; "
+    "benchmark or random if left out.",
 )
 @click.option(
     "--steps",
@@ -105,7 +106,7 @@ def export(
     if calibration_path is not None:
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
     if episode_path is not None:
-        episode = Episode.load(episode_path)
+        episode = load_episode(episode_path, steps * sessions)
         episode = staggered(episode, sessions) if sessions > 1 else episode
         episode.check(candidate.spec)
         episode = episode.resized(steps)

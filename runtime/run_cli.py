@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from stategate.contract import Bundle, Episode
+from stategate.contract import Bundle, Episode, load_episode
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.run import RunResult, run_episode
@@ -21,8 +21,9 @@ from stategate.runtime.session import Session
 @click.option(
     "--episode",
     "episode_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Recorded inputs (.npz); the bundle's golden episode, over and over, if left out.",
+    type=click.Path(exists=True, path_type=Path),
+    help="Recorded inputs, a .npz or a folder of them; the bundle's golden episode, "
+    "over and over, if left out.",
 )
 @click.option(
     "--steps", type=click.IntRange(1, 100_000_000), help="How many steps; default: the episode."
@@ -53,7 +54,7 @@ def run(
     """
     if out is not None:
         check_writable(out / "ledger.json")
-    episode = Episode.load(episode_path) if episode_path else _golden(Bundle.open(bundle))
+    episode = load_episode(episode_path, steps) if episode_path else _golden(Bundle.open(bundle))
     with Session.open(bundle, snapshots=snapshots) as session:
         restored = session.restore() if snapshots is not None else None
         if restored is not None:

@@ -30,6 +30,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 ROOM_EXCEPTIONS = {("export/verify.py", "runtime")}
 # A library that few devices have enters in one file, and nowhere else.
 PACKAGE_EXCEPTIONS = {
+    ("calibration/cluster.py", "distributed"),
     ("runtime/ort.py", "onnxruntime"),
     ("runtime/prometheus.py", "prometheus_client"),
 }

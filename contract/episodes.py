@@ -1,0 +1,242 @@
+"""A folder of episodes: opened by its headers, read a file or a block of steps at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from stategate.contract.episode import Array, Episode, facts, tensor_keys
+from stategate.contract.errors import EpisodeError
+from stategate.contract.npz import WHOLE_BYTES, Npz
+
+BLOCK_STEPS = 4096
+_TIMED = ("input.", "label.")
+
+Form = dict[str, tuple[str, tuple[int, ...]]]
+"""By key, such as ``input.x``: dtype, and the shape of one step."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeFile:
+    """One recorded episode on disk, known by its headers alone.
+
+    Attributes:
+        path: The ``.npz``.
+        steps: Number of steps, at least one.
+        form: What a step of it consists of.
+        rate_hz: Steps per second; None where that is not known.
+        provenance: Where it comes from, in words.
+    """
+
+    path: Path
+    steps: int
+    form: Form
+    rate_hz: float | None
+    provenance: str
+
+    @property
+    def name(self) -> str:
+        """The file's name, which is the episode's."""
+        return self.path.name
+
+    @classmethod
+    def open(cls, path: Path) -> EpisodeFile:
+        """Read the headers of a file.
+
+        Raises:
+            EpisodeError: It is no episode, is empty, or its arrays differ in length.
+        """
+        with Npz(path) as file:
+            keys = [key for key in tensor_keys(file) if key.startswith(_TIMED)]
+            rate_hz, provenance = facts(file)
+            shapes = {key: file.members[key].shape for key in keys}
+            dtypes = {key: str(file.members[key].dtype) for key in keys}
+        lengths = {key: shape[0] if shape else 0 for key, shape in shapes.items()}
+        if not any(key.startswith("input.") for key in keys) or min(lengths.values()) == 0:
+            raise EpisodeError(
+                f"{path} is empty", found=lengths or "no arrays", expected="at least one step"
+            )
+        if len(set(lengths.values())) > 1:
+            raise EpisodeError(
+                f"the arrays of {path} differ in length",
+                found=lengths,
+                expected="one length for all",
+            )
+        form = {key: (dtypes[key], shapes[key][1:]) for key in sorted(keys)}
+        episode = Episode({}, rate_hz=rate_hz, provenance=provenance)  # which checks the rate
+        return cls(path, min(lengths.values()), form, episode.rate_hz, episode.provenance)
+
+    def load(self) -> Episode:
+        """All of its inputs and labels.
+
+        Raises:
+            EpisodeError: It cannot be read, is too large for that, or has changed.
+        """
+        return _joined((self,), self.steps)
+
+    def blocks(self, steps: int = BLOCK_STEPS) -> Iterator[Episode]:
+        """The episode in pieces: inputs and labels of so many steps, the last piece shorter.
+
+        Memory stays at one piece, however long the file is.
+
+        Args:
+            steps: Of one piece.
+
+        Raises:
+            EpisodeError: The file is gone, damaged, not the one that was opened, or has an input
+                that is not finite.
+        """
+        if not self.path.exists():
+            raise EpisodeError(
+                f"{self.path} is gone", expected="files that stay while they are read"
+            )
+        if EpisodeFile.open(self.path) != self:
+            raise EpisodeError(
+                f"{self.path} has changed since it was opened",
+                expected="files that stay as they are while they are read",
+            )
+        first = 0
+        with Npz(self.path) as file:
+            for block in file.blocks(self.form, steps):
+                episode = _episode(block, self.rate_hz, self.provenance)
+                episode.check_finite(str(self.path), first)
+                first += episode.steps
+                yield episode
+
+    def sha256(self) -> str:
+        """Hex digest of the file."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class EpisodeSet:
+    """Episodes of one form; iterating loads one of them at a time, in the order of their names.
+
+        for name, episode in EpisodeSet.open("recordings"):
+            ...
+
+    Attributes:
+        path: The folder, or the one file.
+        files: The episodes; their `EpisodeFile.blocks` read what is too large for one piece.
+    """
+
+    path: Path
+    files: tuple[EpisodeFile, ...]
+
+    @classmethod
+    def open(cls, path: str | Path) -> EpisodeSet:
+        """Open one ``.npz``, or every ``.npz`` that lies in a folder, by the headers alone.
+
+        Raises:
+            EpisodeError: There are none, one cannot be read, or they differ in names, dtypes,
+                shapes or rate.
+        """
+        path = Path(path)
+        found = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not found:
+            raise EpisodeError(f"{path} holds no episodes", expected="files called *.npz")
+        files = tuple(EpisodeFile.open(p) for p in found)
+        first = files[0]
+        for other in files[1:]:
+            if other.form != first.form or other.rate_hz != first.rate_hz:
+                raise EpisodeError(
+                    f"the episodes of {path} are not of one form",
+                    found=f"{other.name}: {_told(other)}",
+                    expected=f"as in {first.name}: {_told(first)}",
+                    remedy="put them into folders of their own",
+                )
+        return cls(path, files)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """File names, in order."""
+        return tuple(file.name for file in self.files)
+
+    @property
+    def steps(self) -> int:
+        """Of all episodes together."""
+        return sum(file.steps for file in self.files)
+
+    @property
+    def rate_hz(self) -> float | None:
+        """Steps per second, the same for all; None where that is not known."""
+        return self.files[0].rate_hz
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the names and digests of all files, which are read through for it."""
+        lines = "".join(f"{file.sha256()}  {file.name}\n" for file in self.files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[tuple[str, Episode]]:
+        """Name and whole episode, one file in memory at a time."""
+        for file in self.files:
+            yield file.name, file.load()
+
+
+def load_episode(path: str | Path, steps: int | None = None) -> Episode:
+    """What a command steps through: one file, or the files of a folder as one stream.
+
+    Args:
+        path: One ``.npz``, or a folder of them, which follow one another in the order of names;
+            whoever steps them does not reset the memory between two.
+        steps: Read no more than so many.
+
+    Raises:
+        EpisodeError: There are none, they do not fit together, or are too large for one piece.
+    """
+    episodes = EpisodeSet.open(path)
+    return _joined(episodes.files, min(steps or episodes.steps, episodes.steps))
+
+
+def _joined(files: tuple[EpisodeFile, ...], steps: int) -> Episode:
+    """The first ``steps`` of several files, each read in blocks into one allocation."""
+    first = files[0]
+    size = steps * sum(math.prod(s) * np.dtype(d).itemsize for d, s in first.form.values())
+    if size > WHOLE_BYTES:
+        raise EpisodeError(
+            f"{first.path} is too large to be loaded at once",
+            found=f"{size:,} bytes",
+            expected=f"at most {WHOLE_BYTES:,}",
+            remedy="ask for fewer steps, or read it with EpisodeFile.blocks",
+        )
+    arrays = {key: np.empty((steps, *shape), dtype) for key, (dtype, shape) in first.form.items()}
+    told = dict.fromkeys(file.provenance for file in files if file.provenance)
+    whole = _episode(arrays, first.rate_hz, "; ".join(told))
+    done = 0
+    for block in (block for file in files for block in file.blocks()):
+        count = min(block.steps, steps - done)
+        for into, group in ((whole.inputs, block.inputs), (whole.labels, block.labels)):
+            for name, array in group.items():
+                into[name][done : done + count] = array[:count]
+        done += count
+        if done == steps:
+            break
+    return whole
+
+
+def _episode(arrays: dict[str, Array], rate_hz: float | None, provenance: str) -> Episode:
+    inputs, labels = (
+        {key.removeprefix(part): array for key, array in arrays.items() if key.startswith(part)}
+        for part in _TIMED
+    )
+    return Episode(inputs, labels, rate_hz=rate_hz, provenance=provenance)
+
+
+def _told(file: EpisodeFile) -> str:
+    forms = (f"{key} {dtype} {list(shape)}" for key, (dtype, shape) in file.form.items())
+    rate = f" at {file.rate_hz:g} Hz" if file.rate_hz is not None else ""
+    return ", ".join(forms) + rate

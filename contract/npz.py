@@ -1,0 +1,197 @@
+"""Arrays of an ``.npz`` without loading it: its headers, then as many rows as are wanted.
+
+An ``.npz`` is a zip of ``.npy`` members, deflated or not; a member begins with its dtype and shape.
+Everything a header says is held against what the zip says before a byte is allocated for it, and
+nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stategate.contract.errors import EpisodeError
+
+Array = NDArray[Any]
+
+WHOLE_BYTES = 4 * 2**30
+"""The most that is loaded in one piece; more is read in blocks."""
+
+_CHUNK_BYTES = 2**16
+_SUFFIX = ".npy"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What the header of one array says, found to agree with the zip.
+
+    Attributes:
+        dtype: Of its elements; never an object.
+        shape: All its axes.
+        fortran: Whether the last axis is the slowest, so that rows are not together.
+        start: Bytes of the header.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    start: int
+
+    @property
+    def bytes(self) -> int:
+        """Of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Npz:
+    """An open ``.npz``; use it in a ``with``.
+
+    Attributes:
+        name: What messages call it.
+        members: Headers by key.
+
+    Args:
+        source: The file, or its bytes.
+
+    Raises:
+        EpisodeError: It is no ``.npz``, or a header contradicts it.
+    """
+
+    def __init__(self, source: str | Path | bytes) -> None:
+        self.name = "the episode" if isinstance(source, bytes) else str(source)
+        with ExitStack() as opened:
+            with self._reading():
+                file = io.BytesIO(source) if isinstance(source, bytes) else source
+                self._zip = opened.enter_context(zipfile.ZipFile(file))
+                keys = [info.filename.removesuffix(_SUFFIX) for info in self._zip.infolist()]
+                if len(set(keys)) < len(keys):
+                    raise ValueError("it has two members of one name")
+                self.members = dict(zip(keys, map(self._header, self._zip.infolist()), strict=True))
+            opened.pop_all()
+
+    def __enter__(self) -> Npz:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+
+    def load(self, key: str) -> Array:
+        """One whole array.
+
+        Raises:
+            EpisodeError: It is damaged, or larger than `WHOLE_BYTES`.
+        """
+        member = self.members[key]
+        with self._reading():
+            if member.bytes > WHOLE_BYTES:
+                raise ValueError(f"{key} has {member.bytes:,} bytes, more than is loaded at once")
+            with self._open(key) as file:
+                flat = _take(file, key, member.dtype, math.prod(member.shape))
+                _expect_end(file, key)
+            return flat.reshape(member.shape, order="F" if member.fortran else "C")
+
+    def blocks(self, keys: Iterable[str], rows: int) -> Iterator[dict[str, Array]]:
+        """Several arrays side by side, some rows at a time.
+
+        Checksums stand at the end of a zip's member: what is damaged raises at the last block, if
+        its length does not give it away before.
+
+        Args:
+            keys: Arrays with one length of their first axis.
+            rows: Rows of a block; the last one may be shorter.
+
+        Raises:
+            EpisodeError: A member is damaged or truncated, or is in Fortran order.
+        """
+        chosen = {key: self.members[key] for key in keys}
+        total = min((m.shape[0] for m in chosen.values()), default=0)
+        with ExitStack() as stack:
+            with self._reading():
+                for key, member in chosen.items():
+                    if member.fortran and len(member.shape) > 1:
+                        raise ValueError(
+                            f"{key} is in Fortran order, so its rows are not together; "
+                            "save np.ascontiguousarray of it"
+                        )
+                files = {key: stack.enter_context(self._open(key)) for key in chosen}
+            for first in range(0, total, rows):
+                count = min(rows, total - first)
+                with self._reading():
+                    block = {
+                        key: _take(
+                            files[key], key, member.dtype, count * math.prod(member.shape[1:])
+                        ).reshape(count, *member.shape[1:])
+                        for key, member in chosen.items()
+                    }
+                    if first + count == total:
+                        for key, file in files.items():
+                            _expect_end(file, key)
+                yield block
+
+    def _header(self, info: zipfile.ZipInfo) -> Member:
+        with self._zip.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            if version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            elif version == (2, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+            else:
+                raise ValueError(f"{info.filename} is in version {version} of .npy")
+            member = Member(dtype, shape, fortran, file.tell())
+        if dtype.hasobject:
+            raise ValueError(f"{info.filename} holds pickled objects, which are never loaded")
+        promised = member.start + member.bytes
+        if min(shape, default=0) < 0 or promised != info.file_size:
+            raise ValueError(
+                f"the header of {info.filename} promises {promised:,} bytes, "
+                f"the zip {info.file_size:,}"
+            )
+        return member
+
+    @contextmanager
+    def _open(self, key: str) -> Iterator[IO[bytes]]:
+        infos = {info.filename.removesuffix(_SUFFIX): info for info in self._zip.infolist()}
+        with self._zip.open(infos[key]) as file:
+            file.read(self.members[key].start)
+            yield file
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """NumPy, zipfile, zlib and the disk raise a dozen unrelated types."""
+        try:
+            yield
+        except Exception as problem:
+            raise EpisodeError(
+                f"{self.name} cannot be read",
+                found=f"{type(problem).__name__}: {problem}",
+                expected="an .npz file with input.<name> arrays",
+            ) from problem
+
+
+def _take(file: IO[bytes], key: str, dtype: np.dtype[Any], count: int) -> Array:
+    """The next ``count`` elements, by way of small chunks: zipfile copies whatever it gives."""
+    array = np.empty(count, dtype)
+    raw = array.view(np.uint8) if array.nbytes else np.empty(0, np.uint8)
+    at = 0
+    while at < len(raw):
+        data = file.read(min(_CHUNK_BYTES, len(raw) - at))
+        if not data:
+            raise EOFError(f"{key} ends {len(raw) - at:,} bytes early")
+        raw[at : at + len(data)] = np.frombuffer(data, np.uint8)
+        at += len(data)
+    return array
+
+
+def _expect_end(file: IO[bytes], key: str) -> None:
+    """Reading past the end is what makes zipfile compare the checksum."""
+    if file.read(1):
+        raise ValueError(f"{key} goes on after its end")
