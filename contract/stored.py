@@ -6,8 +6,7 @@ rounding left over, r in [-127, 127], in steps of 1/254 of the scale:
 
     value = (q + r / 254) * scale,    scale = largest magnitude of the row / 127
 
-A row is the last axis; with ``int8-tensor`` it is everything behind the leading axis, which
-belongs to sessions. The layout text of a state says which of these it is, so that a bundle needs
+A row is the last axis; with ``int8-tensor`` it is the whole state of a session. The layout text of a state says which of these it is, so that a bundle needs
 no further field to be read.
 """
 
@@ -51,17 +50,18 @@ def stored_layout(state: StateSpec, kind: str, error_feedback: bool) -> str:
     return f"{state.layout}; {how}" if state.layout else how
 
 
-def scale_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
-    """One extent of 1 for each axis that shares a scale; see the module for rows."""
+def shared_axes(rank: int, kind: str, sessions: int) -> tuple[int, ...]:
+    """Axes along which one scale serves; with several sessions the leading one is theirs."""
     if kind == "int8":
-        return (*shape[:-1], 1)
-    return (*shape[:1], *(1 for _ in shape[1:]))
+        return (rank - 1,)
+    return tuple(range(0 if sessions == 1 else 1, rank))
 
 
-def quantised(value: Array, kind: str, error_feedback: bool) -> tuple[Array, Array, Array | None]:
+def quantised(
+    value: Array, kind: str, error_feedback: bool, sessions: int = 1
+) -> tuple[Array, Array, Array | None]:
     """A float32 state as int8: integers, scales, and residuals where they are wanted."""
-    shape = scale_shape(value.shape, kind)
-    axes = tuple(a for a, extent in enumerate(shape) if extent == 1 and a > 0)
+    axes = shared_axes(value.ndim, kind, sessions)
     scale = np.max(np.abs(value), axis=axes, keepdims=True).astype(np.float32) / np.float32(LEVELS)
     steps = value / np.where(scale > 0, scale, np.float32(1))
     whole = np.rint(steps)

@@ -21,8 +21,9 @@ from stategate.export.native import medians_us
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.receipt import print_receipt
 from stategate.export.rows import RowsReference, side_by_side, staggered
+from stategate.export.storage_cli import storage_options, with_storage
 from stategate.export.trace import TorchReference, trace, trace_chunk
-from stategate.export.verify import STEPS, Reference
+from stategate.export.verify import STEPS, STRICT, Limits, Reference
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.operators import Operators
@@ -55,6 +56,7 @@ from stategate.targets import detect, load
     help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
     "own, or whichever is fastest on this machine, by measurement.",
 )
+@storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @click.option(
     "--episode",
@@ -82,6 +84,10 @@ def export(
     calibration_path: Path | None,
     sessions: int,
     operators: str,
+    state_storage: tuple[str, ...],
+    error_feedback: bool,
+    max_output_error: float,
+    max_flip_rate: float,
     target: str | None,
     episode_path: Path | None,
     steps: int,
@@ -98,6 +104,7 @@ def export(
       stategate export aura-hard --out build/aura
       stategate export my_policy.py:MyPolicy --out build/mine
       stategate export aura-hard --sessions 4 --out build/pool
+      stategate export aura-hard --state-storage S=int8 --error-feedback --out build/small
     """
     profile = load(target) if target else detect()
     refuse_to_replace(out)
@@ -105,6 +112,9 @@ def export(
     candidate = candidate_from(loaded, sessions, operators)
     if calibration_path is not None:
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
+    reference = reference_for(loaded.model, candidate)
+    lower = bool(state_storage or error_feedback)
+    candidate = with_storage(candidate, state_storage, error_feedback)
     if episode_path is not None:
         episode = load_episode(episode_path, steps * sessions)
         episode = staggered(episode, sessions) if sessions > 1 else episode
@@ -116,7 +126,6 @@ def export(
         episode = side_by_side(streams) if sessions > 1 else streams[0]
     else:
         episode = random_episode(candidate.spec, steps)
-    reference = reference_for(loaded.model, candidate)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -125,6 +134,7 @@ def export(
             episode,
             target=profile.ref(),
             budget=Budget(max_state_bytes),
+            limits=Limits(max_output_error, max_flip_rate) if lower else STRICT,
             report=report,
         )
     print_receipt(bundle, as_json)

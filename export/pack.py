@@ -35,7 +35,7 @@ from stategate.contract.dtypes import dtype_named
 from stategate.contract.episode import Episode
 from stategate.contract.errors import CalibrationError, ExportError
 from stategate.export.graph import domains_of, opset_of
-from stategate.export.verify import TOLERANCE, Reference, verify
+from stategate.export.verify import STRICT, Limits, Reference, verify
 
 GRAPH_PATH = "graphs/step.onnx"
 CHUNK_PATH = "graphs/chunk.onnx"
@@ -122,7 +122,7 @@ def seal(
     *,
     target: TargetRef | None = None,
     budget: Budget | None = None,
-    tolerance: float = TOLERANCE,
+    limits: Limits = STRICT,
     report: Callable[[int], None] = lambda _: None,
 ) -> Bundle:
     """Verify a candidate and write it as a bundle; nothing is written if it fails.
@@ -134,7 +134,7 @@ def seal(
         episode: Inputs of the parity check.
         target: Device that it is for.
         budget: Limits to write into the manifest.
-        tolerance: Largest error of the parity check.
+        limits: How far the candidate may part from the reference.
         report: Called with the number of steps verified.
 
     Raises:
@@ -149,7 +149,7 @@ def seal(
     with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
         manifest, files = _assemble(candidate, created, target, budget or Budget())
         unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
-        receipt, golden = verify(unsealed.path, reference, episode, tolerance, report)
+        receipt, golden = verify(unsealed.path, reference, episode, limits, report)
     files[GOLDEN_PATH] = golden.to_bytes()
     sealed = msgspec.structs.replace(
         manifest,

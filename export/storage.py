@@ -26,17 +26,21 @@ from stategate.contract.stored import (
     quantised,
     residual_name,
     scale_name,
-    scale_shape,
+    shared_axes,
     stored_layout,
 )
-from stategate.export.graph import check_graph
+from stategate.export.graph import check_graph, every_node
 from stategate.export.pack import Candidate
 
 Storage = Mapping[str, str]
 
 
 def store_states(
-    graph: onnx.ModelProto, spec: StepSpec, storage: Storage, error_feedback: bool = False
+    graph: onnx.ModelProto,
+    spec: StepSpec,
+    storage: Storage,
+    error_feedback: bool = False,
+    sessions: int = 1,
 ) -> tuple[onnx.ModelProto, StepSpec]:
     """Store states of a step in fewer bits.
 
@@ -45,6 +49,7 @@ def store_states(
         spec: What it takes and gives.
         storage: One of `KINDS` by state name; states not named stay as they are.
         error_feedback: Whether int8 states keep what rounding left over.
+        sessions: How many one step serves, each with scales of its own.
 
     Returns:
         The new graph and its signature; the parts of a state have its gate.
@@ -60,9 +65,12 @@ def store_states(
     states: list[StateSpec] = []
     for state in spec.states:
         kind = storage.get(state.name, "float32")
-        parts = [state] if kind == "float32" else _parts(state, kind, error_feedback)
-        if kind != "float32":
-            _Surgery(model.graph, state, parts).store(kind)
+        if kind == "float32":
+            states.append(state)
+            continue
+        axes = shared_axes(len(state.shape), kind, sessions)
+        parts = _parts(state, kind, axes, error_feedback)
+        _Surgery(model.graph, state, parts).store(axes)
         states += parts
     stored = msgspec.structs.replace(spec, states=tuple(states))
     check_graph(model, stored, branch_free=True)
@@ -76,12 +84,12 @@ def stored(candidate: Candidate, storage: Storage, error_feedback: bool = False)
     what as many steps give.
     """
     graph = onnx.load_model_from_string(candidate.graph)
-    model, spec = store_states(graph, candidate.spec, storage, error_feedback)
+    model, spec = store_states(graph, candidate.spec, storage, error_feedback, candidate.sessions)
     initial: dict[str, np.ndarray] = {}
     for name, value in candidate.initial.items():
         kind = storage.get(name, "float32")
         if kind.startswith("int8"):
-            whole, scale, left = quantised(value, kind, error_feedback)
+            whole, scale, left = quantised(value, kind, error_feedback, candidate.sessions)
             initial |= {name: whole, scale_name(name): scale}
             initial |= {} if left is None else {residual_name(name): left}
         else:
@@ -154,13 +162,16 @@ def _check_state(state: StateSpec, kind: str, spec: StepSpec) -> None:
         )
 
 
-def _parts(state: StateSpec, kind: str, error_feedback: bool) -> list[StateSpec]:
+def _parts(
+    state: StateSpec, kind: str, axes: tuple[int, ...], error_feedback: bool
+) -> list[StateSpec]:
     """What is stored instead of a state; the first has its name."""
     layout = stored_layout(state, kind, error_feedback)
     forms = [(state.name, state.shape, "float16" if kind == "float16" else "int8", layout)]
     if kind != "float16":
         of = f"of {state.name}"
-        forms.append((scale_name(state.name), scale_shape(state.shape, kind), "float32", of))
+        shape = tuple(1 if a in axes else extent for a, extent in enumerate(state.shape))
+        forms.append((scale_name(state.name), shape, "float32", of))
         if error_feedback:
             forms.append((residual_name(state.name), state.shape, "int8", of))
     parts = [
@@ -185,15 +196,15 @@ class _Surgery:
         self._value = f"{state.name}/value"
         self._next = f"{state.next_name}/value"
 
-    def store(self, kind: str) -> None:
-        """Replace the state by its parts."""
+    def store(self, shared: tuple[int, ...]) -> None:
+        """Replace the state by its parts; one scale serves along the axes ``shared``."""
         self._set_free({self._state.name: self._value, self._state.next_name: self._next})
-        if kind == "float16":
+        if self._parts[0].dtype == "float16":
             to = TensorProto.FLOAT16
             self._add(self._before, "Cast", [self._state.name], self._value, to=TensorProto.FLOAT)
             self._add(self._after, "Cast", [self._next], self._state.next_name, to=to)
         else:
-            self._int8(kind)
+            self._int8(shared)
         nodes = [*self._before, *self._graph.node, *self._after]
         del self._graph.node[:]
         self._graph.node.extend(nodes)
@@ -212,7 +223,7 @@ class _Surgery:
 
     def _set_free(self, renamed: dict[str, str]) -> None:
         """Have the computation use other names, so that the boundary can have these."""
-        for node in self._graph.node:
+        for node in every_node(self._graph):
             for names in (node.input, node.output):
                 for i, name in enumerate(names):
                     names[i] = renamed.get(name, name)
@@ -229,7 +240,7 @@ class _Surgery:
         self._graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
-    def _int8(self, kind: str) -> None:
+    def _int8(self, shared: tuple[int, ...]) -> None:
         name, parts = self._state.name, self._parts
 
         def before(op: str, inputs: list[str], output: str, **how: int) -> str:
@@ -241,10 +252,7 @@ class _Surgery:
         def number(label: str, value: float) -> str:
             return self._constant(label, np.array(value, dtype=np.float32))
 
-        rank = len(self._state.shape)
-        axes = self._constant(
-            "axes", np.arange(rank - 1 if kind == "int8" else 1, rank, dtype=np.int64)
-        )
+        axes = self._constant("axes", np.array(shared, dtype=np.int64))
         zero, one, levels = number("zero", 0), number("one", 1), number("levels", LEVELS)
         scale = parts[1].name
         old = before("Cast", [name], "whole", to=TensorProto.FLOAT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 from stategate.contract import Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
+from stategate.contract.stored import values
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.golden import Gaps, chunk_gap
 
@@ -36,11 +38,29 @@ class Reference(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a candidate may part from its model.
+
+    Attributes:
+        error: Largest error, see `Gaps`: of outputs and states, or of outputs alone where
+            ``flip_rate`` is given.
+        flip_rate: Share of gate decisions that may differ, for a candidate in lower precision;
+            None for one in float32, of which none may.
+    """
+
+    error: float = TOLERANCE
+    flip_rate: float | None = None
+
+
+STRICT = Limits()
+
+
 def verify(
     candidate: Path,
     reference: Reference,
     episode: Episode,
-    tolerance: float = TOLERANCE,
+    limits: Limits = STRICT,
     report: Callable[[int], None] = lambda _: None,
 ) -> tuple[Verification, Episode]:
     """Step a bundle and its model side by side, each on its own state.
@@ -51,11 +71,12 @@ def verify(
         candidate: Folder of the bundle.
         reference: The model.
         episode: Inputs; every step of it is taken.
-        tolerance: Largest error allowed in outputs and states, see `Gaps`.
+        limits: How far they may part.
         report: Called with the number of steps done.
 
     Returns:
-        The receipt, and the first steps with the model's own answers: the golden episode.
+        The receipt, and the golden episode: the first steps with the model's own answers, or, in
+        lower precision, with the bundle's, which another machine must repeat.
 
     Raises:
         ParityError: An error beyond the tolerance, or a gate that decided differently; with the
@@ -64,6 +85,8 @@ def verify(
     flipped: list[list[str]] = []
     kept: list[tuple[Arrays, Arrays]] = []
     states: Arrays = {}
+    lower = limits.flip_rate is not None
+    flips = decisions = 0
     with closing(open_stepper(candidate)) as session:
         rows = session.manifest.sessions
         thresholds = session.manifest.step.thresholds
@@ -74,7 +97,8 @@ def verify(
             outputs, after, gates = reference.step(inputs)
             ours = session.step(**inputs)
             output_gaps.add(ours, outputs)
-            state_gaps.add({name: session.state(name) for name in after}, after)
+            stored = {s.name: session.state(s.name) for s in session.manifest.states}
+            state_gaps.add(values(session.manifest.states, stored), after)
             flipped.append([])
             for name, threshold in thresholds.items():
                 here, there = (
@@ -84,12 +108,19 @@ def verify(
                 parted = np.flatnonzero((here != there).any(axis=1))
                 flipped[t] += [f"{name} in row {row}" if rows > 1 else name for row in parted]
                 opened[name] += int(there.any(axis=1).sum())
+                flips += int((here != there).sum())
+                decisions += here.size
             if t < GOLDEN_STEPS:
-                kept.append(({n: np.array(a) for n, a in outputs.items()}, dict(gates)))
-                states = {name: np.array(array) for name, array in after.items()}
+                if lower:
+                    outputs, after, gates = ours, stored, session.gates
+                kept.append((_copied(outputs), _copied(gates)))
+                states = _copied(after)
             report(t + 1)
         engine = session.engine_name
-    _judge(reference, output_gaps, state_gaps, flipped, tolerance)
+    if lower:
+        _judge_lower(reference, output_gaps.worst(), flips / max(1, decisions), limits)
+    else:
+        _judge(reference, output_gaps, state_gaps, flipped, limits.error)
     golden = Episode(
         inputs={name: array[:GOLDEN_STEPS] for name, array in episode.inputs.items()},
         outputs=_stacked([outputs for outputs, _ in kept]),
@@ -97,11 +128,11 @@ def verify(
         states=dict(states),
     )
     chunk_error = chunk_gap(candidate, golden)
-    if chunk_error is not None and not chunk_error <= tolerance:
+    if chunk_error is not None and not chunk_error <= limits.error:
         raise ParityError(
             "the chunk graph parts from the step",
             found=f"output error {chunk_error:.3g} within {golden.steps} steps",
-            expected=f"at most {tolerance:g}",
+            expected=f"at most {limits.error:g}",
             remedy="chunk() must give what as many calls of step() give; nothing was written",
         )
     receipt = Verification(
@@ -110,8 +141,8 @@ def verify(
         steps=episode.steps,
         max_output_error=output_gaps.worst(),
         max_state_error=state_gaps.worst(),
-        gate_flips=0,
-        tolerance=tolerance,
+        gate_flips=flips,
+        tolerance=limits.error,
         gate_openings=opened,
         max_chunk_error=chunk_error,
     )
@@ -137,6 +168,21 @@ def _judge(
             "for operations that the engine computes differently (logsigmoid, softplus); "
             "nothing was written",
         )
+
+
+def _judge_lower(reference: Reference, worst: float, flip_rate: float, limits: Limits) -> None:
+    # Written so that NaN fails.
+    if not (worst <= limits.error and flip_rate <= (limits.flip_rate or 0.0)):
+        raise ParityError(
+            f"the candidate in lower precision parts from {reference.name}",
+            found=f"output error {worst:.3g}, {flip_rate:.3%} of gate decisions flipped",
+            expected=f"at most {limits.error:g} and {limits.flip_rate:.3%}",
+            remedy="store states in more bits, or allow more; nothing was written",
+        )
+
+
+def _copied(arrays: Arrays) -> Arrays:
+    return {name: np.array(array) for name, array in arrays.items()}
 
 
 def _stacked(steps: list[Arrays]) -> dict[str, np.ndarray]:
