@@ -226,12 +226,10 @@ class _Roll:
                         right = int(outputs[side][output].argmax()) == labels[at]
                         figures.right[side] += int(right)
             if done in self._sampled:
-                self._sample(
-                    figures.point(done, (reference.ledger.writes, candidate.ledger.writes))
-                )
+                self._sample(figures.point(done, _writes(reference, candidate)))
                 report(self._done + done)
         if done:
-            end = figures.point(done, (reference.ledger.writes, candidate.ledger.writes))
+            end = figures.point(done, _writes(reference, candidate))
             self.total = end if self.total is None else self.total.merged(end)
         self._done += done
         for gap_name, gap in (*figures.outputs.items(), *figures.states.items()):
@@ -309,6 +307,10 @@ class _Roll:
     def _values(session: Session) -> dict[str, Array]:
         states = session.manifest.states
         return values(states, {s.name: session.state(s.name) for s in states})
+
+
+def _writes(reference: Session, candidate: Session) -> tuple[int, int]:
+    return reference.ledger.writes, candidate.ledger.writes
 
 
 def _blank(manifest: Manifest) -> dict[str, Array]:

@@ -169,6 +169,6 @@ def _line(point: Point) -> str:
     told = f", right {accuracies[0]:.2%} -> {accuracies[1]:.2%}" if accuracies else ""
     return (
         f"{point.step:>9,} steps: output error {point.output_error:.2g} (mean "
-        f"{point.output_error_mean:.2g}), state error {point.state_error:.2g}, {point.flips} flips, "
-        f"writes {rates[0]:.2%} -> {rates[1]:.2%}{told}"
+        f"{point.output_error_mean:.2g}), state error {point.state_error:.2g}, "
+        f"{point.flips} flips, writes {rates[0]:.2%} -> {rates[1]:.2%}{told}"
     )

@@ -6,8 +6,8 @@ rounding left over, r in [-127, 127], in steps of 1/254 of the scale:
 
     value = (q + r / 254) * scale,    scale = largest magnitude of the row / 127
 
-A row is the last axis; with ``int8-tensor`` it is the whole state of a session. The layout text of a state says which of these it is, so that a bundle needs
-no further field to be read.
+A row is the last axis; with ``int8-tensor`` it is the whole state of a session. The layout text of
+a state says how its bytes are read, so that a bundle needs no further field for it.
 """
 
 from __future__ import annotations
