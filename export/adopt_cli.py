@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -17,6 +18,7 @@ from stategate.export.adopt import adopt as adopt_file
 from stategate.export.leapp import adopt_export
 from stategate.export.pack import random_episode, seal
 from stategate.export.receipt import print_receipt
+from stategate.export.storage_cli import lowered, storage_options
 from stategate.export.verify import STEPS
 from stategate.targets import detect, load
 
@@ -40,6 +42,7 @@ from stategate.targets import detect, load
     help="What a state starts with, a number or a .npy file; zeros if left out.",
 )
 @click.option("--yes", is_flag=True, help="Accept the state pairs that were found.")
+@storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @click.option(
     "--episode",
@@ -69,6 +72,7 @@ def adopt(
     episode_path: Path | None,
     steps: int,
     as_json: bool,
+    **lower: Any,
 ) -> None:
     """Make a bundle from FILE, whose state is among its inputs and outputs. Needs no torch.
 
@@ -105,7 +109,7 @@ def adopt(
             f"ordinary input unless you say --state {name}={next_name}",
             err=True,
         )
-    candidate = adopted.candidate
+    candidate, limits = lowered(adopted.candidate, **lower)
     episode = random_episode(candidate.spec, steps)
     if episode_path is not None:
         recorded = load_episode(episode_path, steps)
@@ -115,9 +119,10 @@ def adopt(
         bundle = seal(
             out,
             candidate,
-            OnnxReference(candidate),
+            OnnxReference(adopted.candidate),
             episode,
             target=profile.ref(),
+            limits=limits,
             report=report,
         )
     print_receipt(bundle, as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 import onnx
@@ -21,9 +21,9 @@ from stategate.export.native import medians_us
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.receipt import print_receipt
 from stategate.export.rows import RowsReference, side_by_side, staggered
-from stategate.export.storage_cli import storage_options, with_storage
+from stategate.export.storage_cli import lowered, storage_options
 from stategate.export.trace import TorchReference, trace, trace_chunk
-from stategate.export.verify import STEPS, STRICT, Limits, Reference
+from stategate.export.verify import STEPS, Reference
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.operators import Operators
@@ -84,15 +84,12 @@ def export(
     calibration_path: Path | None,
     sessions: int,
     operators: str,
-    state_storage: tuple[str, ...],
-    error_feedback: bool,
-    max_output_error: float,
-    max_flip_rate: float,
     target: str | None,
     episode_path: Path | None,
     steps: int,
     max_state_bytes: int | None,
     as_json: bool,
+    **lower: Any,
 ) -> None:
     """Make a bundle from MODEL, a zoo name or path/to/module.py:factory.
 
@@ -113,8 +110,7 @@ def export(
     if calibration_path is not None:
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
     reference = reference_for(loaded.model, candidate)
-    lower = bool(state_storage or error_feedback)
-    candidate = with_storage(candidate, state_storage, error_feedback)
+    candidate, limits = lowered(candidate, **lower)
     if episode_path is not None:
         episode = load_episode(episode_path, steps * sessions)
         episode = staggered(episode, sessions) if sessions > 1 else episode
@@ -134,7 +130,7 @@ def export(
             episode,
             target=profile.ref(),
             budget=Budget(max_state_bytes),
-            limits=Limits(max_output_error, max_flip_rate) if lower else STRICT,
+            limits=limits,
             report=report,
         )
     print_receipt(bundle, as_json)

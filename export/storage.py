@@ -29,10 +29,12 @@ from stategate.contract.stored import (
     shared_axes,
     stored_layout,
 )
-from stategate.export.graph import check_graph, every_node
+from stategate.export.graph import check_graph, every_node, opset_of
 from stategate.export.pack import Candidate
 
 Storage = Mapping[str, str]
+
+_OPSET = 18
 
 
 def store_states(
@@ -59,9 +61,10 @@ def store_states(
             bytes that a closed element of its gate guards.
         GraphError: The result breaks a rule.
     """
-    _check(spec, storage, error_feedback)
+    _check(graph, spec, storage, error_feedback)
     model = onnx.ModelProto()
     model.CopyFrom(graph)
+    del model.graph.value_info[:]  # names change their meaning below
     states: list[StateSpec] = []
     for state in spec.states:
         kind = storage.get(state.name, "float32")
@@ -107,7 +110,14 @@ def stored(candidate: Candidate, storage: Storage, error_feedback: bool = False)
     )
 
 
-def _check(spec: StepSpec, storage: Storage, error_feedback: bool) -> None:
+def _check(graph: onnx.ModelProto, spec: StepSpec, storage: Storage, error_feedback: bool) -> None:
+    if opset_of(graph) < _OPSET:
+        raise ExportError(
+            "states of this graph cannot be stored in fewer bits",
+            found=f"opset {opset_of(graph)}",
+            expected=f"{_OPSET} or newer, whose reductions take their axes as an input",
+            remedy="convert it with onnx.version_converter, or export it anew",
+        )
     states = {state.name: state for state in spec.states}
     for name, kind in storage.items():
         if name not in states:

@@ -11,6 +11,7 @@ from stategate.contract import StepSpec
 from stategate.contract.stored import KINDS
 from stategate.export.pack import Candidate
 from stategate.export.storage import stored
+from stategate.export.verify import STRICT, Limits
 
 MAX_OUTPUT_ERROR = 0.05
 MAX_FLIP_RATE = 0.001
@@ -47,18 +48,23 @@ def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return storage(feedback(error(flips(command))))
 
 
-def with_storage(
-    candidate: Candidate, state_storage: tuple[str, ...], error_feedback: bool
-) -> Candidate:
-    """The candidate with its states stored as the options say.
+def lowered(
+    candidate: Candidate,
+    state_storage: tuple[str, ...],
+    error_feedback: bool,
+    max_output_error: float,
+    max_flip_rate: float,
+) -> tuple[Candidate, Limits]:
+    """The candidate with its states stored as the options say, and how far it may part.
 
     Raises:
         UsageError: The options are malformed, or meet no state.
         ExportError: A state cannot be stored so.
     """
     if not state_storage and not error_feedback:
-        return candidate
-    return stored(candidate, _parsed(state_storage, candidate.spec), error_feedback)
+        return candidate, STRICT
+    storage = _parsed(state_storage, candidate.spec)
+    return stored(candidate, storage, error_feedback), Limits(max_output_error, max_flip_rate)
 
 
 def _parsed(options: tuple[str, ...], spec: StepSpec) -> dict[str, str]:
