@@ -183,6 +183,7 @@ def _plot(title: str, draw: Callable[[Axes], None]) -> str:
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     svg = drawn.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # names of groups repeat from plot to plot
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return f'<figure role="img" aria-label="{escape(title)}">{svg}</figure>'
