@@ -17,7 +17,7 @@ BUILD := build
 SOURCES = $(shell find $(1) -name '*.py' -o -name '*.toml' -o -name '*.safetensors')
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow check lint types export bench bench-overhead soak train-aura lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow check lint types export bench bench-overhead soak drift train-aura lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -89,6 +89,21 @@ bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session co
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench
+
+# name of a candidate: how its states are stored
+drift-float16 := --state-storage float16
+drift-int8 := --state-storage int8
+drift-int8-tensor := --state-storage int8-tensor
+drift-int8-fed-back := --state-storage int8 --error-feedback
+DRIFTS := float16 int8 int8-tensor int8-fed-back
+
+drift: $(DRIFTS:%=$(BUILD)/drift/%/drift.json) ## AURA-Mem in smaller states beside float32 -> build/drift/*/drift.html
+
+# Limits of the parity check are wide: it is the drift that is looked at.
+$(BUILD)/drift/%/drift.json: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz $(call SOURCES,calibration export)
+	$(BIN)/stategate export aura-hard --calibration $(AURA)/calibration.json $(drift-$*) \
+	  --max-output-error 10 --max-flip-rate 1 --out $(@D)/bundle
+	$(BIN)/stategate drift $(AURA)/bundle $(@D)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(@D) || test $$? = 1
 
 train-aura: $(VENV)/.run ## Remake the AURA-Mem checkpoint and its table (one core, minutes)
 	$(BIN)/stategate train-aura

@@ -17,7 +17,8 @@ from stategate.export.adopt import adopt as adopt_file
 from stategate.export.leapp import adopt_export
 from stategate.export.pack import random_episode, seal
 from stategate.export.receipt import print_receipt
-from stategate.export.verify import STEPS
+from stategate.export.storage_cli import storage_options, with_stored_states
+from stategate.export.verify import STEPS, STRICT, Limits
 from stategate.targets import detect, load
 
 
@@ -40,6 +41,7 @@ from stategate.targets import detect, load
     help="What a state starts with, a number or a .npy file; zeros if left out.",
 )
 @click.option("--yes", is_flag=True, help="Accept the state pairs that were found.")
+@storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @click.option(
     "--episode",
@@ -69,6 +71,10 @@ def adopt(
     episode_path: Path | None,
     steps: int,
     as_json: bool,
+    state_storage: tuple[str, ...],
+    error_feedback: bool,
+    max_output_error: float,
+    max_flip_rate: float,
 ) -> None:
     """Make a bundle from FILE, whose state is among its inputs and outputs. Needs no torch.
 
@@ -105,7 +111,9 @@ def adopt(
             f"ordinary input unless you say --state {name}={next_name}",
             err=True,
         )
-    candidate = adopted.candidate
+    candidate = with_stored_states(adopted.candidate, state_storage, error_feedback)
+    narrow = candidate is not adopted.candidate
+    limits = Limits(max_output_error, max_flip_rate) if narrow else STRICT
     episode = random_episode(candidate.spec, steps)
     if episode_path is not None:
         recorded = load_episode(episode_path, steps)
@@ -115,9 +123,10 @@ def adopt(
         bundle = seal(
             out,
             candidate,
-            OnnxReference(candidate),
+            OnnxReference(adopted.candidate),
             episode,
             target=profile.ref(),
+            limits=limits,
             report=report,
         )
     print_receipt(bundle, as_json)

@@ -24,6 +24,7 @@ from stategate.export.precision import Lower, precision_options
 from stategate.export.receipt import print_receipt
 from stategate.export.rows import RowsReference, side_by_side, staggered
 from stategate.export.stateful import StatefulReference
+from stategate.export.storage_cli import storage_options
 from stategate.export.trace import TorchReference, trace, trace_chunk
 from stategate.export.verify import STEPS, Reference
 from stategate.models.checkpoint import weights_sha256
@@ -60,6 +61,7 @@ from stategate.targets import detect, load
     "own, or whichever is fastest on this machine, by measurement.",
 )
 @precision_options
+@storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @click.option(
     "--episode",
@@ -105,6 +107,7 @@ def export(
       stategate export my_policy.py:MyPolicy --out build/mine
       stategate export aura-hard --sessions 4 --out build/pool
       stategate export aura-hard --precision int8-weights --out build/small
+      stategate export aura-hard --state-storage S=int8 --error-feedback --out build/small
     """
     lower = Lower.asked(**precision)
     profile = load(target) if target else detect()

@@ -10,15 +10,13 @@ from typing import TypeVar
 import click
 import onnx
 
-from stategate.contract.errors import ExportError, SpecError
+from stategate.contract.errors import SpecError
 from stategate.contract.precision import PRESETS, PrecisionPlan, RangeRecord
 from stategate.export.pack import Candidate
 from stategate.export.quantise import quantised
+from stategate.export.storage_cli import with_stored_states
 from stategate.export.verify import STRICT, Limits
 from stategate.targets.profile import TargetProfile
-
-MAX_OUTPUT_ERROR = 0.05
-MAX_FLIP_RATE = 0.001
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -34,20 +32,6 @@ _OPTIONS = (
         "ranges_path",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="Ranges of activations, from: stategate ranges.",
-    ),
-    click.option(
-        "--max-output-error",
-        type=click.FloatRange(min=0, min_open=True),
-        default=MAX_OUTPUT_ERROR,
-        show_default=True,
-        help="In lower precision: largest error of an output, relative to its size.",
-    ),
-    click.option(
-        "--max-flip-rate",
-        type=click.FloatRange(min=0, max=1),
-        default=MAX_FLIP_RATE,
-        show_default=True,
-        help="In lower precision: share of gate decisions that may differ.",
     ),
     click.option(
         "--accept",
@@ -72,11 +56,15 @@ class Lower:
         plan: What becomes smaller.
         ranges: Ranges of activations, where they were given.
         limits: How far the candidate may part from the float model.
+        state_storage: ``STATE=KIND`` or ``KIND``, beside what the plan says of states.
+        error_feedback: As in the plan.
     """
 
     plan: PrecisionPlan
     ranges: RangeRecord | None
     limits: Limits
+    state_storage: tuple[str, ...]
+    error_feedback: bool
 
     @classmethod
     def asked(
@@ -86,6 +74,8 @@ class Lower:
         max_output_error: float,
         max_flip_rate: float,
         accept: str | None,
+        state_storage: tuple[str, ...] = (),
+        error_feedback: bool = False,
     ) -> Lower:
         """From the options' values.
 
@@ -102,9 +92,9 @@ class Lower:
                 expected='"WHO: WHY"',
             )
         ranges = RangeRecord.load(ranges_path) if ranges_path else None
-        if plan.is_float:
-            return cls(plan, ranges, STRICT)
-        return cls(plan, ranges, Limits(max_output_error, max_flip_rate, accept))
+        strict = plan.is_float and not state_storage
+        limits = STRICT if strict else Limits(max_output_error, max_flip_rate, accept)
+        return cls(plan, ranges, limits, state_storage, error_feedback or plan.error_feedback)
 
     def of(self, candidate: Candidate, target: TargetProfile) -> Candidate:
         """The candidate in this precision; it has no chunk graph then.
@@ -115,19 +105,14 @@ class Lower:
             SpecError: The plan names something that the model lacks.
             ExportError: The plan quantises nothing.
         """
-        if self.plan.is_float:
-            return candidate
         target.check(self.plan)
-        if self.plan.narrow_states:
-            raise ExportError(
-                "states cannot be stored in fewer bits yet",
-                found=", ".join(self.plan.narrow_states),
-                remedy="leave state_storage out of the plan",
-            )
-        limits = None
-        if self.ranges is not None:
-            limits = self.ranges.limits(candidate.model.sha256, self.plan.method)
-        return lowered(candidate, self.plan, limits)
+        if {self.plan.weights, self.plan.activations} != {"float32"}:
+            limits = None
+            if self.ranges is not None:
+                limits = self.ranges.limits(candidate.model.sha256, self.plan.method)
+            candidate = lowered(candidate, self.plan, limits)
+        named = tuple(f"{name}={kind}" for name, kind in self.plan.narrow_states.items())
+        return with_stored_states(candidate, named + self.state_storage, self.error_feedback)
 
 
 def lowered(

@@ -10,8 +10,8 @@ from stategate.contract import canonical_json
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.cli import candidate_from, episode_for, reference_for
-from stategate.export.precision import MAX_FLIP_RATE, MAX_OUTPUT_ERROR
 from stategate.export.sensitivity import Proposal, Search, Trial
+from stategate.export.storage_cli import MAX_FLIP_RATE, MAX_OUTPUT_ERROR
 from stategate.export.verify import STEPS, Limits
 from stategate.models.load import load_model
 

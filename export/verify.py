@@ -13,6 +13,7 @@ import numpy as np
 from stategate.contract import Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
+from stategate.contract.stored import values
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.golden import Gaps, chunk_gap
 
@@ -117,9 +118,9 @@ def compare(
             # The reference goes first: it has a word for what the engine only fails on.
             outputs, after, gates = reference.step(inputs)
             ours = session.step(**inputs)
-            our_states = {name: session.state(name) for name in after}
             output_gaps.add(ours, outputs)
-            state_gaps.add(our_states, after)
+            stored = {s.name: session.state(s.name) for s in session.manifest.states}
+            state_gaps.add(values(session.manifest.states, stored), after)
             flipped.append([])
             for name, threshold in thresholds.items():
                 here, there = (
@@ -133,7 +134,7 @@ def compare(
                 decisions += here.size
             if t < GOLDEN_STEPS:
                 if own_answers:
-                    outputs, after, gates = ours, our_states, session.gates
+                    outputs, after, gates = ours, stored, session.gates
                 kept.append((_copied(outputs), _copied(gates)))
                 states = _copied(after)
             report(t + 1)

@@ -77,6 +77,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Make a bundle from an ONNX file that carries its own state.",
     ),
+    "drift": (
+        "stategate.calibration.drift_cli:drift",
+        "bench",
+        "Compare a candidate with its float model over many steps.",
+    ),
     "inspect": ("stategate.runtime.device_cli:inspect", "ort", "Show what a bundle promises."),
     "verify": (
         "stategate.runtime.device_cli:verify",

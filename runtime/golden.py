@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stategate.contract import Bundle, Episode
+from stategate.contract.stored import values
 from stategate.runtime.buffers import Array
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.session import Session
@@ -149,6 +150,8 @@ def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
             for name, threshold in bundle.manifest.step.thresholds.items():
                 ours = session.gates[name] > np.float32(threshold)
                 flips += int((ours != (golden.gates[name][t] > np.float32(threshold))).sum())
-        states.add({name: session.state(name) for name in golden.states}, golden.states)
+        specs = bundle.manifest.states
+        ended = {name: session.state(name) for name in golden.states}
+        states.add(values(specs, ended), values(specs, golden.states))
     by_chunk = chunk_gap(path, golden)
     return Replay(golden.steps, outputs.worst(), states.worst(), flips, tolerance, by_chunk)

@@ -83,6 +83,12 @@ def tiny() -> Tiny:
     return Tiny()
 
 
+@pytest.fixture(scope="session")
+def tiny_model() -> type[Tiny]:
+    """The class of ``Tiny``, for fixtures that live longer than a test."""
+    return Tiny
+
+
 @pytest.fixture
 def tiny_with_start() -> TinyWithStart:
     return TinyWithStart()

@@ -31,6 +31,7 @@ ROOM_EXCEPTIONS = {("export/verify.py", "runtime")}
 # A library that few devices have enters in one file, and nowhere else.
 PACKAGE_EXCEPTIONS = {
     ("calibration/cluster.py", "distributed"),
+    ("calibration/drift_page.py", "matplotlib"),
     ("runtime/gym.py", "gymnasium"),
     ("runtime/ort.py", "onnxruntime"),
     ("runtime/prometheus.py", "prometheus_client"),

@@ -1,0 +1,177 @@
+"""What a drift report says: figures by step, limits, and which of them were broken."""
+
+from __future__ import annotations
+
+import msgspec
+
+from stategate.contract.specs import Record
+
+
+class DriftLimits(Record, frozen=True):
+    """How far a candidate may drift; None where something is not judged.
+
+    Attributes:
+        output_error: Largest error of any output element in any step.
+        mean_error: Mean over the steps of the largest error of any output element.
+        flip_rate: Share of gate decisions that differ.
+        write_change: Difference of the two write rates, either way.
+        norm_growth: Largest norm of a state, in units of the float model's.
+        accuracy_loss: Accuracy that the candidate may lose, where there are labels.
+        diverged_above: Output error from which a step counts as diverged; told, not judged.
+    """
+
+    output_error: float | None = None
+    mean_error: float | None = 0.01
+    flip_rate: float | None = 0.001
+    write_change: float | None = 0.01
+    norm_growth: float | None = 1.1
+    accuracy_loss: float | None = 0.005
+    diverged_above: float = 0.01
+
+
+class Point(Record, frozen=True):
+    """Everything from the first step to this one, over all episodes that reach it.
+
+    Errors are in units of the largest magnitude that the float model's tensor has reached.
+
+    Attributes:
+        step: Steps done in each episode.
+        steps: Steps done in all episodes together.
+        output_error: Largest error of an output in any step.
+        output_error_here: Largest since the point before.
+        output_error_mean: Mean over the steps of the largest error in the step.
+        state_error: As ``output_error``, of the states after each step.
+        state_error_here: As ``output_error_here``.
+        flips: Gate decisions that differed.
+        decisions: Gate decisions of one bundle.
+        writes: Steps that wrote: of the float model, of the candidate.
+        norm_growth: Largest norm of any state, in units of the float model's largest.
+        right: Labelled answers that were right: of the float model, of the candidate.
+        judged: Labelled answers.
+    """
+
+    step: int
+    steps: int
+    output_error: float
+    output_error_here: float
+    output_error_mean: float
+    state_error: float
+    state_error_here: float
+    flips: int
+    decisions: int
+    writes: tuple[int, int]
+    norm_growth: float
+    right: tuple[int, int]
+    judged: int
+
+    def merged(self, other: Point) -> Point:
+        """Both together: largest of what is largest, sums of what is counted."""
+        steps = self.steps + other.steps
+        mean = self.output_error_mean * self.steps + other.output_error_mean * other.steps
+        return Point(
+            step=max(self.step, other.step),
+            steps=steps,
+            output_error=max(self.output_error, other.output_error),
+            output_error_here=max(self.output_error_here, other.output_error_here),
+            output_error_mean=mean / steps,
+            state_error=max(self.state_error, other.state_error),
+            state_error_here=max(self.state_error_here, other.state_error_here),
+            flips=self.flips + other.flips,
+            decisions=self.decisions + other.decisions,
+            writes=(self.writes[0] + other.writes[0], self.writes[1] + other.writes[1]),
+            norm_growth=max(self.norm_growth, other.norm_growth),
+            right=(self.right[0] + other.right[0], self.right[1] + other.right[1]),
+            judged=self.judged + other.judged,
+        )
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of decisions that differed."""
+        return self.flips / max(1, self.decisions)
+
+    @property
+    def write_rates(self) -> tuple[float, float]:
+        """Share of steps that wrote: float model, candidate."""
+        return self.writes[0] / self.steps, self.writes[1] / self.steps
+
+    @property
+    def accuracies(self) -> tuple[float, float] | None:
+        """Share of labelled answers that were right, or None without labels."""
+        if not self.judged:
+            return None
+        return self.right[0] / self.judged, self.right[1] / self.judged
+
+
+class Side(Record, frozen=True):
+    """One of the two bundles."""
+
+    model: str
+    digest: str
+    engine: str
+    state_bytes: int
+
+
+class Drift(Record, frozen=True, kw_only=True):
+    """A candidate beside its float model, each in closed loop on its own state.
+
+    Attributes:
+        reference: The float model.
+        candidate: What is judged.
+        episodes: Names of what they were stepped through.
+        total: All steps of all episodes.
+        milestones: At 1, 10, 100, ... steps and at the last.
+        samples: The same and more between, for plots.
+        tensors: Largest error of each output and state.
+        gates: Flips of each element of each gate.
+        not_compared: States and gates that have no counterpart, with the reason.
+        first_flip: Step of the first differing decision, counted from 0, and its episode.
+        first_divergence: The same of the first output error above ``limits.diverged_above``.
+        fault: What stopped the candidate, or None.
+        limits: What the figures were held against.
+        findings: Limits that were broken, one sentence each.
+    """
+
+    reference: Side
+    candidate: Side
+    episodes: tuple[str, ...]
+    total: Point
+    milestones: tuple[Point, ...]
+    samples: tuple[Point, ...]
+    tensors: dict[str, float]
+    gates: dict[str, tuple[int, ...]]
+    not_compared: dict[str, str]
+    first_flip: tuple[int, str] | None
+    first_divergence: tuple[int, str] | None
+    fault: str | None
+    limits: DriftLimits
+    findings: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every limit was kept and nothing failed."""
+        return not self.findings
+
+    def judged(self) -> Drift:
+        """The same with its findings."""
+        total, limits = self.total, self.limits
+        rates, accuracies = total.write_rates, total.accuracies
+        measured = (
+            ("largest output error", total.output_error, limits.output_error),
+            ("mean output error", total.output_error_mean, limits.mean_error),
+            ("share of flipped decisions", total.flip_rate, limits.flip_rate),
+            ("change of the write rate", abs(rates[1] - rates[0]), limits.write_change),
+            ("growth of a state's norm", total.norm_growth, limits.norm_growth),
+            (
+                "loss of accuracy",
+                accuracies[0] - accuracies[1] if accuracies else 0.0,
+                limits.accuracy_loss,
+            ),
+        )
+        # Written so that NaN fails.
+        broken = [
+            f"{what} {value:.3g} is above {limit:g}"
+            for what, value, limit in measured
+            if limit is not None and not value <= limit
+        ]
+        failed = [self.fault] if self.fault is not None else []
+        return msgspec.structs.replace(self, findings=(*failed, *broken))

@@ -1,0 +1,105 @@
+"""States that are stored in fewer bits than they are computed in, and how their bytes are read.
+
+``float16`` keeps the name and shape of the state. ``int8`` splits it: ``S`` holds integers q in
+[-127, 127], ``S.scale`` one float32 for each row, and with error feedback ``S.residual`` what
+rounding left over, r in [-127, 127], in steps of 1/254 of the scale:
+
+    value = (q + r / 254) * scale,    scale = largest magnitude of the row / 127
+
+A row is the last axis; with ``int8-tensor`` it is the whole state of a session. The layout text of
+a state says how its bytes are read, so that a bundle needs no further field for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stategate.contract.errors import SpecError
+from stategate.contract.specs import StateSpec
+
+Array = NDArray[Any]
+
+KINDS = ("float32", "float16", "int8", "int8-tensor")
+LEVELS = 127
+FINER = 2 * LEVELS  # a residual is at most half a step, and has as many levels as the step
+_FLOAT16 = "stored as float16"
+_INT8 = "stored as int8, times "
+_PLUS = " plus 1/254 of "
+
+
+def scale_name(state: str) -> str:
+    """Name of the scales of a state in int8."""
+    return f"{state}.scale"
+
+
+def residual_name(state: str) -> str:
+    """Name of what rounding left over of a state in int8 with error feedback."""
+    return f"{state}.residual"
+
+
+def stored_layout(state: StateSpec, kind: str, error_feedback: bool) -> str:
+    """The layout text of a stored state: its own, and how its bytes are read."""
+    how = _FLOAT16
+    if kind != "float16":
+        more = f"{_PLUS}{residual_name(state.name)}" if error_feedback else ""
+        how = f"{_INT8}{scale_name(state.name)}{more}"
+    return f"{state.layout}; {how}" if state.layout else how
+
+
+def shared_axes(rank: int, kind: str, sessions: int) -> tuple[int, ...]:
+    """Axes along which one scale serves; with several sessions the leading one is theirs."""
+    if kind == "int8":
+        return (rank - 1,)
+    return tuple(range(0 if sessions == 1 else 1, rank))
+
+
+def quantised(
+    value: Array, kind: str, error_feedback: bool, sessions: int = 1
+) -> tuple[Array, Array, Array | None]:
+    """A float32 state as int8: integers, scales, and residuals where they are wanted."""
+    axes = shared_axes(value.ndim, kind, sessions)
+    scale = np.max(np.abs(value), axis=axes, keepdims=True).astype(np.float32) / np.float32(LEVELS)
+    steps = value / np.where(scale > 0, scale, np.float32(1))
+    whole = np.rint(steps)
+    left = np.rint((steps - whole) * FINER).astype(np.int8) if error_feedback else None
+    return whole.astype(np.int8), scale, left
+
+
+def values(states: Iterable[StateSpec], stored: Mapping[str, Array]) -> dict[str, Array]:
+    """What the model remembers, in the numbers it computes with.
+
+    Args:
+        states: All states of a bundle.
+        stored: Their arrays by name.
+
+    Returns:
+        Arrays by name; scales and residuals are taken into the states that they belong to.
+
+    Raises:
+        SpecError: A layout names a state that is not there.
+    """
+    read, parts = {}, set()
+    for state in states:
+        array = stored[state.name]
+        how = state.layout.rpartition("; ")[2]
+        if how == _FLOAT16:
+            array = array.astype(np.float32)
+        elif how.startswith(_INT8):
+            named = how.removeprefix(_INT8).split(_PLUS)
+            parts.update(named)
+            if not parts <= set(stored):
+                raise SpecError(
+                    f"the layout of state {state.name!r} names a state that is not there",
+                    found=how,
+                    expected=", ".join(stored),
+                )
+            array = array.astype(np.float32)
+            if len(named) > 1:
+                array += stored[named[1]] * np.float32(1 / FINER)
+            array = array * stored[named[0]]
+        read[state.name] = array
+    return {name: array for name, array in read.items() if name not in parts}
