@@ -143,7 +143,7 @@ def test_bad_recordings_are_refused_with_the_finding(growing: Bundle) -> None:
     roller = Roller(growing)
     broken = inputs(150)
     broken.inputs["x"][77, 0, 1] = np.nan
-    with pytest.raises(CalibrationError, match=r"'x' is not finite\n.*at step 77"):
+    with pytest.raises(EpisodeError, match=r"'x' of the episode is not finite\n.*step 77"):
         measured(roller, [("log", [broken])])
     flat = Episode({"x": np.full((20, 1, 2), 0.25, np.float32)})
     with pytest.raises(CalibrationError, match=r"'x' has no range\n.*0.25 in all of 20 steps"):
