@@ -95,7 +95,8 @@ drift-float16 := --state-storage float16
 drift-int8 := --state-storage int8
 drift-int8-tensor := --state-storage int8-tensor
 drift-int8-fed-back := --state-storage int8 --error-feedback
-DRIFTS := float16 int8 int8-tensor int8-fed-back
+drift-int8-tensor-fed-back := --state-storage int8-tensor --error-feedback
+DRIFTS := float16 int8 int8-tensor int8-fed-back int8-tensor-fed-back
 
 drift: $(DRIFTS:%=$(BUILD)/drift/%/drift.json) ## AURA-Mem in smaller states beside float32 -> build/drift/*/drift.html
 
