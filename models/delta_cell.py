@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 CHUNK = 16
-"""Tokens of a chunk. The doubling below multiplies powers of T, and at 64 tokens with erase gates
-up to 2 those powers lose every digit (error 3e-2); at 16 it stays below 5e-7."""
+"""Tokens of a chunk: errors grow with its length. At 16 they stay below 1e-6 for erase gates up to
+1, and below 2e-5 of the values for gates near 2 and a key that never changes."""
 
 
 class Tokens(NamedTuple):
@@ -118,7 +118,7 @@ def chunk(tokens: Tokens, carried: Carried, threshold: Tensor, valid: Tensor) ->
     With c the running sum of log-decays, the updates solve (I + T) U = W V - Y S with
     T_ij = (b_i k_i exp(c_i - c_j)) . k_j below the diagonal and Y_i = b_i k_i exp(c_i)
     (arXiv:2605.22791, appendix A), where exponents are taken pair by pair so that none is above
-    zero. The inverse is the product of I + (-T)^(2^j).
+    zero.
 
     Args:
         tokens: Leading axes ``(rows, time)``.
@@ -162,13 +162,19 @@ def chunk(tokens: Tokens, carried: Carried, threshold: Tensor, valid: Tensor) ->
 
 
 def _inverse_of_unit_plus(T: Tensor) -> Tensor:
-    """(I + T)^-1 for strictly lower triangular T: exact, as T to the power of its size is 0."""
-    unit = torch.eye(T.shape[-1], device=T.device)
-    power = -T
-    inverse = unit + power
-    reached = 2
-    while reached < T.shape[-1]:
-        power = torch.matmul(power, power)
-        inverse = torch.matmul(unit + power, inverse)
-        reached *= 2
+    """(I + T)^-1 for strictly lower triangular T, block by block.
+
+    With X the inverse of the diagonal blocks and C what lies below them in blocks of twice the
+    size, X - X C X is the inverse of those. Powers of T, which cancel each other where keys
+    repeat, are never formed.
+    """
+    at = torch.arange(T.shape[-1], device=T.device)
+    inverse = torch.eye(T.shape[-1], device=T.device)
+    size = 1
+    while size < T.shape[-1]:
+        pair = at // (2 * size)
+        below = (at // size % 2 == 1)[:, None] & (at // size % 2 == 0)[None, :]
+        C = T * (below & (pair[:, None] == pair[None, :]))
+        inverse = inverse - torch.matmul(inverse, torch.matmul(C, inverse))
+        size *= 2
     return inverse

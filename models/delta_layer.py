@@ -147,7 +147,7 @@ class DeltaLayer(nn.Module):
         if c.decay_lower_bound is None:
             g = -rate * softplus(f)
         else:
-            g = c.decay_lower_bound * torch.sigmoid(rate * f)
+            g = c.decay_lower_bound * share(rate * f)
         b = share(self.to_erase(x))
         if c.negative_eigenvalues:
             b = 2.0 * b

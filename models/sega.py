@@ -30,6 +30,7 @@ from torch.nn.functional import gelu
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.models.fields import check_fields, refused
+from stategate.models.functions import share as logistic
 from stategate.models.step import StepResult, Tensors
 
 _FLOAT_BYTES = 4
@@ -193,7 +194,7 @@ class Sega(nn.Module):
             (s, seen), (o, _) = memory_block(s, o), obs_block(o, s)
             logits.append(seen)
         mean = torch.stack(logits).mean(0)
-        gate = torch.where(started > 0.5, torch.sigmoid(mean), 1.0)
+        gate = torch.where(started > 0.5, logistic(mean), 1.0)
         is_open = gate > inputs["threshold"]
         share = gate.unsqueeze(-1)
         written = share * self.memory_norm(s) + (1 - share) * placed - self.position

@@ -423,3 +423,18 @@ def test_saturated_gates_are_open_at_a_threshold_of_zero_in_every_engine(
             block.delta.to_erase.weight.mul_(300.0)
     bundle = seal_model(tmp_path / "b", model, steps=60, operators=operators.value)
     assert bundle.manifest.verification.gate_openings == {"write": 60}
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.99, 1.5, 1.99])
+def test_a_chunk_of_one_key_that_never_changes_is_as_many_steps(beta: float) -> None:
+    seen = tokens(GDN, CHUNK)
+    same = seen._replace(
+        k=seen.k[:, :1].expand_as(seen.k),
+        b=torch.full_like(seen.b, beta),
+        w=torch.full_like(seen.w, beta),
+        g=torch.full_like(seen.g, -1e-3),
+    )
+    done = chunk(same, empty(GDN), ALWAYS, torch.ones(1, CHUNK, dtype=torch.bool))
+    reads, carried, _ = by_step(same, empty(GDN))
+    torch.testing.assert_close(done.o, reads, atol=1e-5, rtol=2e-5)
+    torch.testing.assert_close(decayed(done.carried), decayed(carried), atol=1e-5, rtol=2e-5)
