@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import cloudpickle
+import distributed
 import numpy as np
 import pytest
 
@@ -20,7 +21,6 @@ from stategate.calibration.cluster import roll_out
 from stategate.contract import Episode, EpisodeFile, EpisodeSet
 from stategate.contract.errors import CalibrationError, EpisodeError, MissingDependencyError
 
-distributed = pytest.importorskip("distributed")
 # A library that makes its own threads and loops closes them in its own time.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestWarning")
 # Workers cannot import the tests; what these define travels by value.
