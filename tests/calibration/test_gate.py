@@ -173,16 +173,17 @@ def test_a_write_is_needed_when_a_life_without_it_answers_worse() -> None:
     x[30, 0, :2] = (-1.0, 3.0)  # what was there at first, but 20 came between: needed
     labels = np.full(steps, -1)
     labels[[5, 40, 150]] = 1
-    needs = sample_needs(Latch(), Latch().step_spec().gates[0], [Episode({"x": x}, {"y": labels})],
-                         reference=0.0, bound=None)  # fmt: skip
+    gate = Latch().step_spec().gates[0]
+    episode = Episode({"x": x}, {"y": labels})
+    needs = sample_needs(Latch(), episode, print, gate=gate, reference=0.0, bound=None)
     assert needs.needed.sum() == 2 and len(needs.gate) == 60
     assert needs.rates(2.5) == (0.0, 0.0)
     assert needs.rates(0.0) == (0.0, 1 / 60)
     assert needs.rates(9.0) == (2 / 60, 0.0)
-    gate = calibrate_gate(Latch(), [Episode({"x": x}, {"y": labels})], (-2.0, 0.0, 2.5, 9.0),
+    chosen = calibrate_gate(Latch(), [episode], (-2.0, 0.0, 2.5, 9.0),
                           Wish(costs=(10.0, 1.0)))  # fmt: skip
-    assert gate.threshold == 2.5
-    dear = calibrate_gate(Latch(), [Episode({"x": x}, {"y": labels})], (-2.0, 0.0, 9.0),
+    assert chosen.threshold == 2.5
+    dear = calibrate_gate(Latch(), [episode], (-2.0, 0.0, 9.0),
                           Wish(costs=(0.1, 10.0)))  # fmt: skip
     assert dear.threshold == 9.0
 

@@ -1,0 +1,88 @@
+"""One question asked of a model over every episode: in this process, or by a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+from stategate.calibration.cluster import One, Report, later, roll_out
+from stategate.contract import Episode, EpisodeFile, EpisodeSet
+from stategate.contract.errors import CalibrationError, EpisodeError
+from stategate.models.checkpoint import weights_sha256
+from stategate.models.load import LoadedModel, load_model
+from stategate.models.step import StepModel
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Question = Callable[[StepModel, Episode, Report], One]
+"""Rolls a model through one episode. For a cluster it is pickled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Recorded episodes, and a cluster that rolls a model through them.
+
+    Attributes:
+        source: What every worker loads, see `load_model`.
+        sha256: Digest of the weights that it must have.
+        episodes: Found by the workers under the same paths.
+        cluster: See `roll_out`.
+    """
+
+    source: str
+    sha256: str
+    episodes: EpisodeSet
+    cluster: str | Client
+
+
+def over(
+    model: StepModel, episodes: Iterable[Episode] | Fleet, question: Question[One], report: Report
+) -> One:
+    """The answers of all episodes, merged in their order.
+
+    Args:
+        model: The model, where it is rolled here.
+        episodes: What it is rolled through.
+        question: Asked of each.
+        report: Called with the number of steps done.
+
+    Raises:
+        EpisodeError: There are none.
+        CalibrationError: A worker loads other weights, or the cluster fails.
+    """
+    if isinstance(episodes, Fleet):
+        work = partial(_there, episodes.source, episodes.sha256, question)
+        return roll_out(episodes.episodes, work, episodes.cluster, report)[""]
+    total: One | None = None
+    done = 0
+    for episode in episodes:
+        one = question(model, episode, later(report, done))
+        total = one if total is None else total.merged(one)
+        done += episode.steps
+    if total is None:
+        raise EpisodeError("there are no episodes", expected="at least one")
+    return total
+
+
+def _there(
+    source: str, sha256: str, question: Question[One], file: EpisodeFile, report: Report
+) -> dict[str, One]:
+    loaded = _loaded(source)
+    found = weights_sha256(loaded.module)
+    if found != sha256:
+        raise CalibrationError(
+            f"{source} is another model each time that it is made",
+            found=f"weights {found[:12]} on a worker",
+            expected=f"weights {sha256[:12]}",
+            remedy="load weights from a file, or seed the generator in the factory",
+        )
+    return {"": question(loaded.model, file.load(), report)}
+
+
+@lru_cache(maxsize=1)
+def _loaded(source: str) -> LoadedModel:
+    """Once a worker, not once an episode."""
+    return load_model(source)
