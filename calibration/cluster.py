@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from stategate.contract import EpisodeFile, EpisodeSet
 from stategate.contract.errors import CalibrationError, MissingDependencyError, StategateError
@@ -32,6 +32,9 @@ class Mergeable(Protocol):
         ...
 
 
+Cluster: TypeAlias = "str | Client"
+"""``local``, the address of a scheduler, or an open client."""
+
 One = TypeVar("One", bound=Mergeable)
 Report = Callable[[int], None]
 Work = Callable[[EpisodeFile, Report], Mapping[str, One]]
@@ -42,7 +45,7 @@ report steps to, which on a cluster is nobody."""
 def roll_out(
     episodes: EpisodeSet,
     work: Work[One],
-    cluster: str | Client | None = None,
+    cluster: Cluster | None = None,
     report: Report = lambda _: None,
 ) -> dict[str, One]:
     """Statistics of all episodes together.
@@ -122,7 +125,7 @@ def _unheard(work: Work[One], file: EpisodeFile) -> Mapping[str, One]:
 
 
 @contextmanager
-def connected(cluster: str | Client) -> Iterator[Client]:
+def connected(cluster: Cluster) -> Iterator[Client]:
     """A client of the cluster that is meant; one that was handed in stays open.
 
     Raises:

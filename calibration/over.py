@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
 
-from stategate.calibration.cluster import One, Report, later, roll_out
+from stategate.calibration.cluster import Cluster, One, Report, later, roll_out
 from stategate.contract import Episode, EpisodeFile, EpisodeSet
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepModel
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 Question = Callable[[StepModel, Episode, Report], One]
 """Rolls a model through one episode. For a cluster it is pickled."""
@@ -35,7 +31,7 @@ class Fleet:
     source: str
     sha256: str
     episodes: EpisodeSet
-    cluster: str | Client
+    cluster: Cluster
 
 
 def over(

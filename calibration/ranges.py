@@ -9,21 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from stategate.calibration.cluster import roll_out
+from stategate.calibration.cluster import Cluster, roll_out
 from stategate.calibration.statistics import Statistics, decade_of
 from stategate.contract import Bundle, Episode, EpisodeFile, EpisodeSet, StepSpec
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import RangeRecord, TensorRange
 from stategate.runtime.buffers import initial_bytes
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 _BUFFERED_STEPS = 64
 _PROJECTIONS = ("MatMul", "Gemm", "Conv")
@@ -148,7 +145,7 @@ class Roller:
 def measured(
     roller: Roller,
     episodes: EpisodeSet,
-    cluster: str | Client | None = None,
+    cluster: Cluster | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> RangeRecord:
     """Ranges over several episodes, each from the initial state and read a block at a time.
