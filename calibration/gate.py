@@ -105,6 +105,13 @@ def calibrate_gate(
         count.next()
     if not thresholds:
         raise CalibrationError("no thresholds to try were given")
+    refused = [threshold for threshold in thresholds if not gate.allows(threshold)]
+    if refused:
+        raise CalibrationError(
+            f"gate {gate.name!r} cannot have such a threshold",
+            found=", ".join(f"{threshold!r}" for threshold in refused),
+            expected="{:g} up to but not {:g}, in float32".format(*gate.threshold_range or ()),
+        )
 
     def curve_of(tried: Iterable[float]) -> list[CurvePoint]:
         live = partial(roll, gate=gate, thresholds=sorted(set(tried)), reference=reference)
@@ -159,7 +166,7 @@ def propose(values: NDArray[np.float32], gate: GateSpec) -> list[float]:
     margin = 1e-3 * (high - low)
     assert gate.threshold is not None
     given = [low - margin, *quantiles.tolist(), high + margin, gate.threshold]
-    return sorted({float(f"{value:.6g}") for value in given})
+    return sorted({t for value in given if gate.allows(t := float(f"{value:.6g}"))})
 
 
 def _points(rolled: Rolled) -> list[CurvePoint]:

@@ -89,7 +89,8 @@ def recalibrate(
         return _compared(gate, threshold, life, reference, wanted, episodes)
 
     first = _live(candidate, gate, episodes, count)
-    curve = {t: point_of(t) for t in _proposed(plain.threshold, first, wanted)}
+    tried = [t for t in _proposed(plain.threshold, first, wanted) if gate.allows(t)]
+    curve = {t: point_of(t) for t in tried}
     around = sorted(curve)
     best = around.index(_best(curve.values(), wanted, plain.threshold).threshold)
     low, high = around[max(best - 1, 0)], around[min(best + 1, len(around) - 1)]
