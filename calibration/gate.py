@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stategate.calibration.interval import rate_interval
 from stategate.calibration.needed import HORIZON, Needs, sample_needs
 from stategate.calibration.over import Fleet, over
-from stategate.calibration.rolls import Report, Rolled, gate_values, hard_gate, roll
+from stategate.calibration.rolls import Report, Rolled, check_changes, gate_values, hard_gate, roll
 from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec
 from stategate.contract.errors import CalibrationError
 from stategate.models.step import StepModel
@@ -115,9 +115,10 @@ def calibrate_gate(
 
     def curve_of(tried: Iterable[float]) -> list[CurvePoint]:
         live = partial(roll, gate=gate, thresholds=sorted(set(tried)), reference=reference)
-        points = _points(over(model, episodes, live, count))
+        rolled = over(model, episodes, live, count)
+        check_changes(rolled.inputs, int(rolled.steps.sum()))
         count.next()
-        return points
+        return _points(rolled)
 
     curve = curve_of(thresholds)
     if wish.write_rate is not None:

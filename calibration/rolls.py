@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from stategate.contract import Episode, GateSpec, StepSpec
-from stategate.contract.errors import CalibrationError
+from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.models.step import StepModel, Tensors, initial_states, threshold_inputs
 
 Report = Callable[[int], None]
@@ -39,6 +39,7 @@ class Rolled:
         judged: ``(episodes,)`` answers that have a label.
         gaps: ``(float outputs, lanes)`` squared difference to the reference's, summed.
         sizes: ``(float outputs,)`` squares of the reference's, summed.
+        inputs: ``(2, elements of all inputs)`` smallest and largest value of each.
     """
 
     thresholds: NDArray[np.float64]
@@ -50,6 +51,7 @@ class Rolled:
     judged: NDArray[np.int64]
     gaps: NDArray[np.float64]
     sizes: NDArray[np.float64]
+    inputs: NDArray[np.float64]
 
     def merged(self, other: Rolled) -> Rolled:
         """Of the episodes of both."""
@@ -57,7 +59,14 @@ class Rolled:
             name: np.concatenate((getattr(self, name), getattr(other, name)))
             for name in ("steps", "writes", "openings", "right", "judged")
         }
-        return replace(self, **listed, gaps=self.gaps + other.gaps, sizes=self.sizes + other.sizes)
+        lows, highs = zip(self.inputs, other.inputs, strict=True)
+        return replace(
+            self,
+            **listed,
+            gaps=self.gaps + other.gaps,
+            sizes=self.sizes + other.sizes,
+            inputs=np.stack((np.minimum(*lows), np.maximum(*highs))),
+        )
 
     @property
     def output_error(self) -> NDArray[np.float64]:
@@ -265,6 +274,7 @@ def roll(
         judged=np.array([judged]),
         gaps=gap[:, :-1].numpy(),
         sizes=gap[:, -1].numpy(),
+        inputs=extremes(episode),
     )
 
 
@@ -292,6 +302,31 @@ def gate_values(
             kept, every = kept[::2], every * 2
         report(t + 1)
     return Thinned(every, np.stack(kept))
+
+
+def extremes(episode: Episode) -> NDArray[np.float64]:
+    """``(2, elements)``: smallest and largest value of every element of every input."""
+    flat = [a.reshape(len(a), -1).astype(np.float64) for _, a in sorted(episode.inputs.items())]
+    whole = np.concatenate(flat, axis=1)
+    return np.stack((whole.min(axis=0), whole.max(axis=0)))
+
+
+def check_changes(seen: NDArray[np.float64], steps: int) -> None:
+    """Refuse recordings in which nothing happens: what they say of a gate is its start alone.
+
+    Args:
+        seen: ``(2, elements)``, see `extremes`, over all episodes.
+        steps: Of all episodes.
+
+    Raises:
+        EpisodeError: No input ever changes.
+    """
+    if steps > 1 and (seen[0] == seen[1]).all():
+        raise EpisodeError(
+            "no input ever changes",
+            found=f"constant numbers in all of {steps} steps",
+            expected="recordings of what the model meets in use",
+        )
 
 
 def _check_finite(values: torch.Tensor, gate: GateSpec, t: int) -> None:

@@ -84,3 +84,47 @@ def test_a_record_for_other_weights_is_refused(work: Path) -> None:
     told = run("export", model, "--calibration", work / "gate.json", "--out", work / "b", code=1)
     assert "the calibration record is for another model" in told
     assert not (work / "b").exists()
+
+
+COMMANDS = {
+    "calibrate": ["calibrate", "my.py:policy", "--write-rate", "0.3", "--out", "out"],
+    "ranges": ["ranges", "float", "--out", "out"],
+    "recalibrate": ["recalibrate", "float", "float", "--out", "out"],
+    "drift": ["drift", "float", "float", "--out", "out"],
+}
+
+
+def test_recordings_that_say_nothing_are_refused_by_every_command(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    run("export", "my.py:policy", "--steps", 20, "--out", "float")
+    x = np.random.default_rng(3).standard_normal((120, 1, 6)).astype(np.float32)
+    holes = x.copy()
+    holes[77, 0, 2] = np.nan
+    for path, recorded in {
+        "empty/a.npz": x[:0],
+        "mixed/a.npz": x,
+        "mixed/b.npz": x[:, :, :5],
+        "narrow/a.npz": x[:, :, :5],
+        "holes/a.npz": holes,
+        "flat/a.npz": np.full_like(x, 0.25),
+    }.items():
+        (work / path).parent.mkdir(exist_ok=True)
+        (work / path).write_bytes(Episode({"x": recorded}).to_bytes())
+    (work / "none").mkdir()
+    for folder, finding in {
+        "empty": "is empty",
+        "mixed": "not of one form",
+        "narrow": "does not fit the model",
+        "holes": "the first of them step 77",
+        "none": "holds no episodes",
+    }.items():
+        for command in COMMANDS.values():
+            assert finding in run(*command, "--episode", folder, code=2)
+    for name in ("calibrate", "recalibrate"):
+        assert "no input ever changes" in run(*COMMANDS[name], "--episode", "flat", code=2)
+    assert "'x' has no range" in run(*COMMANDS["ranges"], "--episode", "flat", code=1)
+    unreachable = [*COMMANDS["calibrate"], "--thresholds", "0.99,0.999", "--episode", "logs"]
+    assert "no threshold gives a write rate of 0.3" in run(*unreachable, code=1)
+    assert not (work / "out").exists()
