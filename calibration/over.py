@@ -66,19 +66,19 @@ def over(
 def _there(
     source: str, sha256: str, question: Question[One], file: EpisodeFile, report: Report
 ) -> dict[str, One]:
-    loaded = _loaded(source)
-    found = weights_sha256(loaded.module)
-    if found != sha256:
-        raise CalibrationError(
-            f"{source} is another model each time that it is made",
-            found=f"weights {found[:12]} on a worker",
-            expected=f"weights {sha256[:12]}",
-            remedy="load weights from a file, or seed the generator in the factory",
-        )
-    return {"": question(loaded.model, file.load(), report)}
+    return {"": question(_loaded(source, sha256).model, file.load(), report)}
 
 
 @lru_cache(maxsize=1)
-def _loaded(source: str) -> LoadedModel:
-    """Once a worker, not once an episode."""
-    return load_model(source)
+def _loaded(source: str, sha256: str) -> LoadedModel:
+    """Once a worker, not once an episode; anew where the file has other weights meanwhile."""
+    loaded = load_model(source)
+    found = weights_sha256(loaded.module)
+    if found != sha256:
+        raise CalibrationError(
+            f"a worker makes another model of {source}",
+            found=f"weights {found[:12]}",
+            expected=f"weights {sha256[:12]}",
+            remedy="give all workers the same file; have its factory load weights or set a seed",
+        )
+    return loaded

@@ -105,7 +105,7 @@ def test_what_a_cluster_cannot_do_is_refused(
     )
     loose = ["calibrate", f"{tmp_path}/loose.py:policy", "--episode", logs, "--write-rate", "0.2"]
     done = run(*loose, "--out", tmp_path / "r.json", "--cluster", address)
-    assert done.exit_code == 1 and "another model each time" in done.output
+    assert done.exit_code == 1 and "a worker makes another model" in done.output
     monkeypatch.setitem(sys.modules, "distributed", None)
     done = run(*ranges, "local")
     assert done.exit_code == 2 and "stategate[cluster]" in done.output
