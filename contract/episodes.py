@@ -16,6 +16,7 @@ from stategate.contract.errors import EpisodeError
 from stategate.contract.npz import WHOLE_BYTES, Npz
 
 BLOCK_STEPS = 4096
+BLOCK_BYTES = 1 << 24
 _TIMED = ("input.", "label.")
 
 Form = dict[str, tuple[str, tuple[int, ...]]]
@@ -80,13 +81,13 @@ class EpisodeFile:
         """
         return _joined((self,), self.steps)
 
-    def blocks(self, steps: int = BLOCK_STEPS) -> Iterator[Episode]:
+    def blocks(self, steps: int | None = None) -> Iterator[Episode]:
         """The episode in pieces: inputs and labels of so many steps, the last piece shorter.
 
         Memory stays at one piece, however long the file is.
 
         Args:
-            steps: Of one piece.
+            steps: Of one piece; as many as fit into 16 MiB if left out, 4,096 at most.
 
         Raises:
             EpisodeError: The file is gone, damaged, not the one that was opened, or has an input
@@ -101,6 +102,9 @@ class EpisodeFile:
                 f"{self.path} has changed since it was opened",
                 expected="files that stay as they are while they are read",
             )
+        if steps is None:
+            step_bytes = sum(math.prod(s) * np.dtype(d).itemsize for d, s in self.form.values())
+            steps = min(BLOCK_STEPS, max(1, BLOCK_BYTES // max(1, step_bytes)))
         first = 0
         with Npz(self.path) as file:
             for block in file.blocks(self.form, steps):
