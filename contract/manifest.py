@@ -102,7 +102,7 @@ class ModelRef(Record, frozen=True):
 
     Attributes:
         name: Its name.
-        family: Kind of memory: ``aura``, ``custom``, ``adopted``.
+        family: Kind of memory: that of a zoo entry, ``custom``, or ``adopted``.
         source: Zoo name, or file and factory.
         sha256: Digest of its weights, or of the adopted file.
         kv_bytes_per_step: What a key-value cache of the same width would grow by in each step;

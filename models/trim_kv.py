@@ -16,7 +16,7 @@ that leaves only has its stamp cleared; no key and no value is copied.
 
 *Time.* Only differences of positions count, so the step runs modulo 2^30, in integers: the position
 and the angle of every rotary frequency (rounded to 2^-30 turns a step) are carried in the state
-``clock``. Nothing loses precision after weeks, where ``position * frequency`` in float32 is off by
+``clock``. Angles keep their digits for weeks, where ``position * frequency`` in float32 is off by
 0.03 rad after a million steps. What wraps is the age of a token that has been kept for 2^30 steps,
 248 days at 50 Hz: it is then taken for a new one.
 """

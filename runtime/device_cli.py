@@ -58,8 +58,9 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     lines = [("model", f"{manifest.model.name} ({manifest.model.family})")]
     lines += [("input", f"{t.name} {t.dtype} {list(t.shape)}") for t in manifest.inputs]
     lines += [("output", f"{t.name} {t.dtype} {list(t.shape)}") for t in manifest.outputs]
+    hard = manifest.step.thresholds
     for state in manifest.states:
-        guard = f"written when {state.gate} opens" if state.gate else "written every step"
+        guard = f"written when {state.gate} opens" if state.gate in hard else "written every step"
         shape = f"{state.name} {state.dtype} {list(state.shape)}"
         lines.append(("state", f"{shape}, {state.bytes} bytes, {guard}"))
     for gate in manifest.gates:
