@@ -133,6 +133,8 @@ def drift(
     check_writable(out / REPORT)
     bundles = Bundle.open(reference), Bundle.open(candidate)
     if sealed is not None:
+        if sealed.resolve() in (reference.resolve(), out.resolve(), *out.resolve().parents):
+            raise click.UsageError("--seal needs a folder apart from FLOAT and from the report")
         check_sealable(*bundles)
         refuse_to_replace(sealed)
     limits = DriftLimits(

@@ -114,6 +114,9 @@ def test_what_cannot_be_sealed_is_refused_before_it_is_stepped(
     assert done.exit_code == 2 and "--seal" in done.output
     done = run("drift", built / "float", built / "small", *common, *seal, "--accept", "because")
     assert done.exit_code == 2 and "WHO: WHY" in done.output
+    for place in (built / "float", tmp_path, tmp_path / "report"):
+        done = run("drift", built / "float", built / "small", *common, "--seal", place)
+        assert done.exit_code == 2 and "a folder apart" in done.output
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine.txt").write_text("mine")
     done = run("drift", built / "float", built / "small", *common, *seal)
