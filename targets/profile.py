@@ -79,20 +79,20 @@ def load(name: str) -> TargetProfile:
     return read_row(_FOLDER, name, "target", TargetProfile)
 
 
-def detect(machine: str | None = None) -> TargetProfile:
-    """The profile of this machine, by its processor architecture.
+def generic(machine: str | None = None) -> TargetProfile:
+    """The profile of any machine of an architecture; of this one's if left out.
 
     Raises:
         TargetError: No profile is for this architecture.
     """
     wanted = machine or platform.machine()
-    for name in names():
-        profile = load(name)
-        if profile.machine == wanted:
-            return profile
+    known = {name for name in names() if name.startswith("cpu-")}
+    name = f"cpu-{wanted.replace('_', '-')}"
+    if name in known:
+        return load(name)
     raise TargetError(
         "no target profile is for this machine",
         found=wanted,
-        expected=", ".join(sorted({load(name).machine for name in names()})),
+        expected=", ".join(sorted(load(name).machine for name in known)),
         remedy="name one with --target",
     )
