@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from stategate.contract.errors import MissingDependencyError, TargetError
+from stategate.targets.ladder import load_ladder
 
 _SECTOR_BYTES = 512
 # (implementer, part) -> name
@@ -201,9 +202,6 @@ def _jetpack(root: Path, l4t: str | None, unknowns: list[str]) -> str | None:
     if package or l4t is None:
         return re.split(r"[-+]", package)[0] if package else None
     try:
-        # Only here, because a device with Python 3.10 has no TOML reader.
-        from stategate.targets.ladder import load_ladder
-
         releases = load_ladder().of_l4t(l4t)
     except MissingDependencyError:
         unknowns.append(f"jetpack: L4T {l4t} cannot be looked up without tomli")

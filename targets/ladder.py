@@ -10,7 +10,7 @@ from stategate.targets.rows import read_row
 
 
 class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One rung: what a release of JetPack brings. ``unknown`` is what no source tells.
+    """One rung: what a release of JetPack brings; None is what no source tells.
 
     Attributes:
         jetpack: Its number.
@@ -27,8 +27,8 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     l4t: tuple[str, ...]
     ubuntu: str
     python: str
-    cuda: str
-    tensorrt: str
+    cuda: str | None
+    tensorrt: str | None
     source: str
     date: date
 
