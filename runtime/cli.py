@@ -113,6 +113,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "List the devices that are known, each figure with its source.",
     ),
+    "fits": (
+        "stategate.bench.fits_cli:fits",
+        "export",
+        "Say whether a bundle or model fits a device, and why.",
+    ),
     "detect": (
         "stategate.targets.detect_cli:detect_command",
         "export",
