@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from stategate.bench import footprint as footprints
 from stategate.bench.footprint import footprint
 from stategate.bench.resident import measure_resident
-from stategate.contract import Bundle
+from stategate.contract import Bundle, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import EngineError
 from stategate.contract.precision import PRESETS
+from stategate.models.step import StepResult
 from stategate.models.zoo import ZOO
 from stategate.runtime.cli import main
 from stategate.targets import load, names
@@ -192,6 +197,42 @@ def test_the_prediction_is_within_a_tenth_of_what_is_measured(aura_bundle: Path)
     assert predict(footprint(Bundle.open(aura_bundle)), load_costs()).added == pytest.approx(
         measured, rel=0.1
     )
+
+
+class Wide(nn.Module):
+    """Layers of weights and a wide state, so that the engine's fixed part does not hide them."""
+
+    def __init__(self, width: int, layers: int, rows: int) -> None:
+        super().__init__()
+        self.width, self.rows = width, rows
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(layers)])
+
+    def step_spec(self) -> StepSpec:
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, self.width)),),
+            outputs=(TensorSpec("y", (1, self.width)),),
+            states=(StateSpec("h", (1, self.rows, self.width)),),
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        x = inputs["x"]
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        h = 0.9 * states["h"] + 0.1 * x.unsqueeze(1)
+        return StepResult({"y": h.mean(1)}, {"h": h}, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "layers", "rows"), [(1024, 7, 8), (512, 1, 8192), (32, 400, 4)])
+def test_the_prediction_holds_for_large_weights_states_and_graphs(
+    width: int, layers: int, rows: int, seal_model: Callable[..., Bundle]
+) -> None:
+    with TemporaryDirectory() as folder:  # 100 MB, which pytest would keep
+        bundle = seal_model(Path(folder) / "bundle", Wide(width, layers, rows), steps=4)
+        measured = measure_resident(bundle.path).added
+        assert predict(footprint(bundle), load_costs()).added == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.slow
