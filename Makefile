@@ -18,6 +18,7 @@ BUILD := build
 # Without the devices' files: a bundle depends on one of those at most.
 SOURCES = $(shell find $(1) -name '*.py' -o -name '*.safetensors')
 HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
+EXPORTER = $(call SOURCES,export models contract runtime) targets/profile.py targets/rows.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
 .PHONY: help setup dev run picture test test-slow check lint types export matrix bench bench-overhead soak drift train-aura lock wheel clean distclean view
@@ -63,7 +64,7 @@ run: $(BUILD)/run/memory.png ## Export AURA-Mem, step it 100,000 times, count it
 $(AURA)/calibration.json: $(call SOURCES,calibration models contract) | $(VENV)/.run
 	@$(BIN)/stategate calibrate aura-hard --episodes 1 --steps 16384 --thresholds=-4,-3,-2,-1,0,1 --out $@
 
-$(AURA)/bundle/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) $(HOST_PROFILE) | $(VENV)/.run
+$(AURA)/bundle/manifest.json: $(AURA)/calibration.json $(EXPORTER) | $(VENV)/.run
 	@$(BIN)/stategate export aura-hard --calibration $< --out $(@D)
 
 $(AURA)/episode-$(STEPS).npz: $(call SOURCES,models contract) | $(VENV)/.run
@@ -92,7 +93,7 @@ export: $(VENV)/.run $(if $(filter int8,$(PRECISION)),$(RANGES)) ## Export MODEL
 	  $(if $(filter int8,$(PRECISION)),--ranges $(RANGES)) --out $(EXPORT)
 	$(if $(TARGET),$(BIN)/stategate fits $(EXPORT) --target $(TARGET))
 
-$(RANGES): $(EPISODE) $(call SOURCES,export models contract targets runtime calibration) $(HOST_PROFILE) | $(VENV)/.run
+$(RANGES): $(EPISODE) $(EXPORTER) $(call SOURCES,calibration) | $(VENV)/.run
 	@$(BIN)/stategate export $(MODEL) --out $(BUILD)/export/$(SLUG)
 	@$(BIN)/stategate ranges $(BUILD)/export/$(SLUG) --episode $< --out $@
 
@@ -111,7 +112,7 @@ matrix: $(TARGETS:%=$(MATRIX)/targets/%/report.json) ## Every model x precision 
 	@$(BIN)/stategate matrix $(MATRIX)
 
 $(MODELS:%=$(MATRIX)/exports/%/int8.log): $(MATRIX)/exports/%/int8.log: $(MATRIX)/exports/%/ranges.json
-$(EXPORTS:=.log): $(call SOURCES,export models contract targets runtime) $(HOST_PROFILE) | $(VENV)/.run
+$(EXPORTS:=.log): $(EXPORTER) | $(VENV)/.run
 
 # A refusal (exit code 1 or 2, and no traceback) is a result: it is kept and not tried again.
 $(EXPORTS:=.log): $(MATRIX)/exports/%.log:
@@ -126,7 +127,7 @@ $(MODELS:%=$(MATRIX)/exports/%/ranges.json): $(MATRIX)/exports/%/ranges.json: $(
 	@$(BIN)/stategate episode $* --out $(@D)/episode.npz > $(@D)/ranges.txt 2>&1
 	@$(BIN)/stategate ranges $(@D)/float32 --episode $(@D)/episode.npz --out $@ > $(@D)/ranges.txt 2>&1
 
-$(MATRIX)/targets/%/report.json: targets/profiles/%.toml $(EXPORTS:=.log) $(wildcard targets/media/*.toml targets/costs/*.toml targets/ladders/*.toml) $(call SOURCES,bench)
+$(MATRIX)/targets/%/report.json: targets/profiles/%.toml $(EXPORTS:=.log) $(wildcard targets/media/*.toml targets/costs/*.toml targets/ladders/*.toml) $(call SOURCES,bench targets)
 	@$(BIN)/stategate retarget $$(for b in $(EXPORTS); do test ! -e $$b/manifest.json || echo $$b; done) \
 	  --target $* --out $(@D) > /dev/null || test $$? = 1
 

@@ -87,6 +87,8 @@ def fits(
     profiles = [load(name) for name in names()] if every else [_device(target)]
     with _bundle(context, model, precision) as bundle:
         manifest, print_ = bundle.manifest, footprint(bundle)
+        if measure and manifest.sessions != 1:
+            raise click.UsageError("--measure opens one session, and this bundle serves several")
         costs, plan = load_costs(), plan_of(bundle)
         found = [
             fit(print_, plan, p, costs, sessions=sessions, horizon_steps=horizon_steps)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import msgspec
 import onnx
-from onnx import ModelProto, NodeProto, helper, shape_inference
+from onnx import GraphProto, NodeProto, helper, shape_inference
 
 from stategate.contract import Bundle
 from stategate.contract.errors import BundleError
@@ -33,9 +33,11 @@ def footprint(bundle: Bundle) -> Footprint:
         model = shape_inference.infer_shapes(onnx.load_model_from_string(raw))
     except Exception as problem:  # protobuf and onnx raise a dozen unrelated types
         raise BundleError("the graph cannot be read", found=str(problem)) from problem
-    shapes, sizes = _shapes_and_sizes(model)
-    constants, widened = _constants(model)
-    computed = [name for node in model.graph.node for name in node.output if name]
+    graphs = _graphs(model.graph)
+    nodes = _nodes(model.graph)
+    shapes, sizes = _shapes_and_sizes(graphs)
+    constants, widened = _constants(graphs, nodes)
+    computed = [name for node in nodes for name in node.output if name]
     carried = {name for s in step.states for name in (s.name, s.next_name)}
     bound = {**step.graph_inputs(), **step.graph_outputs()}
     # A widened constant is never kept: engines compute with the integers.
@@ -46,16 +48,17 @@ def footprint(bundle: Bundle) -> Footprint:
         precision=manifest.step_graph.precision,
         sessions=manifest.sessions,
         graph_bytes=len(raw),
-        constant_bytes=sum(sizes.get(name) or 0 for name in _used(model, constants) - narrow),
+        constant_bytes=sum(sizes.get(name) or 0 for name in _used(nodes, constants) - narrow),
         dequantized_bytes=sum(sizes.get(name) or 0 for name in narrow),
-        nodes=len(model.graph.node),
+        nodes=len(nodes),
         state_bytes=manifest.state_bytes,
         # A zero that was never written costs no memory, so initial zeros count for nothing.
         state_buffer_bytes=sum(s.bytes * (3 if s.init_file else 2) for s in step.states),
         bound_bytes=sum(t.nbytes for name, t in bound.items() if name not in carried),
-        activation_bytes=_activation_bytes(model, sizes, moving),
-        multiply_adds=sum(_multiply_adds(node, shapes) for node in model.graph.node),
+        activation_bytes=_activation_bytes(nodes, sizes, moving),
+        multiply_adds=sum(_multiply_adds(node, shapes) for node in nodes),
         unsized=sum(sizes.get(name) is None for name in moving),
+        branches=len(graphs) - 1,
         kv_bytes_per_step=manifest.model.kv_bytes_per_step,
         snapshot_bytes=Codec(manifest).file_bytes,
     )
@@ -76,21 +79,41 @@ def plan_of(bundle: Bundle) -> PrecisionPlan:
     return PRESETS["float32"]
 
 
-def _shapes_and_sizes(model: ModelProto) -> tuple[Shapes, dict[str, int | None]]:
+def _graphs(graph: GraphProto) -> list[GraphProto]:
+    """A graph and those inside it: branches that an adopted file may have."""
+    inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    return [graph, *(found for one in inner for found in _graphs(one))]
+
+
+def _nodes(graph: GraphProto) -> list[NodeProto]:
+    """All nodes, those of a branch before the node that has it."""
+    found: list[NodeProto] = []
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                found += _nodes(attribute.g)
+        found.append(node)
+    return found
+
+
+def _shapes_and_sizes(graphs: list[GraphProto]) -> tuple[Shapes, dict[str, int | None]]:
     """Shape and bytes of every value; None where an axis is open."""
     shapes: Shapes = {}
     sizes: dict[str, int | None] = {}
-    graph = model.graph
-    for tensor in graph.initializer:
-        shapes[tensor.name] = tuple(tensor.dims)
-        sizes[tensor.name] = _bytes(tuple(tensor.dims), tensor.data_type)
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        kind = value.type.tensor_type
-        axes = kind.shape.dim
-        closed = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in axes)
-        shape = tuple(axis.dim_value for axis in axes) if closed else None
-        shapes[value.name] = shape
-        sizes[value.name] = None if shape is None else _bytes(shape, kind.elem_type)
+    for graph in graphs:
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            kind = value.type.tensor_type
+            axes = kind.shape.dim
+            closed = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in axes)
+            shape = tuple(axis.dim_value for axis in axes) if closed else None
+            shapes[value.name] = shape
+            sizes[value.name] = None if shape is None else _bytes(shape, kind.elem_type)
+        named = [(tensor.name, tensor) for tensor in graph.initializer]
+        for node in graph.node:
+            named += [(node.output[0], a.t) for a in node.attribute if a.HasField("t")]
+        for name, tensor in named:
+            shapes[name] = tuple(tensor.dims)
+            sizes[name] = _bytes(tuple(tensor.dims), tensor.data_type)
     return shapes, sizes
 
 
@@ -101,13 +124,15 @@ def _bytes(shape: tuple[int, ...], element: int) -> int:
     return -(-math.prod(shape) * bits // 8)
 
 
-def _constants(model: ModelProto) -> tuple[set[str], dict[str, str]]:
+def _constants(graphs: list[GraphProto], nodes: list[NodeProto]) -> tuple[set[str], dict[str, str]]:
     """Names of constant values, and of widened integers with what they come from."""
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = {tensor.name for graph in graphs for tensor in graph.initializer}
     widened: dict[str, str] = {}
-    for node in model.graph.node:
+    for node in nodes:
         given = [name for name in node.input if name]
-        if all(name in constants for name in given):
+        # What a branch computes is not seen in the inputs of the node that has it.
+        branches = any(attribute.HasField("g") for attribute in node.attribute)
+        if not branches and all(name in constants for name in given):
             if node.op_type == _DEQUANTIZE:
                 widened[node.output[0]] = given[0]
             else:
@@ -115,22 +140,24 @@ def _constants(model: ModelProto) -> tuple[set[str], dict[str, str]]:
     return constants, widened
 
 
-def _used(model: ModelProto, constants: set[str]) -> set[str]:
+def _used(nodes: list[NodeProto], constants: set[str]) -> set[str]:
     """Constants that are still read once those that depend on constants alone are computed."""
     return {
         name
-        for node in model.graph.node
+        for node in nodes
         if not constants.issuperset(node.output)
         for name in node.input
         if name in constants
     }
 
 
-def _activation_bytes(model: ModelProto, sizes: dict[str, int | None], moving: set[str]) -> int:
+def _activation_bytes(
+    nodes: list[NodeProto], sizes: dict[str, int | None], moving: set[str]
+) -> int:
     """Largest sum of values between nodes that are alive at once, in the graph's own order."""
-    reads = Counter(name for node in model.graph.node for name in node.input if name in moving)
+    reads = Counter(name for node in nodes for name in node.input if name in moving)
     alive = peak = 0
-    for node in model.graph.node:
+    for node in nodes:
         reads.subtract(name for name in node.input if name in moving)
         dying = [name for name in set(node.input) & moving if reads[name] == 0]
         made = [name for name in node.output if name in moving]

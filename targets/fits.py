@@ -39,6 +39,7 @@ class Footprint:
         activation_bytes: Largest sum of values between nodes that are alive at once.
         multiply_adds: Of matrix products and convolutions; other arithmetic is not counted.
         unsized: Values whose shape the graph does not tell; they count as nothing.
+        branches: Graphs inside the graph.
         kv_bytes_per_step: Growth of the key-value cache that the memory replaces; None where it
             replaces none.
         snapshot_bytes: A snapshot of one session.
@@ -57,6 +58,7 @@ class Footprint:
     activation_bytes: int
     multiply_adds: int
     unsized: int
+    branches: int
     kv_bytes_per_step: int | None
     snapshot_bytes: int
 
@@ -190,6 +192,8 @@ def predict(footprint: Footprint, costs: Costs, sessions: int | None = None) -> 
     notes = []
     if footprint.unsized:
         notes.append(f"{footprint.unsized} values have no shape in the graph and count as nothing")
+    if footprint.branches:
+        notes.append("the graph has branches, whose copies were not measured: this may be far off")
     if share != 1:
         notes.append("sessions share one graph, as in a pool; each bundle of its own has its own")
     return Memory(

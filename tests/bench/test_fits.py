@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,8 @@ from stategate.targets.profile import TargetProfile
 SMALL = Footprint(
     model="m", precision="float32", sessions=1, graph_bytes=1000, constant_bytes=800,
     dequantized_bytes=0, nodes=10, state_bytes=64, state_buffer_bytes=128, bound_bytes=8,
-    activation_bytes=16, multiply_adds=500, unsized=0, kv_bytes_per_step=256, snapshot_bytes=5000,
+    activation_bytes=16, multiply_adds=500, unsized=0, branches=0, kv_bytes_per_step=256,
+    snapshot_bytes=5000,
 )  # fmt: skip
 
 
@@ -115,14 +117,48 @@ def a_graph() -> onnx.ModelProto:
 
 def test_a_graph_is_counted_by_hand() -> None:
     model = a_graph()
-    shapes, sizes = footprints._shapes_and_sizes(model)
-    constants, widened = footprints._constants(model)
+    graphs, nodes = footprints._graphs(model.graph), footprints._nodes(model.graph)
+    shapes, sizes = footprints._shapes_and_sizes(graphs)
+    constants, widened = footprints._constants(graphs, nodes)
     assert widened == {"w": "q"}
-    assert footprints._used(model, constants) == {"q", "scale", "v"}
+    assert footprints._used(nodes, constants) == {"q", "scale", "v"}
     assert sizes["v"] == 16 * 4 * 4  # widened once, when it is loaded
-    assert sum(footprints._multiply_adds(n, shapes) for n in model.graph.node) == 8 * 16 + 16 * 4
+    assert sum(footprints._multiply_adds(n, shapes) for n in nodes) == 8 * 16 + 16 * 4
     # Tanh is computed where its operand lies: one row of sixteen floats at any time.
-    assert footprints._activation_bytes(model, sizes, {"a", "b"}) == 16 * 4
+    assert footprints._activation_bytes(nodes, sizes, {"a", "b"}) == 16 * 4
+
+
+def test_what_lies_in_branches_is_counted_too() -> None:
+    value = helper.make_tensor_value_info("z", TensorProto.FLOAT, [4])
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    branch = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["c"], value=weight),
+            helper.make_node("Add", ["x", "c"], ["z"]),
+        ],
+        "branch",
+        [],
+        [value],
+    )
+    choice = helper.make_node("If", ["which"], ["y"], then_branch=branch, else_branch=branch)
+    inputs = [
+        helper.make_tensor_value_info("which", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [4]),
+    ]
+    graph = helper.make_graph([choice], "g", inputs, [value])
+    graphs, nodes = footprints._graphs(graph), footprints._nodes(graph)
+    assert (len(graphs), len(nodes)) == (3, 5)
+    constants, _ = footprints._constants(graphs, nodes)
+    assert constants == {"c"}
+    assert footprints._shapes_and_sizes(graphs)[1]["c"] == 16
+    note = predict(dataclasses.replace(SMALL, branches=2), load_costs()).assumptions
+    assert "may be far off" in note[0]
+
+
+def test_measuring_a_pool_is_told_to_be_wrong(tiny_pool_bundle: Path) -> None:
+    result = stategate("fits", tiny_pool_bundle, "--measure")
+    assert result.exit_code == 2
+    assert "serves several" in result.stderr
 
 
 def test_the_footprint_of_the_shipped_policy_is_that_of_its_manifest(aura_bundle: Path) -> None:

@@ -182,6 +182,10 @@ def test_editing_a_medium_or_a_cost_looks_at_every_device_and_exports_nothing(
     assert planned("targets/costs/onnxruntime.toml") == sorted(names())
 
 
+def test_editing_the_arithmetic_of_fits_exports_nothing(planned: Plan) -> None:
+    assert planned("targets/fits.py") == sorted(names())
+
+
 def test_editing_the_exporter_exports_everything_again(planned: Plan) -> None:
     assert len(planned("export/trace.py")) == len(ZOO) * len(PRESETS) + len(names())
 
