@@ -83,14 +83,15 @@ picture: run ## Take the picture of `make run` into the README
 
 # --- other bundles -------------------------------------------------------------------------------
 
-EXPORT := $(BUILD)/export/$(SLUG)$(PRECISION:%=-%)$(TARGET:%=-%)
+EXPORT := $(BUILD)/export/$(SLUG)$(addprefix -,$(basename $(notdir $(PRECISION))))$(TARGET:%=-%)
 RANGES := $(BUILD)/export/$(SLUG)-ranges.json
+RANGED := $(filter int8 %.json,$(PRECISION))
 # Recorded inputs for ranges; a zoo model's own if left out.
 EPISODE ?= $(BUILD)/export/$(SLUG)-episode.npz
 
-export: $(VENV)/.run $(if $(filter int8,$(PRECISION)),$(RANGES)) ## Export MODEL=.. [TARGET=.. PRECISION=..] into build/export/
+export: $(VENV)/.run $(if $(RANGED),$(RANGES)) ## Export MODEL=.. [TARGET=.. PRECISION=..] into build/export/
 	$(BIN)/stategate export $(MODEL) $(TARGET:%=--target %) $(PRECISION:%=--precision %) \
-	  $(if $(filter int8,$(PRECISION)),--ranges $(RANGES)) --out $(EXPORT)
+	  $(if $(RANGED),--ranges $(RANGES)) $(if $(ACCEPT),--accept "$(ACCEPT)") --out $(EXPORT)
 	$(if $(TARGET),$(BIN)/stategate fits $(EXPORT) --target $(TARGET))
 
 $(RANGES): $(EPISODE) $(EXPORTER) $(call SOURCES,calibration) | $(VENV)/.run
@@ -128,8 +129,10 @@ $(MODELS:%=$(MATRIX)/exports/%/ranges.json): $(MATRIX)/exports/%/ranges.json: $(
 	@$(BIN)/stategate ranges $(@D)/float32 --episode $(@D)/episode.npz --out $@ > $(@D)/ranges.txt 2>&1
 
 $(MATRIX)/targets/%/report.json: targets/profiles/%.toml $(EXPORTS:=.log) $(wildcard targets/media/*.toml targets/costs/*.toml targets/ladders/*.toml) $(call SOURCES,bench targets)
+	@rm -rf $(@D)
 	@$(BIN)/stategate retarget $$(for b in $(EXPORTS); do test ! -e $$b/manifest.json || echo $$b; done) \
 	  --target $* --out $(@D) > /dev/null || test $$? = 1
+	@test -e $@
 
 bench: bench-overhead ## Measure a step against plain ONNX Runtime, as a ratio in one run
 
