@@ -65,18 +65,21 @@ def footprint(bundle: Bundle) -> Footprint:
 
 
 def plan_of(bundle: Bundle) -> PrecisionPlan:
-    """The precision that a bundle was made with.
+    """The precision that a bundle was made with, stored states included.
 
     Raises:
         BundleError: Its plan is missing, altered or no plan.
     """
-    for file in bundle.manifest.files:
+    manifest, plan = bundle.manifest, PRESETS["float32"]
+    for file in manifest.files:
         if file.path == "precision.json":
             try:
-                return msgspec.json.decode(bundle.read(file), type=PrecisionPlan)
+                plan = msgspec.json.decode(bundle.read(file), type=PrecisionPlan)
             except msgspec.MsgspecError as problem:
                 raise BundleError("precision.json is no plan", found=str(problem)) from problem
-    return PRESETS["float32"]
+    # Storage that was asked for beside the plan shows in the states alone.
+    stored = {s.name: s.dtype for s in manifest.states if s.dtype in ("float16", "int8")}
+    return msgspec.structs.replace(plan, state_storage=plan.state_storage | stored)
 
 
 def _graphs(graph: GraphProto) -> list[GraphProto]:

@@ -155,6 +155,17 @@ def test_what_lies_in_branches_is_counted_too() -> None:
     assert "may be far off" in note[0]
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_states_that_are_stored_small_must_be_legal_too(tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    words = ("--state-storage", "int8", "--steps", 20, "--accept", "test: form alone")
+    assert stategate("export", "gru", *words, "--out", out).exit_code == 0
+    refused = stategate("fits", out, "--target", "raspberry-pi-4")
+    assert refused.exit_code == 1
+    assert "raspberry-pi-4 does not run int8" in refused.stdout
+    assert stategate("fits", out, "--target", "raspberry-pi-5").exit_code == 0
+
+
 def test_measuring_a_pool_is_told_to_be_wrong(tiny_pool_bundle: Path) -> None:
     result = stategate("fits", tiny_pool_bundle, "--measure")
     assert result.exit_code == 2
