@@ -30,6 +30,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 ROOM_EXCEPTIONS = {("export/verify.py", "runtime")}
 # A library that few devices have enters in one file, and nowhere else.
 PACKAGE_EXCEPTIONS = {
+    ("bench/footprint.py", "onnx"),
     ("calibration/cluster.py", "distributed"),
     ("calibration/drift_page.py", "matplotlib"),
     ("runtime/gym.py", "gymnasium"),
