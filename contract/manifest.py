@@ -141,7 +141,8 @@ class Verification(Record, frozen=True):
             magnitude that the reference's tensor reached in the run; in a
             pool each session's by itself.
         max_chunk_error: The same with the chunk graph; None where there is none.
-        max_state_error: The same of the states.
+        max_state_error: The same of the states. Both are None where integers parted, which has no
+            measure and which lower precision alone may.
         gate_flips: Decisions that differed; more than none fails in float32.
         tolerance: What the two errors were held against; in lower precision the output error
             alone, and None where that was left to the drift test.
@@ -156,8 +157,8 @@ class Verification(Record, frozen=True):
     reference: str
     engine: str
     steps: int
-    max_output_error: float
-    max_state_error: float
+    max_output_error: float | None
+    max_state_error: float | None
     gate_flips: int
     tolerance: float | None
     gate_openings: dict[str, int]
@@ -165,6 +166,15 @@ class Verification(Record, frozen=True):
     flip_rate: float = 0.0
     max_flip_rate: float | None = None
     accepted: str | None = None
+
+    @property
+    def errors(self) -> str:
+        """Both errors in words."""
+        output, state = (
+            "without measure" if error is None else f"{error:.2g}"
+            for error in (self.max_output_error, self.max_state_error)
+        )
+        return f"output error {output}, state error {state}"
 
 
 class DriftReceipt(Record, frozen=True):

@@ -31,8 +31,7 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
     if receipt is None:
         return
     click.echo(
-        f"verified over {receipt.steps:,} steps against {receipt.reference}: output error "
-        f"{receipt.max_output_error:.2g}, state error {receipt.max_state_error:.2g}, "
+        f"verified over {receipt.steps:,} steps against {receipt.reference}: {receipt.errors}, "
         f"{receipt.gate_flips} gate flips"
     )
     if receipt.accepted is not None:

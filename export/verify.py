@@ -194,8 +194,8 @@ def verify(
         reference=reference.name,
         engine=seen.engine,
         steps=episode.steps,
-        max_output_error=float(np.max(seen.output_error, initial=0.0)),
-        max_state_error=float(np.max(seen.state_error, initial=0.0)),
+        max_output_error=_measured(seen.output_error),
+        max_state_error=_measured(seen.state_error),
         gate_flips=seen.flips,
         tolerance=limits.error if np.isfinite(limits.error) else None,
         gate_openings=seen.opened,
@@ -205,6 +205,11 @@ def verify(
         accepted=f"{limits.accepted} (overruled: {beyond})" if beyond else None,
     )
     return receipt, seen.golden
+
+
+def _measured(errors: np.ndarray) -> float | None:
+    worst = float(np.max(errors, initial=0.0))
+    return worst if np.isfinite(worst) else None
 
 
 def _judge(reference: Reference, seen: Comparison, tolerance: float) -> None:

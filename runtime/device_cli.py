@@ -87,9 +87,8 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         lines.append(
             (
                 "verified",
-                f"{receipt.steps} steps against {receipt.reference}: output error "
-                f"{receipt.max_output_error:.2g}, state error "
-                f"{receipt.max_state_error:.2g}, {receipt.gate_flips} gate flips",
+                f"{receipt.steps} steps against {receipt.reference}: {receipt.errors}, "
+                f"{receipt.gate_flips} gate flips",
             )
         )
     if manifest.drift is not None:

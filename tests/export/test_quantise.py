@@ -263,3 +263,18 @@ def test_nobody_can_accept_what_is_no_number(tiny_bundle: Path) -> None:
     episode = Episode({"x": np.ones((5, 1, 4), np.float32)})
     with pytest.raises(ParityError, match="NaN and infinity cannot be accepted"):
         verify(tiny_bundle, Broken(), episode, Limits(1e9, 1.0, "Ada: a toy"))
+
+
+def test_a_candidate_whose_integer_states_part_from_the_model_can_be_opened_and_judged(
+    tmp_path: Path,
+) -> None:
+    """One admission decided otherwise leaves another stamp, and integers part without measure."""
+    out = tmp_path / "b"
+    command = ["export", "trim-kv", "--precision", "float16-weights", "--out", str(out)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "state error without measure" in result.output
+    receipt = Bundle.open(out).manifest.verification
+    assert receipt is not None
+    assert receipt.max_state_error is None
+    assert receipt.gate_flips > 0
