@@ -1,4 +1,4 @@
-"""Native operators or primitive ones: which are faster on this machine, by measurement."""
+"""Which of several graphs are faster on this machine, by measurement."""
 
 from __future__ import annotations
 
@@ -14,35 +14,45 @@ WARM_UP = 50
 ROUNDS = 400
 
 
-def medians_us(graphs: Mapping[str, bytes], spec: StepSpec) -> dict[str, float]:
-    """Median time of a step of each graph in ONNX Runtime, one thread, turn by turn.
+def one_thread() -> onnxruntime.SessionOptions:
+    """Options as the runtime's engine has them, as far as they change results and times."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def sample(spec: StepSpec) -> dict[str, np.ndarray]:
+    """Something to feed every input of a step with: noise, thresholds, and states at zero."""
+    rng = np.random.default_rng(0)
+    floats = {t.name for t in spec.inputs if t.dtype == "float32"}
+    feeds = {
+        name: rng.standard_normal(t.shape).astype(t.dtype)
+        if name in floats
+        else np.zeros(t.shape, t.dtype)
+        for name, t in spec.graph_inputs().items()
+    }
+    return feeds | {c.name: np.full(c.shape, c.value, c.dtype) for c in spec.fixed_inputs}
+
+
+def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Median time of each graph in ONNX Runtime, one thread, turn by turn.
 
     Args:
-        graphs: Serialised graphs of one signature, by what they are called.
-        spec: That signature.
+        graphs: Serialised graphs, by what they are called.
+        feeds: Every input of any of them, by name.
 
     Returns:
         Microseconds by name. Taking turns, they share whatever else this machine does.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    rng = np.random.default_rng(0)
-    feeds = {
-        name: rng.standard_normal(t.shape).astype(t.dtype)
-        if name in _floats(spec)
-        else np.zeros(t.shape, t.dtype)
-        for name, t in spec.graph_inputs().items()
-    }
-    feeds |= {c.name: np.full(c.shape, c.value, c.dtype) for c in spec.fixed_inputs}
     bindings = {}
     for name, graph in graphs.items():
-        session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph, one_thread(), ["CPUExecutionProvider"])
         binding = session.io_binding()
-        for tensor, value in feeds.items():
-            binding.bind_cpu_input(tensor, value)
-        for output in session.get_outputs():
-            binding.bind_output(output.name)
+        for node in session.get_inputs():
+            binding.bind_cpu_input(node.name, feeds[node.name])
+        for node in session.get_outputs():
+            binding.bind_output(node.name)
         bindings[name] = (session, binding)
     times: dict[str, list[int]] = {name: [] for name in graphs}
     for turn in range(WARM_UP + ROUNDS):
@@ -52,7 +62,3 @@ def medians_us(graphs: Mapping[str, bytes], spec: StepSpec) -> dict[str, float]:
             if turn >= WARM_UP:
                 times[name].append(time.perf_counter_ns() - start)
     return {name: float(np.median(spans)) / 1000.0 for name, spans in times.items()}
-
-
-def _floats(spec: StepSpec) -> set[str]:
-    return {t.name for t in spec.inputs if t.dtype == "float32"}

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import networkx
 import onnx
 
-from stategate.contract import StateSpec, StepSpec, TensorSpec
+from stategate.contract import StateSpec, StepSpec, TensorSpec, given_by_read
 from stategate.contract.errors import SplitError
 from stategate.export.dataflow import Dataflow
 from stategate.export.fold import can_only_open_whole, given_gate
@@ -73,7 +73,7 @@ def read_write(model: onnx.ModelProto, spec: StepSpec) -> Split:
     Raises:
         SplitError: No hard gate guards a state, or no cut is smaller than what they guard.
     """
-    given, guarded = _given(spec), _guarded(spec)
+    given, guarded = given_by_read(spec), _guarded(spec)
     whole = given_gate(model, spec, is_open=True) if can_only_open_whole(spec) else None
     reading = Dataflow(model)
     writing = Dataflow(whole) if whole is not None else reading
@@ -103,7 +103,7 @@ def quiet(model: onnx.ModelProto, spec: StepSpec) -> Split:
     Raises:
         SplitError: No hard gate guards a state, or nothing in the graph depends on its threshold.
     """
-    given = _given(spec)
+    given = given_by_read(spec)
     _guarded(spec)
     rest = given_gate(model, spec, is_open=False)
     if rest is None:
@@ -115,12 +115,6 @@ def quiet(model: onnx.ModelProto, spec: StepSpec) -> Split:
     flow = Dataflow(model)
     read = Dataflow(rest).part(spec.graph_inputs(), given)
     return Split(read, None, (), flow.total, Dataflow(read).total, flow.total)
-
-
-def _given(spec: StepSpec) -> list[str]:
-    """What every step gives, whether it writes or not."""
-    always = [s.next_name for s in spec.states if s.gate not in spec.thresholds]
-    return [*(t.name for t in spec.outputs), *(g.name for g in spec.gates), *always]
 
 
 def _guarded(spec: StepSpec) -> list[StateSpec]:

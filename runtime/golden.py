@@ -11,7 +11,8 @@ import numpy as np
 
 from stategate.contract import Bundle, Episode
 from stategate.contract.stored import values
-from stategate.runtime.buffers import Array
+from stategate.runtime.buffers import Array, Buffers
+from stategate.runtime.engine import Engine, open_engine
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.session import Session
 
@@ -27,6 +28,8 @@ class Replay:
         max_chunk_error: As `max_output_error`, by the chunk; None where there is no chunk graph.
         gate_flips: Gate decisions that differed.
         tolerance: What the errors are held against.
+        max_fused_error: As `max_output_error`, in one graph where the bundle runs in two; None
+            where it does not.
     """
 
     steps: int
@@ -35,12 +38,14 @@ class Replay:
     gate_flips: int
     tolerance: float
     max_chunk_error: float | None = None
+    max_fused_error: float | None = None
 
     @property
     def passed(self) -> bool:
         """Whether every error is within the tolerance and no gate flipped."""
         # Written so that NaN fails.
-        worst = max(self.max_output_error, self.max_state_error, self.max_chunk_error or 0.0)
+        others = (self.max_chunk_error or 0.0, self.max_fused_error or 0.0)
+        worst = max(self.max_output_error, self.max_state_error, *others)
         return worst <= self.tolerance and self.gate_flips == 0
 
 
@@ -123,6 +128,32 @@ def chunk_gap(path: str | Path, golden: Episode) -> float | None:
     return gaps.worst()
 
 
+def fused_gap(path: str | Path, golden: Episode) -> float | None:
+    """Step a bundle that runs in two graphs through its golden episode in one.
+
+    Args:
+        path: The bundle.
+        golden: Its golden episode.
+
+    Returns:
+        The largest difference of outputs, see `Gaps`; None where the bundle runs in one anyway.
+    """
+    bundle = Bundle.open(path)
+    if bundle.manifest.graph_of("read") is None:
+        return None
+    gaps = Gaps()
+    with Session.open(path) as session:
+
+        def fused(engine: Engine, buffers: Buffers) -> Engine:
+            engine.close()
+            return open_engine(bundle, buffers, bundle.manifest.step_graph)
+
+        session.replace_engine(fused)
+        for t, inputs in enumerate(golden):
+            gaps.add(session.step(**inputs), {n: a[t] for n, a in golden.outputs.items()})
+    return gaps.worst()
+
+
 def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
     """Step a bundle through its golden episode on this machine.
 
@@ -153,5 +184,5 @@ def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
         specs = bundle.manifest.states
         ended = {name: session.state(name) for name in golden.states}
         states.add(values(specs, ended), values(specs, golden.states))
-    by_chunk = chunk_gap(path, golden)
-    return Replay(golden.steps, outputs.worst(), states.worst(), flips, tolerance, by_chunk)
+    by_chunk, fused = chunk_gap(path, golden), fused_gap(path, golden)
+    return Replay(golden.steps, outputs.worst(), states.worst(), flips, tolerance, by_chunk, fused)

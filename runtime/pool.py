@@ -90,7 +90,8 @@ class Pool(Closing):
         return cls(
             bundle,
             buffers,
-            open_engine(bundle, buffers),
+            # Rows have gates of their own: nearly every step of a pool writes somewhere.
+            open_engine(bundle, buffers, bundle.manifest.step_graph),
         )
 
     @property
