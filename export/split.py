@@ -101,9 +101,9 @@ def quiet(model: onnx.ModelProto, spec: StepSpec) -> Split:
         spec: Its signature.
 
     Raises:
-        SplitError: No hard gate guards a state, or nothing in the graph depends on its threshold.
+        SplitError: No hard gate guards a state, nothing in the graph depends on its threshold, or
+            a gate depends on whether another was open.
     """
-    given = given_by_read(spec)
     _guarded(spec)
     rest = given_gate(model, spec, is_open=False)
     if rest is None:
@@ -112,8 +112,16 @@ def quiet(model: onnx.ModelProto, spec: StepSpec) -> Split:
             found="no comparison of a gate with its threshold",
             expected="torch.where(gate > threshold, new, old)",
         )
-    flow = Dataflow(model)
-    read = Dataflow(rest).part(spec.graph_inputs(), given)
+    flow, rest_flow = Dataflow(model), Dataflow(rest)
+    # Nodes stand where they stood; one that a gate needs and that was decided is another now.
+    needed = flow.needed_for(gate.name for gate in spec.gates)
+    if any(flow.nodes[i].op_type != rest_flow.nodes[i].op_type for i in needed):
+        raise SplitError(
+            "a gate depends on whether another was open",
+            found="layers, each with a gate of its own",
+            expected="gates that can all be asked before any is known to be open",
+        )
+    read = rest_flow.part(spec.graph_inputs(), given_by_read(spec))
     return Split(read, None, (), flow.total, Dataflow(read).total, flow.total)
 
 

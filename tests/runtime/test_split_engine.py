@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -24,9 +24,15 @@ from stategate.contract import (
     Way,
     write_bundle,
 )
-from stategate.contract.errors import EngineError, SpecError, StateFault, WriteBudgetError
+from stategate.contract.errors import (
+    EngineError,
+    SpecError,
+    SplitError,
+    StateFault,
+    WriteBudgetError,
+)
 from stategate.export.cli import candidate_from, reference_for
-from stategate.export.pack import random_episode, seal
+from stategate.export.pack import Candidate, draft, random_episode, seal
 from stategate.export.ways import in_its_way
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepResult
@@ -75,7 +81,10 @@ class ManyGates(nn.Module):
 
 def _loaded(name: str) -> LoadedModel:
     if name != "many-gates":
-        return load_model(name)
+        loaded = load_model(name)
+        if hasattr(loaded.model, "chunk_steps"):
+            loaded.model.chunk_steps = 0  # its graph takes long to trace and is not asked for
+        return loaded
     model = ManyGates()
     return LoadedModel(name, "custom", "tests", model, model, None)
 
@@ -83,13 +92,19 @@ def _loaded(name: str) -> LoadedModel:
 # About half of the steps of each episode write at these.
 THRESHOLDS = {
     "aura-hard": -2.0,
-    "gated-deltanet": 0.75,
-    "kda": 0.75,
-    "mamba2": 1.5,
-    "trim-kv": -0.02,
-    "sega": 0.5,
+    "gated-deltanet": 0.688,
+    "gated-deltanet2": 0.812,
+    "kda": 0.613,
+    "mamba2": 0.0884,
     "many-gates": 1.0,
+    "sega": 0.5,
+    "trim-kv": 14.0,
 }
+# Why there is no quiet graph of some.
+LAYERS = "depends on whether another was open"
+REFUSED = dict.fromkeys(("gated-deltanet", "gated-deltanet2", "kda", "mamba2"), LAYERS)
+REFUSED["sega"] = "do not give the bits"
+SLOW = ("gated-deltanet2", "kda", "mamba2", "sega")
 STEPS = 120
 
 
@@ -101,46 +116,57 @@ def _episode(name: str) -> Episode:
     return random_episode(loaded.model.step_spec(), STEPS)
 
 
-@pytest.fixture(scope="session")
+@cache
+def _candidate(name: str) -> tuple[LoadedModel, Candidate]:
+    loaded = _loaded(name)
+    candidate = candidate_from(loaded)
+    at = {"threshold": THRESHOLDS[name], "expected_write_rate": None}
+    gates = tuple(msgspec.structs.replace(g, **at) for g in candidate.spec.gates)
+    return loaded, replace(candidate, spec=msgspec.structs.replace(candidate.spec, gates=gates))
+
+
+@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """A bundle of a model in one way of running it, made once."""
+    """A bundle of a model in one way of running it, made once; the shipped model's is sealed."""
 
     @cache
     def make(name: str, way: str) -> Path:
-        loaded = _loaded(name)
-        candidate = candidate_from(loaded)
-        at = {"threshold": THRESHOLDS[name], "expected_write_rate": None}
-        gates = tuple(msgspec.structs.replace(g, **at) for g in candidate.spec.gates)
-        spec = msgspec.structs.replace(candidate.spec, gates=gates)
-        candidate = replace(candidate, spec=spec)
-        candidate = in_its_way(candidate, way, _episode(name), here=False)  # type: ignore[arg-type]
-        reference = reference_for(loaded.model, candidate)
+        loaded, candidate = _candidate(name)
+        episode = _episode(name)
+        candidate = in_its_way(candidate, way, episode, here=False)  # type: ignore[arg-type]
         out = tmp_path_factory.mktemp(name) / way
-        return seal(out, candidate, reference, _episode(name)).path
+        if name != "aura-hard":
+            return draft(out, candidate).path
+        return seal(out, candidate, reference_for(loaded.model, candidate), episode).path
 
     return make
 
 
+def _same_states(one: Session, two: Session) -> bool:
+    names = [s.name for s in one.manifest.states]
+    return all(one.state(n).tobytes() == two.state(n).tobytes() for n in names)
+
+
 def _same(one: Session, two: Session) -> bool:
-    states = [s.name for s in one.manifest.states]
     return (
         all(a.tobytes() == two.outputs[n].tobytes() for n, a in one.outputs.items())
         and all(a.tobytes() == two.gates[n].tobytes() for n, a in one.gates.items())
-        and all(one.state(n).tobytes() == two.state(n).tobytes() for n in states)
+        and _same_states(one, two)
     )
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    ("name", "way"),
-    [
-        *((name, "read-write") for name in THRESHOLDS),
-        *((name, "quiet") for name in ("aura-hard", "trim-kv", "many-gates")),
-    ],
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in THRESHOLDS],
 )
 def test_outputs_states_and_ledger_are_those_of_one_graph(
     made: Callable[[str, str], Path], name: str, way: str
 ) -> None:
-    assert Bundle.open(made(name, way)).manifest.way.way == way  # type: ignore[union-attr]
+    if way == "quiet" and name in REFUSED:
+        with pytest.raises(SplitError, match=REFUSED[name]):
+            made(name, way)
+        return
     with Session.open(made(name, "fused")) as one, Session.open(made(name, way)) as two:
         for t, inputs in enumerate(_episode(name)):
             one.step(**inputs)
@@ -157,11 +183,11 @@ def test_a_governor_decides_as_it_does_over_one_graph(
     made: Callable[[str, str], Path], way: str, policy: str
 ) -> None:
     limit = 5.0 if policy == "adapt" else None
-    budget = Budget(writes_per_1000_steps=40.0, on_writes=policy, adapt_limit=limit)  # type: ignore[arg-type]
+    budget = Budget(writes_per_1000_steps=10.0, on_writes=policy, adapt_limit=limit)  # type: ignore[arg-type]
     paths = (made("aura-hard", "fused"), made("aura-hard", way))
     one, two = (Session.open(path, budget=budget) for path in paths)
     with one, two:
-        # The bucket starts full: enough steps to empty it.
+        # The bucket starts full; this many steps empty it.
         for _ in range(4):
             for inputs in _episode("aura-hard"):
                 raised = []
@@ -171,8 +197,8 @@ def test_a_governor_decides_as_it_does_over_one_graph(
                     except WriteBudgetError as problem:
                         raised.append(str(problem))
                 assert len(raised) in (0, 2) and len(set(raised)) < 2
-                assert _same(one, two)
-        assert one.ledger == two.ledger
+                assert raised or _same(one, two)
+        assert _same_states(one, two) and one.ledger == two.ledger
         if policy in ("hold", "raise"):
             assert two.ledger.suppressed_writes
 
@@ -229,7 +255,7 @@ def test_a_write_that_the_budget_refuses_is_never_computed(
         for inputs in _episode("aura-hard"):
             session.step(**inputs)
         assert len(engine.written) == session.ledger.writes
-        assert session.ledger.suppressed_writes == 0  # shown a shut gate, the model wants none
+        assert session.ledger.suppressed_writes > 0
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -303,15 +329,11 @@ def test_verify_steps_both_ways_on_this_machine(made: Callable[[str, str], Path]
 
 
 def test_a_step_in_one_graph_that_differs_fails_verification(
-    made: Callable[[str, str], Path], tmp_path: Path
+    made: Callable[[str, str], Path],
 ) -> None:
-    bundle = Bundle.open(made("aura-hard", "read-write"))
-    files = {f.path: bundle.read(f) for f in bundle.manifest.all_files}
-    seen = replay(bundle.path)
-    assert seen is not None
+    seen = replay(made("aura-hard", "read-write"))
+    assert seen is not None and seen.passed
     assert not replace(seen, max_fused_error=0.1).passed
-    assert asdict(seen)["max_fused_error"] < 1e-5
-    assert files.keys() >= {"graphs/step.onnx", "graphs/read.onnx", "graphs/write.onnx"}
 
 
 def test_a_pool_steps_such_a_bundle_in_one_graph(made: Callable[[str, str], Path]) -> None:
