@@ -58,12 +58,10 @@ def read_signature(spec: StepSpec, way: Way) -> tuple[Tensors, Tensors]:
 
 def write_signature(spec: StepSpec, way: Way) -> tuple[Tensors, Tensors]:
     """What a write may take, and what it gives: the next states that hard gates guard."""
-    own = {tensor.name for tensor in spec.inputs}
-    takes = {name: t for name, t in spec.graph_inputs().items() if name not in own}
     read = given_by_read(spec)
     payload = {tensor.name: tensor for tensor in way.payload}
     gives = {name: t for name, t in spec.graph_outputs().items() if name not in read}
-    return takes | read | payload, gives
+    return spec.graph_inputs() | read | payload, gives
 
 
 def check_payload(spec: StepSpec, way: Way) -> None:

@@ -42,9 +42,10 @@ class Split:
     Attributes:
         read: From inputs, constants and states to outputs, gates, next values of the states that
             no hard gate guards, and the payload.
-        write: From states, constants, payload and what else ``read`` gives to the next states that
-            hard gates guard; None where it is the whole step, taken again.
-        payload: What is handed over.
+        write: From states, constants, payload, what else ``read`` gives, and inputs where the cut
+            goes through them, to the next states that hard gates guard; None where it is the whole
+            step, taken again.
+        payload: What is handed over; inputs are not, they lie where they were given.
         step_work: Elements that the step computes, those of matrix products times their depth.
         read_work: The same of ``read``.
         write_work: The same of ``write``.
@@ -86,11 +87,13 @@ def read_write(model: onnx.ModelProto, spec: StepSpec) -> Split:
             found=f"{size} bytes in the smallest cut",
             expected=f"fewer than the {limit} bytes that gates guard",
         )
-    handed = [tensor.name for tensor in payload]
-    read = reading.part(spec.graph_inputs(), [*given, *handed])
-    takes = [name for name in writing.tensors if name in free or name in handed]
+    inputs = spec.graph_inputs()
+    handed = tuple(tensor for tensor in payload if tensor.name not in inputs)
+    read = reading.part(inputs, [*given, *(tensor.name for tensor in handed)])
+    known = free.union(tensor.name for tensor in payload)
+    takes = [name for name in writing.tensors if name in known]
     write = writing.part(takes, [s.next_name for s in guarded])
-    return Split(read, write, payload, reading.total, Dataflow(read).total, Dataflow(write).total)
+    return Split(read, write, handed, reading.total, Dataflow(read).total, Dataflow(write).total)
 
 
 def quiet(model: onnx.ModelProto, spec: StepSpec) -> Split:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stategate.contract import StepSpec
+from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import SplitError
 from stategate.export.split import Split, quiet, read_write
 from stategate.export.trace import trace
@@ -283,3 +283,28 @@ def test_a_step_that_does_not_know_its_threshold_has_no_quiet_form(tiny: nn.Modu
     model = Unaware()
     with pytest.raises(SplitError, match="does not choose by its gate"):
         quiet(trace(model), model.step_spec())
+
+
+def test_a_cut_through_an_input_takes_it_from_where_it_lies() -> None:
+    class Rolling(nn.Module):
+        """Remembers the last four inputs; the write needs no more than the newest."""
+
+        def step_spec(self) -> StepSpec:
+            return StepSpec(
+                inputs=(TensorSpec("x", (1, 3)),),
+                outputs=(TensorSpec("y", (1, 3)),),
+                states=(StateSpec("last", (1, 4, 3), gate="gate"),),
+                gates=(GateSpec("gate", "hard", (1, 1), 0.0, "threshold"),),
+            )
+
+        def step(self, inputs: dict, states: dict) -> StepResult:
+            x, last = inputs["x"], states["last"]
+            gate = x.sum(-1, keepdim=True)
+            rolled = torch.cat((last[:, 1:], x.unsqueeze(1)), 1)
+            after = torch.where((gate > inputs["threshold"]).unsqueeze(-1), rolled, last)
+            return StepResult({"y": last.mean(1)}, {"last": after}, {"gate": gate})
+
+    model = Rolling()
+    parts = read_write(trace(model), model.step_spec())
+    assert parts.write is not None and not parts.payload
+    assert {value.name for value in parts.write.graph.input} == {"x", "last"}
