@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-import numpy as np
 import onnx
 from onnx.utils import Extractor
 
@@ -15,53 +14,13 @@ from stategate.contract.errors import SpecError
 from stategate.export.graph import every_node, fixed_shape
 
 # Operators whose work is in proportion to what they give: computing one twice costs little.
-_CHEAP = [
-    "Abs",
-    "Add",
-    "And",
-    "Cast",
-    "Ceil",
-    "Clip",
-    "Concat",
-    "Constant",
-    "ConstantOfShape",
-    "Div",
-    "Equal",
-    "Exp",
-    "Expand",
-    "Flatten",
-    "Floor",
-    "Gather",
-    "Greater",
-    "GreaterOrEqual",
-    "Identity",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "Max",
-    "Min",
-    "Mul",
-    "Neg",
-    "Not",
-    "Or",
-    "Pow",
-    "Reciprocal",
-    "Relu",
-    "Reshape",
-    "Sigmoid",
-    "Sign",
-    "Slice",
-    "Softplus",
-    "Split",
-    "Sqrt",
-    "Squeeze",
-    "Sub",
-    "Tanh",
-    "Transpose",
-    "Unsqueeze",
-    "Where",
-    "Xor",
-]
+_WORDS = """
+Abs Add And Cast Ceil Clip Concat Constant ConstantOfShape Div Equal Exp Expand Flatten Floor
+Gather Greater GreaterOrEqual Identity Less LessOrEqual Log Max Min Mul Neg Not Or Pow
+Reciprocal Relu Reshape Sigmoid Sign Slice Softplus Split Sqrt Squeeze Sub Tanh Transpose
+Unsqueeze Where Xor
+"""
+_CHEAP = frozenset(_WORDS.split())
 
 
 class Dataflow:
@@ -142,9 +101,7 @@ class Dataflow:
             inputs: What it may take; each of known size.
             outputs: What it gives, none of them an input.
         """
-        extractor = Extractor(self.model)
-        # Those of a graph's value_info carry what inference could not find for contrib operators.
-        model = extractor.extract_model(list(inputs), list(outputs))
+        model = Extractor(self.model).extract_model(list(inputs), list(outputs))
         used = {name for node in every_node(model.graph) for name in node.input}
         kept = [value for value in model.graph.input if value.name in used]
         del model.graph.input[:]
@@ -159,10 +116,4 @@ class Dataflow:
 
 
 def _within(node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
-    holder = onnx.GraphProto(node=[node])
-    return every_node(holder)
-
-
-def constant(name: str, values: np.ndarray) -> onnx.TensorProto:
-    """An initializer."""
-    return onnx.numpy_helper.from_array(values, name)
+    return every_node(onnx.GraphProto(node=[node]))

@@ -9,7 +9,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from stategate.contract import GateSpec, StepSpec
-from stategate.export.dataflow import Dataflow, constant
+from stategate.export.dataflow import Dataflow
 
 # Each element that these take is an element of what they give, and the other way round.
 _REORDERING = frozenset({"Concat", "Expand", "Flatten", "Identity", "Reshape", "Squeeze"})
@@ -44,7 +44,7 @@ def given_gate(model: onnx.ModelProto, spec: StepSpec, is_open: bool) -> onnx.Mo
     del rest.graph.node[:]
     chosen = 0
     for i, node in enumerate(flow.nodes):
-        if node.op_type == "Where" and node.input[0] in known:
+        if node.op_type == "Where" and node.input[0] in known and node.output[0] in flow.tensors:
             condition = known[node.input[0]]
             if condition.all() or not condition.any():
                 taken = node.input[1 if condition.all() else 2]
@@ -114,10 +114,9 @@ def _evaluated(flow: Dataflow, i: int, known: dict[str, np.ndarray]) -> np.ndarr
 def _take(flow: Dataflow, rest: onnx.ModelProto, taken: str, output: str) -> list[onnx.NodeProto]:
     initial = {t.name: tuple(t.dims) for t in flow.model.graph.initializer}
     shape = flow.tensors[taken].shape if taken in flow.tensors else initial.get(taken)
-    if output in flow.tensors and flow.tensors[output].shape == shape:
+    wanted = flow.tensors[output].shape
+    if wanted == shape:
         return [onnx.helper.make_node("Identity", [taken], [output])]
-    wide = f"{output}.shape"
-    rest.graph.initializer.append(
-        constant(wide, np.array(flow.tensors[output].shape, dtype=np.int64))
-    )
+    wide, extents = f"{output}.shape", np.array(wanted, dtype=np.int64)
+    rest.graph.initializer.append(onnx.numpy_helper.from_array(extents, wide))
     return [onnx.helper.make_node("Expand", [taken, wide], [output])]

@@ -149,6 +149,7 @@ def _smallest(
     byte = 1 + sum(work.values())
     never = byte * (1 + sum(tensor.nbytes for tensor in flow.tensors.values()))
     network = networkx.DiGraph()
+    network.add_nodes_from((_SOURCE, _SINK))  # of which a trivial step may need neither
     for n in nodes:
         if free >= set(flow.nodes[n].output):
             continue
