@@ -35,6 +35,7 @@ StategateError
 │   ├── TraceError           torch.export gave up, or the step broke its own spec
 │   │   └── UndeclaredStateError a buffer or attribute changes behind the contract's back
 │   ├── GraphError           the ONNX graph breaks a rule (branches, dynamic shapes, names)
+│   │   └── SplitError       a step cannot be taken apart into read and write, or gains nothing
 │   ├── StatePairingError    an adopted graph's states are ambiguous or mismatched
 │   ├── LeappError           a LEAPP export is malformed, or no single ONNX step with state
 │   └── ParityError          the bundle does not behave like the model
@@ -250,6 +251,10 @@ class UndeclaredStateError(TraceError):
 
 class GraphError(ExportError):
     """The ONNX graph breaks a rule: branches, dynamic shapes, names, opset."""
+
+
+class SplitError(GraphError):
+    """A step cannot be taken apart into read and write, or gains nothing by it."""
 
 
 class StatePairingError(ExportError):

@@ -29,6 +29,7 @@ from stategate.contract.specs import (
     StepSpec,
     TensorSpec,
 )
+from stategate.contract.ways import Way, check_payload
 
 SCHEMA_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -70,7 +71,8 @@ class GraphRef(Record, frozen=True):
 
     Attributes:
         role: ``step`` computes outputs, gates and next states in one go; ``chunk`` does so for
-            several steps at once, see `stategate.contract.chunked`.
+            several steps at once, see `stategate.contract.chunked`; ``read`` and ``write`` are
+            parts of the step, see `stategate.contract.Way`.
         format: File format.
         precision: ``float32``, or the name of the plan by which it was made smaller.
         file: Where it is.
@@ -79,7 +81,7 @@ class GraphRef(Record, frozen=True):
         steps: Steps that it takes at once.
     """
 
-    role: Literal["step", "chunk"]
+    role: Literal["step", "chunk", "read", "write"]
     format: Literal["onnx"]
     precision: str
     file: FileRef
@@ -89,11 +91,11 @@ class GraphRef(Record, frozen=True):
 
     def __post_init__(self) -> None:
         """Check that the number of steps is that of the role."""
-        if (self.role == "step") != (self.steps == 1) or self.steps < 1:
+        if (self.role == "chunk") != (self.steps > 1) or self.steps < 1:
             raise SpecError(
                 f"a graph of role {self.role!r} cannot take so many steps at once",
                 found=self.steps,
-                expected="1 for a step, more for a chunk",
+                expected="more than 1 for a chunk, 1 for any other",
             )
 
 
@@ -152,6 +154,8 @@ class Verification(Record, frozen=True):
         max_flip_rate: What that was held against; None in float32, where none may differ.
         accepted: Who let a candidate pass that was beyond these limits, and why; None where it
             kept them.
+        max_fused_error: As `max_output_error` over the golden episode, in one graph where the
+            bundle runs in two; None where it does not.
     """
 
     reference: str
@@ -166,6 +170,7 @@ class Verification(Record, frozen=True):
     flip_rate: float = 0.0
     max_flip_rate: float | None = None
     accepted: str | None = None
+    max_fused_error: float | None = None
 
     @property
     def errors(self) -> str:
@@ -217,6 +222,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         gates: What decides whether it is written.
         constants: Inputs that the runtime fills once.
         graphs: The same step in one or more forms.
+        way: Which of them a session runs, and why; None is the step.
         files: Every other file of the bundle: initial states, the golden episode.
         golden: Path of the golden episode among ``files``, or None.
         budget: Limits.
@@ -239,6 +245,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     gates: tuple[GateSpec, ...]
     constants: tuple[ConstantSpec, ...] = ()
     graphs: tuple[GraphRef, ...]
+    way: Way | None = None
     files: tuple[FileRef, ...] = ()
     golden: str | None = None
     budget: Budget = Budget()
@@ -266,12 +273,15 @@ class Manifest(Record, frozen=True, kw_only=True):
         if len(set(paths)) != len(paths):
             raise SpecError("a file is listed twice", found=sorted(paths))
         roles = sorted(graph.role for graph in self.graphs)
-        if roles not in (["step"], ["chunk", "step"]):
+        wanted_roles = sorted({"step", *(self.way.roles if self.way else ())})
+        if roles not in (wanted_roles, sorted((*wanted_roles, "chunk"))):
             raise SpecError(
                 "the bundle has not the graphs that it needs",
                 found=", ".join(roles) or "none",
-                expected="one with role 'step', and perhaps one with role 'chunk'",
+                expected=f"one of each role of {', '.join(wanted_roles)}, and perhaps a 'chunk'",
             )
+        if self.way is not None and self.way.payload:
+            check_payload(step, self.way)
         chunk = self.chunk_graph
         if chunk is not None:
             chunked(step, chunk.steps)  # refuses a signature that cannot have one
@@ -303,7 +313,11 @@ class Manifest(Record, frozen=True, kw_only=True):
     @property
     def chunk_graph(self) -> GraphRef | None:
         """The graph of several steps at once, where there is one."""
-        return next((graph for graph in self.graphs if graph.role == "chunk"), None)
+        return self.graph_of("chunk")
+
+    def graph_of(self, role: str) -> GraphRef | None:
+        """The graph of a role, where there is one."""
+        return next((graph for graph in self.graphs if graph.role == role), None)
 
     @property
     def state_bytes(self) -> int:

@@ -19,7 +19,7 @@ from stategate.contract import (
 )
 from stategate.contract.console import progress
 from stategate.contract.errors import GraphError
-from stategate.export.native import medians_us
+from stategate.export.native import medians_us, sample
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.precision import Lower, precision_options
 from stategate.export.receipt import print_receipt
@@ -28,6 +28,7 @@ from stategate.export.stateful import StatefulReference
 from stategate.export.storage_cli import storage_options
 from stategate.export.trace import TorchReference, trace, trace_chunk
 from stategate.export.verify import STEPS, Reference
+from stategate.export.ways import Asked, in_its_way
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.lift import Lifted
 from stategate.models.load import LoadedModel, load_model
@@ -61,6 +62,14 @@ from stategate.targets import generic, load
     help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
     "own, or whichever is fastest on this machine, by measurement.",
 )
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "read-write", "quiet", "fused"]),
+    default="auto",
+    show_default=True,
+    help="Whether a step is run in one graph, or in one that reads and one that writes where a "
+    "gate opens; auto takes what is cheaper, by measurement where no --target is given.",
+)
 @precision_options
 @storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
@@ -90,6 +99,7 @@ def export(
     calibration_path: Path | None,
     sessions: int,
     operators: str,
+    split: Asked,
     target: str | None,
     episode_path: Path | None,
     steps: int,
@@ -107,6 +117,7 @@ def export(
       stategate export aura-hard --out build/aura
       stategate export my_policy.py:MyPolicy --out build/mine
       stategate export aura-hard --sessions 4 --out build/pool
+      stategate export aura-hard --split read-write --out build/two
       stategate export aura-hard --precision int8-weights --out build/small
       stategate export aura-hard --state-storage S=int8 --error-feedback --out build/small
     """
@@ -120,6 +131,7 @@ def export(
     reference = reference_for(loaded.model, candidate)
     candidate = lower.of(candidate, profile)
     episode = episode_for(loaded, candidate, episode_path, steps)
+    candidate = in_its_way(candidate, split, episode, here=target is None)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -190,7 +202,7 @@ def candidate_from(
     operators = wanted[0].value
     metadata = {}
     if len(graphs) > 1:
-        times = medians_us(graphs, spec)
+        times = medians_us(graphs, sample(spec))
         operators = min(times, key=lambda name: times[name])
         told = ", ".join(f"{name} {us:.0f} us" for name, us in times.items())
         metadata["operators"] = f"{operators}, the fastest where it was built: {told}"

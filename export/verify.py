@@ -15,7 +15,7 @@ from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
 from stategate.contract.stored import values
 from stategate.runtime.full_pool import open_stepper
-from stategate.runtime.golden import Gaps, chunk_gap
+from stategate.runtime.golden import Gaps, chunk_gap, fused_gap
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -175,7 +175,8 @@ def verify(
         lower precision, with the bundle's, which another machine must repeat.
 
     Raises:
-        ParityError: They part beyond the limits; with the chunk graph too, where there is one.
+        ParityError: They part beyond the limits; with the chunk graph too, where there is one, and
+            in one graph where the bundle runs in two.
     """
     lower = limits.flip_rate is not None
     seen = compare(candidate, reference, episode, report, own_answers=lower)
@@ -190,6 +191,14 @@ def verify(
             expected=f"at most {limits.error:g}",
             remedy="chunk() must give what as many calls of step() give; nothing was written",
         )
+    fused_error = fused_gap(candidate, seen.golden)
+    if fused_error is not None and not fused_error <= limits.error:
+        raise ParityError(
+            "the step in one graph parts from the step in two",
+            found=f"output error {fused_error:.3g} within {seen.golden.steps} steps",
+            expected=f"at most {limits.error:g}",
+            remedy="export it with --split fused; nothing was written",
+        )
     receipt = Verification(
         reference=reference.name,
         engine=seen.engine,
@@ -200,6 +209,7 @@ def verify(
         tolerance=limits.error if np.isfinite(limits.error) else None,
         gate_openings=seen.opened,
         max_chunk_error=chunk_error,
+        max_fused_error=fused_error,
         flip_rate=seen.flip_rate,
         max_flip_rate=limits.flip_rate,
         accepted=f"{limits.accepted} (overruled: {beyond})" if beyond else None,

@@ -79,6 +79,10 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         text += "".join(f", operators of {domain}" for domain in graph.domains)
         text += f", {graph.steps} steps at once" if graph.steps > 1 else ""
         lines.append(("graph", text))
+    way = manifest.way
+    if way is not None:
+        handed = f", {way.payload_bytes} bytes handed over" if way.payload else ""
+        lines.append(("way", f"{way.way}{handed}: {way.why}"))
     lines.append(("target", manifest.target.name if manifest.target else "any"))
     receipt = manifest.verification
     if receipt is None:
@@ -167,8 +171,8 @@ def verify(
 def _replayed(result: Replay | None) -> str:
     if result is None:
         return "not checked: the bundle carries no golden episode"
-    by_chunk = result.max_chunk_error
-    told = "" if by_chunk is None else f", output error by the chunk {by_chunk:.2g}"
+    others = {"by the chunk": result.max_chunk_error, "in one graph": result.max_fused_error}
+    told = "".join(f", output error {how} {e:.2g}" for how, e in others.items() if e is not None)
     return (
         f"{result.steps} golden steps: output error {result.max_output_error:.2g}, "
         f"state error {result.max_state_error:.2g} (allowed {result.tolerance:g}), "

@@ -87,7 +87,12 @@ class Pool(Closing):
         check_memory(bundle, bundle.manifest.budget)
         _check_budget(bundle.manifest.budget)
         buffers = allocate(bundle)
-        return cls(bundle, buffers, open_engine(bundle, buffers))
+        return cls(
+            bundle,
+            buffers,
+            # Rows have gates of their own: nearly every step of a pool writes somewhere.
+            open_engine(bundle, buffers, bundle.manifest.step_graph),
+        )
 
     @property
     def manifest(self) -> Manifest:

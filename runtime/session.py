@@ -251,7 +251,7 @@ class Session(Closing):
             governor.before()
         try:
             engine.run(memory.parity)
-            wanted, wrote = memory.commit(self._permit)
+            wanted, wrote = memory.commit(self._permit, engine.write)
         except (EngineError, StateFault) as fault:
             self._answer(fault)
             if deadline is not None:

@@ -22,7 +22,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "export": (
         {"contract", "targets", "models"},
-        BASE | {"torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "safetensors", "yaml"},
+        BASE
+        | {"torch", "onnx", "onnxruntime", "onnxscript", "networkx"}
+        | {"tensorrt", "safetensors", "yaml"},
     ),
     "runtime": ({"contract"}, BASE),
     "bench": ({"contract", "targets", "runtime"}, BASE | {"matplotlib", "onnxruntime"}),
