@@ -174,6 +174,12 @@ $(PRECISION)/aura-hard/float32/.done: $(AURA)/calibration.json
 $(PRECISION)/gdn2-hard/float32/.done: $(PRECISION)/gdn2-hard/calibration.json
 $(foreach model,aura-hard gdn2-hard gru-few,$(eval $(PRECISION)/$(model)/weights-int8-activations-int8/.done: $(PRECISION)/$(model)/ranges.json))
 
+# An adopted file keeps its weights: `adopt` has no --precision.
+$(patsubst %,$(PRECISION)/silero-vad/%/.done,$(filter weights-%,$(PLANS))): $(PRECISION)/silero-vad/float32/.done
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@echo "ExportError: adopt leaves the weights of a file as they are (docs/adr/0006)" > $(@D)/refused.txt
+	@touch $@
+
 precision-table:
 	@$(BIN)/stategate precision-table $(PRECISION) --out $(BUILD)/bench/precision.json --page docs/precision.md
 	@cp $(BUILD)/bench/precision.json docs/precision.json
