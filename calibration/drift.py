@@ -153,6 +153,7 @@ class _Episode:
             decisions=decisions,
             writes=writes,
             norm_growth=max(growth, default=1.0),
+            norms={name: (norms[0], norms[1]) for name, norms in self.norms.items()},
             right=(self.right[0], self.right[1]),
             judged=self.judged,
         )

@@ -59,6 +59,8 @@ def page(result: Drift) -> str:
         "<p>Errors are in units of the largest magnitude that the float model's tensor reached; "
         "every row counts from the first step.</p>",
         *_plots(result),
+        "<h2>Largest norm of each state so far</h2>",
+        _table(*_norms(result)),
         "<h2>Largest error of each tensor</h2>",
         _table(("tensor", "error"), [(n, f"{e:.3g}") for n, e in result.tensors.items()]),
         f"<h2>Not compared</h2><ul>{skipped}</ul>" if skipped else "",
@@ -100,6 +102,19 @@ def _row(point: Point) -> Sequence[str]:
         f"{point.norm_growth:.4f}",
         *(right if point.judged else ("-", "-")),
     )
+
+
+def _norms(result: Drift) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """By horizon, the float model's and the candidate's: what grows beyond its model shows here."""
+    names = list(result.total.norms)
+    rows: list[Sequence[str]] = [
+        (
+            f"{point.step:,}",
+            *(f"{norm:.5g}" for name in names for norm in point.norms[name]),
+        )
+        for point in result.milestones
+    ]
+    return ("steps", *(title for name in names for title in (f"{name}, float", "candidate"))), rows
 
 
 def _sides(result: Drift) -> list[Sequence[str]]:

@@ -46,6 +46,7 @@ class Point(Record, frozen=True):
         decisions: Gate decisions of one bundle.
         writes: Steps that wrote: of the float model, of the candidate.
         norm_growth: Largest norm of any state, in units of the float model's largest.
+        norms: Largest norm of each state: of the float model, of the candidate.
         right: Labelled answers that were right: of the float model, of the candidate.
         judged: Labelled answers.
     """
@@ -61,6 +62,7 @@ class Point(Record, frozen=True):
     decisions: int
     writes: tuple[int, int]
     norm_growth: float
+    norms: dict[str, tuple[float, float]]
     right: tuple[int, int]
     judged: int
 
@@ -80,6 +82,10 @@ class Point(Record, frozen=True):
             decisions=self.decisions + other.decisions,
             writes=(self.writes[0] + other.writes[0], self.writes[1] + other.writes[1]),
             norm_growth=max(self.norm_growth, other.norm_growth),
+            norms={
+                name: (max(norms[0], other.norms[name][0]), max(norms[1], other.norms[name][1]))
+                for name, norms in self.norms.items()
+            },
             right=(self.right[0] + other.right[0], self.right[1] + other.right[1]),
             judged=self.judged + other.judged,
         )
@@ -175,6 +181,11 @@ class Drift(Record, frozen=True, kw_only=True):
             f"{what} {value:.3g} is above {limit:g}"
             for what, value, limit in measured
             if limit is not None and not value <= limit
+        ]
+        broken += [
+            f"state {name} has a norm of {ours:.3g}, and is zero in the float model"
+            for name, (theirs, ours) in total.norms.items()
+            if limits.norm_growth is not None and ours > theirs == 0
         ]
         failed = [self.fault] if self.fault is not None else []
         return msgspec.structs.replace(self, findings=(*failed, *broken))

@@ -9,6 +9,7 @@ from stategate.contract.episodes import EpisodeFile, EpisodeSet, load_episode
 from stategate.contract.manifest import (
     SCHEMA_VERSION,
     CalibrationRef,
+    DriftReceipt,
     FileRef,
     GraphRef,
     Manifest,
@@ -31,6 +32,7 @@ __all__ = [
     "CalibrationRef",
     "ConstantSpec",
     "CurvePoint",
+    "DriftReceipt",
     "Episode",
     "EpisodeFile",
     "EpisodeSet",

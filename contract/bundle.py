@@ -98,7 +98,7 @@ class Bundle:
                 expected=seal[:64].decode(errors="replace") or f"its digest in {SEAL}",
                 remedy="export the bundle again, or copy it again",
             )
-        return cls(path, manifest, digest)
+        return cls(path.absolute(), manifest, digest)
 
     def read(self, file: FileRef) -> bytes:
         """Bytes of one file, checked against the digest at the moment of reading.

@@ -25,7 +25,7 @@ def chunked(spec: StepSpec, steps: int) -> StepSpec:
     Raises:
         SpecError: A leading axis is not 1, an input is called ``valid``, or ``steps`` is below 2.
     """
-    if steps < 2:
+    if type(steps) is not int or steps < 2:
         raise SpecError("a chunk takes several steps", found=steps, expected="2 or more")
     shapes = {t.name: t.shape for t in (*spec.inputs, *spec.outputs)}
     shapes |= {gate.name: gate.shape for gate in spec.gates}

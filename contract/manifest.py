@@ -102,7 +102,7 @@ class ModelRef(Record, frozen=True):
 
     Attributes:
         name: Its name.
-        family: Kind of memory: ``aura``, ``custom``, ``adopted``.
+        family: Kind of memory: that of a zoo entry, ``custom``, or ``adopted``.
         source: Zoo name, or file and factory.
         sha256: Digest of its weights, or of the adopted file.
         kv_bytes_per_step: What a key-value cache of the same width would grow by in each step;
@@ -144,7 +144,7 @@ class Verification(Record, frozen=True):
         max_state_error: The same of the states.
         gate_flips: Decisions that differed; more than none fails in float32.
         tolerance: What the two errors were held against; in lower precision the output error
-            alone, the states being none of a caller's business.
+            alone, and None where that was left to the drift test.
         gate_openings: Steps in which each hard gate was open, summed over the sessions of a pool;
             0 or all of them means that the check saw only one side of the gate.
         flip_rate: Share of all gate decisions that differed.
@@ -159,12 +159,38 @@ class Verification(Record, frozen=True):
     max_output_error: float
     max_state_error: float
     gate_flips: int
-    tolerance: float
+    tolerance: float | None
     gate_openings: dict[str, int]
     max_chunk_error: float | None = None
     flip_rate: float = 0.0
     max_flip_rate: float | None = None
     accepted: str | None = None
+
+
+class DriftReceipt(Record, frozen=True):
+    """Receipt of the drift test of a candidate in lower precision.
+
+    Attributes:
+        report: The whole report, a file of the bundle.
+        reference: Digest of the float bundle that it was stepped beside.
+        steps: Of both, over all held-out episodes.
+        findings: Limits that were broken, one sentence each.
+        accepted: Who took it all the same, and why; None where no limit was broken.
+    """
+
+    report: FileRef
+    reference: str
+    steps: int
+    findings: tuple[str, ...] = ()
+    accepted: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a receipt that does not say who was overruled, or overrules nothing."""
+        if bool(self.findings) != bool(self.accepted):
+            raise SpecError(
+                "a drift receipt says who accepts broken limits, where there are any",
+                found=f"{len(self.findings)} findings, accepted by {self.accepted or 'nobody'}",
+            )
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -186,7 +212,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         budget: Limits.
         target: The device it is for, or None for any.
         calibration: Record that set the thresholds, or None.
-        verification: Parity receipt; None in a candidate that is not sealed.
+        verification: Parity receipt; None in a draft that was never checked.
+        drift: Drift receipt of a bundle in lower precision; None in a candidate.
         metadata: Facts that travelled in an adopted file, as text.
         sessions: How many independent sessions one step serves: rows of the leading axis of every
             input, output, state and gate. More than one makes it a bundle for a pool.
@@ -208,6 +235,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     target: TargetRef | None = None
     calibration: CalibrationRef | None = None
     verification: Verification | None = None
+    drift: DriftReceipt | None = None
     metadata: dict[str, str] = {}
     sessions: int = 1
 
@@ -222,6 +250,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         missing = sorted(wanted - listed - {None}, key=str)
         if missing:
             raise SpecError("a file is used but not listed", found=missing, expected="in files")
+        if self.drift is not None and self.drift.report not in self.files:
+            raise SpecError("a file is used but not listed", found=self.drift.report.path)
         paths = [file.path for file in self.all_files]
         if len(set(paths)) != len(paths):
             raise SpecError("a file is listed twice", found=sorted(paths))
@@ -243,6 +273,12 @@ class Manifest(Record, frozen=True, kw_only=True):
                 expected=f"at most {limit} bytes",
                 remedy="choose a smaller model, or raise the budget's state_bytes",
             )
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it still has to be judged: never checked, or in lower precision and no drift."""
+        lower = any(graph.precision != "float32" for graph in self.graphs)
+        return self.verification is None or (lower and self.drift is None)
 
     @property
     def step(self) -> StepSpec:

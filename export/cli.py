@@ -18,6 +18,7 @@ from stategate.contract import (
     refuse_to_replace,
 )
 from stategate.contract.console import progress
+from stategate.contract.errors import GraphError
 from stategate.export.native import medians_us
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.precision import Lower, precision_options
@@ -176,10 +177,17 @@ def candidate_from(
         operators: One of `Operators`, or ``fastest`` for the fastest of all on this machine.
     """
     spec = batched(loaded.model.step_spec(), sessions)
-    if operators == "fastest" and not hasattr(loaded.model, "operators"):
-        operators = Operators.PORTABLE.value  # there is nothing to choose from
-    wanted = list(Operators) if operators == "fastest" else [Operators(operators)]
-    graphs = {o.value: _serialised(trace(loaded.model, sessions, o)) for o in wanted}
+    wanted = [Operators(operators)] if operators != "fastest" else [Operators.PORTABLE]
+    if operators == "fastest" and isinstance(getattr(loaded.model, "operators", None), Operators):
+        wanted = list(Operators)
+    graphs = {}
+    for form in wanted:
+        try:
+            graphs[form.value] = _serialised(trace(loaded.model, sessions, form))
+        except GraphError:  # one of several that the installed onnx does not know
+            if len(wanted) == 1:
+                raise
+    operators = wanted[0].value
     metadata = {}
     if len(graphs) > 1:
         times = medians_us(graphs, spec)

@@ -70,12 +70,21 @@ def without_traces_of_the_build(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_opset_of_its_operators(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, importing a newer opset where one of its operators came only then."""
-    needed = [
-        onnx.defs.get_schema(node.op_type).since_version
-        for node in model.graph.node
-        if not node.domain and node.op_type in _RECURRENT
-    ]
+    """The model, importing a newer opset where one of its operators came only then.
+
+    Raises:
+        GraphError: The installed onnx does not know such an operator.
+    """
+    new = {n.op_type for n in model.graph.node if not n.domain and n.op_type in _RECURRENT}
+    unknown = sorted(name for name in new if not onnx.defs.has(name))
+    if unknown:
+        raise GraphError(
+            "the installed onnx does not know operators of the graph",
+            found=f"onnx {onnx.__version__} without {', '.join(unknown)}",
+            expected="an onnx with opset 27",
+            remedy="update onnx, or export with --operators portable",
+        )
+    needed = [onnx.defs.get_schema(name).since_version for name in new]
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = max([entry.version, *needed])

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from typing import cast
 
 import numpy as np
 import onnx
@@ -64,7 +65,7 @@ def trace(
     spec = spec_of(model)
     module.eval()
     example = _example(spec, model)
-    _check_results(spec, _run_watched(model, spec, example))
+    _check_results(spec, _run_watched(model, spec, example, "step"))
     if sessions > 1:
         check_rows_stand_alone(model, sessions)
         spec = batched(spec, sessions)
@@ -86,13 +87,16 @@ def trace_chunk(model: ChunkModel, operators: Operators = Operators.PORTABLE) ->
         As `trace`, with the signature of `stategate.contract.chunked`.
 
     Raises:
-        TraceError: torch.export cannot follow it.
+        TraceError: Its results are not those of `chunked`, or torch.export cannot follow it.
+        UndeclaredStateError: Something changes that is not declared as a state.
         SpecError: Its step's signature cannot have a chunk.
         GraphError: The graph breaks a rule.
     """
     module = as_module(model)
     spec = chunked(spec_of(model), model.chunk_steps)
+    module.eval()
     example = _example(spec, model)
+    _check_results(spec, _run_watched(model, spec, example, "chunk"))
     with _operators(model, operators):
         graph = _lowered(_FlatChunk(model, spec).eval(), example, _output_names(spec), module)
     check_graph(graph, spec, branch_free=True)
@@ -252,25 +256,30 @@ def spec_of(model: StepModel) -> StepSpec:
     return spec
 
 
-def _run_watched(model: StepModel, spec: StepSpec, example: dict[str, torch.Tensor]) -> object:
-    """One eager step, which must leave the module and its arguments as they were."""
+def _run_watched(
+    model: StepModel, spec: StepSpec, example: dict[str, torch.Tensor], what: str
+) -> object:
+    """One eager step or chunk, which must leave the module and its arguments as they were."""
     module = as_module(model)
     names = {s.name for s in spec.states}
     given = {name: tensor.clone() for name, tensor in example.items()}
     watch = Watch(module.lifted if isinstance(module, Lifted) else module)
     try:
         with torch.no_grad():
-            result: object = model.step(
-                {n: t for n, t in given.items() if n not in names},
-                {n: t for n, t in given.items() if n in names},
+            inputs = {n: t for n, t in given.items() if n not in names}
+            states = {n: t for n, t in given.items() if n in names}
+            result: object = (
+                cast(ChunkModel, model).chunk(inputs, states, inputs.pop(VALID))
+                if what == "chunk"
+                else model.step(inputs, states)
             )
     except StategateError:
         raise
     except Exception as problem:  # a user's code may raise anything
         raise TraceError(
-            "the step fails on its own spec",
+            f"the {what} fails on its own spec",
             found=explained(problem),
-            expected="a step that takes the inputs and states of step_spec(), by name",
+            expected=f"a {what} that takes the inputs and states of step_spec(), by name",
         ) from problem
     changed = watch.changed()
     if changed:
@@ -278,7 +287,7 @@ def _run_watched(model: StepModel, spec: StepSpec, example: dict[str, torch.Tens
     touched = [name for name, tensor in given.items() if tensor._version]
     if touched:
         raise TraceError(
-            "the step changes its arguments in place",
+            f"the {what} changes its arguments in place",
             found=", ".join(touched),
             expected="new tensors for next states and outputs",
             remedy="write x = x * 0.5 instead of x.mul_(0.5)",
@@ -335,18 +344,18 @@ def _operators(model: StepModel, operators: Operators) -> Iterator[None]:
     if operators is Operators.PORTABLE:
         yield
         return
-    if not hasattr(model, "operators"):
+    if not isinstance(getattr(model, "operators", None), Operators):
         raise TraceError(
             "the model has no form in native operators",
             found=f"{type(model).__name__}, --operators {operators.value}",
             expected="a model of the delta family",
             remedy="export it with --operators portable",
         )
-    model.operators = operators
+    model.operators = operators  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        model.operators = Operators.PORTABLE
+        model.operators = Operators.PORTABLE  # type: ignore[attr-defined]
 
 
 @contextmanager

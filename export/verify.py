@@ -40,11 +40,11 @@ class Reference(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far a candidate may part from its model.
+    """How far a bundle may part from its model in the parity check.
 
     Attributes:
         error: Largest error, see `Gaps`: of outputs and states, or of outputs alone where
-            ``flip_rate`` is given.
+            ``flip_rate`` is given; infinity where that is left to the drift test.
         flip_rate: Share of gate decisions that may differ, for a candidate in lower precision;
             None for one in float32, of which none may.
         accepted: Who takes a candidate that is beyond these limits, and why.
@@ -197,7 +197,7 @@ def verify(
         max_output_error=float(np.max(seen.output_error, initial=0.0)),
         max_state_error=float(np.max(seen.state_error, initial=0.0)),
         gate_flips=seen.flips,
-        tolerance=limits.error,
+        tolerance=limits.error if np.isfinite(limits.error) else None,
         gate_openings=seen.opened,
         max_chunk_error=chunk_error,
         flip_rate=seen.flip_rate,

@@ -117,7 +117,7 @@ def chunk(tokens: Tokens, carried: Carried, threshold: Tensor, valid: Tensor) ->
 
     With c the running sum of log-decays, the updates solve (I + T) U = W V - Y S with
     T_ij = (b_i k_i exp(c_i - c_j)) . k_j below the diagonal and Y_i = b_i k_i exp(c_i)
-    (arXiv:2605.22791, appendix A), where exponents are taken pair by pair so that none is above
+    (arXiv:2605.22791, appendix A), where exponents are summed pair by pair so that none is above
     zero.
 
     Args:
@@ -139,24 +139,34 @@ def chunk(tokens: Tokens, carried: Carried, threshold: Tensor, valid: Tensor) ->
     before = carried.log_decay.unsqueeze(2)
     total = torch.cumsum(g, dim=2)
     times = torch.arange(q.shape[2], device=q.device)
-    pair = total.unsqueeze(3) - total.unsqueeze(2)  # (rows, heads, i, j, key or 1)
-    past = (times[:, None] >= times[None, :])[..., None]
-    decay = torch.where(past, torch.exp(torch.where(past, pair, 0.0)), 0.0)
-    aged = k.unsqueeze(2) * decay  # key j as seen from token i
+    past = times[:, None] >= times[None, :]
+    # Sums of g over j < t <= i, (rows, heads, i, j, key or 1); a difference of running sums would
+    # lose the digits of a slow decay beside a fast one.
+    between = past[:, None, :] & (times[None, :, None] < times)
+    pair = torch.matmul(between.flatten(0, 1).to(g.dtype), g)
+    pair = pair.view(*g.shape[:2], *past.shape, g.shape[-1])
+    aged = k.unsqueeze(2) * (torch.exp(pair) * past[..., None])  # key j as seen from token i
     T = ((b * k).unsqueeze(3) * aged).sum(-1) * (times[:, None] > times[None, :])
     reads = torch.exp(before + total)
     U = torch.matmul(_inverse_of_unit_plus(T), wv - torch.matmul(b * k * reads, carried.S))
     o = torch.matmul(q * reads, carried.S)
     o = o + torch.matmul((q.unsqueeze(3) * aged).sum(-1), U)
-    last = total[:, :, -1:]
-    written = torch.exp(before + last).transpose(2, 3) * carried.S + torch.matmul(
-        (k * torch.exp(last - total)).transpose(2, 3), U
+    # The last write takes the decay so far into S; what comes after it is carried, as by steps.
+    latest = (open_rows * times[:, None]).amax(dim=2, keepdim=True)  # (rows, heads, 1, 1)
+    at_latest = times[:, None] == latest  # (rows, heads, time, 1)
+    taken = (total * at_latest).sum(dim=2, keepdim=True)
+    keys = (aged * at_latest.unsqueeze(-1)).sum(dim=2)
+    written = torch.exp(before + taken).transpose(2, 3) * carried.S + torch.matmul(
+        keys.transpose(2, 3), U
     )
     any_open = is_open.any(dim=1)[..., None]
-    log_decay = (before + last).squeeze(2)
     after = Carried(
         torch.where(any_open.unsqueeze(-1), written, carried.S),
-        torch.where(any_open, torch.zeros_like(log_decay), log_decay),
+        torch.where(
+            any_open,
+            (g * (times[:, None] > latest)).sum(dim=2),
+            carried.log_decay + total[:, :, -1],
+        ),
     )
     return Written(o.transpose(1, 2) * k.shape[-1] ** -0.5, after, gate)
 

@@ -114,7 +114,7 @@ class Mamba2Layer(nn.Module):
         # An unlimited end is left out: not every engine takes a clamp at infinity.
         if c.dt_min > 0.0:
             dt = dt.clamp(min=c.dt_min)
-        if math.isfinite(c.dt_max):
+        if c.dt_max is not None:
             dt = dt.clamp(max=c.dt_max)
         x = torch.unflatten(x, -1, (c.heads, c.head_dim))
         return Projections(z, x, self._of_heads(B), self._of_heads(C), dt, columns[..., 1:])

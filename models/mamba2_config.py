@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import ModelConfigError
+from stategate.models.fields import check_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Mamba2Config:
         groups: Groups of neighbouring heads that share B and C, and one norm.
         conv_width: Steps that the convolution sees, this one included.
         dt_min: Lower limit of dt, 0 where there is none.
-        dt_max: Upper limit of dt, ``math.inf`` where there is none.
+        dt_max: Upper limit of dt, None where there is none.
         norm_eps: Added to the mean square in every norm.
     """
 
@@ -40,7 +41,7 @@ class Mamba2Config:
     groups: int
     conv_width: int
     dt_min: float
-    dt_max: float
+    dt_max: float | None
     norm_eps: float
 
     def __post_init__(self) -> None:
@@ -49,13 +50,7 @@ class Mamba2Config:
         Raises:
             ModelConfigError: Naming the field and what to do.
         """
-        for size in (field.name for field in fields(self) if field.type == "int"):
-            if getattr(self, size) < 1:
-                raise ModelConfigError(
-                    f"Mamba2Config.{size} must be positive",
-                    found=getattr(self, size),
-                    expected="a whole number of at least 1",
-                )
+        check_fields(self)
         if self.heads % self.groups:
             raise ModelConfigError(
                 "Mamba2Config.groups must divide the heads",
@@ -70,12 +65,12 @@ class Mamba2Config:
                 expected="one column kept besides the present one",
                 remedy="4 in the published models; zero weights on the past switch it off",
             )
-        if not 0.0 <= self.dt_min < self.dt_max:
+        if not 0.0 <= self.dt_min < (math.inf if self.dt_max is None else self.dt_max):
             raise ModelConfigError(
                 "Mamba2Config.dt_min and dt_max are no range",
                 found=f"{self.dt_min} to {self.dt_max}",
                 expected="0 <= dt_min < dt_max",
-                remedy="0.0 and math.inf for no limits",
+                remedy="0.0 and None for no limits",
             )
         if not 0.0 < self.norm_eps < 1.0:
             raise ModelConfigError(
@@ -127,7 +122,7 @@ def _language_model(
     """What the published models have in common: heads of 64 over twice the width, 4 steps."""
     heads = 2 * d_model // 64
     sizes = (vocabulary, vocabulary, d_model, layers, heads, 64, state_dim, groups, 4)
-    return Mamba2Config(*sizes, dt_min=0.0, dt_max=math.inf, norm_eps=1e-5)
+    return Mamba2Config(*sizes, dt_min=0.0, dt_max=None, norm_eps=1e-5)
 
 
 PUBLISHED: dict[str, Mamba2Config] = {

@@ -102,7 +102,7 @@ class RecurrentStep(nn.Module):
         _check_module(module)
         self.module, self.head, self.encoder = module, head, encoder
         self.write_threshold = write_threshold
-        projection = int(getattr(module, "proj_size", 0))
+        projection = int(getattr(module, "proj_size", 0)) or None
         seen = projection or module.hidden_size
         self.sizes = RecurrentSizes(
             family="lstm" if isinstance(module, nn.LSTM | nn.LSTMCell) else "gru",

@@ -7,6 +7,7 @@ from typing import Literal
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import ModelConfigError
+from stategate.models.fields import check_fields
 
 Family = Literal["lstm", "gru", "mingru"]
 
@@ -21,7 +22,7 @@ class RecurrentSizes:
         hidden: Channels of a layer.
         layers: How many.
         out_features: Width of the output.
-        projection: Width to which an LSTM projects its h (``proj_size``); 0 where it does not.
+        projection: Width to which an LSTM projects its h (``proj_size``); None where it does not.
     """
 
     family: Family
@@ -29,7 +30,7 @@ class RecurrentSizes:
     hidden: int
     layers: int
     out_features: int
-    projection: int = 0
+    projection: int | None = None
 
     def __post_init__(self) -> None:
         """Check that a step can be built.
@@ -37,19 +38,15 @@ class RecurrentSizes:
         Raises:
             ModelConfigError: Naming the field and what to do.
         """
-        for name in ("features", "hidden", "layers", "out_features"):
-            if getattr(self, name) < 1:
-                raise ModelConfigError(
-                    f"RecurrentSizes.{name} must be positive",
-                    found=getattr(self, name),
-                    expected="a whole number of at least 1",
-                )
-        if self.projection and (self.family != "lstm" or not 0 < self.projection < self.hidden):
+        check_fields(self)
+        if self.projection is not None and (
+            self.family != "lstm" or not 0 < self.projection < self.hidden
+        ):
             raise ModelConfigError(
                 "RecurrentSizes.projection is no projection",
                 found=f"{self.projection} in a {self.family} of {self.hidden} channels",
                 expected="less than the hidden channels, in an lstm only",
-                remedy="0 switches it off",
+                remedy="None switches it off",
             )
 
     @property

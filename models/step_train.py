@@ -14,34 +14,18 @@ from torch import Tensor, nn
 
 from stategate.models.binding_stream import FEATURES, NO_LABEL, VALUES, BindingStreams
 from stategate.models.delta import DeltaStack
-from stategate.models.delta_config import DeltaConfig, DeltaStackConfig
+from stategate.models.delta_config import DeltaStackConfig
 from stategate.models.recurrent import RecurrentStep
 from stategate.models.step import StepModel, Tensors, initial_states, threshold_inputs
 from stategate.models.stream_train import Recipe, Score
+from stategate.models.zoo_seeded import GDN2
 
-_LAYER = DeltaConfig(
-    width=64,
-    heads=2,
-    value_heads=2,
-    key_dim=16,
-    value_dim=16,
-    decay_gate="channel",
-    write_gate="vector",
-    decay_lower_bound=None,
-    negative_eigenvalues=False,
-    output_gate="low_rank_bias",
-    output_activation="silu",
-    norm_eps=1e-5,
-    conv_width=4,
-    layout="key, value",
-    skip_by="gate",
-)
 _WIDTH, _HIDDEN = 64, 32
 
 
 def delta_stack() -> DeltaStack:
     """Two Gated DeltaNet-2 layers of two 16 x 16 heads."""
-    return DeltaStack(DeltaStackConfig(FEATURES, VALUES, layers=2, mlp=64, layer=_LAYER))
+    return DeltaStack(DeltaStackConfig(FEATURES, VALUES, layers=2, mlp=64, layer=GDN2))
 
 
 def gru_policy() -> RecurrentStep:

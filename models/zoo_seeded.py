@@ -6,8 +6,8 @@ seconds, so that a device, an engine or a tool can be tried on each kind of memo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -32,41 +32,7 @@ from stategate.models.zoo_entry import Sized, ZooEntry
 _FEATURES, _ANSWERS = 16, 4
 _SEED = 2026
 
-_KDA = DeltaConfig(
-    width=64,
-    heads=2,
-    value_heads=2,
-    key_dim=16,
-    value_dim=16,
-    decay_gate="channel",
-    write_gate="scalar",
-    decay_lower_bound=-5.0,
-    negative_eigenvalues=False,
-    output_gate="low_rank",
-    output_activation="sigmoid",
-    norm_eps=1e-5,
-    conv_width=4,
-    layout="key, value",
-    skip_by="gate",
-)
-_GDN = DeltaConfig(
-    width=64,
-    heads=2,
-    value_heads=4,
-    key_dim=16,
-    value_dim=16,
-    decay_gate="head",
-    write_gate="scalar",
-    decay_lower_bound=None,
-    negative_eigenvalues=False,
-    output_gate="full",
-    output_activation="silu",
-    norm_eps=1e-6,
-    conv_width=4,
-    layout="key, value",
-    skip_by="gate",
-)
-_GDN2 = DeltaConfig(
+GDN2 = DeltaConfig(
     width=64,
     heads=2,
     value_heads=2,
@@ -82,6 +48,21 @@ _GDN2 = DeltaConfig(
     conv_width=4,
     layout="key, value",
     skip_by="gate",
+)
+_KDA = replace(
+    GDN2,
+    write_gate="scalar",
+    decay_lower_bound=-5.0,
+    output_gate="low_rank",
+    output_activation="sigmoid",
+)
+_GDN = replace(
+    GDN2,
+    value_heads=4,
+    decay_gate="head",
+    write_gate="scalar",
+    output_gate="full",
+    norm_eps=1e-6,
 )
 _TRIM_KV = TrimKvConfig(
     features=_FEATURES,
@@ -112,7 +93,7 @@ _MAMBA2 = Mamba2Config(
     groups=2,
     conv_width=4,
     dt_min=0.0,
-    dt_max=math.inf,
+    dt_max=None,
     norm_eps=1e-5,
 )
 _SEGA = SegaConfig(tokens=16, obs_tokens=3, width=32, depth=2, heads=4, mlp=128, norm_eps=1e-5)
@@ -165,7 +146,7 @@ def _trim_kv() -> TrimKv:
 
 
 _RANK_1 = "a rank-1 update k u^T of a head's matrix; decay is none, it is folded into the reads"
-_CHANNEL = "every step; by channel where its gate is above a threshold, if one is calibrated"
+_CHANNEL = "every step; by channel where its gate is above a threshold, once one is calibrated"
 
 ENTRIES = (
     _entry(
@@ -189,7 +170,7 @@ ENTRIES = (
     _entry(
         "gated-deltanet2",
         "gated_deltanet2",
-        _stack(_GDN2),
+        _stack(GDN2),
         "two Gated DeltaNet-2 layers",
         _RANK_1,
         "arXiv:2605.22791",

@@ -61,6 +61,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Train a write gate for a frozen model.",
     ),
+    "train-retention": (
+        "stategate.calibration.retention_cli:train_retention_command",
+        "export",
+        "Train the retention gates of a frozen TRIM-KV.",
+    ),
     "ranges": (
         "stategate.calibration.ranges_cli:ranges",
         "export",

@@ -58,8 +58,9 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     lines = [("model", f"{manifest.model.name} ({manifest.model.family})")]
     lines += [("input", f"{t.name} {t.dtype} {list(t.shape)}") for t in manifest.inputs]
     lines += [("output", f"{t.name} {t.dtype} {list(t.shape)}") for t in manifest.outputs]
+    hard = manifest.step.thresholds
     for state in manifest.states:
-        guard = f"written when {state.gate} opens" if state.gate else "written every step"
+        guard = f"written when {state.gate} opens" if state.gate in hard else "written every step"
         shape = f"{state.name} {state.dtype} {list(state.shape)}"
         lines.append(("state", f"{shape}, {state.bytes} bytes, {guard}"))
     for gate in manifest.gates:
@@ -81,7 +82,7 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     lines.append(("target", manifest.target.name if manifest.target else "any"))
     receipt = manifest.verification
     if receipt is None:
-        lines.append(("verified", "no: a candidate that was never sealed"))
+        lines.append(("verified", "no: a draft that was never sealed"))
     else:
         lines.append(
             (
@@ -91,6 +92,13 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
                 f"{receipt.max_state_error:.2g}, {receipt.gate_flips} gate flips",
             )
         )
+    if manifest.drift is not None:
+        over = f"; accepted by {manifest.drift.accepted}" if manifest.drift.accepted else ""
+        findings = "; ".join(manifest.drift.findings) or "passed"
+        text = f"{manifest.drift.steps} steps beside the float model: {findings}{over}"
+        lines.append(("drift", _printable(text)))
+    elif receipt is not None and manifest.is_candidate:
+        lines.append(("drift", "not judged: a candidate in lower precision"))
     for fact, text in manifest.metadata.items():
         lines.append(("fact", _printable(f"{fact}: {text}")))
     lines.append(("created", manifest.created))
@@ -120,8 +128,9 @@ def verify(
 ) -> None:
     """Check the digests of BUNDLE, then replay its golden episode on this machine.
 
-    Exits with 1 where a file was altered, an undeclared file lies in the folder, an output or a
-    state is further off than the tolerance, or a gate decides differently.
+    Exits with 1 where BUNDLE is a candidate that was not judged, a file was altered, an undeclared
+    file lies in the folder, an output or a state is further off than the tolerance, or a gate
+    decides differently.
 
     \b
     Examples:
@@ -131,13 +140,15 @@ def verify(
     opened = Bundle.open(bundle)
     undeclared = opened.undeclared_files()
     result = None if digests else replay(bundle, tolerance)
-    passed = not undeclared and (result is None or result.passed)
+    candidate = opened.manifest.is_candidate
+    passed = not candidate and not undeclared and (result is None or result.passed)
     if as_json:
         report = {
             "passed": passed,
             "digest": opened.digest,
             "files": len(opened.manifest.all_files) + 1,
             "undeclared_files": undeclared,
+            "candidate": candidate,
             "replay": asdict(result) if result is not None else None,
         }
         # msgspec writes infinity as null; JSON has no word for it.
@@ -146,6 +157,8 @@ def verify(
         click.echo(f"digests   {len(opened.manifest.all_files) + 1} files as sealed")
         for name in undeclared:
             click.echo(f"digests   {name} is not in the manifest; it is never loaded")
+        if candidate:
+            click.echo("receipt   none: a candidate; judge it with stategate drift --seal")
         if not digests:
             click.echo(f"behaviour {_replayed(result)}")
         click.echo("passed" if passed else "FAILED")

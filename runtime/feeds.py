@@ -52,7 +52,8 @@ class Feeds:
         Raises:
             StepInputError: As in `take`, or the inputs differ in length.
         """
-        steps = next((len(a) for a in inputs.values() if np.ndim(a)), 0)
+        given = (inputs.get(name) for name, _, _ in self._feeds)
+        steps = next((len(a) for a in given if isinstance(a, np.ndarray) and a.ndim), 0)
         for name, buffer, _ in self._feeds:
             whole = np.broadcast_to(buffer, (steps, *buffer.shape))
             flat = self._fitting(name, whole, inputs).reshape(-1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stategate.contract import Bundle, Episode
+from stategate.contract.errors import EpisodeError
 from stategate.contract.stored import values
 from stategate.runtime.buffers import Array
 from stategate.runtime.full_pool import open_stepper
@@ -24,7 +25,7 @@ class Replay:
         steps: Steps that were compared.
         max_output_error: Largest difference of any output element; see `Gaps`.
         max_state_error: The same of the states after the last step.
-        max_chunk_error: As `max_output_error`, by the chunk; None where there is no chunk graph.
+        max_chunk_error: Between chunk and step, see `chunk_gap`; None without a chunk graph.
         gate_flips: Gate decisions that differed.
         tolerance: What the errors are held against.
     """
@@ -39,9 +40,9 @@ class Replay:
     @property
     def passed(self) -> bool:
         """Whether every error is within the tolerance and no gate flipped."""
+        errors = (self.max_output_error, self.max_state_error, self.max_chunk_error or 0.0)
         # Written so that NaN fails.
-        worst = max(self.max_output_error, self.max_state_error, self.max_chunk_error or 0.0)
-        return worst <= self.tolerance and self.gate_flips == 0
+        return all(error <= self.tolerance for error in errors) and self.gate_flips == 0
 
 
 class Gaps:
@@ -102,25 +103,49 @@ def _gap(ours: Array, theirs: Array) -> tuple[float, float]:
 
 
 def chunk_gap(path: str | Path, golden: Episode) -> float | None:
-    """Take a golden episode in by the chunk, its last step by itself, and compare the answers.
+    """Take a golden episode in by the chunk and by the step, and compare all that they leave.
+
+    Two histories: one of whole chunks, and one that ends within a chunk.
 
     Args:
         path: The bundle.
-        golden: Its golden episode, of any length: that the last chunk is not full is the point.
+        golden: Its golden episode.
 
     Returns:
-        The largest difference of outputs, see `Gaps`; None where the bundle has no chunk graph.
+        The largest difference of outputs and states, see `Gaps`; infinity where the ledgers differ.
+        None where the bundle has no chunk graph.
+
+    Raises:
+        EpisodeError: The episode is no longer than a chunk.
     """
-    if Bundle.open(path).manifest.chunk_graph is None:
+    graph = Bundle.open(path).manifest.chunk_graph
+    if graph is None:
         return None
-    gaps = Gaps()
-    last = golden.steps - 1
-    with Session.open(path) as session:
-        given = session.prefill(**{name: array[:last] for name, array in golden.inputs.items()})
-        for t, inputs in enumerate(golden):
-            ours = {n: a[t] for n, a in given.items()} if t < last else session.step(**inputs)
-            gaps.add(ours, {name: array[t] for name, array in golden.outputs.items()})
-    return gaps.worst()
+    if golden.steps <= graph.steps:
+        raise EpisodeError(
+            "the episode is too short to try the chunk graph",
+            found=f"{golden.steps} steps",
+            expected=f"more than the {graph.steps} of a chunk",
+        )
+    whole = golden.steps // graph.steps * graph.steps
+    ragged = golden.steps if golden.steps > whole else whole - 1
+    return max(_history_gap(path, golden, steps) for steps in (whole, ragged))
+
+
+def _history_gap(path: str | Path, golden: Episode, steps: int) -> float:
+    history = {name: array[:steps] for name, array in golden.inputs.items()}
+    outputs, states = Gaps(), Gaps()
+    with Session.open(path) as by_chunk, Session.open(path) as by_step:
+        given = by_chunk.prefill(**history)
+        for t in range(steps):
+            right = by_step.step(**{name: array[t] for name, array in history.items()})
+            outputs.add({name: array[t] for name, array in given.items()}, right)
+        specs = by_step.manifest.states
+        ended = [{s.name: each.state(s.name) for s in specs} for each in (by_chunk, by_step)]
+        states.add(values(specs, ended[0]), values(specs, ended[1]))
+        if by_chunk.ledger != by_step.ledger:
+            return float("inf")
+    return max(outputs.worst(), states.worst())
 
 
 def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:

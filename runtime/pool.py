@@ -87,11 +87,7 @@ class Pool(Closing):
         check_memory(bundle, bundle.manifest.budget)
         _check_budget(bundle.manifest.budget)
         buffers = allocate(bundle)
-        return cls(
-            bundle,
-            buffers,
-            open_engine(bundle, buffers),
-        )
+        return cls(bundle, buffers, open_engine(bundle, buffers))
 
     @property
     def manifest(self) -> Manifest:

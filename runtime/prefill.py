@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from stategate.contract import VALID, Budget, Bundle, GraphRef, chunked
-from stategate.contract.errors import MemoryBudgetError, RuntimeFault
+from stategate.contract import VALID, Budget, Bundle, GraphRef, TensorSpec, chunked
+from stategate.contract.errors import MemoryBudgetError, RuntimeFault, SnapshotError
 from stategate.runtime.buffers import Array, Buffers, Slot
 from stategate.runtime.engine import open_engine
 from stategate.runtime.feeds import Feeds
@@ -36,7 +36,10 @@ class Chunks:
         """
         self.steps = graph.steps
         spec = chunked(bundle.manifest.step, graph.steps)
+        gates = tuple(TensorSpec(g.name, g.shape) for g in spec.gates)
+        tensors = (*spec.inputs, *spec.outputs, *gates)
         needed = rss_bytes() + (bundle.path / graph.file.path).stat().st_size
+        needed += sum(tensor.nbytes for tensor in tensors)
         limit = budget.peak_resident_bytes
         if limit is not None and needed > limit:
             raise MemoryBudgetError(
@@ -46,18 +49,19 @@ class Chunks:
                 remedy="take the history step by step, with step()",
             )
 
-        def slots(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[Slot, ...]:
-            return tuple(Slot.allocate(name, *form) for name, form in tensors.items())
+        def slots(specs: tuple[TensorSpec, ...]) -> tuple[Slot, ...]:
+            return tuple(Slot.allocate(t.name, t.shape, t.dtype) for t in specs)
 
         own = replace(
-            buffers,
-            inputs=slots({t.name: (t.shape, t.dtype) for t in spec.inputs}),
-            outputs=slots({t.name: (t.shape, t.dtype) for t in spec.outputs}),
-            gates=slots({g.name: (g.shape, "float32") for g in spec.gates}),
+            buffers, inputs=slots(spec.inputs), outputs=slots(spec.outputs), gates=slots(gates)
         )
         self._inputs = {slot.name: slot.array for slot in own.inputs}
         self._outputs = {slot.name: slot.array for slot in own.outputs}
         self._gates = {slot.name: slot for slot in own.gates}
+        pairs = ((buffers.outputs, own.outputs), (buffers.gates, own.gates))
+        self._shown = [
+            (a.array, b.array) for ours, its in pairs for a, b in zip(ours, its, strict=True)
+        ]
         self._memory = memory
         self._engine = open_engine(bundle, own, graph)
 
@@ -84,6 +88,8 @@ class Chunks:
         wrote = self._memory.commit_chunk(self._gates, count)
         for name, array in outputs.items():
             array[:, 0] = self._outputs[name][0, :count]
+        for shown, chunk in self._shown:  # what the session tells of its last step
+            shown[0] = chunk[0, count - 1]
         return wrote
 
     def close(self) -> None:
@@ -102,7 +108,6 @@ class Prefill:
         counters: Counters,
         budget: Budget,
         keeper: Keeper | None,
-        step: Callable[..., Mapping[str, Array]],
         by_step: bool,
     ) -> None:
         """Load nothing yet: the chunk graph is loaded by the first history.
@@ -114,31 +119,36 @@ class Prefill:
             counters: Its counters.
             budget: Its limits.
             keeper: Of its snapshots.
-            step: The session's own step.
-            by_step: Whether the session has a policy that must see every single step.
+            by_step: Whether something in the session must see every single step.
         """
         self._bundle, self._buffers, self._memory = bundle, buffers, memory
         self._counters, self._budget, self._keeper = counters, budget, keeper
-        self._step, self._by_step = step, by_step
+        self.by_step = by_step
         self._chunks: Chunks | None = None
 
-    def take(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """All steps of a history; see `stategate.runtime.Session.prefill`."""
+    def take(
+        self, inputs: Mapping[str, Array], step: Callable[..., Mapping[str, Array]]
+    ) -> dict[str, Array]:
+        """All steps of a history; see `stategate.runtime.Session.prefill`.
+
+        Args:
+            inputs: By name ``(steps, *shape)``.
+            step: The session's own; not kept, so that a dropped session is freed at once.
+        """
         steps = Feeds(self._buffers.inputs).check_history(inputs)
         answers = {
             slot.name: np.empty((steps, *slot.array.shape), slot.array.dtype)
             for slot in self._buffers.outputs
         }
-        graph = None if self._by_step else self._bundle.manifest.chunk_graph
+        graph = None if self.by_step else self._bundle.manifest.chunk_graph
         if graph is None:
             for t in range(steps):
-                given = self._step(**{name: array[t, ...] for name, array in inputs.items()})
+                given = step(**{name: array[t, ...] for name, array in inputs.items()})
                 for name, answer in answers.items():
                     answer[t] = given[name]
             return answers
         if self._chunks is None:
             self._chunks = Chunks(self._bundle, graph, self._buffers, self._memory, self._budget)
-        due = False
         for start in range(0, steps, graph.steps):
             part = slice(start, start + graph.steps)
             try:
@@ -150,12 +160,17 @@ class Prefill:
                 self._counters.faults += 1
                 raise
             if self._keeper is not None:
-                for one in wrote:
-                    changed = bool(one) or self._memory.changes_without_gate
-                    due = self._keeper.note(bool(one), changed) or due
-        if due and self._keeper is not None:
-            self._keeper.save()
+                changed = self._memory.changes_without_gate
+                if any([self._keeper.note(bool(one), bool(one) or changed) for one in wrote]):
+                    self._save(self._keeper)
         return answers
+
+    def _save(self, keeper: Keeper) -> None:
+        try:
+            keeper.save()
+        except SnapshotError:
+            self._counters.faults += 1
+            raise
 
     def close(self) -> None:
         """Free the chunk graph's engine."""

@@ -100,7 +100,6 @@ class Session(Closing):
             self._counters,
             budget,
             self._keeper,
-            self.step,
             by_step=keeps or self._governor is not None or self._deadline is not None,
         )
         self._outputs = MappingProxyType({s.name: s.array for s in buffers.outputs})
@@ -175,6 +174,7 @@ class Session(Closing):
             SessionClosedError: The session was closed.
         """
         self._engine = wrap(self._open_engine(), self._buffers)
+        self._prefill.by_step = True  # chunks have an engine of their own
         self._engine_name = self._engine.name
 
     @property
@@ -273,9 +273,10 @@ class Session(Closing):
     def prefill(self, /, **inputs: Array) -> dict[str, Array]:
         """Many steps at once, for a prompt or a recorded history.
 
-        Memory and ledger end as they would after one `step` for each of them. Where the bundle has
-        a chunk graph it is used, in a session without write budget, deadline and fault policy;
-        anywhere else the steps are taken one by one.
+        Memory and ledger end as they would after one `step` for each of them, but that automatic
+        snapshots come at most once a chunk. Where the bundle has a chunk graph it is used, in a
+        session without write budget, deadline and fault policy; anywhere else the steps are taken
+        one by one.
 
         Args:
             **inputs: One array ``(steps, *shape)`` for each input of the manifest.
@@ -288,10 +289,11 @@ class Session(Closing):
             EngineError: A chunk failed; the memory is that before it.
             StateFault: The same, because a gate or a next state is not finite.
             MemoryBudgetError: The chunk graph does not fit; nothing has been stepped.
+            SnapshotError: An automatic snapshot failed; the steps before it are committed.
             SessionClosedError: The session was closed.
         """
         self._open_engine()
-        return self._prefill.take(inputs)
+        return self._prefill.take(inputs, self.step)
 
     def _save_by_itself(self, keeper: Keeper) -> None:
         try:

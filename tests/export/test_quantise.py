@@ -226,10 +226,10 @@ def test_from_a_float_bundle_to_one_in_int8(files: dict[str, str]) -> None:
     assert manifest.step_graph.precision == "int8"
     receipt = manifest.verification
     assert receipt is not None
-    assert 1e-4 < receipt.max_output_error < receipt.tolerance == 0.05
-    assert (receipt.flip_rate, receipt.max_flip_rate, receipt.accepted) == (0.0, 0.001, None)
+    assert 1e-4 < receipt.max_output_error < 0.05
+    assert (receipt.tolerance, receipt.flip_rate, receipt.accepted) == (None, 0.0, None)
     code, told = run("verify", files["small"])
-    assert code == 0, told
+    assert code == 1 and "a candidate; judge it" in told
     code, told = run("ranges", files["small"], "--episode", files["log"], "--out", files["float"])
     assert code == 1 and "float model alone" in told
 

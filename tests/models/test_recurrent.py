@@ -307,7 +307,7 @@ GRU = nn.GRU(6, 8)
         (lambda: RecurrentStep(GRU, encoder=nn.Linear(3, 5)), "found: 5 features[\\s\\S]*6"),
         (lambda: RecurrentStep(GRU, features=5), "found: 5 features[\\s\\S]*6"),
         (lambda: RecurrentStep(GRU, encoder=nn.Tanh()), "features is needed[\\s\\S]*Tanh"),
-        (lambda: MinGru(6, 8, 2, 0), "layers must be positive"),
+        (lambda: MinGru(6, 8, 2, 0), "layers cannot be 0"),
         (lambda: RecurrentSizes("gru", 6, 8, 1, 8, projection=4), "projection"),
         (lambda: RecurrentSizes("lstm", 6, 8, 1, 8, projection=8), "8 in a lstm of 8"),
     ],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
 
 import msgspec
 import numpy as np
@@ -17,6 +20,7 @@ from stategate.contract import (
     VALID,
     Budget,
     Bundle,
+    Episode,
     GateSpec,
     StateSpec,
     StepSpec,
@@ -26,17 +30,22 @@ from stategate.contract import (
 )
 from stategate.contract.errors import (
     DtypeError,
+    EpisodeError,
     MemoryBudgetError,
     NonFiniteInputError,
     ParityError,
     SessionClosedError,
     ShapeError,
+    SnapshotError,
     SpecError,
     StateFault,
+    UndeclaredStateError,
     UnknownInputError,
 )
 from stategate.models.step import StepResult
-from stategate.runtime import Session
+from stategate.runtime import Session, SnapshotPolicy
+from stategate.runtime.engine import Engine
+from stategate.runtime.golden import chunk_gap
 
 CHUNK = 4
 
@@ -70,10 +79,46 @@ class Sums(nn.Module):
         )
 
 
-class WrongSums(Sums):
+class WrongAnswers(Sums):
     def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
         right = super().chunk(inputs, states, valid)
         return right._replace(outputs={"y": right.outputs["y"] * 1.01})
+
+
+class WrongGates(Sums):
+    def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
+        right = super().chunk(inputs, states, valid)
+        return right._replace(gates={"g": right.gates["g"] + 0.1})
+
+
+class WrongMemory(Sums):
+    def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
+        right = super().chunk(inputs, states, valid)
+        return right._replace(states={**right.states, "n": right.states["n"] * 1.01})
+
+
+class CountsPadding(Sums):
+    def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
+        right = super().chunk(inputs, states, valid)
+        counted = states["n"] + CHUNK + 0.0 * valid.sum()
+        return right._replace(states={**right.states, "n": counted})
+
+
+class GrowsInSecret(Sums):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
+        self.calls += 1
+        return super().chunk(inputs, states, valid)
+
+
+class NanInPadding(Sums):
+    def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
+        right = super().chunk(inputs, states, valid)
+        gates = torch.where(valid.unsqueeze(-1), right.gates["g"], torch.nan)
+        return right._replace(gates={"g": gates})
 
 
 @pytest.fixture(scope="module")
@@ -179,12 +224,103 @@ def test_a_prefilled_memory_is_saved_and_restored(sums: Path, tmp_path: Path) ->
         assert session.ledger.steps == 9
 
 
+@pytest.mark.parametrize("wrong", [WrongAnswers, WrongGates, WrongMemory, CountsPadding])
 def test_a_chunk_that_is_not_its_steps_never_becomes_a_bundle(
-    seal_model: Callable, tmp_path: Path
+    seal_model: Callable, tmp_path: Path, wrong: type[Sums]
 ) -> None:
     with pytest.raises(ParityError, match="chunk graph parts"):
-        seal_model(tmp_path / "b", WrongSums())
+        seal_model(tmp_path / "b", wrong())
     assert not (tmp_path / "b").exists()
+
+
+def test_a_chunk_that_changes_what_is_no_state_is_refused(
+    seal_model: Callable, tmp_path: Path
+) -> None:
+    with pytest.raises(UndeclaredStateError, match="calls"):
+        seal_model(tmp_path / "b", GrowsInSecret())
+
+
+def test_a_chunk_that_no_episode_fills_cannot_be_tried(sums: Path) -> None:
+    golden = Episode({"x": history(CHUNK)}, {"y": history(CHUNK)})
+    with pytest.raises(EpisodeError, match="found: 4 steps"):
+        chunk_gap(sums, golden)
+
+
+def test_what_a_gate_says_of_padding_is_no_fault(seal_model: Callable, tmp_path: Path) -> None:
+    with Session.open(seal_model(tmp_path / "b", NanInPadding()).path) as session:
+        session.prefill(x=history(CHUNK + 1))
+        assert (session.ledger.faults, session.ledger.steps) == (0, CHUNK + 1)
+
+
+def test_outputs_and_gates_are_those_of_the_last_step_of_a_history(
+    sums: Path, by_step_only: Path
+) -> None:
+    with Session.open(sums) as chunks, Session.open(by_step_only) as steps:
+        for session in (chunks, steps):
+            session.prefill(x=history(CHUNK + 2))
+        np.testing.assert_allclose(chunks.outputs["y"], steps.outputs["y"], atol=1e-5)
+        assert np.array_equal(chunks.gates["g"], steps.gates["g"])
+
+
+def test_automatic_snapshots_come_between_chunks(sums: Path, tmp_path: Path) -> None:
+    policy = SnapshotPolicy(tmp_path / "s", every_writes=1)
+    with Session.open(sums, snapshots=policy) as session:
+        session.prefill(x=np.abs(history(3 * CHUNK)))
+        assert session.ledger.snapshots == 3
+
+
+def test_a_snapshot_that_fails_between_chunks_is_counted(sums: Path, tmp_path: Path) -> None:
+    policy = SnapshotPolicy(tmp_path / "s", every_writes=1)
+    with Session.open(sums, snapshots=policy) as session:
+        rmtree(tmp_path / "s")
+        with pytest.raises(SnapshotError):
+            session.prefill(x=np.abs(history(3 * CHUNK)))
+        assert (session.ledger.faults, session.ledger.steps) == (1, CHUNK)
+
+
+def test_a_replaced_engine_takes_every_step_of_a_history(sums: Path) -> None:
+    calls = []
+
+    class Counting:
+        name = "counting"
+
+        def __init__(self, inner: Engine) -> None:
+            self._inner = inner
+
+        def run(self, parity: int) -> None:
+            calls.append(parity)
+            self._inner.run(parity)
+
+        def close(self) -> None:
+            self._inner.close()
+
+    with Session.open(sums) as session:
+        session.replace_engine(lambda engine, _buffers: Counting(engine))
+        session.prefill(x=history(9))
+    assert len(calls) == 9
+
+
+def test_a_dropped_session_is_freed_at_once(sums: Path) -> None:
+    session = Session.open(sums)
+    seen = weakref.ref(session)
+    session.prefill(x=history(5))
+    session.close()
+    gc.disable()
+    try:
+        del session
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_a_bundle_opened_by_a_relative_path_is_found_after_a_change_of_folder(
+    sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sums.parent)
+    with Session.open(sums.name) as session:
+        monkeypatch.chdir(tmp_path)
+        session.prefill(x=history(9))
+        assert session.ledger.steps == 9
 
 
 def test_the_signature_of_a_chunk_has_a_time_axis_and_what_is_valid() -> None:
@@ -201,6 +337,7 @@ def test_the_signature_of_a_chunk_has_a_time_axis_and_what_is_valid() -> None:
     ("name", "shape", "steps", "match"),
     [
         ("x", (1, 2), 1, "several steps"),
+        ("x", (1, 2), "16", "several steps"),
         ("x", (2, 1), 4, "leading axis"),
         (VALID, (1, 2), 4, "'valid'"),
     ],
