@@ -17,7 +17,7 @@ BUILD := build
 SOURCES = $(shell find $(1) -name '*.py' -o -name '*.toml' -o -name '*.safetensors')
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow check lint types export bench bench-overhead soak drift precision-table train-aura train-gdn2 train-gru lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow check lint types export bench bench-overhead soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -129,6 +129,8 @@ plan-weights-int4 = --precision int4-weights
 plan-weights-int8 = --precision int8-weights
 plan-weights-int8-activations-int8 = --precision int8 --ranges $(PRECISION)/$(1)/ranges.json
 plan-weights-int8-state-float16 = $(plan-weights-int8) $(plan-state-float16)
+before-weights-int8-activations-int8 = $(BIN)/stategate episode $(1) --steps 4096 --seed 5 --out $(PRECISION)/$(1)/ranges.npz && \
+  $(BIN)/stategate ranges $(PRECISION)/$(1)/float32/bundle --episode $(PRECISION)/$(1)/ranges.npz --out $(PRECISION)/$(1)/ranges.json &&
 PLANS := state-float16 state-int8-rows state-int8-rows-fed-back state-int8-tensor state-int8-tensor-fed-back \
   weights-int4 weights-int8 weights-int8-activations-int8 weights-int8-state-float16
 
@@ -146,10 +148,6 @@ $(PRECISION)/gdn2-hard/calibration.json: $(call SOURCES,calibration models contr
 	@$(BIN)/stategate calibrate gdn2-hard --steps 4096 --episodes 2 --thresholds=0,0.01,0.02,0.03,0.05,0.1,0.3 \
 	  --tolerance 0.005 --out $@
 
-$(PRECISION)/%/ranges.json: $(PRECISION)/%/float32/.done
-	@$(BIN)/stategate episode $* --steps 4096 --seed 5 --out $(@D)/ranges.npz
-	@$(BIN)/stategate ranges $(@D)/float32/bundle --episode $(@D)/ranges.npz --out $@
-
 # A plan that is refused leaves the reason in place of a bundle.
 define precision_rules
 precision-table: $(PRECISION)/$(1)/pace.json
@@ -158,8 +156,8 @@ $(PRECISION)/$(1)/float32/.done: $(PRECISION)/$(1)/episode/.recorded $(call SOUR
 	@touch $$@
 $(PRECISION)/$(1)/%/.done: $(PRECISION)/$(1)/float32/.done $(call SOURCES,calibration)
 	@rm -rf $$(@D) && mkdir -p $$(@D)
-	@if $(BIN)/stategate $$(from-$(1)) $$(call plan-$$*,$(1)) --episode $(PRECISION)/$(1)/episode \
-	    --out $$(@D)/bundle 2> $$(@D)/refused.txt; then \
+	@if { $$(call before-$$*,$(1)) $(BIN)/stategate $$(from-$(1)) $$(call plan-$$*,$(1)) \
+	    --episode $(PRECISION)/$(1)/episode --out $$(@D)/bundle; } 2> $$(@D)/refused.txt; then \
 	  rm $$(@D)/refused.txt && $(BIN)/stategate drift $(PRECISION)/$(1)/float32/bundle $$(@D)/bundle \
 	    --episode $(PRECISION)/$(1)/episode --steps 10000 --out $$(@D) || test $$$$? = 1; \
 	else cat $$(@D)/refused.txt; fi
@@ -171,7 +169,6 @@ endef
 $(foreach model,aura-hard gdn2-hard gru-few silero-vad,$(eval $(call precision_rules,$(model))))
 $(PRECISION)/aura-hard/float32/.done: $(AURA)/calibration.json
 $(PRECISION)/gdn2-hard/float32/.done: $(PRECISION)/gdn2-hard/calibration.json
-$(foreach model,aura-hard gdn2-hard gru-few,$(eval $(PRECISION)/$(model)/weights-int8-activations-int8/.done: $(PRECISION)/$(model)/ranges.json))
 
 # An adopted file keeps its weights: `adopt` has no --precision.
 $(patsubst %,$(PRECISION)/silero-vad/%/.done,$(filter weights-%,$(PLANS))): $(PRECISION)/silero-vad/float32/.done
@@ -186,7 +183,7 @@ precision-table:
 train-aura: $(VENV)/.run ## Remake the AURA-Mem checkpoint and its table (one core, minutes)
 	$(BIN)/stategate train aura-hard
 
-train-gdn2: $(VENV)/.run ## Remake the Gated DeltaNet-2 checkpoint and its table (one core, a quarter of an hour)
+train-delta: $(VENV)/.run ## Remake the Gated DeltaNet-2 checkpoint and its table (one core, a quarter of an hour)
 	$(BIN)/stategate train gdn2-hard
 
 train-gru: $(VENV)/.run ## Remake the GRU checkpoint and its table (one core, minutes)

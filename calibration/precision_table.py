@@ -3,6 +3,7 @@
 A folder has one folder a model, and in it one a plan, as `make precision-table` fills them:
 
     <model>/pace.json             `stategate pace`: float32 first, then every other bundle
+    <model>/episode               what all were stepped through; not looked at here
     <model>/float32/bundle        what the others are held against
     <model>/<plan>/bundle         the candidate, and
     <model>/<plan>/drift.json     `stategate drift` of it; or, where no bundle could be made,
@@ -98,7 +99,8 @@ def rows_of(folder: Path) -> list[Row]:
 
 
 def _rows_of_model(folder: Path) -> list[Row]:
-    plans = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != FLOAT)
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    plans = [path for path in folders if path.name not in (FLOAT, "episode")]
     pace = {one.digest: one for one in _read(folder / "pace.json", list[_Pace])}
     float_bundle = Bundle.open(folder / FLOAT / "bundle")
     rows: list[Row] = []
@@ -209,7 +211,7 @@ def _refused(plan: Path) -> Row:
             expected="the sentence of a refusal, beginning with the name of an error",
             remedy="a command that crashed is no refusal: run it by hand",
         )
-    reason = " ".join(text[found[-1].end() :].split())
+    reason = "; ".join(line.strip() for line in text[found[-1].end() :].splitlines())
     return Row(model=plan.parent.name, plan=plan.name, verdict="refused", reason=reason)
 
 
@@ -253,7 +255,7 @@ def _line(row: Row) -> str:
         shown(row.state_bytes, ","),
         shown(row.p50_us, ".1f"),
         shown(row.p50_ratio, ".2f"),
-        shown(row.error_at_10000, ".2g"),
+        shown(row.error_at_10000, ".3g"),
         shown(row.worst_error_at_10000, ".2g"),
         shown(row.flip_rate, ".3%"),
         shown(row.task_metric, ".2%"),
