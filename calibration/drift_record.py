@@ -129,6 +129,8 @@ class Drift(Record, frozen=True, kw_only=True):
         samples: The same and more between, for plots.
         tensors: Largest error of each output and state.
         gates: Flips of each element of each gate.
+        halved: Steps in which an output of one number was above 0.5 on one side alone: what a
+            detector would have decided otherwise. By output name.
         not_compared: States and gates that have no counterpart, with the reason.
         first_flip: Step of the first differing decision, counted from 0, and its episode.
         first_divergence: The same of the first output error above ``limits.diverged_above``.
@@ -145,6 +147,7 @@ class Drift(Record, frozen=True, kw_only=True):
     samples: tuple[Point, ...]
     tensors: dict[str, float]
     gates: dict[str, tuple[int, ...]]
+    halved: dict[str, int]
     not_compared: dict[str, str]
     first_flip: tuple[int, str] | None
     first_divergence: tuple[int, str] | None

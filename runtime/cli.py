@@ -41,10 +41,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ort",
         "Say what is in recorded episodes.",
     ),
-    "train-aura": (
-        "stategate.models.train_cli:train_aura",
+    "train": (
+        "stategate.models.train_cli:train_command",
         "export",
-        "Remake the AURA-Mem checkpoint and its table.",
+        "Remake the checkpoint of a trained zoo model, and its table.",
     ),
     "calibrate": (
         "stategate.calibration.cli:calibrate",
@@ -107,6 +107,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "stategate.bench.cli:bench",
         "bench",
         "Time a counted step beside plain ONNX Runtime.",
+    ),
+    "pace": (
+        "stategate.bench.cli:pace",
+        "bench",
+        "Time a step of several bundles in one run.",
+    ),
+    "precision-table": (
+        "stategate.calibration.precision_cli:precision_table",
+        "export",
+        "Collect what precision plans cost into one list and one page.",
     ),
     "soak": (
         "stategate.bench.cli:soak",

@@ -235,3 +235,10 @@ def test_int8_loses_speech_that_error_feedback_keeps(
     assert errors["fed back"].passed and errors["float16"].passed
     mean = {name: result.total.output_error_mean for name, result in errors.items()}
     assert mean["int8-tensor"] > 50 * mean["fed back"]
+    heard = []
+    for name in ("float32", "int8-tensor"):
+        with Session.open(tmp_path / name) as session:
+            heard.append([session.step(**i)["output"].item() > 0.5 for i in episode])
+    apart = sum(a != b for a, b in zip(*heard, strict=True))
+    assert errors["int8-tensor"].halved == {"output": apart} and apart > 0
+    assert errors["fed back"].halved == {"output": 0}
