@@ -38,6 +38,11 @@ class Engine(Protocol):
         ...
 
 
+def checks_inputs(engine: Engine) -> bool:
+    """Whether an engine itself refuses inputs that are not finite; few do, and none that wraps."""
+    return bool(getattr(engine, "checks_inputs", False))
+
+
 def open_engine(
     bundle: Bundle,
     buffers: Buffers,

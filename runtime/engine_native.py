@@ -14,6 +14,7 @@ from stategate.contract import Bundle, FileRef
 from stategate.contract.errors import EngineError
 from stategate.contract.native import NativeRef, check_library, why_not_here
 from stategate.runtime.buffers import Buffers, Slot
+from stategate.runtime.feeds import refuse_not_finite
 
 _MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
 
@@ -21,7 +22,13 @@ _Pointers = ctypes.Array[ctypes.c_void_p]
 
 
 class NativeEngine:
-    """Steps a bundle by its own compiled code, on the session's buffers and nothing else."""
+    """Steps a bundle by its own compiled code, on the session's buffers and nothing else.
+
+    Attributes:
+        checks_inputs: It looks for NaN and infinity in the inputs, so that nobody else need.
+    """
+
+    checks_inputs = True
 
     def __init__(self, bundle: Bundle, native: NativeRef, buffers: Buffers) -> None:
         """Check the library's bytes, map it, and bind every buffer.
@@ -44,23 +51,28 @@ class NativeEngine:
         self._library = _mapped(bundle, file)
         self._compute: Any = self._library.stategate_compute
         self._compute.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-        self._compute.restype = None
         self._buffers = buffers  # the tables point into this memory without owning it
-        premade = len(buffers.groups) <= _MAX_PREMADE
-        self._tables = [self._table(p) for p in range(1 << len(buffers.groups) if premade else 1)]
+        self._rebind = len(buffers.groups) > _MAX_PREMADE
+        parities = 1 if self._rebind else 1 << len(buffers.groups)
+        self._tables = [self._table(parity) for parity in range(parities)]
         self._calls = [_addresses(*pair) for pair in self._tables]
-        self._bound_parity = None if premade else 0
+        self._bound_parity = 0
 
     def run(self, parity: int) -> None:
-        """Compute one step; see `Engine.run`. Next states behind a closed gate are left alone."""
-        if self._bound_parity is None:
-            self._compute(*self._calls[parity])
-            return
-        if parity != self._bound_parity:
-            self._tables[0] = self._table(parity)
-            self._calls[0] = _addresses(*self._tables[0])
-            self._bound_parity = parity
-        self._compute(*self._calls[0])
+        """Compute one step; see `Engine.run`. Next states behind a closed gate are left alone.
+
+        Raises:
+            NonFiniteInputError: An input holds NaN or infinity; nothing was computed.
+        """
+        calls = self._calls
+        if self._rebind:
+            if parity != self._bound_parity:
+                self._tables[0] = self._table(parity)
+                calls[0] = _addresses(*self._tables[0])
+                self._bound_parity = parity
+            parity = 0
+        if self._compute(*calls[parity]):
+            refuse_not_finite(self._buffers.inputs)
 
     def _table(self, parity: int) -> tuple[_Pointers, _Pointers]:
         """Where a step reads and writes, in the order of the signature."""
