@@ -17,7 +17,7 @@ BUILD := build
 SOURCES = $(shell find $(1) -name '*.py' -o -name '*.toml' -o -name '*.safetensors')
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow check lint types export bench bench-overhead soak drift train-aura lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow check lint types export bench bench-native bench-overhead soak drift train-aura lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -86,6 +86,20 @@ bench: bench-overhead ## Measure a step against plain ONNX Runtime, as a ratio i
 
 bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session costs -> build/bench/overhead.json
 	$(BIN)/stategate bench $(AURA)/bundle --out $(BUILD)/bench
+
+# Peers live in an environment of their own: they bring what stategate must not depend on.
+PEERS := numpy onnx openvino MNN==3.6.1
+
+$(BUILD)/peers/.done:
+	$(PYTHON) -m venv $(@D)
+	@for p in $(PEERS); do $(@D)/bin/pip install --quiet --disable-pip-version-check $$p || echo "no $$p here"; done
+	@touch $@
+
+$(AURA)/native/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
+	@$(BIN)/stategate export aura-hard --calibration $< --engines onnxruntime,native --out $(@D)
+
+bench-native: $(AURA)/native/manifest.json $(BUILD)/peers/.done ## Native engine, peers and plain C -> build/bench/native.json
+	$(BIN)/stategate bench-native $(<D) --peers $(BUILD)/peers/bin/python --out $(BUILD)/bench
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench

@@ -31,7 +31,6 @@ Array = NDArray[Any]
 
 WEIGHTS = "weights.bin"
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
-_WEIGHT_ELEMENTS = 64  # smaller constants stay in the text, where the compiler folds them
 
 
 def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[str, bytes]:
@@ -149,15 +148,14 @@ class _Cut:
 
 
 class _Weights:
-    """Initial states and the large constants of a graph, laid out in one binary."""
+    """Initial states and the float constants of a graph, but for scalars, in one binary."""
 
     def __init__(self, model: onnx.ModelProto, initial: Mapping[str, Array]) -> None:
         self._arrays = {f"{name}{INITIAL}": array for name, array in initial.items()}
         self._arrays |= {
             t.name: numpy_helper.to_array(t)
             for t in model.graph.initializer
-            if int(np.prod(t.dims, dtype=np.int64)) >= _WEIGHT_ELEMENTS
-            and t.data_type == onnx.TensorProto.FLOAT
+            if t.dims and t.data_type == onnx.TensorProto.FLOAT
         }
         self.offsets: dict[str, int] = {}
         at = 0

@@ -108,6 +108,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "bench",
         "Time a counted step beside plain ONNX Runtime.",
     ),
+    "bench-native": (
+        "stategate.bench.native_cli:bench_native",
+        "bench",
+        "Time a bundle's native engine beside other runtimes.",
+    ),
     "soak": (
         "stategate.bench.cli:soak",
         "bench",

@@ -13,7 +13,7 @@ from typing import Any
 from stategate.contract import Bundle, FileRef
 from stategate.contract.errors import EngineError
 from stategate.contract.native import NativeRef, check_library, why_not_here
-from stategate.runtime.buffers import Buffers, Slot
+from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.feeds import refuse_not_finite
 
 _MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
@@ -81,15 +81,16 @@ class NativeEngine:
         banks = list(zip(buffers.states, live, strict=True))
         taken = [*buffers.inputs, *buffers.constants, *(s.banks[bank] for s, bank in banks)]
         given = [*buffers.outputs, *buffers.gates, *(s.banks[not bank] for s, bank in banks)]
-        return _pointers(taken), _pointers(given)
+        return pointers([slot.array for slot in taken]), pointers([slot.array for slot in given])
 
     def close(self) -> None:
         """Let go of the buffers; a mapped library stays mapped until the process ends."""
         self._tables, self._calls = [], []
 
 
-def _pointers(slots: Sequence[Slot]) -> _Pointers:
-    return (ctypes.c_void_p * len(slots))(*(slot.array.ctypes.data for slot in slots))
+def pointers(arrays: Sequence[Array]) -> _Pointers:
+    """Where some arrays lie, as a table in C; it does not keep them alive."""
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
 def _addresses(taken: _Pointers, given: _Pointers) -> tuple[int, int]:

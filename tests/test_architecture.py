@@ -30,6 +30,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 ROOM_EXCEPTIONS = {("export/verify.py", "runtime")}
 # A library that few devices have enters in one file, and nowhere else.
 PACKAGE_EXCEPTIONS = {
+    ("bench/peers/worker.py", "MNN"),
+    ("bench/peers/worker.py", "ai_edge_litert"),
+    ("bench/peers/worker.py", "openvino"),
     ("calibration/cluster.py", "distributed"),
     ("calibration/drift_page.py", "matplotlib"),
     ("export/lower_c.py", "emx_onnx_cgen"),
