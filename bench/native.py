@@ -108,8 +108,8 @@ def _ours(bundle: Bundle, opened: ExitStack) -> dict[str, Burst]:
     parity = [0]
 
     def bare(feed: dict[str, Array]) -> None:
-        for name, array in feed.items():
-            buffers[name][...] = array
+        for name, buffer in buffers.items():
+            buffer[...] = feed[name]
         engine.run(parity[0])
         parity[0] ^= 1
 
@@ -226,10 +226,11 @@ def _looped(loop: Any, step: Any, takes: Any, gives: Any, kept: dict[str, Array]
 def _peer(kind: str, bundle: Bundle, python: Path, opened: ExitStack) -> tuple[str, Burst]:
     """A peer in its own process; raises ValueError with its last words if it cannot start."""
     spec = bundle.manifest.step
+    values = {constant.name: constant.value for constant in spec.fixed_inputs}
     described = {
-        "inputs": {n: (t.shape, t.dtype) for n, t in spec.graph_inputs().items()},
+        "inputs": {n: (t.shape, t.dtype, values.get(n, 0)) for n, t in spec.graph_inputs().items()},
         "fed": [t.name for t in spec.inputs],
-        "read": [t.name for t in spec.outputs],
+        "read": {t.name: t.shape for t in spec.outputs},
     }
     folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="stategate-")))
     (folder / "spec.json").write_text(json.dumps(described))
@@ -255,7 +256,21 @@ def _peer(kind: str, bundle: Bundle, python: Path, opened: ExitStack) -> tuple[s
         stdin.flush()
         return [float(ns) for ns in json.loads(stdout.readline() or "[]")]
 
-    return str(json.loads(first)), burst
+    told = json.loads(first)
+    _check_answer(kind, bundle, told["fed"], told["answer"])
+    return str(told["name"]), burst
+
+
+def _check_answer(kind: str, bundle: Bundle, fed: Any, answer: Any) -> None:
+    """Hold a peer's first step, from zero states, against ours."""
+    with Session.open(bundle.path, engine="native") as session:
+        feed = {
+            t.name: np.array(fed[t.name], t.dtype).reshape(t.shape) for t in session.manifest.inputs
+        }
+        for name, array in session.step(**feed).items():
+            gap = np.abs(np.array(answer[name]) - array.reshape(-1)).max()
+            if not gap <= 1e-3 * max(1.0, float(np.abs(array).max())):
+                raise ValueError(f"{kind} computes another {name}: off by {gap:.3g}")
 
 
 def _cold_start_ms(bundle: Bundle) -> float:

@@ -7,7 +7,8 @@ every Python that comes later; docs/adr/0016 has the figures.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from stategate.contract import Bundle, FileRef
@@ -52,11 +53,13 @@ class NativeEngine:
         self._compute: Any = self._library.stategate_compute
         self._compute.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
         self._buffers = buffers  # the tables point into this memory without owning it
-        self._rebind = len(buffers.groups) > _MAX_PREMADE
-        parities = 1 if self._rebind else 1 << len(buffers.groups)
-        self._tables = [self._table(parity) for parity in range(parities)]
-        self._calls = [_addresses(*pair) for pair in self._tables]
-        self._bound_parity = 0
+        few = len(buffers.groups) <= _MAX_PREMADE
+        self._tables: dict[int, tuple[_Pointers, _Pointers]] = {}  # what the calls point at
+        self._steps: Any = [
+            self._step(parity) for parity in range(1 << len(buffers.groups) if few else 0)
+        ]
+        if not few:
+            self._steps = _Rebinding(self._step)
 
     def run(self, parity: int) -> None:
         """Compute one step; see `Engine.run`. Next states behind a closed gate are left alone.
@@ -64,15 +67,15 @@ class NativeEngine:
         Raises:
             NonFiniteInputError: An input holds NaN or infinity; nothing was computed.
         """
-        calls = self._calls
-        if self._rebind:
-            if parity != self._bound_parity:
-                self._tables[0] = self._table(parity)
-                calls[0] = _addresses(*self._tables[0])
-                self._bound_parity = parity
-            parity = 0
-        if self._compute(*calls[parity]):
+        if self._steps[parity]():
             refuse_not_finite(self._buffers.inputs)
+
+    def _step(self, parity: int) -> Callable[[], int]:
+        """The call for one parity, its tables bound."""
+        taken, given = self._table(parity)
+        step = partial(self._compute, ctypes.addressof(taken), ctypes.addressof(given))
+        self._tables[parity if len(self._buffers.groups) <= _MAX_PREMADE else 0] = (taken, given)
+        return step
 
     def _table(self, parity: int) -> tuple[_Pointers, _Pointers]:
         """Where a step reads and writes, in the order of the signature."""
@@ -85,7 +88,7 @@ class NativeEngine:
 
     def close(self) -> None:
         """Let go of the buffers; a mapped library stays mapped until the process ends."""
-        self._tables, self._calls = [], []
+        self._steps, self._tables = [], {}
 
 
 def pointers(arrays: Sequence[Array]) -> _Pointers:
@@ -93,8 +96,16 @@ def pointers(arrays: Sequence[Array]) -> _Pointers:
     return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
-def _addresses(taken: _Pointers, given: _Pointers) -> tuple[int, int]:
-    return ctypes.addressof(taken), ctypes.addressof(given)
+class _Rebinding:
+    """Calls by parity where there are too many parities: one, bound anew when another is asked."""
+
+    def __init__(self, bind: Callable[[int], Callable[[], int]]) -> None:
+        self._bind, self._parity, self._step = bind, 0, bind(0)
+
+    def __getitem__(self, parity: int) -> Callable[[], int]:
+        if parity != self._parity:
+            self._parity, self._step = parity, self._bind(parity)
+        return self._step
 
 
 def _mapped(bundle: Bundle, file: FileRef) -> ctypes.CDLL:

@@ -16,6 +16,11 @@ from typing import Any
 import numpy as np
 
 
+def filled(spec: Any) -> dict[str, Any]:
+    """Every input of the graph: constants at their values, states at zero."""
+    return {n: np.full(shape, value, dtype) for n, (shape, dtype, value) in spec["inputs"].items()}
+
+
 def mnn(path: str, spec: Any) -> tuple[str, Any]:
     """MNN: converted by its own tool, stepped through its session interface."""
     import subprocess
@@ -30,24 +35,26 @@ def mnn(path: str, spec: Any) -> tuple[str, Any]:
     session = net.createSession({"numThread": 1})
     inputs = net.getSessionInputAll(session)
     outputs = net.getSessionOutputAll(session)
-    kinds = {"float32": MNN.Halide_Type_Float}
-    staged = {
-        name: MNN.Tensor(
-            tuple(shape), kinds[dtype], np.zeros(shape, dtype), MNN.Tensor_DimensionType_Caffe
-        )
-        for name, (shape, dtype) in spec["inputs"].items()
-    }
+
+    def tensor(array: Any) -> Any:
+        kind, order = MNN.Halide_Type_Float, MNN.Tensor_DimensionType_Caffe
+        return MNN.Tensor(array.shape, kind, array, order)
+
+    results = {name: tensor(np.zeros(shape, "float32")) for name, shape in spec["read"].items()}
+
+    fixed = {n: tensor(a) for n, a in filled(spec).items() if n not in spec["fed"]}
 
     def step(feeds: Any) -> Any:
+        # Every input anew: MNN lets intermediate results overwrite them.
+        for name, held in fixed.items():
+            inputs[name].copyFrom(held)
         for name, array in feeds.items():
-            shape, dtype = spec["inputs"][name]
-            host = MNN.Tensor(tuple(shape), kinds[dtype], array, MNN.Tensor_DimensionType_Caffe)
-            inputs[name].copyFrom(host)
+            inputs[name].copyFrom(tensor(array))
         net.runSession(session)
-        return {name: outputs[name].getNumpyData() for name in spec["read"]}
+        for name, result in results.items():
+            outputs[name].copyToHostTensor(result)
+        return {name: result.getNumpyData() for name, result in results.items()}
 
-    for name, tensor in staged.items():
-        inputs[name].copyFrom(tensor)
     return f"MNN {MNN.version()}", step
 
 
@@ -57,8 +64,11 @@ def openvino(path: str, spec: Any) -> tuple[str, Any]:
 
     core = ov.Core()
     config = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    config["INFERENCE_PRECISION_HINT"] = "f32"  # bfloat16 by default where the CPU has it
     request = core.compile_model(core.read_model(path), "CPU", config).create_infer_request()
-    arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in spec["inputs"].items()}
+    arrays = {
+        name: np.full(shape, value, dtype) for name, (shape, dtype, value) in spec["inputs"].items()
+    }
     for name, array in arrays.items():
         request.set_tensor(name, ov.Tensor(array, shared_memory=True))
     given = {name: request.get_tensor(name).data for name in spec["read"]}
@@ -80,7 +90,9 @@ def litert(path: str, spec: Any) -> tuple[str, Any]:
     net = Interpreter(str(Path(path).with_suffix(".tflite")), num_threads=1)
     net.allocate_tensors()
     runner = net.get_signature_runner()
-    arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in spec["inputs"].items()}
+    arrays = {
+        name: np.full(shape, value, dtype) for name, (shape, dtype, value) in spec["inputs"].items()
+    }
 
     def step(feeds: Any) -> Any:
         return runner(**{**arrays, **feeds})
@@ -103,7 +115,10 @@ def main() -> None:
     ]
     for i in range(50):
         step(feeds[i])
-    print(json.dumps(name), file=answers, flush=True)
+    answer = {n: np.asarray(a).reshape(-1).tolist() for n, a in step(feeds[0]).items()}
+    fed = {n: a.reshape(-1).tolist() for n, a in feeds[0].items()}
+    told = {"name": name, "fed": fed, "answer": {n: answer[n] for n in spec["read"]}}
+    print(json.dumps(told), file=answers, flush=True)
     for line in sys.stdin:
         times = []
         for i in range(int(line)):
