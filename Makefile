@@ -17,10 +17,10 @@ BUILD := build
 SOURCES = $(shell find $(1) -name '*.py' -o -name '*.toml' -o -name '*.safetensors')
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow check lint types export bench bench-native bench-overhead soak drift train-aura lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow test-aarch64 check lint types export bench bench-native bench-overhead soak drift train-aura lock wheel clean distclean view
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # --- environments: one virtual environment, grown as verbs need it -------------------------------
 
@@ -130,6 +130,11 @@ test: $(VENV)/.test ## Run the tests
 
 test-slow: $(VENV)/.test ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+CROSS := aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
+test-aarch64: $(VENV)/.test ## Run the native engine's C on emulated aarch64 and Cortex-M7
+	@for p in $(CROSS); do command -v $$p > /dev/null || { echo "no $$p; apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"; exit 1; }; done
+	$(BIN)/python -m pytest -rP tests/export/test_native_cross.py
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
