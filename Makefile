@@ -21,10 +21,10 @@ HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
 EXPORTER = $(call SOURCES,export models contract runtime) targets/profile.py targets/rows.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow check lint types export matrix bench bench-overhead soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow test-aarch64 check lint types export matrix bench bench-native bench-overhead soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # --- environments: one virtual environment, grown as verbs need it -------------------------------
 
@@ -139,6 +139,20 @@ bench: bench-overhead ## Measure a step against plain ONNX Runtime, as a ratio i
 bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session costs -> build/bench/overhead.json
 	$(BIN)/stategate bench $(AURA)/bundle --out $(BUILD)/bench
 
+# Peers live in an environment of their own: they bring what stategate must not depend on.
+PEERS := numpy onnx openvino MNN==3.6.1
+
+$(BUILD)/peers/.done:
+	$(PYTHON) -m venv $(@D)
+	@for p in $(PEERS); do $(@D)/bin/pip install --quiet --disable-pip-version-check $$p || echo "no $$p here"; done
+	@touch $@
+
+$(AURA)/native/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
+	@$(BIN)/stategate export aura-hard --calibration $< --engines onnxruntime,native --out $(@D)
+
+bench-native: $(AURA)/native/manifest.json $(BUILD)/peers/.done ## Native engine, peers and plain C -> build/bench/native.json
+	$(BIN)/stategate bench-native $(<D) --peers $(BUILD)/peers/bin/python --out $(BUILD)/bench
+
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench
 
@@ -248,6 +262,11 @@ test: $(VENV)/.test ## Run the tests
 
 test-slow: $(VENV)/.test ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+CROSS := aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
+test-aarch64: $(VENV)/.test ## Run the native engine's C on emulated aarch64 and Cortex-M7
+	@for p in $(CROSS); do command -v $$p > /dev/null || { echo "no $$p; apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"; exit 1; }; done
+	$(BIN)/python -m pytest -rP tests/export/test_native_cross.py
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -82,6 +82,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Make a bundle from an ONNX file that carries its own state.",
     ),
+    "build-native": (
+        "stategate.runtime.native_cli:build_native_command",
+        "ort",
+        "Compile a bundle's C source into a library.",
+    ),
     "drift": (
         "stategate.calibration.drift_cli:drift",
         "bench",
@@ -117,6 +122,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "stategate.calibration.precision_cli:precision_table",
         "export",
         "Collect what precision plans cost into one list and one page.",
+    ),
+    "bench-native": (
+        "stategate.bench.native_cli:bench_native",
+        "bench",
+        "Time a bundle's native engine beside other runtimes.",
     ),
     "soak": (
         "stategate.bench.cli:soak",

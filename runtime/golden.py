@@ -13,7 +13,7 @@ from stategate.contract import Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.contract.stored import values
 from stategate.runtime.buffers import Array, Buffers
-from stategate.runtime.engine import Engine, open_engine
+from stategate.runtime.engine import Engine, EngineChoice, open_engine
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.session import Session
 
@@ -171,7 +171,7 @@ def fused_gap(path: str | Path, golden: Episode) -> float | None:
 
         def fused(engine: Engine, buffers: Buffers) -> Engine:
             engine.close()
-            return open_engine(bundle, buffers, bundle.manifest.step_graph)
+            return open_engine(bundle, buffers, bundle.manifest.step_graph, "onnxruntime")
 
         session.replace_engine(fused)
         for t, inputs in enumerate(golden):
@@ -179,12 +179,15 @@ def fused_gap(path: str | Path, golden: Episode) -> float | None:
     return gaps.worst()
 
 
-def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
+def replay(
+    path: str | Path, tolerance: float = 1e-4, engine: EngineChoice = "auto"
+) -> Replay | None:
     """Step a bundle through its golden episode on this machine.
 
     Args:
         path: The bundle.
         tolerance: Largest error allowed.
+        engine: Which engine steps it.
 
     Returns:
         The comparison, or None where the bundle carries no golden episode.
@@ -199,7 +202,7 @@ def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
     flips = 0
     sessions = bundle.manifest.sessions
     outputs, states = Gaps(sessions), Gaps(sessions)
-    with closing(open_stepper(path)) as session:
+    with closing(open_stepper(path, engine)) as session:
         for t, inputs in enumerate(golden):
             given = session.step(**inputs)
             outputs.add(given, {name: array[t] for name, array in golden.outputs.items()})

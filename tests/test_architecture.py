@@ -33,8 +33,12 @@ ROOM_EXCEPTIONS = {("export/verify.py", "runtime")}
 # A library that few devices have enters in one file, and nowhere else.
 PACKAGE_EXCEPTIONS = {
     ("bench/footprint.py", "onnx"),
+    ("bench/peers/worker.py", "MNN"),
+    ("bench/peers/worker.py", "ai_edge_litert"),
+    ("bench/peers/worker.py", "openvino"),
     ("calibration/cluster.py", "distributed"),
     ("calibration/drift_page.py", "matplotlib"),
+    ("export/lower_c.py", "emx_onnx_cgen"),
     ("runtime/gym.py", "gymnasium"),
     ("runtime/ort.py", "onnxruntime"),
     ("runtime/prometheus.py", "prometheus_client"),

@@ -1,0 +1,122 @@
+"""The native engine: a bundle's shared object, called through ctypes with pointers bound at open.
+
+ctypes and not an extension module, because the library then needs no Python to be built and fits
+every Python that comes later; docs/adr/0016 has the figures.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from stategate.contract import Bundle, FileRef
+from stategate.contract.errors import EngineError
+from stategate.contract.native import NativeRef, check_library, why_not_here
+from stategate.runtime.buffers import Array, Buffers
+from stategate.runtime.feeds import refuse_not_finite
+
+_MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
+
+_Pointers = ctypes.Array[ctypes.c_void_p]
+
+
+class NativeEngine:
+    """Steps a bundle by its own compiled code, on the session's buffers and nothing else.
+
+    Attributes:
+        checks_inputs: It looks for NaN and infinity in the inputs, so that nobody else need.
+    """
+
+    checks_inputs = True
+
+    def __init__(self, bundle: Bundle, native: NativeRef, buffers: Buffers) -> None:
+        """Check the library's bytes, map it, and bind every buffer.
+
+        Raises:
+            EngineError: This machine cannot load the library, or it is not what the manifest says.
+            DigestError: It was altered.
+        """
+        obstacle = why_not_here(native)
+        if obstacle is not None:
+            raise EngineError(
+                "the native engine cannot step this bundle here",
+                found=obstacle,
+                remedy="stategate build-native BUNDLE on this machine, or engine='onnxruntime'",
+            )
+        file = next(f for f in bundle.manifest.files if f.path == native.library)
+        data = bundle.read(file)
+        check_library(data, native, bundle.manifest.step_graph.file.sha256)
+        self.name = f"native {native.isa} ({native.compiler})"
+        self._library = _mapped(bundle, file)
+        self._compute: Any = self._library.stategate_compute
+        self._compute.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        self._buffers = buffers  # the tables point into this memory without owning it
+        few = len(buffers.groups) <= _MAX_PREMADE
+        self._tables: dict[int, tuple[_Pointers, _Pointers]] = {}  # what the calls point at
+        self._steps: Any = [
+            self._step(parity) for parity in range(1 << len(buffers.groups) if few else 0)
+        ]
+        if not few:
+            self._steps = _Rebinding(self._step)
+
+    def run(self, parity: int) -> None:
+        """Compute one step; see `Engine.run`. Next states behind a closed gate are left alone.
+
+        Raises:
+            NonFiniteInputError: An input holds NaN or infinity; nothing was computed.
+        """
+        if self._steps[parity]():
+            refuse_not_finite(self._buffers.inputs)
+
+    def write(self, parity: int) -> None:
+        """Nothing: `run` has written what an open gate lets through."""
+
+    def _step(self, parity: int) -> Callable[[], int]:
+        """The call for one parity, its tables bound."""
+        taken, given = self._table(parity)
+        step = partial(self._compute, ctypes.addressof(taken), ctypes.addressof(given))
+        self._tables[parity if len(self._buffers.groups) <= _MAX_PREMADE else 0] = (taken, given)
+        return step
+
+    def _table(self, parity: int) -> tuple[_Pointers, _Pointers]:
+        """Where a step reads and writes, in the order of the signature."""
+        buffers = self._buffers
+        live = [bool(parity & buffers.bit_of(state)) for state in buffers.states]
+        banks = list(zip(buffers.states, live, strict=True))
+        taken = [*buffers.inputs, *buffers.constants, *(s.banks[bank] for s, bank in banks)]
+        given = [*buffers.outputs, *buffers.gates, *(s.banks[not bank] for s, bank in banks)]
+        return pointers([slot.array for slot in taken]), pointers([slot.array for slot in given])
+
+    def close(self) -> None:
+        """Let go of the buffers; a mapped library stays mapped until the process ends."""
+        self._steps, self._tables = [], {}
+
+
+def pointers(arrays: Sequence[Array]) -> _Pointers:
+    """Where some arrays lie, as a table in C; it does not keep them alive."""
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+
+
+class _Rebinding:
+    """Calls by parity where there are too many parities: one, bound anew when another is asked."""
+
+    def __init__(self, bind: Callable[[int], Callable[[], int]]) -> None:
+        self._bind, self._parity, self._step = bind, 0, bind(0)
+
+    def __getitem__(self, parity: int) -> Callable[[], int]:
+        if parity != self._parity:
+            self._parity, self._step = parity, self._bind(parity)
+        return self._step
+
+
+def _mapped(bundle: Bundle, file: FileRef) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str((bundle.path / file.path).resolve()))
+    except OSError as problem:
+        raise EngineError(
+            f"the system cannot load {file.path}",
+            found=problem,
+            remedy="build it again here: stategate build-native BUNDLE",
+        ) from problem
