@@ -85,7 +85,7 @@ export: $(VENV)/.run ## Export MODEL=name or MODEL=path/to/module.py:factory int
 bench: bench-overhead ## Measure a step against plain ONNX Runtime, as a ratio in one run
 
 bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session costs -> build/bench/overhead.json
-	$(BIN)/stategate bench $(AURA)/bundle --out $(BUILD)/bench
+	$(BIN)/stategate bench-overhead $(AURA)/bundle --out $(BUILD)/bench
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench

@@ -1,0 +1,84 @@
+"""What a step allocates: Python's part traced, the native part counted under LD_PRELOAD."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from stategate.bench.driver import Driver
+from stategate.bench.record import Allocations
+from stategate.contract.errors import MeasurementError
+
+STEPS = 2000
+
+
+@contextmanager
+def counter() -> Iterator[Path]:
+    """The counting library, compiled for this machine.
+
+    Raises:
+        MeasurementError: There is no C compiler, or it fails.
+    """
+    names = (os.environ.get("CC"), "cc", "gcc", "clang")
+    compiler = next((name for name in names if name and shutil.which(name)), None)
+    if compiler is None:
+        raise MeasurementError(
+            "native allocations are not measured: no C compiler was found",
+            expected="cc, gcc or clang, or one named in CC",
+        )
+    source = resources.files("stategate.bench") / "malloc_count.c"
+    with resources.as_file(source) as file, tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "malloc_count.so"
+        command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(file), "-ldl"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise MeasurementError(
+                "native allocations are not measured: the counter does not compile",
+                found=done.stderr.strip().splitlines()[-1:],
+            )
+        yield library
+
+
+def measure_allocations(
+    open_driver: Callable[..., Driver], notes: list[str], steps: int = STEPS
+) -> Allocations:
+    """Count in fresh processes, because counting slows a step down.
+
+    Args:
+        open_driver: Opens the subject anew; takes ``env``.
+        notes: Takes a sentence about what could not be measured.
+        steps: How many to count over.
+
+    Raises:
+        MeasurementError: A process died.
+    """
+    with open_driver() as driver:
+        traced, _ = driver.ask("traced", steps=steps)
+    native: dict[str, Any] | None = None
+    everything: dict[str, Any] | None = None
+    try:
+        with counter() as library:
+            preload = {"LD_PRELOAD": str(library)}
+            with open_driver(env=preload) as driver:
+                native, _ = driver.ask("mallocs", steps=steps)
+            with open_driver(env={**preload, "PYTHONMALLOC": "malloc"}) as driver:
+                everything, _ = driver.ask("mallocs", steps=steps)
+    except MeasurementError as problem:
+        note = " ".join(str(problem).split())
+        if note not in notes:
+            notes.append(note)
+    return Allocations(
+        steps=steps,
+        native_per_step=native["calls"] / steps if native else None,
+        native_bytes_per_step=native["bytes"] / steps if native else None,
+        all_per_step=everything["calls"] / steps if everything else None,
+        python_peak_bytes=traced["peak_bytes"],
+        python_blocks_kept=traced["kept"],
+    )

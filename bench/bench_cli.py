@@ -1,0 +1,234 @@
+"""``stategate bench``: measure bundles on this machine, draw the page, compare two results."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+
+from stategate.bench.harness import Contender, contenders, last_core, measure_bursts
+from stategate.bench.record import BenchResult, Options, Subject, Times, to_json
+from stategate.bench.result import assemble
+from stategate.bench.segments import Segments
+from stategate.bench.sensors import Meter
+from stategate.contract import Bundle
+from stategate.contract.console import check_writable, progress, write_whole
+
+_SECONDS = {"default": 60.0, "quick": 5.0, "official": 600.0}
+
+
+class _Group(click.Group):
+    """``stategate bench BUNDLE`` is ``stategate bench run BUNDLE``."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Options of `run` may come first; those of the group itself are --help alone.
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Group)
+def bench() -> None:
+    """Measure bundles on this machine; `bench BUNDLE` is short for `bench run BUNDLE`.
+
+    \b
+    Examples:
+      stategate bench build/aura --out build/bench
+      stategate bench compare before/bench.json build/bench/bench.json
+    """
+
+
+@bench.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--quick", is_flag=True, help="5 seconds: does it work, and roughly how fast.")
+@click.option("--official", is_flag=True, help="600 seconds, the length that MLPerf asks for.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.5, max=86_400),
+    help="Length of the bursts together; 60 if left out.",
+)
+@click.option(
+    "--rate",
+    "rates_hz",
+    type=click.FloatRange(min=0.1, max=100_000),
+    multiple=True,
+    default=(30.0, 100.0, 1000.0),
+    show_default=True,
+    help="Steps a second to be kept up with; may be given again.",
+)
+@click.option(
+    "--idle-ms",
+    type=click.FloatRange(min=0, max=10_000),
+    default=100.0,
+    show_default=True,
+    help="Idle gap before a first step.",
+)
+@click.option(
+    "--episode",
+    type=click.Path(exists=True, path_type=Path),
+    help="Recorded inputs, a .npz or a folder of them; the golden episode if left out.",
+)
+@click.option(
+    "--core", type=click.IntRange(min=0), help="Core that every subject runs on; the last one."
+)
+@click.option("--seed", default=0, show_default=True, help="Of the order of the bursts.")
+@click.option("--fresh", is_flag=True, help="Throw an interrupted measurement in --out away.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for results.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def run(
+    bundles: tuple[Path, ...],
+    quick: bool,
+    official: bool,
+    seconds: float | None,
+    rates_hz: tuple[float, ...],
+    idle_ms: float,
+    episode: Path | None,
+    core: int | None,
+    seed: int,
+    fresh: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure BUNDLES in turns: step times, tails, writes, memory, energy.
+
+    An interrupted measurement goes on when the same command is given again.
+
+    \b
+    Examples:
+      stategate bench build/aura --quick
+      stategate bench build/aura build/aura-int8 --rate 100 --out build/bench
+    """
+    if quick + official + (seconds is not None) > 1:
+        raise click.UsageError("--quick, --official and --seconds contradict each other; give one")
+    mode = "quick" if quick else "official" if official else "default"
+    options = Options(
+        mode=mode,
+        seconds=seconds or _SECONDS[mode],
+        slot_s=0.1 if quick else 0.25,
+        rates_hz=tuple(sorted(set(rates_hz))),
+        idle_s=idle_ms / 1000,
+        core=last_core() if core is None else core,
+        seed=seed,
+        episode=str(episode) if episode is not None else None,
+    )
+    chosen = contenders(bundles, options.episode)
+    if out is not None:
+        check_writable(out / "bench.json")
+        result = _measure(chosen, options, out, fresh)
+    else:
+        with tempfile.TemporaryDirectory(prefix="stategate-") as folder:
+            result = _measure(chosen, options, Path(folder), fresh)
+    if as_json:
+        click.echo(to_json(result).decode(), nl=False)
+        return
+    for line in lines(result):
+        click.echo(line)
+    if out is not None:
+        click.echo(f"\n{out / 'bench.json'}")
+
+
+def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) -> BenchResult:
+    plan = {
+        "options": msgspec.to_builtins(options),
+        "bundles": [Bundle.open(contender.bundle).digest for contender in chosen],
+    }
+    segments = Segments(out / "bench.part", plan, fresh)
+    if segments.rounds:
+        click.echo(f"going on after {segments.measured_s:.0f} seconds", err=True)
+    meter = Meter()
+    notes: list[str] = []
+    try:
+        idle_watts = _idle_watts(meter, 4 * options.slot_s)
+        with progress(int(options.seconds), "stepping") as report:
+            hellos = measure_bursts(chosen, options, segments, meter, report)
+    finally:
+        meter.close()
+    if meter.lost is not None:
+        notes.append(f"the energy sensor vanished during the measurement: {meter.lost}")
+    with progress(len(chosen), "cold starts, rates, allocations") as report:
+        result = assemble(
+            chosen, options, segments, hellos, idle_watts, meter.sensor, notes, report
+        )
+    write_whole(out / "bench.json", to_json(result))
+    _keep_samples(out / "bench.npz", segments, [contender.name for contender in chosen])
+    segments.discard()
+    return result
+
+
+def _idle_watts(meter: Meter, seconds: float) -> float | None:
+    """Power of the machine before anything steps."""
+    before, start = meter.joules(), time.monotonic()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    after = meter.joules()
+    return (after - before) / (time.monotonic() - start) if after is not None else None
+
+
+def _keep_samples(path: Path, segments: Segments, names: list[str]) -> None:
+    staged = path.with_name(f".{path.name}")
+    save: Callable[..., Any] = np.savez_compressed  # its stub takes keywords for allow_pickle
+    with staged.open("wb") as file:
+        save(file, **dict(segments.samples(names)))
+    staged.replace(path)
+
+
+def lines(result: BenchResult) -> list[str]:
+    """A few lines for the terminal; everything else is on the page."""
+    told = []
+    for subject in result.subjects:
+        told += [f"{subject.name} on {subject.engine}, {subject.times.count:,} timed steps"]
+        rows = [("all", subject.times), ("quiet", subject.quiet), ("write", subject.write)]
+        told += [f"  {label:<8} {_times(times)}" for label, times in rows if times is not None]
+        told += [f"  {label:<8} {text}" for label, text in _more(subject)]
+    told.append(f"empty loop of the same length: {_times(result.empty)}")
+    for ratio in result.ratios:
+        told.append(
+            f"{ratio.of} over {ratio.to}: {ratio.median:.3f} "
+            f"({ratio.low:.3f} to {ratio.high:.3f}; 80 % of rounds "
+            f"{ratio.p10:.3f} to {ratio.p90:.3f})"
+        )
+    told.append(f"energy sensor: {result.machine.sensor}")
+    return told + [f"note: {note}" for note in result.notes]
+
+
+def _times(times: Times) -> str:
+    def us(value: float | None) -> str:
+        return "      -" if value is None else f"{value:7.1f}"
+
+    return (
+        f"p50 {us(times.p50_us)}  p90 {us(times.p90_us)}  p99 {us(times.p99_us)}  "
+        f"p99.9 {us(times.p999_us)}  max {us(times.max_us)} us"
+    )
+
+
+def _more(subject: Subject) -> list[tuple[str, str]]:
+    memory, cold = subject.memory, subject.cold
+    rows = [
+        ("writes", f"{subject.writes:,} of {subject.steps:,} steps"),
+        ("cold", f"{cold.first_answer_s:.2f} s to the first answer, {cold.cpu_s:.2f} s of CPU"),
+        (
+            "memory",
+            f"{memory.end_bytes / 2**20:.1f} MiB resident, "
+            f"{memory.slope_bytes_per_million_steps:+,.0f} bytes per million steps",
+        ),
+    ]
+    native = subject.allocations.native_per_step
+    counted = "not measured" if native is None else f"{native:.1f} a step"
+    rows.append(("malloc", counted))
+    for rate in subject.rates:
+        rows.append((f"{rate.hz:g} Hz", f"{rate.misses} of {rate.ticks + rate.misses} missed"))
+    return rows
