@@ -14,6 +14,7 @@ import numpy as np
 
 from stategate.bench.harness import Contender, contenders, last_core, measure_bursts
 from stategate.bench.record import BenchResult, Options, Subject, Times, to_json
+from stategate.bench.report import html, markdown
 from stategate.bench.result import assemble
 from stategate.bench.segments import Segments
 from stategate.bench.sensors import Meter
@@ -137,7 +138,7 @@ def run(
     for line in lines(result):
         click.echo(line)
     if out is not None:
-        click.echo(f"\n{out / 'bench.json'}")
+        click.echo("\n".join(str(out / f"bench.{kind}") for kind in ("json", "html", "md", "npz")))
 
 
 def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) -> BenchResult:
@@ -163,9 +164,16 @@ def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) 
             chosen, options, segments, hellos, idle_watts, meter.sensor, notes, report
         )
     write_whole(out / "bench.json", to_json(result))
+    write_report(result, out)
     _keep_samples(out / "bench.npz", segments, [contender.name for contender in chosen])
     segments.discard()
     return result
+
+
+def write_report(result: BenchResult, folder: Path) -> None:
+    """Page and Markdown, from the record alone."""
+    write_whole(folder / "bench.html", html(result).encode())
+    write_whole(folder / "bench.md", markdown(result).encode())
 
 
 def _idle_watts(meter: Meter, seconds: float) -> float | None:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stategate.bench.sensors import core_mhz, governor, temperatures
+from stategate.bench.sensors import core_mhz, temperatures
+from stategate.targets.detect import detect
 
 _LIBRARIES = ("stategate", "numpy", "onnxruntime", "tensorrt")
 
 
-def facts(core: int | None, root: Path = Path("/")) -> dict[str, str | int | float | None]:
-    """What does not change."""
+def facts(root: Path = Path("/")) -> dict[str, str | int | float | None]:
+    """What does not change: `stategate.targets.detect`, a list being one text."""
     return {
-        "machine": platform.machine(),
-        "kernel": platform.release(),
-        "cores": os.cpu_count(),
-        "governor": governor(core or 0, root),
+        name: "; ".join(value) if isinstance(value, tuple) else value
+        for name, value in asdict(detect(root)).items()
     }
 
 

@@ -181,6 +181,8 @@ class Subject(Record, frozen=True):
         quiet: Steps without a write; None where there were none.
         write: Steps with one.
         rounds: Time line.
+        excerpt_us: Neighbouring steps from the middle of the measurement, one by one.
+        excerpt_wrote: Which of them wrote.
         steps: Steps in all, untimed ones included.
         writes: Of which writes.
         memory_bytes_written: Bytes of state replaced in memory.
@@ -208,6 +210,8 @@ class Subject(Record, frozen=True):
     quiet: Times | None
     write: Times | None
     rounds: Rounds
+    excerpt_us: tuple[float, ...]
+    excerpt_wrote: tuple[bool, ...]
     steps: int
     writes: int
     memory_bytes_written: int

@@ -34,6 +34,7 @@ from stategate.contract import Bundle
 from stategate.runtime.snapshot import Codec
 
 COLD_PROCESSES = 5
+EXCERPT = 300
 _FEW_ROUNDS = 20
 
 
@@ -79,7 +80,7 @@ def assemble(
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         options=options,
         machine=Machine(
-            facts=facts(options.core),
+            facts=facts(),
             versions=versions(),
             moments=tuple(msgspec.convert(m, Moment) for m in segments.moments),
             sensor=sensor,
@@ -125,6 +126,7 @@ def _subject(
         ]
     us = np.concatenate([burst.ns for burst in bursts]) / 1000.0
     wrote = np.concatenate([burst.wrote for burst in bursts]).astype(bool)
+    excerpt = bursts[len(bursts) // 2]
     everything = times(us)
     assert everything is not None  # a burst has steps
     return Subject(
@@ -140,6 +142,8 @@ def _subject(
         quiet=times(us[~wrote]),
         write=times(us[wrote]),
         rounds=_rounds(bursts),
+        excerpt_us=tuple((excerpt.ns[:EXCERPT] / 1000).tolist()),
+        excerpt_wrote=tuple(excerpt.wrote[:EXCERPT].astype(bool).tolist()),
         steps=sum(burst.steps for burst in bursts),
         writes=sum(burst.writes for burst in bursts),
         memory_bytes_written=sum(burst.memory_bytes for burst in bursts),

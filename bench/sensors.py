@@ -176,8 +176,3 @@ def core_mhz(core: int, root: Path = Path("/")) -> float | None:
     """Clock of a core as cpufreq shows it; None where it does not, as in most virtual machines."""
     value = _text(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq")
     return int(value) / 1000 if value and value.isdigit() else None
-
-
-def governor(core: int, root: Path = Path("/")) -> str | None:
-    """Frequency governor of a core; None where the kernel shows none."""
-    return _text(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor")

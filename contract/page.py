@@ -33,9 +33,10 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--grid); text-align: right; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-table.facts td { text-align: left; overflow-wrap: anywhere; vertical-align: top; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
+th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: nowrap; }
+table.facts td { text-align: left; vertical-align: top; }
+table.facts td + td { overflow-wrap: anywhere; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
   gap: 1rem; } figure { margin: 0; }
 svg { width: 100%; height: auto; }
 svg text { font-family: system-ui, sans-serif !important; }
@@ -107,6 +108,8 @@ def plot_style(title: str) -> dict[str, Any]:
         "savefig.transparent": True,
         "legend.frameon": False,
         "axes.titlelocation": "left",
+        "axes.titlesize": 11,
+        "axes.formatter.min_exponent": 5,  # 0.01 and 1000 rather than powers of ten
     }
 
 
