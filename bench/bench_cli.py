@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import click
 import msgspec
 import numpy as np
 
+from stategate.bench.compare import MARGIN, compare
 from stategate.bench.harness import Contender, contenders, last_core, measure_bursts
-from stategate.bench.record import BenchResult, Options, Subject, Times, to_json
+from stategate.bench.lines import lines
+from stategate.bench.record import BenchResult, Options, read_result, to_json
 from stategate.bench.report import html, markdown
 from stategate.bench.result import assemble
 from stategate.bench.segments import Segments
@@ -170,10 +174,12 @@ def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) 
     return result
 
 
-def write_report(result: BenchResult, folder: Path) -> None:
-    """Page and Markdown, from the record alone."""
-    write_whole(folder / "bench.html", html(result).encode())
-    write_whole(folder / "bench.md", markdown(result).encode())
+def write_report(result: BenchResult, folder: Path) -> tuple[Path, Path]:
+    """Page and Markdown, from the record alone; returns their paths."""
+    page, text = folder / "bench.html", folder / "bench.md"
+    write_whole(page, html(result).encode())
+    write_whole(text, markdown(result).encode())
+    return page, text
 
 
 def _idle_watts(meter: Meter, seconds: float) -> float | None:
@@ -194,49 +200,50 @@ def _keep_samples(path: Path, segments: Segments, names: list[str]) -> None:
     staged.replace(path)
 
 
-def lines(result: BenchResult) -> list[str]:
-    """A few lines for the terminal; everything else is on the page."""
-    told = []
-    for subject in result.subjects:
-        told += [f"{subject.name} on {subject.engine}, {subject.times.count:,} timed steps"]
-        rows = [("all", subject.times), ("quiet", subject.quiet), ("write", subject.write)]
-        told += [f"  {label:<8} {_times(times)}" for label, times in rows if times is not None]
-        told += [f"  {label:<8} {text}" for label, text in _more(subject)]
-    told.append(f"empty loop of the same length: {_times(result.empty)}")
-    for ratio in result.ratios:
-        told.append(
-            f"{ratio.of} over {ratio.to}: {ratio.median:.3f} "
-            f"({ratio.low:.3f} to {ratio.high:.3f}; 80 % of rounds "
-            f"{ratio.p10:.3f} to {ratio.p90:.3f})"
-        )
-    told.append(f"energy sensor: {result.machine.sensor}")
-    return told + [f"note: {note}" for note in result.notes]
+@bench.command()
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the paths as JSON.")
+def report(result: Path, as_json: bool) -> None:
+    """Draw page and Markdown of a RESULT anew, beside it.
+
+    \b
+    Example:
+      stategate bench report build/bench/bench.json
+    """
+    check_writable(result)
+    paths = write_report(read_result(result), result.parent)
+    click.echo(json.dumps([str(p) for p in paths]) if as_json else "\n".join(map(str, paths)))
 
 
-def _times(times: Times) -> str:
-    def us(value: float | None) -> str:
-        return "      -" if value is None else f"{value:7.1f}"
+@bench.command("compare")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0, max=10),
+    default=MARGIN,
+    show_default=True,
+    help="Smallest change that counts, as a share.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare_command(before: Path, after: Path, margin: float, as_json: bool) -> None:
+    """Tell whether AFTER is slower than BEFORE, or the machine was; exit code 1 if it is.
 
-    return (
-        f"p50 {us(times.p50_us)}  p90 {us(times.p90_us)}  p99 {us(times.p99_us)}  "
-        f"p99.9 {us(times.p999_us)}  max {us(times.max_us)} us"
-    )
-
-
-def _more(subject: Subject) -> list[tuple[str, str]]:
-    memory, cold = subject.memory, subject.cold
-    rows = [
-        ("writes", f"{subject.writes:,} of {subject.steps:,} steps"),
-        ("cold", f"{cold.first_answer_s:.2f} s to the first answer, {cold.cpu_s:.2f} s of CPU"),
-        (
-            "memory",
-            f"{memory.end_bytes / 2**20:.1f} MiB resident, "
-            f"{memory.slope_bytes_per_million_steps:+,.0f} bytes per million steps",
-        ),
-    ]
-    native = subject.allocations.native_per_step
-    counted = "not measured" if native is None else f"{native:.1f} a step"
-    rows.append(("malloc", counted))
-    for rate in subject.rates:
-        rows.append((f"{rate.hz:g} Hz", f"{rate.misses} of {rate.ticks + rate.misses} missed"))
-    return rows
+    \b
+    Example:
+      stategate bench compare before/bench.json build/bench/bench.json
+    """
+    found = compare(read_result(before), read_result(after), margin)
+    if as_json:
+        click.echo(json.dumps(asdict(found) | {"regressed": found.regressed}, indent=2))
+    else:
+        for change in found.changes:
+            click.echo(
+                f"{change.subject:<20} {change.figure} {change.before_us:9.1f} us before, "
+                f"{change.after_us:9.1f} after; at the same pace {change.ratio:.3f} "
+                f"({change.low:.3f} to {change.high:.3f}): {change.verdict}"
+            )
+        for note in found.notes:
+            click.echo(f"note: {note}")
+    if found.regressed:
+        click.get_current_context().exit(1)

@@ -28,7 +28,7 @@ class Times(Record, frozen=True):
         p99_us: 99th; None below 100 steps.
         p999_us: 99.9th; None below 1,000 steps.
         max_us: The longest.
-        bins: Histogram with bounds 2**(i/8) us: pairs of i and count, empty bins left out.
+        bins: Histogram with bounds 2**(i/16) us: pairs of i and count, empty bins left out.
     """
 
     count: int

@@ -17,7 +17,7 @@ from stategate.bench.record import Times
 
 Floats = NDArray[np.float64]
 
-BINS_PER_OCTAVE = 8
+BINS_PER_OCTAVE = 16
 DRAWS = 2000
 
 

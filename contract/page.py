@@ -16,7 +16,7 @@ from typing import Any, Protocol
 SERIES = ("#030303", "#040404", "#050505", "#060606", "#070707")
 INK, GRID = "#010101", "#020202"
 # Half of a desktop's page, and all of a phone's: text keeps its size on both.
-PLOT_INCHES = (5.4, 3.4)
+PLOT_INCHES = (4.8, 3.2)
 
 _VARIABLES = {INK: "ink", GRID: "grid"} | {c: f"series-{i}" for i, c in enumerate(SERIES)}
 _STYLE = """
