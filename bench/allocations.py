@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +12,8 @@ from typing import Any
 
 from stategate.bench.driver import Driver
 from stategate.bench.record import Allocations
-from stategate.contract.errors import MeasurementError
+from stategate.contract.compiler import compile_library
+from stategate.contract.errors import CompilerError
 
 STEPS = 2000
 
@@ -24,25 +23,18 @@ def counter() -> Iterator[Path]:
     """The counting library, compiled for this machine.
 
     Raises:
-        MeasurementError: There is no C compiler, or it fails.
+        CompilerError: There is no C compiler, or it fails.
     """
-    names = (os.environ.get("CC"), "cc", "gcc", "clang")
-    compiler = next((name for name in names if name and shutil.which(name)), None)
-    if compiler is None:
-        raise MeasurementError(
-            "native allocations are not measured: no C compiler was found",
-            expected="cc, gcc or clang, or one named in CC",
-        )
-    source = resources.files("stategate.bench") / "malloc_count.c"
-    with resources.as_file(source) as file, tempfile.TemporaryDirectory() as folder:
+    source = (resources.files("stategate.bench") / "malloc_count.c").read_bytes()
+    # Its malloc is to be found by everybody else, which is the point of it.
+    made = compile_library(
+        {"malloc_count.c": source},
+        cc=os.environ.get("CC", "cc"),
+        extra=("-fvisibility=default", "-O2", "-fno-builtin"),
+    )
+    with tempfile.TemporaryDirectory(prefix="stategate-") as folder:
         library = Path(folder) / "malloc_count.so"
-        command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(file), "-ldl"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise MeasurementError(
-                "native allocations are not measured: the counter does not compile",
-                found=done.stderr.strip().splitlines()[-1:],
-            )
+        library.write_bytes(made.library)
         yield library
 
 
@@ -70,8 +62,8 @@ def measure_allocations(
                 native, _ = driver.ask("mallocs", steps=steps)
             with open_driver(env={**preload, "PYTHONMALLOC": "malloc"}) as driver:
                 everything, _ = driver.ask("mallocs", steps=steps)
-    except MeasurementError as problem:
-        note = " ".join(str(problem).split())
+    except CompilerError as problem:
+        note = "native allocations are not measured: " + " ".join(str(problem).split())
         if note not in notes:
             notes.append(note)
     return Allocations(

@@ -58,6 +58,14 @@ def bench() -> None:
 
 @bench.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    help="Engine of each bundle; may be given again, and `all` is every one that can.",
+)
 @click.option("--quick", is_flag=True, help="5 seconds: does it work, and roughly how fast.")
 @click.option("--official", is_flag=True, help="600 seconds, the length that MLPerf asks for.")
 @click.option(
@@ -95,6 +103,7 @@ def bench() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(
     bundles: tuple[Path, ...],
+    engines: tuple[str, ...],
     quick: bool,
     official: bool,
     seconds: float | None,
@@ -114,7 +123,8 @@ def run(
     \b
     Examples:
       stategate bench build/aura --quick
-      stategate bench build/aura build/aura-int8 --rate 100 --out build/bench
+      stategate bench build/aura --engine all --out build/bench
+      stategate bench build/aura build/aura-int8 --rate 100
     """
     if quick + official + (seconds is not None) > 1:
         raise click.UsageError("--quick, --official and --seconds contradict each other; give one")
@@ -129,7 +139,7 @@ def run(
         seed=seed,
         episode=str(episode) if episode is not None else None,
     )
-    chosen = contenders(bundles, options.episode)
+    chosen = contenders(bundles, engines, options.episode)
     if out is not None:
         check_writable(out / "bench.json")
         result = _measure(chosen, options, out, fresh)
@@ -148,7 +158,7 @@ def run(
 def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) -> BenchResult:
     plan = {
         "options": msgspec.to_builtins(options),
-        "bundles": [Bundle.open(contender.bundle).digest for contender in chosen],
+        "subjects": [[Bundle.open(c.bundle).digest, c.engine] for c in chosen],
     }
     segments = Segments(out / "bench.part", plan, fresh)
     if segments.rounds:

@@ -29,6 +29,7 @@ class Driver:
         *,
         episode: str | None = None,
         maker: str = OURS,
+        more: dict[str, Any] | None = None,
         core: int | None = None,
         python: str = sys.executable,
         env: dict[str, str] | None = None,
@@ -38,7 +39,8 @@ class Driver:
         Args:
             bundle: Folder of the bundle.
             episode: Recorded inputs; the golden episode when None.
-            maker: ``module:function`` that opens the subject.
+            maker: ``module:function`` that opens the subject, given the bundle.
+            more: What else it is given, by name.
             core: Core to run on; None leaves that to the system.
             python: Interpreter; another environment's for a peer.
             env: Variables on top of this process's.
@@ -46,7 +48,8 @@ class Driver:
         Raises:
             MeasurementError: It died; its last words are in the message.
         """
-        spec = {"bundle": bundle, "episode": episode, "maker": maker, "core": core}
+        spec: dict[str, Any] = {"bundle": bundle, "episode": episode, "maker": maker, "core": core}
+        spec["more"] = more or {}
         self._maker = maker
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  closed with the driver
         started = time.perf_counter()

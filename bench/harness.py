@@ -24,8 +24,9 @@ from stategate.bench.machine import moment
 from stategate.bench.record import Options
 from stategate.bench.segments import Burst, Segments
 from stategate.bench.sensors import Meter
-from stategate.contract import Bundle, load_episode
-from stategate.contract.errors import EpisodeError, TargetError
+from stategate.bench.subject import engines
+from stategate.contract import Bundle, Manifest, load_episode
+from stategate.contract.errors import EngineError, EpisodeError, TargetError
 
 MOST_TIMED = 20_000
 _FEWEST_TIMED = 10
@@ -40,36 +41,45 @@ class Contender:
     Attributes:
         name: How it is called in tables.
         bundle: Its folder.
+        engine: What steps it; ``auto`` leaves that to the bundle.
     """
 
     name: str
     bundle: Path
+    engine: str = "auto"
 
     def open(self, options: Options, **more: Any) -> Driver:
         """Start a process that steps it."""
-        return Driver(str(self.bundle), episode=options.episode, core=options.core, **more)
+        return Driver(
+            str(self.bundle),
+            episode=options.episode,
+            core=options.core,
+            more={"engine": self.engine},
+            **more,
+        )
 
 
-def contenders(paths: Sequence[Path], episode: str | None = None) -> list[Contender]:
+def contenders(
+    paths: Sequence[Path], wanted: Sequence[str] = ("auto",), episode: str | None = None
+) -> list[Contender]:
     """Look at the bundles before anything is measured.
+
+    Args:
+        paths: Folders of bundles.
+        wanted: Engines that each is stepped with; ``all`` is every one that can.
+        episode: Recorded inputs; the golden episode of each when None.
 
     Raises:
         BundleError: One cannot be opened.
         TargetError: One is for another architecture.
         EpisodeError: One does not fit the episode, or carries none of its own.
+        EngineError: An engine cannot step one of them.
     """
     recorded = load_episode(episode) if episode is not None else None
     found: list[Contender] = []
     for path in paths:
         manifest = Bundle.open(path).manifest
-        made_for = manifest.target
-        if made_for is not None and made_for.machine != platform.machine():
-            raise TargetError(
-                f"{path} is for another architecture",
-                found=f"{made_for.name}, {made_for.machine}",
-                expected=platform.machine(),
-                remedy="run stategate bench on the device, or export without --target",
-            )
+        _check_machine(path, manifest)
         if recorded is not None:
             recorded.check(manifest.step)
         elif manifest.golden is None:
@@ -78,10 +88,25 @@ def contenders(paths: Sequence[Path], episode: str | None = None) -> list[Conten
                 found=path,
                 remedy="give inputs with --episode FILE.npz",
             )
-        name = manifest.model.name
-        taken = sum(other.name.split(" #")[0] == name for other in found)
-        found.append(Contender(f"{name} #{taken + 1}" if taken else name, path))
+        able, unable = engines(path)
+        for engine in able if "all" in wanted else wanted:
+            if engine != "auto" and engine not in able:
+                raise EngineError(f"{path} is not stepped by {engine}", found="; ".join(unable))
+            name = manifest.model.name + (f" {engine}" if engine != "auto" else "")
+            taken = sum(other.name.split(" #")[0] == name for other in found)
+            found.append(Contender(f"{name} #{taken + 1}" if taken else name, path, engine))
     return found
+
+
+def _check_machine(path: Path, manifest: Manifest) -> None:
+    made_for = manifest.target
+    if made_for is not None and made_for.machine != platform.machine():
+        raise TargetError(
+            f"{path} is for another architecture",
+            found=f"{made_for.name}, {made_for.machine}",
+            expected=platform.machine(),
+            remedy="run stategate bench on the device, or export without --target",
+        )
 
 
 def measure_bursts(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
 from stategate.contract import Bundle
+from stategate.contract.errors import StategateError
 from stategate.runtime import Session
 from stategate.runtime.buffers import Array
+from stategate.runtime.engine import EngineChoice
 
 
 class Subject(Protocol):
@@ -84,8 +87,8 @@ class GateLog:
 class SessionSubject:
     """A session, as a robot would open it."""
 
-    def __init__(self, bundle: str) -> None:
-        self.session = Session.open(bundle)
+    def __init__(self, bundle: str, engine: EngineChoice) -> None:
+        self.session = Session.open(bundle, engine=engine)
         self.engine = self.session.engine_name
 
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
@@ -102,9 +105,23 @@ class SessionSubject:
         return asdict(self.session.ledger)
 
 
-def open_session(bundle: str) -> Subject:
+def open_session(bundle: str, engine: EngineChoice = "auto") -> Subject:
     """The subject of ``stategate bench``."""
-    return SessionSubject(bundle)
+    return SessionSubject(bundle, engine)
+
+
+def engines(bundle: str | Path) -> tuple[list[EngineChoice], list[str]]:
+    """Engines of the runtime that can step a bundle here, and why the others cannot."""
+    able: list[EngineChoice] = []
+    unable = []
+    for engine in get_args(EngineChoice):
+        if engine != "auto":
+            try:
+                Session.open(bundle, engine=engine).close()
+                able.append(engine)
+            except StategateError as problem:
+                unable.append(f"{engine}: {' '.join(str(problem).split())}")
+    return able, unable
 
 
 def parity(bundle: Bundle, subject: Subject) -> float | None:

@@ -37,7 +37,7 @@ _LEAD_IN = 10
 class Worker:
     """The subject, its inputs, and the jobs it can be given."""
 
-    def __init__(self, bundle: str, episode: str | None, maker: str) -> None:
+    def __init__(self, bundle: str, episode: str | None, maker: str, more: dict[str, Any]) -> None:
         self._imported = time.perf_counter()
         self._before = rss_bytes()
         module, function = maker.split(":")
@@ -47,7 +47,7 @@ class Worker:
         self._feeds = list(recorded)
         self._bundle, self._at = opened, 0
         before = time.perf_counter()
-        self._subject: Subject = getattr(importlib.import_module(module), function)(bundle)
+        self._subject: Subject = getattr(importlib.import_module(module), function)(bundle, **more)
         self._opened = time.perf_counter()
         self._open_s = self._opened - before
 
