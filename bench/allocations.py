@@ -39,11 +39,12 @@ def counter() -> Iterator[Path]:
 
 
 def measure_allocations(
-    open_driver: Callable[..., Driver], notes: list[str], steps: int = STEPS
+    driver: Driver, open_driver: Callable[..., Driver], notes: list[str], steps: int = STEPS
 ) -> Allocations:
-    """Count in fresh processes, because counting slows a step down.
+    """Count after everything was timed, because counting slows a step down.
 
     Args:
+        driver: A process that has done everything else.
         open_driver: Opens the subject anew; takes ``env``.
         notes: Takes a sentence about what could not be measured.
         steps: How many to count over.
@@ -51,17 +52,16 @@ def measure_allocations(
     Raises:
         MeasurementError: A process died.
     """
-    with open_driver() as driver:
-        traced, _ = driver.ask("traced", steps=steps)
+    traced, _ = driver.ask("traced", steps=steps)
     native: dict[str, Any] | None = None
     everything: dict[str, Any] | None = None
     try:
         with counter() as library:
             preload = {"LD_PRELOAD": str(library)}
-            with open_driver(env=preload) as driver:
-                native, _ = driver.ask("mallocs", steps=steps)
-            with open_driver(env={**preload, "PYTHONMALLOC": "malloc"}) as driver:
-                everything, _ = driver.ask("mallocs", steps=steps)
+            with open_driver(env=preload) as counted:
+                native, _ = counted.ask("mallocs", steps=steps)
+            with open_driver(env={**preload, "PYTHONMALLOC": "malloc"}) as counted:
+                everything, _ = counted.ask("mallocs", steps=steps)
     except CompilerError as problem:
         note = "native allocations are not measured: " + " ".join(str(problem).split())
         if note not in notes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
@@ -24,6 +26,7 @@ from stategate.bench.segments import Segments
 from stategate.bench.sensors import Meter
 from stategate.contract import Bundle
 from stategate.contract.console import check_writable, progress, write_whole
+from stategate.runtime.engine import EngineChoice
 
 _SECONDS = {"default": 60.0, "quick": 5.0, "official": 600.0}
 
@@ -64,6 +67,7 @@ def bench() -> None:
     multiple=True,
     default=("auto",),
     show_default=True,
+    type=click.Choice([*get_args(EngineChoice), "all"]),
     help="Engine of each bundle; may be given again, and `all` is every one that can.",
 )
 @click.option("--quick", is_flag=True, help="5 seconds: does it work, and roughly how fast.")
@@ -128,6 +132,8 @@ def run(
     """
     if quick + official + (seconds is not None) > 1:
         raise click.UsageError("--quick, --official and --seconds contradict each other; give one")
+    if not all(map(math.isfinite, (seconds or 0, idle_ms, *rates_hz))):
+        raise click.UsageError("--seconds, --idle-ms and --rate take finite numbers")
     mode = "quick" if quick else "official" if official else "default"
     options = Options(
         mode=mode,
@@ -139,6 +145,12 @@ def run(
         seed=seed,
         episode=str(episode) if episode is not None else None,
     )
+    if options.core is not None and options.core not in os.sched_getaffinity(0):
+        raise click.BadParameter(
+            f"core {options.core} is not there; this process may use "
+            f"{sorted(os.sched_getaffinity(0))}",
+            param_hint="--core",
+        )
     chosen = contenders(bundles, engines, options.episode)
     if out is not None:
         check_writable(out / "bench.json")

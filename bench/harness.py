@@ -30,7 +30,7 @@ from stategate.contract.errors import EngineError, EpisodeError, TargetError
 
 MOST_TIMED = 20_000
 _FEWEST_TIMED = 10
-_SEGMENT_S = 5.0
+_SEGMENT_S = 2.0
 _EMPTY_SHARE = 0.25  # of a slot, for the loop that steps nothing
 
 

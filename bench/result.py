@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 
 from stategate.bench.allocations import measure_allocations
-from stategate.bench.driver import Driver
 from stategate.bench.harness import Contender
 from stategate.bench.machine import facts, versions
 from stategate.bench.record import (
@@ -33,7 +32,8 @@ from stategate.bench.statistics import paired_ratio, slope, times
 from stategate.contract import Bundle
 from stategate.runtime.snapshot import Codec
 
-COLD_PROCESSES = 5
+COLD_PROCESSES = 3
+IDLE_GAPS = 20
 EXCERPT = 300
 _FEW_ROUNDS = 20
 
@@ -116,14 +116,20 @@ def _subject(
     bundle = Bundle.open(contender.bundle)
     manifest = bundle.manifest
     opener = partial(contender.open, options)
-    cold, error = _cold(opener)
+    hellos = []
+    for _ in range(COLD_PROCESSES - 1):
+        with opener() as driver:
+            hellos.append(driver.hello)
     with opener() as driver:
-        idle, _ = driver.ask("idle", idle_s=options.idle_s, repeats=20)
+        hellos.append(driver.hello)
+        error = driver.ask("parity")[0]["max_output_error"]
+        idle, _ = driver.ask("idle", idle_s=options.idle_s, repeats=IDLE_GAPS)
         slot_s = 8 * options.slot_s
         rates = [
             driver.ask("rate", hz=hz, ticks=max(2, round(hz * slot_s)))[0]
             for hz in options.rates_hz
         ]
+        allocations = measure_allocations(driver, opener, notes)
     us = np.concatenate([burst.ns for burst in bursts]) / 1000.0
     wrote = np.concatenate([burst.wrote for burst in bursts]).astype(bool)
     excerpt = bursts[len(bursts) // 2]
@@ -151,9 +157,9 @@ def _subject(
         idle_us=tuple(idle["idle_us"]),
         busy_us=tuple(idle["busy_us"]),
         rates=tuple(msgspec.convert(rate, AtRate) for rate in rates),
-        cold=cold,
+        cold=_cold(hellos),
         memory=_memory(bursts, hello),
-        allocations=measure_allocations(opener, notes),
+        allocations=allocations,
         energy=_energy(bursts, idle_watts),
         max_output_error=error,
     )
@@ -174,27 +180,18 @@ def _rounds(bursts: list[Burst]) -> Rounds:
     )
 
 
-def _cold(opener: Callable[[], Driver]) -> tuple[ColdStart, float | None]:
-    """Fresh processes; the last one also compares its answers with the golden ones."""
-    hellos, error = [], None
-    for i in range(COLD_PROCESSES):
-        with opener() as driver:
-            hellos.append(driver.hello)
-            if i == COLD_PROCESSES - 1:
-                error = driver.ask("parity")[0]["max_output_error"]
-
+def _cold(hellos: list[dict[str, Any]]) -> ColdStart:
     def middle(field: str) -> float:
         return float(np.median([hello[field] for hello in hellos]))
 
-    cold = ColdStart(
-        processes=COLD_PROCESSES,
+    return ColdStart(
+        processes=len(hellos),
         first_answer_s=middle("first_answer_s"),
         cpu_s=middle("cpu_s"),
         import_s=middle("import_s"),
         open_s=middle("open_s"),
         first_step_us=middle("first_step_us"),
     )
-    return cold, error
 
 
 def _memory(bursts: list[Burst], hello: dict[str, Any]) -> Memory:

@@ -21,27 +21,23 @@ BINS_PER_OCTAVE = 16
 DRAWS = 2000
 
 
-def nearest_rank(ascending: Floats, share: float) -> float:
-    """The value that ``share`` of all values do not exceed."""
-    return float(ascending[max(0, math.ceil(share * len(ascending)) - 1)])
-
-
 def times(us: Floats) -> Times | None:
     """Summary of step times in microseconds; None of none."""
     if not len(us):
         return None
-    ascending = np.sort(us)
     count = len(us)
+    # Nearest rank: every figure is a step that happened.
+    p50, p90, p99, p999 = np.quantile(us, (0.5, 0.9, 0.99, 0.999), method="inverted_cdf").tolist()
     bins = np.floor(np.log2(np.maximum(us, 1e-3)) * BINS_PER_OCTAVE).astype(int)
     labels, counts = np.unique(bins, return_counts=True)
     return Times(
         count=count,
         mean_us=float(us.mean()),
-        p50_us=nearest_rank(ascending, 0.5),
-        p90_us=nearest_rank(ascending, 0.9),
-        p99_us=nearest_rank(ascending, 0.99) if count >= 100 else None,
-        p999_us=nearest_rank(ascending, 0.999) if count >= 1000 else None,
-        max_us=float(ascending[-1]),
+        p50_us=p50,
+        p90_us=p90,
+        p99_us=p99 if count >= 100 else None,
+        p999_us=p999 if count >= 1000 else None,
+        max_us=float(us.max()),
         bins=tuple(zip(labels.tolist(), counts.tolist(), strict=True)),
     )
 

@@ -19,6 +19,7 @@ import os  # noqa: E402
 import sys  # noqa: E402
 import tracemalloc  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from functools import partial  # noqa: E402
 from typing import Any, BinaryIO  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -47,7 +48,9 @@ class Worker:
         self._feeds = list(recorded)
         self._bundle, self._at = opened, 0
         before = time.perf_counter()
-        self._subject: Subject = getattr(importlib.import_module(module), function)(bundle, **more)
+        make: Callable[..., Subject] = getattr(importlib.import_module(module), function)
+        self._open = partial(make, bundle, **more)
+        self._subject = self._open()
         self._opened = time.perf_counter()
         self._open_s = self._opened - before
 
@@ -67,8 +70,8 @@ class Worker:
         }, b""
 
     def parity(self) -> Answer:
-        """Step the golden episode; the subject must be fresh."""
-        return {"max_output_error": parity(self._bundle, self._subject)}, b""
+        """Step the golden episode with a fresh subject: it begins at the initial state."""
+        return {"max_output_error": parity(self._bundle, self._open())}, b""
 
     def burst(self, timed: int, slot_s: float) -> Answer:
         """Time some steps, then go on stepping until the slot is over."""
