@@ -17,7 +17,7 @@ BUILD := build
 SOURCES = $(shell find $(1) -name '*.py' -o -name '*.toml' -o -name '*.safetensors')
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow check lint types export bench bench-overhead soak drift train-aura lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow check lint types export bench bench-overhead bench-peers soak drift train-aura lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -86,6 +86,29 @@ bench: bench-overhead ## Measure a step against plain ONNX Runtime, as a ratio i
 
 bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session costs -> build/bench/overhead.json
 	$(BIN)/stategate bench-overhead $(AURA)/bundle --out $(BUILD)/bench
+
+# What each environment of a peer holds beside stategate itself; aura-fast has a native engine too.
+peer-floor := onnx
+peer-onnxruntime := onnx onnxruntime
+peer-torch := onnx torch
+peer-executorch := onnx executorch
+peer-openvino := onnx openvino
+peer-litert := onnx litert-torch
+PEERS := floor onnxruntime torch executorch openvino litert
+FAST := $(BUILD)/aura-fast/bundle
+
+bench-peers: $(PEERS:%=$(BUILD)/peers/%/.made) $(FAST)/manifest.json ## The same step in other runtimes, gigabytes of them -> build/bench/peers.json
+	$(BIN)/stategate bench peers $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
+
+$(FAST)/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime)
+	$(BIN)/stategate export aura-hard --calibration $< --engines onnxruntime,native --out $(@D)
+
+# A peer that cannot be installed is listed with its last words, and does not stop the others.
+$(BUILD)/peers/%/.made: pyproject.toml
+	@echo "peer $*: $(peer-$*)"; rm -rf $(@D); mkdir -p $(@D); $(PYTHON) -m venv $(@D)/venv
+	@$(@D)/venv/bin/python -m pip install --quiet --disable-pip-version-check -e . $(peer-$*) > $(@D)/log 2>&1 \
+	  || tail -n 1 $(@D)/log | tee $(@D)/error.txt
+	@touch $@
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench

@@ -30,6 +30,13 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 ROOM_EXCEPTIONS = {("export/verify.py", "runtime")}
 # A library that few devices have enters in one file, and nowhere else.
 PACKAGE_EXCEPTIONS = {
+    ("bench/peers/aura_torch.py", "torch"),
+    ("bench/peers/base.py", "onnx"),
+    ("bench/peers/executorch_portable.py", "executorch"),
+    ("bench/peers/executorch_portable.py", "torch"),
+    ("bench/peers/litert.py", "ai_edge_litert"),
+    ("bench/peers/litert.py", "litert_torch"),
+    ("bench/peers/openvino_stateful.py", "openvino"),
     ("calibration/cluster.py", "distributed"),
     ("calibration/drift_page.py", "matplotlib"),
     ("export/lower_c.py", "emx_onnx_cgen"),
