@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -169,6 +170,7 @@ def run(
 
 def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) -> BenchResult:
     plan = {
+        "host": platform.node(),
         "options": msgspec.to_builtins(options),
         "subjects": [[Bundle.open(c.bundle).digest, c.engine] for c in chosen],
     }

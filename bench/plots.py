@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stategate.bench.record import BenchResult, Subject, Times
+from stategate.bench.record import BenchResult, Times
 from stategate.bench.statistics import BINS_PER_OCTAVE
 from stategate.contract.page import GRID, INK, SERIES, plot_style, themed_svg
 
@@ -76,21 +76,19 @@ def memory_plot(result: BenchResult) -> str:
     """What the memory takes after so many steps; computed, and said so."""
     steps = np.logspace(0, np.log10(_HORIZON), 60)
 
+    sizes = dict.fromkeys((s.state_bytes, s.kv_bytes_per_step) for s in result.subjects)
+
     def draw(axes: Axes) -> None:
-        for subject, colour in zip(result.subjects[:_MOST_LINES], SERIES, strict=False):
-            constant = np.full(len(steps), subject.state_bytes)
-            axes.plot(steps, constant, color=colour, lw=2.5, label=_state(subject))
-            if subject.kv_bytes_per_step is not None:
-                cache = subject.kv_bytes_per_step * steps
-                label = f"KV cache, {subject.kv_bytes_per_step} bytes a step"
-                axes.plot(steps, cache, color=colour, ls="--", label=label)
+        for (state_bytes, kv_bytes), colour in zip(sizes, SERIES, strict=False):
+            constant = np.full(len(steps), state_bytes)
+            label = f"state, {state_bytes:,} bytes"
+            axes.plot(steps, constant, color=colour, lw=2.5, label=label)
+            if kv_bytes is not None:
+                label = f"KV cache, {kv_bytes:,} bytes a step"
+                axes.plot(steps, kv_bytes * steps, color=colour, ls="--", label=label)
         axes.set(xscale="log", yscale="log", xlabel="step", ylabel="bytes")
 
     return _plot("Memory against horizon (computed)", draw)
-
-
-def _state(subject: Subject) -> str:
-    return f"{subject.name}, {subject.state_bytes:,} bytes"
 
 
 def _edges(times: Times) -> tuple[np.ndarray, np.ndarray]:
@@ -119,5 +117,5 @@ def _plot(title: str, draw: Callable[[Axes], None]) -> str:
         axes = figure.subplots()
         draw(axes)
         axes.set_title(title)
-        axes.legend(fontsize=8)
+        figure.legend(fontsize=8, loc="outside lower center", ncols=2)
         return themed_svg(figure, title)

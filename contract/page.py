@@ -33,9 +33,10 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--grid); text-align: right; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: nowrap; }
 table.facts td { text-align: left; vertical-align: top; }
-table.facts td + td { overflow-wrap: anywhere; }
+table.facts td + td { overflow-wrap: anywhere; white-space: normal; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
   gap: 1rem; } figure { margin: 0; }
 svg { width: 100%; height: auto; }
@@ -109,7 +110,7 @@ def plot_style(title: str) -> dict[str, Any]:
         "legend.frameon": False,
         "axes.titlelocation": "left",
         "axes.titlesize": 11,
-        "axes.formatter.min_exponent": 5,  # 0.01 and 1000 rather than powers of ten
+        "axes.formatter.min_exponent": 8,  # 0.01 and 1000 rather than powers of ten
     }
 
 

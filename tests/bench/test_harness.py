@@ -123,6 +123,7 @@ def test_a_damaged_piece_can_be_thrown_away_and_a_missing_compiler_is_told(
     assert "not measured" in (tmp_path / "bench.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_measurement_goes_on_where_it_stopped(tiny_bundle: Path, tmp_path: Path) -> None:
     arguments = ["bench", str(tiny_bundle), "--seconds", "4", "--rate", "200"]
     arguments += ["--out", str(tmp_path)]
