@@ -21,7 +21,7 @@ HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
 EXPORTER = $(call SOURCES,export models contract runtime) targets/profile.py targets/rows.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow test-aarch64 check lint types export matrix bench bench-native bench-overhead soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow test-aarch64 check lint types export matrix bench bench-native bench-overhead bench-peers soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -137,21 +137,33 @@ $(MATRIX)/targets/%/report.json: targets/profiles/%.toml $(EXPORTS:=.log) $(wild
 bench: bench-overhead ## Measure a step against plain ONNX Runtime, as a ratio in one run
 
 bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session costs -> build/bench/overhead.json
-	$(BIN)/stategate bench $(AURA)/bundle --out $(BUILD)/bench
+	$(BIN)/stategate bench-overhead $(AURA)/bundle --out $(BUILD)/bench
 
-# Peers live in an environment of their own: they bring what stategate must not depend on.
-PEERS := numpy onnx openvino MNN==3.6.1
+# What each environment of a peer holds beside stategate itself; aura-fast has a native engine too.
+peer-floor := onnx
+peer-onnxruntime := onnx onnxruntime
+peer-torch := onnx torch
+peer-executorch := onnx executorch
+peer-openvino := onnx openvino
+peer-litert := onnx litert-torch
+PEERS := floor onnxruntime torch executorch openvino litert
+FAST := $(BUILD)/aura-fast/bundle
 
-$(BUILD)/peers/.done:
-	$(PYTHON) -m venv $(@D)
-	@for p in $(PEERS); do $(@D)/bin/pip install --quiet --disable-pip-version-check $$p || echo "no $$p here"; done
+bench-peers: $(PEERS:%=$(BUILD)/peers/%/.made) $(FAST)/manifest.json ## The same step in other runtimes, gigabytes of them -> build/bench/peers.json
+	$(BIN)/stategate bench peers $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
+
+$(FAST)/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
+	$(BIN)/stategate export aura-hard --calibration $< --engines onnxruntime,native --out $(@D)
+
+# A peer that cannot be installed is listed with its last words, and does not stop the others.
+$(BUILD)/peers/%/.made: pyproject.toml
+	@echo "peer $*: $(peer-$*)"; rm -rf $(@D); mkdir -p $(@D); $(PYTHON) -m venv $(@D)/venv
+	@$(@D)/venv/bin/python -m pip install --quiet --disable-pip-version-check -e . $(peer-$*) > $(@D)/log 2>&1 \
+	  || tail -n 1 $(@D)/log | tee $(@D)/error.txt
 	@touch $@
 
-$(AURA)/native/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
-	@$(BIN)/stategate export aura-hard --calibration $< --engines onnxruntime,native --out $(@D)
-
-bench-native: $(AURA)/native/manifest.json $(BUILD)/peers/.done ## Native engine, peers and plain C -> build/bench/native.json
-	$(BIN)/stategate bench-native $(<D) --peers $(BUILD)/peers/bin/python --out $(BUILD)/bench
+bench-native: $(FAST)/manifest.json $(PEERS:%=$(BUILD)/peers/%/.made) ## Native engine, peers and plain C -> build/bench/native.json
+	$(BIN)/stategate bench-native $(<D) --out $(BUILD)/bench
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench

@@ -1,4 +1,4 @@
-"""``stategate plot``, ``stategate bench``, ``stategate pace`` and ``stategate soak``."""
+"""``stategate plot``, ``stategate bench-overhead``, ``stategate pace`` and ``stategate soak``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plot(ledger: Path, as_json: bool) -> None:
     click.echo(json.dumps([str(p) for p in paths]) if as_json else "\n".join(map(str, paths)))
 
 
-@click.command()
+@click.command("bench-overhead")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--rounds",
@@ -48,12 +48,12 @@ def plot(ledger: Path, as_json: bool) -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for overhead.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def bench(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:
+def bench_overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:
     """Time a counted step of BUNDLE beside plain ONNX Runtime, in turns and in one run.
 
     \b
     Example:
-      stategate bench build/aura --out build/bench
+      stategate bench-overhead build/aura --out build/bench
     """
     if out is not None:
         check_writable(out / "overhead.json")

@@ -44,6 +44,8 @@ StategateError
 ├── CalibrationError         no threshold meets the request, or the episodes do not fit
 ├── EpisodeError             a recorded episode does not fit the model
 ├── OutputError              a result cannot be written where it was asked for
+├── ResultError              a file of measurements is malformed, or of another version
+├── MeasurementError         what was being measured stopped, or cannot be measured here
 ├── TargetError              an unknown target or a contradictory profile
 └── MissingDependencyError   a library that this command needs is not installed
 
@@ -295,6 +297,16 @@ class EpisodeError(StategateError):
 
 class OutputError(StategateError):
     """A result cannot be written where it was asked for."""
+
+
+class ResultError(StategateError):
+    """A file of measurements is malformed, of another version, or of another run."""
+
+
+class MeasurementError(StategateError):
+    """What was being measured stopped, or cannot be measured on this machine."""
+
+    exit_code = 1
 
 
 class TargetError(StategateError):

@@ -109,7 +109,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Show how long the flash lasts under each snapshot policy.",
     ),
     "bench": (
-        "stategate.bench.cli:bench",
+        "stategate.bench.bench_cli:bench",
+        "bench",
+        "Measure bundles: step times, tails, memory, energy.",
+    ),
+    "bench-overhead": (
+        "stategate.bench.cli:bench_overhead",
         "bench",
         "Time a counted step beside plain ONNX Runtime.",
     ),

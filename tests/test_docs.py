@@ -26,7 +26,8 @@ def test_every_option_has_help_and_is_in_the_manual(verb: str) -> None:
     section = page.split(f"## `stategate {verb}")[1].split("\n## ")[0]
     command = main.get_command(click.Context(main), verb)
     assert command is not None
-    for parameter in command.params:
+    verbs = [command, *getattr(command, "commands", {}).values()]
+    for parameter in (parameter for verb in verbs for parameter in verb.params):
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
             assert parameter.opts[0] in section
