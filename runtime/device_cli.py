@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from stategate.contract import Bundle, Manifest, canonical_json
+from stategate.contract.native import NativeRef
 from stategate.runtime.golden import Replay, replay
 from stategate.runtime.snapshot import Codec
 from stategate.runtime.store import newest_in
@@ -83,6 +84,8 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     if way is not None:
         handed = f", {way.payload_bytes} bytes handed over" if way.payload else ""
         lines.append(("way", f"{way.way}{handed}: {way.why}"))
+    if manifest.native is not None:
+        lines.append(("native", described(manifest.native)))
     lines.append(("target", manifest.target.name if manifest.target else "any"))
     receipt = manifest.verification
     if receipt is None:
@@ -106,6 +109,18 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         lines.append(("fact", _printable(f"{fact}: {text}")))
     lines.append(("created", manifest.created))
     return lines
+
+
+def described(native: NativeRef) -> str:
+    """One line about a native engine."""
+    if native.library is None:
+        return f"C source by {native.generator}, not compiled"
+    text = f"{native.isa} by {native.compiler}"
+    if native.max_output_error is not None:
+        text += f", golden output error {native.max_output_error:.2g}"
+    for engine, us in sorted(native.step_us.items()):
+        text += f", {engine} {us:.3g} us a step"
+    return text + (f"; auto takes {native.fastest}" if native.step_us else "; not measured here")
 
 
 def _printable(text: str, longest: int = 200) -> str:

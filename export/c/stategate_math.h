@@ -15,6 +15,13 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Where temporaries go that are too large for a stack. */
+#if defined(__linux__) || defined(__APPLE__)
+#define STATEGATE_TEMPORARY static __thread
+#else
+#define STATEGATE_TEMPORARY static
+#endif
+
 /* a - n * b. Fused where that is one instruction: compilers may not reorder it then. */
 #ifdef __FP_FAST_FMAF
 #define STATEGATE_MINUS(a, n, b) __builtin_fmaf(-(n), (b), (a))

@@ -212,6 +212,24 @@ def test_the_header_is_c_plus_plus_too(native_bundle: Path, tmp_path: Path) -> N
     subprocess.run(words, check=True, capture_output=True)
 
 
+def test_temporaries_too_large_for_a_stack_are_static_and_compute_the_same(
+    native_bundle: Path, golden: Episode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(native_bundle)
+    graph = bundle.read(bundle.manifest.step_graph.file)
+    monkeypatch.setattr("stategate.export.lower_c._STACK_BYTES", 0)
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name, raw in lower(graph, bundle.manifest.step, {}).items():
+        (folder / name).write_bytes(raw)
+    assert "STATEGATE_TEMPORARY float tmp" in (folder / "read.c").read_text()
+    program = compiled(ROOT / "docs/examples/native.c", folder, tmp_path)
+    z = golden.inputs["z"].astype("<f4").tobytes()
+    run = subprocess.run([program], input=z, capture_output=True, check=True)
+    action, _, _ = outputs_of(run.stdout, golden.steps)
+    np.testing.assert_allclose(action, golden.outputs["action"][:, 0], rtol=0, atol=1e-5)
+
+
 def test_an_operator_without_c_is_named(native_bundle: Path) -> None:
     bundle = Bundle.open(native_bundle)
     graph = onnx.load_model_from_string(bundle.read(bundle.manifest.step_graph.file))
