@@ -132,7 +132,7 @@ def test_a_cell_whose_only_output_is_its_state_is_adopted(tmp_path: Path) -> Non
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert CliRunner().invoke(main, ["verify", str(out)]).exit_code == 0
-    assert CliRunner().invoke(main, ["bench", str(out), "--rounds", "1"]).exit_code == 0
+    assert CliRunner().invoke(main, ["bench-overhead", str(out), "--rounds", "1"]).exit_code == 0
 
 
 def test_a_state_that_was_forgotten_beside_declared_ones_is_pointed_out(tmp_path: Path) -> None:

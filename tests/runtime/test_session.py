@@ -167,16 +167,17 @@ def test_a_step_makes_no_numpy_array(aura_bundle: Path) -> None:
             session.step(z=z)
         tracemalloc.start()
         try:
-            session.step(z=inputs[0])
-            before = tracemalloc.get_traced_memory()[0]
-            tracemalloc.reset_peak()
+            worst = 0
             for z in inputs:
+                # Each step by itself: ONNX Runtime frees a small object of a call some calls later.
+                before = tracemalloc.get_traced_memory()[0]
+                tracemalloc.reset_peak()
                 session.step(z=z)
-            peak = tracemalloc.get_traced_memory()[1]
+                worst = max(worst, tracemalloc.get_traced_memory()[1] - before)
         finally:
             tracemalloc.stop()
         assert session.ledger.writes > 0
-    assert peak - before < 2000  # the state is 4,224 bytes; a few Python integers are not
+    assert worst < 2000  # the state is 4,224 bytes; a few Python integers are not
 
 
 def test_a_closed_session_says_so(session: Session) -> None:
