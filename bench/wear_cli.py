@@ -165,7 +165,8 @@ def _by_name(name: str | None, target: str | None, manifest: Manifest) -> list[S
         return [load_storage(name)]
     if target is None and manifest.target is not None:
         target = manifest.target.name
-    known = [load_storage(row) for row in load(target).storage] if target is not None else []
+    media = load(target).storage.value if target is not None else None
+    known = [load_storage(row) for row in media or ()]
     if not known:
         whose = f"of target {target}" if target is not None else "of a bundle for any target"
         raise click.UsageError(

@@ -19,7 +19,7 @@ from stategate.export.pack import random_episode, seal
 from stategate.export.receipt import print_receipt
 from stategate.export.storage_cli import storage_options, with_stored_states
 from stategate.export.verify import STEPS, STRICT, Limits
-from stategate.targets import detect, load
+from stategate.targets import generic, load
 
 
 @click.command()
@@ -99,7 +99,7 @@ def adopt(
         states=dict(_pairs(states, "--state")),
         initial={name: _start(value) for name, value in _pairs(initial, "--init")},
     )
-    profile = load(target) if target else detect()
+    profile = load(target) if target else generic()
     refuse_to_replace(out)
     is_leapp = file.suffix in (".yaml", ".yml")
     adopted = adopt_export(file, request) if is_leapp else adopt_file(file, request)

@@ -34,7 +34,7 @@ from stategate.models.load import LoadedModel, load_model
 from stategate.models.operators import Operators
 from stategate.models.step import ChunkModel, StepModel, initial_states
 from stategate.models.zoo import HELD_OUT_SEED
-from stategate.targets import detect, load
+from stategate.targets import generic, load
 
 
 @click.command()
@@ -111,7 +111,7 @@ def export(
       stategate export aura-hard --state-storage S=int8 --error-feedback --out build/small
     """
     lower = Lower.asked(**precision)
-    profile = load(target) if target else detect()
+    profile = load(target) if target else generic()
     refuse_to_replace(out)
     loaded = load_model(model)
     candidate = candidate_from(loaded, sessions, operators)

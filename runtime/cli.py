@@ -108,6 +108,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "bench",
         "Step a bundle a million times and look for growth.",
     ),
+    "targets": (
+        "stategate.targets.cli:targets",
+        "export",
+        "List the devices that are known, each figure with its source.",
+    ),
+    "detect": (
+        "stategate.targets.detect_cli:detect_command",
+        "export",
+        "Say what this machine is, and what could not be told.",
+    ),
     "plot": ("stategate.bench.cli:plot", "bench", "Draw memory and writes of a run."),
 }
 

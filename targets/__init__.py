@@ -1,6 +1,14 @@
 """Devices as data: one TOML a device, every figure with its source."""
 
-from stategate.targets.profile import TargetProfile, detect, load, names
+from stategate.targets.profile import TargetProfile, generic, load, names, recognise
 from stategate.targets.storage import load_storage, storage_names
 
-__all__ = ["TargetProfile", "detect", "load", "load_storage", "names", "storage_names"]
+__all__ = [
+    "TargetProfile",
+    "generic",
+    "load",
+    "load_storage",
+    "names",
+    "recognise",
+    "storage_names",
+]

@@ -1,48 +1,161 @@
-"""Target profiles: read, list, and recognise this machine."""
+"""Target profiles: one TOML a device, every figure with its source and date, read strictly.
+
+What no source tells is written ``"unknown"`` in the file and is None here; nothing has a default.
+"""
 
 from __future__ import annotations
 
+import datetime
 import platform
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
 from stategate.contract import TargetRef
 from stategate.contract.errors import TargetError
 from stategate.contract.precision import PrecisionPlan
+from stategate.targets.ladder import load_ladder
 from stategate.targets.rows import read_row, row_names
+from stategate.targets.storage import storage_names
 
 _FOLDER = "profiles"
+# Every element type that a profile may name.
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4", "float8", "float4")
+
+Value = TypeVar("Value")
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e18)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Many = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Sourced(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Something that somebody says.
+
+    Attributes:
+        source: Who says so; for an unknown figure, where it was looked for.
+        date: When that was read.
+    """
+
+    source: Annotated[str, msgspec.Meta(min_length=4)]
+    date: datetime.date
+
+
+class Figure(Sourced, Generic[Value], frozen=True, kw_only=True):
+    """One figure; None where no source tells it."""
+
+    value: Value | None
+
+
+class Accelerator(Sourced, frozen=True, kw_only=True):
+    """A GPU, and the element types that its hardware has."""
+
+    name: Text
+    compute_capability: Text
+    cuda_cores: Many | None
+    tensor_cores: Count | None
+    dla_cores: Count | None
+    precisions: tuple[str, ...]
+
+
+class Bandwidth(Sourced, frozen=True, kw_only=True):
+    """Peak of the memory in 10^9 bytes a second, in a power mode, or None for all of them."""
+
+    gb_per_s: Positive
+    mode: str | None
+
+
+class Tops(Sourced, frozen=True, kw_only=True):
+    """Peak rate in 10^12 operations a second, a multiply-add being two.
+
+    Attributes:
+        precision: Element type.
+        part: ``gpu``, ``dla``, or ``module`` for all together.
+        dense: Of dense operands.
+        sparse: With 2:4 sparsity.
+        mode: Power mode in which it is reached; None where that is not told.
+    """
+
+    precision: str
+    part: Text
+    dense: Positive | None
+    sparse: Positive | None
+    mode: str | None
+
+
+class PowerMode(Sourced, frozen=True, kw_only=True):
+    """One power mode: its name in ``nvpmodel.conf`` and its budget in watts."""
+
+    name: Text
+    watts: Positive | None
+    default: bool
+
+
+class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is known about a device.
 
     Attributes:
         name: Its name on the command line.
         description: One line for the reader.
         machine: Processor architecture as ``uname -m`` prints it.
-        engines: Engines that run there.
-        precisions: Element types that are legal there, by engine.
-        sources: Where each figure comes from, by field.
-        storage: Names of the media that it may carry; empty where that is not known.
+        memory_bytes: Memory that processor and accelerator share.
+        system_reserve_bytes: What firmware and system keep of it.
+        cpu: Kind of its cores.
+        cores: How many.
+        storage: Names of the media that it may carry.
+        engines: Element types that are legal there, by engine; none where the engine cannot run.
+        jetpack: Releases of JetPack that support it; None for what is no Jetson.
+        compatible: Parts of what its device tree says it is compatible with.
+        accelerator: Its GPU; None where nothing of it is used.
+        bandwidth: Peaks of the memory, by power mode.
+        tops: Peak rates of arithmetic.
+        power_modes: Names and budgets.
     """
 
-    name: str
-    description: str
-    machine: str
-    engines: tuple[str, ...]
-    precisions: dict[str, tuple[str, ...]]
-    sources: dict[str, str]
-    storage: tuple[str, ...] = ()
+    name: Text
+    description: Text
+    machine: Text
+    memory_bytes: Figure[Many]
+    system_reserve_bytes: Figure[Count]
+    cpu: Figure[Text]
+    cores: Figure[Many]
+    storage: Figure[tuple[str, ...]]
+    engines: dict[str, Figure[tuple[str, ...]]]
+    jetpack: Figure[tuple[str, ...]] | None = None
+    compatible: Figure[tuple[str, ...]] | None = None
+    accelerator: Accelerator | None = None
+    bandwidth: tuple[Bandwidth, ...] = ()
+    tops: tuple[Tops, ...] = ()
+    power_modes: tuple[PowerMode, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse figures without a source and precisions without an engine."""
-        figures = {"engines", "precisions"} | ({"storage"} if self.storage else set())
-        unsourced = sorted(figures - set(self.sources))
-        if unsourced:
-            raise ValueError(f"no source is given for {unsourced}")
-        if set(self.precisions) != set(self.engines):
-            raise ValueError("precisions must be given for each engine, and for no other")
+        """Refuse figures that contradict each other, by field."""
+        memory, reserve = self.memory_bytes.value, self.system_reserve_bytes.value
+        if memory is not None and reserve is not None and reserve >= memory:
+            _refuse("system_reserve_bytes", f"{reserve:,} of {memory:,} bytes of memory")
+        _known("storage", self.storage.value, storage_names())
+        if self.jetpack is not None:
+            ladder = [release.jetpack for release in load_ladder().release]
+            _known("jetpack", self.jetpack.value, ladder)
+        for engine, legal in self.engines.items():
+            _known(f"engines.{engine}", legal.value, PRECISIONS)
+        hardware = self.accelerator.precisions if self.accelerator else ()
+        _known("accelerator.precisions", hardware, PRECISIONS)
+        # TensorRT has no emulation: what the hardware lacks is not legal, whoever says so.
+        tensorrt = self.engines.get("tensorrt")
+        if tensorrt is not None:
+            _known("engines.tensorrt", tensorrt.value, hardware, "the accelerator has not")
+        _known("tops", {one.precision for one in self.tops}, hardware, "the accelerator has not")
+        for one in self.tops:
+            if one.dense is not None and one.sparse is not None and one.sparse < one.dense:
+                _refuse("tops", f"{one.precision}: sparse {one.sparse:g} < dense {one.dense:g}")
+        modes = [mode.name for mode in self.power_modes]
+        if len(set(modes)) < len(modes):
+            _refuse("power_modes", "a name is there twice")
+        if sum(mode.default for mode in self.power_modes) > 1:
+            _refuse("power_modes", "more than one is the default")
+        _known("bandwidth.mode", {b.mode for b in self.bandwidth if b.mode}, modes)
+        _known("tops.mode", {t.mode for t in self.tops if t.mode}, modes)
 
     def check(self, plan: PrecisionPlan, engine: str = "onnxruntime") -> None:
         """Refuse a plan that needs an element type that is not known to work there.
@@ -50,19 +163,46 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             TargetError: It does.
         """
-        legal = self.precisions.get(engine, ())
+        figure = self.engines.get(engine)
+        legal = (figure.value if figure else None) or ()
         lacking = sorted(plan.kinds - set(legal))
         if lacking:
+            because = figure.source if figure else f"its profile does not name {engine}"
             raise TargetError(
                 f"{self.name} does not run {' and '.join(lacking)} with {engine}",
                 found=f"precision {plan.label}",
-                expected=f"{', '.join(legal) or 'nothing'}: {self.sources['precisions']}",
+                expected=f"{', '.join(legal) or 'nothing'}: {because}",
                 remedy="choose another --precision or --target",
             )
+
+    def dense_tops(self, precision: str) -> float | None:
+        """Highest dense rate of one part in any power mode; None where no source tells one."""
+        rates = [t.dense for t in self.tops if t.precision == precision and t.dense is not None]
+        return max(rates, default=None)
+
+    @property
+    def peak_bandwidth_gb_per_s(self) -> float | None:
+        """Bandwidth of the memory in the best power mode; None where no source tells it."""
+        return max((one.gb_per_s for one in self.bandwidth), default=None)
 
     def ref(self) -> TargetRef:
         """What the manifest keeps of it."""
         return TargetRef(self.name, self.machine)
+
+
+def _refuse(field: str, found: str) -> None:
+    raise ValueError(f"{field}: {found}")
+
+
+def _known(
+    field: str,
+    found: tuple[str, ...] | set[str] | None,
+    known: tuple[str, ...] | list[str],
+    problem: str = "is not known",
+) -> None:
+    strange = sorted(set(found or ()) - set(known))
+    if strange:
+        _refuse(field, f"{', '.join(strange)} {problem}; known: {', '.join(known) or 'none'}")
 
 
 def names() -> list[str]:
@@ -76,23 +216,38 @@ def load(name: str) -> TargetProfile:
     Raises:
         TargetError: It does not exist, or contradicts itself.
     """
-    return read_row(_FOLDER, name, "target", TargetProfile)
+    profile = read_row(_FOLDER, name, "target", TargetProfile)
+    if profile.name != name:
+        raise TargetError(
+            f"{_FOLDER}/{name}.toml is not about {name}", found=f"name: {profile.name}"
+        )
+    return profile
 
 
-def detect(machine: str | None = None) -> TargetProfile:
-    """The profile of this machine, by its processor architecture.
+def generic(machine: str | None = None) -> TargetProfile:
+    """The profile of any machine of an architecture; of this one's if left out.
 
     Raises:
         TargetError: No profile is for this architecture.
     """
     wanted = machine or platform.machine()
-    for name in names():
-        profile = load(name)
-        if profile.machine == wanted:
-            return profile
+    known = {name for name in names() if name.startswith("cpu-")}
+    name = f"cpu-{wanted.replace('_', '-')}"
+    if name in known:
+        return load(name)
     raise TargetError(
         "no target profile is for this machine",
         found=wanted,
-        expected=", ".join(sorted({load(name).machine for name in names()})),
+        expected=", ".join(sorted(load(name).machine for name in known)),
         remedy="name one with --target",
     )
+
+
+def recognise(compatible: tuple[str, ...]) -> TargetProfile | None:
+    """The profile of a board, by what its device tree is compatible with; None if no one is."""
+    for name in names():
+        profile = load(name)
+        parts = profile.compatible.value if profile.compatible else None
+        if any(part in word for part in parts or () for word in compatible):
+            return profile
+    return None

@@ -197,11 +197,9 @@ def test_a_bundle_that_was_altered_exits_with_1(
 def test_a_target_shows_a_table_for_each_of_its_media(
     changed: Changed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profile = msgspec.structs.replace(
-        targets.load("cpu-aarch64"),
-        storage=("emmc-16gb", "nvme-1tb"),
-        sources={"engines": "test", "precisions": "test", "storage": "test"},
-    )
+    generic = targets.load("cpu-aarch64")
+    media = msgspec.structs.replace(generic.storage, value=("emmc-16gb", "nvme-1tb"))
+    profile = msgspec.structs.replace(generic, storage=media)
     monkeypatch.setattr(targets, "load", lambda _: profile)
     bundle = changed(target=profile.ref())
     for arguments in (["--target", "cpu-aarch64"], []):

@@ -1,0 +1,273 @@
+"""What this machine is, from files that need no privileges; what they do not say stays unknown.
+
+Sources of the formats: proc(5) and sysfs of the kernel's documentation; ``/etc/nv_tegra_release``,
+``/etc/nvpmodel.conf`` and ``/var/lib/nvpmodel/status`` as Jetson Linux writes them (read beside
+jetson_stats); numbers of processor parts from the kernel's ``arch/arm64/include/asm/cputype.h``.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from stategate.contract.errors import MissingDependencyError, TargetError
+from stategate.targets.ladder import load_ladder
+
+_SECTOR_BYTES = 512
+# (implementer, part) -> name
+_PARTS = {
+    (0x41, 0xD03): "Cortex-A53",
+    (0x41, 0xD07): "Cortex-A57",
+    (0x41, 0xD08): "Cortex-A72",
+    (0x41, 0xD0B): "Cortex-A76",
+    (0x41, 0xD42): "Cortex-A78AE",
+    (0x41, 0xD83): "Neoverse-V3AE",
+    (0x4E, 0x003): "Denver 2",
+    (0x4E, 0x004): "Carmel",
+}
+# Nobody has these anywhere but on a Jetson, so their absence elsewhere is no news.
+_JETSON_ONLY = ("jetpack", "l4t", "power_mode")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A machine as it describes itself; None is what could not be told.
+
+    Attributes:
+        machine: Architecture as ``uname -m`` prints it.
+        board: Maker's name of the board or computer.
+        soc: System on a chip, such as ``nvidia,tegra234``; None on a PC.
+        compatible: What the device tree says that it is compatible with, most special first.
+        cpu: Processor, kinds of cores joined by ``+``.
+        cores: Processors that the kernel runs.
+        memory_bytes: What the kernel manages; less than is soldered on, by firmware's share.
+        kernel: Its release.
+        jetpack: Release of JetPack.
+        l4t: Release of Jetson Linux.
+        cuda: Version of the toolkit under ``/usr/local/cuda``.
+        tensorrt: Version whose headers or package are installed.
+        power_mode: Name in ``nvpmodel.conf`` of the mode in force.
+        governor: Frequency governor of the first processor.
+        storage: The device that holds the root file system, its kind and size.
+        unknowns: One sentence for each thing that was looked for and could not be told.
+    """
+
+    machine: str | None
+    board: str | None
+    soc: str | None
+    compatible: tuple[str, ...]
+    cpu: str | None
+    cores: int | None
+    memory_bytes: int | None
+    kernel: str | None
+    jetpack: str | None
+    l4t: str | None
+    cuda: str | None
+    tensorrt: str | None
+    power_mode: str | None
+    governor: str | None
+    storage: str | None
+    unknowns: tuple[str, ...]
+
+
+def detect(root: Path = Path("/")) -> Host:
+    """Read what a machine says of itself.
+
+    Args:
+        root: Where ``proc``, ``sys`` and the rest lie; a copied tree in tests.
+
+    Raises:
+        TargetError: ``root`` is no folder.
+    """
+    if not root.is_dir():
+        raise TargetError(
+            "there is no such root", found=root, expected="a folder with proc and sys"
+        )
+    unknowns: list[str] = []
+    compatible = tuple(w for w in _text(root / "proc/device-tree/compatible").split("\0") if w)
+    cpuinfo = _text(root / "proc/cpuinfo")
+    l4t = _l4t(root)
+    found = {
+        "machine": _machine(root, cpuinfo),
+        "board": _board(root),
+        "soc": compatible[-1] if compatible else None,
+        "cpu": _cpu(cpuinfo),
+        "cores": len(re.findall(r"^processor\s*:", cpuinfo, re.M)) or None,
+        "memory_bytes": _memory_bytes(root),
+        "kernel": _text(root / "proc/sys/kernel/osrelease") or None,
+        "jetpack": _jetpack(root, l4t, unknowns),
+        "l4t": l4t,
+        "cuda": _cuda(root),
+        "tensorrt": _tensorrt(root),
+        "power_mode": _power_mode(root, unknowns),
+        "governor": _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
+        "storage": _storage(root),
+    }
+    jetson = any("tegra" in word for word in compatible)
+    for name, looked in _LOOKED.items():
+        said = any(sentence.startswith(f"{name}:") for sentence in unknowns)
+        if found[name] is None and not said and (jetson or name not in _JETSON_ONLY):
+            unknowns.append(f"{name}: {looked}")
+    return msgspec.convert(found | {"compatible": compatible, "unknowns": tuple(unknowns)}, Host)
+
+
+_LOOKED = {
+    "machine": "neither /proc/sys/kernel/arch nor /proc/cpuinfo tells it",
+    "board": "no model in the device tree and no product name in DMI",
+    "soc": "there is no device tree, as on any PC",
+    "cpu": "/proc/cpuinfo names no model and no part that is known",
+    "cores": "/proc/cpuinfo lists none",
+    "memory_bytes": "/proc/meminfo has no MemTotal",
+    "kernel": "/proc/sys/kernel/osrelease cannot be read",
+    "jetpack": "no package nvidia-jetpack, and no L4T to look it up by",
+    "l4t": "neither /etc/nv_tegra_release nor the package nvidia-l4t-core is there",
+    "cuda": "no version file under /usr/local/cuda",
+    "tensorrt": "neither NvInferVersion.h nor a package libnvinfer is there",
+    "power_mode": "/etc/nvpmodel.conf is not there",
+    "governor": "the kernel shows no cpufreq; a virtual machine has none",
+    "storage": "the root file system lies on no single block device",
+}
+
+
+def _text(path: Path) -> str:
+    """A small file without its trailing newline or NUL; empty where it cannot be read."""
+    try:
+        return path.read_text(errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def _machine(root: Path, cpuinfo: str) -> str | None:
+    if root == Path("/"):
+        return platform.machine()
+    arch = _text(root / "proc/sys/kernel/arch")  # since Linux 6.1
+    if arch:
+        return arch
+    if re.search(r"^CPU architecture\s*:\s*8", cpuinfo, re.M):
+        return "aarch64"
+    return "x86_64" if re.search(r"^flags\s*:.*\blm\b", cpuinfo, re.M) else None
+
+
+def _board(root: Path) -> str | None:
+    model = _text(root / "proc/device-tree/model")
+    if model:
+        return model
+    dmi = root / "sys/class/dmi/id"
+    words = (_text(dmi / "sys_vendor"), _text(dmi / "product_name"))
+    return " ".join(word for word in words if word) or None
+
+
+def _cpu(cpuinfo: str) -> str | None:
+    pairs = zip(
+        re.findall(r"^CPU implementer\s*:\s*(\w+)", cpuinfo, re.M),
+        re.findall(r"^CPU part\s*:\s*(\w+)", cpuinfo, re.M),
+        strict=False,
+    )
+    parts = [_PARTS.get((int(who, 16), int(part, 16))) for who, part in pairs]
+    # An Arm kernel's "model name" is that of the architecture, so a known part comes first.
+    known = list(dict.fromkeys(part for part in parts if part))
+    if known:
+        return " + ".join(known)
+    model = re.search(r"^model name\s*:\s*(.+)", cpuinfo, re.M)
+    return " ".join(model[1].split()) if model else None
+
+
+def _memory_bytes(root: Path) -> int | None:
+    total = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
+    return int(total[1]) * 1024 if total else None
+
+
+def _package(root: Path, name: str) -> str | None:
+    """Version of an installed Debian package; ``name`` is a pattern."""
+    status = _text(root / "var/lib/dpkg/status")
+    block = re.search(rf"^Package: {name}\n(?:.+\n)*?Version: (\S+)", status, re.M)
+    return block[1] if block else None
+
+
+def _l4t(root: Path) -> str | None:
+    release = _text(root / "etc/nv_tegra_release")
+    told = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", release)
+    if told:
+        return f"{told[1]}.{told[2]}"
+    package = _package(root, "nvidia-l4t-core")
+    return package.split("-")[0] if package else None
+
+
+def _jetpack(root: Path, l4t: str | None, unknowns: list[str]) -> str | None:
+    package = _package(root, "nvidia-jetpack")
+    if package or l4t is None:
+        return re.split(r"[-+]", package)[0] if package else None
+    try:
+        releases = load_ladder().of_l4t(l4t)
+    except MissingDependencyError:
+        unknowns.append(f"jetpack: L4T {l4t} cannot be looked up without tomli")
+        return None
+    if len(releases) == 1:
+        return releases[0].jetpack
+    either = " or ".join(release.jetpack for release in releases)
+    known = f"that is {either}" if either else "which is not in the ladder of releases"
+    unknowns.append(f"jetpack: no package nvidia-jetpack; this is L4T {l4t}, {known}")
+    return None
+
+
+def _cuda(root: Path) -> str | None:
+    folder = root / "usr/local/cuda"
+    told = re.search(
+        r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', _text(folder / "version.json")
+    )
+    told = told or re.match(r"CUDA Version ([\d.]+)", _text(folder / "version.txt"))
+    return told[1] if told else None
+
+
+def _tensorrt(root: Path) -> str | None:
+    for header in sorted((root / "usr/include").glob("*/NvInferVersion.h")):
+        # TensorRT 11 defines these through TRT_*_ENTERPRISE; then the package has to tell.
+        digits = dict(
+            re.findall(r"#define NV_TENSORRT_(MAJOR|MINOR|PATCH|BUILD)\s+(\d+)", _text(header))
+        )
+        if {"MAJOR", "MINOR", "PATCH"} <= set(digits):
+            order = ("MAJOR", "MINOR", "PATCH", "BUILD")
+            return ".".join(digits[key] for key in order if key in digits)
+    package = _package(root, r"libnvinfer\d+")
+    return package.split("-")[0] if package else None
+
+
+def _power_mode(root: Path, unknowns: list[str]) -> str | None:
+    conf = _text(root / "etc/nvpmodel.conf")
+    names = {
+        int(number): name
+        for number, name in re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", conf)
+    }
+    if not names:
+        return None
+    status = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    if status is None:
+        # Not the configured default: somebody may have chosen another one since.
+        unknowns.append("power_mode: /var/lib/nvpmodel/status does not say which is in force")
+        return None
+    if int(status[1]) not in names:
+        unknowns.append(f"power_mode: mode {int(status[1])} is not in /etc/nvpmodel.conf")
+        return None
+    return str(names[int(status[1])])
+
+
+def _storage(root: Path) -> str | None:
+    mounted = re.findall(r"^/dev/(\S+) / ", _text(root / "proc/mounts"), re.M)
+    for folder in sorted((root / "sys/block").glob("*")):
+        # A partition's name is that of its device and more: sda1, nvme0n1p1, mmcblk0p1.
+        partition = re.compile(rf"{re.escape(folder.name)}(p?\d+)?")
+        if any(map(partition.fullmatch, mounted)):
+            sectors = _text(folder / "size")
+            size = f", {int(sectors) * _SECTOR_BYTES / 1e9:.0f} GB" if sectors.isdigit() else ""
+            return f"{folder.name} ({_kind(folder)}{size})"
+    return None
+
+
+def _kind(folder: Path) -> str:
+    if folder.name.startswith("nvme"):
+        return "NVMe"
+    return {"MMC": "eMMC", "SD": "SD card"}.get(_text(folder / "device/type"), "disk")

@@ -1,0 +1,59 @@
+"""The ladder of JetPack releases: which Jetson Linux, CUDA, TensorRT and Python come together."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import msgspec
+
+from stategate.targets.rows import read_row
+
+
+class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One rung: what a release of JetPack brings; None is what no source tells.
+
+    Attributes:
+        jetpack: Its number.
+        l4t: Releases of Jetson Linux that carry it.
+        ubuntu: Release of the system.
+        python: Version of the system's Python.
+        cuda: Version of CUDA.
+        tensorrt: Version of TensorRT that it ships.
+        source: Who says so.
+        date: When that was read.
+    """
+
+    jetpack: str
+    l4t: tuple[str, ...]
+    ubuntu: str
+    python: str
+    cuda: str | None
+    tensorrt: str | None
+    source: str
+    date: date
+
+
+class Ladder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All rungs, oldest first."""
+
+    release: tuple[Release, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a release that is told twice."""
+        names = [release.jetpack for release in self.release]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"release: JetPack {', '.join(twice)} is there twice")
+
+    def of_l4t(self, l4t: str) -> tuple[Release, ...]:
+        """Releases of JetPack that a release of Jetson Linux may be; empty where none is known."""
+        return tuple(release for release in self.release if l4t in release.l4t)
+
+
+def load_ladder() -> Ladder:
+    """Read the ladder.
+
+    Raises:
+        TargetError: It contradicts itself.
+    """
+    return read_row("ladders", "jetpack", "ladder", Ladder)
