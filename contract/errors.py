@@ -35,9 +35,11 @@ StategateError
 │   ├── TraceError           torch.export gave up, or the step broke its own spec
 │   │   └── UndeclaredStateError a buffer or attribute changes behind the contract's back
 │   ├── GraphError           the ONNX graph breaks a rule (branches, dynamic shapes, names)
+│   ├── LowerError           the graph cannot be written as C
 │   ├── StatePairingError    an adopted graph's states are ambiguous or mismatched
 │   ├── LeappError           a LEAPP export is malformed, or no single ONNX step with state
 │   └── ParityError          the bundle does not behave like the model
+├── CompilerError            no C compiler, or it refused the source
 ├── CalibrationError         no threshold meets the request, or the episodes do not fit
 ├── EpisodeError             a recorded episode does not fit the model
 ├── OutputError              a result cannot be written where it was asked for
@@ -252,6 +254,10 @@ class GraphError(ExportError):
     """The ONNX graph breaks a rule: branches, dynamic shapes, names, opset."""
 
 
+class LowerError(ExportError):
+    """The graph uses something that cannot be written as C; another engine steps it."""
+
+
 class StatePairingError(ExportError):
     """The states of an adopted graph are ambiguous or mismatched."""
 
@@ -262,6 +268,12 @@ class LeappError(ExportError):
 
 class ParityError(ExportError):
     """The bundle does not behave like the model it was made from."""
+
+    exit_code = 1
+
+
+class CompilerError(StategateError):
+    """There is no C compiler, or it refused the source."""
 
     exit_code = 1
 

@@ -20,6 +20,7 @@ from stategate.contract.errors import (
     SpecError,
     UnsafePathError,
 )
+from stategate.contract.native import NativeRef
 from stategate.contract.sessions import check_rows
 from stategate.contract.specs import (
     ConstantSpec,
@@ -190,6 +191,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         metadata: Facts that travelled in an adopted file, as text.
         sessions: How many independent sessions one step serves: rows of the leading axis of every
             input, output, state and gate. More than one makes it a bundle for a pool.
+        native: The step as C source and as a library made of it; None where there is neither.
     """
 
     schema_version: int
@@ -210,6 +212,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     verification: Verification | None = None
     metadata: dict[str, str] = {}
     sessions: int = 1
+    native: NativeRef | None = None
 
     def __post_init__(self) -> None:
         """Check the signature, the references between fields, and the budget."""
@@ -219,6 +222,8 @@ class Manifest(Record, frozen=True, kw_only=True):
             check_rows(step, self.sessions)
         listed = {file.path for file in self.files}
         wanted = {state.init_file for state in self.states} | {self.golden}
+        if self.native is not None:
+            wanted |= {*self.native.sources, self.native.library}
         missing = sorted(wanted - listed - {None}, key=str)
         if missing:
             raise SpecError("a file is used but not listed", found=missing, expected="in files")

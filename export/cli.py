@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,8 @@ from stategate.contract import (
     refuse_to_replace,
 )
 from stategate.contract.console import progress
-from stategate.contract.errors import GraphError
+from stategate.contract.errors import GraphError, LowerError
+from stategate.export.lower_c import lower as lower_to_c
 from stategate.export.native import medians_us
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.precision import Lower, precision_options
@@ -61,6 +63,13 @@ from stategate.targets import generic, load
     help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
     "own, or whichever is fastest on this machine, by measurement.",
 )
+@click.option(
+    "--engines",
+    type=click.Choice(["onnxruntime", "onnxruntime,native"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What the bundle can be stepped with; native adds C source and a library made of it.",
+)
 @precision_options
 @storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
@@ -90,6 +99,7 @@ def export(
     calibration_path: Path | None,
     sessions: int,
     operators: str,
+    engines: str,
     target: str | None,
     episode_path: Path | None,
     steps: int,
@@ -107,6 +117,7 @@ def export(
       stategate export aura-hard --out build/aura
       stategate export my_policy.py:MyPolicy --out build/mine
       stategate export aura-hard --sessions 4 --out build/pool
+      stategate export aura-hard --engines onnxruntime,native --out build/fast
       stategate export aura-hard --precision int8-weights --out build/small
       stategate export aura-hard --state-storage S=int8 --error-feedback --out build/small
     """
@@ -119,6 +130,8 @@ def export(
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
     reference = reference_for(loaded.model, candidate)
     candidate = lower.of(candidate, profile)
+    if engines != "onnxruntime":
+        candidate = with_c(candidate)
     episode = episode_for(loaded, candidate, episode_path, steps)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
@@ -132,6 +145,16 @@ def export(
             report=report,
         )
     print_receipt(bundle, as_json)
+
+
+def with_c(candidate: Candidate) -> Candidate:
+    """The candidate with its step as C source, or as it is where C cannot say it."""
+    try:
+        source = lower_to_c(candidate.graph, candidate.spec, candidate.initial)
+    except LowerError as problem:
+        click.echo(f"no native engine, onnxruntime steps this bundle: {problem}", err=True)
+        return candidate
+    return replace(candidate, c_source=source)
 
 
 def episode_for(

@@ -34,9 +34,11 @@ from stategate.contract import (
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.episode import Episode
 from stategate.contract.errors import CalibrationError, ExportError
+from stategate.contract.native import ABI, SOURCE_FOLDER, NativeRef
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.export.graph import domains_of, opset_of
-from stategate.export.verify import STRICT, Limits, Reference, verify
+from stategate.export.lower_c import generator
+from stategate.export.verify import STRICT, Limits, Reference, build_native, verify
 
 GRAPH_PATH = "graphs/step.onnx"
 CHUNK_PATH = "graphs/chunk.onnx"
@@ -59,6 +61,7 @@ class Candidate:
         chunk: Serialised ONNX of several steps at once, or None.
         chunk_steps: How many steps that is.
         plan: What of it is in lower precision.
+        c_source: The step as C source, by name; empty where it has none.
     """
 
     model: ModelRef
@@ -72,6 +75,7 @@ class Candidate:
     chunk: bytes | None = None
     chunk_steps: int = 0
     plan: PrecisionPlan = PRESETS["float32"]
+    c_source: dict[str, bytes] = field(default_factory=dict)
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
         """The same model with the thresholds of a calibration record.
@@ -153,13 +157,18 @@ def seal(
         manifest, files = _assemble(candidate, created, target, budget or Budget())
         unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
         receipt, golden = verify(unsealed.path, reference, episode, limits, report)
-    files[GOLDEN_PATH] = golden.to_bytes()
-    sealed = msgspec.structs.replace(
-        manifest,
-        files=(*manifest.files, FileRef(GOLDEN_PATH, sha256(files[GOLDEN_PATH]))),
-        golden=GOLDEN_PATH,
-        verification=receipt,
-    )
+        files[GOLDEN_PATH] = golden.to_bytes()
+        sealed = msgspec.structs.replace(
+            manifest,
+            files=(*manifest.files, FileRef(GOLDEN_PATH, sha256(files[GOLDEN_PATH]))),
+            golden=GOLDEN_PATH,
+            verification=receipt,
+        )
+        if candidate.c_source:
+            trial = write_bundle(Path(scratch) / "sealed", sealed, files)
+            built = build_native(trial.path)
+            sealed = built.manifest
+            files = {file.path: built.read(file) for file in sealed.all_files}
     return write_bundle(out, sealed, files)
 
 
@@ -189,6 +198,11 @@ def _assemble(
         extra["calibration.json"] = raw
         rules = "; ".join(f"{g.gate}: {g.rule}" for g in candidate.calibration.gates)
         calibration = CalibrationRef(sha256(raw), rules)
+    native = None
+    if candidate.c_source:
+        sources = {f"{SOURCE_FOLDER}/{name}": raw for name, raw in candidate.c_source.items()}
+        native = NativeRef(abi=ABI, sources=tuple(sorted(sources)), generator=generator())
+        extra |= sources
     if not candidate.plan.is_float:
         extra["precision.json"] = canonical_json(candidate.plan)
     forms = {GRAPH_PATH: (candidate.graph, 1)}
@@ -211,6 +225,7 @@ def _assemble(
         calibration=calibration,
         metadata=candidate.metadata,
         sessions=candidate.sessions,
+        native=native,
     )
     return manifest, {path: raw for path, (raw, _) in forms.items()} | extra
 

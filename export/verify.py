@@ -14,8 +14,11 @@ from stategate.contract import Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
 from stategate.contract.stored import values
+from stategate.runtime.build_native import build_native
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.golden import Gaps, chunk_gap
+
+__all__ = ["Comparison", "Limits", "Reference", "build_native", "compare", "verify"]
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -77,6 +77,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Make a bundle from an ONNX file that carries its own state.",
     ),
+    "build-native": (
+        "stategate.runtime.native_cli:build_native_command",
+        "ort",
+        "Compile a bundle's C source into a library.",
+    ),
     "drift": (
         "stategate.calibration.drift_cli:drift",
         "bench",

@@ -10,6 +10,7 @@ import numpy as np
 
 from stategate.contract import Bundle, Manifest
 from stategate.runtime.buffers import Array
+from stategate.runtime.engine import EngineChoice
 from stategate.runtime.pool import Pool
 from stategate.runtime.session import Session
 
@@ -81,12 +82,16 @@ class FullPool:
         self._pool.close()
 
 
-def open_stepper(path: str | Path) -> Stepper:
+def open_stepper(path: str | Path, engine: EngineChoice = "auto") -> Stepper:
     """Open a bundle as a session, or as a full pool where it serves several.
+
+    Args:
+        path: The bundle's folder.
+        engine: Which engine steps it.
 
     Raises:
         As `Session.open` and `Pool.open`.
     """
     if Bundle.open(path).manifest.sessions == 1:
-        return Session.open(path)
-    return FullPool(Pool.open(path))
+        return Session.open(path, engine=engine)
+    return FullPool(Pool.open(path, engine))

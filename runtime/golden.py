@@ -13,6 +13,7 @@ from stategate.contract import Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.contract.stored import values
 from stategate.runtime.buffers import Array
+from stategate.runtime.engine import EngineChoice
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.session import Session
 
@@ -148,12 +149,15 @@ def _history_gap(path: str | Path, golden: Episode, steps: int) -> float:
     return max(outputs.worst(), states.worst())
 
 
-def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
+def replay(
+    path: str | Path, tolerance: float = 1e-4, engine: EngineChoice = "auto"
+) -> Replay | None:
     """Step a bundle through its golden episode on this machine.
 
     Args:
         path: The bundle.
         tolerance: Largest error allowed.
+        engine: Which engine steps it.
 
     Returns:
         The comparison, or None where the bundle carries no golden episode.
@@ -168,7 +172,7 @@ def replay(path: str | Path, tolerance: float = 1e-4) -> Replay | None:
     flips = 0
     sessions = bundle.manifest.sessions
     outputs, states = Gaps(sessions), Gaps(sessions)
-    with closing(open_stepper(path)) as session:
+    with closing(open_stepper(path, engine)) as session:
         for t, inputs in enumerate(golden):
             given = session.step(**inputs)
             outputs.add(given, {name: array[t] for name, array in golden.outputs.items()})

@@ -26,7 +26,7 @@ from stategate.contract.errors import (
 )
 from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.closing import Closing
-from stategate.runtime.engine import Engine, open_engine
+from stategate.runtime.engine import Engine, EngineChoice, open_engine
 from stategate.runtime.feeds import RowFeeds
 from stategate.runtime.keeper import Restored
 from stategate.runtime.ledger import Ledger
@@ -67,12 +67,13 @@ class Pool(Closing):
         self._gates = MappingProxyType({s.name: shown[s.name] for s in buffers.gates})
 
     @classmethod
-    def open(cls, path: str | Path) -> Pool:
+    def open(cls, path: str | Path, engine: EngineChoice = "auto") -> Pool:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
         Args:
             path: The bundle's folder. One that was exported for a single session makes a pool of
                 one row.
+            engine: As in `Session.open`.
 
         Raises:
             BundleError: A file is missing, altered, or outside the folder.
@@ -87,7 +88,7 @@ class Pool(Closing):
         check_memory(bundle, bundle.manifest.budget)
         _check_budget(bundle.manifest.budget)
         buffers = allocate(bundle)
-        return cls(bundle, buffers, open_engine(bundle, buffers))
+        return cls(bundle, buffers, open_engine(bundle, buffers, choice=engine))
 
     @property
     def manifest(self) -> Manifest:

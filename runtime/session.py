@@ -28,7 +28,7 @@ from stategate.runtime.buffers import Array, Buffers, is_finite
 from stategate.runtime.clock import Clock, MonotonicClock
 from stategate.runtime.closing import Closing
 from stategate.runtime.deadline import Loop, StepDeadline
-from stategate.runtime.engine import Engine, open_engine
+from stategate.runtime.engine import Engine, EngineChoice, open_engine
 from stategate.runtime.feeds import Feeds
 from stategate.runtime.governor import Governor
 from stategate.runtime.keeper import Keeper, Restored, SnapshotPolicy
@@ -114,6 +114,7 @@ class Session(Closing):
         snapshots: SnapshotPolicy | str | Path | None = None,
         on_fault: FaultPolicy = "raise",
         clock: Clock | None = None,
+        engine: EngineChoice = "auto",
     ) -> Session:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
@@ -125,6 +126,7 @@ class Session(Closing):
                 ``raise``; ``hold``, which answers with the last good outputs; or ``reset``, which
                 puts the states back to their initial values and answers the same way.
             clock: Replaced by tests.
+            engine: ``onnxruntime``, ``native``, or the faster one by the bundle's measurement.
 
         Raises:
             SpecError: The budget is looser than the manifest's or contradicts the model, or a
@@ -143,11 +145,11 @@ class Session(Closing):
         limits = bundle.manifest.budget.tightened(budget or Budget())
         check_memory(bundle, limits)
         buffers = allocate(bundle)
-        engine = open_engine(bundle, buffers)
+        opened = open_engine(bundle, buffers, choice=engine)
         if snapshots is not None and not isinstance(snapshots, SnapshotPolicy):
             snapshots = SnapshotPolicy(snapshots)
         clock = clock or MonotonicClock()
-        return cls(bundle, buffers, engine, limits, clock, snapshots, on_fault)
+        return cls(bundle, buffers, opened, limits, clock, snapshots, on_fault)
 
     @property
     def manifest(self) -> Manifest:
@@ -212,10 +214,7 @@ class Session(Closing):
         live = self._memory.live()
         if name in live:
             return live[name].copy()
-        raise UnknownInputError(
-            f"there is no state {name!r}",
-            expected=", ".join(live),
-        )
+        raise UnknownInputError(f"there is no state {name!r}", expected=", ".join(live))
 
     def step(self, /, **inputs: Array) -> Mapping[str, Array]:
         """One step of the model.

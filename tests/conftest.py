@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import wave
 from collections.abc import Callable, Iterator
 from importlib.metadata import files
@@ -16,7 +17,7 @@ from torch import nn
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec, write_bundle
 from stategate.contract.bundle import Bundle
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.cli import candidate_from, reference_for, with_c
 from stategate.export.pack import random_episode, seal
 from stategate.export.trace import TorchReference
 from stategate.models.load import LoadedModel, load_model
@@ -103,9 +104,11 @@ def _seal(
     steps: int = 40,
     sessions: int = 1,
     operators: str = "portable",
+    native: bool = False,
 ) -> Bundle:
     loaded = LoadedModel(type(model).__name__, "custom", "tests", model, model, None)
     candidate = candidate_from(loaded, sessions, operators)
+    candidate = with_c(candidate) if native else candidate
     reference = reference_for(model, candidate)
     return seal(out, candidate, reference, random_episode(candidate.spec, steps))
 
@@ -142,6 +145,18 @@ def aura_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reference = TorchReference(loaded.model, candidate.spec.thresholds)
     out = tmp_path_factory.mktemp("aura") / "bundle"
     return seal(out, candidate, reference, loaded.episode(1000, 11)).path
+
+
+@pytest.fixture(scope="session")
+def native_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same policy with its native engine, compiled here."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    loaded = load_model("aura-hard")
+    candidate = with_c(candidate_from(loaded))
+    reference = TorchReference(loaded.model, candidate.spec.thresholds)
+    out = tmp_path_factory.mktemp("native") / "bundle"
+    return seal(out, candidate, reference, loaded.episode(300, 11)).path
 
 
 def _speech(name: str) -> tuple[np.ndarray, int]:

@@ -32,6 +32,7 @@ ROOM_EXCEPTIONS = {("export/verify.py", "runtime")}
 PACKAGE_EXCEPTIONS = {
     ("calibration/cluster.py", "distributed"),
     ("calibration/drift_page.py", "matplotlib"),
+    ("export/lower_c.py", "emx_onnx_cgen"),
     ("runtime/gym.py", "gymnasium"),
     ("runtime/ort.py", "onnxruntime"),
     ("runtime/prometheus.py", "prometheus_client"),

@@ -1,0 +1,101 @@
+"""Compiling the C source of a bundle, by whatever C compiler is there."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stategate.contract.errors import CompilerError
+from stategate.contract.native import isa_of_this_machine
+
+WARNINGS = ("-Wall", "-Wextra")
+# Sums may be taken in any order, which is what lets a compiler turn them into vector
+# instructions; NaN and infinity keep their meaning, because the session looks for them.
+MATHS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
+_MACHINES = {"arm": "armv7l", "amd64": "x86_64"}
+_DEFAULT_ISA = {"x86_64": "x86-64-v3", "aarch64": "armv8-a"}
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A shared object and how it was made.
+
+    Attributes:
+        library: Its bytes.
+        machine: CPU that it is for, as Linux names it.
+        isa: Instruction set, as the compiler was told.
+        compiler: First line of the compiler's version.
+        flags: What it was told.
+    """
+
+    library: bytes
+    machine: str
+    isa: str
+    compiler: str
+    flags: tuple[str, ...]
+
+
+def compile_library(
+    sources: Mapping[str, bytes],
+    *,
+    cc: str = "cc",
+    isa: str | None = None,
+    extra: Sequence[str] = (),
+) -> Compiled:
+    """One shared object of C sources, without libraries but that of mathematics.
+
+    Args:
+        sources: Files by name; those that end in ``.c`` are compiled.
+        cc: The compiler.
+        isa: What it gets as ``-march``; by default the best of this machine, or a common one of
+            the machine that a cross compiler is for.
+        extra: Further flags.
+
+    Raises:
+        CompilerError: There is no such compiler, or it refused the source.
+    """
+    program = shutil.which(cc)
+    if program is None:
+        raise CompilerError(
+            "the C compiler is not there",
+            found=cc,
+            expected="gcc or clang, for this machine or another",
+            remedy="apt-get install gcc, or name one with --cc",
+        )
+    version = _run([program, "--version"], Path.cwd()).splitlines()[0]
+    named = _run([program, "-dumpmachine"], Path.cwd()).split("-")[0].strip()
+    machine = _MACHINES.get(named, named)
+    own = _run(["uname", "-m"], Path.cwd()).strip()
+    if isa is None:
+        isa = isa_of_this_machine() if machine == own else _DEFAULT_ISA.get(machine, "native")
+    kind = ("-std=gnu11", "-O3", f"-march={isa}", "-fPIC", "-shared", "-fvisibility=hidden")
+    flags = (*kind, *MATHS, *WARNINGS, *extra)
+    with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
+        folder = Path(scratch)
+        for name, data in sources.items():
+            (folder / name).write_bytes(data)
+        inputs = sorted(name for name in sources if name.endswith(".c"))
+        _run([program, *flags, *inputs, "-o", "lib.so", "-lm"], folder)
+        library = (folder / "lib.so").read_bytes()
+    return Compiled(library, machine, isa, version, flags)
+
+
+def _run(command: list[str], folder: Path) -> str:
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except subprocess.CalledProcessError as problem:
+        lines = [line for line in problem.stderr.splitlines() if "error" in line]
+        raise CompilerError(
+            f"{Path(command[0]).name} refused the source",
+            found="\n".join(lines[:5]) or problem.stderr[-500:],
+            remedy="use another compiler with --cc, or other flags with --isa and --flag",
+        ) from problem
+    except OSError as problem:
+        raise CompilerError("the C compiler cannot be started", found=problem) from problem
+    if done.stderr:
+        raise CompilerError("the C compiler warned", found=done.stderr[-800:])
+    return done.stdout

@@ -1,0 +1,229 @@
+/* A session in C: two banks, guards against NaN, counters, a budget hook, save and restore. */
+#include "stategate.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "stategate_model.h"
+
+#define MODEL stategate_this_model
+
+static const char tag[] = STATEGATE_TAG;
+
+static bool is_finite(const void *values, size_t bytes, enum stategate_type type)
+{
+    bool good = true;
+    if (type == STATEGATE_FLOAT32) {
+        const float *x = values;
+        for (size_t i = 0; i < bytes / sizeof *x; ++i) {
+            good &= fabsf(x[i]) <= FLT_MAX;
+        }
+    } else if (type == STATEGATE_FLOAT64) {
+        const double *x = values;
+        for (size_t i = 0; i < bytes / sizeof *x; ++i) {
+            good &= fabs(x[i]) <= DBL_MAX;
+        }
+    }
+    return good;
+}
+
+static bool all_finite(const void *base, const stategate_tensor *tensors, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; ++i) {
+        const char *at = (const char *)base + tensors[i].offset;
+        if (!is_finite(at, tensors[i].bytes, tensors[i].type)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static char *bank(stategate_session *s, const stategate_tensor *state, bool next)
+{
+    const bool live = (s->parity >> state->group) & 1u;
+    return (char *)&s->bank[live != next] + state->offset;
+}
+
+static const char *live_bank(const stategate_session *s, const stategate_tensor *state)
+{
+    return (const char *)&s->bank[(s->parity >> state->group) & 1u] + state->offset;
+}
+
+const char *stategate_tag(void) { return tag; }
+
+size_t stategate_state_bytes(void) { return STATEGATE_STATE_BYTES; }
+
+void stategate_init(stategate_session *s)
+{
+    memset(s, 0, sizeof *s);
+    memcpy(&s->constants, MODEL.constant_values, sizeof s->constants);
+    stategate_reset(s);
+    s->counters.resets = 0;
+}
+
+void stategate_reset(stategate_session *s)
+{
+    for (uint32_t i = 0; i < MODEL.n_states; ++i) {
+        const stategate_tensor *state = &MODEL.states[i];
+        if (state->initial != NULL) {
+            memcpy(bank(s, state, false), state->initial, state->bytes);
+        } else {
+            memset(bank(s, state, false), 0, state->bytes);
+        }
+    }
+    s->counters.resets += 1;
+}
+
+/* What each gate is compared with in this step; a write that may not be closes every gate. */
+static void show_thresholds(stategate_session *s, bool allowed)
+{
+    for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
+        const stategate_gate *gate = &MODEL.gates[i];
+        if (gate->threshold_offset >= 0) {
+            const float shown = allowed ? gate->threshold : FLT_MAX;
+            memcpy((char *)&s->constants + gate->threshold_offset, &shown, sizeof shown);
+        }
+    }
+}
+
+static void compute(stategate_session *s, const stategate_inputs *in, stategate_outputs *out)
+{
+    void *takes[STATEGATE_TAKES], *gives[STATEGATE_GIVES];
+    uint32_t t = 0, g = 0;
+    for (uint32_t i = 0; i < MODEL.n_inputs; ++i) {
+        takes[t++] = (char *)(uintptr_t)in + MODEL.inputs[i].offset; /* only read */
+    }
+    for (uint32_t i = 0; i < MODEL.n_constants; ++i) {
+        takes[t++] = (char *)&s->constants + MODEL.constants[i].offset;
+    }
+    for (uint32_t i = 0; i < MODEL.n_outputs; ++i) {
+        gives[g++] = (char *)out + MODEL.outputs[i].offset;
+    }
+    for (uint32_t i = 0; i < MODEL.n_states; ++i) {
+        takes[t++] = bank(s, &MODEL.states[i], false);
+        gives[g++] = bank(s, &MODEL.states[i], true);
+    }
+    stategate_compute(takes, gives);
+}
+
+static bool next_finite(stategate_session *s, uint32_t group)
+{
+    for (uint32_t i = 0; i < MODEL.n_states; ++i) {
+        const stategate_tensor *state = &MODEL.states[i];
+        if (state->group == group && !is_finite(bank(s, state, true), state->bytes, state->type)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+stategate_result stategate_step(
+    stategate_session *s, const stategate_inputs *in, stategate_outputs *out)
+{
+    if (!all_finite(in, MODEL.inputs, MODEL.n_inputs)) {
+        return STATEGATE_BAD_INPUT;
+    }
+    const bool allowed = s->may_write == NULL || s->may_write(s->user);
+    show_thresholds(s, allowed);
+    compute(s, in, out);
+    bool good = true;
+    uint32_t swaps = 0;
+    uint64_t open[STATEGATE_GATES + 1] = {0};
+    for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
+        const stategate_gate *gate = &MODEL.gates[i];
+        const float *value = (const float *)(const void *)((const char *)out + gate->offset);
+        good = good && is_finite(value, gate->elements * sizeof *value, STATEGATE_FLOAT32);
+        for (size_t j = 0; j < gate->elements; ++j) {
+            open[i] += value[j] > gate->threshold;
+        }
+        if (open[i] > 0) {
+            swaps |= 1u << i;
+            good = good && (!allowed || next_finite(s, i));
+        }
+        if (gate->whole && open[i] > 1) {
+            open[i] = 1;
+        }
+    }
+    good = good && next_finite(s, MODEL.n_gates);
+    const bool wanted = swaps != 0 || MODEL.n_gates == 0;
+    s->counters.steps += 1;
+    if (!good || (wanted && !allowed)) {
+        s->counters.suppressed_writes += 1;
+    }
+    if (!good) {
+        s->counters.faults += 1;
+        return STATEGATE_FAULT;
+    }
+    if (STATEGATE_UNGATED && (allowed || MODEL.n_gates > 0)) {
+        s->counters.ungated_writes += 1;
+        s->parity ^= 1u << MODEL.n_gates;
+    }
+    if (!wanted) {
+        s->counters.quiet_steps += 1;
+        return STATEGATE_QUIET;
+    }
+    if (!allowed) {
+        return STATEGATE_HELD;
+    }
+    s->parity ^= swaps;
+    s->counters.writes += 1;
+    for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
+        s->counters.openings[i] += open[i];
+    }
+    return STATEGATE_WROTE;
+}
+
+/* A saved session: tag, counters, live states one after the other, checksum of all before it. */
+
+static uint32_t checksum(const unsigned char *data, size_t bytes)
+{
+    uint32_t crc = 0xFFFFFFFFu; /* CRC-32 of ISO-HDLC, as in zlib */
+    for (size_t i = 0; i < bytes; ++i) {
+        crc ^= data[i];
+        for (int bit = 0; bit < 8; ++bit) {
+            crc = (crc >> 1) ^ (0xEDB88320u & (0u - (crc & 1u)));
+        }
+    }
+    return ~crc;
+}
+
+size_t stategate_save(const stategate_session *s, void *buffer, size_t bytes)
+{
+    unsigned char *at = buffer;
+    if (bytes < STATEGATE_SAVED_BYTES) {
+        return 0;
+    }
+    memcpy(at, tag, sizeof tag);
+    at += sizeof tag;
+    memcpy(at, &s->counters, sizeof s->counters);
+    at += sizeof s->counters;
+    for (uint32_t i = 0; i < MODEL.n_states; ++i) {
+        memcpy(at, live_bank(s, &MODEL.states[i]), MODEL.states[i].bytes);
+        at += MODEL.states[i].bytes;
+    }
+    const uint32_t sum = checksum(buffer, (size_t)(at - (unsigned char *)buffer));
+    memcpy(at, &sum, sizeof sum);
+    return STATEGATE_SAVED_BYTES;
+}
+
+bool stategate_restore(stategate_session *s, const void *buffer, size_t bytes)
+{
+    const unsigned char *at = buffer;
+    uint32_t sum;
+    if (bytes != STATEGATE_SAVED_BYTES || memcmp(at, tag, sizeof tag) != 0) {
+        return false;
+    }
+    memcpy(&sum, at + bytes - sizeof sum, sizeof sum);
+    if (checksum(at, bytes - sizeof sum) != sum) {
+        return false;
+    }
+    at += sizeof tag;
+    memcpy(&s->counters, at, sizeof s->counters);
+    at += sizeof s->counters;
+    for (uint32_t i = 0; i < MODEL.n_states; ++i) {
+        memcpy(bank(s, &MODEL.states[i], false), at, MODEL.states[i].bytes);
+        at += MODEL.states[i].bytes;
+    }
+    return true;
+}

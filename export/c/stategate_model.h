@@ -1,0 +1,38 @@
+/* What session.c needs to know of a model; filled by model.c, which is generated. */
+#ifndef STATEGATE_MODEL_H
+#define STATEGATE_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum stategate_type { STATEGATE_OTHER, STATEGATE_FLOAT32, STATEGATE_FLOAT64 };
+
+/* One tensor: where it lies in the struct of its kind. */
+typedef struct {
+    size_t offset;
+    size_t bytes;
+    enum stategate_type type;
+    uint32_t group;      /* of a state: the gate that guards it, or the number of gates for none */
+    const void *initial; /* of a state, or NULL for zeros */
+} stategate_tensor;
+
+/* One hard gate. */
+typedef struct {
+    size_t offset; /* in stategate_outputs */
+    size_t elements;
+    bool whole;               /* open anywhere counts as one opening */
+    float threshold;
+    ptrdiff_t threshold_offset; /* in stategate_constants, or -1 */
+} stategate_gate;
+
+typedef struct {
+    const stategate_tensor *inputs, *constants, *outputs, *states;
+    const stategate_gate *gates;
+    uint32_t n_inputs, n_constants, n_outputs, n_states, n_gates;
+    const void *constant_values; /* a stategate_constants */
+} stategate_model;
+
+extern const stategate_model stategate_this_model;
+
+#endif

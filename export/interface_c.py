@@ -1,0 +1,335 @@
+"""The generated half of a native engine's C: the public header and the tables of the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stategate.contract import GateSpec, StepSpec
+from stategate.contract.native import ABI, tag
+
+_C_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "float16": "_Float16"}
+_KINDS = {"float32": "STATEGATE_FLOAT32", "float64": "STATEGATE_FLOAT64"}
+
+
+# What an initial state is called among the weights, which have names of their own.
+INITIAL = " at the start"
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One generated function.
+
+    Attributes:
+        prototype: Its C declaration.
+        takes: Tensors in the order of its arguments, weights included.
+        gives: Tensors that it fills, which follow.
+    """
+
+    prototype: str
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def declaration(self) -> str:
+        shape = " x ".join(map(str, self.shape)) or "scalar"
+        return f"    STATEGATE_ALIGNED {c_type(self.dtype)} {c_name(self.name)}[{self.size}];" + (
+            f" /* {shape} */"
+        )
+
+
+def c_type(dtype: str) -> str:
+    """The C type of a dtype."""
+    return _C_TYPES.get(dtype, f"{dtype}_t")
+
+
+def c_name(tensor: str) -> str:
+    """A tensor's name as an identifier; a trailing underscore keeps it from being a keyword."""
+    plain = re.sub(r"\W", "_", tensor)
+    return plain if re.fullmatch(r"[A-Za-z]\w*", plain) and plain not in _KEYWORDS else f"t_{plain}"
+
+
+_KEYWORDS = frozenset(
+    """auto break case char class const continue default delete do double else enum export extern
+    float for goto if inline int long namespace new operator private register restrict return
+    short signed sizeof static struct switch template this typedef union unsigned using virtual
+    void volatile while""".split()  # noqa: SIM905
+)
+
+
+def _fields(spec: StepSpec) -> dict[str, list[_Field]]:
+    gates = [_Field(g.name, g.shape, "float32") for g in spec.gates]
+    return {
+        "inputs": [_Field(t.name, t.shape, t.dtype) for t in spec.inputs],
+        "constants": [_Field(c.name, c.shape, c.dtype) for c in spec.fixed_inputs],
+        "outputs": [*(_Field(t.name, t.shape, t.dtype) for t in spec.outputs), *gates],
+        "states": [_Field(s.name, s.shape, s.dtype) for s in spec.states],
+    }
+
+
+def _hard(spec: StepSpec) -> list[GateSpec]:
+    return [gate for gate in spec.gates if gate.kind == "hard"]
+
+
+def interface(spec: StepSpec, graph_sha256: str) -> str:
+    """The public header: what a C or C++ program includes."""
+    fields = _fields(spec)
+    hard = _hard(spec)
+    guarded = {gate.name for gate in hard}
+    ungated = any(state.gate not in guarded for state in spec.states)
+    structs = "\n\n".join(
+        f"typedef struct {{\n{_members(members)}\n}} stategate_{kind};"
+        for kind, members in fields.items()
+    )
+    macros = {
+        "ABI": ABI,
+        "TAG": f'"{tag(ABI, graph_sha256).decode()}"',
+        "STATE_BYTES": spec.state_bytes,
+        "GATES": len(hard),
+        "UNGATED": int(ungated),
+        "TAKES": len(spec.graph_inputs()),
+        "GIVES": len(spec.graph_outputs()),
+    }
+    defines = "\n".join(f"#define STATEGATE_{name} {value}" for name, value in macros.items())
+    return _HEADER.replace("@DEFINES@", defines).replace("@STRUCTS@", structs)
+
+
+def model_source(
+    spec: StepSpec,
+    functions: Mapping[str, Function],
+    weights: Mapping[str, int],
+    payload: Mapping[str, tuple[str, int]],
+    graph_sha256: str,
+) -> str:
+    """``model.c``: the tables, and the step that calls the generated parts.
+
+    Args:
+        spec: Signature of the step.
+        functions: ``read``, and ``write<i>`` for gate ``i``, by name.
+        weights: Offset of each weight in the binary.
+        payload: Dtype and elements of each tensor that a write takes from the read.
+        graph_sha256: Digest of the graph's file.
+    """
+    at = {name: f"in[{i}]" for i, name in enumerate(spec.graph_inputs())}
+    at |= {name: f"out[{i}]" for i, name in enumerate(spec.graph_outputs())}
+    locals_ = []
+    for i, (name, (dtype, elements)) in enumerate(payload.items()):
+        if name not in at:
+            at[name] = f"(void *)p{i}"
+            locals_.append(f"    STATEGATE_ALIGNED {c_type(dtype)} p{i}[{max(1, elements)}];")
+    for name, offset in weights.items():
+        at[name] = f"(void *)(uintptr_t)(stategate_weights + {offset})"
+
+    def call(function: str) -> str:
+        taken = functions[function]
+        return f"stategate_{function}({', '.join(at[n] for n in (*taken.takes, *taken.gives))});"
+
+    body = [*locals_, f"    {call('read')}"]
+    for i, gate in enumerate(spec.gates):
+        if f"write{i}" in functions:
+            elements = int(np.prod(gate.shape, dtype=np.int64))
+            asked = f"is_open({at[gate.name]}, {elements}, {at[str(gate.threshold_input)]})"
+            body += [f"    if ({asked}) {{", f"        {call(f'write{i}')}", "    }"]
+    prototypes = "\n".join(function.prototype for function in functions.values())
+    return _MODEL.format(
+        prototypes=prototypes, body="\n".join(body), tables="\n".join(_tables(spec, weights))
+    )
+
+
+def _members(members: Sequence[_Field]) -> str:
+    return "\n".join(f.declaration for f in members) or "    char none;"
+
+
+def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
+    initial = {
+        s.name: f"stategate_weights + {weights[s.name + INITIAL]}"
+        for s in spec.states
+        if s.name + INITIAL in weights
+    }
+    hard = _hard(spec)
+    group = {gate.name: i for i, gate in enumerate(hard)}
+    groups = {s.name: group.get(s.gate or "", len(hard)) for s in spec.states}
+    fields = _fields(spec)
+    for kind, members in fields.items():
+        rows = [
+            f"    {{offsetof(stategate_{kind}, {c_name(f.name)}), "
+            f"sizeof(((stategate_{kind} *)0)->{c_name(f.name)}), "
+            f"{_KINDS.get(f.dtype, 'STATEGATE_OTHER')}, {groups.get(f.name, 0)}, "
+            f"{initial.get(f.name, 'NULL')}}},"
+            for f in members
+        ]
+        yield _array("stategate_tensor", kind, rows, "{0, 0, STATEGATE_OTHER, 0, NULL}")
+    gates = []
+    for gate in hard:
+        name = gate.threshold_input
+        offset = f"(ptrdiff_t)offsetof(stategate_constants, {c_name(name)})" if name else "-1"
+        whole = "true" if gate.granularity == "step" else "false"
+        elements = int(np.prod(gate.shape, dtype=np.int64))
+        gates.append(
+            f"    {{offsetof(stategate_outputs, {c_name(gate.name)}), {elements}, {whole}, "
+            f"{_literal(gate.threshold)}, {offset}}},"
+        )
+    yield _array("stategate_gate", "gates", gates, "{0, 0, false, 0.0f, -1}")
+    values = [
+        f"    .{c_name(c.name)} = {{{', '.join([_literal(c.value)] * f.size)}}},"
+        for c, f in zip(spec.fixed_inputs, fields["constants"], strict=True)
+    ]
+    values = values or ["    .none = 0,"]
+    yield "static const stategate_constants constant_values = {\n" + "\n".join(values) + "\n};\n"
+    counts = ", ".join(str(len(members)) for members in fields.values())
+    yield (
+        "const stategate_model stategate_this_model = {\n"
+        f"    inputs, constants, outputs, states, gates, {counts}, {len(hard)}, &constant_values\n"
+        "};"
+    )
+
+
+def _array(kind: str, name: str, rows: list[str], empty: str) -> str:
+    body = "\n".join(rows) or f"    {empty}"
+    return f"static const {kind} {name}[] = {{\n{body}\n}};\n"
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, bool | int):
+        return str(int(value))
+    return float(np.float32(str(value))).hex() + "f"
+
+
+_MODEL = """\
+/* Generated: the step of one model, and where its tensors lie. */
+#include <stddef.h>
+
+#include "stategate.h"
+#include "stategate_model.h"
+
+extern const unsigned char stategate_weights[] __attribute__((visibility("hidden")));
+__asm__(
+    ".section .rodata\\n"
+    ".balign 64\\n"
+    ".global stategate_weights\\n"
+    ".hidden stategate_weights\\n"
+    "stategate_weights:\\n"
+    ".incbin \\"weights.bin\\"\\n"
+    ".byte 0\\n"
+    ".previous\\n");
+
+{prototypes}
+
+static inline __attribute__((unused)) bool is_open(
+    const float *gate, size_t elements, const float *threshold)
+{{
+    for (size_t i = 0; i < elements; ++i) {{
+        if (gate[i] > *threshold) {{
+            return true;
+        }}
+    }}
+    return false;
+}}
+
+void stategate_compute(void *const *in, void *const *out)
+{{
+{body}
+}}
+
+{tables}
+"""
+
+_HEADER = """\
+/* One step of a model with a memory of constant size; made by stategate, see docs/native.md.
+ *
+ * All memory is the caller's: a stategate_session may be static, on the stack or anywhere else.
+ * Nothing is allocated. Not thread-safe: one session is one stream.
+ */
+#ifndef STATEGATE_H
+#define STATEGATE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define STATEGATE_ALIGNED __attribute__((aligned(64)))
+#define STATEGATE_API __attribute__((visibility("default")))
+
+@DEFINES@
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+@STRUCTS@
+
+/* steps == writes + quiet_steps + suppressed_writes. Integers that only grow. */
+typedef struct {
+    uint64_t steps, writes, quiet_steps, suppressed_writes, ungated_writes, faults, resets;
+    uint64_t openings[STATEGATE_GATES + 1]; /* of each hard gate, in its order */
+} stategate_counters;
+
+typedef struct {
+    stategate_states bank[2];
+    stategate_constants constants;
+    stategate_counters counters;
+    uint32_t parity; /* bit i: which bank of the states of gate i is live */
+    /* The budget hook: asked before each step whether it may write; NULL for always. */
+    bool (*may_write)(void *user);
+    void *user;
+} stategate_session;
+
+typedef enum {
+    STATEGATE_QUIET = 0,      /* every gate stayed closed */
+    STATEGATE_WROTE = 1,      /* a gate opened and its states changed */
+    STATEGATE_HELD = 2,       /* a gate opened and the budget hook had said no */
+    STATEGATE_BAD_INPUT = -1, /* NaN or infinity in an input: nothing was done or counted */
+    STATEGATE_FAULT = -2      /* NaN or infinity in a gate or next state: the write was refused */
+} stategate_result;
+
+/* Bytes of one save. */
+#define STATEGATE_SAVED_BYTES \\
+    (sizeof STATEGATE_TAG + sizeof(stategate_counters) + STATEGATE_STATE_BYTES + 4)
+
+/* Initial states, thresholds of the manifest, counters at zero, no budget hook. */
+STATEGATE_API void stategate_init(stategate_session *session);
+
+STATEGATE_API stategate_result stategate_step(
+    stategate_session *session, const stategate_inputs *inputs, stategate_outputs *outputs);
+
+/* Initial states; counters go on. */
+STATEGATE_API void stategate_reset(stategate_session *session);
+
+/* Bytes of one bank of all states: what the model remembers. */
+STATEGATE_API size_t stategate_state_bytes(void);
+
+/* Counters and states into a buffer; the bytes used, or 0 where it is too small. */
+STATEGATE_API size_t stategate_save(
+    const stategate_session *session, void *buffer, size_t bytes);
+
+/* Back from a buffer; false, and nothing changed, where it is damaged or of another model. */
+STATEGATE_API bool stategate_restore(
+    stategate_session *session, const void *buffer, size_t bytes);
+
+/* Interface and graph that this code was made from. */
+STATEGATE_API const char *stategate_tag(void);
+
+/* The bare computation: from inputs, constants and states to outputs, gates and next states, in
+ * the order of the manifest. Next states are left alone where their gate is closed. */
+STATEGATE_API void stategate_compute(void *const *in, void *const *out);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
+"""

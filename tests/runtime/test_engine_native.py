@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from stategate.contract import Budget, Bundle, FileRef, sha256, write_bundle
+from stategate.contract.errors import DigestError, EngineError, SpecError, StateFault
+from stategate.contract.native import ABI, tag
+from stategate.runtime import Session
+from stategate.runtime.cli import main
+from stategate.runtime.golden import replay
+
+
+def golden_of(path: Path) -> list[dict[str, np.ndarray]]:
+    golden = Bundle.open(path).golden()
+    assert golden is not None
+    return [dict(feed) for feed in golden]
+
+
+def relabelled(path: Path, raw: bytes | None = None, **changes: object) -> Path:
+    """The bundle with another library or another record of it, sealed as if that were right."""
+    bundle = Bundle.open(path)
+    native = bundle.manifest.native
+    assert native is not None
+    content = {f.path: bundle.read(f) for f in bundle.manifest.all_files}
+    if raw is not None:
+        content[str(native.library)] = raw
+    manifest = msgspec.structs.replace(
+        bundle.manifest,
+        native=msgspec.structs.replace(native, **changes),
+        files=tuple(FileRef(f.path, sha256(content[f.path])) for f in bundle.manifest.files),
+    )
+    return write_bundle(path, manifest, content).path
+
+
+def test_the_native_engine_repeats_the_golden_episode(native_bundle: Path) -> None:
+    seen = replay(native_bundle, engine="native")
+    assert seen is not None
+    assert seen.passed and seen.gate_flips == 0
+
+
+def test_both_engines_count_alike(native_bundle: Path) -> None:
+    ledgers = []
+    for engine in ("native", "onnxruntime"):
+        with Session.open(native_bundle, engine=engine) as session:
+            assert session.engine_name.startswith(engine)
+            for feed in golden_of(native_bundle):
+                session.step(**feed)
+            ledgers.append(session.ledger)
+    assert ledgers[0] == ledgers[1]
+    assert ledgers[0].writes and ledgers[0].quiet_steps
+
+
+def test_two_runs_are_equal_in_every_bit(native_bundle: Path) -> None:
+    ends = []
+    for _ in range(2):
+        with Session.open(native_bundle, engine="native") as session:
+            answers = [session.step(**f)["action"].tobytes() for f in golden_of(native_bundle)]
+            ends.append((answers, session.state("S").tobytes(), session.state("b").tobytes()))
+    assert ends[0] == ends[1]
+
+
+def test_a_quiet_step_touches_neither_bank(native_bundle: Path) -> None:
+    with Session.open(native_bundle, engine="native") as session:
+        # Poison in the bank that a write would fill.
+        for state in session._buffers.states:
+            state.banks[1].array.fill(np.nan)
+        for feed in golden_of(native_bundle):
+            before = session.ledger.writes
+            session.step(**feed)
+            if session.ledger.writes > before:
+                break
+            for state in session._buffers.states:
+                assert np.isnan(state.banks[1].array).all()
+        assert session.ledger.quiet_steps
+
+
+def test_a_used_up_budget_holds_the_write_as_with_the_other_engine(native_bundle: Path) -> None:
+    budget = Budget(writes_per_1000_steps=5)
+    ends = []
+    for engine in ("native", "onnxruntime"):
+        with Session.open(native_bundle, engine=engine, budget=budget) as session:
+            for feed in golden_of(native_bundle):
+                session.step(**feed)
+            ends.append(session.ledger)
+    assert ends[0] == ends[1]
+    assert ends[0].suppressed_writes
+
+
+def test_nan_in_a_state_is_still_found(native_bundle: Path) -> None:
+    with Session.open(native_bundle, engine="native") as session:
+        for state in session._buffers.states:
+            state.banks[0].array.fill(np.nan)
+        with pytest.raises(StateFault):
+            session.step(**golden_of(native_bundle)[0])
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda raw: b"MZ" + raw[2:], "not an ELF file"),
+        (lambda raw: raw[:16] + b"\x02" + raw[17:], "not a shared object"),
+        (lambda raw: raw[:18] + b"\x28" + raw[19:], "not for"),
+        (lambda raw: raw.replace(b"stategate native abi", b"stategate native abj"), "another"),
+        (lambda raw: raw[:10], "not an ELF file"),
+    ],
+)
+def test_a_wrong_library_is_refused_before_it_is_mapped(
+    native_bundle: Path,
+    copy_of: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[bytes], bytes],
+    word: str,
+) -> None:
+    bundle = Bundle.open(native_bundle)
+    file = next(f for f in bundle.manifest.files if f.path.endswith(".so"))
+    changed = relabelled(copy_of(native_bundle), damage(bundle.read(file)))
+
+    def mapped(*_: object) -> None:
+        raise AssertionError("the library was mapped")
+
+    monkeypatch.setattr(ctypes, "CDLL", mapped)
+    with pytest.raises(EngineError, match=word):
+        Session.open(changed, engine="native")
+
+
+def test_an_altered_library_is_refused_by_its_digest(
+    native_bundle: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    copy = copy_of(native_bundle)
+    library = copy / "native" / "libstep.so"
+    raw = bytearray(library.read_bytes())
+    raw[-1] ^= 1
+    library.write_bytes(raw)
+    with pytest.raises(DigestError):
+        Session.open(copy, engine="native")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"abi": ABI + 1}, "interface"),
+        ({"machine": "sparc"}, "sparc"),
+        ({"library": None}, "C source only"),
+    ],
+)
+def test_auto_falls_back_where_this_machine_cannot_load_the_library(
+    native_bundle: Path,
+    copy_of: Callable[[Path], Path],
+    changes: dict[str, object],
+    word: str,
+) -> None:
+    changed = relabelled(copy_of(native_bundle), **changes)
+    with Session.open(changed) as session:
+        assert session.engine_name.startswith("onnxruntime")
+    with pytest.raises(EngineError, match=word):
+        Session.open(changed, engine="native")
+
+
+def test_the_library_carries_the_tag_of_its_graph(native_bundle: Path) -> None:
+    manifest = Bundle.open(native_bundle).manifest
+    raw = (native_bundle / "native" / "libstep.so").read_bytes()
+    assert tag(ABI, manifest.step_graph.file.sha256) in raw
+    assert tag(ABI + 1, manifest.step_graph.file.sha256) not in raw
+
+
+def test_an_unknown_engine_and_a_missing_one_are_refused(aura_bundle: Path) -> None:
+    with pytest.raises(SpecError, match="unknown engine"):
+        Session.open(aura_bundle, engine="tflite")  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="no native engine"):
+        Session.open(aura_bundle, engine="native")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--cc", "no-such-compiler"], "no-such-compiler"),
+        (["--isa", "pentium-eleven"], "refused"),
+        (["--flag", "-fno-such-flag"], "refused"),
+    ],
+)
+def test_build_native_says_what_is_wrong_and_leaves_the_bundle(
+    native_bundle: Path, words: list[str], says: str
+) -> None:
+    before = Bundle.open(native_bundle).digest
+    result = CliRunner().invoke(main, ["build-native", str(native_bundle), *words])
+    assert result.exit_code == 1
+    assert says in result.output
+    assert Bundle.open(native_bundle).digest == before
+
+
+def test_build_native_needs_source(aura_bundle: Path) -> None:
+    result = CliRunner().invoke(main, ["build-native", str(aura_bundle)])
+    assert result.exit_code == 2
+    assert "no C source" in result.output
+
+
+def test_building_again_measures_both_engines(
+    native_bundle: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    copy = copy_of(native_bundle)
+    result = CliRunner().invoke(main, ["build-native", str(copy), "--isa", "x86-64", "--json"])
+    assert result.exit_code == 0, result.output
+    record = msgspec.json.decode(result.output)
+    assert record["isa"] == "x86-64" and set(record["step_us"]) == {"native", "onnxruntime"}
+    assert Bundle.open(copy).undeclared_files() == []
+    seen = replay(copy, engine="native")
+    assert seen is not None and seen.passed
