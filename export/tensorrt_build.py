@@ -9,18 +9,16 @@ that back for ever.
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import onnx
 
 from stategate.contract.bundle import sha256
-from stategate.contract.errors import BuildError, MissingDependencyError
+from stategate.contract.errors import BuildError
 from stategate.export.tensorrt_rules import Generation, generation_of
+from stategate.runtime.tensorrt_api import make_log, why
 
 Report = Callable[[int], None]
 _PERCENT = 100
@@ -62,28 +60,6 @@ class Built:
     log: str
 
 
-def load_tensorrt(library: str = "tensorrt") -> ModuleType:
-    """TensorRT's own bindings.
-
-    Args:
-        library: ``tensorrt`` or ``tensorrt_rtx``.
-
-    Raises:
-        MissingDependencyError: They are not installed.
-        BuildError: They are, and cannot be loaded.
-    """
-    try:
-        return importlib.import_module(library)
-    except ModuleNotFoundError as missing:
-        raise MissingDependencyError(library, "tensorrt") from missing
-    except (ImportError, OSError) as problem:
-        raise BuildError(
-            f"{library} is installed and cannot be loaded",
-            found=problem,
-            remedy="stategate doctor says what belongs together",
-        ) from problem
-
-
 def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report) -> Built:
     """Have TensorRT parse a graph and build a plan of it.
 
@@ -97,7 +73,7 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report) -> Bu
         BuildError: The parser or the builder refuses, or a pinned timing cache would change.
     """
     generation = generation_of(trt.__version__, trt.__name__)
-    logger = _logger(trt)
+    logger = make_log(trt)
     builder: Any = trt.Builder(logger)
     if not builder:
         raise _refused("TensorRT cannot make a builder", logger)
@@ -120,7 +96,7 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report) -> Bu
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     config.clear_flag(trt.BuilderFlag.TF32)
     flags.append("noTF32")
-    for name in _wanted_flags(graph, generation, settings):
+    for name in wanted_flags(graph, generation, settings):
         flag = getattr(trt.BuilderFlag, name, None)
         if flag is None:
             raise BuildError(
@@ -164,7 +140,8 @@ def workspace_bytes(memory_bytes: int | None) -> int:
     return min(memory_bytes // 8, 1 << 30) if memory_bytes else 256 << 20
 
 
-def _wanted_flags(graph: bytes, generation: Generation, settings: Settings) -> list[str]:
+def wanted_flags(graph: bytes, generation: Generation, settings: Settings) -> list[str]:
+    """Builder flags of a graph, by name; none of them is about types where it is strongly typed."""
     flags = ["STRIP_PLAN", "REFIT_IDENTICAL"] if settings.strip_weights else []
     if not generation.strongly_typed:
         model = onnx.load_model_from_string(graph)
@@ -211,37 +188,13 @@ def _parser_errors(parser: Any) -> list[str]:
     return told
 
 
-def _refused(what: str, logger: Any) -> BuildError:
-    told = logger.text()
-    old = "insufficient" in told or "cudaError 35" in told or "Error Code 35" in told
+def _refused(what: str, log: Any) -> BuildError:
+    told, remedy = why(log)
     return BuildError(
         what,
-        found="; ".join(logger.problems()[-3:]) or "no reason given",
-        remedy="update the NVIDIA driver: it is too old for this TensorRT, or there is none"
-        if old
-        else "see the build log; a smaller --workspace-mib may be the cause, or too little memory",
+        found=told,
+        remedy=remedy or "see the build log; too little memory or workspace may be the cause",
     )
-
-
-def _logger(trt: Any) -> Any:
-    """A logger that keeps what it is told; its base class is the library's."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[tuple[Any, str]] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.lines.append((severity, message))
-
-        def text(self) -> str:
-            return "".join(f"{severity}: {message}{os.linesep}" for severity, message in self.lines)
-
-        def problems(self) -> list[str]:
-            bad = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
-            return [message for severity, message in self.lines if severity in bad]
-
-    return Log()
 
 
 def _monitor(trt: Any, report: Report) -> Any:

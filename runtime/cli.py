@@ -82,6 +82,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ort",
         "Compile a bundle's C source into a library.",
     ),
+    "build-engine": (
+        "stategate.export.tensorrt_cli:build_engine_command",
+        "tensorrt",
+        "Build a bundle's TensorRT engine on this device.",
+    ),
     "drift": (
         "stategate.calibration.drift_cli:drift",
         "bench",

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import warnings
+from typing import Protocol, runtime_checkable
 
 from stategate.contract import Bundle, GraphRef, chunked
-from stategate.contract.errors import EngineError, SpecError
+from stategate.contract.errors import (
+    EngineError,
+    EngineFallbackWarning,
+    MissingDependencyError,
+    RuntimeFault,
+    SpecError,
+)
 from stategate.contract.native import why_not_here
-from stategate.runtime.buffers import Buffers
+from stategate.runtime.buffers import Buffers, Group
 
-EngineChoice = Literal["auto", "onnxruntime", "native"]
+# One of `ENGINES`, or several separated by commas, to be tried in that order.
+EngineChoice = str
+# ONNX Runtime's name for where a graph runs, by the name of the engine.
+_PROVIDERS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+}
+ENGINES = ("auto", "native", "tensorrt", *_PROVIDERS)
 
 
 class Engine(Protocol):
@@ -38,6 +53,23 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Resident(Protocol):
+    """An engine that keeps states where the host does not see them."""
+
+    def finite(self, group: Group, parity: int) -> bool:
+        """Whether the next values of a group's states hold neither NaN nor infinity."""
+        ...
+
+    def fetch(self, parity: int) -> None:
+        """Copy the live banks into those of the buffers."""
+        ...
+
+    def push(self, parity: int) -> None:
+        """Copy the live banks of the buffers to where the engine keeps them."""
+        ...
+
+
 def open_engine(
     bundle: Bundle,
     buffers: Buffers,
@@ -51,17 +83,33 @@ def open_engine(
         buffers: What it shall compute from and into.
         graph: One of the bundle's; that of the step if left out.
         choice: Which engine steps; ``auto`` is the faster one by the bundle's own measurement,
-            where this machine can load it. A chunk graph runs in onnxruntime.
+            where this machine can load it. Of several, separated by commas, the first that can
+            be had, with a warning for each before it. A chunk graph runs in onnxruntime.
 
     Raises:
         SpecError: There is no engine of that name.
         EngineError: The graph cannot be loaded, or is not what the manifest says.
         MissingDependencyError: The engine's library is not installed.
     """
-    if choice not in ("auto", "onnxruntime", "native"):
-        raise SpecError("unknown engine", found=choice, expected="auto, onnxruntime or native")
+    first, _, others = choice.partition(",")
+    if first not in ENGINES:
+        raise SpecError("unknown engine", found=first, expected=", ".join(ENGINES))
+    if others:
+        try:
+            return open_engine(bundle, buffers, graph, first)
+        except (RuntimeFault, MissingDependencyError) as problem:
+            warnings.warn(
+                f"{first} cannot be had, trying {others}: {problem}",
+                EngineFallbackWarning,
+                stacklevel=2,
+            )
+            return open_engine(bundle, buffers, graph, others)
     manifest = bundle.manifest
-    if graph is None and choice != "onnxruntime":
+    if graph is None and choice == "tensorrt":
+        from stategate.runtime.engine_tensorrt import open_tensorrt
+
+        return open_tensorrt(bundle, buffers)
+    if graph is None and choice in ("auto", "native"):
         native = manifest.native
         if native is None and choice == "native":
             raise EngineError(
@@ -77,6 +125,6 @@ def open_engine(
     from stategate.runtime.ort import OrtEngine
 
     graph, spec = graph or manifest.step_graph, manifest.step
-    return OrtEngine(
-        bundle, graph, chunked(spec, graph.steps) if graph.steps > 1 else spec, buffers
-    )
+    spec = chunked(spec, graph.steps) if graph.steps > 1 else spec
+    provider = _PROVIDERS.get(choice, _PROVIDERS["onnxruntime"])
+    return OrtEngine(bundle, graph, spec, buffers, provider)

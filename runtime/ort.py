@@ -17,14 +17,25 @@ try:
 except ImportError as missing:
     raise MissingDependencyError("onnxruntime", "ort") from missing
 
+_CPU = "CPUExecutionProvider"
 _MAX_PREMADE = 6  # 2**6 bindings of a few KiB, all made at open
 _ORT_TYPES = {"float32": "float", "float64": "double"}
 
 
 class OrtEngine:
-    """Steps an ONNX graph on the CPU, single-threaded, without copies around it."""
+    """Steps an ONNX graph without copies around it, by default on the CPU in a single thread.
 
-    def __init__(self, bundle: Bundle, graph: GraphRef, spec: StepSpec, buffers: Buffers) -> None:
+    Another provider of ONNX Runtime copies between the same buffers and its GPU in every step.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: GraphRef,
+        spec: StepSpec,
+        buffers: Buffers,
+        provider: str = _CPU,
+    ) -> None:
         self.name = f"onnxruntime {onnxruntime.__version__}"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -32,9 +43,19 @@ class OrtEngine:
         options.log_severity_level = 3
         # A spinning thread would take the core from the control loop.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if provider != _CPU:
+            self.name += f", {provider}"
+            # ONNX Runtime would put what the GPU cannot run on the CPU, and say so in a log.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            if provider not in onnxruntime.get_available_providers():
+                raise EngineError(
+                    f"this build of onnxruntime has no {provider}",
+                    found=", ".join(onnxruntime.get_available_providers()),
+                    remedy="install a build of onnxruntime for this GPU, see docs/jetson.md",
+                )
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                bundle.read(graph.file), options, providers=["CPUExecutionProvider"]
+                bundle.read(graph.file), options, providers=[provider]
             )
         except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
             raise EngineError(
@@ -43,6 +64,12 @@ class OrtEngine:
                 remedy="export again, or use a newer onnxruntime (this one is "
                 f"{onnxruntime.__version__})",
             ) from problem
+        if self._session.get_providers()[0] != provider:
+            raise EngineError(
+                f"ONNX Runtime left {provider} out",
+                found=", ".join(self._session.get_providers()),
+                remedy="look for the missing CUDA or TensorRT library: stategate doctor",
+            )
         _check_signature(self._session, spec)
         self._buffers = buffers  # OrtValues alias this memory without owning it
         self._premade = len(buffers.groups) <= _MAX_PREMADE
