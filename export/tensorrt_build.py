@@ -109,10 +109,13 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report) -> Bu
     if "FP16" in flags:
         _obey_types(trt, network)
     _target(trt, config, settings)
-    cache: Any = config.create_timing_cache(settings.timing_cache or b"")
-    kept = cache is not None and config.set_timing_cache(cache, False)
-    if settings.timing_cache and hasattr(trt.BuilderFlag, "ERROR_ON_TIMING_CACHE_MISS"):
-        config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
+    cache: Any = None
+    if trt.__name__ == "tensorrt":  # TensorRT-RTX measures nothing, and calls its cache obsolete
+        cache = config.create_timing_cache(settings.timing_cache or b"")
+        if not config.set_timing_cache(cache, False):
+            raise _refused("TensorRT does not take the timing cache", logger)
+        if settings.timing_cache and hasattr(trt.BuilderFlag, "ERROR_ON_TIMING_CACHE_MISS"):
+            config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
     monitor = _monitor(trt, report)
     if monitor is not None:
         config.progress_monitor = monitor
@@ -120,7 +123,7 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report) -> Bu
     if plan is None:
         raise _refused("TensorRT cannot build the graph", logger)
     report(_PERCENT)
-    times = bytes(cache.serialize()) if kept else b""
+    times = bytes(cache.serialize()) if cache is not None else b""
     if settings.timing_cache and sha256(times) != sha256(settings.timing_cache):
         raise BuildError(
             "the build would change the pinned timing cache",
