@@ -259,5 +259,5 @@ if has --skipInference; then flags="$flags --skipInference"; else flags="$flags 
   tail -n 20 trtexec.log >&2
   exit 1
 }}
-stategate build-engine {shlex.quote(str(bundle))} --adopt-plan trtexec.plan
+stategate build-engine {shlex.quote(f"../../{bundle.name}")} --adopt-plan trtexec.plan
 """

@@ -22,7 +22,7 @@ import numpy as np
 
 from stategate.contract import Bundle, TensorSpec
 from stategate.contract.engine_plan import GUARD, StoredPlan, plan_for, stored_plans
-from stategate.contract.errors import EngineError, MemoryBudgetError, MissingDependencyError
+from stategate.contract.errors import EngineError, MemoryBudgetError
 from stategate.runtime.buffers import Array, Buffers, Group, Slot, is_finite
 from stategate.runtime.cuda import Cuda
 from stategate.runtime.tensorrt_api import (
@@ -69,8 +69,8 @@ def open_tensorrt(bundle: Bundle, buffers: Buffers) -> TensorRtEngine:
     """Load the plan that was built for this device.
 
     Raises:
-        MissingDependencyError: TensorRT's bindings are not installed.
-        EngineError: No plan is for exactly this place, or it cannot be loaded.
+        EngineError: TensorRT's bindings are not installed, no plan is for exactly this place, or it
+            cannot be loaded.
         MemoryBudgetError: The GPU has too little free memory.
     """
     built = {stored.record.fingerprint.library for stored in stored_plans(bundle.path)}
@@ -88,7 +88,7 @@ def _bindings(libraries: list[str]) -> Any:
     for library in libraries[:-1]:
         try:
             return load_tensorrt(library)
-        except MissingDependencyError:
+        except EngineError:
             continue
     return load_tensorrt(libraries[-1])
 

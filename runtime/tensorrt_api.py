@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stategate.contract.engine_plan import PlanFingerprint
-from stategate.contract.errors import EngineError, MissingDependencyError
+from stategate.contract.errors import EngineError
 from stategate.runtime.cuda import Cuda
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
@@ -22,13 +22,17 @@ def load_tensorrt(library: str = "tensorrt") -> Any:
         library: One of `LIBRARIES`.
 
     Raises:
-        MissingDependencyError: They are not installed.
-        EngineError: They are, and cannot be loaded.
+        EngineError: They are not installed, or cannot be loaded.
     """
     try:
         return importlib.import_module(library)
     except ModuleNotFoundError as missing:
-        raise MissingDependencyError(library, "tensorrt") from missing
+        raise EngineError(
+            f"the Python bindings of {library} are not installed",
+            found=missing,
+            remedy="they come with JetPack: apt install python3-libnvinfer, and a virtual "
+            "environment with --system-site-packages; see docs/jetson.md",
+        ) from missing
     except (ImportError, OSError) as problem:
         raise EngineError(
             f"{library} is installed and cannot be loaded",

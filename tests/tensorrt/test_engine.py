@@ -16,7 +16,6 @@ from stategate.contract.errors import (
     EngineError,
     EngineFallbackWarning,
     MemoryBudgetError,
-    MissingDependencyError,
     SnapshotLockedError,
     SpecError,
     StateFault,
@@ -205,11 +204,6 @@ def test_another_engine_is_taken_only_where_it_was_asked_for(built: Path) -> Non
         Session.open(built, engine="onnxruntime-cuda")
     with pytest.raises(SpecError, match="unknown engine"):
         Session.open(built, engine="tensorflow")
-
-
-def test_without_tensorrt_the_extra_is_named(tiny_bundle: Path) -> None:
-    with pytest.raises(MissingDependencyError, match="tensorrt is not installed"):
-        Session.open(tiny_bundle, engine="tensorrt")
 
 
 def test_a_pool_and_spoilt_states_are_refused(built: Path) -> None:
