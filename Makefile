@@ -10,14 +10,18 @@ ROOMS := bench calibration contract export models runtime targets
 
 # What `make export` builds; a zoo name or path/to/module.py:factory.
 MODEL ?= aura-hard
+override MODEL := $(patsubst aura,aura-hard,$(MODEL))
 SLUG := $(subst /,-,$(subst :,-,$(subst .py,,$(MODEL))))
 STEPS ?= 100000
 BUILD := build
 
-SOURCES = $(shell find $(1) -name '*.py' -o -name '*.toml' -o -name '*.safetensors')
+# Without the devices' files: a bundle depends on one of those at most.
+SOURCES = $(shell find $(1) -name '*.py' -o -name '*.safetensors')
+HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
+EXPORTER = $(call SOURCES,export models contract runtime) targets/profile.py targets/rows.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow test-tensorrt check lint types export bench bench-overhead soak drift train-aura lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow test-tensorrt check lint types export matrix bench bench-overhead soak drift train-aura lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,7 +64,7 @@ run: $(BUILD)/run/memory.png ## Export AURA-Mem, step it 100,000 times, count it
 $(AURA)/calibration.json: $(call SOURCES,calibration models contract) | $(VENV)/.run
 	@$(BIN)/stategate calibrate aura-hard --episodes 1 --steps 16384 --thresholds=-4,-3,-2,-1,0,1 --out $@
 
-$(AURA)/bundle/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
+$(AURA)/bundle/manifest.json: $(AURA)/calibration.json $(EXPORTER) | $(VENV)/.run
 	@$(BIN)/stategate export aura-hard --calibration $< --out $(@D)
 
 $(AURA)/episode-$(STEPS).npz: $(call SOURCES,models contract) | $(VENV)/.run
@@ -79,8 +83,56 @@ picture: run ## Take the picture of `make run` into the README
 
 # --- other bundles -------------------------------------------------------------------------------
 
-export: $(VENV)/.run ## Export MODEL=name or MODEL=path/to/module.py:factory into build/export/
-	$(BIN)/stategate export $(MODEL) $(if $(TARGET),--target $(TARGET)) --out $(BUILD)/export/$(SLUG)
+EXPORT := $(BUILD)/export/$(SLUG)$(addprefix -,$(basename $(notdir $(PRECISION))))$(TARGET:%=-%)
+RANGES := $(BUILD)/export/$(SLUG)-ranges.json
+RANGED := $(filter int8 %.json,$(PRECISION))
+# Recorded inputs for ranges; a zoo model's own if left out.
+EPISODE ?= $(BUILD)/export/$(SLUG)-episode.npz
+
+export: $(VENV)/.run $(if $(RANGED),$(RANGES)) ## Export MODEL=.. [TARGET=.. PRECISION=..] into build/export/
+	$(BIN)/stategate export $(MODEL) $(TARGET:%=--target %) $(PRECISION:%=--precision %) \
+	  $(if $(RANGED),--ranges $(RANGES)) $(if $(ACCEPT),--accept "$(ACCEPT)") --out $(EXPORT)
+	$(if $(TARGET),$(BIN)/stategate fits $(EXPORT) --target $(TARGET))
+
+$(RANGES): $(EPISODE) $(EXPORTER) $(call SOURCES,calibration) | $(VENV)/.run
+	@$(BIN)/stategate export $(MODEL) --out $(BUILD)/export/$(SLUG)
+	@$(BIN)/stategate ranges $(BUILD)/export/$(SLUG) --episode $< --out $@
+
+$(BUILD)/export/$(SLUG)-episode.npz: $(call SOURCES,models contract) | $(VENV)/.run
+	@$(BIN)/stategate episode $(MODEL) --out $@
+
+# --- every model in every precision for every device: one export each, then one report a device ---
+
+MATRIX := $(BUILD)/matrix
+MODELS := aura-hard gated-deltanet kda gated-deltanet2 mamba2 trim-kv sega lstm gru mingru
+PRECISIONS := float32 float16-weights int8-weights int4-weights int8
+TARGETS := $(sort $(patsubst targets/profiles/%.toml,%,$(wildcard targets/profiles/*.toml)))
+EXPORTS := $(foreach m,$(MODELS),$(PRECISIONS:%=$(MATRIX)/exports/$(m)/%))
+
+matrix: $(TARGETS:%=$(MATRIX)/targets/%/report.json) ## Every model x precision x target -> build/matrix/; try -j2
+	@$(BIN)/stategate matrix $(MATRIX)
+
+$(MODELS:%=$(MATRIX)/exports/%/int8.log): $(MATRIX)/exports/%/int8.log: $(MATRIX)/exports/%/ranges.json
+$(EXPORTS:=.log): $(EXPORTER) | $(VENV)/.run
+
+# A refusal (exit code 1 or 2, and no traceback) is a result: it is kept and not tried again.
+$(EXPORTS:=.log): $(MATRIX)/exports/%.log:
+	@mkdir -p $(@D) && rm -rf $(@D)/$(*F)
+	@echo "exporting $(*D) in $(*F)"
+	@$(BIN)/stategate export $(*D) --precision $(*F) $(if $(filter int8,$(*F)),--ranges $(@D)/ranges.json) \
+	  --out $(@D)/$(*F) > $@.part 2>&1 || test $$? -le 2
+	@! grep -A99 '^Traceback' $@.part
+	@mv $@.part $@
+
+$(MODELS:%=$(MATRIX)/exports/%/ranges.json): $(MATRIX)/exports/%/ranges.json: $(MATRIX)/exports/%/float32.log $(call SOURCES,calibration)
+	@$(BIN)/stategate episode $* --out $(@D)/episode.npz > $(@D)/ranges.txt 2>&1
+	@$(BIN)/stategate ranges $(@D)/float32 --episode $(@D)/episode.npz --out $@ > $(@D)/ranges.txt 2>&1
+
+$(MATRIX)/targets/%/report.json: targets/profiles/%.toml $(EXPORTS:=.log) $(wildcard targets/media/*.toml targets/costs/*.toml targets/ladders/*.toml) $(call SOURCES,bench targets)
+	@rm -rf $(@D)
+	@$(BIN)/stategate retarget $$(for b in $(EXPORTS); do test ! -e $$b/manifest.json || echo $$b; done) \
+	  --target $* --out $(@D) > /dev/null || test $$? = 1
+	@test -e $@
 
 bench: bench-overhead ## Measure a step against plain ONNX Runtime, as a ratio in one run
 

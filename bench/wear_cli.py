@@ -22,7 +22,8 @@ from stategate.runtime.wear_counters import DeviceWear, read_wear
 _DAYS_PER_YEAR = 365.25
 
 
-def _finite(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+def finite(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN and infinity on the command line."""
     # FloatRange lets "nan" through, for it is neither too small nor too large.
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number", param=parameter)
@@ -35,19 +36,19 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--rate", "rate_hz", type=_POSITIVE, callback=_finite, required=True, help="Steps per second."
+    "--rate", "rate_hz", type=_POSITIVE, callback=finite, required=True, help="Steps per second."
 )
 @click.option("--storage", "storage_name", help="Medium by name, such as emmc-16gb.")
 @click.option("--target", help="Device whose media are shown; the bundle's if left out.")
-@click.option("--tbw", type=_POSITIVE, callback=_finite, help="Rated endurance in 10^12 bytes.")
-@click.option("--capacity-gb", type=_POSITIVE, callback=_finite, help="Nominal size in 10^9 bytes.")
+@click.option("--tbw", type=_POSITIVE, callback=finite, help="Rated endurance in 10^12 bytes.")
+@click.option("--capacity-gb", type=_POSITIVE, callback=finite, help="Nominal size in 10^9 bytes.")
 @click.option(
-    "--pe-cycles", type=_POSITIVE, callback=_finite, help="Program/erase cycles of a cell."
+    "--pe-cycles", type=_POSITIVE, callback=finite, help="Program/erase cycles of a cell."
 )
 @click.option(
     "--waf",
     type=click.FloatRange(min=1),
-    callback=_finite,
+    callback=finite,
     help="Write amplification: bytes in cells for each byte written.",
 )
 @click.option(
@@ -59,7 +60,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     "--write-rate",
     "share",
     type=click.FloatRange(min=0, max=1),
-    callback=_finite,
+    callback=finite,
     help="Share of steps that write; the manifest's if left out.",
 )
 @click.option(

@@ -123,6 +123,21 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "List the devices that are known, each figure with its source.",
     ),
+    "fits": (
+        "stategate.bench.fits_cli:fits",
+        "export",
+        "Say whether a bundle or model fits a device, and why.",
+    ),
+    "retarget": (
+        "stategate.bench.matrix_cli:retarget_command",
+        "export",
+        "Write bundles again for another device, those that fit.",
+    ),
+    "matrix": (
+        "stategate.bench.matrix_cli:matrix_command",
+        "export",
+        "Show what `make matrix` built, and what was refused and why.",
+    ),
     "detect": (
         "stategate.targets.detect_cli:detect_command",
         "export",

@@ -36,6 +36,7 @@ ROOM_EXCEPTIONS = {
 }
 # A library that few devices have enters in one file, and nowhere else.
 PACKAGE_EXCEPTIONS = {
+    ("bench/footprint.py", "onnx"),
     ("calibration/cluster.py", "distributed"),
     ("calibration/drift_page.py", "matplotlib"),
     ("export/lower_c.py", "emx_onnx_cgen"),

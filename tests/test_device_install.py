@@ -51,6 +51,7 @@ def test_a_device_inspects_verifies_and_runs_without_torch(
         ["verify", "--digests", aura_bundle],
         ["verify", aura_bundle],
         ["wear", aura_bundle, "--rate", 30, "--tbw", 16],
+        ["detect"],
         ["run", aura_bundle, "--steps", 500, "--out", tmp_path],
     ):
         done = stategate(device, *arguments)
@@ -73,5 +74,7 @@ def test_the_wheel_carries_every_room_and_its_data(tmp_path: Path) -> None:
     assert "stategate/models/checkpoints/aura-hard.safetensors" in names
     assert "stategate/targets/profiles/cpu-x86-64.toml" in names
     assert "stategate/targets/media/emmc-16gb.toml" in names
+    assert "stategate/targets/ladders/jetpack.toml" in names
+    assert "stategate/targets/costs/onnxruntime.toml" in names
     assert "stategate/runtime/py.typed" in names
     assert not [n for n in names if n.split("/")[0] in {"runtime", "export", "tests"}]

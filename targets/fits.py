@@ -1,0 +1,300 @@
+"""Will it fit: arithmetic over what a bundle holds and what is known of a device.
+
+Memory is predicted from costs that were measured (``costs/onnxruntime.toml``); time is only
+bounded from below, by the roofline: no step can be faster, and none is promised to be as fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from stategate.contract.errors import TargetError
+from stategate.contract.precision import PrecisionPlan
+from stategate.targets.profile import Count, Figure, TargetProfile
+from stategate.targets.rows import read_row
+
+Verdict = Literal["fits", "does not fit", "not legal", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a step of a bundle holds and does; all rows of a pool together.
+
+    Attributes:
+        model: Its name.
+        precision: Name of its precision plan.
+        sessions: Sessions that one step serves.
+        graph_bytes: The serialised graph.
+        constant_bytes: Its constants, as they are once those that depend on constants alone are
+            computed, as an engine does when it loads them.
+        dequantized_bytes: Integers that are widened in each step; not among the former.
+        nodes: Nodes of the graph.
+        state_bytes: One bank of the states.
+        state_buffer_bytes: All that the runtime keeps of them: two banks, and initial values that
+            are not zero.
+        bound_bytes: Inputs, outputs and gates.
+        activation_bytes: Largest sum of values between nodes that are alive at once.
+        multiply_adds: Of matrix products and convolutions; other arithmetic is not counted.
+        unsized: Values whose shape the graph does not tell; they count as nothing.
+        branches: Graphs inside the graph.
+        kv_bytes_per_step: Growth of the key-value cache that the memory replaces; None where it
+            replaces none.
+        snapshot_bytes: A snapshot of one session.
+    """
+
+    model: str
+    precision: str
+    sessions: int
+    graph_bytes: int
+    constant_bytes: int
+    dequantized_bytes: int
+    nodes: int
+    state_bytes: int
+    state_buffer_bytes: int
+    bound_bytes: int
+    activation_bytes: int
+    multiply_adds: int
+    unsized: int
+    branches: int
+    kv_bytes_per_step: int | None
+    snapshot_bytes: int
+
+
+class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an engine costs beside the model, each figure as it was measured.
+
+    Attributes:
+        engine: Which one.
+        process_bytes: Resident memory of Python with the runtime and the engine's library imported.
+        session_bytes: What the first session adds whatever the model.
+        node_bytes: For each node.
+        quantized_bytes: Once, where a graph widens integers.
+        constant_copies: How often a constant is kept beside the serialised graph.
+        dequantized_copies: The same of an integer constant that is widened in each step.
+        activation_copies: How often the activations are kept.
+    """
+
+    engine: str
+    process_bytes: Figure[Count]
+    session_bytes: Figure[Count]
+    node_bytes: Figure[Count]
+    quantized_bytes: Figure[Count]
+    constant_copies: Figure[Count]
+    dequantized_copies: Figure[Count]
+    activation_copies: Figure[Count]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Predicted resident memory in bytes, by what takes it.
+
+    Attributes:
+        process: Python, the runtime and the engine's library.
+        engine: What the engine adds for any model: a fixed part, nodes and operators.
+        weights: The serialised graph and the engine's copies of its constants.
+        states: Banks of all sessions.
+        activations: Workspace of a step, inputs and outputs, of all sessions.
+        assumptions: What is not known of it.
+    """
+
+    process: int
+    engine: int
+    weights: int
+    states: int
+    activations: int
+    assumptions: tuple[str, ...]
+
+    @property
+    def added(self) -> int:
+        """What opening and stepping the bundle adds to a process that has all imported."""
+        return self.engine + self.weights + self.states + self.activations
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.process + self.added
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A bundle on a device.
+
+    Attributes:
+        target: The device.
+        verdict: Whether it fits.
+        reason: Why, in a sentence.
+        memory: What it takes.
+        memory_bytes: What the device has; None: unknown.
+        reserve_bytes: What firmware and system keep of that; None: unknown.
+        left_bytes: What is left, the reserve taken off where it is known; None: unknown.
+        build_peak_bytes: What opening takes at most, by engine; None: unknown.
+        snapshot_space_bytes: Two slots for each session, in whole blocks.
+        kv_bytes: The key-value cache that the memory replaces, at the horizon; None: it replaces
+            none.
+        kv_fits: Whether that would fit beside the rest; None where either is unknown.
+        bandwidth_floor_us: A step's weights and states at the peak bandwidth, in microseconds: a
+            bound for what no cache holds, and not a promise. None: unknown.
+        compute_floor_us: Its products at the accelerator's dense peak; None: unknown.
+        legal: Engines on which its element types are legal.
+    """
+
+    target: str
+    verdict: Verdict
+    reason: str
+    memory: Memory
+    memory_bytes: int | None
+    reserve_bytes: int | None
+    left_bytes: int | None
+    build_peak_bytes: dict[str, int | None]
+    snapshot_space_bytes: int
+    kv_bytes: int | None
+    kv_fits: bool | None
+    bandwidth_floor_us: float | None
+    compute_floor_us: float | None
+    legal: tuple[str, ...]
+
+
+def load_costs(engine: str = "onnxruntime") -> Costs:
+    """Read what an engine costs.
+
+    Raises:
+        TargetError: Nobody measured that engine, or its file contradicts itself.
+    """
+    return read_row("costs", engine, "engine", Costs)
+
+
+def predict(footprint: Footprint, costs: Costs, sessions: int | None = None) -> Memory:
+    """Resident memory of a bundle.
+
+    Args:
+        footprint: What it holds.
+        costs: What the engine adds.
+        sessions: How many sessions share one graph; those of the bundle if left out.
+
+    Raises:
+        TargetError: A cost is not known.
+    """
+    share = (sessions or footprint.sessions) / footprint.sessions
+    weights = (
+        footprint.graph_bytes
+        + _known(costs, "constant_copies") * footprint.constant_bytes
+        + _known(costs, "dequantized_copies") * footprint.dequantized_bytes
+    )
+    engine = (
+        _known(costs, "session_bytes")
+        + _known(costs, "node_bytes") * footprint.nodes
+        + _known(costs, "quantized_bytes") * (footprint.dequantized_bytes > 0)
+    )
+    activations = _known(costs, "activation_copies") * footprint.activation_bytes
+    notes = []
+    if footprint.unsized:
+        notes.append(f"{footprint.unsized} values have no shape in the graph and count as nothing")
+    if footprint.branches:
+        notes.append("the graph has branches, whose copies were not measured: this may be far off")
+    if share != 1:
+        notes.append("sessions share one graph, as in a pool; each bundle of its own has its own")
+    return Memory(
+        process=_known(costs, "process_bytes"),
+        engine=engine,
+        weights=weights,
+        states=round(footprint.state_buffer_bytes * share),
+        activations=round((activations + footprint.bound_bytes) * share),
+        assumptions=tuple(notes),
+    )
+
+
+def fit(
+    footprint: Footprint,
+    plan: PrecisionPlan,
+    target: TargetProfile,
+    costs: Costs,
+    *,
+    sessions: int | None = None,
+    horizon_steps: int,
+) -> Fit:
+    """Whether a bundle fits a device, and what bounds its step there.
+
+    Args:
+        footprint: What the bundle holds.
+        plan: Its precision.
+        target: The device.
+        costs: What the engine adds.
+        sessions: How many sessions; those of the bundle if left out.
+        horizon_steps: Steps after which the cache that the memory replaces is looked at.
+    """
+    count = sessions or footprint.sessions
+    memory = predict(footprint, costs, count)
+    has, reserve = target.memory_bytes.value, target.system_reserve_bytes.value
+    left = None if has is None else has - (reserve or 0) - memory.total
+    kv = footprint.kv_bytes_per_step
+    kv_bytes = None if kv is None else kv * horizon_steps * count
+    verdict, reason = _verdict(plan, target, costs.engine, memory, left)
+    share = count / footprint.sessions
+    return Fit(
+        target=target.name,
+        verdict=verdict,
+        reason=reason,
+        memory=memory,
+        memory_bytes=has,
+        reserve_bytes=reserve,
+        left_bytes=left,
+        # Opening was measured to peak at what stays resident. Of TensorRT's builder no figure was
+        # found but that a build restarted an 8 GB board (TensorRT-LLM issue 3263).
+        build_peak_bytes={costs.engine: memory.total, "tensorrt": None},
+        snapshot_space_bytes=2 * count * -(-footprint.snapshot_bytes // 4096) * 4096,
+        kv_bytes=kv_bytes,
+        kv_fits=None if kv_bytes is None or left is None else kv_bytes <= left,
+        bandwidth_floor_us=_bandwidth_floor_us(footprint, target, share),
+        compute_floor_us=_compute_floor_us(footprint, plan, target, share),
+        legal=tuple(engine for engine in target.engines if _is_legal(plan, target, engine)),
+    )
+
+
+def _known(costs: Costs, name: str) -> int:
+    figure: Figure[Count] = getattr(costs, name)
+    if figure.value is None:
+        raise TargetError(f"{name} of {costs.engine} is not known", found=figure.source)
+    return figure.value
+
+
+def _verdict(
+    plan: PrecisionPlan, target: TargetProfile, engine: str, memory: Memory, left: int | None
+) -> tuple[Verdict, str]:
+    try:
+        target.check(plan, engine)
+    except TargetError as refusal:
+        what, _, expected = str(refusal).partition("expected: ")
+        return "not legal", f"{what.splitlines()[0]}: it runs {expected.splitlines()[0]}"
+    if left is None:
+        return "unknown", f"its memory is not known: {target.memory_bytes.source}"
+    if left < 0:
+        return "does not fit", f"{-left:,} bytes too little for {memory.total:,}"
+    if target.system_reserve_bytes.value is None:
+        return "fits", f"{left:,} bytes are left for the system, whose need no source tells"
+    return "fits", f"{left:,} bytes are left"
+
+
+def _is_legal(plan: PrecisionPlan, target: TargetProfile, engine: str) -> bool:
+    try:
+        target.check(plan, engine)
+    except TargetError:
+        return False
+    return True
+
+
+def _bandwidth_floor_us(footprint: Footprint, target: TargetProfile, share: float) -> float | None:
+    """Weights and states read once; writing is left out, for a quiet step writes nothing."""
+    peak = target.peak_bandwidth_gb_per_s
+    moved = footprint.constant_bytes + footprint.dequantized_bytes + footprint.state_bytes * share
+    return None if peak is None else moved / (peak * 1e9) * 1e6
+
+
+def _compute_floor_us(
+    footprint: Footprint, plan: PrecisionPlan, target: TargetProfile, share: float
+) -> float | None:
+    """Two operations a multiply-add, in the element type that the products are computed in."""
+    peak = target.dense_tops(plan.activations)
+    return None if peak is None else 2 * footprint.multiply_adds * share / (peak * 1e12) * 1e6
