@@ -138,6 +138,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Show what `make matrix` built, and what was refused and why.",
     ),
+    "doctor": (
+        "stategate.targets.doctor_cli:doctor",
+        "ort",
+        "Say what this machine lacks for an engine, with remedies.",
+    ),
     "detect": (
         "stategate.targets.detect_cli:detect_command",
         "export",
