@@ -21,10 +21,10 @@ HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
 EXPORTER = $(call SOURCES,export models contract runtime) targets/profile.py targets/rows.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow test-tensorrt check lint types export matrix bench bench-overhead soak drift train-aura lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 check lint types export matrix bench bench-native bench-overhead bench-peers soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # --- environments: one virtual environment, grown as verbs need it -------------------------------
 
@@ -137,7 +137,33 @@ $(MATRIX)/targets/%/report.json: targets/profiles/%.toml $(EXPORTS:=.log) $(wild
 bench: bench-overhead ## Measure a step against plain ONNX Runtime, as a ratio in one run
 
 bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session costs -> build/bench/overhead.json
-	$(BIN)/stategate bench $(AURA)/bundle --out $(BUILD)/bench
+	$(BIN)/stategate bench-overhead $(AURA)/bundle --out $(BUILD)/bench
+
+# What each environment of a peer holds beside stategate itself; aura-fast has a native engine too.
+peer-floor := onnx
+peer-onnxruntime := onnx onnxruntime
+peer-torch := onnx torch
+peer-executorch := onnx executorch
+peer-openvino := onnx openvino
+peer-litert := onnx litert-torch
+PEERS := floor onnxruntime torch executorch openvino litert
+FAST := $(BUILD)/aura-fast/bundle
+
+bench-peers: $(PEERS:%=$(BUILD)/peers/%/.made) $(FAST)/manifest.json ## The same step in other runtimes, gigabytes of them -> build/bench/peers.json
+	$(BIN)/stategate bench peers $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
+
+$(FAST)/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
+	$(BIN)/stategate export aura-hard --calibration $< --engines onnxruntime,native --out $(@D)
+
+# A peer that cannot be installed is listed with its last words, and does not stop the others.
+$(BUILD)/peers/%/.made: pyproject.toml
+	@echo "peer $*: $(peer-$*)"; rm -rf $(@D); mkdir -p $(@D); $(PYTHON) -m venv $(@D)/venv
+	@$(@D)/venv/bin/python -m pip install --quiet --disable-pip-version-check -e . $(peer-$*) > $(@D)/log 2>&1 \
+	  || tail -n 1 $(@D)/log | tee $(@D)/error.txt
+	@touch $@
+
+bench-native: $(FAST)/manifest.json $(PEERS:%=$(BUILD)/peers/%/.made) ## Native engine, peers and plain C -> build/bench/native.json
+	$(BIN)/stategate bench-native $(<D) --out $(BUILD)/bench
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench
@@ -152,14 +178,94 @@ DRIFTS := float16 int8 int8-tensor int8-fed-back int8-tensor-fed-back
 
 drift: $(DRIFTS:%=$(BUILD)/drift/%/drift.json) ## AURA-Mem in smaller states beside float32 -> build/drift/*/drift.html
 
-# Limits of the parity check are wide: it is the drift that is looked at.
+# A candidate that is beyond its limits has a report and no bundle.
 $(BUILD)/drift/%/drift.json: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz $(call SOURCES,calibration export)
-	$(BIN)/stategate export aura-hard --calibration $(AURA)/calibration.json $(drift-$*) \
-	  --max-output-error 10 --max-flip-rate 1 --out $(@D)/bundle
-	$(BIN)/stategate drift $(AURA)/bundle $(@D)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(@D) || test $$? = 1
+	$(BIN)/stategate export aura-hard --calibration $(AURA)/calibration.json $(drift-$*) --out $(@D)/candidate
+	$(BIN)/stategate drift $(AURA)/bundle $(@D)/candidate --episode $(AURA)/episode-$(STEPS).npz --out $(@D) \
+	  --seal $(@D)/bundle || test $$? = 1
+
+# --- what precision costs: a folder a model, a folder a plan in it; `make -j2` is welcome ----------
+
+PRECISION := $(BUILD)/precision
+SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+SPEECH = $(wildcard $(addprefix $(SITE)/moonshine_voice/assets/,beckett.wav endgame_nagg_nell.wav two_cities.wav))
+
+# How a model becomes a bundle, and what names its states if no gate guards them.
+from-aura-hard := export aura-hard --calibration $(AURA)/calibration.json
+from-gdn2-hard := export gdn2-hard --calibration $(PRECISION)/gdn2-hard/calibration.json
+from-gru-few := export gru-few
+from-silero-vad = adopt $(SITE)/silero_vad/data/silero_vad_op18_ifless.onnx --dim batch=1 --dim sequence=576 --const sr=16000 --yes
+state-silero-vad := state=
+
+# name of a plan: options, for the model $(1)
+plan-state-float16 = --state-storage $(state-$(1))float16
+plan-state-int8-rows = --state-storage $(state-$(1))int8
+plan-state-int8-rows-fed-back = $(plan-state-int8-rows) --error-feedback
+plan-state-int8-tensor = --state-storage $(state-$(1))int8-tensor
+plan-state-int8-tensor-fed-back = $(plan-state-int8-tensor) --error-feedback
+plan-weights-int4 = --precision int4-weights
+plan-weights-int8 = --precision int8-weights
+plan-weights-int8-activations-int8 = --precision int8 --ranges $(PRECISION)/$(1)/ranges.json
+plan-weights-int8-state-float16 = $(plan-weights-int8) $(plan-state-float16)
+before-weights-int8-activations-int8 = $(BIN)/stategate episode $(1) --steps 4096 --seed 5 --out $(PRECISION)/$(1)/ranges.npz && \
+  $(BIN)/stategate ranges $(PRECISION)/$(1)/float32/bundle --episode $(PRECISION)/$(1)/ranges.npz --out $(PRECISION)/$(1)/ranges.json &&
+PLANS := state-float16 state-int8-rows state-int8-rows-fed-back state-int8-tensor state-int8-tensor-fed-back \
+  weights-int4 weights-int8 weights-int8-activations-int8 weights-int8-state-float16
+
+precision-table: $(VENV)/.test ## Plans of four models: size, speed, drift, task -> docs/precision.md, build/bench/precision.json
+
+$(PRECISION)/silero-vad/episode/.recorded: | $(VENV)/.test
+	@$(BIN)/stategate episode-wav $(SPEECH) --rate-hz 16000 --input input --window 576 --hop 512 --out $(@D)
+	@touch $@
+
+$(PRECISION)/%/episode/.recorded: $(call SOURCES,models contract) | $(VENV)/.test
+	@$(BIN)/stategate episode $* --steps 10000 --out $(@D)/held-out.npz
+	@touch $@
+
+$(PRECISION)/gdn2-hard/calibration.json: $(call SOURCES,calibration models contract) | $(VENV)/.test
+	@$(BIN)/stategate calibrate gdn2-hard --steps 4096 --episodes 2 --thresholds=0,0.01,0.02,0.03,0.05,0.1,0.3 \
+	  --tolerance 0.005 --out $@
+
+# A plan that is refused leaves the reason in place of a bundle.
+define precision_rules
+precision-table: $(PRECISION)/$(1)/pace.json
+$(PRECISION)/$(1)/float32/.done: $(PRECISION)/$(1)/episode/.recorded $(call SOURCES,export models contract targets runtime)
+	@$(BIN)/stategate $$(from-$(1)) --episode $(PRECISION)/$(1)/episode --out $$(@D)/bundle
+	@touch $$@
+$(PRECISION)/$(1)/%/.done: $(PRECISION)/$(1)/float32/.done $(call SOURCES,calibration)
+	@rm -rf $$(@D) && mkdir -p $$(@D)
+	@if { $$(call before-$$*,$(1)) $(BIN)/stategate $$(from-$(1)) $$(call plan-$$*,$(1)) \
+	    --episode $(PRECISION)/$(1)/episode --out $$(@D)/bundle; } 2> $$(@D)/refused.txt; then \
+	  rm $$(@D)/refused.txt && $(BIN)/stategate drift $(PRECISION)/$(1)/float32/bundle $$(@D)/bundle \
+	    --episode $(PRECISION)/$(1)/episode --steps 10000 --out $$(@D) || test $$$$? = 1; \
+	else cat $$(@D)/refused.txt; fi
+	@touch $$@
+$(PRECISION)/$(1)/pace.json: $(PLANS:%=$(PRECISION)/$(1)/%/.done)
+	@$(BIN)/stategate pace $(PRECISION)/$(1)/float32/bundle \
+	  $$(patsubst %/manifest.json,%,$$(wildcard $(PLANS:%=$(PRECISION)/$(1)/%/bundle/manifest.json))) --burst 100 --out $$@
+endef
+$(foreach model,aura-hard gdn2-hard gru-few silero-vad,$(eval $(call precision_rules,$(model))))
+$(PRECISION)/aura-hard/float32/.done: $(AURA)/calibration.json
+$(PRECISION)/gdn2-hard/float32/.done: $(PRECISION)/gdn2-hard/calibration.json
+
+# An adopted file keeps its weights: `adopt` has no --precision.
+$(patsubst %,$(PRECISION)/silero-vad/%/.done,$(filter weights-%,$(PLANS))): $(PRECISION)/silero-vad/float32/.done
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@echo "ExportError: adopt leaves the weights of a file as they are (docs/adr/0006)" > $(@D)/refused.txt
+	@touch $@
+
+precision-table:
+	@$(BIN)/stategate precision-table $(PRECISION) --out $(BUILD)/bench/precision.json --page docs/precision.md
+	@cp $(BUILD)/bench/precision.json docs/precision.json
 
 train-aura: $(VENV)/.run ## Remake the AURA-Mem checkpoint and its table (one core, minutes)
-	$(BIN)/stategate train-aura
+	$(BIN)/stategate train aura-hard
+
+train-delta: $(VENV)/.run ## Remake the Gated DeltaNet-2 checkpoint and its table (one core, a quarter of an hour)
+	$(BIN)/stategate train gdn2-hard
+
+train-gru: $(VENV)/.run ## Remake the GRU checkpoint and its table (one core, minutes)
+	$(BIN)/stategate train gru-few
 
 # --- quality -------------------------------------------------------------------------------------
 
@@ -179,6 +285,11 @@ $(TENSORRT)/.installed: | $(VENV)/.test
 
 test-tensorrt: $(TENSORRT)/.installed ## Parse and build every zoo model with TensorRT-RTX, without a GPU
 	PYTHONPATH=$(TENSORRT) $(BIN)/python -m pytest tests/tensorrt
+
+CROSS := aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
+test-aarch64: $(VENV)/.test ## Run the native engine's C on emulated aarch64 and Cortex-M7
+	@for p in $(CROSS); do command -v $$p > /dev/null || { echo "no $$p; apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"; exit 1; }; done
+	$(BIN)/python -m pytest -rP tests/export/test_native_cross.py
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

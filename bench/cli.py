@@ -1,4 +1,4 @@
-"""``stategate plot``, ``stategate bench`` and ``stategate soak``."""
+"""``stategate plot``, ``stategate bench-overhead``, ``stategate pace`` and ``stategate soak``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from stategate.bench.overhead import BURST, ROUNDS, measure_overhead
+from stategate.bench.pace import measure_pace
 from stategate.bench.picture import draw, read_run
 from stategate.bench.soak import run_soak
 from stategate.contract import load_episode
@@ -29,7 +30,7 @@ def plot(ledger: Path, as_json: bool) -> None:
     click.echo(json.dumps([str(p) for p in paths]) if as_json else "\n".join(map(str, paths)))
 
 
-@click.command()
+@click.command("bench-overhead")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--rounds",
@@ -47,12 +48,12 @@ def plot(ledger: Path, as_json: bool) -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for overhead.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def bench(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:
+def bench_overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:
     """Time a counted step of BUNDLE beside plain ONNX Runtime, in turns and in one run.
 
     \b
     Example:
-      stategate bench build/aura --out build/bench
+      stategate bench-overhead build/aura --out build/bench
     """
     if out is not None:
         check_writable(out / "overhead.json")
@@ -75,6 +76,47 @@ def bench(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool
     )
     click.echo(f"session with budget over the fastest bound call: {result.ratio:.2f}")
     click.echo(f"plain session over run(): {result.session_over_run:.2f}")
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=ROUNDS,
+    show_default=True,
+    help="Bursts of each.",
+)
+@click.option(
+    "--burst",
+    type=click.IntRange(min=1),
+    default=BURST,
+    show_default=True,
+    help="Steps in a burst.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The list (.json).")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def pace(
+    bundles: tuple[Path, ...], rounds: int, burst: int, out: Path | None, as_json: bool
+) -> None:
+    """Time a step of each of BUNDLES, in turns and in one run, against the first.
+
+    \b
+    Example:
+      stategate pace build/float build/int8
+    """
+    if out is not None:
+        check_writable(out)
+    with progress(rounds + 1, "measuring") as report:
+        result = measure_pace(bundles, rounds, burst, report)
+    record = json.dumps([asdict(one) for one in result], indent=2)
+    if out is not None:
+        write_whole(out, record.encode() + b"\n")
+    if as_json:
+        click.echo(record)
+        return
+    for one in result:
+        click.echo(f"{one.bundle}: p50 {one.p50_us:.1f} us, {one.ratio:.2f} times the first")
 
 
 @click.command()

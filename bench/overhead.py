@@ -100,7 +100,7 @@ def measure_overhead(
     inputs = list(golden)
     with tempfile.TemporaryDirectory(prefix="stategate-") as folder, ExitStack() as opened:
         ways = _sessions(path, folder, opened)
-        ways["onnxruntime: run(), states carried by hand"] = _plain(bundle)
+        ways["onnxruntime: run(), states carried by hand"] = plain_run(bundle)
         bare, barer = bound_calls(bundle)
         ways["onnxruntime: bound, nothing carried"] = bare
         ways["onnxruntime: bound, private call"] = barer
@@ -190,7 +190,7 @@ def _fixed(bundle: Bundle) -> dict[str, Any]:
     return fixed | {s.name: np.zeros(s.shape, s.dtype) for s in step.states}
 
 
-def _plain(bundle: Bundle) -> Step:
+def plain_run(bundle: Bundle) -> Step:
     """A user's own loop: feed a dict, take a list, carry the states."""
     session = _ort(bundle)
     feed = _fixed(bundle)

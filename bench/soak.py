@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stategate.bench.overhead import bound_calls
+from stategate.bench.statistics import slope
 from stategate.contract import Budget, Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
@@ -128,7 +129,8 @@ def run_soak(
         warm_steps=done,
         rss_growth_bytes=samples[-1] - samples[0],
         rss_jumps=int(np.count_nonzero(np.diff(samples))),
-        rss_slope_bytes_per_million_steps=_slope(samples) / each * 1e6,
+        rss_slope_bytes_per_million_steps=1e6
+        * slope(each * np.arange(float(len(samples))), np.array(samples, float)),
         engine_rss_growth_bytes=_engine_alone(path, recorded, end),
         empty_rss_growth_bytes=_empty_loop(end - done, elapsed_ns),
         python_growth_bytes=python_growth,
@@ -166,14 +168,6 @@ def _bare_growth(path: Path, arrays: dict[str, Any], steps: int) -> int:
             before = rss_bytes()
         call(inputs[t % len(inputs)])
     return rss_bytes() - before
-
-
-def _slope(samples: list[int]) -> float:
-    """Median of the slopes between all pairs of samples (Theil, Sen), a sample apart."""
-    at = np.arange(len(samples))
-    gaps = at[:, None] - at
-    rises = np.subtract.outer(np.array(samples), np.array(samples))
-    return float(np.median(rises[gaps > 0] / gaps[gaps > 0]))
 
 
 def _empty_loop(steps: int, elapsed_ns: np.ndarray) -> int:

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
+from stategate.calibration.cluster import connected
 from stategate.calibration.gate import TOLERANCE, Wish, calibrate_gate
+from stategate.calibration.options import (
+    cluster_option,
+    episodes_for,
+    episodes_option,
+    gate_option,
+    record_options,
+    zoo_options,
+)
+from stategate.calibration.over import Fleet
 from stategate.calibration.rolls import hard_gate
-from stategate.contract import CalibrationRecord, CurvePoint, Episode, canonical_json
+from stategate.contract import CalibrationRecord, CurvePoint, Episode, EpisodeSet, canonical_json
 from stategate.contract.console import check_writable, progress, write_whole
-from stategate.contract.errors import EpisodeError
 from stategate.contract.specs import is_threshold
 from stategate.models.checkpoint import weights_sha256
-from stategate.models.load import LoadedModel, load_model
-
-_CALIBRATION_SEED = 3_000_017  # neither the training's nor the held-out episode's
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeFiles:
-    """Recorded episodes that are read one at a time, as often as they are gone through."""
-
-    paths: tuple[Path, ...]
-
-    @classmethod
-    def find(cls, given: tuple[Path, ...]) -> EpisodeFiles:
-        """Files, and the ``.npz`` files of folders in the order of their names.
-
-        Raises:
-            EpisodeError: A folder has none.
-        """
-        paths: list[Path] = []
-        for path in given:
-            inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-            if not inside:
-                raise EpisodeError("the folder has no episodes", found=path, expected="*.npz files")
-            paths += inside
-        return cls(tuple(paths))
-
-    def __iter__(self) -> Iterator[Episode]:
-        """Each episode."""
-        return (Episode.load(path) for path in self.paths)
+from stategate.models.load import load_model
 
 
 def numbers(text: str, option: str) -> list[float]:
@@ -63,29 +44,9 @@ def numbers(text: str, option: str) -> list[float]:
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--episode",
-    "episode_paths",
-    multiple=True,
-    type=click.Path(exists=True, path_type=Path),
-    help="Inputs (.npz, or a folder of them), with labels where the rule needs them; repeat for "
-    "more. For a zoo model its own benchmark, if left out.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=2048,
-    show_default=True,
-    help="Of each, for the zoo.",
-)
-@click.option(
-    "--episodes",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="How many, for the zoo.",
-)
-@click.option("--gate", "gate_name", help="Which hard gate, where there are several.")
+@episodes_option("Inputs, with labels where the rule needs them")
+@zoo_options(1)
+@gate_option
 @click.option(
     "--thresholds",
     help="What to try, separated by commas; from quantiles of the gate's own values, if left out.",
@@ -123,13 +84,13 @@ def numbers(text: str, option: str) -> list[float]:
     type=click.FloatRange(min=0),
     help="Choose the least cost; price of a step that need not have written.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The record (.json).")
-@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+@cluster_option
+@record_options
 def calibrate(
     model: str,
     episode_paths: tuple[Path, ...],
     steps: int,
-    episodes: int,
+    count: int,
     gate_name: str | None,
     thresholds: str | None,
     tolerance: float,
@@ -138,6 +99,7 @@ def calibrate(
     max_output_error: float | None,
     cost_missed: float | None,
     cost_needless: float | None,
+    cluster: str | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -148,6 +110,7 @@ def calibrate(
       stategate calibrate aura-hard --out build/calibration.json
       stategate calibrate kda --max-output-error 0.1 --out build/calibration.json
       stategate calibrate my.py:policy --episode logs/ --write-rate 0.2 --out build/calibration.json
+      stategate calibrate my.py:policy --episode logs/ --write-rate 0.2 --cluster local --out c.json
     """
     values = None if thresholds is None else numbers(thresholds, "--thresholds")
     costs = None
@@ -156,15 +119,23 @@ def calibrate(
             raise click.UsageError("--cost-missed and --cost-needless go together")
         costs = (cost_missed, cost_needless)
     wish = Wish(tolerance, accuracy, write_rate, max_output_error, costs)
+    if cluster is not None and not episode_paths:
+        raise click.UsageError("--cluster rolls files: name them with --episode")
     check_writable(out)
     loaded = load_model(model)
     hard_gate(loaded.model.step_spec(), gate_name)  # before anything is asked for
-    rolled, source = episodes_for(loaded, episode_paths, steps, episodes)
-    total = sum(episode.steps for episode in rolled)
+    sha256 = weights_sha256(loaded.module)
+    episodes: Iterable[Episode] | Fleet
+    episodes, total, source = episodes_for(loaded, episode_paths, steps, count)
     rounds = wish.rounds + (values is None)
-    with progress(total * rounds, "calibrating") as report:
-        gate = calibrate_gate(loaded.model, rolled, values, wish, gate_name, report)
-    record = CalibrationRecord(weights_sha256(loaded.module), source, total, (gate,))
+    with ExitStack() as stack:
+        if cluster is not None:
+            client = stack.enter_context(connected(cluster))
+            found = EpisodeSet.open(*episode_paths)
+            episodes = Fleet(_anywhere(model), sha256, found, client)
+        report = stack.enter_context(progress(total * rounds, "calibrating"))
+        gate = calibrate_gate(loaded.model, episodes, values, wish, gate_name, report)
+    record = CalibrationRecord(sha256, source, total, (gate,))
     raw = canonical_json(record)
     write_whole(out, raw)
     if as_json:
@@ -177,22 +148,10 @@ def calibrate(
     click.echo(f"{gate.rule}: {out}")
 
 
-def episodes_for(
-    loaded: LoadedModel, paths: tuple[Path, ...], steps: int, count: int
-) -> tuple[EpisodeFiles | list[Episode], str]:
-    """The episodes that a command names, and what to call them in a record.
-
-    Raises:
-        UsageError: A model of the user's own, and no files.
-        EpisodeError: A folder has no episodes.
-    """
-    if paths:
-        return EpisodeFiles.find(paths), ", ".join(path.name for path in paths)
-    if loaded.episode is None:
-        raise click.UsageError("a model of your own needs --episode FILE.npz")
-    seeds = range(_CALIBRATION_SEED, _CALIBRATION_SEED + count)
-    what = "the model's own benchmark" if loaded.episode(1, 0).labels else "random inputs"
-    return [loaded.episode(steps, seed) for seed in seeds], f"{what}, {count} from seed {seeds[0]}"
+def _anywhere(model: str) -> str:
+    """The same model for a process that stands in another folder."""
+    file, colon, factory = model.rpartition(":")
+    return f"{Path(file).resolve()}:{factory}" if colon else model
 
 
 def line_of(point: CurvePoint) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from stategate.contract import EpisodeFile, EpisodeSet
 from stategate.contract.errors import CalibrationError, MissingDependencyError, StategateError
@@ -31,16 +32,21 @@ class Mergeable(Protocol):
         ...
 
 
+Cluster: TypeAlias = "str | Client"
+"""``local``, the address of a scheduler, or an open client."""
+
 One = TypeVar("One", bound=Mergeable)
-Work = Callable[[EpisodeFile], Mapping[str, One]]
-"""Rolls one episode; gives statistics by what they are of, such as a tensor's name."""
+Report = Callable[[int], None]
+Work = Callable[[EpisodeFile, Report], Mapping[str, One]]
+"""Rolls one episode; gives statistics by what they are of, such as a tensor's name. Told whom to
+report steps to, which on a cluster is nobody."""
 
 
 def roll_out(
     episodes: EpisodeSet,
     work: Work[One],
-    cluster: str | Client | None = None,
-    report: Callable[[int], None] = lambda _: None,
+    cluster: Cluster | None = None,
+    report: Report = lambda _: None,
 ) -> dict[str, One]:
     """Statistics of all episodes together.
 
@@ -61,13 +67,13 @@ def roll_out(
         MissingDependencyError: A cluster is asked for, and Dask is not installed.
     """
     if cluster is None:
-        return _merged(episodes, (work(file) for file in episodes.files), report)
-    with _client(cluster) as client:
+        return _merged(episodes, _in_turn(episodes, work, report), report)
+    with connected(cluster) as client:
         return _merged(episodes, _gathered(client, episodes, work), report)
 
 
 def _merged(
-    episodes: EpisodeSet, results: Iterator[Mapping[str, One]], report: Callable[[int], None]
+    episodes: EpisodeSet, results: Iterator[Mapping[str, One]], report: Report
 ) -> dict[str, One]:
     total: dict[str, One] = {}
     done = 0
@@ -79,6 +85,18 @@ def _merged(
     return total
 
 
+def _in_turn(episodes: EpisodeSet, work: Work[One], report: Report) -> Iterator[Mapping[str, One]]:
+    before = 0
+    for file in episodes.files:
+        yield work(file, later(report, before))
+        before += file.steps
+
+
+def later(report: Report, before: int) -> Report:
+    """Reports steps that come after so many others."""
+    return lambda steps: report(before + steps)
+
+
 def _gathered(client: Client, episodes: EpisodeSet, work: Work[One]) -> Iterator[Mapping[str, One]]:
     """Results in the order of names, a bounded number of tasks ahead of the one that is due."""
     threads = sum(client.nthreads().values())
@@ -87,7 +105,8 @@ def _gathered(client: Client, episodes: EpisodeSet, work: Work[One]) -> Iterator
     while rest or due:
         while rest and len(due) < _AHEAD * max(1, threads):
             file = rest.popleft()
-            due.append((file, client.submit(work, file, pure=False)))
+            there = replace(file, path=file.path.resolve())
+            due.append((file, client.submit(_unheard, work, there, pure=False)))
         file, future = due.popleft()
         try:
             yield future.result()
@@ -101,9 +120,18 @@ def _gathered(client: Client, episodes: EpisodeSet, work: Work[One]) -> Iterator
             ) from problem
 
 
+def _unheard(work: Work[One], file: EpisodeFile) -> Mapping[str, One]:
+    return work(file, lambda _: None)
+
+
 @contextmanager
-def _client(cluster: str | Client) -> Iterator[Client]:
-    """A client of the cluster that is meant; one that was handed in stays open."""
+def connected(cluster: Cluster) -> Iterator[Client]:
+    """A client of the cluster that is meant; one that was handed in stays open.
+
+    Raises:
+        CalibrationError: The cluster cannot be reached.
+        MissingDependencyError: Dask is not installed.
+    """
     try:
         from distributed import Client, LocalCluster
     except ImportError as missing:

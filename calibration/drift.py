@@ -153,6 +153,7 @@ class _Episode:
             decisions=decisions,
             writes=writes,
             norm_growth=max(growth, default=1.0),
+            norms={name: (norms[0], norms[1]) for name, norms in self.norms.items()},
             right=(self.right[0], self.right[1]),
             judged=self.judged,
         )
@@ -174,6 +175,7 @@ class _Roll:
         self._points: dict[int, Point] = {}
         self._tensors: dict[str, float] = {}
         self._flips: dict[str, np.ndarray] = {}
+        self._halved: dict[str, int] = {}
         self._not_compared: dict[str, str] = {}
         self._first_flip: tuple[int, str] | None = None
         self._first_divergence: tuple[int, str] | None = None
@@ -209,6 +211,10 @@ class _Roll:
                 figures.outputs.setdefault(n, _Gap()).add(outputs[1][n], outputs[0][n])
                 for n in outputs[0]
             ]
+            for n, theirs in outputs[0].items():
+                if theirs.size == 1 and theirs.dtype.kind == "f":
+                    apart = (theirs.item() > 0.5) != (outputs[1][n].item() > 0.5)
+                    self._halved[n] = self._halved.get(n, 0) + apart
             if self._first_divergence is None and max(errors) > self._limits.diverged_above:
                 self._first_divergence = (t, name)
             both = [self._values(side) for side in (reference, candidate)]
@@ -251,6 +257,7 @@ class _Roll:
             samples=tuple(points),
             tensors=self._tensors,
             gates={name: tuple(flips.tolist()) for name, flips in self._flips.items()},
+            halved=self._halved,
             not_compared=self._not_compared,
             first_flip=self._first_flip,
             first_divergence=self._first_divergence,

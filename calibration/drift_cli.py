@@ -9,8 +9,9 @@ import click
 from stategate.calibration.drift import drift as compare
 from stategate.calibration.drift_page import page
 from stategate.calibration.drift_record import Drift, DriftLimits, Point
-from stategate.contract import canonical_json
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.calibration.drift_seal import REPORT, check_sealable, seal
+from stategate.contract import Bundle, canonical_json, refuse_to_replace
+from stategate.contract.console import check_writable, progress, who_and_why, write_whole
 from stategate.contract.episodes import EpisodeSet
 
 _LIMITS = DriftLimits()
@@ -85,6 +86,17 @@ _SHARE = click.FloatRange(min=0)
     show_default=True,
     help="Output error of the first diverging step that is told.",
 )
+@click.option(
+    "--seal",
+    "sealed",
+    type=click.Path(path_type=Path),
+    help="Write the candidate as a sealed bundle there, if it passes or is accepted.",
+)
+@click.option(
+    "--accept",
+    metavar="WHO: WHY",
+    help="Seal a candidate that is beyond its limits; the receipt keeps who did, and why.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def drift(
@@ -101,18 +113,30 @@ def drift(
     max_norm_growth: float,
     max_accuracy_loss: float,
     diverged_above: float,
+    sealed: Path | None,
+    accept: str | None,
     as_json: bool,
 ) -> None:
     """Step FLOAT and CANDIDATE through the same episodes, each on its own state.
 
     Writes drift.json, and drift.html with plots. Exits with 1 where a limit is broken or the
-    candidate fails.
+    candidate fails; with --accept only where it fails.
 
     \b
     Example:
-      stategate drift build/aura build/aura-int8 --episode held-out.npz --out build/drift
+      stategate drift build/aura build/aura-int8 --episode held-out.npz --out build/drift \\
+          --seal build/small
     """
-    check_writable(out / "drift.json")
+    if accept is not None and sealed is None:
+        raise click.UsageError("--accept is for a bundle to be sealed: --seal BUNDLE")
+    accept = who_and_why(accept)
+    check_writable(out / REPORT)
+    bundles = Bundle.open(reference), Bundle.open(candidate)
+    if sealed is not None:
+        if sealed.resolve() in (reference.resolve(), out.resolve(), *out.resolve().parents):
+            raise click.UsageError("--seal needs a folder apart from FLOAT and from the report")
+        check_sealable(*bundles)
+        refuse_to_replace(sealed)
     limits = DriftLimits(
         max_output_error,
         max_mean_error,
@@ -136,13 +160,19 @@ def drift(
             report=report,
         )
     raw = canonical_json(result)
-    write_whole(out / "drift.json", raw)
+    write_whole(out / REPORT, raw)
     write_whole(out / "drift.html", page(result).encode())
     if as_json:
         click.echo(raw, nl=False)
     else:
         _tell(result, out)
-    ctx.exit(0 if result.passed else 1)
+    written = None if sealed is None else seal(sealed, *bundles, result, raw, accept)
+    if sealed is not None and written is None:
+        click.echo(f"not sealed: {sealed}", err=True)
+    elif written is not None:
+        over = f", accepted by {accept}" if result.findings else ""
+        click.echo(f"sealed: {sealed}{over}", err=True)
+    ctx.exit(0 if result.passed or written is not None else 1)
 
 
 def _tell(result: Drift, out: Path) -> None:
@@ -152,6 +182,8 @@ def _tell(result: Drift, out: Path) -> None:
     )
     for point in result.milestones:
         click.echo(_line(point))
+    for name, (theirs, ours) in result.total.norms.items():
+        click.echo(f"largest norm of state {name}: {theirs:.5g} -> {ours:.5g}")
     for what, first in (
         ("decision that differs", result.first_flip),
         (f"output error above {result.limits.diverged_above:g}", result.first_divergence),

@@ -46,6 +46,7 @@ class Point(Record, frozen=True):
         decisions: Gate decisions of one bundle.
         writes: Steps that wrote: of the float model, of the candidate.
         norm_growth: Largest norm of any state, in units of the float model's largest.
+        norms: Largest norm of each state: of the float model, of the candidate.
         right: Labelled answers that were right: of the float model, of the candidate.
         judged: Labelled answers.
     """
@@ -61,6 +62,7 @@ class Point(Record, frozen=True):
     decisions: int
     writes: tuple[int, int]
     norm_growth: float
+    norms: dict[str, tuple[float, float]]
     right: tuple[int, int]
     judged: int
 
@@ -80,6 +82,10 @@ class Point(Record, frozen=True):
             decisions=self.decisions + other.decisions,
             writes=(self.writes[0] + other.writes[0], self.writes[1] + other.writes[1]),
             norm_growth=max(self.norm_growth, other.norm_growth),
+            norms={
+                name: (max(norms[0], other.norms[name][0]), max(norms[1], other.norms[name][1]))
+                for name, norms in self.norms.items()
+            },
             right=(self.right[0] + other.right[0], self.right[1] + other.right[1]),
             judged=self.judged + other.judged,
         )
@@ -123,6 +129,8 @@ class Drift(Record, frozen=True, kw_only=True):
         samples: The same and more between, for plots.
         tensors: Largest error of each output and state.
         gates: Flips of each element of each gate.
+        halved: Steps in which an output of one number was above 0.5 on one side alone: what a
+            detector would have decided otherwise. By output name.
         not_compared: States and gates that have no counterpart, with the reason.
         first_flip: Step of the first differing decision, counted from 0, and its episode.
         first_divergence: The same of the first output error above ``limits.diverged_above``.
@@ -139,6 +147,7 @@ class Drift(Record, frozen=True, kw_only=True):
     samples: tuple[Point, ...]
     tensors: dict[str, float]
     gates: dict[str, tuple[int, ...]]
+    halved: dict[str, int]
     not_compared: dict[str, str]
     first_flip: tuple[int, str] | None
     first_divergence: tuple[int, str] | None
@@ -172,6 +181,11 @@ class Drift(Record, frozen=True, kw_only=True):
             f"{what} {value:.3g} is above {limit:g}"
             for what, value, limit in measured
             if limit is not None and not value <= limit
+        ]
+        broken += [
+            f"state {name} has a norm of {ours:.3g}, and is zero in the float model"
+            for name, (theirs, ours) in total.norms.items()
+            if limits.norm_growth is not None and ours > theirs == 0
         ]
         failed = [self.fault] if self.fault is not None else []
         return msgspec.structs.replace(self, findings=(*failed, *broken))

@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from stategate.calibration.interval import rate_interval
-from stategate.calibration.needed import Needs, sample_needs
-from stategate.calibration.rolls import (
-    Report,
-    Rolled,
-    gate_values,
-    hard_gate,
-    roll,
-)
+from stategate.calibration.needed import HORIZON, Needs, sample_needs
+from stategate.calibration.over import Fleet, over
+from stategate.calibration.rolls import Report, Rolled, check_changes, gate_values, hard_gate, roll
 from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec
 from stategate.contract.errors import CalibrationError
 from stategate.models.step import StepModel
@@ -74,7 +70,7 @@ class Wish:
 
 def calibrate_gate(
     model: StepModel,
-    episodes: Iterable[Episode],
+    episodes: Iterable[Episode] | Fleet,
     thresholds: Sequence[float] | None = None,
     wish: Wish | None = None,
     gate_name: str | None = None,
@@ -86,7 +82,7 @@ def calibrate_gate(
         model: With a hard gate. The threshold that its spec declares is the reference: the plain
             model where the gate was never trained, for that is declared below every gate value.
         episodes: Held-out inputs, gone through several times; with labels of an output where the
-            rule needs an accuracy.
+            rule needs an accuracy. A `Fleet` has them rolled elsewhere.
         thresholds: What to try; None proposes some from the gate's own values.
         wish: What to choose for.
         gate_name: Which gate; None for the only one.
@@ -104,15 +100,25 @@ def calibrate_gate(
     count = _Count(report)
     proposed = thresholds is None
     if thresholds is None:
-        thresholds = propose(gate_values(model, gate, episodes, reference, count), gate)
+        look = partial(gate_values, gate=gate, threshold=reference)
+        thresholds = propose(over(model, episodes, look, count).kept, gate)
         count.next()
     if not thresholds:
         raise CalibrationError("no thresholds to try were given")
+    refused = [threshold for threshold in thresholds if not gate.allows(threshold)]
+    if refused:
+        raise CalibrationError(
+            f"gate {gate.name!r} cannot have such a threshold",
+            found=", ".join(f"{threshold!r}" for threshold in refused),
+            expected="{:g} up to but not {:g}, in float32".format(*gate.threshold_range or ()),
+        )
 
     def curve_of(tried: Iterable[float]) -> list[CurvePoint]:
-        points = _points(roll(model, gate, episodes, sorted(set(tried)), reference, count))
+        live = partial(roll, gate=gate, thresholds=sorted(set(tried)), reference=reference)
+        rolled = over(model, episodes, live, count)
+        check_changes(rolled.inputs, int(rolled.steps.sum()))
         count.next()
-        return points
+        return _points(rolled)
 
     curve = curve_of(thresholds)
     if wish.write_rate is not None:
@@ -123,7 +129,13 @@ def calibrate_gate(
             curve = _merged(curve, curve_of(between))
     elif wish.costs is not None:
         bound = wish.max_output_error
-        needs = sample_needs(model, gate, episodes, reference, bound, report=count)
+        ask = partial(sample_needs, gate=gate, reference=reference, bound=bound)
+        needs = over(model, episodes, ask, count)
+        if not needs.gate.size:
+            raise CalibrationError(
+                "no episode is long enough to see what a write is good for",
+                expected=f"more than {HORIZON} steps",
+            )
         curve = [_priced(point, needs) for point in curve]
     chosen, rule = _choose(curve, wish)
     if proposed and wish.bounded:
@@ -138,12 +150,12 @@ def calibrate_gate(
 
 
 def propose(values: NDArray[np.float32], gate: GateSpec) -> list[float]:
-    """Thresholds in the gate's own units, from its sorted values.
+    """Thresholds in the gate's own units, from values of it, of any shape.
 
     Raises:
         CalibrationError: The gate never changes.
     """
-    low, high = float(values[0]), float(values[-1])
+    low, high = float(values.min()), float(values.max())
     if low == high:
         raise CalibrationError(
             f"gate {gate.name!r} never changes, so no threshold parts its writes",
@@ -155,7 +167,7 @@ def propose(values: NDArray[np.float32], gate: GateSpec) -> list[float]:
     margin = 1e-3 * (high - low)
     assert gate.threshold is not None
     given = [low - margin, *quantiles.tolist(), high + margin, gate.threshold]
-    return sorted({float(f"{value:.6g}") for value in given})
+    return sorted({t for value in given if gate.allows(t := float(f"{value:.6g}"))})
 
 
 def _points(rolled: Rolled) -> list[CurvePoint]:

@@ -18,7 +18,8 @@ for each other are both found needless, and a need that shows only after the hor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,68 +52,64 @@ class Needs:
         is_open = self.gate > np.float32(threshold)
         return float((~is_open & self.needed).mean()), float((is_open & ~self.needed).mean())
 
+    def merged(self, other: Needs) -> Needs:
+        """The samples of both."""
+        return Needs(
+            np.concatenate((self.gate, other.gate)), np.concatenate((self.needed, other.needed))
+        )
+
 
 @torch.no_grad()
 def sample_needs(
     model: StepModel,
+    episode: Episode,
+    report: Report,
+    *,
     gate: GateSpec,
-    episodes: Iterable[Episode],
     reference: float,
     bound: float | None,
     seed: int = 0,
-    report: Report = lambda _: None,
 ) -> Needs:
-    """Ask of sampled steps whether their writes are needed.
+    """Ask of sampled steps of an episode whether their writes are needed.
 
     Args:
         model: The model.
+        episode: Inputs; labels, where ``bound`` is None. One that does not outlive the horizon
+            has no samples.
+        report: Called with the number of steps rolled.
         gate: Whose writes they are.
-        episodes: Inputs; labels, where ``bound`` is None.
         reference: Threshold that both lives go by.
         bound: Output difference that counts as worse; None judges by labels.
-        seed: Of the sample.
-        report: Called with the number of steps rolled.
+        seed: Of the sample, beside the inputs themselves.
 
     Raises:
-        CalibrationError: There are no labels and no bound, or no episode outlives the horizon.
+        CalibrationError: There are no labels and no bound.
     """
     lanes = Lanes(model, gate)
-    rng = np.random.default_rng(seed)
-    values: list[NDArray[np.float32]] = []
-    needed: list[NDArray[np.bool_]] = []
-    done = 0
-    for episode in episodes:
-        if bound is None and not any((a >= 0).any() for a in episode.labels.values()):
-            raise CalibrationError(
-                "nothing says which writes are needed",
-                found="an episode without labels",
-                expected="label.<output>, or an output difference that counts: --max-output-error",
-            )
-        inputs = tensors_of(episode, lanes.spec)
-        last = episode.steps - HORIZON
-        if last < 1:
-            continue
-        count = min(SAMPLES, last)
-        picked = np.sort(rng.choice(last, count, replace=False))
-        starts, states = [], lanes.start(1)
-        wanted = set(picked.tolist())
-        for t in range(last):
-            if t in wanted:
-                starts.append(states)
-            now = {name: array[t] for name, array in inputs.items()}
-            _, states, _ = lanes.step(torch.tensor([reference]), states, now)
-            done += 1
-            report(done)
-        before = {n: torch.cat([s[n] for s in starts] * 2) for n in starts[0]}
-        value, worse = _two_lives(lanes, episode, inputs, picked, before, reference, bound)
-        values.append(value)
-        needed.append(worse)
-    if not values:
+    if bound is None and not any((a >= 0).any() for a in episode.labels.values()):
         raise CalibrationError(
-            "no episode is long enough to see what a write is good for",
-            expected=f"more than {HORIZON} steps",
+            "nothing says which writes are needed",
+            found="an episode without labels",
+            expected="label.<output>, or an output difference that counts: --max-output-error",
         )
-    return Needs(np.concatenate(values), np.concatenate(needed))
+    inputs = tensors_of(episode, lanes.spec)
+    last = episode.steps - HORIZON
+    if last < 1:
+        return Needs(np.zeros(0, np.float32), np.zeros(0, np.bool_))
+    # By content: the same wherever it is rolled, and another for episodes of the same length.
+    content = [zlib.crc32(a.tobytes()) for _, a in sorted(episode.inputs.items())]
+    rng = np.random.default_rng([seed, *content])
+    picked = np.sort(rng.choice(last, min(SAMPLES, last), replace=False))
+    starts, states = [], lanes.start(1)
+    wanted = set(picked.tolist())
+    for t in range(last):
+        if t in wanted:
+            starts.append(states)
+        now = {name: array[t] for name, array in inputs.items()}
+        _, states, _ = lanes.step(torch.tensor([reference]), states, now)
+        report(t + 1)
+    before = {n: torch.cat([s[n] for s in starts] * 2) for n in starts[0]}
+    return Needs(*_two_lives(lanes, episode, inputs, picked, before, reference, bound))
 
 
 def _two_lives(

@@ -8,14 +8,16 @@ rolled through whole episodes on its own state, with the tensors of interest as 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 
+from stategate.calibration.cluster import Cluster, roll_out
 from stategate.calibration.statistics import Statistics, decade_of
-from stategate.contract import Bundle, Episode, StepSpec
+from stategate.contract import Bundle, Episode, EpisodeFile, EpisodeSet, StepSpec
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import RangeRecord, TensorRange
 from stategate.runtime.buffers import initial_bytes
@@ -37,6 +39,7 @@ class Roller:
     """
 
     def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
         manifest = bundle.manifest
         graph = manifest.step_graph
         if graph.precision != "float32" or manifest.sessions != 1:
@@ -68,9 +71,13 @@ class Roller:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
+    def __reduce__(self) -> tuple[type[Roller], tuple[Bundle]]:
+        """Goes to a cluster as its bundle, whose files lie there under the same path."""
+        return Roller, (self._bundle,)
+
     def roll(
         self, pieces: Iterable[Episode], report: Callable[[int], None] = lambda _: None
-    ) -> tuple[dict[str, Statistics], int]:
+    ) -> dict[str, Statistics]:
         """Statistics of every watched tensor over one episode, from the initial state.
 
         Args:
@@ -78,7 +85,7 @@ class Roller:
             report: Called with the number of steps done.
 
         Returns:
-            Statistics by tensor, and the number of steps.
+            Statistics by tensor.
 
         Raises:
             EpisodeError: The episode does not fit the model, or is empty.
@@ -120,7 +127,7 @@ class Roller:
                 report(t)
         if begun < t:
             flush(t)
-        return seen, t
+        return seen
 
     def _after(self, states: Arrays, given: Mapping[str, np.ndarray]) -> Arrays:
         """What the runtime carries on: a state behind a closed gate stays as it was."""
@@ -137,52 +144,30 @@ class Roller:
 
 def measured(
     roller: Roller,
-    episodes: Iterable[tuple[str, Iterable[Episode]]],
+    episodes: EpisodeSet,
+    cluster: Cluster | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> RangeRecord:
-    """Ranges over several episodes, one after the other, each from the initial state.
+    """Ranges over several episodes, each from the initial state and read a block at a time.
 
     Args:
         roller: The model.
-        episodes: Names of recordings, and each recording in pieces, see `Roller.roll`.
+        episodes: Recordings of any length.
+        cluster: Where they are rolled, see `roll_out`.
         report: Called with the number of steps done.
 
     Raises:
-        EpisodeError: An episode does not fit the model, or is empty.
-        CalibrationError: There is none; something is not finite; a tensor that plans quantise,
-            or an input, is one constant number.
+        EpisodeError: An episode does not fit the model.
+        CalibrationError: Something is not finite; a tensor that plans quantise, or an input, is
+            one constant number; the cluster fails.
     """
-    total: dict[str, Statistics] = {}
-    names: list[str] = []
-    before = 0
-
-    def shown(done: int) -> None:
-        report(before + done)
-
-    for name, pieces in episodes:
-        seen, steps = roller.roll(pieces, shown)
-        total = {key: total.get(key, Statistics()).merged(one) for key, one in seen.items()}
-        names.append(name)
-        before += steps
-    if not before:
-        raise CalibrationError("there are no episodes to take ranges from")
-    return record_of(roller, total, tuple(names), before)
-
-
-def record_of(
-    roller: Roller, total: Mapping[str, Statistics], episodes: tuple[str, ...], steps: int
-) -> RangeRecord:
-    """The record of statistics that may have been gathered in several places and merged.
-
-    Raises:
-        CalibrationError: A tensor that plans quantise, or an input, is one constant number.
-    """
+    total = roll_out(episodes, partial(_rolled, roller), cluster, report)
     inputs = {tensor.name for tensor in roller.spec.inputs}
     for name in sorted(roller.quantisable | (inputs & set(total))):
         if total[name].constant:
             raise CalibrationError(
                 f"{'input' if name in inputs else 'tensor'} {name!r} has no range",
-                found=f"{total[name].all.low:g} in all of {steps} steps",
+                found=f"{total[name].all.low:g} in all of {episodes.steps} steps",
                 expected="a signal that changes",
                 remedy="record episodes in which it does what it does in use",
             )
@@ -192,7 +177,13 @@ def record_of(
         )
         for name in total
     )
-    return RangeRecord(roller.model_sha256, episodes, steps, tensors)
+    return RangeRecord(roller.model_sha256, episodes.names, episodes.steps, tensors)
+
+
+def _rolled(
+    roller: Roller, file: EpisodeFile, report: Callable[[int], None]
+) -> dict[str, Statistics]:
+    return roller.roll(file.blocks(), report)
 
 
 def _projected(model: onnx.ModelProto) -> set[str]:

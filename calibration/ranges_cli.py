@@ -7,8 +7,14 @@ from pathlib import Path
 
 import click
 
+from stategate.calibration.options import (
+    BUNDLE,
+    cluster_option,
+    episodes_option,
+    record_options,
+)
 from stategate.calibration.ranges import Roller, measured
-from stategate.contract import Bundle, Episode, canonical_json
+from stategate.contract import Bundle, EpisodeSet, canonical_json
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.precision import TensorRange
 
@@ -16,21 +22,17 @@ _GROWTH = 1.25  # of the root mean square, from one decade of steps to the next
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--episode",
-    "episode_paths",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    multiple=True,
-    required=True,
-    help="Recorded inputs (.npz); repeat for more.",
-)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The record (.json).")
-@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-def ranges(bundle: Path, episode_paths: tuple[Path, ...], out: Path, as_json: bool) -> None:
+@click.argument("bundle", type=BUNDLE)
+@episodes_option("Recorded inputs", required=True)
+@cluster_option
+@record_options
+def ranges(
+    bundle: Path, episode_paths: tuple[Path, ...], cluster: str | None, out: Path, as_json: bool
+) -> None:
     """Measure how large the tensors of BUNDLE become, rolled in closed loop on its own state.
 
-    The bundle is the float one; its model's weights are what the record is good for.
+    The bundle is the float one; its model's weights are what the record is good for. Recordings
+    are read a block at a time, however long they are.
 
     \b
     Examples:
@@ -39,12 +41,10 @@ def ranges(bundle: Path, episode_paths: tuple[Path, ...], out: Path, as_json: bo
       stategate export aura-hard --precision int8 --ranges build/ranges.json --out build/small
     """
     check_writable(out)
-    roller = Roller(Bundle.open(bundle))
-    steps = sum(Episode.load(path).steps for path in episode_paths)
-    with progress(steps, "rolling") as report:
-        record = measured(
-            roller, ((path.name, [Episode.load(path)]) for path in episode_paths), report
-        )
+    roller = Roller(Bundle.open(bundle.resolve()))  # where a cluster finds it too
+    episodes = EpisodeSet.open(*episode_paths)
+    with progress(episodes.steps, "rolling") as report:
+        record = measured(roller, episodes, cluster, report)
     raw = canonical_json(record)
     write_whole(out, raw)
     if as_json:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stategate.calibration.interval import rate_interval
-from stategate.calibration.rolls import Report, elements_of, hard_gate
+from stategate.calibration.rolls import Report, check_changes, elements_of, extremes, hard_gate
 from stategate.contract import (
     Bundle,
     CurvePoint,
@@ -43,10 +43,12 @@ class _Life:
     Attributes:
         values: ``(steps, elements)`` float32 gate values.
         outputs: By name ``(steps, *shape)``.
+        inputs: ``(2, elements)``, see `extremes`.
     """
 
     values: list[NDArray[np.float32]]
     outputs: list[dict[str, NDArray[np.float32]]]
+    inputs: list[NDArray[np.float64]]
 
     def opened(self, threshold: float) -> list[NDArray[np.bool_]]:
         """Which elements were open."""
@@ -81,6 +83,9 @@ def recalibrate(
     count = _Steps(report)
     reference = _live(float_bundle, plain, episodes, count)
     wanted = reference.opened(plain.threshold)
+    seen = np.stack(reference.inputs)
+    steps = sum(map(len, reference.values))
+    check_changes(np.stack((seen[:, 0].min(axis=0), seen[:, 1].max(axis=0))), steps)
 
     def point_of(threshold: float) -> CurvePoint:
         with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
@@ -89,7 +94,8 @@ def recalibrate(
         return _compared(gate, threshold, life, reference, wanted, episodes)
 
     first = _live(candidate, gate, episodes, count)
-    curve = {t: point_of(t) for t in _proposed(plain.threshold, first, wanted)}
+    tried = [t for t in _proposed(plain.threshold, first, wanted) if gate.allows(t)]
+    curve = {t: point_of(t) for t in tried}
     around = sorted(curve)
     best = around.index(_best(curve.values(), wanted, plain.threshold).threshold)
     low, high = around[max(best - 1, 0)], around[min(best + 1, len(around) - 1)]
@@ -133,7 +139,7 @@ def _with_threshold(path: Path, gate: str, threshold: float, out: Path) -> Path:
 
 
 def _live(path: Path, gate: GateSpec, episodes: Iterable[Episode], count: _Steps) -> _Life:
-    life = _Life([], [])
+    life = _Life([], [], [])
     with Session.open(path) as session:
         for episode in episodes:
             episode.check(session.manifest.step)
@@ -147,6 +153,7 @@ def _live(path: Path, gate: GateSpec, episodes: Iterable[Episode], count: _Steps
                 values.append(flat.max(keepdims=True) if elements_of(gate) == 1 else flat.copy())
                 count.step()
             life.values.append(np.stack(values))
+            life.inputs.append(extremes(episode))
             life.outputs.append({name: np.stack(arrays) for name, arrays in outputs.items()})
     if not life.values:
         raise EpisodeError("there are no episodes", expected="at least one")

@@ -6,28 +6,25 @@ from pathlib import Path
 
 import click
 
-from stategate.calibration.cli import EpisodeFiles, line_of
+from stategate.calibration.cli import line_of
+from stategate.calibration.options import (
+    BUNDLE,
+    episodes_option,
+    gate_option,
+    record_options,
+    told,
+)
 from stategate.calibration.recalibrate import ROUNDS, recalibrate
-from stategate.contract import Bundle, CalibrationRecord, canonical_json
+from stategate.contract import Bundle, CalibrationRecord, EpisodeSet, canonical_json
 from stategate.contract.console import check_writable, progress, write_whole
-
-_BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command("recalibrate")
-@click.argument("float_bundle", type=_BUNDLE)
-@click.argument("candidate", type=_BUNDLE)
-@click.option(
-    "--episode",
-    "episode_paths",
-    multiple=True,
-    required=True,
-    type=click.Path(exists=True, path_type=Path),
-    help="Held-out inputs (.npz, or a folder of them); repeat for more.",
-)
-@click.option("--gate", "gate_name", help="Which hard gate, where there are several.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The record (.json).")
-@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+@click.argument("float_bundle", type=BUNDLE)
+@click.argument("candidate", type=BUNDLE)
+@episodes_option("Held-out inputs", required=True)
+@gate_option
+@record_options
 def recalibrate_command(
     float_bundle: Path,
     candidate: Path,
@@ -36,20 +33,18 @@ def recalibrate_command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Choose the threshold at which CANDIDATE decides most like FLOAT_BUNDLE.
+    """Choose the threshold at which CANDIDATE decides most like FLOATBUNDLE.
 
     \b
     Example:
       stategate recalibrate build/aura build/aura-int8 --episode held-out/ --out build/int8.json
     """
     check_writable(out)
-    episodes = EpisodeFiles.find(episode_paths)
-    total = sum(episode.steps for episode in episodes)
-    with progress(total * ROUNDS, "recalibrating") as report:
-        gate = recalibrate(float_bundle, candidate, episodes, gate_name, report)
-    source = ", ".join(path.name for path in episode_paths)
+    episodes = EpisodeSet.open(*episode_paths)
+    with progress(episodes.steps * ROUNDS, "recalibrating") as report:
+        gate = recalibrate(float_bundle, candidate, episodes.loaded, gate_name, report)
     weights = Bundle.open(candidate).manifest.model.sha256
-    raw = canonical_json(CalibrationRecord(weights, source, total, (gate,)))
+    raw = canonical_json(CalibrationRecord(weights, told(episode_paths), episodes.steps, (gate,)))
     write_whole(out, raw)
     if as_json:
         click.echo(raw, nl=False)

@@ -28,7 +28,10 @@ from torch.nn.functional import silu
 from stategate.calibration.rolls import Report, tensors_of
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
+from stategate.models.step import commit, initial_states, threshold_inputs
 from stategate.models.trim_kv import PERIOD, TrimKv, log_sigmoid, rotated
+
+JUDGED_STEPS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def train_retention(
     """Train the retention gates of ``model`` in place; nothing else of it changes.
 
     Args:
-        model: Frozen but for ``gate_in`` and ``gate_out`` of every layer.
+        model: Frozen but for its `TrimKv.retention_gates`.
         episodes: Inputs; all are held in memory.
         recipe: How.
         report: Called with the number of iterations done.
@@ -86,12 +89,7 @@ def train_retention(
             "there is nothing to train the gates on",
             expected=f"at least one episode of {recipe.window} steps or more",
         )
-    trained = [
-        parameter
-        for layer in model.layers
-        for part in ("gate_in", "gate_out")
-        for parameter in getattr(layer, part).parameters()
-    ]
+    trained = list(model.retention_gates().values())
     draws = torch.Generator().manual_seed(recipe.seed)
     optimiser = torch.optim.Adam(trained, lr=recipe.learning_rate, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -136,6 +134,29 @@ def answers(model: TrimKv, x: Tensor, *, retained: bool) -> tuple[Tensor, list[T
         log_betas.append(log_beta)
     y: Tensor = model.head(model.norm(hidden))
     return y, log_betas
+
+
+@torch.no_grad()
+def lived_error(model: TrimKv, episode: Episode, report: Report = lambda _: None) -> float:
+    """Error of answers in closed loop, in units of those that all of the past would give.
+
+    Root mean square over the first `JUDGED_STEPS` of an episode, attention over which at once takes
+    memory in its square.
+
+    Raises:
+        EpisodeError: The episode does not fit the model.
+    """
+    spec = model.step_spec()
+    x = tensors_of(episode, spec)["x"][:JUDGED_STEPS]
+    wanted = answers(model, x[:, 0][None], retained=False)[0][0]
+    states, fixed = initial_states(model), threshold_inputs(spec)
+    apart = torch.zeros(())
+    for t, observation in enumerate(x):
+        result = model.step({"x": observation, **fixed}, states)
+        states = commit(spec, states, result, spec.thresholds)
+        apart = apart + (result.outputs["y"][0] - wanted[t]).square().sum()
+        report(t + 1)
+    return float((apart / wanted.square().sum().clamp(min=1e-30)).sqrt())
 
 
 def _attend(

@@ -7,8 +7,9 @@ rescoring one recorded loop would judge decisions that were never lived with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ OPEN, SHUT = -3.0e38, 3.0e38
 
 @dataclass(frozen=True, slots=True)
 class Rolled:
-    """Counts of loops at several thresholds.
+    """Counts of loops at several thresholds, of one episode or of several.
 
     Attributes:
         thresholds: ``(lanes,)`` float64.
@@ -36,7 +37,9 @@ class Rolled:
         elements: Elements of the gate.
         right: ``(episodes, lanes)`` answers that are as labelled.
         judged: ``(episodes,)`` answers that have a label.
-        output_error: ``(lanes,)``; see `stategate.contract.CurvePoint`.
+        gaps: ``(float outputs, lanes)`` squared difference to the reference's, summed.
+        sizes: ``(float outputs,)`` squares of the reference's, summed.
+        inputs: ``(2, elements of all inputs)`` smallest and largest value of each.
     """
 
     thresholds: NDArray[np.float64]
@@ -46,7 +49,57 @@ class Rolled:
     elements: int
     right: NDArray[np.int64]
     judged: NDArray[np.int64]
-    output_error: NDArray[np.float64]
+    gaps: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+    inputs: NDArray[np.float64]
+
+    def merged(self, other: Rolled) -> Rolled:
+        """Of the episodes of both."""
+        listed: dict[str, Any] = {
+            name: np.concatenate((getattr(self, name), getattr(other, name)))
+            for name in ("steps", "writes", "openings", "right", "judged")
+        }
+        lows, highs = zip(self.inputs, other.inputs, strict=True)
+        return replace(
+            self,
+            **listed,
+            gaps=self.gaps + other.gaps,
+            sizes=self.sizes + other.sizes,
+            inputs=np.stack((np.minimum(*lows), np.maximum(*highs))),
+        )
+
+    @property
+    def output_error(self) -> NDArray[np.float64]:
+        """``(lanes,)``; see `stategate.contract.CurvePoint`."""
+        errors = np.sqrt(self.gaps / np.maximum(self.sizes, 1e-300)[:, None])
+        return np.asarray(errors.max(axis=0, initial=0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Thinned:
+    """Values of a gate, thinned evenly to at most ``keep`` in constant memory.
+
+    Attributes:
+        every: Of so many steps one is kept.
+        kept: ``(steps kept, elements)`` float32.
+    """
+
+    every: int
+    kept: NDArray[np.float32]
+    keep: ClassVar[int] = 200_000
+
+    def merged(self, other: Thinned) -> Thinned:
+        """Of both, as dense as the sparser of them."""
+        every = max(self.every, other.every)
+        kept = [one.kept[:: every // one.every] for one in (self, other)]
+        return Thinned(every, np.concatenate(kept)).fitted()
+
+    def fitted(self) -> Thinned:
+        """Thinned until it fits; ``every`` stays a power of two."""
+        one = self
+        while one.kept.size > self.keep:
+            one = Thinned(one.every * 2, one.kept[::2])
+        return one
 
 
 class Lanes:
@@ -157,121 +210,123 @@ def tensors_of(episode: Episode, spec: StepSpec) -> dict[str, torch.Tensor]:
         EpisodeError: It does not fit, or holds NaN or Inf.
     """
     episode.check(spec)
-    for name, array in episode.inputs.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            at = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
-            raise EpisodeError(
-                f"input {name!r} of the episode is not finite",
-                found=f"NaN or Inf in step {at}",
-                expected="finite numbers",
-                remedy="cut the episode there, or repair the log",
-            )
     return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in episode.inputs.items()}
 
 
 @torch.no_grad()
 def roll(
     model: StepModel,
+    episode: Episode,
+    report: Report,
+    *,
     gate: GateSpec,
-    episodes: Iterable[Episode],
     thresholds: Sequence[float],
     reference: float,
-    report: Report = lambda _: None,
 ) -> Rolled:
-    """Roll every threshold through every episode, each from the initial state.
+    """Roll every threshold through an episode, from the initial state.
 
     Args:
         model: The model.
+        episode: Inputs, with or without labels.
+        report: Called with the number of steps done.
         gate: Whose threshold it is.
-        episodes: Inputs, with or without labels.
         thresholds: What to try.
         reference: Threshold of one more lane, whose outputs the others are compared with.
-        report: Called with the number of steps done.
 
     Raises:
         CalibrationError: The model cannot be stepped in lanes, or gives a gate that is not finite.
-        EpisodeError: An episode does not fit the model, or there is none.
+        EpisodeError: The episode does not fit the model.
     """
     lanes = Lanes(model, gate)
     tried = torch.tensor([*thresholds, reference], dtype=torch.float32)
-    rows: list[tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
     floats = [t.name for t in lanes.spec.outputs if t.dtype.startswith("float")]
     gap = torch.zeros(len(floats), len(tried), dtype=torch.float64)
-    done = 0
-    for episode in episodes:
-        inputs = tensors_of(episode, lanes.spec)
-        states = lanes.start(len(tried))
-        writes, openings, right = torch.zeros(3, len(tried), dtype=torch.int64)
-        judged = 0
-        limits = tried.reshape(-1, *([1] * len(gate.shape)))
-        for t in range(episode.steps):
-            outputs, states, values = lanes.step(
-                tried, states, {name: array[t] for name, array in inputs.items()}
-            )
-            _check_finite(values, gate, t)
-            is_open = (values > limits).flatten(1)
-            writes += is_open.any(1)
-            openings += is_open.any(1) if elements_of(gate) == 1 else is_open.sum(1)
-            for name, labels in episode.labels.items():
-                if labels[t] >= 0:
-                    judged += 1
-                    right += outputs[name].flatten(1).argmax(1) == int(labels[t])
-            for i, name in enumerate(floats):
-                out = outputs[name].flatten(1).double()
-                # The last lane is the reference: it keeps its own size in place of its error.
-                gap[i, :-1] += (out[:-1] - out[-1]).square().sum(1)
-                gap[i, -1] += out[-1].square().sum()
-            done += 1
-            report(done)
-        rows.append((episode.steps, judged, writes[:-1], openings[:-1], right[:-1]))
-    if not rows:
-        raise EpisodeError("there are no episodes", expected="at least one")
-    error = (gap[:, :-1] / gap[:, -1:].clamp(min=1e-300)).sqrt()
+    inputs = tensors_of(episode, lanes.spec)
+    states = lanes.start(len(tried))
+    writes, openings, right = torch.zeros(3, len(tried), dtype=torch.int64)
+    judged = 0
+    limits = tried.reshape(-1, *([1] * len(gate.shape)))
+    for t in range(episode.steps):
+        outputs, states, values = lanes.step(
+            tried, states, {name: array[t] for name, array in inputs.items()}
+        )
+        _check_finite(values, gate, t)
+        is_open = (values > limits).flatten(1)
+        writes += is_open.any(1)
+        openings += is_open.any(1) if elements_of(gate) == 1 else is_open.sum(1)
+        for name, labels in episode.labels.items():
+            if labels[t] >= 0:
+                judged += 1
+                right += outputs[name].flatten(1).argmax(1) == int(labels[t])
+        for i, name in enumerate(floats):
+            out = outputs[name].flatten(1).double()
+            # The last lane is the reference: it keeps its own size in place of its error.
+            gap[i, :-1] += (out[:-1] - out[-1]).square().sum(1)
+            gap[i, -1] += out[-1].square().sum()
+        report(t + 1)
     return Rolled(
         thresholds=np.asarray(thresholds, dtype=np.float64),
-        steps=np.array([row[0] for row in rows]),
-        writes=torch.stack([row[2] for row in rows]).numpy(),
-        openings=torch.stack([row[3] for row in rows]).numpy(),
+        steps=np.array([episode.steps]),
+        writes=writes[None, :-1].numpy(),
+        openings=openings[None, :-1].numpy(),
         elements=elements_of(gate),
-        right=torch.stack([row[4] for row in rows]).numpy(),
-        judged=np.array([row[1] for row in rows]),
-        output_error=error.amax(0).numpy() if floats else np.zeros(len(thresholds)),
+        right=right[None, :-1].numpy(),
+        judged=np.array([judged]),
+        gaps=gap[:, :-1].numpy(),
+        sizes=gap[:, -1].numpy(),
+        inputs=extremes(episode),
     )
 
 
 @torch.no_grad()
 def gate_values(
-    model: StepModel,
-    gate: GateSpec,
-    episodes: Iterable[Episode],
-    threshold: float,
-    report: Report = lambda _: None,
-    keep: int = 200_000,
-) -> NDArray[np.float32]:
-    """Values of a gate's elements in closed loop, thinned evenly to at most ``keep``, sorted.
+    model: StepModel, episode: Episode, report: Report, *, gate: GateSpec, threshold: float
+) -> Thinned:
+    """Values of a gate's elements in closed loop.
 
     For a gate of step granularity only the largest element of each step counts.
     """
     lanes = Lanes(model, gate)
     tried = torch.tensor([threshold])
+    inputs = tensors_of(episode, lanes.spec)
+    states = lanes.start(1)
     kept: list[NDArray[np.float32]] = []
-    every, seen, done = 1, 0, 0
-    for episode in episodes:
-        inputs = tensors_of(episode, lanes.spec)
-        states = lanes.start(1)
-        for t in range(episode.steps):
-            _, states, values = lanes.step(tried, states, {n: a[t] for n, a in inputs.items()})
-            _check_finite(values, gate, t)
-            if seen % every == 0:
-                flat = values.flatten()
-                kept.append((flat.amax()[None] if elements_of(gate) == 1 else flat).numpy())
-            if len(kept) * elements_of(gate) > keep:
-                kept, every = kept[::2], every * 2
-            seen, done = seen + 1, done + 1
-            report(done)
-    if not kept:
-        raise EpisodeError("there are no episodes", expected="at least one")
-    return np.sort(np.concatenate(kept))
+    every = 1
+    for t in range(episode.steps):
+        _, states, values = lanes.step(tried, states, {n: a[t] for n, a in inputs.items()})
+        _check_finite(values, gate, t)
+        if t % every == 0:
+            flat = values.flatten()
+            kept.append((flat.amax()[None] if elements_of(gate) == 1 else flat).numpy())
+        if len(kept) * elements_of(gate) > Thinned.keep:
+            kept, every = kept[::2], every * 2
+        report(t + 1)
+    return Thinned(every, np.stack(kept))
+
+
+def extremes(episode: Episode) -> NDArray[np.float64]:
+    """``(2, elements)``: smallest and largest value of every element of every input."""
+    flat = [a.reshape(len(a), -1).astype(np.float64) for _, a in sorted(episode.inputs.items())]
+    whole = np.concatenate(flat, axis=1)
+    return np.stack((whole.min(axis=0), whole.max(axis=0)))
+
+
+def check_changes(seen: NDArray[np.float64], steps: int) -> None:
+    """Refuse recordings in which nothing happens: what they say of a gate is its start alone.
+
+    Args:
+        seen: ``(2, elements)``, see `extremes`, over all episodes.
+        steps: Of all episodes.
+
+    Raises:
+        EpisodeError: No input ever changes.
+    """
+    if steps > 1 and (seen[0] == seen[1]).all():
+        raise EpisodeError(
+            "no input ever changes",
+            found=f"constant numbers in all of {steps} steps",
+            expected="recordings of what the model meets in use",
+        )
 
 
 def _check_finite(values: torch.Tensor, gate: GateSpec, t: int) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import torch
 
-from stategate.calibration.cli import episodes_for
 from stategate.calibration.gate_training import GateRecipe, at_random, judge, train_gate
+from stategate.calibration.options import episodes_for, episodes_option, zoo_options
 from stategate.contract.console import check_writable, progress
 from stategate.contract.errors import OutputError
 from stategate.models.learned_gate import LearnedGate
@@ -19,28 +19,8 @@ from stategate.models.load import load_model
 
 @click.command("train-gate")
 @click.argument("model")
-@click.option(
-    "--episode",
-    "episode_paths",
-    multiple=True,
-    type=click.Path(exists=True, path_type=Path),
-    help="Inputs (.npz, or a folder of them), the last file held out; repeat for more. For a zoo "
-    "model its own benchmark, if left out.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=2048,
-    show_default=True,
-    help="Of each episode, for the zoo.",
-)
-@click.option(
-    "--episodes",
-    type=click.IntRange(min=2),
-    default=4,
-    show_default=True,
-    help="How many, for the zoo.",
-)
+@episodes_option("Inputs, the last file held out")
+@zoo_options(2)
 @click.option(
     "--write-price",
     type=click.FloatRange(min=0),
@@ -66,7 +46,7 @@ def train_gate_command(
     model: str,
     episode_paths: tuple[Path, ...],
     steps: int,
-    episodes: int,
+    count: int,
     write_price: float,
     iterations: int,
     seed: int,
@@ -83,7 +63,7 @@ def train_gate_command(
         raise OutputError("a gate has the suffix .safetensors", found=out)
     check_writable(out)
     loaded = load_model(model)
-    found, _ = episodes_for(loaded, episode_paths, steps, episodes)
+    found, _, _ = episodes_for(loaded, episode_paths, steps, count)
     *training, held_out = found
     if not training:
         raise click.UsageError("two episodes at least: the last one is held out")

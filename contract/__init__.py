@@ -9,6 +9,7 @@ from stategate.contract.episodes import EpisodeFile, EpisodeSet, load_episode
 from stategate.contract.manifest import (
     SCHEMA_VERSION,
     CalibrationRef,
+    DriftReceipt,
     FileRef,
     GraphRef,
     Manifest,
@@ -20,6 +21,7 @@ from stategate.contract.manifest import (
 from stategate.contract.sessions import batched, check_rows, one_row
 from stategate.contract.specs import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.storage import METADATA_BYTES_ESTIMATE, Storage, endurance_bytes
+from stategate.contract.ways import Way, given_by_read, read_signature, write_signature
 
 __all__ = [
     "METADATA_BYTES_ESTIMATE",
@@ -31,6 +33,7 @@ __all__ = [
     "CalibrationRef",
     "ConstantSpec",
     "CurvePoint",
+    "DriftReceipt",
     "Episode",
     "EpisodeFile",
     "EpisodeSet",
@@ -46,14 +49,18 @@ __all__ = [
     "TargetRef",
     "TensorSpec",
     "Verification",
+    "Way",
     "batched",
     "canonical_json",
     "check_rows",
     "chunked",
     "endurance_bytes",
+    "given_by_read",
     "load_episode",
     "one_row",
+    "read_signature",
     "refuse_to_replace",
     "sha256",
     "write_bundle",
+    "write_signature",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from stategate.contract.errors import OutputError
+from stategate.contract.errors import OutputError, SpecError
 
 
 @contextmanager
@@ -54,3 +54,19 @@ def write_whole(path: Path, data: bytes) -> None:
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def who_and_why(accept: str | None) -> str | None:
+    """The value of ``--accept``, which names somebody and a reason.
+
+    Raises:
+        SpecError: It does not.
+    """
+    who, _, why = (accept or "").partition(":")
+    if accept is not None and not (who.strip() and why.strip()):
+        raise SpecError(
+            "--accept must say who overrules the limits, and why",
+            found=repr(accept),
+            expected='"WHO: WHY"',
+        )
+    return accept

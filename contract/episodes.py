@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from stategate.contract.errors import EpisodeError
 from stategate.contract.npz import WHOLE_BYTES, Npz
 
 BLOCK_STEPS = 4096
+BLOCK_BYTES = 1 << 24
 _TIMED = ("input.", "label.")
 
 Form = dict[str, tuple[str, tuple[int, ...]]]
@@ -80,13 +81,13 @@ class EpisodeFile:
         """
         return _joined((self,), self.steps)
 
-    def blocks(self, steps: int = BLOCK_STEPS) -> Iterator[Episode]:
+    def blocks(self, steps: int | None = None) -> Iterator[Episode]:
         """The episode in pieces: inputs and labels of so many steps, the last piece shorter.
 
         Memory stays at one piece, however long the file is.
 
         Args:
-            steps: Of one piece.
+            steps: Of one piece; as many as fit into 16 MiB if left out, 4,096 at most.
 
         Raises:
             EpisodeError: The file is gone, damaged, not the one that was opened, or has an input
@@ -101,6 +102,9 @@ class EpisodeFile:
                 f"{self.path} has changed since it was opened",
                 expected="files that stay as they are while they are read",
             )
+        if steps is None:
+            step_bytes = sum(math.prod(s) * np.dtype(d).itemsize for d, s in self.form.values())
+            steps = min(BLOCK_STEPS, max(1, BLOCK_BYTES // max(1, step_bytes)))
         first = 0
         with Npz(self.path) as file:
             for block in file.blocks(self.form, steps):
@@ -126,36 +130,41 @@ class EpisodeSet:
             ...
 
     Attributes:
-        path: The folder, or the one file.
         files: The episodes; their `EpisodeFile.blocks` read what is too large for one piece.
     """
 
-    path: Path
     files: tuple[EpisodeFile, ...]
 
     @classmethod
-    def open(cls, path: str | Path) -> EpisodeSet:
-        """Open one ``.npz``, or every ``.npz`` that lies in a folder, by the headers alone.
+    def open(cls, *paths: str | Path) -> EpisodeSet:
+        """Open ``.npz`` files, and every ``.npz`` that lies in a folder, by the headers alone.
+
+        Args:
+            paths: Files and folders; files of one folder are in the order of their names.
 
         Raises:
             EpisodeError: There are none, one cannot be read, or they differ in names, dtypes,
                 shapes or rate.
         """
-        path = Path(path)
-        found = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        found: list[Path] = []
+        for path in map(Path, paths):
+            inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+            if not inside:
+                raise EpisodeError(f"{path} holds no episodes", expected="files called *.npz")
+            found += inside
         if not found:
-            raise EpisodeError(f"{path} holds no episodes", expected="files called *.npz")
+            raise EpisodeError("there are no episodes", expected="files called *.npz")
         files = tuple(EpisodeFile.open(p) for p in found)
         first = files[0]
         for other in files[1:]:
             if other.form != first.form or other.rate_hz != first.rate_hz:
                 raise EpisodeError(
-                    f"the episodes of {path} are not of one form",
+                    f"the episodes of {other.path.parent} are not of one form",
                     found=f"{other.name}: {_told(other)}",
                     expected=f"as in {first.name}: {_told(first)}",
                     remedy="put them into folders of their own",
                 )
-        return cls(path, files)
+        return cls(files)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -178,6 +187,11 @@ class EpisodeSet:
         lines = "".join(f"{file.sha256()}  {file.name}\n" for file in self.files)
         return hashlib.sha256(lines.encode()).hexdigest()
 
+    @property
+    def loaded(self) -> Iterable[Episode]:
+        """The whole episodes without their names, to be gone through as often as one likes."""
+        return _Loaded(self.files)
+
     def __len__(self) -> int:
         return len(self.files)
 
@@ -185,6 +199,14 @@ class EpisodeSet:
         """Name and whole episode, one file in memory at a time."""
         for file in self.files:
             yield file.name, file.load()
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    files: tuple[EpisodeFile, ...]
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (file.load() for file in self.files)
 
 
 def load_episode(path: str | Path, steps: int | None = None) -> Episode:

@@ -35,6 +35,7 @@ StategateError
 │   ├── TraceError           torch.export gave up, or the step broke its own spec
 │   │   └── UndeclaredStateError a buffer or attribute changes behind the contract's back
 │   ├── GraphError           the ONNX graph breaks a rule (branches, dynamic shapes, names)
+│   │   └── SplitError       a step cannot be taken apart into read and write, or gains nothing
 │   ├── BuildError           TensorRT cannot build an engine here
 │   ├── LowerError           the graph cannot be written as C
 │   ├── StatePairingError    an adopted graph's states are ambiguous or mismatched
@@ -44,6 +45,8 @@ StategateError
 ├── CalibrationError         no threshold meets the request, or the episodes do not fit
 ├── EpisodeError             a recorded episode does not fit the model
 ├── OutputError              a result cannot be written where it was asked for
+├── ResultError              a file of measurements is malformed, or of another version
+├── MeasurementError         what was being measured stopped, or cannot be measured here
 ├── TargetError              an unknown target or a contradictory profile
 └── MissingDependencyError   a library that this command needs is not installed
 
@@ -259,6 +262,10 @@ class GraphError(ExportError):
     """The ONNX graph breaks a rule: branches, dynamic shapes, names, opset."""
 
 
+class SplitError(GraphError):
+    """A step cannot be taken apart into read and write, or gains nothing by it."""
+
+
 class LowerError(ExportError):
     """The graph uses something that cannot be written as C; another engine steps it."""
 
@@ -301,6 +308,16 @@ class EpisodeError(StategateError):
 
 class OutputError(StategateError):
     """A result cannot be written where it was asked for."""
+
+
+class ResultError(StategateError):
+    """A file of measurements is malformed, of another version, or of another run."""
+
+
+class MeasurementError(StategateError):
+    """What was being measured stopped, or cannot be measured on this machine."""
+
+    exit_code = 1
 
 
 class TargetError(StategateError):

@@ -30,6 +30,7 @@ from stategate.contract.specs import (
     StepSpec,
     TensorSpec,
 )
+from stategate.contract.ways import Way, check_payload
 
 SCHEMA_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -71,7 +72,8 @@ class GraphRef(Record, frozen=True):
 
     Attributes:
         role: ``step`` computes outputs, gates and next states in one go; ``chunk`` does so for
-            several steps at once, see `stategate.contract.chunked`.
+            several steps at once, see `stategate.contract.chunked`; ``read`` and ``write`` are
+            parts of the step, see `stategate.contract.Way`.
         format: File format.
         precision: ``float32``, or the name of the plan by which it was made smaller.
         file: Where it is.
@@ -80,7 +82,7 @@ class GraphRef(Record, frozen=True):
         steps: Steps that it takes at once.
     """
 
-    role: Literal["step", "chunk"]
+    role: Literal["step", "chunk", "read", "write"]
     format: Literal["onnx"]
     precision: str
     file: FileRef
@@ -90,11 +92,11 @@ class GraphRef(Record, frozen=True):
 
     def __post_init__(self) -> None:
         """Check that the number of steps is that of the role."""
-        if (self.role == "step") != (self.steps == 1) or self.steps < 1:
+        if (self.role == "chunk") != (self.steps > 1) or self.steps < 1:
             raise SpecError(
                 f"a graph of role {self.role!r} cannot take so many steps at once",
                 found=self.steps,
-                expected="1 for a step, more for a chunk",
+                expected="more than 1 for a chunk, 1 for any other",
             )
 
 
@@ -142,30 +144,69 @@ class Verification(Record, frozen=True):
             magnitude that the reference's tensor reached in the run; in a
             pool each session's by itself.
         max_chunk_error: The same with the chunk graph; None where there is none.
-        max_state_error: The same of the states.
+        max_state_error: The same of the states. Both are None where integers parted, which has no
+            measure and which lower precision alone may.
         gate_flips: Decisions that differed; more than none fails in float32.
         tolerance: What the two errors were held against; in lower precision the output error
-            alone, the states being none of a caller's business.
+            alone, and None where that was left to the drift test.
         gate_openings: Steps in which each hard gate was open, summed over the sessions of a pool;
             0 or all of them means that the check saw only one side of the gate.
         flip_rate: Share of all gate decisions that differed.
         max_flip_rate: What that was held against; None in float32, where none may differ.
         accepted: Who let a candidate pass that was beyond these limits, and why; None where it
             kept them.
+        max_fused_error: As `max_output_error` over the golden episode, in one graph where the
+            bundle runs in two; None where it does not.
     """
 
     reference: str
     engine: str
     steps: int
-    max_output_error: float
-    max_state_error: float
+    max_output_error: float | None
+    max_state_error: float | None
     gate_flips: int
-    tolerance: float
+    tolerance: float | None
     gate_openings: dict[str, int]
     max_chunk_error: float | None = None
     flip_rate: float = 0.0
     max_flip_rate: float | None = None
     accepted: str | None = None
+    max_fused_error: float | None = None
+
+    @property
+    def errors(self) -> str:
+        """Both errors in words."""
+        output, state = (
+            "without measure" if error is None else f"{error:.2g}"
+            for error in (self.max_output_error, self.max_state_error)
+        )
+        return f"output error {output}, state error {state}"
+
+
+class DriftReceipt(Record, frozen=True):
+    """Receipt of the drift test of a candidate in lower precision.
+
+    Attributes:
+        report: The whole report, a file of the bundle.
+        reference: Digest of the float bundle that it was stepped beside.
+        steps: Of both, over all held-out episodes.
+        findings: Limits that were broken, one sentence each.
+        accepted: Who took it all the same, and why; None where no limit was broken.
+    """
+
+    report: FileRef
+    reference: str
+    steps: int
+    findings: tuple[str, ...] = ()
+    accepted: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a receipt that does not say who was overruled, or overrules nothing."""
+        if bool(self.findings) != bool(self.accepted):
+            raise SpecError(
+                "a drift receipt says who accepts broken limits, where there are any",
+                found=f"{len(self.findings)} findings, accepted by {self.accepted or 'nobody'}",
+            )
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -182,12 +223,14 @@ class Manifest(Record, frozen=True, kw_only=True):
         gates: What decides whether it is written.
         constants: Inputs that the runtime fills once.
         graphs: The same step in one or more forms.
+        way: Which of them a session runs, and why; None is the step.
         files: Every other file of the bundle: initial states, the golden episode.
         golden: Path of the golden episode among ``files``, or None.
         budget: Limits.
         target: The device it is for, or None for any.
         calibration: Record that set the thresholds, or None.
-        verification: Parity receipt; None in a candidate that is not sealed.
+        verification: Parity receipt; None in a draft that was never checked.
+        drift: Drift receipt of a bundle in lower precision; None in a candidate.
         metadata: Facts that travelled in an adopted file, as text.
         sessions: How many independent sessions one step serves: rows of the leading axis of every
             input, output, state and gate. More than one makes it a bundle for a pool.
@@ -204,12 +247,14 @@ class Manifest(Record, frozen=True, kw_only=True):
     gates: tuple[GateSpec, ...]
     constants: tuple[ConstantSpec, ...] = ()
     graphs: tuple[GraphRef, ...]
+    way: Way | None = None
     files: tuple[FileRef, ...] = ()
     golden: str | None = None
     budget: Budget = Budget()
     target: TargetRef | None = None
     calibration: CalibrationRef | None = None
     verification: Verification | None = None
+    drift: DriftReceipt | None = None
     metadata: dict[str, str] = {}
     sessions: int = 1
     native: NativeRef | None = None
@@ -227,16 +272,21 @@ class Manifest(Record, frozen=True, kw_only=True):
         missing = sorted(wanted - listed - {None}, key=str)
         if missing:
             raise SpecError("a file is used but not listed", found=missing, expected="in files")
+        if self.drift is not None and self.drift.report not in self.files:
+            raise SpecError("a file is used but not listed", found=self.drift.report.path)
         paths = [file.path for file in self.all_files]
         if len(set(paths)) != len(paths):
             raise SpecError("a file is listed twice", found=sorted(paths))
         roles = sorted(graph.role for graph in self.graphs)
-        if roles not in (["step"], ["chunk", "step"]):
+        wanted_roles = sorted({"step", *(self.way.roles if self.way else ())})
+        if roles not in (wanted_roles, sorted((*wanted_roles, "chunk"))):
             raise SpecError(
                 "the bundle has not the graphs that it needs",
                 found=", ".join(roles) or "none",
-                expected="one with role 'step', and perhaps one with role 'chunk'",
+                expected=f"one of each role of {', '.join(wanted_roles)}, and perhaps a 'chunk'",
             )
+        if self.way is not None and self.way.payload:
+            check_payload(step, self.way)
         chunk = self.chunk_graph
         if chunk is not None:
             chunked(step, chunk.steps)  # refuses a signature that cannot have one
@@ -248,6 +298,12 @@ class Manifest(Record, frozen=True, kw_only=True):
                 expected=f"at most {limit} bytes",
                 remedy="choose a smaller model, or raise the budget's state_bytes",
             )
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it still has to be judged: never checked, or in lower precision and no drift."""
+        lower = any(graph.precision != "float32" for graph in self.graphs)
+        return self.verification is None or (lower and self.drift is None)
 
     @property
     def step(self) -> StepSpec:
@@ -262,7 +318,11 @@ class Manifest(Record, frozen=True, kw_only=True):
     @property
     def chunk_graph(self) -> GraphRef | None:
         """The graph of several steps at once, where there is one."""
-        return next((graph for graph in self.graphs if graph.role == "chunk"), None)
+        return self.graph_of("chunk")
+
+    def graph_of(self, role: str) -> GraphRef | None:
+        """The graph of a role, where there is one."""
+        return next((graph for graph in self.graphs if graph.role == role), None)
 
     @property
     def state_bytes(self) -> int:

@@ -39,7 +39,7 @@ class PrecisionPlan(Record, frozen=True):
     activations: Literal["float32", "int8"] = "float32"
     method: Method = "minmax"
     keep_float: tuple[str, ...] = (GATES, RECURRENCE)
-    state_storage: dict[str, Literal["float32", "float16", "int8"]] = {}
+    state_storage: dict[str, Literal["float32", "float16", "int8", "int8-tensor"]] = {}
     error_feedback: bool = False
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class PrecisionPlan(Record, frozen=True):
     @property
     def kinds(self) -> set[str]:
         """Element types that a target must have for this plan."""
-        stored = set(self.narrow_states.values())
+        stored = {kind.removesuffix("-tensor") for kind in self.narrow_states.values()}
         return {"float32", self.weights, self.activations} | stored
 
     @property

@@ -166,6 +166,8 @@ class GateSpec(Record, frozen=True):
         threshold_input: Graph input through which the runtime feeds the threshold, for models
             whose outputs depend on the decision; None where only the host decides.
         granularity: What one element of the gate guards.
+        threshold_range: Thresholds that the model can have, from the first number up to but not the
+            second, as float32 holds them; None for any.
         expected_write_rate: Share of steps that write, in [0, 1], or None where never measured.
         expected_from: Where that figure comes from.
     """
@@ -178,6 +180,7 @@ class GateSpec(Record, frozen=True):
     granularity: Literal["step", "head", "slot", "channel"] = "step"
     expected_write_rate: float | None = None
     expected_from: str | None = None
+    threshold_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Check the threshold against the kind and the rate against its range."""
@@ -192,6 +195,12 @@ class GateSpec(Record, frozen=True):
                 f"soft gate {self.name!r} has a threshold",
                 remedy="make it hard, or leave threshold and threshold_input out",
             )
+        if self.threshold is not None and not self.allows(self.threshold):
+            raise SpecError(
+                f"gate {self.name!r} cannot have this threshold",
+                found=f"{self.threshold!r}, {np.float32(self.threshold)!s} in float32",
+                expected="{:g} up to but not {:g}".format(*self.threshold_range or ()),
+            )
         rate = self.expected_write_rate
         if rate is not None and not 0.0 <= rate <= 1.0:
             raise SpecError(
@@ -199,6 +208,11 @@ class GateSpec(Record, frozen=True):
                 found=rate,
                 expected="0 to 1",
             )
+
+    def allows(self, threshold: float) -> bool:
+        """Whether the gate can have it, as float32 holds it."""
+        low, high = self.threshold_range or (-math.inf, math.inf)
+        return is_threshold(threshold) and low <= float(np.float32(threshold)) < high
 
 
 class StepSpec(Record, frozen=True):

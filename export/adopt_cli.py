@@ -17,8 +17,8 @@ from stategate.export.adopt import adopt as adopt_file
 from stategate.export.leapp import adopt_export
 from stategate.export.pack import random_episode, seal
 from stategate.export.receipt import print_receipt
-from stategate.export.storage_cli import storage_options, with_stored_states
-from stategate.export.verify import STEPS, STRICT, Limits
+from stategate.export.storage_cli import early_limits, storage_options, with_stored_states
+from stategate.export.verify import STEPS, STRICT
 from stategate.targets import generic, load
 
 
@@ -73,8 +73,8 @@ def adopt(
     as_json: bool,
     state_storage: tuple[str, ...],
     error_feedback: bool,
-    max_output_error: float,
-    max_flip_rate: float,
+    max_output_error: float | None,
+    max_flip_rate: float | None,
 ) -> None:
     """Make a bundle from FILE, whose state is among its inputs and outputs. Needs no torch.
 
@@ -113,7 +113,7 @@ def adopt(
         )
     candidate = with_stored_states(adopted.candidate, state_storage, error_feedback)
     narrow = candidate is not adopted.candidate
-    limits = Limits(max_output_error, max_flip_rate) if narrow else STRICT
+    limits = early_limits(max_output_error, max_flip_rate) if narrow else STRICT
     episode = random_episode(candidate.spec, steps)
     if episode_path is not None:
         recorded = load_episode(episode_path, steps)

@@ -21,7 +21,7 @@ from stategate.contract import (
 from stategate.contract.console import progress
 from stategate.contract.errors import GraphError, LowerError
 from stategate.export.lower_c import lower as lower_to_c
-from stategate.export.native import medians_us
+from stategate.export.native import medians_us, sample
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.precision import Lower, precision_options
 from stategate.export.receipt import print_receipt
@@ -31,6 +31,7 @@ from stategate.export.storage_cli import storage_options
 from stategate.export.tensorrt_target import with_tensorrt_told
 from stategate.export.trace import TorchReference, trace, trace_chunk
 from stategate.export.verify import STEPS, Reference
+from stategate.export.ways import Asked, in_its_way
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.lift import Lifted
 from stategate.models.load import LoadedModel, load_model
@@ -63,6 +64,14 @@ from stategate.targets import generic, load
     show_default=True,
     help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
     "own, or whichever is fastest on this machine, by measurement.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "read-write", "quiet", "fused"]),
+    default="auto",
+    show_default=True,
+    help="Whether a step is run in one graph, or in one that reads and one that writes where a "
+    "gate opens; auto takes what is cheaper, by measurement where no --target is given.",
 )
 @click.option(
     "--engines",
@@ -105,6 +114,7 @@ def export(
     calibration_path: Path | None,
     sessions: int,
     operators: str,
+    split: Asked,
     engines: str,
     require_tensorrt: bool,
     target: str | None,
@@ -124,6 +134,7 @@ def export(
       stategate export aura-hard --out build/aura
       stategate export my_policy.py:MyPolicy --out build/mine
       stategate export aura-hard --sessions 4 --out build/pool
+      stategate export aura-hard --split read-write --out build/two
       stategate export aura-hard --engines onnxruntime,native --out build/fast
       stategate export aura-hard --precision int8-weights --out build/small
       stategate export aura-hard --state-storage S=int8 --error-feedback --out build/small
@@ -140,6 +151,7 @@ def export(
     if engines != "onnxruntime":
         candidate = with_c(candidate)
     episode = episode_for(loaded, candidate, episode_path, steps)
+    candidate = in_its_way(candidate, split, episode, here=target is None)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -220,7 +232,7 @@ def candidate_from(
     operators = wanted[0].value
     metadata = {}
     if len(graphs) > 1:
-        times = medians_us(graphs, spec)
+        times = medians_us(graphs, sample(spec))
         operators = min(times, key=lambda name: times[name])
         told = ", ".join(f"{name} {us:.0f} us" for name, us in times.items())
         metadata["operators"] = f"{operators}, the fastest where it was built: {told}"

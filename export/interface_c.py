@@ -138,7 +138,13 @@ def model_source(
         taken = functions[function]
         return f"stategate_{function}({', '.join(at[n] for n in (*taken.takes, *taken.gives))});"
 
-    body = [*locals_, f"    {call('read')}"]
+    finite = " && ".join(
+        f"stategate_finite(in[{i}], {t.nbytes}, {_KINDS[t.dtype]})"
+        for i, t in enumerate(spec.inputs)
+        if t.dtype in _KINDS
+    )
+    refusal = [f"    if (!({finite})) {{", "        return 1;", "    }"] if finite else []
+    body = [*locals_, *refusal, f"    {call('read')}"]
     for i, gate in enumerate(spec.gates):
         if f"write{i}" in functions:
             elements = int(np.prod(gate.shape, dtype=np.int64))
@@ -240,9 +246,10 @@ static inline __attribute__((unused)) bool is_open(
     return false;
 }}
 
-void stategate_compute(void *const *in, void *const *out)
+int stategate_compute(void *const *in, void *const *out)
 {{
 {body}
+    return 0;
 }}
 
 {tables}
@@ -324,8 +331,9 @@ STATEGATE_API bool stategate_restore(
 STATEGATE_API const char *stategate_tag(void);
 
 /* The bare computation: from inputs, constants and states to outputs, gates and next states, in
- * the order of the manifest. Next states are left alone where their gate is closed. */
-STATEGATE_API void stategate_compute(void *const *in, void *const *out);
+ * the order of the manifest. Next states are left alone where their gate is closed. Not 0, and
+ * nothing computed, where an input holds NaN or infinity. */
+STATEGATE_API int stategate_compute(void *const *in, void *const *out);
 
 #ifdef __cplusplus
 }

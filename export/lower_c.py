@@ -30,8 +30,10 @@ from stategate.export.interface_c import INITIAL, Function, interface, model_sou
 Array = NDArray[Any]
 
 WEIGHTS = "weights.bin"
+_TEMPORARY = re.compile(r"^    (\w+) (tmp\d+\w*)((?:\[\d+\])+);$", re.MULTILINE)
+_WIDEST = 8  # bytes of the widest element
+_STACK_BYTES = 128 * 1024  # beyond this a small thread may have no room
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
-_WEIGHT_ELEMENTS = 64  # smaller constants stay in the text, where the compiler folds them
 
 
 def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[str, bytes]:
@@ -149,15 +151,14 @@ class _Cut:
 
 
 class _Weights:
-    """Initial states and the large constants of a graph, laid out in one binary."""
+    """Initial states and the float constants of a graph, but for scalars, in one binary."""
 
     def __init__(self, model: onnx.ModelProto, initial: Mapping[str, Array]) -> None:
         self._arrays = {f"{name}{INITIAL}": array for name, array in initial.items()}
         self._arrays |= {
             t.name: numpy_helper.to_array(t)
             for t in model.graph.initializer
-            if int(np.prod(t.dims, dtype=np.int64)) >= _WEIGHT_ELEMENTS
-            and t.data_type == onnx.TensorProto.FLOAT
+            if t.dims and t.data_type == onnx.TensorProto.FLOAT
         }
         self.offsets: dict[str, int] = {}
         at = 0
@@ -213,7 +214,19 @@ def _part(
     text = re.sub(r"^extern const [^;]*;\n", "", text, flags=re.M)
     text = re.sub(r"^const EMX_UNUSED", "static const EMX_UNUSED", text, flags=re.M)
     text = text.replace("#include <math.h>", '#include <math.h>\n#include "stategate_math.h"', 1)
+    text = _off_the_stack(text)
     head = re.search(rf"^void {name}\(.*\)(?= \{{)", text, flags=re.M)
     if head is None:
         raise LowerError("the code generator wrote no function of the expected name", found=name)
     return text, Function(f"{head.group()};", tuple(takes), tuple(gives))
+
+
+def _off_the_stack(text: str) -> str:
+    """The C with temporaries in static memory, one set a thread, where there are many bytes."""
+    elements = [
+        int(np.prod([int(extent) for extent in re.findall(r"\d+", found[2])], dtype=np.int64))
+        for found in _TEMPORARY.findall(text)
+    ]
+    if sum(elements) * _WIDEST <= _STACK_BYTES:
+        return text
+    return _TEMPORARY.sub(r"    STATEGATE_TEMPORARY \1 \2\3;", text)

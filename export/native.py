@@ -1,4 +1,4 @@
-"""Native operators or primitive ones: which are faster on this machine, by measurement."""
+"""Which of several graphs are faster on this machine, by measurement."""
 
 from __future__ import annotations
 
@@ -14,20 +14,16 @@ WARM_UP = 50
 ROUNDS = 400
 
 
-def medians_us(graphs: Mapping[str, bytes], spec: StepSpec) -> dict[str, float]:
-    """Median time of a step of each graph in ONNX Runtime, one thread, turn by turn.
-
-    Args:
-        graphs: Serialised graphs of one signature, by what they are called.
-        spec: That signature.
-
-    Returns:
-        Microseconds by name, of those that this ONNX Runtime can load. Taking turns, they share
-        whatever else this machine does.
-    """
+def one_thread() -> onnxruntime.SessionOptions:
+    """Options as the runtime's engine has them, as far as they change results and times."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    return options
+
+
+def sample(spec: StepSpec) -> dict[str, np.ndarray]:
+    """Something to feed every input of a step with: noise, thresholds, and states at zero."""
     rng = np.random.default_rng(0)
     floats = {t.name for t in spec.inputs if t.dtype == "float32"}
     feeds = {
@@ -36,18 +32,31 @@ def medians_us(graphs: Mapping[str, bytes], spec: StepSpec) -> dict[str, float]:
         else np.zeros(t.shape, t.dtype)
         for name, t in spec.graph_inputs().items()
     }
-    feeds |= {c.name: np.full(c.shape, c.value, c.dtype) for c in spec.fixed_inputs}
+    return feeds | {c.name: np.full(c.shape, c.value, c.dtype) for c in spec.fixed_inputs}
+
+
+def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Median time of each graph in ONNX Runtime, one thread, turn by turn.
+
+    Args:
+        graphs: Serialised graphs, by what they are called.
+        feeds: Every input of any of them, by name.
+
+    Returns:
+        Microseconds by name, of those that this ONNX Runtime can load. Taking turns, they share
+        whatever else this machine does.
+    """
     bindings = {}
     for name, graph in graphs.items():
         try:
-            session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(graph, one_thread(), ["CPUExecutionProvider"])
         except Exception:  # its errors have no common base; an older one lacks operators
             continue
         binding = session.io_binding()
-        for tensor, value in feeds.items():
-            binding.bind_cpu_input(tensor, value)
-        for output in session.get_outputs():
-            binding.bind_output(output.name)
+        for node in session.get_inputs():
+            binding.bind_cpu_input(node.name, feeds[node.name])
+        for node in session.get_outputs():
+            binding.bind_output(node.name)
         bindings[name] = (session, binding)
     times: dict[str, list[int]] = {name: [] for name in bindings}
     for turn in range(WARM_UP + ROUNDS):

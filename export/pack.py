@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -26,6 +27,7 @@ from stategate.contract import (
     ModelRef,
     StepSpec,
     TargetRef,
+    Way,
     canonical_json,
     refuse_to_replace,
     sha256,
@@ -40,8 +42,7 @@ from stategate.export.graph import domains_of, opset_of
 from stategate.export.lower_c import generator
 from stategate.export.verify import STRICT, Limits, Reference, build_native, verify
 
-GRAPH_PATH = "graphs/step.onnx"
-CHUNK_PATH = "graphs/chunk.onnx"
+Role = Literal["step", "chunk", "read", "write"]
 GOLDEN_PATH = "golden.npz"
 
 
@@ -61,6 +62,8 @@ class Candidate:
         chunk: Serialised ONNX of several steps at once, or None.
         chunk_steps: How many steps that is.
         plan: What of it is in lower precision.
+        way: How its step is run.
+        parts: Serialised ONNX of the parts of a step that the way needs, by role.
         c_source: The step as C source, by name; empty where it has none.
     """
 
@@ -75,6 +78,8 @@ class Candidate:
     chunk: bytes | None = None
     chunk_steps: int = 0
     plan: PrecisionPlan = PRESETS["float32"]
+    way: Way | None = None
+    parts: dict[Role, bytes] = field(default_factory=dict)
     c_source: dict[str, bytes] = field(default_factory=dict)
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
@@ -205,9 +210,10 @@ def _assemble(
         extra |= sources
     if not candidate.plan.is_float:
         extra["precision.json"] = canonical_json(candidate.plan)
-    forms = {GRAPH_PATH: (candidate.graph, 1)}
+    forms: dict[Role, bytes] = {"step": candidate.graph, **candidate.parts}
     if candidate.chunk is not None:
-        forms[CHUNK_PATH] = (candidate.chunk, candidate.chunk_steps)
+        forms["chunk"] = candidate.chunk
+    graphs = tuple(_graph_ref(role, raw, candidate) for role, raw in forms.items())
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         created=created,
@@ -218,7 +224,8 @@ def _assemble(
         states=tuple(states),
         gates=candidate.spec.gates,
         constants=candidate.spec.constants,
-        graphs=tuple(_graph_ref(path, *form, candidate.plan.label) for path, form in forms.items()),
+        graphs=graphs,
+        way=candidate.way,
         files=tuple(FileRef(path, sha256(data)) for path, data in sorted(extra.items())),
         budget=budget,
         target=target,
@@ -227,19 +234,20 @@ def _assemble(
         sessions=candidate.sessions,
         native=native,
     )
-    return manifest, {path: raw for path, (raw, _) in forms.items()} | extra
+    files = {graph.file.path: forms[graph.role] for graph in graphs}
+    return manifest, files | extra
 
 
-def _graph_ref(path: str, raw: bytes, steps: int, precision: str) -> GraphRef:
+def _graph_ref(role: Role, raw: bytes, candidate: Candidate) -> GraphRef:
     model = onnx.load_model_from_string(raw)
     return GraphRef(
-        "step" if steps == 1 else "chunk",
+        role,
         "onnx",
-        precision,
-        FileRef(path, sha256(raw)),
+        candidate.plan.label,
+        FileRef(f"graphs/{role}.onnx", sha256(raw)),
         opset_of(model),
         domains_of(model),
-        steps,
+        candidate.chunk_steps if role == "chunk" else 1,
     )
 
 

@@ -10,11 +10,11 @@ from typing import TypeVar
 import click
 import onnx
 
-from stategate.contract.errors import SpecError
+from stategate.contract.console import who_and_why
 from stategate.contract.precision import PRESETS, PrecisionPlan, RangeRecord
 from stategate.export.pack import Candidate
 from stategate.export.quantise import quantised
-from stategate.export.storage_cli import with_stored_states
+from stategate.export.storage_cli import early_limits, with_stored_states
 from stategate.export.verify import STRICT, Limits
 from stategate.targets.profile import TargetProfile
 
@@ -36,7 +36,7 @@ _OPTIONS = (
     click.option(
         "--accept",
         metavar="WHO: WHY",
-        help="Take a candidate beyond these limits; the receipt keeps who did, and why.",
+        help="Write a candidate that is beyond these two; the receipt keeps who did, and why.",
     ),
 )
 
@@ -71,8 +71,8 @@ class Lower:
         cls,
         precision: str,
         ranges_path: Path | None,
-        max_output_error: float,
-        max_flip_rate: float,
+        max_output_error: float | None,
+        max_flip_rate: float | None,
         accept: str | None,
         state_storage: tuple[str, ...] = (),
         error_feedback: bool = False,
@@ -84,16 +84,10 @@ class Lower:
             CalibrationError: The ranges cannot be read.
         """
         plan = PrecisionPlan.named(precision)
-        who, _, why = (accept or "").partition(":")
-        if accept is not None and not (who.strip() and why.strip()):
-            raise SpecError(
-                "--accept must say who overrules the limits, and why",
-                found=repr(accept),
-                expected='"WHO: WHY"',
-            )
         ranges = RangeRecord.load(ranges_path) if ranges_path else None
         strict = plan.is_float and not state_storage
-        limits = STRICT if strict else Limits(max_output_error, max_flip_rate, accept)
+        wide = early_limits(max_output_error, max_flip_rate, who_and_why(accept))
+        limits = STRICT if strict else wide
         return cls(plan, ranges, limits, state_storage, error_feedback or plan.error_feedback)
 
     def of(self, candidate: Candidate, target: TargetProfile) -> Candidate:

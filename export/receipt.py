@@ -22,6 +22,7 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
             "target": manifest.target.name if manifest.target else None,
             "state_bytes": manifest.state_bytes,
             "sessions": manifest.sessions,
+            "candidate": manifest.is_candidate,
             "verification": msgspec.to_builtins(receipt),
         }
         click.echo(json.dumps(facts, indent=2))
@@ -30,12 +31,17 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
     if receipt is None:
         return
     click.echo(
-        f"verified over {receipt.steps:,} steps against {receipt.reference}: output error "
-        f"{receipt.max_output_error:.2g}, state error {receipt.max_state_error:.2g}, "
+        f"verified over {receipt.steps:,} steps against {receipt.reference}: {receipt.errors}, "
         f"{receipt.gate_flips} gate flips"
     )
     if receipt.accepted is not None:
         click.echo(f"accepted beyond its limits by {receipt.accepted}", err=True)
+    if manifest.is_candidate:
+        click.echo(
+            f"a candidate, to be judged: stategate drift FLOAT {bundle.path} --episode HELD_OUT "
+            "--out REPORT --seal BUNDLE",
+            err=True,
+        )
     whole = {gate.name for gate in manifest.gates if gate.granularity == "step"}
     for gate, openings in receipt.gate_openings.items():
         # Of a gate by head or slot the receipt cannot tell: it counts steps with any of them open.

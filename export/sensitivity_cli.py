@@ -11,9 +11,11 @@ from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.cli import candidate_from, episode_for, reference_for
 from stategate.export.sensitivity import Proposal, Search, Trial
-from stategate.export.storage_cli import MAX_FLIP_RATE, MAX_OUTPUT_ERROR
 from stategate.export.verify import STEPS, Limits
 from stategate.models.load import load_model
+
+_MAX_OUTPUT_ERROR = 0.05
+_MAX_FLIP_RATE = 0.001
 
 
 @click.command()
@@ -46,14 +48,14 @@ from stategate.models.load import load_model
 @click.option(
     "--max-output-error",
     type=click.FloatRange(min=0, min_open=True),
-    default=MAX_OUTPUT_ERROR,
+    default=_MAX_OUTPUT_ERROR,
     show_default=True,
     help="Largest error of an output, relative to its size.",
 )
 @click.option(
     "--max-flip-rate",
     type=click.FloatRange(min=0, max=1),
-    default=MAX_FLIP_RATE,
+    default=_MAX_FLIP_RATE,
     show_default=True,
     help="Share of gate decisions that may differ.",
 )

@@ -105,6 +105,9 @@ def stored(candidate: Candidate, storage: Storage, error_feedback: bool = False)
         initial=initial,
         metadata=candidate.metadata
         | {"state_storage": told + (" with error feedback" if error_feedback else "")},
+        plan=msgspec.structs.replace(
+            candidate.plan, state_storage=dict(storage), error_feedback=error_feedback
+        ),
         chunk=None,
         chunk_steps=0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,7 @@ from stategate.contract import StepSpec
 from stategate.contract.stored import KINDS
 from stategate.export.pack import Candidate
 from stategate.export.storage import stored
-
-MAX_OUTPUT_ERROR = 0.05
-MAX_FLIP_RATE = 0.001
+from stategate.export.verify import Limits
 
 
 def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,16 +20,14 @@ def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     flips = click.option(
         "--max-flip-rate",
         type=click.FloatRange(min=0, max=1),
-        default=MAX_FLIP_RATE,
-        show_default=True,
-        help="In lower precision: share of gate decisions that may differ.",
+        help="In lower precision: refuse it at once if a larger share of gate decisions differs in "
+        "the parity check; left to the drift test if left out.",
     )
     error = click.option(
         "--max-output-error",
         type=click.FloatRange(min=0, min_open=True),
-        default=MAX_OUTPUT_ERROR,
-        show_default=True,
-        help="In lower precision: largest error of an output, relative to its size.",
+        help="In lower precision: refuse it at once if an output's error, relative to its size, is "
+        "larger in the parity check; left to the drift test if left out.",
     )
     feedback = click.option(
         "--error-feedback",
@@ -45,6 +42,14 @@ def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "int8-tensor; repeat. KIND alone is for every guarded float32 state.",
     )
     return storage(feedback(error(flips(command))))
+
+
+def early_limits(
+    max_output_error: float | None, max_flip_rate: float | None, accept: str | None = None
+) -> Limits:
+    """What a candidate in lower precision must keep before its drift is looked at."""
+    error = math.inf if max_output_error is None else max_output_error
+    return Limits(error, 1.0 if max_flip_rate is None else max_flip_rate, accept)
 
 
 def with_stored_states(

@@ -130,7 +130,7 @@ def checked(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE) ->
         EngineError: It cannot be loaded.
     """
     receipt = bundle.manifest.verification
-    allowed = max(tolerance, receipt.tolerance if receipt else 0.0)
+    allowed = max(tolerance, (receipt.tolerance or 0.0) if receipt else 0.0)
     try:
         seen = replay(bundle.path, allowed, "tensorrt")
         if seen is not None and not seen.passed:

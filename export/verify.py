@@ -16,7 +16,7 @@ from stategate.contract.errors import ParityError
 from stategate.contract.stored import values
 from stategate.runtime.build_native import build_native
 from stategate.runtime.full_pool import open_stepper
-from stategate.runtime.golden import Gaps, chunk_gap
+from stategate.runtime.golden import Gaps, chunk_gap, fused_gap
 
 __all__ = ["Comparison", "Limits", "Reference", "build_native", "compare", "verify"]
 
@@ -43,11 +43,11 @@ class Reference(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far a candidate may part from its model.
+    """How far a bundle may part from its model in the parity check.
 
     Attributes:
         error: Largest error, see `Gaps`: of outputs and states, or of outputs alone where
-            ``flip_rate`` is given.
+            ``flip_rate`` is given; infinity where that is left to the drift test.
         flip_rate: Share of gate decisions that may differ, for a candidate in lower precision;
             None for one in float32, of which none may.
         accepted: Who takes a candidate that is beyond these limits, and why.
@@ -178,7 +178,8 @@ def verify(
         lower precision, with the bundle's, which another machine must repeat.
 
     Raises:
-        ParityError: They part beyond the limits; with the chunk graph too, where there is one.
+        ParityError: They part beyond the limits; with the chunk graph too, where there is one, and
+            in one graph where the bundle runs in two.
     """
     lower = limits.flip_rate is not None
     seen = compare(candidate, reference, episode, report, own_answers=lower)
@@ -193,21 +194,35 @@ def verify(
             expected=f"at most {limits.error:g}",
             remedy="chunk() must give what as many calls of step() give; nothing was written",
         )
+    fused_error = fused_gap(candidate, seen.golden)
+    if fused_error is not None and not fused_error <= limits.error:
+        raise ParityError(
+            "the step in one graph parts from the step in two",
+            found=f"output error {fused_error:.3g} within {seen.golden.steps} steps",
+            expected=f"at most {limits.error:g}",
+            remedy="export it with --split fused; nothing was written",
+        )
     receipt = Verification(
         reference=reference.name,
         engine=seen.engine,
         steps=episode.steps,
-        max_output_error=float(np.max(seen.output_error, initial=0.0)),
-        max_state_error=float(np.max(seen.state_error, initial=0.0)),
+        max_output_error=_measured(seen.output_error),
+        max_state_error=_measured(seen.state_error),
         gate_flips=seen.flips,
-        tolerance=limits.error,
+        tolerance=limits.error if np.isfinite(limits.error) else None,
         gate_openings=seen.opened,
         max_chunk_error=chunk_error,
+        max_fused_error=fused_error,
         flip_rate=seen.flip_rate,
         max_flip_rate=limits.flip_rate,
         accepted=f"{limits.accepted} (overruled: {beyond})" if beyond else None,
     )
     return receipt, seen.golden
+
+
+def _measured(errors: np.ndarray) -> float | None:
+    worst = float(np.max(errors, initial=0.0))
+    return worst if np.isfinite(worst) else None
 
 
 def _judge(reference: Reference, seen: Comparison, tolerance: float) -> None:

@@ -45,6 +45,7 @@ class StreamConfig:
 
 
 CONFIGS: dict[str, StreamConfig] = {
+    "few": StreamConfig(2, 6, 0.08, (0.12, 0.10, 0.36, 0.22)),
     "easy": StreamConfig(8, 24, 0.08, (0.08, 0.08, 0.36, 0.22)),
     "hard": StreamConfig(16, 48, 0.08, (0.12, 0.10, 0.36, 0.22)),
     "xhard": StreamConfig(24, 72, 0.10, (0.12, 0.10, 0.36, 0.22)),

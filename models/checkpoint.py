@@ -6,18 +6,21 @@ import hashlib
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import nn
 
 from stategate.contract.console import write_whole
-from stategate.contract.errors import OutputError
-from stategate.models.aura import AuraMem
-from stategate.models.aura_train import Recipe
+from stategate.contract.errors import ModelConfigError, OutputError
 from stategate.models.binding_stream import World
+from stategate.models.stream_train import Recipe
+
+M = TypeVar("M", bound=nn.Module)
 
 _WORLD = "world."
 _MODEL = "model."
@@ -27,12 +30,12 @@ class Measured(msgspec.Struct, frozen=True):
     """One row of the table that belongs to a checkpoint.
 
     Attributes:
-        gate: ``learned``, ``always``, ``random`` or ``periodic``, each trained with that rule.
-        threshold: Of a learned gate; None for the others.
+        gate: The rule that it was trained with.
+        threshold: Of a hard gate; None for the others.
         steps: Horizon of each stream, from empty memory.
         streams: Streams at that horizon.
         accuracy: Share of queries answered rightly.
-        write_ratio: Steps per write.
+        write_ratio: Steps per write; of a gate of several elements, per write of one of them.
         seed: Of the training.
     """
 
@@ -53,12 +56,14 @@ class Card(msgspec.Struct, frozen=True):
         recipe: Every setting.
         torch: Version that trained it.
         table: What was measured on held-out streams.
+        sha256: Of the weights' file.
     """
 
     command: str
     recipe: Recipe
     torch: str
     table: tuple[Measured, ...]
+    sha256: str = ""
 
 
 def folder() -> Path:
@@ -66,8 +71,14 @@ def folder() -> Path:
     return Path(str(resources.files("stategate.models") / "checkpoints"))
 
 
-def save(path: Path, model: AuraMem, world: World, card: Card) -> None:
+def save(path: Path, model: nn.Module, world: World, card: Card) -> None:
     """Write ``path`` and its card beside it, with the suffix ``.json``.
+
+    Args:
+        path: The weights' file.
+        model: What was trained.
+        world: The world it lives in, which goes into the same file.
+        card: Its digest is replaced by that of the file.
 
     Raises:
         OutputError: The suffix is not ``.safetensors``.
@@ -76,20 +87,45 @@ def save(path: Path, model: AuraMem, world: World, card: Card) -> None:
         raise OutputError("a checkpoint has the suffix .safetensors", found=path)
     tensors = {_MODEL + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     tensors |= {_WORLD + name: torch.from_numpy(array) for name, array in asdict(world).items()}
-    raw = msgspec.json.format(msgspec.json.encode(card), indent=2)
-    write_whole(path.with_suffix(".json"), raw + b"\n")
-    write_whole(path, serialise(tensors))
+    raw = serialise(tensors)
+    card = msgspec.structs.replace(card, sha256=hashlib.sha256(raw).hexdigest())
+    write_whole(path, raw)
+    write_whole(path.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(card)) + b"\n")
 
 
-def load(path: Path) -> tuple[AuraMem, World, Card]:
-    """Read a checkpoint and its card."""
-    tensors = load_file(path)
-    model = AuraMem()
-    model.load_state_dict(
-        {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
-    )
-    world = World(*(tensors[_WORLD + field.name].numpy() for field in fields(World)))
-    card = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Card)
+def load(path: Path, model: M) -> tuple[M, World, Card]:
+    """Read a checkpoint and its card.
+
+    Args:
+        path: The weights' file.
+        model: Of the trained shape; takes the weights, and is given back for evaluation.
+
+    Raises:
+        ModelConfigError: A file is missing, damaged, or for another model.
+    """
+    try:
+        card = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Card)
+        raw = path.read_bytes()
+    except (OSError, msgspec.MsgspecError) as problem:
+        raise ModelConfigError("the checkpoint cannot be read", found=problem) from problem
+    found = hashlib.sha256(raw).hexdigest()
+    if found != card.sha256:
+        raise ModelConfigError(
+            f"{path} is not the file that its card describes",
+            found=f"{len(raw):,} bytes with sha256 {found[:12]}",
+            expected=f"sha256 {card.sha256[:12]}",
+            remedy=f"take both from one source, or remake them: {card.command}",
+        )
+    try:
+        tensors = deserialise(raw)
+        world = World(*(tensors.pop(_WORLD + field.name).numpy() for field in fields(World)))
+        model.load_state_dict({name.removeprefix(_MODEL): t for name, t in tensors.items()})
+    except (SafetensorError, KeyError, RuntimeError) as problem:
+        raise ModelConfigError(
+            f"{path} does not fit the model",
+            found=f"{type(problem).__name__}: {problem}",
+            expected=f"the weights of a {type(model).__name__} and its world",
+        ) from problem
     return model.eval(), world, card
 
 

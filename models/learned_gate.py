@@ -19,16 +19,14 @@ from typing import NamedTuple
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from stategate.contract import GateSpec, StateSpec, StepSpec
-from stategate.contract.console import write_whole
 from stategate.contract.errors import ModelConfigError
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.step import StepModel, StepResult, Tensors, initial_states
+from stategate.models.trained_part import load_part, save_part
 
 _GATE, _THRESHOLD = "open", "threshold"
 _ALWAYS, _NEVER = -3.0e38, 3.0e38  # below and above every gate value
@@ -172,9 +170,9 @@ class LearnedGate(nn.Module):
 
     def save_gate(self, path: Path) -> None:
         """Write the gate alone, bound to the weights inside by their digest."""
-        tensors = {n: t.contiguous() for n, t in self.state_dict().items() if _is_gate(n)}
+        tensors = {n: t for n, t in self.state_dict().items() if _is_gate(n)}
         assert isinstance(self.model, nn.Module)
-        write_whole(path, save(tensors, {"model_sha256": weights_sha256(self.model)}))
+        save_part(path, tensors, weights_sha256(self.model))
 
     def load_gate(self, path: str | Path) -> LearnedGate:
         """Take a saved gate; gives itself back, for a factory of one line.
@@ -183,19 +181,7 @@ class LearnedGate(nn.Module):
             ModelConfigError: The file cannot be read, or its gate is for other weights.
         """
         assert isinstance(self.model, nn.Module)
-        try:
-            with safe_open(path, "pt") as file:
-                made_for = (file.metadata() or {}).get("model_sha256", "none")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as problem:
-            raise ModelConfigError("the gate cannot be read", found=f"{path}: {problem}") from None
-        if made_for != weights_sha256(self.model):
-            raise ModelConfigError(
-                "the gate was trained for another model",
-                found=f"weights {made_for[:12]}",
-                expected=f"weights {weights_sha256(self.model)[:12]}",
-                remedy="train it again: stategate train-gate",
-            )
+        tensors = load_part(path, weights_sha256(self.model))
         hidden = len(tensors["gate_in.weight"])
         if hidden != self.gate_in.out_features:
             self.gate_in = nn.Linear(self.gate_in.in_features, hidden)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
@@ -71,7 +72,7 @@ class SegaConfig:
             raise refused(self, "heads", f"a divisor of width={self.width}")
         if self.norm_eps <= 0:
             raise refused(self, "norm_eps", "more than 0")
-        if not 0 <= self.threshold < 1:
+        if not 0 <= float(np.float32(self.threshold)) < 1:
             raise refused(
                 self, "threshold", "0 up to but not 1", "the first step's gate is 1, and must write"
             )
@@ -99,6 +100,7 @@ class SegaConfig:
                     self.threshold,
                     "threshold",
                     granularity="slot",
+                    threshold_range=(0.0, 1.0),
                 ),
             ),
         )

@@ -24,6 +24,7 @@ and the angle of every rotary frequency (rounded to 2^-30 turns a step) are carr
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,9 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, silu
 
 from stategate.contract import StepSpec
+from stategate.models.checkpoint import weights_sha256
 from stategate.models.step import StepResult, Tensors
+from stategate.models.trained_part import load_part
 from stategate.models.trim_kv_config import TrimKvConfig
 
 PERIOD = 1 << 30
@@ -175,6 +178,23 @@ class TrimKv(nn.Module):
         ahead = clock + self.rates
         after["clock"] = torch.where(ahead >= PERIOD, ahead - PERIOD, ahead)
         return StepResult({"y": self.head(self.norm(x))}, after, gates)
+
+    def retention_gates(self) -> dict[str, nn.Parameter]:
+        """What retention training changes, by name."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if name.startswith("layers.") and name.split(".")[2] in ("gate_in", "gate_out")
+        }
+
+    def load_gates(self, path: str | Path) -> TrimKv:
+        """Take trained retention gates; gives itself back, for a factory of one line.
+
+        Raises:
+            ModelConfigError: The file cannot be read, or its gates are for other weights.
+        """
+        self.load_state_dict(load_part(path, weights_sha256(self)), strict=False)
+        return self.eval()
 
     def _admitted(
         self, token: Token, states: Tensors, now: Tensor, threshold: Tensor

@@ -32,7 +32,7 @@ from stategate.models.zoo_entry import Sized, ZooEntry
 _FEATURES, _ANSWERS = 16, 4
 _SEED = 2026
 
-_GDN2 = DeltaConfig(
+GDN2 = DeltaConfig(
     width=64,
     heads=2,
     value_heads=2,
@@ -50,14 +50,14 @@ _GDN2 = DeltaConfig(
     skip_by="gate",
 )
 _KDA = replace(
-    _GDN2,
+    GDN2,
     write_gate="scalar",
     decay_lower_bound=-5.0,
     output_gate="low_rank",
     output_activation="sigmoid",
 )
 _GDN = replace(
-    _GDN2,
+    GDN2,
     value_heads=4,
     decay_gate="head",
     write_gate="scalar",
@@ -170,7 +170,7 @@ ENTRIES = (
     _entry(
         "gated-deltanet2",
         "gated_deltanet2",
-        _stack(_GDN2),
+        _stack(GDN2),
         "two Gated DeltaNet-2 layers",
         _RANK_1,
         "arXiv:2605.22791",

@@ -99,6 +99,7 @@ class Buffers:
         gates: Gate outputs, hard and soft.
         states: Every state, in the manifest's order.
         groups: The same states by what decides over them.
+        payload: What a read hands to a write, where the step is run in two.
     """
 
     inputs: tuple[Slot, ...]
@@ -107,6 +108,7 @@ class Buffers:
     gates: tuple[Slot, ...]
     states: tuple[StateBanks, ...]
     groups: tuple[Group, ...]
+    payload: tuple[Slot, ...]
 
     @classmethod
     def allocate(cls, manifest: Manifest, initial: dict[str, bytes]) -> Buffers:
@@ -148,6 +150,10 @@ class Buffers:
             gates=tuple(gates.values()),
             states=states,
             groups=tuple(groups),
+            payload=tuple(
+                Slot.allocate(t.name, t.shape, t.dtype)
+                for t in (manifest.way.payload if manifest.way else ())
+            ),
         )
 
     def bit_of(self, state: StateBanks) -> int:

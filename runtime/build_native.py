@@ -80,7 +80,7 @@ def build_native(
 
 def _checked(bundle: Bundle) -> float | None:
     receipt = bundle.manifest.verification
-    tolerance = max(TOLERANCE, receipt.tolerance if receipt else 0.0)
+    tolerance = max(TOLERANCE, (receipt and receipt.tolerance) or 0.0)
     seen = replay(bundle.path, tolerance, "native")
     if seen is None:
         return None

@@ -41,10 +41,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ort",
         "Say what is in recorded episodes.",
     ),
-    "train-aura": (
-        "stategate.models.train_cli:train_aura",
+    "train": (
+        "stategate.models.train_cli:train_command",
         "export",
-        "Remake the AURA-Mem checkpoint and its table.",
+        "Remake the checkpoint of a trained zoo model, and its table.",
     ),
     "calibrate": (
         "stategate.calibration.cli:calibrate",
@@ -60,6 +60,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "stategate.calibration.training_cli:train_gate_command",
         "export",
         "Train a write gate for a frozen model.",
+    ),
+    "train-retention": (
+        "stategate.calibration.retention_cli:train_retention_command",
+        "export",
+        "Train the retention gates of a frozen TRIM-KV.",
     ),
     "ranges": (
         "stategate.calibration.ranges_cli:ranges",
@@ -109,9 +114,29 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Show how long the flash lasts under each snapshot policy.",
     ),
     "bench": (
-        "stategate.bench.cli:bench",
+        "stategate.bench.bench_cli:bench",
+        "bench",
+        "Measure bundles: step times, tails, memory, energy.",
+    ),
+    "bench-overhead": (
+        "stategate.bench.cli:bench_overhead",
         "bench",
         "Time a counted step beside plain ONNX Runtime.",
+    ),
+    "pace": (
+        "stategate.bench.cli:pace",
+        "bench",
+        "Time a step of several bundles in one run.",
+    ),
+    "precision-table": (
+        "stategate.calibration.precision_cli:precision_table",
+        "export",
+        "Collect what precision plans cost into one list and one page.",
+    ),
+    "bench-native": (
+        "stategate.bench.native_cli:bench_native",
+        "bench",
+        "Time a bundle's native engine beside other runtimes.",
     ),
     "soak": (
         "stategate.bench.cli:soak",

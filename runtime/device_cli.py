@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from stategate.contract import Bundle, Manifest, canonical_json
+from stategate.contract.native import NativeRef
 from stategate.runtime.golden import Replay, replay
 from stategate.runtime.snapshot import Codec
 from stategate.runtime.store import newest_in
@@ -79,23 +80,47 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         text += "".join(f", operators of {domain}" for domain in graph.domains)
         text += f", {graph.steps} steps at once" if graph.steps > 1 else ""
         lines.append(("graph", text))
+    way = manifest.way
+    if way is not None:
+        handed = f", {way.payload_bytes} bytes handed over" if way.payload else ""
+        lines.append(("way", f"{way.way}{handed}: {way.why}"))
+    if manifest.native is not None:
+        lines.append(("native", described(manifest.native)))
     lines.append(("target", manifest.target.name if manifest.target else "any"))
     receipt = manifest.verification
     if receipt is None:
-        lines.append(("verified", "no: a candidate that was never sealed"))
+        lines.append(("verified", "no: a draft that was never sealed"))
     else:
         lines.append(
             (
                 "verified",
-                f"{receipt.steps} steps against {receipt.reference}: output error "
-                f"{receipt.max_output_error:.2g}, state error "
-                f"{receipt.max_state_error:.2g}, {receipt.gate_flips} gate flips",
+                f"{receipt.steps} steps against {receipt.reference}: {receipt.errors}, "
+                f"{receipt.gate_flips} gate flips",
             )
         )
+    if manifest.drift is not None:
+        over = f"; accepted by {manifest.drift.accepted}" if manifest.drift.accepted else ""
+        findings = "; ".join(manifest.drift.findings) or "passed"
+        text = f"{manifest.drift.steps} steps beside the float model: {findings}{over}"
+        lines.append(("drift", _printable(text)))
+    elif receipt is not None and manifest.is_candidate:
+        lines.append(("drift", "not judged: a candidate in lower precision"))
     for fact, text in manifest.metadata.items():
         lines.append(("fact", _printable(f"{fact}: {text}")))
     lines.append(("created", manifest.created))
     return lines
+
+
+def described(native: NativeRef) -> str:
+    """One line about a native engine."""
+    if native.library is None:
+        return f"C source by {native.generator}, not compiled"
+    text = f"{native.isa} by {native.compiler}"
+    if native.max_output_error is not None:
+        text += f", golden output error {native.max_output_error:.2g}"
+    for engine, us in sorted(native.step_us.items()):
+        text += f", {engine} {us:.3g} us a step"
+    return text + (f"; auto takes {native.fastest}" if native.step_us else "; not measured here")
 
 
 def _printable(text: str, longest: int = 200) -> str:
@@ -121,8 +146,9 @@ def verify(
 ) -> None:
     """Check the digests of BUNDLE, then replay its golden episode on this machine.
 
-    Exits with 1 where a file was altered, an undeclared file lies in the folder, an output or a
-    state is further off than the tolerance, or a gate decides differently.
+    Exits with 1 where BUNDLE is a candidate that was not judged, a file was altered, an undeclared
+    file lies in the folder, an output or a state is further off than the tolerance, or a gate
+    decides differently.
 
     \b
     Examples:
@@ -132,13 +158,15 @@ def verify(
     opened = Bundle.open(bundle)
     undeclared = opened.undeclared_files()
     result = None if digests else replay(bundle, tolerance)
-    passed = not undeclared and (result is None or result.passed)
+    candidate = opened.manifest.is_candidate
+    passed = not candidate and not undeclared and (result is None or result.passed)
     if as_json:
         report = {
             "passed": passed,
             "digest": opened.digest,
             "files": len(opened.manifest.all_files) + 1,
             "undeclared_files": undeclared,
+            "candidate": candidate,
             "replay": asdict(result) if result is not None else None,
         }
         # msgspec writes infinity as null; JSON has no word for it.
@@ -147,6 +175,8 @@ def verify(
         click.echo(f"digests   {len(opened.manifest.all_files) + 1} files as sealed")
         for name in undeclared:
             click.echo(f"digests   {name} is not in the manifest; it is never loaded")
+        if candidate:
+            click.echo("receipt   none: a candidate; judge it with stategate drift --seal")
         if not digests:
             click.echo(f"behaviour {_replayed(result)}")
         click.echo("passed" if passed else "FAILED")
@@ -156,8 +186,8 @@ def verify(
 def _replayed(result: Replay | None) -> str:
     if result is None:
         return "not checked: the bundle carries no golden episode"
-    by_chunk = result.max_chunk_error
-    told = "" if by_chunk is None else f", output error by the chunk {by_chunk:.2g}"
+    others = {"by the chunk": result.max_chunk_error, "in one graph": result.max_fused_error}
+    told = "".join(f", output error {how} {e:.2g}" for how, e in others.items() if e is not None)
     return (
         f"{result.steps} golden steps: output error {result.max_output_error:.2g}, "
         f"state error {result.max_state_error:.2g} (allowed {result.tolerance:g}), "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Protocol, runtime_checkable
 
-from stategate.contract import Bundle, GraphRef, chunked
+from stategate.contract import Bundle, GraphRef, chunked, read_signature, write_signature
 from stategate.contract.errors import (
     EngineError,
     EngineFallbackWarning,
@@ -28,7 +28,7 @@ ENGINES = ("auto", "native", "tensorrt", *_PROVIDERS)
 
 
 class Engine(Protocol):
-    """Computes one step from bound buffers into bound buffers.
+    """Computes one step from bound buffers into bound buffers, in one go or in two.
 
     Attributes:
         name: Engine and version, for reports.
@@ -37,7 +37,9 @@ class Engine(Protocol):
     name: str
 
     def run(self, parity: int) -> None:
-        """Compute one step.
+        """Compute what every step needs: outputs, gates, the states that no hard gate guards.
+
+        An engine that computes the step in one go computes the guarded states here as well.
 
         Args:
             parity: Bit mask over ``Buffers.groups``; a set bit means that the group's states are
@@ -45,6 +47,20 @@ class Engine(Protocol):
 
         Raises:
             EngineError: The step failed. Banks that are being read are untouched.
+        """
+        ...
+
+    def write(self, parity: int) -> None:
+        """Compute the guarded next states of the step that `run` has just computed.
+
+        Called only where a gate is open and the write is allowed; with nothing to do where `run`
+        has done it.
+
+        Args:
+            parity: As it was in `run`.
+
+        Raises:
+            EngineError: It failed. Banks that are being read are untouched.
         """
         ...
 
@@ -70,6 +86,11 @@ class Resident(Protocol):
         ...
 
 
+def checks_inputs(engine: Engine) -> bool:
+    """Whether an engine itself refuses inputs that are not finite; few do, and none that wraps."""
+    return bool(getattr(engine, "checks_inputs", False))
+
+
 def open_engine(
     bundle: Bundle,
     buffers: Buffers,
@@ -81,7 +102,8 @@ def open_engine(
     Args:
         bundle: Where the graph's file is.
         buffers: What it shall compute from and into.
-        graph: One of the bundle's; that of the step if left out.
+        graph: One of the bundle's that computes everything in one go; if left out, the step in
+            the way of the manifest.
         choice: Which engine steps; ``auto`` is the faster one by the bundle's own measurement,
             where this machine can load it. Of several, separated by commas, the first that can
             be had, with a warning for each before it. A chunk graph runs in onnxruntime.
@@ -104,12 +126,13 @@ def open_engine(
                 stacklevel=2,
             )
             return open_engine(bundle, buffers, graph, others)
-    manifest = bundle.manifest
-    if graph is None and choice == "tensorrt":
+    manifest, spec = bundle.manifest, bundle.manifest.step
+    one_step = graph is None or graph.role == "step"
+    if one_step and choice == "tensorrt":
         from stategate.runtime.engine_tensorrt import open_tensorrt
 
         return open_tensorrt(bundle, buffers)
-    if graph is None and choice in ("auto", "native"):
+    if one_step and choice in ("auto", "native"):
         native = manifest.native
         if native is None and choice == "native":
             raise EngineError(
@@ -122,9 +145,22 @@ def open_engine(
             from stategate.runtime.engine_native import NativeEngine
 
             return NativeEngine(bundle, native, buffers)
-    from stategate.runtime.ort import OrtEngine
+    from stategate.runtime.ort import OrtEngine, OrtGraph
 
-    graph, spec = graph or manifest.step_graph, manifest.step
-    spec = chunked(spec, graph.steps) if graph.steps > 1 else spec
     provider = _PROVIDERS.get(choice, _PROVIDERS["onnxruntime"])
-    return OrtEngine(bundle, graph, spec, buffers, provider)
+    way, read, write = manifest.way, manifest.graph_of("read"), manifest.graph_of("write")
+    if graph is not None or way is None or read is None:
+        graph = graph or manifest.step_graph
+        spec = chunked(spec, graph.steps) if graph.steps > 1 else spec
+        whole = (spec.graph_inputs(), spec.graph_outputs())
+        return OrtEngine(OrtGraph(bundle, graph, whole, buffers, provider))
+    # Where there is no graph to write with, the whole step is taken again.
+    second, signature = (
+        (write, write_signature(spec, way))
+        if write is not None
+        else (manifest.step_graph, (spec.graph_inputs(), spec.graph_outputs()))
+    )
+    return OrtEngine(
+        OrtGraph(bundle, read, read_signature(spec, way), buffers, provider),
+        OrtGraph(bundle, second, signature, buffers, provider),
+    )

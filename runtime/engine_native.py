@@ -7,13 +7,15 @@ every Python that comes later; docs/adr/0016 has the figures.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from stategate.contract import Bundle, FileRef
 from stategate.contract.errors import EngineError
 from stategate.contract.native import NativeRef, check_library, why_not_here
-from stategate.runtime.buffers import Buffers, Slot
+from stategate.runtime.buffers import Array, Buffers
+from stategate.runtime.feeds import refuse_not_finite
 
 _MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
 
@@ -21,7 +23,13 @@ _Pointers = ctypes.Array[ctypes.c_void_p]
 
 
 class NativeEngine:
-    """Steps a bundle by its own compiled code, on the session's buffers and nothing else."""
+    """Steps a bundle by its own compiled code, on the session's buffers and nothing else.
+
+    Attributes:
+        checks_inputs: It looks for NaN and infinity in the inputs, so that nobody else need.
+    """
+
+    checks_inputs = True
 
     def __init__(self, bundle: Bundle, native: NativeRef, buffers: Buffers) -> None:
         """Check the library's bytes, map it, and bind every buffer.
@@ -44,23 +52,33 @@ class NativeEngine:
         self._library = _mapped(bundle, file)
         self._compute: Any = self._library.stategate_compute
         self._compute.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-        self._compute.restype = None
         self._buffers = buffers  # the tables point into this memory without owning it
-        premade = len(buffers.groups) <= _MAX_PREMADE
-        self._tables = [self._table(p) for p in range(1 << len(buffers.groups) if premade else 1)]
-        self._calls = [_addresses(*pair) for pair in self._tables]
-        self._bound_parity = None if premade else 0
+        few = len(buffers.groups) <= _MAX_PREMADE
+        self._tables: dict[int, tuple[_Pointers, _Pointers]] = {}  # what the calls point at
+        self._steps: Any = [
+            self._step(parity) for parity in range(1 << len(buffers.groups) if few else 0)
+        ]
+        if not few:
+            self._steps = _Rebinding(self._step)
 
     def run(self, parity: int) -> None:
-        """Compute one step; see `Engine.run`. Next states behind a closed gate are left alone."""
-        if self._bound_parity is None:
-            self._compute(*self._calls[parity])
-            return
-        if parity != self._bound_parity:
-            self._tables[0] = self._table(parity)
-            self._calls[0] = _addresses(*self._tables[0])
-            self._bound_parity = parity
-        self._compute(*self._calls[0])
+        """Compute one step; see `Engine.run`. Next states behind a closed gate are left alone.
+
+        Raises:
+            NonFiniteInputError: An input holds NaN or infinity; nothing was computed.
+        """
+        if self._steps[parity]():
+            refuse_not_finite(self._buffers.inputs)
+
+    def write(self, parity: int) -> None:
+        """Nothing: `run` has written what an open gate lets through."""
+
+    def _step(self, parity: int) -> Callable[[], int]:
+        """The call for one parity, its tables bound."""
+        taken, given = self._table(parity)
+        step = partial(self._compute, ctypes.addressof(taken), ctypes.addressof(given))
+        self._tables[parity if len(self._buffers.groups) <= _MAX_PREMADE else 0] = (taken, given)
+        return step
 
     def _table(self, parity: int) -> tuple[_Pointers, _Pointers]:
         """Where a step reads and writes, in the order of the signature."""
@@ -69,19 +87,28 @@ class NativeEngine:
         banks = list(zip(buffers.states, live, strict=True))
         taken = [*buffers.inputs, *buffers.constants, *(s.banks[bank] for s, bank in banks)]
         given = [*buffers.outputs, *buffers.gates, *(s.banks[not bank] for s, bank in banks)]
-        return _pointers(taken), _pointers(given)
+        return pointers([slot.array for slot in taken]), pointers([slot.array for slot in given])
 
     def close(self) -> None:
         """Let go of the buffers; a mapped library stays mapped until the process ends."""
-        self._tables, self._calls = [], []
+        self._steps, self._tables = [], {}
 
 
-def _pointers(slots: Sequence[Slot]) -> _Pointers:
-    return (ctypes.c_void_p * len(slots))(*(slot.array.ctypes.data for slot in slots))
+def pointers(arrays: Sequence[Array]) -> _Pointers:
+    """Where some arrays lie, as a table in C; it does not keep them alive."""
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
-def _addresses(taken: _Pointers, given: _Pointers) -> tuple[int, int]:
-    return ctypes.addressof(taken), ctypes.addressof(given)
+class _Rebinding:
+    """Calls by parity where there are too many parities: one, bound anew when another is asked."""
+
+    def __init__(self, bind: Callable[[int], Callable[[], int]]) -> None:
+        self._bind, self._parity, self._step = bind, 0, bind(0)
+
+    def __getitem__(self, parity: int) -> Callable[[], int]:
+        if parity != self._parity:
+            self._parity, self._step = parity, self._bind(parity)
+        return self._step
 
 
 def _mapped(bundle: Bundle, file: FileRef) -> ctypes.CDLL:

@@ -175,6 +175,9 @@ class TensorRtEngine:
         for slot, host in self._answers:
             np.copyto(slot, host)
 
+    def write(self, parity: int) -> None:
+        """Do nothing: `run` has computed the guarded next states too; see `Engine.write`."""
+
     def finite(self, group: Group, parity: int) -> bool:
         """Whether the next values of a group's states hold neither NaN nor infinity."""
         doubtful = [

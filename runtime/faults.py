@@ -58,13 +58,22 @@ class FaultyEngine:
             raise EngineError("the engine failed on purpose", found=f"in step {self._step}")
         self._inner.run(parity)
         if fault == "state":
-            state = self._buffers.states[0]
-            live = bool(parity & self._buffers.bit_of(state))
-            state.banks[not live].flat[0] = np.nan
+            self._spoil_state(parity)
         elif fault == "gate":
             self._buffers.gates[0].flat[0] = np.nan
         elif fault == "output":
             self._buffers.outputs[0].flat[0] = np.nan
+
+    def write(self, parity: int) -> None:
+        """Compute the guarded next states, spoiled as planned; see `Engine.write`."""
+        self._inner.write(parity)
+        if self._plan.get(self._step) == "state":
+            self._spoil_state(parity)
+
+    def _spoil_state(self, parity: int) -> None:
+        state = self._buffers.states[0]
+        live = bool(parity & self._buffers.bit_of(state))
+        state.banks[not live].flat[0] = np.nan
 
     def close(self) -> None:
         """Close the engine that really computes."""

@@ -12,8 +12,8 @@ import numpy as np
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.contract.stored import values
-from stategate.runtime.buffers import Array
-from stategate.runtime.engine import EngineChoice
+from stategate.runtime.buffers import Array, Buffers
+from stategate.runtime.engine import Engine, EngineChoice, open_engine
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.session import Session
 
@@ -29,6 +29,8 @@ class Replay:
         max_chunk_error: Between chunk and step, see `chunk_gap`; None without a chunk graph.
         gate_flips: Gate decisions that differed.
         tolerance: What the errors are held against.
+        max_fused_error: As `max_output_error`, in one graph where the bundle runs in two; None
+            where it does not.
     """
 
     steps: int
@@ -37,11 +39,13 @@ class Replay:
     gate_flips: int
     tolerance: float
     max_chunk_error: float | None = None
+    max_fused_error: float | None = None
 
     @property
     def passed(self) -> bool:
         """Whether every error is within the tolerance and no gate flipped."""
-        errors = (self.max_output_error, self.max_state_error, self.max_chunk_error or 0.0)
+        others = (self.max_chunk_error or 0.0, self.max_fused_error or 0.0)
+        errors = (self.max_output_error, self.max_state_error, *others)
         # Written so that NaN fails.
         return all(error <= self.tolerance for error in errors) and self.gate_flips == 0
 
@@ -149,6 +153,32 @@ def _history_gap(path: str | Path, golden: Episode, steps: int) -> float:
     return max(outputs.worst(), states.worst())
 
 
+def fused_gap(path: str | Path, golden: Episode) -> float | None:
+    """Step a bundle that runs in two graphs through its golden episode in one.
+
+    Args:
+        path: The bundle.
+        golden: Its golden episode.
+
+    Returns:
+        The largest difference of outputs, see `Gaps`; None where the bundle runs in one anyway.
+    """
+    bundle = Bundle.open(path)
+    if bundle.manifest.graph_of("read") is None:
+        return None
+    gaps = Gaps()
+    with Session.open(path) as session:
+
+        def fused(engine: Engine, buffers: Buffers) -> Engine:
+            engine.close()
+            return open_engine(bundle, buffers, bundle.manifest.step_graph, "onnxruntime")
+
+        session.replace_engine(fused)
+        for t, inputs in enumerate(golden):
+            gaps.add(session.step(**inputs), {n: a[t] for n, a in golden.outputs.items()})
+    return gaps.worst()
+
+
 def replay(
     path: str | Path, tolerance: float = 1e-4, engine: EngineChoice = "auto"
 ) -> Replay | None:
@@ -182,6 +212,7 @@ def replay(
         specs = bundle.manifest.states
         ended = {name: session.state(name) for name in golden.states}
         states.add(values(specs, ended), values(specs, golden.states))
-    # With states on a GPU no chunk graph is used, and onnxruntime may not be there.
-    by_chunk = None if engine == "tensorrt" else chunk_gap(path, golden)
-    return Replay(golden.steps, outputs.worst(), states.worst(), flips, tolerance, by_chunk)
+    if engine == "tensorrt":  # no other graph is used then, and onnxruntime may not be there
+        return Replay(golden.steps, outputs.worst(), states.worst(), flips, tolerance)
+    by_chunk, fused = chunk_gap(path, golden), fused_gap(path, golden)
+    return Replay(golden.steps, outputs.worst(), states.worst(), flips, tolerance, by_chunk, fused)

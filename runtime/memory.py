@@ -60,18 +60,23 @@ class Memory:
         """Whether a quiet step changes a state all the same."""
         return bool(self._gated) and self._always is not None
 
-    def commit(self, may_write: Callable[[], bool]) -> tuple[bool, bool]:
+    def commit(
+        self, may_write: Callable[[], bool], write: Callable[[int], None]
+    ) -> tuple[bool, bool]:
         """Take over what the engine computed, as far as gates and budget let it.
 
         Args:
             may_write: Asked once, only if the step wants to write; may raise, and then nothing
                 has changed.
+            write: The engine's, called once if a gate is open and the step may write.
 
         Returns:
             Whether the step wanted to write, and whether it did.
 
         Raises:
-            StateFault: A gate or a next state is not finite. Nothing has changed.
+            StateFault: A gate, or a next state that was to be taken over, is not finite. Nothing
+                has changed.
+            EngineError: The engine failed to write. Nothing has changed.
         """
         counters = self._counters
         for slot in self._soft:
@@ -82,7 +87,6 @@ class Memory:
         for i, group in enumerate(self._gated):
             count = self._open_elements(group, self._thresholds[i])
             if count:
-                self._check_next(group)
                 swaps |= group.bit
                 opened.append((i, count))
         always = self._always
@@ -90,6 +94,10 @@ class Memory:
             self._check_next(always)
         wanted = swaps != 0 or not self._gated
         writes = wanted and may_write()
+        if writes and opened:
+            write(self.parity)
+            for i, _ in opened:
+                self._check_next(self._gated[i])
         counters.steps += 1
         if always is not None and (writes or self._gated):
             counters.ungated_writes += 1

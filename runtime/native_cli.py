@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from stategate.contract import canonical_json
-from stategate.contract.native import NativeRef
 from stategate.runtime.build_native import build_native
+from stategate.runtime.device_cli import described
 
 
 @click.command("build-native")
@@ -32,16 +32,4 @@ def build_native_command(
     """
     native = build_native(bundle, cc=cc, isa=isa, flags=flags).manifest.native
     assert native is not None
-    click.echo(canonical_json(native).decode() if as_json else described(native))
-
-
-def described(native: NativeRef) -> str:
-    """One line about a native engine."""
-    if native.library is None:
-        return f"native       C source by {native.generator}, not compiled"
-    text = f"native       {native.isa} by {native.compiler}"
-    if native.max_output_error is not None:
-        text += f", golden output error {native.max_output_error:.2g}"
-    for engine, us in sorted(native.step_us.items()):
-        text += f", {engine} {us:.3g} us a step"
-    return text + (f"; auto takes {native.fastest}" if native.step_us else "; not measured here")
+    click.echo(canonical_json(native).decode() if as_json else f"native       {described(native)}")

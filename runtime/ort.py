@@ -6,9 +6,10 @@ the banks of a group are exchanged when its parity has changed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from stategate.contract import Bundle, GraphRef, StateSpec, StepSpec
+from stategate.contract import Bundle, GraphRef, TensorSpec
 from stategate.contract.errors import EngineError, MissingDependencyError
 from stategate.runtime.buffers import Array, Buffers
 
@@ -19,11 +20,13 @@ except ImportError as missing:
 
 _CPU = "CPUExecutionProvider"
 _MAX_PREMADE = 6  # 2**6 bindings of a few KiB, all made at open
+Tensors = dict[str, TensorSpec]
+_Banks = tuple[str, Callable[[str, Any], None], tuple[Any, Any]]
 _ORT_TYPES = {"float32": "float", "float64": "double"}
 
 
-class OrtEngine:
-    """Steps an ONNX graph without copies around it, by default on the CPU in a single thread.
+class OrtGraph:
+    """One ONNX graph without copies around it, by default on the CPU in a single thread.
 
     Another provider of ONNX Runtime copies between the same buffers and its GPU in every step.
     """
@@ -32,10 +35,22 @@ class OrtEngine:
         self,
         bundle: Bundle,
         graph: GraphRef,
-        spec: StepSpec,
+        signature: tuple[Tensors, Tensors],
         buffers: Buffers,
         provider: str = _CPU,
     ) -> None:
+        """Load a graph and bind every tensor by its name.
+
+        Args:
+            bundle: Where its file is.
+            graph: Which one.
+            signature: What it may take, and what it gives; a part of a step need not take all.
+            buffers: What it computes from and into.
+            provider: Where it runs, in ONNX Runtime's words; never anywhere else.
+
+        Raises:
+            EngineError: It cannot be loaded, or its signature is another.
+        """
         self.name = f"onnxruntime {onnxruntime.__version__}"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -70,34 +85,40 @@ class OrtEngine:
                 found=", ".join(self._session.get_providers()),
                 remedy="look for the missing CUDA or TensorRT library: stategate doctor",
             )
-        _check_signature(self._session, spec)
+        _check_signature(self._session, signature, graph.role in ("read", "write"))
         self._buffers = buffers  # OrtValues alias this memory without owning it
         self._premade = len(buffers.groups) <= _MAX_PREMADE
         parities = range(1 << len(buffers.groups)) if self._premade else (0,)
-        self._bindings = [self._bind(buffers, parity) for parity in parities]
+        self._bindings = [self._session.io_binding() for _ in parities]
+        for parity, binding in zip(parities, self._bindings, strict=True):
+            self._bind(binding, buffers, parity)
         self._bound_parity = 0
-        self._banks = {} if self._premade else _by_group(buffers)
+        self._banks = {} if self._premade else self._by_group(buffers)
 
-    def _bind(self, buffers: Buffers, parity: int) -> Any:
-        binding = self._session.io_binding()
-
-        for slot in (*buffers.inputs, *buffers.constants):
-            binding.bind_ortvalue_input(slot.name, _value(slot.array))
-        for slot in (*buffers.outputs, *buffers.gates):
-            binding.bind_ortvalue_output(slot.name, _value(slot.array))
+    def _bind(self, binding: Any, buffers: Buffers, parity: int) -> None:
+        """Bind what has one place, and each state to its banks."""
+        slots = (*buffers.inputs, *buffers.constants, *buffers.outputs, *buffers.gates)
+        values = {slot.name: _value(slot.array) for slot in (*slots, *buffers.payload)}
         for state in buffers.states:
             live = bool(parity & buffers.bit_of(state))
-            binding.bind_ortvalue_input(state.spec.name, _value(state.banks[live].array))
-            binding.bind_ortvalue_output(state.spec.next_name, _value(state.banks[not live].array))
-        return binding
+            values[state.spec.name] = _value(state.banks[live].array)
+            values[state.spec.next_name] = _value(state.banks[not live].array)
+        for name, bind in self._places(binding):
+            bind(name, values[name])
+
+    def _places(self, binding: Any) -> list[tuple[str, Callable[[str, Any], None]]]:
+        """Every tensor of the graph, with what binds it."""
+        takes = [(node.name, binding.bind_ortvalue_input) for node in self._session.get_inputs()]
+        gives = [(node.name, binding.bind_ortvalue_output) for node in self._session.get_outputs()]
+        return takes + gives
 
     def run(self, parity: int) -> None:
-        """Compute one step; see `Engine.run`."""
+        """Compute the graph; see `Engine.run`."""
         if self._premade:
             binding = self._bindings[parity]
         else:
             binding = self._bindings[0]
-            self._exchange(binding, parity)
+            self._exchange(parity)
         try:
             # No RunOptions: passing them makes ONNX Runtime 1.32 raise and catch a C++ exception
             # in every call.
@@ -108,16 +129,33 @@ class OrtEngine:
                 found=str(problem).splitlines()[0],
             ) from problem
 
-    def _exchange(self, binding: Any, parity: int) -> None:
+    def _exchange(self, parity: int) -> None:
         """Bind the banks anew of every group whose parity is not the bound one."""
         changed = parity ^ self._bound_parity
-        for bit, states in self._banks.items():
+        for bit, banks in self._banks.items():
             if changed & bit:
                 live = bool(parity & bit)
-                for spec, values in states:
-                    binding.bind_ortvalue_input(spec.name, values[live])
-                    binding.bind_ortvalue_output(spec.next_name, values[not live])
+                for name, bind, values in banks:
+                    bind(name, values[live])
         self._bound_parity = parity
+
+    def _by_group(self, buffers: Buffers) -> dict[int, list[_Banks]]:
+        """Both banks of every state that the graph takes or gives, by the bit of its group.
+
+        Each as a name, what binds it, and what to bind where the group's bit is clear or set.
+        """
+        places = self._places(self._bindings[0])
+        found: dict[int, list[_Banks]] = {}
+        for group in buffers.groups:
+            found[group.bit] = []
+            for state in group.states:
+                first, second = (_value(bank.array) for bank in state.banks)
+                for name, bind in places:
+                    if name == state.spec.name:
+                        found[group.bit].append((name, bind, (first, second)))
+                    elif name == state.spec.next_name:
+                        found[group.bit].append((name, bind, (second, first)))
+        return found
 
     def close(self) -> None:
         """Free the session and its bindings."""
@@ -125,36 +163,52 @@ class OrtEngine:
         self._session = None
 
 
+class OrtEngine:
+    """Steps a bundle in ONNX Runtime: with one graph, or with one to read and one to write."""
+
+    def __init__(self, step: OrtGraph, write: OrtGraph | None = None) -> None:
+        """Take over loaded graphs.
+
+        Args:
+            step: What every step computes.
+            write: What a step that writes computes after it; None where ``step`` has done it.
+        """
+        self.name = step.name
+        self._graphs = [step] if write is None else [step, write]
+        self.run = step.run  # no call in between
+        self._write = write
+
+    def write(self, parity: int) -> None:
+        """Compute the guarded next states; see `Engine.write`."""
+        if self._write is not None:
+            self._write.run(parity)
+
+    def close(self) -> None:
+        """Free both graphs."""
+        for graph in self._graphs:
+            graph.close()
+
+
 def _value(array: Array) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def _by_group(buffers: Buffers) -> dict[int, list[tuple[StateSpec, tuple[Any, Any]]]]:
-    """Both banks of every state, ready to be bound, by the bit of its group."""
-    return {
-        group.bit: [
-            (state.spec, (_value(state.banks[0].array), _value(state.banks[1].array)))
-            for state in group.states
-        ]
-        for group in buffers.groups
-    }
-
-
-def _check_signature(session: Any, step: StepSpec) -> None:
+def _check_signature(session: Any, signature: tuple[Tensors, Tensors], part: bool) -> None:
     for side, promised, actual in (
-        ("input", step.graph_inputs(), session.get_inputs()),
-        ("output", step.graph_outputs(), session.get_outputs()),
+        ("input", signature[0], session.get_inputs()),
+        ("output", signature[1], session.get_outputs()),
     ):
         found = {node.name: node for node in actual}
-        if set(found) != set(promised):
+        fewer = part and side == "input"
+        if not set(found) <= set(promised) or (not fewer and len(found) < len(promised)):
             raise EngineError(
                 f"the graph's {side}s are not those of the manifest",
                 found=", ".join(sorted(found)),
                 expected=", ".join(sorted(promised)),
                 remedy="export the bundle again",
             )
-        for name, tensor in promised.items():
-            node = found[name]
+        for name, node in found.items():
+            tensor = promised[name]
             # Adopted graphs leave axes of outputs open; those are names or None here.
             extents = [e if isinstance(e, int) else None for e in node.shape or tensor.shape]
             same_shape = len(extents) == len(tensor.shape) and all(

@@ -33,15 +33,18 @@ def open_single(path: str | Path) -> Bundle:
 def planned_bytes(bundle: Bundle) -> int:
     """What opening a bundle allocates for sure.
 
-    Three copies of the states (two banks and the initial values), inputs, outputs and the graph.
+    Three copies of the states (two banks and the initial values), inputs, outputs, and the graphs
+    of a step with what one hands to the other.
     The engine's own workspace comes on top and is not known before it is loaded.
     """
     step = bundle.manifest.step
     # Inputs and outputs of the graph hold each state once: that is both banks.
     tensors = (*step.graph_inputs().values(), *step.graph_outputs().values())
-    graph = bundle.path / bundle.manifest.step_graph.file.path
-    bound = sum(tensor.nbytes for tensor in tensors)
-    return bound + step.state_bytes + graph.stat().st_size
+    way = bundle.manifest.way
+    roles = way.roles if way else ("step",)
+    bound = sum(tensor.nbytes for tensor in tensors) + (way.payload_bytes if way else 0)
+    files = [g.file.path for g in bundle.manifest.graphs if g.role in roles]
+    return bound + step.state_bytes + sum((bundle.path / f).stat().st_size for f in files)
 
 
 def check_memory(bundle: Bundle, budget: Budget) -> None:

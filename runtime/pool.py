@@ -88,7 +88,8 @@ class Pool(Closing):
         check_memory(bundle, bundle.manifest.budget)
         _check_budget(bundle.manifest.budget)
         buffers = allocate(bundle)
-        opened = open_engine(bundle, buffers, choice=engine)
+        # Rows have gates of their own: nearly every step of a pool writes somewhere.
+        opened = open_engine(bundle, buffers, bundle.manifest.step_graph, engine)
         if isinstance(opened, Resident):
             opened.close()
             raise SpecError("a pool cannot step with tensorrt", expected="onnxruntime or native")

@@ -65,6 +65,11 @@ def _loop(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--channel", type=click.IntRange(min=0), default=0, show_default=True, help="Counted from 0."
 )
+@click.option(
+    "--rate-hz",
+    type=click.IntRange(1, 768_000),
+    help="Samples per second that the model hears; those of the file if left out.",
+)
 @_out
 def episode_wav(
     files: tuple[Path, ...],
@@ -72,6 +77,7 @@ def episode_wav(
     window: int,
     hop: int | None,
     channel: int,
+    rate_hz: int | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -84,7 +90,8 @@ def episode_wav(
     check_writable(out / "x.npz")
     if len({path.stem for path in files}) < len(files):
         raise OutputError("two files have one name", expected="names that differ")
-    made = ((p.stem, wav_episode(p, name, window, hop or window, channel)) for p in files)
+    cut = (name, window, hop or window, channel, rate_hz)
+    made = ((path.stem, wav_episode(path, *cut)) for path in files)
     _write(out, made, as_json)
 
 

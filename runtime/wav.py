@@ -6,12 +6,22 @@ import wave
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stategate.contract import Episode
 from stategate.contract.errors import EpisodeError
 
+Samples = NDArray[np.float64]
 
-def wav_episode(path: Path, name: str, window: int, hop: int, channel: int = 0) -> Episode:
+
+def wav_episode(
+    path: Path,
+    name: str,
+    window: int,
+    hop: int,
+    channel: int = 0,
+    rate_hz: int | None = None,
+) -> Episode:
     """Cut a WAV file into steps.
 
     A rest at the end that fills no window is left out.
@@ -22,6 +32,7 @@ def wav_episode(path: Path, name: str, window: int, hop: int, channel: int = 0) 
         window: Samples of a step.
         hop: Samples from the start of a step to that of the next; windows overlap if it is smaller.
         channel: Which one is heard.
+        rate_hz: Samples per second that the model hears; those of the file if left out.
 
     Raises:
         EpisodeError: The file cannot be read, or is shorter than a window.
@@ -44,14 +55,26 @@ def wav_episode(path: Path, name: str, window: int, hop: int, channel: int = 0) 
         )
     whole = len(raw) // (width * channels) * width * channels
     frames = np.frombuffer(raw[:whole], f"<i{width}").reshape(-1, channels)
-    if len(frames) < window:
+    heard = frames[:, channel] / 2.0 ** (8 * width - 1)
+    told = f"{path.name}, channel {channel} at {rate} Hz"
+    if rate_hz not in (None, rate):
+        heard, rate, told = _resampled(heard, rate, rate_hz), rate_hz, f"{told} made {rate_hz} Hz"
+    if len(heard) < window:
         raise EpisodeError(
-            f"{path} is shorter than a window", found=f"{len(frames)} samples", expected=window
+            f"{path} is shorter than a window", found=f"{len(heard)} samples", expected=window
         )
-    heard = (frames[:, channel] / 2.0 ** (8 * width - 1)).astype(np.float32)
+    heard = heard.astype(np.float32)
     steps = np.lib.stride_tricks.sliding_window_view(heard, window)[::hop]
     return Episode(
         {name: steps[:, None, :].copy()},
         rate_hz=rate / hop,
-        provenance=f"{path.name}, channel {channel} at {rate} Hz, windows of {window} every {hop}",
+        provenance=f"{told}, windows of {window} every {hop}",
     )
+
+
+def _resampled(heard: Samples, rate: int, wanted: int) -> Samples:
+    """Sound at another rate: its spectrum, cut or filled up where the new rate's ends."""
+    count = round(len(heard) * wanted / rate)
+    if count == 0:
+        return heard[:0]
+    return np.fft.irfft(np.fft.rfft(heard)[: count // 2 + 1], count) * (wanted / rate)

@@ -26,7 +26,8 @@ def test_every_option_has_help_and_is_in_the_manual(verb: str) -> None:
     section = page.split(f"## `stategate {verb}")[1].split("\n## ")[0]
     command = main.get_command(click.Context(main), verb)
     assert command is not None
-    for parameter in command.params:
+    verbs = [command, *getattr(command, "commands", {}).values()]
+    for parameter in (parameter for verb in verbs for parameter in verb.params):
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
             assert parameter.opts[0] in section
@@ -41,8 +42,8 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_make_verb_that_is_named_exists(page: Path) -> None:
-    verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z-]+)", page.read_text())) <= verbs
+    verbs = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z0-9-]+)", page.read_text())) <= verbs
 
 
 def test_make_help_lists_every_verb() -> None:

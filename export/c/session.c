@@ -2,7 +2,6 @@
 #include "stategate.h"
 
 #include <float.h>
-#include <math.h>
 #include <string.h>
 
 #include "stategate_model.h"
@@ -10,34 +9,6 @@
 #define MODEL stategate_this_model
 
 static const char tag[] = STATEGATE_TAG;
-
-static bool is_finite(const void *values, size_t bytes, enum stategate_type type)
-{
-    bool good = true;
-    if (type == STATEGATE_FLOAT32) {
-        const float *x = values;
-        for (size_t i = 0; i < bytes / sizeof *x; ++i) {
-            good &= fabsf(x[i]) <= FLT_MAX;
-        }
-    } else if (type == STATEGATE_FLOAT64) {
-        const double *x = values;
-        for (size_t i = 0; i < bytes / sizeof *x; ++i) {
-            good &= fabs(x[i]) <= DBL_MAX;
-        }
-    }
-    return good;
-}
-
-static bool all_finite(const void *base, const stategate_tensor *tensors, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; ++i) {
-        const char *at = (const char *)base + tensors[i].offset;
-        if (!is_finite(at, tensors[i].bytes, tensors[i].type)) {
-            return false;
-        }
-    }
-    return true;
-}
 
 static char *bank(stategate_session *s, const stategate_tensor *state, bool next)
 {
@@ -87,7 +58,7 @@ static void show_thresholds(stategate_session *s, bool allowed)
     }
 }
 
-static void compute(stategate_session *s, const stategate_inputs *in, stategate_outputs *out)
+static int compute(stategate_session *s, const stategate_inputs *in, stategate_outputs *out)
 {
     void *takes[STATEGATE_TAKES], *gives[STATEGATE_GIVES];
     uint32_t t = 0, g = 0;
@@ -104,14 +75,14 @@ static void compute(stategate_session *s, const stategate_inputs *in, stategate_
         takes[t++] = bank(s, &MODEL.states[i], false);
         gives[g++] = bank(s, &MODEL.states[i], true);
     }
-    stategate_compute(takes, gives);
+    return stategate_compute(takes, gives);
 }
 
 static bool next_finite(stategate_session *s, uint32_t group)
 {
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
         const stategate_tensor *state = &MODEL.states[i];
-        if (state->group == group && !is_finite(bank(s, state, true), state->bytes, state->type)) {
+        if (state->group == group && !stategate_finite(bank(s, state, true), state->bytes, state->type)) {
             return false;
         }
     }
@@ -121,19 +92,18 @@ static bool next_finite(stategate_session *s, uint32_t group)
 stategate_result stategate_step(
     stategate_session *s, const stategate_inputs *in, stategate_outputs *out)
 {
-    if (!all_finite(in, MODEL.inputs, MODEL.n_inputs)) {
-        return STATEGATE_BAD_INPUT;
-    }
     const bool allowed = s->may_write == NULL || s->may_write(s->user);
     show_thresholds(s, allowed);
-    compute(s, in, out);
+    if (compute(s, in, out) != 0) {
+        return STATEGATE_BAD_INPUT;
+    }
     bool good = true;
     uint32_t swaps = 0;
     uint64_t open[STATEGATE_GATES + 1] = {0};
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
         const stategate_gate *gate = &MODEL.gates[i];
         const float *value = (const float *)(const void *)((const char *)out + gate->offset);
-        good = good && is_finite(value, gate->elements * sizeof *value, STATEGATE_FLOAT32);
+        good = good && stategate_finite(value, gate->elements * sizeof *value, STATEGATE_FLOAT32);
         for (size_t j = 0; j < gate->elements; ++j) {
             open[i] += value[j] > gate->threshold;
         }

@@ -4,6 +4,9 @@
  * exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2; exp(r) by its Taylor series up to
  * r^7 / 7!, whose remainder r^8 / 8! is below 6e-9. ln 2 is split so that n times its first part
  * is exact (W. J. Cody, W. Waite, Software Manual for the Elementary Functions, 1980, ch. 6).
+ *
+ * No branch is taken: too large overflows to infinity and too small to zero by itself, once x is
+ * within what n can hold, and NaN stays NaN.
  */
 #ifndef STATEGATE_MATH_H
 #define STATEGATE_MATH_H
@@ -12,6 +15,13 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Where temporaries go that are too large for a stack. */
+#if defined(__linux__) || defined(__APPLE__)
+#define STATEGATE_TEMPORARY static __thread
+#else
+#define STATEGATE_TEMPORARY static
+#endif
+
 /* a - n * b. Fused where that is one instruction: compilers may not reorder it then. */
 #ifdef __FP_FAST_FMAF
 #define STATEGATE_MINUS(a, n, b) __builtin_fmaf(-(n), (b), (a))
@@ -19,13 +29,24 @@
 #define STATEGATE_MINUS(a, n, b) ((a) - (n) * (b))
 #endif
 
+/* 2^n for -126 <= n <= 127, as the exponent bits of a float. */
+static inline __attribute__((unused)) float stategate_power(uint32_t n)
+{
+    const uint32_t bits = (n + 127u) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return power;
+}
+
 static inline __attribute__((unused)) float stategate_expf(float x)
 {
-    /* Beyond these the result is 0 or infinity; NaN becomes 0 here and comes back at the end. */
-    const float low = x > -87.3f ? x : -87.3f;
-    const float y = low < 88.7f ? low : 88.7f;
-    const float scaled = y * 1.44269504f;
-    const int32_t n = (int32_t)(scaled + (scaled < 0.0f ? -0.5f : 0.5f));
+    const float above = x < -104.0f ? -104.0f : x;
+    const float y = above > 89.0f ? 89.0f : above;
+    /* Adding 1.5 * 2^23 leaves the rounded integer in the low bits. */
+    const float shifted = y * 1.44269504f + 12582912.0f;
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    const int32_t n = (int32_t)(bits - 0x4B400000u);
     const float whole = (float)n;
     const float r = STATEGATE_MINUS(STATEGATE_MINUS(y, whole, 0.693359375f), whole, -2.12194440e-4f);
     float series = 1.98412698e-4f;
@@ -36,14 +57,9 @@ static inline __attribute__((unused)) float stategate_expf(float x)
     series = series * r + 0.5f;
     series = series * r + 1.0f;
     series = series * r + 1.0f;
-    /* 2^n in two factors: 2^128 is no float, though its product with the series may be one. */
+    /* Two factors: 2^128 is no float, though its product with the series may be one. */
     const int32_t half = n >> 1;
-    const uint32_t bits[2] = {(uint32_t)(half + 127) << 23, (uint32_t)(n - half + 127) << 23};
-    float power[2];
-    memcpy(power, bits, sizeof power);
-    const float inside = series * power[0] * power[1];
-    const float bounded = x > 88.72283f ? INFINITY : (x < -87.3f ? 0.0f : inside);
-    return x == x ? bounded : x;
+    return series * stategate_power((uint32_t)half) * stategate_power((uint32_t)(n - half));
 }
 
 #define expf stategate_expf

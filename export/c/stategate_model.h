@@ -2,6 +2,8 @@
 #ifndef STATEGATE_MODEL_H
 #define STATEGATE_MODEL_H
 
+#include <float.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -34,5 +36,23 @@ typedef struct {
 } stategate_model;
 
 extern const stategate_model stategate_this_model;
+
+/* Whether no element is NaN or infinity; true for integers. */
+static inline bool stategate_finite(const void *values, size_t bytes, enum stategate_type type)
+{
+    bool good = true;
+    if (type == STATEGATE_FLOAT32) {
+        const float *x = values;
+        for (size_t i = 0; i < bytes / sizeof *x; ++i) {
+            good &= fabsf(x[i]) <= FLT_MAX;
+        }
+    } else if (type == STATEGATE_FLOAT64) {
+        const double *x = values;
+        for (size_t i = 0; i < bytes / sizeof *x; ++i) {
+            good &= fabs(x[i]) <= DBL_MAX;
+        }
+    }
+    return good;
+}
 
 #endif

@@ -57,7 +57,16 @@ def test_every_option_is_timed_beside_the_engine_in_one_run(
     fastest = min(us for name, us in p50.items() if "bound" in name)
     assert result.ratio == p50["session: + write budget"] / fastest
     assert result.guard_quiet_us > 0 and result.guard_write_us > 0
-    arguments = ["bench", str(tiny_bundle), "--rounds", "1", "--burst", "5", "--out", str(tmp_path)]
+    arguments = [
+        "bench-overhead",
+        str(tiny_bundle),
+        "--rounds",
+        "1",
+        "--burst",
+        "5",
+        "--out",
+        str(tmp_path),
+    ]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert json.loads((tmp_path / "overhead.json").read_text())["rounds"] == 1
 

@@ -58,7 +58,9 @@ class Moments:
         )
 
 
-def roll(file: EpisodeFile, marks: Path | None = None, pause_s: float = 0.0) -> dict[str, Moments]:
+def roll(
+    file: EpisodeFile, report: object, marks: Path | None = None, pause_s: float = 0.0
+) -> dict[str, Moments]:
     """A leaky memory over one episode, in blocks."""
     if marks is not None:
         (marks / f"{file.name}.{os.getpid()}.{time.time_ns()}").touch()
@@ -71,11 +73,11 @@ def roll(file: EpisodeFile, marks: Path | None = None, pause_s: float = 0.0) -> 
     return {"state": Moments.of(file.name, np.concatenate(seen))}
 
 
-def failing(file: EpisodeFile) -> dict[str, Moments]:
+def failing(file: EpisodeFile, report: object) -> dict[str, Moments]:
     raise EpisodeError("no good", found=file.name)
 
 
-def surprising(file: EpisodeFile) -> dict[str, Moments]:
+def surprising(file: EpisodeFile, report: object) -> dict[str, Moments]:
     raise ZeroDivisionError(file.name)
 
 

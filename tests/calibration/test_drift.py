@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from stategate.calibration.drift import drift
 from stategate.calibration.drift_record import DriftLimits
-from stategate.contract import Episode
+from stategate.contract import Bundle, Episode
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.export.cli import candidate_from, reference_for
 from stategate.export.pack import random_episode, seal
@@ -53,6 +53,8 @@ def test_a_bundle_beside_itself_does_not_drift(tiny_bundle: Path, episode: Episo
     assert [point.step for point in result.milestones] == [1, 10, 100, 300]
     assert result.total.output_error == result.total.state_error == 0.0
     assert result.total.norm_growth == 1.0
+    norm = result.total.norms["h"]
+    assert norm[0] == norm[1] > 0 and result.milestones[0].norms["h"][0] <= norm[0]
     with Session.open(tiny_bundle) as session:
         right = 0
         for t, inputs in enumerate(episode):
@@ -223,8 +225,9 @@ def test_int8_loses_speech_that_error_feedback_keeps(
     }.items():
         arguments = ["adopt", str(source), "--dim", "batch=1", "--dim", "sequence=576", "--yes"]
         arguments += ["--const", "sr=16000", "--steps", "20", "--out", str(tmp_path / name), *more]
-        done = CliRunner().invoke(main, [*arguments, "--max-output-error", "1"])
+        done = CliRunner().invoke(main, arguments)
         assert done.exit_code == 0, done.output
+        assert Bundle.open(tmp_path / name).manifest.is_candidate == (name != "float32")
         pair = (tmp_path / "float32", tmp_path / name)
         episode = Episode.load(tmp_path / "e.npz")
         errors[name] = drift(*pair, [("e", episode)], 600, limits=DriftLimits())
@@ -232,3 +235,10 @@ def test_int8_loses_speech_that_error_feedback_keeps(
     assert errors["fed back"].passed and errors["float16"].passed
     mean = {name: result.total.output_error_mean for name, result in errors.items()}
     assert mean["int8-tensor"] > 50 * mean["fed back"]
+    heard = []
+    for name in ("float32", "int8-tensor"):
+        with Session.open(tmp_path / name) as session:
+            heard.append([session.step(**i)["output"].item() > 0.5 for i in episode])
+    apart = sum(a != b for a, b in zip(*heard, strict=True))
+    assert errors["int8-tensor"].halved == {"output": apart} and apart > 0
+    assert errors["fed back"].halved == {"output": 0}

@@ -12,9 +12,21 @@ from torch import nn
 from stategate.calibration.gate import Wish, calibrate_gate
 from stategate.calibration.interval import rate_interval, student_t
 from stategate.calibration.needed import HORIZON, sample_needs
-from stategate.contract import CalibrationRecord, Episode, GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.contract.errors import CalibrationError, EpisodeError
+from stategate.contract import (
+    CalibrationRecord,
+    Episode,
+    GateCalibration,
+    GateSpec,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+)
+from stategate.contract.errors import CalibrationError, EpisodeError, SpecError
+from stategate.export.cli import candidate_from
+from stategate.models.checkpoint import weights_sha256
+from stategate.models.load import LoadedModel
 from stategate.models.recurrent import RecurrentStep
+from stategate.models.sega import Sega, SegaConfig
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
 from stategate.runtime.cli import main
 
@@ -173,16 +185,17 @@ def test_a_write_is_needed_when_a_life_without_it_answers_worse() -> None:
     x[30, 0, :2] = (-1.0, 3.0)  # what was there at first, but 20 came between: needed
     labels = np.full(steps, -1)
     labels[[5, 40, 150]] = 1
-    needs = sample_needs(Latch(), Latch().step_spec().gates[0], [Episode({"x": x}, {"y": labels})],
-                         reference=0.0, bound=None)  # fmt: skip
+    gate = Latch().step_spec().gates[0]
+    episode = Episode({"x": x}, {"y": labels})
+    needs = sample_needs(Latch(), episode, print, gate=gate, reference=0.0, bound=None)
     assert needs.needed.sum() == 2 and len(needs.gate) == 60
     assert needs.rates(2.5) == (0.0, 0.0)
     assert needs.rates(0.0) == (0.0, 1 / 60)
     assert needs.rates(9.0) == (2 / 60, 0.0)
-    gate = calibrate_gate(Latch(), [Episode({"x": x}, {"y": labels})], (-2.0, 0.0, 2.5, 9.0),
+    chosen = calibrate_gate(Latch(), [episode], (-2.0, 0.0, 2.5, 9.0),
                           Wish(costs=(10.0, 1.0)))  # fmt: skip
-    assert gate.threshold == 2.5
-    dear = calibrate_gate(Latch(), [Episode({"x": x}, {"y": labels})], (-2.0, 0.0, 9.0),
+    assert chosen.threshold == 2.5
+    dear = calibrate_gate(Latch(), [episode], (-2.0, 0.0, 9.0),
                           Wish(costs=(0.1, 10.0)))  # fmt: skip
     assert dear.threshold == 9.0
 
@@ -273,3 +286,30 @@ def test_a_threshold_that_is_no_number_is_wrong_use(tmp_path: Path) -> None:
         arguments = ["calibrate", "aura-hard", "--thresholds", text, "--out", str(tmp_path / "c")]
         assert CliRunner().invoke(main, arguments).exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def sega() -> Sega:
+    config = SegaConfig(4, 2, 8, 1, 2, 16, 1e-5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        return Sega(config).eval()
+
+
+def test_thresholds_obey_the_rule_of_the_model(sega: Sega) -> None:
+    rng = np.random.default_rng(7)
+    seen = [Episode({"obs": rng.standard_normal((30, 1, 2, 8)).astype(np.float32)})]
+    for threshold in (1.0, 1 - 1e-9, -0.25):  # the first step's gate is exactly 1, and must write
+        with pytest.raises(CalibrationError, match=r"cannot have such[\s\S]*0 up to but not 1"):
+            calibrate_gate(sega, seen, (0.5, threshold), Wish(max_output_error=0.1))
+    gate = calibrate_gate(sega, seen, wish=Wish(max_output_error=10.0))
+    assert all(0 <= point.threshold < 1 for point in gate.curve)
+    assert gate.curve[0].write_rate >= gate.curve[-1].write_rate > 0
+
+
+def test_a_record_edited_past_the_models_rule_is_refused_by_export(sega: Sega) -> None:
+    loaded = LoadedModel("sega", "sega", "tests", sega, sega, None)
+    chosen = GateCalibration("write", 1 - 1e-9, 0.1, "by hand", ())
+    record = CalibrationRecord(weights_sha256(sega), "none", 1, (chosen,))
+    with pytest.raises(SpecError, match=r"cannot have this threshold[\s\S]*1.0 in float32"):
+        candidate_from(loaded).calibrated(record)

@@ -16,7 +16,17 @@ from torch import nn
 
 from stategate.calibration.ranges import Roller, measured
 from stategate.calibration.statistics import Statistics, decade_of
-from stategate.contract import Bundle, Episode, GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract import (
+    Bundle,
+    Episode,
+    EpisodeFile,
+    EpisodeSet,
+    GateSpec,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+)
+from stategate.contract.episodes import BLOCK_STEPS
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.contract.precision import RangeRecord
 from stategate.export.trace import TorchReference
@@ -105,14 +115,22 @@ def growing(tmp_path_factory: pytest.TempPathFactory, seal_model: Callable[..., 
     return seal_model(tmp_path_factory.mktemp("growing") / "bundle", Growing())
 
 
+def recorded(folder: Path, *episodes: Episode) -> EpisodeSet:
+    for i, episode in enumerate(episodes):
+        (folder / f"{i}.npz").write_bytes(episode.to_bytes())
+    return EpisodeSet.open(folder)
+
+
 def inputs(steps: int, seed: int = 3) -> Episode:
     rng = np.random.default_rng(seed)
     return Episode({"x": rng.standard_normal((steps, 1, 2)).astype(np.float32)})
 
 
-def test_ranges_are_those_of_the_models_own_state_and_grow_by_decades(growing: Bundle) -> None:
+def test_ranges_are_those_of_the_models_own_state_and_grow_by_decades(
+    growing: Bundle, tmp_path: Path
+) -> None:
     episode = inputs(230)
-    record = measured(Roller(growing), [("log", [episode])])
+    record = measured(Roller(growing), recorded(tmp_path, episode))
     reference = TorchReference(Growing(), {"gate": 0.5})
     seen = np.stack([reference.step(step)[0]["y"] for step in episode])
     (y,) = [tensor for tensor in record.tensors if tensor.name == "y"]
@@ -127,31 +145,46 @@ def test_ranges_are_those_of_the_models_own_state_and_grow_by_decades(growing: B
     assert sizes == sorted(sizes) and sizes[-1] > 20
 
 
-def test_each_episode_begins_at_the_initial_state_and_may_come_in_pieces(growing: Bundle) -> None:
+def test_each_episode_begins_at_the_initial_state_and_may_come_in_pieces(
+    growing: Bundle, tmp_path: Path
+) -> None:
     roller = Roller(growing)
     a, b = inputs(70, 1), inputs(130, 2)
     pieces = [Episode({"x": b.inputs["x"][:33]}), Episode({"x": b.inputs["x"][33:]})]
-    both = measured(roller, [("a", [a]), ("b", pieces)])
-    (one, steps), (two, _) = roller.roll([a]), roller.roll([b])
-    assert (both.steps, both.episodes, steps) == (200, ("a", "b"), 70)
+    both = measured(roller, recorded(tmp_path, a, b))
+    one, two = roller.roll([a]), roller.roll(pieces)
+    assert (both.steps, both.episodes) == (200, ("0.npz", "1.npz"))
     for tensor in both.tensors:
         together = one[tensor.name].merged(two[tensor.name])
         assert tensor.horizons == together.horizons()
 
 
-def test_bad_recordings_are_refused_with_the_finding(growing: Bundle) -> None:
+def test_bad_recordings_are_refused_with_the_finding(growing: Bundle, tmp_path: Path) -> None:
     roller = Roller(growing)
     broken = inputs(150)
     broken.inputs["x"][77, 0, 1] = np.nan
-    with pytest.raises(EpisodeError, match=r"'x' of the episode is not finite\n.*step 77"):
-        measured(roller, [("log", [broken])])
+    with pytest.raises(EpisodeError, match=r"'x' of .*0.npz is not finite\n.*step 77"):
+        measured(roller, recorded(tmp_path, broken))
     flat = Episode({"x": np.full((20, 1, 2), 0.25, np.float32)})
     with pytest.raises(CalibrationError, match=r"'x' has no range\n.*0.25 in all of 20 steps"):
-        measured(roller, [("log", [flat])])
+        measured(roller, recorded(tmp_path, flat))
     with pytest.raises(EpisodeError, match="empty"):
-        measured(roller, [("log", [inputs(0)])])
-    with pytest.raises(CalibrationError, match="no episodes"):
-        measured(roller, [])
+        recorded(tmp_path, inputs(0))
+    wide = Episode({"x": np.ones((20, 1, 3), np.float32)})
+    with pytest.raises(EpisodeError, match="does not fit the model"):
+        measured(roller, recorded(tmp_path, wide))
+
+
+def test_a_long_recording_is_read_in_blocks_and_never_held(
+    growing: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes = recorded(tmp_path, inputs(9000))
+    monkeypatch.setattr(EpisodeFile, "load", lambda file: pytest.fail("loaded whole"))
+    held: list[int] = []
+    check = Episode.check
+    monkeypatch.setattr(Episode, "check", lambda e, spec: (held.append(e.steps), check(e, spec)))
+    assert measured(Roller(growing), episodes).steps == 9000 == sum(held)
+    assert max(held) <= BLOCK_STEPS
 
 
 def test_only_a_float_bundle_of_one_session_is_measured(tiny_pool_bundle: Path) -> None:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from stategate.calibration.recalibrate import recalibrate
-from stategate.contract import Bundle, CalibrationRecord, StepSpec
+from stategate.contract import Bundle, CalibrationRecord, Episode, StepSpec
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.export.pack import random_episode
 from stategate.models.step import StepResult
@@ -82,5 +82,8 @@ def test_bundles_of_two_models_and_no_episodes_are_refused(
 ) -> None:
     with pytest.raises(CalibrationError, match="different inputs"):
         recalibrate(tiny_bundle, aura_bundle, episodes(tiny_bundle))
+    flat = Episode({"x": np.full((20, 1, 4), 0.25, np.float32)})
+    with pytest.raises(EpisodeError, match="no input ever changes"):
+        recalibrate(tiny_bundle, tiny_bundle, [flat])
     with pytest.raises(EpisodeError, match="no episodes"):
         recalibrate(tiny_bundle, tiny_bundle, [])

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
 from stategate.calibration.retention_training import RetentionRecipe, answers, train_retention
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
+from stategate.models.load import load_model
 from stategate.models.step import initial_states
 from stategate.models.trim_kv import TrimKv
 from stategate.models.zoo_seeded import _TRIM_KV
+from stategate.runtime.cli import main
 
 WIDTH, NEEDLE, QUERY, STEPS = 16, 0, 1, 96
 CONFIG = replace(
@@ -105,3 +110,57 @@ def test_a_window_that_fits_the_memory_trains_nothing_and_is_refused() -> None:
         train_retention(finder(), [haystack(0)[0]], RetentionRecipe(window=8))
     with pytest.raises(CalibrationError, match="nothing to train"):
         train_retention(finder(), [haystack(0)[0]], RetentionRecipe(window=STEPS + 1))
+
+
+SOURCE = """
+import torch
+from stategate.models.trim_kv import TrimKv
+from stategate.models.trim_kv_config import TrimKvConfig
+
+def policy():
+    torch.manual_seed(2)
+    return TrimKv(TrimKvConfig(
+        features=6, out_features=3, layers=2, width=16, heads=2, kv_heads=1, head_dim=8,
+        memory=8, buffer=1, form="admit", gate_hidden=8, gate_bias=3.0, rope_theta=1e4,
+        qk_norm=True, mlp=16, norm_eps=1e-6, threshold=0.0)).eval()
+
+def trained():
+    return policy().load_gates("GATES")
+"""
+
+
+def test_the_command_trains_gates_that_a_factory_loads(tmp_path: Path) -> None:
+    gates = tmp_path / "gates.safetensors"
+    (tmp_path / "mine.py").write_text(SOURCE.replace("GATES", str(gates)))
+    rng = np.random.default_rng(1)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for i in range(3):
+        x = rng.standard_normal((120, 1, 6)).astype(np.float32)
+        (logs / f"{i}.npz").write_bytes(Episode({"x": x}).to_bytes())
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    common = ["--episode", logs, "--window", 40, "--iterations", 30, "--out"]
+    model = f"{tmp_path}/mine.py:policy"
+    done = run("train-retention", model, *common, gates, "--json")
+    assert done.exit_code == 0, done.output
+    worth = json.loads(done.stdout)
+    assert worth["error_before"] > 0 < worth["error_after"] != worth["error_before"]
+    before, after = (
+        load_model(f"{tmp_path}/mine.py:{name}").module for name in ("policy", "trained")
+    )
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name]) != ("gate_" in name), name
+    assert run("export", f"{tmp_path}/mine.py:trained", "--steps", 20, "--out",
+               tmp_path / "bundle").exit_code == 0  # fmt: skip
+    done = run("train-retention", "aura-hard", *common, tmp_path / "no.safetensors")
+    assert done.exit_code == 1 and "only a TRIM-KV" in done.output
+    done = run("train-retention", model, "--episode", logs / "0.npz", "--out", gates)
+    assert done.exit_code == 2 and "two episodes" in done.output
+    done = run("train-retention", model, *common, tmp_path / "no.bin")
+    assert done.exit_code == 2 and "suffix" in done.output
+    done = run("train-retention", model, *common, tmp_path / "no.safetensors", "--window", 200)
+    assert done.exit_code == 1 and "nothing to train" in done.output
+    assert not (tmp_path / "no.safetensors").exists()

@@ -189,6 +189,7 @@ def test_published_sizes(name: str, state_bytes: int, parameters: int | None) ->
     [
         ({"heads": 5}, "SegaConfig.heads cannot be 5.*\n.*divisor of width=32"),
         ({"threshold": 1.0}, "threshold cannot be 1.0[\\s\\S]*first step"),
+        ({"threshold": 1 - 1e-9}, "threshold cannot be 0.999999999[\\s\\S]*first step"),
         ({"threshold": -0.1}, "threshold cannot be -0.1"),
         ({"tokens": 0}, "tokens cannot be 0.*\n.*1 or more"),
         ({"depth": "six"}, "depth cannot be 'six'"),

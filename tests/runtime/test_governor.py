@@ -124,11 +124,12 @@ def test_warning_lets_the_write_through_and_counts_it(tiny_bundle: Path) -> None
 @pytest.fixture(scope="module")
 def recorded() -> tuple[np.ndarray, np.ndarray]:
     """Features of the controlled benchmark, and the gate that the shipped policy gave on them."""
+    from stategate.models.aura import AuraMem
     from stategate.models.aura_train import hard_gate
     from stategate.models.checkpoint import folder, load
 
     episode = entry("aura-hard").episode(6000, 21)
-    model, _, _ = load(folder() / "aura-hard.safetensors")
+    model, _, _ = load(folder() / "aura-hard.safetensors", AuraMem())
     import torch
 
     with torch.no_grad():

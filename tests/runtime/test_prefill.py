@@ -291,6 +291,9 @@ def test_a_replaced_engine_takes_every_step_of_a_history(sums: Path) -> None:
             calls.append(parity)
             self._inner.run(parity)
 
+        def write(self, parity: int) -> None:
+            self._inner.write(parity)
+
         def close(self) -> None:
             self._inner.close()
 

@@ -92,6 +92,35 @@ def test_windows_overlap_and_a_channel_is_chosen(tmp_path: Path, dtype: str) -> 
     assert (made * scale).tolist() == [samples[i : i + 8, 1].tolist() for i in range(0, 13, 4)]
 
 
+@pytest.mark.parametrize("rate", [48_000, 24_000, 8_000])
+def test_sound_at_another_rate_is_the_same_sound(tmp_path: Path, rate: int) -> None:
+    def tone(hz: int) -> np.ndarray:
+        return 0.4 * np.sin(2 * np.pi * 440 * np.arange(hz) / hz)  # whole periods in a second
+
+    path = write_wav(tmp_path / "a.wav", (tone(rate) * 32768).astype("<i2")[:, None], rate)
+    options = ["--input", "x", "--window", 160, "--rate-hz", 16_000, "--out", tmp_path / "o"]
+    assert stategate("episode-wav", path, *options).exit_code == 0
+    made = Episode.load(tmp_path / "o" / "a.npz")
+    assert (made.steps, made.rate_hz) == (100, 100.0)
+    np.testing.assert_allclose(made.inputs["x"].reshape(-1), tone(16_000), atol=1e-4)
+    assert f"{rate} Hz made 16000 Hz" in made.provenance
+
+
+def test_a_tone_that_the_new_rate_cannot_hold_is_gone_and_not_folded_back(tmp_path: Path) -> None:
+    high = 0.4 * np.sin(2 * np.pi * 10_000 * np.arange(48_000) / 48_000)
+    path = write_wav(tmp_path / "a.wav", (high * 32768).astype("<i2")[:, None], 48_000)
+    options = ["--input", "x", "--window", 160, "--rate-hz", 16_000, "--out", tmp_path / "o"]
+    assert stategate("episode-wav", path, *options).exit_code == 0
+    assert np.abs(Episode.load(tmp_path / "o" / "a.npz").inputs["x"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("rate_hz", [1, 100, 0, 10**9, "fast"])
+def test_a_rate_at_which_nothing_is_left_is_refused(tmp_path: Path, rate_hz: int | str) -> None:
+    path = write_wav(tmp_path / "a.wav", np.zeros((50, 1), "<i2"))
+    options = ["--input", "x", "--window", 8, "--rate-hz", rate_hz, "--out", tmp_path / "o"]
+    assert stategate("episode-wav", path, *options).exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("raw", "finding"),
     [(b"", "cannot be read"), (b"RIFF1234WAVE", "cannot be read"), (None, "shorter than a window")],

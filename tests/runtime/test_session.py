@@ -297,7 +297,7 @@ def test_an_engine_that_fails_leaves_the_last_good_state(
     def broken(binding: object) -> None:
         raise RuntimeError("out of memory\nsecond line")
 
-    monkeypatch.setattr(session._engine._session, "run_with_iobinding", broken)
+    monkeypatch.setattr(session._engine._graphs[0]._session, "run_with_iobinding", broken)
     with pytest.raises(EngineError, match="out of memory"):
         session.step(x=OPEN)
     monkeypatch.undo()

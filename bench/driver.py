@@ -1,0 +1,119 @@
+"""The other end of `stategate.bench.worker`: starts it, asks it, notices when it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from stategate.contract.errors import MeasurementError
+
+OURS = "stategate.bench.subject:open_session"
+
+
+class Driver:
+    """One worker process; use it in a ``with``.
+
+    Attributes:
+        hello: What the worker said after its first step, and ``first_answer_s``: wall time from
+            the start of the process until then.
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        *,
+        episode: str | None = None,
+        maker: str = OURS,
+        more: dict[str, Any] | None = None,
+        core: int | None = None,
+        python: str = sys.executable,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        """Start the process and wait for its first step.
+
+        Args:
+            bundle: Folder of the bundle.
+            episode: Recorded inputs; the golden episode when None.
+            maker: ``module:function`` that opens the subject, given the bundle.
+            more: What else it is given, by name.
+            core: Core to run on; None leaves that to the system.
+            python: Interpreter; another environment's for a peer.
+            env: Variables on top of this process's.
+
+        Raises:
+            MeasurementError: It died; its last words are in the message.
+        """
+        spec: dict[str, Any] = {"bundle": bundle, "episode": episode, "maker": maker, "core": core}
+        spec["more"] = more or {}
+        self._maker = maker
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115  closed with the driver
+        started = time.perf_counter()
+        self._process = subprocess.Popen(
+            [python, "-m", "stategate.bench.worker", json.dumps(spec)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._words,
+            env={**os.environ, **(env or {})},
+        )
+        self.hello: dict[str, Any] = {}
+        try:
+            self.hello, _ = self.ask("hello")
+        except MeasurementError:
+            self.close()
+            raise
+        self.hello["first_answer_s"] = time.perf_counter() - started
+
+    def ask(self, do: str, **arguments: Any) -> tuple[dict[str, Any], bytes]:
+        """Have a job done.
+
+        Returns:
+            Its answer, and the bytes of its samples.
+
+        Raises:
+            MeasurementError: The process died.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise MeasurementError(
+                f"the process that stepped it ended during {do!r}",
+                found=f"exit code {self._process.wait()}: {self._last_words()}",
+                remedy="step the bundle with: stategate verify BUNDLE",
+            )
+        header: dict[str, Any] = json.loads(line)
+        return header, stdout.read(header.pop("nbytes"))
+
+    def _last_words(self) -> str:
+        self._words.seek(0)
+        said = self._words.read().decode(errors="replace").strip().splitlines()
+        return said[-1] if said else "it said nothing"
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._words.close()
+
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

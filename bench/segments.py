@@ -1,0 +1,169 @@
+"""What has been measured so far, on disk in pieces, so that a killed measurement goes on.
+
+``DIR/bench.part/plan.json`` says what is being measured; ``segment-0000.npz`` and so on hold a few
+seconds of bursts each. A segment is whole or not there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stategate.contract.console import write_whole
+from stategate.contract.errors import ResultError
+
+Array = NDArray[Any]
+
+
+@dataclass(slots=True)
+class Burst:
+    """One burst of one subject.
+
+    Attributes:
+        round: Which round it belongs to.
+        at_s: When it ended, in seconds of measuring.
+        subject: Position in the plan; -1 is the loop that steps nothing.
+        life: How many times the measurement had been taken up before.
+        pace_us: Time of the fixed piece of Python before it.
+        steps: Steps made, untimed ones included.
+        writes: Of which writes, by the ledger.
+        memory_bytes: Bytes of state replaced.
+        rss_bytes: Resident memory of the process after it.
+        joules: Energy taken meanwhile, or None.
+        seconds: How long it took.
+        ns: Time of each timed step, in nanoseconds.
+        wrote: 1 for each of them that wrote.
+    """
+
+    round: int
+    at_s: float
+    subject: int
+    life: int
+    pace_us: float
+    steps: int
+    writes: int
+    memory_bytes: int
+    rss_bytes: int
+    joules: float | None
+    seconds: float
+    ns: Array = field(repr=False)
+    wrote: Array = field(repr=False)
+
+
+_FACTS = [name for name in Burst.__slots__ if name not in ("ns", "wrote")]
+
+
+class Segments:
+    """The pieces of one measurement."""
+
+    def __init__(self, folder: Path, plan: dict[str, Any], fresh: bool = False) -> None:
+        """Take up what was begun, or begin.
+
+        Args:
+            folder: Where the pieces go.
+            plan: What is measured; pieces of another plan are not mixed in.
+            fresh: Throw away what was begun.
+
+        Raises:
+            ResultError: Something else was begun there.
+        """
+        self._folder = folder
+        if fresh:
+            self.discard()
+        written = folder / "plan.json"
+        text = json.dumps(plan, indent=1, sort_keys=True)
+        if written.exists() and written.read_text() != text:
+            old = json.loads(written.read_text())
+            differing = [key for key in plan if old.get(key) != plan[key]]
+            raise ResultError(
+                f"another measurement was begun in {folder}",
+                found=f"other {', '.join(differing)}",
+                expected="the command that was interrupted",
+                remedy="give that command again, or --fresh to throw it away",
+            )
+        write_whole(written, text.encode())
+        self._moments: list[dict[str, Any]] = []
+        self._bursts: list[Burst] = []
+        for path in sorted(folder.glob("segment-*.npz")):
+            self._read(path)
+        self._count = len(list(folder.glob("segment-*.npz")))
+
+    def _read(self, path: Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                told = json.loads(bytes(file["told"]))
+                ns, wrote, ends = file["ns"], file["wrote"], np.cumsum(file["counts"])
+        except (OSError, ValueError, KeyError) as problem:
+            raise ResultError(
+                "a piece of an interrupted measurement cannot be read",
+                found=f"{path}: {problem}",
+                remedy="--fresh throws the measurement away",
+            ) from problem
+        self._moments += told["moments"]
+        for facts, times, flags in zip(
+            told["bursts"], np.split(ns, ends[:-1]), np.split(wrote, ends[:-1]), strict=True
+        ):
+            self._bursts.append(Burst(**facts, ns=times, wrote=flags))
+
+    def add(self, bursts: list[Burst], moment: dict[str, Any]) -> None:
+        """Keep a piece."""
+        told = {
+            "bursts": [{name: getattr(burst, name) for name in _FACTS} for burst in bursts],
+            "moments": [moment],
+        }
+        file = io.BytesIO()
+        np.savez(
+            file,
+            told=np.frombuffer(json.dumps(told).encode(), np.uint8),
+            ns=np.concatenate([burst.ns for burst in bursts]),
+            wrote=np.concatenate([burst.wrote for burst in bursts]),
+            counts=np.array([len(burst.ns) for burst in bursts]),
+        )
+        write_whole(self._folder / f"segment-{self._count:04d}.npz", file.getvalue())
+        self._count += 1
+        self._bursts += bursts
+        self._moments.append(moment)
+
+    @property
+    def lives(self) -> int:
+        """How many times the measurement was begun or taken up."""
+        return max((burst.life for burst in self._bursts), default=-1) + 1
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that are kept."""
+        return max((burst.round for burst in self._bursts), default=-1) + 1
+
+    @property
+    def measured_s(self) -> float:
+        """Seconds of measuring that are kept."""
+        return max((burst.at_s for burst in self._bursts), default=0.0)
+
+    @property
+    def moments(self) -> list[dict[str, Any]]:
+        """The machine, once a piece."""
+        return self._moments
+
+    def of(self, subject: int) -> list[Burst]:
+        """All bursts of a subject, in order of time."""
+        return [burst for burst in self._bursts if burst.subject == subject]
+
+    def samples(self, names: list[str]) -> Iterator[tuple[str, Array]]:
+        """Raw samples by name, for the ``.npz`` beside the result."""
+        for subject, name in [(-1, "empty"), *enumerate(names)]:
+            bursts = self.of(subject)
+            yield f"{name}.ns", np.concatenate([burst.ns for burst in bursts])
+            yield f"{name}.wrote", np.concatenate([burst.wrote for burst in bursts])
+            yield f"{name}.burst", np.array([len(burst.ns) for burst in bursts])
+
+    def discard(self) -> None:
+        """Remove the pieces."""
+        shutil.rmtree(self._folder, ignore_errors=True)

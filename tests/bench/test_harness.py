@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from stategate.bench.driver import Driver
+from stategate.bench.record import read_result
+from stategate.contract import Bundle, TargetRef, write_bundle
+from stategate.contract.errors import MeasurementError
+from stategate.runtime.cli import main
+
+QUICK = ("--seconds", "0.5", "--rate", "200")
+
+
+def bench(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["bench", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two subjects, measured for half a second."""
+    out = tmp_path_factory.mktemp("bench")
+    done = bench(tiny_bundle, tiny_bundle, *QUICK, "--out", out)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_a_measurement_leaves_record_page_markdown_and_samples(measured: Path) -> None:
+    assert {p.name for p in measured.iterdir()} == {
+        "bench.json",
+        "bench.html",
+        "bench.md",
+        "bench.npz",
+    }
+    result = read_result(measured / "bench.json")
+    first, second = result.subjects
+    assert (first.name, second.name) == ("Tiny", "Tiny #2")
+    assert [(ratio.of, ratio.to) for ratio in result.ratios] == [("Tiny #2", "Tiny")]
+    assert first.max_output_error is not None and first.max_output_error < 1e-5
+    assert first.cold.first_answer_s > first.cold.import_s > 0
+    assert len(first.idle_us) == len(first.busy_us) == 20
+    assert first.rates[0].ticks + first.rates[0].misses >= first.rates[0].ticks > 1
+
+
+def test_the_samples_on_disk_are_those_of_the_record(measured: Path) -> None:
+    result = read_result(measured / "bench.json")
+    with np.load(measured / "bench.npz") as samples:
+        for subject in result.subjects:
+            ns, wrote = samples[f"{subject.name}.ns"], samples[f"{subject.name}.wrote"]
+            assert len(ns) == len(wrote) == subject.times.count
+            assert samples[f"{subject.name}.burst"].sum() == len(ns)
+            assert np.median(ns) / 1000 == pytest.approx(subject.times.p50_us, rel=0.01)
+            quiet, write = subject.quiet, subject.write
+            assert quiet is not None and write is not None
+            assert (quiet.count, write.count) == (int((wrote == 0).sum()), int(wrote.sum()))
+
+
+def test_writes_of_the_samples_are_those_that_the_ledger_counted(tiny_bundle: Path) -> None:
+    with Driver(str(tiny_bundle)) as driver:
+        before, _ = driver.ask("burst", timed=1, slot_s=0.0)
+        after, raw = driver.ask("burst", timed=500, slot_s=0.0)
+        wrote = np.frombuffer(raw[4 * 500 :], np.uint8)
+        # Golden inputs follow each other, and ten untimed steps go before the timed ones.
+        golden = Bundle.open(tiny_bundle).golden()
+        assert golden is not None
+        is_open = golden.inputs["x"][:, 0, 0] > 0.0
+        # Steps so far: the first answer used input 0 without moving on.
+        at = (before["steps"] + 10 + np.arange(500)) % len(is_open)
+        np.testing.assert_array_equal(wrote, is_open[at])
+        between = (before["steps"] + np.arange(510)) % len(is_open)
+        counted = after["ledger"]["writes"] - before["ledger"]["writes"]
+        assert counted == int(is_open[between].sum())
+
+
+def test_a_page_says_everything_from_the_record_alone(measured: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bench.json"
+    shutil.copy(measured / "bench.json", copy)
+    done = bench("report", copy, "--json")
+    assert done.exit_code == 0, done.output
+    for name in json.loads(done.output):
+        assert Path(name).read_bytes() == (measured / Path(name).name).read_bytes()
+    text = (tmp_path / "bench.md").read_text()
+    for heading in ("Comparison", "Step times", "Memory", "Write ledger", "Wear", "Energy"):
+        assert f"## {heading}" in text
+    assert not re.search(r'(src|href)="(?!#)', (tmp_path / "bench.html").read_text())
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is here to count mallocs")
+def test_mallocs_of_a_step_are_counted_and_python_keeps_nothing(measured: Path) -> None:
+    made = read_result(measured / "bench.json").subjects[0].allocations
+    # ONNX Runtime allocates in every node; how often is its own affair.
+    assert made.native_per_step is not None and made.native_per_step > 1
+    assert made.all_per_step is not None and made.all_per_step > made.native_per_step
+    assert made.python_blocks_kept < made.steps / 10
+
+
+def test_a_damaged_piece_can_be_thrown_away_and_a_missing_compiler_is_told(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = tmp_path / "bench.part"
+    part.mkdir()
+    (part / "segment-0000.npz").write_bytes(b"torn")
+    refused = bench(tiny_bundle, *QUICK, "--out", tmp_path)
+    assert refused.exit_code == 2 and "cannot be read" in refused.output
+    monkeypatch.setenv("CC", "no-such-compiler")
+    done = bench(tiny_bundle, *QUICK, "--out", tmp_path, "--fresh")
+    assert done.exit_code == 0, done.output
+    result = read_result(tmp_path / "bench.json")
+    assert result.subjects[0].allocations.native_per_step is None
+    assert any("no-such-compiler" in note for note in result.notes)
+    assert "not measured" in (tmp_path / "bench.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_measurement_goes_on_where_it_stopped(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["bench", str(tiny_bundle), "--seconds", "4", "--rate", "200"]
+    arguments += ["--out", str(tmp_path)]
+    code = f"from stategate.runtime.cli import main; main({arguments!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    part, end = tmp_path / "bench.part", time.monotonic() + 60
+    while not list(part.glob("segment-*.npz")) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "bench.json").exists()
+    other = bench(tiny_bundle, "--seconds", "7", "--out", tmp_path)
+    assert other.exit_code == 2 and "--fresh" in other.output
+    done = bench(*arguments[1:])
+    assert done.exit_code == 0 and "going on after" in done.output
+    result = read_result(tmp_path / "bench.json")
+    assert result.interruptions == 1
+    assert any("interrupted" in note for note in result.notes)
+    at = result.subjects[0].rounds.at_s
+    assert list(at) == sorted(at) and at[-1] >= 3.5
+    assert not part.exists()
+
+
+def test_a_bundle_for_another_architecture_is_refused_before_anything_runs(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    opened = Bundle.open(tiny_bundle)
+    manifest = opened.manifest
+    foreign = type(manifest)(
+        **{name: getattr(manifest, name) for name in manifest.__struct_fields__}
+        | {"target": TargetRef("some-board", "riscv64")}
+    )
+    content = {file.path: opened.read(file) for file in manifest.all_files}
+    path = write_bundle(tmp_path / "foreign", foreign, content).path
+    done = bench(path, *QUICK)
+    assert done.exit_code == 2
+    assert "another architecture" in done.output and os.uname().machine in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "code"),
+    [
+        (("--quick", "--official"), "contradict", 2),
+        (("--rate", "0"), "--rate", 2),
+        (("--engine", "abacus"), "abacus", 2),
+        (("--engine", "native"), "no native engine", 1),
+        (("--seconds", "nan"), "--seconds", 2),
+        (("--core", "4095"), "core", 2),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    tiny_bundle: Path, arguments: tuple[str, ...], said: str, code: int
+) -> None:
+    done = bench(tiny_bundle, *arguments)
+    assert done.exit_code == code
+    assert said in done.output
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    assert bench(tmp_path, *QUICK).exit_code == 2
+
+
+def test_a_process_that_dies_leaves_its_last_words(tiny_bundle: Path) -> None:
+    with pytest.raises(MeasurementError, match="no_such_maker"):
+        Driver(str(tiny_bundle), maker="stategate.bench.subject:no_such_maker")
+    with (
+        Driver(str(tiny_bundle)) as driver,
+        pytest.raises(MeasurementError, match="'burst'"),
+    ):
+        driver._process.kill()
+        driver.ask("burst", timed=1, slot_s=0.0)
+
+
+def test_help_of_the_group_and_of_run_is_there(measured: Callable[..., Path]) -> None:
+    assert "compare" in bench("--help").output
+    assert "--official" in bench("run", "--help").output

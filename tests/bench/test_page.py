@@ -1,0 +1,146 @@
+"""The pages in a real browser: they draw their tables and plots, and complain of nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from stategate.bench.record import BenchResult, Energy
+from stategate.bench.report import html, markdown
+from stategate.calibration.drift import drift
+from stategate.calibration.drift_page import page as drift_page
+from stategate.contract import Bundle
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next((path for path in map(shutil.which, _NAMES) if path), None)
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine; Debian's package is called chromium"
+)
+
+
+class Elements(HTMLParser):
+    """How many elements of each kind a document has, and the texts of its heading cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+
+# What a script in the page finds out: is anything wider than the window, and which colours rule.
+PROBE = """<script>
+addEventListener("load", () => {
+  const seen = document.createElement("p"), root = document.documentElement;
+  const small = [...document.querySelectorAll("svg")].filter(
+    (svg) => svg.getBoundingClientRect().width < 200 || !svg.querySelector("path"));
+  seen.id = "probe";
+  seen.textContent = [root.scrollWidth <= root.clientWidth, small.length,
+    getComputedStyle(document.body).backgroundColor].join(" ");
+  document.body.append(seen);
+});
+</script></body>"""
+
+
+def browse(page: str, folder: Path, *, width: int, dark: bool = False) -> tuple[str, list[str]]:
+    """The page as the browser built it, and what its console said."""
+    assert CHROMIUM is not None
+    path = folder / "page.html"
+    path.write_text(page.replace("</body>", PROBE))
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={folder / 'profile'}",
+            f"--window-size={width},900",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "HOME": str(folder)},
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture(scope="module")
+def two(result: Callable[..., BenchResult]) -> BenchResult:
+    """Two subjects, one with energy and a name that is no HTML."""
+    one = result(30.0, 1)
+    energy = Energy(joules=10.0, seconds=2.0, mj_per_step=0.1, net_mj_per_step=0.02)
+    other = msgspec.structs.replace(
+        one.subjects[0], name="<script>alert(1)</script>|", energy=energy
+    )
+    return msgspec.structs.replace(one, subjects=(*one.subjects, other))
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("width", "dark", "paper"),
+    [(1280, False, "rgb(255, 255, 255)"), (390, True, "rgb(22, 24, 27)")],
+)
+def test_the_page_of_a_bench_is_whole_in_a_browser(
+    two: BenchResult, tmp_path: Path, width: int, dark: bool, paper: str
+) -> None:
+    seen, console = browse(html(two), tmp_path, width=width, dark=dark)
+    assert console == []
+    elements = Elements(seen).counts
+    assert elements["svg"] == 6 and elements["table"] >= 7
+    assert f'<p id="probe">true 0 {paper}</p>' in seen
+    for heading in (
+        "Step times",
+        "Memory",
+        "Write ledger",
+        "Wear",
+        "Energy",
+        "Machine and options",
+    ):
+        assert f"<h2>{heading}</h2>" in seen
+
+
+@needs_browser
+def test_the_page_of_a_drift_report_is_whole_in_a_browser(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    golden = Bundle.open(tiny_bundle).golden()
+    assert golden is not None
+    page = drift_page(drift(tiny_bundle, tiny_bundle, [("e", golden)], 40))
+    seen, console = browse(page, tmp_path, width=390)
+    assert console == []
+    elements = Elements(seen).counts
+    assert elements["svg"] == 3 and elements["table"] >= 3
+    assert '<p id="probe">true 0 ' in seen
+
+
+@needs_browser
+def test_a_page_with_an_error_would_be_noticed(tmp_path: Path) -> None:
+    broken = "<!doctype html><title>x</title><body><script>missing()</script></body>"
+    _, console = browse(broken, tmp_path, width=800)
+    assert any("missing" in line for line in console)
+
+
+def test_names_cannot_smuggle_html_into_the_page_or_columns_into_markdown(
+    two: BenchResult,
+) -> None:
+    assert "<script>" not in html(two)
+    rows = [line for line in markdown(two).splitlines() if "alert(1)" in line]
+    assert rows and all("\\|" in row for row in rows if row.startswith("|"))
+
+
+def test_the_page_of_a_record_is_the_same_every_time(two: BenchResult) -> None:
+    assert html(two) == html(two)

@@ -1,0 +1,150 @@
+"""A candidate in lower precision becomes a bundle by its drift report, or by somebody's word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from stategate.contract import Bundle, DriftReceipt, Episode, FileRef, Manifest
+from stategate.contract.errors import SpecError
+from stategate.runtime import Session
+from stategate.runtime.cli import main
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of one's own, its float bundle, two candidates and a held-out recording."""
+    folder = tmp_path_factory.mktemp("seal")
+    source = Path(__file__).parents[1] / "conftest.py"
+    (folder / "mine.py").write_text(source.read_text())
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((400, 1, 4)).astype(np.float32)
+    (folder / "held-out.npz").write_bytes(Episode({"x": x}).to_bytes())
+    for name, more in {
+        "float": [],
+        "small": ["--state-storage", "h=int8", "--error-feedback"],
+        "int4": ["--precision", "int4-weights"],
+    }.items():
+        plan = folder / "all.json"
+        plan.write_text('{"weights": "int4", "keep_float": []}')
+        more = [str(plan) if word == "int4-weights" else word for word in more]
+        done = run("export", f"{folder}/mine.py:Tiny", "--steps", 50, *more, "--out", folder / name)
+        assert done.exit_code == 0, done.output
+        assert ("a candidate, to be judged" in done.output) == (name != "float")
+    return folder
+
+
+def drift(built: Path, name: str, out: Path, *more: object) -> Result:
+    held_out = built / "held-out.npz"
+    common = ["drift", built / "float", built / name, "--episode", held_out, "--out", out]
+    return run(*common, *more)
+
+
+def manifest(path: Path) -> Manifest:
+    return Bundle.open(path).manifest
+
+
+def test_a_candidate_that_keeps_its_limits_is_sealed_with_its_report(
+    built: Path, tmp_path: Path
+) -> None:
+    assert run("verify", built / "small").exit_code == 1
+    done = drift(built, "small", tmp_path / "report", "--seal", tmp_path / "bundle")
+    assert done.exit_code == 0, done.output
+    sealed, candidate = manifest(tmp_path / "bundle"), manifest(built / "small")
+    assert candidate.is_candidate and not sealed.is_candidate
+    receipt = sealed.drift
+    assert receipt is not None and receipt.steps == 400
+    assert (receipt.findings, receipt.accepted) == ((), None)
+    assert receipt.reference == Bundle.open(built / "float").digest
+    report = Bundle.open(tmp_path / "bundle").read(receipt.report)
+    assert report == (tmp_path / "report" / "drift.json").read_bytes()
+    assert run("verify", tmp_path / "bundle").exit_code == 0
+    assert "drift        400 steps" in run("inspect", tmp_path / "bundle").output
+    with Session.open(built / "small") as ours, Session.open(tmp_path / "bundle") as theirs:
+        for inputs in Episode.load(built / "held-out.npz"):
+            assert np.array_equal(ours.step(**inputs)["y"], theirs.step(**inputs)["y"])
+
+
+def test_a_candidate_beyond_its_limits_is_sealed_by_nobody_or_by_name(
+    built: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    strict = ["--max-mean-error", "1e-9", "--seal", out]
+    done = drift(built, "int4", tmp_path / "report", *strict)
+    assert done.exit_code == 1 and "not sealed" in done.output
+    assert list(tmp_path.iterdir()) == [tmp_path / "report"]  # nothing is left half built
+    assert json.loads((tmp_path / "report" / "drift.json").read_text())["findings"]
+    done = drift(built, "int4", tmp_path / "report", *strict, "--accept", "Ada: a toy")
+    assert done.exit_code == 0 and "accepted by Ada: a toy" in done.output
+    receipt = manifest(out).drift
+    assert receipt is not None and receipt.accepted == "Ada: a toy"
+    assert receipt.findings[0].startswith("mean output error")
+    assert run("verify", out).exit_code == 0
+    assert "accepted by Ada" in run("inspect", out).output
+
+
+def test_a_candidate_that_was_accepted_without_need_says_nobody(
+    built: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    done = drift(built, "small", tmp_path / "r", "--seal", out, "--accept", "Ada: in case")
+    assert done.exit_code == 0, done.output
+    receipt = manifest(out).drift
+    assert receipt is not None and receipt.accepted is None
+
+
+def test_what_cannot_be_sealed_is_refused_before_it_is_stepped(
+    built: Path, aura_bundle: Path, tmp_path: Path
+) -> None:
+    common = ["--episode", built / "held-out.npz", "--out", tmp_path / "report"]
+    seal = ["--seal", tmp_path / "bundle"]
+    done = run("drift", aura_bundle, built / "small", *common, *seal)
+    assert done.exit_code == 1 and "not made from the float bundle" in done.output
+    done = run("drift", built / "small", built / "int4", *common, *seal)
+    assert done.exit_code == 1 and "judged by the sealed float model" in done.output
+    done = run("drift", built / "float", built / "small", *common, "--accept", "Ada: why not")
+    assert done.exit_code == 2 and "--seal" in done.output
+    done = run("drift", built / "float", built / "small", *common, *seal, "--accept", "because")
+    assert done.exit_code == 2 and "WHO: WHY" in done.output
+    for place in (built / "float", tmp_path, tmp_path / "report"):
+        done = run("drift", built / "float", built / "small", *common, "--seal", place)
+        assert done.exit_code == 2 and "a folder apart" in done.output
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine.txt").write_text("mine")
+    done = run("drift", built / "float", built / "small", *common, *seal)
+    assert done.exit_code != 0 and "not a bundle" in done.output
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_receipt_says_who_overruled_what(built: Path) -> None:
+    ref = FileRef("drift.json", "0" * 64)
+    with pytest.raises(SpecError, match="nobody"):
+        DriftReceipt(ref, "", 1, ("a limit was broken",))
+    with pytest.raises(SpecError, match="Ada"):
+        DriftReceipt(ref, "", 1, (), "Ada: a toy")
+
+
+def test_nobody_can_accept_a_candidate_that_fails(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "large.py").write_text(
+        (built / "mine.py").read_text().replace('states["count"] + 1.0', 'states["count"] + 9e3')
+    )
+    model = f"{tmp_path}/large.py:Tiny"
+    for name, more in {"float": [], "half": ["--state-storage", "count=float16"]}.items():
+        done = run("export", model, "--steps", 5, *more, "--out", tmp_path / name)
+        assert done.exit_code == 0, done.output
+    held_out = Episode({"x": np.ones((30, 1, 4), np.float32)})
+    (tmp_path / "e.npz").write_bytes(held_out.to_bytes())
+    done = run(
+        "drift", tmp_path / "float", tmp_path / "half", "--episode", tmp_path / "e.npz",
+        "--out", tmp_path / "r", "--seal", tmp_path / "sealed", "--accept", "Ada: a toy",
+    )  # fmt: skip
+    assert done.exit_code == 1 and "fails in step" in done.output
+    assert not (tmp_path / "sealed").exists()
