@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
 
-from stategate.contract import Bundle, canonical_json
+from stategate.contract import Bundle, GateSpec, StateSpec, StepSpec, TensorSpec, canonical_json
 from stategate.contract.engine_plan import PLAN, RECORD, PlanRecord, stored_plans
 from stategate.contract.errors import (
     EngineError,
@@ -20,8 +24,12 @@ from stategate.contract.errors import (
     SpecError,
     StateFault,
 )
+from stategate.export.tensorrt_build import Settings
+from stategate.export.tensorrt_local import build_engine
+from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
-from stategate.runtime.cuda import checked_driver
+from stategate.runtime.cli import main
+from stategate.runtime.cuda import Cuda, checked_driver
 from stategate.runtime.faults import inject
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -228,3 +236,69 @@ def test_the_bundle_stays_as_it_was_sealed(built: Path) -> None:
     assert names == {
         "step.plan", "step.onnx", "record.json", "build.log", "build-engine.sh", "timing.cache",
     }  # fmt: skip
+
+
+class Sums(nn.Module):
+    """A running sum of what is positive, with a chunk of four steps."""
+
+    chunk_steps = 4
+
+    def step_spec(self) -> StepSpec:
+        return StepSpec(
+            (TensorSpec("x", (1, 2)),),
+            (TensorSpec("y", (1, 2)),),
+            (StateSpec("s", (1, 2), gate="g"),),
+            (GateSpec("g", "hard", (1, 1), 0.0, "threshold"),),
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        x, g = inputs["x"], inputs["x"][:, :1] * 1.0
+        s = torch.where(g > inputs["threshold"], states["s"] + x, states["s"])
+        return StepResult({"y": s + 1.0}, {"s": s}, {"g": g})
+
+    def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
+        x, g = inputs["x"], inputs["x"][..., :1] * 1.0
+        meant = (g > inputs["threshold"]) & valid.unsqueeze(-1)
+        s = states["s"].unsqueeze(1) + torch.cumsum(torch.where(meant, x, 0.0), 1)
+        return StepResult({"y": s + 1.0}, {"s": s[:, -1]}, {"g": g})
+
+
+@pytest.fixture(scope="module")
+def sums(seal_model: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return seal_model(tmp_path_factory.mktemp("sums") / "b", Sums())
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("apart") / "aura"
+    asked = ["export", "aura-hard", "--steps", "60", "--split", "read-write", "--out", str(out)]
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 0, done.output
+    return Bundle.open(out)
+
+
+def test_a_chunk_graph_never_sees_states_that_are_on_the_gpu(sums: Bundle, trt: Any) -> None:
+    assert sums.manifest.chunk_graph is not None
+    with closing(Cuda()) as cuda:
+        build_engine(sums, trt, cuda, Settings(1 << 20))
+    x = np.random.default_rng(3).standard_normal((11, 1, 2)).astype(np.float32)
+    with Session.open(sums.path, engine="tensorrt") as gpu, Session.open(sums.path) as cpu:
+        for session in (gpu, cpu):
+            session.step(x=np.ones((1, 2), np.float32))
+        np.testing.assert_allclose(gpu.prefill(x=x)["y"], cpu.prefill(x=x)["y"], rtol=1e-6)
+        np.testing.assert_allclose(gpu.state("s"), cpu.state("s"), rtol=1e-6)
+        assert gpu.ledger == cpu.ledger
+
+
+def test_a_bundle_that_is_read_and_written_apart_steps_in_one_go_on_the_gpu(
+    apart: Bundle, trt: Any
+) -> None:
+    assert apart.manifest.graph_of("read") is not None
+    with closing(Cuda()) as cuda:
+        build_engine(apart, trt, cuda, Settings(1 << 20))
+    z = np.random.default_rng(4).standard_normal((60, 1, 64)).astype(np.float32)
+    with Session.open(apart.path, engine="tensorrt") as gpu, Session.open(apart.path) as cpu:
+        for one in z:
+            ours, theirs = gpu.step(z=one), cpu.step(z=one)
+            np.testing.assert_allclose(ours["action"], theirs["action"], rtol=1e-4, atol=1e-5)
+        assert gpu.ledger == cpu.ledger and gpu.ledger.writes > 0
