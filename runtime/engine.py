@@ -113,9 +113,10 @@ def open_engine(
         EngineError: The graph cannot be loaded, or is not what the manifest says.
         MissingDependencyError: The engine's library is not installed.
     """
+    unknown = sorted(set(choice.split(",")) - set(ENGINES))
+    if unknown:
+        raise SpecError("unknown engine", found=unknown, expected=", ".join(ENGINES))
     first, _, others = choice.partition(",")
-    if first not in ENGINES:
-        raise SpecError("unknown engine", found=first, expected=", ".join(ENGINES))
     if others:
         try:
             return open_engine(bundle, buffers, graph, first)

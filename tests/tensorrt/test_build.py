@@ -43,6 +43,9 @@ def test_an_engine_is_built_replayed_and_stepped(bundle: Path, trt: Any, driver:
         session.step(x=np.ones((1, 4), np.float32))
     assert driver.open == []
     assert Bundle.open(bundle).undeclared_files() == []
+    assert run("verify", bundle, "--engine", "tensorrt").exit_code == 0
+    told = run("run", bundle, "--steps", "20", "--engine", "tensorrt").output
+    assert "on tensorrt 10.3.0, captured" in told
     text = run("build-engine", bundle).output
     assert "golden       " in text and "0 gate flips" in text
 
@@ -101,6 +104,14 @@ def test_what_cannot_be_built_leaves_nothing(bundle: Path, trt: Any, driver: Any
     assert "not supported" in run("build-engine", bundle).output
     assert run("build-engine", bundle.parent / "nowhere").exit_code == 2
     assert not plans_folder(bundle).exists() and driver.open == []
+
+
+def test_a_bundle_without_its_onnx_file_is_refused(bundle: Path, trt: Any) -> None:
+    graph = bundle / Bundle.open(bundle).manifest.step_graph.file.path
+    graph.unlink()
+    refused = run("build-engine", bundle)
+    assert refused.exit_code == 1 and "a file of the bundle is missing" in refused.output
+    assert not plans_folder(bundle).exists()
 
 
 def test_a_pool_bundle_is_refused(tiny_pool_bundle: Path, trt: Any) -> None:

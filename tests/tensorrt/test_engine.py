@@ -211,7 +211,7 @@ def test_another_engine_is_taken_only_where_it_was_asked_for(built: Path) -> Non
     with pytest.raises(EngineError, match="no CUDAExecutionProvider"):
         Session.open(built, engine="onnxruntime-cuda")
     with pytest.raises(SpecError, match="unknown engine"):
-        Session.open(built, engine="tensorflow")
+        Session.open(built, engine="onnxruntime,tensorflow")
 
 
 def test_a_pool_and_spoilt_states_are_refused(built: Path) -> None:

@@ -121,5 +121,5 @@ def test_every_order_gives_what_onnxruntime_gives(
     cuda.close()
     for name, value in (("bundle", bundle.path), ("driver", driver), ("trt", trt)):
         monkeypatch.setattr(Orders, name, value, raising=False)
-    Orders.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+    Orders.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
     Orders.TestCase().runTest()
