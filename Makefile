@@ -21,7 +21,7 @@ HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
 EXPORTER = $(call SOURCES,export models contract runtime) targets/profile.py targets/rows.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow test-aarch64 check lint types export matrix bench bench-native bench-overhead bench-peers soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 check lint types export matrix bench bench-native bench-overhead bench-peers soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -274,6 +274,17 @@ test: $(VENV)/.test ## Run the tests
 
 test-slow: $(VENV)/.test ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+# TensorRT-RTX's parser and builder need no GPU. 96 MB to load, 233 MB in a folder of their own, so
+# that no other test can lean on them.
+TENSORRT := $(BUILD)/tensorrt/site
+$(TENSORRT)/.installed: | $(VENV)/.test
+	@echo "installing TensorRT-RTX into $(TENSORRT)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(TENSORRT) tensorrt-rtx-cu13==1.7.1.116
+	@touch $@
+
+test-tensorrt: $(TENSORRT)/.installed ## Parse and build every zoo model with TensorRT-RTX, without a GPU
+	PYTHONPATH=$(TENSORRT) $(BIN)/python -m pytest tests/tensorrt
 
 CROSS := aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
 test-aarch64: $(VENV)/.test ## Run the native engine's C on emulated aarch64 and Cortex-M7

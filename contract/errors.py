@@ -36,6 +36,7 @@ StategateError
 │   │   └── UndeclaredStateError a buffer or attribute changes behind the contract's back
 │   ├── GraphError           the ONNX graph breaks a rule (branches, dynamic shapes, names)
 │   │   └── SplitError       a step cannot be taken apart into read and write, or gains nothing
+│   ├── BuildError           TensorRT cannot build an engine here
 │   ├── LowerError           the graph cannot be written as C
 │   ├── StatePairingError    an adopted graph's states are ambiguous or mismatched
 │   ├── LeappError           a LEAPP export is malformed, or no single ONNX step with state
@@ -233,6 +234,10 @@ class SnapshotLockedError(SnapshotError):
     """Another process holds the snapshot folder."""
 
 
+class EngineFallbackWarning(UserWarning):
+    """An engine that was asked for cannot be had here, and the next one that was is used."""
+
+
 class BudgetWarning(UserWarning):
     """A limit was passed, and its policy is to warn."""
 
@@ -263,6 +268,12 @@ class SplitError(GraphError):
 
 class LowerError(ExportError):
     """The graph uses something that cannot be written as C; another engine steps it."""
+
+
+class BuildError(ExportError):
+    """TensorRT cannot build an engine of a graph on this machine."""
+
+    exit_code = 1
 
 
 class StatePairingError(ExportError):

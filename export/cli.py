@@ -28,6 +28,7 @@ from stategate.export.receipt import print_receipt
 from stategate.export.rows import RowsReference, side_by_side, staggered
 from stategate.export.stateful import StatefulReference
 from stategate.export.storage_cli import storage_options
+from stategate.export.tensorrt_target import with_tensorrt_told
 from stategate.export.trace import TorchReference, trace, trace_chunk
 from stategate.export.verify import STEPS, Reference
 from stategate.export.ways import Asked, in_its_way
@@ -79,6 +80,11 @@ from stategate.targets import generic, load
     show_default=True,
     help="What the bundle can be stepped with; native adds C source and a library made of it.",
 )
+@click.option(
+    "--require-tensorrt",
+    is_flag=True,
+    help="Refuse a step that a TensorRT of the target would not take, instead of saying so.",
+)
 @precision_options
 @storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
@@ -110,6 +116,7 @@ def export(
     operators: str,
     split: Asked,
     engines: str,
+    require_tensorrt: bool,
     target: str | None,
     episode_path: Path | None,
     steps: int,
@@ -140,7 +147,7 @@ def export(
     if calibration_path is not None:
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
     reference = reference_for(loaded.model, candidate)
-    candidate = lower.of(candidate, profile)
+    candidate = with_tensorrt_told(lower.of(candidate, profile), profile, required=require_tensorrt)
     if engines != "onnxruntime":
         candidate = with_c(candidate)
     episode = episode_for(loaded, candidate, episode_path, steps)

@@ -87,6 +87,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ort",
         "Compile a bundle's C source into a library.",
     ),
+    "build-engine": (
+        "stategate.export.tensorrt_cli:build_engine_command",
+        "tensorrt",
+        "Build a bundle's TensorRT engine on this device.",
+    ),
     "drift": (
         "stategate.calibration.drift_cli:drift",
         "bench",
@@ -157,6 +162,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "stategate.bench.matrix_cli:matrix_command",
         "export",
         "Show what `make matrix` built, and what was refused and why.",
+    ),
+    "doctor": (
+        "stategate.targets.doctor_cli:doctor",
+        "ort",
+        "Say what this machine lacks for an engine, with remedies.",
     ),
     "detect": (
         "stategate.targets.detect_cli:detect_command",

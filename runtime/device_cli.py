@@ -139,10 +139,16 @@ def _printable(text: str, longest: int = 200) -> str:
     show_default=True,
     help="Largest error of outputs and states, relative to their size.",
 )
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help="What replays it, such as native or tensorrt; several by commas are tried in turn.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def verify(
-    ctx: click.Context, bundle: Path, digests: bool, tolerance: float, as_json: bool
+    ctx: click.Context, bundle: Path, digests: bool, tolerance: float, engine: str, as_json: bool
 ) -> None:
     """Check the digests of BUNDLE, then replay its golden episode on this machine.
 
@@ -157,7 +163,7 @@ def verify(
     """
     opened = Bundle.open(bundle)
     undeclared = opened.undeclared_files()
-    result = None if digests else replay(bundle, tolerance)
+    result = None if digests else replay(bundle, tolerance, engine)
     candidate = opened.manifest.is_candidate
     passed = not candidate and not undeclared and (result is None or result.passed)
     if as_json:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import warnings
+from typing import Protocol, runtime_checkable
 
 from stategate.contract import Bundle, GraphRef, chunked, read_signature, write_signature
-from stategate.contract.errors import EngineError, SpecError
+from stategate.contract.errors import (
+    EngineError,
+    EngineFallbackWarning,
+    MissingDependencyError,
+    RuntimeFault,
+    SpecError,
+)
 from stategate.contract.native import why_not_here
-from stategate.runtime.buffers import Buffers
+from stategate.runtime.buffers import Buffers, Group
 
-EngineChoice = Literal["auto", "onnxruntime", "native"]
+# One of `ENGINES`, or several separated by commas, to be tried in that order.
+EngineChoice = str
+# ONNX Runtime's name for where a graph runs, by the name of the engine.
+_PROVIDERS = {
+    "onnxruntime": "CPUExecutionProvider",
+    "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
+}
+ENGINES = ("auto", "native", "tensorrt", *_PROVIDERS)
 
 
 class Engine(Protocol):
@@ -54,6 +69,23 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Resident(Protocol):
+    """An engine that keeps states where the host does not see them."""
+
+    def finite(self, group: Group, parity: int) -> bool:
+        """Whether the next values of a group's states hold neither NaN nor infinity."""
+        ...
+
+    def fetch(self, parity: int) -> None:
+        """Copy the live banks into those of the buffers."""
+        ...
+
+    def push(self, parity: int) -> None:
+        """Copy the live banks of the buffers to where the engine keeps them."""
+        ...
+
+
 def checks_inputs(engine: Engine) -> bool:
     """Whether an engine itself refuses inputs that are not finite; few do, and none that wraps."""
     return bool(getattr(engine, "checks_inputs", False))
@@ -73,17 +105,35 @@ def open_engine(
         graph: One of the bundle's that computes everything in one go; if left out, the step in
             the way of the manifest.
         choice: Which engine steps; ``auto`` is the faster one by the bundle's own measurement,
-            where this machine can load it. A chunk graph runs in onnxruntime.
+            where this machine can load it. Of several, separated by commas, the first that can
+            be had, with a warning for each before it. A chunk graph runs in onnxruntime.
 
     Raises:
         SpecError: There is no engine of that name.
         EngineError: The graph cannot be loaded, or is not what the manifest says.
         MissingDependencyError: The engine's library is not installed.
     """
-    if choice not in ("auto", "onnxruntime", "native"):
-        raise SpecError("unknown engine", found=choice, expected="auto, onnxruntime or native")
+    unknown = sorted(set(choice.split(",")) - set(ENGINES))
+    if unknown:
+        raise SpecError("unknown engine", found=unknown, expected=", ".join(ENGINES))
+    first, _, others = choice.partition(",")
+    if others:
+        try:
+            return open_engine(bundle, buffers, graph, first)
+        except (RuntimeFault, MissingDependencyError) as problem:
+            warnings.warn(
+                f"{first} cannot be had, trying {others}: {problem}",
+                EngineFallbackWarning,
+                stacklevel=2,
+            )
+            return open_engine(bundle, buffers, graph, others)
     manifest, spec = bundle.manifest, bundle.manifest.step
-    if (graph is None or graph.role == "step") and choice != "onnxruntime":
+    one_step = graph is None or graph.role == "step"
+    if one_step and choice == "tensorrt":
+        from stategate.runtime.engine_tensorrt import open_tensorrt
+
+        return open_tensorrt(bundle, buffers)
+    if one_step and choice in ("auto", "native"):
         native = manifest.native
         if native is None and choice == "native":
             raise EngineError(
@@ -98,17 +148,20 @@ def open_engine(
             return NativeEngine(bundle, native, buffers)
     from stategate.runtime.ort import OrtEngine, OrtGraph
 
+    provider = _PROVIDERS.get(choice, _PROVIDERS["onnxruntime"])
     way, read, write = manifest.way, manifest.graph_of("read"), manifest.graph_of("write")
     if graph is not None or way is None or read is None:
         graph = graph or manifest.step_graph
         spec = chunked(spec, graph.steps) if graph.steps > 1 else spec
         whole = (spec.graph_inputs(), spec.graph_outputs())
-        return OrtEngine(OrtGraph(bundle, graph, whole, buffers))
-    return OrtEngine(
-        OrtGraph(bundle, read, read_signature(spec, way), buffers),
-        OrtGraph(bundle, write, write_signature(spec, way), buffers)
+        return OrtEngine(OrtGraph(bundle, graph, whole, buffers, provider))
+    # Where there is no graph to write with, the whole step is taken again.
+    second, signature = (
+        (write, write_signature(spec, way))
         if write is not None
-        else OrtGraph(
-            bundle, manifest.step_graph, (spec.graph_inputs(), spec.graph_outputs()), buffers
-        ),
+        else (manifest.step_graph, (spec.graph_inputs(), spec.graph_outputs()))
+    )
+    return OrtEngine(
+        OrtGraph(bundle, read, read_signature(spec, way), buffers, provider),
+        OrtGraph(bundle, second, signature, buffers, provider),
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from stategate.contract.errors import EngineError, SpecError
 from stategate.runtime.buffers import Buffers
-from stategate.runtime.engine import Engine
+from stategate.runtime.engine import Engine, Resident
 from stategate.runtime.session import Session
 
 Fault = Literal["engine", "state", "gate", "output"]
@@ -45,6 +45,8 @@ class FaultyEngine:
                 raise SpecError("unknown fault", found=fault, expected=", ".join(_FAULTS))
             if fault == "gate" and not buffers.gates:
                 raise SpecError("the model has no gate to spoil")
+            if fault == "state" and isinstance(inner, Resident):
+                raise SpecError("the states are on the GPU, and cannot be spoilt from here")
             if fault == "state" and buffers.states[0].spec.dtype[:5] != "float":
                 raise SpecError("the first state is no float, and cannot be NaN")
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stategate.contract.errors import StateFault
 from stategate.runtime.buffers import Array, Buffers, Group, Slot, StateBanks, is_finite
+from stategate.runtime.engine import Engine, Resident
 from stategate.runtime.ledger import Counters
 
 
@@ -21,7 +22,11 @@ class Memory:
     """
 
     def __init__(
-        self, buffers: Buffers, counters: Counters, thresholds: Sequence[np.float32] | None
+        self,
+        buffers: Buffers,
+        counters: Counters,
+        thresholds: Sequence[np.float32] | None,
+        engine: Engine | None = None,
     ) -> None:
         """Start with every state at its initial value.
 
@@ -30,7 +35,9 @@ class Memory:
             counters: Where commits are counted.
             thresholds: Of the hard gates, in their order; a list that somebody else may change
                 between steps, or None for those of the manifest.
+            engine: What steps; asked for its states where it keeps them itself.
         """
+        self._resident = engine if isinstance(engine, Resident) else None
         self.parity = 0
         self._states = buffers.states
         self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}
@@ -42,6 +49,11 @@ class Memory:
         if thresholds is None:
             thresholds = [np.float32(g.gate.threshold) for g in self._gated if g.gate is not None]
         self._thresholds = thresholds
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the engine keeps the states where no other one sees them."""
+        return self._resident is not None
 
     @property
     def changes_without_gate(self) -> bool:
@@ -162,6 +174,10 @@ class Memory:
 
     def _check_next(self, group: Group) -> None:
         spare = not self.parity & group.bit
+        if self._resident is not None:
+            if not self._resident.finite(group, self.parity):
+                self._fault(group.states[0].banks[spare], "next state")
+            return
         for state in group.states:
             if not is_finite(state.banks[spare].flat):
                 self._fault(state.banks[spare], "next state")
@@ -177,12 +193,16 @@ class Memory:
 
     def live(self) -> dict[str, Array]:
         """The bank of each state that the next step reads, by name; not copies."""
+        if self._resident is not None:
+            self._resident.fetch(self.parity)
         return {s.spec.name: self._bank(s) for s in self._states}
 
     def load(self, states: Mapping[str, Array]) -> None:
         """Copy values into the live banks; ``states`` has one array for each state."""
         for state in self._states:
             np.copyto(self._bank(state), states[state.spec.name])
+        if self._resident is not None:
+            self._resident.push(self.parity)
 
     def reset(self) -> None:
         """Put every state back to its initial value."""

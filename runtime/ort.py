@@ -18,6 +18,7 @@ try:
 except ImportError as missing:
     raise MissingDependencyError("onnxruntime", "ort") from missing
 
+_CPU = "CPUExecutionProvider"
 _MAX_PREMADE = 6  # 2**6 bindings of a few KiB, all made at open
 Tensors = dict[str, TensorSpec]
 _Banks = tuple[str, Callable[[str, Any], None], tuple[Any, Any]]
@@ -25,7 +26,10 @@ _ORT_TYPES = {"float32": "float", "float64": "double"}
 
 
 class OrtGraph:
-    """One ONNX graph on the CPU, single-threaded, without copies around it."""
+    """One ONNX graph without copies around it, by default on the CPU in a single thread.
+
+    Another provider of ONNX Runtime copies between the same buffers and its GPU in every step.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class OrtGraph:
         graph: GraphRef,
         signature: tuple[Tensors, Tensors],
         buffers: Buffers,
+        provider: str = _CPU,
     ) -> None:
         """Load a graph and bind every tensor by its name.
 
@@ -41,19 +46,31 @@ class OrtGraph:
             graph: Which one.
             signature: What it may take, and what it gives; a part of a step need not take all.
             buffers: What it computes from and into.
+            provider: Where it runs, in ONNX Runtime's words; never anywhere else.
 
         Raises:
             EngineError: It cannot be loaded, or its signature is another.
         """
+        self.name = f"onnxruntime {onnxruntime.__version__}"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # A spinning thread would take the core from the control loop.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if provider != _CPU:
+            self.name += f", {provider}"
+            # ONNX Runtime would put what the GPU cannot run on the CPU, and say so in a log.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            if provider not in onnxruntime.get_available_providers():
+                raise EngineError(
+                    f"this build of onnxruntime has no {provider}",
+                    found=", ".join(onnxruntime.get_available_providers()),
+                    remedy="install a build of onnxruntime for this GPU, see docs/jetson.md",
+                )
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                bundle.read(graph.file), options, providers=["CPUExecutionProvider"]
+                bundle.read(graph.file), options, providers=[provider]
             )
         except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
             raise EngineError(
@@ -62,6 +79,12 @@ class OrtGraph:
                 remedy="export again, or use a newer onnxruntime (this one is "
                 f"{onnxruntime.__version__})",
             ) from problem
+        if self._session.get_providers()[0] != provider:
+            raise EngineError(
+                f"ONNX Runtime left {provider} out",
+                found=", ".join(self._session.get_providers()),
+                remedy="look for the missing CUDA or TensorRT library: stategate doctor",
+            )
         _check_signature(self._session, signature, graph.role in ("read", "write"))
         self._buffers = buffers  # OrtValues alias this memory without owning it
         self._premade = len(buffers.groups) <= _MAX_PREMADE
@@ -150,7 +173,7 @@ class OrtEngine:
             step: What every step computes.
             write: What a step that writes computes after it; None where ``step`` has done it.
         """
-        self.name = f"onnxruntime {onnxruntime.__version__}"
+        self.name = step.name
         self._graphs = [step] if write is None else [step, write]
         self.run = step.run  # no call in between
         self._write = write

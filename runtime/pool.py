@@ -26,7 +26,7 @@ from stategate.contract.errors import (
 )
 from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.closing import Closing
-from stategate.runtime.engine import Engine, EngineChoice, open_engine
+from stategate.runtime.engine import Engine, EngineChoice, Resident, open_engine
 from stategate.runtime.feeds import RowFeeds
 from stategate.runtime.keeper import Restored
 from stategate.runtime.ledger import Ledger
@@ -88,12 +88,12 @@ class Pool(Closing):
         check_memory(bundle, bundle.manifest.budget)
         _check_budget(bundle.manifest.budget)
         buffers = allocate(bundle)
-        return cls(
-            bundle,
-            buffers,
-            # Rows have gates of their own: nearly every step of a pool writes somewhere.
-            open_engine(bundle, buffers, bundle.manifest.step_graph, engine),
-        )
+        # Rows have gates of their own: nearly every step of a pool writes somewhere.
+        opened = open_engine(bundle, buffers, bundle.manifest.step_graph, engine)
+        if isinstance(opened, Resident):
+            opened.close()
+            raise SpecError("a pool cannot step with tensorrt", expected="onnxruntime or native")
+        return cls(bundle, buffers, opened)
 
     @property
     def manifest(self) -> Manifest:

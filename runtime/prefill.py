@@ -123,7 +123,8 @@ class Prefill:
         """
         self._bundle, self._buffers, self._memory = bundle, buffers, memory
         self._counters, self._budget, self._keeper = counters, budget, keeper
-        self.by_step = by_step
+        # A chunk's engine would not see what the step's engine keeps on a device.
+        self.by_step = by_step or memory.on_device
         self._chunks: Chunks | None = None
 
     def take(

@@ -36,6 +36,12 @@ from stategate.runtime.session import Session
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to go on from, and to save to at the end.",
 )
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help="What steps it, such as native or tensorrt; several by commas are tried in turn.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(
     bundle: Path,
@@ -43,6 +49,7 @@ def run(
     steps: int | None,
     out: Path | None,
     snapshots: Path | None,
+    engine: str,
     as_json: bool,
 ) -> None:
     """Step BUNDLE on this machine and print what its memory did.
@@ -55,7 +62,7 @@ def run(
     if out is not None:
         check_writable(out / "ledger.json")
     episode = load_episode(episode_path, steps) if episode_path else _golden(Bundle.open(bundle))
-    with Session.open(bundle, snapshots=snapshots) as session:
+    with Session.open(bundle, snapshots=snapshots, engine=engine) as session:
         restored = session.restore() if snapshots is not None else None
         if restored is not None:
             click.echo(f"going on after {restored.steps:,} steps ({restored.reason})", err=True)

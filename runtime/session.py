@@ -78,17 +78,10 @@ class Session(Closing):
         keeps = on_fault != "raise"
         self._last_good = tuple((s.flat, s.flat.copy()) for s in buffers.outputs if keeps)
         thresholds = self._governor.thresholds if self._governor is not None else None
-        self._memory = Memory(buffers, self._counters, thresholds)
+        self._memory = Memory(buffers, self._counters, thresholds, engine)
+        counters, memory = self._counters, self._memory
         self._keeper = (
-            Keeper(
-                snapshots,
-                budget,
-                bundle.manifest,
-                clock,
-                self._counters,
-                self._memory,
-                self._governor,
-            )
+            Keeper(snapshots, budget, bundle.manifest, clock, counters, memory, self._governor)
             if snapshots is not None
             else None
         )
@@ -126,7 +119,8 @@ class Session(Closing):
                 ``raise``; ``hold``, which answers with the last good outputs; or ``reset``, which
                 puts the states back to their initial values and answers the same way.
             clock: Replaced by tests.
-            engine: ``onnxruntime``, ``native``, or the faster one by the bundle's measurement.
+            engine: ``onnxruntime``, ``native``, ``tensorrt``, or the faster one of the first two by
+                the bundle's measurement; several by commas are tried in turn, with a warning.
 
         Raises:
             SpecError: The budget is looser than the manifest's or contradicts the model, or a
@@ -145,11 +139,15 @@ class Session(Closing):
         limits = bundle.manifest.budget.tightened(budget or Budget())
         check_memory(bundle, limits)
         buffers = allocate(bundle)
-        opened = open_engine(bundle, buffers, choice=engine)
         if snapshots is not None and not isinstance(snapshots, SnapshotPolicy):
             snapshots = SnapshotPolicy(snapshots)
         clock = clock or MonotonicClock()
-        return cls(bundle, buffers, opened, limits, clock, snapshots, on_fault)
+        opened = open_engine(bundle, buffers, choice=engine)
+        try:
+            return cls(bundle, buffers, opened, limits, clock, snapshots, on_fault)
+        except BaseException:
+            opened.close()
+            raise
 
     @property
     def manifest(self) -> Manifest:

@@ -1,0 +1,206 @@
+"""A TensorRT plan that was built on a device: what it was made of, and who may load it.
+
+Plans lie beside the bundle and not in it, in ``<bundle>.engines/<key>/``: they belong to one
+device, and the bundle's digests stay as they were sealed. A plan is machine code of one GPU and one
+release of TensorRT, so it is loaded only where everything in its fingerprint is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from stategate.contract.bundle import sha256
+from stategate.contract.errors import EngineError
+from stategate.contract.manifest import FileRef, canonical_json
+from stategate.contract.specs import Record
+
+# Counts up whenever the graph that is built differs in meaning for the same ONNX file.
+RECIPE = 1
+# Output that the built graph has beyond the step's: sum of magnitudes of each guarded next state.
+GUARD = "stategate_sum_abs"
+RECORD = "record.json"
+PLAN = "step.plan"
+VARIANT = "step.onnx"
+LOG = "build.log"
+TIMING_CACHE = "timing.cache"
+
+_WORDS = {
+    "library": "library",
+    "version": "TensorRT",
+    "gpu": "GPU",
+    "compute_capability": "compute capability",
+    "multiprocessors": "multiprocessors of the GPU",
+    "machine": "architecture",
+    "system": "system",
+    "cuda": "CUDA of the driver",
+    "l4t": "Jetson Linux",
+    "recipe": "stategate's graph recipe",
+    "onnx_sha256": "graph of the bundle",
+    "flags": "builder flags",
+}
+
+
+class PlanFingerprint(Record, frozen=True, kw_only=True):
+    """Everything that must be the same where a plan is loaded.
+
+    Attributes:
+        library: ``tensorrt`` or ``tensorrt_rtx``; neither loads the other's plans.
+        version: All of its version, such as ``10.3.0``.
+        gpu: The GPU's name.
+        compute_capability: Such as ``8.7``.
+        multiprocessors: How many; Jetson modules of different size share name and capability.
+        machine: Processor architecture.
+        system: Kernel's name, in small letters.
+        cuda: CUDA version of the driver.
+        l4t: Release of Jetson Linux, or None elsewhere.
+        onnx_sha256: Digest of the bundle's step graph.
+        flags: What the builder was told, in order.
+        recipe: Version of the way from that graph to the one that was built.
+    """
+
+    library: str
+    version: str
+    gpu: str
+    compute_capability: str
+    multiprocessors: int
+    machine: str
+    system: str
+    cuda: str
+    l4t: str | None
+    onnx_sha256: str
+    flags: tuple[str, ...] = ()
+    recipe: int = RECIPE
+
+    @property
+    def key(self) -> str:
+        """A short name for it, that of the plan's folder."""
+        return sha256(canonical_json(self))[:16]
+
+    def differences(self, here: PlanFingerprint) -> list[str]:
+        """What differs where the plan shall be loaded, one phrase each; empty if nothing does."""
+        return [
+            f"{word} {_short(getattr(self, name))} in the plan, {_short(getattr(here, name))} here"
+            for name, word in _WORDS.items()
+            if getattr(self, name) != getattr(here, name)
+        ]
+
+
+class PlanRecord(Record, frozen=True, kw_only=True):
+    """What lies beside a plan, as ``record.json``.
+
+    Attributes:
+        fingerprint: Where the plan may be loaded.
+        plan: The plan and its digest.
+        variant: The graph that was given to TensorRT's parser.
+        plan_bytes: Size of the plan.
+        guarded: States whose next value `GUARD` sums, in its order.
+        cuda_graph: Whether steps are captured in CUDA graphs.
+        stripped: Whether the weights are not in the plan and come from the variant at load.
+        workspace_bytes: Scratch memory that the builder might use.
+        timing_cache_sha256: Digest of the timing cache after the build; None where there is none.
+        built_by: ``python`` or ``trtexec``.
+    """
+
+    fingerprint: PlanFingerprint
+    plan: FileRef
+    variant: FileRef
+    plan_bytes: int
+    guarded: tuple[str, ...]
+    cuda_graph: bool = True
+    stripped: bool = False
+    workspace_bytes: int
+    timing_cache_sha256: str | None = None
+    built_by: str = "python"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPlan:
+    """A plan on disk whose record was read."""
+
+    folder: Path
+    record: PlanRecord
+
+    def read(self, file: FileRef) -> bytes:
+        """Bytes of one of its files, checked.
+
+        Raises:
+            EngineError: It is missing, truncated or altered.
+        """
+        path = self.folder / file.path
+        data = path.read_bytes() if path.is_file() else b""
+        if sha256(data) != file.sha256:
+            short = file == self.record.plan and len(data) < self.record.plan_bytes
+            raise EngineError(
+                f"the engine's file {file.path} is "
+                + ("truncated or missing" if short else "not the one that was built"),
+                found=f"{len(data)} bytes in {self.folder}",
+                expected=f"sha256 {file.sha256[:12]}"
+                + (f", {self.record.plan_bytes} bytes" if file == self.record.plan else ""),
+                remedy="build it again on this device: stategate build-engine BUNDLE",
+            )
+        return data
+
+
+def plans_folder(bundle: Path) -> Path:
+    """Where the plans of a bundle lie: a folder beside it."""
+    return bundle.with_name(f"{bundle.name}.engines")
+
+
+def stored_plans(bundle: Path) -> list[StoredPlan]:
+    """Every plan beside a bundle.
+
+    Raises:
+        EngineError: A record cannot be read.
+    """
+    return [
+        StoredPlan(path.parent, _record(path))
+        for path in sorted(plans_folder(bundle).glob(f"[!.]*/{RECORD}"))
+    ]
+
+
+def plan_for(bundle: Path, here: PlanFingerprint) -> StoredPlan:
+    """The plan that was built for exactly this place.
+
+    Args:
+        bundle: The bundle's folder.
+        here: Fingerprint of this place; its flags are not looked at, they are the plan's choice.
+
+    Raises:
+        EngineError: There is none; the message says in what the nearest one differs.
+    """
+    nearest: list[str] | None = None
+    for stored in reversed(stored_plans(bundle)):
+        print_ = stored.record.fingerprint
+        differs = print_.differences(msgspec.structs.replace(here, flags=print_.flags))
+        if not differs:
+            return stored
+        if nearest is None or len(differs) < len(nearest):
+            nearest = differs
+    raise EngineError(
+        "no TensorRT engine of this bundle was built for this device and this software",
+        found="; ".join(nearest) if nearest else f"no engine in {plans_folder(bundle)}",
+        expected="an engine with the same fingerprint; another one may load and answer wrongly",
+        remedy="build it here: stategate build-engine BUNDLE",
+    )
+
+
+def _record(path: Path) -> PlanRecord:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=PlanRecord)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        raise EngineError(
+            "the record of an engine cannot be read",
+            found=f"{path}: {problem}",
+            remedy=f"delete {path.parent} and build again: stategate build-engine BUNDLE",
+        ) from problem
+
+
+def _short(value: object) -> str:
+    if isinstance(value, str) and len(value) == 64:
+        return value[:12]
+    if isinstance(value, tuple):
+        return "+".join(value) or "none"
+    return "none" if value is None else str(value)

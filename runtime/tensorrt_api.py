@@ -1,0 +1,109 @@
+"""What building and loading have in common: TensorRT's bindings, its log, and where this is."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from stategate.contract.engine_plan import PlanFingerprint
+from stategate.contract.errors import EngineError
+from stategate.runtime.cuda import Cuda
+
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
+
+
+def load_tensorrt(library: str = "tensorrt") -> Any:
+    """TensorRT's own bindings.
+
+    Args:
+        library: One of `LIBRARIES`.
+
+    Raises:
+        EngineError: They are not installed, or cannot be loaded.
+    """
+    try:
+        return importlib.import_module(library)
+    except ModuleNotFoundError as missing:
+        raise EngineError(
+            f"the Python bindings of {library} are not installed",
+            found=missing,
+            remedy="they come with JetPack: apt install python3-libnvinfer, and a virtual "
+            "environment with --system-site-packages; see docs/jetson.md",
+        ) from missing
+    except (ImportError, OSError) as problem:
+        raise EngineError(
+            f"{library} is installed and cannot be loaded",
+            found=problem,
+            remedy="stategate doctor says what belongs together",
+        ) from problem
+
+
+def fingerprint_here(
+    trt: Any, cuda: Cuda, onnx_sha256: str, flags: tuple[str, ...] = (), root: Path = Path("/")
+) -> PlanFingerprint:
+    """The fingerprint of a plan that is built here and now.
+
+    Args:
+        trt: TensorRT's bindings.
+        cuda: The GPU.
+        onnx_sha256: Digest of the bundle's step graph.
+        flags: What the builder was told.
+        root: Where ``etc`` lies.
+    """
+    try:
+        told = (root / "etc/nv_tegra_release").read_text(errors="replace")
+    except OSError:
+        told = ""
+    release = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", told)
+    return PlanFingerprint(
+        library=trt.__name__,
+        version=trt.__version__,
+        gpu=cuda.gpu,
+        compute_capability=cuda.compute_capability,
+        multiprocessors=cuda.multiprocessors,
+        machine=platform.machine(),
+        system=platform.system().lower(),
+        cuda=cuda.version,
+        l4t=f"{release[1]}.{release[2]}" if release else None,
+        onnx_sha256=onnx_sha256,
+        flags=flags,
+    )
+
+
+def make_log(trt: Any) -> Any:
+    """A logger that keeps what it is told; its base class is the library's.
+
+    It has ``text()``, everything, and ``problems()``, the messages of errors.
+    """
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[Any, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append((severity, message))
+
+        def text(self) -> str:
+            return "".join(f"{severity}: {message}\n" for severity, message in self.lines)
+
+        def problems(self) -> list[str]:
+            bad = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+            return [message for severity, message in self.lines if severity in bad]
+
+    return Log()
+
+
+def why(log: Any) -> tuple[str, str | None]:
+    """What a log gives as reason for a refusal, and what to do if that is an old driver."""
+    told = "; ".join(log.problems()[-3:]) or "no reason given"
+    # CUDA error 35: cudaErrorInsufficientDriver, which is also said where there is no driver.
+    old = re.search(r"insufficient|cudaError 35\b|Cuda failure: 35\b|CUDA error 35\b", told, re.I)
+    return told, (
+        "update the NVIDIA driver: it is too old for this TensorRT, or there is none"
+        if old
+        else None
+    )

@@ -1,0 +1,40 @@
+"""``stategate doctor``: what this machine lacks, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from stategate.targets.doctor import examine
+
+
+@click.command("doctor")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path("/"),
+    show_default=True,
+    help="Where etc, usr and dev lie; a copy of another machine's.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, root: Path, as_json: bool) -> None:
+    """Look this machine over, one line a finding with its remedy.
+
+    Exits with 1 where something is missing that an engine of this machine needs.
+
+    \b
+    Example:
+      stategate doctor
+    """
+    found = examine(root)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        for one in found:
+            remedy = f"; what to do: {one.remedy}" if one.remedy else ""
+            click.echo(f"{one.level:<8} {one.what:<12} {one.told}{remedy}")
+    ctx.exit(1 if any(one.level == "missing" for one in found) else 0)
