@@ -58,6 +58,9 @@ class OrtGraph:
         options.log_severity_level = 3
         # A spinning thread would take the core from the control loop.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Weights stored as integers are multiplied in float32 (level 1). The default quantises the
+        # activations beside them to int8, which no plan of ours asked for.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if provider != _CPU:
             self.name += f", {provider}"
             # ONNX Runtime would put what the GPU cannot run on the CPU, and say so in a log.

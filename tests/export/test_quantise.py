@@ -11,6 +11,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from stategate.contract import Bundle, Episode, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import (
@@ -25,6 +26,7 @@ from stategate.export.quantise import projections, quantised
 from stategate.export.trace import trace
 from stategate.export.verify import Limits, verify
 from stategate.models.load import load_model
+from stategate.runtime import Session
 from stategate.runtime.cli import main
 from stategate.targets import load
 
@@ -278,3 +280,22 @@ def test_a_candidate_whose_integer_states_part_from_the_model_can_be_opened_and_
     assert receipt is not None
     assert receipt.max_state_error is None
     assert receipt.gate_flips > 0
+
+
+def test_weights_in_int8_leave_activations_in_float32(tmp_path: Path) -> None:
+    """By default ONNX Runtime quantises the activations of a product with integer weights."""
+    out = tmp_path / "b"
+    command = ["export", "aura-hard", "--precision", "int8-weights", "--split", "fused"]
+    assert CliRunner().invoke(main, [*command, "--out", str(out)]).exit_code == 0
+    bundle = Bundle.open(out)
+    oracle = ReferenceEvaluator(onnx.load_from_string(bundle.read(bundle.manifest.step_graph.file)))
+    spec, rng = bundle.manifest.step, np.random.default_rng(0)
+    z = rng.standard_normal((1, 64)).astype(np.float32)
+    feeds = {n: np.zeros(t.shape, t.dtype) for n, t in spec.graph_inputs().items()}
+    feeds |= {c.name: np.full(c.shape, c.value, c.dtype) for c in spec.fixed_inputs} | {"z": z}
+    names = list(spec.graph_outputs())
+    right = dict(zip(names, oracle.run(names, feeds), strict=True))
+    with Session.open(out, engine="onnxruntime") as session:
+        ours = session.step(z=z)
+        np.testing.assert_allclose(ours["action"], right["action"], atol=1e-5)
+        np.testing.assert_allclose(session.gates["gate"], right["gate"], atol=1e-5)
