@@ -82,6 +82,8 @@ def test_one_jump_of_memory_is_no_slope_and_steady_growth_is() -> None:
     assert slope(at, np.where(at > 40, 1e6, 0.0)) == 0.0
     assert slope(at, 7 * at) == pytest.approx(7.0)
     assert slope(at[:1], at[:1]) == 0.0
+    day = np.arange(300_000.0)  # whose pairs would take terabytes
+    assert slope(day, 7 * day) == pytest.approx(7.0)
 
 
 def test_a_record_is_the_same_after_a_trip_to_disk(tmp_path: Path, result: Maker) -> None:
