@@ -99,6 +99,7 @@ def test_a_record_is_the_same_after_a_trip_to_disk(tmp_path: Path, result: Maker
         ({"schema_version": "1"}, "not a result"),
         ({"surprise": 1}, "breaks its schema"),
         ({"subjects": [{}]}, "breaks its schema"),
+        ({"subjects": []}, "breaks its schema"),
     ],
 )
 def test_a_result_of_another_version_or_shape_is_refused(
@@ -109,6 +110,17 @@ def test_a_result_of_another_version_or_shape_is_refused(
     with pytest.raises(ResultError, match=said):
         read_result(path)
     assert CliRunner().invoke(main, ["bench", "report", str(path)]).exit_code == 2
+
+
+def test_bursts_that_do_not_agree_on_their_number_are_refused(
+    tmp_path: Path, result: Maker
+) -> None:
+    told = json.loads(to_json(result(30.0, 1)))
+    told["subjects"][0]["rounds"]["pace_us"].pop()
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(told))
+    with pytest.raises(ResultError, match="lists of"):
+        read_result(path)
 
 
 def test_files_that_are_no_results_are_refused(tmp_path: Path) -> None:
