@@ -26,6 +26,7 @@ from stategate.bench.report import html, markdown
 from stategate.bench.result import assemble
 from stategate.bench.segments import Segments
 from stategate.bench.sensors import Meter
+from stategate.bench.wear_cli import finite
 from stategate.contract import Bundle
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.runtime.engine import EngineChoice
@@ -255,6 +256,7 @@ def report(result: Path, as_json: bool) -> None:
     type=click.FloatRange(min=0, max=10),
     default=MARGIN,
     show_default=True,
+    callback=finite,
     help="Smallest change that counts, as a share.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")

@@ -157,6 +157,7 @@ def test_the_command_exits_with_1_on_a_regression_alone(tmp_path: Path, result: 
     done = run(main, ["bench", "compare", before, slow, "--json"])
     assert done.exit_code == 1 and json.loads(done.output)["regressed"]
     assert run(main, ["bench", "compare", before, slow, "--margin", "0.5"]).exit_code == 0
+    assert run(main, ["bench", "compare", before, slow, "--margin", "nan"]).exit_code == 2
 
 
 def test_another_machine_or_engine_is_pointed_out(result: Maker) -> None:
