@@ -104,7 +104,7 @@ $(BUILD)/export/$(SLUG)-episode.npz: $(call SOURCES,models contract) | $(VENV)/.
 # --- every model in every precision for every device: one export each, then one report a device ---
 
 MATRIX := $(BUILD)/matrix
-MODELS := aura-hard gated-deltanet kda gated-deltanet2 mamba2 trim-kv sega lstm gru mingru
+MODELS := aura-hard gdn2-hard gru-few gated-deltanet kda gated-deltanet2 mamba2 trim-kv sega lstm gru mingru
 PRECISIONS := float32 float16-weights int8-weights int4-weights int8
 TARGETS := $(sort $(patsubst targets/profiles/%.toml,%,$(wildcard targets/profiles/*.toml)))
 EXPORTS := $(foreach m,$(MODELS),$(PRECISIONS:%=$(MATRIX)/exports/$(m)/%))
@@ -186,13 +186,13 @@ $(BUILD)/drift/%/drift.json: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEP
 
 # --- what precision costs: a folder a model, a folder a plan in it; `make -j2` is welcome ----------
 
-PRECISION := $(BUILD)/precision
+PLANNED := $(BUILD)/precision
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 SPEECH = $(wildcard $(addprefix $(SITE)/moonshine_voice/assets/,beckett.wav endgame_nagg_nell.wav two_cities.wav))
 
 # How a model becomes a bundle, and what names its states if no gate guards them.
 from-aura-hard := export aura-hard --calibration $(AURA)/calibration.json
-from-gdn2-hard := export gdn2-hard --calibration $(PRECISION)/gdn2-hard/calibration.json
+from-gdn2-hard := export gdn2-hard --calibration $(PLANNED)/gdn2-hard/calibration.json
 from-gru-few := export gru-few
 from-silero-vad = adopt $(SITE)/silero_vad/data/silero_vad_op18_ifless.onnx --dim batch=1 --dim sequence=576 --const sr=16000 --yes
 state-silero-vad := state=
@@ -205,57 +205,57 @@ plan-state-int8-tensor = --state-storage $(state-$(1))int8-tensor
 plan-state-int8-tensor-fed-back = $(plan-state-int8-tensor) --error-feedback
 plan-weights-int4 = --precision int4-weights
 plan-weights-int8 = --precision int8-weights
-plan-weights-int8-activations-int8 = --precision int8 --ranges $(PRECISION)/$(1)/ranges.json
+plan-weights-int8-activations-int8 = --precision int8 --ranges $(PLANNED)/$(1)/ranges.json
 plan-weights-int8-state-float16 = $(plan-weights-int8) $(plan-state-float16)
-before-weights-int8-activations-int8 = $(BIN)/stategate episode $(1) --steps 4096 --seed 5 --out $(PRECISION)/$(1)/ranges.npz && \
-  $(BIN)/stategate ranges $(PRECISION)/$(1)/float32/bundle --episode $(PRECISION)/$(1)/ranges.npz --out $(PRECISION)/$(1)/ranges.json &&
+before-weights-int8-activations-int8 = $(BIN)/stategate episode $(1) --steps 4096 --seed 5 --out $(PLANNED)/$(1)/ranges.npz && \
+  $(BIN)/stategate ranges $(PLANNED)/$(1)/float32/bundle --episode $(PLANNED)/$(1)/ranges.npz --out $(PLANNED)/$(1)/ranges.json &&
 PLANS := state-float16 state-int8-rows state-int8-rows-fed-back state-int8-tensor state-int8-tensor-fed-back \
   weights-int4 weights-int8 weights-int8-activations-int8 weights-int8-state-float16
 
 precision-table: $(VENV)/.test ## Plans of four models: size, speed, drift, task -> docs/precision.md, build/bench/precision.json
 
-$(PRECISION)/silero-vad/episode/.recorded: | $(VENV)/.test
+$(PLANNED)/silero-vad/episode/.recorded: | $(VENV)/.test
 	@$(BIN)/stategate episode-wav $(SPEECH) --rate-hz 16000 --input input --window 576 --hop 512 --out $(@D)
 	@touch $@
 
-$(PRECISION)/%/episode/.recorded: $(call SOURCES,models contract) | $(VENV)/.test
+$(PLANNED)/%/episode/.recorded: $(call SOURCES,models contract) | $(VENV)/.test
 	@$(BIN)/stategate episode $* --steps 10000 --out $(@D)/held-out.npz
 	@touch $@
 
-$(PRECISION)/gdn2-hard/calibration.json: $(call SOURCES,calibration models contract) | $(VENV)/.test
+$(PLANNED)/gdn2-hard/calibration.json: $(call SOURCES,calibration models contract) | $(VENV)/.test
 	@$(BIN)/stategate calibrate gdn2-hard --steps 4096 --episodes 2 --thresholds=0,0.01,0.02,0.03,0.05,0.1,0.3 \
 	  --tolerance 0.005 --out $@
 
 # A plan that is refused leaves the reason in place of a bundle.
 define precision_rules
-precision-table: $(PRECISION)/$(1)/pace.json
-$(PRECISION)/$(1)/float32/.done: $(PRECISION)/$(1)/episode/.recorded $(call SOURCES,export models contract targets runtime)
-	@$(BIN)/stategate $$(from-$(1)) --episode $(PRECISION)/$(1)/episode --out $$(@D)/bundle
+precision-table: $(PLANNED)/$(1)/pace.json
+$(PLANNED)/$(1)/float32/.done: $(PLANNED)/$(1)/episode/.recorded $(call SOURCES,export models contract targets runtime)
+	@$(BIN)/stategate $$(from-$(1)) --episode $(PLANNED)/$(1)/episode --out $$(@D)/bundle
 	@touch $$@
-$(PRECISION)/$(1)/%/.done: $(PRECISION)/$(1)/float32/.done $(call SOURCES,calibration)
+$(PLANNED)/$(1)/%/.done: $(PLANNED)/$(1)/float32/.done $(call SOURCES,calibration)
 	@rm -rf $$(@D) && mkdir -p $$(@D)
 	@if { $$(call before-$$*,$(1)) $(BIN)/stategate $$(from-$(1)) $$(call plan-$$*,$(1)) \
-	    --episode $(PRECISION)/$(1)/episode --out $$(@D)/bundle; } 2> $$(@D)/refused.txt; then \
-	  rm $$(@D)/refused.txt && $(BIN)/stategate drift $(PRECISION)/$(1)/float32/bundle $$(@D)/bundle \
-	    --episode $(PRECISION)/$(1)/episode --steps 10000 --out $$(@D) || test $$$$? = 1; \
+	    --episode $(PLANNED)/$(1)/episode --out $$(@D)/bundle; } 2> $$(@D)/refused.txt; then \
+	  rm $$(@D)/refused.txt && $(BIN)/stategate drift $(PLANNED)/$(1)/float32/bundle $$(@D)/bundle \
+	    --episode $(PLANNED)/$(1)/episode --steps 10000 --out $$(@D) || test $$$$? = 1; \
 	else cat $$(@D)/refused.txt; fi
 	@touch $$@
-$(PRECISION)/$(1)/pace.json: $(PLANS:%=$(PRECISION)/$(1)/%/.done)
-	@$(BIN)/stategate pace $(PRECISION)/$(1)/float32/bundle \
-	  $$(patsubst %/manifest.json,%,$$(wildcard $(PLANS:%=$(PRECISION)/$(1)/%/bundle/manifest.json))) --burst 100 --out $$@
+$(PLANNED)/$(1)/pace.json: $(PLANS:%=$(PLANNED)/$(1)/%/.done)
+	@$(BIN)/stategate pace $(PLANNED)/$(1)/float32/bundle \
+	  $$(patsubst %/manifest.json,%,$$(wildcard $(PLANS:%=$(PLANNED)/$(1)/%/bundle/manifest.json))) --burst 100 --out $$@
 endef
 $(foreach model,aura-hard gdn2-hard gru-few silero-vad,$(eval $(call precision_rules,$(model))))
-$(PRECISION)/aura-hard/float32/.done: $(AURA)/calibration.json
-$(PRECISION)/gdn2-hard/float32/.done: $(PRECISION)/gdn2-hard/calibration.json
+$(PLANNED)/aura-hard/float32/.done: $(AURA)/calibration.json
+$(PLANNED)/gdn2-hard/float32/.done: $(PLANNED)/gdn2-hard/calibration.json
 
 # An adopted file keeps its weights: `adopt` has no --precision.
-$(patsubst %,$(PRECISION)/silero-vad/%/.done,$(filter weights-%,$(PLANS))): $(PRECISION)/silero-vad/float32/.done
+$(patsubst %,$(PLANNED)/silero-vad/%/.done,$(filter weights-%,$(PLANS))): $(PLANNED)/silero-vad/float32/.done
 	@rm -rf $(@D) && mkdir -p $(@D)
 	@echo "ExportError: adopt leaves the weights of a file as they are (docs/adr/0006)" > $(@D)/refused.txt
 	@touch $@
 
 precision-table:
-	@$(BIN)/stategate precision-table $(PRECISION) --out $(BUILD)/bench/precision.json --page docs/precision.md
+	@$(BIN)/stategate precision-table $(PLANNED) --out $(BUILD)/bench/precision.json --page docs/precision.md
 	@cp $(BUILD)/bench/precision.json docs/precision.json
 
 train-aura: $(VENV)/.run ## Remake the AURA-Mem checkpoint and its table (one core, minutes)

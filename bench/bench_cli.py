@@ -20,11 +20,13 @@ import numpy as np
 from stategate.bench.compare import MARGIN, compare
 from stategate.bench.harness import Contender, contenders, last_core, measure_bursts
 from stategate.bench.lines import lines
+from stategate.bench.machine import versions
 from stategate.bench.record import BenchResult, Options, read_result, to_json
 from stategate.bench.report import html, markdown
 from stategate.bench.result import assemble
 from stategate.bench.segments import Segments
 from stategate.bench.sensors import Meter
+from stategate.bench.wear_cli import finite
 from stategate.contract import Bundle
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.runtime.engine import EngineChoice
@@ -102,7 +104,13 @@ def bench() -> None:
 @click.option(
     "--core", type=click.IntRange(min=0), help="Core that every subject runs on; the last one."
 )
-@click.option("--seed", default=0, show_default=True, help="Of the order of the bursts.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the order of the bursts.",
+)
 @click.option("--fresh", is_flag=True, help="Throw an interrupted measurement in --out away.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for results.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -171,6 +179,7 @@ def run(
 def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) -> BenchResult:
     plan = {
         "host": platform.node(),
+        "versions": versions(),
         "options": msgspec.to_builtins(options),
         "subjects": [[Bundle.open(c.bundle).digest, c.engine] for c in chosen],
     }
@@ -247,6 +256,7 @@ def report(result: Path, as_json: bool) -> None:
     type=click.FloatRange(min=0, max=10),
     default=MARGIN,
     show_default=True,
+    callback=finite,
     help="Smallest change that counts, as a share.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from typing import Any
 
 from stategate.contract.errors import MeasurementError
@@ -102,7 +103,8 @@ class Driver:
     def close(self) -> None:
         """End the process."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # a request that a dead process never read
+                self._process.stdin.close()
         if self._process.stdout is not None:
             self._process.stdout.close()
         try:

@@ -7,7 +7,7 @@ Times are wall time of one step in microseconds. What could not be measured is N
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,6 +15,8 @@ from stategate.contract.errors import ResultError
 from stategate.contract.specs import Record
 
 SCHEMA_VERSION = 1
+
+_SOME = msgspec.Meta(min_length=1)  # a page cannot be drawn of none
 
 
 class Times(Record, frozen=True):
@@ -38,7 +40,7 @@ class Times(Record, frozen=True):
     p99_us: float | None
     p999_us: float | None
     max_us: float
-    bins: tuple[tuple[int, int], ...]
+    bins: Annotated[tuple[tuple[int, int], ...], _SOME]
 
 
 class Rounds(Record, frozen=True):
@@ -61,6 +63,12 @@ class Rounds(Record, frozen=True):
     p99_us: tuple[float, ...]
     pace_us: tuple[float, ...]
     rss_bytes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse lists of different lengths, and none at all."""
+        lengths = {len(getattr(self, name)) for name in self.__struct_fields__}
+        if len(lengths) > 1 or 0 in lengths:
+            raise ValueError(f"rounds: lists of {sorted(lengths)} bursts")
 
 
 class AtRate(Record, frozen=True):
@@ -265,7 +273,7 @@ class Options(Record, frozen=True):
     mode: str
     seconds: float
     slot_s: float
-    rates_hz: tuple[float, ...]
+    rates_hz: Annotated[tuple[float, ...], _SOME]
     idle_s: float
     core: int | None
     seed: int
@@ -327,7 +335,7 @@ class BenchResult(Record, frozen=True):
     options: Options
     machine: Machine
     empty: Times
-    subjects: tuple[Subject, ...]
+    subjects: Annotated[tuple[Subject, ...], _SOME]
     ratios: tuple[Ratio, ...]
     interruptions: int
     notes: tuple[str, ...]

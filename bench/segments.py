@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,8 @@ class Burst:
     wrote: Array = field(repr=False)
 
 
+# What reading a file raises that is cut short, altered, or of another version.
+_TORN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 _FACTS = [name for name in Burst.__slots__ if name not in ("ns", "wrote")]
 
 
@@ -80,9 +83,13 @@ class Segments:
             self.discard()
         written = folder / "plan.json"
         text = json.dumps(plan, indent=1, sort_keys=True)
-        if written.exists() and written.read_text() != text:
-            old = json.loads(written.read_text())
-            differing = [key for key in plan if old.get(key) != plan[key]]
+        begun = written.read_bytes() if written.exists() else text.encode()
+        if begun != text.encode():
+            try:
+                old = dict(json.loads(begun))
+            except (ValueError, TypeError):
+                old = {}
+            differing = [key for key, now in json.loads(text).items() if old.get(key) != now]
             raise ResultError(
                 f"another measurement was begun in {folder}",
                 found=f"other {', '.join(differing)}",
@@ -98,20 +105,22 @@ class Segments:
 
     def _read(self, path: Path) -> None:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 told = json.loads(bytes(file["told"]))
                 ns, wrote, ends = file["ns"], file["wrote"], np.cumsum(file["counts"])
-        except (OSError, ValueError, KeyError) as problem:
+            pieces = zip(
+                told["bursts"], np.split(ns, ends[:-1]), np.split(wrote, ends[:-1]), strict=True
+            )
+            bursts = [Burst(**facts, ns=times, wrote=flags) for facts, times, flags in pieces]
+            moments = list(told["moments"])
+        except _TORN as problem:
             raise ResultError(
                 "a piece of an interrupted measurement cannot be read",
                 found=f"{path}: {problem}",
                 remedy="--fresh throws the measurement away",
             ) from problem
-        self._moments += told["moments"]
-        for facts, times, flags in zip(
-            told["bursts"], np.split(ns, ends[:-1]), np.split(wrote, ends[:-1]), strict=True
-        ):
-            self._bursts.append(Burst(**facts, ns=times, wrote=flags))
+        self._moments += moments
+        self._bursts += bursts
 
     def add(self, bursts: list[Burst], moment: dict[str, Any]) -> None:
         """Keep a piece."""

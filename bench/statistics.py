@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 
 BINS_PER_OCTAVE = 16
 DRAWS = 2000
+MOST_POINTS = 2000
 
 
 def times(us: Floats) -> Times | None:
@@ -79,7 +80,12 @@ def independent_ratio(above: Floats, below: Floats, seed: int = 0) -> Interval:
 
 
 def slope(at: Floats, values: Floats) -> float:
-    """Median of the slopes between all pairs of points (Theil, Sen); 0 of fewer than two."""
+    """Median of the slopes between pairs of points (Theil, Sen); 0 of fewer than two.
+
+    Of more than ``MOST_POINTS`` every n-th is taken: the pairs of a day would fill no memory.
+    """
+    every = math.ceil(len(at) / MOST_POINTS) or 1
+    at, values = at[::every], values[::every]
     if len(at) < 2:
         return 0.0
     first, second = np.triu_indices(len(at), 1)

@@ -163,8 +163,8 @@ def _board(root: Path) -> str | None:
 
 def _cpu(cpuinfo: str) -> str | None:
     pairs = zip(
-        re.findall(r"^CPU implementer\s*:\s*(\w+)", cpuinfo, re.M),
-        re.findall(r"^CPU part\s*:\s*(\w+)", cpuinfo, re.M),
+        re.findall(r"^CPU implementer\s*:\s*0x([\da-f]+)", cpuinfo, re.M),
+        re.findall(r"^CPU part\s*:\s*0x([\da-f]+)", cpuinfo, re.M),
         strict=False,
     )
     parts = [_PARTS.get((int(who, 16), int(part, 16))) for who, part in pairs]

@@ -149,6 +149,12 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for one in self.tops:
             if one.dense is not None and one.sparse is not None and one.sparse < one.dense:
                 _refuse("tops", f"{one.precision}: sparse {one.sparse:g} < dense {one.dense:g}")
+        for field, peaks in (
+            ("bandwidth", [one.mode for one in self.bandwidth]),
+            ("tops", [(one.precision, one.part, one.mode) for one in self.tops]),
+        ):
+            if len(set(peaks)) < len(peaks):
+                _refuse(field, "two figures for one power mode")
         modes = [mode.name for mode in self.power_modes]
         if len(set(modes)) < len(modes):
             _refuse("power_modes", "a name is there twice")

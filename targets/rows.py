@@ -18,7 +18,8 @@ Row = TypeVar("Row")
 def row_names(folder: str) -> list[str]:
     """Names of all rows in a folder, sorted."""
     files = (resources.files("stategate.targets") / folder).iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files)
+    found = [f.name for f in files if f.name.endswith(".toml") and not f.name.startswith(".")]
+    return sorted(name.removesuffix(".toml") for name in found)
 
 
 def read_row(folder: str, name: str, kind: str, shape: type[Row]) -> Row:

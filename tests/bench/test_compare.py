@@ -82,6 +82,8 @@ def test_one_jump_of_memory_is_no_slope_and_steady_growth_is() -> None:
     assert slope(at, np.where(at > 40, 1e6, 0.0)) == 0.0
     assert slope(at, 7 * at) == pytest.approx(7.0)
     assert slope(at[:1], at[:1]) == 0.0
+    day = np.arange(300_000.0)  # whose pairs would take terabytes
+    assert slope(day, 7 * day) == pytest.approx(7.0)
 
 
 def test_a_record_is_the_same_after_a_trip_to_disk(tmp_path: Path, result: Maker) -> None:
@@ -97,6 +99,7 @@ def test_a_record_is_the_same_after_a_trip_to_disk(tmp_path: Path, result: Maker
         ({"schema_version": "1"}, "not a result"),
         ({"surprise": 1}, "breaks its schema"),
         ({"subjects": [{}]}, "breaks its schema"),
+        ({"subjects": []}, "breaks its schema"),
     ],
 )
 def test_a_result_of_another_version_or_shape_is_refused(
@@ -107,6 +110,17 @@ def test_a_result_of_another_version_or_shape_is_refused(
     with pytest.raises(ResultError, match=said):
         read_result(path)
     assert CliRunner().invoke(main, ["bench", "report", str(path)]).exit_code == 2
+
+
+def test_bursts_that_do_not_agree_on_their_number_are_refused(
+    tmp_path: Path, result: Maker
+) -> None:
+    told = json.loads(to_json(result(30.0, 1)))
+    told["subjects"][0]["rounds"]["pace_us"].pop()
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(told))
+    with pytest.raises(ResultError, match="lists of"):
+        read_result(path)
 
 
 def test_files_that_are_no_results_are_refused(tmp_path: Path) -> None:
@@ -143,6 +157,7 @@ def test_the_command_exits_with_1_on_a_regression_alone(tmp_path: Path, result: 
     done = run(main, ["bench", "compare", before, slow, "--json"])
     assert done.exit_code == 1 and json.loads(done.output)["regressed"]
     assert run(main, ["bench", "compare", before, slow, "--margin", "0.5"]).exit_code == 0
+    assert run(main, ["bench", "compare", before, slow, "--margin", "nan"]).exit_code == 2
 
 
 def test_another_machine_or_engine_is_pointed_out(result: Maker) -> None:

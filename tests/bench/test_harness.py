@@ -114,6 +114,15 @@ def test_a_damaged_piece_can_be_thrown_away_and_a_missing_compiler_is_told(
     (part / "segment-0000.npz").write_bytes(b"torn")
     refused = bench(tiny_bundle, *QUICK, "--out", tmp_path)
     assert refused.exit_code == 2 and "cannot be read" in refused.output
+    for torn in (b"", b"PK\x03\x04 cut short"):
+        (part / "segment-0000.npz").write_bytes(torn)
+        assert "cannot be read" in bench(tiny_bundle, *QUICK, "--out", tmp_path).output
+    plan = (part / "plan.json").read_text()
+    for other, differing in (("{", "host, options, subjects, versions"), ("[]", "host, options")):
+        (part / "plan.json").write_text(other)
+        assert f"other {differing}" in bench(tiny_bundle, *QUICK, "--out", tmp_path).output
+    (part / "plan.json").write_text(plan.replace("numpy", "numpi"))
+    assert "other versions\n" in bench(tiny_bundle, *QUICK, "--out", tmp_path).output
     monkeypatch.setenv("CC", "no-such-compiler")
     done = bench(tiny_bundle, *QUICK, "--out", tmp_path, "--fresh")
     assert done.exit_code == 0, done.output
@@ -172,6 +181,7 @@ def test_a_bundle_for_another_architecture_is_refused_before_anything_runs(
         (("--engine", "native"), "no native engine", 1),
         (("--seconds", "nan"), "--seconds", 2),
         (("--core", "4095"), "core", 2),
+        (("--seed", "-1"), "--seed", 2),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

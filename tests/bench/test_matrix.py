@@ -214,3 +214,11 @@ def test_make_export_takes_model_target_and_precision(tree: Path) -> None:
     final = " ".join(words[3])
     assert "export aura-hard --target jetson-orin-nano-8gb --precision int8 --ranges" in final
     assert final.endswith("--out build/export/aura-hard-int8-jetson-orin-nano-8gb")
+
+
+def test_make_export_without_a_precision_names_none(tree: Path) -> None:
+    done = subprocess.run(
+        ["make", "-n", "export", "VENV=venv"], cwd=tree, capture_output=True, text=True, check=True
+    )
+    line = " ".join(done.stdout.replace("\\\n", " ").split())
+    assert line == "venv/bin/stategate export aura-hard --out build/export/aura-hard"

@@ -105,6 +105,11 @@ def test_two_kinds_of_cores_are_both_named(tmp_path: Path) -> None:
     assert (host.cpu, host.cores) == ("Cortex-A57 + Denver 2", 6)
 
 
+def test_a_processor_that_is_told_in_no_number_is_unknown(tmp_path: Path) -> None:
+    told = "processor\t: 0\nCPU implementer\t: none\nCPU part\t: vendor's own\n"
+    assert detect(tree(tmp_path, {"proc/cpuinfo": told})).cpu is None
+
+
 def test_a_raspberry_pi_is_not_asked_for_jetpack(tmp_path: Path) -> None:
     host = detect(tree(tmp_path, PI_5))
     assert (host.cpu, host.soc) == ("Cortex-A76", "brcm,bcm2712")

@@ -135,6 +135,8 @@ def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Edit:
         ("sparse = 40.0", "sparse = 14.0", "tops"),
         ('precision = "int8"', 'precision = "float4"', "tops: float4 the accelerator has not"),
         ('mode = "MAXN_SUPER"', 'mode = "MAXM"', "bandwidth.mode"),
+        ('mode = "MAXN_SUPER"', 'mode = "15W"', "bandwidth: two figures for one power mode"),
+        ('sparse = 40.0\nmode = "15W"', 'mode = "MAXN_SUPER"\nsparse = 40.0', "tops: two figures"),
         ('name = "7W"', 'name = "15W"', "power_modes"),
         ("default = false", "default = true", "power_modes"),
         ('"nvme-1tb"', '"tape"', "storage"),
@@ -162,3 +164,10 @@ def test_a_file_about_another_device_is_refused(edit: Edit) -> None:
     edit("jetson-nano", 'name = "jetson-nano"', 'name = "jetson-nanu"')
     with pytest.raises(TargetError, match="jetson-nanu"):
         load("jetson-nano")
+
+
+def test_what_an_editor_leaves_beside_a_profile_is_no_device(tmp_path: Path, edit: Edit) -> None:
+    before = names()
+    for left in ("jetson-nano.toml~", ".#jetson-nano.toml", "notes.txt"):
+        (tmp_path / "targets" / "profiles" / left).touch()
+    assert names() == before
