@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -126,12 +126,12 @@ class EngineSubject:
         buffers = allocate(opened)
         self._engine, self._parity = NativeEngine(opened, native, buffers), 0
         self.engine = f"{self._engine.name}, no session"
-        self._inputs = {slot.name: slot.array for slot in buffers.inputs}
+        self._inputs = tuple((slot.name, slot.array) for slot in buffers.inputs)
         self._outputs = {slot.name: slot.array for slot in buffers.outputs}
-        self._gates, self._always = [], 0
+        self._gates: list[tuple[int, Sequence[float], float]] = []
         for group in buffers.groups:
             if group.gate is None or group.gate_slot is None:
-                self._always = group.bit
+                self._gates.append((group.bit, (1.0,), 0.0))
             elif group.gate_slot.flat.size > 1:
                 raise MeasurementError("gates by element need a session", found=group.gate.name)
             else:
@@ -140,14 +140,12 @@ class EngineSubject:
 
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """One step."""
-        for name, array in inputs.items():
-            self._inputs[name][...] = array
+        for name, buffer in self._inputs:
+            buffer[...] = inputs[name]
         self._engine.run(self._parity)
-        swaps = self._always
         for bit, gate, threshold in self._gates:
             if gate[0] > threshold:
-                swaps |= bit
-        self._parity ^= swaps
+                self._parity ^= bit
         return self._outputs
 
     def writes(self, timed: int) -> WriteLog:

@@ -18,6 +18,9 @@ from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.feeds import refuse_not_finite
 
 _MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
+# A step that takes less keeps the interpreter's lock: to give it away and to fetch it again takes
+# 20 ns, and where another thread computes, up to the interpreter's switch interval of 5 ms.
+_SHORT_US = 50.0
 
 _Pointers = ctypes.Array[ctypes.c_void_p]
 
@@ -49,7 +52,8 @@ class NativeEngine:
         data = bundle.read(file)
         check_library(data, native, bundle.manifest.step_graph.file.sha256)
         self.name = f"native {native.isa} ({native.compiler})"
-        self._library = _mapped(bundle, file)
+        short = native.step_us.get("native", _SHORT_US) < _SHORT_US
+        self._library = _mapped(bundle, file, ctypes.PyDLL if short else ctypes.CDLL)
         self._buffers = buffers  # the tables point into this memory without owning it
         self._steps: Any = (
             [self._step(parity) for parity in range(1 << len(buffers.groups))]
@@ -106,9 +110,9 @@ class _Rebinding:
         return self._step
 
 
-def _mapped(bundle: Bundle, file: FileRef) -> ctypes.CDLL:
+def _mapped(bundle: Bundle, file: FileRef, loader: type[ctypes.CDLL]) -> ctypes.CDLL:
     try:
-        return ctypes.CDLL(str((bundle.path / file.path).resolve()))
+        return loader(str((bundle.path / file.path).resolve()))
     except OSError as problem:
         raise EngineError(
             f"the system cannot load {file.path}",
