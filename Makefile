@@ -146,7 +146,8 @@ peer-torch := onnx torch
 peer-executorch := onnx executorch
 peer-openvino := onnx openvino
 peer-litert := onnx litert-torch
-PEERS := floor onnxruntime torch executorch openvino litert
+peer-mnn := MNN
+PEERS := floor onnxruntime torch executorch openvino litert mnn
 FAST := $(BUILD)/aura-fast/bundle
 
 bench-peers: $(PEERS:%=$(BUILD)/peers/%/.made) $(FAST)/manifest.json ## The same step in other runtimes, gigabytes of them -> build/bench/peers.json
@@ -163,7 +164,7 @@ $(BUILD)/peers/%/.made: pyproject.toml
 	@touch $@
 
 bench-native: $(FAST)/manifest.json $(PEERS:%=$(BUILD)/peers/%/.made) ## Native engine, peers and plain C -> build/bench/native.json
-	$(BIN)/stategate bench-native $(<D) --out $(BUILD)/bench
+	$(BIN)/stategate bench-native $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench

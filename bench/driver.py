@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ class Driver:
         core: int | None = None,
         python: str = sys.executable,
         env: dict[str, str] | None = None,
+        silence_s: float | None = None,
     ) -> None:
         """Start the process and wait for its first step.
 
@@ -45,13 +47,16 @@ class Driver:
             core: Core to run on; None leaves that to the system.
             python: Interpreter; another environment's for a peer.
             env: Variables on top of this process's.
+            silence_s: How long an answer may take; None waits for ever.
 
         Raises:
-            MeasurementError: It died; its last words are in the message.
+            MeasurementError: It died or was silent; its last words are in the message.
         """
         spec: dict[str, Any] = {"bundle": bundle, "episode": episode, "maker": maker, "core": core}
         spec["more"] = more or {}
-        self._maker = maker
+        # Stepping the bundle tells more only where it is our runtime that stepped it.
+        self._remedy = "step the bundle with: stategate verify BUNDLE" if maker == OURS else None
+        self._silence_s = silence_s
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  closed with the driver
         started = time.perf_counter()
         self._process = subprocess.Popen(
@@ -76,13 +81,21 @@ class Driver:
             Its answer, and the bytes of its samples.
 
         Raises:
-            MeasurementError: The process died.
+            MeasurementError: The process died, or was silent for too long and was ended.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         try:
             stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             stdin.flush()
+            # Nothing of an earlier answer is left over, so that the pipe alone tells of a new one.
+            if not select.select([stdout], [], [], self._silence_s)[0]:
+                self._process.kill()
+                raise MeasurementError(
+                    f"the process that stepped it was silent for {self._silence_s} s",
+                    found=f"no answer to {do!r}: {self._last_words()}",
+                    remedy=self._remedy,
+                )
             line = stdout.readline()
         except BrokenPipeError:
             line = b""
@@ -90,7 +103,7 @@ class Driver:
             raise MeasurementError(
                 f"the process that stepped it ended during {do!r}",
                 found=f"exit code {self._process.wait()}: {self._last_words()}",
-                remedy="step the bundle with: stategate verify BUNDLE",
+                remedy=self._remedy,
             )
         header: dict[str, Any] = json.loads(line)
         return header, stdout.read(header.pop("nbytes"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -10,10 +10,12 @@ from typing import Any, Protocol, get_args
 import numpy as np
 
 from stategate.contract import Bundle
-from stategate.contract.errors import StategateError
+from stategate.contract.errors import EngineError, MeasurementError, StategateError
 from stategate.runtime import Session
 from stategate.runtime.buffers import Array
 from stategate.runtime.engine import EngineChoice
+from stategate.runtime.engine_native import NativeEngine
+from stategate.runtime.plan import allocate
 
 
 class Subject(Protocol):
@@ -103,6 +105,56 @@ class SessionSubject:
     def ledger(self) -> dict[str, Any]:
         """The session's own."""
         return asdict(self.session.ledger)
+
+
+class EngineSubject:
+    """The native engine's call on bound buffers, with no session around it.
+
+    A step copies the inputs in, computes, and swaps the banks that an open gate has written;
+    nothing is counted, and only the inputs are looked at for NaN, which the engine's C does.
+
+    Raises:
+        MeasurementError: A gate of the bundle has more than one element.
+        EngineError: The bundle has no native engine for this machine.
+    """
+
+    def __init__(self, bundle: str) -> None:
+        opened = Bundle.open(bundle)
+        native = opened.manifest.native
+        if native is None:
+            raise EngineError("the bundle has no native engine", remedy="stategate build-native")
+        buffers = allocate(opened)
+        self._engine, self._parity = NativeEngine(opened, native, buffers), 0
+        self.engine = f"{self._engine.name}, no session"
+        self._inputs = tuple((slot.name, slot.array) for slot in buffers.inputs)
+        self._outputs = {slot.name: slot.array for slot in buffers.outputs}
+        self._gates: list[tuple[int, Sequence[float], float]] = []
+        for group in buffers.groups:
+            if group.gate is None or group.gate_slot is None:
+                self._gates.append((group.bit, (1.0,), 0.0))
+            elif group.gate_slot.flat.size > 1:
+                raise MeasurementError("gates by element need a session", found=group.gate.name)
+            else:
+                live = memoryview(group.gate_slot.flat.data)
+                self._gates.append((group.bit, live, float(np.float32(group.gate.threshold))))
+
+    def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
+        """One step."""
+        for name, buffer in self._inputs:
+            buffer[...] = inputs[name]
+        self._engine.run(self._parity)
+        for bit, gate, threshold in self._gates:
+            if gate[0] > threshold:
+                self._parity ^= bit
+        return self._outputs
+
+    def writes(self, timed: int) -> WriteLog:
+        """Nobody counts."""
+        return Always()
+
+    def ledger(self) -> dict[str, Any]:
+        """Nobody counts."""
+        return {}
 
 
 def open_session(bundle: str, engine: EngineChoice = "auto") -> Subject:

@@ -39,15 +39,13 @@ ROOM_EXCEPTIONS = {
 # A library that few devices have enters in one file, and nowhere else.
 PACKAGE_EXCEPTIONS = {
     ("bench/footprint.py", "onnx"),
-    ("bench/peers/worker.py", "MNN"),
-    ("bench/peers/worker.py", "ai_edge_litert"),
-    ("bench/peers/worker.py", "openvino"),
     ("bench/peers/aura_torch.py", "torch"),
     ("bench/peers/base.py", "onnx"),
     ("bench/peers/executorch_portable.py", "executorch"),
     ("bench/peers/executorch_portable.py", "torch"),
     ("bench/peers/litert.py", "ai_edge_litert"),
     ("bench/peers/litert.py", "litert_torch"),
+    ("bench/peers/mnn.py", "MNN"),
     ("bench/peers/openvino_stateful.py", "openvino"),
     ("calibration/cluster.py", "distributed"),
     ("calibration/drift_page.py", "matplotlib"),

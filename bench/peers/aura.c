@@ -1,83 +1,130 @@
-/* AURA-Mem's step by hand: the floor. Plain loops with sizes known when it is compiled. */
+/* The floor: one AURA-Mem step as a person would write it for this one model.
+ *
+ * Same equations as models/aura.py, same weights, same exponential; what a generator does not do:
+ * one pass over S for both reads, one pass for the write, no tensor of the size of S in between.
+ */
 #include <math.h>
-#include <stdint.h>
-#include <time.h>
+#include <stddef.h>
 
-enum { X = 64, D = 32, G = 48, H = 64, A = 8 };
+#include "stategate_math.h"
 
+#define ROW __attribute__((aligned(64)))
+
+/* weights.bin: the constants of the graph, each at a multiple of 64 bytes. */
 typedef struct {
-    float encode[X][X], encode_bias[X], to_k[D][X], to_q[D][X], to_v[D][X], to_v_bias[D];
-    float to_beta[X], to_beta_bias, gate_in[G][X], gate_in_bias[G];
-    float gate_hidden[D][G], gate_hidden_bias[D], gate_residual[D][D], gate_surprise[D];
-    float gate_out[D], gate_out_bias, head_in[H][D + X], head_in_bias[H];
-    float head_out[A][H], head_out_bias[A], c2, threshold;
-} Weights;
+    ROW float surprise[32];
+    ROW float encode[64][64];
+    ROW float encode_bias[64];
+    ROW float k[32][64];
+    ROW float q[32][64];
+    ROW float v[32][64];
+    ROW float v_bias[32];
+    ROW float beta[64];
+    ROW float beta_bias[1];
+    ROW float gate_in[48][64];
+    ROW float gate_in_bias[48];
+    ROW float gate_hidden[32][48];
+    ROW float gate_hidden_bias[32];
+    ROW float gate_residual[32][32];
+    ROW float gate_out[32];
+    ROW float gate_out_bias[1];
+    ROW float head_in[64][96];
+    ROW float head_in_bias[64];
+    ROW float head_out[8][64];
+    ROW float head_out_bias[8];
+} weights;
 
-typedef struct {
-    float S[D][D], b[D];
-} State;
+extern const unsigned char floor_weights[] __attribute__((visibility("hidden")));
+__asm__(
+    ".section .rodata\n.balign 64\n.hidden floor_weights\nfloor_weights:\n"
+    ".incbin \"weights.bin\"\n.previous\n");
 
-static float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__attribute__((visibility("default"))) size_t floor_weight_bytes(void) { return sizeof(weights); }
 
-static float dot(const float *a, const float *b, int n) {
-    float sum = 0.0f;
-    for (int i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
+static inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-#define LINEAR(out, rows, w, x, cols, start) \
-    for (int i_ = 0; i_ < (rows); i_++) (out)[i_] = dot((w)[i_], (x), (cols)) + (start)
-
-void aura_step(const Weights *w, State *s, const float *z, float *action) {
-    float ox[D + X], k[D], q[D], keyed[D] = {0}, read[D] = {0}, r[D], g[G], h[D], y[H];
-    float *x = ox + D;
-    LINEAR(x, X, w->encode, z, X, w->encode_bias[i_]);
-    for (int i = 0; i < X; i++) x[i] *= sigmoid(x[i]);
-    LINEAR(k, D, w->to_k, x, X, 0.0f);
-    LINEAR(q, D, w->to_q, x, X, 0.0f);
-    LINEAR(r, D, w->to_v, x, X, w->to_v_bias[i_]);
-    float nk = 1.0f / sqrtf(dot(k, k, D) + 1e-6f), nq = 1.0f / sqrtf(dot(q, q, D) + 1e-6f);
-    for (int i = 0; i < D; i++) k[i] *= nk, q[i] *= nq;
-    float beta = sigmoid(dot(w->to_beta, x, X) + w->to_beta_bias) / (1.0f + w->c2);
-    for (int i = 0; i < D; i++)
-        for (int j = 0; j < D; j++) keyed[j] += k[i] * s->S[i][j], read[j] += q[i] * s->S[i][j];
-    for (int j = 0; j < D; j++) r[j] -= keyed[j] + s->b[j];
-    float surprise = logf(dot(r, r, D) / D + 1e-3f);
-    LINEAR(g, G, w->gate_in, z, X, w->gate_in_bias[i_]);
-    for (int i = 0; i < G; i++) g[i] *= sigmoid(g[i]);
-    LINEAR(h, D, w->gate_hidden, g, G, w->gate_hidden_bias[i_]);
-    for (int i = 0; i < D; i++) {
-        h[i] += dot(w->gate_residual[i], r, D) + surprise * w->gate_surprise[i];
-        h[i] *= sigmoid(h[i]);
+/* out = act(w x + bias) */
+#define DENSE(rows, columns, w, x, bias, out) \
+    for (int i_ = 0; i_ < (rows); ++i_) { \
+        float sum_ = 0.0f; \
+        for (int j_ = 0; j_ < (columns); ++j_) { \
+            sum_ += (w)[i_][j_] * (x)[j_]; \
+        } \
+        (out)[i_] = sum_ + (bias); \
     }
-    for (int j = 0; j < D; j++) ox[j] = read[j] + s->b[j];
-    if (dot(w->gate_out, h, D) + w->gate_out_bias > w->threshold) {
-        float keep = 1.0f - 0.004f * beta, overlap = dot(k, q, D) + w->c2;
-        for (int j = 0; j < D; j++) {
-            r[j] *= beta;
-            ox[j] = keep * ox[j] + r[j] * overlap;
-            s->b[j] = keep * s->b[j] + w->c2 * r[j];
+
+#define SILU(count, x) \
+    for (int i_ = 0; i_ < (count); ++i_) { \
+        (x)[i_] *= sigmoid((x)[i_]); \
+    }
+
+/* in: z, threshold, S, b, and c2, the rate of the bias memory; out: action, gate, S', b'. */
+__attribute__((visibility("default"))) int floor_compute(void *const *in, void *const *out)
+{
+    const weights *w = (const weights *)(const void *)floor_weights;
+    const float *restrict z = in[0], *restrict S = in[2], *restrict b = in[3];
+    const float threshold = *(const float *)in[1], c2 = *(const float *)in[4];
+    float *restrict action = out[0], *restrict gate = out[1];
+    float *restrict next_S = out[2], *restrict next_b = out[3];
+    ROW float cat[96], k[32], q[32], v[32], seen[48], novelty[32], keyed[32], read[32], hidden[64];
+    float *x = cat + 32;
+    DENSE(64, 64, w->encode, z, w->encode_bias[i_], x)
+    SILU(64, x)
+    DENSE(32, 64, w->k, x, 0.0f, k)
+    DENSE(32, 64, w->q, x, 0.0f, q)
+    DENSE(32, 64, w->v, x, w->v_bias[i_], v)
+    float beta = w->beta_bias[0], kk = 1e-6f, qq = 1e-6f, kq = 0.0f;
+    for (int i = 0; i < 64; ++i) {
+        beta += w->beta[i] * x[i];
+    }
+    beta = sigmoid(beta) / (1.0f + c2);
+    for (int i = 0; i < 32; ++i) {
+        kk += k[i] * k[i];
+        qq += q[i] * q[i];
+        kq += k[i] * q[i];
+        keyed[i] = read[i] = 0.0f;
+    }
+    const float k_unit = 1.0f / sqrtf(kk), q_unit = 1.0f / sqrtf(qq);
+    DENSE(48, 64, w->gate_in, z, w->gate_in_bias[i_], seen)
+    SILU(48, seen)
+    DENSE(32, 48, w->gate_hidden, seen, w->gate_hidden_bias[i_], novelty)
+    for (int i = 0; i < 32; ++i) {
+        k[i] *= k_unit;
+        q[i] *= q_unit;
+        for (int j = 0; j < 32; ++j) {
+            keyed[j] += k[i] * S[32 * i + j];
+            read[j] += q[i] * S[32 * i + j];
         }
-        for (int i = 0; i < D; i++)
-            for (int j = 0; j < D; j++) s->S[i][j] = keep * s->S[i][j] + k[i] * r[j];
     }
-    LINEAR(y, H, w->head_in, ox, D + X, w->head_in_bias[i_]);
-    for (int i = 0; i < H; i++) y[i] *= sigmoid(y[i]);
-    LINEAR(action, A, w->head_out, y, H, w->head_out_bias[i_]);
-}
-
-static int64_t now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-/* Many steps, each timed, through inputs that follow each other. */
-void aura_burst(const Weights *w, State *s, const float *z, int64_t inputs, int64_t first,
-                int64_t count, float *action, uint32_t *ns) {
-    for (int64_t i = 0; i < count; i++) {
-        int64_t start = now();
-        aura_step(w, s, z + ((first + i) % inputs) * X, action);
-        ns[i] = (uint32_t)(now() - start);
+    float squares = 0.0f;
+    for (int i = 0; i < 32; ++i) {
+        v[i] -= keyed[i] + b[i];
+        squares += v[i] * v[i];
     }
+    const float surprise = logf(squares / 32.0f + 1e-3f);
+    DENSE(32, 32, w->gate_residual, v, novelty[i_] + surprise * w->surprise[i_], hidden)
+    SILU(32, hidden)
+    *gate = w->gate_out_bias[0];
+    for (int i = 0; i < 32; ++i) {
+        *gate += w->gate_out[i] * hidden[i];
+    }
+    const int is_open = *gate > threshold;
+    const float keep = is_open ? 1.0f - 0.004f * beta : 1.0f, rate = is_open ? beta : 0.0f;
+    const float overlap = kq * k_unit * q_unit + c2;
+    for (int i = 0; i < 32; ++i) {
+        cat[i] = keep * (read[i] + b[i]) + rate * v[i] * overlap;
+    }
+    if (is_open) {
+        for (int i = 0; i < 32; ++i) {
+            const float scale = k[i] * beta;
+            for (int j = 0; j < 32; ++j) {
+                next_S[32 * i + j] = keep * S[32 * i + j] + scale * v[j];
+            }
+            next_b[i] = keep * b[i] + c2 * beta * v[i];
+        }
+    }
+    DENSE(64, 96, w->head_in, cat, w->head_in_bias[i_], hidden)
+    SILU(64, hidden)
+    DENSE(8, 64, w->head_out, hidden, w->head_out_bias[i_], action)
+    return 0;
 }

@@ -72,7 +72,7 @@ class Bound(Peer):
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """One step."""
         for name, array in inputs.items():
-            np.copyto(self._inputs[name], array)
+            self._inputs[name][...] = array
         self._session.run_with_iobinding(self._bindings[self._turn])
         self._turn ^= 1
         return self._outputs

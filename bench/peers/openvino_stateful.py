@@ -37,7 +37,7 @@ class Stateful(Peer):
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """One step."""
         for name, array in inputs.items():
-            np.copyto(self._inputs[name], array)
+            self._inputs[name][...] = array
         self._request.start_async()
         self._request.wait()
         return self._outputs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ SCHEMA_VERSION = 1
 TOLERANCE = 1e-4
 _ERROR, _PYTHON = "error.txt", "venv/bin/python"
 _TIMED = 2000
+# Longer than a compiler or converter takes at open; who says nothing for so long never will.
+SILENCE_S = 300.0
+SESSION, ALONE = "stategate, native", "stategate, native, no session"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +44,39 @@ class Entry:
         maker: What opens it.
         more: What that is given beside the bundle.
         env: Folder of its environment below the one of all; empty for this one.
+        is_runtime: It is a runtime for any model, and not written by hand or generated for one.
     """
 
     name: str
     maker: str
     more: dict[str, Any] = field(default_factory=dict)
     env: str = ""
+    is_runtime: bool = False
 
 
 def _peer(name: str, module: str, env: str, **more: Any) -> Entry:
     return Entry(name, f"stategate.bench.peers.{module}:open_peer", more, env)
 
 
+def _runtime(name: str, module: str, env: str, **more: Any) -> Entry:
+    return replace(_peer(name, module, env, **more), is_runtime=True)
+
+
 PEERS = (
-    _peer("C, called from C", "aura_c", "floor", loop=True),
-    _peer("C, called through ctypes", "aura_c", "floor"),
+    _peer("C by hand, quiet", "in_c", "floor", by_hand=True, held="shut"),
+    _peer("C by hand, write", "in_c", "floor", by_hand=True, held="open"),
+    _peer("C by hand, through ctypes", "in_c", "floor", by_hand=True),
+    _peer("C generated, quiet", "in_c", "", held="shut"),
+    _peer("C generated, write", "in_c", "", held="open"),
     _peer("numpy", "aura_numpy", "floor"),
-    _peer("onnxruntime, run", "onnx_runtime", "onnxruntime"),
-    _peer("onnxruntime, bound", "onnx_runtime", "onnxruntime", bound=True),
-    _peer("torch eager", "aura_torch", "torch"),
-    _peer("torch compile", "aura_torch", "torch", compiled=True),
-    _peer("executorch", "executorch_portable", "executorch"),
-    _peer("openvino, stateful", "openvino_stateful", "openvino"),
-    _peer("litert", "litert", "litert"),
+    _runtime("onnxruntime, run", "onnx_runtime", "onnxruntime"),
+    _runtime("onnxruntime, bound", "onnx_runtime", "onnxruntime", bound=True),
+    _runtime("torch eager", "aura_torch", "torch"),
+    _runtime("torch compile", "aura_torch", "torch", compiled=True),
+    _runtime("executorch", "executorch_portable", "executorch"),
+    _runtime("openvino, stateful", "openvino_stateful", "openvino"),
+    _runtime("litert", "litert", "litert"),
+    _runtime("mnn", "mnn", "mnn"),
 )
 
 
@@ -76,7 +89,7 @@ class Row(Record, frozen=True):
         best_p50_us: Median of its fastest burst: what neighbours disturb least.
         median_p50_us: Median of the medians of its bursts.
         best_p99_us: 99th percentile of the fastest burst.
-        over_ours: ``best_p50_us`` over that of our fastest engine.
+        over_ours: ``best_p50_us`` over that of a session on our fastest engine.
         resident_bytes: Of its process, beyond what that took before opening the model.
         first_answer_s: From the start of its process to its first answer.
         max_output_error: Against the golden outputs, in units of the largest.
@@ -147,6 +160,7 @@ def race(
     report: Callable[[int], None],
     peers: tuple[Entry, ...] = PEERS,
     lengths: tuple[int, ...] = LENGTHS,
+    silence_s: float = SILENCE_S,
 ) -> Race:
     """Open everybody, check their answers, let them take turns.
 
@@ -158,10 +172,12 @@ def race(
         report: Called with the number of rounds done.
         peers: Who runs beside our engines.
         lengths: Steps at which the growing cache is looked at.
+        silence_s: Who does not answer for so long is ended.
     """
     bundle = Bundle.open(path)
     able, unable = engines(path)
     ours = [Entry(f"stategate, {engine}", OURS, {"engine": engine}) for engine in able]
+    alone = [Entry(ALONE, "stategate.bench.subject:EngineSubject")] if "native" in able else []
     rows = {
         f"stategate, {text.split(':')[0]}": Row(text.split(":")[0], error=text) for text in unable
     }
@@ -169,8 +185,8 @@ def race(
     before = moment(0.0, core)
     with ExitStack() as stack:
         running: dict[str, Driver] = {}
-        for entry in (*ours, *peers):
-            opened = _open(entry, path, envs, core)
+        for entry in (*ours, *alone, *peers):
+            opened = _open(entry, path, envs, core, silence_s)
             rows[entry.name] = opened[0]
             if opened[1] is not None:
                 running[entry.name] = stack.enter_context(opened[1])
@@ -205,7 +221,7 @@ def race(
 
 
 def _open(
-    entry: Entry, path: Path, envs: Path | None, core: int | None
+    entry: Entry, path: Path, envs: Path | None, core: int | None, silence_s: float
 ) -> tuple[Row, Driver | None]:
     """Start one and hold its answers against the golden ones."""
     python = sys.executable
@@ -216,7 +232,14 @@ def _open(
             return Row(entry.name, error=f"cannot be installed: {said}"), None
         python = str(found)
     try:
-        driver = Driver(str(path), maker=entry.maker, more=entry.more, core=core, python=python)
+        driver = Driver(
+            str(path),
+            maker=entry.maker,
+            more=entry.more,
+            core=core,
+            python=python,
+            silence_s=silence_s,
+        )
     except MeasurementError as problem:
         return Row(entry.name, error=" ".join(str(problem).split())), None
     try:
@@ -256,7 +279,7 @@ def _timed(row: Row, bursts: list[np.ndarray] | None, fastest: float | None) -> 
 
 def _grown(kv_bytes_per_step: int | None, lengths: tuple[int, ...]) -> tuple[Grown, ...]:
     """One float32 key and one value of equal width make the bytes of a step."""
-    if kv_bytes_per_step is None:
+    if kv_bytes_per_step is None or not lengths:
         return ()
     found = measure(kv_bytes_per_step // 8, lengths)
     return tuple(

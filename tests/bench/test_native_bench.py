@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,32 +11,36 @@ from click.testing import CliRunner
 from stategate.runtime.cli import main
 
 
-@pytest.fixture
-def same_cores() -> Iterator[None]:
-    """The measurement pins this process to one core."""
-    before = os.sched_getaffinity(0)
-    yield
-    os.sched_setaffinity(0, before)
-
-
-@pytest.mark.usefixtures("same_cores")
 def test_the_figures_hold_every_key_and_say_which_peers_failed(
     native_bundle: Path, tmp_path: Path
 ) -> None:
-    # A python that has none of the peers.
+    envs = tmp_path / "envs"
+    (envs / "mnn").mkdir(parents=True)
+    (envs / "mnn" / "error.txt").write_text("ERROR: no such wheel\n")
+    # The floor's environment is this one; nobody else has any.
+    python = envs / "floor" / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     words = ["bench-native", str(native_bundle), "--rounds", "1", "--out", str(tmp_path)]
-    empty = tmp_path / "python"
-    empty.write_text("#!/bin/sh\necho 'no such runtime here' >&2\nexit 1\n")
-    empty.chmod(0o755)
-    result = CliRunner().invoke(main, [*words, "--peers", str(empty)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        result = CliRunner().invoke(main, [*words, "--envs", str(envs)])
     assert result.exit_code == 0, result.output
     figures = json.loads((tmp_path / "native.json").read_text())
-    assert figures["library_bytes"] < 200_000
-    for key in ("speedup_vs_ort_run", "speedup_vs_best_peer", "c_over_floor", "quiet_over_write"):
+    assert figures["library_bytes"] < 200_000 and figures["cold_start_ms"] > 0.0
+    for key in ("c_over_floor", "quiet_over_write"):
         assert figures[key] > 0.0
-    assert set(figures["peers_failed"]) == {"mnn", "openvino", "litert"}
-    assert "no such runtime here" in figures["peers_failed"]["mnn"]
-    assert figures["machine"]["cpu"] and figures["native"]["compiler"]
+    assert figures["speedup_vs_ort_run"] is None and figures["speedup_vs_best_peer"] is None
+    assert figures["best_peer"] is None
+    assert "no such wheel" in figures["not_measured"]["mnn"]
+    assert "no environment" in figures["not_measured"]["litert"]
+    rows = {row["name"]: row for row in figures["race"]["rows"]}
+    assert (
+        rows["stategate, native"]["best_p50_us"]
+        == figures["best_burst_p50_us"]["stategate, native"]
+    )
+    assert figures["race"]["facts"] and figures["native"]["compiler"]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,7 @@ def test_the_figures_hold_every_key_and_say_which_peers_failed(
     [
         (["no/such/bundle"], "not a bundle"),
         (["BUNDLE", "--rounds", "0"], "rounds"),
-        (["BUNDLE", "--peers", "no/python"], "does not exist"),
+        (["BUNDLE", "--envs", "no/folder"], "does not exist"),
     ],
 )
 def test_wrong_use_is_told(native_bundle: Path, words: list[str], says: str) -> None:

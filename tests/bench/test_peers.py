@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stategate.bench.peers import aura_c, aura_numpy, aura_torch, onnx_runtime
+from stategate.bench.peers import aura_numpy, aura_torch, in_c, onnx_runtime
 from stategate.bench.peers.growing import attend, measure
 from stategate.bench.peers.race import Entry, Race, race
-from stategate.bench.subject import Subject, parity
+from stategate.bench.subject import EngineSubject, Subject, parity
 from stategate.contract import Bundle
-from stategate.contract.errors import MeasurementError
+from stategate.contract.errors import MeasurementError, StategateError
 from stategate.runtime.cli import main
-
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is here")
 
 
 class Wrong(aura_numpy.AuraNumpy):
@@ -42,11 +41,27 @@ class Dying(aura_numpy.AuraNumpy):
         return super().step(inputs)
 
 
-@needs_compiler
-@pytest.mark.parametrize("maker", [aura_c.open_peer, aura_numpy.open_peer, aura_torch.open_peer])
-def test_a_step_written_by_hand_answers_like_the_model(aura_bundle: Path, maker) -> None:
-    subject: Subject = maker(str(aura_bundle))
-    error = parity(Bundle.open(aura_bundle), subject)
+class Silent(aura_numpy.AuraNumpy):
+    """Never answers."""
+
+    def step(self, inputs):
+        time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    "maker",
+    [
+        in_c.InC,
+        partial(in_c.InC, by_hand=True),
+        partial(in_c.InC, by_hand=True, held="open"),
+        EngineSubject,
+        aura_numpy.AuraNumpy,
+        partial(aura_torch.AuraTorch, compiled=False),
+    ],
+)
+def test_a_step_around_no_session_answers_like_the_model(native_bundle: Path, maker) -> None:
+    subject: Subject = maker(str(native_bundle))
+    error = parity(Bundle.open(native_bundle), subject)
     assert error is not None and error < 1e-5
 
 
@@ -58,19 +73,31 @@ def test_plain_onnx_runtime_answers_like_the_model_either_way(
     assert error is not None and error < 1e-5
 
 
-@needs_compiler
-def test_the_loop_in_c_steps_as_often_as_the_calls_from_python(aura_bundle: Path) -> None:
-    golden = Bundle.open(aura_bundle).golden()
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_gate_held_open_writes_and_one_held_shut_does_not(
+    native_bundle: Path, by_hand: bool
+) -> None:
+    golden = Bundle.open(native_bundle).golden()
     assert golden is not None
-    feeds = list(golden)
-    called, looped = (aura_c.open_peer(str(aura_bundle), loop) for loop in (False, True))
-    for feed in feeds[:100]:
-        last = called.step(feed)["action"].copy()
-    ns = np.zeros(99, np.uint32)
-    assert called.bulk is None and looped.bulk is not None
-    looped.bulk(feeds, 0, ns)
-    np.testing.assert_array_equal(looped.step(feeds[99])["action"], last)
-    assert (ns > 0).all()
+    feeds, ns = list(golden), np.zeros(100, np.uint32)
+    answers = {}
+    for held in ("open", "shut"):
+        subject = in_c.InC(str(native_bundle), by_hand=by_hand, held=held)
+        assert subject.bulk is not None
+        subject.bulk(feeds, 0, ns)
+        assert (ns > 0).all()
+        answers[held] = subject.step(feeds[0])["action"].copy()
+    # Nothing was written behind the closed gate: the answer is that of a session that begins.
+    np.testing.assert_allclose(answers["shut"], golden.outputs["action"][0], rtol=1e-4, atol=1e-5)
+    assert np.abs(answers["open"] - answers["shut"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("subject", [in_c.InC, EngineSubject])
+def test_a_bundle_without_a_native_engine_is_told_how_to_get_one(
+    aura_bundle: Path, subject
+) -> None:
+    with pytest.raises(StategateError, match="stategate build-native"):
+        subject(str(aura_bundle))
 
 
 def test_a_step_written_for_one_model_refuses_another(tiny_bundle: Path) -> None:
@@ -94,7 +121,7 @@ def test_the_cache_is_looked_at_at_every_length() -> None:
 
 @pytest.fixture(scope="module")
 def raced(aura_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Race:
-    """A short race: one that runs, and five that each fail in a way of their own."""
+    """A short race: one that runs, and six that each fail in a way of their own."""
     envs = tmp_path_factory.mktemp("peers")
     (envs / "refused").mkdir()
     (envs / "refused" / "error.txt").write_text("ERROR: no matching distribution\n")
@@ -103,6 +130,7 @@ def raced(aura_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Race:
         Entry("numpy", "stategate.bench.peers.aura_numpy:open_peer"),
         Entry("wrong", f"{here}:Wrong"),
         Entry("dying", f"{here}:Dying"),
+        Entry("silent", f"{here}:Silent"),
         Entry("absent", "stategate.bench.peers.openvino_stateful:open_peer"),
         Entry("refused", "no:matter", env="refused"),
         Entry("unmade", "no:matter", env="unmade"),
@@ -110,7 +138,7 @@ def raced(aura_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Race:
     with pytest.MonkeyPatch.context() as patch:
         path = str(Path(__file__).parent)
         patch.setenv("PYTHONPATH", os.pathsep.join([path, *sys.path]))
-        return race(aura_bundle, envs, 3, None, lambda _: None, peers, (10, 20))
+        return race(aura_bundle, envs, 3, None, lambda _: None, peers, (10, 20), 8.0)
 
 
 def test_who_runs_has_figures_and_who_does_not_has_a_reason(raced: Race) -> None:
@@ -122,6 +150,7 @@ def test_who_runs_has_figures_and_who_does_not_has_a_reason(raced: Race) -> None
     reasons = {
         "wrong": "answers otherwise",
         "dying": "exit code 3",
+        "silent": "silent for 8.0 s",
         "refused": "no matching distribution",
         "unmade": "no environment",
         "stategate, native": "no native engine",
@@ -129,6 +158,8 @@ def test_who_runs_has_figures_and_who_does_not_has_a_reason(raced: Race) -> None
     for name, reason in reasons.items():
         assert reason in (rows[name].error or ""), name
         assert rows[name].best_p50_us is None
+    # Our own runtime would step the bundle well, and tell nothing of these.
+    assert not any("stategate verify" in (rows[name].error or "") for name in reasons)
     assert rows["absent"].error is not None or rows["absent"].best_p50_us is not None
 
 

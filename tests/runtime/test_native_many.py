@@ -1,0 +1,75 @@
+"""The native engine where there is more of something: gates, and sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stategate.contract import Bundle, GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.models.step import StepResult
+from stategate.runtime import Pool, Session
+from stategate.runtime.engine_native import _MAX_PREMADE
+
+GATES = _MAX_PREMADE + 1
+
+
+class ManyGates(nn.Module):
+    """Adds each input to a sum of its own, if it is positive."""
+
+    def step_spec(self) -> StepSpec:
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, GATES)),),
+            outputs=(TensorSpec("y", (1, GATES)),),
+            states=tuple(StateSpec(f"h{i}", (1, 1), gate=f"g{i}") for i in range(GATES)),
+            gates=tuple(GateSpec(f"g{i}", "hard", (1, 1), 0.0, f"t{i}") for i in range(GATES)),
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        gates = {f"g{i}": inputs["x"][:, i : i + 1] * 1.0 for i in range(GATES)}
+        new = {
+            f"h{i}": torch.where(g > inputs[f"t{i}"], states[f"h{i}"] + g, states[f"h{i}"])
+            for i, g in enumerate(gates.values())
+        }
+        return StepResult({"y": torch.cat(tuple(new.values()), 1)}, new, gates)
+
+
+@pytest.fixture(scope="module")
+def many(seal_model: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("many") / "bundle"
+    return seal_model(out, ManyGates(), native=True).path
+
+
+def test_more_gates_than_have_tables_made_beforehand_keep_sums_of_their_own(many: Path) -> None:
+    xs = np.random.default_rng(3).standard_normal((200, 1, GATES)).astype(np.float32)
+    wanted = np.zeros((1, GATES), np.float32)
+    with Session.open(many, engine="native") as session:
+        assert session.engine_name.startswith("native")
+        for x in xs:
+            wanted += np.maximum(x, 0.0)
+            np.testing.assert_array_equal(session.step(x=x)["y"], wanted)
+        held = [session.state(f"h{i}").item() for i in range(GATES)]
+    np.testing.assert_array_equal(held, wanted[0])
+
+
+def test_a_pool_steps_natively_as_on_onnxruntime(
+    seal_model: Callable[..., Bundle],
+    tiny_model: type[nn.Module],
+    tmp_path: Path,
+) -> None:
+    path = seal_model(tmp_path / "pool", tiny_model(), sessions=4, native=True).path
+    xs = np.random.default_rng(4).standard_normal((60, 4, 4)).astype(np.float32)
+    seen = {}
+    for engine in ("native", "onnxruntime"):
+        with Pool.open(path, engine=engine) as pool:
+            assert pool.engine_name.startswith(engine)
+            rows = [pool.join() for _ in range(3)]
+            outputs = [pool.step(x=x)["y"][rows].copy() for x in xs]
+            seen[engine] = (np.array(outputs), [pool.ledger(row) for row in rows])
+    np.testing.assert_allclose(seen["native"][0], seen["onnxruntime"][0], atol=1e-5)
+    assert seen["native"][1] == seen["onnxruntime"][1]
+    assert all(ledger.writes and ledger.quiet_steps for ledger in seen["native"][1])
