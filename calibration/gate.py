@@ -46,7 +46,10 @@ class Wish:
     costs: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse wishes that contradict each other, and prices that say nothing."""
+        """Refuse wishes that contradict each other, that are NaN, and prices that say nothing."""
+        wished = (self.tolerance, self.accuracy, self.write_rate, self.max_output_error)
+        if any(wish is not None and math.isnan(wish) for wish in wished):
+            raise CalibrationError("NaN is nothing to choose a threshold by", expected="a number")
         bound = None if self.costs is not None else self.max_output_error
         given = [w for w in (self.accuracy, self.write_rate, bound, self.costs) if w is not None]
         if len(given) > 1:

@@ -146,8 +146,8 @@ def _train(
         if not bool(loss.isfinite()):
             raise CalibrationError(
                 "the training of the gate diverged",
-                found=f"loss {float(loss)} in iteration {i}",
-                remedy="look for overflow in the model; try shorter chunks",
+                found=f"loss {loss.item()} in iteration {i}",
+                remedy="lower the price of writing; look for overflow in the model",
             )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here

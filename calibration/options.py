@@ -68,7 +68,10 @@ def zoo_options(least: int) -> Option:
 def record_options(command: Command) -> Command:
     """``--out`` and ``--json`` of a command that writes a record."""
     out = click.option(
-        "--out", type=click.Path(path_type=Path), required=True, help="The record (.json)."
+        "--out",
+        type=click.Path(dir_okay=False, path_type=Path),
+        required=True,
+        help="The record (.json).",
     )
     as_json = click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
     return out(as_json(command))

@@ -13,7 +13,12 @@ from stategate.contract.console import check_writable, write_whole
 
 @click.command("precision-table")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The rows (.json).")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The rows (.json).",
+)
 @click.option(
     "--page",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -63,7 +63,10 @@ _DEFAULT = RetentionRecipe()
     help="Of where windows begin.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="The gates (.safetensors)."
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The gates (.safetensors).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what they are worth as JSON.")
 def train_retention_command(

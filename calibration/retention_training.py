@@ -71,7 +71,8 @@ def train_retention(
 
     Raises:
         EpisodeError: An episode does not fit the model.
-        CalibrationError: The window is no longer than the memory, or no episode is that long.
+        CalibrationError: The window is no longer than the memory, no episode is that long,
+            or the training diverged.
     """
     recipe = recipe or RetentionRecipe()
     memory = model.config.memory
@@ -102,6 +103,8 @@ def train_retention(
         given, log_betas = answers(model, x, retained=True)
         error = (given - wanted).square().mean() / wanted.square().mean().clamp(min=1e-30)
         loss = error + recipe.capacity_price * _beyond(log_betas, memory)
+        if not bool(loss.isfinite()):
+            raise _diverged(f"loss {loss.item()} in iteration {i}")
         gradients = torch.autograd.grad(loss, trained)  # of the gates alone: the rest is frozen
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient
@@ -110,6 +113,17 @@ def train_retention(
         optimiser.zero_grad(set_to_none=True)
         scheduler.step()
         report(i + 1)
+    if not all(bool(parameter.isfinite().all()) for parameter in trained):
+        raise _diverged("NaN or Inf in the trained gates")
+
+
+def _diverged(found: str) -> CalibrationError:
+    return CalibrationError(
+        "the training of the gates diverged",
+        found=found,
+        expected="finite numbers",
+        remedy="lower --learning-rate or --capacity-price; look for overflow in the model",
+    )
 
 
 def answers(model: TrimKv, x: Tensor, *, retained: bool) -> tuple[Tensor, list[Tensor]]:

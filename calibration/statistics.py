@@ -174,8 +174,9 @@ class Statistics:
         top = self.magnitude
         edges = np.linspace(0.0, top, _LINEAR_BINS + 1)
         filled = np.concatenate([[0.0], np.cumsum(self.histogram, dtype=np.float64)])
-        share = np.diff(np.interp(np.minimum(edges, top), np.minimum(_EDGES, top), filled))
-        half = np.round(share).astype(np.int64)
+        below = np.interp(np.minimum(edges, top), np.minimum(_EDGES, top), filled)
+        # Rounded before the difference: a few numbers spread over many bins are still so many.
+        half = np.diff(np.round(below)).astype(np.int64)
         both = np.concatenate([half[::-1], half])
         edges = np.linspace(-top, top, 2 * _LINEAR_BINS + 1).astype(np.float32)
         collector = HistogramCollector("entropy", True, both.size, 128, 99.99, "same")

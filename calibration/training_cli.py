@@ -39,7 +39,10 @@ from stategate.models.load import load_model
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything drawn."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="The gate (.safetensors)."
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The gate (.safetensors).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what it is worth as JSON.")
 def train_gate_command(

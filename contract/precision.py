@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from stategate.contract.errors import CalibrationError, SpecError
-from stategate.contract.specs import Record
+from stategate.contract.specs import Record, is_threshold
 
 RANGES_VERSION = 1
 GATES, RECURRENCE = "gates", "recurrence"
@@ -157,6 +157,17 @@ class TensorRange(Record, frozen=True):
     name: str
     limits: dict[Method, float]
     horizons: tuple[HorizonRange, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a range that no number can be scaled by."""
+        for method, limit in self.limits.items():
+            if not (limit > 0 and is_threshold(limit)):
+                raise CalibrationError(
+                    f"tensor {self.name!r} cannot have such a range",
+                    found=f"{limit!r} by {method}",
+                    expected="more than 0, and finite in float32",
+                    remedy="measure again: stategate ranges",
+                )
 
 
 class RangeRecord(Record, frozen=True):

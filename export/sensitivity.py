@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,9 +164,9 @@ class Search:
         candidate = lowered(self._candidate, self._without(groups), self._ranges)
         digest = sha256(f"{self._question} {sha256(candidate.graph)}".encode())
         kept = self._cache / f"{digest}.json"
-        if kept.is_file():
-            error, flip_rate = json.loads(kept.read_bytes())
-            return Trial(groups, float(error), flip_rate, elements)
+        with suppress(OSError, ValueError):  # not there, or damaged: made anew
+            error, flip_rate = map(float, json.loads(kept.read_bytes()))
+            return Trial(groups, error, flip_rate, elements)
         with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
             bundle = draft(Path(scratch) / "trial", candidate)
             try:

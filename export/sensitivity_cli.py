@@ -64,7 +64,12 @@ _MAX_FLIP_RATE = 0.001
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of trials that were made before; beside the plan if left out.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The plan (.json).")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The plan (.json).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print plan and trials as JSON.")
 def sensitivity(
     model: str,

@@ -68,7 +68,12 @@ def zoo(as_json: bool) -> None:
     show_default=True,
     help="Of the stream.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz to write.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The .npz to write.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
     """Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.

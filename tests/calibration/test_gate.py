@@ -200,6 +200,12 @@ def test_a_write_is_needed_when_a_life_without_it_answers_worse() -> None:
     assert dear.threshold == 9.0
 
 
+@pytest.mark.parametrize("name", ["tolerance", "accuracy", "write_rate", "max_output_error"])
+def test_nothing_is_chosen_by_nan(name: str) -> None:
+    with pytest.raises(CalibrationError, match="NaN is nothing to choose"):
+        Wish(**{name: float("nan")})
+
+
 def test_student_t_is_that_of_the_tables() -> None:
     for freedom, t in ((1, 12.706), (2, 4.303), (3, 3.182), (9, 2.262), (30, 2.042)):
         assert student_t(freedom) == pytest.approx(t, abs=6e-4)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from onnxruntime.quantization.calibrate import HistogramCollector
 from torch import nn
 
 from stategate.calibration.ranges import Roller, measured
@@ -28,7 +29,7 @@ from stategate.contract import (
 )
 from stategate.contract.episodes import BLOCK_STEPS
 from stategate.contract.errors import CalibrationError, EpisodeError
-from stategate.contract.precision import RangeRecord
+from stategate.contract.precision import RangeRecord, TensorRange
 from stategate.export.trace import TorchReference
 from stategate.models.step import StepResult
 from stategate.runtime.cli import main
@@ -77,6 +78,24 @@ def test_every_method_finds_a_range_that_numpy_finds_too() -> None:
     best = min(error(sizes.max() * k / 200) for k in range(1, 201))
     assert error(limits["mse"]) <= 1.05 * best
     assert 0.25 * sizes.max() <= limits["entropy"] <= sizes.max()
+
+
+@pytest.mark.parametrize("count", [1, 10, 144, 5_000])
+def test_the_entropy_range_is_that_of_the_librarys_own_calibrator(count: int) -> None:
+    values = np.random.default_rng(1).normal(size=(count, 1)).astype(np.float32)
+    ours = gathered([values], 100).limits()["entropy"]
+    oracle = HistogramCollector("entropy", True, 1024, 128, 99.99, "same")
+    oracle.collect({"x": [values.ravel()]})
+    theirs = max(
+        abs(float(np.ravel(end)[0])) for end in oracle.compute_collection_result()["x"][:2]
+    )
+    assert ours == pytest.approx(theirs, rel=0.15)
+
+
+@pytest.mark.parametrize("limit", [-1.0, 0.0, 1e300])
+def test_a_range_that_scales_nothing_is_refused(limit: float) -> None:
+    with pytest.raises(CalibrationError, match="cannot have such a range"):
+        TensorRange("x", {"minmax": limit}, ())
 
 
 @pytest.mark.parametrize(("step", "decade"), [(0, 0), (9, 0), (10, 1), (99, 1), (100, 2)])
@@ -207,3 +226,9 @@ def test_the_command_writes_a_record_and_tells_what_still_grows(
     out.write_text(out.read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(CalibrationError, match="another version"):
         RangeRecord.load(out)
+
+
+def test_a_folder_in_the_place_of_the_record_is_refused_before_the_work(tmp_path: Path) -> None:
+    arguments = ["recalibrate", str(tmp_path), str(tmp_path), "--episode", str(tmp_path)]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path)])
+    assert result.exit_code == 2 and "is a directory" in result.output

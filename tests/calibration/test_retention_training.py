@@ -112,6 +112,18 @@ def test_a_window_that_fits_the_memory_trains_nothing_and_is_refused() -> None:
         train_retention(finder(), [haystack(0)[0]], RetentionRecipe(window=STEPS + 1))
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RetentionRecipe(capacity_price=float("nan"), window=32, iterations=2, streams=2),
+        RetentionRecipe(learning_rate=float("inf"), window=32, iterations=1, streams=2),
+    ],
+)
+def test_gates_that_are_no_numbers_are_refused(recipe: RetentionRecipe) -> None:
+    with pytest.raises(CalibrationError, match="diverged"):
+        train_retention(finder(), [haystack(0)[0]], recipe)
+
+
 SOURCE = """
 import torch
 from stategate.models.trim_kv import TrimKv

@@ -77,6 +77,13 @@ def test_a_trial_is_made_once_and_only_its_own_question_finds_it(
         search(trials, seed=5).propose(LIMITS)
 
 
+def test_a_damaged_trial_is_made_anew(tmp_path: Path) -> None:
+    before = search(tmp_path).propose(LIMITS)
+    for kept in tmp_path.iterdir():
+        kept.write_bytes(kept.read_bytes()[:3])
+    assert search(tmp_path).propose(LIMITS) == before
+
+
 def test_limits_that_nothing_keeps_are_told_with_the_nearest(trials: Path) -> None:
     with pytest.raises(CalibrationError, match="to_beta, the least sensitive of 7"):
         search(trials).propose(Limits(1e-9, 0.0))
