@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 import msgspec
@@ -29,7 +29,7 @@ from stategate.bench.sensors import Meter
 from stategate.bench.wear_cli import finite
 from stategate.contract import Bundle
 from stategate.contract.console import check_writable, progress, write_whole
-from stategate.runtime.engine import EngineChoice
+from stategate.runtime.engine import ENGINES
 
 _SECONDS = {"default": 60.0, "quick": 5.0, "official": 600.0}
 
@@ -70,7 +70,7 @@ def bench() -> None:
     multiple=True,
     default=("auto",),
     show_default=True,
-    type=click.Choice([*get_args(EngineChoice), "all"]),
+    type=click.Choice([*ENGINES, "all"]),
     help="Engine of each bundle; may be given again, and `all` is every one that can.",
 )
 @click.option("--quick", is_flag=True, help="5 seconds: does it work, and roughly how fast.")

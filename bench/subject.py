@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from stategate.contract import Bundle
 from stategate.contract.errors import EngineError, MeasurementError, StategateError
 from stategate.runtime import Session
 from stategate.runtime.buffers import Array
-from stategate.runtime.engine import EngineChoice
+from stategate.runtime.engine import ENGINES, EngineChoice
 from stategate.runtime.engine_native import NativeEngine
 from stategate.runtime.plan import allocate
 
@@ -166,7 +166,7 @@ def engines(bundle: str | Path) -> tuple[list[EngineChoice], list[str]]:
     """Engines of the runtime that can step a bundle here, and why the others cannot."""
     able: list[EngineChoice] = []
     unable = []
-    for engine in get_args(EngineChoice):
+    for engine in ENGINES:
         if engine != "auto":
             try:
                 Session.open(bundle, engine=engine).close()
