@@ -25,6 +25,7 @@ from stategate.contract.precision import PrecisionPlan
 from stategate.export.pack import Candidate, draft
 from stategate.export.precision import lowered
 from stategate.export.quantise import Projection, chosen, projections
+from stategate.export.storage import stored
 from stategate.export.verify import Limits, Reference, compare
 
 Arrays = Mapping[str, np.ndarray]
@@ -162,6 +163,9 @@ class Search:
         """Step the model with these groups in fewer bits, or remember having done so."""
         elements = sum(self.groups[group] for group in groups)
         candidate = lowered(self._candidate, self._without(groups), self._ranges)
+        if self._plan.narrow_states:
+            storage, feedback = self._plan.narrow_states, self._plan.error_feedback
+            candidate = stored(candidate, storage, feedback)
         digest = sha256(f"{self._question} {sha256(candidate.graph)}".encode())
         kept = self._cache / f"{digest}.json"
         with suppress(OSError, ValueError):  # not there, or damaged: made anew

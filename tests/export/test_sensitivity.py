@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from stategate.contract import Bundle
-from stategate.contract.errors import CalibrationError
+from stategate.contract.errors import CalibrationError, ExportError
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.export import sensitivity
 from stategate.export.cli import candidate_from, reference_for
@@ -75,6 +75,16 @@ def test_a_trial_is_made_once_and_only_its_own_question_finds_it(
     assert search(trials).propose(LIMITS) == before
     with pytest.raises(AssertionError, match="stepped again"):
         search(trials, seed=5).propose(LIMITS)
+
+
+def test_trials_store_states_as_the_plan_says(tmp_path: Path) -> None:
+    looking = search(tmp_path)
+    plain = looking.trial(("to_k",))
+    looking._plan = PrecisionPlan("int4", state_storage={"S": "int8"})
+    assert looking.trial(("to_k",)).output_error != plain.output_error
+    looking._plan = PrecisionPlan("int4", state_storage={"nothing": "int8"})
+    with pytest.raises(ExportError, match="no such state"):
+        looking.trial(("to_k",))
 
 
 def test_a_damaged_trial_is_made_anew(tmp_path: Path) -> None:
