@@ -115,13 +115,13 @@ matrix: $(TARGETS:%=$(MATRIX)/targets/%/report.json) ## Every model x precision 
 $(MODELS:%=$(MATRIX)/exports/%/int8.log): $(MATRIX)/exports/%/int8.log: $(MATRIX)/exports/%/ranges.json
 $(EXPORTS:=.log): $(EXPORTER) | $(VENV)/.run
 
-# A refusal (exit code 1 or 2, and no traceback) is a result: it is kept and not tried again.
+# A refusal (exit code 1 or 2) is a result: it is kept and not tried again. What the machine did is none.
 $(EXPORTS:=.log): $(MATRIX)/exports/%.log:
 	@mkdir -p $(@D) && rm -rf $(@D)/$(*F)
 	@echo "exporting $(*D) in $(*F)"
 	@$(BIN)/stategate export $(*D) --precision $(*F) $(if $(filter int8,$(*F)),--ranges $(@D)/ranges.json) \
 	  --out $(@D)/$(*F) > $@.part 2>&1 || test $$? -le 2
-	@! grep -A99 '^Traceback' $@.part
+	@! grep -A99 -E '^(Traceback|Aborted|MissingDependencyError)|\[Errno' $@.part
 	@mv $@.part $@
 
 $(MODELS:%=$(MATRIX)/exports/%/ranges.json): $(MATRIX)/exports/%/ranges.json: $(MATRIX)/exports/%/float32.log $(call SOURCES,calibration)

@@ -222,3 +222,29 @@ def test_make_export_without_a_precision_names_none(tree: Path) -> None:
     )
     line = " ".join(done.stdout.replace("\\\n", " ").split())
     assert line == "venv/bin/stategate export aura-hard --out build/export/aura-hard"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("TargetError: gru does not run there", True),
+        ("OSError: [Errno 28] No space left on device", False),
+        ("\nAborted!", False),
+        ("MissingDependencyError: torch is not installed", False),
+    ],
+)
+def test_a_refusal_is_kept_and_what_the_machine_did_is_tried_again(
+    tree: Path, tmp_path: Path, said: str, kept: bool
+) -> None:
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / ".run").touch()
+    command = tmp_path / "venv" / "bin" / "stategate"
+    command.write_text(f"#!/bin/sh\nprintf '%s\\n' '{said}'\nexit 2\n")
+    command.chmod(0o755)
+    log = tmp_path / "build" / "matrix" / "exports" / "gru" / "float32.log"
+    done = subprocess.run(
+        ["make", f"VENV={tmp_path / 'venv'}", f"BUILD={tmp_path / 'build'}", str(log)],
+        cwd=tree,
+        capture_output=True,
+    )
+    assert (done.returncode == 0, log.exists()) == (kept, kept), done
