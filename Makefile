@@ -145,7 +145,8 @@ peer-onnxruntime := onnx onnxruntime
 peer-torch := onnx torch
 peer-executorch := onnx executorch
 peer-openvino := onnx openvino
-peer-litert := onnx litert-torch
+# Its converter imports protobuf without asking for it.
+peer-litert := onnx litert-torch protobuf
 peer-mnn := MNN
 PEERS := floor onnxruntime torch executorch openvino litert mnn
 FAST := $(BUILD)/aura-fast/bundle

@@ -290,14 +290,14 @@ def _grown(kv_bytes_per_step: int | None, lengths: tuple[int, ...]) -> tuple[Gro
 
 def lines(found: Race) -> list[str]:
     """A table for the terminal."""
-    told = [f"{'us':<28} {'best p50':>9} {'median':>9} {'best p99':>9} {'over ours':>9} {'MiB':>6}"]
+    told = [f"{'us':<30} {'best p50':>9} {'median':>9} {'best p99':>9} {'over ours':>9} {'MiB':>6}"]
     failed = [row for row in found.rows if row.error is not None]
     ran = [row for row in found.rows if row not in failed]
     for row in sorted(ran, key=lambda row: row.best_p50_us or 0.0):
         us = (row.best_p50_us, row.median_p50_us, row.best_p99_us, row.over_ours)
         figures = " ".join("        -" if value is None else f"{value:9.2f}" for value in us)
-        told.append(f"{row.name:<28} {figures} {(row.resident_bytes or 0) / 2**20:6.0f}")
-    told += [f"{row.name:<28} {row.error}" for row in failed]
+        told.append(f"{row.name:<30} {figures} {(row.resident_bytes or 0) / 2**20:6.0f}")
+    told += [f"{row.name:<30} {row.error}" for row in failed]
     for grown in found.grown:
         told.append(
             f"KV attention after {grown.steps:>7,} steps: p50 {grown.attention.p50_us:9.1f} us, "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ from torch import nn
 from stategate.contract import Bundle, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
-from stategate.runtime.engine_native import _MAX_PREMADE
+from stategate.runtime.engine_native import _MAX_PREMADE, NativeEngine
+from stategate.runtime.plan import allocate
 
 GATES = _MAX_PREMADE + 1
 
@@ -73,3 +76,16 @@ def test_a_pool_steps_natively_as_on_onnxruntime(
     np.testing.assert_allclose(seen["native"][0], seen["onnxruntime"][0], atol=1e-5)
     assert seen["native"][1] == seen["onnxruntime"][1]
     assert all(ledger.writes and ledger.quiet_steps for ledger in seen["native"][1])
+
+
+@pytest.mark.parametrize(("us", "keeps"), [(2.5, True), (2500.0, False), (None, False)])
+def test_only_a_step_known_to_be_short_keeps_the_lock_of_the_interpreter(
+    many: Path, us: float | None, keeps: bool
+) -> None:
+    bundle = Bundle.open(many)
+    native = bundle.manifest.native
+    assert native is not None
+    known = msgspec.structs.replace(native, step_us={} if us is None else {"native": us})
+    engine = NativeEngine(bundle, known, allocate(bundle))
+    assert isinstance(engine._library, ctypes.PyDLL) == keeps
+    engine.run(0)
