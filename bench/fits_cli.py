@@ -164,7 +164,7 @@ def _bundle(context: click.Context, model: str, precision: str | None) -> Iterat
                 export,
                 model=model,
                 out=out,
-                steps=8,
+                steps=32,
                 precision=precision or "float32",
                 accept=None if precision in (None, "float32") else "fits: only its size is asked",
             )

@@ -41,10 +41,12 @@ def recalibrate_command(
     """
     check_writable(out)
     episodes = EpisodeSet.open(*episode_paths)
+    weights = [Bundle.open(path).manifest.model.sha256 for path in (float_bundle, candidate)]
+    if weights[0] != weights[1]:
+        click.echo("note: the two bundles are not of the same weights", err=True)
     with progress(episodes.steps * ROUNDS, "recalibrating") as report:
         gate = recalibrate(float_bundle, candidate, episodes.loaded, gate_name, report)
-    weights = Bundle.open(candidate).manifest.model.sha256
-    raw = canonical_json(CalibrationRecord(weights, told(episode_paths), episodes.steps, (gate,)))
+    raw = canonical_json(CalibrationRecord(weights[1], told(episode_paths), episodes.steps, (gate,)))
     write_whole(out, raw)
     if as_json:
         click.echo(raw, nl=False)

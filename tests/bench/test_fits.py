@@ -286,7 +286,7 @@ def test_the_prediction_holds_for_large_weights_states_and_graphs(
 @pytest.mark.parametrize("name", ZOO)
 def test_the_prediction_holds_for_every_model_of_the_zoo(name: str, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    assert stategate("export", name, "--steps", 8, "--out", out).exit_code == 0
+    assert stategate("export", name, "--steps", 32, "--out", out).exit_code == 0
     measured = measure_resident(out).added
     predicted = predict(footprint(Bundle.open(out)), load_costs()).added
     print(f"{name:<16} {measured:>12,} {predicted:>12,} {predicted / measured - 1:+.1%}")
