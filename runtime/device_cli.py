@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import click
 import msgspec
 
 from stategate.contract import Bundle, Manifest, canonical_json
 from stategate.contract.native import NativeRef
+from stategate.runtime.engine import EngineChoice
 from stategate.runtime.golden import Replay, replay
 from stategate.runtime.snapshot import Codec
 from stategate.runtime.store import newest_in
@@ -139,10 +141,22 @@ def _printable(text: str, longest: int = 200) -> str:
     show_default=True,
     help="Largest error of outputs and states, relative to their size.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(get_args(EngineChoice)),
+    default="auto",
+    show_default=True,
+    help="Which engine steps the bundle.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def verify(
-    ctx: click.Context, bundle: Path, digests: bool, tolerance: float, as_json: bool
+    ctx: click.Context,
+    bundle: Path,
+    digests: bool,
+    tolerance: float,
+    engine: EngineChoice,
+    as_json: bool,
 ) -> None:
     """Check the digests of BUNDLE, then replay its golden episode on this machine.
 
@@ -154,10 +168,11 @@ def verify(
     Examples:
       stategate verify build/aura
       stategate verify build/aura --digests
+      stategate verify build/aura --engine native
     """
     opened = Bundle.open(bundle)
     undeclared = opened.undeclared_files()
-    result = None if digests else replay(bundle, tolerance)
+    result = None if digests else replay(bundle, tolerance, engine)
     candidate = opened.manifest.is_candidate
     passed = not candidate and not undeclared and (result is None or result.passed)
     if as_json:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from stategate.contract import Bundle, Episode, load_episode
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.errors import EpisodeError
+from stategate.runtime.engine import EngineChoice
 from stategate.runtime.run import RunResult, run_episode
 from stategate.runtime.session import Session
 
@@ -36,6 +37,13 @@ from stategate.runtime.session import Session
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to go on from, and to save to at the end.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(get_args(EngineChoice)),
+    default="auto",
+    show_default=True,
+    help="Which engine steps the bundle.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run(
     bundle: Path,
@@ -43,6 +51,7 @@ def run(
     steps: int | None,
     out: Path | None,
     snapshots: Path | None,
+    engine: EngineChoice,
     as_json: bool,
 ) -> None:
     """Step BUNDLE on this machine and print what its memory did.
@@ -55,7 +64,7 @@ def run(
     if out is not None:
         check_writable(out / "ledger.json")
     episode = load_episode(episode_path, steps) if episode_path else _golden(Bundle.open(bundle))
-    with Session.open(bundle, snapshots=snapshots) as session:
+    with Session.open(bundle, engine=engine, snapshots=snapshots) as session:
         restored = session.restore() if snapshots is not None else None
         if restored is not None:
             click.echo(f"going on after {restored.steps:,} steps ({restored.reason})", err=True)
