@@ -285,7 +285,7 @@ test-aarch64: aarch64 ## Run C, library and runtime on emulated aarch64, and C o
 	  else echo "missing programs; as root: apt-get install $(CROSS_DEBS)"; exit 1; fi
 	$(BIN)/python -m pytest -rP tests/export/test_native_cross.py tests/export/test_aarch64.py
 
-aarch64: $(A64)/stategate ## Prepare an emulated aarch64 machine: 130 MB to fetch, no root
+aarch64: $(A64)/stategate ## Prepare an emulated aarch64 machine: 150 MB to fetch, no root
 
 $(A64)/stategate: tests/export/aarch64.sh constraints.txt | $(VENV)/.test view
 	@echo "fetching an aarch64 Python, its wheels and qemu into $(@D)"
