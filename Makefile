@@ -21,7 +21,7 @@ HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
 EXPORTER = $(call SOURCES,export models contract runtime) targets/profile.py targets/rows.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 check lint types export matrix bench bench-native bench-overhead bench-peers soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 aarch64 check lint types export matrix bench bench-native bench-overhead bench-peers soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -275,7 +275,7 @@ test: $(VENV)/.test ## Run the tests
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.test ## Run the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore=tests/export/test_aarch64.py
 
 # TensorRT-RTX's parser and builder need no GPU. 96 MB to load, 233 MB in a folder of their own, so
 # that no other test can lean on them.
@@ -289,9 +289,20 @@ test-tensorrt: $(TENSORRT)/.installed ## Parse and build every zoo model with Te
 	PYTHONPATH=$(TENSORRT) $(BIN)/python -m pytest tests/tensorrt
 
 CROSS := aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
-test-aarch64: $(VENV)/.test ## Run the native engine's C on emulated aarch64 and Cortex-M7
-	@for p in $(CROSS); do command -v $$p > /dev/null || { echo "no $$p; apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"; exit 1; }; done
-	$(BIN)/python -m pytest -rP tests/export/test_native_cross.py
+CROSS_DEBS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+A64 := $(BUILD)/aarch64
+
+test-aarch64: aarch64 ## Run C, library and runtime on emulated aarch64, and C on a Cortex-M7
+	@command -v $(CROSS) | wc -l | grep -qx $(words $(CROSS)) \
+	  || if test $$(id -u) = 0; then apt-get -qq update && apt-get -qq install $(CROSS_DEBS) > /dev/null; \
+	  else echo "missing programs; as root: apt-get install $(CROSS_DEBS)"; exit 1; fi
+	$(BIN)/python -m pytest -rP tests/export/test_native_cross.py tests/export/test_aarch64.py
+
+aarch64: $(A64)/stategate ## Prepare an emulated aarch64 machine: 150 MB to fetch, no root
+
+$(A64)/stategate: tests/export/aarch64.sh constraints.txt | $(VENV)/.test view
+	@echo "fetching an aarch64 Python, its wheels and qemu into $(@D)"
+	@PYTHON=$(BIN)/python bash $< $(@D) constraints.txt
 
 lint: $(VENV)/.dev ## Check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -46,7 +46,9 @@ def recalibrate_command(
         click.echo("note: the two bundles are not of the same weights", err=True)
     with progress(episodes.steps * ROUNDS, "recalibrating") as report:
         gate = recalibrate(float_bundle, candidate, episodes.loaded, gate_name, report)
-    raw = canonical_json(CalibrationRecord(weights[1], told(episode_paths), episodes.steps, (gate,)))
+    raw = canonical_json(
+        CalibrationRecord(weights[1], told(episode_paths), episodes.steps, (gate,))
+    )
     write_whole(out, raw)
     if as_json:
         click.echo(raw, nl=False)

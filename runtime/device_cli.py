@@ -160,6 +160,7 @@ def verify(
     Examples:
       stategate verify build/aura
       stategate verify build/aura --digests
+      stategate verify build/aura --engine native
     """
     opened = Bundle.open(bundle)
     undeclared = opened.undeclared_files()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,6 +176,37 @@ def test_an_unknown_engine_and_a_missing_one_are_refused(aura_bundle: Path) -> N
         Session.open(aura_bundle, engine="tflite")  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="no native engine"):
         Session.open(aura_bundle, engine="native")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
+def test_verify_and_run_step_with_the_engine_that_is_named(
+    native_bundle: Path, engine: str
+) -> None:
+    named = [str(native_bundle), "--engine", engine, "--json"]
+    report = json.loads(CliRunner().invoke(main, ["verify", *named]).stdout)
+    alone = replay(native_bundle, engine=engine)
+    assert alone is not None
+    # The engines take sums in another order, which is how they are told apart.
+    assert report["replay"]["max_output_error"] == alone.max_output_error
+    result = CliRunner().invoke(main, ["run", *named, "--steps", "10"])
+    assert json.loads(result.stdout)["engine"].startswith(engine)
+
+
+@pytest.mark.parametrize(
+    ("verb", "engine", "code", "says"),
+    [
+        ("verify", "abacus", 2, "abacus"),
+        ("verify", "native", 1, "no native engine"),
+        ("run", "abacus", 2, "abacus"),
+        ("run", "native", 1, "no native engine"),
+    ],
+)
+def test_an_engine_that_is_not_there_is_said_on_the_command_line(
+    aura_bundle: Path, verb: str, engine: str, code: int, says: str
+) -> None:
+    refused = CliRunner().invoke(main, [verb, str(aura_bundle), "--engine", engine])
+    assert refused.exit_code == code
+    assert says in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""The runtime itself on aarch64: Debian's Python, the wheels and a cross-compiled library in qemu.
+
+`make aarch64` prepares that machine, `make test-aarch64` runs this too.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from stategate.contract import Bundle
+from stategate.runtime.build_native import build_native
+from stategate.runtime.cli import main
+
+pytestmark = pytest.mark.slow
+
+EMULATED = Path(__file__).parents[2] / "build" / "aarch64" / "stategate"
+COUNTERS = ("steps", "writes", "quiet_steps", "suppressed_writes", "memory_bytes_written")
+
+
+@pytest.fixture(scope="module")
+def bundle(native_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """AURA-Mem with a library for aarch64, made on this machine."""
+    if not EMULATED.exists():
+        pytest.skip("no emulated aarch64 machine: make aarch64 prepares one")
+    if shutil.which("aarch64-linux-gnu-gcc") is None:
+        pytest.skip("no aarch64-linux-gnu-gcc: see make test-aarch64")
+    copy = tmp_path_factory.mktemp("aarch64") / "bundle"
+    shutil.copytree(native_bundle, copy)
+    return build_native(copy, cc="aarch64-linux-gnu-gcc").path
+
+
+def emulated(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [str(EMULATED), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def told(*words: object) -> dict[str, Any]:
+    done = emulated(*words, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
+def test_aarch64_verifies_the_bundle(bundle: Path, engine: str) -> None:
+    report = told("verify", bundle, "--engine", engine)
+    opened = Bundle.open(bundle)
+    golden = opened.golden()
+    assert golden is not None
+    assert report["passed"] is True
+    assert report["digest"] == opened.digest
+    replayed = report["replay"]
+    assert replayed["steps"] == golden.steps
+    assert replayed["gate_flips"] == 0
+    # Zero would be a comparison of the golden episode with itself: sums are taken in other orders.
+    assert 0.0 < replayed["max_output_error"] < 1e-5
+    assert replayed["max_state_error"] < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
+def test_aarch64_writes_in_the_same_steps_as_this_machine(
+    bundle: Path, native_bundle: Path, engine: str
+) -> None:
+    theirs = told("run", bundle, "--engine", engine, "--steps", 200)
+    words = ["run", str(native_bundle), "--engine", engine, "--steps", "200", "--json"]
+    ours = json.loads(CliRunner().invoke(main, words).stdout)
+    assert theirs["engine"].startswith(engine)
+    assert 0 < theirs["writes"] < 200
+    assert {name: theirs[name] for name in COUNTERS} == {name: ours[name] for name in COUNTERS}
+    # A sample before each step and one at the end, so that equal samples are equal decisions.
+    assert theirs["timeline"]["step"] == list(range(201))
+    assert theirs["timeline"]["writes"] == ours["timeline"]["writes"]
+
+
+def test_aarch64_shows_the_bundle_as_this_machine_does(bundle: Path) -> None:
+    shown = emulated("inspect", bundle)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == CliRunner().invoke(main, ["inspect", str(bundle)]).stdout
+
+
+def test_aarch64_refuses_the_library_of_another_machine(native_bundle: Path, bundle: Path) -> None:
+    del bundle
+    refused = emulated("verify", native_bundle, "--engine", "native")
+    assert refused.returncode == 1
+    assert "the library is for x86_64, this machine is aarch64" in refused.stderr
