@@ -18,7 +18,7 @@ import onnx
 from stategate.contract.bundle import sha256
 from stategate.contract.errors import BuildError
 from stategate.export.tensorrt_rules import Generation, generation_of
-from stategate.runtime.tensorrt_api import make_log, why
+from stategate.runtime.tensorrt_api import created, make_log, why
 
 Report = Callable[[int], None]
 _PERCENT = 100
@@ -71,12 +71,11 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report) -> Bu
 
     Raises:
         BuildError: The parser or the builder refuses, or a pinned timing cache would change.
+        EngineError: There is no builder to be had: the driver is too old, or the GPU is not there.
     """
     generation = generation_of(trt.__version__, trt.__name__)
     logger = make_log(trt)
-    builder: Any = trt.Builder(logger)
-    if not builder:
-        raise _refused("TensorRT cannot make a builder", logger)
+    builder: Any = created(trt.Builder, logger)
     flags, bits = [], 0
     for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED"):
         flag = getattr(trt.NetworkDefinitionCreationFlag, name, None)
@@ -90,7 +89,7 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report) -> Bu
             f"TensorRT {trt.__version__} cannot parse the graph",
             found="; ".join(_parser_errors(parser)),
             expected="a graph that passed stategate's own check",
-            remedy="report it with the build log: the check should have said so",
+            remedy="report it with this message: the check should have said so",
         )
     config: Any = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
@@ -196,7 +195,7 @@ def _refused(what: str, log: Any) -> BuildError:
     return BuildError(
         what,
         found=told,
-        remedy=remedy or "see the build log; too little memory or workspace may be the cause",
+        remedy=remedy or "too little memory or workspace may be the cause",
     )
 
 

@@ -30,7 +30,7 @@ from stategate.export.tensorrt_rules import Generation, generation_of
 from stategate.export.tensorrt_variant import Variant, variant
 from stategate.runtime.cuda import Cuda
 from stategate.runtime.golden import Replay, replay
-from stategate.runtime.tensorrt_api import fingerprint_here, make_log, why
+from stategate.runtime.tensorrt_api import created, fingerprint_here, make_log, why
 
 SCRIPT = "build-engine.sh"
 TOLERANCE = 1e-4
@@ -106,7 +106,7 @@ def adopt_plan(bundle: Bundle, plan: Path, trt: Any, cuda: Cuda, settings: Setti
     except OSError as problem:
         raise BuildError("the plan cannot be read", found=problem) from problem
     log = make_log(trt)
-    runtime: Any = trt.Runtime(log)
+    runtime: Any = created(trt.Runtime, log)
     if runtime.deserialize_cuda_engine(raw) is None:
         told, remedy = why(log)
         raise BuildError(

@@ -27,6 +27,7 @@ from stategate.runtime.buffers import Array, Buffers, Group, Slot, is_finite
 from stategate.runtime.cuda import Cuda
 from stategate.runtime.tensorrt_api import (
     LIBRARIES,
+    created,
     fingerprint_here,
     load_tensorrt,
     make_log,
@@ -130,7 +131,7 @@ class TensorRtEngine:
         plan = stored.read(record.plan)
         _check_free(cuda, record.plan_bytes + own)
         self._log = make_log(trt)
-        self._runtime: Any = trt.Runtime(self._log)
+        self._runtime: Any = created(trt.Runtime, self._log)
         self._engine: Any = None
         self._context: Any = None
         try:

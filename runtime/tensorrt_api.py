@@ -97,11 +97,35 @@ def make_log(trt: Any) -> Any:
     return Log()
 
 
+def created(kind: Any, log: Any) -> Any:
+    """A builder or runtime of TensorRT's, made with a log.
+
+    Args:
+        kind: Its class.
+        log: What `make_log` gave.
+
+    Raises:
+        EngineError: It cannot be made; the bindings give a TypeError then, and the reason to the
+            log.
+    """
+    try:
+        return kind(log)
+    except TypeError as problem:
+        told, remedy = why(log)
+        raise EngineError(
+            f"TensorRT cannot make a {kind.__name__}",
+            found=f"{told} ({problem})",
+            remedy=remedy or "stategate doctor says what belongs together",
+        ) from problem
+
+
 def why(log: Any) -> tuple[str, str | None]:
     """What a log gives as reason for a refusal, and what to do if that is an old driver."""
     told = "; ".join(log.problems()[-3:]) or "no reason given"
     # CUDA error 35: cudaErrorInsufficientDriver, which is also said where there is no driver.
-    old = re.search(r"insufficient|cudaError 35\b|Cuda failure: 35\b|CUDA error 35\b", told, re.I)
+    old = re.search(
+        r"insufficient|(cudaError|Cuda failure:|CUDA error|failure with error:) 35\b", told, re.I
+    )
     return told, (
         "update the NVIDIA driver: it is too old for this TensorRT, or there is none"
         if old

@@ -106,6 +106,27 @@ def test_what_cannot_be_built_leaves_nothing(bundle: Path, trt: Any, driver: Any
     assert not plans_folder(bundle).exists() and driver.open == []
 
 
+@pytest.mark.parametrize("kind", ["Builder", "Runtime"])
+def test_bindings_that_make_nothing_with_an_old_driver_are_told(
+    bundle: Path, trt: Any, driver: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def nothing(log: Any) -> None:
+        log.log(trt.ILogger.ERROR, "CUDA initialization failure with error: 35. Please check")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    nothing.__name__ = kind
+    if kind == "Runtime":
+        assert run("build-engine", bundle).exit_code == 0
+    monkeypatch.setattr(trt, kind, nothing)
+    if kind == "Runtime":
+        with pytest.raises(EngineError, match="cannot make a Runtime"):
+            Session.open(bundle, engine="tensorrt")
+    refused = run("build-engine", bundle)
+    assert refused.exit_code == 1 and f"cannot make a {kind}" in refused.output
+    assert "update the NVIDIA driver" in refused.output
+    assert driver.open == []
+
+
 def test_a_bundle_without_its_onnx_file_is_refused(bundle: Path, trt: Any) -> None:
     graph = bundle / Bundle.open(bundle).manifest.step_graph.file.path
     graph.unlink()
