@@ -142,6 +142,19 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+def dry_run(tree: Path, goal: str) -> str:
+    """What make says that it would do; the tests may themselves be run by make."""
+    done = subprocess.run(
+        ["make", "-n", goal, "VENV=venv"],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")},
+    )
+    return done.stdout
+
+
 @pytest.fixture
 def planned(tree: Path) -> Plan:
     """What make would do after some files were edited; they are as old as before afterwards."""
@@ -150,18 +163,11 @@ def planned(tree: Path) -> Plan:
         before = {tree / name: (tree / name).stat().st_mtime for name in edited}
         for path in before:
             path.touch()
-        done = subprocess.run(
-            ["make", "-n", "matrix", "VENV=venv"],
-            cwd=tree,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")},
-        )
+        told = dry_run(tree, "matrix")
         for path, age in before.items():
             os.utime(path, (age, age))
-        exports = re.findall(r"stategate export (\S+) --precision (\S+)", done.stdout)
-        devices = re.findall(r"--target (\S+)", done.stdout)
+        exports = re.findall(r"stategate export (\S+) --precision (\S+)", told)
+        devices = re.findall(r"--target (\S+)", told)
         return sorted([f"{model} {precision}" for model, precision in exports] + devices)
 
     return plan
@@ -217,10 +223,7 @@ def test_make_export_takes_model_target_and_precision(tree: Path) -> None:
 
 
 def test_make_export_without_a_precision_names_none(tree: Path) -> None:
-    done = subprocess.run(
-        ["make", "-n", "export", "VENV=venv"], cwd=tree, capture_output=True, text=True, check=True
-    )
-    line = " ".join(done.stdout.replace("\\\n", " ").split())
+    line = " ".join(dry_run(tree, "export").replace("\\\n", " ").split())
     assert line == "venv/bin/stategate export aura-hard --out build/export/aura-hard"
 
 

@@ -232,7 +232,8 @@ def test_from_a_float_bundle_to_one_in_int8(files: dict[str, str]) -> None:
     assert (receipt.tolerance, receipt.flip_rate, receipt.accepted) == (None, 0.0, None)
     code, told = run("verify", files["small"])
     assert code == 1 and "a candidate; judge it" in told
-    code, told = run("ranges", files["small"], "--episode", files["log"], "--out", files["float"])
+    again = ["--episode", files["log"], "--out", files["ranges.json"]]
+    code, told = run("ranges", files["small"], *again)
     assert code == 1 and "float model alone" in told
 
 
