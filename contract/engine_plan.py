@@ -142,7 +142,8 @@ class StoredPlan:
                 found=f"{len(data)} bytes in {self.folder}",
                 expected=f"sha256 {file.sha256[:12]}"
                 + (f", {self.record.plan_bytes} bytes" if file == self.record.plan else ""),
-                remedy="build it again on this device: stategate build-engine BUNDLE",
+                remedy="build it again on this device: stategate build-engine BUNDLE"
+                + (" --new-timing-cache" if file.path == TIMING_CACHE else ""),
             )
         return data
 

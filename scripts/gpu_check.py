@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from contextlib import closing, suppress
@@ -34,7 +35,7 @@ from stategate.contract.dtypes import dtype_named
 from stategate.contract.engine_plan import RECORD, StoredPlan
 from stategate.contract.errors import StateFault, StategateError
 from stategate.export.tensorrt_build import Settings, workspace_bytes
-from stategate.export.tensorrt_local import build_engine
+from stategate.export.tensorrt_local import build_engine, sole_builder
 from stategate.runtime import Session
 from stategate.runtime.cuda import Cuda
 from stategate.runtime.golden import Gaps
@@ -208,13 +209,16 @@ def check(paths: list[Path], args: argparse.Namespace) -> int:
     fingerprint: dict[str, Any] = {}
     for path in paths:
         bundle = Bundle.open(path)
-        with closing(Cuda()) as cuda, progress(100, f"building {path.name}") as report:
+        name = f"building {path.name}"
+        with sole_builder(bundle), closing(Cuda()) as cuda, progress(100, name) as report:
             settings = Settings(workspace_bytes(cuda.memory()[1]))
             stored = build_engine(bundle, trt, cuda, settings, report=report)
             place = (cuda.gpu, cuda.integrated, cuda.memory()[1])
         fingerprint = msgspec.to_builtins(stored.record.fingerprint)
         ways = both_ways(bundle, stored, args.steps)
-        passed = passed and all(way.passed(args.tolerance) for way in ways.values())
+        if not all(way.passed(args.tolerance) for way in ways.values()):
+            passed = False
+            shutil.rmtree(stored.folder)  # or the next session would load it
         models[bundle.manifest.model.name] = {
             "onnx_sha256": fingerprint.pop("onnx_sha256"),
             "plan_bytes": stored.record.plan_bytes,

@@ -49,6 +49,7 @@ def test_a_gpu_that_computes_something_else_does_not_pass(
     bundle, out = copy_of(tiny_bundle), tmp_path / "receipts"
     assert script.main([str(bundle), "--steps", "60", "--out", str(out)]) == 1
     assert not json.loads(next(out.iterdir()).read_text())["passed"]
+    assert stored_plans(bundle) == []
 
 
 def test_a_machine_without_tensorrt_is_told_in_a_sentence(
