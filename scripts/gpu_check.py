@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 
 from stategate.contract import Bundle, Episode, canonical_json
-from stategate.contract.console import progress, write_whole
+from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.engine_plan import RECORD, StoredPlan
 from stategate.contract.errors import StateFault, StategateError
@@ -258,7 +258,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--library", choices=LIBRARIES, help="TensorRT's, if left out and there")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "receipts", help="folder")
     args = parser.parse_args(arguments)
+    if args.steps < 1:
+        parser.error("--steps: at least 1")
     try:
+        check_writable(args.out / "receipt.json")
         if args.bundles:
             return check(args.bundles, args)
         with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
