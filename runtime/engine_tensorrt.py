@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -326,10 +325,6 @@ def _scratch_bytes(engine: Any) -> int:
 
 def _check_free(cuda: Cuda, needed: int) -> None:
     free, total = cuda.memory()
-    if cuda.integrated:
-        # A Jetson's driver does not count what the kernel would give back.
-        told = Path("/proc/meminfo").read_text().split("MemAvailable:")
-        free = max(free, int(told[1].split()[0]) * 1024) if len(told) > 1 else free
     if needed > free:
         raise MemoryBudgetError(
             "the engine does not fit the GPU's free memory",
