@@ -76,8 +76,11 @@ class PlanFingerprint(Record, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """A short name for it, that of the plan's folder."""
-        return sha256(canonical_json(self))[:16]
+        """A short name for the place, that of the plan's folder.
+
+        Flags are left out of it: of two plans for one place nobody could tell which is loaded.
+        """
+        return sha256(canonical_json(msgspec.structs.replace(self, flags=())))[:16]
 
     def differences(self, here: PlanFingerprint) -> list[str]:
         """What differs where the plan shall be loaded, one phrase each; empty if nothing does."""
@@ -139,7 +142,8 @@ class StoredPlan:
                 found=f"{len(data)} bytes in {self.folder}",
                 expected=f"sha256 {file.sha256[:12]}"
                 + (f", {self.record.plan_bytes} bytes" if file == self.record.plan else ""),
-                remedy="build it again on this device: stategate build-engine BUNDLE",
+                remedy="build it again on this device: stategate build-engine BUNDLE"
+                + (" --new-timing-cache" if file.path == TIMING_CACHE else ""),
             )
         return data
 

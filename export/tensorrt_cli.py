@@ -16,6 +16,7 @@ from stategate.export.tensorrt_local import (
     adopt_plan,
     build_engine,
     checked,
+    sole_builder,
     write_script,
 )
 from stategate.runtime.cuda import Cuda
@@ -96,21 +97,22 @@ def build_engine_command(
         click.echo(write_script(opened, script, settings))
         return
     trt = load_tensorrt(library)
-    with closing(Cuda()) as cuda:
-        if adopt_plan_path is not None:
-            stored = adopt_plan(opened, adopt_plan_path, trt, cuda, settings)
-        else:
-            with progress(100, "building") as report:
-                stored = build_engine(
-                    opened,
-                    trt,
-                    cuda,
-                    settings,
-                    cuda_graph=not no_cuda_graph,
-                    new_timing_cache=new_timing_cache,
-                    report=report,
-                )
-    seen = checked(stored, opened, tolerance)
+    with sole_builder(opened):
+        with closing(Cuda()) as cuda:
+            if adopt_plan_path is not None:
+                stored = adopt_plan(opened, adopt_plan_path, trt, cuda, settings)
+            else:
+                with progress(100, "building") as report:
+                    stored = build_engine(
+                        opened,
+                        trt,
+                        cuda,
+                        settings,
+                        cuda_graph=not no_cuda_graph,
+                        new_timing_cache=new_timing_cache,
+                        report=report,
+                    )
+        seen = checked(stored, opened, tolerance)
     click.echo(canonical_json(stored.record).decode() if as_json else _told(stored, seen))
 
 

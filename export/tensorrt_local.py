@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from stategate.contract.engine_plan import (
     plans_folder,
     stored_plans,
 )
-from stategate.contract.errors import BuildError, ParityError, StategateError
+from stategate.contract.errors import BuildError, ParityError
 from stategate.export.tensorrt_build import Built, Settings, build_plan, wanted_flags
 from stategate.export.tensorrt_rules import Generation, generation_of
 from stategate.export.tensorrt_variant import Variant, variant
@@ -51,6 +54,32 @@ def variant_of(bundle: Bundle, generation: Generation) -> Variant:
             remedy="export it with --sessions 1, or step it with onnxruntime",
         )
     return variant(bundle.read(manifest.step_graph.file), manifest.step, generation)
+
+
+@contextmanager
+def sole_builder(bundle: Bundle) -> Iterator[None]:
+    """Keep other builders from a bundle's plans, and clear away what a killed one left.
+
+    The bundle's folder itself is locked, which writes nothing and ends with the process.
+
+    Raises:
+        BuildError: Another process builds for this bundle.
+    """
+    handle = os.open(bundle.path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise BuildError(
+                "another process builds an engine of this bundle",
+                found=bundle.path,
+                remedy="wait until it is done",
+            ) from problem
+        for left in plans_folder(bundle.path).glob(".*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 def build_engine(
@@ -141,7 +170,7 @@ def checked(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE) ->
                 expected=f"at most {allowed:g} and no flip",
                 remedy="step this bundle with onnxruntime; the engine was removed",
             )
-    except StategateError:
+    except BaseException:  # an interrupt too: what was not checked must not be loaded later
         shutil.rmtree(stored.folder, ignore_errors=True)
         raise
     return seen

@@ -242,6 +242,9 @@ def _quantisation(
         if node.op_type == "QuantizeLinear":
             # Without a zero point ONNX quantises to uint8.
             yield Finding(where, rule, "no zero point, which makes it uint8", remedy)
+        elif (stored := constants.get(node.input[0])) is not None and stored.data_type != _INT8:
+            kind = onnx.TensorProto.DataType.Name(stored.data_type).lower()
+            yield Finding(where, rule, f"weights of {kind}", remedy)
         return
     zero = constants.get(node.input[2])
     if zero is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -164,9 +165,14 @@ class Cuda:
         self._call("cuCtxSetCurrent", self._context)
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes of the GPU's memory."""
+        """Free and total bytes of the GPU's memory; free is what could be had."""
         free, total = c_size_t(), c_size_t()
         self._call("cuMemGetInfo_v2", byref(free), byref(total))
+        if self.integrated:
+            # A Jetson's driver does not count what the kernel would give back.
+            told = Path("/proc/meminfo").read_text().split("MemAvailable:")
+            if len(told) > 1:
+                return max(free.value, int(told[1].split()[0]) * 1024), total.value
         return free.value, total.value
 
     def device_bytes(self, size: int) -> int:

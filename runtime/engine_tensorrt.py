@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,7 +135,7 @@ class TensorRtEngine:
         self._context: Any = None
         try:
             self._load(trt, stored, plan, own)
-            _check_signature(self._engine, bundle, len(record.guarded))
+            _check_signature(self._engine, bundle, record.guarded)
             self._allocate()
             feeds = [*buffers.inputs, *buffers.constants]
             self._feeds = self._views(self._host_in, self._given, feeds)
@@ -281,6 +280,7 @@ class TensorRtEngine:
 
     def _capture_all(self, parities: int) -> None:
         """One CUDA graph for each combination of banks; it overwrites the states' memory."""
+        self.push(0)  # bytes that nobody wrote could be indices outside of everything
         for parity in range(parities):
             # TensorRT finishes its preparations in the first run after addresses have changed, and
             # those cannot be captured.
@@ -325,10 +325,6 @@ def _scratch_bytes(engine: Any) -> int:
 
 def _check_free(cuda: Cuda, needed: int) -> None:
     free, total = cuda.memory()
-    if cuda.integrated:
-        # A Jetson's driver does not count what the kernel would give back.
-        told = Path("/proc/meminfo").read_text().split("MemAvailable:")
-        free = max(free, int(told[1].split()[0]) * 1024) if len(told) > 1 else free
     if needed > free:
         raise MemoryBudgetError(
             "the engine does not fit the GPU's free memory",
@@ -337,11 +333,19 @@ def _check_free(cuda: Cuda, needed: int) -> None:
         )
 
 
-def _check_signature(engine: Any, bundle: Bundle, guarded: int) -> None:
+def _check_signature(engine: Any, bundle: Bundle, guarded: tuple[str, ...]) -> None:
     step = bundle.manifest.step
+    floats = tuple(state.name for state in step.states if state.dtype == "float32")
+    if guarded != floats:
+        raise EngineError(
+            "the engine's record does not guard the states of the bundle",
+            found=guarded,
+            expected=floats,
+            remedy="build it again: stategate build-engine BUNDLE",
+        )
     promised = {"INPUT": step.graph_inputs(), "OUTPUT": step.graph_outputs()}
     if guarded:
-        promised["OUTPUT"][GUARD] = TensorSpec(GUARD, (guarded,))
+        promised["OUTPUT"][GUARD] = TensorSpec(GUARD, (len(guarded),))
     wanted = {
         (name, side, tuple(t.shape), _TYPES.get(t.dtype, t.dtype))
         for side, tensors in promised.items()

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from contextlib import closing, suppress
@@ -29,12 +30,12 @@ import msgspec
 import numpy as np
 
 from stategate.contract import Bundle, Episode, canonical_json
-from stategate.contract.console import progress, write_whole
+from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.engine_plan import RECORD, StoredPlan
 from stategate.contract.errors import StateFault, StategateError
 from stategate.export.tensorrt_build import Settings, workspace_bytes
-from stategate.export.tensorrt_local import build_engine
+from stategate.export.tensorrt_local import build_engine, sole_builder
 from stategate.runtime import Session
 from stategate.runtime.cuda import Cuda
 from stategate.runtime.golden import Gaps
@@ -208,13 +209,16 @@ def check(paths: list[Path], args: argparse.Namespace) -> int:
     fingerprint: dict[str, Any] = {}
     for path in paths:
         bundle = Bundle.open(path)
-        with closing(Cuda()) as cuda, progress(100, f"building {path.name}") as report:
+        name = f"building {path.name}"
+        with sole_builder(bundle), closing(Cuda()) as cuda, progress(100, name) as report:
             settings = Settings(workspace_bytes(cuda.memory()[1]))
             stored = build_engine(bundle, trt, cuda, settings, report=report)
             place = (cuda.gpu, cuda.integrated, cuda.memory()[1])
         fingerprint = msgspec.to_builtins(stored.record.fingerprint)
         ways = both_ways(bundle, stored, args.steps)
-        passed = passed and all(way.passed(args.tolerance) for way in ways.values())
+        if not all(way.passed(args.tolerance) for way in ways.values()):
+            passed = False
+            shutil.rmtree(stored.folder)  # or the next session would load it
         models[bundle.manifest.model.name] = {
             "onnx_sha256": fingerprint.pop("onnx_sha256"),
             "plan_bytes": stored.record.plan_bytes,
@@ -254,7 +258,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--library", choices=LIBRARIES, help="TensorRT's, if left out and there")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "receipts", help="folder")
     args = parser.parse_args(arguments)
+    if args.steps < 1:
+        parser.error("--steps: at least 1")
     try:
+        check_writable(args.out / "receipt.json")
         if args.bundles:
             return check(args.bundles, args)
         with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:

@@ -16,8 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stategate.contract import Bundle
-from stategate.contract.engine_plan import plans_folder, stored_plans
+from stategate.contract.engine_plan import TIMING_CACHE, plans_folder, stored_plans
 from stategate.contract.errors import EngineError
+from stategate.export.tensorrt_local import sole_builder
 from stategate.runtime import Session
 from stategate.runtime.cli import main
 from stategate.runtime.cuda import Cuda
@@ -84,6 +85,9 @@ def test_a_timing_cache_is_pinned_and_a_build_that_would_change_it_refused(
     assert refused.exit_code == 1 and "would change the pinned timing cache" in refused.output
     assert stored_plans(bundle)[0].record == kept
     assert run("build-engine", bundle, "--new-timing-cache").exit_code == 0
+    (stored_plans(bundle)[0].folder / TIMING_CACHE).write_bytes(b"cut")
+    assert "build-engine BUNDLE --new-timing-cache" in run("build-engine", bundle).output
+    assert run("build-engine", bundle, "--new-timing-cache").exit_code == 0
 
 
 def test_an_engine_that_behaves_differently_is_not_kept(bundle: Path, trt: Any) -> None:
@@ -93,13 +97,50 @@ def test_an_engine_that_behaves_differently_is_not_kept(bundle: Path, trt: Any) 
     assert stored_plans(bundle) == []
 
 
+def test_an_engine_whose_check_is_interrupted_is_not_kept(
+    bundle: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stategate.export.tensorrt_local.replay", interrupted)
+    assert run("build-engine", bundle).exit_code != 0
+    assert stored_plans(bundle) == []
+
+
+def test_two_builders_of_one_bundle_do_not_meet(bundle: Path, trt: Any) -> None:
+    with sole_builder(Bundle.open(bundle)):
+        refused = run("build-engine", bundle)
+        assert refused.exit_code == 1 and "another process builds" in refused.output
+        assert not plans_folder(bundle).exists()
+    assert run("build-engine", bundle).exit_code == 0
+
+
+def test_what_a_killed_builder_left_is_cleared_away(bundle: Path, trt: Any) -> None:
+    left = plans_folder(bundle) / ".halfbuilt"
+    left.mkdir(parents=True)
+    (left / "step.plan").write_bytes(b"half")
+    assert stored_plans(bundle) == []
+    assert run("build-engine", bundle).exit_code == 0
+    assert list(plans_folder(bundle).iterdir()) == [stored_plans(bundle)[0].folder]
+
+
+def test_what_a_jetson_would_give_back_is_there_for_the_builder(
+    bundle: Path, trt: Any, driver: Any
+) -> None:
+    driver.free_bytes = 1 << 20  # all else is file cache, which only the kernel counts
+    done = run("build-engine", bundle, "--workspace-mib", "2")
+    assert done.exit_code == int(not driver.integrated), done.output
+
+
 def test_what_cannot_be_built_leaves_nothing(bundle: Path, trt: Any, driver: Any) -> None:
     trt.refuses = True
     refused = run("build-engine", bundle)
     assert refused.exit_code == 1 and "update the NVIDIA driver" in refused.output
     trt.refuses = False
     driver.free_bytes = 1 << 20
-    assert "less free memory" in run("build-engine", bundle).output
+    told = run("build-engine", bundle, "--workspace-mib", str(1 << 40)).output
+    assert "less free memory" in told
     trt.__version__ = "8.2.1"
     assert "not supported" in run("build-engine", bundle).output
     assert run("build-engine", bundle.parent / "nowhere").exit_code == 2
@@ -174,6 +215,9 @@ def test_a_plan_of_trtexec_is_adopted_if_it_loads_here(
     plan.write_bytes(b"plan of a fake:" + (script.parent / "step.onnx").read_bytes())
     assert run("build-engine", bundle, "--adopt-plan", plan).exit_code == 0
     assert stored_plans(bundle)[0].record.built_by == "trtexec"
+    assert run("build-engine", bundle).exit_code == 0
+    (only,) = stored_plans(bundle)  # or a replay might check the one and a session load the other
+    assert only.record.built_by == "python"
     plan.write_bytes(b"plan of another version")
     refused = run("build-engine", bundle, "--adopt-plan", plan)
     assert refused.exit_code == 1 and "does not load trtexec.plan" in refused.output

@@ -9,12 +9,22 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
 
-from stategate.contract import Bundle, GateSpec, StateSpec, StepSpec, TensorSpec, canonical_json
+from stategate.contract import (
+    Bundle,
+    FileRef,
+    GateSpec,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+    canonical_json,
+    sha256,
+)
 from stategate.contract.engine_plan import PLAN, RECORD, PlanRecord, stored_plans
 from stategate.contract.errors import (
     EngineError,
@@ -97,6 +107,14 @@ def test_a_next_state_with_nan_is_refused_on_the_gpu(built: Path, trt: Any) -> N
         trt.spoil = lambda view: None
         np.testing.assert_array_equal(session.state("h"), before)
         assert session.ledger.faults == 1
+
+
+def test_no_kernel_reads_a_state_that_nobody_has_written(built: Path, trt: Any) -> None:
+    seen = []
+    trt.spoil = lambda view: seen.append(float(view("h").sum()) + int(view("count").sum()))
+    with Session.open(built, engine="tensorrt"):
+        assert len(seen) > 1  # the runs before each capture
+        assert np.isfinite(seen).all() and min(seen) >= 0
 
 
 def test_large_finite_states_whose_sum_overflows_are_no_fault(built: Path, trt: Any) -> None:
@@ -193,11 +211,26 @@ def test_an_engine_without_a_context_is_refused(built: Path, trt: Any) -> None:
     assert "magic tag does not match" in refusal(built)
 
 
-def test_a_plan_whose_tensors_are_not_the_manifests_is_refused(built: Path) -> None:
+def test_a_plan_whose_tensors_are_not_the_manifests_is_refused(built: Path, trt: Any) -> None:
     (stored,) = stored_plans(built)
-    record: PlanRecord = msgspec.structs.replace(stored.record, guarded=("h",))
+    plan = stored.folder / PLAN
+    graph = onnx.load_model_from_string(plan.read_bytes().removeprefix(b"plan of a fake:"))
+    del graph.graph.output[-1]
+    raw = b"plan of a fake:" + graph.SerializeToString()
+    plan.write_bytes(raw)
+    record: PlanRecord = msgspec.structs.replace(
+        stored.record, plan=FileRef(PLAN, sha256(raw)), plan_bytes=len(raw)
+    )
     (stored.folder / RECORD).write_bytes(canonical_json(record))
     assert "the plan's tensors are not those of the manifest" in refusal(built)
+
+
+def test_a_record_that_guards_other_states_is_refused(built: Path) -> None:
+    (stored,) = stored_plans(built)
+    for guarded in (stored.record.guarded[::-1], ("h",), ()):
+        record = msgspec.structs.replace(stored.record, guarded=guarded)
+        (stored.folder / RECORD).write_bytes(canonical_json(record))
+        assert "does not guard the states" in refusal(built)
 
 
 def test_another_engine_is_taken_only_where_it_was_asked_for(built: Path) -> None:

@@ -49,6 +49,20 @@ def test_a_gpu_that_computes_something_else_does_not_pass(
     bundle, out = copy_of(tiny_bundle), tmp_path / "receipts"
     assert script.main([str(bundle), "--steps", "60", "--out", str(out)]) == 1
     assert not json.loads(next(out.iterdir()).read_text())["passed"]
+    assert stored_plans(bundle) == []
+
+
+def test_what_cannot_be_measured_or_written_down_is_refused_before_it_is_built(
+    script: Any, trt: Any, tiny_bundle: Path, copy_of: Callable[[Path], Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    bundle, place = copy_of(tiny_bundle), tmp_path / "file"
+    place.write_text("")
+    with pytest.raises(SystemExit):
+        script.main([str(bundle), "--steps", "0", "--out", str(tmp_path)])
+    assert script.main([str(bundle), "--out", str(place)]) == 2
+    assert "nothing can be written there" in capsys.readouterr().err
+    assert stored_plans(bundle) == []
 
 
 def test_a_machine_without_tensorrt_is_told_in_a_sentence(

@@ -61,6 +61,7 @@ BRANCH = helper.make_graph(
         (node("QuantizeLinear", ["x", "scale", "zero"]), Q | {"zero": np.int8(3)}, "not zero"),
         (node("QuantizeLinear", ["x", "scale", "zero"]), Q | {"zero": np.uint8(0)}, "uint8"),
         (node("QuantizeLinear", ["x", "scale"]), Q, "makes it uint8"),
+        (node("DequantizeLinear", ["w", "scale"]), Q | {"w": np.ones(8, np.uint8)}, "of uint8"),
         (node("QuantizeLinear", ["x", "s", "zero"]), Q, "scale that is computed"),
         (node("QuantizeLinear", ["x", "scale", "zero"]), Q | {"scale": np.float32(-1)}, "positive"),
         (node("DequantizeLinear", ["x", "scale", "zero"]), Q | {"zero": np.int32(0)}, "int32"),
@@ -153,9 +154,12 @@ def test_the_form_for_each_generation_computes_the_same(name: str, precision: st
         for n, t in spec.graph_inputs().items()
     }  # fmt: skip
     right = exact(raw, feed)
+    answers: dict[bytes, dict[str, np.ndarray]] = {}  # 10 and 11 take the same graph
     for generation in GENERATIONS.values():
         form = variant(raw, spec, generation)
-        ours = exact(form.graph, feed)
+        if form.graph not in answers:
+            answers[form.graph] = exact(form.graph, feed)
+        ours = answers[form.graph]
         for tensor, value in right.items():
             np.testing.assert_allclose(ours[tensor], value, rtol=1e-4, atol=2e-5)
         sums = [
