@@ -12,7 +12,7 @@ from stategate.contract import GateSpec, StepSpec
 from stategate.contract.native import ABI, tag
 
 _C_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "float16": "_Float16"}
-_KINDS = {"float32": "STATEGATE_FLOAT32", "float64": "STATEGATE_FLOAT64"}
+_KINDS = {f"float{bits}": f"STATEGATE_FLOAT{bits}" for bits in (16, 32, 64)}
 
 
 # What an initial state is called among the weights, which have names of their own.

@@ -13,7 +13,7 @@ from typing import Any
 
 from stategate.contract import Bundle, FileRef
 from stategate.contract.errors import EngineError
-from stategate.contract.native import NativeRef, check_library, why_not_here
+from stategate.contract.native import NativeRef, check_library, tag, why_not_here
 from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.feeds import refuse_not_finite
 
@@ -38,7 +38,8 @@ class NativeEngine:
         """Check the library's bytes, map it, and bind every buffer.
 
         Raises:
-            EngineError: This machine cannot load the library, or it is not what the manifest says.
+            EngineError: This machine cannot load the library, it is not what the manifest says, or
+                this process has mapped another one from the same path.
             DigestError: It was altered.
         """
         obstacle = why_not_here(native)
@@ -50,10 +51,19 @@ class NativeEngine:
             )
         file = next(f for f in bundle.manifest.files if f.path == native.library)
         data = bundle.read(file)
-        check_library(data, native, bundle.manifest.step_graph.file.sha256)
+        graph = bundle.manifest.step_graph.file.sha256
+        check_library(data, native, graph)
         self.name = f"native {native.isa} ({native.compiler})"
         short = native.step_us.get("native", _SHORT_US) < _SHORT_US
         self._library = _mapped(bundle, file, ctypes.PyDLL if short else ctypes.CDLL)
+        # The system hands out what it once mapped from a path, whatever lies there by now.
+        self._library.stategate_tag.restype = ctypes.c_char_p
+        if self._library.stategate_tag() != tag(native.abi, graph):
+            raise EngineError(
+                "this process has mapped the library of another bundle from the same path",
+                found=bundle.path / file.path,
+                remedy="open the bundle in a new process, or from another folder",
+            )
         self._buffers = buffers  # the tables point into this memory without owning it
         self._steps: Any = (
             [self._step(parity) for parity in range(1 << len(buffers.groups))]

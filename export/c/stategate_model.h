@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum stategate_type { STATEGATE_OTHER, STATEGATE_FLOAT32, STATEGATE_FLOAT64 };
+enum stategate_type { STATEGATE_OTHER, STATEGATE_FLOAT16, STATEGATE_FLOAT32, STATEGATE_FLOAT64 };
 
 /* One tensor: where it lies in the struct of its kind. */
 typedef struct {
@@ -50,6 +50,11 @@ static inline bool stategate_finite(const void *values, size_t bytes, enum state
         const double *x = values;
         for (size_t i = 0; i < bytes / sizeof *x; ++i) {
             good &= fabs(x[i]) <= DBL_MAX;
+        }
+    } else if (type == STATEGATE_FLOAT16) {
+        const uint16_t *x = values; /* by its bits: exponents of all ones are NaN and infinity */
+        for (size_t i = 0; i < bytes / sizeof *x; ++i) {
+            good &= (x[i] & 0x7C00u) != 0x7C00u;
         }
     }
     return good;

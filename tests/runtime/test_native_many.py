@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from stategate.contract import Bundle, GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract.errors import EngineError
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
 from stategate.runtime.engine_native import _MAX_PREMADE, NativeEngine
@@ -57,6 +59,18 @@ def test_more_gates_than_have_tables_made_beforehand_keep_sums_of_their_own(many
             np.testing.assert_array_equal(session.step(x=x)["y"], wanted)
         held = [session.state(f"h{i}").item() for i in range(GATES)]
     np.testing.assert_array_equal(held, wanted[0])
+
+
+def test_another_bundle_in_the_same_folder_does_not_run_the_code_of_the_first(
+    many: Path, native_bundle: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "bundle"
+    shutil.copytree(native_bundle, place)
+    Session.open(place, engine="native").close()
+    shutil.rmtree(place)
+    shutil.copytree(many, place)
+    with pytest.raises(EngineError, match="another bundle from the same path"):
+        Session.open(place, engine="native")
 
 
 def test_a_pool_steps_natively_as_on_onnxruntime(

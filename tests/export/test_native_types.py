@@ -1,0 +1,72 @@
+"""The generated C called without a session of Python: types, and more of something than usual."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from stategate.contract import StateSpec, StepSpec, TensorSpec
+from stategate.contract.compiler import compile_library
+from stategate.export.lower_c import lower
+from stategate.export.trace import trace
+from stategate.models.step import StepResult
+
+Arrays = dict[str, np.ndarray]
+ROOM = 1 << 20
+
+
+class InC:
+    """A session in C in memory of this test, stepped with one input and one output."""
+
+    def __init__(self, model: nn.Module, folder: Path, *flags: str) -> None:
+        sources = lower(trace(model).SerializeToString(), model.step_spec(), {})  # type: ignore[operator]
+        path = folder / "lib.so"
+        path.write_bytes(compile_library(sources, extra=flags).library)
+        self._library = ctypes.CDLL(str(path))
+        self._session, self._inputs, self._outputs = (self._room() for _ in range(3))
+        self._library.stategate_init(self._session.ctypes.data_as(ctypes.c_void_p))
+
+    @staticmethod
+    def _room() -> np.ndarray:
+        raw = np.zeros(ROOM + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        return raw[start : start + ROOM]
+
+    def step(self, x: np.ndarray) -> int:
+        self._inputs[: x.nbytes] = np.frombuffer(x.tobytes(), np.uint8)
+        rooms = (self._session, self._inputs, self._outputs)
+        result: int = self._library.stategate_step(
+            *(room.ctypes.data_as(ctypes.c_void_p) for room in rooms)
+        )
+        return result
+
+    def first_output(self, count: int, dtype: str) -> np.ndarray:
+        return self._outputs.view(dtype)[:count]
+
+
+class Halves(nn.Module):
+    """Adds up in float16, which ends at 65,504."""
+
+    def step_spec(self) -> StepSpec:
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, 4), "float16"),),
+            outputs=(TensorSpec("y", (1, 4)),),
+            states=(StateSpec("h", (1, 4), "float16"),),
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        after = states["h"] + inputs["x"]
+        return StepResult({"y": inputs["x"].float()}, {"h": after}, {})
+
+
+def test_what_is_not_finite_in_float16_is_found_in_inputs_and_states(tmp_path: Path) -> None:
+    session = InC(Halves(), tmp_path)
+    x = np.array([[60000, -0.0, 6e-8, 1]], np.float16)
+    assert session.step(x) == 1
+    assert session.step(x) == -2  # 120,000 is infinity
+    for bad in (np.nan, np.inf, -np.inf):
+        x[0, 2] = bad
+        assert session.step(x) == -1
