@@ -91,7 +91,7 @@ EPISODE ?= $(BUILD)/export/$(SLUG)-episode.npz
 
 export: $(VENV)/.run $(if $(RANGED),$(RANGES)) ## Export MODEL=.. [TARGET=.. PRECISION=..] into build/export/
 	$(BIN)/stategate export $(MODEL) $(TARGET:%=--target %) $(PRECISION:%=--precision %) \
-	  $(if $(RANGED),--ranges $(RANGES)) $(if $(ACCEPT),--accept "$(ACCEPT)") --out $(EXPORT)
+	  $(if $(RANGED),--ranges $(RANGES)) --out $(EXPORT)
 	$(if $(TARGET),$(BIN)/stategate fits $(EXPORT) --target $(TARGET))
 
 $(RANGES): $(EPISODE) $(EXPORTER) $(call SOURCES,calibration) | $(VENV)/.run

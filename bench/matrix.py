@@ -30,6 +30,7 @@ class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reason: Why.
         needs_bytes: Predicted resident memory.
         bundle: Folder of the bundle for this device, below that of the report; None: refused.
+        candidate: Whether it is one in lower precision that no drift test has judged.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
     needs_bytes: int
     bundle: str | None
+    candidate: bool
 
 
 class TargetReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,6 +100,7 @@ def retarget(
                 reason=found.reason,
                 needs_bytes=found.memory.total,
                 bundle=name if kept else None,
+                candidate=bundle.manifest.is_candidate,
             )
         )
         report(done)

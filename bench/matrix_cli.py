@@ -85,9 +85,11 @@ def _table(reports: list[TargetReport], refused: list[Refusal]) -> list[str]:
         lines.append(row)
     made = sum(cell.bundle is not None for report in reports for cell in report.cells)
     total = sum(len(report.cells) for report in reports)
+    unjudged = sum(cell.candidate and cell.bundle is not None for r in reports for cell in r.cells)
     lines += ["", f"{made} bundles; {total - made} refused by devices, and why:"]
     for reason, models in reasons.items():
         lines.append(f"  {len(models):>3} x {reason}")
+    lines.append(f"{unjudged} of the bundles are candidates, to be judged by stategate drift")
     lines += ["", f"{len(refused)} exports refused, and why:"]
     lines += [f"  {one.model} {one.precision}: {one.reason}" for one in refused]
     return lines

@@ -80,6 +80,12 @@ def test_the_matrix_tells_what_was_built_and_what_was_refused_and_why(
     assert re.search(r"^jetson-nano +0 of 1$", text, re.M)
     assert "1 x jetson-nano does not run float32" in text
     assert "gru int8: ParityError: it parts from the model; found: 0.3" in text
+    assert "\n0 of the bundles are candidates" in text
+    report = tmp_path / "targets" / "raspberry-pi-5" / "report.json"
+    judged = json.loads(report.read_text())
+    judged["cells"][0]["candidate"] = True
+    report.write_text(json.dumps(judged))
+    assert "\n1 of the bundles are candidates" in stategate("matrix", tmp_path).stdout
     found = json.loads(stategate("matrix", tmp_path, "--json").stdout)
     assert len(found["targets"]) == 2
     assert found["refused_exports"][0]["model"] == "gru"
