@@ -289,7 +289,7 @@ typedef struct {
     stategate_states bank[2];
     stategate_constants constants;
     stategate_counters counters;
-    uint32_t parity; /* bit i: which bank of the states of gate i is live */
+    uint64_t parity; /* bit i: which bank of the states of gate i is live */
     /* The budget hook: asked before each step whether it may write; NULL for always. */
     bool (*may_write)(void *user);
     void *user;

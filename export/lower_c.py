@@ -33,6 +33,7 @@ WEIGHTS = "weights.bin"
 _TEMPORARY = re.compile(r"^    (\w+) (tmp\d+\w*)((?:\[\d+\])+);$", re.MULTILINE)
 _WIDEST = 8  # bytes of the widest element
 _STACK_BYTES = 128 * 1024  # beyond this a small thread may have no room
+_MOST_GATES = 63  # bits of a session's parity, but one for the states that no gate guards
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
 
 
@@ -49,7 +50,8 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
         graph, and the weights.
 
     Raises:
-        LowerError: The graph uses an operator or type that cannot be written in C.
+        LowerError: The graph uses an operator or type that cannot be written in C, or there are
+            too many gates.
     """
     try:
         model = onnx.shape_inference.infer_shapes(
@@ -57,6 +59,11 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
         )
     except onnx.shape_inference.InferenceError as problem:
         raise LowerError("the graph has no fixed shapes", found=str(problem)) from problem
+    hard = sum(gate.kind == "hard" for gate in spec.gates)
+    if hard > _MOST_GATES:
+        raise LowerError(
+            "too many gates for a session in C", found=hard, expected=f"at most {_MOST_GATES}"
+        )
     graph_sha256 = sha256(graph)
     cut = _Cut(model)
     weights = _Weights(model, initial)

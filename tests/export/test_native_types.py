@@ -6,10 +6,13 @@ import ctypes
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from torch import nn
 
-from stategate.contract import StateSpec, StepSpec, TensorSpec
+from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.compiler import compile_library
+from stategate.contract.errors import LowerError
 from stategate.export.lower_c import lower
 from stategate.export.trace import trace
 from stategate.models.step import StepResult
@@ -70,3 +73,47 @@ def test_what_is_not_finite_in_float16_is_found_in_inputs_and_states(tmp_path: P
     for bad in (np.nan, np.inf, -np.inf):
         x[0, 2] = bad
         assert session.step(x) == -1
+
+
+class ManyGates(nn.Module):
+    """Forty memories behind gates of their own, each of which adds up what is positive."""
+
+    gates = 40
+
+    def step_spec(self) -> StepSpec:
+        numbers = range(self.gates)
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, self.gates)),),
+            outputs=(TensorSpec("y", (1, self.gates + 1)),),
+            states=(
+                *(StateSpec(f"h{i}", (1, 1), gate=f"g{i}") for i in numbers),
+                StateSpec("count", (1, 1)),
+            ),
+            gates=tuple(GateSpec(f"g{i}", "hard", (1, 1), 0.0, f"t{i}") for i in numbers),
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        gates = {f"g{i}": inputs["x"][:, i : i + 1] * 1.0 for i in range(self.gates)}
+        new = {
+            f"h{i}": torch.where(g > inputs[f"t{i}"], states[f"h{i}"] + g, states[f"h{i}"])
+            for i, g in enumerate(gates.values())
+        }
+        new["count"] = states["count"] + 1.0
+        return StepResult({"y": torch.cat(tuple(new.values()), 1)}, new, gates)
+
+
+def test_more_gates_than_an_int_has_bits_keep_banks_of_their_own_in_c(tmp_path: Path) -> None:
+    session = InC(ManyGates(), tmp_path, "-O1")
+    wanted = np.zeros(41, np.float32)
+    for x in np.random.default_rng(3).standard_normal((20, 1, 40)).astype(np.float32):
+        session.step(x)
+        wanted[:40] += np.maximum(x[0], 0.0)
+        wanted[40] += 1.0
+        np.testing.assert_array_equal(session.first_output(41, "float32"), wanted)
+
+
+def test_more_gates_than_a_session_in_c_can_tell_apart_are_refused() -> None:
+    model = ManyGates()
+    model.gates = 64
+    with pytest.raises(LowerError, match="too many gates"):
+        lower(trace(model).SerializeToString(), model.step_spec(), {})
