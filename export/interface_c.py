@@ -191,7 +191,7 @@ def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
         )
     yield _array("stategate_gate", "gates", gates, "{0, 0, false, 0.0f, -1}")
     values = [
-        f"    .{c_name(c.name)} = {{{', '.join([_literal(c.value)] * f.size)}}},"
+        f"    .{c_name(c.name)} = {{{', '.join([_literal(c.value, c.dtype)] * f.size)}}},"
         for c, f in zip(spec.fixed_inputs, fields["constants"], strict=True)
     ]
     values = values or ["    .none = 0,"]
@@ -209,9 +209,11 @@ def _array(kind: str, name: str, rows: list[str], empty: str) -> str:
     return f"static const {kind} {name}[] = {{\n{body}\n}};\n"
 
 
-def _literal(value: object) -> str:
+def _literal(value: object, dtype: str = "float32") -> str:
     if isinstance(value, bool | int):
         return str(int(value))
+    if dtype == "float64":
+        return float(str(value)).hex()
     return float(np.float32(str(value))).hex() + "f"
 
 

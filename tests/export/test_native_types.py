@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
-from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.compiler import compile_library
 from stategate.contract.errors import LowerError
 from stategate.export.lower_c import lower
@@ -117,3 +119,26 @@ def test_more_gates_than_a_session_in_c_can_tell_apart_are_refused() -> None:
     model.gates = 64
     with pytest.raises(LowerError, match="too many gates"):
         lower(trace(model).SerializeToString(), model.step_spec(), {})
+
+
+def test_a_constant_in_float64_keeps_its_bits_in_c() -> None:
+    double = onnx.TensorProto.DOUBLE
+    x, shift, y, h, after = (
+        onnx.helper.make_tensor_value_info(name, double, shape)
+        for name, shape in zip(
+            ("x", "shift", "y", "h", "h_next"), [(1, 1), (1,), *[(1, 1)] * 3], strict=True
+        )
+    )
+    add = onnx.helper.make_node("Add", ["x", "shift"], ["y"])
+    keep = onnx.helper.make_node("Identity", ["h"], ["h_next"])
+    graph = onnx.helper.make_graph([add, keep], "step", [x, shift, h], [y, after])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    spec = StepSpec(
+        inputs=(TensorSpec("x", (1, 1), "float64"),),
+        outputs=(TensorSpec("y", (1, 1), "float64"),),
+        states=(StateSpec("h", (1, 1), "float64"),),
+        constants=(ConstantSpec("shift", (1,), "float64", 0.1),),
+    )
+    text = lower(model.SerializeToString(), spec, {})["model.c"].decode()
+    found = re.search(r"\.shift = \{(\S+)\}", text)
+    assert found is not None and float.fromhex(found[1]) == 0.1
