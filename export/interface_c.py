@@ -17,6 +17,7 @@ _KINDS = {f"float{bits}": f"STATEGATE_FLOAT{bits}" for bits in (16, 32, 64)}
 
 # What an initial state is called among the weights, which have names of their own.
 INITIAL = " at the start"
+STACK_BYTES = 128 * 1024  # beyond this a small thread may have no room
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +128,14 @@ def model_source(
     at = {name: f"in[{i}]" for i, name in enumerate(spec.graph_inputs())}
     at |= {name: f"out[{i}]" for i, name in enumerate(spec.graph_outputs())}
     locals_ = []
+    handed = sum(np.dtype(dtype).itemsize * elements for dtype, elements in payload.values())
+    place = "STATEGATE_TEMPORARY " if handed > STACK_BYTES else ""
     for i, (name, (dtype, elements)) in enumerate(payload.items()):
         if name not in at:
             at[name] = f"(void *)p{i}"
-            locals_.append(f"    STATEGATE_ALIGNED {c_type(dtype)} p{i}[{max(1, elements)}];")
+            locals_.append(
+                f"    {place}STATEGATE_ALIGNED {c_type(dtype)} p{i}[{max(1, elements)}];"
+            )
     for name, offset in weights.items():
         at[name] = f"(void *)(uintptr_t)(stategate_weights + {offset})"
 
@@ -222,6 +227,7 @@ _MODEL = """\
 #include <stddef.h>
 
 #include "stategate.h"
+#include "stategate_math.h"
 #include "stategate_model.h"
 
 extern const unsigned char stategate_weights[] __attribute__((visibility("hidden")));

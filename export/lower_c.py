@@ -25,14 +25,13 @@ from onnx import numpy_helper
 from stategate.contract import StepSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import LowerError, SpecError
-from stategate.export.interface_c import INITIAL, Function, interface, model_source
+from stategate.export.interface_c import INITIAL, STACK_BYTES, Function, interface, model_source
 
 Array = NDArray[Any]
 
 WEIGHTS = "weights.bin"
 _TEMPORARY = re.compile(r"^    (\w+) (tmp\d+\w*)((?:\[\d+\])+);$", re.MULTILINE)
 _WIDEST = 8  # bytes of the widest element
-_STACK_BYTES = 128 * 1024  # beyond this a small thread may have no room
 _MOST_GATES = 63  # bits of a session's parity, but one for the states that no gate guards
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
 
@@ -234,6 +233,6 @@ def _off_the_stack(text: str) -> str:
         int(np.prod([int(extent) for extent in re.findall(r"\d+", found[2])], dtype=np.int64))
         for found in _TEMPORARY.findall(text)
     ]
-    if sum(elements) * _WIDEST <= _STACK_BYTES:
+    if sum(elements) * _WIDEST <= STACK_BYTES:
         return text
     return _TEMPORARY.sub(r"    STATEGATE_TEMPORARY \1 \2\3;", text)

@@ -142,3 +142,26 @@ def test_a_constant_in_float64_keeps_its_bits_in_c() -> None:
     text = lower(model.SerializeToString(), spec, {})["model.c"].decode()
     found = re.search(r"\.shift = \{(\S+)\}", text)
     assert found is not None and float.fromhex(found[1]) == 0.1
+
+
+class Wide(nn.Module):
+    """Its write takes as much from its read as the state is large: 256 KiB."""
+
+    def step_spec(self) -> StepSpec:
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, 1)),),
+            outputs=(TensorSpec("y", (1, 1)),),
+            states=(StateSpec("h", (1, 1 << 16), gate="g"),),
+            gates=(GateSpec("g", "hard", (1, 1), 0.0, "t"),),
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        gate, bent = inputs["x"] * 1.0, torch.tanh(states["h"])
+        after = torch.where(gate > inputs["t"], bent + gate, states["h"])
+        return StepResult({"y": bent.sum(1, keepdim=True)}, {"h": after}, {"g": gate})
+
+
+def test_what_a_large_read_hands_to_its_write_does_not_lie_on_the_stack(tmp_path: Path) -> None:
+    session = InC(Wide(), tmp_path, "-Wframe-larger-than=131072")  # a warning fails the build
+    assert [session.step(np.array([[x]], np.float32)) for x in (1.0, -1.0, 1.0)] == [1, 0, 1]
+    np.testing.assert_allclose(session.first_output(1, "float32"), np.tanh(1.0) * 65536, rtol=1e-4)
