@@ -17,6 +17,7 @@ _KINDS = {f"float{bits}": f"STATEGATE_FLOAT{bits}" for bits in (16, 32, 64)}
 
 # What an initial state is called among the weights, which have names of their own.
 INITIAL = " at the start"
+STACK_BYTES = 128 * 1024  # beyond this a small thread may have no room
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +128,14 @@ def model_source(
     at = {name: f"in[{i}]" for i, name in enumerate(spec.graph_inputs())}
     at |= {name: f"out[{i}]" for i, name in enumerate(spec.graph_outputs())}
     locals_ = []
+    handed = sum(np.dtype(dtype).itemsize * elements for dtype, elements in payload.values())
+    place = "STATEGATE_TEMPORARY " if handed > STACK_BYTES else ""
     for i, (name, (dtype, elements)) in enumerate(payload.items()):
         if name not in at:
             at[name] = f"(void *)p{i}"
-            locals_.append(f"    STATEGATE_ALIGNED {c_type(dtype)} p{i}[{max(1, elements)}];")
+            locals_.append(
+                f"    {place}STATEGATE_ALIGNED {c_type(dtype)} p{i}[{max(1, elements)}];"
+            )
     for name, offset in weights.items():
         at[name] = f"(void *)(uintptr_t)(stategate_weights + {offset})"
 
@@ -191,7 +196,7 @@ def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
         )
     yield _array("stategate_gate", "gates", gates, "{0, 0, false, 0.0f, -1}")
     values = [
-        f"    .{c_name(c.name)} = {{{', '.join([_literal(c.value)] * f.size)}}},"
+        f"    .{c_name(c.name)} = {{{', '.join([_literal(c.value, c.dtype)] * f.size)}}},"
         for c, f in zip(spec.fixed_inputs, fields["constants"], strict=True)
     ]
     values = values or ["    .none = 0,"]
@@ -209,9 +214,11 @@ def _array(kind: str, name: str, rows: list[str], empty: str) -> str:
     return f"static const {kind} {name}[] = {{\n{body}\n}};\n"
 
 
-def _literal(value: object) -> str:
+def _literal(value: object, dtype: str = "float32") -> str:
     if isinstance(value, bool | int):
         return str(int(value))
+    if dtype == "float64":
+        return float(str(value)).hex()
     return float(np.float32(str(value))).hex() + "f"
 
 
@@ -220,6 +227,7 @@ _MODEL = """\
 #include <stddef.h>
 
 #include "stategate.h"
+#include "stategate_math.h"
 #include "stategate_model.h"
 
 extern const unsigned char stategate_weights[] __attribute__((visibility("hidden")));
@@ -289,7 +297,7 @@ typedef struct {
     stategate_states bank[2];
     stategate_constants constants;
     stategate_counters counters;
-    uint32_t parity; /* bit i: which bank of the states of gate i is live */
+    uint64_t parity; /* bit i: which bank of the states of gate i is live */
     /* The budget hook: asked before each step whether it may write; NULL for always. */
     bool (*may_write)(void *user);
     void *user;

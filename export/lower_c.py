@@ -25,14 +25,14 @@ from onnx import numpy_helper
 from stategate.contract import StepSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import LowerError, SpecError
-from stategate.export.interface_c import INITIAL, Function, interface, model_source
+from stategate.export.interface_c import INITIAL, STACK_BYTES, Function, interface, model_source
 
 Array = NDArray[Any]
 
 WEIGHTS = "weights.bin"
 _TEMPORARY = re.compile(r"^    (\w+) (tmp\d+\w*)((?:\[\d+\])+);$", re.MULTILINE)
 _WIDEST = 8  # bytes of the widest element
-_STACK_BYTES = 128 * 1024  # beyond this a small thread may have no room
+_MOST_GATES = 63  # bits of a session's parity, but one for the states that no gate guards
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
 
 
@@ -49,7 +49,8 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
         graph, and the weights.
 
     Raises:
-        LowerError: The graph uses an operator or type that cannot be written in C.
+        LowerError: The graph uses an operator or type that cannot be written in C, or there are
+            too many gates.
     """
     try:
         model = onnx.shape_inference.infer_shapes(
@@ -57,6 +58,11 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
         )
     except onnx.shape_inference.InferenceError as problem:
         raise LowerError("the graph has no fixed shapes", found=str(problem)) from problem
+    hard = sum(gate.kind == "hard" for gate in spec.gates)
+    if hard > _MOST_GATES:
+        raise LowerError(
+            "too many gates for a session in C", found=hard, expected=f"at most {_MOST_GATES}"
+        )
     graph_sha256 = sha256(graph)
     cut = _Cut(model)
     weights = _Weights(model, initial)
@@ -227,6 +233,6 @@ def _off_the_stack(text: str) -> str:
         int(np.prod([int(extent) for extent in re.findall(r"\d+", found[2])], dtype=np.int64))
         for found in _TEMPORARY.findall(text)
     ]
-    if sum(elements) * _WIDEST <= _STACK_BYTES:
+    if sum(elements) * _WIDEST <= STACK_BYTES:
         return text
     return _TEMPORARY.sub(r"    STATEGATE_TEMPORARY \1 \2\3;", text)

@@ -98,7 +98,7 @@ stategate_result stategate_step(
         return STATEGATE_BAD_INPUT;
     }
     bool good = true;
-    uint32_t swaps = 0;
+    uint64_t swaps = 0;
     uint64_t open[STATEGATE_GATES + 1] = {0};
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
         const stategate_gate *gate = &MODEL.gates[i];
@@ -108,7 +108,7 @@ stategate_result stategate_step(
             open[i] += value[j] > gate->threshold;
         }
         if (open[i] > 0) {
-            swaps |= 1u << i;
+            swaps |= UINT64_C(1) << i;
             good = good && (!allowed || next_finite(s, i));
         }
         if (gate->whole && open[i] > 1) {
@@ -127,7 +127,7 @@ stategate_result stategate_step(
     }
     if (STATEGATE_UNGATED && (allowed || MODEL.n_gates > 0)) {
         s->counters.ungated_writes += 1;
-        s->parity ^= 1u << MODEL.n_gates;
+        s->parity ^= UINT64_C(1) << MODEL.n_gates;
     }
     if (!wanted) {
         s->counters.quiet_steps += 1;

@@ -217,7 +217,7 @@ def test_temporaries_too_large_for_a_stack_are_static_and_compute_the_same(
 ) -> None:
     bundle = Bundle.open(native_bundle)
     graph = bundle.read(bundle.manifest.step_graph.file)
-    monkeypatch.setattr("stategate.export.lower_c._STACK_BYTES", 0)
+    monkeypatch.setattr("stategate.export.lower_c.STACK_BYTES", 0)
     folder = tmp_path / "source"
     folder.mkdir()
     for name, raw in lower(graph, bundle.manifest.step, {}).items():
