@@ -2,6 +2,10 @@
 #ifndef STATEGATE_MODEL_H
 #define STATEGATE_MODEL_H
 
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "-ffast-math and -ffinite-math-only take the look for NaN out of a session: leave them away"
+#endif
+
 #include <float.h>
 #include <math.h>
 #include <stdbool.h>

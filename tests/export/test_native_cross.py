@@ -12,7 +12,7 @@ import pytest
 
 from stategate.contract import Bundle, Episode
 from stategate.contract.compiler import MATHS, WARNINGS
-from stategate.contract.errors import EngineError
+from stategate.contract.errors import CompilerError, EngineError
 from stategate.runtime import Session
 from stategate.runtime.build_native import build_native
 
@@ -59,6 +59,11 @@ def test_an_aarch64_library_is_built_and_refused_by_this_machine(
         assert session.engine_name.startswith("onnxruntime")
     with pytest.raises(EngineError, match="aarch64"):
         Session.open(bundle.path, engine="native")
+
+
+def test_flags_that_take_the_look_for_nan_away_are_refused(native_bundle: Path) -> None:
+    with pytest.raises(CompilerError, match="look for NaN"):
+        build_native(native_bundle, flags=["-ffast-math"])
 
 
 @pytest.mark.parametrize("cpu", ["cortex-a57", "cortex-a76"])
