@@ -15,6 +15,21 @@ from stategate.bench.soak import run_soak
 from stategate.contract import load_episode
 from stategate.contract.console import check_writable, progress, write_whole
 
+_rounds = click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=ROUNDS,
+    show_default=True,
+    help="Bursts of each.",
+)
+_burst = click.option(
+    "--burst",
+    type=click.IntRange(min=1),
+    default=BURST,
+    show_default=True,
+    help="Steps in a burst.",
+)
+
 
 @click.command()
 @click.argument("ledger", type=click.Path(path_type=Path))
@@ -32,20 +47,8 @@ def plot(ledger: Path, as_json: bool) -> None:
 
 @click.command("bench-overhead")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=ROUNDS,
-    show_default=True,
-    help="Bursts of each way.",
-)
-@click.option(
-    "--burst",
-    type=click.IntRange(min=1),
-    default=BURST,
-    show_default=True,
-    help="Steps in a burst.",
-)
+@_rounds
+@_burst
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for overhead.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench_overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:
@@ -80,20 +83,8 @@ def bench_overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_j
 
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=ROUNDS,
-    show_default=True,
-    help="Bursts of each.",
-)
-@click.option(
-    "--burst",
-    type=click.IntRange(min=1),
-    default=BURST,
-    show_default=True,
-    help="Steps in a burst.",
-)
+@_rounds
+@_burst
 @click.option("--out", type=click.Path(path_type=Path), help="The list (.json).")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def pace(
