@@ -27,7 +27,7 @@ from stategate.bench.result import assemble
 from stategate.bench.segments import Segments
 from stategate.bench.sensors import Meter
 from stategate.bench.wear_cli import finite
-from stategate.contract import Bundle
+from stategate.contract import Bundle, EpisodeSet
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.runtime.engine import ENGINES
 
@@ -181,6 +181,7 @@ def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) 
         "host": platform.node(),
         "versions": versions(),
         "options": msgspec.to_builtins(options),
+        "episode": EpisodeSet.open(options.episode).digest if options.episode else None,
         "subjects": [[Bundle.open(c.bundle).digest, c.engine] for c in chosen],
     }
     segments = Segments(out / "bench.part", plan, fresh)

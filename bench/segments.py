@@ -6,9 +6,12 @@ seconds of bursts each. A segment is whole or not there.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
 import shutil
+import weakref
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -76,9 +79,10 @@ class Segments:
             fresh: Throw away what was begun.
 
         Raises:
-            ResultError: Something else was begun there.
+            ResultError: Something else was begun there, or is being measured there now.
         """
         self._folder = folder
+        self._lock()
         if fresh:
             self.discard()
         written = folder / "plan.json"
@@ -102,6 +106,21 @@ class Segments:
         for path in sorted(folder.glob("segment-*.npz")):
             self._read(path)
         self._count = len(list(folder.glob("segment-*.npz")))
+
+    def _lock(self) -> None:
+        # The folder above is held, not a file in it: what was begun may be thrown away.
+        above = self._folder.parent
+        above.mkdir(parents=True, exist_ok=True)
+        handle = os.open(above, os.O_RDONLY)
+        weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResultError(
+                f"another process is measuring into {above}",
+                found="a lock on the folder",
+                remedy="wait for it, or give another folder: --out",
+            ) from None
 
     def _read(self, path: Path) -> None:
         try:

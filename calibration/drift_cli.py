@@ -130,6 +130,8 @@ def drift(
     if accept is not None and sealed is None:
         raise click.UsageError("--accept is for a bundle to be sealed: --seal BUNDLE")
     accept = who_and_why(accept)
+    if {reference.resolve(), candidate.resolve()} & {out.resolve(), *out.resolve().parents}:
+        raise click.UsageError("--out needs a folder outside of the bundles")
     check_writable(out / REPORT)
     bundles = Bundle.open(reference), Bundle.open(candidate)
     if sealed is not None:

@@ -59,7 +59,11 @@ def zoo(as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.option(
-    "--steps", type=click.IntRange(min=1), default=4096, show_default=True, help="Length."
+    "--steps",
+    type=click.IntRange(1, 10_000_000),
+    default=4096,
+    show_default=True,
+    help="Length; all of it is held in memory.",
 )
 @click.option(
     "--seed",

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from stategate.bench.driver import Driver
 from stategate.bench.record import read_result
+from stategate.bench.segments import Segments
 from stategate.contract import Bundle, TargetRef, write_bundle
 from stategate.contract.errors import MeasurementError
 from stategate.runtime.cli import main
@@ -190,6 +191,15 @@ def test_what_cannot_be_measured_is_refused(
     done = bench(tiny_bundle, *arguments)
     assert done.exit_code == code
     assert said in done.output
+
+
+def test_two_measurements_into_one_folder_do_not_mix(tiny_bundle: Path, tmp_path: Path) -> None:
+    first = Segments(tmp_path / "bench.part", {"of": "another process"})
+    done = bench(tiny_bundle, *QUICK, "--out", tmp_path, "--fresh")
+    assert done.exit_code == 2 and "another process is measuring" in done.output
+    assert (tmp_path / "bench.part" / "plan.json").exists()
+    del first
+    assert "another measurement was begun" in bench(tiny_bundle, *QUICK, "--out", tmp_path).output
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def manifest(path: Path) -> Manifest:
     return Bundle.open(path).manifest
 
 
+@pytest.mark.parametrize("folder", ["float", "small", "small/report"])
+def test_a_report_is_not_written_into_a_bundle(built: Path, folder: str) -> None:
+    done = drift(built, "small", built / folder)
+    assert done.exit_code == 2 and "outside of the bundles" in done.output
+
+
 def test_a_candidate_that_keeps_its_limits_is_sealed_with_its_report(
     built: Path, tmp_path: Path
 ) -> None:
