@@ -1,19 +1,35 @@
 """Attention over a key-value cache that grows, as wide as the memory: what a step costs at length.
 
-Float32, one head, cache allocated beforehand and so at its best: a step appends one key and one
-value and attends over all so far.
+Float32, one head, addresses reserved beforehand and so at its best: a step appends one key and one
+value and attends over all so far. Memory becomes resident as the rows are written.
 """
 
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 
 from stategate.bench.record import Times
 from stategate.bench.statistics import times
+from stategate.runtime.process import rss_bytes
 
 LENGTHS = (1_000, 3_000, 10_000, 30_000, 100_000)
+
+
+class Length(NamedTuple):
+    """What was found after so many steps.
+
+    Attributes:
+        steps: So many.
+        times: Of the steps after them.
+        resident_bytes: What the process has grown by since the cache was empty.
+    """
+
+    steps: int
+    times: Times
+    resident_bytes: int
 
 
 def attend(cache: np.ndarray, values: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -25,19 +41,24 @@ def attend(cache: np.ndarray, values: np.ndarray, query: np.ndarray) -> np.ndarr
     return attended
 
 
-def measure(width: int, lengths: tuple[int, ...] = LENGTHS, repeats: int = 100) -> list[Times]:
-    """Step times after so many steps.
+def measure(width: int, lengths: tuple[int, ...] = LENGTHS, repeats: int = 100) -> list[Length]:
+    """Step times and memory after so many steps.
 
     Args:
         width: Of keys and of values.
-        lengths: Steps so far.
+        lengths: Steps so far, rising.
         repeats: Steps that are timed at each length.
     """
     rng = np.random.default_rng(0)
     rows = lengths[-1] + repeats
-    keys, values = (rng.standard_normal((rows, width), np.float32) for _ in range(2))
-    found = []
+    keys, values = (np.empty((rows, width), np.float32) for _ in range(2))
+    attend(*(np.zeros((9, width), np.float32) for _ in range(2)), np.zeros(width, np.float32))
+    times(np.ones(9))  # whatever the first call allocates is none of the cache's
+    empty, filled, found = rss_bytes(), 0, []
     for length in lengths:
+        for at in range(filled, length):
+            keys[at], values[at] = rng.standard_normal((2, width), np.float32)
+        resident_bytes = rss_bytes() - empty
         took = np.zeros(repeats)
         for i in range(repeats):
             fresh = rng.standard_normal((3, width), np.float32)
@@ -46,7 +67,8 @@ def measure(width: int, lengths: tuple[int, ...] = LENGTHS, repeats: int = 100) 
             keys[at], values[at] = fresh[0], fresh[1]
             attend(keys[: at + 1], values[: at + 1], fresh[2])
             took[i] = (time.perf_counter_ns() - start) / 1000
+        filled = length + repeats
         summary = times(took)
         assert summary is not None  # repeats is positive
-        found.append(summary)
+        found.append(Length(length, summary, resident_bytes))
     return found

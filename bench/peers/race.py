@@ -281,10 +281,9 @@ def _grown(kv_bytes_per_step: int | None, lengths: tuple[int, ...]) -> tuple[Gro
     """One float32 key and one value of equal width make the bytes of a step."""
     if kv_bytes_per_step is None or not lengths:
         return ()
-    found = measure(kv_bytes_per_step // 8, lengths)
     return tuple(
-        Grown(length, length * kv_bytes_per_step, attention)
-        for length, attention in zip(lengths, found, strict=True)
+        Grown(found.steps, found.steps * kv_bytes_per_step, found.times)
+        for found in measure(kv_bytes_per_step // 8, lengths)
     )
 
 
