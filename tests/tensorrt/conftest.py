@@ -352,12 +352,12 @@ def built(trt: FakeTensorRt, tiny_bundle: Path, copy_of: Callable[[Path], Path])
     """A bundle with a plan beside it."""
     from stategate.contract import Bundle
     from stategate.export.tensorrt_build import Settings
-    from stategate.export.tensorrt_local import build_engine
+    from stategate.export.tensorrt_local import build_engine, keep
     from stategate.runtime.cuda import Cuda
 
     bundle = Bundle.open(copy_of(tiny_bundle))
     cuda = Cuda()
-    build_engine(bundle, trt, cuda, Settings(1 << 20))
+    keep(build_engine(bundle, trt, cuda, Settings(1 << 20)), bundle)
     cuda.close()
     return bundle.path
 

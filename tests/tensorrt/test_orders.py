@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from stategate.contract import Bundle
 from stategate.contract.errors import EngineError, StateFault
 from stategate.export.tensorrt_build import Settings
-from stategate.export.tensorrt_local import build_engine
+from stategate.export.tensorrt_local import build_engine, keep
 from stategate.runtime import Session
 from stategate.runtime.cuda import Cuda
 
@@ -117,7 +117,7 @@ def test_every_order_gives_what_onnxruntime_gives(
 ) -> None:
     cuda = Cuda()
     bundle = Bundle.open(tiny_with_start_bundle)
-    build_engine(bundle, trt, cuda, Settings(1 << 20), cuda_graph=captured)
+    keep(build_engine(bundle, trt, cuda, Settings(1 << 20), cuda_graph=captured), bundle)
     cuda.close()
     for name, value in (("bundle", bundle.path), ("driver", driver), ("trt", trt)):
         monkeypatch.setattr(Orders, name, value, raising=False)

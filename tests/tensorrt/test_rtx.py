@@ -28,7 +28,7 @@ from stategate.export.tensorrt_rules import GENERATIONS, findings
 from stategate.export.tensorrt_variant import variant
 from stategate.models.load import load_model
 from stategate.models.zoo import ZOO
-from stategate.runtime.tensorrt_api import load_tensorrt
+from stategate.runtime.tensorrt_api import load_tensorrt, make_log
 
 ELEVEN = GENERATIONS["11"]
 SETTINGS = Settings(64 << 20)
@@ -51,7 +51,8 @@ def graph_of(name: str, precision: str) -> bytes:
 
 
 def build(graph: bytes, settings: Settings = SETTINGS) -> Built:
-    return build_plan(load_tensorrt("tensorrt_rtx"), graph, settings, lambda _: None)
+    trt = load_tensorrt("tensorrt_rtx")
+    return build_plan(trt, graph, settings, lambda _: None, make_log(trt))
 
 
 @pytest.mark.parametrize("precision", sorted(PRESETS))
@@ -87,9 +88,9 @@ def test_two_builds_at_the_same_addresses_give_the_same_bytes(
     program = (
         "import sys, hashlib; from pathlib import Path\n"
         "from stategate.export.tensorrt_build import Settings, build_plan\n"
-        "from stategate.runtime.tensorrt_api import load_tensorrt\n"
-        "graph = Path(sys.argv[1]).read_bytes()\n"
-        "built = build_plan(load_tensorrt('tensorrt_rtx'), graph, Settings(64 << 20), print)\n"
+        "from stategate.runtime.tensorrt_api import load_tensorrt, make_log\n"
+        "graph, trt = Path(sys.argv[1]).read_bytes(), load_tensorrt('tensorrt_rtx')\n"
+        "built = build_plan(trt, graph, Settings(64 << 20), print, make_log(trt))\n"
         "print(hashlib.sha256(built.plan).hexdigest())"
     )
     command = [*fixed_addresses, sys.executable, "-c", program, str(graph)]
@@ -113,7 +114,8 @@ def test_builds_at_other_addresses_have_the_same_bytes_in_another_order_at_most(
 def test_progress_is_told_to_the_end() -> None:
     told: list[int] = []
     graph = variant(traced("mingru").graph, traced("mingru").spec, ELEVEN).graph
-    build_plan(load_tensorrt("tensorrt_rtx"), graph, SETTINGS, told.append)
+    trt = load_tensorrt("tensorrt_rtx")
+    build_plan(trt, graph, SETTINGS, told.append, make_log(trt))
     assert told[-1] == 100 and len(told) > 3
 
 
