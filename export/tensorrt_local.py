@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import Any, Literal
 
 from stategate.contract import Bundle, FileRef, canonical_json, sha256
 from stategate.contract.bundle import move_into_place, sync_folder, write_synced
@@ -236,12 +234,9 @@ def _clear(folder: Path) -> None:
 def _earlier_times(bundle: Bundle, trt: Any, cuda: Cuda) -> bytes | None:
     here = fingerprint_here(trt, cuda, bundle.manifest.step_graph.file.sha256)
     for stored in stored_plans(bundle.path):
-        record = stored.record
-        same = not record.fingerprint.differences(
-            msgspec.structs.replace(here, flags=record.fingerprint.flags)
-        )
-        if same and record.timing_cache_sha256 is not None:
-            return stored.read(FileRef(TIMING_CACHE, record.timing_cache_sha256))
+        times = stored.record.timing_cache_sha256
+        if times is not None and not stored.hindrances(here):
+            return stored.read(FileRef(TIMING_CACHE, times))
     return None
 
 
@@ -252,7 +247,7 @@ def _store(
     settings: Settings,
     *,
     cuda_graph: bool = True,
-    built_by: str = "python",
+    built_by: Literal["python", "trtexec"] = "python",
 ) -> StoredPlan:
     bundle, trt = stage.bundle, stage.trt
     graph = bundle.manifest.step_graph.file.sha256

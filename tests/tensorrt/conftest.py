@@ -255,6 +255,7 @@ class FakeTensorRt:
 
     driver: FakeDriver
     __version__: str = "10.3.0"
+    library: str = "tensorrt"
     no_context: bool = False
     refuses: bool = False
     spoil: Callable[[Any], None] = lambda view: None
@@ -262,7 +263,7 @@ class FakeTensorRt:
     new_times: bytes = b"times"
 
     def __post_init__(self) -> None:
-        self.__name__ = "tensorrt"
+        self.__name__ = self.library
         trt = self
         self.ILogger = _ILogger
         names = ("EXPLICIT_BATCH", "STRONGLY_TYPED")
@@ -344,6 +345,14 @@ def trt(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
     """TensorRT on that GPU."""
     fake = FakeTensorRt(driver)
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    return fake
+
+
+@pytest.fixture
+def rtx(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    """TensorRT-RTX on that GPU."""
+    fake = FakeTensorRt(driver, "1.7.1.116", "tensorrt_rtx")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
     return fake
 
 
