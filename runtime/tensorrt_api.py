@@ -34,7 +34,9 @@ def load_tensorrt(library: str = "tensorrt") -> Any:
             f"the Python bindings of {library} are not installed",
             found=missing,
             remedy="they come with JetPack: apt install python3-libnvinfer, and a virtual "
-            "environment with --system-site-packages; see docs/jetson.md",
+            "environment with --system-site-packages; see docs/jetson.md"
+            if library == "tensorrt"
+            else "pip install tensorrt-rtx-cu13, for a desktop GPU; see docs/jetson.md",
         ) from missing
     except (ImportError, OSError) as problem:
         raise EngineError(
