@@ -376,11 +376,3 @@ def nothing_left(driver: FakeDriver) -> Any:
     """Asks after the test that context, stream, graphs and memory were given back."""
     yield
     assert (driver.device, driver.host, driver.open) == ({}, {}, [])
-
-
-@pytest.fixture
-def tiny_with_start_bundle(
-    tmp_path: Path, seal_model: Callable[..., Any], tiny_with_start: Any
-) -> Path:
-    """A sealed bundle whose memory does not begin at zero."""
-    return seal_model(tmp_path / "start", tiny_with_start).path

@@ -176,10 +176,34 @@ def test_a_bundle_without_an_engine_says_how_to_build_one(
 
 
 def test_too_little_memory_is_told_before_the_plan_is_loaded(
-    built: Path, driver: Any, monkeypatch: pytest.MonkeyPatch
+    built: Path, trt: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def loaded(log: Any) -> None:
+        pytest.fail("the plan was loaded")
+
     driver.free_bytes = 1000
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "MemAvailable: 1 kB")
+    monkeypatch.setattr(trt, "Runtime", loaded)
+    told = refusal(built, MemoryBudgetError)
+    assert "does not fit the GPU's free memory" in told
+    total, gpu = f"{1 << 35:,}", driver.gpu.decode()
+    free = 1024 if driver.integrated else 1000
+    assert f"bytes needed, {free:,} of {total} free on {gpu}" in told
+    assert "end what else runs on the GPU, or use onnxruntime or native" in told
+
+
+def test_too_little_memory_between_layers_is_told_before_it_is_taken(
+    built: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = trt.Runtime.deserialize_cuda_engine
+
+    def greedy(runtime: Any, plan: bytes) -> Any:
+        engine = load(runtime, plan)
+        engine.device_memory_size_v2 = 1 << 60
+        engine.create_execution_context = lambda: pytest.fail("a context was made")
+        return engine
+
+    monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", greedy)
     assert "does not fit the GPU's free memory" in refusal(built, MemoryBudgetError)
 
 
