@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from math import isfinite
 from pathlib import Path
 
 import click
@@ -90,6 +91,13 @@ def build_engine_command(
       stategate build-engine build/aura
       stategate build-engine build/aura --script 8.5
     """
+    built = strip_weights or new_timing_cache
+    if adopt_plan_path is not None and (built or script is not None):
+        raise click.UsageError("--adopt-plan takes a plan as it is: nothing is built")
+    if script is not None and (built or no_cuda_graph):
+        raise click.UsageError("--script writes a script: it says nothing of how a plan is stepped")
+    if not isfinite(tolerance):
+        raise click.UsageError("--tolerance must be a number")
     opened = Bundle.open(bundle)
     check_writable(plans_folder(opened.path) / "step.plan")
     target = opened.manifest.target
@@ -104,7 +112,9 @@ def build_engine_command(
         with sole_builder(opened):
             with closing(Cuda()) as cuda:
                 if adopt_plan_path is not None:
-                    stored = adopt_plan(opened, adopt_plan_path, trt, cuda, settings)
+                    stored = adopt_plan(
+                        opened, adopt_plan_path, trt, cuda, settings, cuda_graph=not no_cuda_graph
+                    )
                 else:
                     with progress(100, "building") as report:
                         stored = build_engine(

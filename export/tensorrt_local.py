@@ -118,7 +118,15 @@ def build_engine(
         return _store(stage, form, built, settings, cuda_graph=cuda_graph)
 
 
-def adopt_plan(bundle: Bundle, plan: Path, trt: Any, cuda: Cuda, settings: Settings) -> StoredPlan:
+def adopt_plan(
+    bundle: Bundle,
+    plan: Path,
+    trt: Any,
+    cuda: Cuda,
+    settings: Settings,
+    *,
+    cuda_graph: bool = True,
+) -> StoredPlan:
     """Take a plan that trtexec built here, to where no session looks for it yet.
 
     Raises:
@@ -148,7 +156,7 @@ def adopt_plan(bundle: Bundle, plan: Path, trt: Any, cuda: Cuda, settings: Setti
                 remedy=remedy or f"run {SCRIPT} again on this device",
             )
         built = Built(raw, ("trtexec",), b"")
-        return _store(stage, form, built, settings, built_by="trtexec")
+        return _store(stage, form, built, settings, cuda_graph=cuda_graph, built_by="trtexec")
 
 
 def beside(stored: StoredPlan, bundle: Bundle) -> Path:
@@ -246,7 +254,7 @@ def _store(
     built: Built,
     settings: Settings,
     *,
-    cuda_graph: bool = True,
+    cuda_graph: bool,
     built_by: Literal["python", "trtexec"] = "python",
 ) -> StoredPlan:
     bundle, trt = stage.bundle, stage.trt

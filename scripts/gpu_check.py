@@ -32,13 +32,13 @@ from stategate.contract import Bundle, Episode, canonical_json
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.engine_plan import RECORD, StoredPlan
-from stategate.contract.errors import StateFault, StategateError
+from stategate.contract.errors import EngineError, SpecError, StateFault, StategateError
 from stategate.export.tensorrt_build import Settings, workspace_bytes
 from stategate.export.tensorrt_local import beside, build_engine, keep, sole_builder
 from stategate.runtime import Session
 from stategate.runtime.cuda import Cuda
 from stategate.runtime.golden import Gaps
-from stategate.runtime.tensorrt_api import LIBRARIES, load_tensorrt
+from stategate.runtime.tensorrt_api import LIBRARIES, importable, load_tensorrt
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 200
@@ -197,19 +197,29 @@ def bindings(library: str | None) -> Any:
     """TensorRT's bindings, or else those of TensorRT-RTX."""
     if library is not None:
         return load_tensorrt(library)
-    try:
-        return load_tensorrt(LIBRARIES[0])
-    except StategateError:
-        return load_tensorrt(LIBRARIES[1])
+    found, missing = importable(LIBRARIES)
+    if not found:
+        raise EngineError(
+            "neither TensorRT nor TensorRT-RTX can be imported",
+            found="; ".join(str(problem).partition("\n")[0] for problem in missing),
+            remedy="stategate doctor says what this machine needs",
+        )
+    return found[0]
 
 
 def check(paths: list[Path], args: argparse.Namespace) -> int:
     """Do it all, and write the receipt."""
+    bundles = {bundle.manifest.model.name: bundle for bundle in map(Bundle.open, paths)}
+    if len(bundles) < len(paths):
+        raise SpecError(
+            "two bundles are of one model, and a receipt has one place for each",
+            found=", ".join(map(str, paths)),
+            remedy="check them one after the other, with an --out each",
+        )
     trt, models, passed = bindings(args.library), {}, True
     fingerprint: dict[str, Any] = {}
-    for path in paths:
-        bundle = Bundle.open(path)
-        name = f"building {path.name}"
+    for model, bundle in bundles.items():
+        name = f"building {model}"
         with sole_builder(bundle):
             with closing(Cuda()) as cuda, progress(100, name) as report:
                 settings = Settings(workspace_bytes(cuda.memory()[1]))
@@ -221,7 +231,7 @@ def check(paths: list[Path], args: argparse.Namespace) -> int:
             else:
                 passed = False
         fingerprint = msgspec.to_builtins(stored.record.fingerprint)
-        models[bundle.manifest.model.name] = {
+        models[model] = {
             "onnx_sha256": fingerprint.pop("onnx_sha256"),
             "plan_bytes": stored.record.plan_bytes,
             **{name: asdict(way) for name, way in ways.items()},
@@ -262,6 +272,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.steps < 1:
         parser.error("--steps: at least 1")
+    if not 0 <= args.tolerance < float("inf"):
+        parser.error("--tolerance: a number, and not negative")
     try:
         check_writable(args.out / "receipt.json")
         if args.bundles:

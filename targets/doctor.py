@@ -8,6 +8,7 @@ guides.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -215,7 +216,8 @@ def _tensorrt(root: Path, host: Host, release: Release | None) -> Iterator[Findi
             "apt install nvidia-jetpack, or python3-libnvinfer alone",
         )
         return
-    major, minor = (int(part) for part in host.tensorrt.split(".")[:2])
+    told = re.match(r"(\d+)\.(\d+)", host.tensorrt)
+    major, minor = (int(told[1]), int(told[2])) if told else (0, 0)
     if (major, minor) < (8, 5) or major == 9:
         yield Finding(
             "missing",

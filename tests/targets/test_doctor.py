@@ -266,6 +266,23 @@ def test_a_user_who_may_not_open_the_gpu_is_told_the_groups(
     assert level == "missing" and "video,render" in told
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("etc/nv_tegra_release", "\0\1 (release)"),
+        ("proc/driver/nvidia/version", "NVRM version: Kernel Module for aarch64 what"),
+        ("usr/include/aarch64-linux-gnu/NvInferVersion.h", "#define NV_TENSORRT_MAJOR ten\n"),
+        ("var/lib/dpkg/status", "Package: libnvinfer10\nVersion: newest\n"),
+        ("usr/local/cuda/version.json", "[]"),
+        ("var/lib/nvpmodel/status", "pmode:"),
+    ],
+)
+def test_a_tree_of_damaged_files_is_still_looked_over(tmp_path: Path, file: str, text: str) -> None:
+    without = "usr/include/aarch64-linux-gnu/NvInferVersion.h" if "dpkg" in file else ""
+    found = findings(tmp_path, JETPACK_6_2 | {file: text}, without)
+    assert {"board", "python", "driver", "gpu"} <= set(found)
+
+
 def test_a_machine_without_a_gpu_is_not_ill(tmp_path: Path) -> None:
     found = findings(tmp_path, {"proc/sys/kernel/arch": "x86_64\n", "usr/bin/python3.12": ""})
     assert found["gpu"][0] == "note" and found["python"] == ("ok", "3.12; ")

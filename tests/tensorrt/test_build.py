@@ -154,6 +154,29 @@ def test_a_builder_that_is_killed_in_its_check_leaves_the_older_engine(
     assert list(engines.iterdir()) == [stored_plans(bundle)[0].folder]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--script", "10.3", "--strip-weights"), "--script writes a script"),
+        (("--script", "10.3", "--no-cuda-graph"), "--script writes a script"),
+        (("--adopt-plan", "x.plan", "--script", "10.3"), "takes a plan as it is"),
+        (("--adopt-plan", "x.plan", "--strip-weights"), "takes a plan as it is"),
+        (("--adopt-plan", "x.plan", "--new-timing-cache"), "takes a plan as it is"),
+        (("--tolerance", "nan"), "must be a number"),
+        (("--tolerance", "inf"), "must be a number"),
+        (("--workspace-mib", "0"), "not in the range"),
+        (("--script", "9.0"), "not supported"),
+        (("--script", ""), "not supported"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    bundle: Path, options: tuple[str, ...], told: str
+) -> None:
+    refused = run("build-engine", bundle, *options)
+    assert refused.exit_code == 2 and told in refused.output
+    assert not plans_folder(bundle).exists()
+
+
 def test_two_builders_of_one_bundle_do_not_meet(bundle: Path, trt: Any) -> None:
     with sole_builder(Bundle.open(bundle)):
         refused = run("build-engine", bundle)
@@ -259,8 +282,9 @@ def test_a_plan_of_trtexec_is_adopted_if_it_loads_here(
     script = Path(run("build-engine", bundle, "--script", "10.3").output.strip())
     plan = tmp_path / "trtexec.plan"
     plan.write_bytes(b"plan of a fake:" + (script.parent / "step.onnx").read_bytes())
-    assert run("build-engine", bundle, "--adopt-plan", plan).exit_code == 0
-    assert stored_plans(bundle)[0].record.built_by == "trtexec"
+    assert run("build-engine", bundle, "--adopt-plan", plan, "--no-cuda-graph").exit_code == 0
+    adopted = stored_plans(bundle)[0].record
+    assert adopted.built_by == "trtexec" and not (adopted.cuda_graph or adopted.stripped)
     assert run("build-engine", bundle).exit_code == 0
     (only,) = stored_plans(bundle)  # or a replay might check the one and a session load the other
     assert only.record.built_by == "python"

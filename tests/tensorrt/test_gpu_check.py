@@ -108,15 +108,30 @@ def test_what_cannot_be_measured_or_written_down_is_refused_before_it_is_built(
     place.write_text("")
     with pytest.raises(SystemExit):
         script.main([str(bundle), "--steps", "0", "--out", str(tmp_path)])
+    for tolerance in ("nan", "-1", "inf"):
+        with pytest.raises(SystemExit):
+            script.main([str(bundle), "--tolerance", tolerance, "--out", str(tmp_path)])
+    assert script.main([str(bundle), str(bundle), "--out", str(tmp_path / "r")]) == 2
+    assert "two bundles are of one model" in capsys.readouterr().err
+    assert script.main([str(bundle), str(tmp_path / "none"), "--out", str(tmp_path / "r")]) == 2
+    assert "this is not a bundle" in capsys.readouterr().err
     assert script.main([str(bundle), "--out", str(place)]) == 2
     assert "nothing can be written there" in capsys.readouterr().err
     assert stored_plans(bundle) == []
 
 
 def test_a_machine_without_tensorrt_is_told_in_a_sentence(
-    script: Any, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: Any,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = [str(tiny_bundle), "--out", str(tmp_path), "--library", "tensorrt"]
     assert script.main(arguments) == 1
     assert "bindings of tensorrt are not installed" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert script.main(arguments[:3]) == 1
+    assert "neither TensorRT nor TensorRT-RTX can be imported" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
