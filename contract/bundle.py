@@ -182,13 +182,13 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         for name, data in {**files, MANIFEST: raw}.items():
-            _write_synced(staged / name, data)
-        _write_synced(staged / SEAL, _seal_of(sha256(raw)))
+            write_synced(staged / name, data)
+        write_synced(staged / SEAL, _seal_of(sha256(raw)))
         for folder in (staged, *(p for p in staged.rglob("*") if p.is_dir())):
-            _sync_folder(folder)
+            sync_folder(folder)
         staged.chmod(0o755)
-        _move_into_place(staged, path)
-        _sync_folder(path.parent)
+        move_into_place(staged, path)
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return Bundle(path, manifest, sha256(raw))
@@ -251,7 +251,8 @@ def _seal_of(digest: str) -> bytes:
     return f"{digest}  {MANIFEST}\n".encode()
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file, and the folder that it is in; return when the disk has its bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         file.write(data)
@@ -259,7 +260,8 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Return when the disk has the names that are in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -267,7 +269,7 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _move_into_place(staged: Path, path: Path) -> None:
+def move_into_place(staged: Path, path: Path) -> None:
     """Put ``staged`` at ``path``; what was there ends up at ``staged``."""
     try:
         staged.rename(path)

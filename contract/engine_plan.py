@@ -7,13 +7,15 @@ release of TensorRT, so it is loaded only where everything in its fingerprint is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from stategate.contract.bundle import sha256
-from stategate.contract.errors import EngineError
+from stategate.contract.errors import EngineError, SpecError
 from stategate.contract.manifest import FileRef, canonical_json
 from stategate.contract.specs import Record
 
@@ -61,7 +63,7 @@ class PlanFingerprint(Record, frozen=True, kw_only=True):
         recipe: Version of the way from that graph to the one that was built.
     """
 
-    library: str
+    library: Literal["tensorrt", "tensorrt_rtx"]
     version: str
     gpu: str
     compute_capability: str
@@ -116,7 +118,16 @@ class PlanRecord(Record, frozen=True, kw_only=True):
     stripped: bool = False
     workspace_bytes: int
     timing_cache_sha256: str | None = None
-    built_by: str = "python"
+    built_by: Literal["python", "trtexec"] = "python"
+
+    def __post_init__(self) -> None:
+        """Check the sizes; everything else is checked against the bundle or by digest."""
+        if self.plan_bytes < 1 or self.workspace_bytes < 1:
+            raise SpecError(
+                "an engine's plan and workspace have a size",
+                found=f"{self.plan_bytes} and {self.workspace_bytes} bytes",
+                expected="at least 1",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +136,11 @@ class StoredPlan:
 
     folder: Path
     record: PlanRecord
+
+    def hindrances(self, here: PlanFingerprint) -> list[str]:
+        """What of a place differs from the plan's, but for flags; empty if it may be loaded."""
+        own = self.record.fingerprint
+        return own.differences(msgspec.structs.replace(here, flags=own.flags))
 
     def read(self, file: FileRef) -> bytes:
         """Bytes of one of its files, checked.
@@ -165,24 +181,28 @@ def stored_plans(bundle: Path) -> list[StoredPlan]:
     ]
 
 
-def plan_for(bundle: Path, here: PlanFingerprint) -> StoredPlan:
+def plan_for(bundle: Path, heres: Sequence[PlanFingerprint]) -> tuple[StoredPlan, PlanFingerprint]:
     """The plan that was built for exactly this place.
 
     Args:
         bundle: The bundle's folder.
-        here: Fingerprint of this place; its flags are not looked at, they are the plan's choice.
+        heres: Fingerprints of this place, one for each library in the order of preference; their
+            flags are not looked at, they are the plan's choice.
+
+    Returns:
+        The plan, and which of ``heres`` it is for.
 
     Raises:
         EngineError: There is none; the message says in what the nearest one differs.
     """
     nearest: list[str] | None = None
-    for stored in reversed(stored_plans(bundle)):
-        print_ = stored.record.fingerprint
-        differs = print_.differences(msgspec.structs.replace(here, flags=print_.flags))
-        if not differs:
-            return stored
-        if nearest is None or len(differs) < len(nearest):
-            nearest = differs
+    for here in heres:
+        for stored in reversed(stored_plans(bundle)):
+            differs = stored.hindrances(here)
+            if not differs:
+                return stored, here
+            if nearest is None or len(differs) < len(nearest):
+                nearest = differs
     raise EngineError(
         "no TensorRT engine of this bundle was built for this device and this software",
         found="; ".join(nearest) if nearest else f"no engine in {plans_folder(bundle)}",

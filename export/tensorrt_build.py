@@ -18,7 +18,7 @@ import onnx
 from stategate.contract.bundle import sha256
 from stategate.contract.errors import BuildError
 from stategate.export.tensorrt_rules import Generation, generation_of
-from stategate.runtime.tensorrt_api import created, make_log, why
+from stategate.runtime.tensorrt_api import created, why
 
 Report = Callable[[int], None]
 _PERCENT = 100
@@ -51,16 +51,14 @@ class Built:
         plan: The serialised engine.
         flags: What the builder was told.
         timing_cache: Times that it measured; empty where it keeps none.
-        log: Everything that it said.
     """
 
     plan: bytes
     flags: tuple[str, ...]
     timing_cache: bytes
-    log: str
 
 
-def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report) -> Built:
+def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report, logger: Any) -> Built:
     """Have TensorRT parse a graph and build a plan of it.
 
     Args:
@@ -68,13 +66,13 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report) -> Bu
         graph: A graph made by `stategate.export.tensorrt_variant.variant`.
         settings: What it may use.
         report: Called with the percentage done, where the release can tell.
+        logger: What `make_log` gave; everything that is said goes there.
 
     Raises:
         BuildError: The parser or the builder refuses, or a pinned timing cache would change.
         EngineError: There is no builder to be had: the driver is too old, or the GPU is not there.
     """
     generation = generation_of(trt.__version__, trt.__name__)
-    logger = make_log(trt)
     builder: Any = created(trt.Builder, logger)
     flags, bits = [], 0
     for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED"):
@@ -130,7 +128,7 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report) -> Bu
             expected=f"sha256 {sha256(settings.timing_cache)[:12]}",
             remedy="build with --new-timing-cache; kernels may then differ from the last build's",
         )
-    return Built(bytes(plan), tuple(flags), times, logger.text())
+    return Built(bytes(plan), tuple(flags), times)
 
 
 def workspace_bytes(memory_bytes: int | None) -> int:

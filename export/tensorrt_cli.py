@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from math import isfinite
 from pathlib import Path
 
 import click
@@ -10,15 +11,18 @@ import click
 from stategate.contract import Bundle, canonical_json
 from stategate.contract.console import check_writable, progress
 from stategate.contract.engine_plan import StoredPlan, plans_folder
+from stategate.contract.errors import StategateError
 from stategate.export.tensorrt_build import Settings, workspace_bytes
 from stategate.export.tensorrt_local import (
+    FAILED_LOG,
     TOLERANCE,
     adopt_plan,
     build_engine,
     checked,
+    keep,
     sole_builder,
-    write_script,
 )
+from stategate.export.tensorrt_script import write_script
 from stategate.runtime.cuda import Cuda
 from stategate.runtime.golden import Replay
 from stategate.runtime.tensorrt_api import LIBRARIES, load_tensorrt
@@ -79,14 +83,21 @@ def build_engine_command(
     """Build a TensorRT engine of BUNDLE for this device, and replay the golden episode with it.
 
     The plan goes into BUNDLE.engines/ beside the bundle, which stays as it was sealed. It is loaded
-    only where GPU, TensorRT, driver and graph are the same; one that behaves differently is not
-    kept.
+    only where GPU, TensorRT, driver and graph are the same. One that cannot be built or behaves
+    differently leaves its log; an older one then stays.
 
     \b
     Examples:
       stategate build-engine build/aura
       stategate build-engine build/aura --script 8.5
     """
+    built = strip_weights or new_timing_cache
+    if adopt_plan_path is not None and (built or script is not None):
+        raise click.UsageError("--adopt-plan takes a plan as it is: nothing is built")
+    if script is not None and (built or no_cuda_graph):
+        raise click.UsageError("--script writes a script: it says nothing of how a plan is stepped")
+    if not isfinite(tolerance):
+        raise click.UsageError("--tolerance must be a number")
     opened = Bundle.open(bundle)
     check_writable(plans_folder(opened.path) / "step.plan")
     target = opened.manifest.target
@@ -97,22 +108,31 @@ def build_engine_command(
         click.echo(write_script(opened, script, settings))
         return
     trt = load_tensorrt(library)
-    with sole_builder(opened):
-        with closing(Cuda()) as cuda:
-            if adopt_plan_path is not None:
-                stored = adopt_plan(opened, adopt_plan_path, trt, cuda, settings)
-            else:
-                with progress(100, "building") as report:
-                    stored = build_engine(
-                        opened,
-                        trt,
-                        cuda,
-                        settings,
-                        cuda_graph=not no_cuda_graph,
-                        new_timing_cache=new_timing_cache,
-                        report=report,
+    try:
+        with sole_builder(opened):
+            with closing(Cuda()) as cuda:
+                if adopt_plan_path is not None:
+                    stored = adopt_plan(
+                        opened, adopt_plan_path, trt, cuda, settings, cuda_graph=not no_cuda_graph
                     )
-        seen = checked(stored, opened, tolerance)
+                else:
+                    with progress(100, "building") as report:
+                        stored = build_engine(
+                            opened,
+                            trt,
+                            cuda,
+                            settings,
+                            cuda_graph=not no_cuda_graph,
+                            new_timing_cache=new_timing_cache,
+                            report=report,
+                        )
+            seen = checked(stored, opened, tolerance)
+            stored = keep(stored, opened)
+    except StategateError:
+        log = plans_folder(opened.path) / FAILED_LOG
+        if log.exists():
+            click.echo(f"what TensorRT said: {log}", err=True)
+        raise
     click.echo(canonical_json(stored.record).decode() if as_json else _told(stored, seen))
 
 

@@ -1,21 +1,24 @@
-"""From a bundle to a plan beside it, on the device that will step it."""
+"""From a bundle to a plan beside it, on the device that will step it.
+
+A plan is made in a folder of its own that no session looks into, is stepped there through a link to
+the bundle, and is moved to its place whole. Until then an older plan stays and is what sessions
+load, whatever ends the build.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import Any, Literal
 
 from stategate.contract import Bundle, FileRef, canonical_json, sha256
+from stategate.contract.bundle import move_into_place, sync_folder, write_synced
 from stategate.contract.engine_plan import (
     LOG,
     PLAN,
@@ -28,39 +31,25 @@ from stategate.contract.engine_plan import (
     stored_plans,
 )
 from stategate.contract.errors import BuildError, ParityError
-from stategate.export.tensorrt_build import Built, Settings, build_plan, wanted_flags
-from stategate.export.tensorrt_rules import Generation, generation_of
-from stategate.export.tensorrt_variant import Variant, variant
+from stategate.export.tensorrt_build import Built, Settings, build_plan
+from stategate.export.tensorrt_rules import generation_of
+from stategate.export.tensorrt_script import SCRIPT, script_of, variant_of
+from stategate.export.tensorrt_variant import Variant
 from stategate.runtime.cuda import Cuda
 from stategate.runtime.golden import Replay, replay
 from stategate.runtime.tensorrt_api import created, fingerprint_here, make_log, why
 
-SCRIPT = "build-engine.sh"
 TOLERANCE = 1e-4
-
-
-def variant_of(bundle: Bundle, generation: Generation) -> Variant:
-    """The form of a bundle's step for a generation of TensorRT.
-
-    Raises:
-        GraphError: That generation would not take it.
-        BuildError: The bundle is for a pool.
-    """
-    manifest = bundle.manifest
-    if manifest.sessions > 1:
-        raise BuildError(
-            "a pool cannot step with tensorrt",
-            found=f"a bundle of {manifest.sessions} sessions",
-            remedy="export it with --sessions 1, or step it with onnxruntime",
-        )
-    return variant(bundle.read(manifest.step_graph.file), manifest.step, generation)
+# What the last build said that came to nothing.
+FAILED_LOG = "failed-build.log"
 
 
 @contextmanager
 def sole_builder(bundle: Bundle) -> Iterator[None]:
-    """Keep other builders from a bundle's plans, and clear away what a killed one left.
+    """Keep other builders from a bundle's plans; what is not kept in the end is cleared away.
 
-    The bundle's folder itself is locked, which writes nothing and ends with the process.
+    So is what a killed builder left. The bundle's folder itself is locked, which writes nothing and
+    ends with the process.
 
     Raises:
         BuildError: Another process builds for this bundle.
@@ -75,9 +64,15 @@ def sole_builder(bundle: Bundle) -> Iterator[None]:
                 found=bundle.path,
                 remedy="wait until it is done",
             ) from problem
-        for left in plans_folder(bundle.path).glob(".*"):
-            shutil.rmtree(left, ignore_errors=True)
-        yield
+        folder = plans_folder(bundle.path)
+        (folder / FAILED_LOG).unlink(missing_ok=True)
+        _clear(folder)
+        try:
+            yield
+        finally:
+            for log in folder.glob(f".*/{LOG}"):
+                log.replace(folder / FAILED_LOG)
+            _clear(folder)
     finally:
         os.close(handle)
 
@@ -92,7 +87,7 @@ def build_engine(
     new_timing_cache: bool = False,
     report: Callable[[int], None] = lambda _: None,
 ) -> StoredPlan:
-    """Build a plan and put it beside the bundle, where an older one for the same place goes.
+    """Build a plan where no session looks for it yet; see `checked` and `keep`.
 
     Args:
         bundle: What to build of.
@@ -118,38 +113,59 @@ def build_engine(
         )
     if not new_timing_cache:
         settings = replace(settings, timing_cache=_earlier_times(bundle, trt, cuda))
-    built = build_plan(trt, form.graph, settings, report)
-    return _store(bundle, trt, cuda, form, built, settings, cuda_graph, "python")
+    with _staged(bundle, trt, cuda) as stage:
+        built = build_plan(trt, form.graph, settings, report, stage.log)
+        return _store(stage, form, built, settings, cuda_graph=cuda_graph)
 
 
-def adopt_plan(bundle: Bundle, plan: Path, trt: Any, cuda: Cuda, settings: Settings) -> StoredPlan:
-    """Put a plan that trtexec built here beside the bundle.
+def adopt_plan(
+    bundle: Bundle,
+    plan: Path,
+    trt: Any,
+    cuda: Cuda,
+    settings: Settings,
+    *,
+    cuda_graph: bool = True,
+) -> StoredPlan:
+    """Take a plan that trtexec built here, to where no session looks for it yet.
 
     Raises:
-        BuildError: It cannot be read or loaded.
+        BuildError: It cannot be read or loaded, or nothing could tell whose plan it is.
         GraphError: TensorRT would not take the bundle's graph.
     """
     form = variant_of(bundle, generation_of(trt.__version__, trt.__name__))
+    if bundle.manifest.golden is None:
+        raise BuildError(
+            "a plan from elsewhere cannot be told from one of another model's",
+            found="a bundle without a golden episode to replay",
+            remedy="build it here from the bundle's own graph: stategate build-engine BUNDLE; or "
+            "seal the bundle, which records one: stategate export",
+        )
     try:
         raw = plan.read_bytes()
     except OSError as problem:
         raise BuildError("the plan cannot be read", found=problem) from problem
-    log = make_log(trt)
-    runtime: Any = created(trt.Runtime, log)
-    if runtime.deserialize_cuda_engine(raw) is None:
-        told, remedy = why(log)
-        raise BuildError(
-            f"TensorRT {trt.__version__} does not load {plan.name}",
-            found=told,
-            expected="a plan that was built here, by this version",
-            remedy=remedy or f"run {SCRIPT} again on this device",
-        )
-    built = Built(raw, ("trtexec",), b"", log.text())
-    return _store(bundle, trt, cuda, form, built, settings, True, "trtexec")
+    with _staged(bundle, trt, cuda) as stage:
+        runtime: Any = created(trt.Runtime, stage.log)
+        if runtime.deserialize_cuda_engine(raw) is None:
+            told, remedy = why(stage.log)
+            raise BuildError(
+                f"TensorRT {trt.__version__} does not load {plan.name}",
+                found=told,
+                expected="a plan that was built here, by this version",
+                remedy=remedy or f"run {SCRIPT} again on this device",
+            )
+        built = Built(raw, ("trtexec",), b"")
+        return _store(stage, form, built, settings, cuda_graph=cuda_graph, built_by="trtexec")
+
+
+def beside(stored: StoredPlan, bundle: Bundle) -> Path:
+    """A link to the bundle, beside which a session finds a plan that is not kept yet."""
+    return stored.folder.parent.with_name(bundle.path.name)
 
 
 def checked(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE) -> Replay | None:
-    """Replay the golden episode with a plan that was just stored; it is removed if that fails.
+    """Replay the golden episode with a plan that is not kept yet.
 
     Returns:
         The comparison, or None where the bundle has no golden episode.
@@ -160,73 +176,91 @@ def checked(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE) ->
     """
     receipt = bundle.manifest.verification
     allowed = max(tolerance, (receipt.tolerance or 0.0) if receipt else 0.0)
-    try:
-        seen = replay(bundle.path, allowed, "tensorrt")
-        if seen is not None and not seen.passed:
-            raise ParityError(
-                "the engine does not repeat the golden episode",
-                found=f"output error {seen.max_output_error:.3g}, state error "
-                f"{seen.max_state_error:.3g}, {seen.gate_flips} gate flips",
-                expected=f"at most {allowed:g} and no flip",
-                remedy="step this bundle with onnxruntime; the engine was removed",
-            )
-    except BaseException:  # an interrupt too: what was not checked must not be loaded later
-        shutil.rmtree(stored.folder, ignore_errors=True)
-        raise
+    seen = replay(beside(stored, bundle), allowed, "tensorrt")
+    if seen is not None and not seen.passed:
+        raise ParityError(
+            "the engine does not repeat the golden episode",
+            found=f"output error {seen.max_output_error:.3g}, state error "
+            f"{seen.max_state_error:.3g}, {seen.gate_flips} gate flips",
+            expected=f"at most {allowed:g} and no flip",
+            remedy="step this bundle with onnxruntime; the engine is not kept",
+        )
     return seen
 
 
-def write_script(bundle: Bundle, version: str, settings: Settings) -> Path:
-    """Write the graph for a version of TensorRT, and a script that has trtexec build it.
+def keep(stored: StoredPlan, bundle: Bundle) -> StoredPlan:
+    """Move a plan to where sessions look for it, in the place of an older one."""
+    parent = plans_folder(bundle.path)
+    folder = parent / stored.folder.name
+    move_into_place(stored.folder, folder)
+    sync_folder(parent)
+    shutil.rmtree(beside(stored, bundle).parent)
+    return StoredPlan(folder, stored.record)
 
-    Args:
-        bundle: What to build of.
-        version: Such as ``10.3``; TensorRT need not be here.
-        settings: Its workspace.
 
-    Returns:
-        The script.
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """Where a plan lies that is not kept yet, and what it was made with.
 
-    Raises:
-        GraphError: That version would not take the graph.
-        TargetError: It is not supported.
+    Attributes:
+        folder: Nothing else is in it, and no session looks into it.
+        bundle: What the plan is of.
+        trt: TensorRT's bindings.
+        cuda: The GPU.
+        log: What TensorRT says.
     """
-    generation = generation_of(version)
-    form = variant_of(bundle, generation)
-    folder = plans_folder(bundle.path) / f"trtexec-{generation.name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / VARIANT).write_bytes(form.graph)
-    script = folder / SCRIPT
-    script.write_text(_script(bundle.path, form.graph, generation, settings))
-    script.chmod(0o755)
-    return script
+
+    folder: Path
+    bundle: Bundle
+    trt: Any
+    cuda: Cuda
+    log: Any
+
+
+@contextmanager
+def _staged(bundle: Bundle, trt: Any, cuda: Cuda) -> Iterator[_Stage]:
+    """A new stage, in which the log is left in every case."""
+    parent = plans_folder(bundle.path)
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".", dir=parent))
+    (folder / bundle.path.name).symlink_to(bundle.path)
+    log = make_log(trt)
+    try:
+        yield _Stage(folder, bundle, trt, cuda, log)
+    finally:
+        (folder / LOG).write_text(log.text())
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was staged and not kept."""
+    for left in folder.glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with suppress(OSError):  # where anything else lies in it
+        folder.rmdir()
 
 
 def _earlier_times(bundle: Bundle, trt: Any, cuda: Cuda) -> bytes | None:
     here = fingerprint_here(trt, cuda, bundle.manifest.step_graph.file.sha256)
     for stored in stored_plans(bundle.path):
-        record = stored.record
-        same = not record.fingerprint.differences(
-            msgspec.structs.replace(here, flags=record.fingerprint.flags)
-        )
-        if same and record.timing_cache_sha256 is not None:
-            return stored.read(FileRef(TIMING_CACHE, record.timing_cache_sha256))
+        times = stored.record.timing_cache_sha256
+        if times is not None and not stored.hindrances(here):
+            return stored.read(FileRef(TIMING_CACHE, times))
     return None
 
 
 def _store(
-    bundle: Bundle,
-    trt: Any,
-    cuda: Cuda,
+    stage: _Stage,
     form: Variant,
     built: Built,
     settings: Settings,
+    *,
     cuda_graph: bool,
-    built_by: str,
+    built_by: Literal["python", "trtexec"] = "python",
 ) -> StoredPlan:
-    place = fingerprint_here(trt, cuda, bundle.manifest.step_graph.file.sha256, built.flags)
+    bundle, trt = stage.bundle, stage.trt
+    graph = bundle.manifest.step_graph.file.sha256
     record = PlanRecord(
-        fingerprint=place,
+        fingerprint=fingerprint_here(trt, stage.cuda, graph, built.flags),
         plan=FileRef(PLAN, sha256(built.plan)),
         variant=FileRef(VARIANT, sha256(form.graph)),
         plan_bytes=len(built.plan),
@@ -238,55 +272,19 @@ def _store(
         built_by=built_by,
     )
     generation = generation_of(trt.__version__, trt.__name__)
-    script = _script(bundle.path, form.graph, generation, settings)
+    script = script_of(bundle.path, form.graph, generation, settings)
     files = {
         PLAN: built.plan,
         VARIANT: form.graph,
-        LOG: built.log.encode(),
+        LOG: stage.log.text().encode(),
         SCRIPT: script.encode(),
         RECORD: canonical_json(record),
     }
     if built.timing_cache:
         files[TIMING_CACHE] = built.timing_cache
-    parent = plans_folder(bundle.path)
-    parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".", dir=parent))
-    folder = parent / place.key
-    try:
-        for name, data in files.items():
-            (staged / name).write_bytes(data)
-        (staged / SCRIPT).chmod(0o755)
-        staged.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        staged.rename(folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    folder = plans_folder(stage.folder / bundle.path.name) / record.fingerprint.key
+    for name, data in files.items():
+        write_synced(folder / name, data)
+    (folder / SCRIPT).chmod(0o755)
+    sync_folder(folder)
     return StoredPlan(folder, record)
-
-
-def _script(bundle: Path, graph: bytes, generation: Generation, settings: Settings) -> str:
-    """A shell script; what differs between releases of trtexec is asked of trtexec."""
-    flags = []
-    if "INT8" in (wanted := wanted_flags(graph, generation, settings)):
-        flags.append("--int8")
-    if "FP16" in wanted:
-        flags += ["--fp16", "--precisionConstraints=obey"]
-    weak = " ".join(flags)
-    return f"""#!/bin/sh
-# Builds the engine for TensorRT {generation.name} with trtexec, on the device that will step it.
-set -eu
-cd "$(dirname "$0")"
-trtexec=${{TRTEXEC:-/usr/src/tensorrt/bin/trtexec}}
-help=$("$trtexec" --help 2>&1 || true)
-has() {{ printf '%s' "$help" | grep -q -e "$1"; }}
-flags="--memPoolSize=workspace:{settings.workspace_bytes >> 20} --noTF32 {weak}"
-if {"true" if generation.strongly_typed else "false"} && has --stronglyTyped; then
-  flags="$flags --stronglyTyped"
-fi
-if has --skipInference; then flags="$flags --skipInference"; else flags="$flags --buildOnly"; fi
-"$trtexec" --onnx={VARIANT} --saveEngine=trtexec.plan $flags > trtexec.log 2>&1 || {{
-  tail -n 20 trtexec.log >&2
-  exit 1
-}}
-stategate build-engine {shlex.quote(f"../../{bundle.name}")} --adopt-plan trtexec.plan
-"""

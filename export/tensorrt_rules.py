@@ -15,15 +15,15 @@ import onnx
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError, TargetError
 from stategate.export.graph import CONTROL_FLOW, every_node, fixed_shape
+from stategate.export.tensorrt_rewrite import Facts, Names, attribute_of, facts_of, rewritten
 
-_FLOAT, _INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
 _DYNAMIC_QUANTISATION = frozenset(
     {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"}
 )
 _DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression"})
 _NEVER = frozenset({"Det", "DFT", "Bernoulli", "StringNormalizer", "TfIdfVectorizer"})
-# Written in simpler operators where a release does not have them; see tensorrt_variant.
-DECOMPOSED = frozenset({"Gelu", "LayerNormalization"})
+# Names of what the build adds to a graph.
+_RESERVED = "stategate_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Generation:
         opset: Newest opset of the default domain that the parser is given.
         strongly_typed: Whether the graph's own types are obeyed; without that the builder chooses,
             within its flags.
-        lacks: Standard operators of that opset that its parser does not have.
+        lacks: Standard operators of that opset that its parser does not have; they are written in
+            simpler ones.
         int64: Whether a graph may take or give int64.
     """
 
@@ -100,15 +101,17 @@ class Finding:
 def findings(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -> list[Finding]:
     """Everything in a step that a generation of TensorRT would not take; empty if it is legal."""
     found = [*_signature(model, spec, generation)]
-    constants = {t.name: t for t in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
+    facts, names = facts_of(model), Names()
     for number, node in enumerate(every_node(model.graph)):
         where = f"node {node.name or number} ({node.op_type})"
-        found += _operator(node, where, generation)
+        found += _operator(node, where, generation, facts, names)
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            found += _quantisation(node, where, constants)
+            found += _quantisation(node, where, facts)
+    given = (*model.graph.input, *model.graph.initializer)
+    for name in (*(v.name for v in given), *(n for node in model.graph.node for n in node.output)):
+        if name.startswith(_RESERVED):
+            rule = f"no tensor's name begins with {_RESERVED}"
+            found.append(Finding(f"tensor {name}", rule, "one that does", "give it another name"))
     return found
 
 
@@ -160,7 +163,9 @@ def _signature(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -
             )
 
 
-def _operator(node: onnx.NodeProto, where: str, generation: Generation) -> Iterator[Finding]:
+def _operator(
+    node: onnx.NodeProto, where: str, generation: Generation, facts: Facts, names: Names
+) -> Iterator[Finding]:
     operator = node.op_type
     if node.domain not in ("", "ai.onnx"):
         four = operator == "MatMulNBits"
@@ -192,69 +197,50 @@ def _operator(node: onnx.NodeProto, where: str, generation: Generation) -> Itera
         yield Finding(
             where, "operators that TensorRT has", operator, "write it in simpler operations"
         )
-    elif operator.startswith("Scatter") and _attribute(node, "reduction") not in (None, b"none"):
+    elif operator.startswith("Scatter") and attribute_of(node, "reduction", b"none") != b"none":
         yield Finding(
             where,
             "scatter without a reduction",
-            f"reduction {_attribute(node, 'reduction')!r}",
+            f"reduction {attribute_of(node, 'reduction', b'none')!r}",
             "add with a one-hot matrix product",
         )
     else:
-        problem = lowering_problem(node, generation)
-        if problem is not None:
+        try:
+            rewritten(node, facts, generation.opset, generation.lacks, names)
+        except GraphError as problem:
             yield Finding(
                 where,
                 f"operators as of opset {generation.opset}",
-                problem,
+                str(problem),
                 "export with --operators portable, or write it in simpler operations",
             )
 
 
-def lowering_problem(node: onnx.NodeProto, generation: Generation) -> str | None:
-    """Why a node has no form in the opset of a generation; None if it has one."""
-    if node.op_type in DECOMPOSED:
-        alone = len([name for name in node.output if name]) == 1
-        return None if alone else "more outputs than the first"
-    try:
-        schema = onnx.defs.get_schema(node.op_type, generation.opset)
-    except onnx.defs.SchemaError:
-        return "an operator that came later"
-    if node.op_type == "Split" or node.op_type.startswith("Reduce"):
-        return None  # rewritten in its older form
-    # ONNX adds features as attributes and inputs: what uses none of them means the same.
-    newer = {a.name for a in node.attribute} - set(schema.attributes) - {"saturate"}
-    if newer or len(node.input) > schema.max_input:
-        return f"{', '.join(sorted(newer)) or 'inputs'} of a later opset"
-    return None
-
-
-def _quantisation(
-    node: onnx.NodeProto, where: str, constants: dict[str, onnx.TensorProto]
-) -> Iterator[Finding]:
+def _quantisation(node: onnx.NodeProto, where: str, facts: Facts) -> Iterator[Finding]:
     rule = "symmetric int8: constant positive scales, zero points that are int8 and zero"
     remedy = "quantise symmetrically, as --precision int8 does"
-    scale = constants.get(node.input[1])
+    scale, shape = facts.constants.get(node.input[1]), facts.shapes.get(node.input[0])
     if scale is None:
         yield Finding(where, rule, "a scale that is computed", remedy)
-    elif not (onnx.numpy_helper.to_array(scale).astype(np.float64) > 0).all():
+    elif not (scale.astype(np.float64) > 0).all():
         yield Finding(where, rule, "a scale that is not positive", remedy)
+    elif scale.size > 1 and shape is not None:
+        axis = attribute_of(node, "axis", 1)
+        inside = -len(shape) <= axis < len(shape)
+        if scale.ndim != 1 or not inside or shape[axis] not in (0, scale.size):
+            told = f"scales {list(scale.shape)} along axis {axis} of {list(shape)}"
+            yield Finding(where, rule, told, "give one scale, or one for each row of an axis")
     if len(node.input) < 3 or not node.input[2]:
         if node.op_type == "QuantizeLinear":
             # Without a zero point ONNX quantises to uint8.
             yield Finding(where, rule, "no zero point, which makes it uint8", remedy)
-        elif (stored := constants.get(node.input[0])) is not None and stored.data_type != _INT8:
-            kind = onnx.TensorProto.DataType.Name(stored.data_type).lower()
-            yield Finding(where, rule, f"weights of {kind}", remedy)
+        elif (stored := facts.constants.get(node.input[0])) is not None and stored.dtype != np.int8:
+            yield Finding(where, rule, f"weights of {stored.dtype}", remedy)
         return
-    zero = constants.get(node.input[2])
+    zero = facts.constants.get(node.input[2])
     if zero is None:
         yield Finding(where, rule, "a zero point that is computed", remedy)
-    elif zero.data_type != _INT8:
-        kind = onnx.TensorProto.DataType.Name(zero.data_type).lower()
-        yield Finding(where, rule, f"a zero point of {kind}", remedy)
-    elif onnx.numpy_helper.to_array(zero).any():
+    elif zero.dtype != np.int8:
+        yield Finding(where, rule, f"a zero point of {zero.dtype}", remedy)
+    elif zero.any():
         yield Finding(where, rule, "a zero point that is not zero", remedy)
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> bytes | None:
-    return next((a.s for a in node.attribute if a.name == name), None)

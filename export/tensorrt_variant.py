@@ -9,10 +9,7 @@ not), so the guard against NaN needs a few bytes of each step and no copy of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import sqrt
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +18,8 @@ from onnx import helper, numpy_helper
 from stategate.contract import StepSpec
 from stategate.contract.engine_plan import GUARD
 from stategate.contract.errors import GraphError
-from stategate.export.graph import opset_of, without_traces_of_the_build
+from stategate.export.graph import without_traces_of_the_build
+from stategate.export.tensorrt_rewrite import Names, attribute_of, facts_of, rewritten
 from stategate.export.tensorrt_rules import Generation, check_legal
 
 _FLOAT = onnx.TensorProto.FLOAT
@@ -67,157 +65,24 @@ def variant(raw: bytes, spec: StepSpec, generation: Generation) -> Variant:
     return Variant(work.SerializeToString(deterministic=True), guarded)
 
 
-class _Names:
-    """Fresh names, and constants by value."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._graph = model.graph
-        self._count = 0
-
-    def fresh(self) -> str:
-        self._count += 1
-        return f"stategate_{self._count}"
-
-    def constant(self, value: object, dtype: type) -> str:
-        name = self.fresh()
-        self._graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
-        return name
-
-
 def _rewrite(work: onnx.ModelProto, generation: Generation) -> None:
     """Every node in the form of the generation's opset."""
-    target = min(opset_of(work), generation.opset)
-    names = _Names(work)
-    constants = {t.name: numpy_helper.to_array(t) for t in work.graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-    for node in work.graph.node:
-        old = not _knows(node.op_type, target) or node.op_type in generation.lacks
-        if old and node.op_type in _DECOMPOSE:
-            nodes += _DECOMPOSE[node.op_type](node, names)
-        elif node.op_type == "Split" and target < 18:
-            nodes.append(_split(node, work, names))
-        elif node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and target < 18:
-            nodes.append(_reduce(node, constants))
-        else:
-            nodes.append(_without(node, {"saturate"} if target < 19 else set()))
+    facts, names = facts_of(work), Names()
+    nodes = [
+        new
+        for node in work.graph.node
+        for new in rewritten(node, facts, generation.opset, generation.lacks, names)
+    ]
     kept = onnx.GraphProto(node=nodes).node
     work.graph.ClearField("node")
     work.graph.node.extend(kept)
+    work.graph.initializer.extend(names.made)
+    target = min(facts.opset, generation.opset)
     for entry in work.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = target
     if target < 19:  # the form of file that the parsers of that time read
         work.ir_version = min(work.ir_version, 8)
-
-
-def _knows(operator: str, opset: int) -> bool:
-    try:
-        onnx.defs.get_schema(operator, opset)
-    except onnx.defs.SchemaError:
-        return False
-    return True
-
-
-def _without(node: onnx.NodeProto, attributes: set[str]) -> onnx.NodeProto:
-    kept = [a for a in node.attribute if a.name not in attributes]
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    copy.ClearField("attribute")
-    copy.attribute.extend(kept)
-    return copy
-
-
-def _split(node: onnx.NodeProto, work: onnx.ModelProto, names: _Names) -> onnx.NodeProto:
-    """With sizes instead of a number of parts, which came with opset 18."""
-    if len(node.input) > 1:
-        return node
-    axis = _value(node, "axis", 0)
-    parts = len(node.output)
-    inferred = onnx.shape_inference.infer_shapes(work)
-    values = {v.name: v for v in (*inferred.graph.value_info, *inferred.graph.input)}
-    extents = [d.dim_value for d in values[node.input[0]].type.tensor_type.shape.dim]
-    each = -(-extents[axis] // parts)
-    sizes = [each] * (parts - 1) + [extents[axis] - each * (parts - 1)]
-    changed = _without(node, {"num_outputs"})
-    changed.input.append(names.constant(sizes, np.int64))
-    return changed
-
-
-def _reduce(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> onnx.NodeProto:
-    """With axes as an attribute, which opset 18 made an input."""
-    changed = _without(node, {"noop_with_empty_axes"})
-    if len(node.input) > 1 and node.input[1]:
-        if node.input[1] not in constants:
-            raise GraphError(f"the axes of node {node.name} are computed", expected="constants")
-        axes = [int(axis) for axis in constants[node.input[1]].reshape(-1)]
-        changed.attribute.append(helper.make_attribute("axes", axes))
-    del changed.input[1:]
-    return changed
-
-
-def _gelu(node: onnx.NodeProto, names: _Names) -> list[onnx.NodeProto]:
-    """x/2 (1 + erf(x / sqrt 2)), or its approximation by tanh; ONNX, Gelu-20."""
-    x = node.input[0]
-    half, one = names.constant(0.5, np.float32), names.constant(1.0, np.float32)
-    if _value(node, "approximate", b"none") == b"tanh":
-        cube = names.constant(3.0, np.float32)
-        inner = [
-            ("Pow", [x, cube]),
-            ("Mul", ["", names.constant(0.044715, np.float32)]),
-            ("Add", ["", x]),
-            ("Mul", ["", names.constant(sqrt(2.0 / np.pi), np.float32)]),
-            ("Tanh", [""]),
-        ]
-    else:
-        inner = [("Mul", [x, names.constant(sqrt(0.5), np.float32)]), ("Erf", [""])]
-    return _chain(
-        [*inner, ("Add", ["", one]), ("Mul", ["", x]), ("Mul", ["", half])], node.output[0], names
-    )
-
-
-def _layer_norm(node: onnx.NodeProto, names: _Names) -> list[onnx.NodeProto]:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias over the last axes; LayerNormalization-17."""
-    axis = _value(node, "axis", -1)
-    if axis != -1:
-        raise GraphError(
-            f"node {node.name} normalises more than the last axis", found=f"axis {axis}"
-        )
-    x, mean, centred, variance = node.input[0], names.fresh(), names.fresh(), names.fresh()
-    square, deviation = names.fresh(), names.fresh()
-    epsilon = names.constant(_value(node, "epsilon", 1e-5), np.float32)
-    shifted = names.fresh()
-    nodes = [
-        helper.make_node("ReduceMean", [x], [mean], axes=[-1]),
-        helper.make_node("Sub", [x, mean], [centred]),
-        helper.make_node("Mul", [centred, centred], [square]),
-        helper.make_node("ReduceMean", [square], [variance], axes=[-1]),
-        helper.make_node("Add", [variance, epsilon], [shifted]),
-        helper.make_node("Sqrt", [shifted], [deviation]),
-    ]
-    last = [("Div", [centred, deviation]), ("Mul", ["", node.input[1]])]
-    if len(node.input) > 2 and node.input[2]:
-        last.append(("Add", ["", node.input[2]]))
-    return nodes + _chain(last, node.output[0], names)
-
-
-_DECOMPOSE: dict[str, Callable[[onnx.NodeProto, _Names], list[onnx.NodeProto]]] = {
-    "Gelu": _gelu,
-    "LayerNormalization": _layer_norm,
-}
-
-
-def _chain(
-    steps: Iterable[tuple[str, list[str]]], output: str, names: _Names
-) -> list[onnx.NodeProto]:
-    """Nodes one after another; an empty input is the output of the one before."""
-    nodes: list[onnx.NodeProto] = []
-    before = ""
-    for operator, inputs in steps:
-        result = names.fresh()
-        nodes.append(helper.make_node(operator, [i or before for i in inputs], [result]))
-        before = result
-    nodes[-1].output[0] = output
-    return nodes
 
 
 def _widen_stored_weights(work: onnx.ModelProto) -> None:
@@ -234,7 +99,7 @@ def _widen_stored_weights(work: onnx.ModelProto) -> None:
         if not node.input or any(name and name not in constants for name in node.input):
             continue
         values = [numpy_helper.to_array(constants[n]) for n in node.input if n]
-        if node.op_type == "Cast" and _value(node, "to", 0) == _FLOAT:
+        if node.op_type == "Cast" and attribute_of(node, "to", 0) == _FLOAT:
             wide[node.output[0]] = values[0].astype(np.float32)
         elif node.op_type == "DequantizeLinear":
             partners = [
@@ -244,18 +109,18 @@ def _widen_stored_weights(work: onnx.ModelProto) -> None:
                 for other in user.input
                 if other != name and other in makers
             ]
-            if "DequantizeLinear" not in partners:
-                scale = values[1]
-                if scale.ndim:
-                    extents = [1] * values[0].ndim
-                    extents[_value(node, "axis", 1)] = -1
-                    scale = scale.reshape(extents)
-                wide[node.output[0]] = values[0].astype(np.float32) * scale
+            scale = values[1]
+            if "DequantizeLinear" not in partners and scale.dtype == np.float32:
+                extents = [1] * values[0].ndim
+                if scale.size > 1:
+                    extents[attribute_of(node, "axis", 1)] = -1
+                wide[node.output[0]] = values[0].astype(np.float32) * scale.reshape(extents)
     kept = onnx.GraphProto(node=[n for n in work.graph.node if n.output[0] not in wide]).node
     work.graph.ClearField("node")
     work.graph.node.extend(kept)
     work.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in wide.items())
     used = {name for node in work.graph.node for name in node.input}
+    used |= {value.name for value in work.graph.output}
     left = onnx.GraphProto(initializer=[t for t in work.graph.initializer if t.name in used])
     work.graph.ClearField("initializer")
     work.graph.initializer.extend(left.initializer)
@@ -282,7 +147,3 @@ def _guard(work: onnx.ModelProto, spec: StepSpec) -> tuple[str, ...]:
     work.graph.node.append(helper.make_node("Concat", sums, [GUARD], axis=0))
     work.graph.output.append(helper.make_tensor_value_info(GUARD, _FLOAT, [len(guarded)]))
     return tuple(state.name for state in guarded)
-
-
-def _value(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)

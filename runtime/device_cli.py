@@ -14,6 +14,7 @@ from stategate.contract.native import NativeRef
 from stategate.runtime.golden import Replay, replay
 from stategate.runtime.snapshot import Codec
 from stategate.runtime.store import newest_in
+from stategate.runtime.tensorrt_api import plans_here
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -25,9 +26,9 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Also show the ledger of the newest snapshot in this folder.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print manifest and ledger as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print manifest, ledger and engines as JSON.")
 def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
-    """Show what BUNDLE promises, after checking every digest.
+    """Show what BUNDLE promises, after checking every digest, and the TensorRT engines beside it.
 
     A snapshot folder may be looked into while a robot is writing to it.
 
@@ -40,9 +41,13 @@ def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
     if as_json:
         manifest = json.loads(canonical_json(opened.manifest))
         ledger = asdict(found.snapshot.header.ledger) if found is not None else None
-        click.echo(json.dumps(manifest | {"ledger": ledger}, indent=2))
+        engines = [
+            json.loads(canonical_json(stored.record)) | {"hindrances": hindrances}
+            for stored, hindrances in plans_here(opened)
+        ]
+        click.echo(json.dumps(manifest | {"ledger": ledger, "engines": engines}, indent=2))
         return
-    for label, text in describe(opened.manifest):
+    for label, text in (*describe(opened.manifest), *described_plans(opened)):
         click.echo(f"{label:<12} {text}")
     click.echo(f"{'digest':<12} {opened.digest}")
     if snapshots is not None and found is None:
@@ -121,6 +126,24 @@ def described(native: NativeRef) -> str:
     for engine, us in sorted(native.step_us.items()):
         text += f", {engine} {us:.3g} us a step"
     return text + (f"; auto takes {native.fastest}" if native.step_us else "; not measured here")
+
+
+def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
+    """Label and text of the lines about each TensorRT plan that lies beside a bundle."""
+    lines = []
+    for stored, hindrances in plans_here(bundle):
+        record, place = stored.record, stored.record.fingerprint
+        jetson = f", Jetson Linux {place.l4t}" if place.l4t else ""
+        text = (
+            f"{place.library} {place.version} for {place.gpu} ({place.multiprocessors} x "
+            f"{place.compute_capability}), CUDA {place.cuda}{jetson}, {place.system} "
+            f"{place.machine}; plan {record.plan.sha256[:12]}, {record.plan_bytes} bytes, of graph "
+            f"{place.onnx_sha256[:12]}"
+        )
+        lines.append(("engine", _printable(text)))
+        told = f"not loaded here: {'; '.join(hindrances)}" if hindrances else "loaded here"
+        lines.append(("engine", _printable(told)))
+    return lines
 
 
 def _printable(text: str, longest: int = 200) -> str:

@@ -28,7 +28,7 @@ from stategate.runtime.tensorrt_api import (
     LIBRARIES,
     created,
     fingerprint_here,
-    load_tensorrt,
+    importable,
     make_log,
     why,
 )
@@ -66,7 +66,7 @@ class _Arena:
 
 
 def open_tensorrt(bundle: Bundle, buffers: Buffers) -> TensorRtEngine:
-    """Load the plan that was built for this device.
+    """Load the plan that was built for this device; TensorRT's own where both libraries' may be.
 
     Raises:
         EngineError: TensorRT's bindings are not installed, no plan is for exactly this place, or it
@@ -74,23 +74,18 @@ def open_tensorrt(bundle: Bundle, buffers: Buffers) -> TensorRtEngine:
         MemoryBudgetError: The GPU has too little free memory.
     """
     built = {stored.record.fingerprint.library for stored in stored_plans(bundle.path)}
-    trt = _bindings([library for library in LIBRARIES if library in built] or ["tensorrt"])
+    bindings, missing = importable([name for name in LIBRARIES if name in built] or LIBRARIES[:1])
+    if not bindings:
+        raise missing[0]
     cuda = Cuda()
     try:
-        here = fingerprint_here(trt, cuda, bundle.manifest.step_graph.file.sha256)
-        return TensorRtEngine(bundle, buffers, plan_for(bundle.path, here), trt, cuda)
+        graph = bundle.manifest.step_graph.file.sha256
+        heres = {fingerprint_here(trt, cuda, graph): trt for trt in bindings}
+        stored, here = plan_for(bundle.path, list(heres))
+        return TensorRtEngine(bundle, buffers, stored, heres[here], cuda)
     except BaseException:
         cuda.close()
         raise
-
-
-def _bindings(libraries: list[str]) -> Any:
-    for library in libraries[:-1]:
-        try:
-            return load_tensorrt(library)
-        except EngineError:
-            continue
-    return load_tensorrt(libraries[-1])
 
 
 class TensorRtEngine:

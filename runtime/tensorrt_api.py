@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import platform
 import re
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from stategate.contract.engine_plan import PlanFingerprint
+from stategate.contract import Bundle
+from stategate.contract.engine_plan import PlanFingerprint, StoredPlan, stored_plans
 from stategate.contract.errors import EngineError
 from stategate.runtime.cuda import Cuda
 
@@ -31,7 +34,9 @@ def load_tensorrt(library: str = "tensorrt") -> Any:
             f"the Python bindings of {library} are not installed",
             found=missing,
             remedy="they come with JetPack: apt install python3-libnvinfer, and a virtual "
-            "environment with --system-site-packages; see docs/jetson.md",
+            "environment with --system-site-packages; see docs/jetson.md"
+            if library == "tensorrt"
+            else "pip install tensorrt-rtx-cu13, for a desktop GPU; see docs/jetson.md",
         ) from missing
     except (ImportError, OSError) as problem:
         raise EngineError(
@@ -39,6 +44,17 @@ def load_tensorrt(library: str = "tensorrt") -> Any:
             found=problem,
             remedy="stategate doctor says what belongs together",
         ) from problem
+
+
+def importable(libraries: Sequence[str]) -> tuple[list[Any], list[EngineError]]:
+    """The bindings of each library that can be imported, and why the others cannot."""
+    bindings, missing = [], []
+    for library in libraries:
+        try:
+            bindings.append(load_tensorrt(library))
+        except EngineError as problem:
+            missing.append(problem)
+    return bindings, missing
 
 
 def fingerprint_here(
@@ -131,3 +147,39 @@ def why(log: Any) -> tuple[str, str | None]:
         if old
         else None
     )
+
+
+def plans_here(bundle: Bundle) -> list[tuple[StoredPlan, list[str]]]:
+    """Every plan beside a bundle, and what keeps this machine from loading it; empty if nothing.
+
+    Raises:
+        EngineError: The record of a plan cannot be read.
+    """
+    plans = stored_plans(bundle.path)
+    if not plans:
+        return []
+    heres: dict[str, PlanFingerprint] = {}
+    missing: dict[str, str] = {}
+    try:
+        with closing(Cuda()) as cuda:
+            for library in {stored.record.fingerprint.library for stored in plans}:
+                try:
+                    trt = load_tensorrt(library)
+                except EngineError as problem:
+                    missing[library] = problem.args[0].partition("\n")[0]
+                else:
+                    graph = bundle.manifest.step_graph.file.sha256
+                    heres[library] = fingerprint_here(trt, cuda, graph)
+    except EngineError as problem:
+        missing = dict.fromkeys(LIBRARIES, problem.args[0].partition("\n")[0])
+    found = []
+    for stored in plans:
+        library = stored.record.fingerprint.library
+        here = heres.get(library)
+        hindrances = [missing[library]] if here is None else stored.hindrances(here)
+        try:
+            stored.read(stored.record.plan)
+        except EngineError as problem:
+            hindrances.append(problem.args[0].partition("\n")[0])
+        found.append((stored, hindrances))
+    return found

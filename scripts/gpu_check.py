@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 from contextlib import closing, suppress
@@ -33,13 +32,13 @@ from stategate.contract import Bundle, Episode, canonical_json
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.engine_plan import RECORD, StoredPlan
-from stategate.contract.errors import StateFault, StategateError
+from stategate.contract.errors import EngineError, SpecError, StateFault, StategateError
 from stategate.export.tensorrt_build import Settings, workspace_bytes
-from stategate.export.tensorrt_local import build_engine, sole_builder
+from stategate.export.tensorrt_local import beside, build_engine, keep, sole_builder
 from stategate.runtime import Session
 from stategate.runtime.cuda import Cuda
 from stategate.runtime.golden import Gaps
-from stategate.runtime.tensorrt_api import LIBRARIES, load_tensorrt
+from stategate.runtime.tensorrt_api import LIBRARIES, importable, load_tensorrt
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 200
@@ -55,7 +54,8 @@ class Way:
         max_state_error: The same of the states after the last step.
         gate_flips: Decisions that differed.
         same_ledger: Whether both counted the same writes.
-        guard_fires: Whether NaN in the states is seen without fetching them.
+        guard_fires: Whether NaN in the states is seen without fetching them; None where no state
+            can hold NaN.
         p50_us: Median of a counted step.
         p99_us: The 99th percentile.
         cpu_p50_us: Median of a counted step in ONNX Runtime, here.
@@ -66,7 +66,7 @@ class Way:
     max_state_error: float
     gate_flips: int
     same_ledger: bool
-    guard_fires: bool
+    guard_fires: bool | None
     p50_us: float
     p99_us: float
     cpu_p50_us: float
@@ -75,7 +75,8 @@ class Way:
         """Whether it does what the CPU does."""
         errors = (self.max_output_error, self.max_state_error)
         close = all(error <= tolerance for error in errors)
-        return close and self.gate_flips == 0 and self.same_ledger and self.guard_fires
+        guarded = self.guard_fires is not False
+        return close and self.gate_flips == 0 and self.same_ledger and guarded
 
 
 def inputs_of(bundle: Bundle, steps: int) -> Episode:
@@ -142,8 +143,10 @@ def timed(session: Session, episode: Episode) -> np.ndarray:
     return taken / 1000.0
 
 
-def guard_fires(session: Session, episode: Episode) -> bool:
+def guard_fires(session: Session, episode: Episode) -> bool | None:
     """Whether the engine sees from the GPU's own sums that a memory full of NaN is not finite."""
+    if all(dtype_named(state.dtype).numpy.kind != "f" for state in session.manifest.states):
+        return None
     engine: Any = session._engine
     memory: Any = session._memory
     poisoned = {
@@ -160,17 +163,14 @@ def guard_fires(session: Session, episode: Episode) -> bool:
 
 
 def both_ways(bundle: Bundle, stored: StoredPlan, steps: int) -> dict[str, Way]:
-    """The engine captured and enqueued; its record is left as it was."""
+    """A plan that is not kept yet, captured and enqueued; its record ends as it was."""
+    linked = Bundle.open(beside(stored, bundle))
     episode, ways = inputs_of(bundle, steps), {}
-    path = stored.folder / RECORD
-    kept = path.read_bytes()
-    try:
-        for name, captured in (("captured", True), ("ping-pong", False)):
-            record = msgspec.structs.replace(stored.record, cuda_graph=captured)
-            write_whole(path, canonical_json(record))
-            ways[name] = compared(bundle, episode)
-    finally:
-        write_whole(path, kept)
+    for name, captured in (("captured", True), ("ping-pong", False)):
+        record = msgspec.structs.replace(stored.record, cuda_graph=captured)
+        write_whole(stored.folder / RECORD, canonical_json(record))
+        ways[name] = compared(linked, episode)
+    write_whole(stored.folder / RECORD, canonical_json(stored.record))
     return ways
 
 
@@ -197,29 +197,41 @@ def bindings(library: str | None) -> Any:
     """TensorRT's bindings, or else those of TensorRT-RTX."""
     if library is not None:
         return load_tensorrt(library)
-    try:
-        return load_tensorrt(LIBRARIES[0])
-    except StategateError:
-        return load_tensorrt(LIBRARIES[1])
+    found, missing = importable(LIBRARIES)
+    if not found:
+        raise EngineError(
+            "neither TensorRT nor TensorRT-RTX can be imported",
+            found="; ".join(str(problem).partition("\n")[0] for problem in missing),
+            remedy="stategate doctor says what this machine needs",
+        )
+    return found[0]
 
 
 def check(paths: list[Path], args: argparse.Namespace) -> int:
     """Do it all, and write the receipt."""
+    bundles = {bundle.manifest.model.name: bundle for bundle in map(Bundle.open, paths)}
+    if len(bundles) < len(paths):
+        raise SpecError(
+            "two bundles are of one model, and a receipt has one place for each",
+            found=", ".join(map(str, paths)),
+            remedy="check them one after the other, with an --out each",
+        )
     trt, models, passed = bindings(args.library), {}, True
     fingerprint: dict[str, Any] = {}
-    for path in paths:
-        bundle = Bundle.open(path)
-        name = f"building {path.name}"
-        with sole_builder(bundle), closing(Cuda()) as cuda, progress(100, name) as report:
-            settings = Settings(workspace_bytes(cuda.memory()[1]))
-            stored = build_engine(bundle, trt, cuda, settings, report=report)
-            place = (cuda.gpu, cuda.integrated, cuda.memory()[1])
+    for model, bundle in bundles.items():
+        name = f"building {model}"
+        with sole_builder(bundle):
+            with closing(Cuda()) as cuda, progress(100, name) as report:
+                settings = Settings(workspace_bytes(cuda.memory()[1]))
+                stored = build_engine(bundle, trt, cuda, settings, report=report)
+                place = (cuda.gpu, cuda.integrated, cuda.memory()[1])
+            ways = both_ways(bundle, stored, args.steps)
+            if all(way.passed(args.tolerance) for way in ways.values()):
+                keep(stored, bundle)
+            else:
+                passed = False
         fingerprint = msgspec.to_builtins(stored.record.fingerprint)
-        ways = both_ways(bundle, stored, args.steps)
-        if not all(way.passed(args.tolerance) for way in ways.values()):
-            passed = False
-            shutil.rmtree(stored.folder)  # or the next session would load it
-        models[bundle.manifest.model.name] = {
+        models[model] = {
             "onnx_sha256": fingerprint.pop("onnx_sha256"),
             "plan_bytes": stored.record.plan_bytes,
             **{name: asdict(way) for name, way in ways.items()},
@@ -260,6 +272,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.steps < 1:
         parser.error("--steps: at least 1")
+    if not 0 <= args.tolerance < float("inf"):
+        parser.error("--tolerance: a number, and not negative")
     try:
         check_writable(args.out / "receipt.json")
         if args.bundles:

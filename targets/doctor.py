@@ -1,12 +1,14 @@
 """What a machine lacks for an engine, above all TensorRT: one finding a line, with a remedy.
 
-Files alone are read, so that a copied tree of another machine can be looked at too. Where JetPack
-puts its files: NVIDIA's Jetson Linux and TensorRT installation guides.
+Files are read, so that a copied tree of another machine can be looked at too; only this machine's
+own driver is asked. Where JetPack puts its files: NVIDIA's Jetson Linux and TensorRT installation
+guides.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +19,17 @@ from typing import Literal
 from stategate.contract.errors import MissingDependencyError
 from stategate.targets.detect import Host, detect
 from stategate.targets.ladder import Release, load_ladder
+from stategate.targets.nvidia import (
+    Driver,
+    Wheel,
+    driver_of,
+    library_of,
+    release_for,
+    wheels_of,
+)
 
 OLDEST_PYTHON = (3, 10)
-_LIBRARIES = ("lib/aarch64-linux-gnu", "lib/x86_64-linux-gnu", "lib64", "lib")
+OLDEST_CUDA = (11, 4)  # that of the driver; the engine calls cuGraphInstantiateWithFlags
 _FEW_BYTES = 1 << 30
 
 
@@ -53,14 +63,17 @@ def examine(root: Path = Path("/")) -> list[Finding]:
     jetson = any("tegra" in word for word in host.compatible)
     release = _release(host)
     found = [*_system(host, jetson, release), *_python(root, release)]
-    driver = _library(root, "libcuda.so.1")
+    driver, wheels = driver_of(root), [] if jetson else wheels_of(root)
     if driver is None and not jetson:
-        return [
-            *found,
-            Finding("note", "gpu", "no NVIDIA driver: engines onnxruntime and native step here"),
-        ]
-    found += _gpu(root, jetson, driver)
-    found += _tensorrt(root, host, release)
+        told = "no NVIDIA driver: engines onnxruntime and native step here"
+        return [*found, Finding("note", "gpu", told)]
+    found += _driver(root, jetson, driver, wheels)
+    if jetson or host.tensorrt is not None:
+        found += _tensorrt(root, host, release)
+    elif not wheels:
+        cuda = 13 if driver is None or driver.runs((13, 0)) else 12
+        remedy = f"pip install tensorrt-rtx-cu{cuda}, or step with onnxruntime or native"
+        found.append(Finding("missing", "tensorrt", "no TensorRT and no TensorRT-RTX", remedy))
     return found + list(_pace(host))
 
 
@@ -144,16 +157,36 @@ def _system_python(root: Path, release: Release | None) -> str | None:
     return release.python if release is not None else None
 
 
-def _gpu(root: Path, jetson: bool, driver: Path | None) -> Iterator[Finding]:
+def _driver(
+    root: Path, jetson: bool, driver: Driver | None, wheels: list[Wheel]
+) -> Iterator[Finding]:
     if driver is None:
+        yield Finding(
+            "missing", "driver", "libcuda.so.1 is not there", "apt install nvidia-l4t-cuda"
+        )
+        return
+    if not driver.runs(OLDEST_CUDA):
+        newer = "JetPack 5.1" if jetson else f"release {release_for(OLDEST_CUDA[0])}"
         yield Finding(
             "missing",
             "driver",
-            "libcuda.so.1 is not there",
-            "apt install nvidia-l4t-cuda" if jetson else "install the NVIDIA driver",
+            f"{driver}: too old, engines need one for CUDA {OLDEST_CUDA[0]}.{OLDEST_CUDA[1]}",
+            f"update it to {newer} or newer, or step with onnxruntime or native",
         )
-        return
-    yield Finding("ok", "driver", f"/{driver.relative_to(root)}")
+    else:
+        yield Finding("ok", "driver", str(driver))
+    for wheel in wheels:
+        name = f"{wheel.library} {wheel.version} for CUDA {wheel.cuda}"
+        if not driver.runs((wheel.cuda, 0)):
+            other = f", or pip install {wheel.name_for(12)}" if driver.runs((12, 0)) else ""
+            yield Finding(
+                "missing",
+                "bindings",
+                f"{name}, and the driver is too old for that",
+                f"update the driver to release {release_for(wheel.cuda)} or newer{other}",
+            )
+        else:
+            yield Finding("ok", "bindings", name)
     nodes = [root / "dev" / name for name in ("nvhost-gpu", "nvgpu/igpu0/as", "nvidia0")]
     there = [node for node in nodes if node.exists()]
     if not there:
@@ -183,17 +216,18 @@ def _tensorrt(root: Path, host: Host, release: Release | None) -> Iterator[Findi
             "apt install nvidia-jetpack, or python3-libnvinfer alone",
         )
         return
-    major, minor = (int(part) for part in host.tensorrt.split(".")[:2])
+    told = re.match(r"(\d+)\.(\d+)", host.tensorrt)
+    major, minor = (int(told[1]), int(told[2])) if told else (0, 0)
     if (major, minor) < (8, 5) or major == 9:
         yield Finding(
             "missing",
             "tensorrt",
             f"{host.tensorrt}, and engines are built by 8.5, 8.6, 10 and 11",
-            "update JetPack, or step with onnxruntime or native",
+            "update it (on a Jetson: JetPack), or step with onnxruntime or native",
         )
     else:
         yield from _as_shipped("tensorrt", host.tensorrt, release.tensorrt if release else None)
-    if _library(root, f"libnvonnxparser.so.{major}") is None:
+    if library_of(root, f"libnvonnxparser.so.{major}") is None:
         yield Finding(
             "missing",
             "onnx parser",
@@ -252,15 +286,6 @@ def _pace(host: Host) -> Iterator[Finding]:
             f"{host.governor}; clocks follow the load, and single steps wait for them",
             "sudo jetson_clocks, where latency counts more than watts",
         )
-
-
-def _library(root: Path, name: str) -> Path | None:
-    for folder in _LIBRARIES:
-        for inner in ("", "tegra", "nvidia"):
-            path = root / "usr" / folder / inner / name
-            if path.exists():
-                return path
-    return None
 
 
 def _release(host: Host) -> Release | None:

@@ -255,6 +255,7 @@ class FakeTensorRt:
 
     driver: FakeDriver
     __version__: str = "10.3.0"
+    library: str = "tensorrt"
     no_context: bool = False
     refuses: bool = False
     spoil: Callable[[Any], None] = lambda view: None
@@ -262,7 +263,7 @@ class FakeTensorRt:
     new_times: bytes = b"times"
 
     def __post_init__(self) -> None:
-        self.__name__ = "tensorrt"
+        self.__name__ = self.library
         trt = self
         self.ILogger = _ILogger
         names = ("EXPLICIT_BATCH", "STRONGLY_TYPED")
@@ -348,16 +349,24 @@ def trt(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
 
 
 @pytest.fixture
+def rtx(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    """TensorRT-RTX on that GPU."""
+    fake = FakeTensorRt(driver, "1.7.1.116", "tensorrt_rtx")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+    return fake
+
+
+@pytest.fixture
 def built(trt: FakeTensorRt, tiny_bundle: Path, copy_of: Callable[[Path], Path]) -> Path:
     """A bundle with a plan beside it."""
     from stategate.contract import Bundle
     from stategate.export.tensorrt_build import Settings
-    from stategate.export.tensorrt_local import build_engine
+    from stategate.export.tensorrt_local import build_engine, keep
     from stategate.runtime.cuda import Cuda
 
     bundle = Bundle.open(copy_of(tiny_bundle))
     cuda = Cuda()
-    build_engine(bundle, trt, cuda, Settings(1 << 20))
+    keep(build_engine(bundle, trt, cuda, Settings(1 << 20)), bundle)
     cuda.close()
     return bundle.path
 
@@ -367,11 +376,3 @@ def nothing_left(driver: FakeDriver) -> Any:
     """Asks after the test that context, stream, graphs and memory were given back."""
     yield
     assert (driver.device, driver.host, driver.open) == ({}, {}, [])
-
-
-@pytest.fixture
-def tiny_with_start_bundle(
-    tmp_path: Path, seal_model: Callable[..., Any], tiny_with_start: Any
-) -> Path:
-    """A sealed bundle whose memory does not begin at zero."""
-    return seal_model(tmp_path / "start", tiny_with_start).path

@@ -5,23 +5,27 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from stategate.contract import Bundle
+from stategate.contract.bundle import write_bundle
 from stategate.contract.engine_plan import TIMING_CACHE, plans_folder, stored_plans
 from stategate.contract.errors import EngineError
 from stategate.export.tensorrt_local import sole_builder
 from stategate.runtime import Session
 from stategate.runtime.cli import main
 from stategate.runtime.cuda import Cuda
+from stategate.runtime.golden import replay
 
 
 def run(*arguments: object) -> Result:
@@ -97,15 +101,80 @@ def test_an_engine_that_behaves_differently_is_not_kept(bundle: Path, trt: Any) 
     assert stored_plans(bundle) == []
 
 
-def test_an_engine_whose_check_is_interrupted_is_not_kept(
-    bundle: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", ["wrong", "refused", "interrupted"])
+def test_a_build_that_comes_to_nothing_leaves_the_older_engine_and_its_log(
+    bundle: Path, trt: Any, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stategate.export.tensorrt_local.replay", interrupted)
-    assert run("build-engine", bundle).exit_code != 0
-    assert stored_plans(bundle) == []
+    assert run("build-engine", bundle).exit_code == 0
+    (kept,) = stored_plans(bundle)
+    before = {path.name: path.read_bytes() for path in kept.folder.iterdir()}
+    if end == "wrong":
+        trt.spoil = lambda view: np.add(view("y"), 0.5, out=view("y"))
+    elif end == "refused":
+        trt.refuses = True
+    else:
+        monkeypatch.setattr("stategate.export.tensorrt_local.replay", interrupted)
+    refused = run("build-engine", bundle, "--no-cuda-graph")
+    assert refused.exit_code != 0
+    assert {path.name: path.read_bytes() for path in kept.folder.iterdir()} == before
+    log = plans_folder(bundle) / "failed-build.log"
+    assert sorted(plans_folder(bundle).iterdir()) == sorted([kept.folder, log])
+    if end == "refused":
+        assert "ERROR: Cuda failure: 35" in log.read_text()
+        assert f"what TensorRT said: {log}" in refused.output
+        trt.refuses = False
+        assert run("build-engine", bundle).exit_code == 0
+        assert not log.exists()
+
+
+def test_a_builder_that_is_killed_in_its_check_leaves_the_older_engine(
+    bundle: Path, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("build-engine", bundle).exit_code == 0
+    engines, killed = plans_folder(bundle), tmp_path / "as a kill leaves it"
+
+    def look(path: Path, *rest: Any) -> Any:
+        shutil.copytree(engines, killed, symlinks=True)
+        return replay(path, *rest)
+
+    monkeypatch.setattr("stategate.export.tensorrt_local.replay", look)
+    assert run("build-engine", bundle, "--no-cuda-graph").exit_code == 0
+    shutil.rmtree(engines)
+    killed.rename(engines)
+    assert len(list(engines.rglob("step.plan"))) == 2
+    (found,) = stored_plans(bundle)
+    assert found.record.cuda_graph
+    with Session.open(bundle, engine="tensorrt") as session:
+        assert session.engine_name.endswith("captured")
+    monkeypatch.setattr("stategate.export.tensorrt_local.replay", replay)
+    assert run("build-engine", bundle).exit_code == 0
+    assert list(engines.iterdir()) == [stored_plans(bundle)[0].folder]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--script", "10.3", "--strip-weights"), "--script writes a script"),
+        (("--script", "10.3", "--no-cuda-graph"), "--script writes a script"),
+        (("--adopt-plan", "x.plan", "--script", "10.3"), "takes a plan as it is"),
+        (("--adopt-plan", "x.plan", "--strip-weights"), "takes a plan as it is"),
+        (("--adopt-plan", "x.plan", "--new-timing-cache"), "takes a plan as it is"),
+        (("--tolerance", "nan"), "must be a number"),
+        (("--tolerance", "inf"), "must be a number"),
+        (("--workspace-mib", "0"), "not in the range"),
+        (("--script", "9.0"), "not supported"),
+        (("--script", ""), "not supported"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    bundle: Path, options: tuple[str, ...], told: str
+) -> None:
+    refused = run("build-engine", bundle, *options)
+    assert refused.exit_code == 2 and told in refused.output
+    assert not plans_folder(bundle).exists()
 
 
 def test_two_builders_of_one_bundle_do_not_meet(bundle: Path, trt: Any) -> None:
@@ -213,8 +282,9 @@ def test_a_plan_of_trtexec_is_adopted_if_it_loads_here(
     script = Path(run("build-engine", bundle, "--script", "10.3").output.strip())
     plan = tmp_path / "trtexec.plan"
     plan.write_bytes(b"plan of a fake:" + (script.parent / "step.onnx").read_bytes())
-    assert run("build-engine", bundle, "--adopt-plan", plan).exit_code == 0
-    assert stored_plans(bundle)[0].record.built_by == "trtexec"
+    assert run("build-engine", bundle, "--adopt-plan", plan, "--no-cuda-graph").exit_code == 0
+    adopted = stored_plans(bundle)[0].record
+    assert adopted.built_by == "trtexec" and not (adopted.cuda_graph or adopted.stripped)
     assert run("build-engine", bundle).exit_code == 0
     (only,) = stored_plans(bundle)  # or a replay might check the one and a session load the other
     assert only.record.built_by == "python"
@@ -223,6 +293,25 @@ def test_a_plan_of_trtexec_is_adopted_if_it_loads_here(
     assert refused.exit_code == 1 and "does not load trtexec.plan" in refused.output
     missing = run("build-engine", bundle, "--adopt-plan", tmp_path / "none")
     assert missing.exit_code == 1 and "cannot be read" in missing.output
+
+
+def test_a_plan_of_trtexec_is_not_adopted_where_nothing_could_check_it(
+    bundle: Path, trt: Any, tmp_path: Path
+) -> None:
+    sealed = Bundle.open(bundle)
+    files = {f.path: sealed.read(f) for f in sealed.manifest.all_files}
+    draft = msgspec.structs.replace(
+        sealed.manifest,
+        golden=None,
+        verification=None,
+        files=tuple(f for f in sealed.manifest.files if f.path != sealed.manifest.golden),
+    )
+    write_bundle(bundle, draft, {f.path: files[f.path] for f in draft.all_files})
+    plan = tmp_path / "trtexec.plan"
+    plan.write_bytes(b"plan of a fake:" + files[sealed.manifest.step_graph.file.path])
+    refused = run("build-engine", bundle, "--adopt-plan", plan)
+    assert refused.exit_code == 1 and "without a golden episode" in refused.output
+    assert not plans_folder(bundle).exists()
 
 
 def test_a_machine_without_a_driver_or_bindings_is_told(

@@ -35,7 +35,7 @@ from stategate.contract.errors import (
     StateFault,
 )
 from stategate.export.tensorrt_build import Settings
-from stategate.export.tensorrt_local import build_engine
+from stategate.export.tensorrt_local import build_engine, keep
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
 from stategate.runtime.cli import main
@@ -176,10 +176,34 @@ def test_a_bundle_without_an_engine_says_how_to_build_one(
 
 
 def test_too_little_memory_is_told_before_the_plan_is_loaded(
-    built: Path, driver: Any, monkeypatch: pytest.MonkeyPatch
+    built: Path, trt: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def loaded(log: Any) -> None:
+        pytest.fail("the plan was loaded")
+
     driver.free_bytes = 1000
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "MemAvailable: 1 kB")
+    monkeypatch.setattr(trt, "Runtime", loaded)
+    told = refusal(built, MemoryBudgetError)
+    assert "does not fit the GPU's free memory" in told
+    total, gpu = f"{1 << 35:,}", driver.gpu.decode()
+    free = 1024 if driver.integrated else 1000
+    assert f"bytes needed, {free:,} of {total} free on {gpu}" in told
+    assert "end what else runs on the GPU, or use onnxruntime or native" in told
+
+
+def test_too_little_memory_between_layers_is_told_before_it_is_taken(
+    built: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = trt.Runtime.deserialize_cuda_engine
+
+    def greedy(runtime: Any, plan: bytes) -> Any:
+        engine = load(runtime, plan)
+        engine.device_memory_size_v2 = 1 << 60
+        engine.create_execution_context = lambda: pytest.fail("a context was made")
+        return engine
+
+    monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", greedy)
     assert "does not fit the GPU's free memory" in refusal(built, MemoryBudgetError)
 
 
@@ -313,7 +337,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_a_chunk_graph_never_sees_states_that_are_on_the_gpu(sums: Bundle, trt: Any) -> None:
     assert sums.manifest.chunk_graph is not None
     with closing(Cuda()) as cuda:
-        build_engine(sums, trt, cuda, Settings(1 << 20))
+        keep(build_engine(sums, trt, cuda, Settings(1 << 20)), sums)
     x = np.random.default_rng(3).standard_normal((11, 1, 2)).astype(np.float32)
     with Session.open(sums.path, engine="tensorrt") as gpu, Session.open(sums.path) as cpu:
         for session in (gpu, cpu):
@@ -328,7 +352,7 @@ def test_a_bundle_that_is_read_and_written_apart_steps_in_one_go_on_the_gpu(
 ) -> None:
     assert apart.manifest.graph_of("read") is not None
     with closing(Cuda()) as cuda:
-        build_engine(apart, trt, cuda, Settings(1 << 20))
+        keep(build_engine(apart, trt, cuda, Settings(1 << 20)), apart)
     z = np.random.default_rng(4).standard_normal((60, 1, 64)).astype(np.float32)
     with Session.open(apart.path, engine="tensorrt") as gpu, Session.open(apart.path) as cpu:
         for one in z:
