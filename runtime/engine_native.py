@@ -7,13 +7,15 @@ every Python that comes later; docs/adr/0016 has the figures.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import Any
 
 from stategate.contract import Bundle, FileRef
 from stategate.contract.errors import EngineError
-from stategate.contract.native import NativeRef, check_library, tag, why_not_here
+from stategate.contract.native import NativeRef, check_library, why_not_here
 from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.feeds import refuse_not_finite
 
@@ -21,6 +23,10 @@ _MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
 # A step that takes less keeps the interpreter's lock: to give it away and to fetch it again takes
 # 20 ns, and where another thread computes, up to the interpreter's switch interval of 5 ms.
 _SHORT_US = 50.0
+
+# A library stays mapped until the process ends; by its digest, equal bytes are mapped once.
+_MAPPED: dict[str, int] = {}
+_SLASHES = count(1)
 
 _Pointers = ctypes.Array[ctypes.c_void_p]
 
@@ -35,11 +41,10 @@ class NativeEngine:
     checks_inputs = True
 
     def __init__(self, bundle: Bundle, native: NativeRef, buffers: Buffers) -> None:
-        """Check the library's bytes, map it, and bind every buffer.
+        """Check the library's bytes, map these very bytes, and bind every buffer.
 
         Raises:
-            EngineError: This machine cannot load the library, it is not what the manifest says, or
-                this process has mapped another one from the same path.
+            EngineError: This machine cannot load the library, or it is not what the manifest says.
             DigestError: It was altered.
         """
         obstacle = why_not_here(native)
@@ -51,19 +56,11 @@ class NativeEngine:
             )
         file = next(f for f in bundle.manifest.files if f.path == native.library)
         data = bundle.read(file)
-        graph = bundle.manifest.step_graph.file.sha256
-        check_library(data, native, graph)
+        check_library(data, native, bundle.manifest.step_graph.file.sha256)
         self.name = f"native {native.isa} ({native.compiler})"
         short = native.step_us.get("native", _SHORT_US) < _SHORT_US
-        self._library = _mapped(bundle, file, ctypes.PyDLL if short else ctypes.CDLL)
-        # The system hands out what it once mapped from a path, whatever lies there by now.
-        self._library.stategate_tag.restype = ctypes.c_char_p
-        if self._library.stategate_tag() != tag(native.abi, graph):
-            raise EngineError(
-                "this process has mapped the library of another bundle from the same path",
-                found=bundle.path / file.path,
-                remedy="open the bundle in a new process, or from another folder",
-            )
+        loader = ctypes.PyDLL if short else ctypes.CDLL
+        self._library = loader(file.path, handle=_mapped(data, file))
         self._buffers = buffers  # the tables point into this memory without owning it
         self._steps: Any = (
             [self._step(parity) for parity in range(1 << len(buffers.groups))]
@@ -120,12 +117,28 @@ class _Rebinding:
         return self._step
 
 
-def _mapped(bundle: Bundle, file: FileRef, loader: type[ctypes.CDLL]) -> ctypes.CDLL:
+def _mapped(data: bytes, file: FileRef) -> int:
+    """The handle of a library of these bytes, mapped once a process.
+
+    They come from memory and not from the bundle's path: what was checked is what runs, whatever
+    lies there by now, and no folder need be writable or allow execution.
+    """
+    if file.sha256 in _MAPPED:
+        return _MAPPED[file.sha256]
+    memory = os.memfd_create(file.path)
     try:
-        return loader(str((bundle.path / file.path).resolve()))
+        with open(memory, "wb", closefd=False) as opened:
+            opened.write(data)
+        # The system hands out what it once mapped from a path, and numbers of closed files come
+        # again: one more slash makes a path that was never there.
+        path = f"/proc/self/fd{'/' * next(_SLASHES)}{memory}"
+        _MAPPED[file.sha256] = ctypes.CDLL(path)._handle
     except OSError as problem:
         raise EngineError(
             f"the system cannot load {file.path}",
             found=problem,
             remedy="build it again here: stategate build-native BUNDLE",
         ) from problem
+    finally:
+        os.close(memory)
+    return _MAPPED[file.sha256]

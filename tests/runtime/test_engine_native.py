@@ -143,6 +143,34 @@ def test_an_altered_library_is_refused_by_its_digest(
         Session.open(copy, engine="native")
 
 
+def test_a_library_made_again_in_its_folder_is_the_one_that_runs(
+    native_bundle: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    copy, (feed, *_) = copy_of(native_bundle), golden_of(native_bundle)
+    library, weights = ((copy / "native" / n).read_bytes() for n in ("libstep.so", "weights.bin"))
+    with Session.open(copy, engine="native") as first:
+        before = first.step(**feed)["action"].copy()
+        relabelled(copy, library.replace(weights, bytes(len(weights))))
+        with Session.open(copy, engine="native") as second:
+            assert not second.step(**feed)["action"].any()
+        first.reset()
+        np.testing.assert_array_equal(first.step(**feed)["action"], before)
+
+
+def test_what_was_checked_is_mapped_though_the_file_is_replaced_meanwhile(
+    native_bundle: Path, copy_of: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, (feed, *_) = copy_of(native_bundle), golden_of(native_bundle)
+
+    def and_then_replaced(*checked: object) -> None:
+        (copy / "native" / "libstep.so").write_bytes(b"another file")
+
+    monkeypatch.setattr("stategate.runtime.engine_native.check_library", and_then_replaced)
+    monkeypatch.setattr("stategate.runtime.engine_native._MAPPED", {})
+    with Session.open(copy, engine="native") as session:
+        assert session.step(**feed)["action"].any()
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
