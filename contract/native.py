@@ -14,7 +14,7 @@ from stategate.contract.errors import EngineError, SpecError
 from stategate.contract.specs import Record
 
 # Counts up whenever the functions that the runtime calls change their meaning.
-ABI = 1
+ABI = 2
 LIBRARY_PATH = "native/libstep.so"
 SOURCE_FOLDER = "native"
 

@@ -95,7 +95,7 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
     files["stategate.h"] = interface(spec, graph_sha256).encode()
     files["model.c"] = model_source(spec, functions, weights.offsets, types, graph_sha256).encode()
     folder = Path(__file__).parent / "c"
-    for static in ("session.c", "stategate_math.h", "stategate_model.h"):
+    for static in ("session.c", "python.c", "stategate_math.h", "stategate_model.h"):
         files[static] = (folder / static).read_bytes()
     files[WEIGHTS] = weights.blob()
     return files

@@ -1,23 +1,19 @@
-"""The native engine: a bundle's shared object, called through ctypes with pointers bound at open.
-
-ctypes and not an extension module, because the library then needs no Python to be built and fits
-every Python that comes later; docs/adr/0016 has the figures.
-"""
+"""The native engine: a bundle's shared object, called on buffers that are bound at open."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
 from stategate.contract import Bundle, FileRef
 from stategate.contract.errors import EngineError
 from stategate.contract.native import NativeRef, check_library, why_not_here
-from stategate.runtime.buffers import Array, Buffers
+from stategate.runtime.buffers import Buffers
 from stategate.runtime.feeds import refuse_not_finite
+from stategate.runtime.native_call import filling, stepping
 
 _MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
 # A step that takes less keeps the interpreter's lock: to give it away and to fetch it again takes
@@ -28,17 +24,13 @@ _SHORT_US = 50.0
 _MAPPED: dict[str, int] = {}
 _SLASHES = count(1)
 
-_Pointers = ctypes.Array[ctypes.c_void_p]
-
 
 class NativeEngine:
     """Steps a bundle by its own compiled code, on the session's buffers and nothing else.
 
     Attributes:
-        checks_inputs: It looks for NaN and infinity in the inputs, so that nobody else need.
+        fill: See `stategate.runtime.engine.Filling`.
     """
-
-    checks_inputs = True
 
     def __init__(self, bundle: Bundle, native: NativeRef, buffers: Buffers) -> None:
         """Check the library's bytes, map these very bytes, and bind every buffer.
@@ -58,10 +50,10 @@ class NativeEngine:
         data = bundle.read(file)
         check_library(data, native, bundle.manifest.step_graph.file.sha256)
         self.name = f"native {native.isa} ({native.compiler})"
-        short = native.step_us.get("native", _SHORT_US) < _SHORT_US
-        loader = ctypes.PyDLL if short else ctypes.CDLL
-        self._library = loader(file.path, handle=_mapped(data, file))
-        self._buffers = buffers  # the tables point into this memory without owning it
+        self._library = ctypes.CDLL(file.path, handle=_mapped(data, file))
+        self._is_long = native.step_us.get("native", _SHORT_US) >= _SHORT_US
+        self.fill = filling(self._library, buffers.inputs)
+        self._buffers = buffers
         self._steps: Any = (
             [self._step(parity) for parity in range(1 << len(buffers.groups))]
             if len(buffers.groups) <= _MAX_PREMADE
@@ -81,28 +73,18 @@ class NativeEngine:
         """Nothing: `run` has written what an open gate lets through."""
 
     def _step(self, parity: int) -> Callable[[], int]:
-        """The call for one parity, its tables bound and kept alive by it."""
-        # References made beforehand, and no `argtypes`: converting two integers in every call
-        # takes 50 ns more.
-        return partial(self._library.stategate_compute, *map(ctypes.byref, self._table(parity)))
-
-    def _table(self, parity: int) -> tuple[_Pointers, _Pointers]:
-        """Where a step reads and writes, in the order of the signature."""
+        """The call for one parity."""
         buffers = self._buffers
         live = [bool(parity & buffers.bit_of(state)) for state in buffers.states]
         banks = list(zip(buffers.states, live, strict=True))
         taken = [*buffers.inputs, *buffers.constants, *(s.banks[bank] for s, bank in banks)]
         given = [*buffers.outputs, *buffers.gates, *(s.banks[not bank] for s, bank in banks)]
-        return pointers([slot.array for slot in taken]), pointers([slot.array for slot in given])
+        takes, gives = [slot.array for slot in taken], [slot.array for slot in given]
+        return stepping(self._library, takes, gives, self._is_long)
 
     def close(self) -> None:
         """Let go of the buffers; a mapped library stays mapped until the process ends."""
         self._steps = []
-
-
-def pointers(arrays: Sequence[Array]) -> _Pointers:
-    """Where some arrays lie, as a table in C; it does not keep them alive."""
-    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
 class _Rebinding:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -11,10 +14,17 @@ import pytest
 from click.testing import CliRunner
 
 from stategate.contract import Budget, Bundle, FileRef, sha256, write_bundle
-from stategate.contract.errors import DigestError, EngineError, SpecError, StateFault
+from stategate.contract.errors import (
+    DigestError,
+    EngineError,
+    SpecError,
+    StateFault,
+    StepInputError,
+)
 from stategate.contract.native import ABI, tag
 from stategate.runtime import Session
 from stategate.runtime.cli import main
+from stategate.runtime.engine_native import NativeEngine
 from stategate.runtime.golden import replay
 
 
@@ -100,6 +110,75 @@ def test_nan_in_a_state_is_still_found(native_bundle: Path) -> None:
             state.banks[0].array.fill(np.nan)
         with pytest.raises(StateFault):
             session.step(**golden_of(native_bundle)[0])
+
+
+def _odd(z: np.ndarray) -> list[dict[str, object]]:
+    """What callers hand over, right and wrong; ``z`` is ``(1, 64)`` float32."""
+    nan = z.copy()
+    nan[0, 7] = np.nan
+    read_only = z.copy()
+    read_only.flags.writeable = False
+    return [
+        {"z": z},
+        {"z": read_only},
+        {"z": np.repeat(z, 2, axis=1)[:, ::2]},
+        {"z": np.asfortranarray(z)},
+        {"z": z.view(np.recarray)},
+        {"z": z.astype(">f4")},
+        {"z": z.astype(np.float64)},
+        {"z": z.view(np.int32)},
+        {"z": z[0]},
+        {"z": z.T},
+        {"z": z[:, :63]},
+        {"z": np.float32(1.0)},
+        {"z": z.data},
+        {"z": z.tolist()},
+        {"z": None},
+        {"z": nan},
+        {"y": z},
+        {"z": z, "y": z},
+        {},
+    ]
+
+
+def test_inputs_are_taken_and_refused_as_with_the_other_engine(native_bundle: Path) -> None:
+    answers: dict[str, list[tuple[object, ...]]] = {}
+    for engine in ("native", "onnxruntime"):
+        with Session.open(native_bundle, engine=engine) as session:
+            answers[engine] = []
+            for inputs in _odd(golden_of(native_bundle)[3]["z"]):
+                try:
+                    session.step(**inputs)  # type: ignore[arg-type]
+                    answers[engine].append(("taken",))
+                except StepInputError as refused:
+                    answers[engine].append((type(refused), str(refused)))
+            answers[engine].append((session.ledger.steps, session.ledger.faults))
+    assert answers["native"] == answers["onnxruntime"]
+    assert answers["native"].count(("taken",)) == 5
+
+
+def test_a_step_keeps_nothing_of_what_it_is_given(native_bundle: Path) -> None:
+    (feed, *_) = golden_of(native_bundle)
+    with Session.open(native_bundle, engine="native") as session:
+        for inputs in _odd(feed["z"]):
+            value = inputs.get("z")
+            before = sys.getrefcount(value)
+            for _ in range(100):
+                with suppress(StepInputError):
+                    session.step(**inputs)  # type: ignore[arg-type]
+            # What other code does with None meanwhile is not of interest.
+            assert value is None or sys.getrefcount(value) == before
+
+
+def test_the_calls_outlive_the_engine_that_made_them(native_bundle: Path) -> None:
+    session = Session.open(native_bundle, engine="native")
+    engine = session._engine
+    assert isinstance(engine, NativeEngine)
+    fill, step, feed = engine.fill, engine._steps[0], golden_of(native_bundle)[0]
+    session.close()
+    del session, engine
+    gc.collect()
+    assert [fill(feed), step(), fill({}), fill(feed | {"y": feed["z"]})] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
