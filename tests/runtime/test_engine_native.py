@@ -255,6 +255,7 @@ def test_what_was_checked_is_mapped_though_the_file_is_replaced_meanwhile(
     [
         ({"abi": ABI + 1}, "interface"),
         ({"machine": "sparc"}, "sparc"),
+        ({"needs": ("pni", "avx9")}, "needs avx9, which this CPU does not have"),
         ({"library": None}, "C source only"),
     ],
 )
@@ -340,6 +341,15 @@ def test_build_native_needs_source(aura_bundle: Path) -> None:
     assert "no C source" in result.output
 
 
+def test_source_for_another_interface_is_not_compiled(
+    native_bundle: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    old = relabelled(copy_of(native_bundle), abi=ABI - 1)
+    result = CliRunner().invoke(main, ["build-native", str(old)])
+    assert result.exit_code == 2
+    assert "another version of the runtime" in result.output
+
+
 def test_building_again_measures_both_engines(
     native_bundle: Path, copy_of: Callable[[Path], Path]
 ) -> None:
@@ -348,6 +358,7 @@ def test_building_again_measures_both_engines(
     assert result.exit_code == 0, result.output
     record = msgspec.json.decode(result.output)
     assert record["isa"] == "x86-64" and set(record["step_us"]) == {"native", "onnxruntime"}
+    assert record["needs"] == []
     assert Bundle.open(copy).undeclared_files() == []
     seen = replay(copy, engine="native")
     assert seen is not None and seen.passed
