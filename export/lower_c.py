@@ -25,6 +25,7 @@ from onnx import numpy_helper
 from stategate.contract import StepSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import LowerError, SpecError
+from stategate.export.c_names import plain
 from stategate.export.interface_c import INITIAL, STACK_BYTES, Function, interface, model_source
 
 Array = NDArray[Any]
@@ -207,7 +208,7 @@ def _part(
         model_name=name, large_temp_threshold_bytes=0, large_weight_threshold=0
     )
     try:
-        text = Compiler(options).compile(part)
+        text = Compiler(options).compile(plain(part))
     except (UnsupportedOpError, ShapeInferenceError, CodegenError) as problem:
         raise LowerError(
             "the graph cannot be written as C",
