@@ -17,14 +17,15 @@ _LONGEST = 48  # C99 5.2.4.1 tells 63 characters apart; a number may follow
 _TAKEN = frozenset(
     """
     I alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t
-    char32_t char8_t class compl complex concept const const_cast consteval constexpr constinit continue
-    co_await co_return co_yield decltype default delete do double dynamic_cast else enum errno
-    explicit export extern false float for fortran friend goto i386 if imaginary inline int linux
-    long mips mutable namespace new noexcept noreturn not not_eq nullptr operator or or_eq private
-    protected public register reinterpret_cast requires restrict return short signed sizeof static
-    static_assert static_cast stderr stdin stdout struct sun switch template this thread_local
-    throw true try typedef typeid typename typeof typeof_unqual union unix unsigned using virtual
-    void volatile while xor xor_eq""".split()  # noqa: SIM905
+    char32_t char8_t class compl complex concept const const_cast consteval constexpr constinit
+    continue co_await co_return co_yield decltype default delete do double dynamic_cast else enum
+    errno explicit export extern false float for fortran friend goto i386 if imaginary inline int
+    linux long mips mutable namespace new noexcept noreturn not not_eq nullptr operator or or_eq
+    private protected public register reinterpret_cast requires restrict return short signed
+    sizeof static static_assert static_cast stderr stdin stdout struct sun switch template this
+    thread_local throw true try typedef typeid typename typeof typeof_unqual union unix unsigned
+    using virtual void volatile while xor xor_eq
+    """.split()  # noqa: SIM905
 )
 
 
