@@ -124,9 +124,9 @@ class EngineSubject:
         if native is None:
             raise EngineError("the bundle has no native engine", remedy="stategate build-native")
         buffers = allocate(opened)
-        self._engine, self._parity = NativeEngine(opened, native, buffers), 0
-        self.engine = f"{self._engine.name}, no session"
-        self._inputs = tuple((slot.name, slot.array) for slot in buffers.inputs)
+        engine, self._parity = NativeEngine(opened, native, buffers), 0
+        self._fill, self._run = engine.fill, engine.run
+        self.engine = f"{engine.name}, no session"
         self._outputs = {slot.name: slot.array for slot in buffers.outputs}
         self._gates: list[tuple[int, Sequence[float], float]] = []
         for group in buffers.groups:
@@ -140,9 +140,9 @@ class EngineSubject:
 
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """One step."""
-        for name, buffer in self._inputs:
-            buffer[...] = inputs[name]
-        self._engine.run(self._parity)
+        if self._fill(inputs):
+            raise MeasurementError("the inputs are not what the manifest says")
+        self._run(self._parity)
         for bit, gate, threshold in self._gates:
             if gate[0] > threshold:
                 self._parity ^= bit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -9,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stategate.contract import cpu
 from stategate.contract.errors import CompilerError
-from stategate.contract.native import isa_of_this_machine
 
 WARNINGS = ("-Wall", "-Wextra")
 # Sums may be taken in any order, which is what lets a compiler turn them into vector
 # instructions; NaN and infinity keep their meaning, because the session looks for them.
 MATHS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
 _MACHINES = {"arm": "armv7l", "amd64": "x86_64"}
-_DEFAULT_ISA = {"x86_64": "x86-64-v3", "aarch64": "armv8-a"}
+_DEFAULT_ISA = {**cpu.LEAST, "x86_64": "x86-64-v3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Compiled:
         library: Its bytes.
         machine: CPU that it is for, as Linux names it.
         isa: Instruction set, as the compiler was told.
+        needs: What it made of that and of the flags; see `NativeRef`.
         compiler: First line of the compiler's version.
         flags: What it was told.
     """
@@ -35,6 +38,7 @@ class Compiled:
     library: bytes
     machine: str
     isa: str
+    needs: tuple[str, ...]
     compiler: str
     flags: tuple[str, ...]
 
@@ -56,7 +60,8 @@ def compile_library(
         extra: Further flags.
 
     Raises:
-        CompilerError: There is no such compiler, or it refused the source.
+        CompilerError: There is no such compiler, it is for a CPU of an unknown kind, or it refused
+            the source.
     """
     program = shutil.which(cc)
     if program is None:
@@ -70,10 +75,21 @@ def compile_library(
     named = _run([program, "-dumpmachine"], Path.cwd()).split("-")[0].strip()
     machine = _MACHINES.get(named, named)
     own = _run(["uname", "-m"], Path.cwd()).strip()
+    if machine not in cpu.LEAST:
+        raise CompilerError(
+            "the compiler is for a CPU of a kind that no bundle can name",
+            found=machine,
+            expected=", ".join(cpu.LEAST),
+            remedy="compile the C source in the bundle with the program that uses it",
+        )
     if isa is None:
-        isa = isa_of_this_machine() if machine == own else _DEFAULT_ISA.get(machine, "native")
+        isa = cpu.isa_of_this_machine() if machine == own else None
+        isa = isa or _DEFAULT_ISA[machine]
     kind = ("-std=gnu11", "-O3", f"-march={isa}", "-fPIC", "-shared", "-fvisibility=hidden")
     flags = (*kind, *MATHS, *WARNINGS, *extra)
+    for_all = [flag for flag in flags if flag.startswith(("-f", "-O", "-D"))]
+    least = _macros(program, [*for_all, f"-march={cpu.LEAST[machine]}"])
+    chosen = _macros(program, [flag for flag in flags if flag in for_all or flag[:2] == "-m"])
     with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
         folder = Path(scratch)
         for name, data in sources.items():
@@ -81,7 +97,13 @@ def compile_library(
         inputs = sorted(name for name in sources if name.endswith(".c"))
         _run([program, *flags, *inputs, "-o", "lib.so", "-lm"], folder)
         library = (folder / "lib.so").read_bytes()
-    return Compiled(library, machine, isa, version, flags)
+    return Compiled(library, machine, isa, cpu.used(chosen, least), version, flags)
+
+
+def _macros(program: str, flags: Sequence[str]) -> set[str]:
+    """What a compiler defines as a number other than zero."""
+    text = _run([program, *flags, "-dM", "-E", "-x", "c", os.devnull], Path.cwd())
+    return set(re.findall(r"^#define (\w+) [1-9]\d*$", text, re.M))
 
 
 def _run(command: list[str], folder: Path) -> str:

@@ -10,11 +10,12 @@ import platform
 import struct
 from typing import Literal
 
+from stategate.contract import cpu
 from stategate.contract.errors import EngineError, SpecError
 from stategate.contract.specs import Record
 
 # Counts up whenever the functions that the runtime calls change their meaning.
-ABI = 1
+ABI = 2
 LIBRARY_PATH = "native/libstep.so"
 SOURCE_FOLDER = "native"
 
@@ -22,14 +23,6 @@ Engine = Literal["onnxruntime", "native"]
 
 # e_machine of the ELF header (System V ABI, chapter 4) by the name that the kernel gives the CPU.
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "armv7l": 40, "riscv64": 243}
-# x86-64 psABI, micro-architecture levels: what each needs beyond the one before, as Linux spells
-# it. gcc takes the level's name for -march.
-_X86_LEVELS = {
-    "x86-64": frozenset[str](),
-    "x86-64-v2": frozenset({"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}),
-    "x86-64-v3": frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}),
-    "x86-64-v4": frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
-}
 
 
 class NativeRef(Record, frozen=True, kw_only=True):
@@ -42,6 +35,8 @@ class NativeRef(Record, frozen=True, kw_only=True):
         library: Path of the shared object, or None until a compiler has run.
         machine: CPU that it is for, as the kernel names it.
         isa: Instruction set that it needs, in the compiler's words for ``-march``.
+        needs: What the compiler made of that and of the flags: each feature of a CPU that it might
+            use, as ``/proc/cpuinfo`` spells it.
         compiler: First line of the compiler's version.
         flags: What the compiler was told.
         max_output_error: Largest difference of an output from the golden episode, when the
@@ -56,6 +51,7 @@ class NativeRef(Record, frozen=True, kw_only=True):
     library: str | None = None
     machine: str = ""
     isa: str = ""
+    needs: tuple[str, ...] = ()
     compiler: str = ""
     flags: tuple[str, ...] = ()
     max_output_error: float | None = None
@@ -71,28 +67,15 @@ class NativeRef(Record, frozen=True, kw_only=True):
 
     @property
     def fastest(self) -> Engine:
-        """The engine that was faster when both were measured; onnxruntime where none was."""
+        """The faster of the engines that were measured; onnxruntime where none was."""
         ours, theirs = self.step_us.get("native"), self.step_us.get("onnxruntime")
-        faster = ours is not None and theirs is not None and ours <= theirs
+        faster = ours is not None and (theirs is None or ours <= theirs)
         return "native" if faster else "onnxruntime"
 
 
 def tag(abi: int, graph_sha256: str) -> bytes:
     """What a library carries among its constants, so that it can be known from its bytes."""
     return f"stategate native abi {abi} graph {graph_sha256}".encode()
-
-
-def isa_of_this_machine() -> str:
-    """The best instruction set that this CPU has a portable name for."""
-    machine = platform.machine()
-    if machine != "x86_64":
-        return {"aarch64": "armv8-a", "armv7l": "armv7-a"}.get(machine, "native")
-    flags, best = _cpu_flags(), "x86-64"
-    for level, needed in _X86_LEVELS.items():
-        if not needed <= flags:
-            break
-        best = level
-    return best
 
 
 def why_not_here(native: NativeRef) -> str | None:
@@ -103,10 +86,8 @@ def why_not_here(native: NativeRef) -> str | None:
         return f"the library speaks interface {native.abi}, this runtime {ABI}"
     if native.machine != platform.machine():
         return f"the library is for {native.machine}, this machine is {platform.machine()}"
-    if native.isa in _X86_LEVELS:
-        levels = list(_X86_LEVELS)
-        if levels.index(native.isa) > levels.index(isa_of_this_machine()):
-            return f"the library needs {native.isa}, this CPU has {isa_of_this_machine()}"
+    if missing := set(native.needs) - cpu.features():
+        return f"the library needs {', '.join(sorted(missing))}, which this CPU does not have"
     return None
 
 
@@ -142,12 +123,3 @@ def _refused(why: str, found: object, expected: object) -> EngineError:
         expected=expected,
         remedy="build it again: stategate build-native",
     )
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo") as lines:  # noqa: PTH123
-            line = next((line for line in lines if line.startswith("flags")), "")
-    except OSError:
-        return set()
-    return set(line.split())

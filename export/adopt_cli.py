@@ -14,11 +14,13 @@ from stategate.contract.console import progress
 from stategate.contract.errors import StatePairingError
 from stategate.export.adopt import Adopted, OnnxReference, Request
 from stategate.export.adopt import adopt as adopt_file
+from stategate.export.engines_cli import deployed, engine_options
 from stategate.export.leapp import adopt_export
 from stategate.export.pack import random_episode, seal
 from stategate.export.receipt import print_receipt
 from stategate.export.storage_cli import early_limits, storage_options, with_stored_states
 from stategate.export.verify import STEPS, STRICT
+from stategate.export.ways import Asked
 from stategate.targets import generic, load
 
 
@@ -41,6 +43,7 @@ from stategate.targets import generic, load
     help="What a state starts with, a number or a .npy file; zeros if left out.",
 )
 @click.option("--yes", is_flag=True, help="Accept the state pairs that were found.")
+@engine_options
 @storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @click.option(
@@ -67,6 +70,8 @@ def adopt(
     constants: tuple[str, ...],
     initial: tuple[str, ...],
     yes: bool,
+    engines: str,
+    split: Asked,
     target: str | None,
     episode_path: Path | None,
     steps: int,
@@ -87,7 +92,7 @@ def adopt(
       stategate adopt policy.onnx --state h=h_out --dim batch=1 --out build/policy
       stategate adopt silero_vad.onnx --shape input=1,576 --shape state=2,1,128 \\
           --const sr=16000 --state state=stateN --out build/silero
-      stategate adopt exported/policy.yaml --out build/policy
+      stategate adopt exported/policy.yaml --engines onnxruntime,native --out build/policy
     """
     request = Request(
         dims={name: _integer(value, "--dim") for name, value in _pairs(dims, "--dim")},
@@ -119,6 +124,7 @@ def adopt(
         recorded = load_episode(episode_path, steps)
         recorded.check(candidate.spec)
         episode = recorded.resized(steps)
+    candidate = deployed(candidate, engines, split, episode, here=target is None)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,

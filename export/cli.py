@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +18,8 @@ from stategate.contract import (
     refuse_to_replace,
 )
 from stategate.contract.console import progress
-from stategate.contract.errors import GraphError, LowerError
-from stategate.export.lower_c import lower as lower_to_c
+from stategate.contract.errors import GraphError
+from stategate.export.engines_cli import deployed, engine_options
 from stategate.export.native import medians_us, sample
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.precision import Lower, precision_options
@@ -31,7 +30,7 @@ from stategate.export.storage_cli import storage_options
 from stategate.export.tensorrt_target import with_tensorrt_told
 from stategate.export.trace import TorchReference, trace, trace_chunk
 from stategate.export.verify import STEPS, Reference
-from stategate.export.ways import Asked, in_its_way
+from stategate.export.ways import Asked
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.lift import Lifted
 from stategate.models.load import LoadedModel, load_model
@@ -65,21 +64,7 @@ from stategate.targets import generic, load
     help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
     "own, or whichever is fastest on this machine, by measurement.",
 )
-@click.option(
-    "--split",
-    type=click.Choice(["auto", "read-write", "quiet", "fused"]),
-    default="auto",
-    show_default=True,
-    help="Whether a step is run in one graph, or in one that reads and one that writes where a "
-    "gate opens; auto takes what is cheaper, by measurement where no --target is given.",
-)
-@click.option(
-    "--engines",
-    type=click.Choice(["onnxruntime", "onnxruntime,native"]),
-    default="onnxruntime",
-    show_default=True,
-    help="What the bundle can be stepped with; native adds C source and a library made of it.",
-)
+@engine_options
 @click.option(
     "--require-tensorrt",
     is_flag=True,
@@ -148,10 +133,8 @@ def export(
         candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
     reference = reference_for(loaded.model, candidate)
     candidate = with_tensorrt_told(lower.of(candidate, profile), profile, required=require_tensorrt)
-    if engines != "onnxruntime":
-        candidate = with_c(candidate)
     episode = episode_for(loaded, candidate, episode_path, steps)
-    candidate = in_its_way(candidate, split, episode, here=target is None)
+    candidate = deployed(candidate, engines, split, episode, here=target is None)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -164,16 +147,6 @@ def export(
             report=report,
         )
     print_receipt(bundle, as_json)
-
-
-def with_c(candidate: Candidate) -> Candidate:
-    """The candidate with its step as C source, or as it is where C cannot say it."""
-    try:
-        source = lower_to_c(candidate.graph, candidate.spec, candidate.initial)
-    except LowerError as problem:
-        click.echo(f"no native engine, onnxruntime steps this bundle: {problem}", err=True)
-        return candidate
-    return replace(candidate, c_source=source)
 
 
 def episode_for(

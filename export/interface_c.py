@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from stategate.contract import GateSpec, StepSpec
+from stategate.contract import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.native import ABI, tag
+from stategate.export.c_names import members
 
 _C_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "float16": "_Float16"}
 _KINDS = {f"float{bits}": f"STATEGATE_FLOAT{bits}" for bits in (16, 32, 64)}
@@ -38,6 +38,7 @@ class Function:
 @dataclass(frozen=True, slots=True)
 class _Field:
     name: str
+    member: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -48,7 +49,7 @@ class _Field:
     @property
     def declaration(self) -> str:
         shape = " x ".join(map(str, self.shape)) or "scalar"
-        return f"    STATEGATE_ALIGNED {c_type(self.dtype)} {c_name(self.name)}[{self.size}];" + (
+        return f"    STATEGATE_ALIGNED {c_type(self.dtype)} {self.member}[{self.size}];" + (
             f" /* {shape} */"
         )
 
@@ -58,27 +59,18 @@ def c_type(dtype: str) -> str:
     return _C_TYPES.get(dtype, f"{dtype}_t")
 
 
-def c_name(tensor: str) -> str:
-    """A tensor's name as an identifier; a trailing underscore keeps it from being a keyword."""
-    plain = re.sub(r"\W", "_", tensor)
-    return plain if re.fullmatch(r"[A-Za-z]\w*", plain) and plain not in _KEYWORDS else f"t_{plain}"
-
-
-_KEYWORDS = frozenset(
-    """auto break case char class const continue default delete do double else enum export extern
-    float for goto if inline int long namespace new operator private register restrict return
-    short signed sizeof static struct switch template this typedef union unsigned using virtual
-    void volatile while""".split()  # noqa: SIM905
-)
-
-
 def _fields(spec: StepSpec) -> dict[str, list[_Field]]:
-    gates = [_Field(g.name, g.shape, "float32") for g in spec.gates]
+    gates = [TensorSpec(gate.name, gate.shape) for gate in spec.gates]
+    kinds: dict[str, Sequence[TensorSpec | ConstantSpec | StateSpec]] = {
+        "inputs": spec.inputs,
+        "constants": spec.fixed_inputs,
+        "outputs": (*spec.outputs, *gates),
+        "states": spec.states,
+    }
+    named = {kind: members(t.name for t in tensors) for kind, tensors in kinds.items()}
     return {
-        "inputs": [_Field(t.name, t.shape, t.dtype) for t in spec.inputs],
-        "constants": [_Field(c.name, c.shape, c.dtype) for c in spec.fixed_inputs],
-        "outputs": [*(_Field(t.name, t.shape, t.dtype) for t in spec.outputs), *gates],
-        "states": [_Field(s.name, s.shape, s.dtype) for s in spec.states],
+        kind: [_Field(t.name, named[kind][t.name], t.shape, t.dtype) for t in tensors]
+        for kind, tensors in kinds.items()
     }
 
 
@@ -93,8 +85,8 @@ def interface(spec: StepSpec, graph_sha256: str) -> str:
     guarded = {gate.name for gate in hard}
     ungated = any(state.gate not in guarded for state in spec.states)
     structs = "\n\n".join(
-        f"typedef struct {{\n{_members(members)}\n}} stategate_{kind};"
-        for kind, members in fields.items()
+        f"typedef struct {{\n{_members(listed)}\n}} stategate_{kind};"
+        for kind, listed in fields.items()
     )
     macros = {
         "ABI": ABI,
@@ -161,8 +153,8 @@ def model_source(
     )
 
 
-def _members(members: Sequence[_Field]) -> str:
-    return "\n".join(f.declaration for f in members) or "    char none;"
+def _members(listed: Sequence[_Field]) -> str:
+    return "\n".join(f.declaration for f in listed) or "    char none;"
 
 
 def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
@@ -175,33 +167,34 @@ def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
     group = {gate.name: i for i, gate in enumerate(hard)}
     groups = {s.name: group.get(s.gate or "", len(hard)) for s in spec.states}
     fields = _fields(spec)
-    for kind, members in fields.items():
+    for kind, listed in fields.items():
         rows = [
-            f"    {{offsetof(stategate_{kind}, {c_name(f.name)}), "
-            f"sizeof(((stategate_{kind} *)0)->{c_name(f.name)}), "
+            f"    {{offsetof(stategate_{kind}, {f.member}), "
+            f"sizeof(((stategate_{kind} *)0)->{f.member}), "
             f"{_KINDS.get(f.dtype, 'STATEGATE_OTHER')}, {groups.get(f.name, 0)}, "
             f"{initial.get(f.name, 'NULL')}}},"
-            for f in members
+            for f in listed
         ]
         yield _array("stategate_tensor", kind, rows, "{0, 0, STATEGATE_OTHER, 0, NULL}")
     gates = []
+    member = {f.name: f.member for kind in ("outputs", "constants") for f in fields[kind]}
     for gate in hard:
         name = gate.threshold_input
-        offset = f"(ptrdiff_t)offsetof(stategate_constants, {c_name(name)})" if name else "-1"
+        offset = f"(ptrdiff_t)offsetof(stategate_constants, {member[name]})" if name else "-1"
         whole = "true" if gate.granularity == "step" else "false"
         elements = int(np.prod(gate.shape, dtype=np.int64))
         gates.append(
-            f"    {{offsetof(stategate_outputs, {c_name(gate.name)}), {elements}, {whole}, "
+            f"    {{offsetof(stategate_outputs, {member[gate.name]}), {elements}, {whole}, "
             f"{_literal(gate.threshold)}, {offset}}},"
         )
     yield _array("stategate_gate", "gates", gates, "{0, 0, false, 0.0f, -1}")
     values = [
-        f"    .{c_name(c.name)} = {{{', '.join([_literal(c.value, c.dtype)] * f.size)}}},"
+        f"    .{f.member} = {{{', '.join([_literal(c.value, c.dtype)] * f.size)}}},"
         for c, f in zip(spec.fixed_inputs, fields["constants"], strict=True)
     ]
     values = values or ["    .none = 0,"]
     yield "static const stategate_constants constant_values = {\n" + "\n".join(values) + "\n};\n"
-    counts = ", ".join(str(len(members)) for members in fields.values())
+    counts = ", ".join(str(len(listed)) for listed in fields.values())
     yield (
         "const stategate_model stategate_this_model = {\n"
         f"    inputs, constants, outputs, states, gates, {counts}, {len(hard)}, &constant_values\n"

@@ -25,6 +25,7 @@ from onnx import numpy_helper
 from stategate.contract import StepSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import LowerError, SpecError
+from stategate.export.c_names import plain
 from stategate.export.interface_c import INITIAL, STACK_BYTES, Function, interface, model_source
 
 Array = NDArray[Any]
@@ -33,6 +34,7 @@ WEIGHTS = "weights.bin"
 _TEMPORARY = re.compile(r"^    (\w+) (tmp\d+\w*)((?:\[\d+\])+);$", re.MULTILINE)
 _WIDEST = 8  # bytes of the widest element
 _MOST_GATES = 63  # bits of a session's parity, but one for the states that no gate guards
+_BRANCHES = {"If", "Loop", "Scan"}
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
 
 
@@ -54,7 +56,7 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
     """
     try:
         model = onnx.shape_inference.infer_shapes(
-            onnx.load_model_from_string(graph), strict_mode=True, data_prop=True
+            _pinned(onnx.load_model_from_string(graph), spec), strict_mode=True, data_prop=True
         )
     except onnx.shape_inference.InferenceError as problem:
         raise LowerError("the graph has no fixed shapes", found=str(problem)) from problem
@@ -95,10 +97,28 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
     files["stategate.h"] = interface(spec, graph_sha256).encode()
     files["model.c"] = model_source(spec, functions, weights.offsets, types, graph_sha256).encode()
     folder = Path(__file__).parent / "c"
-    for static in ("session.c", "stategate_math.h", "stategate_model.h"):
+    for static in ("session.c", "python.c", "stategate_math.h", "stategate_model.h"):
         files[static] = (folder / static).read_bytes()
     files[WEIGHTS] = weights.blob()
     return files
+
+
+def _pinned(model: onnx.ModelProto, spec: StepSpec) -> onnx.ModelProto:
+    """The graph with its signature's shapes, which an adopted file leaves open."""
+    if any(attribute.HasField("g") for n in model.graph.node for attribute in n.attribute):
+        raise LowerError(
+            "a node of the graph holds another graph, which is not written as C",
+            found=", ".join(sorted({n.op_type for n in model.graph.node} & _BRANCHES)),
+            remedy="the onnxruntime engine steps this model",
+        )
+    shapes = {**spec.graph_inputs(), **spec.graph_outputs()}
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in shapes:
+            extents = shapes[value.name].shape
+            dims = [onnx.TensorShapeProto.Dimension(dim_value=extent) for extent in extents]
+            value.type.tensor_type.shape.CopyFrom(onnx.TensorShapeProto(dim=dims))
+    del model.graph.value_info[:]  # may speak of the open axes
+    return model
 
 
 def generator() -> str:
@@ -207,11 +227,11 @@ def _part(
         model_name=name, large_temp_threshold_bytes=0, large_weight_threshold=0
     )
     try:
-        text = Compiler(options).compile(part)
+        text = Compiler(options).compile(plain(part))
     except (UnsupportedOpError, ShapeInferenceError, CodegenError) as problem:
         raise LowerError(
             "the graph cannot be written as C",
-            found=str(problem).splitlines()[0],
+            found=re.split(r" Hint: | \(while |\n", str(problem))[0],
             remedy="the onnxruntime engine steps this model",
         ) from problem
     if "malloc(" in text or "fopen(" in text:

@@ -14,7 +14,7 @@ import numpy as np
 from stategate.contract import Bundle, Episode, FileRef, sha256, write_bundle
 from stategate.contract.compiler import compile_library
 from stategate.contract.errors import BundleError, MissingDependencyError, ParityError
-from stategate.contract.native import LIBRARY_PATH, Engine, check_library, why_not_here
+from stategate.contract.native import ABI, LIBRARY_PATH, Engine, check_library, why_not_here
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.golden import replay
 
@@ -37,7 +37,7 @@ def build_native(
         flags: Further flags.
 
     Raises:
-        BundleError: The bundle has no C source.
+        BundleError: The bundle has no C source, or one for another version of the runtime.
         CompilerError: There is no such compiler, or it refused the source.
         ParityError: The library does not repeat the golden episode; nothing was written.
     """
@@ -49,6 +49,13 @@ def build_native(
             found=path,
             remedy="stategate export MODEL --engines onnxruntime,native",
         )
+    if native.abi != ABI:
+        raise BundleError(
+            "the C source in this bundle is for another version of the runtime",
+            found=f"interface {native.abi}",
+            expected=f"interface {ABI}",
+            remedy="stategate export MODEL --engines onnxruntime,native",
+        )
     content = {file.path: bundle.read(file) for file in manifest.all_files}
     sources = {PurePosixPath(name).name: content[name] for name in native.sources}
     made = compile_library(sources, cc=cc, isa=isa, extra=flags)
@@ -57,6 +64,7 @@ def build_native(
         library=LIBRARY_PATH,
         machine=made.machine,
         isa=made.isa,
+        needs=made.needs,
         compiler=made.compiler,
         flags=made.flags,
         max_output_error=None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from stategate.contract import Bundle, GraphRef, chunked, read_signature, write_signature
@@ -14,7 +15,7 @@ from stategate.contract.errors import (
     SpecError,
 )
 from stategate.contract.native import why_not_here
-from stategate.runtime.buffers import Buffers, Group
+from stategate.runtime.buffers import Array, Buffers, Group
 
 # One of `ENGINES`, or several separated by commas, to be tried in that order.
 EngineChoice = str
@@ -86,9 +87,17 @@ class Resident(Protocol):
         ...
 
 
-def checks_inputs(engine: Engine) -> bool:
-    """Whether an engine itself refuses inputs that are not finite; few do, and none that wraps."""
-    return bool(getattr(engine, "checks_inputs", False))
+@runtime_checkable
+class Filling(Protocol):
+    """An engine that takes the inputs itself, and refuses in `Engine.run` what is not finite.
+
+    Attributes:
+        fill: Copies every input into its buffer and returns 0; anything else where they are not
+            quite what the manifest says, for somebody else to tell why, or to copy them all the
+            same.
+    """
+
+    fill: Callable[[dict[str, Array]], int]
 
 
 def open_engine(

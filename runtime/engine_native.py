@@ -1,45 +1,42 @@
-"""The native engine: a bundle's shared object, called through ctypes with pointers bound at open.
-
-ctypes and not an extension module, because the library then needs no Python to be built and fits
-every Python that comes later; docs/adr/0016 has the figures.
-"""
+"""The native engine: a bundle's shared object, called on buffers that are bound at open."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import partial
+import os
+from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 from stategate.contract import Bundle, FileRef
 from stategate.contract.errors import EngineError
-from stategate.contract.native import NativeRef, check_library, tag, why_not_here
-from stategate.runtime.buffers import Array, Buffers
+from stategate.contract.native import NativeRef, check_library, why_not_here
+from stategate.runtime.buffers import Buffers
 from stategate.runtime.feeds import refuse_not_finite
+from stategate.runtime.native_call import filling, stepping
 
 _MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
 # A step that takes less keeps the interpreter's lock: to give it away and to fetch it again takes
 # 20 ns, and where another thread computes, up to the interpreter's switch interval of 5 ms.
 _SHORT_US = 50.0
 
-_Pointers = ctypes.Array[ctypes.c_void_p]
+# A library stays mapped until the process ends; by its digest, equal bytes are mapped once.
+_MAPPED: dict[str, int] = {}
+_SLASHES = count(1)
 
 
 class NativeEngine:
     """Steps a bundle by its own compiled code, on the session's buffers and nothing else.
 
     Attributes:
-        checks_inputs: It looks for NaN and infinity in the inputs, so that nobody else need.
+        fill: See `stategate.runtime.engine.Filling`.
     """
 
-    checks_inputs = True
-
     def __init__(self, bundle: Bundle, native: NativeRef, buffers: Buffers) -> None:
-        """Check the library's bytes, map it, and bind every buffer.
+        """Check the library's bytes, map these very bytes, and bind every buffer.
 
         Raises:
-            EngineError: This machine cannot load the library, it is not what the manifest says, or
-                this process has mapped another one from the same path.
+            EngineError: This machine cannot load the library, or it is not what the manifest says.
             DigestError: It was altered.
         """
         obstacle = why_not_here(native)
@@ -51,20 +48,12 @@ class NativeEngine:
             )
         file = next(f for f in bundle.manifest.files if f.path == native.library)
         data = bundle.read(file)
-        graph = bundle.manifest.step_graph.file.sha256
-        check_library(data, native, graph)
+        check_library(data, native, bundle.manifest.step_graph.file.sha256)
         self.name = f"native {native.isa} ({native.compiler})"
-        short = native.step_us.get("native", _SHORT_US) < _SHORT_US
-        self._library = _mapped(bundle, file, ctypes.PyDLL if short else ctypes.CDLL)
-        # The system hands out what it once mapped from a path, whatever lies there by now.
-        self._library.stategate_tag.restype = ctypes.c_char_p
-        if self._library.stategate_tag() != tag(native.abi, graph):
-            raise EngineError(
-                "this process has mapped the library of another bundle from the same path",
-                found=bundle.path / file.path,
-                remedy="open the bundle in a new process, or from another folder",
-            )
-        self._buffers = buffers  # the tables point into this memory without owning it
+        self._library = ctypes.CDLL(file.path, handle=_mapped(data, file))
+        self._is_long = native.step_us.get("native", _SHORT_US) >= _SHORT_US
+        self.fill = filling(self._library, buffers.inputs)
+        self._buffers = buffers
         self._steps: Any = (
             [self._step(parity) for parity in range(1 << len(buffers.groups))]
             if len(buffers.groups) <= _MAX_PREMADE
@@ -84,28 +73,18 @@ class NativeEngine:
         """Nothing: `run` has written what an open gate lets through."""
 
     def _step(self, parity: int) -> Callable[[], int]:
-        """The call for one parity, its tables bound and kept alive by it."""
-        # References made beforehand, and no `argtypes`: converting two integers in every call
-        # takes 50 ns more.
-        return partial(self._library.stategate_compute, *map(ctypes.byref, self._table(parity)))
-
-    def _table(self, parity: int) -> tuple[_Pointers, _Pointers]:
-        """Where a step reads and writes, in the order of the signature."""
+        """The call for one parity."""
         buffers = self._buffers
         live = [bool(parity & buffers.bit_of(state)) for state in buffers.states]
         banks = list(zip(buffers.states, live, strict=True))
         taken = [*buffers.inputs, *buffers.constants, *(s.banks[bank] for s, bank in banks)]
         given = [*buffers.outputs, *buffers.gates, *(s.banks[not bank] for s, bank in banks)]
-        return pointers([slot.array for slot in taken]), pointers([slot.array for slot in given])
+        takes, gives = [slot.array for slot in taken], [slot.array for slot in given]
+        return stepping(self._library, takes, gives, self._is_long)
 
     def close(self) -> None:
         """Let go of the buffers; a mapped library stays mapped until the process ends."""
         self._steps = []
-
-
-def pointers(arrays: Sequence[Array]) -> _Pointers:
-    """Where some arrays lie, as a table in C; it does not keep them alive."""
-    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
 class _Rebinding:
@@ -120,12 +99,28 @@ class _Rebinding:
         return self._step
 
 
-def _mapped(bundle: Bundle, file: FileRef, loader: type[ctypes.CDLL]) -> ctypes.CDLL:
+def _mapped(data: bytes, file: FileRef) -> int:
+    """The handle of a library of these bytes, mapped once a process.
+
+    They come from memory and not from the bundle's path: what was checked is what runs, whatever
+    lies there by now, and no folder need be writable or allow execution.
+    """
+    if file.sha256 in _MAPPED:
+        return _MAPPED[file.sha256]
+    memory = os.memfd_create(file.path)
     try:
-        return loader(str((bundle.path / file.path).resolve()))
+        with open(memory, "wb", closefd=False) as opened:
+            opened.write(data)
+        # The system hands out what it once mapped from a path, and numbers of closed files come
+        # again: one more slash makes a path that was never there.
+        path = f"/proc/self/fd{'/' * next(_SLASHES)}{memory}"
+        _MAPPED[file.sha256] = ctypes.CDLL(path)._handle
     except OSError as problem:
         raise EngineError(
             f"the system cannot load {file.path}",
             found=problem,
             remedy="build it again here: stategate build-native BUNDLE",
         ) from problem
+    finally:
+        os.close(memory)
+    return _MAPPED[file.sha256]

@@ -15,6 +15,7 @@ from stategate.contract.errors import (
     UnknownInputError,
 )
 from stategate.runtime.buffers import Array, Slot, is_finite
+from stategate.runtime.engine import Engine, Filling
 from stategate.runtime.rows import RowTensor
 
 
@@ -23,15 +24,16 @@ class Feeds:
 
     Args:
         slots: Their buffers.
-        by_engine: Whether the engine itself refuses what is not finite.
+        engine: What will step; it may take the inputs itself, see `Filling`.
     """
 
-    def __init__(self, slots: tuple[Slot, ...], by_engine: bool = False) -> None:
+    def __init__(self, slots: tuple[Slot, ...], engine: Engine | None = None) -> None:
+        self._fill = engine.fill if isinstance(engine, Filling) else None
         self._feeds = tuple((s.name, s.array, s.flat) for s in slots)
         self._bound = tuple((s.name, s.array, s.array.dtype, s.array.shape) for s in slots)
-        self._check = () if by_engine else slots
+        self._check = slots if self._fill is None else ()
 
-    def take(self, inputs: Mapping[str, Array]) -> None:
+    def take(self, inputs: dict[str, Array]) -> None:
         """Copy every input into its buffer.
 
         Args:
@@ -41,6 +43,8 @@ class Feeds:
             StepInputError: One is missing, unknown, of the wrong shape or dtype, or not finite
                 (each has its own subclass).
         """
+        if self._fill is not None and self._fill(inputs) == 0:
+            return
         # Written out for the common case: a step of a small memory takes less time than calls do.
         for name, buffer, dtype, shape in self._bound:
             value = inputs.get(name)
@@ -111,7 +115,7 @@ class RowFeeds(Feeds):
             for s in slots
         )
 
-    def take(self, inputs: Mapping[str, Array]) -> None:
+    def take(self, inputs: dict[str, Array]) -> None:
         """Copy the stepped rows of every input into its buffer; other rows keep what they had.
 
         Args:

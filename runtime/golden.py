@@ -212,7 +212,8 @@ def replay(
         specs = bundle.manifest.states
         ended = {name: session.state(name) for name in golden.states}
         states.add(values(specs, ended), values(specs, golden.states))
-    if engine == "tensorrt":  # no other graph is used then, and onnxruntime may not be there
+    # No other graph is used then, and onnxruntime may not be there.
+    if engine in ("native", "tensorrt"):
         return Replay(golden.steps, outputs.worst(), states.worst(), flips, tolerance)
     by_chunk, fused = chunk_gap(path, golden), fused_gap(path, golden)
     return Replay(golden.steps, outputs.worst(), states.worst(), flips, tolerance, by_chunk, fused)

@@ -28,7 +28,7 @@ from stategate.runtime.buffers import Array, Buffers, is_finite
 from stategate.runtime.clock import Clock, MonotonicClock
 from stategate.runtime.closing import Closing
 from stategate.runtime.deadline import Loop, StepDeadline
-from stategate.runtime.engine import Engine, EngineChoice, checks_inputs, open_engine
+from stategate.runtime.engine import Engine, EngineChoice, open_engine
 from stategate.runtime.feeds import Feeds
 from stategate.runtime.governor import Governor
 from stategate.runtime.keeper import Keeper, Restored, SnapshotPolicy
@@ -85,7 +85,7 @@ class Session(Closing):
             if snapshots is not None
             else None
         )
-        self._feeds = Feeds(buffers.inputs, by_engine=checks_inputs(engine))
+        self._feeds = Feeds(buffers.inputs, engine)
         self._prefill = Prefill(
             bundle,
             buffers,
@@ -176,7 +176,7 @@ class Session(Closing):
         self._engine = wrap(self._open_engine(), self._buffers)
         self._prefill.by_step = True  # chunks have an engine of their own
         self._engine_name = self._engine.name
-        self._feeds = Feeds(self._buffers.inputs, by_engine=checks_inputs(self._engine))
+        self._feeds = Feeds(self._buffers.inputs, self._engine)
 
     @property
     def ledger(self) -> Ledger:

@@ -20,7 +20,7 @@ from stategate.contract import Bundle
 from stategate.contract.compiler import Compiled, compile_library
 from stategate.contract.errors import MeasurementError
 from stategate.runtime.buffers import Array
-from stategate.runtime.engine_native import pointers
+from stategate.runtime.native_call import pointers
 
 # Steps of the loop in C that share a figure: two looks at a clock would be a tenth of one step.
 _CHUNK = 50

@@ -50,6 +50,37 @@ def leaky(tmp_path: Path) -> Path:
     )
 
 
+def test_an_adopted_file_is_stepped_by_its_own_c(leaky: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    words = ["--dim", "batch=1", "--const", "gain=0.5", "--yes", "--steps", "20", "--out", str(out)]
+    words += ["--engines", "onnxruntime,native"]
+    result = CliRunner().invoke(main, ["adopt", str(leaky), *words])
+    assert result.exit_code == 0, result.output
+    way = Bundle.open(out).manifest.way
+    assert way is not None and way.way == "fused" and "hard gate" in way.why
+    with Session.open(out, engine="native") as session:
+        for _ in range(3):
+            session.step(x=np.ones((1, 3), np.float32))
+        np.testing.assert_array_equal(session.state("h_in"), np.full((1, 3), 1.5, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--split", "read-write"], 2, "no state that a hard gate guards"),
+        (["--split", "in-three"], 2, "in-three"),
+        (["--engines", "native"], 2, "'native' is not one of"),
+    ],
+)
+def test_ways_that_an_adopted_file_cannot_go_are_refused(
+    leaky: Path, tmp_path: Path, words: list[str], code: int, says: str
+) -> None:
+    words += ["--dim", "batch=1", "--const", "gain=0.5", "--yes", "--out", str(tmp_path / "bundle")]
+    result = CliRunner().invoke(main, ["adopt", str(leaky), *words])
+    assert result.exit_code == code and says in result.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_states_are_found_axes_pinned_and_facts_kept(leaky: Path) -> None:
     adopted = adopt(leaky, Request({"batch": 1}, {}, {"gain": "0.5"}, {}))
     assert adopted.pairs == {"h_in": "h_out", "n": "n_next"} and adopted.found

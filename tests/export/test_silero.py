@@ -31,9 +31,13 @@ def shipped(name: str) -> Path:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("silero") / "bundle"
     arguments = ["--shape", "input=1,576", "--shape", "state=2,1,128", "--const", "sr=16000"]
+    arguments += ["--engines", "onnxruntime,native"]
     source = str(shipped("silero_vad.onnx"))
     result = CliRunner().invoke(main, ["adopt", source, *arguments, "--yes", "--out", str(out)])
     assert result.exit_code == 0, result.output
+    assert "no native engine, onnxruntime steps this bundle: a node of the graph holds" in (
+        result.stderr
+    )
     return out
 
 

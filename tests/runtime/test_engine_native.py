@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -11,10 +14,17 @@ import pytest
 from click.testing import CliRunner
 
 from stategate.contract import Budget, Bundle, FileRef, sha256, write_bundle
-from stategate.contract.errors import DigestError, EngineError, SpecError, StateFault
+from stategate.contract.errors import (
+    DigestError,
+    EngineError,
+    SpecError,
+    StateFault,
+    StepInputError,
+)
 from stategate.contract.native import ABI, tag
 from stategate.runtime import Session
 from stategate.runtime.cli import main
+from stategate.runtime.engine_native import NativeEngine
 from stategate.runtime.golden import replay
 
 
@@ -102,6 +112,75 @@ def test_nan_in_a_state_is_still_found(native_bundle: Path) -> None:
             session.step(**golden_of(native_bundle)[0])
 
 
+def _odd(z: np.ndarray) -> list[dict[str, object]]:
+    """What callers hand over, right and wrong; ``z`` is ``(1, 64)`` float32."""
+    nan = z.copy()
+    nan[0, 7] = np.nan
+    read_only = z.copy()
+    read_only.flags.writeable = False
+    return [
+        {"z": z},
+        {"z": read_only},
+        {"z": np.repeat(z, 2, axis=1)[:, ::2]},
+        {"z": np.asfortranarray(z)},
+        {"z": z.view(np.recarray)},
+        {"z": z.astype(">f4")},
+        {"z": z.astype(np.float64)},
+        {"z": z.view(np.int32)},
+        {"z": z[0]},
+        {"z": z.T},
+        {"z": z[:, :63]},
+        {"z": np.float32(1.0)},
+        {"z": z.data},
+        {"z": z.tolist()},
+        {"z": None},
+        {"z": nan},
+        {"y": z},
+        {"z": z, "y": z},
+        {},
+    ]
+
+
+def test_inputs_are_taken_and_refused_as_with_the_other_engine(native_bundle: Path) -> None:
+    answers: dict[str, list[tuple[object, ...]]] = {}
+    for engine in ("native", "onnxruntime"):
+        with Session.open(native_bundle, engine=engine) as session:
+            answers[engine] = []
+            for inputs in _odd(golden_of(native_bundle)[3]["z"]):
+                try:
+                    session.step(**inputs)  # type: ignore[arg-type]
+                    answers[engine].append(("taken",))
+                except StepInputError as refused:
+                    answers[engine].append((type(refused), str(refused)))
+            answers[engine].append((session.ledger.steps, session.ledger.faults))
+    assert answers["native"] == answers["onnxruntime"]
+    assert answers["native"].count(("taken",)) == 5
+
+
+def test_a_step_keeps_nothing_of_what_it_is_given(native_bundle: Path) -> None:
+    (feed, *_) = golden_of(native_bundle)
+    with Session.open(native_bundle, engine="native") as session:
+        for inputs in _odd(feed["z"]):
+            value = inputs.get("z")
+            before = sys.getrefcount(value)
+            for _ in range(100):
+                with suppress(StepInputError):
+                    session.step(**inputs)  # type: ignore[arg-type]
+            # What other code does with None meanwhile is not of interest.
+            assert value is None or sys.getrefcount(value) == before
+
+
+def test_the_calls_outlive_the_engine_that_made_them(native_bundle: Path) -> None:
+    session = Session.open(native_bundle, engine="native")
+    engine = session._engine
+    assert isinstance(engine, NativeEngine)
+    fill, step, feed = engine.fill, engine._steps[0], golden_of(native_bundle)[0]
+    session.close()
+    del session, engine
+    gc.collect()
+    assert [fill(feed), step(), fill({}), fill(feed | {"y": feed["z"]})] == [0, 0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
@@ -143,11 +222,40 @@ def test_an_altered_library_is_refused_by_its_digest(
         Session.open(copy, engine="native")
 
 
+def test_a_library_made_again_in_its_folder_is_the_one_that_runs(
+    native_bundle: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    copy, (feed, *_) = copy_of(native_bundle), golden_of(native_bundle)
+    library, weights = ((copy / "native" / n).read_bytes() for n in ("libstep.so", "weights.bin"))
+    with Session.open(copy, engine="native") as first:
+        before = first.step(**feed)["action"].copy()
+        relabelled(copy, library.replace(weights, bytes(len(weights))))
+        with Session.open(copy, engine="native") as second:
+            assert not second.step(**feed)["action"].any()
+        first.reset()
+        np.testing.assert_array_equal(first.step(**feed)["action"], before)
+
+
+def test_what_was_checked_is_mapped_though_the_file_is_replaced_meanwhile(
+    native_bundle: Path, copy_of: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, (feed, *_) = copy_of(native_bundle), golden_of(native_bundle)
+
+    def and_then_replaced(*checked: object) -> None:
+        (copy / "native" / "libstep.so").write_bytes(b"another file")
+
+    monkeypatch.setattr("stategate.runtime.engine_native.check_library", and_then_replaced)
+    monkeypatch.setattr("stategate.runtime.engine_native._MAPPED", {})
+    with Session.open(copy, engine="native") as session:
+        assert session.step(**feed)["action"].any()
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"abi": ABI + 1}, "interface"),
         ({"machine": "sparc"}, "sparc"),
+        ({"needs": ("pni", "avx9")}, "needs avx9, which this CPU does not have"),
         ({"library": None}, "C source only"),
     ],
 )
@@ -233,6 +341,15 @@ def test_build_native_needs_source(aura_bundle: Path) -> None:
     assert "no C source" in result.output
 
 
+def test_source_for_another_interface_is_not_compiled(
+    native_bundle: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    old = relabelled(copy_of(native_bundle), abi=ABI - 1)
+    result = CliRunner().invoke(main, ["build-native", str(old)])
+    assert result.exit_code == 2
+    assert "another version of the runtime" in result.output
+
+
 def test_building_again_measures_both_engines(
     native_bundle: Path, copy_of: Callable[[Path], Path]
 ) -> None:
@@ -241,6 +358,7 @@ def test_building_again_measures_both_engines(
     assert result.exit_code == 0, result.output
     record = msgspec.json.decode(result.output)
     assert record["isa"] == "x86-64" and set(record["step_us"]) == {"native", "onnxruntime"}
+    assert record["needs"] == []
     assert Bundle.open(copy).undeclared_files() == []
     seen = replay(copy, engine="native")
     assert seen is not None and seen.passed

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 
 import msgspec
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 from torch import nn
 
 from stategate.contract import Bundle, GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.contract.errors import EngineError
+from stategate.contract.compiler import compile_library
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
 from stategate.runtime.engine_native import _MAX_PREMADE, NativeEngine
+from stategate.runtime.golden import replay
+from stategate.runtime.native_call import stepping
 from stategate.runtime.plan import allocate
 
 GATES = _MAX_PREMADE + 1
@@ -61,16 +64,15 @@ def test_more_gates_than_have_tables_made_beforehand_keep_sums_of_their_own(many
     np.testing.assert_array_equal(held, wanted[0])
 
 
-def test_another_bundle_in_the_same_folder_does_not_run_the_code_of_the_first(
+def test_each_bundle_in_a_folder_runs_its_own_code(
     many: Path, native_bundle: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "bundle"
-    shutil.copytree(native_bundle, place)
-    Session.open(place, engine="native").close()
-    shutil.rmtree(place)
-    shutil.copytree(many, place)
-    with pytest.raises(EngineError, match="another bundle from the same path"):
-        Session.open(place, engine="native")
+    for source in (native_bundle, many, native_bundle):
+        shutil.copytree(source, place)
+        seen = replay(place, engine="native")
+        assert seen is not None and seen.passed
+        shutil.rmtree(place)
 
 
 def test_a_pool_steps_natively_as_on_onnxruntime(
@@ -94,12 +96,45 @@ def test_a_pool_steps_natively_as_on_onnxruntime(
 
 @pytest.mark.parametrize(("us", "keeps"), [(2.5, True), (2500.0, False), (None, False)])
 def test_only_a_step_known_to_be_short_keeps_the_lock_of_the_interpreter(
-    many: Path, us: float | None, keeps: bool
+    many: Path, us: float | None, keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = Bundle.open(many)
     native = bundle.manifest.native
     assert native is not None
+    asked: list[bool] = []
+
+    def noted(library: ctypes.CDLL, taken: list, given: list, gives_lock_away: bool) -> object:
+        asked.append(gives_lock_away)
+        return stepping(library, taken, given, gives_lock_away)
+
+    monkeypatch.setattr("stategate.runtime.engine_native.stepping", noted)
     known = msgspec.structs.replace(native, step_us={} if us is None else {"native": us})
-    engine = NativeEngine(bundle, known, allocate(bundle))
-    assert isinstance(engine._library, ctypes.PyDLL) == keeps
-    engine.run(0)
+    NativeEngine(bundle, known, allocate(bundle)).run(0)
+    assert set(asked) == {not keeps}
+
+
+WAITS = b"""
+#include "stategate.h"
+int stategate_compute(void *const *in, void *const *out)
+{
+    (void)out;
+    for (long i = 0; i < 2000000000; ++i) {
+        if (*(volatile float *)in[0] != 0.0f) {
+            return 5;
+        }
+    }
+    return 7;
+}
+"""
+
+
+def test_a_long_step_lets_other_threads_run_meanwhile(many: Path, tmp_path: Path) -> None:
+    source = {name: (many / "native" / name).read_bytes() for name in ("stategate.h", "python.c")}
+    path = tmp_path / "waits.so"
+    path.write_bytes(compile_library({**source, "waits.c": WAITS}).library)
+    flag = np.zeros(1, np.float32)
+    step = stepping(ctypes.CDLL(str(path)), [flag], [], gives_lock_away=True)
+    setter = Timer(0.05, flag.fill, (1.0,))
+    setter.start()
+    assert step() == 5
+    setter.join()

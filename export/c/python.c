@@ -1,0 +1,110 @@
+/* The step as functions that CPython calls without converting anything (METH_FASTCALL).
+ *
+ * No header of Python is needed and nothing of it is linked: what is called belongs to its stable
+ * ABI, is looked for when the library is loaded, and missed by nobody who loads it without Python.
+ * https://docs.python.org/3/c-api/stable.html; Py_buffer had this layout before it belonged there.
+ */
+#include "stategate.h"
+
+#if defined(__linux__)
+
+#include <string.h>
+
+typedef void object;
+
+typedef struct {
+    void *data;
+    object *owner;
+    ptrdiff_t bytes, item_bytes;
+    int read_only, rank;
+    char *format;
+    ptrdiff_t *shape, *strides, *suboffsets;
+    void *internal;
+} py_buffer;
+
+#define CONTIGUOUS_WITH_FORMAT (0x0008 | 0x0004) /* PyBUF_ND | PyBUF_FORMAT */
+#define PYTHON(result, name, ...) extern result name(__VA_ARGS__) __attribute__((weak))
+
+PYTHON(object *, PyLong_FromLong, long);
+PYTHON(void *, PyLong_AsVoidPtr, object *);
+PYTHON(ptrdiff_t, PyDict_Size, object *);
+PYTHON(object *, PyDict_GetItemWithError, object *, object *);
+PYTHON(int, PyObject_IsInstance, object *, object *);
+PYTHON(int, PyObject_GetBuffer, object *, py_buffer *, int);
+PYTHON(void, PyBuffer_Release, py_buffer *);
+PYTHON(void, PyErr_Clear, void);
+PYTHON(void *, PyEval_SaveThread, void);
+PYTHON(void, PyEval_RestoreThread, void *);
+
+/* What the runtime lays down; runtime/native_call.py has the same. */
+typedef struct {
+    object *name;
+    void *buffer;
+    const ptrdiff_t *shape;
+    ptrdiff_t rank;
+    char format; /* as in the struct module */
+} input;
+
+typedef struct {
+    object *array_type;
+    const input *inputs;
+    ptrdiff_t count;
+} filling;
+
+typedef struct {
+    void *const *in;
+    void *const *out;
+    ptrdiff_t gives_lock_away;
+} step;
+
+static bool fill_one(const input *wanted, object *array_type, object *value)
+{
+    py_buffer given;
+    if (value == NULL || PyObject_IsInstance(value, array_type) != 1
+        || PyObject_GetBuffer(value, &given, CONTIGUOUS_WITH_FORMAT) != 0) {
+        return false;
+    }
+    const char *format = given.format;
+    bool fits = given.rank == wanted->rank && format != NULL && format[0] == wanted->format
+        && format[1] == '\0';
+    for (ptrdiff_t i = 0; fits && i < wanted->rank; ++i) {
+        fits = given.shape[i] == wanted->shape[i];
+    }
+    if (fits) {
+        memcpy(wanted->buffer, given.data, (size_t)given.bytes);
+    }
+    PyBuffer_Release(&given);
+    return fits;
+}
+
+/* fill(inputs: dict) -> 0, or 1 where the caller has to look at them itself */
+STATEGATE_API object *stategate_python_fill(object *self, object *const *args, ptrdiff_t count)
+{
+    const filling *all = PyLong_AsVoidPtr(self);
+    bool taken = count == 1 && PyDict_Size(args[0]) == all->count;
+    for (ptrdiff_t i = 0; taken && i < all->count; ++i) {
+        const input *wanted = &all->inputs[i];
+        taken = fill_one(
+            wanted, all->array_type, PyDict_GetItemWithError(args[0], wanted->name));
+    }
+    if (!taken) {
+        PyErr_Clear();
+    }
+    return PyLong_FromLong(!taken);
+}
+
+/* run() -> what stategate_compute returns */
+STATEGATE_API object *stategate_python_run(object *self, object *const *args, ptrdiff_t count)
+{
+    const step *bound = PyLong_AsVoidPtr(self);
+    (void)args, (void)count;
+    if (bound->gives_lock_away) {
+        void *thread = PyEval_SaveThread();
+        const int result = stategate_compute(bound->in, bound->out);
+        PyEval_RestoreThread(thread);
+        return PyLong_FromLong(result);
+    }
+    return PyLong_FromLong(stategate_compute(bound->in, bound->out));
+}
+
+#endif

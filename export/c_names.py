@@ -1,0 +1,90 @@
+"""Names of tensors in C, where keywords, macros and other tensors may stand in their way.
+
+A name comes from whoever made the graph. None of its characters reaches the C unchanged but
+letters, digits and underscores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import onnx
+
+_LONGEST = 48  # C99 5.2.4.1 tells 63 characters apart; a number may follow
+# Keywords and alternative tokens of C11, C23 and C++20, and macros in small letters: of compilers
+# for their systems, of <stdbool.h>, <complex.h>, <errno.h>, <assert.h>, <stdio.h> and <iso646.h>.
+_TAKEN = frozenset(
+    """
+    I alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t
+    char32_t char8_t class compl complex concept const const_cast consteval constexpr constinit
+    continue co_await co_return co_yield decltype default delete do double dynamic_cast else enum
+    errno explicit export extern false float for fortran friend goto i386 if imaginary inline int
+    linux long mips mutable namespace new noexcept noreturn not not_eq nullptr operator or or_eq
+    private protected public register reinterpret_cast requires restrict return short signed
+    sizeof static static_assert static_cast stderr stdin stdout struct sun switch template this
+    thread_local throw true try typedef typeid typename typeof typeof_unqual union unix unsigned
+    using virtual void volatile while xor xor_eq
+    """.split()  # noqa: SIM905
+)
+
+
+def members(tensors: Iterable[str]) -> dict[str, str]:
+    """Members of one struct, each with a name of its own.
+
+    A name that C allows stays what it is. Names in capitals, which look like macros, and those that
+    end like the types of ``<stdint.h>`` get a prefix.
+    """
+    asked = {tensor: _member(tensor) for tensor in tensors}
+    names: dict[str, str] = {}
+    given: set[str] = set()
+    # What stays as it is goes first, so that no other takes its name.
+    for tensor in sorted(asked, key=lambda tensor: asked[tensor] != tensor):
+        name, number = asked[tensor], 1
+        while name in given:
+            number += 1
+            name = f"{asked[tensor]}_{number}"
+        names[tensor] = name
+        given.add(name)
+    return names
+
+
+def _member(tensor: str) -> str:
+    plain = _readable(tensor)
+    like_a_macro = len(plain) > 1 and plain == plain.upper()
+    taken = like_a_macro or plain.endswith("_t") or plain in _TAKEN
+    if plain[:1].isalpha() and not taken:
+        return plain
+    return f"t_{plain}"
+
+
+def plain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a graph in which every tensor has a number and nothing else has a name."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    names: dict[str, str] = {"": ""}
+
+    def named(tensor: str) -> str:
+        return names.setdefault(tensor, f"v{len(names)}_{_readable(tensor)}")
+
+    for graph in _graphs(model.graph):
+        graph.doc_string = ""
+        for tensor in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            tensor.name, tensor.doc_string = named(tensor.name), ""
+        for node in graph.node:
+            node.name, node.doc_string = "", ""
+            node.input[:] = map(named, node.input)
+            node.output[:] = map(named, node.output)
+    return model
+
+
+def _readable(tensor: str) -> str:
+    return re.sub(r"\W", "_", tensor, flags=re.ASCII)[:_LONGEST]
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)

@@ -1,0 +1,65 @@
+"""The options of ``export`` and ``adopt`` that say what steps a bundle, and in how many graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from stategate.contract import Episode
+from stategate.contract.errors import LowerError
+from stategate.export.lower_c import lower
+from stategate.export.pack import Candidate
+from stategate.export.ways import Asked, in_its_way
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--split`` and ``--engines`` to a command."""
+    split = click.option(
+        "--split",
+        type=click.Choice(["auto", "read-write", "quiet", "fused"]),
+        default="auto",
+        show_default=True,
+        help="Whether a step is run in one graph, or in one that reads and one that writes where "
+        "a gate opens; auto takes what is cheaper, by measurement where no --target is given.",
+    )
+    engines = click.option(
+        "--engines",
+        type=click.Choice(["onnxruntime", "onnxruntime,native"]),
+        default="onnxruntime",
+        show_default=True,
+        help="What the bundle can be stepped with; native adds C source and a library made of it.",
+    )
+    return split(engines(command))
+
+
+def deployed(
+    candidate: Candidate, engines: str, split: Asked, episode: Episode, here: bool
+) -> Candidate:
+    """The candidate with what the options ask for.
+
+    Args:
+        candidate: Its step in the precision in which it is deployed.
+        engines: ``--engines``.
+        split: ``--split``.
+        episode: See `in_its_way`.
+        here: See `in_its_way`.
+
+    Raises:
+        SplitError: The way that was asked for is none for this model, or gives other bits.
+    """
+    if engines != "onnxruntime":
+        candidate = with_c(candidate)
+    return in_its_way(candidate, split, episode, here)
+
+
+def with_c(candidate: Candidate) -> Candidate:
+    """The candidate with its step as C source, or as it is where C cannot say it."""
+    try:
+        source = lower(candidate.graph, candidate.spec, candidate.initial)
+    except LowerError as problem:
+        click.echo(f"no native engine, onnxruntime steps this bundle: {problem}", err=True)
+        return candidate
+    return replace(candidate, c_source=source)
