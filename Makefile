@@ -21,7 +21,7 @@ HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
 EXPORTER = $(call SOURCES,export models contract runtime) targets/profile.py targets/rows.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 aarch64 check lint types export matrix bench bench-native bench-overhead bench-peers soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 aarch64 check lint types export matrix bench bench-native bench-overhead bench-peers bench-stack soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -142,13 +142,14 @@ bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session co
 # What each environment of a peer holds beside stategate itself; aura-fast has a native engine too.
 peer-floor := onnx
 peer-onnxruntime := onnx onnxruntime
-peer-torch := onnx torch
+peer-torch := onnx torch torchao
 peer-executorch := onnx executorch
-peer-openvino := onnx openvino
+peer-openvino := onnx openvino nncf
 # Its converter imports protobuf without asking for it.
 peer-litert := onnx litert-torch protobuf
 peer-mnn := MNN
 PEERS := floor onnxruntime torch executorch openvino litert mnn
+STACKED := onnxruntime torch openvino litert mnn
 FAST := $(BUILD)/aura-fast/bundle
 
 bench-peers: $(PEERS:%=$(BUILD)/peers/%/.made) $(FAST)/manifest.json ## The same step in other runtimes, gigabytes of them -> build/bench/peers.json
@@ -166,6 +167,23 @@ $(BUILD)/peers/%/.made: pyproject.toml
 
 bench-native: $(FAST)/manifest.json $(PEERS:%=$(BUILD)/peers/%/.made) ## Native engine, peers and plain C -> build/bench/native.json
 	$(BIN)/stategate bench-native $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
+
+# A step whose weights are megabytes: each precision is a race of its own, kept until its bundle changes.
+STACK := $(BUILD)/stack
+stack-float32 :=
+# Each runtime rounds in a way of its own, activations too by default; our own rounding costs 0.007.
+stack-int8-weights := --float $(STACK)/float32 --tolerance 0.02
+RACES := float32 int8-weights
+.SECONDARY: $(RACES:%=$(STACK)/%/manifest.json)
+
+bench-stack: $(RACES:%=$(BUILD)/bench/stack-%/native.json) ## 7.9 million parameters in float32 and int8, and peers -> build/bench/stack-*/native.json
+
+$(STACK)/%/manifest.json: docs/examples/stack.py $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
+	rm -rf $(@D)
+	$(BIN)/stategate export $<:stack --precision $* --engines onnxruntime,native --out $(@D)
+
+$(BUILD)/bench/stack-%/native.json: $(RACES:%=$(STACK)/%/manifest.json) $(STACKED:%=$(BUILD)/peers/%/.made)
+	$(BIN)/stategate bench-native $(STACK)/$* $(stack-$*) --burst 100 --envs $(BUILD)/peers --out $(@D)
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench

@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 
 from stategate.bench.harness import last_core
-from stategate.bench.peers.race import ALONE, PEERS, SESSION, Entry, Race, race
+from stategate.bench.peers.entries import Entry
+from stategate.bench.peers.race import ALONE, BURST, SESSION, TOLERANCE, Race, race
 from stategate.contract import Bundle
 from stategate.runtime.build_native import build_native
 
@@ -22,7 +23,9 @@ def measure_native(
     envs: Path | None,
     rounds: int,
     report: Callable[[int], None],
-    peers: tuple[Entry, ...] = PEERS,
+    peers: tuple[Entry, ...],
+    burst: int = BURST,
+    tolerance: float = TOLERANCE,
 ) -> tuple[Race, dict[str, Any]]:
     """Race the native engine with everybody, and put its figures in relation.
 
@@ -32,17 +35,31 @@ def measure_native(
         rounds: Bursts of each.
         report: Called with the number of rounds done.
         peers: Who runs beside our engines.
+        burst: Steps of a burst.
+        tolerance: Of everybody's answers; see `race`.
 
     Returns:
         The race, and ``native.json``: JSON throughout, a ratio being None where one of its two
         did not run.
     """
-    found = race(path, envs, rounds, last_core(), report, peers, lengths=())
+    found = race(
+        path,
+        envs,
+        rounds,
+        last_core(),
+        report,
+        peers,
+        lengths=(),
+        burst=burst,
+        tolerance=tolerance,
+    )
     bundle = Bundle.open(path)
     native = bundle.manifest.native
     best = {row.name: row.best_p50_us for row in found.rows if row.best_p50_us is not None}
     runtimes = [entry.name for entry in peers if entry.is_runtime and entry.name in best]
     fastest = min(runtimes, key=lambda name: best[name], default="")
+    sessions = [name for name in (SESSION, "stategate, onnxruntime") if name in best]
+    ours = min(sessions, key=lambda name: best[name], default="")
 
     def ratio(over: str, under: str) -> float | None:
         return best[over] / best[under] if over in best and under in best else None
@@ -50,11 +67,13 @@ def measure_native(
     return found, {
         "speedup_vs_ort_run": ratio("onnxruntime, run", SESSION),
         "speedup_vs_best_peer": ratio(fastest, ALONE),
+        "best_peer_over_ours": ratio(fastest, ours),
         "c_over_floor": ratio("C generated, write", "C by hand, write"),
         "quiet_over_write": ratio("C generated, quiet", "C generated, write"),
         "library_bytes": (bundle.path / str(native and native.library)).stat().st_size,
         "cold_start_ms": _cold_start_ms(bundle),
         "best_peer": fastest or None,
+        "ours": ours or None,
         "best_burst_p50_us": best,
         "not_measured": {row.name: row.error for row in found.rows if row.error is not None},
         "native": msgspec.to_builtins(native),

@@ -27,12 +27,13 @@ from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import LowerError, SpecError
 from stategate.export.c_names import plain
 from stategate.export.interface_c import INITIAL, STACK_BYTES, Function, interface, model_source
+from stategate.export.products import by_rows, templates
+from stategate.export.scratch import off_the_stack
 
 Array = NDArray[Any]
 
 WEIGHTS = "weights.bin"
-_TEMPORARY = re.compile(r"^    (\w+) (tmp\d+\w*)((?:\[\d+\])+);$", re.MULTILINE)
-_WIDEST = 8  # bytes of the widest element
+_WEIGHT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
 _MOST_GATES = 63  # bits of a session's parity, but one for the states that no gate guards
 _BRANCHES = {"If", "Loop", "Scan"}
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
@@ -66,6 +67,7 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
             "too many gates for a session in C", found=hard, expected=f"at most {_MOST_GATES}"
         )
     graph_sha256 = sha256(graph)
+    model = by_rows(model)
     cut = _Cut(model)
     weights = _Weights(model, initial)
     guarded = {
@@ -89,10 +91,17 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
             payload |= dict.fromkeys(cut.taken(nodes, reads))
     files: dict[str, bytes] = {}
     functions = {}
-    for name, (nodes, names) in parts.items():
-        gives = list(dict.fromkeys([*names, *payload])) if name == "read" else names
-        text, functions[name] = _part(f"stategate_{name}", cut, weights, nodes, gives)
-        files[f"{name}.c"] = text.encode()
+    with templates() as chosen:
+        for name, (nodes, names) in parts.items():
+            gives = list(dict.fromkeys([*names, *payload])) if name == "read" else names
+            options = CompilerOptions(
+                template_dir=chosen,
+                model_name=f"stategate_{name}",
+                large_temp_threshold_bytes=0,
+                large_weight_threshold=0,
+            )
+            text, functions[name] = _part(options, cut, weights, nodes, gives)
+            files[f"{name}.c"] = text.encode()
     types = {name: cut.type_of(name) for name in payload}
     files["stategate.h"] = interface(spec, graph_sha256).encode()
     files["model.c"] = model_source(spec, functions, weights.offsets, types, graph_sha256).encode()
@@ -163,7 +172,12 @@ class _Cut:
         """Type and shape of a tensor."""
         value: onnx.ValueInfoProto | None = self._values.get(name)
         if value is None:
-            raise LowerError("a tensor of the graph has no known shape", found=name)
+            maker = self.model.graph.node[self._producer[name]]
+            raise LowerError(
+                "a tensor of the graph has no known shape",
+                found=f"{name}, made by {maker.domain or 'ai.onnx'}.{maker.op_type}",
+                remedy="the onnxruntime engine steps this model",
+            )
         return value
 
     def type_of(self, name: str) -> tuple[str, int]:
@@ -177,14 +191,14 @@ class _Cut:
 
 
 class _Weights:
-    """Initial states and the float constants of a graph, but for scalars, in one binary."""
+    """Initial states and constants of a graph, but for scalars and indices, in one binary."""
 
     def __init__(self, model: onnx.ModelProto, initial: Mapping[str, Array]) -> None:
         self._arrays = {f"{name}{INITIAL}": array for name, array in initial.items()}
         self._arrays |= {
             t.name: numpy_helper.to_array(t)
             for t in model.graph.initializer
-            if t.dims and t.data_type == onnx.TensorProto.FLOAT
+            if t.dims and t.data_type in _WEIGHT_TYPES
         }
         self.offsets: dict[str, int] = {}
         at = 0
@@ -203,10 +217,14 @@ class _Weights:
 
 
 def _part(
-    name: str, cut: _Cut, weights: _Weights, nodes: Sequence[int], gives: Sequence[str]
+    options: CompilerOptions,
+    cut: _Cut,
+    weights: _Weights,
+    nodes: Sequence[int],
+    gives: Sequence[str],
 ) -> tuple[str, Function]:
     """C of some nodes as one function, and how it is called."""
-    graph = cut.model.graph
+    graph, name = cut.model.graph, options.model_name
     chosen = [graph.node[i] for i in nodes]
     made = {tensor for node in chosen for tensor in node.output}
     wanted = dict.fromkeys(t for node in chosen for t in node.input if t and t not in made)
@@ -219,12 +237,17 @@ def _part(
             [cut.value(t) for t in takes],
             [cut.value(t) for t in gives],
             [constants[t] for t in wanted if t in constants and t not in weights.offsets],
+            # The generator infers shapes by itself, but not through operators of com.microsoft.
+            value_info=[
+                cut.value(t)
+                for node in chosen
+                if node.domain == "com.microsoft"
+                for t in node.output
+                if t not in gives
+            ],
         ),
         opset_imports=cut.model.opset_import,
         ir_version=cut.model.ir_version,
-    )
-    options = CompilerOptions(
-        model_name=name, large_temp_threshold_bytes=0, large_weight_threshold=0
     )
     try:
         text = Compiler(options).compile(plain(part))
@@ -240,19 +263,8 @@ def _part(
     text = re.sub(r"^extern const [^;]*;\n", "", text, flags=re.M)
     text = re.sub(r"^const EMX_UNUSED", "static const EMX_UNUSED", text, flags=re.M)
     text = text.replace("#include <math.h>", '#include <math.h>\n#include "stategate_math.h"', 1)
-    text = _off_the_stack(text)
+    text = off_the_stack(text, STACK_BYTES)
     head = re.search(rf"^void {name}\(.*\)(?= \{{)", text, flags=re.M)
     if head is None:
         raise LowerError("the code generator wrote no function of the expected name", found=name)
     return text, Function(f"{head.group()};", tuple(takes), tuple(gives))
-
-
-def _off_the_stack(text: str) -> str:
-    """The C with temporaries in static memory, one set a thread, where there are many bytes."""
-    elements = [
-        int(np.prod([int(extent) for extent in re.findall(r"\d+", found[2])], dtype=np.int64))
-        for found in _TEMPORARY.findall(text)
-    ]
-    if sum(elements) * _WIDEST <= STACK_BYTES:
-        return text
-    return _TEMPORARY.sub(r"    STATEGATE_TEMPORARY \1 \2\3;", text)

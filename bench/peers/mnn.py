@@ -18,12 +18,16 @@ from stategate.runtime.buffers import Array
 
 
 class Mnn(Peer):
-    """Host tensors are made once; a step copies the inputs in, and outputs and states out."""
+    """Host tensors are made once; a step copies the inputs in, and outputs and states out.
 
-    def __init__(self, bundle: str) -> None:
-        opened = Bundle.open(bundle)
+    With a ``source`` in float32, its weights in int8.
+    """
+
+    def __init__(self, bundle: str, source: str | None = None) -> None:
+        opened = Bundle.open(source or bundle)
+        more = ("--weightQuantBits", "8") if source is not None else ()
         with TemporaryDirectory(prefix="stategate-") as folder:
-            self._net = MNN.Interpreter(str(_converted(opened, Path(folder))))
+            self._net = MNN.Interpreter(str(_converted(opened, Path(folder), more)))
         self._session = self._net.createSession({"numThread": 1})
         taken = self._net.getSessionInputAll(self._session)
         given = self._net.getSessionOutputAll(self._session)
@@ -38,7 +42,7 @@ class Mnn(Peer):
         self._out = [(given[name], host) for name, host in (outputs | carried).items()]
         self._inputs = {name: inputs[name].getNumpyData() for name in fed}
         self._outputs = {name: host.getNumpyData() for name, host in outputs.items()}
-        self.engine = f"MNN {MNN.version()}"
+        self.engine = f"MNN {MNN.version()}{', int8 weights' if more else ''}"
 
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """One step."""
@@ -57,10 +61,20 @@ def _host(array: Array) -> Any:
     return MNN.Tensor(array.shape, MNN.Halide_Type_Float, array, MNN.Tensor_DimensionType_Caffe)
 
 
-def _converted(bundle: Bundle, folder: Path) -> Path:
+def _converted(bundle: Bundle, folder: Path, more: tuple[str, ...]) -> Path:
     graph = bundle.path / bundle.manifest.step_graph.file.path
     tool, made = Path(sys.executable).with_name("mnnconvert"), folder / "step.mnn"
-    words = ["-f", "ONNX", "--modelFile", graph.resolve(), "--MNNModel", made, "--bizCode", "step"]
+    words = [
+        "-f",
+        "ONNX",
+        "--modelFile",
+        graph.resolve(),
+        "--MNNModel",
+        made,
+        "--bizCode",
+        "step",
+        *more,
+    ]
     # mnnconvert runs `pip install -U` for a library of its own in whatever environment is on PATH:
     # with an empty PATH it finds no pip, and changes nobody's environment.
     subprocess.run(

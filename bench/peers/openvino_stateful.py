@@ -14,13 +14,17 @@ from stategate.runtime.buffers import Array
 
 
 class Stateful(Peer):
-    """One infer request on one thread."""
+    """One infer request on one thread; with a ``source`` in float32, its weights in int8."""
 
-    def __init__(self, bundle: str) -> None:
-        opened = Bundle.open(bundle)
+    def __init__(self, bundle: str, source: str | None = None) -> None:
+        opened = Bundle.open(source or bundle)
         states(opened)  # variables begin at zero
         core = openvino.Core()
         model = core.read_model(opened.read(opened.manifest.step_graph.file))
+        if source is not None:
+            import nncf
+
+            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
         pairs = {spec.name: spec.next_name for spec in opened.manifest.states}
         apply_make_stateful_transformation(model, pairs)
         options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
@@ -32,7 +36,8 @@ class Stateful(Peer):
             self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
         names = [spec.name for spec in opened.manifest.outputs]
         self._outputs = {name: self._request.get_tensor(name).data for name in names}
-        self.engine = f"openvino {openvino.__version__.split('-')[0]} stateful"
+        how = ", int8 weights" if source is not None else ""
+        self.engine = f"openvino {openvino.__version__.split('-')[0]} stateful{how}"
 
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """One step."""

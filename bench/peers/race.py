@@ -9,16 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from stategate.bench.driver import OURS, Driver
 from stategate.bench.machine import facts, moment
+from stategate.bench.peers.entries import PEERS, Entry
 from stategate.bench.peers.growing import LENGTHS, measure
 from stategate.bench.record import Moment, Times
 from stategate.bench.subject import engines
@@ -29,55 +28,10 @@ from stategate.contract.specs import Record
 SCHEMA_VERSION = 1
 TOLERANCE = 1e-4
 _ERROR, _PYTHON = "error.txt", "venv/bin/python"
-_TIMED = 2000
+BURST = 2000
 # Longer than a compiler or converter takes at open; who says nothing for so long never will.
 SILENCE_S = 300.0
 SESSION, ALONE = "stategate, native", "stategate, native, no session"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One way to step the bundle.
-
-    Attributes:
-        name: In the table.
-        maker: What opens it.
-        more: What that is given beside the bundle.
-        env: Folder of its environment below the one of all; empty for this one.
-        is_runtime: It is a runtime for any model, and not written by hand or generated for one.
-    """
-
-    name: str
-    maker: str
-    more: dict[str, Any] = field(default_factory=dict)
-    env: str = ""
-    is_runtime: bool = False
-
-
-def _peer(name: str, module: str, env: str, **more: Any) -> Entry:
-    return Entry(name, f"stategate.bench.peers.{module}:open_peer", more, env)
-
-
-def _runtime(name: str, module: str, env: str, **more: Any) -> Entry:
-    return replace(_peer(name, module, env, **more), is_runtime=True)
-
-
-PEERS = (
-    _peer("C by hand, quiet", "in_c", "floor", by_hand=True, held="shut"),
-    _peer("C by hand, write", "in_c", "floor", by_hand=True, held="open"),
-    _peer("C by hand, through ctypes", "in_c", "floor", by_hand=True),
-    _peer("C generated, quiet", "in_c", "", held="shut"),
-    _peer("C generated, write", "in_c", "", held="open"),
-    _peer("numpy", "aura_numpy", "floor"),
-    _runtime("onnxruntime, run", "onnx_runtime", "onnxruntime"),
-    _runtime("onnxruntime, bound", "onnx_runtime", "onnxruntime", bound=True),
-    _runtime("torch eager", "aura_torch", "torch"),
-    _runtime("torch compile", "aura_torch", "torch", compiled=True),
-    _runtime("executorch", "executorch_portable", "executorch"),
-    _runtime("openvino, stateful", "openvino_stateful", "openvino"),
-    _runtime("litert", "litert", "litert"),
-    _runtime("mnn", "mnn", "mnn"),
-)
 
 
 class Row(Record, frozen=True):
@@ -161,6 +115,8 @@ def race(
     peers: tuple[Entry, ...] = PEERS,
     lengths: tuple[int, ...] = LENGTHS,
     silence_s: float = SILENCE_S,
+    burst: int = BURST,
+    tolerance: float = TOLERANCE,
 ) -> Race:
     """Open everybody, check their answers, let them take turns.
 
@@ -173,6 +129,9 @@ def race(
         peers: Who runs beside our engines.
         lengths: Steps at which the growing cache is looked at.
         silence_s: Who does not answer for so long is ended.
+        burst: Steps that each is timed for in a round.
+        tolerance: Of the answers, in units of the largest; more than the default is for those who
+            round weights by themselves.
     """
     bundle = Bundle.open(path)
     able, unable = engines(path)
@@ -186,7 +145,7 @@ def race(
     with ExitStack() as stack:
         running: dict[str, Driver] = {}
         for entry in (*ours, *alone, *peers):
-            opened = _open(entry, path, envs, core, silence_s)
+            opened = _open(entry, path, envs, core, silence_s, tolerance)
             rows[entry.name] = opened[0]
             if opened[1] is not None:
                 running[entry.name] = stack.enter_context(opened[1])
@@ -195,13 +154,13 @@ def race(
         for i in range(rounds + 1):
             for name in order.permutation(sorted(running)).tolist():
                 try:
-                    _, raw = running[name].ask("burst", timed=_TIMED, slot_s=0.0)
+                    _, raw = running[name].ask("burst", timed=burst, slot_s=0.0)
                 except MeasurementError as problem:
                     rows[name] = Row(name, error=" ".join(str(problem).split()))
                     del running[name], bursts[name]
                     continue
                 if i:  # the first round warms up
-                    bursts[name].append(np.frombuffer(raw[: 4 * _TIMED], np.uint32) / 1000)
+                    bursts[name].append(np.frombuffer(raw[: 4 * burst], np.uint32) / 1000)
             report(i)
     best = {name: min(float(np.median(us)) for us in all_us) for name, all_us in bursts.items()}
     fastest = min((best[entry.name] for entry in ours if entry.name in best), default=None)
@@ -221,7 +180,12 @@ def race(
 
 
 def _open(
-    entry: Entry, path: Path, envs: Path | None, core: int | None, silence_s: float
+    entry: Entry,
+    path: Path,
+    envs: Path | None,
+    core: int | None,
+    silence_s: float,
+    tolerance: float,
 ) -> tuple[Row, Driver | None]:
     """Start one and hold its answers against the golden ones."""
     python = sys.executable
@@ -247,9 +211,9 @@ def _open(
     except MeasurementError as problem:
         driver.close()
         return Row(entry.name, error=" ".join(str(problem).split())), None
-    if error is None or not error <= TOLERANCE:
+    if error is None or not error <= tolerance:
         driver.close()
-        said = f"answers otherwise: error {error}, at most {TOLERANCE} is let pass"
+        said = f"answers otherwise: error {error}, at most {tolerance} is let pass"
         return Row(entry.name, max_output_error=error, error=said), None
     hello = driver.hello
     row = Row(

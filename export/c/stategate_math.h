@@ -22,6 +22,15 @@
 #define STATEGATE_TEMPORARY static
 #endif
 
+/* Where such an array begins. What is of one thread is found by a call, which a compiler that knows
+ * the address to stay the same would rather repeat in inner loops than keep it. */
+#define STATEGATE_ONCE(array)                     \
+    ({                                            \
+        __typeof__(&(array)[0]) place_ = (array); \
+        __asm__("" : "+r"(place_));               \
+        place_;                                   \
+    })
+
 /* a - n * b. Fused where that is one instruction: compilers may not reorder it then. */
 #ifdef __FP_FAST_FMAF
 #define STATEGATE_MINUS(a, n, b) __builtin_fmaf(-(n), (b), (a))

@@ -222,7 +222,7 @@ def test_temporaries_too_large_for_a_stack_are_static_and_compute_the_same(
     folder.mkdir()
     for name, raw in lower(graph, bundle.manifest.step, {}).items():
         (folder / name).write_bytes(raw)
-    assert "STATEGATE_TEMPORARY float tmp" in (folder / "read.c").read_text()
+    assert "STATEGATE_TEMPORARY float float_memory" in (folder / "read.c").read_text()
     program = compiled(ROOT / "docs/examples/native.c", folder, tmp_path)
     z = golden.inputs["z"].astype("<f4").tobytes()
     run = subprocess.run([program], input=z, capture_output=True, check=True)

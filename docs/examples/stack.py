@@ -1,0 +1,22 @@
+"""Four layers of Gated DeltaNet-2, 512 wide, with four heads of 128 x 128: weights from a seed.
+
+The model of `make bench-stack`: 7.9 million parameters, so large that reading them is what a step
+costs. `stategate export docs/examples/stack.py:stack --out build/stack`
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from stategate.models.delta import DeltaStack
+from stategate.models.delta_config import DeltaStackConfig
+from stategate.models.zoo_seeded import GDN2
+
+
+def stack() -> DeltaStack:
+    """The model; a file of one's own would load trained weights here."""
+    torch.manual_seed(0)
+    layer = replace(GDN2, width=512, heads=4, value_heads=4, key_dim=128, value_dim=128)
+    return DeltaStack(DeltaStackConfig(512, 512, 4, None, layer)).eval()
