@@ -28,6 +28,11 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "runtime": ({"contract"}, BASE),
     "bench": ({"contract", "targets", "runtime"}, BASE | {"matplotlib", "onnxruntime"}),
+    # No room: it is not installed, composes all of them, and nobody imports it.
+    "evidence": (
+        {"contract", "targets", "models", "calibration", "export", "runtime", "bench"},
+        BASE | {"evidence", "torch", "matplotlib"},
+    ),
 }
 ROOM_EXCEPTIONS = {
     ("export/verify.py", "runtime"),
