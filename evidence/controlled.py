@@ -7,7 +7,10 @@ from pathlib import Path
 import click
 
 from evidence.controlled_arms import ARMS, CONFIGS
+from evidence.controlled_measure import Row, answers_to, order, questions
 from evidence.controlled_train import make, trainings
+from evidence.records import read_rows, write_rows
+from stategate.contract.console import check_writable, progress
 
 _arms = click.option(
     "--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), help="Only these."
@@ -37,6 +40,39 @@ def train_command(arms: tuple[str, ...], configs: tuple[str, ...], cache: Path) 
     """Train what is not trained yet, one minute and a half each on one core."""
     for training in trainings(arms or ARMS, configs or CONFIGS):
         make(training, cache)
+
+
+@controlled.command("measure")
+@_arms
+@_configs
+@_cache
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("docs/evidence/controlled.json"),
+    show_default=True,
+    help="Results; rows that are there already are kept.",
+)
+def measure_command(
+    arms: tuple[str, ...], configs: tuple[str, ...], cache: Path, out: Path
+) -> None:
+    """Export what is trained, step it through held-out streams, and keep each row when done."""
+    check_writable(out)
+    rows = {row.digest: row for row in read_rows(out, Row)}
+    known = {q.digest for t in trainings(ARMS, CONFIGS) for group in questions(t) for q in group}
+    rows = {digest: row for digest, row in rows.items() if digest in known}
+    for training in trainings(arms or ARMS, configs or CONFIGS):
+        label = f"{training.config} {training.arm}-{training.seed}"
+        groups = [[q for q in group if q.digest not in rows] for group in questions(training)]
+        if any(groups) and not training.done(cache):
+            click.echo(f"{label} is not trained yet", err=True)
+            continue
+        for group in filter(None, groups):
+            steps = sum(length * count for q in group for length, count in q.horizons)
+            with progress(steps, f"stepping {label:<24}") as report:
+                for question, row in answers_to(group, cache, report):
+                    rows[question.digest] = row
+                    write_rows(out, rows.values(), order)
 
 
 if __name__ == "__main__":

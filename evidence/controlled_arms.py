@@ -60,6 +60,7 @@ class Arm:
         thresholds: That the bundle is made with; None where it has no gate of that kind.
         share: Of the configuration's iterations.
         longest: Horizon beyond which it is not stepped, because it takes too long.
+        shifted: Whether its hard bundles also meet streams that no training saw.
     """
 
     says: str
@@ -70,6 +71,7 @@ class Arm:
     thresholds: tuple[float | None | Literal["budget"], ...] = (None,)
     share: float = 1.0
     longest: int = 100_000
+    shifted: bool = False
 
     def recipe_for(self, config: str, seed: int) -> Recipe:
         """Everything that decides one checkpoint of it."""
@@ -114,7 +116,9 @@ def _square(side: int) -> Arm:
 
 
 ARMS: dict[str, Arm] = {
-    "learned": Arm("AURA-Mem", AuraLearner, AuraMem, Recipe(), _FIVE, (DEPLOYED, 0.0)),
+    "learned": Arm(
+        "AURA-Mem", AuraLearner, AuraMem, Recipe(), _FIVE, (DEPLOYED, 0.0), shifted=True
+    ),
     "always": Arm(
         "the same cell, written always",
         AuraLearner,
@@ -122,8 +126,11 @@ ARMS: dict[str, Arm] = {
         Recipe(gate="always"),
         _FIVE,
         (ALWAYS,),
+        shifted=True,
     ),
-    "gated-delta": Arm("gated delta rule, learned decay", GatedDeltaLearner, gated_delta),
+    "gated-delta": Arm(
+        "gated delta rule, learned decay", GatedDeltaLearner, gated_delta, shifted=True
+    ),
     "linear-attention": Arm("linear attention, decay", LinearAttentionLearner, LinearAttention),
     "mingru-1056": Arm(
         "minGRU, 1,056 channels",
