@@ -35,8 +35,8 @@ from stategate.models.aura import AuraMem
 from stategate.models.aura_train import AuraLearner
 from stategate.models.stream_train import Learner, Recipe
 
-ITERATIONS = {"easy": 1500, "hard": 2000, "xhard": 3000}
-CONFIGS = ("hard", "easy", "xhard")
+ITERATIONS = {"easy": 1500, "hard": 2000, "xhard": 3000, "slow": 2000}
+CONFIGS = ("hard", "easy", "xhard", "slow")
 BUDGETED: Final = "budget"
 """A threshold that is found: the one that writes as often as the schedules."""
 DEPLOYED = -2.0
@@ -45,6 +45,11 @@ checkpoint (docs/aura-mem.md), for every seed and configuration here."""
 
 _PLAIN = Recipe(gate="soft", write_price=0.0, settle_share=0.0)
 _RECURRENT = replace(_PLAIN, learning_rate=3e-3)
+
+
+_MOST = {"hard": 5, "easy": 3, "xhard": 3, "slow": 2}
+_ALL = {"hard": 3, "easy": 3, "xhard": 3}
+_HARD = {"hard": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class Arm:
     learner: Callable[[Recipe], Learner]
     deployed: Callable[[], nn.Module]
     recipe: Recipe = _PLAIN
-    seeds: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(CONFIGS, 3))
+    seeds: Mapping[str, int] = field(default_factory=lambda: _ALL)
     thresholds: tuple[float | None | Literal["budget"], ...] = (None,)
     share: float = 1.0
     longest: int = 100_000
@@ -77,11 +82,6 @@ class Arm:
         """Everything that decides one checkpoint of it."""
         iterations = max(1, round(self.share * ITERATIONS[config]))
         return replace(self.recipe, config=config, seed=seed, iterations=iterations)
-
-
-_FIVE = {"hard": 5, "easy": 3, "xhard": 3}
-_ALL = dict.fromkeys(CONFIGS, 3)
-_HARD = {"hard": 3}
 
 
 _CACHE = replace(_PLAIN, chunk=256, streams=12, reset_probability=1.0)
@@ -117,14 +117,14 @@ def _square(side: int) -> Arm:
 
 ARMS: dict[str, Arm] = {
     "learned": Arm(
-        "AURA-Mem", AuraLearner, AuraMem, Recipe(), _FIVE, (DEPLOYED, 0.0), shifted=True
+        "AURA-Mem", AuraLearner, AuraMem, Recipe(), _MOST, (DEPLOYED, 0.0), shifted=True
     ),
     "always": Arm(
         "the same cell, written always",
         AuraLearner,
         AuraMem,
         Recipe(gate="always"),
-        _FIVE,
+        _MOST,
         (ALWAYS,),
         shifted=True,
     ),
