@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -29,6 +28,7 @@ from evidence.controlled_streams import (
 from evidence.controlled_train import Training, trained
 from evidence.records import digest_of
 from stategate.contract import Episode
+from stategate.contract.specs import Record
 from stategate.export.cli import candidate_from, reference_for, with_c
 from stategate.export.pack import seal
 from stategate.models.aura import AuraMem
@@ -40,7 +40,7 @@ from stategate.runtime.session import Session
 _CHECKED_STEPS = 1000  # of the parity check before a bundle is sealed
 
 
-class At(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class At(Record, frozen=True):
     """What one horizon gave, all its streams together.
 
     Attributes:
@@ -68,7 +68,7 @@ class At(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.steps * self.streams / self.writes if self.writes else float("inf")
 
 
-class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Row(Record, frozen=True):
     """One deployed model on one kind of stream.
 
     Attributes:
@@ -105,7 +105,7 @@ def order(row: Row) -> tuple[int, int, int, int, float]:
     return (*place, row.threshold or 0.0)
 
 
-class Question(msgspec.Struct, frozen=True):
+class Question(Record, frozen=True):
     """A row to be measured.
 
     Attributes:
@@ -208,10 +208,10 @@ def deploy(module: nn.Module, training: Training, threshold: float | None, out: 
     family = str(module.family)
     loaded = LoadedModel(name, family, "evidence", module, module, None)  # type: ignore[arg-type]
     candidate = with_c(candidate_from(loaded))
-    z = held_out(training.config, _CHECKED_STEPS, 1, VALIDATION_SEED).z[0]
-    inputs = {candidate.spec.inputs[0].name: z}
+    held = held_out(training.config, _CHECKED_STEPS, 1, VALIDATION_SEED)
+    inputs = {candidate.spec.inputs[0].name: held.z[0]}
     if len(candidate.spec.inputs) > 1:
-        inputs["write"] = schedule(training.arm, len(z), training.seed)
+        inputs["write"] = schedule(training.arm, held, 0)
     seal(out, candidate, reference_for(loaded.model, candidate), Episode(inputs))
     return out
 
@@ -230,7 +230,7 @@ def roll(session: Session, held: HeldOut, rule: str) -> At:
     right = 0
     for i, (z, labels) in enumerate(zip(held.z, held.label.tolist(), strict=True)):
         session.reset()
-        columns = [z, schedule(rule, len(z), i)] if len(names) > 1 else [z]
+        columns = [z, schedule(rule, held, i)] if len(names) > 1 else [z]
         for label, *now in zip(labels, *columns, strict=True):
             session.step(**dict(zip(names, now, strict=True)))
             if label >= 0:
