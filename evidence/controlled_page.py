@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -33,6 +34,7 @@ def made(results: Path) -> Made:
     rows = read_rows(results, Row)
     pieces = {f"controlled-{config}": _table(rows, config, _arms(config)) for config in CONFIGS}
     pieces |= {
+        "controlled-engines": _engines(rows),
         "controlled-targets": _targets(rows),
         "controlled-seeds": _seeds(rows),
         "controlled-ablations": _table(rows, "hard", (*_ABLATED, "always")),
@@ -41,8 +43,8 @@ def made(results: Path) -> Made:
     return Made(
         pieces,
         {
-            "evidence-horizon": ("Accuracy against horizon, hard", _over_horizons(rows)),
-            "evidence-writes": ("Accuracy against writes, hard, 16,384 steps", _by_writes(rows)),
+            "evidence-horizon": ("Errors against horizon, hard", _over_horizons(rows)),
+            "evidence-writes": ("Errors against writes, hard, 16,384 steps", _by_writes(rows)),
         },
     )
 
@@ -51,6 +53,12 @@ def _arms(config: str) -> Sequence[str]:
     if config == "slow":
         return ("learned", "always")
     return _COMPARED + (_LARGE if config == "hard" else ())
+
+
+def _engines(rows: Iterable[Row]) -> str:
+    counts = Counter(row.engine for row in rows)
+    told = (f"{engine}, {count} rows" for engine, count in sorted(counts.items()))
+    return f"Stepped by: {'; '.join(told)}."
 
 
 Lines = list[tuple[str, list[Row]]]
@@ -100,7 +108,8 @@ def _bytes(of: Sequence[Row]) -> str:
 
 def _table(rows: Sequence[Row], config: str, arms: Iterable[str]) -> str:
     head = ["model", "n", *(f"{steps:,}" for steps, _ in HORIZONS)]
-    head += ["writes in 1,000 steps", "steps per write", "state bytes", "iterations"]
+    head += ["writes in 1,000 steps", "steps per write", "state bytes"]
+    head += [f"KV bytes at {_LONGEST:,}", "iterations"]
     lines = []
     for name, of in _lines(rows, config, config, arms):
         last = [row.at[-1] for row in of]
@@ -112,6 +121,7 @@ def _table(rows: Sequence[Row], config: str, arms: Iterable[str]) -> str:
                 f"{fmean(1000 / at.ratio for at in last):.1f}",
                 _spread([at.ratio for at in last], 2),
                 _bytes(of),
+                f"{of[0].kv_bytes_per_step * _LONGEST:,}",
                 f"{of[0].iterations:,}",
             ]
         )
@@ -204,21 +214,18 @@ _SHOWN = ("learned", "always", "gated-delta", "linear-attention", "cache", "ming
 
 def _over_horizons(rows: Sequence[Row]) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
-        shown = (*_SHOWN, "random")
         lines = [
             (name, of)
-            for name, of in _lines(rows, "hard", "hard", shown)
+            for name, of in _lines(rows, "hard", "hard", (*_SHOWN, "random"))
             if of[0].arm != "learned" or of[0].threshold == DEPLOYED
         ]
-        for (name, of), colour in zip(lines, COLOURS, strict=False):
+        for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
             steps = [at.steps for at in of[0].at]
-            means = [fmean(row.at[i].accuracy for row in of) for i in range(len(steps))]
+            wrong = [_wrong(fmean(row.at[i].accuracy for row in of)) for i in range(len(steps))]
             label = f"{name} (n={len(of)})"
-            axes.plot(steps, [100 * m for m in means], "o-", color=colour, ms=4, label=label)
-        axes.axhline(12.5, color="#999999", ls=":", lw=1)
-        axes.set(xscale="log", ylim=(0, 103), xlabel="steps from an empty memory")
-        axes.set_ylabel("% of queries answered rightly")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            axes.plot(steps, wrong, marker=marker, color=colour, ms=5, label=label)
+        axes.set(xscale="log", xlabel="steps from an empty memory")
+        _finish(axes)
 
     return draw
 
@@ -227,12 +234,31 @@ def _by_writes(rows: Sequence[Row]) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         arms = ("learned", "always", "gated-delta", "reconstruction", "surprise", "random")
         lines = _lines(rows, "hard", "hard", (*arms, "periodic"))
-        for (name, of), colour in zip(lines, COLOURS, strict=False):
+        for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
             found = [at for row in of if (at := _at(row, 16_384)) is not None]
-            x, y = [1000 / at.ratio for at in found], [100 * at.accuracy for at in found]
-            axes.scatter(x, y, s=28, color=colour, label=f"{name} (n={len(of)})", zorder=3)
-        axes.set(xscale="log", ylim=(0, 103), xlabel="writes in 1,000 steps, by the ledger")
-        axes.set_ylabel("% of queries answered rightly")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            x, y = [1000 / at.ratio for at in found], [_wrong(at.accuracy) for at in found]
+            axes.scatter(x, y, 30, color=colour, marker=marker, label=f"{name} (n={len(of)})")
+        axes.set(xscale="log", xlim=(90, 1150), xlabel="writes in 1,000 steps, by the ledger")
+        ticks = (100, 125, 200, 500, 1000)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        _finish(axes)
 
     return draw
+
+
+_MARKERS = "os^Dv<>P"
+_LEAST_WRONG = 0.01  # a share of zero has no place on a logarithmic axis
+
+
+def _wrong(accuracy: float) -> float:
+    return max(_LEAST_WRONG, 100 * (1 - accuracy))
+
+
+def _finish(axes: Axes) -> None:
+    ticks = (0.01, 0.1, 1, 10, 87.5)
+    axes.axhline(87.5, color="#999999", ls=":", lw=1)
+    axes.set(yscale="log", ylim=(0.008, 120), ylabel="% of queries answered wrongly")
+    axes.set_yticks(ticks, ["0.01 or none", "0.1", "1", "10", "87.5, chance"])
+    axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

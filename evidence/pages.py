@@ -26,7 +26,7 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#d4d4d4",
-    "figure.figsize": (6.4, 4.0),
+    "figure.figsize": (7.2, 4.0),
     "figure.constrained_layout.use": True,
     "legend.frameon": False,
     "legend.fontsize": 8,
