@@ -20,6 +20,8 @@ from evidence.controlled_streams import (
     HORIZONS,
     SHIFTED_HORIZONS,
     STREAMS,
+    TEST_SEED,
+    VALIDATION,
     VALIDATION_SEED,
     HeldOut,
     held_out,
@@ -38,6 +40,7 @@ from stategate.models.load import LoadedModel
 from stategate.runtime.session import Session
 
 _CHECKED_STEPS = 1000  # of the parity check before a bundle is sealed
+_SEEN = 2048  # steps that show how far a gate's values reach
 
 
 class At(Record, frozen=True):
@@ -124,7 +127,9 @@ class Question(Record, frozen=True):
     def digest(self) -> str:
         """Changes with anything that the answer depends on, but for library versions."""
         asked = (self.training, self.training.recipe, self.threshold)
-        return digest_of(*asked, STREAMS[self.stream], self.horizons)
+        seen = (STREAMS[self.stream], self.horizons, TEST_SEED)
+        found = (VALIDATION, VALIDATION_SEED) if self.threshold == BUDGETED else ()
+        return digest_of(*asked, *seen, *found)
 
 
 def questions(training: Training) -> list[tuple[Question, ...]]:
@@ -248,12 +253,12 @@ def budget_threshold(model: AuraMem, training: Training) -> float:
     """
     config = CONFIGS[training.config]
     world = training.recipe.world()
-    streams, steps = 4, 2048
+    streams, steps = VALIDATION
 
     def fresh() -> BindingStreams:
         return BindingStreams(config, world, streams, VALIDATION_SEED)
 
-    low, high = _extremes(model, fresh().take(steps).z)
+    low, high = _extremes(model, fresh().take(_SEEN).z)
     for _ in range(3):
         tried = np.linspace(low, high, 16).tolist()
         gates = {one: hard_gate(one) for one in tried}

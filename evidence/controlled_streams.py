@@ -16,8 +16,9 @@ from stategate.models.stream_train import Recipe
 HORIZONS = ((64, 64), (1024, 8), (4096, 8), (16_384, 4), (100_000, 2))
 """Steps from an empty memory, and how many streams of them."""
 SHIFTED_HORIZONS = ((4096, 8), (16_384, 4))
-VALIDATION_SEED = 1_000_003  # thresholds are found on these streams
-_TEST_SEED = 3_000_017  # trainings use the small numbers
+VALIDATION = (2, 16_384)  # streams and steps on which a budget's threshold is found
+VALIDATION_SEED = 1_000_003
+TEST_SEED = 3_000_017  # plus the horizon; trainings use the small numbers
 _HARD = CONFIGS["hard"]
 
 STREAMS: dict[str, StreamConfig] = {
@@ -44,7 +45,7 @@ class HeldOut(NamedTuple):
 
 
 @lru_cache(maxsize=len(HORIZONS))
-def held_out(stream: str, steps: int, count: int, seed: int = _TEST_SEED) -> HeldOut:
+def held_out(stream: str, steps: int, count: int, seed: int = TEST_SEED) -> HeldOut:
     """Streams that no training has seen; a world is that of its configuration."""
     config = stream.split(",")[0]
     world = Recipe(config=config).world()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from evidence import controlled_measure
 from evidence.controlled_arms import ARMS
 from evidence.controlled_cache import CacheLearner, GrowingCache, answers
 from evidence.controlled_gates import (
@@ -145,13 +146,15 @@ def test_the_cache_answers_as_attention_over_the_whole_past(z: Tensor) -> None:
     assert int(model.answer(read, x[3]).argmax()) == int(chosen[1])
 
 
-def test_an_untrained_gate_is_held_to_the_budget() -> None:
+def test_an_untrained_gate_is_held_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controlled_measure, "VALIDATION", (4, 512))
+    monkeypatch.setattr(controlled_measure, "_SEEN", 256)
     torch.manual_seed(0)
     model = Surprise().eval()
     training = Training("surprise", "hard", 0)
     threshold = budget_threshold(model, training)
-    source = BindingStreams(CONFIGS["hard"], training.recipe.world(), 2, seed=9)
-    rate = evaluate(model, source, 2, 2048, {"one": hard_gate(threshold)})["one"].write_rate
+    source = BindingStreams(CONFIGS["hard"], training.recipe.world(), 4, seed=9)
+    rate = evaluate(model, source, 4, 512, {"one": hard_gate(threshold)})["one"].write_rate
     assert rate == pytest.approx(BUDGET, rel=0.25)
 
 
