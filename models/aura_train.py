@@ -56,11 +56,12 @@ class AuraLearner:
     """AURA-Mem under one gate rule.
 
     Args:
-        recipe: Of its training; weights are drawn here.
+        recipe: Of its training.
+        make: Draws the weights; for another size, or another gate.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.module = AuraMem()
+    def __init__(self, recipe: Recipe, make: Callable[[], AuraMem] = AuraMem) -> None:
+        self.module = make()
         self._recipe = recipe
         self._fixed = None if recipe.gate == "learned" else schedule(recipe.gate, recipe.seed)
 
@@ -70,17 +71,21 @@ class AuraLearner:
         S = torch.zeros(streams, model.d_key, model.d_value)
         return {"S": S, "b": torch.zeros(streams, model.d_value)}
 
+    def chooser(self, iteration: int) -> GateChooser:
+        """How this stage of the training chooses its writes."""
+        if self._fixed is not None or iteration < self._recipe.warm:
+            return self._fixed or always
+        return hard_gate(0.0) if iteration >= self._recipe.settle else _bernoulli
+
     def run(
         self, iteration: int, z: Tensor, states: Tensors
     ) -> tuple[Callable[[Tensor], Tensor], Tensors, Tensor]:
         """Go through a chunk with the gates that this stage of the training has."""
-        model, recipe = self.module, self._recipe
-        if iteration == recipe.settle:
+        model = self.module
+        if iteration == self._recipe.settle:
             _freeze_gate(model)
-        warm, settled = iteration < recipe.warm, iteration >= recipe.settle
-        learned = always if warm else hard_gate(0.0) if settled else _bernoulli
         p = model.project(z)
-        scan = model.scan(p, states["S"], states["b"], self._fixed or learned)
+        scan = model.scan(p, states["S"], states["b"], self.chooser(iteration))
         return (
             lambda asked: model.act(scan.o[asked], p.x[asked]),
             {"S": scan.S, "b": scan.b},
