@@ -17,13 +17,13 @@ BODIES: dict[str, Callable[[], Body]] = {"tmaze": TMaze, "reach": Reach}
 HOLDS = (0, 40, 150, 600, 2000)
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int8-fed-back")
 
-_BASE = Recipe("", "", 0, 1000, demos=400, batch=32, learning_rate=3e-3, write_price=0.0)
+_BASE = Recipe("", "", 0, 800, demos=400, batch=32, learning_rate=4e-3, write_price=0.0)
 _POLICIES = (
-    replace(_BASE, policy="two-frames", iterations=1500),
-    replace(_BASE, policy="gru", iterations=1500),
+    replace(_BASE, policy="two-frames"),
+    replace(_BASE, policy="gru"),
     replace(_BASE, policy="delta"),
     replace(_BASE, policy="delta-cost", write_price=0.02),
-    replace(_BASE, policy="aura", write_price=0.02),
+    replace(_BASE, policy="aura", iterations=1000, write_price=0.02),
 )
 RECIPES = {(task, r.policy): replace(r, task=task) for task in BODIES for r in _POLICIES}
 

@@ -23,6 +23,9 @@ from stategate.models.stream_train import Recipe as Schedule
 
 LONGEST_HOLD = 40
 _EXPERT_NOISE = 0.3
+# Holds grow over this share of training from those that move by this step: nothing learns to keep
+# for 40 steps what it has not learned to use yet.
+_GROWING, _SHORTEST = 0.4, CUE + 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,9 @@ def _clone(recipe: Recipe, demos: Demos, report: Callable[[int], None]) -> tuple
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     errors: list[float] = []
     for i in range(total):
-        chosen = torch.randint(len(demos.length), (recipe.batch,))
+        longest = CUE + LONGEST_HOLD * min(1.0, (i + 1) / (_GROWING * total))
+        known = torch.nonzero(demos.start <= max(longest, _SHORTEST)).squeeze(-1)
+        chosen = known[torch.randint(len(known), (recipe.batch,))]
         time = torch.arange(int(demos.length[chosen].max()))[:, None]
         alive = time < demos.length[chosen]
         moving = alive & (time >= demos.start[chosen])
