@@ -47,14 +47,19 @@ class Training(NamedTuple):
             return ARMS[self.arm].deployed()
 
 
-def trainings(arms: Iterable[str], configs: Iterable[str]) -> Iterator[Training]:
+def trainings(arms: Iterable[str], configs: Iterable[str], most: int = 5) -> Iterator[Training]:
     """All of the arms and configurations, in the order in which they matter.
 
     Hard first; within a configuration the first seed of every arm before the second of any.
+
+    Args:
+        arms: Names in `ARMS`.
+        configs: Of `CONFIGS`.
+        most: Seeds of each.
     """
     wanted = set(configs)
     for config in (c for c in CONFIGS if c in wanted):
-        seeds = {arm: ARMS[arm].seeds.get(config, 0) for arm in arms}
+        seeds = {arm: min(most, ARMS[arm].seeds.get(config, 0)) for arm in arms}
         for seed in range(max(seeds.values(), default=0)):
             yield from (Training(arm, config, seed) for arm in seeds if seed < seeds[arm])
 

@@ -49,6 +49,7 @@ CONFIGS: dict[str, StreamConfig] = {
     "easy": StreamConfig(8, 24, 0.08, (0.08, 0.08, 0.36, 0.22)),
     "hard": StreamConfig(16, 48, 0.08, (0.12, 0.10, 0.36, 0.22)),
     "xhard": StreamConfig(24, 72, 0.10, (0.12, 0.10, 0.36, 0.22)),
+    "slow": StreamConfig(16, 48, 0.08, (0.012, 0.010, 0.036, 0.022)),
 }
 
 

@@ -1,0 +1,286 @@
+"""From a checkpoint to its rows: export, step the bundle on held-out streams, read the ledger."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from evidence.controlled_arms import ARMS, BUDGETED
+from evidence.controlled_cache import GrowingCache, answers
+from evidence.controlled_gates import ALWAYS, BUDGET, NEVER
+from evidence.controlled_streams import (
+    HORIZONS,
+    SHIFTED_HORIZONS,
+    STREAMS,
+    VALIDATION_SEED,
+    HeldOut,
+    held_out,
+    schedule,
+)
+from evidence.controlled_train import Training, trained
+from evidence.records import digest_of
+from stategate.contract import Episode
+from stategate.export.cli import candidate_from, reference_for, with_c
+from stategate.export.pack import seal
+from stategate.models.aura import AuraMem
+from stategate.models.aura_train import evaluate, hard_gate
+from stategate.models.binding_stream import CONFIGS, BindingStreams
+from stategate.models.load import LoadedModel
+from stategate.runtime.session import Session
+
+_CHECKED_STEPS = 1000  # of the parity check before a bundle is sealed
+
+
+class At(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one horizon gave, all its streams together.
+
+    Attributes:
+        steps: Of each stream, from an empty memory.
+        streams: How many.
+        judged: Queries.
+        right: Of them, answered rightly.
+        writes: Steps in which the memory was written, by the runtime's ledger.
+    """
+
+    steps: int
+    streams: int
+    judged: int
+    right: int
+    writes: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of queries answered rightly."""
+        return self.right / self.judged
+
+    @property
+    def ratio(self) -> float:
+        """Steps per write."""
+        return self.steps * self.streams / self.writes if self.writes else float("inf")
+
+
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One deployed model on one kind of stream.
+
+    Attributes:
+        arm: Name in `ARMS`.
+        config: That it was trained on.
+        seed: Of the training.
+        stream: That it was stepped through; the configuration's own, or one that it never saw.
+        threshold: In the bundle; None where there is no gate.
+        iterations: Of the training.
+        state_bytes: By the manifest; None of a memory that grows.
+        kv_bytes_per_step: Of a key-value cache of the same width.
+        engine: That stepped it.
+        digest: Of the question that the row answers; another one is measured anew.
+        at: By horizon.
+    """
+
+    arm: str
+    config: str
+    seed: int
+    stream: str
+    threshold: float | None
+    iterations: int
+    state_bytes: int | None
+    kv_bytes_per_step: int
+    engine: str
+    digest: str
+    at: tuple[At, ...]
+
+
+def order(row: Row) -> tuple[int, int, int, int, float]:
+    """Where a row stands in the file."""
+    streams, arms = list(STREAMS), list(ARMS)
+    place = (streams.index(row.config), arms.index(row.arm), streams.index(row.stream), row.seed)
+    return (*place, row.threshold or 0.0)
+
+
+class Question(msgspec.Struct, frozen=True):
+    """A row to be measured.
+
+    Attributes:
+        training: What is deployed.
+        threshold: With which threshold; ``budget`` is found first.
+        stream: Through what it is stepped.
+        horizons: How far.
+    """
+
+    training: Training
+    threshold: float | str | None
+    stream: str
+    horizons: tuple[tuple[int, int], ...]
+
+    @property
+    def digest(self) -> str:
+        """Changes with anything that the answer depends on, but for library versions."""
+        asked = (self.training, self.training.recipe, self.threshold)
+        return digest_of(*asked, STREAMS[self.stream], self.horizons)
+
+
+def questions(training: Training) -> list[tuple[Question, ...]]:
+    """What is asked about one checkpoint, bundle by bundle."""
+    arm = ARMS[training.arm]
+    own = tuple(h for h in HORIZONS if h[0] <= arm.longest)
+    ways = [(training.config, own)]
+    if arm.shifted and training.config == "hard":
+        ways += [(stream, SHIFTED_HORIZONS) for stream in STREAMS if stream not in CONFIGS]
+    return [
+        tuple(Question(training, threshold, stream, horizons) for stream, horizons in ways)
+        for threshold in arm.thresholds
+    ]
+
+
+def answers_to(
+    asked: Sequence[Question], cache: Path, report: Callable[[int], None]
+) -> Iterator[tuple[Question, Row]]:
+    """Measure the rows of one bundle.
+
+    Args:
+        asked: Questions about one checkpoint at one threshold, at least one.
+        cache: Folder of the checkpoints.
+        report: Called with the number of steps done.
+
+    Raises:
+        ModelConfigError: It was not trained.
+        ExportError: The exporter refuses it.
+    """
+    training, threshold = asked[0].training, asked[0].threshold
+    module, _ = trained(training, cache)
+    if threshold == BUDGETED:
+        assert isinstance(module, AuraMem)
+        threshold = budget_threshold(module, training)
+    assert not isinstance(threshold, str)
+    step: Callable[[HeldOut], At]
+    state_bytes: int | None
+    with ExitStack() as stack:
+        if isinstance(module, GrowingCache):
+            step, state_bytes, engine = partial(grown, module), None, f"torch {torch.__version__}"
+        else:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="stategate-evidence-"))
+            bundle = deploy(module, training, threshold, Path(scratch) / "bundle")
+            session = stack.enter_context(Session.open(bundle))
+            step = partial(roll, session, rule=training.arm)
+            state_bytes, engine = session.manifest.state_bytes, session.engine_name
+        done = 0
+        for question in asked:
+            at = []
+            for steps, streams in question.horizons:
+                at.append(step(held_out(question.stream, steps, streams)))
+                done += steps * streams
+                report(done)
+            yield (
+                question,
+                Row(
+                    arm=training.arm,
+                    config=training.config,
+                    seed=training.seed,
+                    stream=question.stream,
+                    threshold=threshold,
+                    iterations=training.recipe.iterations,
+                    state_bytes=state_bytes,
+                    kv_bytes_per_step=cast(int, module.kv_bytes_per_step),
+                    engine=engine,
+                    digest=question.digest,
+                    at=tuple(at),
+                ),
+            )
+
+
+def deploy(module: nn.Module, training: Training, threshold: float | None, out: Path) -> Path:
+    """Export a trained module as ``stategate export --engines onnxruntime,native`` does.
+
+    Raises:
+        ExportError: It cannot be traced, or its bundle does not do what the module does.
+    """
+    if threshold is not None:
+        module.threshold = threshold  # type: ignore[assignment]
+    name = f"{training.config}-{training.arm}-{training.seed}"
+    family = str(module.family)
+    loaded = LoadedModel(name, family, "evidence", module, module, None)  # type: ignore[arg-type]
+    candidate = with_c(candidate_from(loaded))
+    z = held_out(training.config, _CHECKED_STEPS, 1, VALIDATION_SEED).z[0]
+    inputs = {candidate.spec.inputs[0].name: z}
+    if len(candidate.spec.inputs) > 1:
+        inputs["write"] = schedule(training.arm, len(z), training.seed)
+    seal(out, candidate, reference_for(loaded.model, candidate), Episode(inputs))
+    return out
+
+
+def roll(session: Session, held: HeldOut, rule: str) -> At:
+    """Step a session through streams, each from an empty memory.
+
+    Args:
+        session: Open; its counters go on.
+        held: The streams.
+        rule: Of the schedule, where the bundle takes one.
+    """
+    names = [tensor.name for tensor in session.manifest.inputs]
+    (output,) = session.outputs.values()
+    before = session.ledger.writes
+    right = 0
+    for i, (z, labels) in enumerate(zip(held.z, held.label.tolist(), strict=True)):
+        session.reset()
+        columns = [z, schedule(rule, len(z), i)] if len(names) > 1 else [z]
+        for label, *now in zip(labels, *columns, strict=True):
+            session.step(**dict(zip(names, now, strict=True)))
+            if label >= 0:
+                right += int(output.argmax()) == label
+    judged = int((held.label >= 0).sum())
+    writes = session.ledger.writes - before
+    return At(held.label.shape[1], held.label.shape[0], judged, right, writes)
+
+
+def budget_threshold(model: AuraMem, training: Training) -> float:
+    """The threshold at which a gate writes as often as the schedules, on validation streams.
+
+    Sixteen thresholds at a time are rolled through them in closed loop; the next sixteen lie
+    around the nearest.
+    """
+    config = CONFIGS[training.config]
+    world = training.recipe.world()
+    streams, steps = 4, 2048
+
+    def fresh() -> BindingStreams:
+        return BindingStreams(config, world, streams, VALIDATION_SEED)
+
+    low, high = _extremes(model, fresh().take(steps).z)
+    for _ in range(3):
+        tried = np.linspace(low, high, 16).tolist()
+        gates = {one: hard_gate(one) for one in tried}
+        scores = evaluate(model, fresh(), streams, steps, gates)
+        best = min(tried, key=lambda one: abs(scores[one].write_rate - BUDGET))
+        width = (high - low) / 15
+        low, high = best - width, best + width
+    return float(best)
+
+
+@torch.no_grad()
+def _extremes(model: AuraMem, z: np.ndarray) -> tuple[float, float]:
+    """Smallest gate value where all is written, largest where nothing is."""
+    p = model.project(torch.from_numpy(z))
+    S = torch.zeros(z.shape[1], model.d_key, model.d_value)
+    b = torch.zeros(z.shape[1], model.d_value)
+    full, empty = (model.scan(p, S, b, hard_gate(at)).logits for at in (ALWAYS, NEVER))
+    return float(full.min()), float(empty.max())
+
+
+def grown(model: GrowingCache, held: HeldOut) -> At:
+    """Answer with the cache; each of its steps writes."""
+    right = judged = 0
+    for z, label in zip(held.z, held.label, strict=True):
+        asked = np.flatnonzero(label >= 0)
+        chosen = answers(model, torch.from_numpy(z[:, 0]), torch.from_numpy(asked))
+        right += int((chosen.numpy() == label[asked]).sum())
+        judged += len(asked)
+    streams, steps = held.label.shape
+    return At(steps, streams, judged, right, streams * steps)
