@@ -12,14 +12,16 @@ import click
 import torch
 
 from evidence import robot_checkpoint
+from evidence.records import digest_of, read_rows
 from evidence.robot_cells import BODIES, HOLDS, RECIPES, cells
 from evidence.robot_checkpoint import Card
 from evidence.robot_env import HeldRobot
+from evidence.robot_page import draw, on_page
 from evidence.robot_policies import POLICIES, build, module_of
-from evidence.robot_rows import Table, digest
+from evidence.robot_rows import Row, Table
 from evidence.robot_run import PROTOCOL, Exporter, drive
 from evidence.robot_train import clone, demonstrate
-from stategate.contract.console import check_writable, progress
+from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.errors import StategateError
 
 _TASK, _POLICY = click.Choice(list(BODIES)), click.Choice(POLICIES)
@@ -99,6 +101,12 @@ def train(task: str, policy: str, seed: int, iterations: int | None, out: Path) 
     show_default=True,
     help="Rows; those that are there and still hold are kept.",
 )
+@click.option(
+    "--checkpoints",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=robot_checkpoint.FOLDER,
+    help="Folder of the trained policies.  [default: evidence/checkpoints]",
+)
 def run(
     tasks: tuple[str, ...],
     policies: tuple[str, ...],
@@ -106,6 +114,7 @@ def run(
     holds: tuple[int, ...],
     episodes: int,
     out: Path,
+    checkpoints: Path,
 ) -> None:
     """Export every form of every policy, let it drive, and write a row for each cell.
 
@@ -119,9 +128,9 @@ def run(
         for policy, seed in product(policies or POLICIES, seeds):
             recipe = replace(RECIPES[task, policy], seed=seed)
             module = module_of(build(policy, seen.shape[1], env.body.actions)[0])
-            card = robot_checkpoint.load(robot_checkpoint.path_of(recipe), module)
+            card = robot_checkpoint.load(robot_checkpoint.path_of(recipe, checkpoints), module)
             exporter = Exporter(policy, module, env.body.actions, seen)
-            key = digest(card.sha256, episodes, PROTOCOL)
+            key = digest_of(card.sha256, episodes, PROTOCOL)
             todo = [c for c in cells(task, policy, seed, holds) if not table.has(c, key)]
             with progress(len(todo), f"{task} {policy} {seed}") as report:
                 done = 0
@@ -133,6 +142,31 @@ def run(
                             table.add(drive(env, bundle, cell, episodes, key))
                             done += 1
                             report(done)
+
+
+@main.command()
+@click.option(
+    "--rows",
+    "rows_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="What `run` wrote.",
+)
+@click.option(
+    "--page",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=Path("docs/evidence-robot.md"),
+    show_default=True,
+    help="Its tables are replaced; pictures go to images/ beside it.",
+)
+def page(rows_path: Path, page: Path) -> None:
+    """Remake the page's tables and pictures from the rows."""
+    rows = read_rows(rows_path, Row)
+    write_whole(page, on_page(page.read_text(), rows).encode())
+    for task in {row.cell.task for row in rows}:
+        draw(task, rows, page.parent / "images" / f"robot-{task}.svg")
+    click.echo(f"written: {page}, from {len(rows)} rows")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import product
 
 from evidence.robot_env import Body
 from evidence.robot_policies import POLICIES
@@ -14,6 +13,7 @@ from evidence.robot_tmaze import TMaze
 from evidence.robot_train import Recipe
 
 BODIES: dict[str, Callable[[], Body]] = {"tmaze": TMaze, "reach": Reach}
+TITLES = {"tmaze": "T-maze", "reach": "Meta-World reach-v3"}
 HOLDS = (0, 40, 150, 600, 2000)
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int8-fed-back")
 
@@ -27,15 +27,34 @@ _POLICIES = (
 )
 RECIPES = {(task, r.policy): replace(r, task=task) for task in BODIES for r in _POLICIES}
 
-# None writes always. What a gate is differs: a share of (0, 1) for a GRU's channels and the delta
-# rule's heads, a logit for AURA-Mem.
-_THRESHOLDS: dict[str, tuple[float | None, ...]] = {
-    "two-frames": (None,),
-    "gru": (None, 0.01, 0.03, 0.1),
-    "delta": (None, 0.1, 0.3),
-    "delta-cost": (None, 0.03, 0.1, 0.3),
-    "aura": (None, -2.0, 0.0),
+# None, besides, writes always. What a gate is differs: a share of (0, 1) for channels of a GRU
+# and heads of the delta rule, a logit for AURA-Mem.
+_THRESHOLDS: dict[str, tuple[float, ...]] = {
+    "two-frames": (),
+    "gru": (0.01, 0.03, 0.1),
+    "delta": (0.1, 0.3),
+    "delta-cost": (0.01, 0.03),
+    "aura": (-2.0, 0.0),
 }
+
+
+def _forms() -> Iterator[tuple[str, float | None, Precision, bool]]:
+    for policy in POLICIES:
+        # Two frames are no memory that could wear off or be wiped.
+        fading = policy != "two-frames"
+        for precision in PRECISIONS if fading else PRECISIONS[:1]:
+            yield policy, None, precision, False
+        if fading:
+            yield policy, None, "float32", True
+        for threshold in _THRESHOLDS[policy]:
+            yield policy, threshold, "float32", False
+            # A GRU's gate is by channel: those of a row would share a scale, which export refuses.
+            if policy != "gru":
+                yield policy, threshold, "int8", False
+
+
+FORMS = tuple(_forms())
+"""Policy, threshold, precision, and whether its memory is wiped when it may move."""
 
 
 def cells(task: str, policy: str, seed: int, holds: Sequence[int] = HOLDS) -> Iterator[Cell]:
@@ -47,13 +66,7 @@ def cells(task: str, policy: str, seed: int, holds: Sequence[int] = HOLDS) -> It
         seed: Of its training.
         holds: Idle steps.
     """
-    assert policy in POLICIES
-    for threshold, precision in product(_THRESHOLDS[policy], PRECISIONS):
-        # A GRU's gate is by channel: those of a row would share a scale, which export refuses.
-        if policy == "gru" and threshold is not None and precision.startswith("int8"):
-            continue
-        for hold in holds:
-            yield Cell(task, policy, seed, precision, threshold, hold)
-            # The control: one form of each policy is enough, and what has no memory needs none.
-            if precision == "float32" and threshold is None and policy != "two-frames":
-                yield Cell(task, policy, seed, precision, threshold, hold, wiped=True)
+    for name, threshold, precision, wiped in FORMS:
+        if name == policy:
+            for hold in holds:
+                yield Cell(task, policy, seed, precision, threshold, hold, wiped)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from stategate.contract.console import write_whole
-from stategate.contract.errors import EpisodeError
+from evidence.records import read_rows, write_rows
 
 Precision = Literal["float32", "float16", "int8", "int8-fed-back"]
 
@@ -75,24 +72,6 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
-def digest(*parts: object) -> str:
-    """Twelve digits that change with any of the parts, which msgspec can encode."""
-    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:12]
-
-
-def interval(successes: int, episodes: int) -> tuple[float, float]:
-    """The 95 % interval of a rate after E. B. Wilson (JASA 22, 1927, 209-212).
-
-    The rates p with ``|successes / n - p| <= z sqrt(p (1 - p) / n)``, the roots of a quadratic.
-    """
-    z, n = 1.959963984540054, episodes
-    rate = successes / n
-    middle = rate + z * z / (2 * n)
-    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    whole = 1 + z * z / n
-    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
-
-
 class Table:
     """Rows in a file: an interrupted run goes on where it stopped.
 
@@ -100,29 +79,12 @@ class Table:
         path: Of the file, which need not be there.
 
     Raises:
-        EpisodeError: It is there and is something else.
+        SpecError: It is there and holds something else.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._rows: dict[Cell, Row] = {}
-        try:
-            rows = msgspec.json.decode(path.read_bytes(), type=list[Row])
-        except FileNotFoundError:
-            return
-        except (OSError, msgspec.MsgspecError) as problem:
-            raise EpisodeError(
-                "the results cannot be read",
-                found=f"{path}: {problem}",
-                expected="a list of rows, as this command writes them",
-                remedy="restore the file, or move it away to run every cell again",
-            ) from problem
-        self._rows = {row.cell: row for row in rows}
-
-    @property
-    def rows(self) -> list[Row]:
-        """All rows in the order of their cells."""
-        return sorted(self._rows.values(), key=lambda row: _order(row.cell))
+        self._rows = {row.cell: row for row in read_rows(path, Row)}
 
     def has(self, cell: Cell, recipe: str) -> bool:
         """Whether there is a row for this cell that nothing has changed since."""
@@ -131,8 +93,7 @@ class Table:
     def add(self, row: Row) -> None:
         """Put a row in the place of its cell, and write the file, whole or not at all."""
         self._rows[row.cell] = row
-        lines = ",\n".join(msgspec.json.encode(row).decode() for row in self.rows)
-        write_whole(self._path, f"[\n{lines}\n]\n".encode())
+        write_rows(self._path, self._rows.values(), lambda row: _order(row.cell))
 
 
 def _order(cell: Cell) -> tuple[object, ...]:
