@@ -17,7 +17,7 @@ from evidence.robot_cells import BODIES, HOLDS, RECIPES, cells
 from evidence.robot_checkpoint import Card
 from evidence.robot_env import HeldRobot
 from evidence.robot_page import draw, on_page
-from evidence.robot_policies import POLICIES, build, module_of
+from evidence.robot_policies import POLICIES, build
 from evidence.robot_rows import Row, Table
 from evidence.robot_run import PROTOCOL, Exporter, drive
 from evidence.robot_train import clone, demonstrate
@@ -127,7 +127,7 @@ def run(
         seen = demonstrate(env, 4).x.transpose(0, 1).flatten(0, 1).numpy()
         for policy, seed in product(policies or POLICIES, seeds):
             recipe = replace(RECIPES[task, policy], seed=seed)
-            module = module_of(build(policy, seen.shape[1], env.body.actions)[0])
+            module = build(policy, seen.shape[1], env.body.actions)[0]
             card = robot_checkpoint.load(robot_checkpoint.path_of(recipe, checkpoints), module)
             exporter = Exporter(policy, module, env.body.actions, seen)
             key = digest_of(card.sha256, episodes, PROTOCOL)

@@ -33,7 +33,7 @@ _THRESHOLDS: dict[str, tuple[float, ...]] = {
     "two-frames": (),
     "gru": (0.01, 0.03, 0.1),
     "delta": (0.1, 0.3),
-    "delta-cost": (0.01, 0.03),
+    "delta-cost": (0.01, 0.015, 0.03),
     "aura": (-2.0, 0.0),
 }
 
@@ -49,7 +49,7 @@ def _forms() -> Iterator[tuple[str, float | None, Precision, bool]]:
         for threshold in _THRESHOLDS[policy]:
             yield policy, threshold, "float32", False
             # A GRU's gate is by channel: those of a row would share a scale, which export refuses.
-            if policy != "gru":
+            if policy in ("delta-cost", "aura"):
                 yield policy, threshold, "int8", False
 
 

@@ -23,6 +23,10 @@ CUE = 5
 NOISE = 2e-3
 """Standard deviation of every sensor, the one of the goal included."""
 
+AT_REST = 1e-6
+"""A held robot none of whose sensors changes by more than this in a step, a two-thousandth of the
+noise, stands still; from then on the simulator waits with it."""
+
 
 class Body(Protocol):
     """A simulated robot with a goal.
@@ -51,7 +55,7 @@ class Body(Protocol):
         ...
 
     def sense(self) -> Numbers:
-        """What it senses of itself, ``(sensors,)``, about -1 to 1; nothing of the goal."""
+        """Where it is and how fast, ``(sensors,)``, about -1 to 1; nothing of the goal."""
         ...
 
     def move(self, action: Numbers) -> bool | None:
@@ -90,6 +94,7 @@ class HeldRobot(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._still = np.zeros(body.actions)
         self._goal = np.zeros(body.cue)
         self._hold = self._done = 0
+        self._resting = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -106,6 +111,7 @@ class HeldRobot(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             raise EpisodeError(
                 "a hold is a number of steps", found=repr(self._hold), expected="0 or more"
             )
+        self._resting = False
         self._noise = np.random.default_rng((seed, 1))
         self._goal = self.body.start(seed, asked.get("goal", seed))
         return self._observed(), {"go": False}
@@ -114,10 +120,12 @@ class HeldRobot(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """One control step; what the policy wants counts once it may go."""
-        moved = self.going
+        outcome = None
+        if self.going:
+            outcome = self.body.move(np.asarray(action, np.float64))
+        elif not self._resting:
+            self._wait()
         self._done += 1
-        outcome = self.body.move(np.asarray(action, np.float64) if moved else self._still)
-        outcome = outcome if moved else None
         late = self._done >= CUE + self._hold + self.body.limit
         info = {"go": self.going, "success": outcome is True}
         return self._observed(), float(outcome is True), outcome is not None, late, info
@@ -126,6 +134,11 @@ class HeldRobot(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     def going(self) -> bool:
         """Whether the brakes are off."""
         return self._done >= CUE + self._hold
+
+    def _wait(self) -> None:
+        before = self.body.sense()
+        self.body.move(self._still)
+        self._resting = bool(np.abs(self.body.sense() - before).max() <= AT_REST)
 
     def _observed(self) -> NDArray[np.float32]:
         told = self._goal if self._done < CUE else np.zeros_like(self._goal)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from stategate.models.aura import AuraMem, GateChooser
 from stategate.models.delta import DeltaStack
 from stategate.models.delta_config import DeltaStackConfig
 from stategate.models.recurrent import RecurrentStep
-from stategate.models.step import StepModel, StepResult, Tensors, initial_states
+from stategate.models.step import StepResult, Tensors, initial_states
 from stategate.models.zoo_seeded import GDN2
 
 _WIDTH = 64
@@ -26,6 +26,10 @@ _DELTA = replace(GDN2, decay_gate="head", write_gate="scalar", output_gate="full
 Roll = Callable[[Tensor, GateChooser], tuple[Tensor, Tensor | None]]
 """From ``(time, rows, features)`` and, for gates that are drawn, how, to actions
 ``(time, rows, actions)`` and the chance of a write ``(time, rows)``; None where none is priced."""
+
+
+Policy = Any
+"""What is both a `StepModel` and an ``nn.Module``, which the type system cannot say."""
 
 
 class TwoFrames(nn.Module):
@@ -105,7 +109,7 @@ class AuraPolicy(nn.Module):
 
 def build(
     policy: str, features: int, actions: int, threshold: float | None = None
-) -> tuple[StepModel, Roll]:
+) -> tuple[Policy, Roll]:
     """A policy with fresh weights, and how it is rolled in training.
 
     Args:
@@ -153,8 +157,3 @@ def _through_chunks(stack: DeltaStack, x: Tensor) -> tuple[Tensor, Tensor | None
 
 
 POLICIES = ("two-frames", "gru", "delta", "delta-cost", "aura")
-
-
-def module_of(model: StepModel) -> nn.Module:
-    """The same object, as what torch sees in it."""
-    return cast(nn.Module, model)

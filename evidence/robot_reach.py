@@ -6,6 +6,8 @@ step is one of Meta-World's, five of physics; what it computes besides, for rewa
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from evidence.robot_env import Numbers, not_installed
@@ -31,7 +33,8 @@ class Reach:
         self._arm = SawyerReachEnvV3()
         # What set_task does, without its list of fifty tasks.
         self._arm._set_task_called = self._arm._freeze_rand_vec = True
-        self._low, self._high = self._arm.goal_space.low, self._arm.goal_space.high
+        box: Any = self._arm.goal_space
+        self._low, self._high = box.low, box.high
         self._goal = self._hand = self._before = np.zeros(3)
 
     def start(self, seed: int, goal: int) -> Numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from evidence.robot_env import HeldRobot
-from evidence.robot_policies import build, module_of
+from evidence.robot_policies import Policy, build
 from evidence.robot_rows import Cell, Row
 from stategate.contract import Episode
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.cli import candidate_from, reference_for, with_c
 from stategate.export.pack import Candidate, seal
 from stategate.export.storage import stored
 from stategate.export.storage_cli import early_limits
@@ -31,7 +32,7 @@ _STORAGE = {"float16": "float16", "int8": "int8", "int8-fed-back": "int8"}
 
 
 class Exporter:
-    """Makes the bundles of one trained policy; each threshold's step is traced once.
+    """Makes the bundles of one trained policy, whose step is traced once: a threshold is data.
 
     Args:
         policy: Its name.
@@ -45,7 +46,7 @@ class Exporter:
     ) -> None:
         self._policy, self._module, self._actions = policy, module, actions
         self._episode = Episode({"x": seen[:, None]}).resized(_PARITY_STEPS)
-        self._traced: dict[float | None, tuple[LoadedModel, Candidate]] = {}
+        self._traced: dict[bool, Candidate] = {}
 
     def bundle(self, cell: Cell, out: Path) -> Path:
         """Write the bundle that a cell is run with.
@@ -59,10 +60,13 @@ class Exporter:
             ParityError: It does not do what the policy does in torch.
             ExportError: Its states cannot be stored so.
         """
-        if cell.threshold not in self._traced:
-            self._traced[cell.threshold] = self._trace(cell.threshold)
-        loaded, candidate = self._traced[cell.threshold]
-        reference = reference_for(loaded.model, candidate)
+        model = self._model(cell.threshold)
+        loaded = LoadedModel(self._policy, model.family, "evidence", model, model, None)
+        hard = any(gate.kind == "hard" for gate in model.step_spec().gates)
+        if hard not in self._traced:
+            self._traced[hard] = candidate_from(loaded)
+        candidate = replace(self._traced[hard], spec=model.step_spec())
+        reference = reference_for(model, candidate)
         limits = STRICT
         if cell.precision != "float32":
             states = candidate.spec.states
@@ -70,18 +74,14 @@ class Exporter:
             storage = dict.fromkeys(guarded, _STORAGE[cell.precision])
             candidate = stored(candidate, storage, cell.precision == "int8-fed-back")
             limits = early_limits(None, None)
-        return seal(out, candidate, reference, self._episode, limits=limits).path
+        return seal(out, with_c(candidate), reference, self._episode, limits=limits).path
 
-    def _trace(self, threshold: float | None) -> tuple[LoadedModel, Candidate]:
+    def _model(self, threshold: float | None) -> Policy:
         features = self._episode.inputs["x"].shape[-1]
         with torch.random.fork_rng(devices=[]):
             model, _ = build(self._policy, features, self._actions, threshold)
-        module = module_of(model)
-        module.load_state_dict(self._module.state_dict())
-        module.eval()
-        family = str(getattr(module, "family", self._policy))
-        loaded = LoadedModel(self._policy, family, "evidence", model, module, None)
-        return loaded, candidate_from(loaded)
+        model.load_state_dict(self._module.state_dict())
+        return model.eval()
 
 
 def drive(env: HeldRobot, bundle: Path, cell: Cell, episodes: int, recipe: str) -> Row:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from evidence.robot_env import CUE, HeldRobot
-from evidence.robot_policies import build, module_of
+from evidence.robot_policies import build
 from stategate.contract.errors import ModelConfigError
 from stategate.models.aura_train import AuraLearner
 from stategate.models.stream_train import Recipe as Schedule
@@ -148,8 +148,7 @@ def clone(
 
 
 def _clone(recipe: Recipe, demos: Demos, report: Callable[[int], None]) -> tuple[nn.Module, float]:
-    model, roll = build(recipe.policy, demos.x.shape[-1], demos.action.shape[-1])
-    module = module_of(model)
+    module, roll = build(recipe.policy, demos.x.shape[-1], demos.action.shape[-1])
     optimiser = torch.optim.Adam(module.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
     total = recipe.iterations
 

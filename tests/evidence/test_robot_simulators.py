@@ -5,22 +5,44 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from evidence.robot_env import CUE, Body, HeldRobot
+from evidence.robot_cells import RECIPES
+from evidence.robot_checkpoint import load, path_of
+from evidence.robot_env import CUE, NOISE, Body, HeldRobot
+from evidence.robot_policies import build
 from evidence.robot_reach import Reach
+from evidence.robot_rows import Cell
+from evidence.robot_run import Exporter, drive
 from evidence.robot_tmaze import TMaze
 from evidence.robot_train import demonstrate
 
 maze_needed = pytest.mark.skipif(
     find_spec("gymnasium_robotics") is None,
-    reason="gymnasium-robotics is not installed; make test-robot runs this",
+    reason="gymnasium-robotics is not installed; make evidence-robot-small runs this",
 )
 arm_needed = pytest.mark.skipif(
-    find_spec("metaworld") is None, reason="Meta-World is not installed; make test-robot runs this"
+    find_spec("metaworld") is None,
+    reason="Meta-World is not installed; make evidence-robot-small runs this",
 )
+
+
+class Twins(HeldRobot):
+    """Episodes in pairs that differ in nothing but the goal."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        assert seed is not None
+        return super().reset(seed=seed // 2, options={**(options or {}), "goal": seed})
+
+
 robots = pytest.mark.parametrize(
     "make", [pytest.param(TMaze, marks=maze_needed), pytest.param(Reach, marks=arm_needed)]
 )
@@ -49,15 +71,15 @@ def test_the_expert_gets_there(make: Callable[[], Body]) -> None:
 
 
 @robots
-def test_what_is_held_stays_where_it_is(make: Callable[[], Body]) -> None:
-    env = HeldRobot(make())
-    env.reset(seed=0, options={"hold": 150})
-    for _ in range(50):  # an arm sways for a while
-        env.step(np.ones(env.body.actions, np.float32))
-    before = env.body.sense()
-    for _ in range(100):
-        env.step(np.ones(env.body.actions, np.float32))
-    assert np.abs(env.body.sense() - before).max() < 0.02
+def test_a_simulator_that_waits_is_where_one_that_runs_would_be(make: Callable[[], Body]) -> None:
+    env, body = HeldRobot(make()), make()
+    env.reset(seed=0, options={"hold": 700})
+    body.start(0, 0)
+    for _ in range(700):
+        env.step(np.ones(body.actions, np.float32))
+        body.move(np.zeros(body.actions))
+    assert env._resting
+    assert np.abs(env.body.sense() - body.sense()).max() < 0.1 * NOISE
 
 
 @maze_needed
@@ -96,3 +118,20 @@ def test_the_arm_is_driven_and_judged_as_meta_world_does() -> None:
         if reached:
             return
     pytest.fail("the expert did not get there")
+
+
+@maze_needed
+@pytest.mark.parametrize("policy", ["gru", "aura"])
+def test_a_trained_policy_remembers_and_a_wiped_one_is_at_chance(
+    policy: str, tmp_path: Path
+) -> None:
+    env = Twins(TMaze())
+    seen = demonstrate(env, 2).x.transpose(0, 1).flatten(0, 1).numpy()
+    module = build(policy, seen.shape[1], env.body.actions)[0]
+    load(path_of(RECIPES["tmaze", policy]), module)
+    cell = Cell("tmaze", policy, 0, "float32", None, 150)
+    bundle = Exporter(policy, module, env.body.actions, seen).bundle(cell, tmp_path / "bundle")
+    assert drive(env, bundle, cell, 10, "").successes >= 9
+    # Nothing that a wiped policy sees differs within a pair, so it takes the same arm twice.
+    wiped = drive(env, bundle, msgspec.structs.replace(cell, wiped=True), 10, "")
+    assert wiped.successes <= 5
