@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from evidence.robot_env import Body
 from evidence.robot_policies import POLICIES
@@ -38,23 +39,31 @@ _THRESHOLDS: dict[str, tuple[float, ...]] = {
 }
 
 
-def _forms() -> Iterator[tuple[str, float | None, Precision, bool]]:
+class Form(NamedTuple):
+    """A policy as it is run; see `Cell`."""
+
+    policy: str
+    threshold: float | None
+    precision: Precision
+    wiped: bool = False
+
+
+def _forms() -> Iterator[Form]:
     for policy in POLICIES:
         # Two frames are no memory that could wear off or be wiped.
         fading = policy != "two-frames"
         for precision in PRECISIONS if fading else PRECISIONS[:1]:
-            yield policy, None, precision, False
+            yield Form(policy, None, precision)
         if fading:
-            yield policy, None, "float32", True
+            yield Form(policy, None, "float32", wiped=True)
         for threshold in _THRESHOLDS[policy]:
-            yield policy, threshold, "float32", False
+            yield Form(policy, threshold, "float32")
             # A GRU's gate is by channel: those of a row would share a scale, which export refuses.
             if policy in ("delta-cost", "aura"):
-                yield policy, threshold, "int8", False
+                yield Form(policy, threshold, "int8")
 
 
 FORMS = tuple(_forms())
-"""Policy, threshold, precision, and whether its memory is wiped when it may move."""
 
 
 def cells(task: str, policy: str, seed: int, holds: Sequence[int] = HOLDS) -> Iterator[Cell]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evidence.intervals import wilson
-from evidence.robot_cells import FORMS, HOLDS, TITLES
+from evidence.robot_cells import FORMS, HOLDS, TITLES, Form
 from evidence.robot_policies import POLICIES
 from evidence.robot_rows import Row
 from stategate.contract.console import write_whole
@@ -20,8 +20,8 @@ from stategate.contract.errors import EpisodeError
 
 BEGIN, END = "<!-- robot-tables -->", "<!-- end of robot-tables -->"
 _COLOURS = ("#1b6ca8", "#c8553d", "#2a7f62", "#8a5a00", "#7b4fa3", "#3b3b3b", "#b8468c")
-
-Form = tuple[str, float | None, str, bool]
+# By whether a memory is wiped, and whether it is written always.
+_DASHES = {(True, True): ":", (False, True): "-", (False, False): "--"}
 
 
 def on_page(page: str, rows: Sequence[Row]) -> str:
@@ -51,28 +51,31 @@ def draw(task: str, rows: Sequence[Row], path: Path) -> None:
     policies = [p for p in POLICIES if _of(rows, task=task, policy=p)]
     style: dict[Any, Any] = {"svg.hashsalt": task, "font.size": 9.0, "axes.spines.top": False}
     with matplotlib.rc_context({**style, "axes.spines.right": False}):
-        figure = Figure(figsize=(4.6 * len(policies) ** 0.5 + 3.5, 7.0), layout="constrained")
-        panels = figure.subplots(2, -(-len(policies) // 2), squeeze=False, sharey=True).flat
+        columns = -(-len(policies) // 2)
+        figure = Figure(figsize=(4.6 * columns, 7.0), layout="constrained")
+        panels = list(figure.subplots(2, columns, squeeze=False, sharey=True).flat)
+        for panel in panels[len(policies) :]:
+            panel.remove()
         for panel, policy in zip(panels, policies, strict=False):
             _draw_policy(panel, _of(rows, task=task, policy=policy))
-        for panel in list(panels)[len(policies) :]:
-            panel.remove()
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     write_whole(path, drawn.getvalue())
 
 
 def _draw_policy(axes: Axes, rows: Sequence[Row]) -> None:
-    forms = [form for form in _forms(rows) if form[3] or _main(form)]
+    forms = [form for form in _forms(rows) if _main(form)]
     for i, (form, colour) in enumerate(zip(forms, _COLOURS * 2, strict=False)):
         mine = _grouped(rows, form)
         at = [_spread(hold) * 1.03 ** (i - len(forms) / 2) for hold in mine]
         found = [wilson(*counts[:2]) for counts in mine.values()]
-        below = [f.estimate - f.low for f in found]
-        above = [f.high - f.estimate for f in found]
+        # An end of the interval is the rate itself at 0 and 1, give or take its rounding.
+        below = [max(0.0, f.estimate - f.low) for f in found]
+        above = [max(0.0, f.high - f.estimate) for f in found]
+        dashes = _DASHES[form.wiped, form.threshold is None]
         axes.errorbar(
             at, [f.estimate for f in found], yerr=[below, above], color=colour, lw=1.3,
-            elinewidth=0.6, marker="o", ms=3, ls=":" if form[3] else "-", label=_told(form),
+            elinewidth=0.6, marker="o", ms=3, ls=dashes, label=_told(form),
         )  # fmt: skip
     axes.set(xscale="log", ylim=(-0.05, 1.05), xlabel="idle steps held", ylabel="success")
     axes.set_xticks([_spread(hold) for hold in HOLDS], [f"{hold:,}" for hold in HOLDS])
@@ -92,19 +95,22 @@ def _tables(task: str, rows: Sequence[Row]) -> str:
     lines = [
         f"### {TITLES[task]}\n",
         f"Trainings: seeds {', '.join(map(str, seeds))}. Engine: {', '.join(_engines(rows))}. "
-        "Each cell: successes of episodes (95 % interval); writes an episode.\n",
-        "| policy | writes when | state | bytes | "
+        "Each cell: successes of episodes (95 % interval, Wilson); steps of an episode that "
+        "wrote. Written: bytes of all states that a step replaced, over the longest hold.\n",
+        "| policy | writes when | state | bytes | written | "
         + " | ".join(f"hold {hold:,}" for hold in holds) + " |",
-        "|---|---|---|---|" + "---|" * len(holds),
+        "|---|---|---|---|---|" + "---|" * len(holds),
     ]  # fmt: skip
     for form in _forms(rows):
         cells = _grouped(rows, form)
-        policy, threshold, precision, wiped = form
-        told = "always" if threshold is None else f"gate > {threshold:g}"
-        size = next(row.state_bytes for row in rows if _form(row) == form)
+        told = "always" if form.threshold is None else f"gate > {form.threshold:g}"
+        longest = max((r for r in rows if _form(r) == form), key=lambda r: r.cell.hold)
+        size, written = longest.state_bytes, longest.written_bytes / longest.steps
         shown = [_cell(*cells[hold]) if hold in cells else "" for hold in holds]
-        name = f"{policy}, wiped at go" if wiped else policy
-        lines.append(f"| {name} | {told} | {precision} | {size:,} | {' | '.join(shown)} |")
+        name = f"{form.policy}, wiped at go" if form.wiped else form.policy
+        lines.append(
+            f"| {name} | {told} | {form.precision} | {size:,} | {written:,.0f} | {' | '.join(shown)} |"
+        )
     picture = f"images/robot-{task}.svg"
     return "\n".join([*lines, "", f"![Success against hold, {TITLES[task]}]({picture})", ""])
 
@@ -117,7 +123,7 @@ def _cell(successes: int, episodes: int, writes: int) -> str:
 
 def _form(row: Row) -> Form:
     cell = row.cell
-    return cell.policy, cell.threshold, cell.precision, cell.wiped
+    return Form(cell.policy, cell.threshold, cell.precision, cell.wiped)
 
 
 def _forms(rows: Iterable[Row]) -> list[Form]:
@@ -139,13 +145,12 @@ def _grouped(rows: Iterable[Row], form: Form) -> dict[int, tuple[int, int, int]]
 
 def _main(form: Form) -> bool:
     """Whether a form is in the picture: every storage, and every threshold in float32."""
-    return form[1] is None or form[2] == "float32"
+    return form.threshold is None or form.precision == "float32"
 
 
 def _told(form: Form) -> str:
-    _, threshold, precision, wiped = form
-    gate = "" if threshold is None else f", gate > {threshold:g}"
-    return f"{precision}{gate}{', wiped' if wiped else ''}"
+    gate = "" if form.threshold is None else f", gate > {form.threshold:g}"
+    return f"{form.precision}{gate}{', wiped' if form.wiped else ''}"
 
 
 def _of(rows: Iterable[Row], **wanted: str) -> list[Row]:

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from evidence import robot, robot_cells
+from evidence import robot, robot_cells, robot_page
 from evidence.records import read_rows
 from evidence.robot_env import Body, HeldRobot
-from evidence.robot_page import BEGIN, END, on_page
+from evidence.robot_page import BEGIN, END, draw, on_page
 from evidence.robot_rows import Cell, Row
 from evidence.robot_train import CUE, clone, demonstrate
 from stategate.contract.errors import EpisodeError
 
 Make = Callable[[], Body]
 FORMS = (
-    ("gru", None, "float32", False),
-    ("gru", None, "float32", True),
-    ("gru", None, "int8", False),
+    robot_cells.Form("gru", None, "float32"),
+    robot_cells.Form("gru", None, "float32", wiped=True),
+    robot_cells.Form("gru", None, "int8"),
 )
 
 
@@ -31,7 +31,8 @@ def workshop(cart: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setitem(robot_cells.BODIES, "tmaze", cart)
     recipe = replace(robot_cells.RECIPES["tmaze", "gru"], demos=12, batch=4)
     monkeypatch.setitem(robot_cells.RECIPES, ("tmaze", "gru"), recipe)
-    monkeypatch.setattr(robot_cells, "FORMS", FORMS)
+    for module in (robot_cells, robot_page):
+        monkeypatch.setattr(module, "FORMS", FORMS)
     done = CliRunner().invoke(
         robot.main, ["train", "tmaze", "gru", "--iterations", "3", "--out", str(tmp_path)]
     )
@@ -73,6 +74,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     page = on_page(f"before {BEGIN} old {END} after", rows)
     assert page.startswith("before") and page.endswith("after") and " old " not in page
     assert page.count("| gru") == 3
+    pictures = [workshop / f"{i}.svg" for i in range(2)]
+    for picture in pictures:
+        draw("tmaze", rows, picture)
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
 def test_a_checkpoint_that_is_damaged_or_missing_is_refused(workshop: Path) -> None:
