@@ -108,9 +108,8 @@ def _tables(task: str, rows: Sequence[Row]) -> str:
         size, written = longest.state_bytes, longest.written_bytes / longest.steps
         shown = [_cell(*cells[hold]) if hold in cells else "" for hold in holds]
         name = f"{form.policy}, wiped at go" if form.wiped else form.policy
-        lines.append(
-            f"| {name} | {told} | {form.precision} | {size:,} | {written:,.0f} | {' | '.join(shown)} |"
-        )
+        facts = [name, told, form.precision, f"{size:,}", f"{written:,.0f}"]
+        lines.append(f"| {' | '.join([*facts, *shown])} |")
     picture = f"images/robot-{task}.svg"
     return "\n".join([*lines, "", f"![Success against hold, {TITLES[task]}]({picture})", ""])
 
