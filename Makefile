@@ -356,3 +356,24 @@ evidence-controlled: $(VENV)/.run ## Train and measure the controlled benchmark 
 
 evidence-pages: $(VENV)/.run ## Remake docs/evidence.md and its pictures from docs/evidence
 	$(BIN)/python -m evidence.pages
+
+# --- robots ----------------------------------------------------------------------------------------
+
+SIMULATORS := $(BUILD)/simulators
+$(SIMULATORS)/.installed: evidence/simulators.txt | $(VENV)/.test
+	@echo "installing simulated robots into $(SIMULATORS)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(SIMULATORS) -r $<
+	@touch $@
+
+ROBOT := MUJOCO_GL=disabled PYTHONPATH=$(SIMULATORS) $(BIN)/python -m
+
+.PHONY: evidence-robot evidence-robot-small evidence-robot-page
+evidence-robot: $(SIMULATORS)/.installed ## Robots that have to remember, driven by bundles -> docs/evidence-robot.md (resumable, an hour)
+	$(ROBOT) evidence.robot run
+	$(ROBOT) evidence.robot page
+
+evidence-robot-small: $(SIMULATORS)/.installed ## The robots' tests, and a few episodes with the trained policies (a minute)
+	$(ROBOT) pytest tests/evidence/test_robot_simulators.py
+
+evidence-robot-page: $(VENV)/.test ## Remake docs/evidence-robot.md and its pictures from docs/evidence/robot.json
+	$(BIN)/python -m evidence.robot page

@@ -1,0 +1,173 @@
+"""``python -m evidence.robot``: robots that have to remember, driven by deployed bundles."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from evidence import robot_checkpoint
+from evidence.records import digest_of, read_rows
+from evidence.robot_cells import BODIES, HOLDS, RECIPES, cells
+from evidence.robot_checkpoint import Card
+from evidence.robot_env import HeldRobot
+from evidence.robot_page import draw, on_page
+from evidence.robot_policies import POLICIES, build
+from evidence.robot_rows import Row, Table
+from evidence.robot_run import PROTOCOL, Exporter, drive
+from evidence.robot_train import clone, demonstrate
+from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.errors import StategateError
+
+_TASK, _POLICY = click.Choice(list(BODIES)), click.Choice(POLICIES)
+RESULTS = Path("docs/evidence/robot.json")
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb; a deliberate error becomes a sentence and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except StategateError as problem:
+            click.echo(f"{type(problem).__name__}: {problem}", err=True)
+            ctx.exit(problem.exit_code)
+
+
+@click.group(cls=_Group)
+def main() -> None:
+    """Robots that have to remember, driven by deployed bundles."""
+
+
+@main.command()
+@click.argument("task", type=_TASK)
+@click.argument("policy", type=_POLICY)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of it all.")
+@click.option("--iterations", type=click.IntRange(min=1), help="Fewer, for a trial.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=robot_checkpoint.FOLDER,
+    help="Folder of the checkpoint.  [default: evidence/checkpoints]",
+)
+def train(task: str, policy: str, seed: int, iterations: int | None, out: Path) -> None:
+    """Clone TASK's expert into POLICY, and write weights and card."""
+    recipe = replace(RECIPES[task, policy], seed=seed)
+    recipe = replace(recipe, iterations=iterations or recipe.iterations)
+    with progress(recipe.demos, f"{task}: demonstrations") as report:
+        demos = demonstrate(HeldRobot(BODIES[task]()), recipe.demos, report)
+    with progress(recipe.iterations, f"{task}: training {policy}") as report:
+        module, error = clone(recipe, demos, report)
+    command = f"python -m evidence.robot train {task} {policy} --seed {seed}"
+    command += f" --iterations {iterations}" if iterations else ""
+    card = Card(command, recipe, error, demos.reached, str(torch.__version__))
+    path = robot_checkpoint.path_of(recipe, out)
+    robot_checkpoint.save(path, module, card)
+    click.echo(f"error {error:.4f}, written: {path}")
+
+
+@main.command()
+@click.option("--task", "tasks", type=_TASK, multiple=True, help="Some tasks only.")
+@click.option("--policy", "policies", type=_POLICY, multiple=True, help="Some policies only.")
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(min=0),
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Of trainings; repeat.",
+)
+@click.option(
+    "--hold",
+    "holds",
+    type=click.IntRange(min=0),
+    multiple=True,
+    default=HOLDS,
+    show_default=True,
+    help="Idle steps; repeat.",
+)
+@click.option(
+    "--episodes", type=click.IntRange(min=1), default=40, show_default=True, help="Of a cell."
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="Rows; those that are there and still hold are kept.",
+)
+@click.option(
+    "--checkpoints",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=robot_checkpoint.FOLDER,
+    help="Folder of the trained policies.  [default: evidence/checkpoints]",
+)
+def run(
+    tasks: tuple[str, ...],
+    policies: tuple[str, ...],
+    seeds: tuple[int, ...],
+    holds: tuple[int, ...],
+    episodes: int,
+    out: Path,
+    checkpoints: Path,
+) -> None:
+    """Export every form of every policy, let it drive, and write a row for each cell.
+
+    Can be stopped at any time: a later run goes on with the cells that have no row.
+    """
+    check_writable(out)
+    table = Table(out)
+    for task in tasks or BODIES:
+        env = HeldRobot(BODIES[task]())
+        seen = demonstrate(env, 4).x.transpose(0, 1).flatten(0, 1).numpy()
+        for policy, seed in product(policies or POLICIES, seeds):
+            recipe = replace(RECIPES[task, policy], seed=seed)
+            module = build(policy, seen.shape[1], env.body.actions)[0]
+            card = robot_checkpoint.load(robot_checkpoint.path_of(recipe, checkpoints), module)
+            exporter = Exporter(policy, module, env.body.actions, seen)
+            key = digest_of(card.sha256, episodes, PROTOCOL)
+            todo = [c for c in cells(task, policy, seed, holds) if not table.has(c, key)]
+            with progress(len(todo), f"{task} {policy} {seed}") as report:
+                done = 0
+                for _, same in groupby(todo, lambda cell: (cell.threshold, cell.precision)):
+                    alike = list(same)
+                    with tempfile.TemporaryDirectory() as scratch:
+                        bundle = exporter.bundle(alike[0], Path(scratch) / "bundle")
+                        for cell in alike:
+                            table.add(drive(env, bundle, cell, episodes, key))
+                            done += 1
+                            report(done)
+
+
+@main.command()
+@click.option(
+    "--rows",
+    "rows_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="What `run` wrote.",
+)
+@click.option(
+    "--page",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=Path("docs/evidence-robot.md"),
+    show_default=True,
+    help="Its tables are replaced; pictures go to images/ beside it.",
+)
+def page(rows_path: Path, page: Path) -> None:
+    """Remake the page's tables and pictures from the rows."""
+    rows = read_rows(rows_path, Row)
+    write_whole(page, on_page(page.read_text(), rows).encode())
+    for task in {row.cell.task for row in rows}:
+        draw(task, rows, page.parent / "images" / f"robot-{task}.svg")
+    click.echo(f"written: {page}, from {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()

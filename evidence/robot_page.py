@@ -1,0 +1,160 @@
+"""Tables and pictures of the robot's evidence, from its rows alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from evidence.intervals import wilson
+from evidence.robot_cells import FORMS, HOLDS, TITLES, Form
+from evidence.robot_policies import POLICIES
+from evidence.robot_rows import Row
+from stategate.contract.console import write_whole
+from stategate.contract.errors import EpisodeError
+
+BEGIN, END = "<!-- robot-tables -->", "<!-- end of robot-tables -->"
+_COLOURS = ("#1b6ca8", "#c8553d", "#2a7f62", "#8a5a00", "#7b4fa3", "#3b3b3b", "#b8468c")
+# By whether a memory is wiped, and whether it is written always.
+_DASHES = {(True, True): ":", (False, True): "-", (False, False): "--"}
+
+
+def on_page(page: str, rows: Sequence[Row]) -> str:
+    """A page with its tables replaced, between two comments.
+
+    Raises:
+        EpisodeError: The comments are not there, or not once each and in order.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    old, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in old + after or END in before + after:
+        raise EpisodeError(
+            "the page has no place for the tables", expected=f"{BEGIN} and {END}, once each"
+        )
+    tables = "\n".join(_tables(task, rows) for task in TITLES if _of(rows, task=task))
+    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
+
+
+def draw(task: str, rows: Sequence[Row], path: Path) -> None:
+    """Draw success against hold as SVG, a panel for each policy.
+
+    Args:
+        task: Name of the body.
+        rows: Those of other tasks are passed over.
+        path: Of the picture.
+    """
+    policies = [p for p in POLICIES if _of(rows, task=task, policy=p)]
+    style: dict[Any, Any] = {"svg.hashsalt": task, "font.size": 9.0, "axes.spines.top": False}
+    with matplotlib.rc_context({**style, "axes.spines.right": False}):
+        columns = -(-len(policies) // 2)
+        figure = Figure(figsize=(4.6 * columns, 7.0), layout="constrained")
+        panels = list(figure.subplots(2, columns, squeeze=False, sharey=True).flat)
+        for panel in panels[len(policies) :]:
+            panel.remove()
+        for panel, policy in zip(panels, policies, strict=False):
+            _draw_policy(panel, _of(rows, task=task, policy=policy))
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    write_whole(path, drawn.getvalue())
+
+
+def _draw_policy(axes: Axes, rows: Sequence[Row]) -> None:
+    forms = [form for form in _forms(rows) if _main(form)]
+    for i, (form, colour) in enumerate(zip(forms, _COLOURS * 2, strict=False)):
+        mine = _grouped(rows, form)
+        at = [_spread(hold) * 1.03 ** (i - len(forms) / 2) for hold in mine]
+        found = [wilson(*counts[:2]) for counts in mine.values()]
+        # An end of the interval is the rate itself at 0 and 1, give or take its rounding.
+        below = [max(0.0, f.estimate - f.low) for f in found]
+        above = [max(0.0, f.high - f.estimate) for f in found]
+        dashes = _DASHES[form.wiped, form.threshold is None]
+        axes.errorbar(
+            at, [f.estimate for f in found], yerr=[below, above], color=colour, lw=1.3,
+            elinewidth=0.6, marker="o", ms=3, ls=dashes, label=_told(form),
+        )  # fmt: skip
+    axes.set(xscale="log", ylim=(-0.05, 1.05), xlabel="idle steps held", ylabel="success")
+    axes.set_xticks([_spread(hold) for hold in HOLDS], [f"{hold:,}" for hold in HOLDS])
+    axes.minorticks_off()
+    axes.set_title(rows[0].cell.policy, loc="left")
+    axes.legend(fontsize=7, frameon=False, loc="lower left")
+
+
+def _spread(hold: int) -> float:
+    return max(hold, 10)  # no hold has a place on a logarithmic axis too
+
+
+def _tables(task: str, rows: Sequence[Row]) -> str:
+    rows = _of(rows, task=task)
+    holds = sorted({row.cell.hold for row in rows})
+    seeds = sorted({row.cell.seed for row in rows})
+    lines = [
+        f"### {TITLES[task]}\n",
+        f"Trainings: seeds {', '.join(map(str, seeds))}. Engine: {', '.join(_engines(rows))}. "
+        "Each cell: successes of episodes (95 % interval, Wilson); steps of an episode that "
+        "wrote. Written: bytes of all states that a step replaced, over the longest hold.\n",
+        "| policy | writes when | state | bytes | written | "
+        + " | ".join(f"hold {hold:,}" for hold in holds) + " |",
+        "|---|---|---|---|---|" + "---|" * len(holds),
+    ]  # fmt: skip
+    for form in _forms(rows):
+        cells = _grouped(rows, form)
+        told = "always" if form.threshold is None else f"gate > {form.threshold:g}"
+        longest = max((r for r in rows if _form(r) == form), key=lambda r: r.cell.hold)
+        size, written = longest.state_bytes, longest.written_bytes / longest.steps
+        shown = [_cell(*cells[hold]) if hold in cells else "" for hold in holds]
+        name = f"{form.policy}, wiped at go" if form.wiped else form.policy
+        facts = [name, told, form.precision, f"{size:,}", f"{written:,.0f}"]
+        lines.append(f"| {' | '.join([*facts, *shown])} |")
+    picture = f"images/robot-{task}.svg"
+    return "\n".join([*lines, "", f"![Success against hold, {TITLES[task]}]({picture})", ""])
+
+
+def _cell(successes: int, episodes: int, writes: int) -> str:
+    found = wilson(successes, episodes)
+    share = f"{successes}/{episodes} ({found.low:.2f}-{found.high:.2f})"
+    return f"{share}; {writes / episodes:,.0f}"
+
+
+def _form(row: Row) -> Form:
+    cell = row.cell
+    return Form(cell.policy, cell.threshold, cell.precision, cell.wiped)
+
+
+def _forms(rows: Iterable[Row]) -> list[Form]:
+    """Forms that have a row, in the order in which they are listed."""
+    there = {_form(row) for row in rows}
+    return [form for form in FORMS if form in there]
+
+
+def _grouped(rows: Iterable[Row], form: Form) -> dict[int, tuple[int, int, int]]:
+    """Successes, episodes and writes by hold, over all trainings."""
+    sums: dict[int, tuple[int, int, int]] = {}
+    for row in sorted(rows, key=lambda row: row.cell.hold):
+        if _form(row) == form:
+            old = sums.get(row.cell.hold, (0, 0, 0))
+            new = (row.successes, row.episodes, row.writes)
+            sums[row.cell.hold] = (old[0] + new[0], old[1] + new[1], old[2] + new[2])
+    return sums
+
+
+def _main(form: Form) -> bool:
+    """Whether a form is in the picture: every storage, and every threshold in float32."""
+    return form.threshold is None or form.precision == "float32"
+
+
+def _told(form: Form) -> str:
+    gate = "" if form.threshold is None else f", gate > {form.threshold:g}"
+    return f"{form.precision}{gate}{', wiped' if form.wiped else ''}"
+
+
+def _of(rows: Iterable[Row], **wanted: str) -> list[Row]:
+    return [r for r in rows if all(getattr(r.cell, k) == v for k, v in wanted.items())]
+
+
+def _engines(rows: Iterable[Row]) -> list[str]:
+    return sorted({row.engine for row in rows})
