@@ -141,7 +141,9 @@ def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
             f"{place.onnx_sha256[:12]}"
         )
         lines.append(("engine", _printable(text)))
-        told = f"not loaded here: {'; '.join(hindrances)}" if hindrances else "loaded here"
+        told = (
+            f"not to be loaded here: {'; '.join(hindrances)}" if hindrances else "for this machine"
+        )
         lines.append(("engine", _printable(told)))
     return lines
 

@@ -69,19 +69,19 @@ def test_inspect_tells_of_each_plan_whether_this_machine_loads_it(
     assert first.startswith("tensorrt 10.3.0 for Fake Orin (8 x 8.7), CUDA 12.6")
     assert second.startswith("tensorrt_rtx 1.7.1.116 for Fake Orin")
     assert f"of graph {sealed[:12]}" in first and f"of graph {sealed[:12]}" in second
-    assert inspected(both)[1::2] == ["loaded here", "loaded here"]
+    assert inspected(both)[1::2] == ["for this machine"] * 2
     driver.version = 13000
     rtx.__version__ = "1.8.0"
     told = inspected(both)
     assert sorted(told[1::2]) == [
-        "not loaded here: CUDA of the driver 12.6 in the plan, 13.0 here",
-        "not loaded here: TensorRT 1.7.1.116 in the plan, 1.8.0 here; "
+        "not to be loaded here: CUDA of the driver 12.6 in the plan, 13.0 here",
+        "not to be loaded here: TensorRT 1.7.1.116 in the plan, 1.8.0 here; "
         "CUDA of the driver 12.6 in the plan, 13.0 here",
     ]
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert any("bindings of tensorrt_rtx are not installed" in one for one in inspected(both))
     driver.version = 10020
-    assert inspected(both)[1] == "not loaded here: the NVIDIA driver is too old"
+    assert inspected(both)[1] == "not to be loaded here: the NVIDIA driver is too old"
 
 
 def test_inspect_tells_a_machine_what_it_needs_in_json(both: Path) -> None:
