@@ -26,6 +26,7 @@ from stategate.contract import StepSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import LowerError, SpecError
 from stategate.export.c_names import plain
+from stategate.export.fuse import fused
 from stategate.export.interface_c import INITIAL, STACK_BYTES, Function, interface, model_source
 from stategate.export.products import by_rows, templates
 from stategate.export.scratch import off_the_stack
@@ -263,7 +264,7 @@ def _part(
     text = re.sub(r"^extern const [^;]*;\n", "", text, flags=re.M)
     text = re.sub(r"^const EMX_UNUSED", "static const EMX_UNUSED", text, flags=re.M)
     text = text.replace("#include <math.h>", '#include <math.h>\n#include "stategate_math.h"', 1)
-    text = off_the_stack(text, STACK_BYTES)
+    text = off_the_stack(fused(text), STACK_BYTES)
     head = re.search(rf"^void {name}\(.*\)(?= \{{)", text, flags=re.M)
     if head is None:
         raise LowerError("the code generator wrote no function of the expected name", found=name)

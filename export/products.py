@@ -20,8 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-_MIDDLE = 128  # what MatMulNBits takes from weights of 8 bits, which it has without a sign
-_OURS = ("matmul_op.c.j2", "matmul_nbits_op.c.j2")
+_OURS = ("gemm_op.c.j2", "matmul_op.c.j2", "matmul_nbits_op.c.j2")
 
 
 def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -29,8 +28,9 @@ def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
 
     ``MatMul`` with a matrix of float32 becomes ``Gemm``. With one of int8 behind
     ``DequantizeLinear``, symmetric and with one scale for each column or one for all, it becomes
-    ``com.microsoft``'s ``MatMulNBits`` with a whole row as its block: the same numbers, but that
-    the scale multiplies the sum and not its terms.
+    ``com.microsoft``'s ``MatMulNBits`` with a whole row as its block, and with weights that have
+    their sign, which our template alone takes: the same numbers, but that the scale multiplies the
+    sum and not its terms.
 
     Args:
         model: A step with known shapes; left as it is.
@@ -90,7 +90,7 @@ def _kept(
 
 def _of_integers(
     node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
+) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
     """Values ``(N, 1, K)`` and scales ``(N,)`` of a matrix ``(K, N)``; None if it has none."""
     if not all(name in weights for name in node.input):
         return None
@@ -100,8 +100,7 @@ def _of_integers(
     symmetric = values.dtype == np.int8 and not any(zero.any() for zero in zeros)
     if values.ndim != 2 or scales.dtype != np.float32 or not (of_columns and symmetric):
         return None
-    rows = (values.T.astype(np.int16) + _MIDDLE).astype(np.uint8)
-    return rows[:, None], np.broadcast_to(scales.reshape(-1), values.shape[1:])
+    return values.T[:, None], np.broadcast_to(scales.reshape(-1), values.shape[1:])
 
 
 @contextmanager
