@@ -352,6 +352,7 @@ distclean: clean ## Remove .venv too
 evidence-controlled: $(VENV)/.run ## Train and measure the controlled benchmark (one core, hours; stop and go on at will)
 	$(BIN)/python -m evidence.controlled train
 	$(BIN)/python -m evidence.controlled measure
+	$(BIN)/python -m evidence.controlled values
 	$(BIN)/python -m evidence.pages
 
 evidence-pages: $(VENV)/.run ## Remake docs/evidence.md and its pictures from docs/evidence

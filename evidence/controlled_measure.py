@@ -221,13 +221,20 @@ def deploy(module: nn.Module, training: Training, threshold: float | None, out: 
     return out
 
 
-def roll(session: Session, held: HeldOut, rule: str) -> At:
+def _nothing(stream: int, step: int) -> None:
+    """Look at nothing."""
+
+
+def roll(
+    session: Session, held: HeldOut, rule: str, look: Callable[[int, int], None] = _nothing
+) -> At:
     """Step a session through streams, each from an empty memory.
 
     Args:
         session: Open; its counters go on.
         held: The streams.
         rule: Of the schedule, where the bundle takes one.
+        look: Called after each step with the stream and the step.
     """
     names = [tensor.name for tensor in session.manifest.inputs]
     (output,) = session.outputs.values()
@@ -236,10 +243,11 @@ def roll(session: Session, held: HeldOut, rule: str) -> At:
     for i, (z, labels) in enumerate(zip(held.z, held.label.tolist(), strict=True)):
         session.reset()
         columns = [z, schedule(rule, held, i)] if len(names) > 1 else [z]
-        for label, *now in zip(labels, *columns, strict=True):
+        for t, (label, *now) in enumerate(zip(labels, *columns, strict=True)):
             session.step(**dict(zip(names, now, strict=True)))
             if label >= 0:
                 right += int(output.argmax()) == label
+            look(i, t)
     judged = int((held.label >= 0).sum())
     writes = session.ledger.writes - before
     return At(held.label.shape[1], held.label.shape[0], judged, right, writes)

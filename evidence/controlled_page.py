@@ -12,9 +12,12 @@ from matplotlib.axes import Axes
 from evidence.controlled_arms import ARMS, CONFIGS, DEPLOYED
 from evidence.controlled_measure import At, Row
 from evidence.controlled_streams import HORIZONS, STREAMS
+from evidence.controlled_train import trainings
+from evidence.controlled_values import ByValue
 from evidence.intervals import over_seeds, wilson
 from evidence.pages import COLOURS, Made, table
 from evidence.records import read_rows
+from stategate.models.binding_stream import VALUES
 
 _ABLATED = ("learned", "blind", "soft", "free", "square-16", "square-64")
 _LARGE = ("gru-256", "lstm-528", "gru-1056")
@@ -25,20 +28,26 @@ _TARGETS = {"hard": 8.0, "easy": 12.0}
 _MOST_LOST = 0.5
 
 
-def made(results: Path) -> Made:
+def made(results: Path, values: Path) -> Made:
     """Everything that the page shows.
 
+    Args:
+        results: Rows of `Row`.
+        values: Rows of `ByValue`.
+
     Raises:
-        SpecError: The file does not hold rows.
+        SpecError: A file does not hold rows.
     """
     rows = read_rows(results, Row)
     pieces = {f"controlled-{config}": _table(rows, config, _arms(config)) for config in CONFIGS}
     pieces |= {
         "controlled-engines": _engines(rows),
+        "controlled-missing": _missing(rows),
         "controlled-targets": _targets(rows),
         "controlled-seeds": _seeds(rows),
         "controlled-ablations": _table(rows, "hard", (*_ABLATED, "always")),
         "controlled-shifts": _shifts(rows),
+        "controlled-values": _values(read_rows(values, ByValue)),
     }
     return Made(
         pieces,
@@ -59,6 +68,19 @@ def _engines(rows: Iterable[Row]) -> str:
     counts = Counter(row.engine for row in rows)
     told = (f"{engine}, {count} rows" for engine, count in sorted(counts.items()))
     return f"Stepped by: {'; '.join(told)}."
+
+
+def _missing(rows: Sequence[Row]) -> str:
+    """Trainings that the table asks for and the results lack, by configuration."""
+    there = {(row.arm, row.config, row.seed) for row in rows}
+    lacking = [training for training in trainings(ARMS, CONFIGS) if training not in there]
+    told = []
+    for config in CONFIGS:
+        counts = Counter(training.arm for training in lacking if training.config == config)
+        if counts:
+            arms = ", ".join(f"{ARMS[arm].says} ({count})" for arm, count in counts.items())
+            told.append(f"{config}: {arms}")
+    return "Still to be trained and measured, n more of each: " + "; ".join(told) if told else ""
 
 
 Lines = list[tuple[str, list[Row]]]
@@ -206,6 +228,19 @@ def _shifts(rows: Sequence[Row]) -> str:
             far = [at.ratio for row in of if (at := _at(row, 16_384)) is not None]
             accuracies = [_accuracy(of, steps) for steps in (4096, 16_384)]
             lines.append([stream, name, str(len(of)), *accuracies, _spread(far, 2)])
+    return table(head, lines)
+
+
+def _values(rows: Sequence[ByValue]) -> str:
+    head = ["model", "seed", "share of", *(f"value {i}" for i in range(VALUES))]
+    lines = []
+    for row in rows:
+        for told, part, whole in (
+            ("events written", row.written, row.events),
+            ("queries answered rightly", row.right, row.asked),
+        ):
+            shares = (f"{100 * p / w:.0f}" for p, w in zip(part, whole, strict=True))
+            lines.append([ARMS[row.arm].says, str(row.seed), told, *shares])
     return table(head, lines)
 
 

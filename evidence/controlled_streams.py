@@ -37,11 +37,13 @@ class HeldOut(NamedTuple):
         z: ``(streams, time, 1, 64)`` float32: one step's input is ``z[i, t]``.
         label: ``(streams, time)`` int64, -1 where nothing is asked.
         event: ``(streams, time)`` bool, where something to remember changes.
+        value: ``(streams, time)`` int64, what is shown or asked for.
     """
 
     z: NDArray[np.float32]
     label: NDArray[np.int64]
     event: NDArray[np.bool_]
+    value: NDArray[np.int64]
 
 
 @lru_cache(maxsize=len(HORIZONS))
@@ -52,9 +54,12 @@ def held_out(stream: str, steps: int, count: int, seed: int = TEST_SEED) -> Held
     source = BindingStreams(STREAMS[stream], world, count, seed + steps)
     parts = [source.take(min(2048, steps - start)) for start in range(0, steps, 2048)]
     z = np.concatenate([part.z for part in parts]).transpose(1, 0, 2)
-    label = np.concatenate([part.label for part in parts]).T
-    event = np.concatenate([part.kind == EVENT for part in parts]).T
-    return HeldOut(np.ascontiguousarray(z)[:, :, None, :], np.ascontiguousarray(label), event)
+    return HeldOut(
+        z=np.ascontiguousarray(z)[:, :, None, :],
+        label=np.concatenate([part.label for part in parts]).T,
+        event=np.concatenate([part.kind == EVENT for part in parts]).T,
+        value=np.concatenate([part.value for part in parts]).T,
+    )
 
 
 def schedule(rule: str, held: HeldOut, i: int) -> NDArray[np.float32]:

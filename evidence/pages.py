@@ -92,8 +92,9 @@ def pages() -> None:
     from evidence import controlled_page
 
     docs = Path("docs")
-    results = docs / "evidence" / "controlled.json"
-    make(docs / "evidence.md", controlled_page.made(results), docs / "images")
+    results = docs / "evidence"
+    made = controlled_page.made(results / "controlled.json", results / "values.json")
+    make(docs / "evidence.md", made, docs / "images")
 
 
 if __name__ == "__main__":

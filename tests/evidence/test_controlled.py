@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from evidence import controlled_measure
+from evidence import controlled_measure, controlled_values
 from evidence.controlled import controlled
 from evidence.controlled_arms import ARMS, CONFIGS, ITERATIONS
 from evidence.controlled_measure import HORIZONS, At, Row, grown
@@ -94,15 +94,31 @@ def test_a_training_is_taken_up_by_the_same_recipe_only(
     assert path.stat().st_mtime_ns != first
 
 
+@pytest.mark.parametrize("verb", ["train", "measure"])
 @pytest.mark.parametrize(
     "options",
     [("--arm", "nonesuch"), ("--config", "few"), ("--seeds", "0")],
     ids=["arm", "config", "seeds"],
 )
 def test_what_does_not_exist_is_refused_before_the_work(
-    tmp_path: Path, options: tuple[str, ...]
+    tmp_path: Path, verb: str, options: tuple[str, ...]
 ) -> None:
-    assert command("train", tmp_path, *options).exit_code == 2
+    assert command(verb, tmp_path, *options).exit_code == 2
+
+
+@pytest.mark.parametrize("verb", ["measure", "values"])
+@pytest.mark.parametrize("content", [b"[{}]", b"", None], ids=["others", "empty", "in a file"])
+def test_results_that_cannot_be_taken_up_are_refused_in_a_sentence(
+    tmp_path: Path, verb: str, content: bytes | None
+) -> None:
+    out = tmp_path / "rows.json"
+    out.write_bytes(content or b"")
+    path = out if content is not None else out / "rows.json"
+    result = CliRunner().invoke(controlled, [verb, "--cache", str(tmp_path), "--out", str(path)])
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert out.read_bytes() == (content or b"")
 
 
 def test_the_order_is_hard_first_and_every_first_seed_before_a_second() -> None:
@@ -137,9 +153,28 @@ def test_held_out_streams_are_those_of_no_training_and_of_no_validation() -> Non
         assert (held.z != held_out("hard", 64, 4, seed=other - 64).z).any()
 
 
+def test_writes_and_answers_are_sorted_by_value(
+    aura_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controlled_values, "HORIZON", (512, 2))
+    monkeypatch.setattr(controlled_values, "trained", lambda *_: (None, None))
+    monkeypatch.setattr(controlled_values, "deploy", lambda *_: aura_bundle)
+    done: list[int] = []
+    training = Training("learned", "hard", 0)
+    row = controlled_values.by_value(training, -2.0, "x", Path(), done.append)
+    held = held_out("hard", 512, 2)
+    assert done == [512, 1024]
+    assert sum(row.events) == held.event.sum()
+    assert list(row.asked) == [int((held.label == value).sum()) for value in range(8)]
+    # The shipped checkpoint writes at nearly every event and answers nearly every query.
+    assert 0.95 * sum(row.events) < sum(row.written) <= sum(row.events)
+    assert 0.98 * sum(row.asked) < sum(row.right) <= sum(row.asked)
+
+
 def test_the_page_is_what_its_results_make_it() -> None:
     page = (ROOT / "docs" / "evidence.md").read_text()
-    pieces = made(ROOT / "docs" / "evidence" / "controlled.json").pieces
+    results = ROOT / "docs" / "evidence"
+    pieces = made(results / "controlled.json", results / "values.json").pieces
     assert filled(page, pieces) == page
 
 
