@@ -46,7 +46,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         written_bytes: State bytes replaced in memory over all episodes, by the ledger.
         state_bytes: Of the bundle.
         engine: What stepped the bundle.
-        recipe: Digest of what the row depends on: training, weights, task and number of episodes.
+        recipe: Digest of what the row depends on: weights, protocol and number of episodes.
     """
 
     cell: Cell
