@@ -20,7 +20,7 @@ from evidence.robot_page import draw, on_page
 from evidence.robot_policies import POLICIES, build
 from evidence.robot_rows import Row, Table
 from evidence.robot_run import PROTOCOL, Exporter, drive
-from evidence.robot_train import clone, demonstrate
+from evidence.robot_train import Recipe, clone, demonstrate
 from stategate.contract.console import check_writable, progress, write_whole
 from stategate.contract.errors import StategateError
 
@@ -57,15 +57,19 @@ def main() -> None:
 def train(task: str, policy: str, seed: int, iterations: int | None, out: Path) -> None:
     """Clone TASK's expert into POLICY, and write weights and card."""
     recipe = replace(RECIPES[task, policy], seed=seed)
-    recipe = replace(recipe, iterations=iterations or recipe.iterations)
-    with progress(recipe.demos, f"{task}: demonstrations") as report:
-        demos = demonstrate(HeldRobot(BODIES[task]()), recipe.demos, report)
-    with progress(recipe.iterations, f"{task}: training {policy}") as report:
+    _make(replace(recipe, iterations=iterations or recipe.iterations), out)
+
+
+def _make(recipe: Recipe, folder: Path) -> None:
+    """Train a policy and write its checkpoint."""
+    with progress(recipe.demos, f"{recipe.task}: demonstrations") as report:
+        demos = demonstrate(HeldRobot(BODIES[recipe.task]()), recipe.demos, report)
+    with progress(recipe.iterations, f"{recipe.task}: training {recipe.policy}") as report:
         module, error = clone(recipe, demos, report)
-    command = f"python -m evidence.robot train {task} {policy} --seed {seed}"
-    command += f" --iterations {iterations}" if iterations else ""
+    command = f"python -m evidence.robot train {recipe.task} {recipe.policy} --seed {recipe.seed}"
+    command += f" --iterations {recipe.iterations}"
     card = Card(command, recipe, error, demos.reached, str(torch.__version__))
-    path = robot_checkpoint.path_of(recipe, out)
+    path = robot_checkpoint.path_of(recipe, folder)
     robot_checkpoint.save(path, module, card)
     click.echo(f"error {error:.4f}, written: {path}")
 
@@ -118,7 +122,8 @@ def run(
 ) -> None:
     """Export every form of every policy, let it drive, and write a row for each cell.
 
-    Can be stopped at any time: a later run goes on with the cells that have no row.
+    A policy without a checkpoint is trained first. Can be stopped at any time: a later run goes on
+    with the cells that have no row.
     """
     check_writable(out)
     table = Table(out)
@@ -127,8 +132,11 @@ def run(
         seen = demonstrate(env, 4).x.transpose(0, 1).flatten(0, 1).numpy()
         for policy, seed in product(policies or POLICIES, seeds):
             recipe = replace(RECIPES[task, policy], seed=seed)
+            weights = robot_checkpoint.path_of(recipe, checkpoints)
+            if not weights.exists():
+                _make(recipe, checkpoints)
             module = build(policy, seen.shape[1], env.body.actions)[0]
-            card = robot_checkpoint.load(robot_checkpoint.path_of(recipe, checkpoints), module)
+            card = robot_checkpoint.load(weights, module)
             exporter = Exporter(policy, module, env.body.actions, seen)
             key = digest_of(card.sha256, episodes, PROTOCOL)
             todo = [c for c in cells(task, policy, seed, holds) if not table.has(c, key)]

@@ -25,6 +25,7 @@ _POLICIES = (
     replace(_BASE, policy="delta"),
     replace(_BASE, policy="delta-cost", write_price=0.02),
     replace(_BASE, policy="aura", iterations=1000, write_price=0.02),
+    replace(_BASE, policy="aura-always", iterations=1000),
 )
 RECIPES = {(task, r.policy): replace(r, task=task) for task in BODIES for r in _POLICIES}
 
@@ -36,6 +37,7 @@ _THRESHOLDS: dict[str, tuple[float, ...]] = {
     "delta": (0.1, 0.3),
     "delta-cost": (0.01, 0.015, 0.03),
     "aura": (-2.0, 0.0),
+    "aura-always": (),
 }
 
 

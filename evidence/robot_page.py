@@ -52,7 +52,7 @@ def draw(task: str, rows: Sequence[Row], path: Path) -> None:
     style: dict[Any, Any] = {"svg.hashsalt": task, "font.size": 9.0, "axes.spines.top": False}
     with matplotlib.rc_context({**style, "axes.spines.right": False}):
         columns = -(-len(policies) // 2)
-        figure = Figure(figsize=(4.6 * columns, 7.0), layout="constrained")
+        figure = Figure(figsize=(5.2 * columns, 6.4), layout="constrained")
         panels = list(figure.subplots(2, columns, squeeze=False, sharey=True).flat)
         for panel in panels[len(policies) :]:
             panel.remove()
@@ -81,7 +81,7 @@ def _draw_policy(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xticks([_spread(hold) for hold in HOLDS], [f"{hold:,}" for hold in HOLDS])
     axes.minorticks_off()
     axes.set_title(rows[0].cell.policy, loc="left")
-    axes.legend(fontsize=7, frameon=False, loc="lower left")
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _spread(hold: int) -> float:

@@ -133,7 +133,7 @@ def build(
         config = DeltaStackConfig(features, actions, 1, _WIDTH, _DELTA, threshold or 0.0)
         stack = DeltaStack(config)
         return stack, lambda x, _: _through_chunks(stack, x)
-    if policy == "aura":
+    if policy == "aura" or (policy == "aura-always" and threshold is None):
         # Its gate is a logit: far below all of them is always.
         aura = AuraPolicy(features, actions, -1e9 if threshold is None else threshold)
         return aura, aura.roll
@@ -156,4 +156,4 @@ def _through_chunks(stack: DeltaStack, x: Tensor) -> tuple[Tensor, Tensor | None
     return torch.cat(outputs, 1).transpose(0, 1), torch.cat(gates, 1).transpose(0, 1)
 
 
-POLICIES = ("two-frames", "gru", "delta", "delta-cost", "aura")
+POLICIES = ("two-frames", "gru", "delta", "delta-cost", "aura", "aura-always")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from evidence.records import read_rows, write_rows
 Precision = Literal["float32", "float16", "int8", "int8-fed-back"]
 
 
-class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True):
+class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is run: a policy in one form, in one task.
 
     Attributes:
@@ -46,7 +47,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         written_bytes: State bytes replaced in memory over all episodes, by the ledger.
         state_bytes: Of the bundle.
         engine: What stepped the bundle.
-        recipe: Digest of what the row depends on: training, weights, task and number of episodes.
+        recipe: Digest of what the row depends on: weights, protocol and number of episodes.
     """
 
     cell: Cell
@@ -97,7 +98,6 @@ class Table:
 
 
 def _order(cell: Cell) -> tuple[object, ...]:
-    values: list[object] = list(msgspec.structs.astuple(cell))
-    at = Cell.__struct_fields__.index("threshold")
-    values[at : at + 1] = [cell.threshold is not None, cell.threshold or 0.0]
-    return tuple(values)
+    # None has no order among numbers; a logit can be below zero.
+    gate = -math.inf if cell.threshold is None else cell.threshold
+    return (cell.task, cell.policy, cell.seed, gate, cell.precision, cell.hold, cell.wiped)

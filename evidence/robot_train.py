@@ -8,7 +8,7 @@ move count; a price on the chance of a write is for every step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from evidence.robot_env import CUE, HeldRobot
 from evidence.robot_policies import build
 from stategate.contract.errors import ModelConfigError
 from stategate.models.aura_train import AuraLearner
+from stategate.models.stream_train import GateRule
 from stategate.models.stream_train import Recipe as Schedule
 
 LONGEST_HOLD = 40
@@ -26,6 +27,8 @@ _EXPERT_NOISE = 0.3
 # Holds grow over this share of training from those that move by this step: nothing learns to keep
 # for 40 steps what it has not learned to use yet.
 _GROWING, _SHORTEST = 0.4, CUE + 5
+
+_GATES: dict[str, GateRule] = {"aura": "learned", "aura-always": "always"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +58,9 @@ class Recipe:
     @property
     def schedule(self) -> Schedule:
         """When writes are priced and, where gates are drawn, how."""
-        if self.policy == "aura":
-            return Schedule(iterations=self.iterations, write_price=self.write_price)
-        return Schedule(
-            gate="soft",
-            iterations=self.iterations,
-            write_price=self.write_price,
-            settle_share=0.0,
-        )
+        gate: GateRule = _GATES.get(self.policy, "soft")
+        whole = Schedule(gate=gate, iterations=self.iterations, write_price=self.write_price)
+        return replace(whole, settle_share=0.0) if gate == "soft" else whole
 
 
 class Demos(NamedTuple):

@@ -34,6 +34,7 @@ def test_rows_are_in_the_order_of_their_cells_whatever_came_first(tmp_path: Path
         CELL,
         msgspec.structs.replace(CELL, wiped=True),
         msgspec.structs.replace(CELL, hold=150),
+        msgspec.structs.replace(CELL, precision="int8"),
         msgspec.structs.replace(CELL, threshold=-2.0),
         msgspec.structs.replace(CELL, threshold=0.1),
     ]

@@ -29,7 +29,7 @@ FORMS = (
 def workshop(cart: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a policy that was trained a little; what is run is small."""
     monkeypatch.setitem(robot_cells.BODIES, "tmaze", cart)
-    recipe = replace(robot_cells.RECIPES["tmaze", "gru"], demos=12, batch=4)
+    recipe = replace(robot_cells.RECIPES["tmaze", "gru"], demos=12, batch=4, iterations=2)
     monkeypatch.setitem(robot_cells.RECIPES, ("tmaze", "gru"), recipe)
     for module in (robot_cells, robot_page):
         monkeypatch.setattr(module, "FORMS", FORMS)
@@ -80,13 +80,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
-def test_a_checkpoint_that_is_damaged_or_missing_is_refused(workshop: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_and_a_missing_one_is_made(workshop: Path) -> None:
     weights = workshop / "tmaze-gru-0.safetensors"
     raw = weights.read_bytes()
     weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     assert run(workshop) == 2
     weights.write_bytes(raw)
-    assert run(workshop, "--seed", "7") == 2
+    assert run(workshop, "--seed", "7") == 0
+    assert {row.cell.seed for row in read_rows(workshop / "rows.json", Row)} == {7}
     card = weights.with_suffix(".json")
     card.write_text(card.read_text().replace('"recipe"', '"receipt"'))
     assert run(workshop) == 2

@@ -121,15 +121,15 @@ def test_the_arm_is_driven_and_judged_as_meta_world_does() -> None:
 
 
 @maze_needed
-@pytest.mark.parametrize("policy", ["gru", "aura"])
+@pytest.mark.parametrize(("policy", "threshold"), [("gru", None), ("aura", 0.0)])
 def test_a_trained_policy_remembers_and_a_wiped_one_is_at_chance(
-    policy: str, tmp_path: Path
+    policy: str, threshold: float | None, tmp_path: Path
 ) -> None:
     env = Twins(TMaze())
     seen = demonstrate(env, 2).x.transpose(0, 1).flatten(0, 1).numpy()
     module = build(policy, seen.shape[1], env.body.actions)[0]
     load(path_of(RECIPES["tmaze", policy]), module)
-    cell = Cell("tmaze", policy, 0, "float32", None, 150)
+    cell = Cell("tmaze", policy, 0, "float32", threshold, 150)
     bundle = Exporter(policy, module, env.body.actions, seen).bundle(cell, tmp_path / "bundle")
     assert drive(env, bundle, cell, 10, "").successes >= 9
     # Nothing that a wiped policy sees differs within a pair, so it takes the same arm twice.
