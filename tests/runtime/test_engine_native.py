@@ -272,6 +272,22 @@ def test_auto_falls_back_where_this_machine_cannot_load_the_library(
         Session.open(changed, engine="native")
 
 
+@pytest.mark.parametrize(
+    ("step_us", "fastest"),
+    [
+        ({"native": 2.0, "onnxruntime": 20.0}, "native"),
+        ({"native": 30.0, "onnxruntime": 20.0}, "onnxruntime"),
+        ({"native": 2.0}, "native"),  # built where onnxruntime was not installed
+        ({}, "onnxruntime"),
+    ],
+)
+def test_auto_takes_the_faster_of_what_was_measured(
+    native_bundle: Path, step_us: dict[str, float], fastest: str
+) -> None:
+    native = Bundle.open(native_bundle).manifest.native
+    assert msgspec.structs.replace(native, step_us=step_us).fastest == fastest
+
+
 def test_the_library_carries_the_tag_of_its_graph(native_bundle: Path) -> None:
     manifest = Bundle.open(native_bundle).manifest
     raw = (native_bundle / "native" / "libstep.so").read_bytes()
