@@ -84,6 +84,8 @@ def why_not_here(native: NativeRef) -> str | None:
         return "the bundle holds C source only; compile it with: stategate build-native"
     if native.abi != ABI:
         return f"the C in the bundle speaks interface {native.abi}, this runtime {ABI}"
+    if platform.system() != "Linux":
+        return f"the library is for Linux, this is {platform.system()}"
     if native.machine != platform.machine():
         return f"the library is for {native.machine}, this machine is {platform.machine()}"
     if missing := set(native.needs) - cpu.features():

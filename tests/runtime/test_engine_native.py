@@ -272,6 +272,14 @@ def test_auto_falls_back_where_this_machine_cannot_load_the_library(
         Session.open(changed, engine="native")
 
 
+def test_a_system_that_is_not_linux_is_told(
+    native_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    with pytest.raises(EngineError, match="for Linux, this is Darwin"):
+        Session.open(native_bundle, engine="native")
+
+
 @pytest.mark.parametrize(
     ("step_us", "fastest"),
     [
