@@ -327,6 +327,19 @@ clean: ## Remove what was built; .venv stays
 distclean: clean ## Remove .venv too
 	rm -rf $(VENV)
 
+# --- evidence ------------------------------------------------------------------------------------
+
+# Resumable: checkpoints stay in build/evidence, rows in docs/evidence.
+.PHONY: evidence-controlled evidence-pages
+evidence-controlled: $(VENV)/.run ## Train and measure the controlled benchmark (one core, hours; stop and go on at will)
+	$(BIN)/python -m evidence.controlled train
+	$(BIN)/python -m evidence.controlled measure
+	$(BIN)/python -m evidence.controlled values
+	$(BIN)/python -m evidence.pages
+
+evidence-pages: $(VENV)/.run ## Remake docs/evidence.md and its pictures from docs/evidence
+	$(BIN)/python -m evidence.pages
+
 # --- robots ----------------------------------------------------------------------------------------
 
 SIMULATORS := $(BUILD)/simulators

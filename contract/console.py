@@ -7,10 +7,26 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
-from stategate.contract.errors import OutputError, SpecError
+from stategate.contract.errors import OutputError, SpecError, StategateError
+
+
+class TellingGroup(click.Group):
+    """A group of commands whose deliberate errors become a sentence and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except StategateError as problem:
+            click.echo(f"{type(problem).__name__}: {problem}", err=True)
+            ctx.exit(problem.exit_code)
+        except OSError as problem:
+            click.echo(f"{type(problem).__name__}: {problem}", err=True)
+            ctx.exit(2)
 
 
 @contextmanager

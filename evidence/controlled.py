@@ -9,8 +9,10 @@ import click
 from evidence.controlled_arms import ARMS, CONFIGS
 from evidence.controlled_measure import Row, answers_to, order, questions
 from evidence.controlled_train import make, trainings
+from evidence.controlled_values import HORIZON, ByValue, by_value
+from evidence.controlled_values import questions as value_questions
 from evidence.records import read_rows, write_rows
-from stategate.contract.console import check_writable, progress
+from stategate.contract.console import TellingGroup, check_writable, progress
 
 _arms = click.option(
     "--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), help="Only these."
@@ -30,7 +32,7 @@ _cache = click.option(
 )
 
 
-@click.group()
+@click.group(cls=TellingGroup)
 def controlled() -> None:
     """Train and measure what the controlled benchmark compares; a later run goes on."""
 
@@ -78,6 +80,31 @@ def measure_command(
                 for question, row in answers_to(group, cache, report):
                     rows[question.digest] = row
                     write_rows(out, rows.values(), order)
+
+
+@controlled.command("values")
+@_cache
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("docs/evidence/values.json"),
+    show_default=True,
+    help="Results; rows that are there already are kept.",
+)
+def values_command(cache: Path, out: Path) -> None:
+    """Sort writes and answers by value, where gating costs most."""
+    check_writable(out)
+    rows = {row.digest: row for row in read_rows(out, ByValue)}
+    for training, threshold, digest in value_questions():
+        label = f"{training.config} {training.arm}-{training.seed}"
+        if digest in rows:
+            continue
+        if not training.done(cache):
+            click.echo(f"{label} is not trained yet", err=True)
+            continue
+        with progress(HORIZON[0] * HORIZON[1], f"stepping {label:<24}") as report:
+            rows[digest] = by_value(training, threshold, digest, cache, report)
+        write_rows(out, rows.values(), lambda row: (row.config, row.arm, row.seed))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ class Arm:
         thresholds: That the bundle is made with; None where it has no gate of that kind.
         share: Of the configuration's iterations.
         longest: Horizon beyond which it is not stepped, because it takes too long.
+        weights_of: The arm whose trainings it takes, where it has none of its own.
         shifted: Whether its hard bundles also meet streams that no training saw.
     """
 
@@ -76,6 +77,7 @@ class Arm:
     thresholds: tuple[float | None | Literal["budget"], ...] = (None,)
     share: float = 1.0
     longest: int = 100_000
+    weights_of: str | None = None
     shifted: bool = False
 
     def recipe_for(self, config: str, seed: int) -> Recipe:
@@ -149,6 +151,14 @@ ARMS: dict[str, Arm] = {
         thresholds=(BUDGETED,),
     ),
     "surprise": Arm("gate by surprise", surprise_learner, Surprise, thresholds=(BUDGETED,)),
+    "oracle": Arm(
+        "AURA-Mem's cell, written at events",
+        AuraLearner,
+        Scheduled,
+        Recipe(),
+        _MOST,
+        weights_of="learned",
+    ),
     "random": Arm("random schedule", AuraLearner, Scheduled, Recipe(gate="random")),
     "periodic": Arm("periodic schedule", AuraLearner, Scheduled, Recipe(gate="periodic")),
     # What follows is an ablation, or too large to train as long as the others.

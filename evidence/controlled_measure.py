@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -21,6 +20,8 @@ from evidence.controlled_streams import (
     HORIZONS,
     SHIFTED_HORIZONS,
     STREAMS,
+    TEST_SEED,
+    VALIDATION,
     VALIDATION_SEED,
     HeldOut,
     held_out,
@@ -29,6 +30,7 @@ from evidence.controlled_streams import (
 from evidence.controlled_train import Training, trained
 from evidence.records import digest_of
 from stategate.contract import Episode
+from stategate.contract.specs import Record
 from stategate.export.cli import candidate_from, reference_for, with_c
 from stategate.export.pack import seal
 from stategate.models.aura import AuraMem
@@ -38,9 +40,10 @@ from stategate.models.load import LoadedModel
 from stategate.runtime.session import Session
 
 _CHECKED_STEPS = 1000  # of the parity check before a bundle is sealed
+_SEEN = 2048  # steps that show how far a gate's values reach
 
 
-class At(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class At(Record, frozen=True):
     """What one horizon gave, all its streams together.
 
     Attributes:
@@ -68,7 +71,7 @@ class At(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.steps * self.streams / self.writes if self.writes else float("inf")
 
 
-class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Row(Record, frozen=True):
     """One deployed model on one kind of stream.
 
     Attributes:
@@ -105,7 +108,7 @@ def order(row: Row) -> tuple[int, int, int, int, float]:
     return (*place, row.threshold or 0.0)
 
 
-class Question(msgspec.Struct, frozen=True):
+class Question(Record, frozen=True):
     """A row to be measured.
 
     Attributes:
@@ -124,7 +127,9 @@ class Question(msgspec.Struct, frozen=True):
     def digest(self) -> str:
         """Changes with anything that the answer depends on, but for library versions."""
         asked = (self.training, self.training.recipe, self.threshold)
-        return digest_of(*asked, STREAMS[self.stream], self.horizons)
+        seen = (STREAMS[self.stream], self.horizons, TEST_SEED)
+        found = (VALIDATION, VALIDATION_SEED) if self.threshold == BUDGETED else ()
+        return digest_of(*asked, *seen, *found)
 
 
 def questions(training: Training) -> list[tuple[Question, ...]]:
@@ -208,21 +213,28 @@ def deploy(module: nn.Module, training: Training, threshold: float | None, out: 
     family = str(module.family)
     loaded = LoadedModel(name, family, "evidence", module, module, None)  # type: ignore[arg-type]
     candidate = with_c(candidate_from(loaded))
-    z = held_out(training.config, _CHECKED_STEPS, 1, VALIDATION_SEED).z[0]
-    inputs = {candidate.spec.inputs[0].name: z}
+    held = held_out(training.config, _CHECKED_STEPS, 1, VALIDATION_SEED)
+    inputs = {candidate.spec.inputs[0].name: held.z[0]}
     if len(candidate.spec.inputs) > 1:
-        inputs["write"] = schedule(training.arm, len(z), training.seed)
+        inputs["write"] = schedule(training.arm, held, 0)
     seal(out, candidate, reference_for(loaded.model, candidate), Episode(inputs))
     return out
 
 
-def roll(session: Session, held: HeldOut, rule: str) -> At:
+def _nothing(stream: int, step: int) -> None:
+    """Look at nothing."""
+
+
+def roll(
+    session: Session, held: HeldOut, rule: str, look: Callable[[int, int], None] = _nothing
+) -> At:
     """Step a session through streams, each from an empty memory.
 
     Args:
         session: Open; its counters go on.
         held: The streams.
         rule: Of the schedule, where the bundle takes one.
+        look: Called after each step with the stream and the step.
     """
     names = [tensor.name for tensor in session.manifest.inputs]
     (output,) = session.outputs.values()
@@ -230,11 +242,12 @@ def roll(session: Session, held: HeldOut, rule: str) -> At:
     right = 0
     for i, (z, labels) in enumerate(zip(held.z, held.label.tolist(), strict=True)):
         session.reset()
-        columns = [z, schedule(rule, len(z), i)] if len(names) > 1 else [z]
-        for label, *now in zip(labels, *columns, strict=True):
+        columns = [z, schedule(rule, held, i)] if len(names) > 1 else [z]
+        for t, (label, *now) in enumerate(zip(labels, *columns, strict=True)):
             session.step(**dict(zip(names, now, strict=True)))
             if label >= 0:
                 right += int(output.argmax()) == label
+            look(i, t)
     judged = int((held.label >= 0).sum())
     writes = session.ledger.writes - before
     return At(held.label.shape[1], held.label.shape[0], judged, right, writes)
@@ -248,12 +261,12 @@ def budget_threshold(model: AuraMem, training: Training) -> float:
     """
     config = CONFIGS[training.config]
     world = training.recipe.world()
-    streams, steps = 4, 2048
+    streams, steps = VALIDATION
 
     def fresh() -> BindingStreams:
         return BindingStreams(config, world, streams, VALIDATION_SEED)
 
-    low, high = _extremes(model, fresh().take(steps).z)
+    low, high = _extremes(model, fresh().take(_SEEN).z)
     for _ in range(3):
         tried = np.linspace(low, high, 16).tolist()
         gates = {one: hard_gate(one) for one in tried}

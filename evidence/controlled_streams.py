@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stategate.models.aura_train import PERIOD
-from stategate.models.binding_stream import CONFIGS, BindingStreams, StreamConfig
+from stategate.models.binding_stream import CONFIGS, EVENT, BindingStreams, StreamConfig
 from stategate.models.stream_train import Recipe
 
 HORIZONS = ((64, 64), (1024, 8), (4096, 8), (16_384, 4), (100_000, 2))
 """Steps from an empty memory, and how many streams of them."""
 SHIFTED_HORIZONS = ((4096, 8), (16_384, 4))
-VALIDATION_SEED = 1_000_003  # thresholds are found on these streams
-_TEST_SEED = 3_000_017  # trainings use the small numbers
+VALIDATION = (2, 16_384)  # streams and steps on which a budget's threshold is found
+VALIDATION_SEED = 1_000_003
+TEST_SEED = 3_000_017  # plus the horizon; trainings use the small numbers
 _HARD = CONFIGS["hard"]
 
 STREAMS: dict[str, StreamConfig] = {
@@ -35,35 +36,46 @@ class HeldOut(NamedTuple):
     Attributes:
         z: ``(streams, time, 1, 64)`` float32: one step's input is ``z[i, t]``.
         label: ``(streams, time)`` int64, -1 where nothing is asked.
+        event: ``(streams, time)`` bool, where something to remember changes.
+        value: ``(streams, time)`` int64, what is shown or asked for.
     """
 
     z: NDArray[np.float32]
     label: NDArray[np.int64]
+    event: NDArray[np.bool_]
+    value: NDArray[np.int64]
 
 
 @lru_cache(maxsize=len(HORIZONS))
-def held_out(stream: str, steps: int, count: int, seed: int = _TEST_SEED) -> HeldOut:
+def held_out(stream: str, steps: int, count: int, seed: int = TEST_SEED) -> HeldOut:
     """Streams that no training has seen; a world is that of its configuration."""
     config = stream.split(",")[0]
     world = Recipe(config=config).world()
     source = BindingStreams(STREAMS[stream], world, count, seed + steps)
     parts = [source.take(min(2048, steps - start)) for start in range(0, steps, 2048)]
     z = np.concatenate([part.z for part in parts]).transpose(1, 0, 2)
-    label = np.concatenate([part.label for part in parts]).T
-    return HeldOut(np.ascontiguousarray(z)[:, :, None, :], np.ascontiguousarray(label))
+    return HeldOut(
+        z=np.ascontiguousarray(z)[:, :, None, :],
+        label=np.concatenate([part.label for part in parts]).T,
+        event=np.concatenate([part.kind == EVENT for part in parts]).T,
+        value=np.concatenate([part.value for part in parts]).T,
+    )
 
 
-def schedule(rule: str, steps: int, seed: int) -> NDArray[np.float32]:
+def schedule(rule: str, held: HeldOut, i: int) -> NDArray[np.float32]:
     """When a schedule writes: ``(time, 1, 1)``, 1 or 0.
 
     Args:
-        rule: ``periodic``, every eighth step from the first; or ``random``, each with a chance of
-            one in eight.
-        steps: How many.
-        seed: Of the random one.
+        rule: ``periodic``, every eighth step from the first; ``oracle``, at events; or ``random``,
+            each step with a chance of one in eight.
+        held: The streams.
+        i: Which of them; the seed of the random one.
     """
-    if rule == "periodic":
+    steps = held.label.shape[1]
+    if rule == "oracle":
+        writes = held.event[i]
+    elif rule == "periodic":
         writes = np.arange(steps) % PERIOD == 0
     else:
-        writes = np.random.default_rng(seed).random(steps) < 1 / PERIOD
+        writes = np.random.default_rng(i).random(steps) < 1 / PERIOD
     return np.asarray(writes[:, None, None], dtype=np.float32)

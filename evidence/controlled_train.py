@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from evidence.controlled_arms import ARMS, CONFIGS
@@ -30,7 +32,8 @@ class Training(NamedTuple):
 
     def path(self, folder: Path) -> Path:
         """Its weights, with the card beside them."""
-        return folder / self.config / f"{self.arm}-{self.seed}.safetensors"
+        arm = ARMS[self.arm].weights_of or self.arm
+        return folder / self.config / f"{arm}-{self.seed}.safetensors"
 
     def done(self, folder: Path) -> bool:
         """Whether it is there, by the recipe that is asked for now.
@@ -86,9 +89,16 @@ def trained(training: Training, folder: Path) -> tuple[torch.nn.Module, Card]:
     """The module that is deployed, with its weights.
 
     Raises:
-        ModelConfigError: It was not trained, or by another recipe.
+        ModelConfigError: It was not trained, or by another recipe, or in another world.
     """
-    module, _, card = checkpoint.load(training.path(folder), training.module())
+    module, world, card = checkpoint.load(training.path(folder), training.module())
+    drawn = asdict(training.recipe.world())
+    if not all(np.array_equal(array, drawn[name]) for name, array in asdict(world).items()):
+        raise ModelConfigError(
+            f"{training.path(folder)} was trained in a world that NumPy no longer draws",
+            found=f"NumPy {np.__version__}",
+            remedy="remove the file and train again, so that all models meet the same streams",
+        )
     if card.recipe != training.recipe:
         raise ModelConfigError(
             f"{training.path(folder)} was trained by another recipe",

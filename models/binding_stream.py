@@ -107,11 +107,13 @@ class Chunk:
         z: ``(time, streams, 64)`` float32 features.
         label: ``(time, streams)`` int64; the right action at QUERY steps, -1 elsewhere.
         kind: ``(time, streams)`` int8; EVENT, REPEAT, DISTRACTOR, QUERY or CLUTTER.
+        value: ``(time, streams)`` int64; what is shown or asked for, nothing at CLUTTER.
     """
 
     z: NDArray[np.float32]
     label: NDArray[np.int64]
     kind: NDArray[np.int8]
+    value: NDArray[np.int64]
 
 
 class BindingStreams:
@@ -159,7 +161,7 @@ class BindingStreams:
         noise = rng.standard_normal(observed.shape, dtype=np.float32)
         observed += np.float32(config.noise) * noise
         label = np.where(kind == QUERY, value, NO_LABEL)
-        return Chunk(self._world.features(observed), label, kind)
+        return Chunk(self._world.features(observed), label, kind, value)
 
     def _bind(
         self,

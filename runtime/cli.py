@@ -7,11 +7,11 @@ The table below is the only tie between rooms on the command line: strings, so t
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 import click
 
-from stategate.contract.errors import MissingDependencyError, StategateError
+from stategate.contract.console import TellingGroup
+from stategate.contract.errors import MissingDependencyError
 
 # verb -> (module:attribute, extra that it needs, one line for --help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -177,7 +177,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(TellingGroup):
     """A group that imports a verb's module when the verb is used, and not for ``--help``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -202,17 +202,6 @@ class LazyGroup(click.Group):
         """The list of verbs, from the table alone."""
         with formatter.section("Commands"):
             formatter.write_dl([(verb, line) for verb, (_, _, line) in COMMANDS.items()])
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a verb; a deliberate error becomes a sentence and an exit code."""
-        try:
-            return super().invoke(ctx)
-        except StategateError as problem:
-            click.echo(f"{type(problem).__name__}: {problem}", err=True)
-            ctx.exit(problem.exit_code)
-        except OSError as problem:
-            click.echo(f"{type(problem).__name__}: {problem}", err=True)
-            ctx.exit(2)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
