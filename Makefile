@@ -173,17 +173,19 @@ STACK := $(BUILD)/stack
 stack-float32 :=
 # Each runtime rounds in a way of its own, activations too by default; our own rounding costs 0.007.
 stack-int8-weights := --float $(STACK)/float32 --tolerance 0.02
-RACES := float32 int8-weights
+stack-int8-all := $(stack-int8-weights)
+RACES := float32 int8-weights int8-all
+plan-int8-all := docs/examples/int8-all.json
 .SECONDARY: $(RACES:%=$(STACK)/%/manifest.json)
 
 bench-stack: $(RACES:%=$(BUILD)/bench/stack-%/native.json) ## 7.9 million parameters in float32 and int8, and peers -> build/bench/stack-*/native.json
 
 $(STACK)/%/manifest.json: docs/examples/stack.py $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
 	rm -rf $(@D)
-	$(BIN)/stategate export $<:stack --precision $* --engines onnxruntime,native --out $(@D)
+	$(BIN)/stategate export $<:stack --precision $(or $(plan-$*),$*) --engines onnxruntime,native --out $(@D)
 
 $(BUILD)/bench/stack-%/native.json: $(RACES:%=$(STACK)/%/manifest.json) $(STACKED:%=$(BUILD)/peers/%/.made)
-	$(BIN)/stategate bench-native $(STACK)/$* $(stack-$*) --burst 100 --envs $(BUILD)/peers --out $(@D)
+	$(BIN)/stategate bench-native $(STACK)/$* $(stack-$*) --burst 50 --rounds 12 --envs $(BUILD)/peers --out $(@D)
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench

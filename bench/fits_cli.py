@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
@@ -21,6 +21,7 @@ from stategate.bench.wear import wear_rows, write_rate
 from stategate.bench.wear_cli import finite
 from stategate.contract import Bundle, Manifest
 from stategate.contract.bundle import MANIFEST
+from stategate.contract.native import Engine
 from stategate.targets import TargetProfile, generic, load, load_storage, names, recognise
 from stategate.targets.detect import detect
 from stategate.targets.fits import Fit, Footprint, fit, load_costs, predict
@@ -54,6 +55,13 @@ HORIZON_STEPS = 100_000
     show_default=True,
     help="Steps per second, for the life of the storage.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(get_args(Engine)),
+    default="onnxruntime",
+    show_default=True,
+    help="What shall step it there.",
+)
 @click.option("--precision", help="Of a MODEL that is no bundle yet; float32 if left out.")
 @click.option(
     "--measure", is_flag=True, help="Also open and step it here, and compare with the prediction."
@@ -68,6 +76,7 @@ def fits(
     sessions: int | None,
     horizon_steps: int,
     rate_hz: float,
+    engine: Engine,
     precision: str | None,
     measure: bool,
     as_json: bool,
@@ -80,21 +89,21 @@ def fits(
     Examples:
       stategate fits build/aura --target jetson-orin-nano-8gb
       stategate fits build/aura --all --sessions 16
-      stategate fits mamba2 --all
+      stategate fits mamba2 --all --engine native
     """
     if target and every:
         raise click.UsageError("--target and --all contradict each other; give one")
     profiles = [load(name) for name in names()] if every else [_device(target)]
-    with _bundle(context, model, precision) as bundle:
-        manifest, print_ = bundle.manifest, footprint(bundle)
+    with _bundle(context, model, precision, engine) as bundle:
+        manifest, print_ = bundle.manifest, footprint(bundle, engine)
         if measure and manifest.sessions != 1:
             raise click.UsageError("--measure opens one session, and this bundle serves several")
-        costs, plan = load_costs(), plan_of(bundle)
+        costs, plan = load_costs(engine), plan_of(bundle)
         found = [
             fit(print_, plan, p, costs, sessions=sessions, horizon_steps=horizon_steps)
             for p in profiles
         ]
-        measured = measure_resident(bundle.path) if measure else None
+        measured = measure_resident(bundle.path, engine=engine) if measure else None
     predicted = predict(print_, costs)
     count = sessions or print_.sessions
     wear = {p.name: _wear(p, manifest, print_.snapshot_bytes, rate_hz, count) for p in profiles}
@@ -142,7 +151,9 @@ def _device(target: str | None) -> TargetProfile:
 
 
 @contextlib.contextmanager
-def _bundle(context: click.Context, model: str, precision: str | None) -> Iterator[Bundle]:
+def _bundle(
+    context: click.Context, model: str, precision: str | None, engine: Engine
+) -> Iterator[Bundle]:
     """The bundle at a path, or one that is exported for the moment by the export verb."""
     path = Path(model)
     if (path / MANIFEST).exists() or (path.is_dir() and precision is None):
@@ -166,6 +177,7 @@ def _bundle(context: click.Context, model: str, precision: str | None) -> Iterat
                 out=out,
                 steps=32,
                 precision=precision or "float32",
+                engines="onnxruntime" if engine == "onnxruntime" else "onnxruntime,native",
                 accept=None if precision in (None, "float32") else "fits: only its size is asked",
             )
         yield Bundle.open(out)
@@ -196,9 +208,12 @@ def _print_one(
         ("target", one.target),
         ("verdict", f"{one.verdict}: {one.reason}"),
         ("memory", f"{memory.total:>15,} bytes, predicted"),
-        ("", f"{memory.process:>15,} process: Python, ONNX Runtime's library; as on x86-64"),
+        ("", f"{memory.process:>15,} process: Python and the engine's library; as on x86-64"),
         ("", f"{memory.engine:>15,} engine: a session, whatever the model, and its nodes"),
-        ("", f"{memory.weights:>15,} weights: {print_.graph_bytes:,} of graph and its copies"),
+        (
+            "",
+            f"{memory.weights:>15,} weights: {print_.graph_bytes:,} of graph or library; copies",
+        ),
         ("", f"{memory.states:>15,} states: banks of {print_.state_bytes:,} bytes, all sessions"),
         ("", f"{memory.activations:>15,} activations, inputs and outputs"),
         ("device", f"{_number(one.memory_bytes):>15} bytes"),

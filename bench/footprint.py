@@ -11,6 +11,7 @@ from onnx import GraphProto, NodeProto, helper, shape_inference
 
 from stategate.contract import Bundle
 from stategate.contract.errors import BundleError
+from stategate.contract.native import Engine
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.runtime.snapshot import Codec
 from stategate.targets.fits import Footprint
@@ -21,11 +22,16 @@ _PRODUCTS = {"MatMul", "Gemm", "Conv", "MatMulInteger", "QLinearMatMul", "MatMul
 Shapes = dict[str, tuple[int, ...] | None]
 
 
-def footprint(bundle: Bundle) -> Footprint:
+def footprint(bundle: Bundle, engine: Engine = "onnxruntime") -> Footprint:
     """Count what a step of a bundle holds and does.
 
+    Args:
+        bundle: The bundle.
+        engine: What will step it.
+
     Raises:
-        BundleError: A file is missing or altered, or the graph cannot be read.
+        BundleError: A file is missing or altered, the graph cannot be read, or there is no library
+            for the native engine.
     """
     manifest, step = bundle.manifest, bundle.manifest.step
     raw = bundle.read(manifest.step_graph.file)
@@ -47,7 +53,7 @@ def footprint(bundle: Bundle) -> Footprint:
         model=manifest.model.name,
         precision=manifest.step_graph.precision,
         sessions=manifest.sessions,
-        graph_bytes=len(raw),
+        graph_bytes=len(raw) if engine == "onnxruntime" else _library_bytes(bundle),
         constant_bytes=sum(sizes.get(name) or 0 for name in _used(nodes, constants) - narrow),
         dequantized_bytes=sum(sizes.get(name) or 0 for name in narrow),
         nodes=len(nodes),
@@ -62,6 +68,17 @@ def footprint(bundle: Bundle) -> Footprint:
         kv_bytes_per_step=manifest.model.kv_bytes_per_step,
         snapshot_bytes=Codec(manifest).file_bytes,
     )
+
+
+def _library_bytes(bundle: Bundle) -> int:
+    native = bundle.manifest.native
+    if native is None or native.library is None:
+        raise BundleError(
+            "the bundle has no native library, whose size is asked",
+            found=bundle.path,
+            remedy="stategate export MODEL --engines onnxruntime,native, or build-native BUNDLE",
+        )
+    return (bundle.path / native.library).stat().st_size
 
 
 def plan_of(bundle: Bundle) -> PrecisionPlan:

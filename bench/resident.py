@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stategate.contract.errors import EngineError
+from stategate.contract.native import Engine
 
 STEPS = 100
 # Both processes import the same; only one of them opens the bundle.
 _SCRIPT = """
 import json, sys
 import numpy as np
-import onnxruntime
+if sys.argv[3] == "onnxruntime":
+    import onnxruntime
+else:
+    import stategate.runtime.engine_native
 from stategate.runtime.process import rss_bytes
 from stategate.runtime.session import Session
 imported = rss_bytes()
-session = Session.open(sys.argv[1])
+session = Session.open(sys.argv[1], engine=sys.argv[3])
 inputs = {t.name: np.zeros(t.shape, t.dtype) for t in session.manifest.inputs}
 for _ in range(int(sys.argv[2])):
     session.step(**inputs)
@@ -33,7 +37,7 @@ class Resident:
     """Resident memory in bytes.
 
     Attributes:
-        imported: Of Python with the runtime and ONNX Runtime imported.
+        imported: Of Python with the runtime and the engine's library imported.
         added: What opening and stepping the bundle added.
     """
 
@@ -41,14 +45,14 @@ class Resident:
     added: int
 
 
-def measure_resident(bundle: Path, steps: int = STEPS) -> Resident:
+def measure_resident(bundle: Path, steps: int = STEPS, engine: Engine = "onnxruntime") -> Resident:
     """Open and step a bundle in a fresh process, and see what that adds.
 
     Raises:
         EngineError: That process failed.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(bundle), str(steps)],
+        [sys.executable, "-c", _SCRIPT, str(bundle), str(steps), engine],
         capture_output=True,
         text=True,
         # One thread: each further one of numpy's has a stack and an arena of its own.

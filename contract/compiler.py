@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -74,7 +75,6 @@ def compile_library(
     version = _run([program, "--version"], Path.cwd()).splitlines()[0]
     named = _run([program, "-dumpmachine"], Path.cwd()).split("-")[0].strip()
     machine = _MACHINES.get(named, named)
-    own = _run(["uname", "-m"], Path.cwd()).strip()
     if machine not in cpu.LEAST:
         raise CompilerError(
             "the compiler is for a CPU of a kind that no bundle can name",
@@ -83,7 +83,7 @@ def compile_library(
             remedy="compile the C source in the bundle with the program that uses it",
         )
     if isa is None:
-        isa = cpu.isa_of_this_machine() if machine == own else None
+        isa = cpu.isa_of_this_machine() if machine == platform.machine() else None
         isa = isa or _DEFAULT_ISA[machine]
     kind = ("-std=gnu11", "-O3", f"-march={isa}", "-fPIC", "-shared", "-fvisibility=hidden")
     flags = (*kind, *MATHS, *WARNINGS, *extra)

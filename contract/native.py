@@ -83,7 +83,9 @@ def why_not_here(native: NativeRef) -> str | None:
     if native.library is None:
         return "the bundle holds C source only; compile it with: stategate build-native"
     if native.abi != ABI:
-        return f"the library speaks interface {native.abi}, this runtime {ABI}"
+        return f"the C in the bundle speaks interface {native.abi}, this runtime {ABI}"
+    if platform.system() != "Linux":
+        return f"the library is for Linux, this is {platform.system()}"
     if native.machine != platform.machine():
         return f"the library is for {native.machine}, this machine is {platform.machine()}"
     if missing := set(native.needs) - cpu.features():

@@ -51,9 +51,10 @@ def draw(task: str, rows: Sequence[Row], path: Path) -> None:
     policies = [p for p in POLICIES if _of(rows, task=task, policy=p)]
     style: dict[Any, Any] = {"svg.hashsalt": task, "font.size": 9.0, "axes.spines.top": False}
     with matplotlib.rc_context({**style, "axes.spines.right": False}):
-        columns = -(-len(policies) // 2)
-        figure = Figure(figsize=(5.2 * columns, 6.4), layout="constrained")
-        panels = list(figure.subplots(2, columns, squeeze=False, sharey=True).flat)
+        lines = min(2, len(policies))
+        columns = -(-len(policies) // lines)
+        figure = Figure(figsize=(5.2 * columns, 3.2 * lines), layout="constrained")
+        panels = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
         for panel in panels[len(policies) :]:
             panel.remove()
         for panel, policy in zip(panels, policies, strict=False):

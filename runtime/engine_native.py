@@ -10,7 +10,7 @@ from typing import Any
 
 from stategate.contract import Bundle, FileRef
 from stategate.contract.errors import EngineError
-from stategate.contract.native import NativeRef, check_library, why_not_here
+from stategate.contract.native import ABI, NativeRef, check_library, why_not_here
 from stategate.runtime.buffers import Buffers
 from stategate.runtime.feeds import refuse_not_finite
 from stategate.runtime.native_call import filling, stepping
@@ -44,7 +44,9 @@ class NativeEngine:
             raise EngineError(
                 "the native engine cannot step this bundle here",
                 found=obstacle,
-                remedy="stategate build-native BUNDLE on this machine, or engine='onnxruntime'",
+                remedy="export the model again, or engine='onnxruntime'"
+                if native.abi != ABI
+                else "stategate build-native BUNDLE on this machine, or engine='onnxruntime'",
             )
         file = next(f for f in bundle.manifest.files if f.path == native.library)
         data = bundle.read(file)

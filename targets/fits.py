@@ -1,6 +1,6 @@
 """Will it fit: arithmetic over what a bundle holds and what is known of a device.
 
-Memory is predicted from costs that were measured (``costs/onnxruntime.toml``); time is only
+Memory is predicted from costs that were measured (``costs/``, a file an engine); time is only
 bounded from below, by the roofline: no step can be faster, and none is promised to be as fast.
 """
 
@@ -27,7 +27,7 @@ class Footprint:
         model: Its name.
         precision: Name of its precision plan.
         sessions: Sessions that one step serves.
-        graph_bytes: The serialised graph.
+        graph_bytes: The serialised graph, or the library that the native engine has of it.
         constant_bytes: Its constants, as they are once those that depend on constants alone are
             computed, as an engine does when it loads them.
         dequantized_bytes: Integers that are widened in each step; not among the former.
@@ -72,6 +72,7 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         session_bytes: What the first session adds whatever the model.
         node_bytes: For each node.
         quantized_bytes: Once, where a graph widens integers.
+        graph_copies: How often the serialised graph, or the library made of it, is kept.
         constant_copies: How often a constant is kept beside the serialised graph.
         dequantized_copies: The same of an integer constant that is widened in each step.
         activation_copies: How often the activations are kept.
@@ -82,6 +83,7 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_bytes: Figure[Count]
     node_bytes: Figure[Count]
     quantized_bytes: Figure[Count]
+    graph_copies: Figure[Count]
     constant_copies: Figure[Count]
     dequantized_copies: Figure[Count]
     activation_copies: Figure[Count]
@@ -94,7 +96,7 @@ class Memory:
     Attributes:
         process: Python, the runtime and the engine's library.
         engine: What the engine adds for any model: a fixed part, nodes and operators.
-        weights: The serialised graph and the engine's copies of its constants.
+        weights: The serialised graph and the engine's copies of its constants, or the library.
         states: Banks of all sessions.
         activations: Workspace of a step, inputs and outputs, of all sessions.
         assumptions: What is not known of it.
@@ -179,7 +181,7 @@ def predict(footprint: Footprint, costs: Costs, sessions: int | None = None) -> 
     """
     share = (sessions or footprint.sessions) / footprint.sessions
     weights = (
-        footprint.graph_bytes
+        _known(costs, "graph_copies") * footprint.graph_bytes
         + _known(costs, "constant_copies") * footprint.constant_bytes
         + _known(costs, "dequantized_copies") * footprint.dequantized_bytes
     )

@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 _ERROR, _PYTHON = "error.txt", "venv/bin/python"
 BURST = 2000
 # Longer than a compiler or converter takes at open; who says nothing for so long never will.
-SILENCE_S = 300.0
+SILENCE_S = 900.0
 SESSION, ALONE = "stategate, native", "stategate, native, no session"
 
 

@@ -68,6 +68,23 @@ def test_an_unknown_reserve_is_said_and_an_unknown_memory_is_no_verdict() -> Non
     assert (generic.verdict, generic.left_bytes) == ("unknown", None)
 
 
+def test_the_native_engine_is_its_library_and_little_more(native_bundle: Path) -> None:
+    bundle = Bundle.open(native_bundle)
+    library = (native_bundle / "native" / "libstep.so").stat().st_size
+    print_, costs = footprint(bundle, "native"), load_costs("native")
+    assert print_.graph_bytes == library
+    assert predict(print_, costs).weights == 2 * library
+    measured = measure_resident(native_bundle, engine="native")
+    added = predict(print_, costs).added
+    assert abs(added - measured.added) < 200_000 < 0.02 * (predict(SMALL, load_costs()).added)
+    assert measured.imported + measured.added < 0.8 * predict(SMALL, load_costs()).total
+
+
+def test_a_bundle_without_a_library_is_told_to_have_none(aura_bundle: Path) -> None:
+    result = stategate("fits", aura_bundle, "--engine", "native")
+    assert result.exit_code == 2 and "no native library" in result.stderr
+
+
 def test_sessions_share_the_graph_and_not_the_states() -> None:
     costs = load_costs()
     one, many = predict(SMALL, costs), predict(SMALL, costs, 10)

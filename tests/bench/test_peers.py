@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stategate.bench.peers import aura_numpy, aura_torch, in_c, onnx_runtime
+from stategate.bench.peers import aura_numpy, aura_torch, graph_torch, in_c, onnx_runtime
+from stategate.bench.peers.entries import OF_GRAPHS, PEERS, Entry, peers_of
 from stategate.bench.peers.growing import attend, measure
-from stategate.bench.peers.race import Entry, Race, race
+from stategate.bench.peers.race import Race, race
 from stategate.bench.subject import EngineSubject, Subject, parity
 from stategate.contract import Bundle
 from stategate.contract.errors import MeasurementError, StategateError
+from stategate.models.delta import DeltaStack
+from stategate.models.delta_config import DeltaStackConfig
+from stategate.models.zoo_seeded import GDN2
 from stategate.runtime.cli import main
 
 
@@ -105,6 +110,29 @@ def test_a_step_written_for_one_model_refuses_another(tiny_bundle: Path) -> None
         aura_numpy.open_peer(str(tiny_bundle))
 
 
+def test_a_graph_in_torch_answers_like_the_model(small_bundle: Path) -> None:
+    peer = graph_torch.open_peer(str(small_bundle))
+    error = parity(Bundle.open(small_bundle), peer)
+    assert error is not None and error < 1e-5
+
+
+def test_an_operator_that_is_not_written_in_torch_is_named(tiny_bundle: Path) -> None:
+    with pytest.raises(MeasurementError, match="Tanh"):
+        graph_torch.open_peer(str(tiny_bundle))
+
+
+def test_who_makes_integers_of_his_own_runs_where_the_float_model_is_given(
+    aura_bundle: Path, small_bundle: Path
+) -> None:
+    assert peers_of(Bundle.open(aura_bundle)) == PEERS
+    alone = peers_of(Bundle.open(small_bundle))
+    both = peers_of(Bundle.open(small_bundle), aura_bundle)
+    assert {entry.name for entry in both} == {entry.name for entry in OF_GRAPHS}
+    assert not any(entry.compresses for entry in alone)
+    given = [entry for entry in both if entry.more.get("source") == str(aura_bundle)]
+    assert given == [entry for entry in both if entry.compresses] != []
+
+
 def test_attention_over_the_cache_is_that_of_torch() -> None:
     rng = np.random.default_rng(1)
     shapes = ((9, 32), (9, 32), 32)
@@ -118,6 +146,15 @@ def test_attention_over_the_cache_is_that_of_torch() -> None:
 def test_the_cache_is_looked_at_at_every_length() -> None:
     found = measure(4, (5, 50), repeats=7)
     assert [(one.steps, one.times.count) for one in found] == [(5, 7), (50, 7)]
+
+
+@pytest.fixture(scope="module")
+def small_bundle(
+    seal_model: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The stack of `make bench-stack` with fewer layers and channels."""
+    model = DeltaStack(DeltaStackConfig(16, 4, 1, None, GDN2)).eval()
+    return seal_model(tmp_path_factory.mktemp("small") / "bundle", model, steps=20).path
 
 
 @pytest.fixture(scope="module")

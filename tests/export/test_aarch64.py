@@ -90,3 +90,14 @@ def test_aarch64_refuses_the_library_of_another_machine(native_bundle: Path, bun
     refused = emulated("verify", native_bundle, "--engine", "native")
     assert refused.returncode == 1
     assert "the library is for x86_64, this machine is aarch64" in refused.stderr
+
+
+def test_aarch64_refuses_a_library_that_needs_more_than_its_cpu_has(
+    bundle: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    build_native(copy, cc="aarch64-linux-gnu-gcc", isa="armv9-a")
+    refused = emulated("verify", copy, "--engine", "native")  # on a Cortex-A76, which is ARMv8.2
+    assert refused.returncode == 1
+    assert "sve2, which this CPU does not have" in refused.stderr

@@ -254,7 +254,9 @@ def test_source_is_the_same_whenever_it_is_made(native_bundle: Path) -> None:
 def test_importing_the_engine_needs_no_other_library(native_bundle: Path) -> None:
     code = (
         "import sys; from stategate.runtime import Session\n"
+        "from stategate.runtime.golden import replay\n"
         f"Session.open({str(native_bundle)!r}, engine='native').close()\n"
+        f"assert replay({str(native_bundle)!r}, engine='native').passed\n"
         "heavy = {'onnxruntime', 'onnx', 'torch', 'emx_onnx_cgen'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -272,6 +272,30 @@ def test_auto_falls_back_where_this_machine_cannot_load_the_library(
         Session.open(changed, engine="native")
 
 
+def test_a_system_that_is_not_linux_is_told(
+    native_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    with pytest.raises(EngineError, match="for Linux, this is Darwin"):
+        Session.open(native_bundle, engine="native")
+
+
+@pytest.mark.parametrize(
+    ("step_us", "fastest"),
+    [
+        ({"native": 2.0, "onnxruntime": 20.0}, "native"),
+        ({"native": 30.0, "onnxruntime": 20.0}, "onnxruntime"),
+        ({"native": 2.0}, "native"),  # built where onnxruntime was not installed
+        ({}, "onnxruntime"),
+    ],
+)
+def test_auto_takes_the_faster_of_what_was_measured(
+    native_bundle: Path, step_us: dict[str, float], fastest: str
+) -> None:
+    native = Bundle.open(native_bundle).manifest.native
+    assert msgspec.structs.replace(native, step_us=step_us).fastest == fastest
+
+
 def test_the_library_carries_the_tag_of_its_graph(native_bundle: Path) -> None:
     manifest = Bundle.open(native_bundle).manifest
     raw = (native_bundle / "native" / "libstep.so").read_bytes()
