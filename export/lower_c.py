@@ -173,10 +173,11 @@ class _Cut:
         """Type and shape of a tensor."""
         value: onnx.ValueInfoProto | None = self._values.get(name)
         if value is None:
-            maker = self.model.graph.node[self._producer[name]]
+            makers = [node for node in self.model.graph.node if name in node.output]
+            by = [f", made by {node.domain or 'ai.onnx'}.{node.op_type}" for node in makers]
             raise LowerError(
                 "a tensor of the graph has no known shape",
-                found=f"{name}, made by {maker.domain or 'ai.onnx'}.{maker.op_type}",
+                found="".join([name, *by]),
                 remedy="the onnxruntime engine steps this model",
             )
         return value

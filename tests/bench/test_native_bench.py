@@ -32,7 +32,8 @@ def test_the_figures_hold_every_key_and_say_which_peers_failed(
     for key in ("c_over_floor", "quiet_over_write"):
         assert figures[key] > 0.0
     assert figures["speedup_vs_ort_run"] is None and figures["speedup_vs_best_peer"] is None
-    assert figures["best_peer"] is None
+    assert figures["best_peer"] is None and figures["best_peer_over_ours"] is None
+    assert figures["ours"] in ("stategate, native", "stategate, onnxruntime")
     assert "no such wheel" in figures["not_measured"]["mnn"]
     assert "no environment" in figures["not_measured"]["litert"]
     rows = {row["name"]: row for row in figures["race"]["rows"]}
@@ -49,6 +50,9 @@ def test_the_figures_hold_every_key_and_say_which_peers_failed(
         (["no/such/bundle"], "not a bundle"),
         (["BUNDLE", "--rounds", "0"], "rounds"),
         (["BUNDLE", "--envs", "no/folder"], "does not exist"),
+        (["BUNDLE", "--burst", "0"], "burst"),
+        (["BUNDLE", "--tolerance", "0"], "tolerance"),
+        (["BUNDLE", "--float", "no/folder"], "does not exist"),
     ],
 )
 def test_wrong_use_is_told(native_bundle: Path, words: list[str], says: str) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.compiler import compile_library
+from stategate.contract.errors import LowerError
 from stategate.export.lower_c import lower
 from stategate.export.native import one_thread
 from stategate.export.products import by_rows
@@ -141,6 +143,21 @@ def test_c_of_turned_weights_computes_what_onnxruntime_computes(
     ]
     assert compute(*tables) == 0
     close(found, computed(graph(), feeds))
+
+
+def test_an_operator_of_unknown_shape_is_named() -> None:
+    model = graph()
+    model.graph.node[0].domain = "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    model.graph.output.remove(next(o for o in model.graph.output if o.name == "float"))
+    model.graph.node.append(helper.make_node("Neg", ["float"], ["negative"]))
+    wanted = helper.make_tensor_value_info("negative", TensorProto.FLOAT, (1, N))
+    model.graph.output.append(wanted)
+    outputs = tuple(
+        TensorSpec("negative", t.shape) if t.name == "float" else t for t in SPEC.outputs
+    )
+    with pytest.raises(LowerError, match="made by com.microsoft.MatMul"):
+        lower(model.SerializeToString(), msgspec.structs.replace(SPEC, outputs=outputs), {})
 
 
 def test_no_weight_is_printed_as_text() -> None:
