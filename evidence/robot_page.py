@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,15 @@ def on_page(page: str, rows: Sequence[Row]) -> str:
 
 
 def draw(task: str, rows: Sequence[Row], path: Path) -> None:
-    """Draw success against hold as SVG, a panel for each policy.
+    """Draw success against hold as SVG, a panel for each policy, of its first training.
 
     Args:
         task: Name of the body.
         rows: Those of other tasks are passed over.
         path: Of the picture.
     """
-    policies = [p for p in POLICIES if _of(rows, task=task, policy=p)]
+    rows = _of(rows, task=task, seed=0)
+    policies = [p for p in POLICIES if _of(rows, policy=p)]
     style: dict[Any, Any] = {"svg.hashsalt": task, "font.size": 9.0, "axes.spines.top": False}
     with matplotlib.rc_context({**style, "axes.spines.right": False}):
         lines = min(2, len(policies))
@@ -58,7 +60,7 @@ def draw(task: str, rows: Sequence[Row], path: Path) -> None:
         for panel in panels[len(policies) :]:
             panel.remove()
         for panel, policy in zip(panels, policies, strict=False):
-            _draw_policy(panel, _of(rows, task=task, policy=policy))
+            _draw_policy(panel, _of(rows, policy=policy))
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     write_whole(path, drawn.getvalue())
@@ -67,9 +69,9 @@ def draw(task: str, rows: Sequence[Row], path: Path) -> None:
 def _draw_policy(axes: Axes, rows: Sequence[Row]) -> None:
     forms = [form for form in _forms(rows) if _main(form)]
     for i, (form, colour) in enumerate(zip(forms, _COLOURS * 2, strict=False)):
-        mine = _grouped(rows, form)
+        mine = _by_hold(rows, form)
         at = [_spread(hold) * 1.03 ** (i - len(forms) / 2) for hold in mine]
-        found = [wilson(*counts[:2]) for counts in mine.values()]
+        found = [wilson(row.successes, row.episodes) for row in mine.values()]
         # An end of the interval is the rate itself at 0 and 1, give or take its rounding.
         below = [max(0.0, f.estimate - f.low) for f in found]
         above = [max(0.0, f.high - f.estimate) for f in found]
@@ -95,30 +97,35 @@ def _tables(task: str, rows: Sequence[Row]) -> str:
     seeds = sorted({row.cell.seed for row in rows})
     lines = [
         f"### {TITLES[task]}\n",
-        f"Trainings: seeds {', '.join(map(str, seeds))}. Engine: {', '.join(_engines(rows))}. "
+        f"Engine: {', '.join(sorted({row.engine for row in rows}))}. "
         "Each cell: successes of episodes (95 % interval, Wilson); steps of an episode that "
         "wrote. Written: bytes of all states that a step replaced, over the longest hold.\n",
         "| policy | writes when | state | bytes | written | "
         + " | ".join(f"hold {hold:,}" for hold in holds) + " |",
         "|---|---|---|---|---|" + "---|" * len(holds),
     ]  # fmt: skip
-    for form in _forms(rows):
-        cells = _grouped(rows, form)
+    for form, seed in sorted(
+        product(FORMS, seeds), key=lambda at: (POLICIES.index(at[0].policy), at[1])
+    ):
+        cells = _by_hold([row for row in rows if row.cell.seed == seed], form)
+        if not cells:
+            continue
         told = "always" if form.threshold is None else f"gate > {form.threshold:g}"
-        longest = max((r for r in rows if _form(r) == form), key=lambda r: r.cell.hold)
-        size, written = longest.state_bytes, longest.written_bytes / longest.steps
-        shown = [_cell(*cells[hold]) if hold in cells else "" for hold in holds]
-        name = f"{form.policy}, wiped at go" if form.wiped else form.policy
-        facts = [name, told, form.precision, f"{size:,}", f"{written:,.0f}"]
+        longest = cells[max(cells)]
+        shown = [_cell(cells[hold]) if hold in cells else "" for hold in holds]
+        name = form.policy + (f", training {seed}" if seed else "")
+        name += ", wiped at go" if form.wiped else ""
+        written = longest.written_bytes / longest.steps
+        facts = [name, told, form.precision, f"{longest.state_bytes:,}", f"{written:,.0f}"]
         lines.append(f"| {' | '.join([*facts, *shown])} |")
     picture = f"images/robot-{task}.svg"
     return "\n".join([*lines, "", f"![Success against hold, {TITLES[task]}]({picture})", ""])
 
 
-def _cell(successes: int, episodes: int, writes: int) -> str:
-    found = wilson(successes, episodes)
-    share = f"{successes}/{episodes} ({found.low:.2f}-{found.high:.2f})"
-    return f"{share}; {writes / episodes:,.0f}"
+def _cell(row: Row) -> str:
+    found = wilson(row.successes, row.episodes)
+    share = f"{row.successes}/{row.episodes} ({found.low:.2f}-{found.high:.2f})"
+    return f"{share}; {row.writes / row.episodes:,.0f}"
 
 
 def _form(row: Row) -> Form:
@@ -132,15 +139,8 @@ def _forms(rows: Iterable[Row]) -> list[Form]:
     return [form for form in FORMS if form in there]
 
 
-def _grouped(rows: Iterable[Row], form: Form) -> dict[int, tuple[int, int, int]]:
-    """Successes, episodes and writes by hold, over all trainings."""
-    sums: dict[int, tuple[int, int, int]] = {}
-    for row in sorted(rows, key=lambda row: row.cell.hold):
-        if _form(row) == form:
-            old = sums.get(row.cell.hold, (0, 0, 0))
-            new = (row.successes, row.episodes, row.writes)
-            sums[row.cell.hold] = (old[0] + new[0], old[1] + new[1], old[2] + new[2])
-    return sums
+def _by_hold(rows: Iterable[Row], form: Form) -> dict[int, Row]:
+    return {r.cell.hold: r for r in sorted(rows, key=lambda r: r.cell.hold) if _form(r) == form}
 
 
 def _main(form: Form) -> bool:
@@ -153,9 +153,5 @@ def _told(form: Form) -> str:
     return f"{form.precision}{gate}{', wiped' if form.wiped else ''}"
 
 
-def _of(rows: Iterable[Row], **wanted: str) -> list[Row]:
+def _of(rows: Iterable[Row], **wanted: object) -> list[Row]:
     return [r for r in rows if all(getattr(r.cell, k) == v for k, v in wanted.items())]
-
-
-def _engines(rows: Iterable[Row]) -> list[str]:
-    return sorted({row.engine for row in rows})
