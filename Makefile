@@ -350,11 +350,16 @@ distclean: clean ## Remove .venv too
 # --- evidence ------------------------------------------------------------------------------------
 
 # Resumable: checkpoints stay in build/evidence, rows in docs/evidence.
-.PHONY: evidence-controlled evidence-pages
+.PHONY: evidence-controlled evidence-memory evidence-pages
 evidence-controlled: $(VENV)/.run ## Train and measure the controlled benchmark (one core, hours; stop and go on at will)
 	$(BIN)/python -m evidence.controlled train
 	$(BIN)/python -m evidence.controlled measure
 	$(BIN)/python -m evidence.controlled values
+	$(BIN)/python -m evidence.pages
+
+evidence-memory: $(FAST)/manifest.json $(AURA)/episode-$(STEPS).npz ## A growing cache beside the memory, and the bound on what it loses (a minute)
+	$(BIN)/python -m evidence.memory cache $(FAST) --episode $(AURA)/episode-$(STEPS).npz
+	$(BIN)/python -m evidence.memory bound $(FAST) --episode $(AURA)/episode-$(STEPS).npz
 	$(BIN)/python -m evidence.pages
 
 evidence-pages: $(VENV)/.run ## Remake docs/evidence.md and its pictures from docs/evidence

@@ -1,4 +1,4 @@
-"""What the bound on the loss of value says of a trained memory: ``python -m evidence.bound``.
+"""What the bound on the loss of value says of a memory: ``python -m evidence.memory bound``.
 
 A memory that is an (epsilon, delta) approximate information state loses at most
 
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Literal
 
 import click
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from evidence.records import write_rows
 from stategate.contract import Episode, load_episode
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
 from stategate.contract.errors import EpisodeError
 from stategate.contract.specs import Record
 from stategate.models.binding_stream import CONFIGS, NO_LABEL
@@ -152,7 +152,7 @@ def beliefs(session: Session, episode: Episode) -> tuple[NDArray[np.float64], ND
     return np.array(errors), np.array(right)
 
 
-@click.command()
+@click.command("bound")
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
 @click.option("--episode", required=True, type=click.Path(exists=True), help="With labels.")
 @click.option("--config", type=click.Choice(list(CONFIGS)), default="hard", show_default=True)
@@ -162,7 +162,7 @@ def beliefs(session: Session, episode: Episode) -> tuple[NDArray[np.float64], ND
     default=Path("docs/evidence/bound.json"),
     show_default=True,
 )
-def main(bundles: tuple[str, ...], episode: str, config: str, out: Path) -> None:
+def bound_command(bundles: tuple[str, ...], episode: str, config: str, out: Path) -> None:
     """Step BUNDLES through a labelled episode of the binding stream, and compute their bounds."""
     check_writable(out)
     recorded = load_episode(episode)
@@ -184,8 +184,4 @@ def main(bundles: tuple[str, ...], episode: str, config: str, out: Path) -> None
                 f"{row.delta:.2g}, loses at most {row.bound:>10.4g} of {row.earned_at_best:>8.4g}"
                 f"{' (vacuous)' if row.vacuous else ''}; lost {row.lost:.3g}"
             )
-    write_whole(out, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-
-
-if __name__ == "__main__":
-    main()
+    write_rows(out, found, lambda row: (row.config, row.bundle))

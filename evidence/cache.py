@@ -1,4 +1,4 @@
-"""A key-value cache that grows, beside the memory that does not: ``python -m evidence.cache``.
+"""A cache that grows, beside the memory that does not: ``python -m evidence.memory cache``.
 
 Both are stepped to the same lengths, each in a fresh process of its own, in turns. The session is
 the deployed one, counting and checking; the cache is attention alone, in NumPy, of equal width.
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 import click
-import msgspec
 import numpy as np
 
+from evidence.records import write_rows
 from stategate.bench.peers.growing import LENGTHS, Length, measure
 from stategate.bench.statistics import times
 from stategate.contract import Bundle, load_episode
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
 from stategate.contract.errors import MeasurementError
 from stategate.contract.specs import Record
 from stategate.runtime.process import rss_bytes
@@ -99,7 +99,7 @@ def rows(
     return told
 
 
-@click.command()
+@click.command("cache")
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False))
 @click.option("--episode", required=True, type=click.Path(exists=True), help="Recorded inputs.")
 @click.option(
@@ -108,7 +108,7 @@ def rows(
     default=Path("docs/evidence/cache.json"),
     show_default=True,
 )
-def main(bundle: str, episode: str, out: Path) -> None:
+def cache_command(bundle: str, episode: str, out: Path) -> None:
     """Step the memory of BUNDLE and a growing cache of equal width from 1,000 to 100,000 steps."""
     check_writable(out)
     manifest = Bundle.open(bundle).manifest
@@ -134,14 +134,10 @@ def main(bundle: str, episode: str, out: Path) -> None:
     state_bytes = manifest.step.state_bytes
     found = rows("memory", dict.fromkeys(LENGTHS, state_bytes), memories)
     found += rows("cache", {length: length * per_step for length in LENGTHS}, caches)
-    write_whole(out, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    write_rows(out, found, lambda row: (row.what, row.steps))
     for row in found:
         click.echo(
             f"{row.what:<7} {row.steps:>8,} steps: {row.bytes:>11,} bytes, resident "
             f"{row.resident_bytes / 1e6:>6.2f} MB, p50 {row.p50_us:>8.1f} us "
             f"({row.p50_us_range[0]:.1f} to {row.p50_us_range[1]:.1f})"
         )
-
-
-if __name__ == "__main__":
-    main()

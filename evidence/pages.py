@@ -89,12 +89,20 @@ def make(page: Path, made: Made, images: Path) -> None:
 @click.command()
 def pages() -> None:
     """Remake docs/evidence.md and its pictures from docs/evidence/*.json."""
-    from evidence import controlled_page
+    from evidence import controlled_page, memory_page
 
     docs = Path("docs")
     results = docs / "evidence"
-    made = controlled_page.made(results / "controlled.json", results / "values.json")
-    make(docs / "evidence.md", made, docs / "images")
+    make(
+        docs / "evidence.md",
+        controlled_page.made(results / "controlled.json", results / "values.json"),
+        docs / "images",
+    )
+    make(
+        docs / "evidence.md",
+        memory_page.made(results / "cache.json", results / "bound.json"),
+        docs / "images",
+    )
 
 
 if __name__ == "__main__":

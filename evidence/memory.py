@@ -1,0 +1,21 @@
+"""What a constant memory saves and what it can lose: ``python -m evidence.memory``."""
+
+from __future__ import annotations
+
+import click
+
+from evidence.bound import bound_command
+from evidence.cache import cache_command
+from stategate.contract.console import TellingGroup
+
+
+@click.group(cls=TellingGroup)
+def memory() -> None:
+    """Hold a bundle's memory against a growing cache, and against the whole history."""
+
+
+memory.add_command(cache_command)
+memory.add_command(bound_command)
+
+if __name__ == "__main__":
+    memory()

@@ -1,0 +1,87 @@
+"""What the page says of the growing cache and of the bound on the loss of value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from evidence.bound import Bounds
+from evidence.cache import CacheRow
+from evidence.pages import COLOURS, Made, table
+from evidence.records import read_rows
+
+
+def made(cache: Path, bound: Path) -> Made:
+    """Tables and the picture.
+
+    Args:
+        cache: Rows of `evidence.cache`.
+        bound: Those of `evidence.bound`.
+
+    Raises:
+        SpecError: A file does not hold such rows.
+    """
+    grown = read_rows(cache, CacheRow)
+    return Made(
+        {"memory-cache": _cache(grown), "memory-bound": _bound(read_rows(bound, Bounds))},
+        {"evidence-cache": ("A step beside all that came before it", _draw(grown))},
+    )
+
+
+def _cache(rows: Sequence[CacheRow]) -> str:
+    def told(row: CacheRow) -> list[str]:
+        low, high = row.p50_us_range
+        return [
+            f"{row.bytes:,}",
+            f"{row.resident_bytes / 1e6:.1f} MB",
+            f"{row.p50_us:.1f} us ({low:.1f} to {high:.1f})",
+        ]
+
+    by = {(row.what, row.steps): row for row in rows}
+    lengths = sorted({row.steps for row in rows})
+    head = ["steps so far"]
+    head += [f"{what}: {one}" for what in ("memory", "cache") for one in ("bytes", "grown", "p50")]
+    body = [
+        [f"{steps:,}", *told(by["memory", steps]), *told(by["cache", steps])] for steps in lengths
+    ]
+    return table(head, body)
+
+
+def _bound(bundles: Sequence[Bounds]) -> str:
+    head = ["reading", "horizon", "epsilon", "delta", "loses at most", "of", "", "lost, measured"]
+    parts = []
+    for one in bundles:
+        rows = [
+            [
+                row.reading,
+                f"{row.horizon:,}",
+                f"{row.epsilon:.2g}",
+                f"{row.delta:.2g}",
+                f"{row.bound:,.3g}",
+                f"{row.earned_at_best:,.3g}",
+                "vacuous" if row.vacuous else "",
+                f"{row.lost:,.2g}",
+            ]
+            for row in one.rows
+        ]
+        told = f"{one.bundle}, {one.steps:,} steps of *{one.config}*, {one.asked:,} queries, "
+        parts.append(f"{told}{one.accuracy:.2%} right:\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
+def _draw(rows: Sequence[CacheRow]) -> Callable[[Axes], None]:
+    def draw(axes: Axes) -> None:
+        for what, label, colour in (
+            ("cache", "attention over a cache of equal width, NumPy", COLOURS[1]),
+            ("memory", "Session.step, constant memory", COLOURS[0]),
+        ):
+            of = [row for row in rows if row.what == what]
+            axes.plot(
+                [r.steps for r in of], [r.p50_us for r in of], "o-", color=colour, label=label
+            )
+        axes.set(xscale="log", yscale="log", xlabel="steps so far", ylabel="p50 of a step, us")
+        axes.legend()
+
+    return draw
