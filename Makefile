@@ -13,6 +13,8 @@ MODEL ?= aura-hard
 override MODEL := $(patsubst aura,aura-hard,$(MODEL))
 SLUG := $(subst /,-,$(subst :,-,$(subst .py,,$(MODEL))))
 STEPS ?= 100000
+# Processes that run the tests; each holds a torch.
+JOBS ?= 2
 BUILD := build
 
 # Without the devices' files: a bundle depends on one of those at most.
@@ -292,7 +294,7 @@ train-gru: $(VENV)/.run ## Remake the GRU checkpoint and its table (one core, mi
 # --- quality -------------------------------------------------------------------------------------
 
 test: $(VENV)/.test ## Run the tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.test ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow --ignore=tests/export/test_aarch64.py
