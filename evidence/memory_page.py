@@ -26,7 +26,9 @@ def made(cache: Path, bound: Path) -> Made:
     grown = read_rows(cache, CacheRow)
     return Made(
         {"memory-cache": _cache(grown), "memory-bound": _bound(read_rows(bound, Bounds))},
-        {"evidence-cache": ("A step beside all that came before it", _draw(grown))} if grown else {},
+        {"evidence-cache": ("A step beside all that came before it", _draw(grown))}
+        if grown
+        else {},
     )
 
 
