@@ -44,6 +44,10 @@ def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
         value.name: len(value.type.tensor_type.shape.dim)
         for value in (*graph.input, *graph.value_info)
     }
+    taken = {*weights, *rank, *(name for node in graph.node for name in node.output)}
+    dots = "."  # in no name, so that no tensor has one of ours
+    while any(dots in name for name in taken):
+        dots += "."
     for node in graph.node:
         if node.op_type != "MatMul" or node.domain or rank.get(node.input[0], 0) < 2:
             continue
@@ -54,19 +58,20 @@ def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
                 continue
             values, scales = turned
             n, _, k = values.shape
-            names = _kept(weights, weight, {"rows": values, "scales": scales})
+            names = _kept(weights, f"{weight}{dots}", {"rows": values, "scales": scales})
             sizes = {"K": k, "N": n, "bits": 8, "block_size": k}
             form = helper.make_node(
                 "MatMulNBits", [data, *names], node.output, domain="com.microsoft", **sizes
             )
         elif weight in weights and len(weights[weight].dims) == rank[data] == 2:
-            names = _kept(weights, weight, {"rows": numpy_helper.to_array(weights[weight]).T})
+            rows = numpy_helper.to_array(weights[weight]).T
+            names = _kept(weights, f"{weight}{dots}", {"rows": rows})
             form = helper.make_node("Gemm", [data, *names], node.output, transB=1)
         else:
             continue
         form.name = node.name
         node.CopyFrom(form)
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
     left = [n for n in graph.node if n.output[0] not in widened or n.output[0] in used]
     used = {name for node in left for name in node.input}
     rest = onnx.GraphProto(node=left, initializer=[t for t in weights.values() if t.name in used])
@@ -82,7 +87,7 @@ def _kept(
     weights: dict[str, onnx.TensorProto], of: str, arrays: dict[str, NDArray[np.generic]]
 ) -> list[str]:
     """Names of what was made of a weight, which is kept once for all who read it."""
-    names = [f"{of}.{kind}" for kind in arrays]
+    names = [f"{of}{kind}" for kind in arrays]
     for name, array in zip(names, arrays.values(), strict=True):
         weights.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(array), name))
     return names
