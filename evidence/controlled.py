@@ -72,7 +72,7 @@ def measure_command(
         label = f"{training.config} {training.arm}-{training.seed}"
         groups = [[q for q in group if q.digest not in rows] for group in questions(training)]
         if any(groups) and not training.done(cache):
-            click.echo(f"{label} is not trained yet", err=True)
+            click.echo(f"{label} is not trained yet: python -m evidence.controlled train", err=True)
             continue
         for group in filter(None, groups):
             steps = sum(length * count for q in group for length, count in q.horizons)
@@ -100,7 +100,7 @@ def values_command(cache: Path, out: Path) -> None:
         if digest in rows:
             continue
         if not training.done(cache):
-            click.echo(f"{label} is not trained yet", err=True)
+            click.echo(f"{label} is not trained yet: python -m evidence.controlled train", err=True)
             continue
         with progress(HORIZON[0] * HORIZON[1], f"stepping {label:<24}") as report:
             rows[digest] = by_value(training, threshold, digest, cache, report)

@@ -52,7 +52,7 @@ def made(results: Path, values: Path) -> Made:
     return Made(
         pieces,
         {
-            "evidence-horizon": ("Errors against horizon, hard", _over_horizons(rows)),
+            "evidence-horizon": ("Errors, hard: means and single trainings", _over_horizons(rows)),
             "evidence-writes": ("Errors against writes, hard, 16,384 steps", _by_writes(rows)),
         },
     )
@@ -66,8 +66,8 @@ def _arms(config: str) -> Sequence[str]:
 
 def _engines(rows: Iterable[Row]) -> str:
     counts = Counter(row.engine for row in rows)
-    told = (f"{engine}, {count} rows" for engine, count in sorted(counts.items()))
-    return f"Stepped by: {'; '.join(told)}."
+    told = "; ".join(f"{engine}, rows: {count}" for engine, count in sorted(counts.items()))
+    return f"Stepped by: {told}."
 
 
 def _missing(rows: Sequence[Row]) -> str:
@@ -77,10 +77,9 @@ def _missing(rows: Sequence[Row]) -> str:
     told = []
     for config in CONFIGS:
         counts = Counter(training.arm for training in lacking if training.config == config)
-        if counts:
-            arms = ", ".join(f"{ARMS[arm].says} ({count})" for arm, count in counts.items())
-            told.append(f"{config}: {arms}")
-    return "Still to be trained and measured, n more of each: " + "; ".join(told) if told else ""
+        arms = "; ".join(f"{ARMS[arm].says} ({count})" for arm, count in counts.items())
+        told += [f"* {config}: {arms}"] if arms else []
+    return "\n".join(("Trainings still to come, so many of each:\n", *told)) if told else ""
 
 
 Lines = list[tuple[str, list[Row]]]
@@ -128,7 +127,7 @@ def _bytes(of: Sequence[Row]) -> str:
     return "grows" if size is None else f"{size:,}"
 
 
-def _table(rows: Sequence[Row], config: str, arms: Iterable[str]) -> str:
+def _table(rows: Sequence[Row], config: str, arms: Sequence[str]) -> str:
     head = ["model", "n", *(f"{steps:,}" for steps, _ in HORIZONS)]
     head += ["writes in 1,000 steps", "steps per write", "state bytes"]
     head += [f"KV bytes at {_LONGEST:,}", "iterations"]
@@ -147,7 +146,9 @@ def _table(rows: Sequence[Row], config: str, arms: Iterable[str]) -> str:
                 f"{of[0].iterations:,}",
             ]
         )
-    return table(head, lines) if lines else "Not measured yet."
+    there = {row.arm for row in rows if row.config == config}
+    absent = [ARMS[a].says for a in arms if a not in there and config in ARMS[a].seeds]
+    return table(head, lines) + (f"\n\nNo rows yet: {'; '.join(absent)}." if absent else "")
 
 
 def _pairs(rows: Sequence[Row], config: str, threshold: float, steps: int) -> list[tuple[At, At]]:
@@ -235,10 +236,9 @@ def _values(rows: Sequence[ByValue]) -> str:
     head = ["model", "seed", "share of", *(f"value {i}" for i in range(VALUES))]
     lines = []
     for row in rows:
-        for told, part, whole in (
-            ("events written", row.written, row.events),
-            ("queries answered rightly", row.right, row.asked),
-        ):
+        written = ("events written", row.written, row.events)
+        right = ("queries answered rightly", row.right, row.asked)
+        for told, part, whole in (written, right):
             shares = (f"{100 * p / w:.0f}" for p, w in zip(part, whole, strict=True))
             lines.append([ARMS[row.arm].says, str(row.seed), told, *shares])
     return table(head, lines)
@@ -257,8 +257,11 @@ def _over_horizons(rows: Sequence[Row]) -> Callable[[Axes], None]:
         for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
             steps = [at.steps for at in of[0].at]
             wrong = [_wrong(fmean(row.at[i].accuracy for row in of)) for i in range(len(steps))]
-            label = f"{name} (n={len(of)})"
-            axes.plot(steps, wrong, marker=marker, color=colour, ms=5, label=label)
+            axes.plot(
+                steps, wrong, marker=marker, color=colour, ms=5, label=f"{name} (n={len(of)})"
+            )
+            for row in of:
+                axes.plot(steps, [_wrong(at.accuracy) for at in row.at], ".", color=colour, ms=3)
         axes.set(xscale="log", xlabel="steps from an empty memory")
         _finish(axes)
 

@@ -26,9 +26,7 @@ def made(cache: Path, bound: Path) -> Made:
     grown = read_rows(cache, CacheRow)
     return Made(
         {"memory-cache": _cache(grown), "memory-bound": _bound(read_rows(bound, Bounds))},
-        {"evidence-cache": ("A step beside all that came before it", _draw(grown))}
-        if grown
-        else {},
+        {"evidence-cache": ("Step time against the steps so far", _draw(grown))} if grown else {},
     )
 
 
@@ -80,8 +78,11 @@ def _draw(rows: Sequence[CacheRow]) -> Callable[[Axes], None]:
             ("memory", "Session.step, constant memory", COLOURS[0]),
         ):
             of = [row for row in rows if row.what == what]
-            axes.plot(
-                [r.steps for r in of], [r.p50_us for r in of], "o-", color=colour, label=label
+            p50 = [row.p50_us for row in of]
+            below = [row.p50_us - row.p50_us_range[0] for row in of]
+            above = [row.p50_us_range[1] - row.p50_us for row in of]
+            axes.errorbar(
+                [r.steps for r in of], p50, [below, above], fmt="o-", color=colour, label=label
             )
         axes.set(xscale="log", yscale="log", xlabel="steps so far", ylabel="p50 of a step, us")
         axes.legend()

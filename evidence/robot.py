@@ -6,7 +6,6 @@ import tempfile
 from dataclasses import replace
 from itertools import groupby, product
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -21,24 +20,13 @@ from evidence.robot_policies import POLICIES, build
 from evidence.robot_rows import Row, Table
 from evidence.robot_run import PROTOCOL, Exporter, drive
 from evidence.robot_train import Recipe, clone, demonstrate
-from stategate.contract.console import check_writable, progress, write_whole
-from stategate.contract.errors import StategateError
+from stategate.contract.console import TellingGroup, check_writable, progress, write_whole
 
 _TASK, _POLICY = click.Choice(list(BODIES)), click.Choice(POLICIES)
 RESULTS = Path("docs/evidence/robot.json")
 
 
-class _Group(click.Group):
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a verb; a deliberate error becomes a sentence and an exit code."""
-        try:
-            return super().invoke(ctx)
-        except StategateError as problem:
-            click.echo(f"{type(problem).__name__}: {problem}", err=True)
-            ctx.exit(problem.exit_code)
-
-
-@click.group(cls=_Group)
+@click.group(cls=TellingGroup)
 def main() -> None:
     """Robots that have to remember, driven by deployed bundles."""
 

@@ -20,7 +20,7 @@ from stategate.contract.console import write_whole
 from stategate.contract.errors import EpisodeError
 
 BEGIN, END = "<!-- robot-tables -->", "<!-- end of robot-tables -->"
-_COLOURS = ("#1b6ca8", "#c8553d", "#2a7f62", "#8a5a00", "#7b4fa3", "#3b3b3b", "#b8468c")
+_COLOURS = ("#1b6ca8", "#c8553d", "#2a7f62", "#8a5a00", "#7b4fa3", "#3b3b3b", "#b8468c", "#5aa9e6")
 # By whether a memory is wiped, and whether it is written always.
 _DASHES = {(True, True): ":", (False, True): "-", (False, False): "--"}
 
@@ -68,7 +68,7 @@ def draw(task: str, rows: Sequence[Row], path: Path) -> None:
 
 def _draw_policy(axes: Axes, rows: Sequence[Row]) -> None:
     forms = [form for form in _forms(rows) if _main(form)]
-    for i, (form, colour) in enumerate(zip(forms, _COLOURS * 2, strict=False)):
+    for i, (form, colour) in enumerate(zip(forms, _COLOURS, strict=False)):
         mine = _by_hold(rows, form)
         at = [_spread(hold) * 1.03 ** (i - len(forms) / 2) for hold in mine]
         found = [wilson(row.successes, row.episodes) for row in mine.values()]

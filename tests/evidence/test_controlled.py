@@ -16,7 +16,7 @@ from evidence.controlled_page import made
 from evidence.controlled_streams import held_out, schedule
 from evidence.controlled_train import Training, trainings
 from evidence.pages import filled
-from evidence.records import read_rows
+from evidence.records import read_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 SHORT = ((64, 3), (200, 1))
@@ -176,6 +176,18 @@ def test_the_page_is_what_its_results_make_it() -> None:
     results = ROOT / "docs" / "evidence"
     pieces = made(results / "controlled.json", results / "values.json").pieces
     assert filled(page, pieces) == page
+
+
+def test_a_model_without_rows_is_named_under_its_table(tmp_path: Path) -> None:
+    at = (At(64, 2, 30, 29, 16), At(16_384, 1, 30, 29, 16))
+    row = Row("learned", "hard", 0, "hard", -2.0, 10, 4224, 256, "native", "0" * 16, at)
+    write_rows(tmp_path / "rows.json", [row], controlled_measure.order)
+    pieces = made(tmp_path / "rows.json", tmp_path / "none.json").pieces
+    assert "AURA-Mem, opens above -2 | 1 | 96.67" in pieces["controlled-ablations"]
+    assert "No rows yet: AURA-Mem, gate without surprise; " in pieces["controlled-ablations"]
+    assert "No rows yet: AURA-Mem; " in pieces["controlled-easy"]
+    # One that is not asked for there is not missed.
+    assert "soft gate" not in pieces["controlled-easy"]
 
 
 def test_every_row_of_the_repository_belongs_to_a_question() -> None:

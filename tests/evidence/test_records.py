@@ -4,10 +4,11 @@ import math
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from evidence.controlled_measure import At, Row, order
 from evidence.intervals import over_seeds, wilson
-from evidence.pages import filled, table
+from evidence.pages import filled, pages, table
 from evidence.records import digest_of, read_rows, write_rows
 from stategate.contract.errors import SpecError
 
@@ -90,3 +91,32 @@ def test_a_page_keeps_what_is_outside_of_its_markers() -> None:
 def test_a_page_without_a_place_is_refused(page: str) -> None:
     with pytest.raises(SpecError, match="no place"):
         filled(page, {"a": "piece"})
+
+
+@pytest.mark.parametrize(
+    ("page", "rows", "says"),
+    [
+        (None, None, "No such file"),
+        ("no markers", None, "no place"),
+        (None, "[1]", "does not hold results"),
+        (None, "{", "does not hold results"),
+    ],
+    ids=["no page", "no place", "other rows", "half of them"],
+)
+def test_pages_that_cannot_be_made_are_told_in_a_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    page: str | None,
+    rows: str | None,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs" / "evidence").mkdir(parents=True)
+    if page is not None:
+        (tmp_path / "docs" / "evidence.md").write_text(page)
+    if rows is not None:
+        (tmp_path / "docs" / "evidence" / "controlled.json").write_text(rows)
+    result = CliRunner().invoke(pages)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert isinstance(result.exception, SystemExit)

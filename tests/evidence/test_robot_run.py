@@ -99,6 +99,17 @@ def test_a_page_without_a_place_for_tables_is_refused() -> None:
             on_page(page, [])
 
 
+def test_a_folder_that_takes_no_pictures_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(f"{BEGIN}\n{END}\n")
+    (tmp_path / "images").write_text("a file")
+    rows = Path(__file__).parents[2] / robot.RESULTS
+    asked = ["page", "--rows", str(rows), "--page", str(tmp_path / "page.md")]
+    result = CliRunner().invoke(robot.main, asked)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert isinstance(result.exception, SystemExit)
+
+
 def test_the_expert_shows_what_it_wants_and_not_what_noise_made_of_it(cart: Make) -> None:
     demos = demonstrate(HeldRobot(cart()), 20)
     assert demos.reached == 1.0
