@@ -17,6 +17,7 @@ from stategate.contract import Budget, Bundle, FileRef, sha256, write_bundle
 from stategate.contract.errors import (
     DigestError,
     EngineError,
+    EngineFallbackWarning,
     SpecError,
     StateFault,
     StepInputError,
@@ -270,6 +271,23 @@ def test_auto_falls_back_where_this_machine_cannot_load_the_library(
         assert session.engine_name.startswith("onnxruntime")
     with pytest.raises(EngineError, match=word):
         Session.open(changed, engine="native")
+
+
+def test_a_system_that_maps_no_code_from_memory_leaves_it_to_the_next_engine(
+    native_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(_: str) -> int:
+        raise PermissionError(13, "Permission denied")  # Linux, where vm.memfd_noexec is 2
+
+    monkeypatch.setattr("os.memfd_create", forbidden)
+    monkeypatch.setattr("stategate.runtime.engine_native._MAPPED", {})
+    with pytest.raises(EngineError, match="cannot load native/libstep.so"):
+        Session.open(native_bundle, engine="native")
+    with (
+        pytest.warns(EngineFallbackWarning, match="Permission denied"),
+        Session.open(native_bundle, engine="native,onnxruntime") as session,
+    ):
+        assert session.engine_name.startswith("onnxruntime")
 
 
 def test_a_system_that_is_not_linux_is_told(
