@@ -3,6 +3,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -180,6 +182,34 @@ def test_the_calls_outlive_the_engine_that_made_them(native_bundle: Path) -> Non
     del session, engine
     gc.collect()
     assert [fill(feed), step(), fill({}), fill(feed | {"y": feed["z"]})] == [0, 0, 1, 1]
+
+
+LEAVES = """
+import sys
+import numpy as np
+from stategate.runtime import Session
+
+class Leaves:
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    @property
+    def __class__(self):
+        self.inputs.clear()
+        return np.ndarray
+
+with Session.open(sys.argv[1], engine="native") as session:
+    inputs = {}
+    inputs["z"] = Leaves(inputs)
+    print(session._engine.fill(inputs))
+"""
+
+
+def test_what_leaves_the_inputs_when_it_is_looked_at_is_not_used_after(native_bundle: Path) -> None:
+    command = [sys.executable, "-c", LEAVES, str(native_bundle)]
+    env = os.environ | {"PYTHONMALLOC": "debug"}  # overwrites what is freed
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "1\n"), run.stderr
 
 
 @pytest.mark.parametrize(
