@@ -109,20 +109,18 @@ def _mapped(data: bytes, file: FileRef) -> int:
     """
     if file.sha256 in _MAPPED:
         return _MAPPED[file.sha256]
-    memory = os.memfd_create(file.path)
     try:
-        with open(memory, "wb", closefd=False) as opened:
-            opened.write(data)
-        # The system hands out what it once mapped from a path, and numbers of closed files come
-        # again: one more slash makes a path that was never there.
-        path = f"/proc/self/fd{'/' * next(_SLASHES)}{memory}"
-        _MAPPED[file.sha256] = ctypes.CDLL(path)._handle
-    except OSError as problem:
+        with os.fdopen(os.memfd_create(file.path), "wb") as memory:
+            memory.write(data)
+            memory.flush()
+            # The system hands out what it once mapped from a path, and numbers of closed files come
+            # again: one more slash makes a path that was never there.
+            path = f"/proc/self/fd{'/' * next(_SLASHES)}{memory.fileno()}"
+            _MAPPED[file.sha256] = ctypes.CDLL(path)._handle
+    except OSError as problem:  # some systems allow no code in such memory
         raise EngineError(
             f"the system cannot load {file.path}",
             found=problem,
-            remedy="build it again here: stategate build-native BUNDLE",
+            remedy="build it again here: stategate build-native BUNDLE; or engine='onnxruntime'",
         ) from problem
-    finally:
-        os.close(memory)
     return _MAPPED[file.sha256]

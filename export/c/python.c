@@ -25,6 +25,8 @@ typedef struct {
 #define CONTIGUOUS_WITH_FORMAT (0x0008 | 0x0004) /* PyBUF_ND | PyBUF_FORMAT */
 #define PYTHON(result, name, ...) extern result name(__VA_ARGS__) __attribute__((weak))
 
+PYTHON(void, Py_IncRef, object *);
+PYTHON(void, Py_DecRef, object *);
 PYTHON(object *, PyLong_FromLong, long);
 PYTHON(void *, PyLong_AsVoidPtr, object *);
 PYTHON(ptrdiff_t, PyDict_Size, object *);
@@ -84,8 +86,10 @@ STATEGATE_API object *stategate_python_fill(object *self, object *const *args, p
     bool taken = count == 1 && PyDict_Size(args[0]) == all->count;
     for (ptrdiff_t i = 0; taken && i < all->count; ++i) {
         const input *wanted = &all->inputs[i];
-        taken = fill_one(
-            wanted, all->array_type, PyDict_GetItemWithError(args[0], wanted->name));
+        object *value = PyDict_GetItemWithError(args[0], wanted->name);
+        Py_IncRef(value); /* what is no array may run code when asked, and leave the dict */
+        taken = fill_one(wanted, all->array_type, value);
+        Py_DecRef(value);
     }
     if (!taken) {
         PyErr_Clear();

@@ -3,6 +3,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +19,7 @@ from stategate.contract import Budget, Bundle, FileRef, sha256, write_bundle
 from stategate.contract.errors import (
     DigestError,
     EngineError,
+    EngineFallbackWarning,
     SpecError,
     StateFault,
     StepInputError,
@@ -181,6 +184,34 @@ def test_the_calls_outlive_the_engine_that_made_them(native_bundle: Path) -> Non
     assert [fill(feed), step(), fill({}), fill(feed | {"y": feed["z"]})] == [0, 0, 1, 1]
 
 
+LEAVES = """
+import sys
+import numpy as np
+from stategate.runtime import Session
+
+class Leaves:
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    @property
+    def __class__(self):
+        self.inputs.clear()
+        return np.ndarray
+
+with Session.open(sys.argv[1], engine="native") as session:
+    inputs = {}
+    inputs["z"] = Leaves(inputs)
+    print(session._engine.fill(inputs))
+"""
+
+
+def test_what_leaves_the_inputs_when_it_is_looked_at_is_not_used_after(native_bundle: Path) -> None:
+    command = [sys.executable, "-c", LEAVES, str(native_bundle)]
+    env = os.environ | {"PYTHONMALLOC": "debug"}  # overwrites what is freed
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "1\n"), run.stderr
+
+
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
@@ -270,6 +301,23 @@ def test_auto_falls_back_where_this_machine_cannot_load_the_library(
         assert session.engine_name.startswith("onnxruntime")
     with pytest.raises(EngineError, match=word):
         Session.open(changed, engine="native")
+
+
+def test_a_system_that_maps_no_code_from_memory_leaves_it_to_the_next_engine(
+    native_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(_: str) -> int:
+        raise PermissionError(13, "Permission denied")  # Linux, where vm.memfd_noexec is 2
+
+    monkeypatch.setattr("os.memfd_create", forbidden)
+    monkeypatch.setattr("stategate.runtime.engine_native._MAPPED", {})
+    with pytest.raises(EngineError, match="cannot load native/libstep.so"):
+        Session.open(native_bundle, engine="native")
+    with (
+        pytest.warns(EngineFallbackWarning, match="Permission denied"),
+        Session.open(native_bundle, engine="native,onnxruntime") as session,
+    ):
+        assert session.engine_name.startswith("onnxruntime")
 
 
 def test_a_system_that_is_not_linux_is_told(
