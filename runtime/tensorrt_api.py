@@ -33,8 +33,9 @@ def load_tensorrt(library: str = "tensorrt") -> Any:
         raise EngineError(
             f"the Python bindings of {library} are not installed",
             found=missing,
-            remedy="they come with JetPack: apt install python3-libnvinfer, and a virtual "
-            "environment with --system-site-packages; see docs/jetson.md"
+            remedy="on a Jetson they come with JetPack: apt install python3-libnvinfer, and a "
+            "virtual environment with --system-site-packages; stategate doctor tells what fits "
+            "this machine, docs/jetson.md the rest"
             if library == "tensorrt"
             else "pip install tensorrt-rtx-cu13, for a desktop GPU; see docs/jetson.md",
         ) from missing
