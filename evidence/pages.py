@@ -63,7 +63,7 @@ def filled(page: str, pieces: Mapping[str, str]) -> str:
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = page.partition(begin)
         _, _, after = rest.partition(end)
-        if page.count(begin) != 1 or rest.count(end) != 1:
+        if page.count(begin) != 1 or page.count(end) != 1 or end not in rest:
             raise SpecError("the page has no place for a table", expected=f"{begin}, {end}, once")
         page = f"{before}{begin}\n\n{piece}\n\n{end}{after}"
     return page

@@ -13,13 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evidence.intervals import wilson
+from evidence.pages import filled
 from evidence.robot_cells import FORMS, HOLDS, TITLES, Form
 from evidence.robot_policies import POLICIES
 from evidence.robot_rows import Row
 from stategate.contract.console import write_whole
-from stategate.contract.errors import EpisodeError
 
-BEGIN, END = "<!-- robot-tables -->", "<!-- end of robot-tables -->"
 _COLOURS = ("#1b6ca8", "#c8553d", "#2a7f62", "#8a5a00", "#7b4fa3", "#3b3b3b", "#b8468c", "#5aa9e6")
 # By whether a memory is wiped, and whether it is written always.
 _DASHES = {(True, True): ":", (False, True): "-", (False, False): "--"}
@@ -29,16 +28,10 @@ def on_page(page: str, rows: Sequence[Row]) -> str:
     """A page with its tables replaced, between two comments.
 
     Raises:
-        EpisodeError: The comments are not there, or not once each and in order.
+        SpecError: The comments are not there, or not once each and in order.
     """
-    before, begin, rest = page.partition(BEGIN)
-    old, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in old + after or END in before + after:
-        raise EpisodeError(
-            "the page has no place for the tables", expected=f"{BEGIN} and {END}, once each"
-        )
     tables = "\n".join(_tables(task, rows) for task in TITLES if _of(rows, task=task))
-    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
+    return filled(page, {"robot-tables": tables.strip()})
 
 
 def draw(task: str, rows: Sequence[Row], path: Path) -> None:

@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from evidence import robot, robot_cells, robot_page
 from evidence.records import read_rows
 from evidence.robot_env import Body, HeldRobot
-from evidence.robot_page import BEGIN, END, draw, on_page
+from evidence.robot_page import draw, on_page
 from evidence.robot_rows import Cell, Row
 from evidence.robot_train import CUE, clone, demonstrate
-from stategate.contract.errors import EpisodeError
+from stategate.contract.errors import SpecError
 
+BEGIN, END = "<!-- robot-tables -->", "<!-- end of robot-tables -->"
 Make = Callable[[], Body]
 FORMS = (
     robot_cells.Form("gru", None, "float32"),
@@ -94,8 +95,8 @@ def test_a_damaged_checkpoint_is_refused_and_a_missing_one_is_made(workshop: Pat
 
 
 def test_a_page_without_a_place_for_tables_is_refused() -> None:
-    for page in ("", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"):
-        with pytest.raises(EpisodeError, match="no place"):
+    for page in ("", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}", f"{END}{BEGIN}{END}"):
+        with pytest.raises(SpecError, match="no place"):
             on_page(page, [])
 
 
