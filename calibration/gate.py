@@ -60,8 +60,8 @@ class Wish:
 
     @property
     def bounded(self) -> bool:
-        """Whether the fewest writes are looked for that still meet a bound of the caller."""
-        return self.costs is None and not (self.accuracy is None and self.max_output_error is None)
+        """Whether the fewest writes are looked for that still meet a bound."""
+        return self.costs is None and self.write_rate is None
 
     @property
     def rounds(self) -> int:

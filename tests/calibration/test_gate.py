@@ -127,6 +127,32 @@ def test_thresholds_are_proposed_in_the_gates_own_units(episodes: list[Episode])
         assert point.write_rate == pytest.approx(writes / 320)
 
 
+def test_the_last_threshold_that_costs_nothing_is_found_between_two_proposals() -> None:
+    class Stamped(nn.Module):
+        """Its gate is the first input; right where the step before was written."""
+
+        def step_spec(self) -> StepSpec:
+            return StepSpec(
+                (TensorSpec("x", (1, 2)),),
+                (TensorSpec("y", (1, 2)),),
+                (StateSpec("h", (1, 2), gate="gate"),),
+                (GateSpec("gate", threshold=0.0),),
+            )
+
+        def step(self, inputs: dict, states: dict) -> StepResult:
+            x, h = inputs["x"], states["h"]
+            y = torch.stack((x[:, 1] - 1.5, h[:, 1]), dim=-1)
+            return StepResult({"y": y}, {"h": x}, {"gate": x[0, :1]})
+
+    rng = np.random.default_rng(0)
+    seen = np.stack((rng.random(1000), np.arange(1000)), axis=-1)[:, None].astype(np.float32)
+    # Asked only after what is above 0.6: proposals lie at the quantiles 0.5 and 0.65.
+    labels = np.where(np.roll(seen[:, 0, 0], 1) > 0.6, 1, -1)
+    gate = calibrate_gate(Stamped(), [Episode({"x": seen}, {"y": labels})], wish=Wish(tolerance=0))
+    least = seen[:, 0, 0][seen[:, 0, 0] > 0.6].min()
+    assert least - 0.15 / 8 - 0.01 < gate.threshold < least
+
+
 def test_a_wanted_write_rate_is_found(episodes: list[Episode]) -> None:
     gate = calibrate_gate(gru(), episodes, wish=Wish(write_rate=0.4))
     chosen = next(p for p in gate.curve if p.threshold == gate.threshold)
