@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from evidence.controlled_arms import ARMS, CONFIGS
-from evidence.controlled_measure import Row, answers_to, order, questions
+from evidence.controlled_measure import answers_to, questions
+from evidence.controlled_rows import Row, order
 from evidence.controlled_train import make, trainings
 from evidence.controlled_values import HORIZON, ByValue, by_value
 from evidence.controlled_values import questions as value_questions

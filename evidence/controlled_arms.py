@@ -39,6 +39,11 @@ ITERATIONS = {"easy": 1500, "hard": 2000, "xhard": 3000, "slow": 2000}
 CONFIGS = ("hard", "easy", "xhard", "slow")
 BUDGETED: Final = "budget"
 """A threshold that is found: the one that writes as often as the schedules."""
+CALIBRATED: Final = "calibrated"
+"""A threshold that is found: the one that ``stategate calibrate`` chooses for each training."""
+Threshold = float | None | Literal["budget", "calibrated"]
+TOLERANCE = 0.0025
+"""Accuracy that a calibrated threshold may give up: half of the half point that is the goal."""
 DEPLOYED = -2.0
 """AURA-Mem's threshold: the one that calibration on validation streams chose for the shipped
 checkpoint (docs/aura-mem.md), for every seed and configuration here."""
@@ -74,7 +79,7 @@ class Arm:
     deployed: Callable[[], nn.Module]
     recipe: Recipe = _PLAIN
     seeds: Mapping[str, int] = field(default_factory=lambda: _ALL)
-    thresholds: tuple[float | None | Literal["budget"], ...] = (None,)
+    thresholds: tuple[Threshold, ...] = (None,)
     share: float = 1.0
     longest: int = 100_000
     weights_of: str | None = None
@@ -119,7 +124,13 @@ def _square(side: int) -> Arm:
 
 ARMS: dict[str, Arm] = {
     "learned": Arm(
-        "AURA-Mem", AuraLearner, AuraMem, Recipe(), _MOST, (DEPLOYED, 0.0), shifted=True
+        "AURA-Mem",
+        AuraLearner,
+        AuraMem,
+        Recipe(),
+        _MOST,
+        (DEPLOYED, 0.0, CALIBRATED),
+        shifted=True,
     ),
     "always": Arm(
         "the same cell, written always",

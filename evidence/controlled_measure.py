@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from evidence.controlled_arms import ARMS, BUDGETED
+from evidence.controlled_arms import ARMS, CALIBRATED, TOLERANCE
 from evidence.controlled_cache import GrowingCache, answers
-from evidence.controlled_gates import ALWAYS, BUDGET, NEVER
+from evidence.controlled_rows import At, Row
 from evidence.controlled_streams import (
     HORIZONS,
     SHIFTED_HORIZONS,
@@ -27,6 +27,7 @@ from evidence.controlled_streams import (
     held_out,
     schedule,
 )
+from evidence.controlled_thresholds import budget_threshold, calibrated_threshold
 from evidence.controlled_train import Training, trained
 from evidence.records import digest_of
 from stategate.contract import Episode
@@ -35,78 +36,11 @@ from stategate.export.cli import candidate_from, reference_for
 from stategate.export.engines_cli import with_c
 from stategate.export.pack import seal
 from stategate.models.aura import AuraMem
-from stategate.models.aura_train import evaluate, hard_gate
-from stategate.models.binding_stream import CONFIGS, BindingStreams
+from stategate.models.binding_stream import CONFIGS
 from stategate.models.load import LoadedModel
 from stategate.runtime.session import Session
 
 _CHECKED_STEPS = 1000  # of the parity check before a bundle is sealed
-_SEEN = 2048  # steps that show how far a gate's values reach
-
-
-class At(Record, frozen=True):
-    """What one horizon gave, all its streams together.
-
-    Attributes:
-        steps: Of each stream, from an empty memory.
-        streams: How many.
-        judged: Queries.
-        right: Of them, answered rightly.
-        writes: Steps in which the memory was written, by the runtime's ledger.
-    """
-
-    steps: int
-    streams: int
-    judged: int
-    right: int
-    writes: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share of queries answered rightly."""
-        return self.right / self.judged
-
-    @property
-    def ratio(self) -> float:
-        """Steps per write."""
-        return self.steps * self.streams / self.writes if self.writes else float("inf")
-
-
-class Row(Record, frozen=True):
-    """One deployed model on one kind of stream.
-
-    Attributes:
-        arm: Name in `ARMS`.
-        config: That it was trained on.
-        seed: Of the training.
-        stream: That it was stepped through; the configuration's own, or one that it never saw.
-        threshold: In the bundle; None where there is no gate.
-        iterations: Of the training.
-        state_bytes: By the manifest; None of a memory that grows.
-        kv_bytes_per_step: Of a key-value cache of the same width.
-        engine: That stepped it.
-        digest: Of the question that the row answers; another one is measured anew.
-        at: By horizon.
-    """
-
-    arm: str
-    config: str
-    seed: int
-    stream: str
-    threshold: float | None
-    iterations: int
-    state_bytes: int | None
-    kv_bytes_per_step: int
-    engine: str
-    digest: str
-    at: tuple[At, ...]
-
-
-def order(row: Row) -> tuple[int, int, int, int, float]:
-    """Where a row stands in the file."""
-    streams, arms = list(STREAMS), list(ARMS)
-    place = (streams.index(row.config), arms.index(row.arm), streams.index(row.stream), row.seed)
-    return (*place, row.threshold or 0.0)
 
 
 class Question(Record, frozen=True):
@@ -114,7 +48,7 @@ class Question(Record, frozen=True):
 
     Attributes:
         training: What is deployed.
-        threshold: With which threshold; ``budget`` is found first.
+        threshold: With which threshold; ``budget`` and ``calibrated`` are found first.
         stream: Through what it is stepped.
         horizons: How far.
     """
@@ -129,8 +63,9 @@ class Question(Record, frozen=True):
         """Changes with anything that the answer depends on, but for library versions."""
         asked = (self.training, self.training.recipe, self.threshold)
         seen = (STREAMS[self.stream], self.horizons, TEST_SEED)
-        found = (VALIDATION, VALIDATION_SEED) if self.threshold == BUDGETED else ()
-        return digest_of(*asked, *seen, *found)
+        found = (VALIDATION, VALIDATION_SEED) if isinstance(self.threshold, str) else ()
+        within = (TOLERANCE,) if self.threshold == CALIBRATED else ()
+        return digest_of(*asked, *seen, *found, *within)
 
 
 def questions(training: Training) -> list[tuple[Question, ...]]:
@@ -162,10 +97,11 @@ def answers_to(
     """
     training, threshold = asked[0].training, asked[0].threshold
     module, _ = trained(training, cache)
-    if threshold == BUDGETED:
+    calibrated = threshold == CALIBRATED
+    if isinstance(threshold, str):
         assert isinstance(module, AuraMem)
-        threshold = budget_threshold(module, training)
-    assert not isinstance(threshold, str)
+        find = calibrated_threshold if calibrated else budget_threshold
+        threshold = find(module, training)
     step: Callable[[HeldOut], At]
     state_bytes: int | None
     with ExitStack() as stack:
@@ -198,6 +134,7 @@ def answers_to(
                     engine=engine,
                     digest=question.digest,
                     at=tuple(at),
+                    calibrated=calibrated,
                 ),
             )
 
@@ -252,40 +189,6 @@ def roll(
     judged = int((held.label >= 0).sum())
     writes = session.ledger.writes - before
     return At(held.label.shape[1], held.label.shape[0], judged, right, writes)
-
-
-def budget_threshold(model: AuraMem, training: Training) -> float:
-    """The threshold at which a gate writes as often as the schedules, on validation streams.
-
-    Sixteen thresholds at a time are rolled through them in closed loop; the next sixteen lie
-    around the nearest.
-    """
-    config = CONFIGS[training.config]
-    world = training.recipe.world()
-    streams, steps = VALIDATION
-
-    def fresh() -> BindingStreams:
-        return BindingStreams(config, world, streams, VALIDATION_SEED)
-
-    low, high = _extremes(model, fresh().take(_SEEN).z)
-    for _ in range(3):
-        tried = np.linspace(low, high, 16).tolist()
-        gates = {one: hard_gate(one) for one in tried}
-        scores = evaluate(model, fresh(), streams, steps, gates)
-        best = min(tried, key=lambda one: abs(scores[one].write_rate - BUDGET))
-        width = (high - low) / 15
-        low, high = best - width, best + width
-    return float(best)
-
-
-@torch.no_grad()
-def _extremes(model: AuraMem, z: np.ndarray) -> tuple[float, float]:
-    """Smallest gate value where all is written, largest where nothing is."""
-    p = model.project(torch.from_numpy(z))
-    S = torch.zeros(z.shape[1], model.d_key, model.d_value)
-    b = torch.zeros(z.shape[1], model.d_value)
-    full, empty = (model.scan(p, S, b, hard_gate(at)).logits for at in (ALWAYS, NEVER))
-    return float(full.min()), float(empty.max())
 
 
 def grown(model: GrowingCache, held: HeldOut) -> At:

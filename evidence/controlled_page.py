@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from matplotlib.axes import Axes
-
-from evidence.controlled_arms import ARMS, CONFIGS, DEPLOYED
-from evidence.controlled_measure import At, Row
+from evidence.controlled_arms import ARMS, CALIBRATED, CONFIGS, DEPLOYED, Threshold
+from evidence.controlled_pictures import by_writes, over_horizons
+from evidence.controlled_rows import At, Row, is_at, lines_of, name_of
 from evidence.controlled_streams import HORIZONS, STREAMS
 from evidence.controlled_train import trainings
 from evidence.controlled_values import ByValue
 from evidence.intervals import over_seeds, wilson
-from evidence.pages import COLOURS, Made, table
+from evidence.pages import Made, table
 from evidence.records import read_rows
 from stategate.models.binding_stream import VALUES
 
@@ -52,8 +51,8 @@ def made(results: Path, values: Path) -> Made:
     return Made(
         pieces,
         {
-            "evidence-horizon": ("Errors, hard: means and single trainings", _over_horizons(rows)),
-            "evidence-writes": ("Errors against writes, hard, 16,384 steps", _by_writes(rows)),
+            "evidence-horizon": ("Errors, hard: means and single trainings", over_horizons(rows)),
+            "evidence-writes": ("Errors against writes, hard, 16,384 steps", by_writes(rows)),
         },
     )
 
@@ -82,27 +81,6 @@ def _missing(rows: Sequence[Row]) -> str:
     return "\n".join(("Trainings still to come, so many of each:\n", *told)) if told else ""
 
 
-Lines = list[tuple[str, list[Row]]]
-
-
-def _lines(rows: Iterable[Row], config: str, stream: str, arms: Iterable[str]) -> Lines:
-    """Trainings that belong into one line, with what it is called."""
-    rows = [row for row in rows if (row.config, row.stream) == (config, stream)]
-    lines = []
-    for arm in arms:
-        for asked in ARMS[arm].thresholds:
-            several = len(ARMS[arm].thresholds) > 1
-            of = [r for r in rows if r.arm == arm and (not several or r.threshold == asked)]
-            name = ARMS[arm].says + (f", opens above {asked:g}" if several else "")
-            if of:
-                lines.append((name, of))
-    return lines
-
-
-def _at(row: Row, steps: int) -> At | None:
-    return next((at for at in row.at if at.steps == steps), None)
-
-
 def _spread(values: Sequence[float], digits: int) -> str:
     """Mean and half of its interval; a single value alone."""
     interval = over_seeds(values)
@@ -113,7 +91,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _accuracy(of: Sequence[Row], steps: int) -> str:
     """Per cent over trainings; of a single one with Wilson's interval."""
-    found = [at for row in of if (at := _at(row, steps)) is not None]
+    found = [at for row in of if (at := row.up_to(steps)) is not None]
     if not found:
         return "–"
     if len(found) == 1:
@@ -132,7 +110,7 @@ def _table(rows: Sequence[Row], config: str, arms: Sequence[str]) -> str:
     head += ["writes in 1,000 steps", "steps per write", "state bytes"]
     head += [f"KV bytes at {_LONGEST:,}", "iterations"]
     lines = []
-    for name, of in _lines(rows, config, config, arms):
+    for name, of in lines_of(rows, config, config, arms):
         last = [row.at[-1] for row in of]
         lines.append(
             [
@@ -151,16 +129,18 @@ def _table(rows: Sequence[Row], config: str, arms: Sequence[str]) -> str:
     return table(head, lines) + (f"\n\nNo rows yet: {'; '.join(absent)}." if absent else "")
 
 
-def _pairs(rows: Sequence[Row], config: str, threshold: float, steps: int) -> list[tuple[At, At]]:
+def _pairs(
+    rows: Sequence[Row], config: str, threshold: Threshold, steps: int
+) -> list[tuple[At, At]]:
     """AURA-Mem and always-write of the same seed."""
 
-    def of(arm: str, at_threshold: float | None) -> dict[int, At]:
+    def of(arm: str, asked: Threshold) -> dict[int, At]:
         return {
             row.seed: at
             for row in rows
             if (row.arm, row.config, row.stream) == (arm, config, config)
-            and at_threshold in (None, row.threshold)
-            and (at := _at(row, steps)) is not None
+            and (asked is None or is_at(row, asked))
+            and (at := row.up_to(steps)) is not None
         }
 
     ours, always = of("learned", threshold), of("always", None)
@@ -168,11 +148,11 @@ def _pairs(rows: Sequence[Row], config: str, threshold: float, steps: int) -> li
 
 
 def _targets(rows: Sequence[Row]) -> str:
-    head = ["stream", "opens above", "steps", "n", "steps per write", "points lost to always-write"]
+    head = ["stream", "AURA-Mem", "steps", "n", "steps per write", "points lost to always-write"]
     head += ["steps per event", "target", "seeds that meet both"]
     lines = []
     for config, target in _TARGETS.items():
-        for threshold in (DEPLOYED, 0.0):
+        for threshold in (DEPLOYED, 0.0, CALIBRATED):
             for steps in (4096, 16_384, _LONGEST):
                 pairs = _pairs(rows, config, threshold, steps)
                 if not pairs:
@@ -183,7 +163,7 @@ def _targets(rows: Sequence[Row]) -> str:
                 lines.append(
                     [
                         config,
-                        f"{threshold:g}",
+                        name_of(threshold),
                         f"{steps:,}",
                         str(len(pairs)),
                         _spread(ratios, 2),
@@ -199,7 +179,7 @@ def _targets(rows: Sequence[Row]) -> str:
 def _ideal(rows: Sequence[Row], config: str, steps: int) -> str:
     """Steps per write of a gate that knows the events."""
     for row in rows:
-        if (row.arm, row.config) == ("oracle", config) and (at := _at(row, steps)) is not None:
+        if (row.arm, row.config) == ("oracle", config) and (at := row.up_to(steps)) is not None:
             return f"{at.ratio:.2f}"
     return "–"
 
@@ -214,7 +194,7 @@ def _seeds(rows: Sequence[Row]) -> str:
             *(_accuracy([row], steps) for steps, _ in HORIZONS),
             f"{row.at[-1].ratio:.2f}",
         ]
-        for name, of in _lines(rows, "hard", "hard", ("learned", "always"))
+        for name, of in lines_of(rows, "hard", "hard", ("learned", "always"))
         for row in of
     ]
     return table(head, lines)
@@ -225,8 +205,8 @@ def _shifts(rows: Sequence[Row]) -> str:
     head = ["stream", "model", "n", "4,096", "16,384", "steps per write"]
     lines = []
     for stream in ("hard", *shifted):
-        for name, of in _lines(rows, "hard", stream, ("learned", "always", "gated-delta")):
-            far = [at.ratio for row in of if (at := _at(row, 16_384)) is not None]
+        for name, of in lines_of(rows, "hard", stream, ("learned", "always", "gated-delta")):
+            far = [at.ratio for row in of if (at := row.up_to(16_384)) is not None]
             accuracies = [_accuracy(of, steps) for steps in (4096, 16_384)]
             lines.append([stream, name, str(len(of)), *accuracies, _spread(far, 2)])
     return table(head, lines)
@@ -242,61 +222,3 @@ def _values(rows: Sequence[ByValue]) -> str:
             shares = (f"{100 * p / w:.0f}" for p, w in zip(part, whole, strict=True))
             lines.append([ARMS[row.arm].says, str(row.seed), told, *shares])
     return table(head, lines)
-
-
-_SHOWN = ("learned", "always", "gated-delta", "linear-attention", "cache", "mingru-1056", "gru-64")
-
-
-def _over_horizons(rows: Sequence[Row]) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        lines = [
-            (name, of)
-            for name, of in _lines(rows, "hard", "hard", (*_SHOWN, "random"))
-            if of[0].arm != "learned" or of[0].threshold == DEPLOYED
-        ]
-        for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
-            steps = [at.steps for at in of[0].at]
-            wrong = [_wrong(fmean(row.at[i].accuracy for row in of)) for i in range(len(steps))]
-            axes.plot(
-                steps, wrong, marker=marker, color=colour, ms=5, label=f"{name} (n={len(of)})"
-            )
-            for row in of:
-                axes.plot(steps, [_wrong(at.accuracy) for at in row.at], ".", color=colour, ms=3)
-        axes.set(xscale="log", xlabel="steps from an empty memory")
-        _finish(axes)
-
-    return draw
-
-
-def _by_writes(rows: Sequence[Row]) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        arms = ("learned", "always", "gated-delta", "reconstruction", "surprise", "random")
-        lines = _lines(rows, "hard", "hard", (*arms, "periodic"))
-        for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
-            found = [at for row in of if (at := _at(row, 16_384)) is not None]
-            x, y = [1000 / at.ratio for at in found], [_wrong(at.accuracy) for at in found]
-            axes.scatter(x, y, 30, color=colour, marker=marker, label=f"{name} (n={len(of)})")
-        axes.set(xscale="log", xlim=(90, 1150), xlabel="writes in 1,000 steps, by the ledger")
-        ticks = (100, 125, 200, 500, 1000)
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
-        _finish(axes)
-
-    return draw
-
-
-_MARKERS = "os^Dv<>P"
-_LEAST_WRONG = 0.01  # a share of zero has no place on a logarithmic axis
-
-
-def _wrong(accuracy: float) -> float:
-    return max(_LEAST_WRONG, 100 * (1 - accuracy))
-
-
-def _finish(axes: Axes) -> None:
-    ticks = (0.01, 0.1, 1, 10, 87.5)
-    axes.axhline(87.5, color="#999999", ls=":", lw=1)
-    axes.set(yscale="log", ylim=(0.008, 120), ylabel="% of queries answered wrongly")
-    axes.set_yticks(ticks, ["0.01 or none", "0.1", "1", "10", "87.5, chance"])
-    axes.minorticks_off()
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -11,8 +11,9 @@ from click.testing import CliRunner, Result
 from evidence import controlled_measure, controlled_values
 from evidence.controlled import controlled
 from evidence.controlled_arms import ARMS, CONFIGS, ITERATIONS
-from evidence.controlled_measure import HORIZONS, At, Row, grown
+from evidence.controlled_measure import HORIZONS, grown, questions
 from evidence.controlled_page import made
+from evidence.controlled_rows import At, Row, lines_of, order
 from evidence.controlled_streams import held_out, schedule
 from evidence.controlled_train import Training, trainings
 from evidence.pages import filled
@@ -181,7 +182,7 @@ def test_the_page_is_what_its_results_make_it() -> None:
 def test_a_model_without_rows_is_named_under_its_table(tmp_path: Path) -> None:
     at = (At(64, 2, 30, 29, 16), At(16_384, 1, 30, 29, 16))
     row = Row("learned", "hard", 0, "hard", -2.0, 10, 4224, 256, "native", "0" * 16, at)
-    write_rows(tmp_path / "rows.json", [row], controlled_measure.order)
+    write_rows(tmp_path / "rows.json", [row], order)
     pieces = made(tmp_path / "rows.json", tmp_path / "none.json").pieces
     assert "AURA-Mem, opens above -2 | 1 | 96.67" in pieces["controlled-ablations"]
     assert "No rows yet: AURA-Mem, gate without surprise; " in pieces["controlled-ablations"]
@@ -190,12 +191,24 @@ def test_a_model_without_rows_is_named_under_its_table(tmp_path: Path) -> None:
     assert "soft gate" not in pieces["controlled-easy"]
 
 
+def test_a_calibrated_threshold_is_a_line_of_its_own_whatever_its_number() -> None:
+    at = (At(64, 2, 30, 29, 16),)
+    given = Row("learned", "hard", 0, "hard", 0.0, 10, 4224, 256, "native", "0" * 16, at)
+    found = Row("learned", "hard", 0, "hard", 0.0, 10, 4224, 256, "native", "1" * 16, at, True)
+    assert lines_of([found, given], "hard", "hard", ["learned"]) == [
+        ("AURA-Mem, opens above 0", [given]),
+        ("AURA-Mem, calibrated", [found]),
+    ]
+    digests = [q.digest for group in questions(Training("learned", "hard", 0)) for q in group]
+    assert len(set(digests)) == len(digests)
+
+
 def test_every_row_of_the_repository_belongs_to_a_question() -> None:
     rows: Iterator[Row] = iter(read_rows(ROOT / "docs" / "evidence" / "controlled.json", Row))
     asked = {
         question.digest
         for training in trainings(ARMS, CONFIGS)
-        for group in controlled_measure.questions(training)
+        for group in questions(training)
         for question in group
     }
     for row in rows:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evidence import controlled_measure
+from evidence import controlled_thresholds
 from evidence.controlled_arms import ARMS
 from evidence.controlled_cache import CacheLearner, GrowingCache, answers
 from evidence.controlled_gates import (
@@ -20,12 +20,13 @@ from evidence.controlled_gates import (
     Soft,
     Surprise,
 )
-from evidence.controlled_measure import budget_threshold
 from evidence.controlled_streams import held_out
+from evidence.controlled_thresholds import budget_threshold, calibrated_threshold
 from evidence.controlled_train import Training
 from stategate.models.aura import AuraMem
 from stategate.models.aura_train import evaluate, hard_gate
 from stategate.models.binding_stream import CONFIGS, BindingStreams
+from stategate.models.load import load_model
 from stategate.models.step import StepModel, initial_states, threshold_inputs
 from stategate.models.stream_train import Recipe
 
@@ -147,8 +148,8 @@ def test_the_cache_answers_as_attention_over_the_whole_past(z: Tensor) -> None:
 
 
 def test_an_untrained_gate_is_held_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controlled_measure, "VALIDATION", (4, 512))
-    monkeypatch.setattr(controlled_measure, "_SEEN", 256)
+    monkeypatch.setattr(controlled_thresholds, "VALIDATION", (4, 512))
+    monkeypatch.setattr(controlled_thresholds, "_SEEN", 256)
     torch.manual_seed(0)
     model = Surprise().eval()
     training = Training("surprise", "hard", 0)
@@ -156,6 +157,17 @@ def test_an_untrained_gate_is_held_to_the_budget(monkeypatch: pytest.MonkeyPatch
     source = BindingStreams(CONFIGS["hard"], training.recipe.world(), 4, seed=9)
     rate = evaluate(model, source, 4, 512, {"one": hard_gate(threshold)})["one"].write_rate
     assert rate == pytest.approx(BUDGET, rel=0.25)
+
+
+def test_a_calibrated_threshold_writes_about_at_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controlled_thresholds, "VALIDATION", (2, 1024))
+    model = load_model("aura-hard").module
+    threshold = calibrated_threshold(model, Training("learned", "hard", 0))
+    held = held_out("hard", 1024, 2, seed=9)
+    source = BindingStreams(CONFIGS["hard"], Recipe().world(), 2, seed=9 + 1024)
+    score = evaluate(model, source, 2, 1024, {"one": hard_gate(threshold)})["one"]
+    assert score.write_rate == pytest.approx(held.event.mean(), rel=0.15)
+    assert score.accuracy > 0.98
 
 
 def test_a_budget_in_training_follows_the_quantile_of_the_gate(z: Tensor) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from evidence.controlled_measure import At, Row, order
+from evidence.controlled_rows import At, Row, order
 from evidence.intervals import over_seeds, wilson
 from evidence.pages import filled, pages, table
 from evidence.records import digest_of, read_rows, write_rows
