@@ -58,11 +58,11 @@ def _forms() -> Iterator[Form]:
             yield Form(policy, None, precision)
         if fading:
             yield Form(policy, None, "float32", wiped=True)
+        # A GRU's gate is by channel: those of a row would share a scale, which export refuses.
+        scaled = policy != "gru"
         for threshold in _THRESHOLDS[policy]:
-            yield Form(policy, threshold, "float32")
-            # A GRU's gate is by channel: those of a row would share a scale, which export refuses.
-            if policy in ("delta-cost", "aura"):
-                yield Form(policy, threshold, "int8")
+            for precision in PRECISIONS if scaled else PRECISIONS[:2]:
+                yield Form(policy, threshold, precision)
 
 
 FORMS = tuple(_forms())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evidence.intervals import wilson
+from evidence.intervals import over_seeds, wilson
 from evidence.pages import filled
 from evidence.robot_cells import FORMS, HOLDS, TITLES, Form
 from evidence.robot_policies import POLICIES
@@ -64,7 +64,7 @@ def _draw_policy(axes: Axes, rows: Sequence[Row]) -> None:
     for i, (form, colour) in enumerate(zip(forms, _COLOURS, strict=False)):
         mine = _by_hold(rows, form)
         at = [_spread(hold) * 1.03 ** (i - len(forms) / 2) for hold in mine]
-        found = [wilson(row.successes, row.episodes) for row in mine.values()]
+        found = [wilson(row.successes, row.episodes) for (row,) in mine.values()]
         # An end of the interval is the rate itself at 0 and 1, give or take its rounding.
         below = [max(0.0, f.estimate - f.low) for f in found]
         above = [max(0.0, f.high - f.estimate) for f in found]
@@ -87,38 +87,40 @@ def _spread(hold: int) -> float:
 def _tables(task: str, rows: Sequence[Row]) -> str:
     rows = _of(rows, task=task)
     holds = sorted({row.cell.hold for row in rows})
-    seeds = sorted({row.cell.seed for row in rows})
+    episodes = " or ".join(map(str, sorted({row.episodes for row in rows})))
     lines = [
         f"### {TITLES[task]}\n",
         f"Engine: {', '.join(sorted({row.engine for row in rows}))}. "
-        "Each cell: successes of episodes (95 % interval, Wilson); steps of an episode that "
-        "wrote. Written: bytes of all states that a step replaced, over the longest hold.\n",
+        f"Each cell: successes of {episodes} episodes (their share, 95 % interval by Wilson); steps of an "
+        "episode that wrote. Where there are several trainings, the successes of each (mean share "
+        "± half of Student's interval over them: 0 where all are alike, which says nothing of "
+        "episodes). Written: bytes of all states that a step replaced, over the longest hold.\n",
         "| policy | writes when | state | bytes | written | "
         + " | ".join(f"hold {hold:,}" for hold in holds) + " |",
         "|---|---|---|---|---|" + "---|" * len(holds),
     ]  # fmt: skip
-    for form, seed in sorted(
-        product(FORMS, seeds), key=lambda at: (POLICIES.index(at[0].policy), at[1])
-    ):
-        cells = _by_hold([row for row in rows if row.cell.seed == seed], form)
-        if not cells:
-            continue
+    for form in _forms(rows):
+        cells = _by_hold(rows, form)
         told = "always" if form.threshold is None else f"gate > {form.threshold:g}"
         longest = cells[max(cells)]
         shown = [_cell(cells[hold]) if hold in cells else "" for hold in holds]
-        name = form.policy + (f", training {seed}" if seed else "")
-        name += ", wiped at go" if form.wiped else ""
-        written = longest.written_bytes / longest.steps
-        facts = [name, told, form.precision, f"{longest.state_bytes:,}", f"{written:,.0f}"]
+        name = form.policy + (", wiped at go" if form.wiped else "")
+        written = fmean(row.written_bytes / row.steps for row in longest)
+        facts = [name, told, form.precision, f"{longest[0].state_bytes:,}", f"{written:,.0f}"]
         lines.append(f"| {' | '.join([*facts, *shown])} |")
     picture = f"images/robot-{task}.svg"
     return "\n".join([*lines, "", f"![Success against hold, {TITLES[task]}]({picture})", ""])
 
 
-def _cell(row: Row) -> str:
-    found = wilson(row.successes, row.episodes)
-    share = f"{row.successes}/{row.episodes} ({found.low:.2f}-{found.high:.2f})"
-    return f"{share}; {row.writes / row.episodes:,.0f}"
+def _cell(rows: Sequence[Row]) -> str:
+    successes = ", ".join(str(row.successes) for row in rows)
+    found = over_seeds([row.successes / row.episodes for row in rows])
+    if found is None:
+        only = wilson(rows[0].successes, rows[0].episodes)
+        interval = f"{only.low:.2f}-{only.high:.2f}"
+    else:
+        interval = f"{found.estimate:.2f} ± {found.high - found.estimate:.2f}"
+    return f"{successes} ({interval}); {fmean(r.writes / r.episodes for r in rows):,.0f}"
 
 
 def _form(row: Row) -> Form:
@@ -132,8 +134,13 @@ def _forms(rows: Iterable[Row]) -> list[Form]:
     return [form for form in FORMS if form in there]
 
 
-def _by_hold(rows: Iterable[Row], form: Form) -> dict[int, Row]:
-    return {r.cell.hold: r for r in sorted(rows, key=lambda r: r.cell.hold) if _form(r) == form}
+def _by_hold(rows: Iterable[Row], form: Form) -> dict[int, list[Row]]:
+    """Its rows, one a training, by hold."""
+    holds: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.cell.hold, row.cell.seed)):
+        if _form(row) == form:
+            holds.setdefault(row.cell.hold, []).append(row)
+    return holds
 
 
 def _main(form: Form) -> bool:

@@ -94,6 +94,17 @@ def test_a_damaged_checkpoint_is_refused_and_a_missing_one_is_made(workshop: Pat
     assert run(workshop) == 2
 
 
+def test_trainings_share_a_line_with_the_interval_over_them() -> None:
+    rows = [
+        Row(Cell("tmaze", "gru", seed, "float32", None, 0), 40, right, 400, 400, 0, 256, "e", "r")
+        for seed, right in ((1, 36), (0, 40), (2, 38))
+    ]
+    # Student's t for two degrees of freedom is 4.303; the standard deviation is 0.05.
+    assert "| 40, 36, 38 (0.95 ± 0.12); 10 |" in on_page(f"{BEGIN}{END}", rows)
+    # Wilson's interval of 40 of 40 is 40 / (40 + 1.96 * 1.96) to 1.
+    assert "| 40 (0.91-1.00); 10 |" in on_page(f"{BEGIN}{END}", rows[1:2])
+
+
 def test_a_page_without_a_place_for_tables_is_refused() -> None:
     for page in ("", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}", f"{END}{BEGIN}{END}"):
         with pytest.raises(SpecError, match="no place"):
