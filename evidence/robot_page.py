@@ -91,8 +91,8 @@ def _tables(task: str, rows: Sequence[Row]) -> str:
     lines = [
         f"### {TITLES[task]}\n",
         f"Engine: {', '.join(sorted({row.engine for row in rows}))}. "
-        f"Each cell: successes of {episodes} episodes (their share, 95 % interval by Wilson); steps of an "
-        "episode that wrote. Where there are several trainings, the successes of each (mean share "
+        f"Each cell: successes of {episodes} episodes (their share, 95 % interval by Wilson); "
+        "steps of an episode that wrote. Of several trainings, the successes of each (mean share "
         "± half of Student's interval over them: 0 where all are alike, which says nothing of "
         "episodes). Written: bytes of all states that a step replaced, over the longest hold.\n",
         "| policy | writes when | state | bytes | written | "
