@@ -25,6 +25,7 @@ from stategate.contract.errors import MeasurementError
 from stategate.contract.specs import Record
 from stategate.runtime.process import rss_bytes
 from stategate.runtime.session import Session
+from stategate.targets.detect import detect
 
 REPEATS, PROCESSES = 1000, 5
 
@@ -40,6 +41,7 @@ class CacheRow(Record, frozen=True):
         p50_us: Median of the next steps; median over the processes.
         p50_us_range: Lowest and highest of the processes.
         processes: How many.
+        machine: That it was measured on.
     """
 
     what: Literal["memory", "cache"]
@@ -49,6 +51,7 @@ class CacheRow(Record, frozen=True):
     p50_us: float
     p50_us_range: tuple[float, float]
     processes: int
+    machine: str
 
 
 def step_memory(bundle: str, episode: str, lengths: tuple[int, ...], repeats: int) -> list[Length]:
@@ -82,7 +85,7 @@ def rows(
     what: Literal["memory", "cache"], bytes_at: dict[int, int], runs: list[list[Length]]
 ) -> list[CacheRow]:
     """One row a length, over all processes."""
-    told = []
+    host, told = detect(), []
     for same in zip(*runs, strict=True):
         medians = [one.times.p50_us for one in same]
         told.append(
@@ -94,6 +97,7 @@ def rows(
                 statistics.median(medians),
                 (min(medians), max(medians)),
                 len(runs),
+                f"{host.cpu or 'a processor that does not tell its name'}, {host.machine}",
             )
         )
     return told

@@ -46,7 +46,8 @@ def _cache(rows: Sequence[CacheRow]) -> str:
     body = [
         [f"{steps:,}", *told(by["memory", steps]), *told(by["cache", steps])] for steps in lengths
     ]
-    return table(head, body)
+    machines = ", ".join(sorted({row.machine for row in rows}))
+    return f"{table(head, body)}\n\nMeasured on: {machines}."
 
 
 def _bound(bundles: Sequence[Bounds]) -> str:
