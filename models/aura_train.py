@@ -47,9 +47,16 @@ def schedule(rule: GateRule, seed: int, threshold: float = 0.0) -> GateChooser:
     )
 
 
-def _bernoulli(t: int, logits: Tensor) -> Tensor:
-    p = torch.sigmoid(logits)
-    return torch.bernoulli(p.detach()) + p - p.detach()
+def drawn(tutored: int = 0) -> GateChooser:
+    """Bernoulli draws with a straight-through gradient; open in the first ``tutored`` rows."""
+
+    def choose(t: int, logits: Tensor) -> Tensor:
+        p = torch.sigmoid(logits)
+        gate = torch.bernoulli(p.detach())
+        gate[:tutored] = 1.0
+        return gate + p - p.detach()
+
+    return choose
 
 
 class AuraLearner:
@@ -75,7 +82,9 @@ class AuraLearner:
         """How this stage of the training chooses its writes."""
         if self._fixed is not None or iteration < self._recipe.warm:
             return self._fixed or always
-        return hard_gate(0.0) if iteration >= self._recipe.settle else _bernoulli
+        if iteration >= self._recipe.settle:
+            return hard_gate(0.0)
+        return drawn(round(self._recipe.tutored_share * self._recipe.streams))
 
     def run(
         self, iteration: int, z: Tensor, states: Tensors

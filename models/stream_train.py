@@ -43,6 +43,9 @@ class Recipe:
         ramp_share: Next share, over which the write price grows from zero.
         settle_share: Last share, with the gate frozen and deterministic; not for ``soft``.
         reset_probability: Chance that a stream starts afresh at a chunk's beginning.
+        tutored_share: Share of streams in which a gate that is drawn stays open, so that the cell
+            goes on learning from what the gate leaves out elsewhere: what is never written is
+            never answered, and nothing then says what its write would be worth.
     """
 
     config: str = "hard"
@@ -58,6 +61,7 @@ class Recipe:
     ramp_share: float = 0.2
     settle_share: float = 0.15
     reset_probability: float = 0.1
+    tutored_share: float = 0.0
 
     def world(self) -> World:
         """The codes and backbone that this recipe trains in."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stategate.models.aura import AuraMem
-from stategate.models.aura_train import AuraLearner, evaluate, hard_gate, schedule
+from stategate.models.aura_train import AuraLearner, drawn, evaluate, hard_gate, schedule
 from stategate.models.binding_stream import CONFIGS, BindingStreams
 from stategate.models.checkpoint import Card, Measured, folder, load, save, weights_sha256
 from stategate.models.step import commit, initial_states
@@ -136,6 +136,20 @@ def test_training_twice_gives_the_same_weights() -> None:
     assert first == second
     other = Recipe(iterations=12, streams=4, chunk=8, seed=4)
     assert weights_sha256(train(AuraLearner, other, world)) != first
+
+
+def test_a_tutored_stream_is_open_and_still_tells_its_gate_what_a_write_was_worth() -> None:
+    logits = torch.tensor([-30.0, -1.0, -30.0, 2.0]).repeat(500, 1).requires_grad_()
+    torch.manual_seed(0)
+    gates = torch.stack([drawn(tutored=2)(t, row[:, None]) for t, row in enumerate(logits)])
+    assert set(gates.detach().round(decimals=4).flatten().tolist()) == {0.0, 1.0}
+    opened = gates.detach().mean((0, 2))
+    assert opened[:3].round(decimals=4).tolist() == [1.0, 1.0, 0.0]
+    # Within four standard deviations of a binomial.
+    assert abs(opened[3] - 0.8808) < 4 * (0.8808 * 0.1192 / 500) ** 0.5
+    gates.sum().backward()
+    slope = torch.sigmoid(logits) * (1 - torch.sigmoid(logits))
+    assert torch.allclose(logits.grad, slope)
 
 
 def test_training_leaves_the_callers_random_numbers_and_threads_alone() -> None:
