@@ -132,6 +132,14 @@ ARMS: dict[str, Arm] = {
         (DEPLOYED, 0.0, CALIBRATED),
         shifted=True,
     ),
+    "tutored": Arm(
+        "AURA-Mem, one training stream in eight written always",
+        AuraLearner,
+        AuraMem,
+        Recipe(tutored_share=1 / 8),
+        {"hard": 5, "easy": 3, "xhard": 3},
+        (DEPLOYED, 0.0, CALIBRATED),
+    ),
     "always": Arm(
         "the same cell, written always",
         AuraLearner,

@@ -25,7 +25,7 @@ class ByValue(Record, frozen=True):
     """One deployed model on the held-out streams of its configuration.
 
     Attributes:
-        arm: ``learned`` at the deployed threshold, or ``always``.
+        arm: ``learned`` or ``tutored`` at the deployed threshold, or ``always``.
         config: Of training and streams.
         seed: Of the training.
         digest: Of the question.
@@ -47,7 +47,7 @@ class ByValue(Record, frozen=True):
 
 def questions() -> Iterator[tuple[Training, float, str]]:
     """What is asked: every training of the configuration that is hardest to gate."""
-    for arm, threshold in (("learned", DEPLOYED), ("always", ALWAYS)):
+    for arm, threshold in (("learned", DEPLOYED), ("tutored", DEPLOYED), ("always", ALWAYS)):
         for seed in range(3):
             training = Training(arm, "xhard", seed)
             asked = digest_of("by value", training, training.recipe, threshold, HORIZON, TEST_SEED)
