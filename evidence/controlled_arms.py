@@ -133,7 +133,7 @@ ARMS: dict[str, Arm] = {
         shifted=True,
     ),
     "tutored": Arm(
-        "AURA-Mem, one training stream in eight written always",
+        "AURA-Mem, tutored",
         AuraLearner,
         AuraMem,
         Recipe(tutored_share=1 / 8),
