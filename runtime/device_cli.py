@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from stategate.contract import Bundle, Manifest, canonical_json
-from stategate.contract.native import NativeRef
+from stategate.contract.native import NativeRef, why_not_here
 from stategate.runtime.golden import Replay, replay
 from stategate.runtime.snapshot import Codec
 from stategate.runtime.store import newest_in
@@ -125,6 +125,8 @@ def described(native: NativeRef) -> str:
         text += f", golden output error {native.max_output_error:.2g}"
     for engine, us in sorted(native.step_us.items()):
         text += f", {engine} {us:.3g} us a step"
+    if (obstacle := why_not_here(native)) is not None:
+        return f"{text}; not to be loaded here, auto takes onnxruntime: {obstacle}"
     return text + (f"; auto takes {native.fastest}" if native.step_us else "; not measured here")
 
 
