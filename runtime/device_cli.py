@@ -222,8 +222,4 @@ def _replayed(result: Replay | None) -> str:
         return "not checked: the bundle carries no golden episode"
     others = {"by the chunk": result.max_chunk_error, "in one graph": result.max_fused_error}
     told = "".join(f", output error {how} {e:.2g}" for how, e in others.items() if e is not None)
-    return (
-        f"{result.steps} golden steps: output error {result.max_output_error:.2g}, "
-        f"state error {result.max_state_error:.2g} (allowed {result.tolerance:g}), "
-        f"{result.gate_flips} gate flips{told}"
-    )
+    return f"{result.steps} golden steps: {result.told} (errors allowed {result.tolerance:g}){told}"
