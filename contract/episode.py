@@ -3,8 +3,9 @@
 Keys: ``input.<name>`` holds ``(steps, *shape)``; ``label.<output>`` holds ``(steps,)`` integers,
 the right index of the largest element of that output, or -1 where nothing is judged. A golden
 episode also holds what the float model gave: ``output.<name>``, ``gate.<name>`` with a leading
-step axis, and ``state.<name>`` after the last step. Any may say ``meta.rate_hz``, one number, and
-``meta.provenance``, one text: where it comes from.
+step axis, ``state.<name>`` after the last step, and, where states are stored in fewer bits,
+``trail.<name>`` before the first step and after each of the first steps. Any may say
+``meta.rate_hz``, one number, and ``meta.provenance``, one text: where it comes from.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from stategate.contract.specs import StepSpec
 
 Array = NDArray[Any]
 
-_PARTS = ("input", "label", "output", "gate", "state")
+_PARTS = ("input", "label", "output", "gate", "state", "trail")
 RATE, PROVENANCE = "meta.rate_hz", "meta.provenance"
 
 
@@ -39,6 +40,8 @@ class Episode:
         outputs: What the float model answered, in a golden episode.
         gates: The same, gates.
         states: The same, states after the last step.
+        trail: The same, states before the first step and after each of the first steps, for
+            `stategate.runtime.one_step`; none where a run on its own states tells enough.
         rate_hz: Steps per second; None where that is not known.
         provenance: Where it comes from, in words.
     """
@@ -48,6 +51,7 @@ class Episode:
     outputs: dict[str, Array] = field(default_factory=dict)
     gates: dict[str, Array] = field(default_factory=dict)
     states: dict[str, Array] = field(default_factory=dict)
+    trail: dict[str, Array] = field(default_factory=dict)
     rate_hz: float | None = None
     provenance: str = ""
 
@@ -68,7 +72,7 @@ class Episode:
 
     def to_bytes(self) -> bytes:
         """As an ``.npz`` file; the same episode gives the same bytes."""
-        parts = (self.inputs, self.labels, self.outputs, self.gates, self.states)
+        parts = (self.inputs, self.labels, self.outputs, self.gates, self.states, self.trail)
         arrays = {
             f"{part}.{name}": array
             for part, group in zip(_PARTS, parts, strict=True)
@@ -100,8 +104,8 @@ class Episode:
                 part, _, tensor = key.partition(".")
                 groups[part][tensor] = file.load(key)
             rate_hz, provenance = facts(file)
-        inputs, labels, outputs, gates, states = groups.values()
-        return cls(inputs, labels, outputs, gates, states, rate_hz, provenance)
+        inputs, labels, outputs, gates, states, trail = groups.values()
+        return cls(inputs, labels, outputs, gates, states, trail, rate_hz, provenance)
 
     def check(self, step: StepSpec) -> None:
         """Hold the episode against a model's signature.
@@ -180,10 +184,12 @@ class Episode:
         """A golden episode answers for every output, gate and state; any other for none."""
         if not (self.outputs or self.gates or self.states):
             return
+        states = {s.name: (s.shape, s.dtype) for s in step.states}
         promised = (
             ("output", self.outputs, {t.name: (t.shape, t.dtype) for t in step.outputs}, 1),
             ("gate", self.gates, {g.name: (g.shape, "float32") for g in step.gates}, 1),
-            ("state", self.states, {s.name: (s.shape, s.dtype) for s in step.states}, 0),
+            ("state", self.states, states, 0),
+            *((("trail", self.trail, states, 1),) if self.trail else ()),
         )
         for part, given, wanted, time_axes in promised:
             found = {n: (a.shape[time_axes:], str(a.dtype)) for n, a in given.items()}
@@ -193,6 +199,13 @@ class Episode:
                     found=found,
                     expected=wanted,
                 )
+        reach = {len(array) if array.ndim else 0 for array in self.trail.values()}
+        if reach and not (len(reach) == 1 and 2 <= min(reach) <= self.steps + 1):
+            raise EpisodeError(
+                "the golden episode's trail is none of its first steps",
+                found=f"{sorted(reach)} states",
+                expected=f"one number for all, from 2 to {self.steps + 1}",
+            )
 
     def resized(self, steps: int) -> Episode:
         """The same inputs and labels cut to ``steps``, or repeated until they are so many."""

@@ -6,6 +6,8 @@ looked at while it is still bytes: digest, file format, machine, interface and g
 
 from __future__ import annotations
 
+import mmap
+import os
 import platform
 import struct
 from typing import Literal
@@ -90,6 +92,15 @@ def why_not_here(native: NativeRef) -> str | None:
         return f"the library is for {native.machine}, this machine is {platform.machine()}"
     if missing := set(native.needs) - cpu.features():
         return f"the library needs {', '.join(sorted(missing))}, which this CPU does not have"
+    try:
+        # The library's own bytes are mapped so, and some kernels forbid it (vm.memfd_noexec,
+        # SELinux, seccomp).
+        with os.fdopen(os.memfd_create("stategate"), "wb") as memory:
+            memory.truncate(mmap.PAGESIZE)
+            mode = mmap.PROT_READ | mmap.PROT_EXEC
+            mmap.mmap(memory.fileno(), mmap.PAGESIZE, mmap.MAP_PRIVATE, mode).close()
+    except OSError as problem:
+        return f"this system runs no code from memory (memfd_create): {problem}"
     return None
 
 

@@ -85,11 +85,10 @@ def values(states: Iterable[StateSpec], stored: Mapping[str, Array]) -> dict[str
     read, parts = {}, set()
     for state in states:
         array = stored[state.name]
-        how = state.layout.rpartition("; ")[2]
+        how, named = _how(state)
         if how == _FLOAT16:
             array = array.astype(np.float32)
-        elif how.startswith(_INT8):
-            named = how.removeprefix(_INT8).split(_PLUS)
+        elif named:
             parts.update(named)
             if not parts <= set(stored):
                 raise SpecError(
@@ -103,3 +102,31 @@ def values(states: Iterable[StateSpec], stored: Mapping[str, Array]) -> dict[str
             array = array * stored[named[0]]
         read[state.name] = array
     return {name: array for name, array in read.items() if name not in parts}
+
+
+def quanta(states: Iterable[StateSpec], stored: Mapping[str, Array]) -> dict[str, Array]:
+    """How far apart the values lie between which a state in fewer bits can tell.
+
+    Args:
+        states: All states of a bundle.
+        stored: Their arrays by name, finite, with layouts that `values` takes.
+
+    Returns:
+        For each state in fewer bits, and no other, an array that broadcasts to its shape: the
+        spacing of float16 at each element, or the step of an integer, with error feedback of a
+        residual.
+    """
+    steps = {}
+    for state in states:
+        how, named = _how(state)
+        if how == _FLOAT16:
+            steps[state.name] = np.spacing(np.abs(stored[state.name])).astype(np.float32)
+        elif named:
+            steps[state.name] = stored[named[0]] / np.float32(FINER if len(named) > 1 else 1)
+    return steps
+
+
+def _how(state: StateSpec) -> tuple[str, list[str]]:
+    """How a state is stored, and the states that an int8 one is read with: scale, residual."""
+    how = state.layout.rpartition("; ")[2]
+    return how, how.removeprefix(_INT8).split(_PLUS) if how.startswith(_INT8) else []

@@ -180,8 +180,7 @@ def checked(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE) ->
     if seen is not None and not seen.passed:
         raise ParityError(
             "the engine does not repeat the golden episode",
-            found=f"output error {seen.max_output_error:.3g}, state error "
-            f"{seen.max_state_error:.3g}, {seen.gate_flips} gate flips",
+            found=seen.told,
             expected=f"at most {allowed:g} and no flip",
             remedy="step this bundle with onnxruntime; the engine is not kept",
         )

@@ -13,10 +13,11 @@ import numpy as np
 from stategate.contract import Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
-from stategate.contract.stored import values
+from stategate.contract.stored import quanta, values
 from stategate.runtime.build_native import build_native
 from stategate.runtime.full_pool import open_stepper
-from stategate.runtime.golden import Gaps, chunk_gap, fused_gap
+from stategate.runtime.gaps import Gaps
+from stategate.runtime.golden import chunk_gap, fused_gap
 
 __all__ = ["Comparison", "Limits", "Reference", "build_native", "compare", "verify"]
 
@@ -24,6 +25,7 @@ Arrays = Mapping[str, np.ndarray]
 
 STEPS = 1000
 GOLDEN_STEPS = 256
+TRAIL_BYTES = 1 << 20  # of recorded states in a golden episode
 TOLERANCE = 1e-4
 
 
@@ -117,13 +119,20 @@ def compare(
         thresholds = session.manifest.step.thresholds
         opened = dict.fromkeys(thresholds, 0)
         output_gaps, state_gaps = Gaps(rows), Gaps(rows)
+        specs = session.manifest.states
+        stored = {s.name: session.state(s.name) for s in specs}
+        trail: list[Arrays] = [stored]
+        room = TRAIL_BYTES // max(1, session.manifest.state_bytes) - 1
+        room = min(GOLDEN_STEPS, room) if own_answers and quanta(specs, stored) else 0
         for t, inputs in enumerate(episode):
             # The reference goes first: it has a word for what the engine only fails on.
             outputs, after, gates = reference.step(inputs)
             ours = session.step(**inputs)
             output_gaps.add(ours, outputs)
-            stored = {s.name: session.state(s.name) for s in session.manifest.states}
-            state_gaps.add(values(session.manifest.states, stored), after)
+            stored = {s.name: session.state(s.name) for s in specs}
+            state_gaps.add(values(specs, stored), after)
+            if t < room:
+                trail.append(stored)
             flipped.append([])
             for name, threshold in thresholds.items():
                 here, there = (
@@ -147,6 +156,7 @@ def compare(
         outputs=_stacked([outputs for outputs, _ in kept]),
         gates=_stacked([gates for _, gates in kept]),
         states=dict(states),
+        trail=_stacked(trail) if room > 0 else {},
     )
     output_error, state_error = (
         gaps.per_step() if gaps.per_step().size else np.zeros(len(flipped))

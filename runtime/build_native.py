@@ -95,8 +95,7 @@ def _checked(bundle: Bundle) -> float | None:
     if not seen.passed:
         raise ParityError(
             "the native library does not repeat the golden episode",
-            found=f"output error {seen.max_output_error:.3g}, state error "
-            f"{seen.max_state_error:.3g}, {seen.gate_flips} gate flips",
+            found=seen.told,
             expected=f"at most {tolerance:g} and no flip",
             remedy="step this bundle with onnxruntime, or try other --flag; nothing was written",
         )

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from stategate.contract import Bundle, Manifest, canonical_json
-from stategate.contract.native import NativeRef
+from stategate.contract.native import NativeRef, why_not_here
 from stategate.runtime.golden import Replay, replay
 from stategate.runtime.snapshot import Codec
 from stategate.runtime.store import newest_in
@@ -125,6 +125,8 @@ def described(native: NativeRef) -> str:
         text += f", golden output error {native.max_output_error:.2g}"
     for engine, us in sorted(native.step_us.items()):
         text += f", {engine} {us:.3g} us a step"
+    if (obstacle := why_not_here(native)) is not None:
+        return f"{text}; not to be loaded here, auto takes onnxruntime: {obstacle}"
     return text + (f"; auto takes {native.fastest}" if native.step_us else "; not measured here")
 
 
@@ -220,8 +222,4 @@ def _replayed(result: Replay | None) -> str:
         return "not checked: the bundle carries no golden episode"
     others = {"by the chunk": result.max_chunk_error, "in one graph": result.max_fused_error}
     told = "".join(f", output error {how} {e:.2g}" for how, e in others.items() if e is not None)
-    return (
-        f"{result.steps} golden steps: output error {result.max_output_error:.2g}, "
-        f"state error {result.max_state_error:.2g} (allowed {result.tolerance:g}), "
-        f"{result.gate_flips} gate flips{told}"
-    )
+    return f"{result.steps} golden steps: {result.told} (errors allowed {result.tolerance:g}){told}"

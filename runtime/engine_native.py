@@ -117,7 +117,7 @@ def _mapped(data: bytes, file: FileRef) -> int:
             # again: one more slash makes a path that was never there.
             path = f"/proc/self/fd{'/' * next(_SLASHES)}{memory.fileno()}"
             _MAPPED[file.sha256] = ctypes.CDLL(path)._handle
-    except OSError as problem:  # some systems allow no code in such memory
+    except OSError as problem:  # such as a C library that is older than the one it was linked with
         raise EngineError(
             f"the system cannot load {file.path}",
             found=problem,

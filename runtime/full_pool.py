@@ -73,6 +73,15 @@ class FullPool:
         """One step of every row; see `Pool.step`."""
         return self._pool.step(**inputs)
 
+    def step_from(
+        self, states: Mapping[str, Array], inputs: dict[str, Array]
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+        """One step of every row from given states: outputs, and states after it."""
+        for row in self._pool.rows:
+            self._pool.load_state(row, {name: a[row : row + 1] for name, a in states.items()})
+        outputs = self._pool.step(**inputs)
+        return outputs, {name: self.state(name) for name in states}
+
     def state(self, name: str) -> Array:
         """A copy of one state of all rows, ``(rows, ...)``."""
         return np.concatenate([self._pool.state(row, name) for row in self._pool.rows])

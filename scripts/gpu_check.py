@@ -37,7 +37,7 @@ from stategate.export.tensorrt_build import Settings, workspace_bytes
 from stategate.export.tensorrt_local import beside, build_engine, keep, sole_builder
 from stategate.runtime import Session
 from stategate.runtime.cuda import Cuda
-from stategate.runtime.golden import Gaps
+from stategate.runtime.gaps import Gaps
 from stategate.runtime.tensorrt_api import LIBRARIES, importable, load_tensorrt
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -303,16 +303,21 @@ def test_auto_falls_back_where_this_machine_cannot_load_the_library(
         Session.open(changed, engine="native")
 
 
-def test_a_system_that_maps_no_code_from_memory_leaves_it_to_the_next_engine(
-    native_bundle: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", ["os.memfd_create", "mmap.mmap"])
+def test_a_system_that_runs_no_code_from_memory_leaves_it_to_the_next_engine(
+    native_bundle: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    def forbidden(_: str) -> int:
-        raise PermissionError(13, "Permission denied")  # Linux, where vm.memfd_noexec is 2
+    def forbidden(*_: object) -> int:
+        # Linux, where vm.memfd_noexec is 2, and where SELinux lets nobody run what he wrote.
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("os.memfd_create", forbidden)
-    monkeypatch.setattr("stategate.runtime.engine_native._MAPPED", {})
-    with pytest.raises(EngineError, match="cannot load native/libstep.so"):
+    monkeypatch.setattr(call, forbidden)
+    with pytest.raises(EngineError, match="no code from memory"):
         Session.open(native_bundle, engine="native")
+    with Session.open(native_bundle) as session:
+        assert session.engine_name.startswith("onnxruntime")
+    told = CliRunner().invoke(main, ["inspect", str(native_bundle)]).output
+    assert "auto takes onnxruntime: this system runs no code from memory" in told
     with (
         pytest.warns(EngineFallbackWarning, match="Permission denied"),
         Session.open(native_bundle, engine="native,onnxruntime") as session,

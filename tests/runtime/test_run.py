@@ -11,7 +11,8 @@ from stategate.contract import Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
 from stategate.runtime.cli import COMMANDS, main
-from stategate.runtime.golden import Gaps, replay
+from stategate.runtime.gaps import Gaps
+from stategate.runtime.golden import replay
 from stategate.runtime.run import run_episode
 
 
