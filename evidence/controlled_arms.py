@@ -140,6 +140,15 @@ ARMS: dict[str, Arm] = {
         {"hard": 5, "easy": 3, "xhard": 3},
         (DEPLOYED, 0.0, CALIBRATED),
     ),
+    "longer": Arm(
+        "AURA-Mem, tutored, twice as long",
+        AuraLearner,
+        AuraMem,
+        Recipe(tutored_share=1 / 8),
+        {"hard": 5, "easy": 3},
+        (DEPLOYED, 0.0, CALIBRATED),
+        share=2.0,
+    ),
     "always": Arm(
         "the same cell, written always",
         AuraLearner,
@@ -148,6 +157,15 @@ ARMS: dict[str, Arm] = {
         _MOST,
         (ALWAYS,),
         shifted=True,
+    ),
+    "always-longer": Arm(
+        "the same cell, written always, twice as long",
+        AuraLearner,
+        AuraMem,
+        Recipe(gate="always"),
+        {"hard": 5, "easy": 3},
+        (ALWAYS,),
+        share=2.0,
     ),
     "gated-delta": Arm(
         "gated delta rule, learned decay", GatedDeltaLearner, gated_delta, shifted=True
