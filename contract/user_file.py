@@ -36,7 +36,9 @@ def build_from_file(
     path = Path(file)
     if not path.is_file():
         raise error(
-            "there is no such Python file", found=file, expected="path/to/module.py:factory"
+            "there is no such Python file",
+            found=file or source,
+            expected="path/to/module.py:factory",
         )
     name = f"_stategate_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
