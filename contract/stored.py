@@ -116,7 +116,7 @@ def quanta(states: Iterable[StateSpec], stored: Mapping[str, Array]) -> dict[str
         spacing of float16 at each element, or the step of an integer, with error feedback of a
         residual.
     """
-    steps = {}
+    steps: dict[str, Array] = {}
     for state in states:
         how, named = _how(state)
         if how == _FLOAT16:
