@@ -92,6 +92,8 @@ def answers(model: GrowingCache, z: Tensor, asked: Tensor) -> Tensor:
     Returns:
         Chosen actions ``(asked,)``.
     """
+    if not len(asked):  # a short stream may ask nothing
+        return asked
     x, q, k, v = model.project(z)
     chosen = []
     for at in torch.split(asked, _BLOCK):

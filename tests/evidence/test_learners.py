@@ -140,6 +140,7 @@ def test_the_cache_answers_as_attention_over_the_whole_past(z: Tensor) -> None:
     asked = torch.tensor([0, 3, 4, 19])
     chosen = answers(model, z[:, 1], asked)
     assert chosen.tolist() == whole.view(TIME, STREAMS, -1)[asked, 1].argmax(-1).tolist()
+    assert answers(model, z[:, 1], asked[:0]).tolist() == []
     x, q, k, v = (part[:, 1] for part in model.project(z))
     score = model.sharpness * k[:4] @ q[3]
     score = score - torch.nn.functional.softplus(model.slope) * torch.tensor([3.0, 2.0, 1.0, 0.0])
