@@ -3,7 +3,8 @@
 The loss is the cross-entropy of the answer at query steps plus a price on writing. Streams are
 followed chunk by chunk; the memory is carried from one to the next, its gradient is not. Training
 begins with every chunk on a fresh memory, and without a price: a gate that may close before the
-memory works closes for ever.
+memory works closes for ever. For the same reason a share of the streams can go on being written
+always (`Recipe.tutored_share`).
 """
 
 from __future__ import annotations
