@@ -7,22 +7,34 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 
-from evidence.controlled_arms import DEPLOYED
-from evidence.controlled_rows import Row, lines_of
+from evidence.controlled_arms import ARMS, DEPLOYED
+from evidence.controlled_rows import Lines, Row, is_at, lines_of
 from evidence.pages import COLOURS
 
-_SHOWN = ("learned", "always", "gated-delta", "linear-attention", "cache", "mingru-1056", "gru-64")
+# As many as there are colours, all trained for as many iterations.
+_OVER_HORIZONS = (
+    "learned", "always", "gated-delta", "linear-attention", "cache", "mingru-1056", "gru-64",
+    "random",
+)  # fmt: skip
+_BY_WRITES = (
+    "learned", "always", "gated-delta", "reconstruction", "surprise", "random", "periodic",
+)  # fmt: skip
+
+
+def _shown(rows: Sequence[Row], arms: Sequence[str]) -> Lines:
+    """Their lines on hard; of those with several thresholds, at the deployed one."""
+    return [
+        (name, of)
+        for name, of in lines_of(rows, "hard", "hard", arms)
+        if len(ARMS[of[0].arm].thresholds) == 1 or is_at(of[0], DEPLOYED)
+    ]
 
 
 def over_horizons(rows: Sequence[Row]) -> Callable[[Axes], None]:
     """Errors against the horizon."""
 
     def draw(axes: Axes) -> None:
-        lines = [
-            (name, of)
-            for name, of in lines_of(rows, "hard", "hard", (*_SHOWN, "random"))
-            if of[0].arm != "learned" or of[0].threshold == DEPLOYED
-        ]
+        lines = _shown(rows, _OVER_HORIZONS)
         for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
             steps = [at.steps for at in of[0].at]
             wrong = [_wrong(fmean(row.at[i].accuracy for row in of)) for i in range(len(steps))]
@@ -41,8 +53,7 @@ def by_writes(rows: Sequence[Row]) -> Callable[[Axes], None]:
     """Errors against writes."""
 
     def draw(axes: Axes) -> None:
-        arms = ("learned", "always", "gated-delta", "reconstruction", "surprise", "random")
-        lines = lines_of(rows, "hard", "hard", (*arms, "periodic"))
+        lines = _shown(rows, _BY_WRITES)
         for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
             found = [at for row in of if (at := row.up_to(16_384)) is not None]
             x, y = [1000 / at.ratio for at in found], [_wrong(at.accuracy) for at in found]
