@@ -99,7 +99,7 @@ def why_not_here(native: NativeRef) -> str | None:
             memory.truncate(mmap.PAGESIZE)
             mode = mmap.PROT_READ | mmap.PROT_EXEC
             mmap.mmap(memory.fileno(), mmap.PAGESIZE, mmap.MAP_PRIVATE, mode).close()
-    except OSError as problem:
+    except (AttributeError, OSError) as problem:  # the former where it is not Linux
         return f"this system runs no code from memory (memfd_create): {problem}"
     return None
 
