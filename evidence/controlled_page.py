@@ -87,7 +87,9 @@ def _missing(rows: Sequence[Row]) -> str:
         counts = Counter(training.arm for training in lacking if training.config == config)
         arms = "; ".join(f"{ARMS[arm].says} ({count})" for arm, count in counts.items())
         told += [f"* {config}: {arms}"] if arms else []
-    return "\n".join(("Trainings still to come, so many of each:\n", *told)) if told else ""
+    if not told:
+        return "Every training that the tables ask for has its rows."
+    return "\n".join(("Trainings still to come, so many of each:\n", *told))
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
