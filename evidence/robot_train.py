@@ -19,7 +19,7 @@ from evidence.robot_env import CUE, HeldRobot
 from evidence.robot_policies import build
 from stategate.contract.errors import ModelConfigError
 from stategate.models.aura_train import AuraLearner
-from stategate.models.stream_train import GateRule
+from stategate.models.stream_train import GateRule, reproducible
 from stategate.models.stream_train import Recipe as Schedule
 
 LONGEST_HOLD = 40
@@ -135,14 +135,8 @@ def clone(
     Raises:
         ModelConfigError: The loss is no number any more.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small matrices: more threads are slower, and sums would differ
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            return _clone(recipe, demos, report)
-    finally:
-        torch.set_num_threads(threads)
+    with reproducible(recipe.seed):
+        return _clone(recipe, demos, report)
 
 
 def _clone(recipe: Recipe, demos: Demos, report: Callable[[int], None]) -> tuple[nn.Module, float]:

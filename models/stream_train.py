@@ -9,7 +9,8 @@ always (`Recipe.tutored_share`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -137,6 +138,19 @@ class Score:
         return 1.0 / self.write_rate if self.write_rate else float("inf")
 
 
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Train on one thread, by random numbers of its own; the caller's are left alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small matrices: more threads are slower, and sums would differ
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train(
     learner: Callable[[Recipe], Learner],
     recipe: Recipe,
@@ -154,14 +168,8 @@ def train(
     Raises:
         ModelConfigError: The loss is no number any more.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small matrices: more threads are slower, and sums would differ
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            return _train(learner(recipe), recipe, world, report)
-    finally:
-        torch.set_num_threads(threads)
+    with reproducible(recipe.seed):
+        return _train(learner(recipe), recipe, world, report)
 
 
 def _train(
