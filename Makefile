@@ -23,7 +23,7 @@ HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
 EXPORTER = $(call SOURCES,export models contract runtime) targets/profile.py targets/rows.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 aarch64 check lint types export matrix bench bench-native bench-overhead bench-peers bench-stack soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 aarch64 cases check lint types export matrix bench bench-native bench-overhead bench-peers bench-stack soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -298,6 +298,9 @@ test: $(VENV)/.test ## Run the tests
 
 test-slow: $(VENV)/.test ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow --ignore=tests/export/test_aarch64.py
+
+cases: $(VENV)/.test ## Run the case list, a line a row -> build/bench/cases.json
+	$(BIN)/python -m pytest -q -p tests.cases.report -m case --cases $(BUILD)/bench/cases.json
 
 # TensorRT-RTX's parser and builder need no GPU. 96 MB to load, 233 MB in a folder of their own, so
 # that no other test can lean on them.
