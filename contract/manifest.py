@@ -32,7 +32,9 @@ from stategate.contract.specs import (
 )
 from stategate.contract.ways import Way, check_payload
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What version 2 added has a default, so that bundles of version 1 still open.
+READABLE_VERSIONS = (1, 2)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -213,7 +215,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """Everything that a runtime needs to know about a bundle.
 
     Attributes:
-        schema_version: Version of this schema.
+        schema_version: Version of the schema that it was written in.
         created: Build time in UTC, ISO 8601; from SOURCE_DATE_EPOCH where that is set.
         producer: Versions of the libraries that made it.
         model: Where the model comes from.
@@ -362,12 +364,12 @@ def decode_manifest(raw: bytes) -> Manifest:
             expected="a JSON object with an integer schema_version",
             remedy="export the bundle again; the file may be truncated",
         ) from problem
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         newer = version > SCHEMA_VERSION
         raise SchemaVersionError(
             "the manifest is of another schema version",
             found=version,
-            expected=SCHEMA_VERSION,
+            expected=" or ".join(map(str, READABLE_VERSIONS)),
             remedy="upgrade stategate on this device" if newer else "export the bundle again",
         )
     try:

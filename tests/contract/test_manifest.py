@@ -19,6 +19,13 @@ from stategate.contract.errors import (
 from stategate.contract.manifest import checked_path, decode_manifest
 
 
+# Fields of a manifest of the first edition, version 0.1.0.
+FIRST_SCHEMA = set(
+    """schema_version created producer model inputs outputs states gates constants graphs way files
+    golden budget target calibration verification drift metadata sessions native""".split()
+)
+
+
 @pytest.fixture(scope="module")
 def manifest(tiny_bundle: Path) -> Manifest:
     return Bundle.open(tiny_bundle).manifest
@@ -56,7 +63,7 @@ def test_an_unknown_field_is_refused_by_name(
         decode_manifest(json.dumps(record).encode())
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(2, "upgrade stategate"), (0, "export")])
+@pytest.mark.parametrize(("version", "remedy"), [(3, "upgrade stategate"), (0, "export")])
 def test_another_schema_version_says_who_has_to_move(
     manifest: Manifest, version: int, remedy: str
 ) -> None:
@@ -64,6 +71,15 @@ def test_another_schema_version_says_who_has_to_move(
     record |= {"schema_version": version, "a_field_of_the_future": True}
     with pytest.raises(SchemaVersionError, match=remedy):
         decode_manifest(json.dumps(record).encode())
+
+
+def test_a_manifest_of_the_first_schema_still_opens(manifest: Manifest) -> None:
+    """It lacks every field that the second one added, as a file of the first edition does."""
+    record = json.loads(canonical_json(manifest)) | {"schema_version": 1}
+    for field in manifest.__struct_fields__:
+        if field not in FIRST_SCHEMA:
+            del record[field]
+    assert decode_manifest(json.dumps(record).encode()).schema_version == 1
 
 
 @pytest.mark.parametrize(
