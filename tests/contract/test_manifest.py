@@ -18,11 +18,31 @@ from stategate.contract.errors import (
 )
 from stategate.contract.manifest import checked_path, decode_manifest
 
-
 # Fields of a manifest of the first edition, version 0.1.0.
 FIRST_SCHEMA = set(
-    """schema_version created producer model inputs outputs states gates constants graphs way files
-    golden budget target calibration verification drift metadata sessions native""".split()
+    [
+        "schema_version",
+        "created",
+        "producer",
+        "model",
+        "inputs",
+        "outputs",
+        "states",
+        "gates",
+        "constants",
+        "graphs",
+        "way",
+        "files",
+        "golden",
+        "budget",
+        "target",
+        "calibration",
+        "verification",
+        "drift",
+        "metadata",
+        "sessions",
+        "native",
+    ]
 )
 
 
