@@ -13,6 +13,8 @@ MODEL ?= aura-hard
 override MODEL := $(patsubst aura,aura-hard,$(MODEL))
 SLUG := $(subst /,-,$(subst :,-,$(subst .py,,$(MODEL))))
 STEPS ?= 100000
+# Where torch comes from: an index, none for pip's own; PyTorch's CPU builds where they can be reached.
+TORCH_INDEX ?=
 # Processes that run the tests; each holds a torch.
 JOBS ?= 2
 BUILD := build
@@ -33,7 +35,9 @@ help: ## Show this list
 define install
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing stategate[$(1)] with pinned versions"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(1)]"
+	@index=$$($(BIN)/python scripts/torch_index.py $(TORCH_INDEX)) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    $${index:+--extra-index-url "$$index"} -e ".[$(1)]"
 	@touch $@
 endef
 
