@@ -28,13 +28,13 @@ from stategate.bench.segments import Segments
 from stategate.bench.sensors import Meter
 from stategate.bench.wear_cli import finite
 from stategate.contract import Bundle, EpisodeSet
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import TellingGroup, check_writable, progress, write_whole
 from stategate.runtime.engine import ENGINES
 
 _SECONDS = {"default": 60.0, "quick": 5.0, "official": 600.0}
 
 
-class _Group(click.Group):
+class _Group(TellingGroup):
     """``stategate bench BUNDLE`` is ``stategate bench run BUNDLE``."""
 
     def resolve_command(

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from stategate.contract.errors import OutputError, SpecError, StategateError
+from stategate.contract.repeats import refuse_repeats
 
 
 class TellingGroup(click.Group):
@@ -27,6 +28,15 @@ class TellingGroup(click.Group):
         except OSError as problem:
             click.echo(f"{type(problem).__name__}: {problem}", err=True)
             ctx.exit(2)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command, and refuse an option of it that is given twice and counts once."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            refuse_repeats(command, ctx, rest)
+        return name, command, rest
 
 
 @contextmanager

@@ -45,9 +45,10 @@ from stategate.targets import generic, load
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @click.option(
     "--calibration",
-    "calibration_path",
+    "calibration_paths",
+    multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Record with the gate's threshold, from: stategate calibrate.",
+    help="Record with a gate's threshold, from: stategate calibrate; repeat for other gates.",
 )
 @click.option(
     "--sessions",
@@ -96,7 +97,7 @@ from stategate.targets import generic, load
 def export(
     model: str,
     out: Path,
-    calibration_path: Path | None,
+    calibration_paths: tuple[Path, ...],
     sessions: int,
     operators: str,
     split: Asked,
@@ -129,8 +130,8 @@ def export(
     refuse_to_replace(out)
     loaded = load_model(model)
     candidate = candidate_from(loaded, sessions, operators)
-    if calibration_path is not None:
-        candidate = candidate.calibrated(CalibrationRecord.load(calibration_path))
+    for path in calibration_paths:
+        candidate = candidate.calibrated(CalibrationRecord.load(path))
     reference = reference_for(loaded.model, candidate)
     candidate = with_tensorrt_told(lower.of(candidate, profile), profile, required=require_tensorrt)
     episode = episode_for(loaded, candidate, episode_path, steps)

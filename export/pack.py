@@ -83,10 +83,11 @@ class Candidate:
     c_source: dict[str, bytes] = field(default_factory=dict)
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
-        """The same model with the thresholds of a calibration record.
+        """The same model with the thresholds of a calibration record, beside those it has.
 
         Raises:
-            CalibrationError: The record is for other weights, or for a gate that is not there.
+            CalibrationError: The record is for other weights, for a gate that is not there, or for
+                one that another record has set.
         """
         if record.model_sha256 != self.model.sha256:
             raise CalibrationError(
@@ -99,6 +100,15 @@ class Candidate:
         unknown = sorted(set(chosen) - {gate.name for gate in self.spec.gates})
         if unknown:
             raise CalibrationError("the record is for gates that the model lacks", found=unknown)
+        before = self.calibration
+        twice = [gate.gate for gate in before.gates if gate.gate in chosen] if before else []
+        if twice:
+            raise CalibrationError(
+                "two calibration records set the same gate",
+                found=", ".join(twice),
+                expected="one record for each gate",
+                remedy="leave one of them out",
+            )
         gates = tuple(
             msgspec.structs.replace(
                 gate,
@@ -111,6 +121,13 @@ class Candidate:
             for gate in self.spec.gates
         )
         spec = msgspec.structs.replace(self.spec, gates=gates)
+        if before:
+            record = CalibrationRecord(
+                record.model_sha256,
+                f"{before.episodes}; {record.episodes}",
+                before.steps + record.steps,
+                before.gates + record.gates,
+            )
         return replace(self, spec=spec, calibration=record)
 
 

@@ -105,7 +105,9 @@ class Lower:
             if self.ranges is not None:
                 limits = self.ranges.limits(candidate.model.sha256, self.plan.method)
             candidate = lowered(candidate, self.plan, limits)
-        named = tuple(f"{name}={kind}" for name, kind in self.plan.narrow_states.items())
+        again = {option.rpartition("=")[0] for option in self.state_storage}
+        planned = self.plan.narrow_states.items()
+        named = tuple(f"{name}={kind}" for name, kind in planned if name not in again)
         return with_stored_states(candidate, named + self.state_storage, self.error_feedback)
 
 

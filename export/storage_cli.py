@@ -68,6 +68,7 @@ def with_stored_states(
 
 def _parsed(options: tuple[str, ...], spec: StepSpec) -> dict[str, str]:
     storage: dict[str, str] = {}
+    every: dict[str, str] = {}  # what a name says counts more than a kind for all, in any order
     for option in options:
         name, equals, kind = option.rpartition("=")
         if equals and not name:
@@ -78,7 +79,13 @@ def _parsed(options: tuple[str, ...], spec: StepSpec) -> dict[str, str]:
                 f"no gate guards a float32 state; name states: STATE={kind}",
                 param_hint="--state-storage",
             )
-        storage |= dict.fromkeys([name] if name else guarded, kind)
+        known = storage if name else every
+        if name in known or (every and not name):
+            raise click.BadParameter(
+                f"{name or 'a kind for every state'} is given twice", param_hint="--state-storage"
+            )
+        known |= dict.fromkeys([name] if name else guarded, kind)
+    storage = every | storage
     if not storage:
         raise click.UsageError(f"--error-feedback needs --state-storage {' or '.join(KINDS[2:])}")
     return storage

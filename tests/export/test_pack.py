@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from stategate.contract import (
     CurvePoint,
     Episode,
     GateCalibration,
+    StateSpec,
 )
 from stategate.contract.errors import (
     BundleError,
@@ -180,6 +182,22 @@ def test_a_record_of_other_weights_or_gates_is_refused(candidate: Candidate) -> 
         candidate.calibrated(foreign)
     with pytest.raises(CalibrationError, match="lacks"):
         candidate.calibrated(record_for(candidate, gate="other"))
+
+
+@pytest.mark.case("B16")
+def test_two_records_set_two_gates_and_one_gate_is_not_set_twice(candidate: Candidate) -> None:
+    (gate,) = candidate.spec.gates
+    second = msgspec.structs.replace(gate, name="second", threshold_input=None)
+    states = (*candidate.spec.states, StateSpec("other", (1, 2), gate="second"))
+    spec = msgspec.structs.replace(candidate.spec, gates=(gate, second), states=states)
+    two = replace(candidate, spec=spec)
+    first = two.calibrated(record_for(two))
+    both = first.calibrated(record_for(two, gate="second"))
+    assert [g.threshold for g in both.spec.gates] == [0.5, 0.5]
+    assert both.calibration is not None
+    assert [g.gate for g in both.calibration.gates] == ["gate", "second"]
+    with pytest.raises(CalibrationError, match="set the same gate"):
+        first.calibrated(record_for(two))
 
 
 def test_the_shipped_policy_agrees_with_torch_for_a_thousand_steps(aura_bundle: Path) -> None:

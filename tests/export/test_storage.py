@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 
+import click
 import numpy as np
 import onnx
 import onnxruntime
@@ -16,6 +17,7 @@ from stategate.contract.stored import quantised, values
 from stategate.export.cli import candidate_from
 from stategate.export.pack import Candidate
 from stategate.export.storage import stored
+from stategate.export.storage_cli import _parsed as parsed
 from stategate.models.load import LoadedModel
 from stategate.models.step import StepResult
 
@@ -206,3 +208,18 @@ def test_the_parts_have_the_gate_and_the_bytes_that_they_take() -> None:
 def test_what_cannot_be_stored_is_refused_with_the_reason(model, storage, feedback, told) -> None:
     with pytest.raises(ExportError, match=told):
         Stepper(model, storage, feedback)
+
+
+@pytest.mark.case("B16")
+def test_a_storage_for_one_state_counts_more_than_one_for_all_in_any_order() -> None:
+    spec = StepSpec(
+        (TensorSpec("x", (1, 4)),),
+        (),
+        tuple(StateSpec(name, (1, 4), gate="g") for name in ("S", "T")),
+        (GateSpec("g", "hard", threshold=0.0),),
+    )
+    for options in (("S=float16", "int8"), ("int8", "S=float16")):
+        assert parsed(options, spec) == {"S": "float16", "T": "int8"}
+    for options in (("S=float16", "S=int8"), ("int8", "float16")):
+        with pytest.raises(click.BadParameter, match="is given twice"):
+            parsed(options, spec)
