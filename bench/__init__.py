@@ -1,1 +1,5 @@
 """Measurement and pictures. Never imports torch."""
+
+from stategate.contract.dependencies import silence
+
+silence()

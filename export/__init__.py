@@ -1,1 +1,5 @@
 """From a model to a bundle: trace or adopt, check the graph, verify, seal."""
+
+from stategate.contract.dependencies import silence
+
+silence()
