@@ -28,7 +28,8 @@ from stategate.bench.segments import Segments
 from stategate.bench.sensors import Meter
 from stategate.bench.wear_cli import finite
 from stategate.contract import Bundle, EpisodeSet
-from stategate.contract.console import TellingGroup, check_writable, progress, write_whole
+from stategate.contract.console import TellingGroup, check_writable, progress
+from stategate.contract.durable import whole_file, write_whole
 from stategate.runtime.engine import ENGINES
 
 _SECONDS = {"default": 60.0, "quick": 5.0, "official": 600.0}
@@ -227,11 +228,9 @@ def _idle_watts(meter: Meter, seconds: float) -> float | None:
 
 
 def _keep_samples(path: Path, segments: Segments, names: list[str]) -> None:
-    staged = path.with_name(f".{path.name}")
     save: Callable[..., Any] = np.savez_compressed  # its stub takes keywords for allow_pickle
-    with staged.open("wb") as file:
+    with whole_file(path) as file:
         save(file, **dict(segments.samples(names)))
-    staged.replace(path)
 
 
 @bench.command()

@@ -13,7 +13,8 @@ from stategate.bench.pace import measure_pace
 from stategate.bench.picture import draw, read_run
 from stategate.bench.soak import run_soak
 from stategate.contract import load_episode
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import write_whole
 
 _rounds = click.option(
     "--rounds",

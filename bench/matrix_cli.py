@@ -11,7 +11,8 @@ import msgspec
 
 from stategate.bench.matrix import REPORT, Refusal, TargetReport, read_matrix, retarget
 from stategate.contract import canonical_json
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import write_whole
 from stategate.targets import load
 from stategate.targets.fits import load_costs
 

@@ -11,7 +11,8 @@ from stategate.bench.native import measure_native, ready
 from stategate.bench.peers.entries import peers_of
 from stategate.bench.peers.race import BURST, TOLERANCE, lines
 from stategate.contract import Bundle
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import write_whole
 
 _RATIOS = (
     "speedup_vs_ort_run",

@@ -10,7 +10,7 @@ import matplotlib
 import msgspec
 from matplotlib.figure import Figure
 
-from stategate.contract.console import write_whole
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError
 
 _FORMATS: tuple[dict[str, Any], ...] = (

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stategate.contract.console import write_whole
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import ResultError
 
 Array = NDArray[Any]

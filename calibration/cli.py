@@ -21,7 +21,8 @@ from stategate.calibration.options import (
 from stategate.calibration.over import Fleet
 from stategate.calibration.rolls import hard_gate
 from stategate.contract import CalibrationRecord, CurvePoint, Episode, EpisodeSet, canonical_json
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import write_whole
 from stategate.contract.specs import is_threshold
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import load_model

@@ -11,7 +11,8 @@ from stategate.calibration.drift_page import page
 from stategate.calibration.drift_record import Drift, DriftLimits, Point
 from stategate.calibration.drift_seal import REPORT, check_sealable, seal
 from stategate.contract import Bundle, canonical_json, refuse_to_replace
-from stategate.contract.console import check_writable, progress, who_and_why, write_whole
+from stategate.contract.console import check_writable, progress, who_and_why
+from stategate.contract.durable import write_whole
 from stategate.contract.episodes import EpisodeSet
 
 _LIMITS = DriftLimits()

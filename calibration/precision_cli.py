@@ -8,7 +8,8 @@ import click
 import msgspec
 
 from stategate.calibration.precision_table import on_page, rows_of
-from stategate.contract.console import check_writable, write_whole
+from stategate.contract.console import check_writable
+from stategate.contract.durable import write_whole
 
 
 @click.command("precision-table")

@@ -15,7 +15,8 @@ from stategate.calibration.options import (
 )
 from stategate.calibration.ranges import Roller, measured
 from stategate.contract import Bundle, EpisodeSet, canonical_json
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import write_whole
 from stategate.contract.precision import TensorRange
 
 _GROWTH = 1.25  # of the root mean square, from one decade of steps to the next

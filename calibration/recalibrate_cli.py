@@ -16,7 +16,8 @@ from stategate.calibration.options import (
 )
 from stategate.calibration.recalibrate import ROUNDS, recalibrate
 from stategate.contract import Bundle, CalibrationRecord, EpisodeSet, canonical_json
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import write_whole
 
 
 @click.command("recalibrate")

@@ -7,10 +7,7 @@ Digests find accidents and careless edits; they are no signature.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +18,7 @@ from typing import Any
 import msgspec
 
 from stategate.contract.console import check_writable
+from stategate.contract.durable import make_folder, move_into_place, sync_folder, write_synced
 from stategate.contract.episode import Episode
 from stategate.contract.errors import (
     BundleError,
@@ -178,7 +176,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
         raise BundleError("the manifest and the files disagree", found=differing)
     refuse_to_replace(path)
     raw = canonical_json(manifest)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         for name, data in {**files, MANIFEST: raw}.items():
@@ -188,7 +186,6 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
             sync_folder(folder)
         staged.chmod(0o755)
         move_into_place(staged, path)
-        sync_folder(path.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return Bundle(path, manifest, sha256(raw))
@@ -249,52 +246,3 @@ def _paths_in(record: Any) -> Iterator[str]:
 
 def _seal_of(digest: str) -> bytes:
     return f"{digest}  {MANIFEST}\n".encode()
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file, and the folder that it is in; return when the disk has its bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Return when the disk has the names that are in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def move_into_place(staged: Path, path: Path) -> None:
-    """Put ``staged`` at ``path``; what was there ends up at ``staged``."""
-    try:
-        staged.rename(path)
-        return
-    except OSError as problem:
-        if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    if not _exchange(staged, path):
-        # Without an atomic exchange there is a moment with neither; the old one is kept beside.
-        aside = staged.with_name(staged.name + ".old")
-        path.rename(aside)
-        try:
-            staged.rename(path)
-        except OSError:
-            aside.rename(path)
-            raise
-        shutil.rmtree(aside)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two paths in one step, where the system can (Linux 3.15, glibc 2.28)."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    at_fdcwd, exchange = -100, 2  # linux/fcntl.h, linux/fs.h
-    failed: int = renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), exchange)
-    return not failed

@@ -71,17 +71,6 @@ def check_writable(path: Path) -> None:
         )
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside and move it into place, so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staged.write_bytes(data)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-
-
 def who_and_why(accept: str | None) -> str | None:
     """The value of ``--accept``, which names somebody and a reason.
 

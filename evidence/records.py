@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from stategate.contract import canonical_json, sha256
-from stategate.contract.console import write_whole
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import SpecError
 
 R = TypeVar("R", bound=msgspec.Struct)

@@ -15,7 +15,7 @@ from safetensors.torch import save as serialise
 from torch import nn
 
 from evidence.robot_train import Recipe
-from stategate.contract.console import write_whole
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import ModelConfigError
 
 FOLDER = Path(__file__).parent / "checkpoints"

@@ -17,7 +17,7 @@ from evidence.pages import filled
 from evidence.robot_cells import FORMS, HOLDS, TITLES, Form
 from evidence.robot_policies import POLICIES
 from evidence.robot_rows import Row
-from stategate.contract.console import write_whole
+from stategate.contract.durable import write_whole
 
 _COLOURS = ("#1b6ca8", "#c8553d", "#2a7f62", "#8a5a00", "#7b4fa3", "#3b3b3b", "#b8468c", "#5aa9e6")
 # By whether a memory is wiped, and whether it is written always.

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from stategate.contract import Episode, sha256
-from stategate.contract.console import write_whole
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import CalibrationError, StateFault
 from stategate.contract.precision import PrecisionPlan
 from stategate.export.pack import Candidate, draft

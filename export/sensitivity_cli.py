@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from stategate.contract import canonical_json
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import write_whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.cli import candidate_from, episode_for, reference_for
 from stategate.export.sensitivity import Proposal, Search, Trial

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stategate.contract import Bundle, FileRef, canonical_json, sha256
-from stategate.contract.bundle import move_into_place, sync_folder, write_synced
+from stategate.contract.durable import (
+    make_folder,
+    move_into_place,
+    sync_folder,
+    write_synced,
+    write_whole,
+)
 from stategate.contract.engine_plan import (
     LOG,
     PLAN,
@@ -71,7 +77,7 @@ def sole_builder(bundle: Bundle) -> Iterator[None]:
             yield
         finally:
             for log in folder.glob(f".*/{LOG}"):
-                log.replace(folder / FAILED_LOG)
+                write_whole(folder / FAILED_LOG, log.read_bytes())
             _clear(folder)
     finally:
         os.close(handle)
@@ -192,7 +198,6 @@ def keep(stored: StoredPlan, bundle: Bundle) -> StoredPlan:
     parent = plans_folder(bundle.path)
     folder = parent / stored.folder.name
     move_into_place(stored.folder, folder)
-    sync_folder(parent)
     shutil.rmtree(beside(stored, bundle).parent)
     return StoredPlan(folder, stored.record)
 
@@ -220,7 +225,7 @@ class _Stage:
 def _staged(bundle: Bundle, trt: Any, cuda: Cuda) -> Iterator[_Stage]:
     """A new stage, in which the log is left in every case."""
     parent = plans_folder(bundle.path)
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     folder = Path(tempfile.mkdtemp(prefix=".", dir=parent))
     (folder / bundle.path.name).symlink_to(bundle.path)
     log = make_log(trt)

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from stategate.contract import Bundle
+from stategate.contract.durable import write_whole
 from stategate.contract.engine_plan import VARIANT, plans_folder
 from stategate.contract.errors import BuildError
 from stategate.export.tensorrt_build import Settings, wanted_flags
@@ -50,10 +51,9 @@ def write_script(bundle: Bundle, version: str, settings: Settings) -> Path:
     generation = generation_of(version)
     form = variant_of(bundle, generation)
     folder = plans_folder(bundle.path) / f"trtexec-{generation.name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / VARIANT).write_bytes(form.graph)
+    write_whole(folder / VARIANT, form.graph)
     script = folder / SCRIPT
-    script.write_text(script_of(bundle.path, form.graph, generation, settings))
+    write_whole(script, script_of(bundle.path, form.graph, generation, settings).encode())
     script.chmod(0o755)
     return script
 

@@ -15,7 +15,7 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import nn
 
-from stategate.contract.console import write_whole
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import ModelConfigError, OutputError
 from stategate.models.binding_stream import World
 from stategate.models.stream_train import Recipe

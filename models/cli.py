@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from stategate.contract.console import check_writable, write_whole
+from stategate.contract.console import check_writable
+from stategate.contract.durable import write_whole
 from stategate.models.zoo import HELD_OUT_SEED, ZOO, entry
 
 

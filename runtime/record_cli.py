@@ -12,7 +12,8 @@ import click
 import numpy as np
 
 from stategate.contract import Episode, EpisodeSet, load_episode
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError, OutputError
 from stategate.contract.user_file import build_from_file
 from stategate.runtime.buffers import Array

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from stategate.contract import Episode
-from stategate.contract.console import write_whole
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import (
     DeadlineError,
     OutputError,

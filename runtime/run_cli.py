@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from stategate.contract import Bundle, Episode, load_episode
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.run import RunResult, run_episode
 from stategate.runtime.session import Session

@@ -29,8 +29,9 @@ import msgspec
 import numpy as np
 
 from stategate.contract import Bundle, Episode, canonical_json
-from stategate.contract.console import check_writable, progress, write_whole
+from stategate.contract.console import check_writable, progress
 from stategate.contract.dtypes import dtype_named
+from stategate.contract.durable import write_whole
 from stategate.contract.engine_plan import RECORD, StoredPlan
 from stategate.contract.errors import EngineError, SpecError, StateFault, StategateError
 from stategate.export.tensorrt_build import Settings, workspace_bytes

@@ -183,7 +183,7 @@ def test_a_replaced_bundle_is_the_new_one(
     tiny_bundle: Path, copy_of: Copier, monkeypatch: pytest.MonkeyPatch, atomic: bool
 ) -> None:
     if not atomic:
-        monkeypatch.setattr("stategate.contract.bundle._exchange", lambda a, b: False)
+        monkeypatch.setattr("stategate.contract.durable._exchange", lambda a, b: False)
     copy = copy_of(tiny_bundle)
     bundle = Bundle.open(copy)
     newer = msgspec.structs.replace(bundle.manifest, created="later")

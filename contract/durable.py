@@ -1,0 +1,128 @@
+"""Files and folders that outlive a loss of power: whole and on the disk, or not there.
+
+Everything that is put in the place of something else goes through here: written beside it, synced,
+renamed, and the folder synced. A rename alone can leave an empty file after a power cut, because
+the name reaches the disk before the content does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def whole_file(path: Path, staged: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file to write to, which is at ``path`` when the block ends, and durable.
+
+    Any exception inside leaves what was at ``path`` as it was. Folders on the way are made.
+
+    Args:
+        path: Where the file goes; what is there is replaced.
+        staged: Where it is written first, in the same folder. Whatever is left there from a
+            process that died is replaced, so that a fixed name needs an owner of the folder.
+
+    Raises:
+        OSError: It cannot be written. If only the last sync of the folder failed, the new file
+            is in place but may not outlive a loss of power.
+    """
+    make_folder(path.parent)
+    staged = staged or path.with_name(f".{path.name}.{os.getpid()}")
+    staged.unlink(missing_ok=True)
+    try:
+        # Exclusive, so that a link that somebody put there is not followed.
+        with staged.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_whole(path: Path, data: bytes | memoryview, staged: Path | None = None) -> None:
+    """Write a file beside and move it into place; return when the disk has it.
+
+    Args:
+        path: Where it goes.
+        data: The whole content.
+        staged: As in `whole_file`.
+
+    Raises:
+        OSError: As in `whole_file`.
+    """
+    with whole_file(path, staged) as file:
+        file.write(data)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file, and the folder that it is in; return when the disk has its bytes."""
+    make_folder(path.parent)
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing; the disk has their names then."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Return when the disk has the names that are in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as problem:
+        if problem.errno != errno.EINVAL:  # a file system that syncs no folders says so with this
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def move_into_place(staged: Path, path: Path) -> None:
+    """Put the folder ``staged`` at ``path``, durably; what was there ends up at ``staged``."""
+    try:
+        staged.rename(path)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        _swap(staged, path)
+    sync_folder(path.parent)
+
+
+def _swap(staged: Path, path: Path) -> None:
+    if _exchange(staged, path):
+        return
+    # Without an atomic exchange there is a moment with neither; the old one is kept beside.
+    aside = staged.with_name(staged.name + ".old")
+    path.rename(aside)
+    try:
+        staged.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths in one step, where the system can (Linux 3.15, glibc 2.28)."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    at_fdcwd, exchange = -100, 2  # linux/fcntl.h, linux/fs.h
+    failed: int = renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), exchange)
+    return not failed
