@@ -11,31 +11,31 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 import numpy as np
 
 from stategate.bench.compare import MARGIN, compare
-from stategate.bench.harness import Contender, contenders, last_core, measure_bursts
 from stategate.bench.lines import lines
-from stategate.bench.machine import versions
 from stategate.bench.record import BenchResult, Options, read_result, to_json
-from stategate.bench.report import html, markdown
-from stategate.bench.result import assemble
-from stategate.bench.segments import Segments
-from stategate.bench.sensors import Meter
 from stategate.bench.wear_cli import finite
 from stategate.contract import Bundle, EpisodeSet
-from stategate.contract.console import TellingGroup, check_writable, progress
+from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import whole_file, write_whole
+from stategate.contract.ending import CommandGroup
 from stategate.runtime.engine import ENGINES
+
+if TYPE_CHECKING:
+    from stategate.bench.harness import Contender
+    from stategate.bench.segments import Segments
+    from stategate.bench.sensors import Meter
 
 _SECONDS = {"default": 60.0, "quick": 5.0, "official": 600.0}
 
 
-class _Group(TellingGroup):
+class _Group(CommandGroup):
     """``stategate bench BUNDLE`` is ``stategate bench run BUNDLE``."""
 
     def resolve_command(
@@ -140,6 +140,8 @@ def run(
       stategate bench build/aura --engine all --out build/bench
       stategate bench build/aura build/aura-int8 --rate 100
     """
+    from stategate.bench.harness import contenders, last_core
+
     if quick + official + (seconds is not None) > 1:
         raise click.UsageError("--quick, --official and --seconds contradict each other; give one")
     if not all(map(math.isfinite, (seconds or 0, idle_ms, *rates_hz))):
@@ -178,6 +180,12 @@ def run(
 
 
 def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) -> BenchResult:
+    from stategate.bench.harness import measure_bursts
+    from stategate.bench.machine import versions
+    from stategate.bench.result import assemble
+    from stategate.bench.segments import Segments
+    from stategate.bench.sensors import Meter
+
     plan = {
         "host": platform.node(),
         "versions": versions(),
@@ -211,6 +219,8 @@ def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) 
 
 def write_report(result: BenchResult, folder: Path) -> tuple[Path, Path]:
     """Page and Markdown, from the record alone; returns their paths."""
+    from stategate.bench.report import html, markdown
+
     page, text = folder / "bench.html", folder / "bench.md"
     write_whole(page, html(result).encode())
     write_whole(text, markdown(result).encode())
@@ -302,6 +312,7 @@ def peers(bundle: Path, envs: Path | None, rounds: int, out: Path | None, as_jso
     Example:
       stategate bench peers build/aura --envs build/peers --out build/bench
     """
+    from stategate.bench.harness import contenders, last_core
     from stategate.bench.peers.race import lines as peer_lines
     from stategate.bench.peers.race import race
 

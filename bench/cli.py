@@ -8,10 +8,7 @@ from pathlib import Path
 
 import click
 
-from stategate.bench.overhead import BURST, ROUNDS, measure_overhead
-from stategate.bench.pace import measure_pace
-from stategate.bench.picture import draw, read_run
-from stategate.bench.soak import run_soak
+from stategate.bench.pace import BURST, ROUNDS
 from stategate.contract import load_episode
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
@@ -42,6 +39,8 @@ def plot(ledger: Path, as_json: bool) -> None:
     Example:
       stategate plot build/run/ledger.json
     """
+    from stategate.bench.picture import draw, read_run
+
     paths = draw(read_run(ledger), ledger.with_name("memory"))
     click.echo(json.dumps([str(p) for p in paths]) if as_json else "\n".join(map(str, paths)))
 
@@ -61,6 +60,9 @@ def bench_overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_j
     """
     if out is not None:
         check_writable(out / "overhead.json")
+
+    from stategate.bench.overhead import measure_overhead
+
     with progress(rounds + 1, "measuring") as report:
         result = measure_overhead(bundle, rounds, burst, report)
     record = json.dumps(asdict(result), indent=2)
@@ -99,6 +101,9 @@ def pace(
     """
     if out is not None:
         check_writable(out)
+
+    from stategate.bench.pace import measure_pace
+
     with progress(rounds + 1, "measuring") as report:
         result = measure_pace(bundles, rounds, burst, report)
     record = json.dumps([asdict(one) for one in result], indent=2)
@@ -135,6 +140,9 @@ def soak(
     """
     if out is not None:
         check_writable(out / "soak.json")
+
+    from stategate.bench.soak import run_soak
+
     episode = load_episode(episode_path, steps) if episode_path else None
     with progress(steps, "soaking") as report:
         result = run_soak(bundle, episode, steps, report)

@@ -15,8 +15,6 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from stategate.bench.footprint import footprint, plan_of
-from stategate.bench.resident import measure_resident
 from stategate.bench.wear import wear_rows, write_rate
 from stategate.bench.wear_cli import finite
 from stategate.contract import Bundle, Manifest
@@ -94,6 +92,10 @@ def fits(
     if target and every:
         raise click.UsageError("--target and --all contradict each other; give one")
     profiles = [load(name) for name in names()] if every else [_device(target)]
+
+    from stategate.bench.footprint import footprint, plan_of
+    from stategate.bench.resident import measure_resident
+
     with _bundle(context, model, precision, engine) as bundle:
         manifest, print_ = bundle.manifest, footprint(bundle, engine)
         if measure and manifest.sessions != 1:

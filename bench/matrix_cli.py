@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from stategate.bench.matrix import REPORT, Refusal, TargetReport, read_matrix, retarget
 from stategate.contract import canonical_json
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
 from stategate.targets import load
 from stategate.targets.fits import load_costs
+
+if TYPE_CHECKING:
+    from stategate.bench.matrix import Refusal, TargetReport
 
 
 @click.command("retarget")
@@ -36,6 +39,8 @@ def retarget_command(
     Example:
       stategate retarget build/aura build/small --target jetson-orin-nano-8gb --out build/orin
     """
+    from stategate.bench.matrix import REPORT, retarget
+
     profile, costs = load(target), load_costs()
     check_writable(out / REPORT)
     with progress(len(bundles), target) as report:
@@ -60,6 +65,8 @@ def matrix_command(folder: Path, as_json: bool) -> None:
     Example:
       stategate matrix build/matrix
     """
+    from stategate.bench.matrix import read_matrix
+
     reports, refused = read_matrix(folder)
     if as_json:
         found = {"targets": reports, "refused_exports": refused}

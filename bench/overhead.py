@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from stategate.bench.pace import BURST, ROUNDS
 from stategate.contract import Budget, Bundle
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
@@ -26,8 +27,6 @@ from stategate.runtime.keeper import SnapshotPolicy
 
 _PLAIN = "session: ledger and guards"
 _BUDGETED = "session: + write budget"
-ROUNDS = 20
-BURST = 500
 
 Step = Callable[[dict[str, Any]], object]
 

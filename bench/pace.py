@@ -14,6 +14,9 @@ from stategate.contract import Bundle
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
 
+ROUNDS = 20
+BURST = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:

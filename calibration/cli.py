@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from stategate.calibration.cluster import connected
-from stategate.calibration.gate import TOLERANCE, Wish, calibrate_gate
 from stategate.calibration.options import (
     cluster_option,
     episodes_for,
@@ -18,14 +17,14 @@ from stategate.calibration.options import (
     record_options,
     zoo_options,
 )
-from stategate.calibration.over import Fleet
-from stategate.calibration.rolls import hard_gate
+from stategate.calibration.settings import TOLERANCE, Wish
 from stategate.contract import CalibrationRecord, CurvePoint, Episode, EpisodeSet, canonical_json
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
 from stategate.contract.specs import is_threshold
-from stategate.models.checkpoint import weights_sha256
-from stategate.models.load import load_model
+
+if TYPE_CHECKING:
+    from stategate.calibration.over import Fleet
 
 
 def numbers(text: str, option: str) -> list[float]:
@@ -123,6 +122,14 @@ def calibrate(
     if cluster is not None and not episode_paths:
         raise click.UsageError("--cluster rolls files: name them with --episode")
     check_writable(out)
+
+    from stategate.calibration.cluster import connected
+    from stategate.calibration.gate import calibrate_gate
+    from stategate.calibration.over import Fleet
+    from stategate.calibration.rolls import hard_gate
+    from stategate.models.checkpoint import weights_sha256
+    from stategate.models.load import load_model
+
     loaded = load_model(model)
     hard_gate(loaded.model.step_spec(), gate_name)  # before anything is asked for
     sha256 = weights_sha256(loaded.module)

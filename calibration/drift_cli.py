@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from stategate.calibration.drift import drift as compare
-from stategate.calibration.drift_page import page
 from stategate.calibration.drift_record import Drift, DriftLimits, Point
 from stategate.calibration.drift_seal import REPORT, check_sealable, seal
 from stategate.contract import Bundle, canonical_json, refuse_to_replace
@@ -152,6 +151,8 @@ def drift(
     episodes = EpisodeSet.open(episode_path)
     horizon = steps or max(file.steps for file in episodes.files)
     total = len(episodes) * steps if steps else episodes.steps
+    from stategate.calibration.drift_page import page
+
     with progress(total, "stepping both") as report:
         result = compare(
             reference,

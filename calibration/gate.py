@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -15,60 +13,15 @@ from stategate.calibration.interval import rate_interval
 from stategate.calibration.needed import HORIZON, Needs, sample_needs
 from stategate.calibration.over import Fleet, over
 from stategate.calibration.rolls import Report, Rolled, check_changes, gate_values, hard_gate, roll
+from stategate.calibration.settings import REFINEMENTS, Wish
 from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec
 from stategate.contract.errors import CalibrationError
 from stategate.models.step import StepModel
 
-TOLERANCE = 0.0005
 PROPOSED_RATES = (0.9, 0.75, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06, 0.03, 0.01)
 """Write rates whose thresholds are tried where none are given, if gates were as at the start."""
-_REFINEMENTS, _FINER = 3, 7  # rounds of a search between two thresholds, thresholds in each
+_FINER = 7  # thresholds in each round of a search between two thresholds
 _RATE_TOLERANCE = 0.05  # of the wanted write rate
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What the threshold is chosen for; at most one of the four, or none of them.
-
-    Attributes:
-        tolerance: For none of them: accuracy that may be given up for fewer writes.
-        accuracy: The fewest writes with at least this accuracy.
-        write_rate: The wanted share of elements that open.
-        max_output_error: The fewest writes with at most this output error; beside ``costs``, the
-            difference of outputs that makes a write needed, and no bound.
-        costs: Price of a missed and of a needless write; the least price wins.
-    """
-
-    tolerance: float = TOLERANCE
-    accuracy: float | None = None
-    write_rate: float | None = None
-    max_output_error: float | None = None
-    costs: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse wishes that contradict each other, that are NaN, and prices that say nothing."""
-        wished = (self.tolerance, self.accuracy, self.write_rate, self.max_output_error)
-        if any(wish is not None and math.isnan(wish) for wish in wished):
-            raise CalibrationError("NaN is nothing to choose a threshold by", expected="a number")
-        bound = None if self.costs is not None else self.max_output_error
-        given = [w for w in (self.accuracy, self.write_rate, bound, self.costs) if w is not None]
-        if len(given) > 1:
-            raise CalibrationError("a threshold is chosen by one rule", found=f"{len(given)} rules")
-        costs = (0.0, 1.0) if self.costs is None else self.costs
-        if not all(math.isfinite(cost) and cost >= 0 for cost in costs) or not any(costs):
-            raise CalibrationError("no such costs", found=costs, expected="0 or more, not both 0")
-
-    @property
-    def bounded(self) -> bool:
-        """Whether the fewest writes are looked for that still meet a bound."""
-        return self.costs is None and self.write_rate is None
-
-    @property
-    def rounds(self) -> int:
-        """Times that the episodes are rolled once the thresholds to try are known, at most."""
-        if self.write_rate is not None:
-            return 1 + _REFINEMENTS
-        return 2 if self.bounded or self.costs is not None else 1
 
 
 def calibrate_gate(
@@ -125,7 +78,7 @@ def calibrate_gate(
 
     curve = curve_of(thresholds)
     if wish.write_rate is not None:
-        for _ in range(_REFINEMENTS):
+        for _ in range(REFINEMENTS):
             between = _between(curve, wish.write_rate)
             if not between:
                 break

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stategate.calibration.rolls import Report, tensors_of
+from stategate.calibration.settings import GateRecipe
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
 from stategate.models.learned_gate import LearnedGate, Lives, taken
@@ -29,31 +30,6 @@ from stategate.models.step import StepResult, Tensors, initial_states
 
 Decide = Callable[[Tensor], Tensor]
 """From logits ``(rows, 1)`` to bool ``(rows, 1)``."""
-
-
-@dataclass(frozen=True, slots=True)
-class GateRecipe:
-    """Everything that decides a trained gate, apart from the model, its inputs and versions.
-
-    Attributes:
-        write_price: Price of writing in every step, in units of the error term.
-        seed: Of weights, draws and where streams begin.
-        iterations: Optimiser steps.
-        streams: Parallel streams in a batch.
-        chunk: Steps back-propagated through; memories are carried over, their gradient is not.
-        learning_rate: Peak; cosine down to 3 %.
-        ramp_share: First share, over which the price grows from zero.
-        fresh_probability: Chance that a stream starts afresh, elsewhere, at a chunk's beginning.
-    """
-
-    write_price: float = 0.1
-    seed: int = 0
-    iterations: int = 300
-    streams: int = 16
-    chunk: int = 32
-    learning_rate: float = 1e-2
-    ramp_share: float = 0.3
-    fresh_probability: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

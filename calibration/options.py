@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stategate.calibration.cluster import LOCAL
 from stategate.contract import Episode, EpisodeSet
-from stategate.models.load import LoadedModel
+
+if TYPE_CHECKING:
+    from stategate.models.load import LoadedModel
 
 _CALIBRATION_SEED = 3_000_017  # neither the training's nor the held-out episode's
 

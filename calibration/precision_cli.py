@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 import msgspec
 
-from stategate.calibration.precision_table import on_page, rows_of
 from stategate.contract.console import check_writable
 from stategate.contract.durable import write_whole
 
@@ -34,6 +33,9 @@ def precision_table(folder: Path, out: Path, page: Path | None, as_json: bool) -
       stategate precision-table build/precision --out build/bench/precision.json
     """
     check_writable(out)
+
+    from stategate.calibration.precision_table import on_page, rows_of
+
     rows = rows_of(folder)
     raw = msgspec.json.format(msgspec.json.encode(rows), indent=1) + b"\n"
     text = None if page is None else on_page(page.read_text(), rows)

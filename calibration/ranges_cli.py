@@ -13,7 +13,6 @@ from stategate.calibration.options import (
     episodes_option,
     record_options,
 )
-from stategate.calibration.ranges import Roller, measured
 from stategate.contract import Bundle, EpisodeSet, canonical_json
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
@@ -42,6 +41,9 @@ def ranges(
       stategate export aura-hard --precision int8 --ranges build/ranges.json --out build/small
     """
     check_writable(out)
+
+    from stategate.calibration.ranges import Roller, measured
+
     roller = Roller(Bundle.open(bundle.resolve()))  # where a cluster finds it too
     episodes = EpisodeSet.open(*episode_paths)
     with progress(episodes.steps, "rolling") as report:

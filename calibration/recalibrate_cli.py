@@ -14,7 +14,6 @@ from stategate.calibration.options import (
     record_options,
     told,
 )
-from stategate.calibration.recalibrate import ROUNDS, recalibrate
 from stategate.contract import Bundle, CalibrationRecord, EpisodeSet, canonical_json
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
@@ -45,6 +44,9 @@ def recalibrate_command(
     weights = [Bundle.open(path).manifest.model.sha256 for path in (float_bundle, candidate)]
     if weights[0] != weights[1]:
         click.echo("note: the two bundles are not of the same weights", err=True)
+
+    from stategate.calibration.recalibrate import ROUNDS, recalibrate
+
     with progress(episodes.steps * ROUNDS, "recalibrating") as report:
         gate = recalibrate(float_bundle, candidate, episodes.loaded, gate_name, report)
     raw = canonical_json(

@@ -8,17 +8,9 @@ from pathlib import Path
 import click
 
 from stategate.calibration.options import episodes_for, episodes_option, zoo_options
-from stategate.calibration.retention_training import (
-    RetentionRecipe,
-    lived_error,
-    train_retention,
-)
+from stategate.calibration.settings import RetentionRecipe
 from stategate.contract.console import check_writable, progress
 from stategate.contract.errors import CalibrationError, OutputError
-from stategate.models.checkpoint import weights_sha256
-from stategate.models.load import load_model
-from stategate.models.trained_part import save_part
-from stategate.models.trim_kv import TrimKv
 
 _DEFAULT = RetentionRecipe()
 
@@ -91,6 +83,13 @@ def train_retention_command(
     if out.suffix != ".safetensors":
         raise OutputError("gates have the suffix .safetensors", found=out)
     check_writable(out)
+
+    from stategate.calibration.retention_training import lived_error, train_retention
+    from stategate.models.checkpoint import weights_sha256
+    from stategate.models.load import load_model
+    from stategate.models.trained_part import save_part
+    from stategate.models.trim_kv import TrimKv
+
     loaded = load_model(model)
     if not isinstance(loaded.module, TrimKv):
         raise CalibrationError(

@@ -19,40 +19,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from stategate.calibration.rolls import Report, tensors_of
+from stategate.calibration.settings import RetentionRecipe
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
 from stategate.models.step import commit, initial_states, threshold_inputs
 from stategate.models.trim_kv import PERIOD, TrimKv, log_sigmoid, rotated
 
 JUDGED_STEPS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class RetentionRecipe:
-    """Everything that decides trained gates, apart from the model, its inputs and versions.
-
-    Attributes:
-        capacity_price: Of retaining twice as many tokens as there are slots.
-        seed: Of where windows begin.
-        iterations: Optimiser steps.
-        streams: Windows in a batch.
-        window: Steps of one; longer than the memory, or nothing has to leave.
-        learning_rate: Peak; cosine down to nothing.
-    """
-
-    capacity_price: float = 1.0
-    seed: int = 0
-    iterations: int = 200
-    streams: int = 8
-    window: int = 128
-    learning_rate: float = 1e-2
 
 
 def train_retention(

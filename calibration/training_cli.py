@@ -7,14 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-import torch
 
-from stategate.calibration.gate_training import GateRecipe, at_random, judge, train_gate
 from stategate.calibration.options import episodes_for, episodes_option, zoo_options
+from stategate.calibration.settings import GateRecipe
 from stategate.contract.console import check_writable, progress
 from stategate.contract.errors import OutputError
-from stategate.models.learned_gate import LearnedGate
-from stategate.models.load import load_model
 
 
 @click.command("train-gate")
@@ -65,6 +62,13 @@ def train_gate_command(
     if out.suffix != ".safetensors":
         raise OutputError("a gate has the suffix .safetensors", found=out)
     check_writable(out)
+
+    import torch
+
+    from stategate.calibration.gate_training import at_random, judge, train_gate
+    from stategate.models.learned_gate import LearnedGate
+    from stategate.models.load import load_model
+
     loaded = load_model(model)
     found, _, _ = episodes_for(loaded, episode_paths, steps, count)
     *training, held_out = found

@@ -7,36 +7,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
-from stategate.contract.errors import OutputError, SpecError, StategateError
-from stategate.contract.repeats import refuse_repeats
-
-
-class TellingGroup(click.Group):
-    """A group of commands whose deliberate errors become a sentence and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except StategateError as problem:
-            click.echo(f"{type(problem).__name__}: {problem}", err=True)
-            ctx.exit(problem.exit_code)
-        except OSError as problem:
-            click.echo(f"{type(problem).__name__}: {problem}", err=True)
-            ctx.exit(2)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command, and refuse an option of it that is given twice and counts once."""
-        name, command, rest = super().resolve_command(ctx, args)
-        if command is not None:
-            refuse_repeats(command, ctx, rest)
-        return name, command, rest
+from stategate.contract.errors import OutputError, SpecError
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from evidence.controlled_train import make, trainings
 from evidence.controlled_values import HORIZON, ByValue, by_value
 from evidence.controlled_values import questions as value_questions
 from evidence.records import read_rows, write_rows
-from stategate.contract.console import TellingGroup, check_writable, progress
+from stategate.contract.console import check_writable, progress
+from stategate.contract.ending import CommandGroup
 
 _arms = click.option(
     "--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), help="Only these."
@@ -33,7 +34,7 @@ _cache = click.option(
 )
 
 
-@click.group(cls=TellingGroup)
+@click.group(cls=CommandGroup)
 def controlled() -> None:
     """Train and measure what the controlled benchmark compares; a later run goes on."""
 

@@ -32,7 +32,7 @@ from evidence.controlled_train import Training, trained
 from evidence.records import digest_of
 from stategate.contract import Episode
 from stategate.contract.specs import Record
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.engines_cli import with_c
 from stategate.export.pack import seal
 from stategate.models.aura import AuraMem

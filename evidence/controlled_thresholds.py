@@ -9,7 +9,8 @@ from evidence.controlled_arms import TOLERANCE
 from evidence.controlled_gates import ALWAYS, BUDGET, NEVER
 from evidence.controlled_streams import VALIDATION, VALIDATION_SEED, held_out
 from evidence.controlled_train import Training
-from stategate.calibration.gate import Wish, calibrate_gate
+from stategate.calibration.gate import calibrate_gate
+from stategate.calibration.settings import Wish
 from stategate.contract import Episode
 from stategate.models.aura import AuraMem
 from stategate.models.aura_train import evaluate, hard_gate

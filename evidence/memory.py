@@ -6,10 +6,10 @@ import click
 
 from evidence.bound import bound_command
 from evidence.cache import cache_command
-from stategate.contract.console import TellingGroup
+from stategate.contract.ending import CommandGroup
 
 
-@click.group(cls=TellingGroup)
+@click.group(cls=CommandGroup)
 def memory() -> None:
     """Hold a bundle's memory against a growing cache, and against the whole history."""
 

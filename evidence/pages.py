@@ -15,8 +15,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stategate.contract.console import TellingGroup
 from stategate.contract.durable import write_whole
+from stategate.contract.ending import CommandGroup
 from stategate.contract.errors import SpecError
 
 COLOURS = ("#1b6ca8", "#c8553d", "#2a7f62", "#8a5a00", "#7b4fa3", "#555555", "#b0417a", "#3c8f9a")
@@ -87,7 +87,7 @@ def make(page: Path, made: Made, images: Path) -> None:
             figure.savefig(images / f"{name}.svg", metadata={"Date": None})
 
 
-@click.group(cls=TellingGroup, invoke_without_command=True)
+@click.group(cls=CommandGroup, invoke_without_command=True)
 def pages() -> None:
     """Remake docs/evidence.md and its pictures from docs/evidence/*.json."""
     from evidence import controlled_page, memory_page

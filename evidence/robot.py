@@ -20,14 +20,15 @@ from evidence.robot_policies import POLICIES, build
 from evidence.robot_rows import Row, Table
 from evidence.robot_run import PROTOCOL, Exporter, drive
 from evidence.robot_train import Recipe, clone, demonstrate
-from stategate.contract.console import TellingGroup, check_writable, progress
+from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
+from stategate.contract.ending import CommandGroup
 
 _TASK, _POLICY = click.Choice(list(BODIES)), click.Choice(POLICIES)
 RESULTS = Path("docs/evidence/robot.json")
 
 
-@click.group(cls=TellingGroup)
+@click.group(cls=CommandGroup)
 def main() -> None:
     """Robots that have to remember, driven by deployed bundles."""
 

@@ -15,7 +15,7 @@ from evidence.robot_policies import Policy, build
 from evidence.robot_rows import Cell, Row
 from stategate.contract import Episode
 from stategate.contract.errors import ParityError
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.engines_cli import with_c
 from stategate.export.pack import Candidate, seal
 from stategate.export.storage import stored

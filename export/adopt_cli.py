@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -12,16 +13,14 @@ import numpy as np
 from stategate.contract import load_episode, refuse_to_replace
 from stategate.contract.console import progress
 from stategate.contract.errors import StatePairingError
-from stategate.export.adopt import Adopted, OnnxReference, Request
-from stategate.export.adopt import adopt as adopt_file
 from stategate.export.engines_cli import deployed, engine_options
-from stategate.export.leapp import adopt_export
-from stategate.export.pack import random_episode, seal
-from stategate.export.receipt import print_receipt
 from stategate.export.storage_cli import early_limits, storage_options, with_stored_states
 from stategate.export.verify import STEPS, STRICT
-from stategate.export.ways import Asked
 from stategate.targets import generic, load
+
+if TYPE_CHECKING:
+    from stategate.export.adopt import Adopted
+    from stategate.export.ways import Asked
 
 
 @click.command()
@@ -94,6 +93,12 @@ def adopt(
           --const sr=16000 --state state=stateN --out build/silero
       stategate adopt exported/policy.yaml --engines onnxruntime,native --out build/policy
     """
+    from stategate.export.adopt import OnnxReference, Request
+    from stategate.export.adopt import adopt as adopt_file
+    from stategate.export.leapp import adopt_export
+    from stategate.export.pack import random_episode, seal
+    from stategate.export.receipt import print_receipt
+
     request = Request(
         dims={name: _integer(value, "--dim") for name, value in _pairs(dims, "--dim")},
         shapes={

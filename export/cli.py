@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
-import onnx
 
 from stategate.contract import (
     Budget,
     CalibrationRecord,
-    Episode,
-    ModelRef,
-    batched,
-    load_episode,
     refuse_to_replace,
 )
 from stategate.contract.console import progress
-from stategate.contract.errors import GraphError
 from stategate.export.engines_cli import deployed, engine_options
-from stategate.export.native import medians_us, sample
-from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.precision import Lower, precision_options
-from stategate.export.receipt import print_receipt
-from stategate.export.rows import RowsReference, side_by_side, staggered
-from stategate.export.stateful import StatefulReference
 from stategate.export.storage_cli import storage_options
-from stategate.export.tensorrt_target import with_tensorrt_told
-from stategate.export.trace import TorchReference, trace, trace_chunk
-from stategate.export.verify import STEPS, Reference
-from stategate.export.ways import Asked
-from stategate.models.checkpoint import weights_sha256
-from stategate.models.lift import Lifted
-from stategate.models.load import LoadedModel, load_model
-from stategate.models.operators import Operators
-from stategate.models.step import ChunkModel, StepModel, initial_states
-from stategate.models.zoo import HELD_OUT_SEED
+from stategate.export.verify import STEPS
 from stategate.targets import generic, load
+
+if TYPE_CHECKING:
+    from stategate.export.ways import Asked
 
 
 @click.command()
@@ -59,8 +42,8 @@ from stategate.targets import generic, load
 )
 @click.option(
     "--operators",
-    type=click.Choice([*(o.value for o in Operators), "fastest"]),
-    default=Operators.PORTABLE.value,
+    type=click.Choice(["portable", "onnx-27", "ort", "fastest"]),
+    default="portable",
     show_default=True,
     help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
     "own, or whichever is fastest on this machine, by measurement.",
@@ -128,6 +111,13 @@ def export(
     lower = Lower.asked(**precision)
     profile = load(target) if target else generic()
     refuse_to_replace(out)
+
+    from stategate.export.candidates import candidate_from, episode_for, reference_for
+    from stategate.export.pack import seal
+    from stategate.export.receipt import print_receipt
+    from stategate.export.tensorrt_target import with_tensorrt_told
+    from stategate.models.load import load_model
+
     loaded = load_model(model)
     candidate = candidate_from(loaded, sessions, operators)
     for path in calibration_paths:
@@ -148,96 +138,3 @@ def export(
             report=report,
         )
     print_receipt(bundle, as_json)
-
-
-def episode_for(
-    loaded: LoadedModel, candidate: Candidate, path: Path | None, steps: int
-) -> Episode:
-    """Inputs of a check: a recording, the zoo's benchmark, or noise, for every session.
-
-    Raises:
-        EpisodeError: The recording cannot be read, or does not fit the model.
-    """
-    sessions = candidate.sessions
-    if path is not None:
-        episode = load_episode(path, steps * sessions)
-        episode = staggered(episode, sessions) if sessions > 1 else episode
-        episode.check(candidate.spec)
-        return episode.resized(steps)
-    if loaded.episode is not None:
-        seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + sessions)
-        streams = [loaded.episode(steps, seed) for seed in seeds]
-        return side_by_side(streams) if sessions > 1 else streams[0]
-    return random_episode(candidate.spec, steps)
-
-
-def reference_for(model: StepModel, candidate: Candidate) -> Reference:
-    """The float model in closed loop; for several sessions, once for each of them."""
-    rows: list[Reference] = [
-        StatefulReference(model)
-        if isinstance(model, Lifted)
-        else TorchReference(model, candidate.spec.thresholds)
-        for _ in range(candidate.sessions)
-    ]
-    return rows[0] if candidate.sessions == 1 else RowsReference(rows)
-
-
-def candidate_from(
-    loaded: LoadedModel, sessions: int = 1, operators: str = Operators.PORTABLE.value
-) -> Candidate:
-    """Trace a model into a candidate, thresholds as its own spec has them.
-
-    Args:
-        loaded: The model.
-        sessions: How many sessions one step serves.
-        operators: One of `Operators`, or ``fastest`` for the fastest of all on this machine.
-    """
-    spec = batched(loaded.model.step_spec(), sessions)
-    wanted = [Operators(operators)] if operators != "fastest" else [Operators.PORTABLE]
-    if operators == "fastest" and isinstance(getattr(loaded.model, "operators", None), Operators):
-        wanted = list(Operators)
-    graphs = {}
-    for form in wanted:
-        try:
-            graphs[form.value] = _serialised(trace(loaded.model, sessions, form))
-        except GraphError:  # one of several that the installed onnx does not know
-            if len(wanted) == 1:
-                raise
-    operators = wanted[0].value
-    metadata = {}
-    if len(graphs) > 1:
-        times = medians_us(graphs, sample(spec))
-        operators = min(times, key=lambda name: times[name])
-        told = ", ".join(f"{name} {us:.0f} us" for name, us in times.items())
-        metadata["operators"] = f"{operators}, the fastest where it was built: {told}"
-    chunk = None
-    steps = getattr(loaded.model, "chunk_steps", 0)
-    if steps and sessions == 1:
-        chunk = _serialised(trace_chunk(cast(ChunkModel, loaded.model), Operators(operators)))
-    initial = {
-        name: tensor.numpy()
-        for name, tensor in initial_states(loaded.model, sessions).items()
-        if bool(tensor.any())
-    }
-    return Candidate(
-        model=ModelRef(
-            loaded.name,
-            loaded.family,
-            loaded.source,
-            weights_sha256(loaded.module),
-            getattr(loaded.module, "kv_bytes_per_step", None),
-        ),
-        spec=spec,
-        graph=graphs[operators],
-        made_with=("torch", "onnx", "onnxscript"),
-        initial=initial,
-        metadata=metadata,
-        sessions=sessions,
-        chunk=chunk,
-        chunk_steps=steps if chunk else 0,
-    )
-
-
-def _serialised(graph: onnx.ModelProto) -> bytes:
-    raw: bytes = graph.SerializeToString(deterministic=True)
-    return raw

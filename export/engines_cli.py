@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stategate.contract import Episode
 from stategate.contract.errors import LowerError
-from stategate.export.lower_c import lower
-from stategate.export.pack import Candidate
-from stategate.export.ways import Asked, in_its_way
+
+if TYPE_CHECKING:
+    from stategate.export.pack import Candidate
+    from stategate.export.ways import Asked
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +51,8 @@ def deployed(
     Raises:
         SplitError: The way that was asked for is none for this model, or gives other bits.
     """
+    from stategate.export.ways import in_its_way
+
     if engines != "onnxruntime":
         candidate = with_c(candidate)
     return in_its_way(candidate, split, episode, here)
@@ -57,6 +60,8 @@ def deployed(
 
 def with_c(candidate: Candidate) -> Candidate:
     """The candidate with its step as C source, or as it is where C cannot say it."""
+    from stategate.export.lower_c import lower
+
     try:
         source = lower(candidate.graph, candidate.spec, candidate.initial)
     except LowerError as problem:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
-import onnx
 
 from stategate.contract.console import who_and_why
 from stategate.contract.precision import PRESETS, PrecisionPlan, RangeRecord
-from stategate.export.pack import Candidate
-from stategate.export.quantise import quantised
 from stategate.export.storage_cli import early_limits, with_stored_states
 from stategate.export.verify import STRICT, Limits
 from stategate.targets.profile import TargetProfile
 
+if TYPE_CHECKING:
+    from stategate.export.pack import Candidate
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 _OPTIONS = (
@@ -126,6 +125,10 @@ def lowered(
         SpecError: The plan names something that the model lacks.
         ExportError: The plan quantises nothing.
     """
+    import onnx
+
+    from stategate.export.quantise import quantised
+
     graph = quantised(onnx.load_model_from_string(candidate.graph), candidate.spec, plan, limits)
     return replace(
         candidate,

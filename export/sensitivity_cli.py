@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,10 +11,10 @@ from stategate.contract import canonical_json
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
-from stategate.export.cli import candidate_from, episode_for, reference_for
-from stategate.export.sensitivity import Proposal, Search, Trial
 from stategate.export.verify import STEPS, Limits
-from stategate.models.load import load_model
+
+if TYPE_CHECKING:
+    from stategate.export.sensitivity import Proposal
 
 _MAX_OUTPUT_ERROR = 0.05
 _MAX_FLIP_RATE = 0.001
@@ -96,6 +97,11 @@ def sensitivity(
     """
     check_writable(out)
     plan = PrecisionPlan.named(precision)
+
+    from stategate.export.candidates import candidate_from, episode_for, reference_for
+    from stategate.export.sensitivity import Search, Trial
+    from stategate.models.load import load_model
+
     loaded = load_model(model)
     candidate = candidate_from(loaded)
     ranges = None

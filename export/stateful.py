@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from stategate.models.lift import Lifted
+from stategate.models.lifting import Lifted
 
 Arrays = dict[str, np.ndarray]
 

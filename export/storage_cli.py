@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stategate.contract import StepSpec
 from stategate.contract.stored import KINDS
-from stategate.export.pack import Candidate
-from stategate.export.storage import stored
 from stategate.export.verify import Limits
+
+if TYPE_CHECKING:
+    from stategate.export.pack import Candidate
 
 
 def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,6 +62,8 @@ def with_stored_states(
         UsageError: The options are malformed, or meet no state.
         ExportError: A state cannot be stored so.
     """
+    from stategate.export.storage import stored
+
     if not state_storage and not error_feedback:
         return candidate
     return stored(candidate, _parsed(state_storage, candidate.spec), error_feedback)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,21 +13,12 @@ from stategate.contract import Bundle, canonical_json
 from stategate.contract.console import check_writable, progress
 from stategate.contract.engine_plan import StoredPlan, plans_folder
 from stategate.contract.errors import StategateError
-from stategate.export.tensorrt_build import Settings, workspace_bytes
-from stategate.export.tensorrt_local import (
-    FAILED_LOG,
-    TOLERANCE,
-    adopt_plan,
-    build_engine,
-    checked,
-    keep,
-    sole_builder,
-)
-from stategate.export.tensorrt_script import write_script
-from stategate.runtime.cuda import Cuda
-from stategate.runtime.golden import Replay
+from stategate.export.verify import TOLERANCE
 from stategate.runtime.tensorrt_api import LIBRARIES, load_tensorrt
 from stategate.targets import load
+
+if TYPE_CHECKING:
+    from stategate.runtime.golden import Replay
 
 
 @click.command("build-engine")
@@ -91,6 +83,18 @@ def build_engine_command(
       stategate build-engine build/aura
       stategate build-engine build/aura --script 8.5
     """
+    from stategate.export.tensorrt_build import Settings, workspace_bytes
+    from stategate.export.tensorrt_local import (
+        FAILED_LOG,
+        adopt_plan,
+        build_engine,
+        checked,
+        keep,
+        sole_builder,
+    )
+    from stategate.export.tensorrt_script import write_script
+    from stategate.runtime.cuda import Cuda
+
     built = strip_weights or new_timing_cache
     if adopt_plan_path is not None and (built or script is not None):
         raise click.UsageError("--adopt-plan takes a plan as it is: nothing is built")

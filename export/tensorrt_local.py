@@ -41,11 +41,11 @@ from stategate.export.tensorrt_build import Built, Settings, build_plan
 from stategate.export.tensorrt_rules import generation_of
 from stategate.export.tensorrt_script import SCRIPT, script_of, variant_of
 from stategate.export.tensorrt_variant import Variant
+from stategate.export.verify import TOLERANCE
 from stategate.runtime.cuda import Cuda
 from stategate.runtime.golden import Replay, replay
 from stategate.runtime.tensorrt_api import created, fingerprint_here, make_log, why
 
-TOLERANCE = 1e-4
 # What the last build said that came to nothing.
 FAILED_LOG = "failed-build.log"
 

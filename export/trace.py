@@ -24,7 +24,7 @@ from stategate.export.graph import (
 from stategate.export.rows import check_rows_stand_alone
 from stategate.export.watch import Watch, undeclared
 from stategate.models.blame import blamed_operation, explained
-from stategate.models.lift import Lifted
+from stategate.models.lifting import Lifted
 from stategate.models.operators import Operators
 from stategate.models.step import (
     ChunkModel,

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from stategate.contract.errors import UndeclaredStateError
-from stategate.models.lift import Lifted
+from stategate.models.lifting import Lifted
 from stategate.models.slots import GROWING
 
 _OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module

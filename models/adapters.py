@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stategate.contract.dtypes import DTYPES
 from stategate.contract.errors import TraceError
-from stategate.models.lift import Lifted, lift
+from stategate.models.lifting import Lifted, lift
 
 # Where rsl_rl keeps recurrent unit, head and normaliser: 4 and newer, 2 and 3, their students.
 _RSL_RL = (

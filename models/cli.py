@@ -11,7 +11,7 @@ import click
 
 from stategate.contract.console import check_writable
 from stategate.contract.durable import write_whole
-from stategate.models.zoo import HELD_OUT_SEED, ZOO, entry
+from stategate.models.zoo_names import HELD_OUT_SEED
 
 
 @click.command()
@@ -23,6 +23,8 @@ def zoo(as_json: bool) -> None:
     Example:
       stategate zoo
     """
+    from stategate.models.zoo import ZOO
+
     rows: list[dict[str, Any]] = []
     for item in ZOO.values():
         spec = item.build().step_spec()
@@ -87,6 +89,8 @@ def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
     Example:
       stategate episode aura-hard --steps 100000 --out build/episode.npz
     """
+    from stategate.models.zoo import entry
+
     check_writable(out)
     told = f"held-out stream of {name}, seed {seed}"
     raw = replace(entry(name).episode(steps, seed), provenance=told).to_bytes()

@@ -5,28 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
-import torch
-from torch import nn
 
 from stategate.contract.console import check_writable, progress
-from stategate.models import checkpoint
-from stategate.models.aura import AuraMem, GateChooser
-from stategate.models.aura_train import evaluate, schedule
-from stategate.models.binding_stream import CONFIGS, BindingStreams, World
-from stategate.models.checkpoint import Card, Measured
-from stategate.models.step import StepModel
-from stategate.models.step_train import score
-from stategate.models.stream_train import Recipe, Score, train
-from stategate.models.zoo_trained import TRAININGS
+from stategate.models.zoo_names import TRAINED
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stategate.models.aura import GateChooser
+    from stategate.models.binding_stream import World
+    from stategate.models.checkpoint import Measured
+    from stategate.models.stream_train import Recipe, Score
 
 _TEST_SEED = 2_000_003
 
 
 @click.command("train")
-@click.argument("model", type=click.Choice(list(TRAININGS)))
+@click.argument("model", type=click.Choice(TRAINED))
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -60,6 +59,14 @@ def train_command(
     if out.suffix != ".safetensors":
         raise click.BadParameter(f"{out} has not the suffix .safetensors", param_hint="--out")
     check_writable(out)
+
+    import torch
+
+    from stategate.models import checkpoint
+    from stategate.models.checkpoint import Card, Measured
+    from stategate.models.stream_train import train
+    from stategate.models.zoo_trained import TRAININGS
+
     training = TRAININGS[model]
     seed = training.recipe.seed if seed is None else seed
     iterations = iterations or training.recipe.iterations
@@ -106,6 +113,11 @@ def _scores(
     streams: int,
 ) -> dict[float | None, Score]:
     """A trained model at several thresholds, each on the same unseen streams."""
+    from stategate.models.aura import AuraMem
+    from stategate.models.aura_train import evaluate, schedule
+    from stategate.models.binding_stream import CONFIGS, BindingStreams
+    from stategate.models.step import StepModel
+    from stategate.models.step_train import score
 
     def unseen() -> BindingStreams:
         return BindingStreams(CONFIGS[recipe.config], world, streams, _TEST_SEED)

@@ -9,9 +9,6 @@ from stategate.models.zoo_entry import ZooEntry
 from stategate.models.zoo_seeded import ENTRIES
 from stategate.models.zoo_trained import TRAINED
 
-HELD_OUT_SEED = 1_000_003  # far from training seeds, which are small
-
-
 ZOO: dict[str, ZooEntry] = {one.name: one for one in (*TRAINED, *ENTRIES)}
 
 

@@ -7,10 +7,11 @@ The table below is the only tie between rooms on the command line: strings, so t
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
-from stategate.contract.console import TellingGroup
+from stategate.contract.ending import CommandGroup
 from stategate.contract.errors import MissingDependencyError
 
 # verb -> (module:attribute, extra that it needs, one line for --help)
@@ -177,7 +178,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-class LazyGroup(TellingGroup):
+class LazyGroup(CommandGroup):
     """A group that imports a verb's module when the verb is used, and not for ``--help``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -188,15 +189,25 @@ class LazyGroup(TellingGroup):
         """Import the module of one verb."""
         if cmd_name not in COMMANDS:
             return None
-        path, extra, _ = COMMANDS[cmd_name]
-        module, attribute = path.split(":")
-        try:
-            command: click.Command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as missing:
-            if (missing.name or "").startswith("stategate"):
-                raise
-            raise MissingDependencyError(missing.name or "a library", extra) from missing
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb; its body imports what the verb needs, and its options need nothing.
+
+        Raises:
+            MissingDependencyError: A library of the verb's extra is not installed.
+        """
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as missing:
+            verb = ctx.invoked_subcommand
+            if verb is None or (missing.name or "").startswith("stategate"):
+                raise
+            raise MissingDependencyError(
+                missing.name or "a library", COMMANDS[verb][1]
+            ) from missing
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of verbs, from the table alone."""

@@ -177,7 +177,7 @@ def both_ways(bundle: Bundle, stored: StoredPlan, steps: int) -> dict[str, Way]:
 
 def zoo(folder: Path) -> list[Path]:
     """Bundles of every zoo model."""
-    from stategate.export.cli import candidate_from, episode_for, reference_for
+    from stategate.export.candidates import candidate_from, episode_for, reference_for
     from stategate.export.pack import seal
     from stategate.models.load import load_model
     from stategate.models.zoo import ZOO

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from stategate.contract.console import TellingGroup
+from stategate.contract.ending import CommandGroup
 from stategate.targets.ladder import load_ladder
 from stategate.targets.profile import Figure, Sourced, TargetProfile, load, names
 
@@ -17,7 +17,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 HEADS = ("target", "memory", "reserve", "bandwidth", "dense int8", "CPU", "onnxruntime", "tensorrt")
 
 
-@click.group(cls=TellingGroup, invoke_without_command=True)
+@click.group(cls=CommandGroup, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.pass_context

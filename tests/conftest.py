@@ -17,7 +17,7 @@ from torch import nn
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec, write_bundle
 from stategate.contract.bundle import Bundle
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.engines_cli import with_c
 from stategate.export.pack import random_episode, seal
 from stategate.export.trace import TorchReference

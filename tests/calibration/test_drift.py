@@ -14,7 +14,7 @@ from stategate.calibration.drift import drift
 from stategate.calibration.drift_record import DriftLimits
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import CalibrationError, EpisodeError
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.pack import random_episode, seal
 from stategate.export.storage import stored
 from stategate.export.verify import Limits

@@ -9,9 +9,10 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from stategate.calibration.gate import Wish, calibrate_gate
+from stategate.calibration.gate import calibrate_gate
 from stategate.calibration.interval import rate_interval, student_t
 from stategate.calibration.needed import HORIZON, sample_needs
+from stategate.calibration.settings import Wish
 from stategate.contract import (
     CalibrationRecord,
     Episode,
@@ -22,7 +23,7 @@ from stategate.contract import (
     TensorSpec,
 )
 from stategate.contract.errors import CalibrationError, EpisodeError, SpecError
-from stategate.export.cli import candidate_from
+from stategate.export.candidates import candidate_from
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import LoadedModel
 from stategate.models.recurrent import RecurrentStep

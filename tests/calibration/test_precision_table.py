@@ -18,7 +18,7 @@ from stategate.calibration.drift_record import Drift
 from stategate.calibration.precision_table import BEGIN, END, Row, on_page, rows_of, table
 from stategate.contract import Episode, canonical_json
 from stategate.contract.errors import CalibrationError, EpisodeError
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.pack import random_episode, seal
 from stategate.export.storage import stored
 from stategate.export.verify import Limits

@@ -24,7 +24,7 @@ from stategate.contract.errors import (
 from stategate.export.graph import every_node
 from stategate.export.trace import trace
 from stategate.models import lift
-from stategate.models.lift import Lifted
+from stategate.models.lifting import Lifted
 from stategate.runtime import Session
 from stategate.runtime.cli import main
 

@@ -27,7 +27,7 @@ from stategate.contract.errors import (
     ParityError,
     SpecError,
 )
-from stategate.export.cli import candidate_from
+from stategate.export.candidates import candidate_from
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.trace import TorchReference
 from stategate.models.load import LoadedModel

@@ -12,7 +12,7 @@ from stategate.contract import Bundle
 from stategate.contract.errors import CalibrationError, ExportError
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.export import sensitivity
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.precision import lowered
 from stategate.export.sensitivity import Search
 from stategate.export.verify import Limits, compare

@@ -12,7 +12,7 @@ from torch import nn
 
 from stategate.contract import Bundle, Episode, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import ParityError, SpecError, TraceError
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.pack import Candidate, random_episode, seal
 from stategate.export.rows import RowsReference, side_by_side, staggered
 from stategate.export.trace import TorchReference, trace

@@ -14,7 +14,7 @@ from torch import nn
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import ExportError
 from stategate.contract.stored import quantised, values
-from stategate.export.cli import candidate_from
+from stategate.export.candidates import candidate_from
 from stategate.export.pack import Candidate
 from stategate.export.storage import stored
 from stategate.export.storage_cli import _parsed as parsed

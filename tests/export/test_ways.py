@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import SplitError
 from stategate.export import ways
-from stategate.export.cli import candidate_from
+from stategate.export.candidates import candidate_from
 from stategate.export.pack import Candidate, random_episode
 from stategate.export.ways import in_its_way
 from stategate.models.load import LoadedModel, load_model

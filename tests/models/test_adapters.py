@@ -20,7 +20,7 @@ from torch import nn
 from stategate.contract.errors import TraceError
 from stategate.models import from_rsl_rl, from_sb3
 from stategate.models.adapters import adapted
-from stategate.models.lift import Lifted
+from stategate.models.lifting import Lifted
 from stategate.runtime import Pool, Session
 from stategate.runtime.cli import main
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from torch.nn.functional import cross_entropy
 
 from stategate.contract.errors import ModelConfigError
-from stategate.models import checkpoint, train_cli
+from stategate.models import checkpoint
 from stategate.models.aura import AuraMem
 from stategate.models.binding_stream import CONFIGS, NO_LABEL, BindingStreams
 from stategate.models.checkpoint import Card, weights_sha256
@@ -199,7 +199,7 @@ def test_shipped_checkpoints_are_small_and_float32(name: str) -> None:
 
 def test_train_writes_a_checkpoint_and_the_table_on_its_card(tmp_path: Path, monkeypatch) -> None:
     quick = replace(TRAININGS["gru-few"], horizons=((32, 2),))
-    monkeypatch.setitem(train_cli.TRAININGS, "gru-few", quick)
+    monkeypatch.setitem(TRAININGS, "gru-few", quick)
     out = tmp_path / "gru.safetensors"
     command = ["train", "gru-few", "--iterations", "2", "--seed", "7", "--out", str(out), "--json"]
     done = CliRunner().invoke(main, command)

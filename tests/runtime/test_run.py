@@ -173,20 +173,6 @@ def test_wrong_use_exits_with_2(tiny_bundle: Path, tmp_path: Path) -> None:
     invoke("no-such-verb", code=2)
 
 
-def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
-
-    real = importlib.import_module
-
-    def without_torch(name: str) -> object:
-        if name == "stategate.models.cli":
-            raise ModuleNotFoundError("No module named 'torch'", name="torch")
-        return real(name)
-
-    monkeypatch.setattr(importlib, "import_module", without_torch)
-    assert 'pip install "stategate[export]"' in invoke("zoo", code=2)
-
-
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_shows_help_with_an_example_and_offers_json(verb: str) -> None:
     text = invoke(verb, "--help")

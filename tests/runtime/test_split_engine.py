@@ -31,7 +31,7 @@ from stategate.contract.errors import (
     StateFault,
     WriteBudgetError,
 )
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.pack import Candidate, draft, random_episode, seal
 from stategate.export.ways import in_its_way
 from stategate.models.load import LoadedModel, load_model

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import BuildError
 from stategate.contract.precision import PRESETS
-from stategate.export.cli import candidate_from
+from stategate.export.candidates import candidate_from
 from stategate.export.pack import Candidate
 from stategate.export.quantise import chosen, projections, quantised
 from stategate.export.tensorrt_build import Built, Settings, build_plan

@@ -14,7 +14,7 @@ from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.engine_plan import GUARD
 from stategate.contract.errors import GraphError, TargetError
 from stategate.contract.precision import PRESETS
-from stategate.export.cli import candidate_from
+from stategate.export.candidates import candidate_from
 from stategate.export.pack import Candidate
 from stategate.export.quantise import chosen, projections, quantised
 from stategate.export.tensorrt_build import Settings, wanted_flags

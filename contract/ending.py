@@ -1,0 +1,201 @@
+"""How a command ends: an exit code and a sentence for errors, signals, closed pipes and full disks.
+
+Exit codes: 0 done, 1 it ran and the answer is no, 2 wrong use or a machine that refuses, 128 + n
+ended by signal n (130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output any more).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import click
+
+from stategate.contract.errors import StategateError
+from stategate.contract.repeats import refuse_repeats
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ROOM = "make room there (df -h shows which disk is full), then give the command again"
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks the command to end.
+
+    Like KeyboardInterrupt it passes every ``except Exception``.
+
+    Attributes:
+        number: Of the signal.
+        kept: What is left of the work, once somebody has said so.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.kept = ""
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+
+
+class CommandGroup(click.Group):
+    """The group of all commands: whatever ends one becomes a sentence and an exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command; in standalone mode this never returns, as in click."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode, **extra)
+        with _handled(_stop):
+            try:
+                code = super().main(args, prog_name, complete_var, False, **extra)
+                sys.stdout.flush()
+            except BaseException as problem:
+                code = exit_code_of(problem)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command, and refuse an option of it that is given twice and counts once."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            refuse_repeats(command, ctx, rest)
+        return name, command, rest
+
+
+def exit_code_of(problem: BaseException) -> int:
+    """Say why a command ended, in a sentence on stderr, and with which code it exits.
+
+    Raises:
+        BaseException: The problem itself, where it is a bug: its traceback is worth reading.
+    """
+    match problem:
+        case click.ClickException():
+            problem.show()
+            return problem.exit_code
+        case StategateError():
+            _say(f"{type(problem).__name__}: {problem}")
+            return problem.exit_code
+        case Stopped():
+            _say(f"{problem}{problem.kept and f': {problem.kept}'}")
+            return 128 + problem.number
+        case KeyboardInterrupt():
+            _say("stopped by SIGINT")
+            return 128 + signal.SIGINT
+        case click.Abort():  # click's prompts turn every signal and the end of input into this
+            stopped = problem.__context__
+            if isinstance(stopped, KeyboardInterrupt):
+                return exit_code_of(stopped)
+            _say("nothing was answered")
+            return 2
+        case SystemExit() if isinstance(problem.__context__, BrokenPipeError):  # click's answer
+            if _unread(sys.__stdout__):
+                _let_go_of_output()
+                return 128 + signal.SIGPIPE
+            return exit_code_of(problem.__context__)
+        case OSError():
+            _let_go_of_output()
+            where = problem.filename or ("" if problem.errno != errno.ENOSPC else "an output")
+            reason = problem.strerror or str(problem)
+            _say(f"{type(problem).__name__}: {f'{where}: ' if where else ''}{reason}")
+            if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+                _say(f"  what to do: {_ROOM}")
+            return 2
+    raise problem
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # nobody may read the errors either
+        click.echo(text, err=True)
+
+
+def _unread(stream: Any) -> bool:
+    """Whether the other end of a pipe is closed."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):
+        return True  # no descriptor to ask, so the error is all that is known
+
+
+def _let_go_of_output() -> None:
+    """Have what is still buffered go nowhere, or Python complains of it once more at exit."""
+    if getattr(sys.stdout, "wrapped", sys.stdout) is sys.__stdout__ and sys.__stdout__ is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+@contextmanager
+def _handled(handler: Handler) -> Iterator[None]:
+    """Have a function of ours answer the signals that end a command, but those that are ignored."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class StopRequest:
+    """The signal that asked for an end, if one did."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __bool__(self) -> bool:
+        return self.number != 0
+
+    def stopped(self, kept: str) -> Stopped:
+        """What a command raises once it has put everything away."""
+        problem = Stopped(self.number)
+        problem.kept = kept
+        return problem
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Work that ends between two steps: the first signal is only noted, the second one raises.
+
+    Yields:
+        What is true once a signal has asked for an end.
+    """
+    request = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if request:
+            _stop(number, frame)
+        request.number = number
+
+    with _handled(note):
+        yield request
+
+
+@contextmanager
+def kept_if_stopped(what: str) -> Iterator[None]:
+    """Have the sentence of an interrupted command end with what is left of its work."""
+    try:
+        yield
+    except Stopped as problem:
+        problem.kept = problem.kept or what
+        raise
