@@ -100,7 +100,7 @@ def retarget(
                 reason=found.reason,
                 needs_bytes=found.memory.total,
                 bundle=name if kept else None,
-                candidate=bundle.manifest.is_candidate,
+                candidate=bundle.manifest.standing == "candidate",
             )
         )
         report(done)

@@ -273,14 +273,16 @@ class _Roll:
             theirs = reference.step(**inputs)
         except RuntimeFault as fault:
             raise CalibrationError(
-                f"the float model itself fails in step {t}", found=fault
+                f"the float model itself fails in step {t}",
+                found=fault.what,
+                remedy="give episodes that the model is made for",
             ) from fault
         if not all(np.isfinite(array).all() for array in theirs.values()):
             raise CalibrationError(f"the float model gives NaN or Inf in step {t}")
         try:
             ours = candidate.step(**inputs)
         except RuntimeFault as fault:
-            self.fault = f"the candidate fails in step {t}: {fault}"
+            self.fault = f"the candidate fails in step {t}: {fault.what}"
             return None
         for name, array in ours.items():
             if not np.isfinite(array).all():

@@ -28,7 +28,7 @@ def check_sealable(reference: Bundle, candidate: Bundle) -> None:
             expected=f"weights {theirs.model.sha256[:12]}",
             remedy="export both from one model",
         )
-    if theirs.step_graph.precision != "float32" or theirs.is_candidate:
+    if theirs.is_lower or theirs.standing != "sealed":
         raise CalibrationError(
             "a candidate is judged by the sealed float model",
             found=f"{reference.path} in {theirs.step_graph.precision}",

@@ -15,9 +15,9 @@ from stategate.contract.manifest import (
     Manifest,
     ModelRef,
     TargetRef,
-    Verification,
     canonical_json,
 )
+from stategate.contract.receipts import InputsRef, LowerPrecision, Verification
 from stategate.contract.sessions import batched, check_rows, one_row
 from stategate.contract.specs import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.storage import METADATA_BYTES_ESTIMATE, Storage, endurance_bytes
@@ -41,6 +41,8 @@ __all__ = [
     "GateCalibration",
     "GateSpec",
     "GraphRef",
+    "InputsRef",
+    "LowerPrecision",
     "Manifest",
     "ModelRef",
     "StateSpec",

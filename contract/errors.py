@@ -65,8 +65,11 @@ class StategateError(Exception):
         exit_code: What the command line exits with: 2 for wrong use, 1 where the command ran and
             the answer is no.
 
+        what: The thing concerned and what is wrong with it, without the rest of the message: for
+            a command that has a remedy of its own.
+
     Args:
-        what: The thing concerned and what is wrong with it.
+        what: The same.
         found: What was found.
         expected: What would have been accepted.
         remedy: What the reader should do.
@@ -77,6 +80,7 @@ class StategateError(Exception):
     def __init__(
         self, what: str, *, found: object = None, expected: object = None, remedy: str | None = None
     ) -> None:
+        self.what = what
         parts = [what]
         if found is not None:
             parts.append(f"found: {found}")

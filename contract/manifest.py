@@ -21,6 +21,7 @@ from stategate.contract.errors import (
     UnsafePathError,
 )
 from stategate.contract.native import NativeRef
+from stategate.contract.receipts import LowerPrecision, Verification
 from stategate.contract.sessions import check_rows
 from stategate.contract.specs import (
     ConstantSpec,
@@ -35,6 +36,7 @@ from stategate.contract.ways import Way, check_payload
 SCHEMA_VERSION = 2
 # What version 2 added has a default, so that bundles of version 1 still open.
 READABLE_VERSIONS = (1, 2)
+Standing = Literal["candidate", "sealed", "refused"]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -135,56 +137,6 @@ class CalibrationRef(Record, frozen=True):
     summary: str
 
 
-class Verification(Record, frozen=True):
-    """Receipt of the parity check that the bundle passed before it was sealed.
-
-    Attributes:
-        reference: What the bundle was compared with.
-        engine: Engine and version that stepped the bundle.
-        steps: Closed-loop steps, each side on its own state.
-        max_output_error: Largest difference of any output element, in units of the largest
-            magnitude that the reference's tensor reached in the run; in a
-            pool each session's by itself.
-        max_chunk_error: The same with the chunk graph; None where there is none.
-        max_state_error: The same of the states. Both are None where integers parted, which has no
-            measure and which lower precision alone may.
-        gate_flips: Decisions that differed; more than none fails in float32.
-        tolerance: What the two errors were held against; in lower precision the output error
-            alone, and None where that was left to the drift test.
-        gate_openings: Steps in which each hard gate was open, summed over the sessions of a pool;
-            0 or all of them means that the check saw only one side of the gate.
-        flip_rate: Share of all gate decisions that differed.
-        max_flip_rate: What that was held against; None in float32, where none may differ.
-        accepted: Who let a candidate pass that was beyond these limits, and why; None where it
-            kept them.
-        max_fused_error: As `max_output_error` over the golden episode, in one graph where the
-            bundle runs in two; None where it does not.
-    """
-
-    reference: str
-    engine: str
-    steps: int
-    max_output_error: float | None
-    max_state_error: float | None
-    gate_flips: int
-    tolerance: float | None
-    gate_openings: dict[str, int]
-    max_chunk_error: float | None = None
-    flip_rate: float = 0.0
-    max_flip_rate: float | None = None
-    accepted: str | None = None
-    max_fused_error: float | None = None
-
-    @property
-    def errors(self) -> str:
-        """Both errors in words."""
-        output, state = (
-            "without measure" if error is None else f"{error:.2g}"
-            for error in (self.max_output_error, self.max_state_error)
-        )
-        return f"output error {output}, state error {state}"
-
-
 class DriftReceipt(Record, frozen=True):
     """Receipt of the drift test of a candidate in lower precision.
 
@@ -237,6 +189,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         sessions: How many independent sessions one step serves: rows of the leading axis of every
             input, output, state and gate. More than one makes it a bundle for a pool.
         native: The step as C source and as a library made of it; None where there is neither.
+        lower_precision: Sizes before and after; None in float32, and in bundles before version 2.
     """
 
     schema_version: int
@@ -260,6 +213,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     sessions: int = 1
     native: NativeRef | None = None
+    lower_precision: LowerPrecision | None = None
 
     def __post_init__(self) -> None:
         """Check the signature, the references between fields, and the budget."""
@@ -302,10 +256,27 @@ class Manifest(Record, frozen=True, kw_only=True):
             )
 
     @property
-    def is_candidate(self) -> bool:
-        """Whether it still has to be judged: never checked, or in lower precision and no drift."""
-        lower = any(graph.precision != "float32" for graph in self.graphs)
-        return self.verification is None or (lower and self.drift is None)
+    def is_lower(self) -> bool:
+        """Whether a graph of it is in lower precision than its model."""
+        return any(graph.precision != "float32" for graph in self.graphs)
+
+    @property
+    def standing(self) -> Standing:
+        """The one word for what was found: only a sealed bundle is called verified.
+
+        ``candidate`` was not judged yet: never checked, or in lower precision and no drift test;
+        ``sealed`` kept its limits; ``refused`` broke them, and somebody took it all the same.
+        """
+        receipt, drift = self.verification, self.drift
+        if receipt is None or (self.is_lower and drift is None):
+            return "candidate"
+        beyond = receipt.accepted if drift is None else drift.accepted
+        return "refused" if beyond else "sealed"
+
+    @property
+    def verdict(self) -> str:
+        """What is said of it: ``verified`` of a sealed one alone, else its standing."""
+        return "verified" if self.standing == "sealed" else self.standing
 
     @property
     def step(self) -> StepSpec:

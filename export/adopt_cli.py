@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from stategate.contract import load_episode, refuse_to_replace
+from stategate.contract import InputsRef, load_episode, refuse_to_replace
 from stategate.contract.console import progress
 from stategate.contract.errors import StatePairingError
 from stategate.export.engines_cli import deployed, engine_options
+from stategate.export.inputs import drawn, input_options, parsed_ranges
 from stategate.export.storage_cli import early_limits, storage_options, with_stored_states
-from stategate.export.verify import STEPS, STRICT
+from stategate.export.verify import STRICT
 from stategate.targets import generic, load
 
 if TYPE_CHECKING:
@@ -45,20 +46,7 @@ if TYPE_CHECKING:
 @engine_options
 @storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
-@click.option(
-    "--episode",
-    "episode_path",
-    type=click.Path(exists=True, path_type=Path),
-    help="Inputs of the parity check, a .npz or a folder of them, repeated if short; "
-    "random if left out.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=STEPS,
-    show_default=True,
-    help="Closed-loop steps of the parity check.",
-)
+@input_options
 @click.option("--json", "as_json", is_flag=True, help="Print the receipt as JSON.")
 def adopt(
     file: Path,
@@ -73,6 +61,7 @@ def adopt(
     split: Asked,
     target: str | None,
     episode_path: Path | None,
+    input_ranges: tuple[str, ...],
     steps: int,
     as_json: bool,
     state_storage: tuple[str, ...],
@@ -96,7 +85,7 @@ def adopt(
     from stategate.export.adopt import OnnxReference, Request
     from stategate.export.adopt import adopt as adopt_file
     from stategate.export.leapp import adopt_export
-    from stategate.export.pack import random_episode, seal
+    from stategate.export.pack import seal
     from stategate.export.receipt import print_receipt
 
     request = Request(
@@ -109,6 +98,7 @@ def adopt(
         states=dict(_pairs(states, "--state")),
         initial={name: _start(value) for name, value in _pairs(initial, "--init")},
     )
+    ranges = parsed_ranges(input_ranges)
     profile = load(target) if target else generic()
     refuse_to_replace(out)
     is_leapp = file.suffix in (".yaml", ".yml")
@@ -124,11 +114,12 @@ def adopt(
     candidate = with_stored_states(adopted.candidate, state_storage, error_feedback)
     narrow = candidate is not adopted.candidate
     limits = early_limits(max_output_error, max_flip_rate) if narrow else STRICT
-    episode = random_episode(candidate.spec, steps)
-    if episode_path is not None:
+    if episode_path is None:
+        episode, inputs = drawn(candidate.spec, steps, ranges)
+    else:
         recorded = load_episode(episode_path, steps)
         recorded.check(candidate.spec)
-        episode = recorded.resized(steps)
+        episode, inputs = recorded.resized(steps), InputsRef("recording", episode_path.name)
     candidate = deployed(candidate, engines, split, episode, here=target is None)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
@@ -139,6 +130,7 @@ def adopt(
             target=profile.ref(),
             limits=limits,
             report=report,
+            inputs=inputs,
         )
     print_receipt(bundle, as_json)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import onnx
 
-from stategate.contract import Episode, ModelRef, batched, load_episode
+from stategate.contract import Episode, InputsRef, ModelRef, batched, load_episode
 from stategate.contract.errors import GraphError
+from stategate.export.inputs import Range, drawn
 from stategate.export.native import medians_us, sample
-from stategate.export.pack import Candidate, random_episode
+from stategate.export.pack import Candidate
 from stategate.export.rows import RowsReference, side_by_side, staggered
 from stategate.export.stateful import StatefulReference
 from stategate.export.trace import TorchReference, trace, trace_chunk
@@ -24,9 +26,15 @@ from stategate.models.zoo_names import HELD_OUT_SEED
 
 
 def episode_for(
-    loaded: LoadedModel, candidate: Candidate, path: Path | None, steps: int
-) -> Episode:
-    """Inputs of a check: a recording, the zoo's benchmark, or noise, for every session.
+    loaded: LoadedModel,
+    candidate: Candidate,
+    path: Path | None,
+    steps: int,
+    ranges: Mapping[str, Range] | None = None,
+) -> tuple[Episode, InputsRef]:
+    """Inputs of a check for every session, and where they are from.
+
+    They are a recording where there is one, else the zoo's benchmark, else random numbers.
 
     Raises:
         EpisodeError: The recording cannot be read, or does not fit the model.
@@ -36,12 +44,12 @@ def episode_for(
         episode = load_episode(path, steps * sessions)
         episode = staggered(episode, sessions) if sessions > 1 else episode
         episode.check(candidate.spec)
-        return episode.resized(steps)
-    if loaded.episode is not None:
+        return episode.resized(steps), InputsRef("recording", path.name)
+    if loaded.episode is not None and not ranges:
         seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + sessions)
         streams = [loaded.episode(steps, seed) for seed in seeds]
-        return side_by_side(streams) if sessions > 1 else streams[0]
-    return random_episode(candidate.spec, steps)
+        return side_by_side(streams) if sessions > 1 else streams[0], InputsRef("benchmark")
+    return drawn(candidate.spec, steps, ranges or {})
 
 
 def reference_for(model: StepModel, candidate: Candidate) -> Reference:

@@ -14,9 +14,9 @@ from stategate.contract import (
 )
 from stategate.contract.console import progress
 from stategate.export.engines_cli import deployed, engine_options
+from stategate.export.inputs import input_options, parsed_ranges
 from stategate.export.precision import Lower, precision_options
 from stategate.export.storage_cli import storage_options
-from stategate.export.verify import STEPS
 from stategate.targets import generic, load
 
 if TYPE_CHECKING:
@@ -57,20 +57,7 @@ if TYPE_CHECKING:
 @precision_options
 @storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
-@click.option(
-    "--episode",
-    "episode_path",
-    type=click.Path(exists=True, path_type=Path),
-    help="Inputs of the parity check, a .npz or a folder of them, repeated if short; "
-    "benchmark or random if left out.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=STEPS,
-    show_default=True,
-    help="Closed-loop steps of the parity check.",
-)
+@input_options
 @click.option(
     "--max-state-bytes",
     type=click.IntRange(min=1),
@@ -88,6 +75,7 @@ def export(
     require_tensorrt: bool,
     target: str | None,
     episode_path: Path | None,
+    input_ranges: tuple[str, ...],
     steps: int,
     max_state_bytes: int | None,
     as_json: bool,
@@ -109,6 +97,7 @@ def export(
       stategate export aura-hard --state-storage S=int8 --error-feedback --out build/small
     """
     lower = Lower.asked(**precision)
+    ranges = parsed_ranges(input_ranges)
     profile = load(target) if target else generic()
     refuse_to_replace(out)
 
@@ -124,7 +113,7 @@ def export(
         candidate = candidate.calibrated(CalibrationRecord.load(path))
     reference = reference_for(loaded.model, candidate)
     candidate = with_tensorrt_told(lower.of(candidate, profile), profile, required=require_tensorrt)
-    episode = episode_for(loaded, candidate, episode_path, steps)
+    episode, inputs = episode_for(loaded, candidate, episode_path, steps, ranges)
     candidate = deployed(candidate, engines, split, episode, here=target is None)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
@@ -136,5 +125,6 @@ def export(
             budget=Budget(max_state_bytes),
             limits=lower.limits,
             report=report,
+            inputs=inputs,
         )
     print_receipt(bundle, as_json)

@@ -23,6 +23,7 @@ from stategate.contract import (
     CalibrationRef,
     FileRef,
     GraphRef,
+    InputsRef,
     Manifest,
     ModelRef,
     StepSpec,
@@ -33,12 +34,12 @@ from stategate.contract import (
     sha256,
     write_bundle,
 )
-from stategate.contract.dtypes import dtype_named
 from stategate.contract.episode import Episode
 from stategate.contract.errors import CalibrationError, ExportError
 from stategate.contract.native import ABI, SOURCE_FOLDER, NativeRef
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.export.graph import domains_of, opset_of
+from stategate.export.inputs import random_episode as random_episode
 from stategate.export.lower_c import generator
 from stategate.export.verify import STRICT, Limits, Reference, build_native, verify
 
@@ -131,18 +132,6 @@ class Candidate:
         return replace(self, spec=spec, calibration=record)
 
 
-def random_episode(spec: StepSpec, steps: int, seed: int = 0) -> Episode:
-    """Inputs for a model about which nothing else is known: normal floats, small integers."""
-    rng = np.random.default_rng(seed)
-    inputs = {}
-    for tensor in spec.inputs:
-        shape = (steps, *tensor.shape)
-        kind = dtype_named(tensor.dtype).numpy.kind
-        drawn = rng.standard_normal(shape) if kind == "f" else rng.integers(0, 2, shape)
-        inputs[tensor.name] = drawn.astype(tensor.dtype)
-    return Episode(inputs)
-
-
 def seal(
     out: Path,
     candidate: Candidate,
@@ -153,6 +142,8 @@ def seal(
     budget: Budget | None = None,
     limits: Limits = STRICT,
     report: Callable[[int], None] = lambda _: None,
+    inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
+    notes: tuple[str, ...] = (),
 ) -> Bundle:
     """Verify a candidate and write it as a bundle; nothing is written if it fails.
 
@@ -164,7 +155,9 @@ def seal(
         target: Device that it is for.
         budget: Limits to write into the manifest.
         limits: How far the candidate may part from the reference.
-        report: Called with the number of steps verified.
+        report: Called with the number of steps done.
+        inputs: Where the episode came from, for the receipt.
+        notes: What the check cannot see, for the receipt.
 
     Raises:
         ParityError: The candidate does not behave like the reference.
@@ -178,7 +171,8 @@ def seal(
     with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
         manifest, files = _assemble(candidate, created, target, budget or Budget())
         unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
-        receipt, golden = verify(unsealed.path, reference, episode, limits, report)
+        receipt, golden = verify(unsealed.path, reference, episode, limits, report, inputs)
+        receipt = msgspec.structs.replace(receipt, notes=notes)
         files[GOLDEN_PATH] = golden.to_bytes()
         sealed = msgspec.structs.replace(
             manifest,

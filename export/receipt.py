@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from stategate.contract import Bundle
+from stategate.contract.receipts import NOISE
 
 
 def print_receipt(bundle: Bundle, as_json: bool) -> None:
@@ -22,7 +23,7 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
             "target": manifest.target.name if manifest.target else None,
             "state_bytes": manifest.state_bytes,
             "sessions": manifest.sessions,
-            "candidate": manifest.is_candidate,
+            "standing": manifest.standing,
             "verification": msgspec.to_builtins(receipt),
         }
         click.echo(json.dumps(facts, indent=2))
@@ -31,17 +32,23 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
     if receipt is None:
         return
     click.echo(
-        f"verified over {receipt.steps:,} steps against {receipt.reference}: {receipt.errors}, "
-        f"{receipt.gate_flips} gate flips"
+        f"{manifest.verdict} over {receipt.steps:,} steps of {receipt.inputs.words} against "
+        f"{receipt.reference}: {receipt.errors}, {receipt.gate_flips} gate flips"
     )
     if receipt.accepted is not None:
         click.echo(f"accepted beyond its limits by {receipt.accepted}", err=True)
-    if manifest.is_candidate:
+    if manifest.standing == "candidate":
         click.echo(
             f"a candidate, to be judged: stategate drift FLOAT {bundle.path} --episode HELD_OUT "
             "--out REPORT --seal BUNDLE",
             err=True,
         )
+    if receipt.inputs.kind == "noise":
+        click.echo(
+            f"note: {NOISE}; give a recording with --episode, or ranges with --range", err=True
+        )
+    for note in receipt.notes:
+        click.echo(f"note: {note}", err=True)
     whole = {gate.name for gate in manifest.gates if gate.granularity == "step"}
     for gate, openings in receipt.gate_openings.items():
         # Of a gate by head or slot the receipt cannot tell: it counts steps with any of them open.

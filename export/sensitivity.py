@@ -18,15 +18,15 @@ import msgspec
 import numpy as np
 import onnx
 
-from stategate.contract import Episode, sha256
+from stategate.contract import Episode, InputsRef, sha256
 from stategate.contract.durable import write_whole
-from stategate.contract.errors import CalibrationError, StateFault
+from stategate.contract.errors import CalibrationError, ParityError
 from stategate.contract.precision import PrecisionPlan
 from stategate.export.pack import Candidate, draft
 from stategate.export.precision import lowered
 from stategate.export.quantise import Projection, chosen, projections
 from stategate.export.storage import stored
-from stategate.export.verify import Limits, Reference, compare
+from stategate.export.verify import Holes, Limits, Reference, compare
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -70,12 +70,15 @@ class Proposal:
 class Recorded:
     """A model's outputs and gates over an episode, computed once and told again."""
 
-    def __init__(self, reference: Reference, episode: Episode) -> None:
+    def __init__(self, reference: Reference, episode: Episode, inputs: InputsRef) -> None:
         self.name = reference.name
         self._steps: list[tuple[Arrays, Arrays]] = []
-        for inputs in episode:
-            outputs, _, gates = reference.step(inputs)
+        holes = Holes()
+        for t, given in enumerate(episode):
+            outputs, states, gates = reference.step(given)
+            holes.add(t, outputs, states, gates)
             self._steps.append((_copied(outputs), _copied(gates)))
+        holes.refuse(reference.name, episode, inputs)
         self._at = 0
 
     def rewound(self) -> Recorded:
@@ -100,6 +103,7 @@ class Search:
         plan: What is tried; what it keeps in float stays so.
         ranges: Range of each activation, where the plan quantises those.
         cache: Folder of trials that were made before.
+        inputs: Where the episode came from, for messages.
 
     Raises:
         SpecError: The plan names something that the model lacks.
@@ -114,6 +118,7 @@ class Search:
         plan: PrecisionPlan,
         ranges: Mapping[str, float] | None,
         cache: Path,
+        inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
     ) -> None:
         self._candidate = candidate
         self._plan = plan
@@ -122,7 +127,7 @@ class Search:
         self._episode = episode
         self._every = projections(onnx.load_model_from_string(candidate.graph), candidate.spec)
         self.groups = _by_group(chosen(plan, self._every))
-        self._reference = Recorded(reference, episode)
+        self._reference = Recorded(reference, episode, inputs)
         self._question = sha256(_decisive(candidate) + episode.to_bytes())
 
     def propose(self, limits: Limits, report: Callable[[Trial], None] = lambda _: None) -> Proposal:
@@ -176,7 +181,7 @@ class Search:
             try:
                 seen = compare(bundle.path, self._reference.rewound(), self._episode)
                 error, flip_rate = float(np.max(seen.output_error, initial=0.0)), seen.flip_rate
-            except StateFault:  # NaN: as bad as an error can be
+            except ParityError:  # it gave NaN: as bad as an error can be
                 error, flip_rate = float("inf"), 1.0
         write_whole(kept, json.dumps([str(error), flip_rate]).encode())
         return Trial(groups, error, flip_rate, elements)

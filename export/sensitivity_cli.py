@@ -11,7 +11,8 @@ from stategate.contract import canonical_json
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
-from stategate.export.verify import STEPS, Limits
+from stategate.export.inputs import input_options, parsed_ranges
+from stategate.export.verify import Limits
 
 if TYPE_CHECKING:
     from stategate.export.sensitivity import Proposal
@@ -22,19 +23,7 @@ _MAX_FLIP_RATE = 0.001
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--episode",
-    "episode_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Inputs of each trial (.npz), repeated if short; benchmark or random if left out.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=STEPS,
-    show_default=True,
-    help="Closed-loop steps of each trial.",
-)
+@input_options
 @click.option(
     "--precision",
     default="int8-weights",
@@ -76,6 +65,7 @@ _MAX_FLIP_RATE = 0.001
 def sensitivity(
     model: str,
     episode_path: Path | None,
+    input_ranges: tuple[str, ...],
     steps: int,
     precision: str,
     ranges_path: Path | None,
@@ -107,7 +97,9 @@ def sensitivity(
     ranges = None
     if ranges_path is not None:
         ranges = RangeRecord.load(ranges_path).limits(candidate.model.sha256, plan.method)
-    episode = episode_for(loaded, candidate, episode_path, steps)
+    episode, inputs = episode_for(
+        loaded, candidate, episode_path, steps, parsed_ranges(input_ranges)
+    )
     search = Search(
         candidate,
         reference_for(loaded.model, candidate),
@@ -115,6 +107,7 @@ def sensitivity(
         plan,
         ranges,
         cache or out.with_name(f"{out.stem}-trials"),
+        inputs,
     )
     # At most so many: each group alone, then all of them, and one less each time.
     with progress(2 * len(search.groups), "trying") as report:

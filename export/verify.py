@@ -10,14 +10,14 @@ from typing import Protocol
 
 import numpy as np
 
-from stategate.contract import Verification
+from stategate.contract import InputsRef, Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
 from stategate.contract.stored import quanta, values
 from stategate.runtime.build_native import build_native
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.gaps import Gaps
-from stategate.runtime.golden import chunk_gap, fused_gap
+from stategate.runtime.golden import chunk_gap, fused_gap, not_finite, stepped
 
 __all__ = ["Comparison", "Limits", "Reference", "build_native", "compare", "verify"]
 
@@ -27,6 +27,10 @@ STEPS = 1000
 GOLDEN_STEPS = 256
 TRAIL_BYTES = 1 << 20  # of recorded states in a golden episode
 TOLERANCE = 1e-4
+_FAILS = (
+    "in lower precision keep more of it in float (stategate sensitivity), and a state in float32; "
+    "else look for operations that the engine computes differently; nothing was written"
+)
 
 
 class Reference(Protocol):
@@ -61,6 +65,54 @@ class Limits:
 
 
 STRICT = Limits()
+
+
+class Holes:
+    """Steps in which the model itself does not answer with finite numbers.
+
+    The runtime takes such an answer for a fault, so a bundle cannot promise one.
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[str, list[int]] = {}
+
+    def add(self, t: int, outputs: Arrays, states: Arrays, gates: Arrays) -> None:
+        """Look at what the model answered in step ``t``."""
+        groups = (("output", outputs), ("state", states), ("gate", gates))
+        for what, arrays in groups:
+            for name in not_finite(arrays):
+                self._steps.setdefault(f"{what} {name!r}", []).append(t)
+
+    def __bool__(self) -> bool:
+        return bool(self._steps)
+
+    def refuse(self, name: str, episode: Episode, inputs: InputsRef) -> None:
+        """Raise where there are any.
+
+        Raises:
+            ParityError: With the number of steps and the range of each input.
+        """
+        if not self:
+            return
+        counted = [
+            f"{what} in {len(steps)} of {episode.steps} steps, first in step {steps[0]}"
+            for what, steps in self._steps.items()
+        ]
+        spans = [
+            f"{tensor} from {array.min():.4g} to {array.max():.4g}"
+            for tensor, array in episode.inputs.items()
+        ]
+        first = next(iter(episode.inputs))
+        raise ParityError(
+            f"{name} itself gives NaN or Inf: {'; '.join(counted)}",
+            found=f"on {inputs.words}: {', '.join(spans)}",
+            expected="finite outputs, states and gates in every step",
+            remedy="keep NaN and Inf out of the model's answers (clamp what log, sqrt or a "
+            "division takes); these are recorded inputs"
+            if inputs.kind == "recording"
+            else f"give recorded inputs with --episode FILE, or the range that the model is made "
+            f"for with --range, such as --range {first}=0:1; nothing was written",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +152,7 @@ def compare(
     report: Callable[[int], None] = lambda _: None,
     *,
     own_answers: bool = False,
+    inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
 ) -> Comparison:
     """Step a bundle and its model side by side, each on its own state.
 
@@ -109,7 +162,12 @@ def compare(
         episode: Inputs; every step of it is taken.
         report: Called with the number of steps done.
         own_answers: Whether the golden episode holds what the bundle answered, and not the model.
+        inputs: Where the episode came from, for messages.
+
+    Raises:
+        ParityError: The model or the bundle gives NaN or Inf, or the bundle's engine fails.
     """
+    holes = Holes()
     flipped: list[list[str]] = []
     kept: list[tuple[Arrays, Arrays]] = []
     states: Arrays = {}
@@ -124,10 +182,13 @@ def compare(
         trail: list[Arrays] = [stored]
         room = TRAIL_BYTES // max(1, session.manifest.state_bytes) - 1
         room = min(GOLDEN_STEPS, room) if own_answers and quanta(specs, stored) else 0
-        for t, inputs in enumerate(episode):
+        for t, given in enumerate(episode):
             # The reference goes first: it has a word for what the engine only fails on.
-            outputs, after, gates = reference.step(inputs)
-            ours = session.step(**inputs)
+            outputs, after, gates = reference.step(given)
+            holes.add(t, outputs, after, gates)
+            if holes:  # what is left is stepped to be counted
+                continue
+            ours = stepped(session, given, t, reference.name, _FAILS)
             output_gaps.add(ours, outputs)
             stored = {s.name: session.state(s.name) for s in specs}
             state_gaps.add(values(specs, stored), after)
@@ -151,6 +212,7 @@ def compare(
                 states = _copied(after)
             report(t + 1)
         engine = session.engine_name
+    holes.refuse(reference.name, episode, inputs)
     golden = Episode(
         inputs={name: array[:GOLDEN_STEPS] for name, array in episode.inputs.items()},
         outputs=_stacked([outputs for outputs, _ in kept]),
@@ -171,6 +233,7 @@ def verify(
     episode: Episode,
     limits: Limits = STRICT,
     report: Callable[[int], None] = lambda _: None,
+    inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
 ) -> tuple[Verification, Episode]:
     """Hold a bundle against its model, each on its own state.
 
@@ -182,6 +245,7 @@ def verify(
         episode: Inputs; every step of it is taken.
         limits: How far they may part.
         report: Called with the number of steps done.
+        inputs: Where the episode came from, for the receipt.
 
     Returns:
         The receipt, and the golden episode: the first steps with the model's own answers, or, in
@@ -189,10 +253,10 @@ def verify(
 
     Raises:
         ParityError: They part beyond the limits; with the chunk graph too, where there is one, and
-            in one graph where the bundle runs in two.
+            in one graph where the bundle runs in two. Or one of them gives NaN or Inf.
     """
     lower = limits.flip_rate is not None
-    seen = compare(candidate, reference, episode, report, own_answers=lower)
+    seen = compare(candidate, reference, episode, report, own_answers=lower, inputs=inputs)
     beyond = _judge_lower(reference, seen, limits) if lower else None
     if not lower:
         _judge(reference, seen, limits.error)
@@ -226,6 +290,7 @@ def verify(
         flip_rate=seen.flip_rate,
         max_flip_rate=limits.flip_rate,
         accepted=f"{limits.accepted} (overruled: {beyond})" if beyond else None,
+        inputs=inputs,
     )
     return receipt, seen.golden
 
@@ -271,7 +336,7 @@ def _judge_lower(reference: Reference, seen: Comparison, limits: Limits) -> str 
         remedy="keep what is sensitive in float (stategate sensitivity), or say with "
         '--accept "who: why" who takes it as it is; nothing was written'
         if finite
-        else "NaN and infinity cannot be accepted; nothing was written",
+        else "integers of an output differ, which has no measure to accept; nothing was written",
     )
 
 

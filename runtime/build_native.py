@@ -117,18 +117,20 @@ def measure_us(bundle: Bundle) -> dict[str, float]:
     engines: tuple[Engine, ...] = ("native", "onnxruntime")
     medians: dict[str, list[float]] = {}
     with ExitStack() as opened:
-        steps = {}
+        steppers = {}
         for engine in engines:
             try:
                 stepper = open_stepper(bundle.path, engine)
             except MissingDependencyError:
                 continue
-            steps[engine] = opened.enter_context(closing(stepper)).step
+            steppers[engine] = opened.enter_context(closing(stepper))
             medians[engine] = []
         end = perf_counter_ns() + int(_SECONDS * 1e9)
         while perf_counter_ns() < end or not all(medians.values()):
-            for engine, step in steps.items():
+            for engine, stepper in steppers.items():
                 spans = []
+                step = stepper.step
+                stepper.reset()  # so that no step is taken which the golden episode did not take
                 for feed in feeds[:_BURST]:
                     start = perf_counter_ns()
                     step(**feed)

@@ -11,6 +11,7 @@ import msgspec
 
 from stategate.contract import Bundle, Manifest, canonical_json
 from stategate.contract.native import NativeRef, why_not_here
+from stategate.contract.receipts import NOISE
 from stategate.runtime.golden import Replay, replay
 from stategate.runtime.snapshot import Codec
 from stategate.runtime.store import newest_in
@@ -92,28 +93,48 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.native is not None:
         lines.append(("native", described(manifest.native)))
     lines.append(("target", manifest.target.name if manifest.target else "any"))
-    receipt = manifest.verification
-    if receipt is None:
-        lines.append(("verified", "no: a draft that was never sealed"))
-    else:
-        lines.append(
-            (
-                "verified",
-                f"{receipt.steps} steps against {receipt.reference}: {receipt.errors}, "
-                f"{receipt.gate_flips} gate flips",
-            )
+    if (sizes := manifest.lower_precision) is not None:
+        text = (
+            f"{manifest.step_graph.precision}: graph {sizes.float_graph_bytes:,} -> "
+            f"{sizes.graph_bytes:,} bytes, memory {sizes.float_state_bytes:,} -> "
+            f"{manifest.state_bytes:,} bytes"
         )
-    if manifest.drift is not None:
-        over = f"; accepted by {manifest.drift.accepted}" if manifest.drift.accepted else ""
-        findings = "; ".join(manifest.drift.findings) or "passed"
-        text = f"{manifest.drift.steps} steps beside the float model: {findings}{over}"
+        lines.append(("precision", _printable(text)))
+    elif manifest.is_lower:
+        lines.append(("precision", _printable(manifest.step_graph.precision)))
+    return [*lines, *_judged(manifest), *_facts(manifest)]
+
+
+def _judged(manifest: Manifest) -> list[tuple[str, str]]:
+    """The verdict first, then what it is based on."""
+    receipt, drift, verdict = manifest.verification, manifest.drift, manifest.verdict
+    if receipt is None:
+        return [(verdict, "a draft that was never held against its model")]
+    text = (
+        f"{receipt.steps} steps of {receipt.inputs.words} against {receipt.reference}: "
+        f"{receipt.errors}, {receipt.gate_flips} gate flips"
+    )
+    lines = [(verdict, _printable(text))]
+    if receipt.accepted is not None:
+        lines.append(("accepted", _printable(f"by {receipt.accepted}")))
+    if receipt.inputs.kind == "noise":
+        lines.append(("note", NOISE))
+    lines += [("note", _printable(note)) for note in receipt.notes]
+    if drift is not None:
+        accepted = f"; accepted by {drift.accepted}" if drift.accepted else ""
+        findings = "; ".join(drift.findings) or "passed"
+        text = f"{drift.steps} steps beside the float model: {findings}{accepted}"
         lines.append(("drift", _printable(text)))
-    elif receipt is not None and manifest.is_candidate:
+    elif manifest.is_lower:
         lines.append(("drift", "not judged: a candidate in lower precision"))
+    return lines
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    lines = []
     for fact, text in manifest.metadata.items():
         lines.append(("fact", _printable(f"{fact}: {text}")))
-    lines.append(("created", manifest.created))
-    return lines
+    return [*lines, ("created", manifest.created)]
 
 
 def described(native: NativeRef) -> str:
@@ -192,7 +213,7 @@ def verify(
     opened = Bundle.open(bundle)
     undeclared = opened.undeclared_files()
     result = None if digests else replay(bundle, tolerance, engine)
-    candidate = opened.manifest.is_candidate
+    candidate = opened.manifest.standing == "candidate"
     passed = not candidate and not undeclared and (result is None or result.passed)
     if as_json:
         report = {
@@ -200,7 +221,7 @@ def verify(
             "digest": opened.digest,
             "files": len(opened.manifest.all_files) + 1,
             "undeclared_files": undeclared,
-            "candidate": candidate,
+            "standing": opened.manifest.standing,
             "replay": asdict(result) if result is not None else None,
         }
         # msgspec writes infinity as null; JSON has no word for it.
@@ -209,6 +230,8 @@ def verify(
         click.echo(f"digests   {len(opened.manifest.all_files) + 1} files as sealed")
         for name in undeclared:
             click.echo(f"digests   {name} is not in the manifest; it is never loaded")
+        for label, text in _judged(opened.manifest):
+            click.echo(f"{label:<9} {text}")
         if candidate:
             click.echo("receipt   none: a candidate; judge it with stategate drift --seal")
         if not digests:

@@ -41,6 +41,10 @@ class Stepper(Protocol):
         """A copy of one state, all rows of it."""
         ...
 
+    def reset(self) -> None:
+        """Put every state back to its initial value."""
+        ...
+
     def close(self) -> None:
         """Free the engine."""
         ...
@@ -85,6 +89,11 @@ class FullPool:
     def state(self, name: str) -> Array:
         """A copy of one state of all rows, ``(rows, ...)``."""
         return np.concatenate([self._pool.state(row, name) for row in self._pool.rows])
+
+    def reset(self) -> None:
+        """Put every state of every row back to its initial value."""
+        for row in self._pool.rows:
+            self._pool.reset(row)
 
     def close(self) -> None:
         """Free the engine."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from stategate.contract import Bundle, Episode
-from stategate.contract.errors import EpisodeError
+from stategate.contract.errors import EpisodeError, ParityError, RuntimeFault
 from stategate.contract.stored import values
-from stategate.runtime.buffers import Buffers
+from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.engine import Engine, EngineChoice, open_engine
-from stategate.runtime.full_pool import open_stepper
+from stategate.runtime.full_pool import Stepper, open_stepper
 from stategate.runtime.gaps import Gaps, flips
 from stategate.runtime.one_step import OneStep, one_step
 from stategate.runtime.session import Session
+
+_FAILS = "copy the bundle again, or try another --engine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,41 @@ class Replay:
             f"{self.gate_flips} gate flips"
         )
         return found if self.one_step is None else f"{self.one_step.told}; on its own: {found}"
+
+
+def not_finite(arrays: Mapping[str, Array]) -> list[str]:
+    """Names of the arrays that hold NaN or Inf."""
+    return [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
+
+
+def stepped(
+    session: Stepper, inputs: dict[str, Array], t: int, reference: str, remedy: str
+) -> Mapping[str, Array]:
+    """One step of a check, where the reference gave finite numbers.
+
+    Args:
+        session: What is checked.
+        inputs: Of the step.
+        t: Its number, for messages.
+        reference: What it is checked against, for messages.
+        remedy: Of the check: that of a session's own error is for a robot that goes on.
+
+    Raises:
+        ParityError: The engine fails, or something is not finite.
+    """
+    try:
+        outputs = session.step(**inputs)
+        found = ", ".join(f"NaN or Inf in output {name!r}" for name in not_finite(outputs))
+    except RuntimeFault as fault:
+        found = fault.what
+    if found:
+        raise ParityError(
+            f"the bundle fails in step {t}, where {reference} does not",
+            found=found,
+            expected="finite numbers",
+            remedy=remedy,
+        )
+    return outputs
 
 
 def chunk_gap(path: str | Path, golden: Episode) -> float | None:
@@ -152,17 +192,26 @@ def replay(
 
     Raises:
         EpisodeError: The golden episode does not fit the model.
+        ParityError: It promises NaN or Inf, or the bundle fails in a step of it.
     """
     bundle = Bundle.open(path)
     golden = bundle.golden()
     if golden is None:
         return None
+    answers = {**golden.outputs, **golden.gates, **golden.states}
+    if holes := not_finite(answers):
+        raise ParityError(
+            "the golden episode promises NaN or Inf, which a session takes for a fault",
+            found=f"in {', '.join(holes)}",
+            expected="finite answers",
+            remedy="export the model again, on inputs that it is made for",
+        )
     flipped = 0
     sessions = bundle.manifest.sessions
     outputs, states = Gaps(sessions), Gaps(sessions)
     with closing(open_stepper(path, engine)) as session:
         for t, inputs in enumerate(golden):
-            given = session.step(**inputs)
+            given = stepped(session, inputs, t, "the model that it was made from", _FAILS)
             outputs.add(given, {name: array[t] for name, array in golden.outputs.items()})
             right = {name: array[t] for name, array in golden.gates.items()}
             flipped += flips(bundle.manifest.step.thresholds, session.gates, right)

@@ -188,7 +188,7 @@ def zoo(folder: Path) -> list[Path]:
             loaded = load_model(name)
             candidate = candidate_from(loaded)
             reference = reference_for(loaded.model, candidate)
-            seal(folder / name, candidate, reference, episode_for(loaded, candidate, None, 200))
+            seal(folder / name, candidate, reference, episode_for(loaded, candidate, None, 200)[0])
             paths.append(folder / name)
             report(len(paths))
     return paths

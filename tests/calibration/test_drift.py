@@ -227,7 +227,9 @@ def test_int8_loses_speech_that_error_feedback_keeps(
         arguments += ["--const", "sr=16000", "--steps", "20", "--out", str(tmp_path / name), *more]
         done = CliRunner().invoke(main, arguments)
         assert done.exit_code == 0, done.output
-        assert Bundle.open(tmp_path / name).manifest.is_candidate == (name != "float32")
+        assert Bundle.open(tmp_path / name).manifest.standing == (
+            "sealed" if name == "float32" else "candidate"
+        )
         pair = (tmp_path / "float32", tmp_path / name)
         episode = Episode.load(tmp_path / "e.npz")
         errors[name] = drift(*pair, [("e", episode)], 600, limits=DriftLimits())

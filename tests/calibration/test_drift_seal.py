@@ -65,7 +65,7 @@ def test_a_candidate_that_keeps_its_limits_is_sealed_with_its_report(
     done = drift(built, "small", tmp_path / "report", "--seal", tmp_path / "bundle")
     assert done.exit_code == 0, done.output
     sealed, candidate = manifest(tmp_path / "bundle"), manifest(built / "small")
-    assert candidate.is_candidate and not sealed.is_candidate
+    assert (candidate.standing, sealed.standing) == ("candidate", "sealed")
     receipt = sealed.drift
     assert receipt is not None and receipt.steps == 400
     assert (receipt.findings, receipt.accepted) == ((), None)

@@ -57,7 +57,7 @@ def test_a_gru_policy_in_int8_is_calibrated_recalibrated_judged_and_sealed(work:
     run(*small, "--calibration", work / "int8.json", "--out", work / "candidate")
     candidate = Bundle.open(work / "candidate").manifest
     assert candidate.gates[0].threshold == record.gates[0].threshold
-    assert candidate.calibration is not None and candidate.is_candidate
+    assert candidate.calibration is not None and candidate.standing == "candidate"
     assert candidate.step_graph.precision == "int8-weights (own plan)"
     report = ["drift", work / "float", work / "candidate", "--episode", held_out,
               "--out", work / "drift", "--seal", work / "bundle"]  # fmt: skip

@@ -1,0 +1,135 @@
+"""What a check steps a model through: a recording, a benchmark, declared ranges, or noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from stategate.contract import Episode, InputsRef, StepSpec
+from stategate.contract.dtypes import dtype_named
+from stategate.contract.errors import EpisodeError
+from stategate.export.verify import STEPS
+
+Range = tuple[float, float]
+
+
+def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what a check steps through, and how far."""
+    episode = click.option(
+        "--episode",
+        "episode_path",
+        type=click.Path(exists=True, path_type=Path),
+        help="Inputs of the check, a .npz or a folder of them, repeated if short; the benchmark "
+        "of a zoo model or random numbers if left out.",
+    )
+    ranges = click.option(
+        "--range",
+        "input_ranges",
+        multiple=True,
+        metavar="INPUT=LOW:HIGH",
+        help="Draw random numbers of an input evenly from LOW to HIGH, both included for "
+        "integers; repeat.",
+    )
+    steps = click.option(
+        "--steps",
+        type=click.IntRange(min=1),
+        default=STEPS,
+        show_default=True,
+        help="Closed-loop steps of the check.",
+    )
+    return episode(ranges(steps(command)))
+
+
+def parsed_ranges(texts: Iterable[str]) -> dict[str, Range]:
+    """Ranges by input, of ``--range``.
+
+    Raises:
+        BadParameter: One is not of its form, is given twice, or is empty.
+    """
+    ranges: dict[str, Range] = {}
+    for text in texts:
+        name, _, span = text.partition("=")
+        try:
+            low, high = map(float, span.split(":"))
+        except ValueError:
+            low, high = 1.0, 0.0
+        if not name or not (-np.inf < low <= high < np.inf):
+            raise click.BadParameter(
+                f"{text!r} is not of the form INPUT=LOW:HIGH, such as x=0:1", param_hint="--range"
+            )
+        if name in ranges:
+            raise click.BadParameter(f"{name!r} is given twice", param_hint="--range")
+        ranges[name] = (low, high)
+    return ranges
+
+
+def drawn(
+    spec: StepSpec,
+    steps: int,
+    ranges: Mapping[str, Range],
+) -> tuple[Episode, InputsRef]:
+    """Random inputs: even in a range that the user declared, noise where nothing is known.
+
+    Args:
+        spec: The signature.
+        steps: How many.
+        ranges: Declared, by input.
+
+    Raises:
+        EpisodeError: A range is for an input that the model lacks, or does not fit its dtype.
+    """
+    tensors = {tensor.name: tensor for tensor in spec.inputs}
+    if unknown := sorted(set(ranges) - set(tensors)):
+        raise EpisodeError(
+            "a range is for an input that the model lacks",
+            found=", ".join(f"--range {name}" for name in unknown),
+            expected=", ".join(tensors),
+        )
+    for name, (low, high) in ranges.items():
+        whole = dtype_named(tensors[name].dtype).numpy.kind != "f"
+        limits = np.array([low, high])
+        with np.errstate(all="ignore"):
+            stored = limits.astype(tensors[name].dtype).astype(np.float64)
+        if (whole and (stored != limits).any()) or not np.isfinite(stored).all():
+            raise EpisodeError(
+                f"input {name!r} cannot have this range",
+                found=f"--range {name}={low:g}:{high:g}",
+                expected=f"two numbers of {tensors[name].dtype}",
+            )
+    episode = random_episode(spec, steps, ranges=ranges)
+    free = [t.name for t in spec.inputs if t.name not in ranges and t.dtype != "bool"]
+    told = ", ".join(f"{name}={low:g}:{high:g}" for name, (low, high) in ranges.items())
+    if not free:
+        return episode, InputsRef("ranges", told)
+    return episode, InputsRef("noise", f"in {', '.join(free)}" + (f"; {told}" if told else ""))
+
+
+def random_episode(
+    spec: StepSpec, steps: int, seed: int = 0, ranges: Mapping[str, Range] | None = None
+) -> Episode:
+    """Random inputs for a model.
+
+    Args:
+        spec: The signature.
+        steps: How many.
+        seed: Of the numbers.
+        ranges: Lowest and highest number by input. Where none is given, floats are drawn from a
+            normal distribution, and integers are 0 or 1.
+    """
+    rng = np.random.default_rng(seed)
+    inputs = {}
+    for tensor in spec.inputs:
+        shape = (steps, *tensor.shape)
+        whole = dtype_named(tensor.dtype).numpy.kind != "f"
+        span = (ranges or {}).get(tensor.name)
+        if whole:
+            low, high = map(int, span or (0, 1))
+            numbers: Any = rng.integers(low, high, shape, endpoint=True)
+        else:
+            numbers = rng.uniform(*span, shape) if span else rng.standard_normal(shape)
+        inputs[tensor.name] = numbers.astype(tensor.dtype)
+    return Episode(inputs)
