@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -14,6 +13,7 @@ from stategate.bench.driver import Driver
 from stategate.bench.record import Allocations
 from stategate.contract.compiler import compile_library
 from stategate.contract.errors import CompilerError
+from stategate.contract.staging import scratch_folder
 
 STEPS = 2000
 
@@ -32,7 +32,7 @@ def counter() -> Iterator[Path]:
         cc=os.environ.get("CC", "cc"),
         extra=("-fvisibility=default", "-O2", "-fno-builtin"),
     )
-    with tempfile.TemporaryDirectory(prefix="stategate-") as folder:
+    with scratch_folder() as folder:
         library = Path(folder) / "malloc_count.so"
         library.write_bytes(made.library)
         yield library

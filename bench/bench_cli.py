@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from stategate.contract import Bundle, EpisodeSet
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import whole_file, write_whole
 from stategate.contract.ending import CommandGroup
+from stategate.contract.staging import scratch_folder
 from stategate.runtime.engine import ENGINES
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def run(
         check_writable(out / "bench.json")
         result = _measure(chosen, options, out, fresh)
     else:
-        with tempfile.TemporaryDirectory(prefix="stategate-") as folder:
+        with scratch_folder() as folder:
             result = _measure(chosen, options, Path(folder), fresh)
     if as_json:
         click.echo(to_json(result).decode(), nl=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
@@ -20,6 +19,7 @@ from stategate.bench.wear_cli import finite
 from stategate.contract import Bundle, Manifest
 from stategate.contract.bundle import MANIFEST
 from stategate.contract.native import Engine
+from stategate.contract.staging import scratch_folder
 from stategate.targets import TargetProfile, generic, load, load_storage, names, recognise
 from stategate.targets.detect import detect
 from stategate.targets.fits import Fit, Footprint, fit, load_costs, predict
@@ -168,7 +168,7 @@ def _bundle(
     export = root.get_command(context, "export") if isinstance(root, click.Group) else None
     if export is None:
         raise click.UsageError(f"{model} is no bundle, and there is no export verb to make one")
-    with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
+    with scratch_folder() as scratch:
         out = Path(scratch) / "bundle"
         click.echo(f"exporting {model} to look at it", err=True)
         # Sizes do not depend on how well it was verified, so a few steps and wide limits do.

@@ -13,6 +13,7 @@ from stategate.contract import Bundle
 from stategate.contract.errors import BundleError
 from stategate.contract.native import Engine
 from stategate.contract.precision import PRESETS, PrecisionPlan
+from stategate.contract.reading import decode_json
 from stategate.runtime.snapshot import Codec
 from stategate.targets.fits import Footprint
 
@@ -91,7 +92,7 @@ def plan_of(bundle: Bundle) -> PrecisionPlan:
     for file in manifest.files:
         if file.path == "precision.json":
             try:
-                plan = msgspec.json.decode(bundle.read(file), type=PrecisionPlan)
+                plan = decode_json(bundle.read(file), PrecisionPlan)
             except msgspec.MsgspecError as problem:
                 raise BundleError("precision.json is no plan", found=str(problem)) from problem
     # Storage that was asked for beside the plan shows in the states alone.

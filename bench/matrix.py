@@ -13,6 +13,7 @@ from stategate.bench.footprint import footprint, plan_of
 from stategate.contract import Bundle, write_bundle
 from stategate.contract.bundle import MANIFEST
 from stategate.contract.errors import BundleError, OutputError
+from stategate.contract.reading import read_json
 from stategate.targets import TargetProfile
 from stategate.targets.fits import Costs, Verdict, fit
 
@@ -121,8 +122,8 @@ def read_matrix(folder: Path) -> tuple[list[TargetReport], list[Refusal]]:
     reports = []
     for path in paths:
         try:
-            reports.append(msgspec.json.decode(path.read_bytes(), type=TargetReport))
-        except msgspec.MsgspecError as problem:
+            reports.append(read_json(path, TargetReport))
+        except (OSError, msgspec.MsgspecError) as problem:
             raise OutputError(f"{path} is no report", found=str(problem)) from problem
     refused = [
         Refusal(log.parent.name, log.stem, _refusal(log.read_text()))

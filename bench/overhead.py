@@ -6,7 +6,6 @@ the ratios come from medians of the same run.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import onnxruntime
 from stategate.bench.pace import BURST, ROUNDS
 from stategate.contract import Budget, Bundle
 from stategate.contract.errors import EpisodeError
+from stategate.contract.staging import scratch_folder
 from stategate.runtime import Session
 from stategate.runtime.buffers import is_finite
 from stategate.runtime.keeper import SnapshotPolicy
@@ -97,7 +97,7 @@ def measure_overhead(
     if golden is None:
         raise EpisodeError("the bundle carries no golden episode", found=path)
     inputs = list(golden)
-    with tempfile.TemporaryDirectory(prefix="stategate-") as folder, ExitStack() as opened:
+    with scratch_folder() as folder, ExitStack() as opened:
         ways = _sessions(path, folder, opened)
         ways["onnxruntime: run(), states carried by hand"] = plain_run(bundle)
         bare, barer = bound_calls(bundle)
@@ -128,7 +128,7 @@ def measure_overhead(
     )
 
 
-def _sessions(path: Path, folder: str, opened: ExitStack) -> dict[str, Step]:
+def _sessions(path: Path, folder: Path, opened: ExitStack) -> dict[str, Step]:
     """A session for each option, so that the table says what each costs in a step."""
     generous = Budget(writes_per_1000_steps=1000)
     patient = Budget(deadline_ms=1000)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError
+from stategate.contract.reading import read_json
 
 _FORMATS: tuple[dict[str, Any], ...] = (
     {"format": "png", "dpi": 150, "metadata": {"Software": None}},
@@ -52,8 +53,8 @@ def read_run(path: Path) -> Run:
         EpisodeError: It is missing, or no run wrote it.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Run)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        return read_json(path, Run)
+    except (OSError, msgspec.MsgspecError) as problem:
         raise EpisodeError(
             "this is not the ledger of a run",
             found=f"{path}: {problem}",

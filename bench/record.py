@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from stategate.contract.errors import ResultError
+from stategate.contract.reading import RECORD_BYTES, decode_json, read_bounded
 from stategate.contract.specs import Record
 
 SCHEMA_VERSION = 1
@@ -353,7 +354,7 @@ def read_result(path: Path) -> BenchResult:
     """
     remedy = "measure again: stategate bench BUNDLE --out DIR"
     try:
-        raw = path.read_bytes()
+        raw = read_bounded(path, RECORD_BYTES)
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         raise ResultError(
@@ -367,8 +368,8 @@ def read_result(path: Path) -> BenchResult:
             remedy="upgrade stategate" if version > SCHEMA_VERSION else remedy,
         )
     try:
-        return msgspec.json.decode(raw, type=BenchResult)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
+        return decode_json(raw, BenchResult)
+    except msgspec.MsgspecError as problem:
         raise ResultError(
             f"{path} breaks its schema", found=problem, expected=f"version {SCHEMA_VERSION}"
         ) from problem

@@ -24,6 +24,7 @@ import msgspec
 from stategate.calibration.drift_record import Drift, Point
 from stategate.contract import Bundle
 from stategate.contract.errors import CalibrationError
+from stategate.contract.reading import read_json
 from stategate.contract.specs import Record
 
 FLOAT = "float32"
@@ -217,7 +218,7 @@ def _refused(plan: Path) -> Row:
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return read_json(path, kind)
     except (OSError, msgspec.MsgspecError) as problem:
         raise CalibrationError(
             f"{path} cannot be read", found=problem, expected="what the command of that name wrote"

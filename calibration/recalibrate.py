@@ -8,7 +8,6 @@ one whose write rate is nearest.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from stategate.contract import (
     write_bundle,
 )
 from stategate.contract.errors import CalibrationError, EpisodeError
+from stategate.contract.staging import scratch_folder
 from stategate.runtime.session import Session
 
 _TRIED, _FINER = 9, 7
@@ -88,7 +88,7 @@ def recalibrate(
     check_changes(np.stack((seen[:, 0].min(axis=0), seen[:, 1].max(axis=0))), steps)
 
     def point_of(threshold: float) -> CurvePoint:
-        with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
+        with scratch_folder() as scratch:
             moved = _with_threshold(candidate, gate.name, threshold, Path(scratch) / "candidate")
             life = _live(moved, gate, episodes, count)
         return _compared(gate, threshold, life, reference, wanted, episodes)

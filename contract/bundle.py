@@ -8,9 +8,9 @@ Digests find accidents and careless edits; they are no signature.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,18 @@ from stategate.contract.errors import (
     BundleError,
     DigestError,
     EpisodeError,
+    ManifestError,
     UnsafePathError,
 )
 from stategate.contract.manifest import FileRef, Manifest, canonical_json, decode_manifest
+from stategate.contract.reading import FILE_BYTES, RECORD_BYTES, file_sha256, read_bounded
+from stategate.contract.staging import staged
 
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
+# A writer swaps the folder in one step; a reader that it overtakes so often in a row gives up.
+_LOOKS = 5
+_SEAL_BYTES = 4096
 
 
 def sha256(data: bytes) -> str:
@@ -62,33 +68,41 @@ class Bundle:
             ManifestError: The manifest is malformed or of another schema version.
         """
         path = Path(path)
-        try:
-            return cls._open_once(path)
-        except BundleError:
-            # It may have been replaced between two reads; what a second look finds is so.
-            return cls._open_once(path)
+        for _ in range(_LOOKS - 1):
+            seen = _folder_identity(path)
+            try:
+                return cls._open_once(path)
+            except (BundleError, ManifestError):
+                if _folder_identity(path) == seen:
+                    raise
+        return cls._open_once(path)
 
     @classmethod
     def _open_once(cls, path: Path) -> Bundle:
         bundle = cls._open_unchecked(path)
         for file in bundle.manifest.all_files:
-            bundle.read(file)
+            with _reading(bundle.path, file.path) as full:
+                _check_digest(file, *file_sha256(full))
         return bundle
 
     @classmethod
     def _open_unchecked(cls, path: Path) -> Bundle:
-        if not (path / MANIFEST).is_file():
+        if not os.path.lexists(path / MANIFEST):
             raise BundleError(
                 "this is not a bundle",
                 found=f"{path} {'without ' + MANIFEST if path.is_dir() else 'is no folder'}",
                 expected=f"a folder with {MANIFEST}",
                 remedy="make one with: stategate export, or stategate adopt",
             )
-        raw = (path / MANIFEST).read_bytes()
+        with _reading(path, MANIFEST) as full:
+            raw = read_bounded(full, RECORD_BYTES)
         # The schema is judged first: a newer bundle deserves its own message.
         manifest = decode_manifest(raw)
         digest = sha256(raw)
-        seal = (path / SEAL).read_bytes() if (path / SEAL).is_file() else b""
+        seal = b""
+        if os.path.lexists(path / SEAL):
+            with _reading(path, SEAL) as full:
+                seal = read_bounded(full, _SEAL_BYTES)
         if seal != _seal_of(digest):
             raise DigestError(
                 f"{MANIFEST} and {SEAL} do not belong together: one is altered or missing",
@@ -102,31 +116,12 @@ class Bundle:
         """Bytes of one file, checked against the digest at the moment of reading.
 
         Raises:
-            BundleError: The file is missing.
-            DigestError: It is not what the manifest says.
+            DigestError: It is missing, no regular file, or not what the manifest says.
             UnsafePathError: It is a link that leaves the bundle.
         """
-        full = self.path / file.path
-        if not full.resolve().is_relative_to(self.path.resolve()):
-            raise UnsafePathError(
-                "a file of the bundle is a link that leaves its folder",
-                found=f"{file.path} -> {full.resolve()}",
-                remedy="do not use this bundle",
-            )
-        if not full.is_file():
-            raise DigestError(
-                "a file of the bundle is missing",
-                found=f"no {file.path} in {self.path}",
-                remedy="copy the bundle again, or export it again",
-            )
-        data = full.read_bytes()
-        if sha256(data) != file.sha256:
-            raise DigestError(
-                f"{file.path} is not the file that was sealed",
-                found=f"sha256 {sha256(data)} ({len(data)} bytes)",
-                expected=f"sha256 {file.sha256}",
-                remedy="copy the bundle again, or export it again",
-            )
+        with _reading(self.path, file.path) as full:
+            data = read_bounded(full, FILE_BYTES)
+        _check_digest(file, sha256(data), len(data))
         return data
 
     def golden(self) -> Episode | None:
@@ -151,14 +146,68 @@ class Bundle:
     def undeclared_files(self) -> list[str]:
         """Files in the folder that the manifest does not list; they are never loaded."""
         known = {file.path for file in self.manifest.all_files} | {MANIFEST, SEAL}
-        found = (p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
-        return sorted(set(found) - known)
+        return sorted(set(_names_in(self.path)) - known)
+
+
+@contextmanager
+def _reading(folder: Path, name: str) -> Iterator[Path]:
+    """Where a file of a bundle lies; what keeps it from being read becomes a sentence."""
+    full = folder / name
+    try:
+        target = full.resolve()
+        if not target.is_relative_to(folder.resolve()):
+            raise UnsafePathError(
+                "a file of the bundle is a link that leaves its folder",
+                found=f"{name} -> {target}",
+                remedy="do not use this bundle",
+            )
+        yield full
+    except FileNotFoundError as problem:
+        raise DigestError(
+            "a file of the bundle is missing",
+            found=f"no {name} in {folder}",
+            remedy="copy the bundle again, or export it again",
+        ) from problem
+    except (OSError, RuntimeError) as problem:  # a circle of links is the latter before 3.13
+        raise DigestError(
+            "a file of the bundle cannot be read",
+            found=f"{name} in {folder}: {problem}",
+            expected="a regular file",
+            remedy="copy the bundle again, or export it again",
+        ) from problem
+
+
+def _check_digest(file: FileRef, found: str, size: int) -> None:
+    if found != file.sha256:
+        raise DigestError(
+            f"{file.path} is not the file that was sealed",
+            found=f"sha256 {found} ({size} bytes)",
+            expected=f"sha256 {file.sha256}",
+            remedy="copy the bundle again, or export it again",
+        )
+
+
+def _folder_identity(path: Path) -> tuple[int, ...] | None:
+    """What changes when another folder takes the place of one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    """Everything in a folder but folders, as paths below it; links are not followed."""
+    for above, folders, names in os.walk(folder):
+        linked = (name for name in folders if Path(above, name).is_symlink())
+        for name in (*names, *linked):
+            yield Path(above, name).relative_to(folder).as_posix()
 
 
 def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
-    """Write a bundle all or nothing: built beside, synced, and swapped into place.
+    """Write a bundle all or nothing: built under a hidden name, synced, and swapped into place.
 
-    A process that dies on the way leaves the old bundle, or none, and at worst a hidden sibling.
+    A process that dies meanwhile leaves the old bundle, or none, and the next one clears up.
 
     Args:
         path: Where the folder goes; an older bundle there is replaced.
@@ -177,17 +226,14 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     refuse_to_replace(path)
     raw = canonical_json(manifest)
     make_folder(path.parent)
-    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with staged(path, folder=True) as new:
         for name, data in {**files, MANIFEST: raw}.items():
-            write_synced(staged / name, data)
-        write_synced(staged / SEAL, _seal_of(sha256(raw)))
-        for folder in (staged, *(p for p in staged.rglob("*") if p.is_dir())):
+            write_synced(new / name, data)
+        write_synced(new / SEAL, _seal_of(sha256(raw)))
+        for folder in (new, *(p for p in new.rglob("*") if p.is_dir())):
             sync_folder(folder)
-        staged.chmod(0o755)
-        move_into_place(staged, path)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        new.chmod(0o755)
+        move_into_place(new, path)
     return Bundle(path, manifest, sha256(raw))
 
 
@@ -222,16 +268,18 @@ def _strays(path: Path) -> list[str]:
 
     Read loosely, because a bundle that this build cannot open must still be replaceable.
     """
-    manifest, seal = path / MANIFEST, path / SEAL
-    raw = manifest.read_bytes() if manifest.is_file() else b""
-    if not seal.is_file() or seal.read_bytes() != _seal_of(sha256(raw)):
+    try:
+        raw = read_bounded(path / MANIFEST, RECORD_BYTES)
+        sealed = read_bounded(path / SEAL, _SEAL_BYTES) == _seal_of(sha256(raw))
+    except OSError:
+        sealed = False
+    if not sealed:
         return [f"no {MANIFEST} with its {SEAL}"]
     try:
         listed = set(_paths_in(msgspec.json.decode(raw)))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return [f"a {MANIFEST} that cannot be read"]
-    found = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
-    return sorted(found - listed - {MANIFEST, SEAL})
+    return sorted(set(_names_in(path)) - listed - {MANIFEST, SEAL})
 
 
 def _paths_in(record: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from stategate.contract.errors import CalibrationError, SpecError
+from stategate.contract.reading import RECORD_BYTES, decode_json, read_bounded
 from stategate.contract.specs import Record, is_threshold
 
 CALIBRATION_VERSION = 2
@@ -102,7 +103,7 @@ class CalibrationRecord(Record, frozen=True):
             CalibrationError: It cannot be read, or is of another version.
         """
         try:
-            raw = path.read_bytes()
+            raw = read_bounded(path, RECORD_BYTES)
             version = msgspec.json.decode(raw, type=_Versioned).version
             if version != CALIBRATION_VERSION:
                 raise CalibrationError(
@@ -111,8 +112,8 @@ class CalibrationRecord(Record, frozen=True):
                     expected=CALIBRATION_VERSION,
                     remedy="calibrate again: stategate calibrate",
                 )
-            return msgspec.json.decode(raw, type=cls)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
+            return decode_json(raw, cls)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
             raise CalibrationError(
                 "the calibration record cannot be read",
                 found=f"{path}: {problem}",

@@ -7,13 +7,13 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stategate.contract import cpu
 from stategate.contract.errors import CompilerError
+from stategate.contract.staging import scratch_folder
 
 WARNINGS = ("-Wall", "-Wextra")
 # Sums may be taken in any order, which is what lets a compiler turn them into vector
@@ -90,7 +90,7 @@ def compile_library(
     for_all = [flag for flag in flags if flag.startswith(("-f", "-O", "-D"))]
     least = _macros(program, [*for_all, f"-march={cpu.LEAST[machine]}"])
     chosen = _macros(program, [flag for flag in flags if flag in for_all or flag[:2] == "-m"])
-    with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
+    with scratch_folder() as scratch:
         folder = Path(scratch)
         for name, data in sources.items():
             (folder / name).write_bytes(data)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from stategate.contract import staging
 
 
 @contextmanager
@@ -25,27 +26,32 @@ def whole_file(path: Path, staged: Path | None = None) -> Iterator[IO[bytes]]:
 
     Args:
         path: Where the file goes; what is there is replaced.
-        staged: Where it is written first, in the same folder. Whatever is left there from a
-            process that died is replaced, so that a fixed name needs an owner of the folder.
+        staged: Where it is written first, in the same folder; whatever is there is replaced, so
+            that it needs an owner of the folder. If left out, see `stategate.contract.staging`.
 
     Raises:
         OSError: It cannot be written. If only the last sync of the folder failed, the new file
             is in place but may not outlive a loss of power.
     """
     make_folder(path.parent)
-    staged = staged or path.with_name(f".{path.name}.{os.getpid()}")
-    staged.unlink(missing_ok=True)
-    try:
-        # Exclusive, so that a link that somebody put there is not followed.
-        with staged.open("xb") as file:
+    with staging.staged(path) if staged is None else _own(staged) as place:
+        with place.open("r+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        staged.replace(path)
+        place.replace(path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _own(staged: Path) -> Iterator[Path]:
+    staged.unlink(missing_ok=True)
+    try:
+        staged.touch(exist_ok=False)  # exclusive: a link that somebody put there is not followed
+        yield staged
     finally:
         with suppress(OSError):
             staged.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def write_whole(path: Path, data: bytes | memoryview, staged: Path | None = None) -> None:
@@ -108,13 +114,14 @@ def _swap(staged: Path, path: Path) -> None:
         return
     # Without an atomic exchange there is a moment with neither; the old one is kept beside.
     aside = staged.with_name(staged.name + ".old")
+    staging.remove(aside)  # of a process that was killed at this very place
     path.rename(aside)
     try:
         staged.rename(path)
     except OSError:
         aside.rename(path)
         raise
-    shutil.rmtree(aside)
+    staging.remove(aside)
 
 
 def _exchange(a: Path, b: Path) -> bool:

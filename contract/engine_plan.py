@@ -17,6 +17,7 @@ import msgspec
 from stategate.contract.bundle import sha256
 from stategate.contract.errors import EngineError, SpecError
 from stategate.contract.manifest import FileRef, canonical_json
+from stategate.contract.reading import read_bounded, read_json
 from stategate.contract.specs import Record
 
 # Counts up whenever the graph that is built differs in meaning for the same ONNX file.
@@ -149,7 +150,10 @@ class StoredPlan:
             EngineError: It is missing, truncated or altered.
         """
         path = self.folder / file.path
-        data = path.read_bytes() if path.is_file() else b""
+        try:
+            data = read_bounded(path)
+        except OSError:
+            data = b""
         if sha256(data) != file.sha256:
             short = file == self.record.plan and len(data) < self.record.plan_bytes
             raise EngineError(
@@ -213,8 +217,8 @@ def plan_for(bundle: Path, heres: Sequence[PlanFingerprint]) -> tuple[StoredPlan
 
 def _record(path: Path) -> PlanRecord:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=PlanRecord)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        return read_json(path, PlanRecord)
+    except (OSError, msgspec.MsgspecError) as problem:
         raise EngineError(
             "the record of an engine cannot be read",
             found=f"{path}: {problem}",

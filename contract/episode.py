@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 from stategate.contract.errors import EpisodeError
 from stategate.contract.npz import Npz
+from stategate.contract.reading import printable, text_with_controls
 from stategate.contract.specs import StepSpec
 
 Array = NDArray[Any]
 
 _PARTS = ("input", "label", "output", "gate", "state", "trail")
 RATE, PROVENANCE = "meta.rate_hz", "meta.provenance"
+FACT_BYTES = 1 << 20
+"""Of where an episode comes from, in words; a folder's episodes, joined, name each of its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Episode:
         """
         groups: dict[str, dict[str, Array]] = {part: {} for part in _PARTS}
         with Npz(source) as file:
+            file.check_whole()
             for key in tensor_keys(file):
                 part, _, tensor = key.partition(".")
                 groups[part][tensor] = file.load(key)
@@ -227,10 +231,10 @@ def tensor_keys(file: Npz) -> list[str]:
     keys = [key for key in file.members if key not in (RATE, PROVENANCE)]
     for key in keys:
         part, _, tensor = key.partition(".")
-        if part not in _PARTS or not tensor:
+        if part not in _PARTS or not tensor or text_with_controls(key) is not None:
             raise EpisodeError(
                 f"{file.name} has a key that no episode has",
-                found=key,
+                found=printable(key),
                 expected=f"input.<name>, label.<output>, {RATE} or {PROVENANCE}",
             )
         if file.members[key].dtype.kind not in "fiub":
@@ -246,7 +250,8 @@ def facts(file: Npz) -> tuple[float | None, str]:
     """
     for key, kinds, wanted in ((RATE, "fiu", "one number"), (PROVENANCE, "U", "one text")):
         member = file.members.get(key)
-        if member is not None and (member.shape != () or member.dtype.kind not in kinds):
+        odd = member is not None and (member.shape != () or member.dtype.kind not in kinds)
+        if member is not None and (odd or member.bytes > FACT_BYTES):
             raise EpisodeError(
                 f"{key} of {file.name} is of another form",
                 found=f"{member.dtype} {list(member.shape)}",
@@ -254,5 +259,5 @@ def facts(file: Npz) -> tuple[float | None, str]:
             )
     return (
         float(file.load(RATE)) if RATE in file.members else None,
-        str(file.load(PROVENANCE)) if PROVENANCE in file.members else "",
+        printable(file.load(PROVENANCE), FACT_BYTES) if PROVENANCE in file.members else "",
     )

@@ -13,7 +13,8 @@ import numpy as np
 
 from stategate.contract.episode import Array, Episode, facts, tensor_keys
 from stategate.contract.errors import EpisodeError
-from stategate.contract.npz import WHOLE_BYTES, Npz
+from stategate.contract.npz import FILE_BYTES, WHOLE_BYTES, Npz
+from stategate.contract.reading import file_sha256
 
 BLOCK_STEPS = 4096
 BLOCK_BYTES = 1 << 24
@@ -115,11 +116,7 @@ class EpisodeFile:
 
     def sha256(self) -> str:
         """Hex digest of the file."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        return digest.hexdigest()
+        return file_sha256(self.path, FILE_BYTES)[0]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from stategate.contract.errors import (
     UnsafePathError,
 )
 from stategate.contract.native import NativeRef
+from stategate.contract.reading import decode_json, printable, text_with_controls
 from stategate.contract.receipts import LowerPrecision, Verification
 from stategate.contract.sessions import check_rows
 from stategate.contract.specs import (
@@ -37,6 +38,8 @@ SCHEMA_VERSION = 2
 # What version 2 added has a default, so that bundles of version 1 still open.
 READABLE_VERSIONS = (1, 2)
 Standing = Literal["candidate", "sealed", "refused"]
+# What travelled in an adopted file may be of any form, so whoever shows it prints it escaped.
+FREE_TEXTS = ("metadata",)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -217,6 +220,14 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check the signature, the references between fields, and the budget."""
+        controlled = text_with_controls(msgspec.to_builtins(self), FREE_TEXTS)
+        if controlled is not None:
+            raise SpecError(
+                "a name or text of the bundle holds a control character",
+                found=printable(controlled),
+                expected="one line of characters that print",
+                remedy="rename it in the model, and export it again",
+            )
         step = self.step
         # A graph for one session may have any axis first; see silero-vad's state, (2, 1, 128).
         if self.sessions != 1:
@@ -344,8 +355,8 @@ def decode_manifest(raw: bytes) -> Manifest:
             remedy="upgrade stategate on this device" if newer else "export the bundle again",
         )
     try:
-        return msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
+        return decode_json(raw, Manifest, FREE_TEXTS)
+    except msgspec.MsgspecError as problem:
         if isinstance(problem.__cause__, UnsafePathError):
             raise problem.__cause__ from problem
         raise ManifestError(

@@ -9,23 +9,31 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stategate.contract.errors import EpisodeError
+from stategate.contract.reading import open_regular, printable
 
 Array = NDArray[Any]
 
 WHOLE_BYTES = 4 * 2**30
 """The most that is loaded in one piece; more is read in blocks."""
 
+MEMBERS = 1 << 16
+"""Arrays of one file: a golden episode of 20,000 states has some 40,000. The list of a hostile one
+with millions would fill the memory before a single array is looked at."""
+
+FILE_BYTES = 1 << 50  # recordings may be as long as a disk; they are read in blocks
+_HEADER_BYTES = 1 << 14  # NumPy itself refuses headers of more than 10,000 bytes
 _CHUNK_BYTES = 2**16
 _SUFFIX = ".npy"
 
@@ -70,19 +78,40 @@ class Npz:
         self.name = "the episode" if isinstance(source, bytes) else str(source)
         with ExitStack() as opened:
             with self._reading():
-                file = io.BytesIO(source) if isinstance(source, bytes) else source
+                file: BinaryIO = (
+                    io.BytesIO(source)
+                    if isinstance(source, bytes)
+                    else opened.enter_context(open_regular(source, FILE_BYTES))
+                )
+                _check_count(file)
                 self._zip = opened.enter_context(zipfile.ZipFile(file))
-                keys = [info.filename.removesuffix(_SUFFIX) for info in self._zip.infolist()]
-                if len(set(keys)) < len(keys):
+                infos = self._zip.infolist()
+                self._infos = {info.filename.removesuffix(_SUFFIX): info for info in infos}
+                if len(self._infos) < len(infos):
                     raise ValueError("it has two members of one name")
-                self.members = dict(zip(keys, map(self._header, self._zip.infolist()), strict=True))
-            opened.pop_all()
+                self.members = {key: self._header(info) for key, info in self._infos.items()}
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Npz:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._zip.close()
+        self._opened.close()
+
+    def check_whole(self) -> None:
+        """Refuse what unpacks to more than is loaded at once: a zip's size on the disk says little.
+
+        Raises:
+            EpisodeError: All arrays together are larger than `WHOLE_BYTES`.
+        """
+        size = sum(member.bytes for member in self.members.values())
+        if size > WHOLE_BYTES:
+            raise EpisodeError(
+                f"{self.name} is too large to be loaded at once",
+                found=f"{size:,} bytes unpacked",
+                expected=f"at most {WHOLE_BYTES:,}",
+                remedy="cut it into several files, or read it with EpisodeFile.blocks",
+            )
 
     def load(self, key: str) -> Array:
         """One whole array.
@@ -138,7 +167,10 @@ class Npz:
                 yield block
 
     def _header(self, info: zipfile.ZipInfo) -> Member:
-        with self._zip.open(info) as file:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{printable(info.filename)} is packed in a way that NumPy never uses")
+        with self._zip.open(info) as packed:
+            file = io.BytesIO(packed.read(_HEADER_BYTES))
             version = np.lib.format.read_magic(file)
             if version == (1, 0):
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
@@ -152,15 +184,14 @@ class Npz:
         promised = member.start + member.bytes
         if min(shape, default=0) < 0 or promised != info.file_size:
             raise ValueError(
-                f"the header of {info.filename} promises {promised:,} bytes, "
+                f"the header of {printable(info.filename)} promises {promised:,} bytes, "
                 f"the zip {info.file_size:,}"
             )
         return member
 
     @contextmanager
     def _open(self, key: str) -> Iterator[IO[bytes]]:
-        infos = {info.filename.removesuffix(_SUFFIX): info for info in self._zip.infolist()}
-        with self._zip.open(infos[key]) as file:
+        with self._zip.open(self._infos[key]) as file:
             file.read(self.members[key].start)
             yield file
 
@@ -175,6 +206,24 @@ class Npz:
                 found=f"{type(problem).__name__}: {problem}",
                 expected="an .npz file with input.<name> arrays",
             ) from problem
+
+
+def _check_count(file: BinaryIO) -> None:
+    """Hold what the zip's end says of its list of members against `MEMBERS`, before it is read."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - (1 << 16) - 98))  # the longest comment, and both ends
+    tail = file.read()
+    file.seek(0)
+    at = tail.rfind(b"PK\5\6")  # section 4.3.16 of the format, APPNOTE.TXT
+    if at < 0 or len(tail) < at + 20:
+        return  # zipfile says so
+    count, length = struct.unpack_from("<HL", tail, at + 10)
+    wide = at - 76  # section 4.3.14, with the locator of 20 bytes behind it
+    if wide >= 0 and tail.startswith(b"PK\6\6", wide):
+        count, length = struct.unpack_from("<QQ", tail, wide + 32)
+    # Each is an entry of 46 bytes and a name; numpy's own extra field has 20.
+    if count > MEMBERS or length > MEMBERS * 512:
+        raise ValueError(f"it lists {count:,} arrays in {length:,} bytes, more than {MEMBERS:,}")
 
 
 def _take(file: IO[bytes], key: str, dtype: np.dtype[Any], count: int) -> Array:

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from stategate.contract.errors import CalibrationError, SpecError
+from stategate.contract.reading import read_json
 from stategate.contract.specs import Record, is_threshold
 
 RANGES_VERSION = 1
@@ -102,8 +103,8 @@ class PrecisionPlan(Record, frozen=True):
                 expected=f"{', '.join(PRESETS)}, or a plan's .json file",
             )
         try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
+            return read_json(path, cls)
+        except (OSError, msgspec.MsgspecError) as problem:
             raise SpecError(
                 "the precision plan cannot be read",
                 found=f"{path.name}: {problem}",
@@ -195,8 +196,8 @@ class RangeRecord(Record, frozen=True):
             CalibrationError: It cannot be read, or is of another version.
         """
         try:
-            record = msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
+            record = read_json(path, cls)
+        except (OSError, msgspec.MsgspecError) as problem:
             raise CalibrationError(
                 "the ranges cannot be read",
                 found=f"{path.name}: {problem}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -38,6 +37,7 @@ from stategate.contract.episode import Episode
 from stategate.contract.errors import CalibrationError, ExportError
 from stategate.contract.native import ABI, SOURCE_FOLDER, NativeRef
 from stategate.contract.precision import PRESETS, PrecisionPlan
+from stategate.contract.staging import scratch_folder
 from stategate.export.graph import domains_of, opset_of
 from stategate.export.inputs import random_episode as random_episode
 from stategate.export.lower_c import generator
@@ -168,7 +168,7 @@ def seal(
     refuse_to_replace(out)
     episode.check(candidate.spec)
     created = _build_time()
-    with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
+    with scratch_folder() as scratch:
         manifest, files = _assemble(candidate, created, target, budget or Budget())
         unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
         receipt, golden = verify(unsealed.path, reference, episode, limits, report, inputs)

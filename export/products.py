@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from shutil import copyfile, copytree
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from stategate.contract.staging import scratch_folder
 
 _OURS = ("gemm_op.c.j2", "matmul_op.c.j2", "matmul_nbits_op.c.j2")
 
@@ -116,7 +117,7 @@ def templates() -> Iterator[Path]:
     """
     own = Path(__file__).parent / "c"
     with (
-        TemporaryDirectory(prefix="stategate-") as scratch,
+        scratch_folder() as scratch,
         resources.as_file(resources.files("emx_onnx_cgen") / "templates") as generators,
     ):
         folder = Path(copytree(generators, Path(scratch) / "templates"))

@@ -8,7 +8,6 @@ decides their outcome, so that a search that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from stategate.contract import Episode, InputsRef, sha256
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import CalibrationError, ParityError
 from stategate.contract.precision import PrecisionPlan
+from stategate.contract.staging import scratch_folder
 from stategate.export.pack import Candidate, draft
 from stategate.export.precision import lowered
 from stategate.export.quantise import Projection, chosen, projections
@@ -176,7 +176,7 @@ class Search:
         with suppress(OSError, ValueError):  # not there, or damaged: made anew
             error, flip_rate = map(float, json.loads(kept.read_bytes()))
             return Trial(groups, error, flip_rate, elements)
-        with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
+        with scratch_folder() as scratch:
             bundle = draft(Path(scratch) / "trial", candidate)
             try:
                 seen = compare(bundle.path, self._reference.rewound(), self._episode)

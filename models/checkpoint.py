@@ -17,6 +17,7 @@ from torch import nn
 
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import ModelConfigError, OutputError
+from stategate.contract.reading import read_bounded, read_json
 from stategate.models.binding_stream import World
 from stategate.models.stream_train import Recipe
 
@@ -104,8 +105,8 @@ def load(path: Path, model: M) -> tuple[M, World, Card]:
         ModelConfigError: A file is missing, damaged, or for another model.
     """
     try:
-        card = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Card)
-        raw = path.read_bytes()
+        card = read_json(path.with_suffix(".json"), Card)
+        raw = read_bounded(path)
     except (OSError, msgspec.MsgspecError) as problem:
         raise ModelConfigError("the checkpoint cannot be read", found=problem) from problem
     found = hashlib.sha256(raw).hexdigest()

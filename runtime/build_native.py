@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from stategate.contract import Bundle, Episode, FileRef, sha256, write_bundle
 from stategate.contract.compiler import compile_library
 from stategate.contract.errors import BundleError, MissingDependencyError, ParityError
 from stategate.contract.native import ABI, LIBRARY_PATH, Engine, check_library, why_not_here
+from stategate.contract.staging import scratch_folder
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.golden import replay
 
@@ -76,7 +76,7 @@ def build_native(
     files = (*others, FileRef(LIBRARY_PATH, sha256(made.library)))
     manifest = msgspec.structs.replace(manifest, files=files, native=native)
     if why_not_here(native) is None:
-        with tempfile.TemporaryDirectory(prefix="stategate-") as scratch:
+        with scratch_folder() as scratch:
             trial = write_bundle(Path(scratch) / "trial", manifest, content)
             error = _checked(trial)
             native = msgspec.structs.replace(

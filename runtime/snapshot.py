@@ -31,6 +31,7 @@ from stategate.contract.errors import (
     SnapshotMismatchError,
     SnapshotVersionError,
 )
+from stategate.contract.reading import decode_json
 from stategate.runtime.buffers import Array, is_finite
 from stategate.runtime.ledger import Ledger
 
@@ -95,6 +96,7 @@ class Codec:
     Attributes:
         identity: See `memory_identity`.
         file_bytes: Size of every snapshot.
+        most_bytes: What is read of a file at most.
         stored_bytes: The same in whole blocks of 4 KiB: what `persisted_bytes` counts.
         cost_bytes: With an estimate of journal and metadata: what the wear budget is charged.
     """
@@ -110,6 +112,8 @@ class Codec:
         self._header_bytes = -(-room // _BLOCK_BYTES) * _BLOCK_BYTES - _FIXED.size
         self._payload_bytes = manifest.state_bytes_per_session
         self.file_bytes = _FIXED.size + self._header_bytes + self._payload_bytes + _DIGEST_BYTES
+        # A newer format may need more, and shall be called newer rather than too large.
+        self.most_bytes = 2 * self.file_bytes + (1 << 20)
         self.stored_bytes = -(-self.file_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
         self.cost_bytes = self.stored_bytes + METADATA_BYTES_ESTIMATE
         self._buffer = bytearray(self.file_bytes)
@@ -167,8 +171,8 @@ class Codec:
             )
         end = _FIXED.size + header_bytes
         try:
-            header = msgspec.json.decode(raw[_FIXED.size : end], type=Header)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+            header = decode_json(raw[_FIXED.size : end], Header)
+        except msgspec.MsgspecError as problem:
             raise SnapshotDamagedError(f"{name} has no header", found=str(problem)) from problem
         if header.memory_sha256 != self.identity:
             raise SnapshotMismatchError(

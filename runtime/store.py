@@ -18,6 +18,7 @@ from stategate.contract.errors import (
     SnapshotLockedError,
     SnapshotMismatchError,
 )
+from stategate.contract.reading import read_bounded
 from stategate.runtime.snapshot import Codec, Snapshot
 
 SLOTS = ("slot-a.snap", "slot-b.snap")
@@ -90,7 +91,10 @@ class SnapshotStore:
         target = self.folder / over
         staged = self.folder / f".{over}.new"
         try:
-            descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            # A link that somebody planted there would lead the bytes out of the folder.
+            staged.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(staged, flags, 0o644)
             try:
                 with os.fdopen(descriptor, "wb", buffering=0, closefd=False) as file:
                     rest = self._codec.encode(snapshot)
@@ -151,7 +155,7 @@ def newest_in(folder: Path, codec: Codec) -> Found | None:
     bad: list[tuple[str, SnapshotError]] = []
     for name in SLOTS:
         try:
-            raw = (folder / name).read_bytes()
+            raw = read_bounded(folder / name, codec.most_bytes)
         except FileNotFoundError:
             continue
         except OSError as problem:

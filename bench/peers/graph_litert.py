@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import litert_torch
@@ -16,6 +15,7 @@ from ai_edge_litert.interpreter import Interpreter
 from stategate.bench.peers.base import Peer
 from stategate.bench.peers.graph_torch import GraphStep, opening
 from stategate.contract import Bundle
+from stategate.contract.staging import scratch_folder
 from stategate.runtime.buffers import Array
 
 
@@ -28,7 +28,7 @@ class LiteRT(Peer):
         self._taken = {name: opening(opened)[name] for name in module.takes}
         example = tuple(torch.from_numpy(array) for array in self._taken.values())
         converted = litert_torch.convert(module, example)
-        with TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             path = Path(folder) / "step.tflite"
             converted.export(str(path))
             if int8:

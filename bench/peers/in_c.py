@@ -10,7 +10,6 @@ import ctypes
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from stategate.bench.peers.base import Peer, aura_weights, fixed, states
 from stategate.contract import Bundle
 from stategate.contract.compiler import Compiled, compile_library
 from stategate.contract.errors import MeasurementError
+from stategate.contract.staging import scratch_folder
 from stategate.runtime.buffers import Array
 from stategate.runtime.native_call import pointers
 
@@ -121,7 +121,7 @@ def _source(name: str) -> bytes:
 
 def _library(sources: Mapping[str, bytes]) -> tuple[Compiled, ctypes.CDLL]:
     made = compile_library(sources)
-    with TemporaryDirectory(prefix="stategate-") as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "made.so"
         path.write_bytes(made.library)
         return made, ctypes.CDLL(str(path))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import litert_torch
 from ai_edge_litert.interpreter import Interpreter
 
 from stategate.bench.peers.aura_torch import AuraStep, example
 from stategate.bench.peers.base import Peer
+from stategate.contract.staging import scratch_folder
 from stategate.runtime.buffers import Array
 
 
@@ -20,7 +20,7 @@ class LiteRT(Peer):
 
     def __init__(self, bundle: str) -> None:
         converted = litert_torch.convert(AuraStep(bundle).eval(), example())
-        with TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             path = Path(folder) / "step.tflite"
             converted.export(str(path))
             interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import MNN
@@ -14,6 +13,7 @@ import numpy as np
 
 from stategate.bench.peers.base import Peer, fixed, states
 from stategate.contract import Bundle
+from stategate.contract.staging import scratch_folder
 from stategate.runtime.buffers import Array
 
 
@@ -26,7 +26,7 @@ class Mnn(Peer):
     def __init__(self, bundle: str, source: str | None = None) -> None:
         opened = Bundle.open(source or bundle)
         more = ("--weightQuantBits", "8") if source is not None else ()
-        with TemporaryDirectory(prefix="stategate-") as folder:
+        with scratch_folder() as folder:
             self._net = MNN.Interpreter(str(_converted(opened, Path(folder), more)))
         self._session = self._net.createSession({"numThread": 1})
         taken = self._net.getSessionInputAll(self._session)

@@ -1,0 +1,135 @@
+"""Places for what is not finished; what a killed process left in them is cleared away.
+
+What is being written has a hidden name next to its place, and is locked. The lock ends with its
+process, however that ends, so whoever writes there next can tell what nobody will finish.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_SCRATCH = re.compile(r"stategate-scratch-[0-9a-f]{16}")
+
+
+@contextmanager
+def staged(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """An empty file or folder next to ``path``, for this process alone; gone at the end.
+
+    What a killed process left there is removed, and so is a link that somebody planted. A living
+    one that writes to the same place is waited for.
+
+    Args:
+        path: Where the caller will move it.
+        folder: Whether it is a folder.
+
+    Raises:
+        OSError: Nothing can be written there.
+    """
+    place = path.with_name(f".{path.name}.staged")
+    while True:
+        made = _make(place, folder)
+        held, locked = _hold(place, wait=True)
+        if held is not None and made:
+            break
+        if held is not None:
+            if locked:
+                remove(place)
+            else:  # a file system without locks, so perhaps of a living process
+                place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.staged")
+            os.close(held)
+    try:
+        yield place
+    finally:
+        remove(place)
+        os.close(held)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """An empty folder among the system's temporary files; gone at the end.
+
+    Those that killed processes of this user left are removed first.
+
+    Raises:
+        OSError: No temporary file can be made.
+    """
+    parent = Path(tempfile.gettempdir())
+    for entry in os.scandir(parent):
+        if _SCRATCH.fullmatch(entry.name):
+            _remove_unheld(parent / entry.name)
+    while True:
+        place = parent / f"stategate-scratch-{secrets.token_hex(8)}"
+        _make(place, folder=True)
+        held, _ = _hold(place, wait=True)
+        if held is not None:
+            break
+    try:
+        yield place
+    finally:
+        remove(place)
+        os.close(held)
+
+
+def _remove_unheld(place: Path) -> None:
+    with suppress(OSError):  # of another user
+        held, locked = _hold(place, wait=False)
+        if locked and place.stat().st_uid == os.getuid():
+            remove(place)
+        if held is not None:
+            os.close(held)
+
+
+def _make(place: Path, folder: bool) -> bool:
+    """Make a file or folder; False where something is there, which is no link afterwards."""
+    try:
+        if folder:
+            place.mkdir(mode=0o700)
+        else:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(place, flags, 0o666))
+    except FileExistsError:
+        with suppress(FileNotFoundError):
+            kind = stat.S_IFMT(place.lstat().st_mode)
+            if kind not in (stat.S_IFREG, stat.S_IFDIR):
+                place.unlink()
+        return False
+    return True
+
+
+def _hold(place: Path, wait: bool) -> tuple[int | None, bool]:
+    """Open and lock what is at ``place``.
+
+    Returns:
+        Its descriptor, None where it is gone or another process's; and whether it is locked.
+    """
+    try:
+        held = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None, False
+    locked = True
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        locked = False
+    # Whoever held it until now may have moved or removed it.
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(held), place.lstat()):
+            return held, locked
+    os.close(held)
+    return None, False
+
+
+def remove(place: Path) -> None:
+    """Remove a file or a whole folder, as far as that is possible."""
+    with suppress(OSError):
+        place.unlink()
+    shutil.rmtree(place, ignore_errors=True)
