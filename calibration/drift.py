@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from stategate.calibration.drift_record import Drift, DriftLimits, Point, Side
-from stategate.contract import Episode, GateSpec, Manifest, StateSpec
+from stategate.calibration.judge import check_judge
+from stategate.contract import Bundle, Episode, GateSpec, Manifest, StateSpec
 from stategate.contract.errors import CalibrationError, EpisodeError, RuntimeFault
 from stategate.contract.stored import Array, values
 from stategate.runtime.session import Session
@@ -49,10 +50,12 @@ def drift(
         report: Called with the number of steps done in all episodes.
 
     Raises:
-        CalibrationError: The bundles do not take and give the same, or the float model fails.
+        CalibrationError: The first is not sealed in float32, the bundles do not take and give the
+            same, or the float model fails.
         EpisodeError: There are no episodes, or one does not fit the model.
         StepInputError: An input is not finite.
     """
+    check_judge(Bundle.open(reference), Bundle.open(candidate))
     roll = _Roll(horizon, limits)
     names = []
     for name, episode in episodes:

@@ -9,6 +9,7 @@ import click
 from stategate.calibration.drift import drift as compare
 from stategate.calibration.drift_record import Drift, DriftLimits, Point
 from stategate.calibration.drift_seal import REPORT, check_sealable, seal
+from stategate.calibration.judge import check_judge, command_with
 from stategate.contract import Bundle, canonical_json, refuse_to_replace
 from stategate.contract.console import check_writable, progress, who_and_why
 from stategate.contract.durable import write_whole
@@ -134,6 +135,7 @@ def drift(
         raise click.UsageError("--out needs a folder outside of the bundles")
     check_writable(out / REPORT)
     bundles = Bundle.open(reference), Bundle.open(candidate)
+    check_judge(*bundles, command_with(ctx, candidate, reference))
     if sealed is not None:
         if sealed.resolve() in (reference.resolve(), out.resolve(), *out.resolve().parents):
             raise click.UsageError("--seal needs a folder apart from FLOAT and from the report")

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from stategate.calibration.drift_record import Drift
+from stategate.calibration.judge import check_judge
 from stategate.contract import Bundle, DriftReceipt, FileRef, sha256, write_bundle
 from stategate.contract.errors import CalibrationError
 
@@ -28,13 +29,7 @@ def check_sealable(reference: Bundle, candidate: Bundle) -> None:
             expected=f"weights {theirs.model.sha256[:12]}",
             remedy="export both from one model",
         )
-    if theirs.is_lower or theirs.standing != "sealed":
-        raise CalibrationError(
-            "a candidate is judged by the sealed float model",
-            found=f"{reference.path} in {theirs.step_graph.precision}",
-            expected="a sealed bundle in float32",
-            remedy="export it without --precision and --state-storage",
-        )
+    check_judge(reference, candidate)
     if ours.verification is None:
         raise CalibrationError(
             "the candidate was never held against its model",

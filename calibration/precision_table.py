@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from stategate.calibration.drift_record import Drift, Point
+from stategate.calibration.judge import check_judge
 from stategate.contract import Bundle
 from stategate.contract.errors import CalibrationError
 from stategate.contract.reading import read_json
@@ -104,6 +105,7 @@ def _rows_of_model(folder: Path) -> list[Row]:
     plans = [path for path in folders if path.name not in (FLOAT, "episode")]
     pace = {one.digest: one for one in _read(folder / "pace.json", list[_Pace])}
     float_bundle = Bundle.open(folder / FLOAT / "bundle")
+    check_judge(float_bundle)
     rows: list[Row] = []
     drifts: list[Drift] = []
     for plan in plans:

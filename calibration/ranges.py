@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 
 from stategate.calibration.cluster import Cluster, roll_out
+from stategate.calibration.judge import can_judge
 from stategate.calibration.statistics import Statistics, decade_of
 from stategate.contract import Bundle, Episode, EpisodeFile, EpisodeSet, StepSpec
 from stategate.contract.errors import CalibrationError
@@ -42,11 +43,11 @@ class Roller:
         self._bundle = bundle
         manifest = bundle.manifest
         graph = manifest.step_graph
-        if graph.precision != "float32" or manifest.sessions != 1:
+        if not can_judge(bundle) or manifest.sessions != 1:
             raise CalibrationError(
-                "ranges are taken from the float model alone",
-                found=f"precision {graph.precision}, {manifest.sessions} sessions",
-                expected="a bundle in float32 for one session",
+                "ranges are taken from the sealed float model alone",
+                found=f"{graph.precision}, {manifest.standing}, {manifest.sessions} sessions",
+                expected="a sealed bundle in float32 for one session",
                 remedy="export it once without --precision and without --sessions",
             )
         model = onnx.load_model_from_string(bundle.read(graph.file))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stategate.calibration.interval import rate_interval
+from stategate.calibration.judge import check_judge
 from stategate.calibration.rolls import Report, check_changes, elements_of, extremes, hard_gate
 from stategate.contract import (
     Bundle,
@@ -72,11 +73,14 @@ def recalibrate(
         report: Called with the number of steps done.
 
     Raises:
-        CalibrationError: The bundles have other inputs, outputs or gates, or no such hard gate.
+        CalibrationError: The first is not sealed in float32, the bundles have other inputs,
+            outputs or gates, or no such hard gate.
         EpisodeError: An episode does not fit them, or there is none.
         BundleError: One of them cannot be opened, or serves several sessions.
     """
-    ours, theirs = Bundle.open(candidate).manifest.step, Bundle.open(float_bundle).manifest.step
+    bundles = Bundle.open(float_bundle), Bundle.open(candidate)
+    check_judge(*bundles)
+    theirs, ours = (bundle.manifest.step for bundle in bundles)
     _check_alike(theirs, ours)
     gate, plain = hard_gate(ours, gate_name), hard_gate(theirs, gate_name)
     assert plain.threshold is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stategate.calibration.cli import line_of
+from stategate.calibration.judge import check_judge, command_with
 from stategate.calibration.options import (
     BUNDLE,
     episodes_option,
@@ -25,7 +26,9 @@ from stategate.contract.durable import write_whole
 @episodes_option("Held-out inputs", required=True)
 @gate_option
 @record_options
+@click.pass_context
 def recalibrate_command(
+    ctx: click.Context,
     float_bundle: Path,
     candidate: Path,
     episode_paths: tuple[Path, ...],
@@ -41,7 +44,9 @@ def recalibrate_command(
     """
     check_writable(out)
     episodes = EpisodeSet.open(*episode_paths)
-    weights = [Bundle.open(path).manifest.model.sha256 for path in (float_bundle, candidate)]
+    bundles = Bundle.open(float_bundle), Bundle.open(candidate)
+    check_judge(*bundles, command_with(ctx, candidate, float_bundle))
+    weights = [bundle.manifest.model.sha256 for bundle in bundles]
     if weights[0] != weights[1]:
         click.echo("note: the two bundles are not of the same weights", err=True)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from stategate.contract import Bundle, DriftReceipt, Episode, FileRef, Manifest
-from stategate.contract.errors import SpecError
+from stategate.calibration.drift import drift as compare
+from stategate.calibration.ranges import Roller
+from stategate.calibration.recalibrate import recalibrate
+from stategate.contract import Bundle, DriftReceipt, Episode, FileRef, Manifest, write_bundle
+from stategate.contract.errors import CalibrationError, SpecError
 from stategate.runtime import Session
 from stategate.runtime.cli import main
 
@@ -128,6 +133,42 @@ def test_what_cannot_be_sealed_is_refused_before_it_is_stepped(
     done = run("drift", built / "float", built / "small", *common, *seal)
     assert done.exit_code != 0 and "not a bundle" in done.output
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.case("D3")
+@pytest.mark.parametrize("verb", ["drift", "recalibrate"])
+def test_two_bundles_in_the_wrong_order_are_refused_with_the_command_that_works(
+    built: Path, tmp_path: Path, verb: str
+) -> None:
+    out = tmp_path / ("out" if verb == "drift" else "out.json")
+    options = ["--episode", built / "held-out.npz", "--out", out, "--json"]
+    done = run(verb, built / "small", built / "float", *options)
+    assert done.exit_code == 1 and "the wrong way round" in done.output and not out.exists()
+    command = done.output.partition("what to do: stategate ")[2].strip()
+    assert command.startswith(f"{verb} {built / 'float'} {built / 'small'} ")
+    assert run(*shlex.split(command)).exit_code == 0 and out.exists()
+
+
+@pytest.mark.case("D3")
+def test_what_was_accepted_beyond_its_limits_or_is_smaller_judges_nobody(
+    built: Path, tmp_path: Path
+) -> None:
+    episodes = [("e", Episode.load(built / "held-out.npz"))]
+    with pytest.raises(CalibrationError, match="judged by the sealed float model\n"):
+        compare(built / "small", built / "int4", episodes, 10)
+    with pytest.raises(CalibrationError, match="judged by the sealed float model, which comes"):
+        recalibrate(built / "small", built / "float", [episodes[0][1]])
+    sealed = Bundle.open(built / "float")
+    receipt = sealed.manifest.verification
+    assert receipt is not None
+    beyond = msgspec.structs.replace(receipt, accepted="Ada: a toy (overruled: error 1.1)")
+    taken = msgspec.structs.replace(sealed.manifest, verification=beyond)
+    files = {f.path: sealed.read(f) for f in taken.all_files}
+    refused = write_bundle(tmp_path / "refused", taken, files)
+    with pytest.raises(CalibrationError, match="float32, refused"):
+        compare(refused.path, built / "small", episodes, 10)
+    with pytest.raises(CalibrationError, match="float32, refused"):
+        Roller(refused)
 
 
 def test_a_receipt_says_who_overruled_what(built: Path) -> None:
