@@ -104,6 +104,7 @@ def export(
     from stategate.export.candidates import candidate_from, episode_for, reference_for
     from stategate.export.pack import seal
     from stategate.export.receipt import print_receipt
+    from stategate.export.rounding import strict_limits
     from stategate.export.tensorrt_target import with_tensorrt_told
     from stategate.models.load import load_model
 
@@ -115,6 +116,11 @@ def export(
     candidate = with_tensorrt_told(lower.of(candidate, profile), profile, required=require_tensorrt)
     episode, inputs = episode_for(loaded, candidate, episode_path, steps, ranges)
     candidate = deployed(candidate, engines, split, episode, here=target is None)
+    limits = lower.limits
+    if limits.flip_rate is None:
+        limits = strict_limits(loaded.model, candidate, episode)
+    if limits.because:
+        click.echo(f"errors may be {limits.error:.2g}: {limits.because}", err=True)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
@@ -123,7 +129,7 @@ def export(
             episode,
             target=profile.ref(),
             budget=Budget(max_state_bytes),
-            limits=lower.limits,
+            limits=limits,
             report=report,
             inputs=inputs,
         )

@@ -17,16 +17,24 @@ from stategate.contract.stored import quanta, values
 from stategate.runtime.build_native import build_native
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.gaps import Gaps
-from stategate.runtime.golden import chunk_gap, fused_gap, not_finite, stepped
+from stategate.runtime.golden import TOLERANCE, chunk_gap, fused_gap, not_finite, stepped
 
-__all__ = ["Comparison", "Limits", "Reference", "build_native", "compare", "verify"]
+__all__ = [
+    "TOLERANCE",
+    "Comparison",
+    "Gaps",
+    "Limits",
+    "Reference",
+    "build_native",
+    "compare",
+    "verify",
+]
 
 Arrays = Mapping[str, np.ndarray]
 
 STEPS = 1000
 GOLDEN_STEPS = 256
 TRAIL_BYTES = 1 << 20  # of recorded states in a golden episode
-TOLERANCE = 1e-4
 _FAILS = (
     "in lower precision keep more of it in float (stategate sensitivity), and a state in float32; "
     "else look for operations that the engine computes differently; nothing was written"
@@ -57,11 +65,13 @@ class Limits:
         flip_rate: Share of gate decisions that may differ, for a candidate in lower precision;
             None for one in float32, of which none may.
         accepted: Who takes a candidate that is beyond these limits, and why.
+        because: Why the error is not the usual one, in words.
     """
 
     error: float = TOLERANCE
     flip_rate: float | None = None
     accepted: str | None = None
+    because: str = ""
 
 
 STRICT = Limits()
@@ -259,7 +269,7 @@ def verify(
     seen = compare(candidate, reference, episode, report, own_answers=lower, inputs=inputs)
     beyond = _judge_lower(reference, seen, limits) if lower else None
     if not lower:
-        _judge(reference, seen, limits.error)
+        _judge(reference, seen, limits)
     chunk_error = chunk_gap(candidate, seen.golden)
     if chunk_error is not None and not chunk_error <= limits.error:
         raise ParityError(
@@ -300,20 +310,26 @@ def _measured(errors: np.ndarray) -> float | None:
     return worst if np.isfinite(worst) else None
 
 
-def _judge(reference: Reference, seen: Comparison, tolerance: float) -> None:
+def _judge(reference: Reference, seen: Comparison, limits: Limits) -> None:
     errors = np.stack([seen.output_error, seen.state_error])
     # Written so that NaN fails.
-    bad = ~(errors.max(axis=0) <= tolerance) | np.array([bool(names) for names in seen.flipped])
+    bad = ~(errors.max(axis=0) <= limits.error) | np.array([bool(names) for names in seen.flipped])
     if bad.any():
         t = int(bad.argmax())
         raise ParityError(
             f"the bundle parts from {reference.name} at step {t}",
             found=f"output error {errors[0, t]:.3g}, state error {errors[1, t]:.3g}, "
             f"flipped gates: {', '.join(seen.flipped[t]) or 'none'}",
-            expected=f"errors at most {tolerance:g} and no flipped gate",
-            remedy="look for memory that is not declared (Python attributes, random numbers), and "
-            "for operations that the engine computes differently (logsigmoid, softplus); "
-            "nothing was written",
+            expected=f"errors at most {limits.error:g} and no flipped gate"
+            + (f"; {limits.because}" if limits.because else ""),
+            remedy=(
+                "export it in float32: module.float(), with inputs and first values in float32; or "
+                if limits.because
+                else ""
+            )
+            + "look for memory that is not declared (Python attributes, random numbers), and for "
+            "operations that the engine computes differently (logsigmoid, softplus); nothing was "
+            "written",
         )
 
 

@@ -16,9 +16,8 @@ from stategate.contract.errors import BundleError, MissingDependencyError, Parit
 from stategate.contract.native import ABI, LIBRARY_PATH, Engine, check_library, why_not_here
 from stategate.contract.staging import scratch_folder
 from stategate.runtime.full_pool import open_stepper
-from stategate.runtime.golden import replay
+from stategate.runtime.golden import TOLERANCE, replay
 
-TOLERANCE = 1e-4
 _BURST = 32
 _SECONDS = 0.5
 

@@ -19,6 +19,7 @@ from stategate.runtime.gaps import Gaps, flips
 from stategate.runtime.one_step import OneStep, one_step
 from stategate.runtime.session import Session
 
+TOLERANCE = 1e-4  # some 800 roundings of float32
 _FAILS = "copy the bundle again, or try another --engine"
 
 
@@ -178,13 +179,14 @@ def fused_gap(path: str | Path, golden: Episode) -> float | None:
 
 
 def replay(
-    path: str | Path, tolerance: float = 1e-4, engine: EngineChoice = "auto"
+    path: str | Path, tolerance: float | None = None, engine: EngineChoice = "auto"
 ) -> Replay | None:
     """Step a bundle through its golden episode on this machine.
 
     Args:
         path: The bundle.
-        tolerance: Largest error allowed.
+        tolerance: Largest error allowed. None is `TOLERANCE`, or that of the receipt where the
+            golden answers are the model's own: float16 cannot keep what float32 can.
         engine: Which engine steps it.
 
     Returns:
@@ -198,6 +200,10 @@ def replay(
     golden = bundle.golden()
     if golden is None:
         return None
+    if tolerance is None:
+        receipt = bundle.manifest.verification
+        own = receipt.tolerance if receipt and receipt.max_flip_rate is None else None
+        tolerance = own or TOLERANCE
     answers = {**golden.outputs, **golden.gates, **golden.states}
     if holes := not_finite(answers):
         raise ParityError(

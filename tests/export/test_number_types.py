@@ -1,0 +1,117 @@
+"""Models that compute in other numbers than float32: what they are held to, and what is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+from stategate.contract import Bundle, Episode
+from stategate.export.candidates import candidate_from
+from stategate.export.cli import export
+from stategate.export.rounding import own_rounding, strict_limits
+from stategate.models import lift
+from stategate.models.load import LoadedModel
+from stategate.runtime.cli import main
+
+CASES = Path(__file__).parents[1] / "cases" / "models.py"
+
+
+class Sum(nn.Module):
+    """Adds its input to what it has; in float16 every sum is rounded."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("s", torch.zeros(1, 2, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.s = 0.5 * self.s + x
+        return self.s * 3
+
+
+def loaded(dtype: torch.dtype) -> LoadedModel:
+    lifted = lift(Sum(dtype), {"x": torch.zeros(1, 2, dtype=dtype)}, states=["s"], outputs=["y"])
+    return LoadedModel("sum", "custom", "tests", lifted, lifted, None)
+
+
+def episode(dtype: str, steps: int = 60) -> Episode:
+    rng = np.random.default_rng(5)
+    return Episode({"x": rng.standard_normal((steps, 1, 2)).astype(dtype)})
+
+
+@pytest.mark.case("C6")
+def test_a_model_in_float16_is_exported_within_what_float16_rounds_away(tmp_path: Path) -> None:
+    args = ["export", f"{CASES}:half_policy", "--out", str(tmp_path / "b"), "--steps", "200"]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.output
+    assert "computes in float16" in result.output
+    receipt = Bundle.open(tmp_path / "b").manifest.verification
+    assert receipt is not None and receipt.tolerance is not None
+    # One rounding of float16 is 2**-11 of a number's size.
+    assert 2**-11 < receipt.tolerance <= 0.02
+
+
+def test_the_rounding_of_a_model_is_its_distance_from_the_same_loop_in_float64() -> None:
+    inputs = episode("float16")
+    s, exact, worst, largest = np.zeros((1, 2), np.float16), np.zeros((1, 2)), 0.0, 0.0
+    for x in inputs.inputs["x"]:
+        s = (np.float16(0.5) * s + x).astype(np.float16)
+        exact = 0.5 * exact + x.astype(np.float64)
+        worst = max(worst, float(np.abs(s - exact).max()))
+        largest = max(largest, float(np.abs(s).max()))
+    own = own_rounding(loaded(torch.float16).model, {}, inputs)
+    # Outputs are rounded once more, by at most 2**-11 of their size.
+    assert 0.99 * worst / largest <= own <= worst / largest + 2**-10
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("float64", 1e-12)])
+def test_wider_numbers_are_held_to_tighter_limits(dtype: str, limit: float) -> None:
+    model = loaded(getattr(torch, dtype))
+    assert 0 < strict_limits(model.model, candidate_from(model), episode(dtype)).error <= limit
+
+
+class HiddenHalf(nn.Module):
+    """float32 on the outside; what it casts by itself is widened in the comparison."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = nn.GRUCell(3, 4)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", dtype=torch.float16):
+            h = self.cell(x, h)
+        return 2 * h.float(), h.float()
+
+
+def hidden_half() -> nn.Module:
+    return lift(HiddenHalf(), {"x": torch.zeros(1, 3)}, hidden={"h": torch.zeros(1, 4)})
+
+
+def test_float16_inside_of_a_model_is_seen_too(tmp_path: Path) -> None:
+    args = [f"{__file__}:hidden_half", "--out", str(tmp_path / "b"), "--steps", "100"]
+    result = CliRunner().invoke(export, args)
+    assert result.exit_code == 0, result.output
+    assert "computes in float16" in result.output
+
+
+def test_the_limit_of_float16_never_hides_a_forgotten_memory() -> None:
+    """A model that rounds badly is held to two hundredths, however far it is from float32."""
+
+    class Stalls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("s", torch.zeros(1, 2, dtype=torch.float16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.s = self.s + x.abs() * 0.001 + 0.001
+            return self.s * 1
+
+    lifted = lift(Stalls(), {"x": torch.zeros(1, 2).half()}, states=["s"], outputs=["y"])
+    model = LoadedModel("stalls", "custom", "tests", lifted, lifted, None)
+    limits = strict_limits(model.model, candidate_from(model), episode("float16", 4000))
+    assert limits.error == 0.02
