@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from stategate.contract.errors import OutputError, SpecError
+from stategate.contract.reading import text_with_controls
 
 
 @contextmanager
@@ -52,10 +53,11 @@ def who_and_why(accept: str | None) -> str | None:
         SpecError: It does not.
     """
     who, _, why = (accept or "").partition(":")
-    if accept is not None and not (who.strip() and why.strip()):
+    plain = text_with_controls(accept) is None  # it is printed wherever the bundle goes
+    if accept is not None and not (who.strip() and why.strip() and plain):
         raise SpecError(
             "--accept must say who overrules the limits, and why",
             found=repr(accept),
-            expected='"WHO: WHY"',
+            expected='"WHO: WHY", on one line',
         )
     return accept

@@ -57,6 +57,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from stategate.contract.reading import printable
+
+# Of one line of an error, and lines after the first; a compiler says its five in fewer.
+_LONGEST = 2000
+_LINES = 20
+
 
 class StategateError(Exception):
     """Base of every deliberate error.
@@ -81,14 +87,18 @@ class StategateError(Exception):
         self, what: str, *, found: object = None, expected: object = None, remedy: str | None = None
     ) -> None:
         self.what = what
-        parts = [what]
-        if found is not None:
-            parts.append(f"found: {found}")
-        if expected is not None:
-            parts.append(f"expected: {expected}")
-        if remedy is not None:
-            parts.append(f"what to do: {remedy}")
+        parts = [printable(what, _LONGEST)]
+        for label, part in (("found", found), ("expected", expected), ("what to do", remedy)):
+            if part is not None:
+                parts.append(f"{label}: {_quoted(part)}")
         super().__init__("\n  ".join(parts))
+
+
+def _quoted(part: object) -> str:
+    """Names may come from a stranger's file: a line of theirs must not look like one of ours."""
+    first, *rest = (printable(line, _LONGEST) for line in str(part).splitlines() or [""])
+    more = [f"and {len(rest) - _LINES} more lines"] if len(rest) > _LINES else []
+    return "\n    | ".join([first, *rest[:_LINES], *more])
 
 
 class ContractError(StategateError):

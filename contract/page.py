@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, Protocol
 
+from stategate.contract.reading import printable
+
 # Placeholders: the n-th colour that a plot may use for a series, and ink and grid.
 SERIES = ("#030303", "#040404", "#050505", "#060606", "#070707")
 INK, GRID = "#010101", "#020202"
@@ -53,6 +55,11 @@ class Drawing(Protocol):
         ...
 
 
+def _text(text: str) -> str:
+    """What a name from a file may be shown as: no markup, and no turn of direction."""
+    return escape(printable(text, 10_000))
+
+
 def document(title: str, parts: Iterable[str]) -> str:
     """A whole page.
 
@@ -62,7 +69,7 @@ def document(title: str, parts: Iterable[str]) -> str:
     """
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title>"
+        f"<title>{_text(title)}</title>"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
@@ -72,7 +79,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
     """A table that scrolls sideways where it is too wide; without a head if that is empty."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = (line("th", head) if head else "") + "".join(line("td", row) for row in rows)
     return f'<div class="wide"><table class="{kind}">{body}</table></div>'
@@ -80,7 +87,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
 
 def items(texts: Iterable[str]) -> str:
     """A list, or nothing."""
-    body = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    body = "".join(f"<li>{_text(text)}</li>" for text in texts)
     return f"<ul>{body}</ul>" if body else ""
 
 
@@ -110,6 +117,7 @@ def plot_style(title: str) -> dict[str, Any]:
         "legend.frameon": False,
         "axes.titlelocation": "left",
         "axes.titlesize": 11,
+        "text.parse_math": False,  # a name with two dollars is no formula
         "axes.formatter.min_exponent": 8,  # 0.01 and 1000 rather than powers of ten
     }
 
@@ -123,4 +131,4 @@ def themed_svg(figure: Drawing, title: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # names of groups repeat from plot to plot
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
-    return f'<figure role="img" aria-label="{escape(title)}">{svg}</figure>'
+    return f'<figure role="img" aria-label="{_text(title)}">{svg}</figure>'

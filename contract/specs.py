@@ -14,6 +14,7 @@ import numpy as np
 
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SpecError
+from stategate.contract.reading import printable, text_with_controls
 
 
 def _fits(value: float, dtype: str) -> bool:
@@ -26,6 +27,13 @@ def _fits(value: float, dtype: str) -> bool:
 def _check_tensor(kind: str, name: str, shape: tuple[int, ...], dtype: str) -> None:
     if not name:
         raise SpecError(f"{kind} without a name")
+    if text_with_controls(name) is not None or len(name) > NAME_CHARACTERS:
+        raise SpecError(
+            f"this cannot be the name of a {kind}",
+            found=printable(name),
+            expected=f"at most {NAME_CHARACTERS:,} characters that print",
+            remedy="rename it in the model",
+        )
     dtype_named(dtype)
     if any(extent <= 0 for extent in shape):
         raise SpecError(
@@ -42,6 +50,8 @@ def _check_tensor(kind: str, name: str, shape: tuple[int, ...], dtype: str) -> N
         )
 
 
+NAME_CHARACTERS = 1000
+"""Of a tensor's name; exporters write the path of a module, which has some hundred."""
 _MAX_RANK = 32
 _MAX_BYTES = 1 << 40  # more than any device has; keeps a hostile manifest from overflowing
 

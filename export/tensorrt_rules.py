@@ -125,7 +125,7 @@ def check_legal(model: onnx.ModelProto, spec: StepSpec, generation: Generation) 
     if found:
         raise GraphError(
             f"TensorRT {generation.name} would not take the graph",
-            found="\n    ".join(str(one) for one in found),
+            found="\n".join(str(one) for one in found),
             expected="no finding",
             remedy="change the model as each finding says, or use onnxruntime or native",
         )

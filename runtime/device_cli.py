@@ -11,11 +11,14 @@ import msgspec
 
 from stategate.contract import Bundle, Manifest, canonical_json
 from stategate.contract.native import NativeRef, why_not_here
+from stategate.contract.reading import printable
 from stategate.contract.receipts import NOISE
 from stategate.runtime.golden import Replay, replay
 from stategate.runtime.snapshot import Codec
 from stategate.runtime.store import newest_in
 from stategate.runtime.tensorrt_api import plans_here
+
+_NAMES = 20  # of undeclared files that are listed
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -49,7 +52,7 @@ def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(manifest | {"ledger": ledger, "engines": engines}, indent=2))
         return
     for label, text in (*describe(opened.manifest), *described_plans(opened)):
-        click.echo(f"{label:<12} {text}")
+        click.echo(f"{label:<12} {printable(text, 1000)}")
     click.echo(f"{'digest':<12} {opened.digest}")
     if snapshots is not None and found is None:
         click.echo(f"{'snapshot':<12} none in {snapshots}")
@@ -99,9 +102,9 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
             f"{sizes.graph_bytes:,} bytes, memory {sizes.float_state_bytes:,} -> "
             f"{manifest.state_bytes:,} bytes"
         )
-        lines.append(("precision", _printable(text)))
+        lines.append(("precision", printable(text)))
     elif manifest.is_lower:
-        lines.append(("precision", _printable(manifest.step_graph.precision)))
+        lines.append(("precision", printable(manifest.step_graph.precision)))
     return [*lines, *_judged(manifest), *_facts(manifest)]
 
 
@@ -114,17 +117,17 @@ def _judged(manifest: Manifest) -> list[tuple[str, str]]:
         f"{receipt.steps} steps of {receipt.inputs.words} against {receipt.reference}: "
         f"{receipt.errors}, {receipt.gate_flips} gate flips"
     )
-    lines = [(verdict, _printable(text))]
+    lines = [(verdict, printable(text))]
     if receipt.accepted is not None:
-        lines.append(("accepted", _printable(f"by {receipt.accepted}")))
+        lines.append(("accepted", printable(f"by {receipt.accepted}")))
     if receipt.inputs.kind == "noise":
         lines.append(("note", NOISE))
-    lines += [("note", _printable(note)) for note in receipt.notes]
+    lines += [("note", printable(note)) for note in receipt.notes]
     if drift is not None:
         accepted = f"; accepted by {drift.accepted}" if drift.accepted else ""
         findings = "; ".join(drift.findings) or "passed"
         text = f"{drift.steps} steps beside the float model: {findings}{accepted}"
-        lines.append(("drift", _printable(text)))
+        lines.append(("drift", printable(text)))
     elif manifest.is_lower:
         lines.append(("drift", "not judged: a candidate in lower precision"))
     return lines
@@ -133,7 +136,7 @@ def _judged(manifest: Manifest) -> list[tuple[str, str]]:
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     lines = []
     for fact, text in manifest.metadata.items():
-        lines.append(("fact", _printable(f"{fact}: {text}")))
+        lines.append(("fact", printable(f"{fact}: {text}")))
     return [*lines, ("created", manifest.created)]
 
 
@@ -163,18 +166,12 @@ def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
             f"{place.machine}; plan {record.plan.sha256[:12]}, {record.plan_bytes} bytes, of graph "
             f"{place.onnx_sha256[:12]}"
         )
-        lines.append(("engine", _printable(text)))
+        lines.append(("engine", printable(text)))
         told = (
             f"not to be loaded here: {'; '.join(hindrances)}" if hindrances else "for this machine"
         )
-        lines.append(("engine", _printable(told)))
+        lines.append(("engine", printable(told)))
     return lines
-
-
-def _printable(text: str, longest: int = 200) -> str:
-    """On one line, and nothing that a terminal would obey; what is cut off is in ``--json``."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return plain if len(plain) <= longest else f"{plain[:longest]}... ({len(plain)} characters)"
 
 
 @click.command()
@@ -224,7 +221,7 @@ def verify(
             "passed": passed,
             "digest": opened.digest,
             "files": len(opened.manifest.all_files) + 1,
-            "undeclared_files": undeclared,
+            "undeclared_files": [printable(name, 4096) for name in undeclared],
             "standing": opened.manifest.standing,
             "replay": asdict(result) if result is not None else None,
         }
@@ -232,8 +229,10 @@ def verify(
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:
         click.echo(f"digests   {len(opened.manifest.all_files) + 1} files as sealed")
-        for name in undeclared:
-            click.echo(f"digests   {name} is not in the manifest; it is never loaded")
+        for name in undeclared[:_NAMES]:
+            click.echo(f"digests   {printable(name)} is not in the manifest; it is never loaded")
+        if len(undeclared) > _NAMES:
+            click.echo(f"digests   and {len(undeclared) - _NAMES:,} more; see --json")
         for label, text in _judged(opened.manifest):
             click.echo(f"{label:<9} {text}")
         if candidate:

@@ -15,6 +15,7 @@ from stategate.contract import Episode, EpisodeSet, load_episode
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError, OutputError
+from stategate.contract.reading import printable
 from stategate.contract.user_file import build_from_file
 from stategate.runtime.buffers import Array
 from stategate.runtime.recorder import BLOCK_STEPS, Recorder
@@ -297,4 +298,4 @@ def episodes(path: Path, as_json: bool) -> None:
     for key, (dtype, shape) in found.files[0].form.items():
         click.echo(f"  {key}: {dtype} {list(shape)}")
     for file in found.files:
-        click.echo(f"  {file.name}: {file.steps:,} steps  {file.provenance}")
+        click.echo(f"  {printable(file.name)}: {file.steps:,} steps  {printable(file.provenance)}")
