@@ -10,8 +10,14 @@ from numpy.typing import NDArray
 
 from stategate.contract import Episode
 from stategate.contract.errors import EpisodeError
+from stategate.contract.npz import WHOLE_BYTES
+from stategate.contract.reading import open_regular, printable
 
 Samples = NDArray[np.float64]
+
+SAMPLES = 1 << 27
+"""Of one file, at its own rate and at the model's: two hours at 16 kHz. Each takes eight bytes, and
+its spectrum as much again; a header may claim any rate, and so ask for any number of them."""
 
 
 def wav_episode(
@@ -35,13 +41,22 @@ def wav_episode(
         rate_hz: Samples per second that the model hears; those of the file if left out.
 
     Raises:
-        EpisodeError: The file cannot be read, or is shorter than a window.
+        EpisodeError: The file cannot be read, is shorter than a window, or becomes too large.
     """
+    if min(window, hop, 1 if rate_hz is None else rate_hz) < 1:
+        raise EpisodeError(
+            "windows and rates are positive",
+            found=f"windows of {window} every {hop}, {rate_hz} Hz",
+        )
     try:
-        with wave.open(str(path), "rb") as file:
+        with open_regular(path) as opened, wave.open(opened, "rb") as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
+            if width > 0 and channels > 0:
+                _check_samples(path, min(file.getnframes(), path.stat().st_size // width))
             raw = file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as problem:
+    except EpisodeError:
+        raise
+    except Exception as problem:  # the module wave lets struct.error, ValueError and more through
         raise EpisodeError(
             f"{path} cannot be read",
             found=f"{type(problem).__name__}: {problem}",
@@ -56,12 +71,21 @@ def wav_episode(
     whole = len(raw) // (width * channels) * width * channels
     frames = np.frombuffer(raw[:whole], f"<i{width}").reshape(-1, channels)
     heard = frames[:, channel] / 2.0 ** (8 * width - 1)
-    told = f"{path.name}, channel {channel} at {rate} Hz"
+    told = f"{printable(path.name)}, channel {channel} at {rate} Hz"
+    _check_samples(path, round(len(heard) * (rate_hz or rate) / rate))
     if rate_hz not in (None, rate):
         heard, rate, told = _resampled(heard, rate, rate_hz), rate_hz, f"{told} made {rate_hz} Hz"
     if len(heard) < window:
         raise EpisodeError(
             f"{path} is shorter than a window", found=f"{len(heard)} samples", expected=window
+        )
+    size = ((len(heard) - window) // hop + 1) * window * 4
+    if size > WHOLE_BYTES:
+        raise EpisodeError(
+            f"the windows of {path} are too large for one episode",
+            found=f"{size:,} bytes of windows of {window} every {hop}",
+            expected=f"at most {WHOLE_BYTES:,}",
+            remedy="take a larger --hop, or cut the sound into several files",
         )
     heard = heard.astype(np.float32)
     steps = np.lib.stride_tricks.sliding_window_view(heard, window)[::hop]
@@ -70,6 +94,16 @@ def wav_episode(
         rate_hz=rate / hop,
         provenance=f"{told}, windows of {window} every {hop}",
     )
+
+
+def _check_samples(path: Path, samples: int) -> None:
+    if samples > SAMPLES:
+        raise EpisodeError(
+            f"{path} is too long to be heard at once",
+            found=f"{samples:,} samples",
+            expected=f"at most {SAMPLES:,}",
+            remedy="cut it into several files, or take a lower --rate-hz",
+        )
 
 
 def _resampled(heard: Samples, rate: int, wanted: int) -> Samples:

@@ -231,6 +231,37 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_bundle_or_none(
     assert whole > 5
 
 
+@pytest.mark.case("E13")
+def test_a_bundle_that_is_being_replaced_opens_as_the_old_or_the_new_one(
+    tiny_bundle: Path, copy_of: Copier
+) -> None:
+    copy = copy_of(tiny_bundle)
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, tiny_bundle, copy], stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        seen = {Bundle.open(copy).manifest.created for _ in range(600)}
+        child.kill()
+    assert {"a", "b"} <= seen
+
+
+@pytest.mark.case("E13")
+def test_a_bundle_that_is_damaged_and_stays_so_is_read_once(
+    tiny_bundle: Path, copy_of: Copier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copy_of(tiny_bundle)
+    (copy / "golden.npz").write_bytes(b"altered")
+    reads: list[str] = []
+    real = Bundle._open_unchecked
+    monkeypatch.setattr(
+        Bundle, "_open_unchecked", lambda path: (reads.append(str(path)), real(path))[1]
+    )
+    with pytest.raises(DigestError):
+        Bundle.open(copy)
+    assert len(reads) == 1
+
+
 def test_every_error_of_a_bundle_is_one_of_ours() -> None:
     assert issubclass(BundleError, StategateError)
     assert issubclass(UnsafePathError, BundleError)
