@@ -257,6 +257,13 @@ class StepSpec(Record, frozen=True):
                 expected="at least one that is neither a state nor a constant",
                 remedy="check which inputs were declared as states",
             )
+        if not self.outputs:
+            raise SpecError(
+                "the model gives no output",
+                expected="at least one that is not a next state: a caller would get nothing back",
+                remedy="check which outputs were declared as next states; where the answer is also "
+                "fed back, give it twice, the second time under a name of its own",
+            )
         if not self.states:
             raise SpecError(
                 "the model declares no state",

@@ -13,9 +13,10 @@ import onnxruntime
 from stategate.contract import ConstantSpec, ModelRef, StateSpec, StepSpec, TensorSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError
+from stategate.export.dataflow import read_on, used_inputs
 from stategate.export.graph import check_graph
 from stategate.export.pack import Candidate
-from stategate.export.pairing import check_pairs, find_pairs, lookalikes
+from stategate.export.pairing import Evidence, check_pairs, find_pairs, lookalikes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,9 @@ def adopt(path: Path, request: Request) -> Adopted:
     constants = [_filled(specs[n], text, "--const") for n, text in request.constants.items()]
     inputs = {name: spec for name, spec in specs.items() if name not in request.constants}
     outputs = _probe(graph, inputs, constants)
-    pairs, found = (dict(request.states), "") if request.states else find_pairs(inputs, outputs)
+    pairs, found = dict(request.states), ""
+    if not pairs:
+        pairs, found = find_pairs(inputs, outputs, Evidence(used_inputs(model), read_on(model)))
     check_pairs(pairs, inputs, outputs)
     spec = StepSpec(
         inputs=tuple(t for t in inputs.values() if t.name not in pairs),

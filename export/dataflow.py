@@ -115,5 +115,41 @@ class Dataflow:
         return model
 
 
+_WORDS_OF_MOVES = """
+Cast Concat Flatten Identity Reshape Slice Squeeze Transpose Unsqueeze
+"""
+_MOVES = frozenset(_WORDS_OF_MOVES.split())
+
+
+def used_inputs(model: onnx.ModelProto) -> set[str]:
+    """Inputs of a graph that some output of it depends on."""
+    flow = Dataflow(model)
+    needed = flow.needed_for(value.name for value in model.graph.output)
+    return {name for node in needed for name in flow.reads(node)}
+
+
+def read_on(model: onnx.ModelProto) -> set[str]:
+    """Outputs of a graph from whose numbers it computes another output in the same step.
+
+    So it is with most next states: the new memory is computed, and then read. What only moves
+    numbers is looked through, and a node with several outputs counts as one.
+    """
+    flow = Dataflow(model)
+    names = [value.name for value in model.graph.output]
+    needed = {name: flow.needed_for([name]) for name in names}
+    found = set()
+    for name in names:
+        made, waiting = set(), [name]
+        while waiting:
+            node = flow.maker.get(waiting.pop())
+            if node is not None and flow.nodes[node].op_type in _MOVES:
+                waiting += flow.reads(node)
+            elif node is not None:
+                made.add(node)
+        if any(made & needed[other] for other in names if other != name):
+            found.add(name)
+    return found
+
+
 def _within(node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
     return every_node(onnx.GraphProto(node=[node]))

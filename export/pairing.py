@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 from stategate.contract import TensorSpec
 from stategate.contract.errors import StatePairingError
@@ -13,30 +15,71 @@ Tensors = Mapping[str, TensorSpec]
 
 _DIRECTIONS = re.compile(r"(past|present|prev|next|new|input|output|out|in|_?n$|[^a-z0-9])")
 _TIMES = re.compile(r"past|present|prev|next|new")
+_MEMORY = re.compile(
+    r"past|present|prev|next|new|state|hidden|memory|cache|carry|cell|recurrent|lstm|gru|rnn|ssm"
+    r"|(^|[^a-z])(h|c|hn|cn|hx|cx|mem)([^a-z]|$)"
+)
 _CACHES = re.compile(r"past|prev|cache|(^|[^a-z])kv([^a-z]|$)")
 _ALIKE = 0.6
 _SAME = 0.9
 
 
-def find_pairs(inputs: Tensors, outputs: Tensors) -> tuple[dict[str, str], str]:
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the graph itself says of its inputs and outputs.
+
+    Attributes:
+        used: Inputs that some output depends on.
+        read_on: Outputs from whose numbers another output is computed in the same step.
+    """
+
+    used: AbstractSet[str]
+    read_on: AbstractSet[str]
+
+
+def find_pairs(
+    inputs: Tensors, outputs: Tensors, evidence: Evidence | None = None
+) -> tuple[dict[str, str], str]:
     """State pairs, and how they were found.
 
     Names decide among tensors of equal shape and dtype. Where no names are alike, shapes decide,
     but only if they allow a single assignment that leaves an input to be fed from outside.
+    Evidence decides among pairs by name: where some are read on in the step, or are named as a
+    memory, those that are neither are no proposal (``audio_in`` beside ``state_in``).
 
     Raises:
-        StatePairingError: Nothing fits, something fits twice, or a memory grows.
+        StatePairingError: Nothing fits, something fits twice, a memory grows, or nothing would be
+            left to be fed from outside, or to be given back.
     """
     _refuse_growing(inputs, outputs)
-    candidates = {
+    used = {n: t for n, t in inputs.items() if evidence is None or n in evidence.used}
+    candidates = _alike_in_form(used, outputs)
+    pairs, how = _by_name(candidates), "by name"
+    if pairs and evidence is not None:
+        strong = {i: o for i, o in pairs.items() if o in evidence.read_on or _is_memory(i, o)}
+        pairs = strong or pairs
+    if not pairs:
+        pairs, how = _by_shape(candidates), "by shape alone"
+    if not pairs:
+        raise _undecided("no input looks like a state", candidates)
+    for side, left in (("input", {*inputs} - {*pairs}), ("output", {*outputs} - {*pairs.values()})):
+        if not left:
+            what = f"every {side} looks like a state, and a step needs one that is none"
+            raise _undecided(what, candidates)
+    return pairs, how
+
+
+def _is_memory(name: str, next_name: str) -> bool:
+    """Whether the names of a pair say that it is a memory, and not only that it goes in and out."""
+    return any(_MEMORY.search(each.lower()) for each in (name, next_name))
+
+
+def _alike_in_form(inputs: Tensors, outputs: Tensors) -> dict[str, list[str]]:
+    """Outputs of the shape and dtype of each input."""
+    return {
         i.name: [o.name for o in outputs.values() if (o.shape, o.dtype) == (i.shape, i.dtype)]
         for i in inputs.values()
     }
-    if pairs := _by_name(candidates):
-        return pairs, "by name"
-    if pairs := _by_shape(candidates):
-        return pairs, "by shape alone"
-    raise _undecided("no input looks like a state", candidates)
 
 
 def _by_name(candidates: Mapping[str, list[str]]) -> dict[str, str]:
@@ -67,8 +110,9 @@ def lookalikes(inputs: Tensors, outputs: Tensors, pairs: Mapping[str, str]) -> d
     """Pairs that were not declared and look like states beside those that were."""
     free_inputs = {n: t for n, t in inputs.items() if n not in pairs}
     free_outputs = {n: t for n, t in outputs.items() if n not in pairs.values()}
+    candidates = _alike_in_form(free_inputs, free_outputs)
     try:
-        return find_pairs(free_inputs, free_outputs)[0]
+        return _by_name(candidates) or _by_shape(candidates)
     except StatePairingError:
         return {}
 

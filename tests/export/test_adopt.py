@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
-from stategate.contract import Bundle, TensorSpec
-from stategate.contract.errors import GraphError, StatePairingError
+from stategate.contract import Bundle, TensorSpec, canonical_json
+from stategate.contract.errors import GraphError, ManifestError, StatePairingError
+from stategate.contract.manifest import decode_manifest
 from stategate.export.adopt import Request, adopt
 from stategate.export.pairing import find_pairs
 from stategate.runtime import Session
 from stategate.runtime.cli import main
 
+CASES = Path(__file__).parents[1] / "cases"
 NOTHING = Request({}, {}, {}, {})
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -151,7 +154,8 @@ def test_a_cache_that_grows_is_no_state(tmp_path: Path) -> None:
         adopt(path, Request({"t": 8}, {}, {}, {"past": "present"}))
 
 
-def test_a_cell_whose_only_output_is_its_state_is_adopted(tmp_path: Path) -> None:
+@pytest.mark.case("B3")
+def test_a_cell_whose_only_output_is_its_state_needs_an_answer_beside_it(tmp_path: Path) -> None:
     path = save(
         tmp_path / "cell.onnx",
         [("Add", ["x", "h"], ["h_out"])],
@@ -161,9 +165,75 @@ def test_a_cell_whose_only_output_is_its_state_is_adopted(tmp_path: Path) -> Non
     out = tmp_path / "b"
     arguments = ["adopt", str(path), "--state", "h=h_out", "--out", str(out)]
     result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and "the model gives no output" in result.output
+    assert "give it twice" in result.output and not out.exists()
+    result = CliRunner().invoke(main, ["adopt", str(path), "--yes", "--out", str(out)])
+    assert result.exit_code == 2 and "every output looks like a state" in result.output
+    twice = save(
+        path,
+        [("Add", ["x", "h"], ["h_out"]), ("Identity", ["h_out"], ["y"])],
+        [("x", F, [1, 2]), ("h", F, [1, 2])],
+        [("y", F, [1, 2]), ("h_out", F, [1, 2])],
+    )
+    result = CliRunner().invoke(main, ["adopt", str(twice), *arguments[2:]])
     assert result.exit_code == 0, result.output
-    assert CliRunner().invoke(main, ["verify", str(out)]).exit_code == 0
-    assert CliRunner().invoke(main, ["bench-overhead", str(out), "--rounds", "1"]).exit_code == 0
+    with Session.open(out) as session:
+        session.step(x=np.ones((1, 2), np.float32))
+        assert session.step(x=np.ones((1, 2), np.float32))["y"].tolist() == [[2.0, 2.0]]
+
+
+@pytest.mark.case("B3")
+def test_audio_that_goes_in_and_out_is_no_memory(tmp_path: Path) -> None:
+    runpy.run_path(str(CASES / "graphs.py"))["main"](tmp_path)
+    out = tmp_path / "b"
+    words = ["adopt", str(tmp_path / "audio_pair.onnx"), "--yes", "--out", str(out)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert "input audio_in looks as if it were fed from audio_out" in result.stderr
+    manifest = Bundle.open(out).manifest
+    assert [s.name for s in manifest.states] == ["state_in"]
+    assert [t.name for t in manifest.inputs] == ["audio_in", "gain"]
+    audio, gain = np.ones((1, 64), np.float32), np.ones((1, 1), np.float32)
+    heard = []
+    with Session.open(out) as session:
+        for _ in range(3):
+            heard.append(session.step(audio_in=audio, gain=gain)["audio_out"][0, 0])
+    np.testing.assert_allclose(heard, np.tanh([1.0, 1.5, 1.75]), rtol=1e-6)
+
+
+@pytest.mark.case("B3")
+def test_a_frame_that_is_given_back_is_no_memory_though_nothing_would_be_missing(
+    tmp_path: Path,
+) -> None:
+    """The same kind where inputs and outputs would be left over: a score beside, an idle input."""
+    path = save(
+        tmp_path / "frames.onnx",
+        [
+            ("Add", ["frame_in", "lstm_h"], ["sum"]),
+            ("Tanh", ["sum"], ["fresh"]),
+            ("Identity", ["fresh"], ["lstm_h_next"]),
+            ("Neg", ["fresh"], ["frame_out"]),
+            ("ReduceMax", ["fresh"], ["score"]),
+            ("Identity", ["idle_in"], ["idle_copy"]),
+        ],
+        [("frame_in", F, [1, 8]), ("idle_in", F, [1, 8]), ("lstm_h", F, [1, 8])],
+        [
+            ("frame_out", F, [1, 8]),
+            ("score", F, [1, 1]),
+            ("lstm_h_next", F, [1, 8]),
+            ("idle_copy", F, [1, 8]),
+        ],
+    )
+    assert adopt(path, NOTHING).pairs == {"lstm_h": "lstm_h_next"}
+
+
+@pytest.mark.case("B3")
+def test_a_manifest_without_outputs_or_inputs_is_no_manifest(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    for field, says in (("inputs", "takes no input"), ("outputs", "gives no output")):
+        fields = json.loads(canonical_json(manifest)) | {field: []}
+        with pytest.raises(ManifestError, match=says):
+            decode_manifest(json.dumps(fields).encode())
 
 
 def test_a_state_that_was_forgotten_beside_declared_ones_is_pointed_out(tmp_path: Path) -> None:
