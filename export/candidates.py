@@ -86,6 +86,8 @@ def candidate_from(
                 raise
     operators = wanted[0].value
     metadata = {}
+    if observations := getattr(loaded.module, "observations", None):
+        metadata["observations"] = observations
     if len(graphs) > 1:
         times = medians_us(graphs, sample(spec))
         operators = min(times, key=lambda name: times[name])

@@ -23,12 +23,15 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
             "target": manifest.target.name if manifest.target else None,
             "state_bytes": manifest.state_bytes,
             "sessions": manifest.sessions,
+            "observations": manifest.metadata.get("observations"),
             "standing": manifest.standing,
             "verification": msgspec.to_builtins(receipt),
         }
         click.echo(json.dumps(facts, indent=2))
         return
     click.echo(f"{bundle.path}: {manifest.model.name}, {manifest.state_bytes:,} bytes of memory")
+    if "observations" in manifest.metadata:
+        click.echo(f"observations: {manifest.metadata['observations']}")
     if receipt is None:
         return
     click.echo(

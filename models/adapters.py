@@ -8,6 +8,8 @@ session axis first.
 from __future__ import annotations
 
 import copy
+import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from stategate.contract.dtypes import DTYPES
 from stategate.contract.errors import TraceError
+from stategate.models.blame import explained
 from stategate.models.lifting import Lifted, lift
 
 # Where rsl_rl keeps recurrent unit, head and normaliser: 4 and newer, 2 and 3, their students.
@@ -75,7 +78,8 @@ def from_rsl_rl(policy: Any, normalizer: nn.Module | None = None) -> Lifted:
         mean = _FirstRow()
     rnn: nn.RNNBase = memory.rnn
     step = RslRlActor(normalizer, rnn, nn.Sequential(head, mean))
-    return _lifted(step, rnn, {"obs": torch.zeros(1, rnn.input_size)})
+    as_given = isinstance(normalizer, nn.Identity)
+    return _lifted(step, rnn, {"obs": torch.zeros(1, rnn.input_size)}, normalised=not as_given)
 
 
 def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
@@ -87,12 +91,14 @@ def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
 
     Args:
         model: The algorithm, or its policy.
-        normalizer: The ``VecNormalize`` that it was trained behind; its statistics of observations
-            then become part of the step. ``predict`` itself does not apply them.
+        normalizer: The ``VecNormalize`` that it was trained behind, or the file that its ``save``
+            wrote: its statistics of observations become part of the step, which ``predict`` itself
+            does not apply. ``torch.nn.Identity()`` says that observations are handed in as the
+            policy sees them. None is enough where an environment without one is attached.
 
     Raises:
-        TraceError: It has no recurrent actor, was trained behind a normaliser that is not given, or
-            has spaces that a step cannot have.
+        TraceError: It has no recurrent actor, nothing says whether its observations are normalised,
+            the normaliser is for other observations, or it has spaces that a step cannot have.
     """
     policy = getattr(model, "policy", model)
     rnn = getattr(policy, "lstm_actor", None)
@@ -102,19 +108,56 @@ def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
             found=type(model).__name__,
             expected="RecurrentPPO of sb3_contrib, or its policy",
         )
-    trained_behind = getattr(model, "get_vec_normalize_env", lambda: None)()
-    if normalizer is None and getattr(trained_behind, "norm_obs", False):
-        raise TraceError(
-            "the policy was trained behind VecNormalize, which is not part of it",
-            found="observations that are normalised before predict()",
-            remedy="from_sb3(model, normalizer=model.get_vec_normalize_env()) takes observations "
-            "as they are measured; from_sb3(model.policy) takes normalised ones",
-        )
+    normalizer = _normalizer(model, normalizer)
     space = policy.observation_space
     spaces = dict(space.spaces) if hasattr(space, "spaces") else {"obs": space}
     example = {name: _observation(name, part) for name, part in spaces.items()}
     step = Sb3Actor(policy, normalizer, keyed=hasattr(space, "spaces"))
-    return _lifted(step, rnn, example)
+    return _lifted(step, rnn, example, normalised=bool(step.normalizers))
+
+
+def _normalizer(model: Any, given: Any) -> Any:
+    """The normaliser of a policy's observations; None where they are handed in as it sees them."""
+    if isinstance(given, nn.Identity):
+        return None
+    if given is None:
+        behind = getattr(model, "get_vec_normalize_env", lambda: None)()
+        if getattr(behind, "norm_obs", False):
+            raise TraceError(
+                "the policy was trained behind VecNormalize, which is not part of it",
+                found="observations that are normalised before predict()",
+                remedy="from_sb3(model, normalizer=model.get_vec_normalize_env()) takes "
+                "observations as they are measured; from_sb3(model, normalizer="
+                "torch.nn.Identity()) takes normalised ones",
+            )
+        if getattr(model, "get_env", lambda: None)() is None:
+            # A saved policy does not say whether it was trained behind VecNormalize.
+            raise TraceError(
+                "nothing says whether the observations of this policy are normalised",
+                found=f"{type(model).__name__} without an environment, and no normaliser",
+                expected="the VecNormalize that it was trained behind, or a word that there is "
+                "none",
+                remedy='from stategate.models import from_sb3; from_sb3(model, normalizer="FILE") '
+                "with the file that VecNormalize.save wrote, or from_sb3(model, normalizer="
+                "torch.nn.Identity()) if it was trained without",
+            )
+        return None
+    if isinstance(given, (str, Path)):
+        try:
+            given = pickle.loads(Path(given).read_bytes())
+        except Exception as problem:  # unpickling runs code of any package
+            raise TraceError(
+                "the normaliser cannot be read",
+                found=f"{given}: {explained(problem)}",
+                expected="a file that VecNormalize.save wrote",
+            ) from problem
+    if not hasattr(given, "norm_obs"):
+        raise TraceError(
+            "this is no normaliser of stable-baselines3",
+            found=type(given).__name__,
+            expected="a VecNormalize, the file that its save wrote, or torch.nn.Identity()",
+        )
+    return given
 
 
 class RslRlActor(nn.Module):
@@ -144,16 +187,20 @@ class _Normalized(nn.Module):
     """``VecNormalize``: clip((x - mean) / sqrt(var + epsilon), -c, c), its statistics frozen."""
 
     mean: Tensor
+    rest: Tensor
     spread: Tensor
 
     def __init__(self, moments: Any, epsilon: float, clip: float) -> None:
         super().__init__()
         self._clip = clip
-        self.register_buffer("mean", torch.as_tensor(moments.mean).float())
+        mean = torch.as_tensor(moments.mean)
+        self.register_buffer("mean", mean.float())
+        # What float32 cannot hold of a mean counts where the spread is small beside it.
+        self.register_buffer("rest", (mean - mean.float()).float())
         self.register_buffer("spread", torch.as_tensor((moments.var + epsilon) ** 0.5).float())
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.spread).clamp(-self._clip, self._clip)
+        return ((x - self.mean - self.rest) / self.spread).clamp(-self._clip, self._clip)
 
 
 class Sb3Actor(nn.Module):
@@ -182,6 +229,17 @@ class Sb3Actor(nn.Module):
             )
         moments = normalizer.obs_rms if getattr(normalizer, "norm_obs", False) else {}
         moments = moments if isinstance(moments, dict) else {"obs": moments}
+        whole = policy.observation_space
+        spaces = dict(whole.spaces) if keyed else {"obs": whole}
+        for name, moment in moments.items():
+            if name not in spaces or moment.mean.shape != spaces[name].shape:
+                raise TraceError(
+                    "the normaliser is for other observations than the policy's",
+                    found=f"{name} {tuple(moment.mean.shape)}",
+                    expected=", ".join(f"{n} {s.shape}" for n, s in spaces.items()),
+                    remedy="give the normaliser that this policy was trained behind, and stack or "
+                    "transpose observations after it on the robot too",
+                )
         self._normalized = list(moments)
         self.normalizers = nn.ModuleList(
             _Normalized(m, normalizer.epsilon, normalizer.clip_obs) for m in moments.values()
@@ -222,13 +280,16 @@ def _run(rnn: nn.Module, x: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor, 
     return y.squeeze(0), after if isinstance(after, tuple) else (after,)
 
 
-def _lifted(step: nn.Module, rnn: nn.RNNBase, example: dict[str, Tensor]) -> Lifted:
+def _lifted(
+    step: nn.Module, rnn: nn.RNNBase, example: dict[str, Tensor], *, normalised: bool
+) -> Lifted:
     zeros = torch.zeros(rnn.num_layers, 1, rnn.hidden_size)
     names = ("h", "c") if isinstance(rnn, nn.LSTM) else ("h",)
     lifted = lift(
         step, example, hidden=dict.fromkeys(names, zeros), session_axes=dict.fromkeys(names, 1)
     )
     lifted.family = type(rnn).__name__.lower()
+    lifted.observations = "normalised in the graph" if normalised else "as given"
     return lifted
 
 

@@ -41,9 +41,11 @@ class Lifted(nn.Module):
         states: Its buffers and attributes that are states.
         arguments: What its forward takes and returns.
         family: Kind of memory.
+        observations: Whether a normaliser of them is part of the step; empty where nobody said.
     """
 
     family = "custom"
+    observations = ""
 
     def __init__(
         self,

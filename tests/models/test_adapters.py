@@ -250,6 +250,8 @@ def predictions(model: RecurrentPPO, seen: list) -> np.ndarray:
 
 SB3 = """
 from sb3_contrib import RecurrentPPO
+from stategate.models import from_sb3
+from torch.nn import Identity
 
 def model(env="Pendulum-v1"):
     model = RecurrentPPO("MlpLstmPolicy", env, seed=0, device="cpu", n_steps=8)
@@ -258,7 +260,7 @@ def model(env="Pendulum-v1"):
     return model
 
 def policy():
-    return model("CartPole-v1").policy
+    return from_sb3(model("CartPole-v1").policy, normalizer=Identity())
 """
 
 
@@ -269,7 +271,8 @@ def policy():
 def test_a_factory_that_returns_a_recurrent_ppo_is_exported_as_it_is(
     tmp_path: Path, factory: str, env: str, dtype: str
 ) -> None:
-    bundle, model = exported(tmp_path, SB3, factory)
+    bundle, _ = exported(tmp_path, SB3, factory)
+    model = runpy.run_path(str(tmp_path / "mine.py"))["model"](env)
     seen = recorded(env)
     theirs = predictions(model, list(seen))
     assert len(np.unique(theirs)) > 1
@@ -355,8 +358,88 @@ def test_statistics_that_the_policy_was_trained_behind_are_not_forgotten() -> No
     normal = env.normalize_obs(seen)
     theirs = predictions(model, list(normal))
     np.testing.assert_allclose(np.stack([o["action"][0] for o in measured]), theirs, atol=1e-4)
-    given = rolled(from_sb3(model.policy), [{"obs": row[None]} for row in normal])
+    as_given = from_sb3(model, normalizer=nn.Identity())
+    given = rolled(as_given, [{"obs": row[None]} for row in normal])
     np.testing.assert_allclose(np.stack([o["action"][0] for o in given]), theirs, atol=1e-5)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[RecurrentPPO, VecNormalize, Path]:
+    """A policy that was trained behind a normaliser, loaded without its environment."""
+    env = VecNormalize(DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")]))
+    env.obs_rms.update(5.0 + recorded("Pendulum-v1"))
+    learner(env).save(tmp_path / "model.zip")
+    env.save(str(tmp_path / "normalizer.pkl"))
+    return RecurrentPPO.load(tmp_path / "model.zip", device="cpu"), env, tmp_path
+
+
+@pytest.mark.case("D1")
+def test_a_loaded_policy_does_not_lose_its_normaliser_in_silence(saved: tuple) -> None:
+    model, env, folder = saved
+    for normalizer in (None, model.get_vec_normalize_env()):
+        with pytest.raises(TraceError, match="nothing says whether the observations"):
+            from_sb3(model, normalizer=normalizer)
+    for made in (model, model.policy):  # a factory with a plain `return model`
+        with pytest.raises(TraceError, match="VecNormalize.save"):
+            adapted(made)
+    seen = recorded("Pendulum-v1")
+    theirs = predictions(model, list(env.normalize_obs(seen)))
+    for normalizer in (env, folder / "normalizer.pkl", str(folder / "normalizer.pkl")):
+        step = from_sb3(model, normalizer=normalizer)
+        assert step.observations == "normalised in the graph"
+        ours = rolled(step, [{"obs": row[None]} for row in seen])
+        np.testing.assert_allclose(np.stack([o["action"][0] for o in ours]), theirs, atol=1e-4)
+    assert from_sb3(model, normalizer=nn.Identity()).observations == "as given"
+
+
+def test_a_normaliser_of_rewards_alone_leaves_observations_as_they_are() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")]), norm_obs=False)
+    model, seen = learner(env), recorded("Pendulum-v1")
+    for step in (from_sb3(model), from_sb3(model.policy, normalizer=env)):
+        assert step.observations == "as given"
+        ours = rolled(step, [{"obs": row[None]} for row in seen])
+        theirs = predictions(model, list(seen))
+        np.testing.assert_allclose(np.stack([o["action"][0] for o in ours]), theirs, atol=1e-5)
+
+
+def test_a_dict_of_observations_is_normalised_by_the_keys_that_its_normaliser_has() -> None:
+    both = spaces.Dict({"arm": BOX, "mast": spaces.Box(9e3, 11e3, (2,))})
+    env = VecNormalize(DummyVecEnv([lambda: Stub(both, ARM)]), norm_obs_keys=["mast"], clip_obs=2.0)
+    both.seed(4)
+    seen = [both.sample() for _ in range(STEPS)]
+    # A mean that float32 cannot hold, and a spread that is small beside it.
+    env.obs_rms["mast"].update(10_000.0003 + 0.01 * np.random.default_rng(0).normal(size=(64, 2)))
+    for observation in seen:
+        observation["mast"] = np.float32(10_000 + 0.02 * (observation["mast"] - 10_000) / 1_000)
+    model = learner(env, "MultiInputLstmPolicy", lstm_hidden_size=16)
+    step = from_sb3(model, normalizer=env)
+    ours = rolled(step, [{n: a[None] for n, a in s.items()} for s in seen])
+    theirs = predictions(model, [env.normalize_obs(s) for s in seen])
+    np.testing.assert_allclose(np.stack([o["action"][0] for o in ours]), theirs, atol=1e-4)
+
+
+def test_a_normaliser_that_is_none_or_anothers_is_refused(saved: tuple) -> None:
+    model, _, folder = saved
+    (folder / "notes.txt").write_text("mean 0")
+    with pytest.raises(TraceError, match="cannot be read"):
+        from_sb3(model, normalizer=folder / "notes.txt")
+    with pytest.raises(TraceError, match="no normaliser of stable-baselines3"):
+        from_sb3(model, normalizer={"mean": 0.0})
+    other = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+    with pytest.raises(TraceError, match="other observations than the policy's"):
+        from_sb3(model, normalizer=other)
+
+
+@pytest.mark.case("D1")
+def test_export_and_inspect_say_whether_observations_are_normalised(tmp_path: Path) -> None:
+    for factory, said in (("actor", "normalised in the graph"), ("plain", "as given")):
+        folder = tmp_path / factory
+        folder.mkdir()
+        source = f"{RSL_RL}\ndef plain():\n    made = actor()\n"
+        source += "    made.obs_normalizer = torch.nn.Identity()\n    return made\n"
+        bundle, _ = exported(folder, source, factory)
+        shown = CliRunner().invoke(main, ["inspect", str(bundle)])
+        assert f"observations: {said}" in shown.output
 
 
 def test_what_no_step_can_take_is_refused() -> None:
