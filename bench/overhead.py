@@ -154,7 +154,7 @@ def _guards(bundle: Bundle, repeats: int = 5000) -> tuple[float, float]:
     """Median time of the finiteness checks in a quiet step and in a write step, in us."""
     step = bundle.manifest.step
     gates = sum(1 for gate in step.gates if gate.kind == "hard")
-    seen = [np.ones(t.shape, t.dtype).reshape(-1) for t in step.inputs]
+    seen = [np.ones(t.shape, t.dtype).reshape(-1) for t in (*step.inputs, *step.outputs)]
     states = [np.ones(s.shape, s.dtype).reshape(-1) for s in step.states]
     one = np.float32(1.0)
     times = np.zeros((2, repeats))

@@ -16,8 +16,9 @@ StategateError
 │   └── RowError             a row of a pool that no session has joined
 ├── RuntimeFault             the device side failed; the last good state is in place
 │   ├── EngineError          an engine cannot be loaded, or failed in a step
-│   ├── StateFault           a next state holds NaN or Inf; the write was refused
-│   │   └── PoolFault        the same, for some rows of a pool; the others were committed
+│   ├── StateFault           a step computed NaN or Inf; its write was refused
+│   │   ├── OutputFault      in an output, which is no answer then
+│   │   └── PoolFault        in some rows of a pool; the others were committed
 │   ├── PoolFullError        every row of a pool is taken
 │   ├── SessionClosedError
 │   └── BudgetError          a limit would be passed
@@ -181,7 +182,11 @@ class EngineError(RuntimeFault):
 
 
 class StateFault(RuntimeFault):
-    """A next state or a gate holds NaN or Inf; the write was refused."""
+    """A step computed NaN or Inf in a gate, a next state or an output; its write was refused."""
+
+
+class OutputFault(StateFault):
+    """An output holds NaN or Inf, so it is no answer; the state is that before the step."""
 
 
 class PoolFault(StateFault):

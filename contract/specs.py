@@ -7,10 +7,11 @@ on nothing else. All are frozen and check themselves when made.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SpecError
@@ -65,15 +66,45 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TensorSpec(Record, frozen=True):
-    """An input or output of one step, of fixed shape and dtype."""
+    """An input or output of one step, of fixed shape and dtype.
+
+    Attributes:
+        name: Its name in the graph.
+        shape: Its fixed shape; the first axis is the batch: 1, or the sessions of a pool.
+        dtype: Element type.
+        safe: Of an output: what is answered where a step fails before the episode has a good
+            answer. One number for all elements, or one for each element of a session; None where
+            nothing is safe, and the fault is raised.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    safe: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check the name, extents and dtype."""
+        """Check the name, extents and dtype, and the safe values."""
         _check_tensor("tensor", self.name, self.shape, self.dtype)
+        if self.safe is None:
+            return
+        values = self.safe if isinstance(self.safe, tuple) else (self.safe,)
+        elements = math.prod(self.shape)
+        if len(values) not in (1, elements, elements // self.shape[0] if self.shape else 1):
+            raise SpecError(
+                f"the safe value of output {self.name!r} has another size",
+                found=f"{len(values)} numbers",
+                expected=f"one, or one for each element of {list(self.shape)}",
+            )
+        if not all(math.isfinite(value) and _fits(value, self.dtype) for value in values):
+            raise SpecError(
+                f"output {self.name!r} cannot have this safe value",
+                found=", ".join(map(str, values)),
+                expected=f"finite numbers that {self.dtype} holds",
+            )
+
+    def safe_array(self) -> NDArray[Any] | None:
+        """The safe values in the tensor's shape, the same for every session of a pool."""
+        return None if self.safe is None else np.resize(self.safe, self.shape).astype(self.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -269,6 +300,15 @@ class StepSpec(Record, frozen=True):
                 "the model declares no state",
                 expected="at least one tensor carried from step to step",
                 remedy="a stateless model needs no stategate; ONNX Runtime alone will do",
+            )
+        unsafe = [t.name for t in self.outputs if t.safe is None]
+        if [t.name for t in self.inputs if t.safe is not None] or 0 < len(unsafe) < len(
+            self.outputs
+        ):
+            raise SpecError(
+                "a safe answer needs a safe value for every output, and for nothing else",
+                found=f"none for {', '.join(unsafe)}" if unsafe else "one for an input",
+                expected="every output or none",
             )
         gates = {g.name for g in self.gates}
         for state in self.states:

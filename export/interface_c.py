@@ -301,7 +301,8 @@ typedef enum {
     STATEGATE_WROTE = 1,      /* a gate opened and its states changed */
     STATEGATE_HELD = 2,       /* a gate opened and the budget hook had said no */
     STATEGATE_BAD_INPUT = -1, /* NaN or infinity in an input: nothing was done or counted */
-    STATEGATE_FAULT = -2      /* NaN or infinity in a gate or next state: the write was refused */
+    STATEGATE_FAULT = -2,     /* NaN or infinity in a gate or next state: the write was refused */
+    STATEGATE_BAD_OUTPUT = -3 /* NaN or infinity in an output: no answer, the write was refused */
 } stategate_result;
 
 /* Bytes of one save. */

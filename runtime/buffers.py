@@ -7,7 +7,6 @@ roles, a quiet step swaps nothing. States that one gate guards form a group and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,43 @@ from stategate.contract.errors import EngineError
 Array = NDArray[Any]
 
 
-def is_finite(flat: Array) -> bool:
-    """Whether a 1-d float array holds neither NaN nor Inf, without a temporary of its size.
+_BLOCK = 8192  # elements of one look; from 10,000 on OpenBLAS would wake other threads
+_ZEROS = {dtype: np.zeros(_BLOCK, dtype) for dtype in "fd"}
+_ZEROS_OF_SIZE: dict[tuple[str, int], Array] = {}
+_HALF_INF, _HALF_MINUS_INF = 0x7C00, 0xFC00
 
-    A dot product with itself is finite only if every element is; only when it is not is the exact
-    and slower test needed, because large finite numbers overflow too. ``vdot`` and not ``dot``:
-    it does not warn of that overflow.
+
+def is_finite(flat: Array) -> bool:
+    """Whether a 1-d array holds neither NaN nor Inf, without a temporary of its size.
+
+    Zero times a finite number is zero, zero times NaN or Inf is NaN. So one product with zeros
+    tells, in the same time for numbers of every size: it neither overflows nor becomes subnormal.
+    ``vdot`` and not ``dot``: it does not warn.
+
+    Args:
+        flat: Contiguous; integers and truth values are always finite.
     """
-    if flat.dtype.kind != "f":
+    zeros = _ZEROS_OF_SIZE.get((flat.dtype.char, flat.size))
+    if zeros is None:
+        return _is_finite_elsewhere(flat)
+    return bool(np.vdot(zeros, flat) == 0.0)
+
+
+def _is_finite_elsewhere(flat: Array) -> bool:
+    """The same for a size that comes for the first time, a long array, or another type."""
+    dtype, size = flat.dtype.char, flat.size
+    if dtype in _ZEROS and size <= _BLOCK:
+        _ZEROS_OF_SIZE[dtype, size] = _ZEROS[dtype][:size]
+        return is_finite(flat)
+    if dtype in _ZEROS:
+        return all(is_finite(flat[at : at + _BLOCK]) for at in range(0, size, _BLOCK))
+    if flat.dtype.kind != "f" or size == 0:
         return True
-    return isfinite(np.vdot(flat, flat)) or bool(np.isfinite(flat).all())
+    if dtype != "e":
+        return bool(np.isfinite(flat).all())
+    # As integers, which is six times faster: what is not finite has the largest exponent.
+    positive, negative = flat.view(np.int16).max(), flat.view(np.uint16).max()
+    return bool(positive < _HALF_INF and negative < _HALF_MINUS_INF)
 
 
 @dataclass(frozen=True, slots=True)

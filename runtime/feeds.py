@@ -166,6 +166,35 @@ def misfit(what: str, value: object, buffer: Array) -> DtypeError | ShapeError:
     )
 
 
+def check_states(states: Mapping[str, Array], places: Mapping[str, Array]) -> None:
+    """Hold states from outside against those of the model.
+
+    Args:
+        states: By name.
+        places: Every state of the model, where it would go.
+
+    Raises:
+        StepInputError: One is missing, unknown, of the wrong shape or dtype, or not finite (each
+            has its own subclass).
+    """
+    for name in states:
+        if name not in places:
+            raise UnknownInputError(f"there is no state {name!r}", expected=", ".join(places))
+    for name, place in places.items():
+        value = states.get(name)
+        if value is None:
+            raise MissingInputError(
+                f"state {name!r} is missing",
+                found=", ".join(sorted(states)) or "no states",
+                expected=", ".join(places),
+                remedy=f"give every state; session.state({name!r}) is what it holds now",
+            )
+        if not fits(value, place):
+            raise misfit(f"state {name!r}", value, place)
+        if not is_finite(value.reshape(-1)):
+            raise not_finite(f"state {name!r}", value.reshape(-1))
+
+
 def refuse_not_finite(slots: Iterable[Slot]) -> None:
     """Raise where an input holds NaN or infinity.
 

@@ -59,6 +59,9 @@ class Governor:
     Attributes:
         thresholds: Effective threshold of each hard gate, as the session must compare it.
         policy: What happens to a write beyond the budget.
+        tokens: In the bucket of steps and in that of seconds, and the threshold's shift. Replaced
+            as a whole: whoever is interrupted leaves the old ones or the new ones.
+        overdrawn: Whether the step that was begun last finds a bucket empty.
     """
 
     def __init__(
@@ -77,17 +80,14 @@ class Governor:
         self._start = [np.float32(g.threshold) for g in gates]
         self.thresholds = list(self._start)
         self.policy = budget.on_writes or "hold"
-        per_step = budget.writes_per_1000_steps
-        per_second = budget.writes_per_second
-        self._per_step = (per_step or 0.0) / 1000.0
-        self._steps = None if per_step is None else Bucket(max(1.0, per_step), max(1.0, per_step))
-        self._per_ns = (per_second or 0.0) / 1e9
-        full = max(1.0, per_second or 0.0)
-        self._time = None if per_second is None else Bucket(full, full)
+        self._limits = (budget.writes_per_1000_steps, budget.writes_per_second)
+        per_step, per_second = (limit or 0.0 for limit in self._limits)
+        self._per_step, self._per_ns = per_step / 1000.0, per_second / 1e9
+        self._full = (max(1.0, per_step), max(1.0, per_second))
+        self.tokens = (*self._full, 0.0)
+        self.overdrawn = False
         self._seen_ns = clock.now_ns()
-        self._allowed = True
-        self._shut = False
-        self._shift = 0.0
+        self._shown = (False, 0.0)
         self._span = 0.0
         if self.policy == "adapt":
             if len(gates) != 1:
@@ -104,81 +104,75 @@ class Governor:
                     expected=f"more than {self._start[0]:g}",
                 )
 
+    @property
+    def permits(self) -> bool:
+        """Whether the step that was begun last may write."""
+        return not self.overdrawn or self.policy == "warn"
+
     def before(self) -> None:
         """Look into the buckets before a step, and show the graph a threshold to match."""
-        allowed = True
-        if self._steps is not None:
-            allowed = self._steps.tokens >= 1.0
-        if self._time is not None:
+        steps, time, shift = self.tokens
+        if self._limits[1] is not None:
             now = self._clock.now_ns()
-            if now < self._seen_ns:
-                self._counters.clock_faults += 1
-            else:
-                self._time.fill((now - self._seen_ns) * self._per_ns)
+            time = min(self._full[1], time + max(0, now - self._seen_ns) * self._per_ns)
+            self._counters.clock_faults += now < self._seen_ns
             self._seen_ns = now
-            allowed = allowed and self._time.tokens >= 1.0
-        shut = not allowed and self.policy in ("hold", "adapt")
-        if shut != self._shut:
-            self._shut = shut
-            self._show()
-        self._allowed = allowed
+            self.tokens = (steps, time, shift)
+        per_step, per_second = self._limits
+        self.overdrawn = (per_step is not None and steps < 1.0) or (
+            per_second is not None and time < 1.0
+        )
+        self._show()
 
-    def permit(self) -> bool:
-        """Whether the step that is being committed may write.
-
-        Raises:
-            WriteBudgetError: It may not, and the policy is ``raise``; the step is counted.
-        """
-        if self._allowed:
-            return True
-        if self.policy == "warn":
-            self._counters.budget_overruns += 1
-            warnings.warn("a write beyond the budget went through", BudgetWarning, stacklevel=4)
-            return True
-        if self.policy == "raise":
-            counters = self._counters
-            counters.steps += 1
-            counters.suppressed_writes += 1
-            self.after(wanted=True, wrote=False)  # the step is counted, so it earns its tokens
-            raise WriteBudgetError(
-                "the write budget is used up; the old state stays",
-                found=f"{counters.writes} writes in {counters.steps} steps",
-                expected=f"{1000 * self._per_step:g} in 1,000 steps, "
-                f"{1e9 * self._per_ns:g} in a second (0: no limit)",
-                remedy="open with on_writes='hold' or 'adapt', or raise the gate's threshold",
-            )
-        return False
-
-    def after(self, wanted: bool, wrote: bool) -> None:
-        """Account for a step.
+    def after(self, wanted: bool, wrote: bool) -> tuple[float, float, float]:
+        """What `tokens` are after a step; a step that fails earns nothing.
 
         Args:
             wanted: Whether a gate was open.
-            wrote: Whether a state was committed for it.
+            wrote: Whether a state is committed for it.
         """
-        if self._steps is not None:
-            # Here and not before the step: one that fails earns nothing.
-            self._steps.fill(self._per_step)
+        steps, time, shift = self.tokens
+        steps = min(self._full[0], steps + self._per_step)
         if wrote:
-            for bucket in (self._steps, self._time):
-                if bucket is not None:
-                    bucket.tokens = max(0.0, bucket.tokens - 1.0)
+            steps, time = max(0.0, steps - 1.0), max(0.0, time - 1.0)
         if self._span > 0.0:
             gain = self._span / _ADAPT_STEPS
-            shift = self._shift + gain * (float(wanted) - self._per_step)
-            self._shift = min(max(shift, 0.0), self._span)
-            self.thresholds[0] = np.float32(float(self._start[0]) + self._shift)
-            self._show()
+            shift = min(max(shift + gain * (float(wanted) - self._per_step), 0.0), self._span)
+        return steps, time, shift
+
+    def warn(self) -> None:
+        """Say that a write beyond the budget went through."""
+        warnings.warn("a write beyond the budget went through", BudgetWarning, stacklevel=4)
+
+    def refusal(self) -> WriteBudgetError:
+        """The error for a write that the policy ``raise`` refused; the step is counted."""
+        counters = self._counters
+        return WriteBudgetError(
+            "the write budget is used up; the old state stays",
+            found=f"{counters.writes} writes in {counters.steps} steps",
+            expected=f"{1000 * self._per_step:g} in 1,000 steps, "
+            f"{1e9 * self._per_ns:g} in a second (0: no limit)",
+            remedy="open with on_writes='hold' or 'adapt', or raise the gate's threshold",
+        )
 
     def _show(self) -> None:
+        """Put the thresholds where gates and graph are compared with them, if they moved."""
+        shift = self.tokens[2]
+        shut = self.overdrawn and self.policy in ("hold", "adapt")
+        if self._shown == (shut, shift):
+            return
+        if self._span > 0.0:
+            self.thresholds[0] = np.float32(float(self._start[0]) + shift)
         for array, threshold in zip(self._inputs, self.thresholds, strict=True):
             if array is not None:
-                array.fill(_NEVER if self._shut else threshold)
+                array.fill(_NEVER if shut else threshold)
+        self._shown = (shut, shift)
 
     def save(self) -> tuple[float, float, float]:
-        """What a snapshot keeps: both buckets and the threshold's shift."""
-        steps, time = self._steps, self._time
-        return (steps.tokens if steps else 0.0, time.tokens if time else 0.0, self._shift)
+        """What a snapshot keeps: tokens, 0 of a bucket that there is not, and the shift."""
+        steps, time, shift = self.tokens
+        per_step, per_second = self._limits
+        return (0.0 if per_step is None else steps, 0.0 if per_second is None else time, shift)
 
     def load(self, saved: tuple[float, float, float], fresh: bool) -> None:
         """Go on from a snapshot.
@@ -188,11 +182,8 @@ class Governor:
             fresh: Whether this session has yet to count on from the snapshot; one that already
                 does gets no tokens back by looking back.
         """
-        for bucket, tokens in zip((self._steps, self._time), saved, strict=False):
-            if bucket is not None:
-                most = bucket.capacity if fresh else bucket.tokens
-                bucket.tokens = min(most, tokens)
-        if self._span > 0.0:
-            self._shift = min(max(saved[2], 0.0), self._span)
-            self.thresholds[0] = np.float32(float(self._start[0]) + self._shift)
-            self._show()
+        most = self._full if fresh else self.tokens[:2]
+        steps, time = (min(a, b) for a, b in zip(most, saved, strict=False))
+        shift = min(max(saved[2], 0.0), self._span)
+        self.tokens = (steps, time, shift)
+        self._show()

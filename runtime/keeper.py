@@ -98,13 +98,13 @@ class Keeper:
         self._store = SnapshotStore(policy.folder, self._codec)
         self._sequence, self._next_slot = 0, SLOTS[0]
         self._filled_ns = self._saved_ns = self._seen_ns = clock.now_ns()
-        self._writes_since = 0
-        self._changed = False
+        self._writes_then = counters.writes
+        self._saved_changes = self._changes()
         self._every_ns = int((policy.every_seconds or 0.0) * 1e9)
         self._behind: Ledger | None = None  # a ledger in the folder that is not counted on yet
         try:
             self._take_up(self._store.newest())
-        except Exception:
+        except BaseException:
             self._store.close()
             raise
 
@@ -123,24 +123,23 @@ class Keeper:
             self._bucket.tokens = min(self._bucket.capacity, header.persist_tokens)
             self._bucket.fill(away_s * 1e9 * self._per_ns)
 
-    def note(self, wrote: bool, changed: bool) -> bool:
-        """Account for a committed step.
+    def is_due(self) -> bool:
+        """Whether the policy asks for a snapshot now; never while no state has changed.
 
-        Args:
-            wrote: Whether it counts as a write.
-            changed: Whether any state was replaced.
-
-        Returns:
-            Whether the policy asks for a snapshot now.
+        The counters tell what happened, so that nothing is missed where an exception of the
+        caller's own came between a step and this question.
         """
-        self._changed = self._changed or changed
-        self._writes_since += wrote
-        if not self._changed:
+        if self._changes() == self._saved_changes:
             return False
         every = self._policy.every_writes
-        if every is not None and self._writes_since >= every:
+        if every is not None and self._counters.writes - self._writes_then >= every:
             return True
         return self._every_ns > 0 and self._now() - self._saved_ns >= self._every_ns
+
+    def _changes(self) -> int:
+        """A number that grows with every change of a state; a snapshot taken back is none."""
+        counters = self._counters
+        return counters.writes + counters.ungated_writes + counters.resets
 
     def _affordable(self) -> bool:
         """Whether the wear budget allows a snapshot now."""
@@ -205,7 +204,7 @@ class Keeper:
         counters.snapshots += 1
         counters.persisted_bytes += self.stored_bytes
         self._next_slot = SLOTS[1 - SLOTS.index(self._next_slot)]
-        self._changed = False
+        self._saved_changes = self._changes()
         self._wait()
         return self._sequence
 
@@ -217,28 +216,23 @@ class Keeper:
             self._behind = None
         return fresh
 
-    def touch(self) -> None:
-        """Note a change of state that no step made: a reset."""
-        self._changed = True
-
     def restore(self) -> Restored | None:
         """Take back the newest good snapshot, if there is one; see `Session.restore`."""
         found = self._store.newest()
         if found is None:
             return None
         header = found.snapshot.header
-        self._memory.load(found.snapshot.states)
         fresh = self._count_on()
-        self._counters.restores += 1
         if self._governor is not None and header.governor is not None:
             self._governor.load(header.governor, fresh)
-        self._changed = False
+        self._memory.restore(found.snapshot.states)
+        self._saved_changes = self._changes()
         self._wait()
         return Restored(found.slot, found.reason, header.sequence, header.ledger.steps)
 
     def _wait(self) -> None:
         """Until the next occasion that the policy names."""
-        self._writes_since = 0
+        self._writes_then = self._counters.writes
         self._saved_ns = self._now()
 
     def close(self) -> None:

@@ -27,8 +27,9 @@ class Ledger:
         snapshots: Snapshots written.
         persisted_bytes: Bytes of those snapshots.
         restores: Snapshots taken back.
-        resets: Calls of ``reset``, and resets after a fault.
-        faults: Steps that ended in an error inside the engine or in a refused state.
+        resets: Episodes begun anew: calls of ``reset`` and ``load_state``, resets after a fault.
+        faults: Steps that ended in an error of the engine, or in NaN or Inf in a gate, a next
+            state or an output; and automatic snapshots that failed.
         clock_faults: Times that the clock was seen going backwards.
         deadline_misses: Steps over their deadline, and periods that a loop missed.
         ungated_writes: Steps that replaced the states that no hard gate guards.
@@ -123,11 +124,23 @@ class Counters:
 
     def add(self, past: Ledger) -> None:
         """Go on from an earlier ledger: what was counted here so far comes on top."""
-        for name in COUNTED:
-            setattr(self, name, getattr(self, name) + getattr(past, name))
-        gated = (group.gate.name for group in self._groups if group.gate is not None)
-        for i, name in enumerate(gated):
-            self.openings[i] += past.gate_openings.get(name, 0)
+        gated = [group.gate.name for group in self._groups if group.gate is not None]
+        before = [past.gate_openings.get(name, 0) for name in gated]
+        openings = [a + b for a, b in zip(self.openings, before, strict=True)]
+        # One by one and no loop: whoever is interrupted has added all of it or nothing.
+        self.openings = openings
+        self.steps += past.steps
+        self.writes += past.writes
+        self.suppressed_writes += past.suppressed_writes
+        self.budget_overruns += past.budget_overruns
+        self.snapshots += past.snapshots
+        self.persisted_bytes += past.persisted_bytes
+        self.restores += past.restores
+        self.resets += past.resets
+        self.faults += past.faults
+        self.clock_faults += past.clock_faults
+        self.deadline_misses += past.deadline_misses
+        self.ungated_writes += past.ungated_writes
 
     def read(self) -> Ledger:
         """A copy that no longer counts."""

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stategate.contract.errors import StateFault
+from stategate.contract.errors import OutputFault, StateFault
 from stategate.runtime.buffers import Array, Buffers, Group, Slot, StateBanks, is_finite
 from stategate.runtime.engine import Engine, Resident
+from stategate.runtime.governor import Governor
 from stategate.runtime.ledger import Counters
 
 
 class Memory:
-    """Commits steps: every gate and every next state is asked before anything is swapped.
+    """Commits steps: gates, next states and outputs are all looked at before anything is swapped.
+
+    A signal's handler may raise between any two calls. So what belongs together is worked out
+    first, and then stored in consecutive lines that call nothing: it happens as a whole or not.
 
     Attributes:
         parity: Mask that tells the engine which banks to read; see `Engine.run`.
+        committed: Steps that were taken over, since the memory was made.
+        began: What ``committed`` was when the states were last replaced from outside: an episode
+            begins there.
     """
 
     def __init__(
         self,
         buffers: Buffers,
         counters: Counters,
-        thresholds: Sequence[np.float32] | None,
+        governor: Governor | None = None,
         engine: Engine | None = None,
     ) -> None:
         """Start with every state at its initial value.
@@ -33,55 +39,51 @@ class Memory:
         Args:
             buffers: The banks.
             counters: Where commits are counted.
-            thresholds: Of the hard gates, in their order; a list that somebody else may change
-                between steps, or None for those of the manifest.
+            governor: What has to permit a write, and moves the thresholds; None for nothing.
             engine: What steps; asked for its states where it keeps them itself.
         """
         self._resident = engine if isinstance(engine, Resident) else None
         self.parity = 0
+        self.committed = self.began = 0
         self._states = buffers.states
         self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}
+        self._outputs = tuple(s for s in buffers.outputs if s.array.dtype.kind == "f")
+        self._every_bit = (1 << len(buffers.groups)) - 1
         self._counters = counters
+        self._governor = governor
         self._gated = tuple(g for g in buffers.groups if g.gate is not None)
         hard = {g.gate_slot.name for g in self._gated if g.gate_slot is not None}
         self._soft = tuple(slot for slot in buffers.gates if slot.name not in hard)
         self._always = next((g for g in buffers.groups if g.gate is None), None)
-        if thresholds is None:
-            thresholds = [np.float32(g.gate.threshold) for g in self._gated if g.gate is not None]
-        self._thresholds = thresholds
+        self._thresholds = (
+            governor.thresholds
+            if governor is not None
+            else [np.float32(g.gate.threshold) for g in self._gated if g.gate is not None]
+        )
 
     @property
     def on_device(self) -> bool:
         """Whether the engine keeps the states where no other one sees them."""
         return self._resident is not None
 
-    @property
-    def changes_without_gate(self) -> bool:
-        """Whether a quiet step changes a state all the same."""
-        return bool(self._gated) and self._always is not None
-
-    def commit(
-        self, may_write: Callable[[], bool], write: Callable[[int], None]
-    ) -> tuple[bool, bool]:
+    def commit(self, write: Callable[[int], None]) -> None:
         """Take over what the engine computed, as far as gates and budget let it.
 
         Args:
-            may_write: Asked once, only if the step wants to write; may raise, and then nothing
-                has changed.
             write: The engine's, called once if a gate is open and the step may write.
 
-        Returns:
-            Whether the step wanted to write, and whether it did.
-
         Raises:
-            StateFault: A gate, or a next state that was to be taken over, is not finite. Nothing
-                has changed.
-            EngineError: The engine failed to write. Nothing has changed.
+            StateFault: A gate, or a next state that was to be taken over, is not finite.
+            OutputFault: An output is not finite.
+            EngineError: The engine failed to write.
+            WriteBudgetError: The write budget is used up and its policy is ``raise``.
+
+        After each of these the memory is that before the step.
         """
-        counters = self._counters
+        counters, governor = self._counters, self._governor
         for slot in self._soft:
             if not is_finite(slot.flat):
-                self._fault(slot, "gate")
+                raise self._fault(slot, "gate")
         swaps = 0
         opened: list[tuple[int, int]] = []
         for i, group in enumerate(self._gated):
@@ -93,41 +95,57 @@ class Memory:
         if always is not None:
             self._check_next(always)
         wanted = swaps != 0 or not self._gated
-        writes = wanted and may_write()
+        writes = wanted and (governor is None or governor.permits)
         if writes and opened:
             write(self.parity)
             for i, _ in opened:
                 self._check_next(self._gated[i])
+        # Last of all, because a write may compute the whole step again.
+        self._check_outputs(self._outputs)
+        openings = counters.openings
+        if writes and opened:
+            openings = openings.copy()
+            for i, count in opened:
+                openings[i] += count
+        charged = governor.after(wanted, writes) if governor is not None else None
+        # From here on nothing is called before all of it is stored.
         counters.steps += 1
+        if governor is not None and charged is not None:
+            governor.tokens = charged
+            counters.budget_overruns += writes and governor.overdrawn
+        if not writes:
+            counters.suppressed_writes += wanted
+            if wanted and governor is not None and governor.policy == "raise":
+                raise governor.refusal()
+        self.committed += 1
         if always is not None and (writes or self._gated):
             counters.ungated_writes += 1
             self.parity ^= always.bit
         if writes:
             self.parity ^= swaps
             counters.writes += 1
-            for i, count in opened:
-                counters.openings[i] += count
-        else:
-            counters.suppressed_writes += wanted
-        return wanted, writes
+            counters.openings = openings
+            if governor is not None and governor.overdrawn:
+                governor.warn()
 
-    def commit_chunk(self, gates: Mapping[str, Slot], steps: int) -> NDArray[np.bool_]:
+    def commit_chunk(
+        self, outputs: Mapping[str, Slot], gates: Mapping[str, Slot], steps: int
+    ) -> None:
         """Take over what a chunk graph computed.
 
         Args:
-            gates: Gates of the chunk by name, each ``(1, chunk, ...)``.
+            outputs: Outputs of the chunk by name, each ``(1, chunk, ...)``.
+            gates: Its gates, the same.
             steps: How many of the chunk's steps are meant.
-
-        Returns:
-            ``(steps,)``: which of them wrote.
 
         Raises:
             StateFault: A gate or a next state is not finite. Nothing has changed.
+            OutputFault: The same of an output.
         """
         counters = self._counters
         for slot in gates.values():
             if not is_finite(slot.array[0, :steps].reshape(-1)):  # what padding gave is no matter
-                self._fault(slot, "gate")
+                raise self._fault(slot, "gate")
         wrote = np.full(steps, not self._gated)
         swaps = 0
         counts = []
@@ -141,21 +159,23 @@ class Memory:
             if counts[-1]:
                 self._check_next(group)
                 swaps |= group.bit
-        if self._always is not None:
-            self._check_next(self._always)
-            swaps |= self._always.bit
-            counters.ungated_writes += steps
+        always = self._always
+        if always is not None:
+            self._check_next(always)
+            swaps |= always.bit
+        self._check_outputs(
+            [Slot(s.name, s.array, s.array[0, :steps].reshape(-1)) for s in outputs.values()]
+        )
+        writes = int(wrote.sum())
+        openings = [a + b for a, b in zip(counters.openings, counts, strict=True)]
+        # From here on nothing is called.
+        self.committed += steps
         self.parity ^= swaps
         counters.steps += steps
-        counters.writes += int(wrote.sum())
-        for i, count in enumerate(counts):
-            counters.openings[i] += count
-        return wrote
-
-    def refused(self) -> None:
-        """Count a step whose write was refused before it was committed."""
-        self._counters.steps += 1
-        self._counters.suppressed_writes += 1
+        counters.writes += writes
+        counters.openings = openings
+        if always is not None:
+            counters.ungated_writes += steps
 
     def _open_elements(self, group: Group, threshold: np.float32) -> int:
         slot, mask = group.gate_slot, group.open_mask
@@ -163,50 +183,76 @@ class Memory:
         if mask is None:
             value = slot.flat[0]
             if not isfinite(value):
-                self._fault(slot, "gate")
+                raise self._fault(slot, "gate")
             return int(value > threshold)
         if not is_finite(slot.flat):
-            self._fault(slot, "gate")
+            raise self._fault(slot, "gate")
         np.greater(slot.flat, threshold, out=mask)
         count = int(np.count_nonzero(mask))
         # A gate of step granularity guards as one: open anywhere is open.
         return min(count, 1) if group.whole else count
 
+    def _check_outputs(self, outputs: Iterable[Slot]) -> None:
+        for slot in outputs:
+            if not is_finite(slot.flat):
+                raise self._fault(slot, "output")
+
     def _check_next(self, group: Group) -> None:
         spare = not self.parity & group.bit
         if self._resident is not None:
             if not self._resident.finite(group, self.parity):
-                self._fault(group.states[0].banks[spare], "next state")
+                raise self._fault(group.states[0].banks[spare], "next state")
             return
         for state in group.states:
             if not is_finite(state.banks[spare].flat):
-                self._fault(state.banks[spare], "next state")
+                raise self._fault(state.banks[spare], "next state")
 
-    def _fault(self, slot: Slot, what: str) -> None:
-        self.refused()
-        raise StateFault(
+    def _fault(self, slot: Slot, what: str) -> StateFault:
+        """The error for a tensor that is not finite, once it is counted."""
+        kind = OutputFault if what == "output" else StateFault
+        problem = kind(
             f"the {what} {slot.name!r} holds NaN or Inf; the write was refused",
-            found=f"in step {self._counters.steps}",
+            found=f"in step {self._counters.steps + 1}",
             expected="finite numbers",
             remedy="the state before this step is in place: go on, or call reset()",
         )
+        self._counters.steps += 1
+        self._counters.suppressed_writes += 1
+        self._counters.faults += 1
+        return problem
 
     def live(self) -> dict[str, Array]:
         """The bank of each state that the next step reads, by name; not copies."""
         if self._resident is not None:
             self._resident.fetch(self.parity)
-        return {s.spec.name: self._bank(s) for s in self._states}
+        return {s.spec.name: self._bank(s, self.parity) for s in self._states}
 
-    def load(self, states: Mapping[str, Array]) -> None:
-        """Copy values into the live banks; ``states`` has one array for each state."""
+    def restore(self, states: Mapping[str, Array]) -> None:
+        """Take back a snapshot's states, and count that; ``states`` has an array for each."""
+        parity = self._laid_ready(states)
+        self.parity, self.began = parity, self.committed
+        self._counters.restores += 1
+
+    def begin(self, states: Mapping[str, Array] | None = None) -> None:
+        """Begin an episode, and count a reset.
+
+        Args:
+            states: An array for each state; None for their initial values.
+        """
+        if states is None:
+            states = {s.spec.name: s.initial for s in self._states}
+        parity = self._laid_ready(states)
+        self.parity, self.began = parity, self.committed
+        self._counters.resets += 1
+
+    def _laid_ready(self, states: Mapping[str, Array]) -> int:
+        """Copy values into the banks that are not read; the parity with which they will be."""
+        parity = self.parity ^ self._every_bit
         for state in self._states:
-            np.copyto(self._bank(state), states[state.spec.name])
+            np.copyto(self._bank(state, parity), states[state.spec.name])
         if self._resident is not None:
-            self._resident.push(self.parity)
+            self._resident.push(parity)
+        return parity
 
-    def reset(self) -> None:
-        """Put every state back to its initial value."""
-        self.load({s.spec.name: s.initial for s in self._states})
-
-    def _bank(self, state: StateBanks) -> Array:
-        return state.banks[bool(self.parity & self._bits[state.spec.name])].array
+    def _bank(self, state: StateBanks, parity: int) -> Array:
+        return state.banks[bool(parity & self._bits[state.spec.name])].array

@@ -32,7 +32,6 @@ from stategate.runtime.keeper import Restored
 from stategate.runtime.ledger import Ledger
 from stategate.runtime.plan import allocate, check_memory
 from stategate.runtime.row_memory import RowMemory
-from stategate.runtime.rows import RowTensor
 from stategate.runtime.snapshot import Codec, Header, Snapshot
 from stategate.runtime.store import SnapshotStore
 
@@ -51,18 +50,13 @@ class Pool(Closing):
         capacity = bundle.manifest.sessions
         self._bundle = bundle
         super().__init__(engine)
-        self._memory = RowMemory(buffers, capacity)
+        self._memory = RowMemory(buffers, bundle.manifest.outputs, capacity)
         self._counters = self._memory.counters
         self._joined = np.zeros(capacity, dtype=bool)
         self._stepped = np.zeros(capacity, dtype=bool)
-        self._stepped_column = self._stepped[:, np.newaxis]
         self._feeds = RowFeeds(buffers.inputs, self._stepped)
         # The engine computes every row; what a caller sees are copies of the stepped ones.
-        self._computed = tuple(
-            RowTensor.of(s.name, s.array) for s in (*buffers.outputs, *buffers.gates)
-        )
-        self._shown = tuple(RowTensor.of(t.name, np.zeros_like(t.array)) for t in self._computed)
-        shown = {tensor.name: tensor.array for tensor in self._shown}
+        shown = self._memory.shown
         self._outputs = MappingProxyType({s.name: shown[s.name] for s in buffers.outputs})
         self._gates = MappingProxyType({s.name: shown[s.name] for s in buffers.gates})
 
@@ -140,8 +134,6 @@ class Pool(Closing):
             if not joined:
                 self._memory.begin(row)
                 self._counters.clear(row)
-                for tensor in self._shown:
-                    tensor.rows[row].fill(0)
                 self._joined[row] = True
                 return row
         raise PoolFullError(
@@ -164,7 +156,9 @@ class Pool(Closing):
         return ledger
 
     def reset(self, row: int) -> None:
-        """Put every state of a row back to its initial value; its counters go on.
+        """Put every state of a row back to its initial value: an episode begins in it.
+
+        Its counters go on. Its outputs are the declared safe ones until its next step, or zeros.
 
         Raises:
             RowError: No session has joined this row.
@@ -172,7 +166,6 @@ class Pool(Closing):
         """
         self._open_engine()
         self._memory.begin(self._checked(row))
-        self._counters.add_in(row, "resets")
 
     def ledger(self, row: int) -> Ledger:
         """The counters of the session in a row as they stand.
@@ -196,7 +189,7 @@ class Pool(Closing):
         return self._memory.view(row, name).copy()
 
     def load_state(self, row: int, states: Mapping[str, Array]) -> None:
-        """Replace every state of a row, as `state` gave them; counters stay as they are.
+        """Begin an episode in a row from given states, as `state` gave them; counted as a reset.
 
         Everything is checked before anything is changed.
 
@@ -211,8 +204,7 @@ class Pool(Closing):
             SessionClosedError: The pool was closed.
         """
         self._open_engine()
-        self._checked(row)
-        self._memory.load(row, states)
+        self._memory.begin(self._checked(row), states)
 
     def save(self, row: int, folder: str | Path) -> int:
         """Write a snapshot of one row: its states and its ledger.
@@ -281,10 +273,8 @@ class Pool(Closing):
         if found is None:
             return None
         header = found.snapshot.header
-        self.load_state(row, found.snapshot.states)
-        if fresh:
-            self._counters.go_on_from(row, header.ledger)
-        self._counters.add_in(row, "restores")
+        past = header.ledger if fresh else None
+        self._memory.begin(row, found.snapshot.states, "restores", past)
         return Restored(found.slot, found.reason, header.sequence, header.ledger.steps)
 
     def step(self, /, rows: Iterable[int] | None = None, **inputs: Array) -> Mapping[str, Array]:
@@ -307,11 +297,12 @@ class Pool(Closing):
                 shape or dtype, or not finite in a stepped row (each has its own subclass); no row
                 has changed.
             EngineError: The engine failed; no row has changed.
-            PoolFault: A gate or a next state of some rows is not finite; these were refused, all
-                others were committed.
+            PoolFault: A gate, a next state or an output of some rows is not finite; these were
+                refused and keep the outputs of their last good step, all others were committed.
             SessionClosedError: The pool was closed.
         """
         engine = self._open_engine()
+        self._memory.settle()
         some = self._choose(rows)
         self._feeds.take(inputs)
         if not some:
@@ -321,8 +312,6 @@ class Pool(Closing):
         except EngineError:
             self._counters.add("faults", self._stepped)
             raise
-        for seen, computed in zip(self._shown, self._computed, strict=True):
-            np.copyto(seen.table, computed.table, where=self._stepped_column)
         refused = self._memory.commit(self._stepped)
         if refused:
             raise _fault(refused)
@@ -339,6 +328,7 @@ class Pool(Closing):
         return bool(self._stepped.any())
 
     def _checked(self, row: int) -> int:
+        self._memory.settle()  # what an exception of the caller's own interrupted
         known = isinstance(row, (int, np.integer)) and not isinstance(row, bool)
         if not (known and 0 <= row < self.capacity and self._joined[row]):
             raise RowError(

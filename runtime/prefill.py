@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from stategate.contract import VALID, Budget, Bundle, GraphRef, TensorSpec, chunked
-from stategate.contract.errors import MemoryBudgetError, RuntimeFault, SnapshotError
+from stategate.contract.errors import EngineError, MemoryBudgetError, SnapshotError
 from stategate.runtime.buffers import Array, Buffers, Slot
 from stategate.runtime.engine import open_engine
 from stategate.runtime.feeds import Feeds
@@ -56,7 +56,7 @@ class Chunks:
             buffers, inputs=slots(spec.inputs), outputs=slots(spec.outputs), gates=slots(gates)
         )
         self._inputs = {slot.name: slot.array for slot in own.inputs}
-        self._outputs = {slot.name: slot.array for slot in own.outputs}
+        self._outputs = {slot.name: slot for slot in own.outputs}
         self._gates = {slot.name: slot for slot in own.gates}
         pairs = ((buffers.outputs, own.outputs), (buffers.gates, own.gates))
         self._shown = [
@@ -65,18 +65,16 @@ class Chunks:
         self._memory = memory
         self._engine = open_engine(bundle, own, graph)
 
-    def take(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Array:
+    def take(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Up to `steps` steps at once.
 
         Args:
             inputs: By name ``(steps, 1, ...)``, checked.
             outputs: Where the answers go, by name ``(steps, 1, ...)``.
 
-        Returns:
-            ``(steps,)`` bool: which of the steps wrote.
-
         Raises:
-            StateFault: A gate or a next state is not finite; the memory is that before the chunk.
+            StateFault: A gate, a next state or an output is not finite; the memory is that before
+                the chunk.
             EngineError: The engine failed; the same.
         """
         count = len(next(iter(inputs.values())))
@@ -85,12 +83,11 @@ class Chunks:
             self._inputs[name][0, count:] = 0
         self._inputs[VALID][0] = np.arange(self.steps) < count
         self._engine.run(self._memory.parity)
-        wrote = self._memory.commit_chunk(self._gates, count)
         for name, array in outputs.items():
-            array[:, 0] = self._outputs[name][0, :count]
+            array[:, 0] = self._outputs[name].array[0, :count]
+        self._memory.commit_chunk(self._outputs, self._gates, count)
         for shown, chunk in self._shown:  # what the session tells of its last step
             shown[0] = chunk[0, count - 1]
-        return wrote
 
     def close(self) -> None:
         """Free the engine."""
@@ -153,17 +150,15 @@ class Prefill:
         for start in range(0, steps, graph.steps):
             part = slice(start, start + graph.steps)
             try:
-                wrote = self._chunks.take(
+                self._chunks.take(
                     {name: array[part] for name, array in inputs.items()},
                     {name: answer[part] for name, answer in answers.items()},
                 )
-            except RuntimeFault:
+            except EngineError:
                 self._counters.faults += 1
                 raise
-            if self._keeper is not None:
-                changed = self._memory.changes_without_gate
-                if any([self._keeper.note(bool(one), bool(one) or changed) for one in wrote]):
-                    self._save(self._keeper)
+            if self._keeper is not None and self._keeper.is_due():
+                self._save(self._keeper)
         return answers
 
     def _save(self, keeper: Keeper) -> None:

@@ -21,19 +21,11 @@ import numpy as np
 
 from stategate.contract import Episode
 from stategate.contract.durable import write_whole
-from stategate.contract.errors import (
-    DeadlineError,
-    OutputError,
-    PersistBudgetError,
-    SnapshotError,
-    SpecError,
-)
+from stategate.contract.errors import OutputError, SpecError
 from stategate.runtime.buffers import Array
 from stategate.runtime.session import Session
 
 BLOCK_STEPS = 4096
-# These are raised by a step that was committed all the same.
-_COMMITTED = (DeadlineError, PersistBudgetError, SnapshotError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +142,12 @@ class Recorder:
             OutputError: Steps were lost, under the policy ``raise``; this step is committed.
             StategateError: Whatever the session raises.
         """
+        before = self._session.committed_steps
         try:
             outputs = self._session.step(**inputs)
-        except _COMMITTED:
-            self._keep(inputs)
-            raise
-        self._keep(inputs)
+        finally:  # an error may come from a step that was taken
+            if self._session.committed_steps != before:
+                self._keep(inputs)
         if self._problem is not None and self._raises and not self._told:
             self._told = True
             raise OutputError("steps were not recorded", found=self._problem)

@@ -55,44 +55,62 @@ class RowTensor:
 
 
 class RowCounters:
-    """A ledger for each row while it counts, in int64 arrays made once."""
+    """A ledger for each row while it counts, in one int64 table made once.
+
+    What a transition counts is prepared in a table of the same shape, and then added in one call,
+    so that whoever is interrupted has counted all of it or nothing.
+    """
 
     def __init__(self, groups: Sequence[Group], rows: int) -> None:
         self._groups, self._rows = tuple(groups), rows
-        self._counts = {name: np.zeros(rows, dtype=np.int64) for name in _COUNTERS}
-        gated = sum(group.gate is not None for group in groups)
-        self._openings = [np.zeros(rows, dtype=np.int64) for _ in range(gated)]
-        self._one = np.ones(rows, dtype=np.int64)
+        self._gates = [group.gate.name for group in groups if group.gate is not None]
+        # In the last row the first number counts the transitions themselves.
+        height = len(_COUNTERS) + len(self._gates) + 1
+        self._table, self._next = (np.zeros((height, rows), dtype=np.int64) for _ in range(2))
+        self._row_of = {name: at for at, name in enumerate((*_COUNTERS, *self._gates))}
+        self._transitions = 0
+
+    def prepare(self) -> None:
+        """Begin to prepare a transition that counts nothing yet."""
+        self._next.fill(0)
+        self._next[-1, 0] = 1
+        self._transitions = int(self._table[-1, 0]) + 1
+
+    def put(self, name: str, amounts: Array) -> None:
+        """Prepare amounts ``(rows,)`` of a counter, or the open elements of a gate."""
+        np.copyto(self._next[self._row_of[name]], amounts)
+
+    def put_in(self, row: int, name: str) -> None:
+        """Prepare 1 in a counter of one row."""
+        self._next[self._row_of[name], row] = 1
+
+    def put_past(self, row: int, past: Ledger) -> None:
+        """Prepare an earlier ledger, from which a row goes on; after `put_in`."""
+        for name in _COUNTERS:
+            self._next[self._row_of[name], row] += getattr(past, name)
+        for name in self._gates:
+            self._next[self._row_of[name], row] = past.gate_openings.get(name, 0)
+
+    def count(self) -> None:
+        """Add what was prepared; a second call changes nothing."""
+        if self._table[-1, 0] != self._transitions:
+            np.add(self._table, self._next, out=self._table)
 
     def add(self, name: str, mask: Array) -> None:
-        """Add 1 to one counter of the masked rows."""
-        count = self._counts[name]
-        np.add(count, self._one, out=count, where=mask)
-
-    def add_openings(self, gate: int, mask: Array, elements: Array) -> None:
-        """Add the open elements ``(rows,)`` of one gate, in the masked rows."""
-        count = self._openings[gate]
-        np.add(count, elements, out=count, where=mask)
+        """Add 1 to one counter of the masked rows at once."""
+        count = self._table[self._row_of[name]]
+        np.add(count, mask, out=count)
 
     def add_in(self, row: int, name: str, amount: int = 1) -> None:
-        """Add to one counter of one row."""
-        self._counts[name][row] += amount
-
-    def go_on_from(self, row: int, past: Ledger) -> None:
-        """Add an earlier ledger to the counters of one row."""
-        for name, count in self._counts.items():
-            count[row] += getattr(past, name)
-        gated = (group.gate.name for group in self._groups if group.gate is not None)
-        for count, name in zip(self._openings, gated, strict=True):
-            count[row] += past.gate_openings.get(name, 0)
+        """Add to one counter of one row at once."""
+        self._table[self._row_of[name], row] += amount
 
     def read(self, row: int) -> Ledger:
         """The counters of one row as they stand."""
-        counted = {name: int(count[row]) for name, count in self._counts.items()}
-        openings = [int(count[row]) for count in self._openings]
-        return tally(self._groups, counted, openings, self._rows)
+        counts = [int(count) for count in self._table[:-1, row]]
+        counted = dict(zip(_COUNTERS, counts, strict=False))
+        return tally(self._groups, counted, counts[len(_COUNTERS) :], self._rows)
 
     def clear(self, row: int) -> None:
         """Start the ledger of one row anew, for another session."""
-        for count in (*self._counts.values(), *self._openings):
-            count[row] = 0
+        self._table[:-1, row] = 0

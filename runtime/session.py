@@ -13,8 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-import numpy as np
-
 from stategate.contract import Budget, Bundle, Manifest
 from stategate.contract.errors import (
     EngineError,
@@ -24,12 +22,13 @@ from stategate.contract.errors import (
     StateFault,
     UnknownInputError,
 )
-from stategate.runtime.buffers import Array, Buffers, is_finite
+from stategate.runtime.answers import Answers
+from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.clock import Clock, MonotonicClock
 from stategate.runtime.closing import Closing
 from stategate.runtime.deadline import Loop, StepDeadline
 from stategate.runtime.engine import Engine, EngineChoice, open_engine
-from stategate.runtime.feeds import Feeds
+from stategate.runtime.feeds import Feeds, check_states
 from stategate.runtime.governor import Governor
 from stategate.runtime.keeper import Keeper, Restored, SnapshotPolicy
 from stategate.runtime.ledger import Counters, Ledger
@@ -56,45 +55,32 @@ class Session(Closing):
         snapshots: SnapshotPolicy | None,
         on_fault: FaultPolicy,
     ) -> None:
-        self._bundle = bundle
-        self._buffers = buffers
         super().__init__(engine)
+        self._bundle, self._buffers, self._budget = bundle, buffers, budget
         self._engine_name = engine.name
-        self._counters = Counters(buffers.groups)
-        self._budget = budget
-        self._clock = clock
-        self._on_fault = on_fault
+        self._clock, self._on_fault = clock, on_fault
+        self._counters = counters = Counters(buffers.groups)
         limits = (budget.writes_per_1000_steps, budget.writes_per_second)
         self._governor = (
-            Governor(budget, buffers.groups, buffers.constants, clock, self._counters)
+            Governor(budget, buffers.groups, buffers.constants, clock, counters)
             if any(limit is not None for limit in limits)
             else None
         )
-        self._permit = self._governor.permit if self._governor is not None else _always
         self._deadline = (
-            StepDeadline(budget, clock, self._counters) if budget.deadline_ms is not None else None
+            StepDeadline(budget, clock, counters) if budget.deadline_ms is not None else None
         )
-        # What `hold` and `reset` answer with after a fault; only they pay for the copy.
-        keeps = on_fault != "raise"
-        self._last_good = tuple((s.flat, s.flat.copy()) for s in buffers.outputs if keeps)
-        thresholds = self._governor.thresholds if self._governor is not None else None
-        self._memory = Memory(buffers, self._counters, thresholds, engine)
-        counters, memory = self._counters, self._memory
+        self._memory = memory = Memory(buffers, counters, self._governor, engine)
+        outputs = bundle.manifest.outputs
+        # Only the policies that answer after a fault pay for the copy.
+        self._answers = Answers(buffers.outputs, outputs, memory) if on_fault != "raise" else None
         self._keeper = (
             Keeper(snapshots, budget, bundle.manifest, clock, counters, memory, self._governor)
             if snapshots is not None
             else None
         )
         self._feeds = Feeds(buffers.inputs, engine)
-        self._prefill = Prefill(
-            bundle,
-            buffers,
-            self._memory,
-            self._counters,
-            budget,
-            self._keeper,
-            by_step=keeps or self._governor is not None or self._deadline is not None,
-        )
+        by_step = any((self._answers, self._governor, self._deadline))
+        self._prefill = Prefill(bundle, buffers, memory, counters, budget, self._keeper, by_step)
         self._outputs = MappingProxyType({s.name: s.array for s in buffers.outputs})
         self._gates = MappingProxyType({s.name: s.array for s in buffers.gates})
 
@@ -116,8 +102,10 @@ class Session(Closing):
             budget: Limits that tighten those of the manifest.
             snapshots: Folder for `save` and `restore`, or a policy that also saves by itself.
             on_fault: What a fault does once it is counted and the old state is in place:
-                ``raise``; ``hold``, which answers with the last good outputs; or ``reset``, which
-                puts the states back to their initial values and answers the same way.
+                ``raise``; ``hold``, which answers with the last good outputs of this episode; or
+                ``reset``, which answers the same way and puts the states back to their initial
+                values. Where there are none yet, they answer with the outputs that the manifest
+                declares safe, or raise.
             clock: Replaced by tests.
             engine: ``onnxruntime``, ``native``, ``tensorrt``, or the faster one of the first two by
                 the bundle's measurement; several by commas are tried in turn, with a warning.
@@ -190,6 +178,11 @@ class Session(Closing):
         return metrics(self)
 
     @property
+    def committed_steps(self) -> int:
+        """Steps that were taken over since it was opened: neither failed nor refused."""
+        return self._memory.committed
+
+    @property
     def budget(self) -> Budget:
         """The limits in force: the manifest's, tightened by the caller."""
         return self._budget
@@ -211,9 +204,9 @@ class Session(Closing):
             UnknownInputError: There is no state of that name.
         """
         live = self._memory.live()
-        if name in live:
-            return live[name].copy()
-        raise UnknownInputError(f"there is no state {name!r}", expected=", ".join(live))
+        if name not in live:
+            raise UnknownInputError(f"there is no state {name!r}", expected=", ".join(live))
+        return live[name].copy()
 
     def step(self, /, **inputs: Array) -> Mapping[str, Array]:
         """One step of the model.
@@ -233,6 +226,7 @@ class Session(Closing):
                 finite (each has its own subclass).
             EngineError: The engine failed.
             StateFault: A gate or a next state is not finite; the write was refused.
+            OutputFault: The same of an output.
             WriteBudgetError: The write budget is used up and its policy is ``raise``.
             DeadlineError: The step took too long, under that policy; it is committed.
             SnapshotError: An automatic snapshot failed; the step is committed.
@@ -244,26 +238,21 @@ class Session(Closing):
         deadline = self._deadline
         start_ns = deadline.start() if deadline is not None else 0
         self._feeds.take(inputs)
-        governor, memory = self._governor, self._memory
+        governor, memory, answers = self._governor, self._memory, self._answers
         if governor is not None:
             governor.before()
+        if answers is not None:
+            answers.keep()  # of the step before, if an exception of the caller's own came between
         try:
             engine.run(memory.parity)
-            wanted, wrote = memory.commit(self._permit, engine.write)
+            memory.commit(engine.write)
         except (EngineError, StateFault) as fault:
             self._answer(fault)
-            if deadline is not None:
-                deadline.check(start_ns)
-            return self._outputs
-        if governor is not None:
-            governor.after(wanted, wrote)
-        for live, kept in self._last_good:
-            if is_finite(live):
-                np.copyto(kept, live)
-        if self._keeper is not None and self._keeper.note(
-            wrote, wrote or memory.changes_without_gate
-        ):
-            self._save_by_itself(self._keeper)
+        else:
+            if answers is not None:
+                answers.keep()
+            if self._keeper is not None and self._keeper.is_due():
+                self._save_by_itself(self._keeper)
         if deadline is not None:
             deadline.check(start_ns)
         return self._outputs
@@ -285,7 +274,7 @@ class Session(Closing):
         Raises:
             StepInputError: As in `step`; nothing has been stepped.
             EngineError: A chunk failed; the memory is that before it.
-            StateFault: The same, because a gate or a next state is not finite.
+            StateFault: The same, because a gate, a next state or an output is not finite.
             MemoryBudgetError: The chunk graph does not fit; nothing has been stepped.
             SnapshotError: An automatic snapshot failed; the steps before it are committed.
             SessionClosedError: The session was closed.
@@ -303,26 +292,42 @@ class Session(Closing):
                 raise
 
     def _answer(self, fault: RuntimeFault) -> None:
-        """Count a fault and do what the policy says; the old state is in place."""
-        self._counters.faults += 1
-        if self._on_fault == "raise":
-            raise fault
-        for live, kept in self._last_good:
-            np.copyto(live, kept)
+        """Do what the policy says of a fault; the old state is in place."""
+        if isinstance(fault, EngineError):  # the memory counts what it refuses
+            self._counters.faults += 1
+        answered = self._answers is not None and self._answers.give()
         if self._on_fault == "reset":
-            self.reset()
+            self._memory.begin()
+        if not answered:
+            raise fault
 
     def reset(self) -> None:
-        """Put every state back to its initial value; counters go on.
+        """Put every state back to its initial value: an episode begins. Counters go on.
 
         Raises:
             SessionClosedError: The session was closed.
         """
         self._open_engine()
-        self._memory.reset()
-        if self._keeper is not None:
-            self._keeper.touch()
-        self._counters.resets += 1
+        self._memory.begin()
+
+    def load_state(self, states: Mapping[str, Array]) -> None:
+        """Begin an episode from given states, such as those of an encoder; counted as a reset.
+
+        Everything is checked before anything is changed. A reset, too, puts states in place that
+        no step computed, and counts no written bytes.
+
+        Args:
+            states: One array for each state of the manifest, of its shape and dtype; copied. What
+                a bundle in lower state precision keeps has other shapes and dtypes, see `state`.
+
+        Raises:
+            StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite
+                (each has its own subclass).
+            SessionClosedError: The session was closed.
+        """
+        self._open_engine()
+        check_states(states, self._memory.live())
+        self._memory.begin(states)
 
     def every(self, hz: float, ticks: int | None = None) -> Loop:
         """A loop of fixed period whose missed periods count as deadline misses.
@@ -391,8 +396,3 @@ class Session(Closing):
         self._prefill.close()
         if self._keeper is not None:
             self._keeper.close()
-
-
-def _always() -> bool:
-    """The answer of a session without a write budget."""
-    return True

@@ -89,6 +89,17 @@ static bool next_finite(stategate_session *s, uint32_t group)
     return true;
 }
 
+static bool outputs_finite(const stategate_outputs *out)
+{
+    for (uint32_t i = 0; i < MODEL.n_outputs; ++i) {
+        const stategate_tensor *output = &MODEL.outputs[i];
+        if (!stategate_finite((const char *)out + output->offset, output->bytes, output->type)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 stategate_result stategate_step(
     stategate_session *s, const stategate_inputs *in, stategate_outputs *out)
 {
@@ -116,14 +127,15 @@ stategate_result stategate_step(
         }
     }
     good = good && next_finite(s, MODEL.n_gates);
+    const bool answered = outputs_finite(out);
     const bool wanted = swaps != 0 || MODEL.n_gates == 0;
     s->counters.steps += 1;
-    if (!good || (wanted && !allowed)) {
+    if (!good || !answered || (wanted && !allowed)) {
         s->counters.suppressed_writes += 1;
     }
-    if (!good) {
+    if (!good || !answered) {
         s->counters.faults += 1;
-        return STATEGATE_FAULT;
+        return good ? STATEGATE_BAD_OUTPUT : STATEGATE_FAULT;
     }
     if (STATEGATE_UNGATED && (allowed || MODEL.n_gates > 0)) {
         s->counters.ungated_writes += 1;

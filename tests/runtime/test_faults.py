@@ -9,16 +9,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stategate.contract.errors import EngineError, SnapshotError, SpecError, StateFault
+from stategate.contract.errors import (
+    EngineError,
+    OutputFault,
+    SnapshotError,
+    SpecError,
+    StateFault,
+)
 from stategate.runtime import Session
 from stategate.runtime.faults import inject
 from stategate.runtime.keeper import SnapshotPolicy
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
-FAULTS = ("engine", "state", "gate")
+FAULTS = ("engine", "state", "gate", "output")
+ERRORS = (EngineError, StateFault, StateFault, OutputFault)
 
 
-@pytest.mark.parametrize(("fault", "error"), [("engine", EngineError), ("state", StateFault)])
+@pytest.mark.case("A1")
+@pytest.mark.parametrize(("fault", "error"), list(zip(FAULTS, ERRORS, strict=True)))
 def test_raising_leaves_the_state_of_the_step_before(
     tiny_bundle: Path, fault: str, error: type[Exception]
 ) -> None:
@@ -33,6 +41,7 @@ def test_raising_leaves_the_state_of_the_step_before(
         session.step(x=OPEN)
 
 
+@pytest.mark.case("A1")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_holding_answers_with_the_last_good_outputs(tiny_bundle: Path, fault: str) -> None:
     with Session.open(tiny_bundle, on_fault="hold") as session:
@@ -57,10 +66,45 @@ def test_resetting_forgets_and_answers_with_the_last_good_outputs(
         assert (session.ledger.faults, session.ledger.resets) == (1, 1)
 
 
-def test_a_fault_in_the_first_step_is_answered_with_zeros(tiny_bundle: Path) -> None:
-    with Session.open(tiny_bundle, on_fault="hold") as session:
+def fail_after(session: Session, begin: str) -> None:
+    """Bring a session to where its episode has no good answer yet, and spoil the next step."""
+    if begin != "open":
+        session.step(x=OPEN)
+    if begin == "reset":
+        session.reset()
+    elif begin == "restore":
+        session.save()
+        session.restore()
+    elif begin == "load_state":
+        session.load_state({name: session.state(name) for name in ("h", "count")})
+    elif begin == "a fault that reset":
         inject(session, {1: "engine"})
-        assert (session.step(x=OPEN)["y"] == 0).all()
+        session.step(x=OPEN)
+    inject(session, {1: "state"})
+
+
+@pytest.mark.case("A3", "A4")
+@pytest.mark.parametrize(
+    ("on_fault", "begin"),
+    [
+        *(("hold", begin) for begin in ("open", "reset", "restore", "load_state")),
+        *(("reset", begin) for begin in ("open", "restore", "a fault that reset")),
+    ],
+)
+def test_a_fault_before_the_first_good_answer_of_an_episode_is_raised(
+    tiny_bundle: Path, tmp_path: Path, begin: str, on_fault: str
+) -> None:
+    with Session.open(tiny_bundle, on_fault=on_fault, snapshots=tmp_path / "s") as session:
+        fail_after(session, begin)
+        faults, before = session.ledger.faults, session.state("h").tobytes()
+        with pytest.raises(StateFault, match="next state 'h'"):
+            session.step(x=OPEN)
+        assert session.ledger.faults == faults + 1
+        if on_fault == "hold":
+            assert session.state("h").tobytes() == before
+        good = session.step(x=OPEN)["y"].copy()  # and after it there is one to hold
+        inject(session, {1: "output"})
+        assert session.step(x=OPEN * 2)["y"].tobytes() == good.tobytes()
 
 
 def test_an_unknown_policy_or_fault_is_refused(tiny_bundle: Path) -> None:
@@ -71,7 +115,7 @@ def test_an_unknown_policy_or_fault_is_refused(tiny_bundle: Path) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-@given(plan=st.dictionaries(st.integers(1, 20), st.sampled_from(FAULTS), max_size=8))
+@given(plan=st.dictionaries(st.integers(2, 20), st.sampled_from(FAULTS), max_size=8))
 def test_what_faults_took_is_all_that_is_missing(tiny_bundle: Path, plan: dict) -> None:
     """A held session equals one that was never given the inputs of the faulty steps."""
     rng = np.random.default_rng(1)

@@ -275,6 +275,7 @@ def test_steps_that_fail_earn_no_tokens(tiny_bundle: Path) -> None:
 
     budget = Budget(writes_per_1000_steps=1)
     with Session.open(tiny_bundle, budget=budget, on_fault="hold") as session:
+        session.step(x=-OPEN)  # quiet, and an answer to hold
         inject(session, dict.fromkeys((t for t in range(1, 3000) if t % 1002), "engine"))
         for _ in range(2999):
             session.step(x=OPEN)
@@ -305,9 +306,10 @@ def test_a_step_that_fails_is_late_all_the_same(tiny_bundle: Path) -> None:
 
     budget = Budget(deadline_ms=2.0)
     with Session.open(tiny_bundle, budget=budget, clock=Slow(), on_fault="hold") as session:
+        session.step(x=OPEN)
         inject(session, {1: "engine"})
         session.step(x=OPEN)
-        assert session.ledger.deadline_misses == 1
+        assert (session.ledger.faults, session.ledger.deadline_misses) == (1, 2)
 
 
 def test_refused_writes_that_raise_earn_their_tokens_back_like_held_ones(

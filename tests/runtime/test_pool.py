@@ -231,7 +231,8 @@ def test_a_gate_that_is_not_finite_is_its_rows_fault(
 
     def poisoned(parity: int) -> None:
         real(parity)
-        gate = next(t for t in pool._computed if t.name == "gate")
+        answers = pool._memory._answers
+        gate = next(a.computed for a in answers if a.computed.name == "gate")
         gate.rows[0].fill(np.inf)
         gate.rows[3].fill(np.nan)
 

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -543,16 +544,15 @@ def test_a_reset_is_a_change_and_a_restore_is_none(tiny_bundle: Path, tmp_path: 
     policy = SnapshotPolicy(tmp_path, every_seconds=1.0)
     with Session.open(tiny_bundle, snapshots=policy, clock=clock) as session:
         session.reset()
-        session._keeper._changed = True
-        assert session._keeper.note(False, False) is False
+        assert session._keeper.is_due() is False
         clock.advance_ns(2 * SECOND_NS)
-        assert session._keeper.note(False, False) is True
+        assert session._keeper.is_due() is True
         session.save()
         session.restore()
         clock.advance_ns(2 * SECOND_NS)
-        assert session._keeper.note(False, False) is False
+        assert session._keeper.is_due() is False
         session.reset()
-        assert session._keeper.note(False, False) is True
+        assert session._keeper.is_due() is True
 
 
 def test_one_jump_back_is_one_fault_and_stalls_no_snapshot(
@@ -698,7 +698,8 @@ def test_counters_only_grow_over_saves_restores_and_crashes(
             before = session.ledger
         elif operation == "fault":
             inject(session, {1: "state"})
-            session.step(x=OPEN)
+            with suppress(StateFault):  # where the episode has no answer yet
+                session.step(x=OPEN)
         elif operation == "save":
             session.save()
             on_disk = session.ledger
