@@ -18,7 +18,7 @@ from stategate.contract import (
     TensorSpec,
 )
 from stategate.contract.errors import OutputFault, PoolFault
-from stategate.export.cli import candidate_from, reference_for
+from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.pack import random_episode, seal
 from stategate.models.load import load_model
 from stategate.models.step import StepResult

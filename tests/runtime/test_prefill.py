@@ -33,6 +33,7 @@ from stategate.contract.errors import (
     EpisodeError,
     MemoryBudgetError,
     NonFiniteInputError,
+    OutputFault,
     ParityError,
     SessionClosedError,
     ShapeError,
@@ -193,6 +194,35 @@ def test_a_fault_in_a_chunk_leaves_the_memory_before_it(sums: Path) -> None:
         assert np.array_equal(session.state("s"), before)
         ledger = session.ledger
         assert (ledger.faults, ledger.steps, ledger.suppressed_writes) == (1, CHUNK + 1, 1)
+
+
+class Inverses(Sums):
+    """Answers what is not finite where a sum is 3, and keeps finite sums."""
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        right = super().step(inputs, states)
+        return right._replace(outputs={"y": 1.0 / (right.outputs["y"] - 4.0)})
+
+    def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
+        right = super().chunk(inputs, states, valid)
+        return right._replace(outputs={"y": 1.0 / (right.outputs["y"] - 4.0)})
+
+
+@pytest.mark.case("A1")
+@pytest.mark.parametrize("by_step", [True, False])
+def test_an_output_of_a_history_that_is_not_finite_is_a_fault(
+    tmp_path: Path, seal_model: Callable[..., Bundle], by_step: bool
+) -> None:
+    ones = np.full((CHUNK, 1, 2), 0.5, np.float32)  # 2 after a chunk, 3 in the middle of the next
+    with Session.open(seal_model(tmp_path / "b", Inverses()).path) as session:
+        session._prefill.by_step = by_step
+        session.prefill(x=ones)
+        with pytest.raises(OutputFault, match="output 'y' holds NaN or Inf"):
+            session.prefill(x=ones)
+        taken = 1 if by_step else 0
+        assert (session.state("s") == 2.0 + 0.5 * taken).all()
+        ledger = session.ledger
+        assert (ledger.faults, ledger.writes) == (1, CHUNK + taken)
 
 
 def test_a_prefill_of_a_closed_session_is_refused(sums: Path) -> None:

@@ -26,6 +26,7 @@ from stategate.contract.errors import (
     SnapshotMismatchError,
     SnapshotVersionError,
     SpecError,
+    StateFault,
 )
 from stategate.runtime import Session
 from stategate.runtime.clock import ManualClock
