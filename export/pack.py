@@ -172,7 +172,7 @@ def seal(
         manifest, files = _assemble(candidate, created, target, budget or Budget())
         unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
         receipt, golden = verify(unsealed.path, reference, episode, limits, report, inputs)
-        receipt = msgspec.structs.replace(receipt, notes=notes)
+        receipt = msgspec.structs.replace(receipt, notes=(*notes, *receipt.notes))
         files[GOLDEN_PATH] = golden.to_bytes()
         sealed = msgspec.structs.replace(
             manifest,

@@ -136,6 +136,7 @@ class Comparison:
         flips: Elements of gates that did, over all steps.
         decisions: Elements of hard gates over all steps.
         opened: Steps in which each hard gate of the model was open, over all rows.
+        unchanged: States that kept their first value, though no gate was always shut.
         engine: What stepped the bundle.
         golden: The first steps, with the model's answers or the bundle's own.
     """
@@ -146,6 +147,7 @@ class Comparison:
     flips: int
     decisions: int
     opened: dict[str, int]
+    unchanged: tuple[str, ...]
     engine: str
     golden: Episode
 
@@ -189,6 +191,7 @@ def compare(
         output_gaps, state_gaps = Gaps(rows), Gaps(rows)
         specs = session.manifest.states
         stored = {s.name: session.state(s.name) for s in specs}
+        first, unchanged = stored, set(stored)
         trail: list[Arrays] = [stored]
         room = TRAIL_BYTES // max(1, session.manifest.state_bytes) - 1
         room = min(GOLDEN_STEPS, room) if own_answers and quanta(specs, stored) else 0
@@ -201,6 +204,7 @@ def compare(
             ours = stepped(session, given, t, reference.name, _FAILS)
             output_gaps.add(ours, outputs)
             stored = {s.name: session.state(s.name) for s in specs}
+            unchanged -= {name for name in unchanged if not _same(stored[name], first[name])}
             state_gaps.add(values(specs, stored), after)
             if t < room:
                 trail.append(stored)
@@ -234,7 +238,11 @@ def compare(
         gaps.per_step() if gaps.per_step().size else np.zeros(len(flipped))
         for gaps in (output_gaps, state_gaps)
     )
-    return Comparison(output_error, state_error, flipped, flips, decisions, opened, engine, golden)
+    never = {name for name, openings in opened.items() if not openings}
+    still = tuple(s.name for s in specs if s.name in unchanged and s.gate not in never)
+    return Comparison(
+        output_error, state_error, flipped, flips, decisions, opened, still, engine, golden
+    )
 
 
 def verify(
@@ -301,6 +309,11 @@ def verify(
         max_flip_rate=limits.flip_rate,
         accepted=f"{limits.accepted} (overruled: {beyond})" if beyond else None,
         inputs=inputs,
+        notes=tuple(
+            f"state {name} kept its first value in every step of the check: the model does not "
+            "give its next value back, or needs other inputs to change it"
+            for name in seen.unchanged
+        ),
     )
     return receipt, seen.golden
 
@@ -354,6 +367,10 @@ def _judge_lower(reference: Reference, seen: Comparison, limits: Limits) -> str 
         if finite
         else "integers of an output differ, which has no measure to accept; nothing was written",
     )
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.tobytes() == b.tobytes()
 
 
 def _copied(arrays: Arrays) -> Arrays:
