@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import nn
 
 from stategate.contract import VALID, StepSpec, batched, chunked
 from stategate.contract.errors import ContractError, StategateError, TraceError
+from stategate.export.float64 import Float64Numbers
 from stategate.export.graph import (
     check_graph,
     with_opset_of_its_operators,
@@ -195,9 +196,17 @@ class _Flat(nn.Module):
         self._spec = spec
         self._names = [t.name for t in spec.inputs]
         self._names += [g.threshold_input for g in spec.gates if g.threshold_input]
+        dtypes = [t.dtype for t in spec.inputs] + [s.dtype for s in spec.states]
+        self._is_wide = "float64" in dtypes
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self._flat(self.model.step(*self._named(tensors)))
+        with Float64Numbers() if self._is_wide else nullcontext():
+            return self._flat(self._result(*self._named(tensors)))
+
+    def _result(
+        self, inputs: dict[str, torch.Tensor], states: dict[str, torch.Tensor]
+    ) -> StepResult:
+        return self.model.step(inputs, states)
 
     def _named(
         self, tensors: tuple[torch.Tensor, ...]
@@ -219,9 +228,10 @@ class _FlatChunk(_Flat):
 
     model: ChunkModel
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        inputs, states = self._named(tensors)
-        return self._flat(self.model.chunk(inputs, states, inputs.pop(VALID)))
+    def _result(
+        self, inputs: dict[str, torch.Tensor], states: dict[str, torch.Tensor]
+    ) -> StepResult:
+        return self.model.chunk(inputs, states, inputs.pop(VALID))
 
 
 def _output_names(spec: StepSpec) -> list[str]:

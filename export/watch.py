@@ -76,8 +76,7 @@ def undeclared(model: nn.Module, names: list[str], grown: Sequence[str]) -> Unde
         where = "states of lift()"
         declared = [slot.name for slot in model.states]
         wanted = dict.fromkeys([*declared, *(name.split("[")[0] for name in names)])
-        remedy = f"lift(..., states={list(wanted)}); what only the first call ever computes is no "
-        remedy += "state: call the module once before lift()"
+        remedy = f"lift(..., states={list(wanted)}), also for what only the first call sets"
     else:
         value = dict(leaves(model)).get(names[0])
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else "(1,)"

@@ -286,7 +286,11 @@ def _lifted(
     zeros = torch.zeros(rnn.num_layers, 1, rnn.hidden_size)
     names = ("h", "c") if isinstance(rnn, nn.LSTM) else ("h",)
     lifted = lift(
-        step, example, hidden=dict.fromkeys(names, zeros), session_axes=dict.fromkeys(names, 1)
+        step,
+        example,
+        hidden=dict.fromkeys(names, zeros),
+        session_axes=dict.fromkeys(names, 1),
+        returns=["action", *names],
     )
     lifted.family = type(rnn).__name__.lower()
     lifted.observations = "normalised in the graph" if normalised else "as given"

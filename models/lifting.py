@@ -3,32 +3,37 @@
 A lifted module runs as it was written. For each step the declared buffers, attributes and arguments
 take the values of the states; then what they hold is read back as next states, and the module is
 left as it was.
+
+Where the module's first step takes another path than later ones (``if self.avg is None``), both
+paths are in the step, and a state called ``started`` chooses between them.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from stategate.contract import StateSpec, StepSpec, TensorSpec
-from stategate.contract.errors import StategateError, TraceError
-from stategate.models.blame import explained
+from stategate.contract.errors import TraceError
+from stategate.models.copies import copied
+from stategate.models.first_step import agree, draws, slot_of, started
 from stategate.models.slots import (
-    GROWING,
+    Own,
     Slot,
     Value,
+    as_tensor,
     holding,
+    is_unset,
     memory_like,
     put,
     told,
     value_at,
-    zeros_like,
 )
 from stategate.models.step import StepResult, Tensors
 
@@ -42,6 +47,10 @@ class Lifted(nn.Module):
         arguments: What its forward takes and returns.
         family: Kind of memory.
         observations: Whether a normaliser of them is part of the step; empty where nobody said.
+
+    Args:
+        untouched: A copy of the module from before anything was put into it.
+        places: Where in what forward returns each of the arguments comes back.
     """
 
     family = "custom"
@@ -54,11 +63,18 @@ class Lifted(nn.Module):
         states: Iterable[Slot],
         arguments: Iterable[Slot],
         outputs: Sequence[str],
+        returns: Sequence[str],
+        untouched: nn.Module,
+        places: Sequence[int],
     ) -> None:
         super().__init__()
         self.lifted = module
         self.states, self.arguments = tuple(states), tuple(arguments)
-        self._outputs = tuple(outputs)
+        self._outputs, self._places = tuple(outputs), tuple(places)
+        names = {slot.name for slot in self.arguments}
+        self._returned = tuple(name for name in returns if name not in names)
+        self._untouched = (untouched,)  # in a tuple, so that torch does not take it for a part
+        self._started = ""
         self._spec = self._spec_from(example_inputs)
 
     def step_spec(self) -> StepSpec:
@@ -66,8 +82,11 @@ class Lifted(nn.Module):
         return self._spec
 
     def initial_states(self) -> dict[str, Tensor]:
-        """What the memory held when the module was lifted."""
-        return {n: t for slot in (*self.states, *self.arguments) for n, t in slot.first.items()}
+        """What the memory holds before the first step."""
+        first = {n: t for slot in self._slots for n, t in slot.first.items()}
+        return first | (
+            {self._started: torch.zeros(1, 1, dtype=torch.bool)} if self._started else {}
+        )
 
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
         """One call of the module with this memory.
@@ -75,15 +94,28 @@ class Lifted(nn.Module):
         Raises:
             TraceError: A state or an output does not keep its form.
         """
-        return self._step_of(self.lifted, inputs, states)
+        later = self._run(inputs, states)
+        if not self._started:
+            return StepResult(*later, {})
+        begun = states[self._started]
+        outputs, after = (
+            {name: _chosen(begun, late[name], early[name]) for name in late}
+            for late, early in zip(later, self._run(inputs, states, own_start=True), strict=True)
+        )
+        return StepResult(outputs, after | {self._started: torch.ones_like(begun)}, {})
 
-    def alone(self) -> Alone:
-        """The module by itself, on a memory of its own: what this step must agree with.
+    def untouched(self) -> nn.Module:
+        """A copy of the module as it was handed to `lift`: what this step must agree with."""
+        return copied(self._untouched[0])
 
-        Raises:
-            TraceError: The module cannot be copied.
-        """
-        return Alone(_copied(self.lifted), self)
+    @property
+    def has_first_step(self) -> bool:
+        """Whether the module's first step is another than later ones."""
+        return bool(self._started)
+
+    @property
+    def _slots(self) -> tuple[Slot, ...]:
+        return (*self.states, *self.arguments)
 
     def told_apart(self, result: Value) -> tuple[dict[str, Tensor], dict[str, Value]]:
         """What forward returned: outputs by name, and arguments that it gives back, by name.
@@ -91,17 +123,15 @@ class Lifted(nn.Module):
         Raises:
             TraceError: It is something else.
         """
-        names = [slot.name for slot in self.arguments]
         held: dict[str, Value] = {}
-        if names:
-            if not isinstance(result, (tuple, list)) or len(result) <= len(names):
+        if self._places:
+            if not isinstance(result, (tuple, list)) or len(result) <= max(self._places):
                 raise TraceError(
-                    "forward does not return its memory",
-                    found=told(result),
-                    expected=f"(outputs ..., {', '.join(names)}): the memory last, in this order",
+                    "forward does not return its memory in every step", found=told(result)
                 )
-            held = dict(zip(names, result[-len(names) :], strict=True))
-            result = result[: -len(names)]
+            for slot, place in zip(self.arguments, self._places, strict=True):
+                held[slot.name] = result[place]
+            result = [part for i, part in enumerate(result) if i not in self._places]
             result = result[0] if len(result) == 1 else result
         return self._named(result), held
 
@@ -111,7 +141,7 @@ class Lifted(nn.Module):
             outputs = {name: result.get(name) for name in names}
         else:
             given = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-            names = self._outputs or (("output",) if len(given) == 1 else ())
+            names = self._outputs or self._returned or (("output",) if len(given) == 1 else ())
             if len(names) != len(given):
                 raise TraceError(
                     "every output of forward needs a name",
@@ -131,63 +161,72 @@ class Lifted(nn.Module):
         return tensors
 
     def _spec_from(self, example_inputs: Tensors) -> StepSpec:
-        """Call a copy of the module once, to see what it gives."""
-        trial = _copied(self.lifted)
-        first = self.initial_states()
+        """Call a copy of the module, to see what it gives and whether its first step is special."""
+        own, self.lifted = self.lifted, copied(self.lifted)
         try:
             with torch.no_grad():
+                if not self._starts_alike(example_inputs):
+                    self._started = _free("started", {*self.initial_states(), *example_inputs})
                 given = {name: tensor.clone() for name, tensor in example_inputs.items()}
-                result = self._step_of(trial, given, first)
-        except StategateError:
-            raise
-        except Exception as problem:  # a user's code may raise anything
-            raise TraceError(
-                "forward fails on its example inputs",
-                found=explained(problem),
-                expected="inputs of the shapes and dtypes that the module takes, batch 1",
-            ) from problem
-        axes = {n: slot.axis for slot in (*self.states, *self.arguments) for n in slot.first}
+                result = self.step(given, self.initial_states())
+        finally:
+            self.lifted = own
+        axes = {name: slot.axis for slot in self._slots for name in slot.first}
         return StepSpec(
             tuple(TensorSpec(n, *_form(t)) for n, t in example_inputs.items()),
             tuple(TensorSpec(n, *_form(t)) for n, t in result.outputs.items()),
             tuple(
-                StateSpec(n, *_form(t), layout=f"axis {axes[n]} of the module's" if axes[n] else "")
-                for n, t in first.items()
+                StateSpec(
+                    n, *_form(t), layout=f"axis {axes[n]} of the module's" if axes.get(n) else ""
+                )
+                for n, t in self.initial_states().items()
             ),
         )
 
-    def _step_of(self, module: nn.Module, inputs: Tensors, states: Tensors) -> StepResult:
-        after: dict[str, Tensor] = {}
+    def _starts_alike(self, example: Tensors) -> bool:
+        """Whether the first step is that from the first values, whatever the inputs are."""
+        first = self.initial_states()
+        if all(slot.own is Own.SAME for slot in self._slots):
+            return True
+
+        def once(inputs: Tensors, own_start: bool) -> dict[str, Tensor]:
+            given = {name: tensor.clone() for name, tensor in inputs.items()}
+            outputs, after = self._run(given, first, own_start=own_start)
+            return {**outputs, **{f"{name} after it": tensor for name, tensor in after.items()}}
+
+        try:
+            once(example, True)
+        except Exception:  # an argument's default is no start: what the user hands in is
+            for slot in self.arguments:
+                slot.own = Own.SAME
+        return all(
+            agree(partial(once, inputs, True), partial(once, inputs, False))
+            for inputs in draws(example)
+        )
+
+    def _run(
+        self, inputs: Tensors, states: Tensors, *, own_start: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Outputs and next states of one call, from these states or as the module itself starts."""
+        module, after = self.lifted, dict[str, Tensor]()
+        values = {
+            slot.name: slot.own_start(states) if own_start else slot.packed(states)
+            for slot in self._slots
+        }
         with ExitStack() as stack:
             for slot in self.states:
-                stack.enter_context(holding(module, slot.name, slot.packed(states)))
-            held = {slot.name: slot.packed(states) for slot in self.arguments}
-            outputs, held = self.told_apart(module(**inputs, **held))
+                stack.enter_context(holding(module, slot.name, values[slot.name]))
+            outputs, held = self.told_apart(module(**inputs, **self.handed(values)))
             for slot in self.states:
                 after |= slot.unpacked(value_at(module, slot.name), states)
         for slot in self.arguments:
             after |= slot.unpacked(held[slot.name], states)
-        return StepResult(outputs, after, {})
-
-
-class Alone:
-    """A copy of a lifted module on its own memory, which nobody hands in or takes out."""
-
-    def __init__(self, module: nn.Module, lifted: Lifted) -> None:
-        self._module, self._lifted = module, lifted
-        self._first = lifted.initial_states()
-        self._held = {slot.name: slot.packed(self._first) for slot in lifted.arguments}
-
-    @torch.no_grad()
-    def step(self, inputs: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Outputs, and states after the step, by name; the next step may change them in place."""
-        outputs, self._held = self._lifted.told_apart(self._module(**inputs, **self._held))
-        after: dict[str, Tensor] = {}
-        for slot in self._lifted.states:
-            after |= slot.unpacked(value_at(self._module, slot.name), self._first)
-        for slot in self._lifted.arguments:
-            after |= slot.unpacked(self._held[slot.name], self._first)
         return outputs, after
+
+    def handed(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """The hidden arguments among these values, without those that are left to a default."""
+        names = [slot.name for slot in self.arguments]
+        return {name: values[name] for name in names if values[name] is not Own.LEFT_OUT}
 
 
 def lift(
@@ -198,25 +237,32 @@ def lift(
     hidden: Mapping[str, Value] | None = None,
     outputs: Sequence[str] = (),
     session_axes: Mapping[str, int] | None = None,
+    returns: Sequence[str] = (),
 ) -> Lifted:
     """Make a step of a module that keeps memory in buffers, in attributes, or in an argument.
 
-    The module is put into evaluation mode and called once, on a copy. What ``states`` gives it, it
-    keeps; nothing else of it changes.
+    The module is put into evaluation mode, and copies of it are called. What ``states`` gives it,
+    it keeps; nothing else of it changes.
 
     Args:
         module: Its ``forward`` does one step.
         example_inputs: A tensor for each argument of ``forward`` that is an input, by the
             argument's name. The leading axis is 1 if several sessions shall share one graph.
         states: Buffers and attributes that ``forward`` updates, in place or by assignment, by
-            dotted name: ``["h", "inner.count"]``. What they hold now is the initial state. A
-            mapping gives them first values instead: ``{"hidden": torch.zeros(2, 1, 150)}``.
+            dotted name: ``["h", "inner.count"]``. What they hold now is the initial state; where
+            that is None, or a flag that the first step sets, the step gets a state ``started``,
+            unless zeros do the same. A mapping gives first values where the module has none:
+            ``{"hidden": torch.zeros(2, 1, 150)}``; it has to start as the module does.
         hidden: Arguments that ``forward`` takes and returns, with their first values, by name:
-            ``{"hidden": (h, c)}``. They are the last of what it returns, in this order.
+            ``{"hidden": (h, c)}``; None for what the argument's default does. They are the last
+            of what it returns, in this order, unless ``returns`` says otherwise.
         outputs: Names of all else that it returns, in order. A dict has its own.
         session_axes: Which axis belongs to the sessions where it is not the first, by the name
             declared here: ``{"hidden": 1}`` for the ``(layers, batch, hidden)`` of ``nn.LSTM`` and
             ``nn.GRU``. The step's states then have it first.
+        returns: Names of all that ``forward`` returns, in its order, hidden arguments by theirs:
+            ``["carry", "y"]``. Needed where an output has the form of the memory and the source of
+            ``forward`` does not tell them apart.
 
     Returns:
         A step whose states are named as here; ``hidden[0]`` and ``mem['h']`` are inside of tuples
@@ -239,31 +285,79 @@ def lift(
     axes = dict(session_axes or {})
     _check_arguments(module, {**example_inputs, **arguments})
     names = (states,) if isinstance(states, str) else tuple(states)
-    given = states if isinstance(states, Mapping) else {n: value_at(module, n) for n in names}
-    for name, value in given.items():
-        if _is_unset(value):
-            raise _unset_state(module, name, {**example_inputs, **arguments})
-        put(module, name, value)
-    unset = [name for name, value in arguments.items() if _is_unset(value)]
     strange = sorted(set(axes) - {*names, *arguments})
-    if not (names or arguments) or unset or strange:
+    if not (names or arguments) or strange:
         raise TraceError(
             "lift() cannot tell what the module remembers",
-            found=f"no first value for {', '.join(unset)}"
-            if unset
-            else f"session_axes for {', '.join(strange)}"
+            found=f"session_axes for {', '.join(strange)}"
             if strange
             else "neither states nor hidden arguments",
             expected="states=[names of buffers and attributes], or hidden={argument: first value}",
             remedy=f"what may be memory here: {', '.join(memory_like(module)) or 'no attribute'}",
         )
-    return Lifted(
+    for name in names:
+        if value_at(module, name) is not None:
+            put(module, name, value_at(module, name))  # without history, so that it can be copied
+    given: dict[str, Value] = dict(states) if isinstance(states, Mapping) else {}
+    given |= {name: value for name, value in arguments.items() if not is_unset(value)}
+    parameters = inspect.signature(module.forward).parameters.values()
+    optional = {p.name for p in parameters if p.default is not inspect.Parameter.empty}
+    handed = {
+        name: Own.LEFT_OUT if name in optional - given.keys() else value
+        for name, value in arguments.items()
+    }
+    untouched = copied(module)
+    seen = (dict(example_inputs), names, handed, returns)
+    try:
+        start = started(copied(untouched), *seen)
+    except TraceError:
+        if not isinstance(states, Mapping):
+            raise
+        for name, value in states.items():  # the module has no start of its own
+            put(untouched, name, value)
+        start = started(copied(untouched), *seen)
+    for name, value in arguments.items():
+        # Zeros stand for "no memory yet", which the default of the argument may mean otherwise.
+        if name in given:
+            zeros = name in optional and not _says_something(value)
+            start.own[name] = Own.LEFT_OUT if zeros else Own.SAME
+    slots = {
+        name: slot_of(name, start, given.get(name, Own.SAME), axes.get(name, 0), module)
+        for name in (*names, *arguments)
+    }
+    for name in names:
+        put(module, name, slots[name].packed(slots[name].first))
+    lifted = Lifted(
         module,
         dict(example_inputs),
-        [Slot(name, value_at(module, name), axes.get(name, 0)) for name in names],
-        [Slot(name, value, axes.get(name, 0)) for name, value in arguments.items()],
+        [slots[name] for name in names],
+        [slots[name] for name in arguments],
         (outputs,) if isinstance(outputs, str) else outputs,
+        returns,
+        untouched,
+        start.places,
     )
+    placeholders = [name for name in given if slots[name].own is not Own.SAME]
+    if lifted.has_first_step and placeholders:
+        raise TraceError(
+            "the module does not start with the values that are given for it",
+            found=f"a first step of its own, and first values for {', '.join(placeholders)}",
+            expected="what the module itself does in its first step",
+            remedy="; ".join(_starts(names, arguments)) + " takes the module's own first step; to "
+            "start elsewhere, set the value on the module before lift()",
+        )
+    return lifted
+
+
+def _starts(names: Sequence[str], arguments: Mapping[str, Value]) -> list[str]:
+    parts = [f"states={list(names)}"] if names else []
+    hidden = ", ".join(f'"{name}": None' for name in arguments)
+    return [*parts, f"hidden={{{hidden}}}"] if arguments else parts
+
+
+def _says_something(value: Value) -> bool:
+    leaves = (as_tensor(leaf) for leaf in pytree.tree_leaves(value))
+    return any(isinstance(leaf, Tensor) and bool(leaf.any()) for leaf in leaves)
 
 
 def _check_arguments(module: nn.Module, arguments: Mapping[str, Value]) -> None:
@@ -279,50 +373,16 @@ def _check_arguments(module: nn.Module, arguments: Mapping[str, Value]) -> None:
         ) from None
 
 
-def _is_unset(value: Value) -> bool:
-    leaves = pytree.tree_leaves(value)
-    return not leaves or any(leaf is None for leaf in leaves)
+def _chosen(begun: Tensor, later: Tensor, early: Tensor) -> Tensor:
+    """Row by row the later one where there was a step already."""
+    rows = begun.reshape(-1, *[1] * (later.dim() - 1)) if later.dim() else begun.reshape(())
+    return torch.where(rows, later, early)
 
 
-def _unset_state(module: nn.Module, name: str, arguments: Mapping[str, Value]) -> TraceError:
-    """Why a state without a value cannot be one, and what it may be: seen in one call."""
-    trial, before = _copied(module), value_at(module, name)
-    seen: list[Value] = []
-    try:
-        with torch.no_grad():
-            for _ in range(2):
-                trial(**arguments)
-                seen.append(copy.deepcopy(value_at(trial, name)))
-    except Exception:  # reading what has no value may be what fails
-        seen.append(seen[0] if seen else None)
-    after = seen[0]
-    if before is None and _is_unset(after) and name not in memory_like(module):
-        return TraceError(
-            "the module has no buffer or attribute of this name",
-            found=name,
-            expected=", ".join(memory_like(module)) or "a dotted name",
-        )
-    first = zeros_like(after) if not _is_unset(after) else "torch.zeros(...)"
-    return TraceError(
-        f"the state {name!r} is read before it has a value",
-        found=f"{told(before)} before the first step, {told(after)} after it",
-        expected="its value before the first step",
-        remedy=GROWING
-        if told(seen[-1]) != told(after)
-        else f'give it: states={{"{name}": {first}}}, or call what resets the module before lift()',
-    )
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception as problem:  # a user's objects may raise anything
-        raise TraceError(
-            "the module cannot be copied, and is not tried out itself",
-            found=explained(problem),
-            expected="a module that copy.deepcopy can copy",
-            remedy="detach() what it computed before, and make file handles and locks later",
-        ) from problem
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _form(tensor: Tensor) -> tuple[tuple[int, ...], str]:

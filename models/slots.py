@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -24,22 +26,44 @@ GROWING = (
 _OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
 
 
+class Own(Enum):
+    """How a module itself starts, where that is no value."""
+
+    SAME = "with the first value"
+    LEFT_OUT = "with the default of the argument"
+
+
 class Slot:
     """One piece of memory: an attribute somewhere in a module, or an argument of forward.
 
-    Attributes:
+    Args:
         name: Dotted name below the module, or the argument's.
+        value: Its first value.
         axis: Which axis of its tensors is the sessions'; in states it is the first.
+        own: What the module itself starts with, such as None, where its first step may be another
+            than from the first value.
+        is_flag: Whether it holds this one value in every step but the first, and is no tensor.
+
+    Attributes:
         first: The first value of each of its states, by state name: ``name``, or ``name[0]``,
-            ``name['k']`` and so on for tensors inside of something.
+            ``name['k']`` and so on for tensors inside of something; of a flag none.
     """
 
-    def __init__(self, name: str, value: Value, axis: int = 0) -> None:
-        leaves, self._tree = pytree.tree_flatten_with_path(value)
-        self.name, self.axis = name, axis
+    def __init__(
+        self,
+        name: str,
+        value: Value,
+        axis: int = 0,
+        own: Value = Own.SAME,
+        *,
+        is_flag: bool = False,
+    ) -> None:
+        self.name, self.axis, self.own = name, axis, own
         self.first: dict[str, Tensor] = {}
-        for path, leaf in leaves:
-            tensor = torch.tensor(leaf) if isinstance(leaf, (bool, int, float)) else leaf
+        self._flag = value
+        leaves, self._tree = pytree.tree_flatten_with_path(value)
+        for path, leaf in [] if is_flag else leaves:
+            tensor = as_tensor(leaf)
             if not isinstance(tensor, Tensor) or not tensor.numel():
                 raise TraceError(
                     f"{name!r} cannot be a state",
@@ -59,11 +83,17 @@ class Slot:
 
     def packed(self, states: Tensors) -> Value:
         """The value for the module, of copies: it may write them in place."""
+        if not self.first:
+            return self._flag
         leaves = (states[name] for name in self.first)
         moved = (leaf.movedim(0, self.axis) if self.axis else leaf for leaf in leaves)
         # nn.LSTM takes contiguous tensors only.
         copies = [leaf.clone(memory_format=torch.contiguous_format) for leaf in moved]
         return pytree.tree_unflatten(copies, self._tree)
+
+    def own_start(self, states: Tensors) -> Value:
+        """What the module itself starts with, of copies."""
+        return self.packed(states) if self.own is Own.SAME else cloned(self.own)
 
     def unpacked(self, value: Value, before: Tensors) -> dict[str, Tensor]:
         """The states that a value holds, by name.
@@ -76,6 +106,15 @@ class Slot:
             TraceError: They do not.
         """
         leaves, tree = pytree.tree_flatten(value)
+        if not self.first:
+            if value != self._flag:
+                raise TraceError(
+                    f"{self.name!r} does not stay what the first step sets it to",
+                    found=f"{told(value)} after a step",
+                    expected=told(self._flag),
+                    remedy="keep it in a tensor, and choose with torch.where",
+                )
+            return {}
         if tree != self._tree:
             raise TraceError(
                 f"the state {self.name!r} does not keep its form",
@@ -86,11 +125,11 @@ class Slot:
         after = {}
         for name, leaf in zip(self.first, leaves, strict=True):
             old = before[name]
-            if isinstance(leaf, (bool, int, float)):
-                leaf = torch.tensor(leaf, dtype=old.dtype)
-            new = leaf
-            if self.axis and isinstance(leaf, Tensor) and leaf.dim() == old.dim():
-                new = leaf.movedim(self.axis, 0)
+            new = as_tensor(leaf)
+            if isinstance(leaf, (bool, int, float)) and torch.can_cast(new.dtype, old.dtype):
+                new = new.to(old.dtype)  # 0 for 0.0
+            if self.axis and isinstance(new, Tensor) and new.dim() == old.dim():
+                new = new.movedim(self.axis, 0)
             if not isinstance(new, Tensor) or (new.shape, new.dtype) != (old.shape, old.dtype):
                 grown = isinstance(new, Tensor) and new.numel() > old.numel()
                 raise TraceError(
@@ -122,22 +161,21 @@ def value_at(module: nn.Module, name: str) -> Value:
 
 def put(module: nn.Module, name: str, value: Value) -> None:
     """Give a buffer or attribute a value, without the history that autograd keeps of it."""
-    owner, attribute = _owner_of(module, name)
     if any(getattr(leaf, "requires_grad", False) for leaf in pytree.tree_leaves(value)):
         value = pytree.tree_map_only(Tensor, Tensor.detach, value)
-    _store_of(owner, attribute)[attribute] = value
+    _set(*_owner_of(module, name), value)
 
 
 @contextmanager
 def holding(module: nn.Module, name: str, value: Value) -> Iterator[None]:
-    """Let a buffer or attribute, which `put` gave a value, have another for a while."""
+    """Let a buffer or attribute have another value for a while."""
     owner, attribute = _owner_of(module, name)
-    store = _store_of(owner, attribute)
-    before, store[attribute] = store[attribute], value
+    before = getattr(owner, attribute, None)
+    _set(owner, attribute, value)
     try:
         yield
     finally:
-        store[attribute] = before
+        _set(owner, attribute, before)
 
 
 def memory_like(module: nn.Module) -> dict[str, Value]:
@@ -182,6 +220,36 @@ def zeros_like(value: Value) -> str:
     return "..."
 
 
+def cloned(value: Value) -> Value:
+    """The same containers anew, and copies of their tensors."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)
+
+
+def is_unset(value: Value) -> bool:
+    """Whether a value has no form yet: None, nothing, or None inside of it."""
+    leaves = pytree.tree_leaves(value)
+    return not leaves or any(leaf is None for leaf in leaves)
+
+
+def form_of(value: Value) -> object:
+    """What has to stay for ever: containers, shapes and dtypes."""
+    leaves, tree = pytree.tree_flatten(value)
+    forms = [
+        (tuple(tensor.shape), tensor.dtype) if isinstance(tensor, Tensor) else type(tensor)
+        for tensor in map(as_tensor, leaves)
+    ]
+    return tree, forms
+
+
+def as_tensor(leaf: Value) -> Value:
+    """A number with all its bits: Python counts in float64 and int64, NumPy as it says."""
+    if isinstance(leaf, (np.generic, np.ndarray)):
+        return torch.from_numpy(np.array(leaf)) if leaf.dtype.kind in "biuf" else leaf
+    if isinstance(leaf, (bool, int)):
+        return torch.tensor(leaf)
+    return torch.tensor(leaf, dtype=torch.float64) if isinstance(leaf, float) else leaf
+
+
 def _owner_of(module: nn.Module, name: str) -> tuple[object, str]:
     *path, attribute = name.split(".")
     try:
@@ -194,7 +262,10 @@ def _owner_of(module: nn.Module, name: str) -> tuple[object, str]:
         ) from None
 
 
-def _store_of(owner: object, attribute: str) -> MutableMapping[str, Value]:
-    if isinstance(owner, nn.Module) and attribute in owner._buffers:
-        return owner._buffers
-    return vars(owner)
+def _set(owner: object, attribute: str, value: Value) -> None:
+    if not isinstance(owner, nn.Module):
+        setattr(owner, attribute, value)  # of an object with __slots__ too
+    elif attribute in owner._buffers:
+        owner._buffers[attribute] = value
+    else:
+        vars(owner)[attribute] = value

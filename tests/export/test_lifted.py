@@ -70,7 +70,7 @@ def test_a_module_of_many_memories_is_exported_and_steps_as_it_did_alone(tmp_pat
     file.write_text(POLICY)
     result = CliRunner().invoke(main, ["export", f"{file}:make", "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert "1,000 steps against Policy alone" in result.output
+    assert "1,000 steps of noise against Policy alone" in result.output
     for verb in (["verify", str(out)], ["run", str(out), "--steps", "300"]):
         assert CliRunner().invoke(main, verb).exit_code == 0
     alone = runpy.run_path(str(file))["Policy"]()
@@ -186,7 +186,7 @@ class Cache(Breaks):
         (Undeclared(), "seen", "states=['h', 'seen']"),
         (UndeclaredPair(), "k[0], k[1], k", "states=['h', 'k']"),
         (UndeclaredCount(), "ticks", "states=['h', 'ticks']"),
-        (FirstCall(), "ticks", "call the module once before lift()"),
+        (FirstCall(), "ticks", "states=['h', 'ticks']), also for what only the first call sets"),
         (ListCache(), "rows[0]", "TRIM-KV"),
         (Cache(), "k", "TRIM-KV"),
     ],
@@ -316,3 +316,41 @@ def test_the_graph_of_a_lifted_module_holds_no_copy_of_its_memory() -> None:
     graph: onnx.GraphProto = trace(lift(Undeclared(), X, states=["h", "seen"])).graph
     assert {v.name for v in graph.input} == {"x", "h", "seen"}
     assert not [t.name for t in graph.initializer if "seen" in t.name or t.name.endswith(".h")]
+
+
+@pytest.mark.case("B5")
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_state_that_never_changed_is_named_at_export_and_by_inspect(
+    dropped: bool, tmp_path: Path
+) -> None:
+    cases = Path(__file__).parents[1] / "cases/models.py"
+    name = "dropped_state" if dropped else "leaky"
+    arguments = ["export", f"{cases}:{name}", "--steps", "50", "--out", f"{tmp_path}/b"]
+    exported = CliRunner().invoke(main, arguments)
+    assert exported.exit_code == 0, exported.output
+    assert ("note: state h kept its first value" in exported.output) == dropped
+    inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "b")]).output
+    assert bool(re.search(r"note +state h kept its first value", inspected)) == dropped
+
+
+@pytest.mark.case("B5")
+def test_a_state_of_an_adopted_file_that_never_changed_is_named(tmp_path: Path) -> None:
+    """The file gives back what it was given: a memory that a converter lost."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Add", ["x", "h_in"], ["y"]),
+            onnx.helper.make_node("Identity", ["h_in"], ["h_out"]),
+        ],
+        "lost",
+        [value("x", 1, [1, 4]), value("h_in", 1, [1, 4])],
+        [value("y", 1, [1, 4]), value("h_out", 1, [1, 4])],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "lost.onnx")
+    arguments = ["adopt", f"{tmp_path}/lost.onnx", "--state", "h_in=h_out"]
+    result = CliRunner().invoke(main, [*arguments, "--out", f"{tmp_path}/b"])
+    assert result.exit_code == 0, result.output
+    assert "note: state h_in kept its first value" in result.output
