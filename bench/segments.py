@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import ResultError
+from stategate.contract.reading import read_bounded
 
 Array = NDArray[Any]
 
@@ -124,7 +125,7 @@ class Segments:
 
     def _read(self, path: Path) -> None:
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            with np.load(io.BytesIO(read_bounded(path)), allow_pickle=False) as file:
                 told = json.loads(bytes(file["told"]))
                 ns, wrote, ends = file["ns"], file["wrote"], np.cumsum(file["counts"])
             pieces = zip(

@@ -196,6 +196,17 @@ class Episode:
             *((("trail", self.trail, states, 1),) if self.trail else ()),
         )
         for part, given, wanted, time_axes in promised:
+            # Outputs may be let through by name, see Verification.accepted; a memory never is.
+            holes = [
+                n for n, a in given.items() if a.dtype.kind == "f" and not np.isfinite(a).all()
+            ]
+            if holes and part != "output":
+                raise EpisodeError(
+                    f"a {part} of the golden episode is not finite",
+                    found=", ".join(holes),
+                    expected="finite numbers",
+                    remedy="export the bundle again",
+                )
             found = {n: (a.shape[time_axes:], str(a.dtype)) for n, a in given.items()}
             if found != wanted:
                 raise EpisodeError(

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stategate.contract.errors import EpisodeError
-from stategate.contract.reading import open_regular, printable
+from stategate.contract.reading import open_regular, printable, read_bounded
 
 Array = NDArray[Any]
 
@@ -167,27 +167,11 @@ class Npz:
                 yield block
 
     def _header(self, info: zipfile.ZipInfo) -> Member:
+        name = printable(info.filename)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{printable(info.filename)} is packed in a way that NumPy never uses")
+            raise ValueError(f"{name} is packed in a way that NumPy never uses")
         with self._zip.open(info) as packed:
-            file = io.BytesIO(packed.read(_HEADER_BYTES))
-            version = np.lib.format.read_magic(file)
-            if version == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            elif version == (2, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-            else:
-                raise ValueError(f"{info.filename} is in version {version} of .npy")
-            member = Member(dtype, shape, fortran, file.tell())
-        if dtype.hasobject:
-            raise ValueError(f"{info.filename} holds pickled objects, which are never loaded")
-        promised = member.start + member.bytes
-        if min(shape, default=0) < 0 or promised != info.file_size:
-            raise ValueError(
-                f"the header of {printable(info.filename)} promises {promised:,} bytes, "
-                f"the zip {info.file_size:,}"
-            )
-        return member
+            return _member(packed.read(_HEADER_BYTES), info.file_size, name)
 
     @contextmanager
     def _open(self, key: str) -> Iterator[IO[bytes]]:
@@ -206,6 +190,44 @@ class Npz:
                 found=f"{type(problem).__name__}: {problem}",
                 expected="an .npz file with input.<name> arrays",
             ) from problem
+
+
+def load_npy(path: str | Path) -> Array:
+    """The array of one ``.npy``.
+
+    Raises:
+        EpisodeError: It cannot be read, is no array of numbers, or is larger than `WHOLE_BYTES`.
+    """
+    try:
+        raw = read_bounded(path, WHOLE_BYTES)
+        _member(raw[:_HEADER_BYTES], len(raw), printable(path))
+        array: Array = np.load(io.BytesIO(raw), allow_pickle=False)
+    except Exception as problem:  # NumPy raises unrelated types
+        raise EpisodeError(
+            f"{path} cannot be read",
+            found=f"{type(problem).__name__}: {problem}",
+            expected="one array, as np.save writes it",
+        ) from problem
+    return array
+
+
+def _member(start: bytes, size: int, name: str) -> Member:
+    """What the first bytes of a ``.npy`` of ``size`` bytes say."""
+    file = io.BytesIO(start)
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"{name} is in version {version} of .npy")
+    member = Member(dtype, shape, fortran, file.tell())
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds pickled objects, which are never loaded")
+    promised = member.start + member.bytes
+    if min(shape, default=0) < 0 or promised != size:
+        raise ValueError(f"the header of {name} promises {promised:,} bytes, and it has {size:,}")
+    return member
 
 
 def _check_count(file: BinaryIO) -> None:

@@ -71,9 +71,10 @@ def read_bounded(path: str | Path, limit: int = FILE_BYTES) -> bytes:
         OSError: It cannot be read, is no regular file, or is larger.
     """
     with open_regular(path, limit) as file:
-        raw = file.read(limit + 1)
-    if len(raw) > limit:
-        raise OSError(f"it grew past {limit:,} bytes while it was read")
+        size = os.fstat(file.fileno()).st_size  # asking for more would allocate more
+        raw = file.read(size + 1)
+    if len(raw) > size:
+        raise OSError(f"it grew past its {size:,} bytes while it was read")
     return raw
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from stategate.contract import ConstantSpec, ModelRef, StateSpec, StepSpec, TensorSpec, sha256
+from stategate.contract import ConstantSpec, ModelRef, StateSpec, StepSpec, TensorSpec
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError
+from stategate.contract.reading import file_sha256
 from stategate.export.dataflow import read_on, used_inputs
 from stategate.export.graph import check_graph
 from stategate.export.pack import Candidate
 from stategate.export.pairing import Evidence, check_pairs, find_pairs, lookalikes
+from stategate.export.untrusted import load_graph, run_within_limits, unoptimised
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def adopt(path: Path, request: Request) -> Adopted:
             value does not fit.
         StatePairingError: Declared pairs do not fit, or none can be found without doubt.
     """
-    graph, model = _load(path)
+    graph, model = load_graph(path)
     specs = _pinned_inputs(model, request)
     constants = [_filled(specs[n], text, "--const") for n, text in request.constants.items()]
     inputs = {name: spec for name, spec in specs.items() if name not in request.constants}
@@ -88,7 +90,7 @@ def adopt(path: Path, request: Request) -> Adopted:
     )
     check_graph(model, spec, branch_free=False)
     candidate = Candidate(
-        model=ModelRef(path.stem, "adopted", path.name, sha256(path.read_bytes())),
+        model=ModelRef(path.stem, "adopted", path.name, file_sha256(path)[0]),
         spec=spec,
         graph=graph,
         made_with=("onnx", "onnxruntime"),
@@ -103,7 +105,7 @@ class OnnxReference:
 
     def __init__(self, candidate: Candidate) -> None:
         self.name = f"onnxruntime {onnxruntime.__version__} run(), optimisations off"
-        self._session = _unoptimised(candidate.graph)
+        self._session = unoptimised(candidate.graph)
         self._spec = candidate.spec
         self._fixed = _arrays(candidate.spec.constants)
         zeros = {s.name: np.zeros(s.shape, s.dtype) for s in candidate.spec.states}
@@ -119,7 +121,7 @@ class OnnxReference:
             GraphError: An output came in another shape than in the step before.
         """
         feed = {**inputs, **self._fixed, **self._states}
-        arrays = self._session.run(list(self._promised), feed)
+        arrays = run_within_limits(self._session, list(self._promised), feed)
         given = dict(zip(self._promised, arrays, strict=True))
         for name, promised in self._promised.items():
             if given[name].shape != promised.shape:
@@ -131,26 +133,6 @@ class OnnxReference:
                 )
         self._states = {s.name: given.pop(s.next_name) for s in self._spec.states}
         return given, self._states, {}
-
-
-def _load(path: Path) -> tuple[bytes, onnx.ModelProto]:
-    """The file as it is, and parsed; weights that lie beside it are taken in."""
-    try:
-        raw = path.read_bytes()
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except OSError as problem:
-        raise GraphError("the file cannot be read", found=f"{path}: {problem}") from problem
-    except Exception as problem:  # protobuf and the checker raise unrelated types
-        raise GraphError(
-            f"{path} is not a valid ONNX file",
-            found=str(problem).splitlines()[0] if str(problem) else type(problem).__name__,
-            expected="a complete .onnx file",
-        ) from problem
-    inside = onnx.load_model_from_string(raw)
-    if any(tensor.external_data for tensor in inside.graph.initializer):
-        raw = model.SerializeToString(deterministic=True)
-    return raw, model
 
 
 def _pinned_inputs(model: onnx.ModelProto, request: Request) -> dict[str, TensorSpec]:
@@ -250,14 +232,6 @@ def _initial(spec: StepSpec, request: Request) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _unoptimised(graph: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
 def _array(constant: ConstantSpec) -> np.ndarray:
     return np.full(constant.shape, constant.value, constant.dtype)
 
@@ -271,14 +245,16 @@ def _probe(
 ) -> dict[str, TensorSpec]:
     """Shapes of the outputs, by running one step: files often leave them open."""
     try:
-        session = _unoptimised(graph)
+        session = unoptimised(graph)
         names = [node.name for node in session.get_outputs()]
         zeros = {t.name: np.zeros(t.shape, t.dtype) for t in inputs.values()}
-        arrays = session.run(names, {**zeros, **_arrays(constants)})
+        arrays = run_within_limits(session, names, {**zeros, **_arrays(constants)})
         return {
             name: TensorSpec(name, array.shape, str(array.dtype))
             for name, array in zip(names, arrays, strict=True)
         }
+    except GraphError:
+        raise
     except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
         raise GraphError(
             "the graph does not run with these shapes, or gives something that is no tensor",

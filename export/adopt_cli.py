@@ -13,6 +13,7 @@ import numpy as np
 from stategate.contract import InputsRef, load_episode, refuse_to_replace
 from stategate.contract.console import progress
 from stategate.contract.errors import StatePairingError
+from stategate.contract.npz import load_npy
 from stategate.export.engines_cli import deployed, engine_options
 from stategate.export.inputs import drawn, input_options, parsed_ranges
 from stategate.export.storage_cli import early_limits, storage_options, with_stored_states
@@ -157,11 +158,7 @@ def _start(text: str) -> np.ndarray | str:
     """The array of a ``.npy`` file; anything else is a number's text."""
     if not text.endswith(".npy"):
         return text
-    try:
-        array = np.load(text, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as problem:
-        raise click.BadParameter(f"{text}: {problem}", param_hint="--init") from problem
-    return np.asarray(array)
+    return load_npy(text)
 
 
 def _confirm(adopted: Adopted, yes: bool) -> None:

@@ -18,9 +18,15 @@ from safetensors.numpy import load as load_safetensors
 
 from stategate.contract import ModelRef, sha256
 from stategate.contract.errors import LeappError
+from stategate.contract.reading import printable, read_bounded, text_with_controls
 from stategate.export.adopt import Adopted, Request, adopt
+from stategate.export.untrusted import GRAPH_BYTES
 
-_MAX_BYTES = 1 << 24  # no YAML that LEAPP writes comes near
+_MAX_BYTES = 1 << 20
+"""Of the YAML. LEAPP writes some kilobytes, and reading takes seconds a megabyte."""
+
+_MAX_NODES = 1 << 16
+"""Of what the YAML stands for, its aliases written out: nine lines can name a thousand million."""
 
 Names = list[list[str | None] | str | None]
 
@@ -170,17 +176,44 @@ def read_export(path: Path) -> LeappExport:
 
 def _document(path: Path) -> _Document:
     try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-        if len(raw) > _MAX_BYTES:
-            raise ValueError(f"more than {_MAX_BYTES} bytes")
-        return msgspec.convert(yaml.safe_load(raw), _Document)
+        loader = yaml.SafeLoader(read_bounded(path, _MAX_BYTES))
+        root = loader.get_single_node()
+        _check_size(root, {})
+        plain = loader.construct_document(root)
+        controlled = text_with_controls(plain)
+        if controlled is not None:
+            raise ValueError(f"a control character in {printable(controlled)}")
+        return msgspec.convert(plain, _Document)
     except Exception as problem:  # PyYAML lets KeyError, AttributeError and more through
         raise LeappError(
             f"{path} is not the YAML of a LEAPP export",
             found=" ".join(str(problem).split()) or type(problem).__name__,
             expected="models, pipeline and system information, as leapp.compile_graph() writes",
         ) from problem
+
+
+def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Nodes that one stands for, counted once however often an alias names it.
+
+    Raises:
+        ValueError: There are too many, it holds itself, or a mapping says one thing twice.
+    """
+    if id(node) in sizes:
+        return sizes[id(node)]
+    sizes[id(node)] = _MAX_NODES  # until it is known: what holds itself is endless
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"two values under one key among {', '.join(keys)}")
+        inner = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    size = 1 + sum(_check_size(part, sizes) for part in inner)
+    if size >= _MAX_NODES:
+        raise ValueError(f"it stands for more than {_MAX_NODES:,} values")
+    sizes[id(node)] = size
+    return size
 
 
 def _beside(path: Path, name: str) -> tuple[Path, bytes]:
@@ -194,7 +227,7 @@ def _beside(path: Path, name: str) -> tuple[Path, bytes]:
                 expected=f"a file in {path.parent}",
                 remedy="copy it there, and correct the YAML",
             )
-        return full, full.read_bytes()
+        return full, read_bounded(full, GRAPH_BYTES)
     except (OSError, ValueError) as problem:
         raise LeappError(
             "a file of the LEAPP export cannot be read",
@@ -238,6 +271,8 @@ def _initial(path: Path, node: str, pipeline: _Pipeline) -> dict[str, np.ndarray
     file, raw = _beside(path, pipeline.initial_values)
     try:
         arrays: dict[str, np.ndarray] = load_safetensors(raw)
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("NaN or Inf")
     except Exception as problem:  # safetensors and NumPy raise unrelated types
         raise LeappError(
             f"{file.name} holds no initial values", found=problem, expected="a safetensors file"

@@ -195,20 +195,27 @@ def initial_bytes(bundle: Bundle) -> dict[str, bytes]:
     """The initial states that a bundle carries, by state name.
 
     Raises:
-        EngineError: A file is not of its state's size.
+        EngineError: A file is not of its state's size, or holds NaN or Inf.
         BundleError: A file is missing or altered.
     """
     files = {file.path: file for file in bundle.manifest.files}
     initial = {}
     for state in bundle.manifest.states:
         if state.init_file is not None:
-            initial[state.name] = bundle.read(files[state.init_file])
-            if len(initial[state.name]) != state.bytes:
+            raw = initial[state.name] = bundle.read(files[state.init_file])
+            if len(raw) != state.bytes:
                 raise EngineError(
                     f"the initial value of state {state.name!r} has the wrong size",
-                    found=f"{len(initial[state.name])} bytes in {state.init_file}",
+                    found=f"{len(raw)} bytes in {state.init_file}",
                     expected=f"{state.bytes} bytes",
                     remedy="export the bundle again",
+                )
+            if not is_finite(np.frombuffer(raw, np.dtype(state.dtype).newbyteorder("<"))):
+                raise EngineError(
+                    f"state {state.name!r} would start with NaN or Inf, and every step would fail",
+                    found=state.init_file,
+                    expected="finite numbers",
+                    remedy="export the bundle again, from a state that is finite",
                 )
     return initial
 

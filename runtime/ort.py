@@ -55,7 +55,7 @@ class OrtGraph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its log shows names as they are; errors are raised anyway
         # A spinning thread would take the core from the control loop.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Weights stored as integers are multiplied in float32 (level 1). The default quantises the

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from stategate.contract.errors import BundleError, ContractError, StategateError
 from stategate.contract.manifest import decode_manifest
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.reading import decode_json, printable, read_bounded
+from stategate.runtime import Session
 
 Copier = Callable[[Path], Path]
 
@@ -162,7 +164,7 @@ def test_a_manifest_with_a_control_character_in_a_text_is_refused(
         value[evil] = "1"
     else:
         (value if field == "model" else value[0])["name"] = evil
-    with pytest.raises(ContractError, match="control character") as caught:
+    with pytest.raises(ContractError, match=r"control character|cannot be the name") as caught:
         Bundle.open(altered(copy, **{field: value}))
     assert evil not in str(caught.value)
 
@@ -177,6 +179,42 @@ def test_what_prints_is_shown_as_it_is_and_the_rest_escaped_on_one_line() -> Non
 @given(st.text())
 def test_a_printable_text_is_one_line_for_any_text(text: str) -> None:
     assert len(printable(text, 10**6).splitlines()) <= 1
+
+
+def with_file(bundle: Path, name: str, data: bytes, state: str = "") -> Path:
+    """A bundle in which one file is another, or one more, under right digests."""
+    record = json.loads((bundle / "manifest.json").read_bytes())
+    record["files"] = [f for f in record["files"] if f["path"] != name]
+    record["files"].append({"path": name, "sha256": sha256(data)})
+    for one in record["states"]:
+        if one["name"] == state:
+            one["init_file"] = name
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_bytes(data)
+    return reseal(bundle, json.dumps(record).encode())
+
+
+@pytest.mark.case("E12")
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_a_memory_that_starts_with_no_number_is_refused(
+    tiny_bundle: Path, copy_of: Copier, odd: float
+) -> None:
+    start = np.array([0, odd, 0, 0], "<f4").tobytes()
+    copy = with_file(copy_of(tiny_bundle), "initial/0.bin", start, "h")
+    with pytest.raises(StategateError, match="start with NaN or Inf"):
+        Session.open(copy)
+
+
+@pytest.mark.case("E12")
+@pytest.mark.parametrize("group", ["states", "gates"])
+def test_a_golden_episode_whose_memory_is_no_number_is_refused(
+    tiny_bundle: Path, copy_of: Copier, group: str
+) -> None:
+    copy = copy_of(tiny_bundle)
+    golden = Episode.load(copy / "golden.npz")
+    next(iter(getattr(golden, group).values())).reshape(-1)[0] = np.nan
+    with pytest.raises(StategateError, match="not finite"):
+        Bundle.open(with_file(copy, "golden.npz", golden.to_bytes())).golden()
 
 
 @pytest.mark.case("E11")

@@ -243,7 +243,7 @@ def edges(document: dict) -> dict:
         (lambda d: node(d)["parameters"].update(model_path=None), "backend onnx, None"),
         (lambda d: node(d)["parameters"].update(model_path="../x.onnx"), "outside its folder"),
         (lambda d: node(d)["parameters"].update(model_path="/etc/passwd"), "outside its folder"),
-        (lambda d: node(d)["parameters"].update(model_path="a\0b"), "cannot be read"),
+        (lambda d: node(d)["parameters"].update(model_path="a\0b"), "control character"),
         (lambda d: node(d)["parameters"].update(model_path="gone.onnx"), "gone.onnx"),
         (lambda d: node(d)["parameters"].update(model_path="log.txt"), "not the file that"),
         (lambda d: node(d)["parameters"].update(sha256sum=None), "not the file that"),

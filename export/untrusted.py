@@ -1,0 +1,165 @@
+"""ONNX files of strangers: looked at before they are loaded, and run within limits.
+
+A graph is a program. Its loops may never end, it may ask for any amount of memory, and its weights
+may lie in other files, which may be anything.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from stategate.contract.errors import GraphError
+from stategate.contract.reading import open_regular, read_bounded
+
+GRAPH_BYTES = (1 << 31) - 1
+"""Of a graph with all its weights: what protobuf can write in one piece."""
+
+STEP_SECONDS = 60.0
+"""Of one plain step. A step that takes a second is of no use on a device; this one runs without
+optimisations, and perhaps on a busy machine."""
+
+
+def load_graph(path: Path) -> tuple[bytes, onnx.ModelProto]:
+    """A graph as its file has it, and parsed; weights that lie in other files are taken in.
+
+    Raises:
+        GraphError: It cannot be read, is no valid ONNX, or is too large.
+    """
+    try:
+        raw = read_bounded(path, GRAPH_BYTES)
+        model = onnx.load_model_from_string(raw)
+        outside = [t for t in _tensors(model) if onnx.external_data_helper.uses_external_data(t)]
+        if outside:
+            _check_outside(path.parent, len(raw), outside)
+            onnx.load_external_data_for_model(model, str(path.parent))
+            raw = model.SerializeToString(deterministic=True)
+        onnx.checker.check_model(model)
+    except OSError as problem:
+        raise GraphError("the file cannot be read", found=f"{path}: {problem}") from problem
+    except GraphError:
+        raise
+    except Exception as problem:  # protobuf and the checker raise unrelated types
+        raise GraphError(
+            f"{path} is not a valid ONNX file",
+            found=str(problem).splitlines()[0] if str(problem) else type(problem).__name__,
+            expected="a complete .onnx file",
+        ) from problem
+    return raw, model
+
+
+def _check_outside(folder: Path, size: int, tensors: Sequence[onnx.TensorProto]) -> None:
+    """Look at the files of weights before they are read; one may be named many times."""
+    for tensor in tensors:
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        file = folder / told.get("location", "")
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise GraphError(
+                "the graph names weights outside of its folder",
+                found=told.get("location"),
+                remedy="copy the file next to the graph, and correct the graph",
+            )
+        open_regular(file, GRAPH_BYTES).close()
+        size += int(told.get("length") or file.stat().st_size)
+        if size > GRAPH_BYTES:
+            raise GraphError(
+                "the graph and its weights are too large for one file of ONNX",
+                found=f"{size:,} bytes and more",
+                expected=f"at most {GRAPH_BYTES:,}",
+            )
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from attribute.tensors
+        if attribute.HasField("t"):
+            yield attribute.t
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from _of_graph(graph)
+
+
+def unoptimised(graph: bytes) -> onnxruntime.InferenceSession:
+    """The graph as its author would run it, in one thread."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # its log shows names as they are; errors are raised anyway
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def run_within_limits(
+    session: onnxruntime.InferenceSession,
+    names: Sequence[str],
+    feed: Mapping[str, np.ndarray],
+) -> list[np.ndarray]:
+    """One run that ends after `STEP_SECONDS`, and takes no more memory than the machine has free.
+
+    Raises:
+        GraphError: It did not end in that time.
+        Exception: Whatever ONNX Runtime raises, a lack of memory among it.
+    """
+    options = onnxruntime.RunOptions()
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        options.terminate = True
+
+    timer = threading.Timer(STEP_SECONDS, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        with _free_memory_alone():
+            arrays: list[np.ndarray] = session.run(list(names), dict(feed), options)
+        return arrays
+    except Exception as problem:
+        if not late.is_set():
+            raise
+        raise GraphError(
+            "one step of the graph does not end",
+            found=f"still running after {STEP_SECONDS:g} seconds",
+            expected="a step for a device, which takes milliseconds",
+            remedy="look for a Loop whose number of rounds is too large, or depends on an input",
+        ) from problem
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _free_memory_alone() -> Iterator[None]:
+    """Let an allocation beyond what is free fail, before the system ends some process for it."""
+    if sys.platform != "linux":
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    free = Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]
+    limit = pages * resource.getpagesize() + int(free) * 1024
+    if before[0] != resource.RLIM_INFINITY:
+        limit = min(limit, before[0])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
