@@ -13,6 +13,7 @@ from pathlib import Path
 
 from stategate.contract import cpu
 from stategate.contract.errors import CompilerError
+from stategate.contract.manifest import TargetRef
 from stategate.contract.staging import scratch_folder
 
 WARNINGS = ("-Wall", "-Wextra")
@@ -21,6 +22,13 @@ WARNINGS = ("-Wall", "-Wextra")
 MATHS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
 _MACHINES = {"arm": "armv7l", "amd64": "x86_64"}
 _DEFAULT_ISA = {**cpu.LEAST, "x86_64": "x86-64-v3"}
+# Names of Debian's packages for other machines, which other distributions and toolchains share.
+_COMPILERS = {
+    "x86_64": "x86_64-linux-gnu-gcc",
+    "aarch64": "aarch64-linux-gnu-gcc",
+    "armv7l": "arm-linux-gnueabihf-gcc",
+    "riscv64": "riscv64-linux-gnu-gcc",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +52,34 @@ class Compiled:
     flags: tuple[str, ...]
 
 
+def compiler_for(machine: str) -> str | None:
+    """What compiles for a machine, here or across; None for an unknown kind."""
+    return "cc" if machine == platform.machine() else _COMPILERS.get(machine)
+
+
+def package_of(cc: str) -> str:
+    """Debian's package of a compiler, as far as its name tells."""
+    across = cc.removesuffix("-gcc").replace("_", "-")
+    return f"gcc-{across}" if cc.endswith("-gcc") else "gcc"
+
+
 def compile_library(
     sources: Mapping[str, bytes],
     *,
     cc: str = "cc",
     isa: str | None = None,
     extra: Sequence[str] = (),
+    target: TargetRef | None = None,
 ) -> Compiled:
     """One shared object of C sources, without libraries but that of mathematics.
 
     Args:
         sources: Files by name; those that end in ``.c`` are compiled.
         cc: The compiler.
-        isa: What it gets as ``-march``; by default the best of this machine, or a common one of
-            the machine that a cross compiler is for.
+        isa: What it gets as ``-march``; by default that of the target, the best of this machine, or
+            a common one of the machine that a cross compiler is for.
         extra: Further flags.
+        target: Device that the library is for.
 
     Raises:
         CompilerError: There is no such compiler, it is for a CPU of an unknown kind, or it refused
@@ -70,7 +91,7 @@ def compile_library(
             "the C compiler is not there",
             found=cc,
             expected="gcc or clang, for this machine or another",
-            remedy="apt-get install gcc, or name one with --cc",
+            remedy=f"apt-get install {package_of(cc)}, or name one with --cc",
         )
     version = _run([program, "--version"], Path.cwd()).splitlines()[0]
     named = _run([program, "-dumpmachine"], Path.cwd()).split("-")[0].strip()
@@ -82,6 +103,8 @@ def compile_library(
             expected=", ".join(cpu.LEAST),
             remedy="compile the C source in the bundle with the program that uses it",
         )
+    if isa is None and target is not None and target.machine == machine:
+        isa = target.isa or None
     if isa is None:
         isa = cpu.isa_of_this_machine() if machine == platform.machine() else None
         isa = isa or _DEFAULT_ISA[machine]

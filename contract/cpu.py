@@ -10,6 +10,8 @@ import re
 from collections.abc import Set
 from functools import cache
 
+from stategate.contract.cpuid import asked
+
 # x86-64 psABI, micro-architecture levels: what each needs beyond the one before, as Linux spells
 # it. gcc takes the level's name for -march.
 _X86_LEVELS = {
@@ -53,14 +55,14 @@ _SUSPECT = re.compile(r"__(AVX|APX|ARM_FEATURE_S[VM]E|riscv_)")
 
 
 @cache
-def features() -> frozenset[str]:
-    """What this CPU has, as the kernel lists it; empty where it does not say."""
+def features() -> frozenset[str] | None:
+    """What this CPU has, as the kernel lists it or the CPU says itself; None where neither does."""
     try:
         with open("/proc/cpuinfo") as lines:  # noqa: PTH123
             listed = next((x for x in lines if re.match(r"flags|Features", x)), "")
     except OSError:
-        return frozenset()
-    return frozenset(listed.partition(":")[2].split())
+        listed = ""
+    return frozenset(listed.partition(":")[2].split()) or asked()
 
 
 def isa_of_this_machine() -> str | None:
@@ -69,7 +71,7 @@ def isa_of_this_machine() -> str | None:
     if best != "x86-64":
         return best
     for level, needed in _X86_LEVELS.items():
-        if not needed <= features():
+        if not needed <= (features() or frozenset()):
             break
         best = level
     return best

@@ -127,10 +127,16 @@ class ModelRef(Record, frozen=True):
 
 
 class TargetRef(Record, frozen=True):
-    """The device that the bundle was made for."""
+    """The device that the bundle was made for.
+
+    Attributes:
+        isa: Instruction set that its CPU has, as a compiler's ``-march``; empty for the machine
+            that made the bundle.
+    """
 
     name: str
     machine: str
+    isa: str = ""
 
 
 class CalibrationRef(Record, frozen=True):
@@ -193,6 +199,7 @@ class Manifest(Record, frozen=True, kw_only=True):
             input, output, state and gate. More than one makes it a bundle for a pool.
         native: The step as C source and as a library made of it; None where there is neither.
         lower_precision: Sizes before and after; None in float32, and in bundles before version 2.
+        no_native: Why a native engine that was asked for is missing, or has no library.
     """
 
     schema_version: int
@@ -217,6 +224,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     sessions: int = 1
     native: NativeRef | None = None
     lower_precision: LowerPrecision | None = None
+    no_native: str = ""
 
     def __post_init__(self) -> None:
         """Check the signature, the references between fields, and the budget."""

@@ -10,6 +10,7 @@ import mmap
 import os
 import platform
 import struct
+from pathlib import Path
 from typing import Literal
 
 from stategate.contract import cpu
@@ -90,13 +91,17 @@ def why_not_here(native: NativeRef) -> str | None:
         return f"the library is for Linux, this is {platform.system()}"
     if native.machine != platform.machine():
         return f"the library is for {native.machine}, this machine is {platform.machine()}"
-    if missing := set(native.needs) - cpu.features():
+    features = cpu.features()
+    if native.needs and features is None:
+        return "what this CPU has cannot be read: /proc/cpuinfo is hidden and the CPU does not say"
+    if missing := set(native.needs) - (features or frozenset()):
         return f"the library needs {', '.join(sorted(missing))}, which this CPU does not have"
     try:
         # The library's own bytes are mapped so, and some kernels forbid it (vm.memfd_noexec,
         # SELinux, seccomp).
         with os.fdopen(os.memfd_create("stategate"), "wb") as memory:
             memory.truncate(mmap.PAGESIZE)
+            Path(f"/proc/self/fd/{memory.fileno()}").stat()  # what the loader is given
             mode = mmap.PROT_READ | mmap.PROT_EXEC
             mmap.mmap(memory.fileno(), mmap.PAGESIZE, mmap.MAP_PRIVATE, mode).close()
     except (AttributeError, OSError) as problem:  # the former where it is not Linux

@@ -128,7 +128,7 @@ def adopt(
             candidate,
             OnnxReference(adopted.candidate),
             episode,
-            target=profile.ref(),
+            target=profile.ref(here=target is None),
             limits=limits,
             report=report,
             inputs=inputs,

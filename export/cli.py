@@ -127,7 +127,7 @@ def export(
             candidate,
             reference,
             episode,
-            target=profile.ref(),
+            target=profile.ref(here=target is None),
             budget=Budget(max_state_bytes),
             limits=limits,
             report=report,

@@ -28,10 +28,11 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     engines = click.option(
         "--engines",
-        type=click.Choice(["onnxruntime", "onnxruntime,native"]),
+        type=click.Choice(["onnxruntime", "onnxruntime,native", "native"]),
         default="onnxruntime",
         show_default=True,
-        help="What the bundle can be stepped with; native adds C source and a library made of it.",
+        help="What the bundle can be stepped with; onnxruntime,native adds C source and a library "
+        "made of it, where that can be had, and native alone refuses a bundle without it.",
     )
     return split(engines(command))
 
@@ -50,21 +51,31 @@ def deployed(
 
     Raises:
         SplitError: The way that was asked for is none for this model, or gives other bits.
+        LowerError: Native alone was asked for, and C cannot say this step.
     """
     from stategate.export.ways import in_its_way
 
     if engines != "onnxruntime":
-        candidate = with_c(candidate)
+        candidate = with_c(candidate, required=engines == "native")
     return in_its_way(candidate, split, episode, here)
 
 
-def with_c(candidate: Candidate) -> Candidate:
-    """The candidate with its step as C source, or as it is where C cannot say it."""
+def with_c(candidate: Candidate, *, required: bool = False) -> Candidate:
+    """The candidate with its step as C source, or with the reason why C cannot say it.
+
+    Args:
+        candidate: Its step in the precision in which it is deployed.
+        required: Whether a bundle without a native engine is refused.
+
+    Raises:
+        LowerError: C cannot say it, and that is required.
+    """
     from stategate.export.lower_c import lower
 
     try:
         source = lower(candidate.graph, candidate.spec, candidate.initial)
     except LowerError as problem:
-        click.echo(f"no native engine, onnxruntime steps this bundle: {problem}", err=True)
-        return candidate
-    return replace(candidate, c_source=source)
+        if required:
+            raise
+        return replace(candidate, no_native=str(problem))
+    return replace(candidate, c_source=source, needs_native=required)

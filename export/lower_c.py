@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from emx_onnx_cgen import CodegenError, Compiler, ShapeInferenceError, UnsupportedOpError
-from emx_onnx_cgen.compiler import CompilerOptions
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from stategate.contract import StepSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
-from stategate.contract.errors import LowerError, SpecError
+from stategate.contract.errors import GraphError, LowerError, SpecError
+from stategate.export import generator
 from stategate.export.c_names import plain
 from stategate.export.fuse import fused
+from stategate.export.graph import CONTROL_FLOW
 from stategate.export.interface_c import INITIAL, STACK_BYTES, Function, interface, model_source
-from stategate.export.products import by_rows, templates
+from stategate.export.pinned import pinned
+from stategate.export.products import by_rows
 from stategate.export.scratch import off_the_stack
 
 Array = NDArray[Any]
@@ -36,7 +36,6 @@ Array = NDArray[Any]
 WEIGHTS = "weights.bin"
 _WEIGHT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
 _MOST_GATES = 63  # bits of a session's parity, but one for the states that no gate guards
-_BRANCHES = {"If", "Loop", "Scan"}
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
 
 
@@ -57,11 +56,16 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
             too many gates.
     """
     try:
-        model = onnx.shape_inference.infer_shapes(
-            _pinned(onnx.load_model_from_string(graph), spec), strict_mode=True, data_prop=True
+        model = pinned(onnx.load_model_from_string(graph), spec)
+    except GraphError as problem:
+        raise LowerError(f"the graph is not written as C: {problem}") from problem
+    branches = sorted({node.op_type for node in model.graph.node} & CONTROL_FLOW)
+    if branches:
+        raise LowerError(
+            "a node of the graph holds another graph, which is not written as C",
+            found=", ".join(branches),
+            remedy="the onnxruntime engine steps this model",
         )
-    except onnx.shape_inference.InferenceError as problem:
-        raise LowerError("the graph has no fixed shapes", found=str(problem)) from problem
     hard = sum(gate.kind == "hard" for gate in spec.gates)
     if hard > _MOST_GATES:
         raise LowerError(
@@ -92,48 +96,19 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
             payload |= dict.fromkeys(cut.taken(nodes, reads))
     files: dict[str, bytes] = {}
     functions = {}
-    with templates() as chosen:
+    with generator.templates() as folder:
         for name, (nodes, names) in parts.items():
             gives = list(dict.fromkeys([*names, *payload])) if name == "read" else names
-            options = CompilerOptions(
-                template_dir=chosen,
-                model_name=f"stategate_{name}",
-                large_temp_threshold_bytes=0,
-                large_weight_threshold=0,
-            )
-            text, functions[name] = _part(options, cut, weights, nodes, gives)
+            text, functions[name] = _part(f"stategate_{name}", folder, cut, weights, nodes, gives)
             files[f"{name}.c"] = text.encode()
     types = {name: cut.type_of(name) for name in payload}
     files["stategate.h"] = interface(spec, graph_sha256).encode()
     files["model.c"] = model_source(spec, functions, weights.offsets, types, graph_sha256).encode()
-    folder = Path(__file__).parent / "c"
+    own = Path(__file__).parent / "c"
     for static in ("session.c", "python.c", "stategate_math.h", "stategate_model.h"):
-        files[static] = (folder / static).read_bytes()
+        files[static] = (own / static).read_bytes()
     files[WEIGHTS] = weights.blob()
     return files
-
-
-def _pinned(model: onnx.ModelProto, spec: StepSpec) -> onnx.ModelProto:
-    """The graph with its signature's shapes, which an adopted file leaves open."""
-    if any(attribute.HasField("g") for n in model.graph.node for attribute in n.attribute):
-        raise LowerError(
-            "a node of the graph holds another graph, which is not written as C",
-            found=", ".join(sorted({n.op_type for n in model.graph.node} & _BRANCHES)),
-            remedy="the onnxruntime engine steps this model",
-        )
-    shapes = {**spec.graph_inputs(), **spec.graph_outputs()}
-    for value in (*model.graph.input, *model.graph.output):
-        if value.name in shapes:
-            extents = shapes[value.name].shape
-            dims = [onnx.TensorShapeProto.Dimension(dim_value=extent) for extent in extents]
-            value.type.tensor_type.shape.CopyFrom(onnx.TensorShapeProto(dim=dims))
-    del model.graph.value_info[:]  # may speak of the open axes
-    return model
-
-
-def generator() -> str:
-    """What writes the operators, with its version."""
-    return f"emx-onnx-cgen {version('emx-onnx-cgen')}"
 
 
 class _Cut:
@@ -219,14 +194,15 @@ class _Weights:
 
 
 def _part(
-    options: CompilerOptions,
+    name: str,
+    folder: Path,
     cut: _Cut,
     weights: _Weights,
     nodes: Sequence[int],
     gives: Sequence[str],
 ) -> tuple[str, Function]:
     """C of some nodes as one function, and how it is called."""
-    graph, name = cut.model.graph, options.model_name
+    graph = cut.model.graph
     chosen = [graph.node[i] for i in nodes]
     made = {tensor for node in chosen for tensor in node.output}
     wanted = dict.fromkeys(t for node in chosen for t in node.input if t and t not in made)
@@ -252,8 +228,8 @@ def _part(
         ir_version=cut.model.ir_version,
     )
     try:
-        text = Compiler(options).compile(plain(part))
-    except (UnsupportedOpError, ShapeInferenceError, CodegenError) as problem:
+        text = generator.written(plain(part), name, folder)
+    except generator.REFUSALS as problem:
         raise LowerError(
             "the graph cannot be written as C",
             found=re.split(r" Hint: | \(while |\n", str(problem))[0],

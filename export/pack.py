@@ -38,10 +38,11 @@ from stategate.contract.errors import CalibrationError, ExportError
 from stategate.contract.native import ABI, SOURCE_FOLDER, NativeRef
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.contract.staging import scratch_folder
+from stategate.export import generator
 from stategate.export.graph import domains_of, opset_of
 from stategate.export.inputs import random_episode as random_episode
-from stategate.export.lower_c import generator
-from stategate.export.verify import STRICT, Limits, Reference, build_native, verify
+from stategate.export.library import with_library
+from stategate.export.verify import STRICT, Limits, Reference, verify
 
 Role = Literal["step", "chunk", "read", "write"]
 GOLDEN_PATH = "golden.npz"
@@ -66,6 +67,8 @@ class Candidate:
         way: How its step is run.
         parts: Serialised ONNX of the parts of a step that the way needs, by role.
         c_source: The step as C source, by name; empty where it has none.
+        no_native: Why it has none, where one was asked for.
+        needs_native: Whether a bundle without a native engine is refused.
     """
 
     model: ModelRef
@@ -82,6 +85,8 @@ class Candidate:
     way: Way | None = None
     parts: dict[Role, bytes] = field(default_factory=dict)
     c_source: dict[str, bytes] = field(default_factory=dict)
+    no_native: str = ""
+    needs_native: bool = False
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
         """The same model with the thresholds of a calibration record, beside those it has.
@@ -164,6 +169,7 @@ def seal(
         BundleError: Something that is not a bundle is at ``out``.
         SpecError: The states do not fit the budget.
         EpisodeError: The episode does not fit the model.
+        CompilerError: The candidate needs a native engine, and no library can be built.
     """
     refuse_to_replace(out)
     episode.check(candidate.spec)
@@ -181,10 +187,8 @@ def seal(
             verification=receipt,
         )
         if candidate.c_source:
-            trial = write_bundle(Path(scratch) / "sealed", sealed, files)
-            built = build_native(trial.path)
-            sealed = built.manifest
-            files = {file.path: built.read(file) for file in sealed.all_files}
+            trial = Path(scratch) / "sealed"
+            sealed, files = with_library(trial, sealed, files, required=candidate.needs_native)
     return write_bundle(out, sealed, files)
 
 
@@ -217,7 +221,7 @@ def _assemble(
     native = None
     if candidate.c_source:
         sources = {f"{SOURCE_FOLDER}/{name}": raw for name, raw in candidate.c_source.items()}
-        native = NativeRef(abi=ABI, sources=tuple(sorted(sources)), generator=generator())
+        native = NativeRef(abi=ABI, sources=tuple(sorted(sources)), generator=generator.name())
         extra |= sources
     if not candidate.plan.is_float:
         extra["precision.json"] = canonical_json(candidate.plan)
@@ -244,6 +248,7 @@ def _assemble(
         metadata=candidate.metadata,
         sessions=candidate.sessions,
         native=native,
+        no_native=candidate.no_native,
     )
     files = {graph.file.path: forms[graph.role] for graph in graphs}
     return manifest, files | extra

@@ -8,20 +8,10 @@ where they are widened. What the loops look like is up to the templates in ``exp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import resources
-from pathlib import Path
-from shutil import copyfile, copytree
-
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-
-from stategate.contract.staging import scratch_folder
-
-_OURS = ("gemm_op.c.j2", "matmul_op.c.j2", "matmul_nbits_op.c.j2")
 
 
 def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -107,21 +97,3 @@ def _of_integers(
     if values.ndim != 2 or scales.dtype != np.float32 or not (of_columns and symmetric):
         return None
     return values.T[:, None], np.broadcast_to(scales.reshape(-1), values.shape[1:])
-
-
-@contextmanager
-def templates() -> Iterator[Path]:
-    """A folder of the generator's templates with ours in place of some.
-
-    Ours fall back on what they replace, which is there as ``generators_...``.
-    """
-    own = Path(__file__).parent / "c"
-    with (
-        scratch_folder() as scratch,
-        resources.as_file(resources.files("emx_onnx_cgen") / "templates") as generators,
-    ):
-        folder = Path(copytree(generators, Path(scratch) / "templates"))
-        for name in _OURS:
-            (folder / name).rename(folder / f"generators_{name}")
-            copyfile(own / name, folder / name)
-        yield folder

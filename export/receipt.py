@@ -15,6 +15,10 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
     """Tell what was written, and what the parity check could not see."""
     manifest = bundle.manifest
     receipt = manifest.verification
+    if manifest.no_native:
+        missing = "library" if manifest.native is not None else "engine"
+        reason = manifest.no_native.replace("BUNDLE", str(bundle.path))
+        click.echo(f"no native {missing}, onnxruntime steps this bundle: {reason}", err=True)
     if as_json:
         facts = {
             "path": str(bundle.path),
@@ -26,6 +30,7 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
             "observations": manifest.metadata.get("observations"),
             "standing": manifest.standing,
             "verification": msgspec.to_builtins(receipt),
+            "no_native": manifest.no_native,
         }
         click.echo(json.dumps(facts, indent=2))
         return

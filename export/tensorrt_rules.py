@@ -143,10 +143,11 @@ def _signature(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -
     initial = {t.name for t in model.graph.initializer}
     allowed = {"float32", "float16", "int32", "bool"} | ({"int64"} if generation.int64 else set())
     sides = {"input": spec.graph_inputs(), "output": spec.graph_outputs()}
-    states = {s.name for s in spec.states} | {s.next_name for s in spec.states}
+    judged = {s.name for s in spec.states} | {s.next_name for s in spec.states}
+    judged |= {constant.name for constant in spec.constants}  # part of the graph
     for side, tensors in sides.items():
         for name, tensor in tensors.items():
-            if tensor.dtype not in allowed and name not in states:
+            if tensor.dtype not in allowed and name not in judged:
                 yield Finding(
                     f"{side} {name}",
                     f"types of TensorRT {generation.name}: {', '.join(sorted(allowed))}",

@@ -9,6 +9,7 @@ import onnx
 
 from stategate.contract.errors import TargetError
 from stategate.export.pack import Candidate
+from stategate.export.pinned import pinned
 from stategate.export.tensorrt_rules import Generation, check_legal, findings, generation_of
 from stategate.targets import TargetProfile
 from stategate.targets.ladder import load_ladder
@@ -50,7 +51,7 @@ def with_tensorrt_told(
             expected="a Jetson with JetPack 5.1 or newer",
             remedy="leave --require-tensorrt out, or choose another --target",
         )
-    model = onnx.load_model_from_string(candidate.graph)
+    model = pinned(onnx.load_model_from_string(candidate.graph), candidate.spec)
     told = []
     for generation in generations:
         if required:

@@ -1,10 +1,11 @@
 """The graph that TensorRT gets: made from the bundle's own, for one generation of releases.
 
-The bundle's ONNX file stays what it is; this form of it exists only beside a plan. It is of the
-generation's opset, has what its parser lacks written in simpler operators, and one output more: for
-each float state the sum of the magnitudes of its next value. States stay on the GPU, and that sum
-is finite only where every element is (an addition hands NaN and infinity on, which a maximum does
-not), so the guard against NaN needs a few bytes of each step and no copy of the memory.
+The bundle's ONNX file stays what it is; this form of it exists only beside a plan. Its axes and
+constants are those of the manifest, and it is folded. It is of the generation's opset, has what its
+parser lacks written in simpler operators, and one output more: for each float state the sum of the
+magnitudes of its next value. States stay on the GPU, and that sum is finite only where every
+element is (an addition hands NaN and infinity on, which a maximum does not), so the guard against
+NaN needs a few bytes of each step and no copy of the memory.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from stategate.contract import StepSpec
 from stategate.contract.engine_plan import GUARD
 from stategate.contract.errors import GraphError
 from stategate.export.graph import without_traces_of_the_build
+from stategate.export.pinned import pinned
 from stategate.export.tensorrt_rewrite import Names, attribute_of, facts_of, rewritten
 from stategate.export.tensorrt_rules import Generation, check_legal
 
@@ -49,8 +51,9 @@ def variant(raw: bytes, spec: StepSpec, generation: Generation) -> Variant:
     Raises:
         GraphError: That generation would not take it.
     """
-    model = onnx.load_model_from_string(raw)
+    model = pinned(onnx.load_model_from_string(raw), spec)
     check_legal(model, spec, generation)
+    del model.graph.value_info[:]  # other operators are to come
     work = without_traces_of_the_build(model)
     if not generation.strongly_typed:
         _widen_stored_weights(work)

@@ -32,7 +32,8 @@ def build_native(
     Args:
         path: A bundle with C source; it is replaced by one with the library, or stays as it is.
         cc: The compiler, such as ``aarch64-linux-gnu-gcc``.
-        isa: Instruction set for ``-march``; by default what this machine has.
+        isa: Instruction set for ``-march``; by default that of the bundle's target, or what this
+            machine has.
         flags: Further flags.
 
     Raises:
@@ -57,7 +58,7 @@ def build_native(
         )
     content = {file.path: bundle.read(file) for file in manifest.all_files}
     sources = {PurePosixPath(name).name: content[name] for name in native.sources}
-    made = compile_library(sources, cc=cc, isa=isa, extra=flags)
+    made = compile_library(sources, cc=cc, isa=isa, extra=flags, target=manifest.target)
     native = msgspec.structs.replace(
         native,
         library=LIBRARY_PATH,
@@ -73,7 +74,7 @@ def build_native(
     content[LIBRARY_PATH] = made.library
     others = tuple(file for file in manifest.files if file.path != LIBRARY_PATH)
     files = (*others, FileRef(LIBRARY_PATH, sha256(made.library)))
-    manifest = msgspec.structs.replace(manifest, files=files, native=native)
+    manifest = msgspec.structs.replace(manifest, files=files, native=native, no_native="")
     if why_not_here(native) is None:
         with scratch_folder() as scratch:
             trial = write_bundle(Path(scratch) / "trial", manifest, content)

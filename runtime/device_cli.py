@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from stategate.contract import Bundle, Manifest, canonical_json
+from stategate.contract import Bundle, Manifest, TargetRef, canonical_json
 from stategate.contract.native import NativeRef, why_not_here
 from stategate.contract.reading import printable
 from stategate.contract.receipts import NOISE
@@ -94,7 +94,10 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         handed = f", {way.payload_bytes} bytes handed over" if way.payload else ""
         lines.append(("way", f"{way.way}{handed}: {way.why}"))
     if manifest.native is not None:
-        lines.append(("native", described(manifest.native)))
+        lines.append(("native", described(manifest.native, manifest.target)))
+    if manifest.no_native:
+        missing = "library" if manifest.native is not None else "engine"
+        lines.append(("native", f"no {missing}: {printable(manifest.no_native)}"))
     lines.append(("target", manifest.target.name if manifest.target else "any"))
     if (sizes := manifest.lower_precision) is not None:
         text = (
@@ -140,8 +143,8 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     return [*lines, ("created", manifest.created)]
 
 
-def described(native: NativeRef) -> str:
-    """One line about a native engine."""
+def described(native: NativeRef, target: TargetRef | None = None) -> str:
+    """One line about a native engine, and whether the machine and the target can load it."""
     if native.library is None:
         return f"C source by {native.generator}, not compiled"
     text = f"{native.isa} by {native.compiler}"
@@ -151,6 +154,9 @@ def described(native: NativeRef) -> str:
         text += f", {engine} {us:.3g} us a step"
     if (obstacle := why_not_here(native)) is not None:
         return f"{text}; not to be loaded here, auto takes onnxruntime: {obstacle}"
+    if target is not None and target.machine != native.machine:
+        text += f"; for {native.machine}, so {target.name} ({target.machine}) cannot load it"
+        return f"{text}; auto takes {native.fastest} on this machine"
     return text + (f"; auto takes {native.fastest}" if native.step_us else "; not measured here")
 
 

@@ -115,9 +115,12 @@ class TensorRtEngine:
         self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}
         self._bound = -1
         self._graphs: list[int] = []
+        # Constants of an adopted file are part of the plan; thresholds are not.
+        part = {constant.name for constant in bundle.manifest.step.constants}
+        feeds = [*buffers.inputs, *(s for s in buffers.constants if s.name not in part)]
         answers = [*buffers.outputs, *buffers.gates]
         guard = [Slot.allocate(GUARD, (len(record.guarded),), "float32")] if record.guarded else []
-        self._given = _arena_of([*buffers.inputs, *buffers.constants])
+        self._given = _arena_of(feeds)
         self._taken = _arena_of([*answers, *guard])
         states = [(s.spec.name, s.spec.bytes) for s in buffers.states]
         self._banks = _Arena.of([(f"{bank}{n}", size) for bank in "01" for n, size in states])
@@ -132,7 +135,6 @@ class TensorRtEngine:
             self._load(trt, stored, plan, own)
             _check_signature(self._engine, bundle, record.guarded)
             self._allocate()
-            feeds = [*buffers.inputs, *buffers.constants]
             self._feeds = self._views(self._host_in, self._given, feeds)
             self._answers = self._views(self._host_out, self._taken, answers)
             self._sums: dict[str, Array] = {}
@@ -338,7 +340,9 @@ def _check_signature(engine: Any, bundle: Bundle, guarded: tuple[str, ...]) -> N
             expected=floats,
             remedy="build it again: stategate build-engine BUNDLE",
         )
-    promised = {"INPUT": step.graph_inputs(), "OUTPUT": step.graph_outputs()}
+    part = {constant.name for constant in step.constants}
+    taken = {name: tensor for name, tensor in step.graph_inputs().items() if name not in part}
+    promised = {"INPUT": taken, "OUTPUT": step.graph_outputs()}
     if guarded:
         promised["OUTPUT"][GUARD] = TensorSpec(GUARD, (len(guarded),))
     wanted = {

@@ -14,7 +14,10 @@ from stategate.runtime.device_cli import described
 @click.command("build-native")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--cc", default="cc", show_default=True, help="C compiler, a cross compiler too.")
-@click.option("--isa", help="Instruction set for -march; the best of this machine if left out.")
+@click.option(
+    "--isa",
+    help="Instruction set for -march; that of the bundle's target, or the best here, if left out.",
+)
 @click.option("--flag", "flags", multiple=True, help="Further compiler flag; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print the engine's record as JSON.")
 def build_native_command(
@@ -30,6 +33,8 @@ def build_native_command(
       stategate build-native build/aura
       stategate build-native build/aura --cc aarch64-linux-gnu-gcc
     """
-    native = build_native(bundle, cc=cc, isa=isa, flags=flags).manifest.native
+    manifest = build_native(bundle, cc=cc, isa=isa, flags=flags).manifest
+    native = manifest.native
     assert native is not None
-    click.echo(canonical_json(native).decode() if as_json else f"native       {described(native)}")
+    text = f"native       {described(native, manifest.target)}"
+    click.echo(canonical_json(native).decode() if as_json else text)

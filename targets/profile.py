@@ -11,7 +11,7 @@ from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
-from stategate.contract import TargetRef
+from stategate.contract import TargetRef, cpu
 from stategate.contract.errors import TargetError
 from stategate.contract.precision import PrecisionPlan
 from stategate.targets.ladder import load_ladder
@@ -21,6 +21,9 @@ from stategate.targets.storage import storage_names
 _FOLDER = "profiles"
 # Every element type that a profile may name.
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4", "float8", "float4")
+# Cores that have more than the least of their machine: Arm's technical reference manuals, and
+# NVIDIA's for Carmel. What comes after Armv8.2-A brings a step in float32 nothing.
+_ISAS = dict.fromkeys(("Cortex-A76", "Cortex-A78AE", "Carmel", "Neoverse-V3AE"), "armv8.2-a")
 
 Value = TypeVar("Value")
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -191,9 +194,18 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         """Bandwidth of the memory in the best power mode; None where no source tells it."""
         return max((one.gb_per_s for one in self.bandwidth), default=None)
 
-    def ref(self) -> TargetRef:
-        """What the manifest keeps of it."""
-        return TargetRef(self.name, self.machine)
+    @property
+    def isa(self) -> str:
+        """What a compiler may use there, as its ``-march``; empty for an unknown kind of CPU."""
+        return _ISAS.get(self.cpu.value or "", cpu.LEAST.get(self.machine, ""))
+
+    def ref(self, *, here: bool = False) -> TargetRef:
+        """What the manifest keeps of it.
+
+        Args:
+            here: Whether it is the machine that makes the bundle, whose CPU can be asked.
+        """
+        return TargetRef(self.name, self.machine, "" if here else self.isa)
 
 
 def _refuse(field: str, found: str) -> None:

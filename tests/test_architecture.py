@@ -66,7 +66,7 @@ PACKAGE_EXCEPTIONS = {
     ("evidence/robot_env.py", "gymnasium"),
     ("evidence/robot_reach.py", "metaworld"),
     ("evidence/robot_tmaze.py", "gymnasium_robotics"),
-    ("export/lower_c.py", "emx_onnx_cgen"),
+    ("export/generator.py", "emx_onnx_cgen"),
     ("runtime/gym.py", "gymnasium"),
     ("runtime/ort.py", "onnxruntime"),
     ("runtime/prometheus.py", "prometheus_client"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import shutil
+from pathlib import Path
 
 import pytest
 
-from stategate.contract import cpu
+from stategate.contract import Bundle, cpu, cpuid
 from stategate.contract.compiler import compile_library
 from stategate.contract.errors import CompilerError
+from stategate.contract.native import why_not_here
 
 SOURCE = {"one.c": b"int one(void) { return 1; }\n"}
 
@@ -36,7 +38,7 @@ def test_the_least_of_a_kind_needs_nothing() -> None:
 @on_x86
 def test_native_means_no_more_than_what_this_machine_has() -> None:
     made = compile_library(SOURCE, isa="native")
-    assert set(made.needs) <= cpu.features()
+    assert set(made.needs) <= (cpu.features() or set())
 
 
 @on_x86
@@ -73,3 +75,36 @@ def test_an_extension_that_nobody_knows_yet_keeps_a_name_that_no_kernel_lists() 
 def test_what_the_compiler_does_not_know_is_refused(isa: str, extra: tuple[str, ...]) -> None:
     with pytest.raises(CompilerError, match="refused"):
         compile_library(SOURCE, isa=isa, extra=extra)
+
+
+@on_x86
+@pytest.mark.case("C9")
+def test_a_cpu_says_of_itself_what_the_kernel_lists() -> None:
+    listed, said = cpu.features(), cpuid.asked()
+    known = {word.partition(":")[2] for row in cpuid._LEAVES.values() for word in row.split()}
+    assert listed is not None and said == listed & known
+    assert set(cpu._X86_LEVELS["x86-64-v3"]) <= known
+
+
+@on_x86
+@pytest.mark.case("C9")
+@pytest.mark.parametrize("speaks", [True, False])
+def test_a_hidden_proc_hides_no_feature_or_the_message_says_so(
+    monkeypatch: pytest.MonkeyPatch, native_bundle: Path, speaks: bool
+) -> None:
+    native = Bundle.open(native_bundle).manifest.native
+    assert native is not None and native.needs
+
+    def hidden(*words: object) -> None:
+        raise FileNotFoundError(words)
+
+    monkeypatch.setattr("builtins.open", hidden)
+    if not speaks:
+        monkeypatch.setattr(cpu, "asked", lambda: None)
+    cpu.features.cache_clear()
+    try:
+        obstacle = why_not_here(native)
+    finally:
+        monkeypatch.undo()
+        cpu.features.cache_clear()
+    assert obstacle is None if speaks else obstacle is not None and "cannot be read" in obstacle

@@ -72,7 +72,6 @@ def test_an_adopted_file_is_stepped_by_its_own_c(leaky: Path, tmp_path: Path) ->
     [
         (["--split", "read-write"], 2, "no state that a hard gate guards"),
         (["--split", "in-three"], 2, "in-three"),
-        (["--engines", "native"], 2, "'native' is not one of"),
     ],
 )
 def test_ways_that_an_adopted_file_cannot_go_are_refused(

@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from stategate.contract import Bundle, Episode
+from stategate.contract import Bundle, Episode, TargetRef
 from stategate.contract.compiler import MATHS, WARNINGS
 from stategate.contract.errors import CompilerError, EngineError
 from stategate.runtime import Session
 from stategate.runtime.build_native import build_native
+from stategate.runtime.cli import main
+from stategate.runtime.device_cli import describe
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 _OUTPUT = np.dtype(
     {"names": ["action", "gate"], "formats": ["8f4", "f4"], "offsets": [0, 64], "itemsize": 128}
 )
 _M7 = ("-mcpu=cortex-m7", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv5-d16")
+
+
+MODEL = """
+import torch
+from torch import nn
+from stategate.models import lift
+
+class Leaky(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("s", torch.zeros(1, 4))
+
+    def forward(self, x):
+        self.s.mul_(0.9).add_(x)
+        return torch.tanh(self.s)
+
+def leaky():
+    return lift(Leaky(), {"x": torch.zeros(1, 4)}, states=["s"], outputs=["y"])
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "leaky.py"
+    path.write_text(MODEL)
+    return f"{path}:leaky"
 
 
 def needs(*programs: str) -> None:
@@ -59,6 +90,61 @@ def test_an_aarch64_library_is_built_and_refused_by_this_machine(
         assert session.engine_name.startswith("onnxruntime")
     with pytest.raises(EngineError, match="aarch64"):
         Session.open(bundle.path, engine="native")
+
+
+@pytest.mark.case("D5")
+@pytest.mark.parametrize(
+    ("target", "machine", "isa"),
+    [("raspberry-pi-5", "aarch64", "armv8.2-a"), ("cpu-x86-64", "x86_64", "x86-64")],
+)
+def test_a_library_is_built_for_the_target_and_not_for_this_machine(
+    tiny_file: str, tmp_path: Path, target: str, machine: str, isa: str
+) -> None:
+    needs("aarch64-linux-gnu-gcc")
+    out = tmp_path / "bundle"
+    words = ["export", tiny_file, "--target", target, "--engines", "onnxruntime,native"]
+    done = CliRunner().invoke(main, [*words, "--steps", "40", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    native = Bundle.open(out).manifest.native
+    assert native is not None and (native.machine, native.isa) == (machine, isa)
+    shown = CliRunner().invoke(main, ["inspect", str(out)]).output
+    assert (native.machine == platform.machine()) == ("not to be loaded here" not in shown)
+
+
+@pytest.mark.case("D5")
+def test_without_a_compiler_for_the_target_the_bundle_has_the_command_that_builds_it(
+    tiny_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("cc", "aarch64-linux-gnu-gcc")
+    which, out = shutil.which, tmp_path / "bundle"
+    words = ["export", tiny_file, "--target", "raspberry-pi-5", "--steps", "40", "--engines"]
+    demanded = tmp_path / "demanded"
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "which", lambda cc: None if "-" in cc else which(cc))
+        done = CliRunner().invoke(main, [*words, "onnxruntime,native", "--out", str(out)])
+        refused = CliRunner().invoke(main, [*words, "native", "--out", str(demanded)])
+    assert refused.exit_code != 0 and "aarch64" in refused.stderr and not demanded.exists()
+    assert done.exit_code == 0 and f"stategate build-native {out} --cc" in done.stderr
+    manifest = Bundle.open(out).manifest
+    assert manifest.native is not None and manifest.native.library is None
+    # The command is pasted, on a machine with that compiler.
+    command = done.stderr.partition("stategate build-native ")[2].splitlines()[0].split()
+    built = CliRunner().invoke(main, ["build-native", *command])
+    assert built.exit_code == 0, built.output
+    manifest = Bundle.open(out).manifest
+    assert manifest.native is not None and manifest.native.isa == "armv8.2-a"
+    assert manifest.no_native == ""
+
+
+@pytest.mark.case("D5")
+def test_inspect_says_that_the_target_cannot_load_a_library_for_this_machine(
+    native_bundle: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    bundle = Bundle.open(copy_of(native_bundle))
+    target = TargetRef("raspberry-pi-5", "aarch64")
+    manifest = msgspec.structs.replace(bundle.manifest, target=target)
+    lines = dict(describe(manifest))
+    assert "raspberry-pi-5 (aarch64) cannot load it" in lines["native"]
 
 
 def test_flags_that_take_the_look_for_nan_away_are_refused(native_bundle: Path) -> None:

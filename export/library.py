@@ -1,0 +1,77 @@
+"""The library of a bundle that is being sealed: for its target, or the reason why there is none.
+
+A library is an addition. What fails on the way to it costs the native engine and never the
+bundle, which ONNX Runtime steps as well.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from stategate.contract import Bundle, Manifest, write_bundle
+from stategate.contract.compiler import compiler_for
+from stategate.contract.errors import CompilerError, StategateError
+from stategate.export.verify import build_native
+
+Files = dict[str, bytes]
+
+
+def with_library(
+    folder: Path, manifest: Manifest, files: Files, *, required: bool
+) -> tuple[Manifest, Files]:
+    """Build the library that a bundle's target can load.
+
+    The C is compiled for this machine first and held against the golden episode, because a library
+    for another machine cannot be tried here.
+
+    Args:
+        folder: Where trials may be written.
+        manifest: Of a checked bundle with C source and golden episode.
+        files: Its files.
+        required: Whether a bundle without a library is refused.
+
+    Returns:
+        Manifest and files: with a library, with C source alone where a compiler is missing, or
+        without a native engine where the C is not right.
+
+    Raises:
+        StategateError: The library is required, and cannot be had.
+    """
+    machine = manifest.target.machine if manifest.target is not None else platform.machine()
+    try:
+        built = _built(folder, manifest, files, platform.machine())
+        if built is not None and machine != platform.machine():
+            built = _built(folder, manifest, files, machine)
+    except StategateError as problem:
+        if required:
+            raise
+        return _without_native(manifest, files, " ".join(str(problem).split()))
+    if built is not None:
+        return built.manifest, {file.path: built.read(file) for file in built.manifest.all_files}
+    cc = compiler_for(machine) or "CC"
+    command = f"stategate build-native BUNDLE --cc {cc}"
+    reason = f"no C compiler for {machine} ({cc}) where it was made"
+    if required:
+        raise CompilerError(f"the native library cannot be built: {reason}", remedy=command)
+    return msgspec.structs.replace(manifest, no_native=f"{reason}: {command}"), files
+
+
+def _built(folder: Path, manifest: Manifest, files: Files, machine: str) -> Bundle | None:
+    """The bundle with a library for a machine; None where its compiler is not here."""
+    cc = compiler_for(machine)
+    if cc is None or shutil.which(cc) is None:
+        return None
+    trial = write_bundle(folder, manifest, files)
+    return build_native(trial.path, cc=cc)
+
+
+def _without_native(manifest: Manifest, files: Files, reason: str) -> tuple[Manifest, Files]:
+    native = manifest.native
+    gone = {*native.sources, native.library} if native is not None else set()
+    kept = tuple(file for file in manifest.files if file.path not in gone)
+    manifest = msgspec.structs.replace(manifest, files=kept, native=None, no_native=reason)
+    return manifest, {name: data for name, data in files.items() if name not in gone}

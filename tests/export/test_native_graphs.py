@@ -1,0 +1,260 @@
+"""What becomes C of graphs as users have them, and what becomes of a bundle whose C is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from stategate.contract import Bundle
+from stategate.export.adopt import Adopted, OnnxReference, Request, adopt
+from stategate.export.cli import candidate_from
+from stategate.export.engines_cli import with_c
+from stategate.export.lower_c import lower
+from stategate.export.pack import random_episode, seal
+from stategate.models import lift
+from stategate.models.load import LoadedModel
+from stategate.runtime.cli import main
+
+CASES = Path(__file__).parents[1] / "cases"
+FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32
+node = helper.make_node
+
+
+def weight(name: str, *shape: int) -> onnx.TensorProto:
+    values = np.random.default_rng(len(name) + sum(shape)).normal(0, 0.4, shape)
+    return numpy_helper.from_array(values.astype(np.float32), name)
+
+
+def constant(name: str, value: object, dtype: type = np.float32) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(value, dtype), name)
+
+
+def saved(
+    folder: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[int | str]],
+    outputs: dict[str, list[int | str]],
+    weights: list[onnx.TensorProto],
+) -> Path:
+    """An ONNX file; inputs called ``lens`` and ``mode`` are int32."""
+    sides = [
+        [
+            helper.make_tensor_value_info(n, INT32 if n in ("lens", "mode") else FLOAT, shape)
+            for n, shape in side.items()
+        ]
+        for side in (inputs, outputs)
+    ]
+    graph = helper.make_graph(nodes, "step", *sides, weights)
+    opsets = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, folder / "step.onnx")
+    return folder / "step.onnx"
+
+
+def sealed(adopted: Adopted, folder: Path, steps: int = 30) -> Bundle:
+    candidate = with_c(adopted.candidate)
+    episode = random_episode(candidate.spec, steps)
+    return seal(folder / "bundle", candidate, OnnxReference(adopted.candidate), episode)
+
+
+def error_of(bundle: Bundle) -> float:
+    native = bundle.manifest.native
+    assert native is not None, bundle.manifest.no_native
+    assert native.max_output_error is not None
+    return native.max_output_error
+
+
+@pytest.mark.case("C1")
+def test_a_gru_of_torch_has_a_native_engine(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    words = ["export", f"{CASES / 'models.py'}:gru_policy", "--steps", "50", "--out", str(out)]
+    done = CliRunner().invoke(main, [*words, "--engines", "native"])
+    assert done.exit_code == 0, done.output
+    assert error_of(Bundle.open(out)) < 1e-6
+
+
+@pytest.mark.case("C1", "C4")
+@pytest.mark.parametrize("lens", ["none", "input"])
+@pytest.mark.parametrize(
+    ("kind", "direction"),
+    [("GRU", "forward"), ("RNN", "reverse"), ("LSTM", "reverse"), ("LSTM", "bidirectional")],
+)
+def test_recurrent_operators_are_right_in_c(
+    tmp_path: Path, kind: str, direction: str, lens: str
+) -> None:
+    sides, gates = (2 if direction == "bidirectional" else 1), {"LSTM": 4, "GRU": 3, "RNN": 1}
+    rows = gates[kind] * 8
+    weights = [
+        weight("W", sides, rows, 4),
+        weight("R", sides, rows, 8),
+        weight("B", sides, 2 * rows),
+    ]
+    inputs: dict[str, list[int | str]] = {"x": [3, 1, 4], "h": [sides, 1, 8]}
+    states, taken, given = {"h": "h_next"}, ["h"], ["y", "h_next"]
+    if kind == "LSTM":
+        inputs["c"], states["c"] = [sides, 1, 8], "c_next"
+        taken, given = ["h", "c"], [*given, "c_next"]
+    if lens == "input":
+        inputs["lens"] = [1]  # the episode has 0 and 1
+    outputs: dict[str, list[int | str]] = {n: [sides, 1, 8] for n in given}
+    outputs["y"] = [3, sides, 1, 8]
+    names = ["x", "W", "R", "B", "" if lens == "none" else "lens", *taken]
+    step = node(kind, names, given, hidden_size=8, direction=direction)
+    path = saved(tmp_path, [step], inputs, outputs, weights)
+    bundle = sealed(adopt(path, Request({}, {}, {}, states)), tmp_path)
+    assert error_of(bundle) < 5e-6
+
+
+@pytest.mark.case("B15")
+@pytest.mark.parametrize(
+    ("nodes", "weights"),
+    [
+        ([], [constant("y", [[1, 2, 3, 4]])]),
+        ([node("Constant", [], ["y"], value=constant("v", [[1, 2, 3, 4]]))], []),
+        ([node("Exp", ["log_std"], ["y"])], [constant("log_std", [[-1, 0, 1, 2]])]),
+    ],
+    ids=["an initializer", "a node", "computed"],
+)
+def test_an_output_that_is_a_constant_is_given_in_c(
+    tmp_path: Path, nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto]
+) -> None:
+    update = [node("Mul", ["h", "half"], ["kept"]), node("Add", ["kept", "x"], ["h_next"])]
+    shape: dict[str, list[int | str]] = {"x": [1, 4], "h": [1, 4]}
+    given: dict[str, list[int | str]] = {"h_next": [1, 4], "y": [1, 4]}
+    path = saved(tmp_path, [*update, *nodes], shape, given, [constant("half", 0.5), *weights])
+    assert error_of(sealed(adopt(path, Request({}, {}, {}, {"h": "h_next"})), tmp_path)) < 1e-6
+
+
+@pytest.mark.case("B15")
+def test_a_next_state_that_is_a_constant_is_given_in_c(tmp_path: Path) -> None:
+    shape: dict[str, list[int | str]] = {"x": [1, 4], "h": [1, 4]}
+    given: dict[str, list[int | str]] = {"y": [1, 4], "h_next": [1, 4]}
+    nodes, fixed = [node("Add", ["h", "x"], ["y"])], constant("h_next", [[1, 2, 3, 4]])
+    path = saved(tmp_path, nodes, shape, given, [fixed])
+    assert error_of(sealed(adopt(path, Request({}, {}, {}, {"h": "h_next"})), tmp_path)) < 1e-6
+
+
+class Actor(nn.Module):
+    """A policy as rsl_rl has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.act = nn.LSTM(48, 256), nn.Linear(256, 12)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple:
+        y, (h, c) = self.memory(x[None], (h, c))
+        return self.act(y[0]), h, c
+
+
+@pytest.mark.case("C2")
+def test_weights_are_put_in_order_once_and_not_in_every_step() -> None:
+    zeros = torch.zeros(1, 1, 256)
+    model = lift(Actor(), {"x": torch.zeros(1, 48)}, hidden={"h": zeros, "c": zeros}, outputs=["a"])
+    candidate = candidate_from(LoadedModel("Actor", "custom", "tests", model, model, None))
+    graph = onnx.load_model_from_string(candidate.graph)
+    moved = {"Slice", "Concat", "Transpose", "Unsqueeze"}
+    assert moved & {n.op_type for n in graph.graph.node}, "torch writes an LSTM in another way now"
+    text = lower(candidate.graph, candidate.spec, {})["read.c"].decode()
+    sizes = [
+        int(np.prod([int(n) for n in re.findall(r"\d+", extents)]))
+        for extents in re.findall(r"^    \w+ tmp\w+((?:\[\d+\])+);", text, re.MULTILINE)
+    ]
+    assert sizes and max(sizes) <= 256 and "_memory" not in text  # no temporary is a weight
+
+
+def branching(folder: Path) -> Path:
+    """A file with open axes, whose constant input takes a branch that has weights of its own."""
+
+    def branch(name: str, factor: float) -> onnx.GraphProto:
+        inner = [node("Mul", ["moved", "factor"], ["scaled"]), node("Tanh", ["scaled"], ["b"])]
+        value = helper.make_tensor_value_info("b", FLOAT, ["batch", 4])
+        return helper.make_graph(inner, name, [], [value], [constant("factor", factor)])
+
+    nodes = [
+        node("Shape", ["x"], ["extents"]),
+        node("ConstantOfShape", ["extents"], ["ones"], value=constant("one", [1.0])),
+        node("Add", ["x", "ones"], ["moved"]),
+        node("Equal", ["mode", "wanted"], ["is_wanted"]),
+        node("If", ["is_wanted"], ["branched"], then_branch=branch("yes", 2.0),
+             else_branch=branch("no", -3.0)),
+        node("MatMul", ["h", "W"], ["turned"]),
+        node("Add", ["turned", "branched"], ["sum"]),
+        node("Tanh", ["sum"], ["h_next"]),
+        node("Mul", ["h_next", "scale"], ["y"]),
+    ]  # fmt: skip
+    inputs: dict[str, list[int | str]] = {"x": ["batch", 4], "h": ["batch", 4], "mode": []}
+    outputs: dict[str, list[int | str]] = {"y": ["batch", 4], "h_next": ["batch", 4]}
+    weights = [weight("W", 4, 4), constant("wanted", 7, np.int32), constant("scale", 3.0)]
+    return saved(folder, nodes, inputs, outputs, weights)
+
+
+@pytest.mark.case("C3")
+@pytest.mark.parametrize("mode", ["7", "8"])
+def test_pinned_axes_and_constants_reach_the_c_and_the_file_stays_as_it_is(
+    tmp_path: Path, mode: str
+) -> None:
+    path = branching(tmp_path)
+    adopted = adopt(path, Request({"batch": 1}, {}, {"mode": mode}, {"h": "h_next"}))
+    bundle = sealed(adopted, tmp_path)
+    assert error_of(bundle) < 1e-6
+    assert bundle.read(bundle.manifest.step_graph.file) == path.read_bytes()
+
+
+Change = Callable[[dict[str, bytes]], None]
+
+
+def syntax_error(source: dict[str, bytes]) -> None:
+    source["read.c"] += b"this is no C;\n"
+
+
+def wrong_sign(source: dict[str, bytes]) -> None:
+    source["read.c"] = source["read.c"].replace(b" + ", b" - ")
+
+
+@pytest.mark.case("C4")
+@pytest.mark.parametrize(
+    ("change", "says"), [(syntax_error, "refused the source"), (wrong_sign, "golden episode")]
+)
+def test_wrong_c_costs_the_native_engine_and_not_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, says: str
+) -> None:
+    def wrong(*given: object) -> dict[str, bytes]:
+        source = lower(*given)  # type: ignore[arg-type]
+        change(source)
+        return source
+
+    monkeypatch.setattr("stategate.export.lower_c.lower", wrong)
+    words = ["adopt", str(branching(tmp_path)), "--dim", "batch=1", "--const", "mode=7"]
+    words += ["--state", "h=h_next", "--steps", "30"]
+    out = tmp_path / "with"
+    done = CliRunner().invoke(main, [*words, "--engines", "onnxruntime,native", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "no native engine, onnxruntime steps this bundle: " in done.stderr
+    manifest = Bundle.open(out).manifest
+    assert manifest.native is None and says in manifest.no_native
+    assert not any(file.path.startswith("native/") for file in manifest.files)
+    assert manifest.verification is not None
+    assert says in CliRunner().invoke(main, ["inspect", str(out)]).output
+    demanded = tmp_path / "demanded"
+    done = CliRunner().invoke(main, [*words, "--engines", "native", "--out", str(demanded)])
+    assert done.exit_code != 0 and says in done.stderr and not demanded.exists()
+
+
+@pytest.mark.case("C4")
+def test_a_step_that_c_lacks_is_refused_where_native_alone_was_asked_for(tmp_path: Path) -> None:
+    words = ["adopt", str(branching(tmp_path)), "--dim", "batch=1", "--state", "h=h_next"]
+    words += ["--steps", "5"]  # the branch depends on an input
+    for engines, code in (("onnxruntime,native", 0), ("native", 2)):
+        out = tmp_path / engines
+        done = CliRunner().invoke(main, [*words, "--engines", engines, "--out", str(out)])
+        assert done.exit_code == code and out.exists() == (code == 0), done.output
