@@ -200,8 +200,8 @@ def _names_in(folder: Path) -> Iterator[str]:
     """Everything in a folder but folders, as paths below it; links are not followed."""
     for above, folders, names in os.walk(folder):
         linked = (name for name in folders if Path(above, name).is_symlink())
-        for name in (*names, *linked):
-            yield Path(above, name).relative_to(folder).as_posix()
+        below = Path(above).relative_to(folder).as_posix()
+        yield from (name if below == "." else f"{below}/{name}" for name in (*names, *linked))
 
 
 def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:

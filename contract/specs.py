@@ -7,6 +7,7 @@ on nothing else. All are frozen and check themselves when made.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any, Literal
 
 import msgspec
@@ -272,7 +273,7 @@ class StepSpec(Record, frozen=True):
         given = [t.name for t in self.outputs] + [s.next_name for s in self.states]
         given += [g.name for g in self.gates]
         for side, names in (("input", taken), ("output", given)):
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
             if twice:
                 raise SpecError(
                     f"two {side}s share one name",

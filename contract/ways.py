@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from stategate.contract.errors import SpecError
@@ -72,7 +73,7 @@ def check_payload(spec: StepSpec, way: Way) -> None:
     """
     names = [tensor.name for tensor in way.payload]
     own = {*spec.graph_inputs(), *spec.graph_outputs()}
-    twice = sorted({name for name in names if name in own or names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if name in own or count > 1)
     if twice:
         raise SpecError(
             "a tensor of the payload has the name of another tensor",

@@ -152,11 +152,14 @@ class Buffers:
             constants.append(slot)
         states = tuple(_banks(spec, initial.get(spec.name)) for spec in manifest.states)
         hard = {gate.name: gate for gate in manifest.gates if gate.kind == "hard"}
+        guarded: dict[str | None, list[StateBanks]] = {}
+        for state in states:
+            guarded.setdefault(state.spec.gate if state.spec.gate in hard else None, []).append(
+                state
+            )
         groups: list[Group] = []
         for gate_name in (*hard, None):
-            members = tuple(
-                s for s in states if (s.spec.gate if s.spec.gate in hard else None) == gate_name
-            )
+            members = tuple(guarded.get(gate_name, ()))
             if gate_name is None and not members:
                 continue
             groups.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from stategate.contract.manifest import decode_manifest
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.reading import decode_json, printable, read_bounded
 from stategate.runtime import Session
+from stategate.runtime.device_cli import describe
 
 Copier = Callable[[Path], Path]
 
@@ -215,6 +217,28 @@ def test_a_golden_episode_whose_memory_is_no_number_is_refused(
     next(iter(getattr(golden, group).values())).reshape(-1)[0] = np.nan
     with pytest.raises(StategateError, match="not finite"):
         Bundle.open(with_file(copy, "golden.npz", golden.to_bytes())).golden()
+
+
+@pytest.mark.case("E11")
+def test_what_a_manifest_costs_grows_as_its_states_do(tiny_bundle: Path, copy_of: Copier) -> None:
+    copy = copy_of(tiny_bundle)
+    record = json.loads((copy / "manifest.json").read_bytes())
+    (gated, plain), (gate,) = record["states"], record["gates"]
+
+    def seconds(count: int) -> float:
+        names = [f"s{i}" for i in range(count)]
+        states = [plain | {"name": s, "next_name": f"{s}_next", "gate": f"{s}_gate"} for s in names]
+        gates = [gate | {"name": f"{s}_gate", "threshold_input": None} for s in names]
+        altered(copy, states=[gated, *states], gates=[gate, *gates])
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            assert len(describe(Bundle.open(copy).manifest)) > count
+            times.append(time.process_time() - start)
+        return min(times)
+
+    # Four times as much is four times as long, and sixteen times where all pairs are compared.
+    assert seconds(12_000) < 9 * seconds(3_000)
 
 
 @pytest.mark.case("E11")
