@@ -166,10 +166,11 @@ def run(
     chosen = contenders(bundles, engines, options.episode)
     if out is not None:
         check_writable(out / "bench.json")
-        result = _measure(chosen, options, out, fresh)
+        kept = f"what was measured is kept in {out}; the same command goes on from there"
+        result = _measure(chosen, options, out, fresh, kept)
     else:
         with scratch_folder() as folder:
-            result = _measure(chosen, options, Path(folder), fresh)
+            result = _measure(chosen, options, Path(folder), fresh, "nothing is kept without --out")
     if as_json:
         click.echo(to_json(result).decode(), nl=False)
         return
@@ -179,7 +180,9 @@ def run(
         click.echo("\n".join(str(out / f"bench.{kind}") for kind in ("json", "html", "md", "npz")))
 
 
-def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) -> BenchResult:
+def _measure(
+    chosen: list[Contender], options: Options, out: Path, fresh: bool, kept: str
+) -> BenchResult:
     from stategate.bench.harness import measure_bursts
     from stategate.bench.machine import versions
     from stategate.bench.result import assemble
@@ -200,13 +203,13 @@ def _measure(chosen: list[Contender], options: Options, out: Path, fresh: bool) 
     notes: list[str] = []
     try:
         idle_watts = _idle_watts(meter, 4 * options.slot_s)
-        with progress(int(options.seconds), "stepping") as report:
+        with progress(int(options.seconds), "stepping", kept) as report:
             hellos = measure_bursts(chosen, options, segments, meter, report)
     finally:
         meter.close()
     if meter.lost is not None:
         notes.append(f"the energy sensor vanished during the measurement: {meter.lost}")
-    with progress(len(chosen), "cold starts, rates, allocations") as report:
+    with progress(len(chosen), "cold starts, rates, allocations", kept) as report:
         result = assemble(
             chosen, options, segments, hellos, idle_watts, meter.sensor, notes, report
         )

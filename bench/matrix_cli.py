@@ -43,7 +43,7 @@ def retarget_command(
 
     profile, costs = load(target), load_costs()
     check_writable(out / REPORT)
-    with progress(len(bundles), target) as report:
+    with progress(len(bundles), target, "bundles that are done stay") as report:
         result = retarget(list(bundles), profile, costs, out, report)
     write_whole(out / REPORT, canonical_json(result))
     if as_json:

@@ -135,7 +135,7 @@ def calibrate(
     sha256 = weights_sha256(loaded.module)
     episodes: Iterable[Episode] | Fleet
     episodes, total, source = episodes_for(loaded, episode_paths, steps, count)
-    rounds = wish.rounds + (values is None)
+    rounds = wish.rounds(proposed=values is None)
     with ExitStack() as stack:
         if cluster is not None:
             client = stack.enter_context(connected(cluster))

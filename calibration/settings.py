@@ -49,12 +49,17 @@ class Wish:
         """Whether the fewest writes are looked for that still meet a bound."""
         return self.costs is None and self.write_rate is None
 
-    @property
-    def rounds(self) -> int:
-        """Times that the episodes are rolled once the thresholds to try are known, at most."""
+    def rounds(self, *, proposed: bool) -> int:
+        """Times that the episodes are rolled, at most.
+
+        Args:
+            proposed: Whether the thresholds to try come from the gate's own values.
+        """
         if self.write_rate is not None:
-            return 1 + REFINEMENTS
-        return 2 if self.bounded or self.costs is not None else 1
+            return proposed + 1 + REFINEMENTS
+        if self.costs is not None:
+            return proposed + 2
+        return 3 if proposed else 1  # a bound is looked for more closely between proposals alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,12 +35,22 @@ def whole_file(path: Path, staged: Path | None = None) -> Iterator[IO[bytes]]:
     """
     make_folder(path.parent)
     with staging.staged(path) if staged is None else _own(staged) as place:
-        with place.open("r+b") as file:
+        with _naming(path), place.open("r+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         place.replace(path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have a failed write say which file it was; the system names only what it cannot open."""
+    try:
+        yield
+    except OSError as problem:
+        problem.filename = problem.filename or os.fspath(path)
+        raise
 
 
 @contextmanager
@@ -72,7 +82,7 @@ def write_whole(path: Path, data: bytes | memoryview, staged: Path | None = None
 def write_synced(path: Path, data: bytes) -> None:
     """Write a new file, and the folder that it is in; return when the disk has its bytes."""
     make_folder(path.parent)
-    with path.open("xb") as file:
+    with _naming(path), path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

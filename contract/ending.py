@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-import select
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from tempfile import gettempdir
+from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
@@ -23,6 +25,8 @@ from stategate.contract.errors import StategateError
 from stategate.contract.repeats import refuse_repeats
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_TIGHT = 1 << 20  # bytes
 _ROOM = "make room there (df -h shows which disk is full), then give the command again"
 
 Handler = Callable[[int, FrameType | None], None]
@@ -44,6 +48,18 @@ class Stopped(KeyboardInterrupt):
         super().__init__(f"stopped by {signal.Signals(number).name}")
 
 
+class _Hidden(Exception):
+    """What click would answer itself: a closed pipe with exit code 1, an interrupt with a line."""
+
+
+@contextmanager
+def _hidden_from_click() -> Iterator[None]:
+    try:
+        yield
+    except (BrokenPipeError, KeyboardInterrupt) as problem:
+        raise _Hidden from problem
+
+
 class CommandGroup(click.Group):
     """The group of all commands: whatever ends one becomes a sentence and an exit code."""
 
@@ -61,10 +77,20 @@ class CommandGroup(click.Group):
         with _handled(_stop):
             try:
                 code = super().main(args, prog_name, complete_var, False, **extra)
-                sys.stdout.flush()
+                click.echo(nl=False)  # flushes, and fails here where what was printed cannot go
             except BaseException as problem:
                 code = exit_code_of(problem)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the group's own arguments, among them ``--help``."""
+        with _hidden_from_click():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        with _hidden_from_click():
+            return super().invoke(ctx)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -101,19 +127,10 @@ def exit_code_of(problem: BaseException) -> int:
                 return exit_code_of(stopped)
             _say("nothing was answered")
             return 2
-        case SystemExit() if isinstance(problem.__context__, BrokenPipeError):  # click's answer
-            if _unread(sys.__stdout__):
-                _let_go_of_output()
-                return 128 + signal.SIGPIPE
-            return exit_code_of(problem.__context__)
+        case _Hidden() if problem.__cause__ is not None:
+            return exit_code_of(problem.__cause__)
         case OSError():
-            _let_go_of_output()
-            where = problem.filename or ("" if problem.errno != errno.ENOSPC else "an output")
-            reason = problem.strerror or str(problem)
-            _say(f"{type(problem).__name__}: {f'{where}: ' if where else ''}{reason}")
-            if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-                _say(f"  what to do: {_ROOM}")
-            return 2
+            return _of_the_system(problem)
     raise problem
 
 
@@ -122,20 +139,24 @@ def _say(text: str) -> None:
         click.echo(text, err=True)
 
 
-def _unread(stream: Any) -> bool:
-    """Whether the other end of a pipe is closed."""
-    try:
-        poll = select.poll()
-        poll.register(stream.fileno(), 0)
-        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    except (OSError, ValueError, AttributeError):
-        return True  # no descriptor to ask, so the error is all that is known
-
-
-def _let_go_of_output() -> None:
-    """Have what is still buffered go nowhere, or Python complains of it once more at exit."""
-    if getattr(sys.stdout, "wrapped", sys.stdout) is sys.__stdout__ and sys.__stdout__ is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+def _of_the_system(problem: OSError) -> int:
+    where = problem.filename
+    frames = [frame for frame, _ in walk_tb(problem.__traceback__)]
+    if where is None and frames[-1].f_code is click.echo.__code__:
+        if sys.__stdout__ is not None:  # or Python complains once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        if problem.errno == errno.EPIPE:  # `| head -1` has read enough
+            return 128 + signal.SIGPIPE
+        where = "what is printed"
+    reason = problem.strerror or str(problem)
+    if isinstance(problem, shutil.Error):  # a list of copies that failed; one will do
+        _, where, reason = problem.args[0][0]
+    _say(f"{type(problem).__name__}: {'' if where is None else f'{where}: '}{reason}")
+    if problem.errno in _NO_ROOM or os.strerror(errno.ENOSPC) in reason:
+        if where is None and shutil.disk_usage(gettempdir()).free < _TIGHT:
+            _say(f"  found: next to no room in {gettempdir()}, where temporary files go")
+        _say(f"  what to do: {_ROOM}")
+    return 2
 
 
 def _stop(number: int, _: FrameType | None) -> None:
@@ -189,13 +210,3 @@ def stop_request() -> Iterator[StopRequest]:
 
     with _handled(note):
         yield request
-
-
-@contextmanager
-def kept_if_stopped(what: str) -> Iterator[None]:
-    """Have the sentence of an interrupted command end with what is left of its work."""
-    try:
-        yield
-    except Stopped as problem:
-        problem.kept = problem.kept or what
-        raise

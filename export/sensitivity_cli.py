@@ -100,17 +100,12 @@ def sensitivity(
     episode, inputs = episode_for(
         loaded, candidate, episode_path, steps, parsed_ranges(input_ranges)
     )
-    search = Search(
-        candidate,
-        reference_for(loaded.model, candidate),
-        episode,
-        plan,
-        ranges,
-        cache or out.with_name(f"{out.stem}-trials"),
-        inputs,
-    )
+    cache = cache or out.with_name(f"{out.stem}-trials")
+    reference = reference_for(loaded.model, candidate)
+    search = Search(candidate, reference, episode, plan, ranges, cache, inputs)
     # At most so many: each group alone, then all of them, and one less each time.
-    with progress(2 * len(search.groups), "trying") as report:
+    kept = f"trials are kept in {cache}; the same command goes on from there"
+    with progress(2 * len(search.groups), "trying", kept) as report:
         done = 0
 
         def shown(trial: Trial) -> None:

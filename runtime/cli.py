@@ -229,5 +229,5 @@ def main() -> None:
       stategate verify build/aura
       stategate run build/aura --steps 10000
 
-    Exit codes: 0 done, 1 it ran and the answer is no, 2 wrong use.
+    Exit codes: 0 done, 1 it ran and the answer is no, 2 wrong use, 128 + n ended by signal n.
     """

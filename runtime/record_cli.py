@@ -14,6 +14,7 @@ import numpy as np
 from stategate.contract import Episode, EpisodeSet, load_episode
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
+from stategate.contract.ending import StopRequest, stop_request
 from stategate.contract.errors import EpisodeError, OutputError
 from stategate.contract.reading import printable
 from stategate.contract.user_file import build_from_file
@@ -189,7 +190,8 @@ def record(
 ) -> None:
     """Step BUNDLE and record what its session takes.
 
-    In an environment every episode starts with a fresh memory and in a file of its own.
+    In an environment every episode starts with a fresh memory and in a file of its own. Ctrl-C and
+    SIGTERM end it after the step at hand; what was recorded until then is whole.
 
     \b
     Examples:
@@ -199,7 +201,7 @@ def record(
     if (env_id is None) == (episode_path is None):
         raise click.UsageError("either --gym ENV or --episode PATH")
     check_writable(out / "x.npz")
-    with Session.open(bundle) as session:
+    with stop_request() as stop, Session.open(bundle) as session:
         if episode_path is not None:
             given = load_episode(episode_path, steps)
             given.check(session.manifest.step)
@@ -210,8 +212,10 @@ def record(
                     for t, inputs in enumerate(given):
                         recorder.step(**inputs)
                         report(t + 1)
+                        if stop:
+                            break
             else:
-                _act(recorder, session, str(env_id), output, episodes, seed, steps or 1000)
+                _act(recorder, session, str(env_id), output, episodes, seed, steps or 1000, stop)
     done = recorder.recorded
     if done.problem is not None:
         raise OutputError(
@@ -219,6 +223,8 @@ def record(
         )
     text = f"{out}: {done.steps:,} steps in {done.files:,} files, {done.bytes:,} bytes"
     click.echo(json.dumps(asdict(done), indent=2) if as_json else text)
+    if stop:
+        raise stop.stopped(f"{done.steps:,} steps are recorded")
 
 
 def _act(
@@ -229,6 +235,7 @@ def _act(
     episodes: int,
     seed: int,
     steps: int,
+    stop: StopRequest,
 ) -> None:
     from stategate.runtime import gym
 
@@ -244,7 +251,8 @@ def _act(
             for index in range(episodes):
                 session.reset()
                 for _ in gym.observations(env, act, seed + index, steps):
-                    pass
+                    if stop:
+                        return
                 recorder.cut()
                 report(index + 1)
 

@@ -42,6 +42,8 @@ class RunResult:
         bundle_sha256: Digest of the bundle.
         engine: Engine and version.
         ledger: What the memory did.
+        asked_steps: Steps of this run as they were asked for.
+        done_steps: Steps of this run that were done; fewer where a signal ended it.
         state_bytes: One bank of all states; the same at every step.
         write_ratio: Steps per write, or None without a write.
         accuracy: Share of labelled steps answered rightly, or None without labels.
@@ -61,6 +63,8 @@ class RunResult:
     bundle_sha256: str
     engine: str
     ledger: Ledger
+    asked_steps: int
+    done_steps: int
     state_bytes: int
     write_ratio: float | None
     accuracy: float | None
@@ -81,6 +85,7 @@ def run_episode(
     episode: Episode,
     steps: int | None = None,
     report: Callable[[int], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> RunResult:
     """Step an open session through an episode, over and over if it is shorter than ``steps``.
 
@@ -89,6 +94,7 @@ def run_episode(
         episode: Inputs, and labels where answers are judged.
         steps: How many; the episode's length when None.
         report: Called with the number of steps done, about two hundred times.
+        stop: Asked after every step whether the run shall end early.
 
     Raises:
         EpisodeError: The episode does not fit the model, or ``steps`` is not positive.
@@ -112,19 +118,25 @@ def run_episode(
         judge.look(t % episode.steps)
         if t + 1 == warm:
             rss_warm = rss_bytes()
-        if (t + 1) % every == 0 or t + 1 == steps:
+        stopped = stop()
+        if (t + 1) % every == 0 or t + 1 == steps or stopped:
             timeline.step.append(t + 1)
             timeline.writes.append(session.ledger.writes)
             timeline.rss_bytes.append(rss_bytes())
             report(t + 1)
+        if stopped:
+            break
+    done = timeline.step[-1]
     manifest = session.manifest
     kv = manifest.model.kv_bytes_per_step
-    p50, p99 = np.percentile(elapsed_ns, (50, 99)) / 1000.0
+    p50, p99 = np.percentile(elapsed_ns[:done], (50, 99)) / 1000.0
     return RunResult(
         model=manifest.model.name,
         bundle_sha256=session.bundle_digest,
         engine=session.engine_name,
         ledger=session.ledger,
+        asked_steps=steps,
+        done_steps=done,
         state_bytes=manifest.state_bytes,
         write_ratio=session.ledger.write_ratio,
         accuracy=judge.accuracy,
@@ -132,11 +144,11 @@ def run_episode(
         p50_us=float(p50),
         p99_us=float(p99),
         rss_start_bytes=timeline.rss_bytes[0],
-        rss_warm_bytes=rss_warm,
+        rss_warm_bytes=rss_warm or timeline.rss_bytes[-1],
         rss_end_bytes=timeline.rss_bytes[-1],
         kv_bytes_per_step=kv,
-        kv_bytes_end=kv * steps if kv is not None else None,
-        kv_over_state=kv * steps / manifest.state_bytes if kv is not None else None,
+        kv_bytes_end=kv * done if kv is not None else None,
+        kv_over_state=kv * done / manifest.state_bytes if kv is not None else None,
         timeline=timeline,
     )
 

@@ -12,6 +12,7 @@ import click
 from stategate.contract import Bundle, Episode, load_episode
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
+from stategate.contract.ending import stop_request
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.run import RunResult, run_episode
 from stategate.runtime.session import Session
@@ -55,6 +56,8 @@ def run(
 ) -> None:
     """Step BUNDLE on this machine and print what its memory did.
 
+    Ctrl-C and SIGTERM end it after the step at hand: snapshot and ledger so far are saved.
+
     \b
     Examples:
       stategate run build/aura --steps 10000
@@ -63,25 +66,34 @@ def run(
     if out is not None:
         check_writable(out / "ledger.json")
     episode = load_episode(episode_path, steps) if episode_path else _golden(Bundle.open(bundle))
-    with Session.open(bundle, snapshots=snapshots, engine=engine) as session:
+    with (
+        stop_request() as stop,
+        Session.open(bundle, snapshots=snapshots, engine=engine) as session,
+    ):
         restored = session.restore() if snapshots is not None else None
         if restored is not None:
             click.echo(f"going on after {restored.steps:,} steps ({restored.reason})", err=True)
         total = steps or episode.steps
         with progress(total, "stepping") as report:
-            result = run_episode(session, episode, total, report=report)
+            result = run_episode(session, episode, total, report=report, stop=lambda: bool(stop))
         if snapshots is not None:
             session.save()
-    record = as_report(result)
-    if out is not None:
-        write_whole(out / "ledger.json", json.dumps(record, indent=2).encode() + b"\n")
+        record = as_report(result)
+        if out is not None:
+            write_whole(out / "ledger.json", json.dumps(record, indent=2).encode() + b"\n")
     if as_json:
         click.echo(json.dumps(record, indent=2))
-        return
-    for label, text in table(result):
-        click.echo(f"{label:<22} {text}")
-    if out is not None:
-        click.echo(f"{'ledger':<22} {out / 'ledger.json'}")
+    else:
+        for label, text in table(result):
+            click.echo(f"{label:<22} {text}")
+        if out is not None:
+            click.echo(f"{'ledger':<22} {out / 'ledger.json'}")
+    if result.done_steps < result.asked_steps:
+        kept = [name for name, place in (("snapshot", snapshots), ("ledger", out)) if place]
+        raise stop.stopped(
+            f"{result.done_steps:,} of {result.asked_steps:,} steps; "
+            f"{' and '.join(kept) or 'nothing'} saved"
+        )
 
 
 def as_report(result: RunResult) -> dict[str, Any]:
@@ -95,7 +107,7 @@ def table(result: RunResult) -> list[tuple[str, str]]:
     ledger = result.ledger
     rows = [
         ("model", f"{result.model} on {result.engine}"),
-        ("steps", f"{ledger.steps:,}"),
+        ("steps", f"{ledger.steps:,}" + _cut_short(result)),
     ]
     if result.accuracy is not None:
         rows.append(("accuracy", f"{result.accuracy:.2%} of {result.judged_steps:,} answers"))
@@ -128,6 +140,12 @@ def table(result: RunResult) -> list[tuple[str, str]]:
         )
     )
     return rows
+
+
+def _cut_short(result: RunResult) -> str:
+    if result.done_steps == result.asked_steps:
+        return ""
+    return f"; ended early, after {result.done_steps:,} of {result.asked_steps:,} in this run"
 
 
 def _golden(bundle: Bundle) -> Episode:
