@@ -14,10 +14,12 @@ from stategate.contract import ConstantSpec, ModelRef, StateSpec, StepSpec, Tens
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError
 from stategate.contract.reading import file_sha256
+from stategate.export.context import context_of, with_context
 from stategate.export.dataflow import read_on, used_inputs
 from stategate.export.graph import check_graph
 from stategate.export.pack import Candidate
 from stategate.export.pairing import Evidence, check_pairs, find_pairs, lookalikes
+from stategate.export.steering import Branches, choices
 from stategate.export.untrusted import load_graph, run_within_limits, unoptimised
 
 
@@ -32,6 +34,8 @@ class Request:
         states: Output name by state input name; empty to look for pairs.
         initial: What states start with, by input name: an array of the state's shape and dtype,
             or one number as text for all its elements. Zeros for those not named.
+        contexts: Samples of the window before that an input begins with; see
+            `stategate.export.context`.
     """
 
     dims: Mapping[str, int]
@@ -39,6 +43,7 @@ class Request:
     constants: Mapping[str, str]
     states: Mapping[str, str]
     initial: Mapping[str, np.ndarray | str] = field(default_factory=dict)
+    contexts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +84,28 @@ def adopt(path: Path, request: Request) -> Adopted:
     if not pairs:
         pairs, found = find_pairs(inputs, outputs, Evidence(used_inputs(model), read_on(model)))
     check_pairs(pairs, inputs, outputs)
+    if unknown := sorted(set(request.contexts) - (set(inputs) - set(pairs))):
+        raise GraphError(
+            "a context is for something that is no input",
+            found=", ".join(f"--context {name}" for name in unknown),
+            expected=", ".join(sorted(set(inputs) - set(pairs))),
+        )
+    windows = [context_of(inputs[name], count) for name, count in request.contexts.items()]
+    free = inputs | {new.name: new for new, _ in windows}
     spec = StepSpec(
-        inputs=tuple(t for t in inputs.values() if t.name not in pairs),
+        inputs=tuple(t for t in free.values() if t.name not in pairs),
         outputs=tuple(t for t in outputs.values() if t.name not in pairs.values()),
         states=tuple(
             StateSpec(name, inputs[name].shape, inputs[name].dtype, next_name)
             for name, next_name in pairs.items()
-        ),
+        )
+        + tuple(kept for _, kept in windows),
         constants=tuple(constants),
     )
+    original = {f"adopted/{path.name}": graph} if windows else {}
+    for new, kept in windows:
+        model = with_context(model, new, kept)
+        graph = model.SerializeToString(deterministic=True)
     check_graph(model, spec, branch_free=False)
     candidate = Candidate(
         model=ModelRef(path.stem, "adopted", path.name, file_sha256(path)[0]),
@@ -96,21 +114,39 @@ def adopt(path: Path, request: Request) -> Adopted:
         made_with=("onnx", "onnxruntime"),
         initial=_initial(spec, request),
         metadata={entry.key: entry.value for entry in model.metadata_props},
+        attached=original,
     )
     return Adopted(candidate, pairs, found, lookalikes(inputs, outputs, pairs))
 
 
 class OnnxReference:
-    """The graph as its author would run it: plain calls, no optimisation, state fed back."""
+    """The graph as its author would run it: plain calls, no optimisation, state fed back.
 
-    def __init__(self, candidate: Candidate) -> None:
+    Args:
+        candidate: Of `adopt`.
+        contexts: As in the request; the file itself is run, with the samples put in front here.
+    """
+
+    def __init__(self, candidate: Candidate, contexts: Mapping[str, int] | None = None) -> None:
         self.name = f"onnxruntime {onnxruntime.__version__} run(), optimisations off"
-        self._session = unoptimised(candidate.graph)
+        raw = next(iter(candidate.attached.values()), candidate.graph)
+        model = onnx.load_model_from_string(raw)
+        self._branches = Branches(model, (c.name for c in candidate.spec.constants))
+        self._contexts = {f"{name}.context": name for name in contexts or {}}
+        self._session = unoptimised(_showing(model, self._branches.conditions) or raw)
         self._spec = candidate.spec
         self._fixed = _arrays(candidate.spec.constants)
         zeros = {s.name: np.zeros(s.shape, s.dtype) for s in candidate.spec.states}
         self._states = zeros | candidate.initial
-        self._promised = candidate.spec.graph_outputs()
+        kept = {s.next_name for s in candidate.spec.states if s.name in self._contexts}
+        outputs = candidate.spec.graph_outputs()
+        self._promised = {name: t for name, t in outputs.items() if name not in kept}
+        self._asked = [*dict.fromkeys([*self._promised, *self._branches.conditions])]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the steps so far did not show."""
+        return self._branches.notes()
 
     def step(
         self, inputs: Mapping[str, np.ndarray]
@@ -121,8 +157,25 @@ class OnnxReference:
             GraphError: An output came in another shape than in the step before.
         """
         feed = {**inputs, **self._fixed, **self._states}
-        arrays = run_within_limits(self._session, list(self._promised), feed)
-        given = dict(zip(self._promised, arrays, strict=True))
+        after = {}
+        for kept, name in self._contexts.items():
+            before = feed.pop(kept)
+            feed[name] = np.concatenate([before, feed[name]], axis=-1)
+            after[kept] = feed[name][..., -before.shape[-1] :]
+        try:
+            arrays = run_within_limits(self._session, self._asked, feed)
+        except GraphError:
+            raise
+        except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
+            raise GraphError(
+                "the file does not run on these inputs",
+                found=str(problem).splitlines()[0],
+                expected="inputs that it is made for",
+                remedy=f"--episode FILE with recorded ones, or --range {next(iter(inputs))}=0:1",
+            ) from problem
+        given = dict(zip(self._asked, arrays, strict=True))
+        self._branches.add({**feed, **given})
+        given = {name: given[name] for name in self._promised}
         for name, promised in self._promised.items():
             if given[name].shape != promised.shape:
                 raise GraphError(
@@ -131,7 +184,9 @@ class OnnxReference:
                     expected="one shape for ever",
                     remedy="a memory of changing size is no state; pad it to a fixed shape",
                 )
-        self._states = {s.name: given.pop(s.next_name) for s in self._spec.states}
+        self._states = after | {
+            s.name: given.pop(s.next_name) for s in self._spec.states if s.name not in after
+        }
         return given, self._states, {}
 
 
@@ -232,6 +287,16 @@ def _initial(spec: StepSpec, request: Request) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _showing(model: onnx.ModelProto, conditions: Iterable[str]) -> bytes | None:
+    """The file with the conditions of its branches as outputs; None where it shows them all."""
+    shown = {value.name for value in (*model.graph.input, *model.graph.output)}
+    hidden = [name for name in conditions if name not in shown]
+    for name in hidden:
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, None)
+        model.graph.output.append(value)
+    return model.SerializeToString() if hidden else None
+
+
 def _array(constant: ConstantSpec) -> np.ndarray:
     return np.full(constant.shape, constant.value, constant.dtype)
 
@@ -244,21 +309,31 @@ def _probe(
     graph: bytes, inputs: Mapping[str, TensorSpec], constants: Iterable[ConstantSpec]
 ) -> dict[str, TensorSpec]:
     """Shapes of the outputs, by running one step: files often leave them open."""
-    try:
-        session = unoptimised(graph)
-        names = [node.name for node in session.get_outputs()]
-        zeros = {t.name: np.zeros(t.shape, t.dtype) for t in inputs.values()}
-        arrays = run_within_limits(session, names, {**zeros, **_arrays(constants)})
-        return {
-            name: TensorSpec(name, array.shape, str(array.dtype))
-            for name, array in zip(names, arrays, strict=True)
-        }
-    except GraphError:
-        raise
-    except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
-        raise GraphError(
-            "the graph does not run with these shapes, or gives something that is no tensor",
-            found=str(problem).splitlines()[0],
-            expected=", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in inputs.values()),
-            remedy="correct --dim, --shape and --const",
-        ) from problem
+    zeros = {t.name: np.zeros(t.shape, t.dtype) for t in inputs.values()}
+    model = onnx.load_model_from_string(graph)
+    # A file may refuse a sample rate of zero.
+    others = [
+        {name: np.full(inputs[name].shape, value, inputs[name].dtype)}
+        for name, values in choices(model, inputs.values()).items()
+        for value in values[:4]
+    ]
+    problems = []
+    for other in ({}, *others):
+        try:
+            session = unoptimised(graph)
+            names = [node.name for node in session.get_outputs()]
+            arrays = run_within_limits(session, names, {**zeros, **_arrays(constants), **other})
+            return {
+                name: TensorSpec(name, array.shape, str(array.dtype))
+                for name, array in zip(names, arrays, strict=True)
+            }
+        except GraphError:
+            raise
+        except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
+            problems.append(problem)
+    raise GraphError(
+        "the graph does not run with these shapes, or gives something that is no tensor",
+        found=str(problems[0]).splitlines()[0],
+        expected=", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in inputs.values()),
+        remedy="correct --dim, --shape and --const",
+    ) from problems[0]

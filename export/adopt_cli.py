@@ -43,6 +43,14 @@ if TYPE_CHECKING:
     metavar="STATE=VALUE",
     help="What a state starts with, a number or a .npy file; zeros if left out.",
 )
+@click.option(
+    "--context",
+    "contexts",
+    multiple=True,
+    metavar="INPUT=N",
+    help="Keep the last N samples of an input as a state and put them in front of the next ones; "
+    "the file takes both along the last axis.",
+)
 @click.option("--yes", is_flag=True, help="Accept the state pairs that were found.")
 @engine_options
 @storage_options
@@ -57,6 +65,7 @@ def adopt(
     shapes: tuple[str, ...],
     constants: tuple[str, ...],
     initial: tuple[str, ...],
+    contexts: tuple[str, ...],
     yes: bool,
     engines: str,
     split: Asked,
@@ -83,11 +92,14 @@ def adopt(
           --const sr=16000 --state state=stateN --out build/silero
       stategate adopt exported/policy.yaml --engines onnxruntime,native --out build/policy
     """
+    import onnx
+
     from stategate.export.adopt import OnnxReference, Request
     from stategate.export.adopt import adopt as adopt_file
     from stategate.export.leapp import adopt_export
     from stategate.export.pack import seal
     from stategate.export.receipt import print_receipt
+    from stategate.export.steering import check_steering, choices
 
     request = Request(
         dims={name: _integer(value, "--dim") for name, value in _pairs(dims, "--dim")},
@@ -98,6 +110,7 @@ def adopt(
         constants=dict(_pairs(constants, "--const")),
         states=dict(_pairs(states, "--state")),
         initial={name: _start(value) for name, value in _pairs(initial, "--init")},
+        contexts={n: _integer(value, "--context") for n, value in _pairs(contexts, "--context")},
     )
     ranges = parsed_ranges(input_ranges)
     profile = load(target) if target else generic()
@@ -115,18 +128,23 @@ def adopt(
     candidate = with_stored_states(adopted.candidate, state_storage, error_feedback)
     narrow = candidate is not adopted.candidate
     limits = early_limits(max_output_error, max_flip_rate) if narrow else STRICT
+    model = onnx.load_model_from_string(candidate.graph)
     if episode_path is None:
-        episode, inputs = drawn(candidate.spec, steps, ranges)
+        check_steering(model, candidate.spec.inputs, ranges)
+        episode, inputs = drawn(
+            candidate.spec, steps, ranges, choices(model, candidate.spec.inputs)
+        )
     else:
         recorded = load_episode(episode_path, steps)
         recorded.check(candidate.spec)
         episode, inputs = recorded.resized(steps), InputsRef("recording", episode_path.name)
     candidate = deployed(candidate, engines, split, episode, here=target is None)
+    reference = OnnxReference(adopted.candidate, request.contexts)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(
             out,
             candidate,
-            OnnxReference(adopted.candidate),
+            reference,
             episode,
             target=profile.ref(here=target is None),
             limits=limits,

@@ -15,6 +15,7 @@ from stategate.export.native import medians_us, sample
 from stategate.export.pack import Candidate
 from stategate.export.rows import RowsReference, side_by_side, staggered
 from stategate.export.stateful import StatefulReference
+from stategate.export.steering import choices
 from stategate.export.trace import TorchReference, trace, trace_chunk
 from stategate.export.verify import Reference
 from stategate.models.checkpoint import weights_sha256
@@ -49,7 +50,8 @@ def episode_for(
         seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + sessions)
         streams = [loaded.episode(steps, seed) for seed in seeds]
         return side_by_side(streams) if sessions > 1 else streams[0], InputsRef("benchmark")
-    return drawn(candidate.spec, steps, ranges or {})
+    model = onnx.load_model_from_string(candidate.graph)
+    return drawn(candidate.spec, steps, ranges or {}, choices(model, candidate.spec.inputs))
 
 
 def reference_for(model: StepModel, candidate: Candidate) -> Reference:

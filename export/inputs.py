@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def drawn(
     spec: StepSpec,
     steps: int,
     ranges: Mapping[str, Range],
+    choices: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Episode, InputsRef]:
     """Random inputs: even in a range that the user declared, noise where nothing is known.
 
@@ -78,6 +79,8 @@ def drawn(
         spec: The signature.
         steps: How many.
         ranges: Declared, by input.
+        choices: Numbers of integer inputs that the graph itself knows, by input; see
+            `stategate.export.steering`.
 
     Raises:
         EpisodeError: A range is for an input that the model lacks, or does not fit its dtype.
@@ -100,7 +103,7 @@ def drawn(
                 found=f"--range {name}={low:g}:{high:g}",
                 expected=f"two numbers of {tensors[name].dtype}",
             )
-    episode = random_episode(spec, steps, ranges=ranges)
+    episode = random_episode(spec, steps, ranges=ranges, choices=choices)
     free = [t.name for t in spec.inputs if t.name not in ranges and t.dtype != "bool"]
     told = ", ".join(f"{name}={low:g}:{high:g}" for name, (low, high) in ranges.items())
     if not free:
@@ -109,7 +112,11 @@ def drawn(
 
 
 def random_episode(
-    spec: StepSpec, steps: int, seed: int = 0, ranges: Mapping[str, Range] | None = None
+    spec: StepSpec,
+    steps: int,
+    seed: int = 0,
+    ranges: Mapping[str, Range] | None = None,
+    choices: Mapping[str, Sequence[int]] | None = None,
 ) -> Episode:
     """Random inputs for a model.
 
@@ -118,7 +125,8 @@ def random_episode(
         steps: How many.
         seed: Of the numbers.
         ranges: Lowest and highest number by input. Where none is given, floats are drawn from a
-            normal distribution, and integers are 0 or 1.
+            normal distribution, and integers are one of their choices.
+        choices: Numbers of integer inputs, by input; 0 and 1 for others.
     """
     rng = np.random.default_rng(seed)
     inputs = {}
@@ -127,8 +135,10 @@ def random_episode(
         whole = dtype_named(tensor.dtype).numpy.kind != "f"
         span = (ranges or {}).get(tensor.name)
         if whole:
-            low, high = map(int, span or (0, 1))
-            numbers: Any = rng.integers(low, high, shape, endpoint=True)
+            known = (choices or {}).get(tensor.name, (0, 1))
+            domain = range(int(span[0]), int(span[1]) + 1) if span else known
+            at = rng.integers(len(domain), size=shape)
+            numbers: Any = at + domain[0] if span else np.array(domain)[at]
         else:
             numbers = rng.uniform(*span, shape) if span else rng.standard_normal(shape)
         inputs[tensor.name] = numbers.astype(tensor.dtype)

@@ -66,6 +66,8 @@ class Candidate:
         plan: What of it is in lower precision.
         way: How its step is run.
         parts: Serialised ONNX of the parts of a step that the way needs, by role.
+        attached: Files that travel in the bundle and are never loaded, by path: the adopted file
+            where the step was made of it.
         c_source: The step as C source, by name; empty where it has none.
         no_native: Why it has none, where one was asked for.
         needs_native: Whether a bundle without a native engine is refused.
@@ -87,6 +89,7 @@ class Candidate:
     c_source: dict[str, bytes] = field(default_factory=dict)
     no_native: str = ""
     needs_native: bool = False
+    attached: dict[str, bytes] = field(default_factory=dict)
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
         """The same model with the thresholds of a calibration record, beside those it has.
@@ -148,7 +151,6 @@ def seal(
     limits: Limits = STRICT,
     report: Callable[[int], None] = lambda _: None,
     inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
-    notes: tuple[str, ...] = (),
 ) -> Bundle:
     """Verify a candidate and write it as a bundle; nothing is written if it fails.
 
@@ -162,7 +164,6 @@ def seal(
         limits: How far the candidate may part from the reference.
         report: Called with the number of steps done.
         inputs: Where the episode came from, for the receipt.
-        notes: What the check cannot see, for the receipt.
 
     Raises:
         ParityError: The candidate does not behave like the reference.
@@ -178,7 +179,6 @@ def seal(
         manifest, files = _assemble(candidate, created, target, budget or Budget())
         unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
         receipt, golden = verify(unsealed.path, reference, episode, limits, report, inputs)
-        receipt = msgspec.structs.replace(receipt, notes=(*notes, *receipt.notes))
         files[GOLDEN_PATH] = golden.to_bytes()
         sealed = msgspec.structs.replace(
             manifest,
@@ -203,11 +203,11 @@ def _assemble(
     target: TargetRef | None,
     budget: Budget,
 ) -> tuple[Manifest, dict[str, bytes]]:
-    extra: dict[str, bytes] = {}
+    extra: dict[str, bytes] = dict(candidate.attached)
     states = []
     for state in candidate.spec.states:
         if state.name in candidate.initial:
-            path = f"initial/{len(extra)}.bin"
+            path = f"initial/{len(extra) - len(candidate.attached)}.bin"
             array = candidate.initial[state.name]
             extra[path] = array.astype(array.dtype.newbyteorder("<")).tobytes()
             state = msgspec.structs.replace(state, init_file=path)

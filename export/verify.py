@@ -309,7 +309,9 @@ def verify(
         max_flip_rate=limits.flip_rate,
         accepted=f"{limits.accepted} (overruled: {beyond})" if beyond else None,
         inputs=inputs,
-        notes=tuple(
+        # A reference of a file with branches knows which it took.
+        notes=getattr(reference, "notes", ())
+        + tuple(
             f"state {name} kept its first value in every step of the check: the model does not "
             "give its next value back, or needs other inputs to change it"
             for name in seen.unchanged

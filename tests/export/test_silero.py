@@ -79,6 +79,81 @@ def test_speech_probabilities_equal_the_packages_own_wrapper(
     assert np.mean(np.array(ours) > 0.5) > 0.4
 
 
+@pytest.fixture(scope="module")
+def with_context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same file, handed the new samples alone; what it heard last is a state."""
+    out = tmp_path_factory.mktemp("silero-context") / "bundle"
+    arguments = ["--shape", "input=1,576", "--shape", "state=2,1,128", "--const", "sr=16000"]
+    arguments += ["--context", f"input={CONTEXT}", "--yes", "--steps", "50", "--out", str(out)]
+    result = CliRunner().invoke(main, ["adopt", str(shipped("silero_vad.onnx")), *arguments])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.mark.case("D2")
+@pytest.mark.parametrize("recording", RECORDINGS)
+def test_a_bundle_that_keeps_the_context_hears_what_the_packages_wrapper_hears(
+    with_context: Path, recording: str, speech: Callable[[str], tuple[np.ndarray, int]]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from silero_vad.utils_vad import OnnxWrapper
+
+        wrapper = OnnxWrapper(str(shipped("silero_vad.onnx")), force_onnx_cpu=True)
+    samples = at_16_khz(*speech(recording))
+    windows = samples[: len(samples) // WINDOW * WINDOW].reshape(-1, 1, WINDOW)
+    theirs, ours = [], []
+    with Session.open(with_context) as session:
+        for window in windows:
+            ours.append(session.step(input=window)["output"].item())
+            theirs.append(wrapper(torch.from_numpy(window), 16000).item())
+        np.testing.assert_array_equal(session.state("input.context"), windows[-1][:, -CONTEXT:])
+    np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=0)
+    assert np.mean(np.array(ours) > 0.5) > 0.4
+
+
+@pytest.mark.case("D2")
+def test_a_bundle_with_context_carries_the_file_untouched(with_context: Path) -> None:
+    opened = Bundle.open(with_context)
+    shown = {file.path: file for file in opened.manifest.files}
+    original = shipped("silero_vad.onnx").read_bytes()
+    assert opened.read(shown["adopted/silero_vad.onnx"]) == original
+    assert [t.shape for t in opened.manifest.inputs] == [(1, WINDOW)]
+    assert opened.manifest.verification is not None
+    assert opened.manifest.verification.inputs.kind == "noise"
+
+
+@pytest.mark.case("D2", "B8")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--context", "input=576"], "fewer than the extent of its last axis"),
+        (["--context", "sound=64"], "a context is for something that is no input"),
+        (["--context", "state=1"], "a context is for something that is no input"),
+    ],
+)
+def test_a_context_that_fits_nothing_is_wrong_use(
+    tmp_path: Path, words: list[str], says: str
+) -> None:
+    arguments = ["adopt", str(shipped("silero_vad.onnx")), "--shape", "input=1,576", "--yes"]
+    arguments += ["--shape", "state=2,1,128", "--const", "sr=16000", "--out", str(tmp_path / "b")]
+    result = CliRunner().invoke(main, [*arguments, *words])
+    assert result.exit_code == 2 and says in result.stderr
+
+
+@pytest.mark.case("B8")
+def test_a_sample_rate_that_nobody_gave_is_asked_for_with_one_that_works(tmp_path: Path) -> None:
+    arguments = ["adopt", str(shipped("silero_vad.onnx")), "--shape", "input=1,576", "--yes"]
+    arguments += ["--shape", "state=2,1,128", "--steps", "20", "--out", str(tmp_path / "b")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and "input 'sr' decides which branch" in result.stderr
+    assert "--const sr=16000" in result.stderr
+    result = CliRunner().invoke(main, [*arguments, "--range", "sr=16000:16000"])
+    assert result.exit_code == 0, result.output
+    receipt = Bundle.open(tmp_path / "b").manifest.verification
+    assert receipt is not None and "only one branch of 'If_0' was seen" in receipt.notes[0]
+
+
 def test_the_adopted_memory_is_one_kilobyte_and_the_file_is_untouched(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     assert opened.manifest.state_bytes == 1024
