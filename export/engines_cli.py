@@ -77,5 +77,5 @@ def with_c(candidate: Candidate, *, required: bool = False) -> Candidate:
     except LowerError as problem:
         if required:
             raise
-        return replace(candidate, no_native=str(problem))
+        return replace(candidate, no_native=" ".join(str(problem).split()))
     return replace(candidate, c_source=source, needs_native=required)

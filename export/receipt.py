@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from stategate.contract import Bundle
+from stategate.contract.reading import printable
 from stategate.contract.receipts import NOISE
 
 
@@ -36,7 +37,7 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
         return
     click.echo(f"{bundle.path}: {manifest.model.name}, {manifest.state_bytes:,} bytes of memory")
     if "observations" in manifest.metadata:
-        click.echo(f"observations: {manifest.metadata['observations']}")
+        click.echo(f"observations: {printable(manifest.metadata['observations'])}")
     if receipt is None:
         return
     click.echo(

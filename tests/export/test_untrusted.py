@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from stategate.contract import Bundle
 from stategate.contract.errors import GraphError, LeappError, StategateError
 from stategate.contract.npz import load_npy
 from stategate.export import untrusted
@@ -247,3 +248,15 @@ def test_any_bytes_as_an_array_or_a_graph_are_a_sentence(
     (folder / "fuzzed.onnx").write_bytes(noise)
     with pytest.raises(StategateError):
         adopt(folder / "fuzzed.onnx", REQUEST)
+
+
+def test_a_loop_that_c_cannot_say_costs_the_native_engine_and_not_the_bundle(
+    tmp_path: Path,
+) -> None:
+    """The reason has several lines, and what a manifest says has one."""
+    rounds = numpy_helper.from_array(np.array(5, np.int64), "rounds")
+    path = saved(looped(rounds, []), tmp_path)
+    engines = ["--state", "h=h_next", "--engines", "onnxruntime,native", "--steps", "20"]
+    done = CliRunner().invoke(main, ["adopt", str(path), *engines, "--out", str(tmp_path / "b")])
+    assert done.exit_code == 0, done.output
+    assert "Loop" in Bundle.open(tmp_path / "b").manifest.no_native
