@@ -280,6 +280,15 @@ class Manifest(Record, frozen=True, kw_only=True):
         return any(graph.precision != "float32" for graph in self.graphs)
 
     @property
+    def precision_words(self) -> str:
+        """Its precision, and what that saved where the manifest knows."""
+        sizes, name = self.lower_precision, self.step_graph.precision
+        if sizes is None:
+            return name
+        graph = f"graph {sizes.float_graph_bytes:,} -> {sizes.graph_bytes:,} bytes"
+        return f"{name}: {graph}, memory {sizes.float_state_bytes:,} -> {self.state_bytes:,} bytes"
+
+    @property
     def standing(self) -> Standing:
         """The one word for what was found: only a sealed bundle is called verified.
 

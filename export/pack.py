@@ -23,6 +23,7 @@ from stategate.contract import (
     FileRef,
     GraphRef,
     InputsRef,
+    LowerPrecision,
     Manifest,
     ModelRef,
     StepSpec,
@@ -64,6 +65,7 @@ class Candidate:
         chunk: Serialised ONNX of several steps at once, or None.
         chunk_steps: How many steps that is.
         plan: What of it is in lower precision.
+        float_sizes: Bytes of its graph and of its states before that; None in float32.
         way: How its step is run.
         parts: Serialised ONNX of the parts of a step that the way needs, by role.
         attached: Files that travel in the bundle and are never loaded, by path: the adopted file
@@ -84,12 +86,18 @@ class Candidate:
     chunk: bytes | None = None
     chunk_steps: int = 0
     plan: PrecisionPlan = PRESETS["float32"]
+    float_sizes: tuple[int, int] | None = None
     way: Way | None = None
     parts: dict[Role, bytes] = field(default_factory=dict)
     c_source: dict[str, bytes] = field(default_factory=dict)
     no_native: str = ""
     needs_native: bool = False
     attached: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of its graph and of its states, those of the float model where it was one."""
+        return self.float_sizes or (len(self.graph), self.spec.state_bytes)
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
         """The same model with the thresholds of a calibration record, beside those it has.
@@ -218,6 +226,10 @@ def _assemble(
         extra["calibration.json"] = raw
         rules = "; ".join(f"{g.gate}: {g.rule}" for g in candidate.calibration.gates)
         calibration = CalibrationRef(sha256(raw), rules)
+    lower = None
+    if candidate.float_sizes is not None:
+        graph_bytes, state_bytes = candidate.float_sizes
+        lower = LowerPrecision(graph_bytes, len(candidate.graph), state_bytes)
     native = None
     if candidate.c_source:
         sources = {f"{SOURCE_FOLDER}/{name}": raw for name, raw in candidate.c_source.items()}
@@ -247,6 +259,7 @@ def _assemble(
         calibration=calibration,
         metadata=candidate.metadata,
         sessions=candidate.sessions,
+        lower_precision=lower,
         native=native,
         no_native=candidate.no_native,
     )

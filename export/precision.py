@@ -134,6 +134,7 @@ def lowered(
         candidate,
         graph=graph.SerializeToString(deterministic=True),
         plan=plan,
+        float_sizes=candidate.sizes,
         made_with=(*candidate.made_with, "onnxruntime"),
         chunk=None,
         chunk_steps=0,

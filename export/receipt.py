@@ -38,6 +38,8 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
     click.echo(f"{bundle.path}: {manifest.model.name}, {manifest.state_bytes:,} bytes of memory")
     if "observations" in manifest.metadata:
         click.echo(f"observations: {printable(manifest.metadata['observations'])}")
+    if manifest.is_lower:
+        click.echo(printable(manifest.precision_words))
     if receipt is None:
         return
     click.echo(

@@ -103,6 +103,7 @@ def stored(candidate: Candidate, storage: Storage, error_feedback: bool = False)
         spec=spec,
         graph=model.SerializeToString(deterministic=True),
         initial=initial,
+        float_sizes=candidate.sizes,
         metadata=candidate.metadata
         | {"state_storage": told + (" with error feedback" if error_feedback else "")},
         plan=msgspec.structs.replace(

@@ -99,15 +99,8 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         missing = "library" if manifest.native is not None else "engine"
         lines.append(("native", f"no {missing}: {printable(manifest.no_native)}"))
     lines.append(("target", manifest.target.name if manifest.target else "any"))
-    if (sizes := manifest.lower_precision) is not None:
-        text = (
-            f"{manifest.step_graph.precision}: graph {sizes.float_graph_bytes:,} -> "
-            f"{sizes.graph_bytes:,} bytes, memory {sizes.float_state_bytes:,} -> "
-            f"{manifest.state_bytes:,} bytes"
-        )
-        lines.append(("precision", printable(text)))
-    elif manifest.is_lower:
-        lines.append(("precision", printable(manifest.step_graph.precision)))
+    if manifest.is_lower:
+        lines.append(("precision", printable(manifest.precision_words)))
     return [*lines, *_judged(manifest), *_facts(manifest)]
 
 

@@ -152,6 +152,40 @@ def test_a_candidate_is_not_called_verified_by_export_inspect_or_verify(tmp_path
     assert Bundle.open(out).manifest.standing == "candidate"
 
 
+@pytest.mark.case("D11")
+@pytest.mark.parametrize(
+    ("words", "name", "state_bytes"),
+    [
+        (["--precision", "int8-weights"], "int8-weights", 1024),
+        (["--state-storage", "s=float16"], "float32-weights float16-states (own plan)", 512),
+    ],
+)
+def test_inspect_says_what_lower_precision_saved_and_what_drift_found(
+    tmp_path: Path, words: list[str], name: str, state_bytes: int
+) -> None:
+    common = ["export", f"{CASES}/models.py:leaky", "--steps", 20]
+    assert run(*common, "--out", tmp_path / "float").exit_code == 0
+    done = run(*common, *words, "--out", tmp_path / "small")
+    assert done.exit_code == 0, done.output
+    sizes = [(tmp_path / b / "graphs" / "step.onnx").stat().st_size for b in ("float", "small")]
+    line = (
+        f"{name}: graph {sizes[0]:,} -> {sizes[1]:,} bytes, memory 1,024 -> {state_bytes:,} bytes"
+    )
+    assert line in done.output
+    inspected = run("inspect", tmp_path / "small").output
+    assert f"precision    {line}\n" in inspected and "drift        not judged" in inspected
+    assert "precision  " not in run("inspect", tmp_path / "float").output
+    log = recorded(tmp_path / "log.npz", x=np.ones((30, 1, 8), np.float32))
+    judged = run(
+        "drift", tmp_path / "float", tmp_path / "small", "--episode", log, "--out", tmp_path / "r",
+        "--seal", tmp_path / "sealed", "--max-mean-error", 0.5,
+    )  # fmt: skip
+    assert judged.exit_code == 0, judged.output
+    inspected = run("inspect", tmp_path / "sealed").output
+    assert f"precision    {line}\n" in inspected
+    assert "verified     " in inspected and "30 steps beside the float model: passed" in inspected
+
+
 @pytest.mark.case("D4")
 def test_what_was_accepted_beyond_its_limits_is_refused_and_says_by_whom(
     tiny_bundle: Path, tmp_path: Path
