@@ -39,7 +39,6 @@ from stategate.contract.errors import CalibrationError, ExportError
 from stategate.contract.native import ABI, SOURCE_FOLDER, NativeRef
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.contract.staging import scratch_folder
-from stategate.export import generator
 from stategate.export.graph import domains_of, opset_of
 from stategate.export.inputs import random_episode as random_episode
 from stategate.export.library import with_library
@@ -232,6 +231,8 @@ def _assemble(
         lower = LowerPrecision(graph_bytes, len(candidate.graph), state_bytes)
     native = None
     if candidate.c_source:
+        from stategate.export import generator  # a second to import, for whoever wants C
+
         sources = {f"{SOURCE_FOLDER}/{name}": raw for name, raw in candidate.c_source.items()}
         native = NativeRef(abi=ABI, sources=tuple(sorted(sources)), generator=generator.name())
         extra |= sources

@@ -15,7 +15,6 @@ from stategate.models.adapters import adapted
 from stategate.models.blame import explained
 from stategate.models.step import StepModel
 from stategate.models.suggest import offer
-from stategate.models.zoo import entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,8 @@ def load_model(source: str) -> LoadedModel:
         TraceError: The file, the factory or what it makes cannot be used.
     """
     if ":" not in source:
+        from stategate.models.zoo import entry  # every family and its training
+
         item = entry(source)
         return _checked(item.build(), item.name, source, item.episode)
     file, _, factory = source.rpartition(":")
