@@ -6,8 +6,9 @@ rounding left over, r in [-127, 127], in steps of 1/254 of the scale:
 
     value = (q + r / 254) * scale,    scale = largest magnitude of the row / 127
 
-A row is the last axis; with ``int8-tensor`` it is the whole state of a session. The layout text of
-a state says how its bytes are read, so that a bundle needs no further field for it.
+A row is the last axis that is longer than 1; with ``int8-tensor`` it is the whole state of a
+session. The layout text of a state says how its bytes are read, so that a bundle needs no further
+field for it.
 """
 
 from __future__ import annotations
@@ -50,18 +51,20 @@ def stored_layout(state: StateSpec, kind: str, error_feedback: bool) -> str:
     return f"{state.layout}; {how}" if state.layout else how
 
 
-def shared_axes(rank: int, kind: str, sessions: int) -> tuple[int, ...]:
+def shared_axes(shape: tuple[int, ...], kind: str, sessions: int) -> tuple[int, ...]:
     """Axes along which one scale serves; with several sessions the leading one is theirs."""
+    first = 0 if sessions == 1 else 1
     if kind == "int8":
-        return (rank - 1,)
-    return tuple(range(0 if sessions == 1 else 1, rank))
+        long = [axis for axis in range(first, len(shape)) if shape[axis] > 1]
+        return (long[-1],) if long else (len(shape) - 1,)
+    return tuple(range(first, len(shape)))
 
 
 def quantised(
     value: Array, kind: str, error_feedback: bool, sessions: int = 1
 ) -> tuple[Array, Array, Array | None]:
     """A float32 state as int8: integers, scales, and residuals where they are wanted."""
-    axes = shared_axes(value.ndim, kind, sessions)
+    axes = shared_axes(value.shape, kind, sessions)
     scale = np.max(np.abs(value), axis=axes, keepdims=True).astype(np.float32) / np.float32(LEVELS)
     steps = value / np.where(scale > 0, scale, np.float32(1))
     whole = np.rint(steps)

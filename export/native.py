@@ -67,3 +67,8 @@ def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> 
             if turn >= WARM_UP:
                 times[name].append(time.perf_counter_ns() - start)
     return {name: float(np.median(spans)) / 1000.0 for name, spans in times.items()}
+
+
+def median_us(graph: bytes, spec: StepSpec) -> float:
+    """Median time of one step, see `medians_us`; NaN where this ONNX Runtime cannot load it."""
+    return medians_us({"step": graph}, sample(spec)).get("step", float("nan"))

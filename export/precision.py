@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from stategate.contract.console import who_and_why
+from stategate.contract.errors import ExportError
 from stategate.contract.precision import PRESETS, PrecisionPlan, RangeRecord
 from stategate.export.storage_cli import early_limits, with_stored_states
 from stategate.export.verify import STRICT, Limits
@@ -103,11 +104,26 @@ class Lower:
             limits = None
             if self.ranges is not None:
                 limits = self.ranges.limits(candidate.model.sha256, self.plan.method)
-            candidate = lowered(candidate, self.plan, limits)
+            wide, candidate = candidate, lowered(candidate, self.plan, limits)
+            click.echo(_what_became_smaller(wide, candidate), err=True)
         again = {option.rpartition("=")[0] for option in self.state_storage}
         planned = self.plan.narrow_states.items()
         named = tuple(f"{name}={kind}" for name, kind in planned if name not in again)
         return with_stored_states(candidate, named + self.state_storage, self.error_feedback)
+
+
+def _what_became_smaller(wide: Candidate, narrow: Candidate) -> str:
+    import onnx
+
+    from stategate.export.quantise import chosen, projections, weight_bytes
+
+    graphs = [onnx.load_model_from_string(c.graph) for c in (wide, narrow)]
+    every = projections(graphs[0], wide.spec)
+    before, after = map(weight_bytes, graphs)
+    return (
+        f"weights: {len(chosen(narrow.plan, every))} of {len(every)} projections in "
+        f"{narrow.plan.weights}, {before:,} bytes of constants become {after:,}"
+    )
 
 
 def lowered(
@@ -127,9 +143,18 @@ def lowered(
     """
     import onnx
 
-    from stategate.export.quantise import quantised
+    from stategate.export.quantise import quantised, weight_bytes
 
-    graph = quantised(onnx.load_model_from_string(candidate.graph), candidate.spec, plan, limits)
+    wide = onnx.load_model_from_string(candidate.graph)
+    graph = quantised(wide, candidate.spec, plan, limits)
+    before, after = weight_bytes(wide), weight_bytes(graph)
+    if plan.weights != "float32" and after >= before:
+        raise ExportError(
+            "the plan makes nothing smaller",
+            found=f"{after:,} bytes of weights and scales, and {before:,} in float32",
+            expected="fewer bytes",
+            remedy="export in float32, or leave projections with few inputs in keep_float",
+        )
     return replace(
         candidate,
         graph=graph.SerializeToString(deterministic=True),

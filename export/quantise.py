@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
 from onnxruntime.quantization.onnx_model import ONNXModel
@@ -162,6 +163,11 @@ def chosen(plan: PrecisionPlan, every: list[Projection]) -> list[Projection]:
     return left
 
 
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of all constants of a graph, scales among them."""
+    return sum(onnx.numpy_helper.to_array(t).nbytes for t in model.graph.initializer)
+
+
 def quantised(
     model: onnx.ModelProto,
     spec: StepSpec,
@@ -188,6 +194,7 @@ def quantised(
     if plan.weights == "float32":
         return model
     nodes = chosen(plan, projections(model, spec))
+    _check_types(model, nodes)
     work = onnx.ModelProto()
     work.CopyFrom(model)
     if plan.weights == "float16":
@@ -201,7 +208,7 @@ def quantised(
     else:
         ranges = _ranges(nodes, limits) if plan.activations == "int8" else None
         done = _in_eight_bits(work, names, ranges)
-    floats = {t.name for t in done.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    floats = {t.name for t in done.graph.initializer if t.data_type == TensorProto.FLOAT}
     left = [n.name for n in done.graph.node if n.name in names and n.input[1] in floats]
     if left:
         # The library's quantisers skip what they cannot do, and say so in a log at most.
@@ -212,6 +219,21 @@ def quantised(
             remedy="name their groups in keep_float, or choose other weights",
         )
     return without_traces_of_the_build(done)
+
+
+def _check_types(model: onnx.ModelProto, nodes: list[Projection]) -> None:
+    """The library takes other weights than float32 without a word, and leaves or breaks them."""
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    strange = {p.group: types[p.weight] for p in nodes if types[p.weight] != TensorProto.FLOAT}
+    if strange:
+        named = [f"{g} in {TensorProto.DataType.Name(t).lower()}" for g, t in strange.items()]
+        raise ExportError(
+            "a plan quantises weights in float32, and these are in another type",
+            found=f"{len(named)} of {len(nodes)}: {', '.join(named[:4])}",
+            expected="float32",
+            remedy="export the module in float32: module.float(), with inputs and first values in "
+            "float32; or name these groups in keep_float",
+        )
 
 
 class _WeightsAlone(QDQQuantizer):  # type: ignore[misc]
@@ -344,5 +366,5 @@ def _halve(work: onnx.ModelProto, weights: set[str]) -> None:
             )
         wide, stored = tensor.name, f"{tensor.name}.half"
         tensor.CopyFrom(onnx.numpy_helper.from_array(narrow, stored))
-        casts.append(onnx.helper.make_node("Cast", [stored], [wide], to=onnx.TensorProto.FLOAT))
+        casts.append(onnx.helper.make_node("Cast", [stored], [wide], to=TensorProto.FLOAT))
     _replace_nodes(work, [*casts, *work.graph.node])

@@ -34,7 +34,7 @@ from stategate.export.pack import Candidate
 
 Storage = Mapping[str, str]
 
-_OPSET = 18
+_OPSET = 13  # of int8; from here on ReduceSum takes its axes as an input, as it is written here
 
 
 def store_states(
@@ -61,7 +61,7 @@ def store_states(
             bytes that a closed element of its gate guards.
         GraphError: The result breaks a rule.
     """
-    _check(graph, spec, storage, error_feedback)
+    _check(graph, spec, storage, error_feedback, sessions)
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     del model.graph.value_info[:]  # names change their meaning below
@@ -71,9 +71,10 @@ def store_states(
         if kind == "float32":
             states.append(state)
             continue
-        axes = shared_axes(len(state.shape), kind, sessions)
+        axes = shared_axes(state.shape, kind, sessions)
         parts = _parts(state, kind, axes, error_feedback)
-        _Surgery(model.graph, state, parts).store(axes)
+        _check_smaller(state, kind, parts)
+        _Surgery(model, state, parts).store(axes)
         states += parts
     stored = msgspec.structs.replace(spec, states=tuple(states))
     check_graph(model, stored, branch_free=False)
@@ -114,13 +115,16 @@ def stored(candidate: Candidate, storage: Storage, error_feedback: bool = False)
     )
 
 
-def _check(graph: onnx.ModelProto, spec: StepSpec, storage: Storage, error_feedback: bool) -> None:
-    if opset_of(graph) < _OPSET:
+def _check(
+    graph: onnx.ModelProto, spec: StepSpec, storage: Storage, error_feedback: bool, sessions: int
+) -> None:
+    if opset_of(graph) < _OPSET and any(kind.startswith("int8") for kind in storage.values()):
         raise ExportError(
-            "states of this graph cannot be stored in fewer bits",
+            "states of this graph cannot be stored in int8",
             found=f"opset {opset_of(graph)}",
-            expected=f"{_OPSET} or newer, whose reductions take their axes as an input",
-            remedy="convert it with onnx.version_converter, or export it anew",
+            expected=f"{_OPSET} or newer",
+            remedy="store them as float16, convert the file with onnx.version_converter, or export "
+            "it anew",
         )
     states = {state.name: state for state in spec.states}
     for name, kind in storage.items():
@@ -136,7 +140,7 @@ def _check(graph: onnx.ModelProto, spec: StepSpec, storage: Storage, error_feedb
                 expected=", ".join(KINDS),
             )
         if kind != "float32":
-            _check_state(states[name], kind, spec)
+            _check_state(states[name], kind, spec, sessions)
     if error_feedback and not any(kind.startswith("int8") for kind in storage.values()):
         raise ExportError(
             "error feedback has nothing to feed back",
@@ -145,10 +149,12 @@ def _check(graph: onnx.ModelProto, spec: StepSpec, storage: Storage, error_feedb
         )
 
 
-def _check_state(state: StateSpec, kind: str, spec: StepSpec) -> None:
+def _check_state(state: StateSpec, kind: str, spec: StepSpec, sessions: int) -> None:
     if state.dtype != "float32":
         raise ExportError(
-            f"state {state.name!r} is not float32 and keeps its own storage", found=state.dtype
+            f"state {state.name!r} is not float32 and keeps its own storage",
+            found=state.dtype,
+            remedy="leave it out, or export the model with this state in float32",
         )
     if kind == "float16":
         return
@@ -162,9 +168,11 @@ def _check_state(state: StateSpec, kind: str, spec: StepSpec) -> None:
     gate = next((g for g in spec.gates if g.name == state.gate and g.kind == "hard"), None)
     if gate is None or gate.granularity == "step":
         return
-    # A row holds no two heads or slots where these have an axis before the last.
+    # A row holds no two heads or slots where these have an axis other than its own.
     extent = next((e for e in reversed(gate.shape) if e > 1), 1)
-    whole_rows = gate.granularity != "channel" and extent in (1, *state.shape[1:-1])
+    (row,) = shared_axes(state.shape, "int8", sessions)
+    before = state.shape[1:row]
+    whole_rows = gate.granularity != "channel" and extent in (1, *before)
     if kind == "int8-tensor" or not whole_rows:
         raise ExportError(
             f"a scale of state {state.name!r} would be shared by open and closed {gate.granularity}"
@@ -173,6 +181,17 @@ def _check_state(state: StateSpec, kind: str, spec: StepSpec) -> None:
             expected="a gate whose elements guard whole rows",
             remedy="store it as float16"
             + (", or as int8 with a scale for each row" if kind == "int8-tensor" else ""),
+        )
+
+
+def _check_smaller(state: StateSpec, kind: str, parts: list[StateSpec]) -> None:
+    needed = sum(part.bytes for part in parts)
+    if needed >= state.bytes:
+        raise ExportError(
+            f"state {state.name!r} would not become smaller",
+            found=f"{kind} needs {needed:,} bytes with its scales, and float32 {state.bytes:,}",
+            expected="rows of at least two numbers, three with error feedback",
+            remedy=f"--state-storage {state.name}=float16, or leave it in float32",
         )
 
 
@@ -203,8 +222,9 @@ def _parts(
 class _Surgery:
     """Puts a state's storage between the graph's boundary and its computation."""
 
-    def __init__(self, graph: onnx.GraphProto, state: StateSpec, parts: list[StateSpec]) -> None:
-        self._graph, self._state, self._parts = graph, state, parts
+    def __init__(self, model: onnx.ModelProto, state: StateSpec, parts: list[StateSpec]) -> None:
+        self._graph, self._state, self._parts = model.graph, state, parts
+        self._opset = opset_of(model)
         self._before: list[onnx.NodeProto] = []
         self._after: list[onnx.NodeProto] = []
         self._value = f"{state.name}/value"
@@ -260,13 +280,19 @@ class _Surgery:
         def before(op: str, inputs: list[str], output: str, **how: int) -> str:
             return self._add(self._before, op, inputs, f"{name}/{output}", **how)
 
-        def after(op: str, inputs: list[str], output: str, **how: int) -> str:
+        def after(op: str, inputs: list[str], output: str, **how: Any) -> str:
             return self._add(self._after, op, inputs, f"{name}/{output}", **how)
 
         def number(label: str, value: float) -> str:
             return self._constant(label, np.array(value, dtype=np.float32))
 
         axes = self._constant("axes", np.array(shared, dtype=np.int64))
+
+        def reduced(op: str, value: str, output: str) -> str:
+            if op == "ReduceSum" or self._opset >= 18:
+                return after(op, [value, axes], output, keepdims=1)
+            return after(op, [value], output, keepdims=1, axes=list(shared))
+
         zero, one, levels = number("zero", 0), number("one", 1), number("levels", LEVELS)
         scale = parts[1].name
         old = before("Cast", [name], "whole", to=TensorProto.FLOAT)
@@ -279,13 +305,13 @@ class _Surgery:
         # A row that did not change keeps its bytes, whatever quantising it anew would give.
         equal = after("Equal", [self._next, self._value], "equal")
         equal = after("Cast", [equal], "equal_number", to=TensorProto.FLOAT)
-        equal = after("ReduceMin", [equal, axes], "equal_row", keepdims=1)
+        equal = reduced("ReduceMin", equal, "equal_row")
         same = after("Cast", [equal], "same", to=TensorProto.BOOL)
         largest = after("Abs", [self._next], "magnitude")
-        largest = after("ReduceMax", [largest, axes], "largest", keepdims=1)
+        largest = reduced("ReduceMax", largest, "largest")
         # int8 has no NaN; the scale must show the runtime one, and a maximum may drop it.
         poison = after("Mul", [self._next, zero], "poison")
-        poison = after("ReduceSum", [poison, axes], "poison_row", keepdims=1)
+        poison = reduced("ReduceSum", poison, "poison_row")
         fresh = after("Div", [largest, levels], "fresh_scale")
         positive = after("Greater", [fresh, zero], "positive")
         divisor = after("Where", [positive, fresh, one], "divisor")

@@ -62,11 +62,21 @@ def with_stored_states(
         UsageError: The options are malformed, or meet no state.
         ExportError: A state cannot be stored so.
     """
+    from stategate.export.native import median_us
     from stategate.export.storage import stored
 
     if not state_storage and not error_feedback:
         return candidate
-    return stored(candidate, _parsed(state_storage, candidate.spec), error_feedback)
+    narrow = stored(candidate, _parsed(state_storage, candidate.spec), error_feedback)
+    both = candidate, narrow
+    bytes_ = [sum(state.bytes for state in c.spec.states) for c in both]
+    times = [median_us(c.graph, c.spec) for c in both]
+    click.echo(
+        f"states: {bytes_[0]:,} bytes become {bytes_[1]:,}, and a step of {times[0]:.0f} us takes "
+        f"{times[1]:.0f} us in ONNX Runtime on this machine",
+        err=True,
+    )
+    return narrow
 
 
 def _parsed(options: tuple[str, ...], spec: StepSpec) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from stategate.contract import Bundle, Episode
+from stategate.contract.errors import ExportError
+from stategate.contract.precision import PRESETS
 from stategate.export.candidates import candidate_from
 from stategate.export.cli import export
+from stategate.export.precision import lowered
 from stategate.export.rounding import own_rounding, strict_limits
 from stategate.models import lift
 from stategate.models.load import LoadedModel
@@ -115,3 +119,66 @@ def test_the_limit_of_float16_never_hides_a_forgotten_memory() -> None:
     model = LoadedModel("stalls", "custom", "tests", lifted, lifted, None)
     limits = strict_limits(model.model, candidate_from(model), episode("float16", 4000))
     assert limits.error == 0.02
+
+
+def narrow(dtype: torch.dtype) -> nn.Module:
+    """A projection before the memory, so that every preset has something to quantise."""
+
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.into, self.out = nn.Linear(32, 64), nn.Linear(64, 32)
+            self.register_buffer("s", torch.zeros(1, 64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.s = 0.5 * self.s + torch.tanh(self.into(x))
+            return self.out(self.s)
+
+    module = Projected().to(dtype)
+    return lift(module, {"x": torch.zeros(1, 32, dtype=dtype)}, states=["s"], outputs=["y"])
+
+
+@pytest.mark.case("C7")
+@pytest.mark.parametrize("preset", ["float16-weights", "int8-weights", "int4-weights"])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_a_preset_names_weights_of_other_types_and_writes_nothing(dtype: str, preset: str) -> None:
+    model = narrow(getattr(torch, dtype))
+    candidate = candidate_from(LoadedModel("m", "custom", "tests", model, model, None))
+    name = {"float16": "float16", "float64": "double"}[dtype]
+    with pytest.raises(ExportError, match=rf"into in {name}, [\s\S]*module.float\(\)"):
+        lowered(candidate, PRESETS[preset], None)
+
+
+def narrow32() -> nn.Module:
+    return narrow(torch.float32)
+
+
+@pytest.mark.case("C7")
+@pytest.mark.parametrize(("preset", "share"), [("float16-weights", 0.5), ("int8-weights", 0.3)])
+def test_a_preset_says_how_many_weights_became_smaller(
+    preset: str, share: float, tmp_path: Path
+) -> None:
+    args = [f"{__file__}:narrow32", "--precision", preset, "--steps", "5"]
+    result = CliRunner().invoke(export, [*args, "--out", str(tmp_path / "b")])
+    told = re.search(r"2 of 2 projections in .*, ([\d,]+) bytes .* become ([\d,]+)", result.output)
+    assert told is not None, result.output
+    before, after = (int(part.replace(",", "")) for part in told.groups())
+    assert before >= 4 * (32 * 64 * 2 + 96) and after < (share + 0.1) * before
+
+
+def test_a_plan_that_makes_weights_larger_is_refused_with_the_figures() -> None:
+    class Thin(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into = nn.Linear(1, 64, bias=False)  # a scale for each single weight
+            self.register_buffer("s", torch.zeros(1, 64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.s = 0.5 * self.s + self.into(x)
+            return self.s * 2
+
+    model = lift(Thin(), {"x": torch.zeros(1, 1)}, states=["s"], outputs=["y"])
+    candidate = candidate_from(LoadedModel("m", "custom", "tests", model, model, None))
+    with pytest.raises(ExportError, match="makes nothing smaller"):
+        lowered(candidate, PRESETS["int8-weights"], None)

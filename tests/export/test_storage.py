@@ -16,7 +16,7 @@ from stategate.contract.errors import ExportError
 from stategate.contract.stored import quantised, values
 from stategate.export.candidates import candidate_from
 from stategate.export.pack import Candidate
-from stategate.export.storage import stored
+from stategate.export.storage import store_states, stored
 from stategate.export.storage_cli import _parsed as parsed
 from stategate.models.load import LoadedModel
 from stategate.models.step import StepResult
@@ -214,7 +214,7 @@ def test_what_cannot_be_stored_is_refused_with_the_reason(model, storage, feedba
 def test_a_storage_for_one_state_counts_more_than_one_for_all_in_any_order() -> None:
     spec = StepSpec(
         (TensorSpec("x", (1, 4)),),
-        (),
+        (TensorSpec("y", (1, 4)),),
         tuple(StateSpec(name, (1, 4), gate="g") for name in ("S", "T")),
         (GateSpec("g", "hard", threshold=0.0),),
     )
@@ -223,3 +223,92 @@ def test_a_storage_for_one_state_counts_more_than_one_for_all_in_any_order() -> 
     for options in (("S=float16", "S=int8"), ("int8", "float16")):
         with pytest.raises(click.BadParameter, match="is given twice"):
             parsed(options, spec)
+
+
+class Column(nn.Module):
+    """A memory that is one column: its last axis holds one number."""
+
+    def step_spec(self) -> StepSpec:
+        column = (1, 64, 1)
+        return StepSpec(
+            (TensorSpec("x", column),), (TensorSpec("y", column),), (StateSpec("S", column),)
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        S = 0.5 * states["S"] + inputs["x"]
+        return StepResult({"y": 2.0 * S}, {"S": S}, {})
+
+
+@pytest.mark.case("C5")
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_a_column_shares_scales_along_its_length(sessions: int) -> None:
+    stepper = Stepper(Column(), {"S": "int8"}, False, sessions)
+    shapes = {s.name: s.shape for s in stepper.spec.states}
+    assert shapes == {"S": (sessions, 64, 1), "S.scale": (sessions, 1, 1)}
+    x = np.random.default_rng(1).standard_normal((sessions, 64, 1)).astype(np.float32)
+    stepper.step(x=x)
+    half_a_step = np.abs(x).max(axis=1, keepdims=True) / 127 / 2
+    assert (np.abs(stepper.value - x) <= 1.001 * half_a_step).all()
+
+
+@pytest.mark.case("C5")
+@pytest.mark.parametrize(
+    ("shape", "kind", "feedback", "needed"),
+    [((1, 1), "int8", False, 5), ((9, 1, 1), "int8-tensor", True, 0), ((1, 2), "int8", True, 8)],
+)
+def test_a_state_that_would_not_become_smaller_is_refused_with_the_figure(
+    shape: tuple[int, ...], kind: str, feedback: bool, needed: int
+) -> None:
+    class Small(Column):
+        def step_spec(self) -> StepSpec:
+            return StepSpec(
+                (TensorSpec("x", shape),), (TensorSpec("y", shape),), (StateSpec("S", shape),)
+            )
+
+    if not needed:  # nine numbers with one scale: 9 + 4 + 9 of 36 bytes
+        assert Stepper(Small(), {"S": kind}, feedback).spec.state_bytes == 22
+        return
+    with pytest.raises(ExportError, match=f"needs {needed} bytes .* float32 {np.prod(shape) * 4}"):
+        Stepper(Small(), {"S": kind}, feedback)
+
+
+@pytest.mark.case("C5")
+@pytest.mark.parametrize(
+    ("opset", "kind"), [(11, "float16"), (13, "int8"), (17, "int8"), (17, "float16"), (18, "int8")]
+)
+def test_older_graphs_store_their_states_in_fewer_bits_too(opset: int, kind: str) -> None:
+    spec = StepSpec(
+        (TensorSpec("x", (1, 8)),), (TensorSpec("y", (1, 8)),), (StateSpec("S", (1, 8)),)
+    )
+    floats = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (1, 8))
+        for n in ("x", "S", "y", "S_next")
+    ]
+    nodes = [
+        onnx.helper.make_node("Add", ["S", "x"], ["S_next"]),
+        onnx.helper.make_node("Neg", ["S_next"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "old", floats[:2], floats[2:])
+    old = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    old.ir_version = 8
+    narrow, stored_spec = store_states(old, spec, {"S": kind})
+    session = onnxruntime.InferenceSession(narrow.SerializeToString())
+    feeds = {s.name: np.zeros(s.shape, s.dtype) for s in stored_spec.states}
+    x = np.random.default_rng(2).standard_normal((1, 8)).astype(np.float32)
+    names = [output.name for output in session.get_outputs()]
+    got = dict(zip(names, session.run(None, feeds | {"x": x}), strict=True))
+    after = {s.name: got[s.next_name] for s in stored_spec.states}
+    quantum = np.abs(x).max() * (2**-10 if kind == "float16" else 1 / 127)
+    assert np.abs(values(stored_spec.states, after)["S"] - x).max() <= 0.51 * quantum
+    np.testing.assert_array_equal(got["y"], -x)
+
+
+def test_int8_of_a_graph_too_old_for_it_names_the_opset() -> None:
+    old = onnx.helper.make_model(
+        onnx.helper.make_graph([], "old", [], []), opset_imports=[onnx.helper.make_opsetid("", 12)]
+    )
+    spec = StepSpec(
+        (TensorSpec("x", (1, 8)),), (TensorSpec("y", (1, 8)),), (StateSpec("S", (1, 8)),)
+    )
+    with pytest.raises(ExportError, match="opset 12"):
+        store_states(old, spec, {"S": "int8"})
