@@ -113,6 +113,7 @@ class Lower:
 
 
 def _what_became_smaller(wide: Candidate, narrow: Candidate) -> str:
+    """How many weights and bytes, or an error where these are not fewer."""
     import onnx
 
     from stategate.export.quantise import chosen, projections, weight_bytes
@@ -120,6 +121,13 @@ def _what_became_smaller(wide: Candidate, narrow: Candidate) -> str:
     graphs = [onnx.load_model_from_string(c.graph) for c in (wide, narrow)]
     every = projections(graphs[0], wide.spec)
     before, after = map(weight_bytes, graphs)
+    if after >= before:
+        raise ExportError(
+            "the plan makes nothing smaller",
+            found=f"{after:,} bytes of weights and scales, and {before:,} in float32",
+            expected="fewer bytes",
+            remedy="export in float32, or leave projections with few inputs in keep_float",
+        )
     return (
         f"weights: {len(chosen(narrow.plan, every))} of {len(every)} projections in "
         f"{narrow.plan.weights}, {before:,} bytes of constants become {after:,}"
@@ -143,18 +151,9 @@ def lowered(
     """
     import onnx
 
-    from stategate.export.quantise import quantised, weight_bytes
+    from stategate.export.quantise import quantised
 
-    wide = onnx.load_model_from_string(candidate.graph)
-    graph = quantised(wide, candidate.spec, plan, limits)
-    before, after = weight_bytes(wide), weight_bytes(graph)
-    if plan.weights != "float32" and after >= before:
-        raise ExportError(
-            "the plan makes nothing smaller",
-            found=f"{after:,} bytes of weights and scales, and {before:,} in float32",
-            expected="fewer bytes",
-            remedy="export in float32, or leave projections with few inputs in keep_float",
-        )
+    graph = quantised(onnx.load_model_from_string(candidate.graph), candidate.spec, plan, limits)
     return replace(
         candidate,
         graph=graph.SerializeToString(deterministic=True),

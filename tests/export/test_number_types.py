@@ -16,11 +16,12 @@ from stategate.contract.errors import ExportError
 from stategate.contract.precision import PRESETS
 from stategate.export.candidates import candidate_from
 from stategate.export.cli import export
-from stategate.export.precision import lowered
+from stategate.export.precision import Lower, lowered
 from stategate.export.rounding import own_rounding, strict_limits
 from stategate.models import lift
 from stategate.models.load import LoadedModel
 from stategate.runtime.cli import main
+from stategate.targets import generic
 
 CASES = Path(__file__).parents[1] / "cases" / "models.py"
 
@@ -180,5 +181,6 @@ def test_a_plan_that_makes_weights_larger_is_refused_with_the_figures() -> None:
 
     model = lift(Thin(), {"x": torch.zeros(1, 1)}, states=["s"], outputs=["y"])
     candidate = candidate_from(LoadedModel("m", "custom", "tests", model, model, None))
+    lower = Lower.asked("int8-weights", None, None, None, None)
     with pytest.raises(ExportError, match="makes nothing smaller"):
-        lowered(candidate, PRESETS["int8-weights"], None)
+        lower.of(candidate, generic())

@@ -240,7 +240,7 @@ def test_from_a_float_bundle_to_one_in_int8(files: dict[str, str]) -> None:
 def test_a_candidate_beyond_its_limits_needs_somebody_who_takes_it(files: dict[str, str]) -> None:
     arguments = [
         "export", files["model"], "--episode", files["log"], "--steps", "100",
-        "--precision", "int4-weights", "--max-output-error", "1e-6", "--out", files["small"],
+        "--precision", "int8-weights", "--max-output-error", "1e-6", "--out", files["small"],
     ]  # fmt: skip
     code, told = run(*arguments)
     assert code == 1 and "parts from torch" in told and not Path(files["small"]).exists()
