@@ -110,8 +110,10 @@ class Driver:
 
     def _last_words(self) -> str:
         self._words.seek(0)
-        said = self._words.read().decode(errors="replace").strip().splitlines()
-        return said[-1] if said else "it said nothing"
+        said = self._words.read().decode(errors="replace").splitlines()
+        # The exception's own line; what it advises is indented below it.
+        own = [line for line in said if line and line[0] != " "]
+        return own[-1] if own else "it said nothing"
 
     def close(self) -> None:
         """End the process."""

@@ -21,12 +21,16 @@ from typing import Any
 
 import click
 
-from stategate.contract.errors import StategateError
+from stategate.contract.errors import StateFault, StategateError
 from stategate.contract.repeats import refuse_repeats
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _TIGHT = 1 << 20  # bytes
+_OUT_OF_RANGE = (
+    "it was checked over fewer steps, or on other inputs, than it was given here: export or adopt "
+    "it again with more --steps and recorded inputs (--episode), and see in which step it fails"
+)
 _ROOM = "make room there (df -h shows which disk is full), then give the command again"
 
 Handler = Callable[[int, FrameType | None], None]
@@ -111,6 +115,10 @@ def exit_code_of(problem: BaseException) -> int:
     match problem:
         case click.ClickException():
             problem.show()
+            return problem.exit_code
+        case StateFault():  # its own remedy is for a program that steps on
+            found = str(problem).partition("\n  what to do: ")[0]
+            _say(f"{type(problem).__name__}: {found}\n  what to do: {_OUT_OF_RANGE}")
             return problem.exit_code
         case StategateError():
             _say(f"{type(problem).__name__}: {problem}")

@@ -108,6 +108,23 @@ def test_measuring_the_native_engine_takes_no_step_that_was_not_checked(
     assert native is not None and set(native.step_us) == {"native", "onnxruntime"}
 
 
+@pytest.mark.case("B9")
+@pytest.mark.parametrize(
+    "verb", [["run", "--steps", "200"], ["pace", "--rounds", "2"], ["bench-overhead"]]
+)
+def test_a_memory_that_overflows_in_a_command_is_not_told_to_go_on(
+    growing: Path, tmp_path: Path, verb: list[str]
+) -> None:
+    words = ["adopt", growing, "--state", "h=h_next", "--out", tmp_path / "b"]
+    assert run(*words, "--steps", 30).exit_code == 0
+    done = run(verb[0], tmp_path / "b", *verb[1:])
+    told = done.output
+    assert done.exit_code == 1 and "the next state 'h' holds NaN or Inf" in told
+    assert "reset()" not in told and "with more --steps" in told
+    again = run(*words, "--steps", 100)  # what the remedy says
+    assert again.exit_code == 1 and "first in step" in again.output
+
+
 @pytest.mark.case("A2")
 def test_an_old_bundle_whose_golden_answers_are_nan_does_not_verify(
     tiny_bundle: Path, tmp_path: Path
