@@ -131,9 +131,15 @@ def model_source(
     for name, offset in weights.items():
         at[name] = f"(void *)(uintptr_t)(stategate_weights + {offset})"
 
-    def call(function: str) -> str:
+    states = {
+        s.next_name: f"{s.bytes}, {_KINDS[s.dtype]}" for s in spec.states if s.dtype in _KINDS
+    }
+
+    def call(function: str, indent: str) -> list[str]:
         taken = functions[function]
-        return f"stategate_{function}({', '.join(at[n] for n in (*taken.takes, *taken.gives))});"
+        arguments = ", ".join(at[name] for name in (*taken.takes, *taken.gives))
+        flushed = [f"stategate_flush({at[n]}, {states[n]});" for n in taken.gives if n in states]
+        return [f"{indent}{line}" for line in (f"stategate_{function}({arguments});", *flushed)]
 
     finite = " && ".join(
         f"stategate_finite(in[{i}], {t.nbytes}, {_KINDS[t.dtype]})"
@@ -141,12 +147,14 @@ def model_source(
         if t.dtype in _KINDS
     )
     refusal = [f"    if (!({finite})) {{", "        return 1;", "    }"] if finite else []
-    body = [*locals_, *refusal, f"    {call('read')}"]
+    body = [*locals_, *refusal, "    const unsigned mode = stategate_enter();"]
+    body += call("read", "    ")
     for i, gate in enumerate(spec.gates):
         if f"write{i}" in functions:
             elements = int(np.prod(gate.shape, dtype=np.int64))
             asked = f"is_open({at[gate.name]}, {elements}, {at[str(gate.threshold_input)]})"
-            body += [f"    if ({asked}) {{", f"        {call(f'write{i}')}", "    }"]
+            body += [f"    if ({asked}) {{", *call(f"write{i}", "        "), "    }"]
+    body.append("    stategate_leave(mode);")
     prototypes = "\n".join(function.prototype for function in functions.values())
     return _MODEL.format(
         prototypes=prototypes, body="\n".join(body), tables="\n".join(_tables(spec, weights))

@@ -12,6 +12,7 @@ from typing import Any
 from stategate.contract import Bundle, GraphRef, TensorSpec
 from stategate.contract.errors import EngineError, MissingDependencyError
 from stategate.runtime.buffers import Array, Buffers
+from stategate.runtime.subnormals import flush_to_zero
 
 try:
     import onnxruntime
@@ -89,6 +90,7 @@ class OrtGraph:
                 remedy="look for the missing CUDA or TensorRT library: stategate doctor",
             )
         _check_signature(self._session, signature, graph.role in ("read", "write"))
+        self._mode = flush_to_zero()  # a step costs the same in silence
         self._buffers = buffers  # OrtValues alias this memory without owning it
         self._premade = len(buffers.groups) <= _MAX_PREMADE
         parities = range(1 << len(buffers.groups)) if self._premade else (0,)
@@ -122,7 +124,9 @@ class OrtGraph:
         else:
             binding = self._bindings[0]
             self._exchange(parity)
+        mode = self._mode
         try:
+            mode.enter()
             # No RunOptions: passing them makes ONNX Runtime 1.32 raise and catch a C++ exception
             # in every call.
             self._session.run_with_iobinding(binding)
@@ -131,6 +135,8 @@ class OrtGraph:
                 "ONNX Runtime failed in a step; the state is that of the step before",
                 found=str(problem).splitlines()[0],
             ) from problem
+        finally:
+            mode.leave()
 
     def _exchange(self, parity: int) -> None:
         """Bind the banks anew of every group whose parity is not the bound one."""
