@@ -24,6 +24,7 @@ from stategate.contract import Bundle, EpisodeSet
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import whole_file, write_whole
 from stategate.contract.ending import CommandGroup
+from stategate.contract.names import close_names
 from stategate.contract.staging import scratch_folder
 from stategate.runtime.engine import ENGINES
 
@@ -41,7 +42,9 @@ class _Group(CommandGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.commands:
+        # What is like a command and no bundle is a mistyped command.
+        like = close_names(args[0], self.commands) and not Path(args[0]).exists()
+        if args[0] not in self.commands and not like:
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 

@@ -22,6 +22,7 @@ from stategate.contract import CalibrationRecord, CurvePoint, Episode, EpisodeSe
 from stategate.contract.console import check_writable, progress
 from stategate.contract.durable import write_whole
 from stategate.contract.specs import is_threshold
+from stategate.models.source import model_argument
 
 if TYPE_CHECKING:
     from stategate.calibration.over import Fleet
@@ -43,7 +44,7 @@ def numbers(text: str, option: str) -> list[float]:
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @episodes_option("Inputs, with labels where the rule needs them")
 @zoo_options(1)
 @gate_option

@@ -11,12 +11,13 @@ from stategate.calibration.options import episodes_for, episodes_option, zoo_opt
 from stategate.calibration.settings import RetentionRecipe
 from stategate.contract.console import check_writable, progress
 from stategate.contract.errors import CalibrationError, OutputError
+from stategate.models.source import model_argument
 
 _DEFAULT = RetentionRecipe()
 
 
 @click.command("train-retention")
-@click.argument("model")
+@model_argument
 @episodes_option("Inputs, the last file held out")
 @zoo_options(2)
 @click.option(

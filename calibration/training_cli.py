@@ -12,10 +12,11 @@ from stategate.calibration.options import episodes_for, episodes_option, zoo_opt
 from stategate.calibration.settings import GateRecipe
 from stategate.contract.console import check_writable, progress
 from stategate.contract.errors import OutputError
+from stategate.models.source import model_argument
 
 
 @click.command("train-gate")
-@click.argument("model")
+@model_argument
 @episodes_option("Inputs, the last file held out")
 @zoo_options(2)
 @click.option(

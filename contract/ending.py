@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from stategate.contract.errors import StateFault, StategateError
+from stategate.contract.names import close_names, did_you_mean
 from stategate.contract.repeats import refuse_repeats
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -100,6 +101,10 @@ class CommandGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command, and refuse an option of it that is given twice and counts once."""
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            question = did_you_mean(close_names(args[0], known))
+            ctx.fail(f"No such command {args[0]!r}{question and f'; {question}'}")
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None:
             refuse_repeats(command, ctx, rest)

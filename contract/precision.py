@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from stategate.contract.errors import CalibrationError, SpecError
+from stategate.contract.names import close_names, did_you_mean
 from stategate.contract.reading import read_json
 from stategate.contract.specs import Record, is_threshold
 
@@ -101,6 +102,7 @@ class PrecisionPlan(Record, frozen=True):
                 "there is no such precision",
                 found=source,
                 expected=f"{', '.join(PRESETS)}, or a plan's .json file",
+                remedy=did_you_mean(close_names(source, PRESETS)) or None,
             )
         try:
             return read_json(path, cls)

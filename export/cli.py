@@ -17,6 +17,7 @@ from stategate.export.engines_cli import deployed, engine_options
 from stategate.export.inputs import input_options, parsed_ranges
 from stategate.export.precision import Lower, precision_options
 from stategate.export.storage_cli import storage_options
+from stategate.models.source import model_argument
 from stategate.targets import generic, load
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @click.option(
     "--calibration",

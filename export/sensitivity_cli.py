@@ -13,6 +13,7 @@ from stategate.contract.durable import write_whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.inputs import input_options, parsed_ranges
 from stategate.export.verify import Limits
+from stategate.models.source import model_argument
 
 if TYPE_CHECKING:
     from stategate.export.sensitivity import Proposal
@@ -22,7 +23,7 @@ _MAX_FLIP_RATE = 0.001
 
 
 @click.command()
-@click.argument("model")
+@model_argument
 @input_options
 @click.option(
     "--precision",

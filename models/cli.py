@@ -11,7 +11,7 @@ import click
 
 from stategate.contract.console import check_writable
 from stategate.contract.durable import write_whole
-from stategate.models.zoo_names import HELD_OUT_SEED
+from stategate.models.zoo_names import HELD_OUT_SEED, NAMES, unknown_model
 
 
 @click.command()
@@ -89,9 +89,12 @@ def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
     Example:
       stategate episode aura-hard --steps 100000 --out build/episode.npz
     """
+    if name not in NAMES:
+        raise unknown_model(name)
+    check_writable(out)
+
     from stategate.models.zoo import entry
 
-    check_writable(out)
     told = f"held-out stream of {name}, seed {seed}"
     raw = replace(entry(name).episode(steps, seed), provenance=told).to_bytes()
     write_whole(out, raw)

@@ -13,6 +13,7 @@ from stategate.contract.errors import TraceError
 from stategate.contract.user_file import build_from_file
 from stategate.models.adapters import adapted
 from stategate.models.blame import explained
+from stategate.models.source import check_model
 from stategate.models.step import StepModel
 from stategate.models.suggest import offer
 
@@ -46,9 +47,10 @@ def load_model(source: str) -> LoadedModel:
             function without arguments.
 
     Raises:
-        ExportError: The zoo has no such model.
+        ExportError: The zoo has no such model; see `check_model`.
         TraceError: The file, the factory or what it makes cannot be used.
     """
+    check_model(source)
     if ":" not in source:
         from stategate.models.zoo import entry  # every family and its training
 

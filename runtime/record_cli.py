@@ -17,7 +17,7 @@ from stategate.contract.durable import write_whole
 from stategate.contract.ending import StopRequest, stop_request
 from stategate.contract.errors import EpisodeError, OutputError
 from stategate.contract.reading import printable
-from stategate.contract.user_file import build_from_file
+from stategate.contract.user_file import build_from_file, check_source
 from stategate.runtime.buffers import Array
 from stategate.runtime.recorder import BLOCK_STEPS, Recorder
 from stategate.runtime.session import Session
@@ -136,9 +136,10 @@ def episode_gym(
     Example:
       stategate episode-gym CartPole-v1 --policy expert.py:make --input obs --out build/cartpole
     """
-    from stategate.runtime import gym
-
+    check_source(policy, EpisodeError)
     check_writable(out / "x.npz")
+
+    from stategate.runtime import gym
 
     def one(index: int) -> Episode:
         act = build_from_file(policy, EpisodeError)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable
 from importlib import resources
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from stategate.contract.errors import MissingDependencyError, TargetError
+from stategate.contract.names import close_names
 
 Row = TypeVar("Row")
 
@@ -37,8 +37,13 @@ def read_row(folder: str, name: str, kind: str, shape: type[Row]) -> Row:
     """
     known = row_names(folder)
     if name not in known:
-        near = difflib.get_close_matches(name, known) or known
-        raise TargetError(f"unknown {kind}", found=name, expected=" or ".join(near))
+        near = close_names(name, known)
+        raise TargetError(
+            f"unknown {kind}",
+            found=name,
+            expected=" or ".join(near or known),
+            remedy="list them with: stategate targets" if kind == "target" else None,
+        )
     raw = (resources.files("stategate.targets") / folder / f"{name}.toml").read_text()
     loads, broken = _toml()
     try:

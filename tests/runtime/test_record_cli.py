@@ -155,7 +155,7 @@ def test_an_expert_balances_the_pole_and_what_it_saw_is_written(tmp_path: Path) 
         ("NoSuchThing-v0", "expert.py:make", "cannot be made"),
         ("CartPole-v1", "nowhere.py:make", "no such Python file"),
         ("CartPole-v1", "factory-left-out.py", "factory-left-out.py"),
-        ("CartPole-v1", "expert.py:none", "cannot be built"),
+        ("CartPole-v1", "expert.py:none", "has no 'none'"),
         ("CartPole-v1", "expert.py:wrong", "gives no function"),
     ],
 )

@@ -1,0 +1,51 @@
+"""MODEL on the command line: looked at before anything is imported for it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from stategate.contract.bundle import MANIFEST
+from stategate.contract.errors import ExportError, TraceError
+from stategate.contract.user_file import check_source
+from stategate.models.zoo_names import NAMES, unknown_model
+
+
+def check_model(source: str) -> None:
+    """Find out without running anything whether a model can be there.
+
+    Raises:
+        ExportError: The zoo has no such model; or it is an ONNX file or a bundle.
+        TraceError: There is no such Python file, or it has no such factory.
+    """
+    path = Path(source)
+    if path.suffix in (".onnx", ".yaml", ".yml"):
+        out = shlex.quote(f"build/{path.stem}")
+        raise ExportError(
+            "a file that holds a graph is adopted",
+            found=source,
+            expected="a zoo name, or path/to/module.py:factory",
+            remedy=f"stategate adopt {shlex.quote(source)} --out {out}",
+        )
+    if (path / MANIFEST).exists():
+        raise ExportError(
+            "this is a bundle already",
+            found=source,
+            expected="a zoo name, or path/to/module.py:factory",
+            remedy=f"stategate inspect {shlex.quote(source)}",
+        )
+    if ":" in source or path.suffix == ".py":
+        check_source(source, TraceError)
+    elif source not in NAMES and not path.is_file():
+        raise unknown_model(source)
+
+
+def _checked(_: click.Context, __: click.Parameter, source: str) -> str:
+    check_model(source)
+    return source
+
+
+model_argument = click.argument("model", callback=_checked)
+"""MODEL of a command; what cannot be one is refused before torch is imported for it."""
