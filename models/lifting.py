@@ -23,6 +23,7 @@ from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import TraceError
 from stategate.models.copies import copied
 from stategate.models.first_step import agree, draws, slot_of, started
+from stategate.models.programs import module_of
 from stategate.models.slots import (
     Own,
     Slot,
@@ -230,7 +231,7 @@ class Lifted(nn.Module):
 
 
 def lift(
-    module: nn.Module,
+    module: nn.Module | torch.export.ExportedProgram,
     example_inputs: Mapping[str, Tensor],
     *,
     states: Sequence[str] | Mapping[str, Value] = (),
@@ -245,7 +246,8 @@ def lift(
     it keeps; nothing else of it changes.
 
     Args:
-        module: Its ``forward`` does one step.
+        module: Its ``forward`` does one step. Or what `torch.export.load` gives: its buffers then
+            have names such as ``program.h``.
         example_inputs: A tensor for each argument of ``forward`` that is an input, by the
             argument's name. The leading axis is 1 if several sessions shall share one graph.
         states: Buffers and attributes that ``forward`` updates, in place or by assignment, by
@@ -272,6 +274,7 @@ def lift(
         TraceError: Something declared does not exist, has no value yet, or changes shape or dtype;
             or forward fails, or returns something else.
     """
+    module = module_of(module)
     module.eval()
     for name, tensor in example_inputs.items():
         if not isinstance(tensor, Tensor):

@@ -10,6 +10,7 @@ import click
 from stategate.contract.bundle import MANIFEST
 from stategate.contract.errors import ExportError, TraceError
 from stategate.contract.user_file import check_source
+from stategate.models.programs import kind_of_file
 from stategate.models.zoo_names import NAMES, unknown_model
 
 
@@ -35,6 +36,14 @@ def check_model(source: str) -> None:
             found=source,
             expected="a zoo name, or path/to/module.py:factory",
             remedy=f"stategate inspect {shlex.quote(source)}",
+        )
+    if (saved := kind_of_file(path)) is not None:
+        what, remedy = saved
+        raise ExportError(
+            "a saved file of torch does not say what its step and its memory are",
+            found=f"{source}: {what}",
+            expected="a zoo name, or path/to/module.py:factory",
+            remedy=remedy,
         )
     if ":" in source or path.suffix == ".py":
         check_source(source, TraceError)

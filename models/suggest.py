@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 
+import torch
 from torch import nn
 
+from stategate.models.programs import EXPORTED, TORCHSCRIPT, WEIGHTS
 from stategate.models.slots import memory_like
 
 # Names that arguments have which are taken and given back; the rest are inputs.
@@ -21,6 +23,12 @@ def offer(made: object) -> str:
     Args:
         made: What the user's factory gave.
     """
+    if isinstance(made, torch.jit.ScriptModule):
+        return TORCHSCRIPT.format(file="policy.pt")
+    if isinstance(made, torch.export.ExportedProgram):
+        return EXPORTED.format(file="policy.pt2")
+    if isinstance(made, dict):
+        return WEIGHTS.format(file="weights.pt")
     if not isinstance(made, nn.Module):
         return "the factory has to return a torch.nn.Module"
     parameters = inspect.signature(made.forward).parameters.values()
