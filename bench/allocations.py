@@ -39,7 +39,12 @@ def counter() -> Iterator[Path]:
 
 
 def measure_allocations(
-    driver: Driver, open_driver: Callable[..., Driver], notes: list[str], steps: int = STEPS
+    driver: Driver,
+    open_driver: Callable[..., Driver],
+    notes: list[str],
+    steps: int = STEPS,
+    *,
+    with_python: bool = True,
 ) -> Allocations:
     """Count after everything was timed, because counting slows a step down.
 
@@ -48,6 +53,7 @@ def measure_allocations(
         open_driver: Opens the subject anew; takes ``env``.
         notes: Takes a sentence about what could not be measured.
         steps: How many to count over.
+        with_python: Also count what Python allocates by itself, in one more process.
 
     Raises:
         MeasurementError: A process died.
@@ -60,8 +66,9 @@ def measure_allocations(
             preload = {"LD_PRELOAD": str(library)}
             with open_driver(env=preload) as counted:
                 native, _ = counted.ask("mallocs", steps=steps)
-            with open_driver(env={**preload, "PYTHONMALLOC": "malloc"}) as counted:
-                everything, _ = counted.ask("mallocs", steps=steps)
+            if with_python:
+                with open_driver(env={**preload, "PYTHONMALLOC": "malloc"}) as counted:
+                    everything, _ = counted.ask("mallocs", steps=steps)
     except CompilerError as problem:
         note = "native allocations are not measured: " + " ".join(str(problem).split())
         if note not in notes:

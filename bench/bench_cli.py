@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from stategate.bench.segments import Segments
     from stategate.bench.sensors import Meter
 
-_SECONDS = {"default": 60.0, "quick": 5.0, "official": 600.0}
+_PARTS = "bench.part"
+_SECONDS = {"default": 60.0, "quick": 1.5, "official": 600.0}
 
 
 class _Group(CommandGroup):
@@ -77,7 +78,11 @@ def bench() -> None:
     type=click.Choice([*ENGINES, "all"]),
     help="Engine of each bundle; may be given again, and `all` is every one that can.",
 )
-@click.option("--quick", is_flag=True, help="5 seconds: does it work, and roughly how fast.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Some 5 seconds for each bundle and engine: does it work, and roughly how fast.",
+)
 @click.option("--official", is_flag=True, help="600 seconds, the length that MLPerf asks for.")
 @click.option(
     "--seconds",
@@ -170,10 +175,11 @@ def run(
     if out is not None:
         check_writable(out / "bench.json")
         kept = f"what was measured is kept in {out}; the same command goes on from there"
-        result = _measure(chosen, options, out, fresh, kept)
+        result = _measure(chosen, options, out / _PARTS, fresh, kept, out)
     else:
         with scratch_folder() as folder:
-            result = _measure(chosen, options, Path(folder), fresh, "nothing is kept without --out")
+            kept = "nothing is kept without --out"
+            result = _measure(chosen, options, Path(folder) / "results" / _PARTS, fresh, kept)
     if as_json:
         click.echo(to_json(result).decode(), nl=False)
         return
@@ -184,8 +190,14 @@ def run(
 
 
 def _measure(
-    chosen: list[Contender], options: Options, out: Path, fresh: bool, kept: str
+    chosen: list[Contender],
+    options: Options,
+    parts: Path,
+    fresh: bool,
+    kept: str,
+    out: Path | None = None,
 ) -> BenchResult:
+    """Measure, with what is interrupted kept in ``parts``, and write results to ``out``."""
     from stategate.bench.harness import measure_bursts
     from stategate.bench.machine import versions
     from stategate.bench.result import assemble
@@ -199,7 +211,7 @@ def _measure(
         "episode": EpisodeSet.open(options.episode).digest if options.episode else None,
         "subjects": [[Bundle.open(c.bundle).digest, c.engine] for c in chosen],
     }
-    segments = Segments(out / "bench.part", plan, fresh)
+    segments = Segments(parts, plan, fresh)
     if segments.rounds:
         click.echo(f"going on after {segments.measured_s:.0f} seconds", err=True)
     meter = Meter()
@@ -216,9 +228,10 @@ def _measure(
         result = assemble(
             chosen, options, segments, hellos, idle_watts, meter.sensor, notes, report
         )
-    write_whole(out / "bench.json", to_json(result))
-    write_report(result, out)
-    _keep_samples(out / "bench.npz", segments, [contender.name for contender in chosen])
+    if out is not None:
+        write_whole(out / "bench.json", to_json(result))
+        write_report(result, out)
+        _keep_samples(out / "bench.npz", segments, [contender.name for contender in chosen])
     segments.discard()
     return result
 

@@ -152,11 +152,12 @@ def soak(
     if as_json:
         click.echo(record)
         return
+    slope = result.rss_slope_bytes_per_million_steps
     click.echo(f"{result.steps:,} steps of {result.model}, {result.writes:,} writes")
     click.echo(
         f"resident memory grew by {result.rss_growth_bytes:,} bytes after the first "
-        f"{result.warm_steps:,} steps, in {result.rss_jumps} jumps; slope "
-        f"{result.rss_slope_bytes_per_million_steps:,.0f} bytes per million steps"
+        f"{result.warm_steps:,} steps, in {result.rss_jumps} jumps; "
+        + ("too few for a slope" if slope is None else f"{slope:+,.0f} bytes per million steps")
     )
     click.echo(
         f"as long a loop of ONNX Runtime alone grew by {result.engine_rss_growth_bytes:,} bytes, "

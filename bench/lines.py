@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stategate.bench.record import BenchResult, Subject, Times
+from stategate.bench.record import BenchResult, Memory, Subject, Times
 
 
 def lines(result: BenchResult) -> list[str]:
@@ -41,8 +41,7 @@ def _more(subject: Subject) -> list[tuple[str, str]]:
         ("cold", f"{cold.first_answer_s:.2f} s to the first answer, {cold.cpu_s:.2f} s of CPU"),
         (
             "memory",
-            f"{memory.end_bytes / 2**20:.1f} MiB resident, "
-            f"{memory.slope_bytes_per_million_steps:+,.0f} bytes per million steps",
+            f"{memory.end_bytes / 2**20:.1f} MiB resident, {slope_text(memory)}",
         ),
     ]
     native = subject.allocations.native_per_step
@@ -51,3 +50,11 @@ def _more(subject: Subject) -> list[tuple[str, str]]:
     for rate in subject.rates:
         rows.append((f"{rate.hz:g} Hz", f"{rate.misses} of {rate.ticks + rate.misses} missed"))
     return rows
+
+
+def slope_text(memory: Memory) -> str:
+    """How resident memory changed, or that too few steps were seen to say."""
+    slope = memory.slope_bytes_per_million_steps
+    if slope is None:
+        return f"no slope from {memory.spans_steps:,} steps"
+    return f"{slope:+,.0f} bytes per million steps"

@@ -125,14 +125,15 @@ class Memory(Record, frozen=True):
         before_bytes: Resident before the bundle was opened: Python and NumPy.
         opened_bytes: After it was opened.
         end_bytes: After the last burst.
-        slope_bytes_per_million_steps: Theil-Sen slope over the bursts after the first tenth.
+        slope_bytes_per_million_steps: Theil-Sen slope over the bursts after the first tenth; None
+            where they span too few steps.
         spans_steps: Steps between the first and the last of those.
     """
 
     before_bytes: int
     opened_bytes: int
     end_bytes: int
-    slope_bytes_per_million_steps: float
+    slope_bytes_per_million_steps: float | None
     spans_steps: int
 
 

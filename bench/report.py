@@ -218,13 +218,14 @@ def _memory(result: BenchResult) -> Section:
     rows = []
     for subject in result.subjects:
         memory, made = subject.memory, subject.allocations
+        slope = memory.slope_bytes_per_million_steps
         rows.append(
             (
                 subject.name,
                 f"{subject.state_bytes:,}",
                 f"{memory.end_bytes / 2**20:.1f}",
                 f"{(memory.end_bytes - memory.before_bytes) / 2**20:.1f}",
-                f"{memory.slope_bytes_per_million_steps:+,.0f}",
+                "too few steps" if slope is None else f"{slope:+,.0f}",
                 _count(made.native_per_step),
                 _count(made.native_bytes_per_step),
                 _count(made.all_per_step),

@@ -28,7 +28,7 @@ from stategate.bench.record import (
     Subject,
 )
 from stategate.bench.segments import Burst, Segments
-from stategate.bench.statistics import paired_ratio, slope, times
+from stategate.bench.statistics import paired_ratio, slope_per_million, times
 from stategate.contract import Bundle
 from stategate.runtime.snapshot import Codec
 
@@ -116,20 +116,21 @@ def _subject(
     bundle = Bundle.open(contender.bundle)
     manifest = bundle.manifest
     opener = partial(contender.open, options)
+    quick = options.mode == "quick"
     hellos = []
-    for _ in range(COLD_PROCESSES - 1):
+    for _ in range(0 if quick else COLD_PROCESSES - 1):
         with opener() as driver:
             hellos.append(driver.hello)
     with opener() as driver:
         hellos.append(driver.hello)
         error = driver.ask("parity")[0]["max_output_error"]
-        idle, _ = driver.ask("idle", idle_s=options.idle_s, repeats=IDLE_GAPS)
-        slot_s = 8 * options.slot_s
+        idle, _ = driver.ask("idle", idle_s=options.idle_s, repeats=5 if quick else IDLE_GAPS)
+        slot_s = (2 if quick else 8) * options.slot_s
         rates = [
             driver.ask("rate", hz=hz, ticks=max(2, round(hz * slot_s)))[0]
             for hz in options.rates_hz
         ]
-        allocations = measure_allocations(driver, opener, notes)
+        allocations = measure_allocations(driver, opener, notes, with_python=not quick)
     us = np.concatenate([burst.ns for burst in bursts]) / 1000.0
     wrote = np.concatenate([burst.wrote for burst in bursts]).astype(bool)
     excerpt = bursts[len(bursts) // 2]
@@ -204,7 +205,7 @@ def _memory(bursts: list[Burst], hello: dict[str, Any]) -> Memory:
         before_bytes=hello["before_bytes"],
         opened_bytes=hello["opened_bytes"],
         end_bytes=last[-1].rss_bytes,
-        slope_bytes_per_million_steps=slope(at, resident) * 1e6,
+        slope_bytes_per_million_steps=slope_per_million(at, resident),
         spans_steps=int(at[-1] - at[0]),
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stategate.bench.overhead import bound_calls
-from stategate.bench.statistics import slope
+from stategate.bench.statistics import slope_per_million
 from stategate.contract import Budget, Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
@@ -43,7 +43,7 @@ class Soak:
         rss_jumps: Samples, of about 200, at which resident memory had changed: one means a single
             allocation, many mean growth.
         rss_slope_bytes_per_million_steps: Theil-Sen slope over those samples, which a single jump
-            does not tilt.
+            does not tilt; None where they span too few steps.
         engine_rss_growth_bytes: Growth of ONNX Runtime alone over as many steps, with bound
             buffers, in a process of its own: what is not stategate's.
         empty_rss_growth_bytes: Growth over a loop that steps nothing, in the same process.
@@ -62,7 +62,7 @@ class Soak:
     warm_steps: int
     rss_growth_bytes: int
     rss_jumps: int
-    rss_slope_bytes_per_million_steps: float
+    rss_slope_bytes_per_million_steps: float | None
     engine_rss_growth_bytes: int
     empty_rss_growth_bytes: int
     python_growth_bytes: int
@@ -129,8 +129,9 @@ def run_soak(
         warm_steps=done,
         rss_growth_bytes=samples[-1] - samples[0],
         rss_jumps=int(np.count_nonzero(np.diff(samples))),
-        rss_slope_bytes_per_million_steps=1e6
-        * slope(each * np.arange(float(len(samples))), np.array(samples, float)),
+        rss_slope_bytes_per_million_steps=slope_per_million(
+            each * np.arange(float(len(samples))), np.array(samples, float)
+        ),
         engine_rss_growth_bytes=_engine_alone(path, recorded, end),
         empty_rss_growth_bytes=_empty_loop(end - done, elapsed_ns),
         python_growth_bytes=python_growth,

@@ -71,6 +71,7 @@ def test_every_option_is_timed_beside_the_engine_in_one_run(
     assert json.loads((tmp_path / "overhead.json").read_text())["rounds"] == 1
 
 
+@pytest.mark.case("D14")
 def test_a_soak_reports_growth_beside_what_the_engine_alone_grows(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -79,6 +80,8 @@ def test_a_soak_reports_growth_beside_what_the_engine_alone_grows(
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "soak.json").read_text())
     assert report["steps"] == 40_000
+    assert report["rss_slope_bytes_per_million_steps"] is None  # of 5,000 steps after warming up
+    assert "per million" not in result.output
     assert report["python_growth_bytes"] < 1000
     assert {"rss_growth_bytes", "engine_rss_growth_bytes", "p99_last_us"} <= set(report)
     few = CliRunner().invoke(main, ["soak", str(tiny_bundle), "--steps", "10"])

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from stategate.bench.compare import compare
 from stategate.bench.record import BenchResult, read_result, to_json
-from stategate.bench.statistics import block_draws, paired_ratio, slope, times
+from stategate.bench.statistics import block_draws, paired_ratio, slope, slope_per_million, times
 from stategate.contract.errors import ResultError
 from stategate.runtime.cli import main
 
@@ -84,6 +84,14 @@ def test_one_jump_of_memory_is_no_slope_and_steady_growth_is() -> None:
     assert slope(at[:1], at[:1]) == 0.0
     day = np.arange(300_000.0)  # whose pairs would take terabytes
     assert slope(day, 7 * day) == pytest.approx(7.0)
+
+
+@pytest.mark.case("D14")
+def test_a_figure_per_million_steps_needs_a_hundred_thousand_of_them() -> None:
+    few, many = np.arange(0.0, 100_000.0, 1000), np.arange(0.0, 100_001.0, 1000)
+    assert slope_per_million(few, 7 * few) is None
+    assert slope_per_million(many, 7 * many) == pytest.approx(7e6)
+    assert slope_per_million(many[:0], many[:0]) is None
 
 
 def test_a_record_is_the_same_after_a_trip_to_disk(tmp_path: Path, result: Maker) -> None:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from stategate.bench.driver import Driver
-from stategate.bench.record import read_result
+from stategate.bench.record import BenchResult, read_result
 from stategate.bench.segments import Segments
 from stategate.contract import Bundle, TargetRef, write_bundle
 from stategate.contract.errors import MeasurementError
@@ -53,6 +54,22 @@ def test_a_measurement_leaves_record_page_markdown_and_samples(measured: Path) -
     assert first.cold.first_answer_s > first.cold.import_s > 0
     assert len(first.idle_us) == len(first.busy_us) == 20
     assert first.rates[0].ticks + first.rates[0].misses >= first.rates[0].ticks > 1
+
+
+@pytest.mark.case("D14")
+def test_a_quick_measurement_plans_five_seconds_and_tells_no_slope(tiny_bundle: Path) -> None:
+    done = bench(tiny_bundle, "--quick", "--json")
+    assert done.exit_code == 0, done.output
+    result = msgspec.json.decode(done.stdout, type=BenchResult)
+    (subject,) = result.subjects
+    # What it waits for, whatever the machine: bursts, idle gaps, and two loops at every rate.
+    planned = result.options.seconds + result.options.idle_s * len(subject.idle_us)
+    planned += sum(2 * (rate.ticks + rate.misses) / rate.hz for rate in subject.rates)
+    assert planned < 4
+    assert subject.cold.processes == 1
+    assert subject.memory.spans_steps > 0
+    slope = subject.memory.slope_bytes_per_million_steps
+    assert (slope is None) == (subject.memory.spans_steps < 100_000)
 
 
 def test_the_samples_on_disk_are_those_of_the_record(measured: Path) -> None:
