@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stategate.contract import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec, sha256
 from stategate.contract.native import ABI, tag
 from stategate.export.c_names import members
 
 _C_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "float16": "_Float16"}
 _KINDS = {f"float{bits}": f"STATEGATE_FLOAT{bits}" for bits in (16, 32, 64)}
-
+_TYPES = {**_KINDS, "bool": "STATEGATE_BOOL"}
 
 # What an initial state is called among the weights, which have names of their own.
 INITIAL = " at the start"
@@ -98,7 +98,8 @@ def interface(spec: StepSpec, graph_sha256: str) -> str:
         "GIVES": len(spec.graph_outputs()),
     }
     defines = "\n".join(f"#define STATEGATE_{name} {value}" for name, value in macros.items())
-    return _HEADER.replace("@DEFINES@", defines).replace("@STRUCTS@", structs)
+    header = _HEADER.replace("@DEFINES@", defines).replace("@STRUCTS@", structs)
+    return header.replace("@LAYOUT@", f"0x{sha256(header.encode())[:16]}")
 
 
 def model_source(
@@ -179,7 +180,7 @@ def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
         rows = [
             f"    {{offsetof(stategate_{kind}, {f.member}), "
             f"sizeof(((stategate_{kind} *)0)->{f.member}), "
-            f"{_KINDS.get(f.dtype, 'STATEGATE_OTHER')}, {groups.get(f.name, 0)}, "
+            f"{_TYPES.get(f.dtype, 'STATEGATE_OTHER')}, {groups.get(f.name, 0)}, "
             f"{initial.get(f.name, 'NULL')}}},"
             for f in listed
         ]
@@ -281,6 +282,8 @@ _HEADER = """\
 #define STATEGATE_API __attribute__((visibility("default")))
 
 @DEFINES@
+/* Of all that is declared here: whether a program and a library mean the same structs. */
+#define STATEGATE_LAYOUT UINT64_C(@LAYOUT@)
 
 #ifdef __cplusplus
 extern "C" {
@@ -295,6 +298,7 @@ typedef struct {
 } stategate_counters;
 
 typedef struct {
+    uint64_t ready; /* set by init; first, so that every bundle's code finds it */
     stategate_states bank[2];
     stategate_constants constants;
     stategate_counters counters;
@@ -304,37 +308,53 @@ typedef struct {
     void *user;
 } stategate_session;
 
+/* Below zero nothing was done, and nothing counted but the faults of a step. */
 typedef enum {
+    STATEGATE_OK = 0,         /* of all but a step */
     STATEGATE_QUIET = 0,      /* every gate stayed closed */
     STATEGATE_WROTE = 1,      /* a gate opened and its states changed */
     STATEGATE_HELD = 2,       /* a gate opened and the budget hook had said no */
     STATEGATE_BAD_INPUT = -1, /* NaN or infinity in an input: nothing was done or counted */
     STATEGATE_FAULT = -2,     /* NaN or infinity in a gate or next state: the write was refused */
-    STATEGATE_BAD_OUTPUT = -3 /* NaN or infinity in an output: no answer, the write was refused */
+    STATEGATE_BAD_OUTPUT = -3, /* NaN or infinity in an output: no answer, the write was refused */
+    STATEGATE_NO_POINTER = -4, /* NULL where a session, inputs, outputs or a buffer must be */
+    STATEGATE_UNALIGNED = -5, /* a pointer that is not aligned as its type is */
+    STATEGATE_NOT_READY = -6, /* the session was not initialised by this library */
+    STATEGATE_OTHER_MODEL = -7, /* program or save belong to another bundle than the library */
+    STATEGATE_DAMAGED = -8, /* a save of the wrong length, or altered since */
+    STATEGATE_IMPOSSIBLE = -9 /* a save with NaN, infinity, or counters that contradict */
 } stategate_result;
 
 /* Bytes of one save. */
 #define STATEGATE_SAVED_BYTES \\
     (sizeof STATEGATE_TAG + sizeof(stategate_counters) + STATEGATE_STATE_BYTES + 4)
 
-/* Initial states, thresholds of the manifest, counters at zero, no budget hook. */
-STATEGATE_API void stategate_init(stategate_session *session);
+/* Initial states, thresholds of the manifest, counters at zero, no budget hook. Refused where the
+ * library was not made with this header; every other call then answers STATEGATE_NOT_READY. */
+STATEGATE_API stategate_result stategate_init_as(stategate_session *session, uint64_t layout);
 
+static inline __attribute__((unused)) stategate_result stategate_init(stategate_session *session)
+{
+    return stategate_init_as(session, STATEGATE_LAYOUT);
+}
+
+/* Below zero the outputs hold no answer: do not act on them. */
 STATEGATE_API stategate_result stategate_step(
     stategate_session *session, const stategate_inputs *inputs, stategate_outputs *outputs);
 
 /* Initial states; counters go on. */
-STATEGATE_API void stategate_reset(stategate_session *session);
+STATEGATE_API stategate_result stategate_reset(stategate_session *session);
 
 /* Bytes of one bank of all states: what the model remembers. */
 STATEGATE_API size_t stategate_state_bytes(void);
 
-/* Counters and states into a buffer; the bytes used, or 0 where it is too small. */
+/* Counters and states into a buffer; the bytes used, or 0 where it is too small, or the session not
+ * ready. */
 STATEGATE_API size_t stategate_save(
     const stategate_session *session, void *buffer, size_t bytes);
 
-/* Back from a buffer; false, and nothing changed, where it is damaged or of another model. */
-STATEGATE_API bool stategate_restore(
+/* Back from a buffer; below zero, and nothing changed, where it cannot be taken. */
+STATEGATE_API stategate_result stategate_load(
     stategate_session *session, const void *buffer, size_t bytes);
 
 /* Interface and graph that this code was made from. */

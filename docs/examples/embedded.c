@@ -32,8 +32,8 @@ static void robot(void)
     static const char name[] = "outputs.bin";
     const uint32_t open[] = {(uint32_t)(uintptr_t)name, 5, sizeof name - 1}; /* "wb" */
     const uint32_t file = (uint32_t)debugger(0x01, open);
-    stategate_init(&session);
-    for (const stategate_inputs *in = recording; in < recording_end; ++in) {
+    const bool ready = stategate_init(&session) == STATEGATE_OK;
+    for (const stategate_inputs *in = recording; ready && in < recording_end; ++in) {
         if (stategate_step(&session, in, &out) < 0) {
             break;
         }

@@ -27,7 +27,10 @@ int main(int argc, char **argv)
     uint64_t most = argc > 1 ? strtoull(argv[1], NULL, 10) : UINT64_MAX;
     stategate_inputs in;
     stategate_outputs out;
-    stategate_init(&session);
+    if (stategate_init(&session) < 0) {
+        fprintf(stderr, "this library belongs to another header\n");
+        return 1;
+    }
     session.may_write = may_write;
     session.user = &most;
     for (int step = 0; fread(&in, sizeof in, 1, stdin) == 1; ++step) {
@@ -39,7 +42,7 @@ int main(int argc, char **argv)
         if (step == 100) {
             stategate_save(&session, saved, sizeof saved);
             memset(session.bank, 0xFF, sizeof session.bank);
-            if (!stategate_restore(&session, saved, sizeof saved)) {
+            if (stategate_load(&session, saved, sizeof saved) < 0) {
                 return 1;
             }
         }

@@ -25,16 +25,46 @@ const char *stategate_tag(void) { return tag; }
 
 size_t stategate_state_bytes(void) { return STATEGATE_STATE_BYTES; }
 
-void stategate_init(stategate_session *s)
+/* Why a pointer cannot be used, or STATEGATE_OK. */
+static stategate_result usable(const void *pointer, size_t alignment)
 {
-    memset(s, 0, sizeof *s);
-    memcpy(&s->constants, MODEL.constant_values, sizeof s->constants);
-    stategate_reset(s);
-    s->counters.resets = 0;
+    if (pointer == NULL) {
+        return STATEGATE_NO_POINTER;
+    }
+    return (uintptr_t)pointer % alignment != 0 ? STATEGATE_UNALIGNED : STATEGATE_OK;
 }
 
-void stategate_reset(stategate_session *s)
+/* The same of a session that is to be used. */
+static stategate_result ready(const stategate_session *s)
 {
+    const stategate_result found = usable(s, __alignof__(*s));
+    return found == STATEGATE_OK && s->ready != STATEGATE_LAYOUT ? STATEGATE_NOT_READY : found;
+}
+
+stategate_result stategate_init_as(stategate_session *s, uint64_t layout)
+{
+    const stategate_result found = usable(s, __alignof__(*s));
+    if (found != STATEGATE_OK) {
+        return found;
+    }
+    if (layout != STATEGATE_LAYOUT) {
+        s->ready = 0; /* and no more: its size may be another */
+        return STATEGATE_OTHER_MODEL;
+    }
+    memset(s, 0, sizeof *s);
+    memcpy(&s->constants, MODEL.constant_values, sizeof s->constants);
+    s->ready = STATEGATE_LAYOUT;
+    (void)stategate_reset(s);
+    s->counters.resets = 0;
+    return STATEGATE_OK;
+}
+
+stategate_result stategate_reset(stategate_session *s)
+{
+    const stategate_result found = ready(s);
+    if (found != STATEGATE_OK) {
+        return found;
+    }
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
         const stategate_tensor *state = &MODEL.states[i];
         if (state->initial != NULL) {
@@ -44,6 +74,7 @@ void stategate_reset(stategate_session *s)
         }
     }
     s->counters.resets += 1;
+    return STATEGATE_OK;
 }
 
 /* What each gate is compared with in this step; a write that may not be closes every gate. */
@@ -103,6 +134,12 @@ static bool outputs_finite(const stategate_outputs *out)
 stategate_result stategate_step(
     stategate_session *s, const stategate_inputs *in, stategate_outputs *out)
 {
+    stategate_result found = ready(s);
+    found = found == STATEGATE_OK ? usable(in, __alignof__(*in)) : found;
+    found = found == STATEGATE_OK ? usable(out, __alignof__(*out)) : found;
+    if (found != STATEGATE_OK) {
+        return found;
+    }
     const bool allowed = s->may_write == NULL || s->may_write(s->user);
     show_thresholds(s, allowed);
     if (compute(s, in, out) != 0) {
@@ -173,7 +210,7 @@ static uint32_t checksum(const unsigned char *data, size_t bytes)
 size_t stategate_save(const stategate_session *s, void *buffer, size_t bytes)
 {
     unsigned char *at = buffer;
-    if (bytes < STATEGATE_SAVED_BYTES) {
+    if (ready(s) != STATEGATE_OK || buffer == NULL || bytes < STATEGATE_SAVED_BYTES) {
         return 0;
     }
     memcpy(at, tag, sizeof tag);
@@ -189,23 +226,58 @@ size_t stategate_save(const stategate_session *s, void *buffer, size_t bytes)
     return STATEGATE_SAVED_BYTES;
 }
 
-bool stategate_restore(stategate_session *s, const void *buffer, size_t bytes)
+/* Whether a session can have counted so. */
+static bool possible(const stategate_counters *c)
+{
+    if (c->writes > c->steps || c->quiet_steps > c->steps - c->writes
+        || c->suppressed_writes != c->steps - c->writes - c->quiet_steps
+        || c->faults > c->suppressed_writes || c->ungated_writes > c->steps) {
+        return false;
+    }
+    for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
+        const uint64_t most = MODEL.gates[i].whole ? 1 : MODEL.gates[i].elements;
+        const uint64_t writes = c->openings[i] / most + (c->openings[i] % most != 0);
+        if (writes > c->writes) {
+            return false;
+        }
+    }
+    return true;
+}
+
+stategate_result stategate_load(stategate_session *s, const void *buffer, size_t bytes)
 {
     const unsigned char *at = buffer;
+    stategate_counters counters;
     uint32_t sum;
-    if (bytes != STATEGATE_SAVED_BYTES || memcmp(at, tag, sizeof tag) != 0) {
-        return false;
+    const stategate_result found = ready(s);
+    if (found != STATEGATE_OK || buffer == NULL) {
+        return found != STATEGATE_OK ? found : STATEGATE_NO_POINTER;
+    }
+    if (bytes >= sizeof tag && memcmp(at, tag, sizeof tag) != 0) {
+        return STATEGATE_OTHER_MODEL;
+    }
+    if (bytes != STATEGATE_SAVED_BYTES) {
+        return STATEGATE_DAMAGED;
     }
     memcpy(&sum, at + bytes - sizeof sum, sizeof sum);
     if (checksum(at, bytes - sizeof sum) != sum) {
-        return false;
+        return STATEGATE_DAMAGED;
     }
     at += sizeof tag;
-    memcpy(&s->counters, at, sizeof s->counters);
-    at += sizeof s->counters;
+    memcpy(&counters, at, sizeof counters);
+    at += sizeof counters;
+    bool good = possible(&counters);
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
-        memcpy(bank(s, &MODEL.states[i], false), at, MODEL.states[i].bytes);
-        at += MODEL.states[i].bytes;
+        const stategate_tensor *state = &MODEL.states[i];
+        char *spare = bank(s, state, true);
+        memcpy(spare, at, state->bytes);
+        good = good && stategate_finite(spare, state->bytes, state->type);
+        at += state->bytes;
     }
-    return true;
+    if (!good) {
+        return STATEGATE_IMPOSSIBLE;
+    }
+    s->parity = ~s->parity; /* every spare bank is live now */
+    s->counters = counters;
+    return STATEGATE_OK;
 }

@@ -12,7 +12,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum stategate_type { STATEGATE_OTHER, STATEGATE_FLOAT16, STATEGATE_FLOAT32, STATEGATE_FLOAT64 };
+enum stategate_type {
+    STATEGATE_OTHER, STATEGATE_FLOAT16, STATEGATE_FLOAT32, STATEGATE_FLOAT64, STATEGATE_BOOL
+};
 
 /* One tensor: where it lies in the struct of its kind. */
 typedef struct {
@@ -82,7 +84,7 @@ static inline void stategate_flush(void *values, size_t bytes, enum stategate_ty
 }
 #endif
 
-/* Whether no element is NaN or infinity; true for integers. */
+/* Whether no element is NaN or infinity, or a truth value beyond 1; true for integers. */
 static inline bool stategate_finite(const void *values, size_t bytes, enum stategate_type type)
 {
     bool good = true;
@@ -100,6 +102,11 @@ static inline bool stategate_finite(const void *values, size_t bytes, enum state
         const uint16_t *x = values; /* by its bits: exponents of all ones are NaN and infinity */
         for (size_t i = 0; i < bytes / sizeof *x; ++i) {
             good &= (x[i] & 0x7C00u) != 0x7C00u;
+        }
+    } else if (type == STATEGATE_BOOL) {
+        const uint8_t *x = values;
+        for (size_t i = 0; i < bytes; ++i) {
+            good &= x[i] <= 1;
         }
     }
     return good;

@@ -32,7 +32,10 @@ class InC:
         path.write_bytes(compile_library(sources, extra=flags).library)
         self._library = ctypes.CDLL(str(path))
         self._session, self._inputs, self._outputs = (self._room() for _ in range(3))
-        self._library.stategate_init(self._session.ctypes.data_as(ctypes.c_void_p))
+        layout = re.search(r"STATEGATE_LAYOUT UINT64_C\((\w+)\)", sources["stategate.h"].decode())
+        assert layout is not None
+        session = self._session.ctypes.data_as(ctypes.c_void_p)
+        assert self._library.stategate_init_as(session, ctypes.c_uint64(int(layout[1], 16))) == 0
 
     @staticmethod
     def _room() -> np.ndarray:
