@@ -127,7 +127,7 @@ $(EXPORTS:=.log): $(MATRIX)/exports/%.log:
 	@echo "exporting $(*D) in $(*F)"
 	@$(BIN)/stategate export $(*D) --precision $(*F) $(if $(filter int8,$(*F)),--ranges $(@D)/ranges.json) \
 	  --out $(@D)/$(*F) > $@.part 2>&1 || test $$? -le 2
-	@! grep -A99 -E '^(Traceback|Aborted|MissingDependencyError)|\[Errno' $@.part
+	@! grep -A99 -E '^(Traceback|MissingDependencyError|(OS|FileNotFound|FileExists|NotADirectory|IsADirectory|Permission|BlockingIO)Error: )|\[Errno' $@.part
 	@mv $@.part $@
 
 $(MODELS:%=$(MATRIX)/exports/%/ranges.json): $(MATRIX)/exports/%/ranges.json: $(MATRIX)/exports/%/float32.log $(call SOURCES,calibration)

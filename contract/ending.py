@@ -1,7 +1,8 @@
 """How a command ends: an exit code and a sentence for errors, signals, closed pipes and full disks.
 
-Exit codes: 0 done, 1 it ran and the answer is no, 2 wrong use or a machine that refuses, 128 + n
-ended by signal n (130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output any more).
+Exit codes: 0 done, 1 it ran and the answer is no, 2 wrong use or a machine that refuses, 70 a bug
+with its traceback, 128 + n ended by signal n (130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output
+any more).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from tempfile import gettempdir
-from traceback import walk_tb
+from traceback import print_exception, walk_tb
 from types import FrameType
 from typing import Any
 
@@ -26,6 +27,7 @@ from stategate.contract.names import close_names, did_you_mean
 from stategate.contract.repeats import refuse_repeats
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_BUG = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would be an answer
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _TIGHT = 1 << 20  # bytes
 _OUT_OF_RANGE = (
@@ -115,7 +117,7 @@ def exit_code_of(problem: BaseException) -> int:
     """Say why a command ended, in a sentence on stderr, and with which code it exits.
 
     Raises:
-        BaseException: The problem itself, where it is a bug: its traceback is worth reading.
+        SystemExit: The problem itself, where it is one.
     """
     match problem:
         case click.ClickException():
@@ -144,7 +146,10 @@ def exit_code_of(problem: BaseException) -> int:
             return exit_code_of(problem.__cause__)
         case OSError():
             return _of_the_system(problem)
-    raise problem
+        case SystemExit():
+            raise problem
+    print_exception(problem)
+    return _BUG
 
 
 def _say(text: str) -> None:
