@@ -6,7 +6,6 @@ seconds of bursts each. A segment is whole or not there.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stategate.contract.durable import write_whole
+from stategate.contract.durable import try_lock, write_whole
 from stategate.contract.errors import ResultError
 from stategate.contract.reading import read_bounded
 
@@ -114,14 +113,12 @@ class Segments:
         above.mkdir(parents=True, exist_ok=True)
         handle = os.open(above, os.O_RDONLY)
         weakref.finalize(self, os.close, handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if try_lock(handle) == "in use":  # where there are no locks, nobody can be kept away
             raise ResultError(
                 f"another process is measuring into {above}",
                 found="a lock on the folder",
                 remedy="wait for it, or give another folder: --out",
-            ) from None
+            )
 
     def _read(self, path: Path) -> None:
         try:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from stategate.contract import staging
+
+# What a file cannot be read for although nothing is wrong with it.
+OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
 
 @contextmanager
@@ -143,3 +147,24 @@ def _exchange(a: Path, b: Path) -> bool:
     at_fdcwd, exchange = -100, 2  # linux/fcntl.h, linux/fs.h
     failed: int = renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), exchange)
     return not failed
+
+
+def try_lock(descriptor: int) -> Literal["held", "in use", "no locks"]:
+    """Try to lock an open file or folder for this process alone, without waiting.
+
+    Returns:
+        ``held``; ``in use`` where another one holds it; ``no locks`` where the file system has
+        none, as some of NFS and FUSE.
+
+    Raises:
+        OSError: Something else is wrong with it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return "in use"
+        if problem.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            return "no locks"
+        raise
+    return "held"

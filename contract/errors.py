@@ -257,6 +257,10 @@ class EngineFallbackWarning(UserWarning):
     """An engine that was asked for cannot be had here, and the next one that was is used."""
 
 
+class SnapshotWarning(UserWarning):
+    """A snapshot folder can be used, and something in it cannot."""
+
+
 class BudgetWarning(UserWarning):
     """A limit was passed, and its policy is to warn."""
 

@@ -7,7 +7,6 @@ load, whatever ends the build.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from stategate.contract.durable import (
     make_folder,
     move_into_place,
     sync_folder,
+    try_lock,
     write_synced,
     write_whole,
 )
@@ -62,14 +62,12 @@ def sole_builder(bundle: Bundle) -> Iterator[None]:
     """
     handle = os.open(bundle.path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
+        if try_lock(handle) == "in use":  # where there are no locks, nobody can be kept away
             raise BuildError(
                 "another process builds an engine of this bundle",
                 found=bundle.path,
                 remedy="wait until it is done",
-            ) from problem
+            )
         folder = plans_folder(bundle.path)
         (folder / FAILED_LOG).unlink(missing_ok=True)
         _clear(folder)

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Protocol
 
 _NS_PER_SECOND = 1_000_000_000
 
 # A sleeping thread is woken late by the kernel's timer slack (50 us by default) and the scheduler.
 SPIN_NS = 100_000
+
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def since_boot() -> tuple[str, int]:
+    """Which start of the machine this is, and nanoseconds since then, sleep included.
+
+    Nobody can set this clock, so that it measures how much time really passed between two
+    processes. It says nothing about the time that the machine was off.
+
+    Returns:
+        The kernel's name of this start, empty where it has none, and the time.
+    """
+    try:
+        boot = _BOOT_ID.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        boot = ""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return boot, time.clock_gettime_ns(clock)
 
 
 class Clock(Protocol):

@@ -19,6 +19,7 @@ gate is never opened wider than it was calibrated. If the limit is reached the b
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Governor:
         self._full = (max(1.0, per_step), max(1.0, per_second))
         self.tokens = (*self._full, 0.0)
         self.overdrawn = False
-        self._seen_ns = clock.now_ns()
+        self._seen_ns = self._filled_ns = clock.now_ns()
         self._shown = (False, 0.0)
         self._span = 0.0
         if self.policy == "adapt":
@@ -114,9 +115,10 @@ class Governor:
         steps, time, shift = self.tokens
         if self._limits[1] is not None:
             now = self._clock.now_ns()
-            time = min(self._full[1], time + max(0, now - self._seen_ns) * self._per_ns)
+            # A clock that goes back and forth earns nothing.
+            time = min(self._full[1], time + max(0, now - self._filled_ns) * self._per_ns)
             self._counters.clock_faults += now < self._seen_ns
-            self._seen_ns = now
+            self._seen_ns, self._filled_ns = now, max(now, self._filled_ns)
             self.tokens = (steps, time, shift)
         per_step, per_second = self._limits
         self.overdrawn = (per_step is not None and steps < 1.0) or (
@@ -146,10 +148,10 @@ class Governor:
 
     def refusal(self) -> WriteBudgetError:
         """The error for a write that the policy ``raise`` refused; the step is counted."""
-        counters = self._counters
+        ledger = self._counters.read()
         return WriteBudgetError(
             "the write budget is used up; the old state stays",
-            found=f"{counters.writes} writes in {counters.steps} steps",
+            found=f"{ledger.writes} writes in {ledger.steps} steps",
             expected=f"{1000 * self._per_step:g} in 1,000 steps, "
             f"{1e9 * self._per_ns:g} in a second (0: no limit)",
             remedy="open with on_writes='hold' or 'adapt', or raise the gate's threshold",
@@ -174,16 +176,23 @@ class Governor:
         per_step, per_second = self._limits
         return (0.0 if per_step is None else steps, 0.0 if per_second is None else time, shift)
 
-    def load(self, saved: tuple[float, float, float], fresh: bool) -> None:
-        """Go on from a snapshot.
+    @property
+    def writes_left(self) -> tuple[float, float]:
+        """Writes that may be made at once: by the limit against steps, and by that against time.
 
-        Args:
-            saved: From `save`.
-            fresh: Whether this session has yet to count on from the snapshot; one that already
-                does gets no tokens back by looking back.
+        Infinite where there is no such limit. Setting takes writes away and gives none.
         """
-        most = self._full if fresh else self.tokens[:2]
-        steps, time = (min(a, b) for a, b in zip(most, saved, strict=False))
-        shift = min(max(saved[2], 0.0), self._span)
-        self.tokens = (steps, time, shift)
+        both = zip(self._limits, self.tokens, strict=False)
+        by_steps, by_time = (math.inf if limit is None else left for limit, left in both)
+        return by_steps, by_time
+
+    @writes_left.setter
+    def writes_left(self, most: tuple[float, float]) -> None:
+        steps, time, shift = self.tokens
+        self.tokens = (min(steps, most[0]), min(time, most[1]), shift)
+
+    def move_threshold(self, shift: float) -> None:
+        """Put the threshold where a snapshot had it; only ``adapt`` moves it."""
+        steps, time, _ = self.tokens
+        self.tokens = (steps, time, min(max(shift, 0.0), self._span))
         self._show()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from stategate.runtime.buffers import Group
 
@@ -61,6 +62,27 @@ class Ledger:
         """Steps per write: how many times fewer writes than writing always; None before one."""
         return self.steps / self.writes if self.writes else None
 
+    def after(self, past: Ledger) -> Ledger:
+        """This ledger and what was counted before it, as one history: every counter is their sum.
+
+        A gate or a state that this ledger does not know is left out.
+        """
+        return self._combined(past, 1)
+
+    def since(self, earlier: Ledger) -> Ledger:
+        """What was counted between an earlier moment of the same history and this one."""
+        return self._combined(earlier, -1)
+
+    def _combined(self, other: Ledger, sign: int) -> Ledger:
+        counted: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            own, its = getattr(self, name), getattr(other, name)
+            if isinstance(own, dict):
+                counted[name] = {key: n + sign * its.get(key, 0) for key, n in own.items()}
+            else:
+                counted[name] = own + sign * its
+        return Ledger(**counted)
+
     def goes_back_from(self, earlier: Ledger) -> list[str]:
         """Names of counters that are smaller than they were in an earlier ledger."""
         pairs = [(f.name, getattr(self, f.name), getattr(earlier, f.name)) for f in fields(self)]
@@ -91,9 +113,15 @@ COUNTED = (
 
 
 class Counters:
-    """The counters while they count; what follows from others is worked out when they are read."""
+    """The counters while they count; what follows from others is worked out when they are read.
 
-    __slots__ = (*COUNTED, "_groups", "openings")
+    Attributes:
+        openings: Open elements of each hard gate.
+        past: What was counted before, by earlier sessions; `read` adds it. Replaced as a whole, so
+            that an exception of a signal handler cannot leave half of it added.
+    """
+
+    __slots__ = (*COUNTED, "_groups", "openings", "past")
 
     steps: int
     writes: int
@@ -113,6 +141,7 @@ class Counters:
             setattr(self, name, 0)
         self._groups = tuple(groups)
         self.openings = [0] * sum(group.gate is not None for group in groups)
+        self.past = Ledger()
 
     def add_misses(self, periods: int) -> None:
         """Count periods that a loop missed."""
@@ -122,31 +151,11 @@ class Counters:
         """Count a clock that was seen going backwards."""
         self.clock_faults += 1
 
-    def add(self, past: Ledger) -> None:
-        """Go on from an earlier ledger: what was counted here so far comes on top."""
-        gated = [group.gate.name for group in self._groups if group.gate is not None]
-        before = [past.gate_openings.get(name, 0) for name in gated]
-        openings = [a + b for a, b in zip(self.openings, before, strict=True)]
-        # One by one and no loop: whoever is interrupted has added all of it or nothing.
-        self.openings = openings
-        self.steps += past.steps
-        self.writes += past.writes
-        self.suppressed_writes += past.suppressed_writes
-        self.budget_overruns += past.budget_overruns
-        self.snapshots += past.snapshots
-        self.persisted_bytes += past.persisted_bytes
-        self.restores += past.restores
-        self.resets += past.resets
-        self.faults += past.faults
-        self.clock_faults += past.clock_faults
-        self.deadline_misses += past.deadline_misses
-        self.ungated_writes += past.ungated_writes
-
     def read(self) -> Ledger:
         """A copy that no longer counts."""
         # Steps last: a reader in another thread then never sees more writes than steps.
         counted = {name: getattr(self, name) for name in reversed(COUNTED)}
-        return tally(self._groups, counted, self.openings)
+        return tally(self._groups, counted, self.openings).after(self.past)
 
 
 def tally(

@@ -212,7 +212,7 @@ class Memory:
         kind = OutputFault if what == "output" else StateFault
         problem = kind(
             f"the {what} {slot.name!r} holds NaN or Inf; the write was refused",
-            found=f"in step {self._counters.steps + 1}",
+            found=f"in step {self._counters.read().steps + 1}",
             expected="finite numbers",
             remedy="the state before this step is in place: go on, or call reset()",
         )

@@ -7,9 +7,7 @@ with Pool.open("build/pool") as pool:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,7 +19,6 @@ from stategate.contract.errors import (
     PoolFault,
     PoolFullError,
     RowError,
-    SnapshotError,
     SpecError,
 )
 from stategate.runtime.buffers import Array, Buffers
@@ -32,8 +29,8 @@ from stategate.runtime.keeper import Restored
 from stategate.runtime.ledger import Ledger
 from stategate.runtime.plan import allocate, check_memory
 from stategate.runtime.row_memory import RowMemory
-from stategate.runtime.snapshot import Codec, Header, Snapshot
-from stategate.runtime.store import SnapshotStore
+from stategate.runtime.row_store import RowStore
+from stategate.runtime.store import OnDamage
 
 # An engine's parity mask: every state is read from its first bank and written to its second.
 _FIRST_BANKS = 0
@@ -52,6 +49,7 @@ class Pool(Closing):
         super().__init__(engine)
         self._memory = RowMemory(buffers, bundle.manifest.outputs, capacity)
         self._counters = self._memory.counters
+        self._store = RowStore(bundle.manifest, self._memory)
         self._joined = np.zeros(capacity, dtype=bool)
         self._stepped = np.zeros(capacity, dtype=bool)
         self._feeds = RowFeeds(buffers.inputs, self._stepped)
@@ -134,6 +132,7 @@ class Pool(Closing):
             if not joined:
                 self._memory.begin(row)
                 self._counters.clear(row)
+                self._store.forget(row)
                 self._joined[row] = True
                 return row
         raise PoolFullError(
@@ -206,60 +205,49 @@ class Pool(Closing):
         self._open_engine()
         self._memory.begin(self._checked(row), states)
 
-    def save(self, row: int, folder: str | Path) -> int:
+    def save(self, row: int, folder: str | Path, on_damage: OnDamage = "raise") -> int:
         """Write a snapshot of one row: its states and its ledger.
 
         The format is that of `Session.save`, so a `Session` of the same model can take it back.
+        What others counted in the folder is added to the row's ledger first: a folder has one
+        history.
 
         Args:
             row: A row that a session has joined.
             folder: Of this session alone; made if it is not there.
+            on_damage: What happens where there are snapshots and none can be read: ``raise``, or
+                ``fresh``, which puts the damaged file aside; see `SnapshotPolicy`.
 
         Returns:
             The snapshot's sequence number.
 
         Raises:
             RowError: No session has joined this row.
-            SnapshotError: The folder is in use, holds another memory, or cannot be written. Row
-                and counters are as they were.
+            SnapshotError: The folder is in use, holds another memory or nothing that can be read,
+                or cannot be written. The row is as it was; bytes that may have been written are
+                counted.
             SessionClosedError: The pool was closed.
         """
         self._open_engine()
         states = {name: self.state(row, name) for name in self._memory.names}
-        codec = Codec(self.manifest)
-        counters = self._counters
-        with closing(SnapshotStore(folder, codec)) as store:
-            found = store.newest()
-            sequence = found.snapshot.header.sequence + 1 if found is not None else 1
-            counters.add_in(row, "snapshots")
-            counters.add_in(row, "persisted_bytes", codec.stored_bytes)
-            header = Header(
-                memory_sha256=codec.identity,
-                sequence=sequence,
-                unix_s=int(time.time()),
-                ledger=counters.read(row),
-                governor=None,
-                persist_tokens=0.0,
-            )
-            try:
-                store.write(Snapshot(header, states), store.slot_after(found))
-            except SnapshotError:
-                counters.add_in(row, "snapshots", -1)
-                counters.add_in(row, "persisted_bytes", -codec.stored_bytes)
-                raise
-        return sequence
+        return self._store.save(row, states, folder, on_damage)
 
-    def restore(self, row: int, folder: str | Path) -> Restored | None:
+    def restore(
+        self, row: int, folder: str | Path, on_damage: OnDamage = "raise"
+    ) -> Restored | None:
         """Take back the newest good snapshot of a folder into one row.
 
-        A row that has not stepped yet goes on counting where the snapshot stopped.
+        The row goes on counting where the folder stopped: what others counted there since the row
+        last saved or restored is added.
 
         Args:
             row: A row that a session has joined.
             folder: Where `save` of a pool or a session wrote.
+            on_damage: As in `save`.
 
         Returns:
-            What was taken and why, or None where no snapshot was ever written.
+            What was taken and why, or None where no snapshot was ever written, or none can be
+            read and ``on_damage`` is ``fresh``.
 
         Raises:
             RowError: No session has joined this row.
@@ -267,15 +255,7 @@ class Pool(Closing):
             SessionClosedError: The pool was closed.
         """
         self._open_engine()
-        fresh = self.ledger(row).steps == 0
-        with closing(SnapshotStore(folder, Codec(self.manifest))) as store:
-            found = store.newest()
-        if found is None:
-            return None
-        header = found.snapshot.header
-        past = header.ledger if fresh else None
-        self._memory.begin(row, found.snapshot.states, "restores", past)
-        return Restored(found.slot, found.reason, header.sequence, header.ledger.steps)
+        return self._store.restore(self._checked(row), folder, on_damage)
 
     def step(self, /, rows: Iterable[int] | None = None, **inputs: Array) -> Mapping[str, Array]:
         """One step of the model, for all sessions or for some.

@@ -91,6 +91,12 @@ class RowCounters:
         for name in self._gates:
             self._next[self._row_of[name], row] = past.gate_openings.get(name, 0)
 
+    def go_on_from(self, row: int, past: Ledger) -> None:
+        """Add what was counted elsewhere to the ledger of one row."""
+        self.prepare()
+        self.put_past(row, past)
+        self.count()
+
     def count(self) -> None:
         """Add what was prepared; a second call changes nothing."""
         if self._table[-1, 0] != self._transitions:

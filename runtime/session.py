@@ -57,27 +57,22 @@ class Session(Closing):
     ) -> None:
         super().__init__(engine)
         self._bundle, self._buffers, self._budget = bundle, buffers, budget
-        self._engine_name = engine.name
-        self._clock, self._on_fault = clock, on_fault
+        self._clock, self._on_fault, self._engine_name = clock, on_fault, engine.name
         self._counters = counters = Counters(buffers.groups)
-        limits = (budget.writes_per_1000_steps, budget.writes_per_second)
-        self._governor = (
-            Governor(budget, buffers.groups, buffers.constants, clock, counters)
-            if any(limit is not None for limit in limits)
-            else None
-        )
-        self._deadline = (
-            StepDeadline(budget, clock, counters) if budget.deadline_ms is not None else None
-        )
+        limits, slots = (budget.writes_per_1000_steps, budget.writes_per_second), buffers.constants
+        self._governor: Governor | None = None
+        if limits != (None, None):
+            self._governor = Governor(budget, buffers.groups, slots, clock, counters)
+        late = budget.deadline_ms is not None
+        self._deadline = StepDeadline(budget, clock, counters) if late else None
         self._memory = memory = Memory(buffers, counters, self._governor, engine)
         outputs = bundle.manifest.outputs
         # Only the policies that answer after a fault pay for the copy.
         self._answers = Answers(buffers.outputs, outputs, memory) if on_fault != "raise" else None
-        self._keeper = (
-            Keeper(snapshots, budget, bundle.manifest, clock, counters, memory, self._governor)
-            if snapshots is not None
-            else None
-        )
+        self._keeper: Keeper | None = None
+        if snapshots is not None:
+            kept = (counters, memory, self._governor)
+            self._keeper = Keeper(snapshots, budget, bundle.manifest, clock, *kept)
         self._feeds = Feeds(buffers.inputs, engine)
         by_step = any((self._answers, self._governor, self._deadline))
         self._prefill = Prefill(bundle, buffers, memory, counters, budget, self._keeper, by_step)
@@ -114,7 +109,8 @@ class Session(Closing):
             SpecError: The budget is looser than the manifest's or contradicts the model, or a
                 policy does not exist.
             MemoryBudgetError: The bundle needs more memory than it may; nothing was allocated.
-            SnapshotError: The snapshot folder is in use, damaged or cannot be written.
+            SnapshotError: The snapshot folder is in use, cannot be written, or is of another
+                memory. Snapshots that cannot be read are no error, but a `SnapshotWarning`.
             BundleError: A file is missing, altered, or outside the folder.
             PoolBundleError: The bundle serves several sessions; `Pool` opens it.
             ManifestError: The manifest is malformed or of another schema version.
@@ -186,6 +182,11 @@ class Session(Closing):
     def budget(self) -> Budget:
         """The limits in force: the manifest's, tightened by the caller."""
         return self._budget
+
+    @property
+    def snapshot_problem(self) -> str | None:
+        """What in the snapshot folder cannot be used, as last looked at; None where all can."""
+        return self._keeper.problem if self._keeper is not None else None
 
     @property
     def outputs(self) -> Mapping[str, Array]:
@@ -357,32 +358,33 @@ class Session(Closing):
             Its sequence number, or None where the wear budget's policy ``hold`` skipped it.
 
         Raises:
-            SnapshotError: No folder was given to `open`, or it cannot be written.
+            SnapshotError: No folder was given to `open`, it cannot be written, another session
+                wrote to it, or nothing in it can be read and the policy is ``raise``.
             PersistBudgetError: The wear budget's policy is ``raise``.
             SessionClosedError: The session was closed.
         """
-        self._open_engine()
         return self._need_keeper().save()
 
     def restore(self) -> Restored | None:
-        """Take back the newest good snapshot: states, counters and governor.
+        """Take back the newest good snapshot: states, counters, and the shift of ``adapt``.
 
         Everything is checked before memory is touched. A fresh session goes on counting where the
-        snapshot stopped; one that already saved to or restored from this folder keeps its own
-        counters, which only grow.
+        folder stopped; one that already saved to or restored from it keeps its own counters,
+        which only grow. Budgets live with the folder, and do not come back with a snapshot.
 
         Returns:
-            What was taken and why, or None where no snapshot was ever written.
+            What was taken and why, or None where no snapshot was ever written, or none can be
+            read under the policy ``on_damage="fresh"``.
 
         Raises:
-            SnapshotError: No folder was given to `open`, or nothing in it can be used (damaged,
-                newer format, another model, a ledger that goes backwards). Nothing was changed.
+            SnapshotError: No folder was given to `open`, it is gone, or nothing in it can be used
+                (damaged, newer format, another model). Nothing was changed.
             SessionClosedError: The session was closed.
         """
-        self._open_engine()
         return self._need_keeper().restore()
 
     def _need_keeper(self) -> Keeper:
+        self._open_engine()
         if self._keeper is None:
             raise SnapshotError(
                 "this session has no snapshot folder",
@@ -392,7 +394,7 @@ class Session(Closing):
 
     def close(self) -> None:
         """Free engines and snapshot folder; a second call does nothing. The ledger can be read."""
-        super().close()
-        self._prefill.close()
         if self._keeper is not None:
             self._keeper.close()
+        super().close()
+        self._prefill.close()

@@ -32,6 +32,7 @@ from stategate.contract.errors import (
     SnapshotVersionError,
 )
 from stategate.contract.reading import decode_json
+from stategate.runtime.account import RECORD_BYTES
 from stategate.runtime.buffers import Array, is_finite
 from stategate.runtime.ledger import Ledger
 
@@ -98,7 +99,8 @@ class Codec:
         file_bytes: Size of every snapshot.
         most_bytes: What is read of a file at most.
         stored_bytes: The same in whole blocks of 4 KiB: what `persisted_bytes` counts.
-        cost_bytes: With an estimate of journal and metadata: what the wear budget is charged.
+        cost_bytes: With an estimate of journal and metadata, and the record of the charge itself:
+            what the wear budget is charged.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -115,7 +117,7 @@ class Codec:
         # A newer format may need more, and shall be called newer rather than too large.
         self.most_bytes = 2 * self.file_bytes + (1 << 20)
         self.stored_bytes = -(-self.file_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
-        self.cost_bytes = self.stored_bytes + METADATA_BYTES_ESTIMATE
+        self.cost_bytes = self.stored_bytes + METADATA_BYTES_ESTIMATE + RECORD_BYTES
         self._buffer = bytearray(self.file_bytes)
 
     def encode(self, snapshot: Snapshot) -> memoryview:
@@ -146,7 +148,7 @@ class Codec:
         """Read a snapshot, believing nothing.
 
         Args:
-            raw: The whole file.
+            raw: The whole file; of a longer one than ``file_bytes``, its beginning is enough.
             name: What to call it in errors.
 
         Raises:
@@ -158,8 +160,10 @@ class Codec:
             raise SnapshotDamagedError(
                 f"{name} is no snapshot", found=f"{len(raw)} bytes, starting with {raw[:8]!r}"
             )
-        # Every version ends in a digest of all before it, so this can come first.
-        if hashlib.sha256(raw[:-_DIGEST_BYTES]).digest() != raw[-_DIGEST_BYTES:]:
+        # Every version ends in a digest of all before it, so this can come first. What is longer
+        # than a snapshot of this memory may not be all of the file: its header says whose it is.
+        whole = hashlib.sha256(raw[:-_DIGEST_BYTES]).digest() == raw[-_DIGEST_BYTES:]
+        if not whole and len(raw) <= self.file_bytes:
             raise SnapshotDamagedError(f"{name} is damaged", found="a checksum that does not match")
         _, version, header_bytes, payload_bytes = _FIXED.unpack_from(raw)
         if version != FORMAT_VERSION:

@@ -34,6 +34,8 @@ def metrics(session: Session) -> dict[str, float | int | str]:
             report[field.name] = value
     if ledger.steps:
         report["write_rate"] = ledger.writes / ledger.steps
+    if session.snapshot_problem is not None:
+        report["snapshot_problem"] = session.snapshot_problem
     for gate in session.manifest.gates:
         if gate.expected_write_rate is not None:
             report[f"expected_write_rate.{gate.name}"] = gate.expected_write_rate
