@@ -15,7 +15,7 @@ from stategate.models.adapters import adapted
 from stategate.models.blame import explained
 from stategate.models.source import check_model
 from stategate.models.step import StepModel
-from stategate.models.suggest import offer
+from stategate.models.suggest import offer, unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ def load_model(source: str) -> LoadedModel:
 def _checked(
     made: object, name: str, source: str, episode: Callable[[int, int], Episode] | None
 ) -> LoadedModel:
-    if not isinstance(made, StepModel):
-        made = adapted(made) or made
+    inner, _ = unwrapped(made)
+    made = inner if isinstance(inner, StepModel) else adapted(inner) or made
     if not isinstance(made, nn.Module) or not isinstance(made, StepModel):
         raise TraceError(
             "this object cannot be stepped",
