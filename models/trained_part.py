@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import ModelConfigError
+from stategate.contract.reading import open_regular
 
 
 def save_part(path: Path, tensors: dict[str, Tensor], model_sha256: str) -> None:
@@ -31,6 +32,7 @@ def load_part(path: str | Path, model_sha256: str) -> dict[str, Tensor]:
         ModelConfigError: The file cannot be read, or was trained for other weights.
     """
     try:
+        open_regular(path).close()  # opening a pipe would wait for ever
         with safe_open(path, "pt") as file:
             made_for = (file.metadata() or {}).get("model_sha256", "none")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -16,7 +16,7 @@ from torch import nn
 
 from stategate.contract import Bundle
 from stategate.export.adopt import Adopted, OnnxReference, Request, adopt
-from stategate.export.cli import candidate_from
+from stategate.export.candidates import candidate_from
 from stategate.export.engines_cli import with_c
 from stategate.export.lower_c import lower
 from stategate.export.pack import random_episode, seal
@@ -253,7 +253,7 @@ def test_wrong_c_costs_the_native_engine_and_not_the_bundle(
 @pytest.mark.case("C4")
 def test_a_step_that_c_lacks_is_refused_where_native_alone_was_asked_for(tmp_path: Path) -> None:
     words = ["adopt", str(branching(tmp_path)), "--dim", "batch=1", "--state", "h=h_next"]
-    words += ["--steps", "5"]  # the branch depends on an input
+    words += ["--steps", "5", "--range", "mode=6:7"]  # the branch depends on an input
     for engines, code in (("onnxruntime,native", 0), ("native", 2)):
         out = tmp_path / engines
         done = CliRunner().invoke(main, [*words, "--engines", engines, "--out", str(out)])
