@@ -18,6 +18,7 @@ from stategate.bench.wear import wear_rows, write_rate
 from stategate.bench.wear_cli import finite
 from stategate.contract import Bundle, Manifest
 from stategate.contract.bundle import MANIFEST
+from stategate.contract.errors import ParityError
 from stategate.contract.native import Engine
 from stategate.contract.staging import scratch_folder
 from stategate.targets import TargetProfile, generic, load, load_storage, names, recognise
@@ -25,6 +26,7 @@ from stategate.targets.detect import detect
 from stategate.targets.fits import Fit, Footprint, fit, load_costs, predict
 
 HORIZON_STEPS = 100_000
+_ONLY_SIZES = "fits: only its size is asked"
 
 
 @click.command()
@@ -172,16 +174,24 @@ def _bundle(
         out = Path(scratch) / "bundle"
         click.echo(f"exporting {model} to look at it", err=True)
         # Sizes do not depend on how well it was verified, so a few steps and wide limits do.
-        with contextlib.redirect_stdout(io.StringIO()):
-            context.invoke(
-                export,
-                model=model,
-                out=out,
-                steps=32,
-                precision=precision or "float32",
-                engines="onnxruntime" if engine == "onnxruntime" else "onnxruntime,native",
-                accept=None if precision in (None, "float32") else "fits: only its size is asked",
-            )
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                context.invoke(
+                    export,
+                    model=model,
+                    out=out,
+                    steps=32,
+                    precision=precision or "float32",
+                    engines="onnxruntime" if engine == "onnxruntime" else "onnxruntime,native",
+                    accept=None if precision in (None, "float32") else _ONLY_SIZES,
+                )
+        except ParityError as problem:  # its remedy is for options that are not here
+            raise ParityError(
+                problem.what,
+                remedy=f"make the bundle first, on inputs that the model is made for, and look at "
+                f"that: stategate export {model} --episode FILE --out bundle, then stategate fits "
+                "bundle",
+            ) from problem
         yield Bundle.open(out)
 
 

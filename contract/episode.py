@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,11 @@ class Episode:
             rate_hz=self.rate_hz,
             provenance=self.provenance,
         )
+
+
+def not_finite(arrays: Mapping[str, Array]) -> list[str]:
+    """Names of the arrays that hold NaN or Inf."""
+    return [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
 
 
 def tensor_keys(file: Npz) -> list[str]:

@@ -102,6 +102,7 @@ def export(
     profile = load(target) if target else generic()
     refuse_to_replace(out)
 
+    from stategate.export.answers import taking
     from stategate.export.candidates import candidate_from, episode_for, reference_for
     from stategate.export.pack import seal
     from stategate.export.receipt import print_receipt
@@ -119,7 +120,8 @@ def export(
     candidate = deployed(candidate, engines, split, episode, here=target is None)
     limits = lower.limits
     if limits.flip_rate is None:
-        limits = strict_limits(loaded.model, candidate, episode)
+        with taking(loaded.name, episode, inputs, 0):
+            limits = strict_limits(loaded.model, candidate, episode)
     if limits.because:
         click.echo(f"errors may be {limits.error:.2g}: {limits.because}", err=True)
     with progress(episode.steps, "verifying") as report:

@@ -9,7 +9,7 @@ import torch
 
 from stategate.contract import Episode, StateSpec, TensorSpec, batched
 from stategate.contract.errors import TraceError
-from stategate.export.verify import Arrays, Reference
+from stategate.export.answers import Arrays, Reference
 from stategate.models.step import StepModel, Tensors, threshold_inputs
 
 _DRAWS = 16  # a gate that mixes rows shows only where they decide differently

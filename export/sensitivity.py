@@ -22,11 +22,12 @@ from stategate.contract.durable import write_whole
 from stategate.contract.errors import CalibrationError, ParityError
 from stategate.contract.precision import PrecisionPlan
 from stategate.contract.staging import scratch_folder
+from stategate.export.answers import Answers
 from stategate.export.pack import Candidate, draft
 from stategate.export.precision import lowered
 from stategate.export.quantise import Projection, chosen, projections
 from stategate.export.storage import stored
-from stategate.export.verify import Holes, Limits, Reference, compare
+from stategate.export.verify import Limits, Reference, compare
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -73,12 +74,11 @@ class Recorded:
     def __init__(self, reference: Reference, episode: Episode, inputs: InputsRef) -> None:
         self.name = reference.name
         self._steps: list[tuple[Arrays, Arrays]] = []
-        holes = Holes()
+        answers = Answers(reference, episode, inputs)
         for t, given in enumerate(episode):
-            outputs, states, gates = reference.step(given)
-            holes.add(t, outputs, states, gates)
+            outputs, _, gates = answers.step(t, given)
             self._steps.append((_copied(outputs), _copied(gates)))
-        holes.refuse(reference.name, episode, inputs)
+        answers.check()
         self._at = 0
 
     def rewound(self) -> Recorded:

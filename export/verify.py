@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -14,10 +13,11 @@ from stategate.contract import InputsRef, Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
 from stategate.contract.stored import quanta, values
+from stategate.export.answers import Answers, Arrays, Reference
 from stategate.runtime.build_native import build_native
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.gaps import Gaps
-from stategate.runtime.golden import TOLERANCE, chunk_gap, fused_gap, not_finite, stepped
+from stategate.runtime.golden import TOLERANCE, chunk_gap, fused_gap, stepped
 
 __all__ = [
     "TOLERANCE",
@@ -30,8 +30,6 @@ __all__ = [
     "verify",
 ]
 
-Arrays = Mapping[str, np.ndarray]
-
 STEPS = 1000
 GOLDEN_STEPS = 256
 TRAIL_BYTES = 1 << 20  # of recorded states in a golden episode
@@ -39,20 +37,6 @@ _FAILS = (
     "in lower precision keep more of it in float (stategate sensitivity), and a state in float32; "
     "else look for operations that the engine computes differently; nothing was written"
 )
-
-
-class Reference(Protocol):
-    """The model as it was before export, on its own state.
-
-    Attributes:
-        name: What it is, for the receipt.
-    """
-
-    name: str
-
-    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Outputs, states after the step, and gates, by name."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,54 +59,6 @@ class Limits:
 
 
 STRICT = Limits()
-
-
-class Holes:
-    """Steps in which the model itself does not answer with finite numbers.
-
-    The runtime takes such an answer for a fault, so a bundle cannot promise one.
-    """
-
-    def __init__(self) -> None:
-        self._steps: dict[str, list[int]] = {}
-
-    def add(self, t: int, outputs: Arrays, states: Arrays, gates: Arrays) -> None:
-        """Look at what the model answered in step ``t``."""
-        groups = (("output", outputs), ("state", states), ("gate", gates))
-        for what, arrays in groups:
-            for name in not_finite(arrays):
-                self._steps.setdefault(f"{what} {name!r}", []).append(t)
-
-    def __bool__(self) -> bool:
-        return bool(self._steps)
-
-    def refuse(self, name: str, episode: Episode, inputs: InputsRef) -> None:
-        """Raise where there are any.
-
-        Raises:
-            ParityError: With the number of steps and the range of each input.
-        """
-        if not self:
-            return
-        counted = [
-            f"{what} in {len(steps)} of {episode.steps} steps, first in step {steps[0]}"
-            for what, steps in self._steps.items()
-        ]
-        spans = [
-            f"{tensor} from {array.min():.4g} to {array.max():.4g}"
-            for tensor, array in episode.inputs.items()
-        ]
-        first = next(iter(episode.inputs))
-        raise ParityError(
-            f"{name} itself gives NaN or Inf: {'; '.join(counted)}",
-            found=f"on {inputs.words}: {', '.join(spans)}",
-            expected="finite outputs, states and gates in every step",
-            remedy="keep NaN and Inf out of the model's answers (clamp what log, sqrt or a "
-            "division takes); these are recorded inputs"
-            if inputs.kind == "recording"
-            else f"give recorded inputs with --episode FILE, or the range that the model is made "
-            f"for with --range, such as --range {first}=0:1; nothing was written",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +115,7 @@ def compare(
     Raises:
         ParityError: The model or the bundle gives NaN or Inf, or the bundle's engine fails.
     """
-    holes = Holes()
+    answers = Answers(reference, episode, inputs)
     flipped: list[list[str]] = []
     kept: list[tuple[Arrays, Arrays]] = []
     states: Arrays = {}
@@ -197,9 +133,8 @@ def compare(
         room = min(GOLDEN_STEPS, room) if own_answers and quanta(specs, stored) else 0
         for t, given in enumerate(episode):
             # The reference goes first: it has a word for what the engine only fails on.
-            outputs, after, gates = reference.step(given)
-            holes.add(t, outputs, after, gates)
-            if holes:  # what is left is stepped to be counted
+            outputs, after, gates = answers.step(t, given)
+            if not answers.are_finite:  # what is left is stepped to be counted
                 continue
             ours = stepped(session, given, t, reference.name, _FAILS)
             output_gaps.add(ours, outputs)
@@ -226,7 +161,7 @@ def compare(
                 states = _copied(after)
             report(t + 1)
         engine = session.engine_name
-    holes.refuse(reference.name, episode, inputs)
+    answers.check()
     golden = Episode(
         inputs={name: array[:GOLDEN_STEPS] for name, array in episode.inputs.items()},
         outputs=_stacked([outputs for outputs, _ in kept]),

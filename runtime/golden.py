@@ -7,9 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from stategate.contract import Bundle, Episode
+from stategate.contract.episode import not_finite
 from stategate.contract.errors import EpisodeError, ParityError, RuntimeFault
 from stategate.contract.stored import values
 from stategate.runtime.buffers import Array, Buffers
@@ -69,11 +68,6 @@ class Replay:
             f"{self.gate_flips} gate flips"
         )
         return found if self.one_step is None else f"{self.one_step.told}; on its own: {found}"
-
-
-def not_finite(arrays: Mapping[str, Array]) -> list[str]:
-    """Names of the arrays that hold NaN or Inf."""
-    return [n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
 
 
 def stepped(

@@ -146,7 +146,8 @@ def test_random_indices_reach_every_row_that_is_looked_up_and_no_other(tmp_path:
     done = run(
         "adopt", path, "--state", "h=h_next", "--range", "word=0:9", "--out", tmp_path / "other"
     )
-    assert done.exit_code == 2 and "does not run on these inputs" in done.output
+    assert done.exit_code == 1 and "fails on the inputs of step" in done.output
+    assert "--range x=0:1" in done.output
 
 
 @pytest.mark.case("B8")

@@ -20,6 +20,29 @@ CASES = Path(__file__).parents[1] / "cases"
 F = TensorProto.FLOAT
 
 
+PICKY = """
+import torch
+from torch import nn
+from stategate.models import lift
+
+
+class Picky(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(4, 2)
+        self.register_buffer("h", torch.zeros(1, 2))
+
+    def forward(self, word):
+        self.h = 0.5 * self.h + self.table(word)
+        return torch.tanh(self.h)
+
+
+def make():
+    word = torch.zeros(1, dtype=torch.int64)
+    return lift(Picky(), {"word": word}, states=["h"], outputs=["y"])
+"""
+
+
 def run(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
@@ -123,6 +146,25 @@ def test_a_memory_that_overflows_in_a_command_is_not_told_to_go_on(
     assert "reset()" not in told and "with more --steps" in told
     again = run(*words, "--steps", 100)  # what the remedy says
     assert again.exit_code == 1 and "first in step" in again.output
+
+
+@pytest.mark.case("B9")
+def test_a_module_that_raises_on_an_input_of_the_check_ends_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "picky.py").write_text(PICKY)
+    model, out = f"{tmp_path}/picky.py:make", tmp_path / "b"
+    done = run("export", model, "--range", "word=0:9", "--steps", 50, "--out", out)
+    assert done.exit_code == 1 and "fails on the inputs of step" in done.output
+    assert "IndexError" in done.output and "word from 0 to 9" in done.output
+    assert run("export", model, "--steps", 50, "--out", out).exit_code == 0
+    golden = Bundle.open(out).golden()
+    assert golden is not None and set(golden.inputs["word"].ravel().tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.case("B9")
+def test_fits_of_a_model_that_noise_makes_nan_says_how_to_look_at_it(tmp_path: Path) -> None:
+    done = run("fits", f"{CASES}/models.py:nan_golden")
+    assert done.exit_code == 1 and "stategate export" in done.output
+    assert "--range" not in done.output
 
 
 @pytest.mark.case("A2")

@@ -1,0 +1,124 @@
+"""What the model itself answers to the inputs of a check: finite numbers, or a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+
+from stategate.contract import Episode, InputsRef
+from stategate.contract.episode import not_finite
+from stategate.contract.errors import ParityError, StategateError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Reference(Protocol):
+    """The model as it was before export, on its own state.
+
+    Attributes:
+        name: What it is, for the receipt.
+    """
+
+    name: str
+
+    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs, states after the step, and gates, by name."""
+        ...
+
+
+class Answers:
+    """Steps a model through an episode, and keeps count of what is NaN or Inf.
+
+    The runtime takes such an answer for a fault, so a bundle cannot promise one.
+
+    Args:
+        reference: The model.
+        episode: Every step of it is taken.
+        inputs: Where the episode came from.
+    """
+
+    def __init__(self, reference: Reference, episode: Episode, inputs: InputsRef) -> None:
+        self._reference, self._episode, self._inputs = reference, episode, inputs
+        self._holes: dict[str, list[int]] = {}
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether all were, so far."""
+        return not self._holes
+
+    def step(self, t: int, given: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs, states and gates of step ``t``.
+
+        Raises:
+            ParityError: The model raises something.
+        """
+        with taking(self._reference.name, self._episode, self._inputs, t):
+            outputs, states, gates = self._reference.step(given)
+        for what, arrays in (("output", outputs), ("state", states), ("gate", gates)):
+            for name in not_finite(arrays):
+                self._holes.setdefault(f"{what} {name!r}", []).append(t)
+        return outputs, states, gates
+
+    def check(self) -> None:
+        """Refuse a model some answers of which were not finite.
+
+        Raises:
+            ParityError: With the number of steps and the range of each input.
+        """
+        if self.are_finite:
+            return
+        counted = [
+            f"{what} in {len(steps)} of {self._episode.steps} steps, first in step {steps[0]}"
+            for what, steps in self._holes.items()
+        ]
+        raise ParityError(
+            f"{self._reference.name} itself gives NaN or Inf: {'; '.join(counted)}",
+            found=_spans(self._episode, self._inputs),
+            expected="finite outputs, states and gates in every step",
+            remedy=_remedy(
+                self._episode,
+                self._inputs,
+                "clamp what log, sqrt or a division of the model takes",
+            ),
+        )
+
+
+@contextmanager
+def taking(name: str, episode: Episode, inputs: InputsRef, step: int) -> Iterator[None]:
+    """A model takes the inputs of a step: what it raises becomes a sentence.
+
+    Raises:
+        ParityError: It does not take them.
+    """
+    try:
+        yield
+    except StategateError:
+        raise
+    except Exception as problem:  # a user's module may raise anything
+        raise ParityError(
+            f"{name} fails on the inputs of step {step}",
+            found=f"{type(problem).__name__}: {problem}; {_spans(episode, inputs)}",
+            expected="a model that takes every input of the check",
+            remedy=_remedy(episode, inputs, "mend the model, or leave these steps out"),
+        ) from problem
+
+
+def _spans(episode: Episode, inputs: InputsRef) -> str:
+    spans = [
+        f"{name} from {float(array.min()):.4g} to {float(array.max()):.4g}"
+        for name, array in episode.inputs.items()
+    ]
+    return f"on {inputs.words}: {', '.join(spans)}"
+
+
+def _remedy(episode: Episode, inputs: InputsRef, of_a_recording: str) -> str:
+    if inputs.kind == "recording":
+        return f"{of_a_recording}; nothing was written"
+    first = next(iter(episode.inputs))
+    return (
+        "give recorded inputs with --episode FILE, or the range that the model is made for with "
+        f"--range, such as --range {first}=0:1; nothing was written"
+    )
