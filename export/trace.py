@@ -22,6 +22,7 @@ from stategate.export.graph import (
     with_opset_of_its_operators,
     without_traces_of_the_build,
 )
+from stategate.export.native import check_runs
 from stategate.export.rows import check_rows_stand_alone
 from stategate.export.watch import Watch, undeclared
 from stategate.models.blame import blamed_operation, explained
@@ -74,6 +75,7 @@ def trace(
     with _operators(model, operators):
         graph = _lowered(_Flat(model, spec).eval(), example, _output_names(spec), module)
     check_graph(graph, spec, branch_free=True)
+    check_runs(graph, {name: tensor.numpy() for name, tensor in example.items()})
     return graph
 
 
@@ -160,7 +162,22 @@ def as_module(model: object) -> nn.Module:
             expected="an nn.Module with step_spec() and step(inputs, states)",
             remedy="see docs/quickstart.md for ten lines that do it",
         )
+    packed = [name for name, part in model.named_modules() if _is_quantised(part)]
+    if packed:
+        raise TraceError(
+            "quantised modules of torch cannot be traced",
+            found=", ".join(packed[:4]),
+            expected="the module as it was before quantize_() or quantize_dynamic()",
+            remedy="export it in float, with --precision int8-weights",
+        )
     return model
+
+
+def _is_quantised(part: nn.Module) -> bool:
+    """Of torch.ao, or with weights of torchao, which are a tensor of another class."""
+    weights = [type(parameter.data) for parameter in part.parameters(recurse=False)]
+    kinds = [type(part), *(kind for kind in weights if kind is not torch.Tensor)]
+    return any(k.__module__.startswith(("torch.ao.nn.quantized", "torchao.")) for k in kinds)
 
 
 class TorchReference:
