@@ -11,6 +11,7 @@ from onnx import GraphProto, NodeProto, helper, shape_inference
 
 from stategate.contract import Bundle
 from stategate.contract.errors import BundleError
+from stategate.contract.failures import failures
 from stategate.contract.native import Engine
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.contract.reading import decode_json
@@ -38,7 +39,7 @@ def footprint(bundle: Bundle, engine: Engine = "onnxruntime") -> Footprint:
     raw = bundle.read(manifest.step_graph.file)
     try:
         model = shape_inference.infer_shapes(onnx.load_model_from_string(raw))
-    except Exception as problem:  # protobuf and onnx raise a dozen unrelated types
+    except failures() as problem:  # protobuf and onnx raise a dozen unrelated types
         raise BundleError("the graph cannot be read", found=str(problem)) from problem
     graphs = _graphs(model.graph)
     nodes = _nodes(model.graph)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from stategate.contract import EpisodeFile, EpisodeSet
 from stategate.contract.errors import CalibrationError, MissingDependencyError, StategateError
+from stategate.contract.failures import failures
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -112,7 +113,7 @@ def _gathered(client: Client, episodes: EpisodeSet, work: Work[One]) -> Iterator
             yield future.result()
         except StategateError:
             raise
-        except Exception as problem:  # whatever the work raised, or Dask's own
+        except failures() as problem:  # whatever the work raised, or Dask's own
             raise CalibrationError(
                 f"the cluster could not roll {file.name}",
                 found=f"{type(problem).__name__}: {problem}",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from stategate.contract import Episode, GateSpec, StepSpec
 from stategate.contract.errors import CalibrationError, EpisodeError
+from stategate.contract.failures import failures, first_line
 from stategate.models.step import StepModel, Tensors, initial_states, threshold_inputs
 
 Report = Callable[[int], None]
@@ -142,10 +143,10 @@ class Lanes:
         """
         try:
             return (self._apart if apart else self._shared)(thresholds, states, inputs)
-        except RuntimeError as problem:
+        except failures(RuntimeError) as problem:
             raise CalibrationError(
                 "the step cannot be run for several thresholds at once",
-                found=str(problem).splitlines()[0],
+                found=first_line(problem),
                 expected="a step that torch.vmap can map: no data-dependent Python, no .item()",
             ) from problem
 

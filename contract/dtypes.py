@@ -50,15 +50,7 @@ def dtype_named(name: str) -> Dtype:
         SpecError: The name is not in the table.
     """
     if name not in DTYPES:
-        raise SpecError(
-            "unknown dtype",
-            found=name,
-            expected=", ".join(DTYPES),
-            remedy="hand it in and out in float32: module.float(), with float32 inputs and first "
-            "values"
-            if "float" in name
-            else None,
-        )
+        raise SpecError("unknown dtype", found=name, expected=", ".join(DTYPES))
     return DTYPES[name]
 
 

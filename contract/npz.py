@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stategate.contract.errors import EpisodeError
+from stategate.contract.failures import failures
 from stategate.contract.reading import open_regular, printable, read_bounded
 
 Array = NDArray[Any]
@@ -184,7 +185,7 @@ class Npz:
         """NumPy, zipfile, zlib and the disk raise a dozen unrelated types."""
         try:
             yield
-        except Exception as problem:
+        except failures() as problem:
             raise EpisodeError(
                 f"{self.name} cannot be read",
                 found=f"{type(problem).__name__}: {problem}",
@@ -202,7 +203,7 @@ def load_npy(path: str | Path) -> Array:
         raw = read_bounded(path, WHOLE_BYTES)
         _member(raw[:_HEADER_BYTES], len(raw), printable(path))
         array: Array = np.load(io.BytesIO(raw), allow_pickle=False)
-    except Exception as problem:  # NumPy raises unrelated types
+    except failures() as problem:  # NumPy raises unrelated types
         raise EpisodeError(
             f"{path} cannot be read",
             found=f"{type(problem).__name__}: {problem}",

@@ -46,13 +46,18 @@ def open_regular(path: str | Path, limit: int = FILE_BYTES) -> BinaryIO:
     """
     # Opening alone makes some devices do something, so the kind is asked before and after.
     _check_kind(Path(path).stat(), limit)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    # The file closes its descriptor once; by hand it could be another one's, if interrupted.
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     try:
-        _check_kind(os.fstat(descriptor), limit)
-        return os.fdopen(descriptor, "rb")
+        _check_kind(os.fstat(file.fileno()), limit)
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _check_kind(found: os.stat_result, limit: int) -> None:

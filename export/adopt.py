@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import onnxruntime
 from stategate.contract import ConstantSpec, ModelRef, StateSpec, StepSpec, TensorSpec
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError
+from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import file_sha256
-from stategate.export.adopt_request import Request
 from stategate.export.context import context_of, with_context
 from stategate.export.dataflow import read_on, used_inputs
 from stategate.export.graph import check_graph
@@ -22,6 +22,29 @@ from stategate.export.pack import Candidate
 from stategate.export.pairing import Evidence, check_pairs, find_pairs, lookalikes
 from stategate.export.steering import Branches, choices
 from stategate.export.untrusted import load_graph, run_within_limits, unoptimised
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user says about a file.
+
+    Attributes:
+        dims: Sizes of named dynamic axes.
+        shapes: Whole shapes of inputs, for axes without a name.
+        constants: Inputs that shall be fixed for ever, as text.
+        states: Output name by state input name; empty to look for pairs.
+        initial: What states start with, by input name: an array of the state's shape and dtype,
+            or one number as text for all its elements. Zeros for those not named.
+        contexts: Samples of the window before that an input begins with; see
+            `stategate.export.context`.
+    """
+
+    dims: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    constants: Mapping[str, str]
+    states: Mapping[str, str]
+    initial: Mapping[str, np.ndarray | str] = field(default_factory=dict)
+    contexts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,11 +320,11 @@ def _probe(
             }
         except GraphError:
             raise
-        except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
+        except failures() as problem:  # ONNX Runtime raises a dozen unrelated types
             problems.append(problem)
     raise GraphError(
         "the graph does not run with these shapes, or gives something that is no tensor",
-        found=str(problems[0]).splitlines()[0],
+        found=first_line(problems[0]),
         expected=", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in inputs.values()),
         remedy="correct --dim, --shape and --const",
     ) from problems[0]

@@ -11,6 +11,7 @@ import numpy as np
 from stategate.contract import Episode, InputsRef
 from stategate.contract.episode import not_finite
 from stategate.contract.errors import ParityError, StategateError
+from stategate.contract.failures import failures
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -97,7 +98,7 @@ def taking(name: str, episode: Episode, inputs: InputsRef, step: int) -> Iterato
         yield
     except StategateError:
         raise
-    except Exception as problem:  # a user's module may raise anything
+    except failures() as problem:  # a user's module may raise anything
         raise ParityError(
             f"{name} fails on the inputs of step {step}",
             found=f"{type(problem).__name__}: {problem}; {_spans(episode, inputs)}",

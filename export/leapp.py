@@ -18,9 +18,9 @@ from safetensors.numpy import load as load_safetensors
 
 from stategate.contract import ModelRef, sha256
 from stategate.contract.errors import LeappError
+from stategate.contract.failures import failures
 from stategate.contract.reading import printable, read_bounded, text_with_controls
-from stategate.export.adopt import Adopted, adopt
-from stategate.export.adopt_request import Request
+from stategate.export.adopt import Adopted, Request, adopt
 from stategate.export.untrusted import GRAPH_BYTES
 
 _MAX_BYTES = 1 << 20
@@ -185,7 +185,7 @@ def _document(path: Path) -> _Document:
         if controlled is not None:
             raise ValueError(f"a control character in {printable(controlled)}")
         return msgspec.convert(plain, _Document)
-    except Exception as problem:  # PyYAML lets KeyError, AttributeError and more through
+    except failures() as problem:  # PyYAML lets KeyError, AttributeError and more through
         raise LeappError(
             f"{path} is not the YAML of a LEAPP export",
             found=" ".join(str(problem).split()) or type(problem).__name__,
@@ -274,7 +274,7 @@ def _initial(path: Path, node: str, pipeline: _Pipeline) -> dict[str, np.ndarray
         arrays: dict[str, np.ndarray] = load_safetensors(raw)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("NaN or Inf")
-    except Exception as problem:  # safetensors and NumPy raise unrelated types
+    except failures() as problem:  # safetensors and NumPy raise unrelated types
         raise LeappError(
             f"{file.name} holds no initial values", found=problem, expected="a safetensors file"
         ) from problem

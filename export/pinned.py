@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError
+from stategate.contract.failures import failures
 from stategate.export.graph import every_node, fixed_shape
 
 Array = NDArray[Any]
@@ -129,7 +130,7 @@ def _computed(
     feeds = {name: known[name] for name in node.input if name}
     try:
         results = _evaluated(node, model, feeds)
-    except Exception:  # the reference raises what numpy raises; the node stays where it is
+    except failures():  # the reference raises what numpy raises; the node stays where it is
         return None
     arrays = {n: a for n, a in zip(_given(node), results, strict=True) if isinstance(a, np.ndarray)}
     if len(arrays) < len(results) or any(a.dtype.kind not in "fiub" for a in arrays.values()):

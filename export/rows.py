@@ -9,6 +9,7 @@ import torch
 
 from stategate.contract import Episode, StateSpec, TensorSpec, batched
 from stategate.contract.errors import TraceError
+from stategate.contract.failures import failures
 from stategate.export.answers import Arrays, Reference
 from stategate.models.step import StepModel, Tensors, threshold_inputs
 
@@ -87,7 +88,7 @@ def check_rows_stand_alone(model: StepModel, sessions: int) -> None:
         for rows in (drawn, {name: _poisoned(tensor, row) for name, tensor in drawn.items()}):
             try:
                 together = _run(model, rows)
-            except Exception as problem:  # a user's step may raise anything
+            except failures() as problem:  # a user's step may raise anything
                 raise _for_one_row(" ".join(str(problem).split()), sessions) from problem
             for name, tensor in together.items():
                 if tuple(tensor.shape) != (sessions, *alone[name].shape[1:]):

@@ -16,13 +16,13 @@ from torch import nn
 
 from stategate.contract import VALID, StepSpec, batched, chunked
 from stategate.contract.errors import ContractError, StategateError, TraceError
+from stategate.contract.failures import failures
 from stategate.export.float64 import Float64Numbers
 from stategate.export.graph import (
     check_graph,
     with_opset_of_its_operators,
     without_traces_of_the_build,
 )
-from stategate.export.native import check_runs
 from stategate.export.rows import check_rows_stand_alone
 from stategate.export.watch import Watch, undeclared
 from stategate.models.blame import blamed_operation, explained
@@ -75,7 +75,6 @@ def trace(
     with _operators(model, operators):
         graph = _lowered(_Flat(model, spec).eval(), example, _output_names(spec), module)
     check_graph(graph, spec, branch_free=True)
-    check_runs(graph, {name: tensor.numpy() for name, tensor in example.items()})
     return graph
 
 
@@ -113,7 +112,7 @@ def _lowered(
     with torch.no_grad(), _quiet():
         try:
             program = torch.export.export(flat, tuple(example.values()), strict=False)
-        except Exception as problem:  # torch.export raises many unrelated types
+        except failures() as problem:  # torch.export raises many unrelated types
             raise TraceError(
                 "torch.export cannot follow the step",
                 found=explained(problem, lines=1),
@@ -162,22 +161,7 @@ def as_module(model: object) -> nn.Module:
             expected="an nn.Module with step_spec() and step(inputs, states)",
             remedy="see docs/quickstart.md for ten lines that do it",
         )
-    packed = [name for name, part in model.named_modules() if _is_quantised(part)]
-    if packed:
-        raise TraceError(
-            "quantised modules of torch cannot be traced",
-            found=", ".join(packed[:4]),
-            expected="the module as it was before quantize_() or quantize_dynamic()",
-            remedy="export it in float, with --precision int8-weights",
-        )
     return model
-
-
-def _is_quantised(part: nn.Module) -> bool:
-    """Of torch.ao, or with weights of torchao, which are a tensor of another class."""
-    weights = [type(parameter.data) for parameter in part.parameters(recurse=False)]
-    kinds = [type(part), *(kind for kind in weights if kind is not torch.Tensor)]
-    return any(k.__module__.startswith(("torch.ao.nn.quantized", "torchao.")) for k in kinds)
 
 
 class TorchReference:
@@ -274,7 +258,7 @@ def spec_of(model: StepModel) -> StepSpec:
         spec: object = model.step_spec()
     except ContractError:
         raise
-    except Exception as problem:  # a user's code may raise anything
+    except failures() as problem:  # a user's code may raise anything
         raise TraceError("step_spec() fails", found=explained(problem)) from problem
     if not isinstance(spec, StepSpec):
         raise TraceError(
@@ -302,7 +286,7 @@ def _run_watched(
             )
     except StategateError:
         raise
-    except Exception as problem:  # a user's code may raise anything
+    except failures() as problem:  # a user's code may raise anything
         raise TraceError(
             f"the {what} fails on its own spec",
             found=explained(problem),

@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 
 from stategate.contract.errors import GraphError
+from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import open_regular, read_bounded
 
 GRAPH_BYTES = (1 << 31) - 1
@@ -47,10 +48,10 @@ def load_graph(path: Path) -> tuple[bytes, onnx.ModelProto]:
         raise GraphError("the file cannot be read", found=f"{path}: {problem}") from problem
     except GraphError:
         raise
-    except Exception as problem:  # protobuf and the checker raise unrelated types
+    except failures() as problem:  # protobuf and the checker raise unrelated types
         raise GraphError(
             f"{path} is not a valid ONNX file",
-            found=str(problem).splitlines()[0] if str(problem) else type(problem).__name__,
+            found=first_line(problem),
             expected="a complete .onnx file",
         ) from problem
     return raw, model
@@ -133,7 +134,7 @@ def run_within_limits(
         with _free_memory_alone():
             arrays: list[np.ndarray] = session.run(list(names), dict(feed), options)
         return arrays
-    except Exception as problem:
+    except failures() as problem:
         if not late.is_set():
             raise
         raise GraphError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stategate.contract.dtypes import DTYPES
 from stategate.contract.errors import TraceError
+from stategate.contract.failures import failures
 from stategate.models.blame import explained
 from stategate.models.lifting import Lifted, lift
 
@@ -145,7 +146,7 @@ def _normalizer(model: Any, given: Any) -> Any:
     if isinstance(given, (str, Path)):
         try:
             given = pickle.loads(Path(given).read_bytes())
-        except Exception as problem:  # unpickling runs code of any package
+        except failures() as problem:  # unpickling runs code of any package
             raise TraceError(
                 "the normaliser cannot be read",
                 found=f"{given}: {explained(problem)}",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from stategate.contract.errors import TraceError, UndeclaredStateError
+from stategate.contract.failures import failures
 from stategate.models.blame import explained
 
 
@@ -19,7 +20,7 @@ def copied(module: nn.Module) -> nn.Module:
     """
     try:
         return copy.deepcopy(module)
-    except Exception as problem:  # a user's objects may raise anything
+    except failures() as problem:  # a user's objects may raise anything
         parts = {name: value for name, value in _parts(module) if not _has_copy(value)}
         found = ", ".join(f"{name}: {type(value).__name__}" for name, value in parts.items())
         iterators = [
@@ -55,6 +56,6 @@ def _parts(module: nn.Module) -> Iterator[tuple[str, object]]:
 def _has_copy(value: object) -> bool:
     try:
         copy.deepcopy(value)
-    except Exception:
+    except failures():
         return False
     return True

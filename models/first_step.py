@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from stategate.contract.errors import StategateError, TraceError
+from stategate.contract.failures import failures
 from stategate.models.blame import explained
 from stategate.models.returned import places_of_memory
 from stategate.models.slots import (
@@ -73,7 +74,7 @@ def started(
             with torch.no_grad():
                 fresh = {name: tensor.clone() for name, tensor in inputs.items()}
                 result = module(**fresh, **cloned(given))
-        except Exception as problem:  # a user's code may raise anything
+        except failures() as problem:  # a user's code may raise anything
             raise _failed(module, own, after, t, problem) from problem
         if t == 0:
             forms = {name: given.get(name) for name in arguments}
@@ -132,7 +133,7 @@ def _tried(call: Callable[[], Tensors]) -> Tensors:
         return call()
     except StategateError:
         raise
-    except Exception:  # numbers that this module cannot take
+    except failures():  # numbers that this module cannot take
         return {}
 
 

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import TraceError
+from stategate.contract.failures import failures
 from stategate.models.copies import copied
 from stategate.models.first_step import agree, draws, slot_of, started
 from stategate.models.programs import module_of
@@ -197,7 +198,7 @@ class Lifted(nn.Module):
 
         try:
             once(example, True)
-        except Exception:  # an argument's default is no start: what the user hands in is
+        except failures():  # an argument's default is no start: what the user hands in is
             for slot in self.arguments:
                 slot.own = Own.SAME
         return all(

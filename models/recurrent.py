@@ -35,6 +35,7 @@ from torch.nn.functional import linear
 
 from stategate.contract import StepSpec
 from stategate.contract.errors import ModelConfigError
+from stategate.contract.failures import failures
 from stategate.models.functions import share
 from stategate.models.recurrent_sizes import RecurrentSizes
 from stategate.models.step import StepResult, Tensors
@@ -277,7 +278,7 @@ def _width_of(name: str, part: nn.Module, width: int) -> int:
         with torch.no_grad():
             given: Tensor = deepcopy(part).eval()(torch.zeros(1, width))
         rows, features = given.shape
-    except Exception as problem:  # a user's module may raise anything
+    except failures() as problem:  # a user's module may raise anything
         raise ModelConfigError(
             f"RecurrentStep.{name} does not take one row of {width} features to another row",
             found=f"{type(problem).__name__}: {problem}",

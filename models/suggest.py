@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from stategate.contract.failures import failures
 from stategate.models.copies import copied
 from stategate.models.programs import EXPORTED, TORCHSCRIPT, WEIGHTS
 from stategate.models.slots import Value, cloned, memory_like, put, value_at, zeros_like
@@ -169,7 +170,7 @@ def _called(module: nn.Module, method: str) -> _Call | None:
         try:
             with torch.no_grad():
                 getattr(copied(module).eval(), method)(**given)
-        except Exception:  # a guess that does not fit may fail with anything
+        except failures():  # a guess that does not fit may fail with anything
             continue
         held = {n: given[n] for n in hidden} | optional
         return _Call(method, {n: example for n in inputs}, held, not sized)
@@ -234,7 +235,7 @@ def _remembered(module: nn.Module, call: _Call) -> list[str]:
                 pairs += [(value_at(one, n), value_at(other, n)) for n in changed]
                 if not all(_equal(*pair) for pair in pairs):
                     states.append(name)
-    except Exception:  # a second call of a user's code may raise anything
+    except failures():  # a second call of a user's code may raise anything
         return list(_assigned_and_read(module, call.method))
     return states
 
@@ -242,7 +243,7 @@ def _remembered(module: nn.Module, call: _Call) -> list[str]:
 def _outcome(run: Callable[[nn.Module, float], Value], copy: nn.Module) -> Value:
     try:
         return run(copy, 3.0)
-    except Exception as problem:
+    except failures() as problem:
         return type(problem).__name__
 
 

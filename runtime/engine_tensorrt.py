@@ -254,6 +254,7 @@ class TensorRtEngine:
 
     def _bind(self, parity: int) -> None:
         """Give every state the addresses of its live and its spare bank."""
+        self._bound = -1  # until all are given, whoever interrupts
         for state in self._buffers.states:
             name = state.spec.name
             live = int(bool(parity & self._bits[name]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from stategate.contract import StepSpec
 from stategate.contract.errors import EpisodeError, MissingDependencyError
+from stategate.contract.failures import failures
 from stategate.runtime.buffers import Array
 
 try:
@@ -29,7 +30,7 @@ def make(env_id: str) -> gymnasium.Env[Any, Any]:
     """
     try:
         return gymnasium.make(env_id)
-    except Exception as problem:  # environments are other people's code
+    except failures() as problem:  # environments are other people's code
         raise EpisodeError(
             f"the environment {env_id} cannot be made",
             found=f"{type(problem).__name__}: {problem}",

@@ -11,6 +11,7 @@ from typing import Any
 
 from stategate.contract import Bundle, GraphRef, TensorSpec
 from stategate.contract.errors import EngineError, MissingDependencyError
+from stategate.contract.failures import failures, first_line
 from stategate.runtime.buffers import Array, Buffers
 from stategate.runtime.subnormals import flush_to_zero
 
@@ -76,10 +77,10 @@ class OrtGraph:
             self._session: Any = onnxruntime.InferenceSession(
                 bundle.read(graph.file), options, providers=[provider]
             )
-        except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
+        except failures(library="onnxruntime") as problem:
             raise EngineError(
                 f"ONNX Runtime cannot load {graph.file.path}",
-                found=str(problem).splitlines()[0],
+                found=first_line(problem),
                 remedy="export again, or use a newer onnxruntime (this one is "
                 f"{onnxruntime.__version__})",
             ) from problem
@@ -97,7 +98,8 @@ class OrtGraph:
         self._bindings = [self._session.io_binding() for _ in parities]
         for parity, binding in zip(parities, self._bindings, strict=True):
             self._bind(binding, buffers, parity)
-        self._bound_parity = 0
+        # None while banks are exchanged: who interrupts that leaves nobody knows which.
+        self._bound_parity: int | None = 0
         self._banks = {} if self._premade else self._by_group(buffers)
 
     def _bind(self, binding: Any, buffers: Buffers, parity: int) -> None:
@@ -130,19 +132,19 @@ class OrtGraph:
             # No RunOptions: passing them makes ONNX Runtime 1.32 raise and catch a C++ exception
             # in every call.
             self._session.run_with_iobinding(binding)
-        except Exception as problem:  # ONNX Runtime raises a dozen unrelated types
+        except failures(library="onnxruntime") as problem:
             raise EngineError(
                 "ONNX Runtime failed in a step; the state is that of the step before",
-                found=str(problem).splitlines()[0],
+                found=first_line(problem),
             ) from problem
         finally:
             mode.leave()
 
     def _exchange(self, parity: int) -> None:
         """Bind the banks anew of every group whose parity is not the bound one."""
-        changed = parity ^ self._bound_parity
+        bound, self._bound_parity = self._bound_parity, None
         for bit, banks in self._banks.items():
-            if changed & bit:
+            if bound is None or (parity ^ bound) & bit:
                 live = bool(parity & bit)
                 for name, bind, values in banks:
                     bind(name, values[live])

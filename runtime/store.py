@@ -24,6 +24,7 @@ from stategate.contract.errors import (
     SnapshotLockedError,
     SnapshotMismatchError,
 )
+from stategate.contract.failures import failures
 from stategate.contract.reading import open_regular
 from stategate.runtime.snapshot import Codec, Snapshot
 
@@ -124,12 +125,12 @@ class SnapshotStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as problem:
+        except failures(OSError) as problem:
             raise folder_error(self.folder, problem) from problem
         _OPEN.add(self)
         try:
             lock = try_lock(self._lock)
-        except OSError as problem:
+        except failures(OSError) as problem:
             self.close()
             raise folder_error(self.folder, problem) from problem
         if lock == "in use":
@@ -194,7 +195,7 @@ class SnapshotStore:
             with whole_file(self.folder / slot, self.folder / f".{slot}.new") as file:
                 begin()
                 file.write(raw)
-        except OSError as problem:
+        except failures(OSError) as problem:
             raise folder_error(self.folder, problem) from problem
 
     def _put_aside(self, slot: str) -> None:
@@ -219,7 +220,7 @@ class SnapshotStore:
         else:
             try:
                 there, held = (self.folder / _LOCK).stat(), os.fstat(self._lock)
-            except OSError as problem:
+            except failures(OSError) as problem:
                 found = f"{self.folder}: {problem.strerror}"
                 remedy = "put the folder back, or " + remedy
             else:
@@ -239,13 +240,14 @@ class SnapshotStore:
 
     def close(self) -> None:
         """Let go of the folder; a second call does nothing."""
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
+        if self._lock >= 0:
             if os.getpid() == self._owner:
                 # Closing alone would leave it locked by copies in forked children. A child must
                 # not unlock it: the lock is the parent's.
                 with suppress(OSError):
-                    fcntl.flock(lock, fcntl.LOCK_UN)
+                    fcntl.flock(self._lock, fcntl.LOCK_UN)
+            # After it is unlocked: an interruption before leaves it to the next call.
+            lock, self._lock = self._lock, -1
             os.close(lock)
 
 
@@ -282,7 +284,7 @@ def look_into(folder: Path, codec: Codec) -> Look:
             continue
         except SnapshotDamagedError as problem:
             damaged[name] = ": ".join(line.strip() for line in str(problem).splitlines())
-        except OSError as problem:
+        except failures(OSError) as problem:
             if problem.errno in OF_THE_PROCESS:
                 raise folder_error(folder / name, problem) from problem
             damaged[name] = f"{name} cannot be read: {problem.strerror or problem}"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stategate.contract import Episode
 from stategate.contract.errors import EpisodeError
+from stategate.contract.failures import failures
 from stategate.contract.npz import WHOLE_BYTES
 from stategate.contract.reading import open_regular, printable
 
@@ -56,7 +57,7 @@ def wav_episode(
             raw = file.readframes(file.getnframes())
     except EpisodeError:
         raise
-    except Exception as problem:  # the module wave lets struct.error, ValueError and more through
+    except failures() as problem:  # the module wave lets struct.error, ValueError and more through
         raise EpisodeError(
             f"{path} cannot be read",
             found=f"{type(problem).__name__}: {problem}",

@@ -154,7 +154,7 @@ def guard_fires(session: Session, episode: Episode) -> bool | None:
         name: np.full_like(array, np.nan) if array.dtype.kind == "f" else array.copy()
         for name, array in memory.live().items()
     }
-    memory.load(poisoned)
+    memory.begin(poisoned)
     parity = memory.parity
     with suppress(StateFault):  # some models' gates read the memory, and stop the step themselves
         session.step(**next(iter(episode)))

@@ -20,8 +20,7 @@ from stategate.contract import Bundle
 from stategate.contract.errors import GraphError, LeappError, StategateError
 from stategate.contract.npz import load_npy
 from stategate.export import untrusted
-from stategate.export.adopt import OnnxReference, adopt
-from stategate.export.adopt_request import Request
+from stategate.export.adopt import OnnxReference, Request, adopt
 from stategate.export.leapp import read_export
 from stategate.runtime.cli import main
 
