@@ -6,6 +6,7 @@ mended.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,12 +17,12 @@ from shutil import copyfile, copytree
 from typing import Any
 
 import onnx
-from emx_onnx_cgen import CodegenError, Compiler, ShapeInferenceError, UnsupportedOpError
+from emx_onnx_cgen import Compiler
 from emx_onnx_cgen.compiler import CompilerOptions
 
+from stategate.contract.errors import LowerError
 from stategate.contract.staging import scratch_folder
 
-REFUSALS = (UnsupportedOpError, ShapeInferenceError, CodegenError)
 _REPLACED = ("gemm_op.c.j2", "matmul_op.c.j2", "matmul_nbits_op.c.j2")
 # What each of these remembers. In a reversed sequence they store the outputs at the wrong end, and
 # of an empty one ONNX Runtime gives zeros, where they give what they began with.
@@ -70,7 +71,7 @@ def written(model: onnx.ModelProto, function: str, folder: Path) -> str:
         folder: Of `templates`.
 
     Raises:
-        UnsupportedOpError: Or another of `REFUSALS`: it cannot be written.
+        LowerError: It cannot be written.
     """
     options = CompilerOptions(
         template_dir=folder,
@@ -78,7 +79,15 @@ def written(model: onnx.ModelProto, function: str, folder: Path) -> str:
         large_temp_threshold_bytes=0,
         large_weight_threshold=0,
     )
-    text: str = _Compiler(options).compile(model)
+    try:
+        text: str = _Compiler(options).compile(model)
+    except Exception as problem:  # its refusals have no common base, and what it trips over none
+        reason = re.split(r" Hint: | \(while |\n", str(problem))[0]
+        raise LowerError(
+            "the graph cannot be written as C",
+            found=reason or type(problem).__name__,
+            remedy="the onnxruntime engine steps this model",
+        ) from problem
     return text
 
 

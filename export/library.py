@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import platform
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -15,9 +18,20 @@ import msgspec
 from stategate.contract import Bundle, Manifest, write_bundle
 from stategate.contract.compiler import compiler_for
 from stategate.contract.errors import CompilerError, StategateError
-from stategate.export.verify import build_native
 
 Files = dict[str, bytes]
+
+# In a process of its own: code that nobody has run yet may end it, hang, or write anywhere.
+_BUILD = """\
+import sys
+from stategate.contract.errors import StategateError
+from stategate.runtime.build_native import build_native
+try:
+    build_native(sys.argv[1], cc=sys.argv[2])
+except StategateError as problem:
+    sys.exit(str(problem))
+"""
+_SECONDS = 1800
 
 
 def with_library(
@@ -61,12 +75,26 @@ def with_library(
 
 
 def _built(folder: Path, manifest: Manifest, files: Files, machine: str) -> Bundle | None:
-    """The bundle with a library for a machine; None where its compiler is not here."""
+    """The bundle with a library for a machine; None where its compiler is not here.
+
+    Raises:
+        CompilerError: There is none that compiles and repeats the golden episode.
+    """
     cc = compiler_for(machine)
     if cc is None or shutil.which(cc) is None:
         return None
     trial = write_bundle(folder, manifest, files)
-    return build_native(trial.path, cc=cc)
+    command = [sys.executable, "-c", _BUILD, str(trial.path), cc]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise CompilerError("the native library cannot be tried", found=problem) from problem
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise CompilerError("the native library ended the process that tried it", found=name)
+    if done.returncode != 0:
+        raise CompilerError("the native library was refused", found=done.stderr[-2000:].strip())
+    return Bundle.open(trial.path)
 
 
 def _without_native(manifest: Manifest, files: Files, reason: str) -> tuple[Manifest, Files]:

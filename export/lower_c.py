@@ -171,11 +171,13 @@ class _Weights:
     """Initial states and constants of a graph, but for scalars and indices, in one binary."""
 
     def __init__(self, model: onnx.ModelProto, initial: Mapping[str, Array]) -> None:
+        # The generator has to see by how much a picture grows.
+        sizes = {name for n in model.graph.node if n.op_type == "Resize" for name in n.input[1:]}
         self._arrays = {f"{name}{INITIAL}": array for name, array in initial.items()}
         self._arrays |= {
             t.name: numpy_helper.to_array(t)
             for t in model.graph.initializer
-            if t.dims and t.data_type in _WEIGHT_TYPES
+            if t.dims and t.data_type in _WEIGHT_TYPES and t.name not in sizes
         }
         self.offsets: dict[str, int] = {}
         at = 0
@@ -227,14 +229,7 @@ def _part(
         opset_imports=cut.model.opset_import,
         ir_version=cut.model.ir_version,
     )
-    try:
-        text = generator.written(plain(part), name, folder)
-    except generator.REFUSALS as problem:
-        raise LowerError(
-            "the graph cannot be written as C",
-            found=re.split(r" Hint: | \(while |\n", str(problem))[0],
-            remedy="the onnxruntime engine steps this model",
-        ) from problem
+    text = generator.written(plain(part), name, folder)
     if "malloc(" in text or "fopen(" in text:
         raise LowerError("the C of this graph would use the heap or files", found=name)
     # Parts are linked together, and number their constants alike.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from shlex import quote
 
 import click
 import msgspec
@@ -18,7 +19,7 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
     receipt = manifest.verification
     if manifest.no_native:
         missing = "library" if manifest.native is not None else "engine"
-        reason = manifest.no_native.replace("BUNDLE", str(bundle.path))
+        reason = printable(manifest.no_native, 1000).replace("BUNDLE", quote(str(bundle.path)))
         click.echo(f"no native {missing}, onnxruntime steps this bundle: {reason}", err=True)
     if as_json:
         facts = {

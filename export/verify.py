@@ -14,7 +14,6 @@ from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
 from stategate.contract.stored import quanta, values
 from stategate.export.answers import Answers, Arrays, Reference
-from stategate.runtime.build_native import build_native
 from stategate.runtime.full_pool import open_stepper
 from stategate.runtime.gaps import Gaps
 from stategate.runtime.golden import TOLERANCE, chunk_gap, fused_gap, stepped
@@ -25,7 +24,6 @@ __all__ = [
     "Gaps",
     "Limits",
     "Reference",
-    "build_native",
     "compare",
     "verify",
 ]

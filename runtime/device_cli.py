@@ -97,7 +97,7 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         lines.append(("native", described(manifest.native, manifest.target)))
     if manifest.no_native:
         missing = "library" if manifest.native is not None else "engine"
-        lines.append(("native", f"no {missing}: {printable(manifest.no_native)}"))
+        lines.append(("native", f"no {missing}: {printable(manifest.no_native, 1000)}"))
     lines.append(("target", manifest.target.name if manifest.target else "any"))
     if manifest.is_lower:
         lines.append(("precision", printable(manifest.precision_words)))

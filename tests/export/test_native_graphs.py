@@ -221,9 +221,15 @@ def wrong_sign(source: dict[str, bytes]) -> None:
     source["read.c"] = source["read.c"].replace(b" + ", b" - ")
 
 
+def crash(source: dict[str, bytes]) -> None:
+    call = b"    stategate_read("
+    source["model.c"] = source["model.c"].replace(call, b"    __builtin_trap();\n" + call, 1)
+
+
 @pytest.mark.case("C4")
 @pytest.mark.parametrize(
-    ("change", "says"), [(syntax_error, "refused the source"), (wrong_sign, "golden episode")]
+    ("change", "says"),
+    [(syntax_error, "refused the source"), (wrong_sign, "golden episode"), (crash, "SIGILL")],
 )
 def test_wrong_c_costs_the_native_engine_and_not_the_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, says: str
@@ -248,6 +254,32 @@ def test_wrong_c_costs_the_native_engine_and_not_the_bundle(
     demanded = tmp_path / "demanded"
     done = CliRunner().invoke(main, [*words, "--engines", "native", "--out", str(demanded)])
     assert done.exit_code != 0 and says in done.stderr and not demanded.exists()
+
+
+@pytest.mark.case("C4")
+def test_what_the_generator_trips_over_costs_the_native_engine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trips(*_: object) -> str:
+        raise KeyError("v7")
+
+    monkeypatch.setattr("emx_onnx_cgen.Compiler.compile", trips)
+    path = branching(tmp_path)
+    adopted = adopt(path, Request({"batch": 1}, {}, {"mode": "7"}, {"h": "h_next"}))
+    manifest = sealed(adopted, tmp_path).manifest
+    assert manifest.native is None and "cannot be written as C found: 'v7'" in manifest.no_native
+
+
+def test_a_picture_that_grows_by_a_constant_has_a_native_engine(tmp_path: Path) -> None:
+    nodes = [
+        node("Add", ["x", "h"], ["h_next"]),
+        node("Resize", ["h_next", "", "scales"], ["y"], mode="linear"),
+    ]
+    inputs: dict[str, list[int | str]] = {"x": [1, 2, 4, 4], "h": [1, 2, 4, 4]}
+    outputs: dict[str, list[int | str]] = {"h_next": [1, 2, 4, 4], "y": [1, 2, 8, 8]}
+    path = saved(tmp_path, nodes, inputs, outputs, [constant("scales", [1, 1, 2, 2])])
+    bundle = sealed(adopt(path, Request({}, {}, {}, {"h": "h_next"})), tmp_path)
+    assert error_of(bundle) < 1e-6
 
 
 @pytest.mark.case("C4")
