@@ -10,7 +10,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import NamedTuple
 
@@ -88,9 +88,15 @@ def offer(made: object) -> str:
     switches = [name for name in parameters if _SWITCH.fullmatch(name)]
     hidden = call.hidden if call else {n: None for n in parameters if _HANDED_IN.fullmatch(n)}
     if call and not states and not hidden and not switches:
+        if _depends_on_the_past(made, call):
+            return (
+                "its answers depend on earlier calls, and none of its attributes says how: move "
+                "what a closure, a global variable or a class remembers into a buffer, and name "
+                "that in the states of lift()"
+            )
         return (
-            "called three times on one input, it changed nothing that the next answer depends on; "
-            "if that is so on yours, it has no memory, and ONNX Runtime alone will do"
+            "calls with guessed inputs changed nothing that a later answer depends on; where that "
+            "is so with yours, it has no memory, and ONNX Runtime alone will do"
         )
     return _source(f"module{path}", method, parameters, states, hidden, switches, call)
 
@@ -114,13 +120,10 @@ def _source(
     if states:
         parts.append(f"states={states}")
     if hidden or not states:
-        empty = (
-            "None" if any(p.default is None for n, p in parameters.items() if n in hidden) else ""
-        )
-        values = [
-            f"{n!r}: {zeros_like(v) if v is not None else empty or 'torch.zeros(...)'}"
-            for n, v in hidden.items()
-        ]
+        unknown = {
+            n: "torch.zeros(...)" if p.default is p.empty else "None" for n, p in parameters.items()
+        }
+        values = [f"{n!r}: {unknown[n] if v is None else zeros_like(v)}" for n, v in hidden.items()]
         parts.append(f"hidden={{{', '.join(values) or 'ARGUMENT: torch.zeros(...)'}}}")
     if switches:
         module += f" with {' and '.join(f'{name}=True' for name in switches)}"
@@ -129,22 +132,13 @@ def _source(
         module = f"a module whose forward({arguments}) returns {module}.{method}({arguments})"
     name = module if module.replace(".", "").replace("_", "").isalnum() else "MODULE"
     said = "" if name == module else f", where MODULE is {module}"
-    seen = (
-        "seen in three calls of a copy"
-        if call
-        else "read in its code, for no guess of its inputs fitted"
-    )
+    seen = "seen in calls of a copy" if call else "read in its code, for no guessed input fitted"
     return f"return stategate.models.lift({name}, {', '.join(parts)}){said}; {seen}"
 
 
 def _defines(module: nn.Module, method: str) -> bool:
     own = getattr(type(module), method, None)
-    return (
-        inspect.isfunction(own)
-        and own is not nn.Module.forward
-        and "<locals>"
-        not in (getattr(own, "__qualname__", "") if own.__module__.startswith("torch.") else "")
-    )
+    return inspect.isfunction(own) and own is not nn.Module.forward
 
 
 def _stepping(module: nn.Module, methods: list[str]) -> Iterator[str]:
@@ -212,38 +206,45 @@ def _memories(module: nn.Module) -> Iterator[Value]:
 
 
 @torch.no_grad()
-def _remembered(module: nn.Module, call: _Call) -> list[str]:
-    """Attributes that a call changes and that the next one depends on."""
-
-    def run(copy: nn.Module, scale: float) -> Value:
+def _run(copy: nn.Module, call: _Call, scale: float) -> Value:
+    """One more call, with inputs that are the same for the same scale."""
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         given = {n: _drawn(t, scale) for n, t in call.inputs.items()}
         held = {n: cloned(v) for n, v in call.hidden.items() if v is not None}
         return cloned(getattr(copy, call.method)(**given, **held))
 
+
+def _depends_on_the_past(module: nn.Module, call: _Call) -> bool:
+    copy = copied(module).eval()
+    first, _, again = (_outcome(copy, call, scale) for scale in (3.0, 1.0, 3.0))
+    return not _equal(first, again)
+
+
+def _remembered(module: nn.Module, call: _Call) -> list[str]:
+    """Attributes that a call changes and that the next one depends on."""
     try:
-        with torch.random.fork_rng(devices=[]):
-            fresh, used = copied(module).eval(), copied(module).eval()
-            run(used, 1.0)
-            run(used, 2.0)
-            changed = [n for n, v in _values(used) if not _equal(v, value_at(fresh, n))]
-            states = []
-            for name in changed:
-                one, other = copied(used), copied(used)
-                put(other, name, cloned(value_at(fresh, name)))
-                pairs = [(_outcome(run, one), _outcome(run, other))]
-                pairs += [(value_at(one, n), value_at(other, n)) for n in changed]
-                if not all(_equal(*pair) for pair in pairs):
-                    states.append(name)
+        fresh, used = copied(module).eval(), copied(module).eval()
+        for scale in (1.0, 2.0):
+            _run(used, call, scale)
+        changed = [n for n, v in _values(used) if not _equal(v, value_at(fresh, n))]
+        states = []
+        for name in changed:
+            one, other = copied(used), copied(used)
+            put(other, name, cloned(value_at(fresh, name)))
+            pairs = [tuple(_outcome(copy, call, 3.0) for copy in (one, other))]
+            pairs += [(value_at(one, n), value_at(other, n)) for n in changed]
+            if not all(_equal(*pair) for pair in pairs):
+                states.append(name)
     except failures():  # a second call of a user's code may raise anything
         return list(_assigned_and_read(module, call.method))
     return states
 
 
-def _outcome(run: Callable[[nn.Module, float], Value], copy: nn.Module) -> Value:
+def _outcome(copy: nn.Module, call: _Call, scale: float) -> Value:
     try:
-        return run(copy, 3.0)
-    except failures() as problem:
+        return _run(copy, call, scale)
+    except Exception as problem:
         return type(problem).__name__
 
 

@@ -192,7 +192,15 @@ def test_only_what_was_called_and_did_not_remember_is_said_to_have_no_memory() -
         def forward(self, words: str):
             return words.upper()
 
+    total = [0.0]
+
+    class Closure(nn.Module):
+        def forward(self, x):
+            total[0] += 1.0
+            return x + total[0]
+
     assert "ONNX Runtime alone" in offer(Cached())
+    assert "depend on earlier calls" in offer(Closure())
     assert "ONNX Runtime alone" not in offer(Strange())
 
 
