@@ -16,6 +16,7 @@ from stategate.contract.errors import StatePairingError
 from stategate.contract.npz import load_npy
 from stategate.export.engines_cli import deployed, engine_options
 from stategate.export.inputs import drawn, input_options, parsed_ranges
+from stategate.export.safe import safe_option, with_safe
 from stategate.export.storage_cli import early_limits, storage_options, with_stored_states
 from stategate.export.verify import STRICT
 from stategate.targets import generic, load
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 )
 @click.option("--yes", is_flag=True, help="Accept the state pairs that were found.")
 @engine_options
+@safe_option
 @storage_options
 @click.option("--target", help="Device it is for; this machine's if left out.")
 @input_options
@@ -68,6 +70,7 @@ def adopt(
     contexts: tuple[str, ...],
     yes: bool,
     engines: str,
+    safe: tuple[str, ...],
     split: Asked,
     target: str | None,
     episode_path: Path | None,
@@ -138,7 +141,7 @@ def adopt(
         recorded = load_episode(episode_path, steps)
         recorded.check(candidate.spec)
         episode, inputs = recorded.resized(steps), InputsRef("recording", episode_path.name)
-    candidate = deployed(candidate, engines, split, episode, here=target is None)
+    candidate = deployed(with_safe(candidate, safe), engines, split, episode, here=target is None)
     reference = OnnxReference(adopted.candidate, request.contexts)
     with progress(episode.steps, "verifying") as report:
         bundle = seal(

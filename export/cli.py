@@ -16,6 +16,7 @@ from stategate.contract.console import progress
 from stategate.export.engines_cli import deployed, engine_options
 from stategate.export.inputs import input_options, parsed_ranges
 from stategate.export.precision import Lower, precision_options
+from stategate.export.safe import safe_option, with_safe
 from stategate.export.storage_cli import storage_options
 from stategate.models.source import model_argument
 from stategate.targets import generic, load
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     "own, or whichever is fastest on this machine, by measurement.",
 )
 @engine_options
+@safe_option
 @click.option(
     "--require-tensorrt",
     is_flag=True,
@@ -73,6 +75,7 @@ def export(
     operators: str,
     split: Asked,
     engines: str,
+    safe: tuple[str, ...],
     require_tensorrt: bool,
     target: str | None,
     episode_path: Path | None,
@@ -111,7 +114,7 @@ def export(
     from stategate.models.load import load_model
 
     loaded = load_model(model)
-    candidate = candidate_from(loaded, sessions, operators)
+    candidate = with_safe(candidate_from(loaded, sessions, operators), safe)
     for path in calibration_paths:
         candidate = candidate.calibrated(CalibrationRecord.load(path))
     reference = reference_for(loaded.model, candidate)

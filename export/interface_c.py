@@ -172,6 +172,11 @@ def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
         for s in spec.states
         if s.name + INITIAL in weights
     }
+    for i, (tensor, array) in enumerate((t, t.safe_array()) for t in spec.outputs):
+        if array is not None:
+            numbers = ", ".join(_literal(value, tensor.dtype) for value in array.ravel().tolist())
+            yield f"static const {c_type(tensor.dtype)} safe{i}[] = {{{numbers}}};\n"
+            initial[tensor.name] = f"safe{i}"
     hard = _hard(spec)
     group = {gate.name: i for i, gate in enumerate(hard)}
     groups = {s.name: group.get(s.gate or "", len(hard)) for s in spec.states}

@@ -22,7 +22,7 @@ typedef struct {
     size_t bytes;
     enum stategate_type type;
     uint32_t group;      /* of a state: the gate that guards it, or the number of gates for none */
-    const void *initial; /* of a state, or NULL for zeros */
+    const void *initial; /* of a state, or NULL for zeros; of an output what is safe, or NULL */
 } stategate_tensor;
 
 /* One hard gate. */

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from stategate.contract import (
@@ -17,8 +19,9 @@ from stategate.contract import (
     StepSpec,
     TensorSpec,
 )
-from stategate.contract.errors import OutputFault, PoolFault
+from stategate.contract.errors import OutputFault, PoolFault, SpecError
 from stategate.export.candidates import candidate_from, reference_for
+from stategate.export.cli import export
 from stategate.export.pack import random_episode, seal
 from stategate.models.load import load_model
 from stategate.models.step import StepResult
@@ -64,6 +67,42 @@ def inverse(tmp_path_factory: pytest.TempPathFactory, seal_model) -> Path:
 @pytest.fixture(params=["onnxruntime", pytest.param("native", marks=needs_compiler)])
 def engine(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def in_c(bundle: Path, tmp_path: Path) -> list[str]:
+    """A good step, one whose output is infinite, and a good one, in a program of C."""
+    source = tmp_path / "main.c"
+    source.write_text(
+        """
+        #include <stdio.h>
+        #include "stategate.h"
+        static stategate_session s;
+        static stategate_inputs in;
+        static stategate_outputs out;
+        static int step(float x)
+        {
+            in.x[0] = x;
+            in.x[1] = 1.0f;
+            return stategate_step(&s, &in, &out);
+        }
+        int main(void)
+        {
+            stategate_init(&s);
+            printf("%d ", step(1.0f));
+            printf("%d ", step(3.0f) == STATEGATE_BAD_OUTPUT);
+            printf("%g %d ", out.y[0], (int)out.steps[0]);
+            printf("%d ", step(2.0f));
+            printf("%g %d %d %d\\n", out.y[0], (int)out.steps[0], (int)s.counters.faults,
+                (int)s.counters.writes);
+            return 0;
+        }
+        """
+    )
+    folder, program = bundle / "native", tmp_path / "main"
+    parts = [str(path) for path in folder.glob("*.c")]
+    words = ["cc", "-std=gnu11", "-O2", f"-I{folder}", f"-Wa,-I{folder}", str(source), *parts]
+    subprocess.run([*words, "-lm", "-o", str(program)], check=True)
+    return subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
 
 
 @pytest.mark.case("A1")
@@ -134,42 +173,84 @@ def test_a_row_of_a_pool_is_refused_and_keeps_its_last_good_answer(
         assert [pool.ledger(row).writes for row in range(3)] == [2, 1, 2]
 
 
+class Safe(Inverse):
+    """The same with declared safe outputs."""
+
+    def step_spec(self) -> StepSpec:
+        outputs = (TensorSpec("y", (1, 1), safe=0.25), TensorSpec("steps", (1, 1), "int64", (7,)))
+        return msgspec.structs.replace(super().step_spec(), outputs=outputs)
+
+
+@pytest.mark.case("A3", "A4")
+@pytest.mark.parametrize("on_fault", ["hold", "reset"])
+def test_a_declared_safe_answer_is_given_where_an_episode_has_none(
+    tmp_path: Path, seal_model, on_fault: str
+) -> None:
+    with Session.open(seal_model(tmp_path / "b", Safe()).path, on_fault=on_fault) as session:
+        for _ in range(2):
+            answer = session.step(x=x(3.0))
+            assert (answer["y"].item(), answer["steps"].item()) == (0.25, 7)
+            assert session.step(x=x(1.0))["y"] == -0.5
+            session.reset()
+        assert session.ledger.faults == 2
+
+
+@pytest.mark.case("A3", "A4")
+def test_a_row_without_a_good_answer_shows_the_safe_one(tmp_path: Path, seal_model) -> None:
+    with Pool.open(seal_model(tmp_path / "pool", Safe(), sessions=2).path) as pool:
+        pool.join(), pool.join()
+        pool.step(x=np.concatenate([x(1.0), x(2.0)]))
+        pool.reset(1)
+        with pytest.raises(PoolFault, match="output 'y' in row 1"):
+            pool.step(x=np.concatenate([x(2.0), x(3.0)]))
+        np.testing.assert_array_equal(pool.outputs["y"][:, 0], [-1.0, 0.25])
+        np.testing.assert_array_equal(pool.outputs["steps"][:, 0], [2, 7])
+
+
+@pytest.mark.case("A3")
+def test_the_command_line_declares_what_is_safe(tmp_path: Path) -> None:
+    module = tmp_path / "mine.py"
+    module.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_outputs_not_finite import Inverse\n"
+    )
+    words = [f"{module}:Inverse", "--steps", "20", "--out", str(tmp_path / "b")]
+    refused = CliRunner().invoke(export, [*words, "--safe", "y=0.5"])
+    assert "a safe answer needs a safe value for every output" in str(refused.exception)
+    assert "found: none for steps" in str(refused.exception)
+    for wrong in ("z=1", "y=one"):
+        assert CliRunner().invoke(export, [*words, "--safe", wrong]).exit_code == 2
+    done = CliRunner().invoke(export, [*words, "--safe", "y=0.5", "--safe", "steps=-1"])
+    assert done.exit_code == 0, done.output
+    with Session.open(tmp_path / "b", on_fault="hold") as session:
+        answer = session.step(x=x(3.0))
+        assert (answer["y"].item(), answer["steps"].item()) == (0.5, -1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "safe"),
+    [("float32", (1.0, 2.0)), ("float32", np.inf), ("float16", 1e6), ("bool", 2.0), ("int8", 0.5)],
+)
+def test_a_safe_value_that_does_not_fit_is_refused(dtype: str, safe: object) -> None:
+    with pytest.raises(SpecError, match="safe value"):
+        TensorSpec("y", (1, 3), dtype, safe)
+
+
+@needs_compiler
+@pytest.mark.case("A3")
+def test_c_answers_a_fault_with_what_is_declared_safe(tmp_path: Path, seal_model) -> None:
+    bundle = seal_model(tmp_path / "b", Safe(), native=True).path
+    assert in_c(bundle, tmp_path) == ["1", "1", "0.25", "7", "1", "-1", "2", "1", "2"]
+
+
 @needs_compiler
 @pytest.mark.case("A1")
 def test_c_answers_a_negative_result_with_a_name_and_keeps_the_state(
     inverse: Path, tmp_path: Path
 ) -> None:
-    source = tmp_path / "main.c"
-    source.write_text(
-        """
-        #include <stdio.h>
-        #include "stategate.h"
-        static stategate_session s;
-        static stategate_inputs in;
-        static stategate_outputs out;
-        static int step(float x)
-        {
-            in.x[0] = x;
-            in.x[1] = 1.0f;
-            return stategate_step(&s, &in, &out);
-        }
-        int main(void)
-        {
-            stategate_init(&s);
-            const int first = step(1.0f), bad = step(3.0f), next = step(2.0f);
-            printf("%d %d %d %g %d %d %d\\n", first, bad == STATEGATE_BAD_OUTPUT, next, out.y[0],
-                (int)out.steps[0], (int)s.counters.faults, (int)s.counters.writes);
-            return 0;
-        }
-        """
-    )
-    folder = inverse / "native"
-    program = tmp_path / "main"
-    parts = [str(path) for path in folder.glob("*.c")]
-    words = ["cc", "-std=gnu11", "-O2", f"-I{folder}", f"-Wa,-I{folder}", str(source), *parts]
-    subprocess.run([*words, "-lm", "-o", str(program)], check=True)
-    shown = subprocess.run([program], capture_output=True, text=True, check=True).stdout
-    assert shown.split() == ["1", "1", "1", "-1", "2", "1", "2"]
+    first, named, *_, y, steps, faults, writes = in_c(inverse, tmp_path)
+    assert (first, named) == ("1", "1")
+    assert (y, steps, faults, writes) == ("-1", "2", "1", "2")
 
 
 @pytest.mark.case("A1")
