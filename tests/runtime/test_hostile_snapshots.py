@@ -44,6 +44,7 @@ def sparse(path: Path) -> None:
 @pytest.mark.case("E11")
 @pytest.mark.parametrize("plant", [sparse, os.mkfifo, Path.mkdir], ids=["sparse", "pipe", "folder"])
 @pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.filterwarnings("ignore::stategate.contract.errors.SnapshotWarning")
 def test_a_slot_that_is_no_file_neither_hangs_nor_fills_the_memory(
     tiny_bundle: Path, tmp_path: Path, plant: Callable[[Path], None], slots: int
 ) -> None:
