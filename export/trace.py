@@ -24,7 +24,8 @@ from stategate.export.graph import (
     without_traces_of_the_build,
 )
 from stategate.export.rows import check_rows_stand_alone
-from stategate.export.watch import Watch, undeclared
+from stategate.export.undeclared import undeclared
+from stategate.export.watch import Watch
 from stategate.models.blame import blamed_operation, explained
 from stategate.models.lifting import Lifted
 from stategate.models.operators import Operators
@@ -67,13 +68,14 @@ def trace(
     spec = spec_of(model)
     module.eval()
     example = _example(spec, model)
-    _check_results(spec, _run_watched(model, spec, example, "step"))
+    watch = Watch(module)
+    _check_results(spec, _run_watched(model, spec, example, "step", watch))
     if sessions > 1:
         check_rows_stand_alone(model, sessions)
         spec = batched(spec, sessions)
         example = _example(spec, model, sessions)
     with _operators(model, operators):
-        graph = _lowered(_Flat(model, spec).eval(), example, _output_names(spec), module)
+        graph = _lowered(_Flat(model, spec, watch).eval(), example, _output_names(spec))
     check_graph(graph, spec, branch_free=True)
     return graph
 
@@ -98,16 +100,15 @@ def trace_chunk(model: ChunkModel, operators: Operators = Operators.PORTABLE) ->
     spec = chunked(spec_of(model), model.chunk_steps)
     module.eval()
     example = _example(spec, model)
-    _check_results(spec, _run_watched(model, spec, example, "chunk"))
+    watch = Watch(module)
+    _check_results(spec, _run_watched(model, spec, example, "chunk", watch))
     with _operators(model, operators):
-        graph = _lowered(_FlatChunk(model, spec).eval(), example, _output_names(spec), module)
+        graph = _lowered(_FlatChunk(model, spec, watch).eval(), example, _output_names(spec))
     check_graph(graph, spec, branch_free=True)
     return graph
 
 
-def _lowered(
-    flat: nn.Module, example: dict[str, torch.Tensor], outputs: list[str], module: nn.Module
-) -> onnx.ModelProto:
+def _lowered(flat: _Flat, example: dict[str, torch.Tensor], outputs: list[str]) -> onnx.ModelProto:
     """A module of positional tensors as ONNX."""
     with torch.no_grad(), _quiet():
         try:
@@ -125,8 +126,9 @@ def _lowered(
             | {*getattr(program.graph_signature, "parameters_to_mutate", {}).values()}
         )
         if mutated:
+            module = as_module(flat.model)
             own = "model.lifted." if isinstance(module, Lifted) else "model."
-            raise undeclared(module, [name.removeprefix(own) for name in mutated], ())
+            raise undeclared(module, [name.removeprefix(own) for name in mutated])
         try:
             converted = torch.onnx.export(
                 program,
@@ -191,9 +193,10 @@ class TorchReference:
 class _Flat(nn.Module):
     """The step with positional tensors, the form that torch.export names reliably."""
 
-    def __init__(self, model: StepModel, spec: StepSpec) -> None:
+    def __init__(self, model: StepModel, spec: StepSpec, watch: Watch) -> None:
         super().__init__()
         self.model = model
+        self._watch = watch
         self._spec = spec
         self._names = [t.name for t in spec.inputs]
         self._names += [g.threshold_input for g in spec.gates if g.threshold_input]
@@ -201,7 +204,8 @@ class _Flat(nn.Module):
         self._is_wide = "float64" in dtypes
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with Float64Numbers() if self._is_wide else nullcontext():
+        numbers = Float64Numbers() if self._is_wide else nullcontext()
+        with numbers, self._watch.forgetting():
             return self._flat(self._result(*self._named(tensors)))
 
     def _result(
@@ -268,22 +272,37 @@ def spec_of(model: StepModel) -> StepSpec:
 
 
 def _run_watched(
-    model: StepModel, spec: StepSpec, example: dict[str, torch.Tensor], what: str
+    model: StepModel,
+    spec: StepSpec,
+    example: dict[str, torch.Tensor],
+    what: str,
+    watch: Watch,
 ) -> object:
-    """One eager step or chunk, which must leave the module and its arguments as they were."""
-    module = as_module(model)
+    """One eager step or chunk, which must remember nothing and leave its arguments alone."""
     names = {s.name for s in spec.states}
+    wanted = [("output", t.name) for t in spec.outputs] + [("gate", g.name) for g in spec.gates]
+    wanted += [("next state", name) for name in names]
+
+    def once(given: Mapping[str, torch.Tensor]) -> object:
+        inputs = {n: t for n, t in given.items() if n not in names}
+        states = {n: t for n, t in given.items() if n in names}
+        if what == "chunk":
+            return cast(ChunkModel, model).chunk(inputs, states, inputs.pop(VALID))
+        return model.step(inputs, states)
+
+    def tensors(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        result = once({name: tensor.clone() for name, tensor in given.items()})
+        if not isinstance(result, StepResult):
+            return {}
+        kinds = {"output": result.outputs, "gate": result.gates, "next state": result.states}
+        found = {f"{kind} {name}": kinds[kind].get(name) for kind, name in wanted}
+        return {name: t for name, t in found.items() if isinstance(t, torch.Tensor)}
+
     given = {name: tensor.clone() for name, tensor in example.items()}
-    watch = Watch(module.lifted if isinstance(module, Lifted) else module)
     try:
-        with torch.no_grad():
-            inputs = {n: t for n, t in given.items() if n not in names}
-            states = {n: t for n, t in given.items() if n in names}
-            result: object = (
-                cast(ChunkModel, model).chunk(inputs, states, inputs.pop(VALID))
-                if what == "chunk"
-                else model.step(inputs, states)
-            )
+        watch.search(tensors, example, [t.name for t in spec.inputs])
+        with torch.no_grad(), watch.forgetting():
+            result = once(given)
     except StategateError:
         raise
     except failures() as problem:  # a user's code may raise anything
@@ -292,9 +311,6 @@ def _run_watched(
             found=explained(problem),
             expected=f"a {what} that takes the inputs and states of step_spec(), by name",
         ) from problem
-    changed = watch.changed()
-    if changed:
-        raise undeclared(module, changed, watch.grown())
     touched = [name for name, tensor in given.items() if tensor._version]
     if touched:
         raise TraceError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import os
 import re
@@ -19,7 +20,10 @@ _ROOT = Path(__file__).resolve().parents[1]
 # What the user did not write, whatever of it is on the stack.
 _MACHINERY = tuple(
     f"{folder}{os.sep}"
-    for folder in (Path(torch.__file__).resolve().parent, _ROOT / "models", _ROOT / "export")
+    for folder in (
+        Path(torch.__file__).resolve().parent,
+        *(_ROOT / room for room in ("contract", "runtime", "models", "export", "calibration")),
+    )
 )
 _STANDARD = f"{Path(sysconfig.get_path('stdlib')).resolve()}{os.sep}"
 _INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]")
@@ -100,7 +104,7 @@ def _node_of(problem: BaseException) -> fx.Node | None:
 
 def _innermost(stack: Iterable[traceback.FrameSummary]) -> str | None:
     """The last frame of user code; of installed code where nothing else is on the stack."""
-    users = [frame for frame in stack if _is_users(frame.filename)]
+    users = [frame for frame in stack if is_users(frame.filename)]
     own = [frame for frame in users if not _INSTALLED.search(frame.filename)] or users
     if not own:
         return None
@@ -109,7 +113,9 @@ def _innermost(stack: Iterable[traceback.FrameSummary]) -> str | None:
     return f"{where}: `{source}`" if source else where
 
 
-def _is_users(file: str) -> bool:
+@functools.cache
+def is_users(file: str) -> bool:
+    """Whether code in a file is neither Python's, nor torch's, nor ours."""
     path = str(Path(file).resolve())
     if file.startswith("<") or path.startswith(_MACHINERY):
         return False

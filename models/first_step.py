@@ -103,7 +103,7 @@ def slot_of(name: str, start: Start, given: Value, axis: int, module: nn.Module)
     if is_unset(first) or not (_has_tensors(own) or form_of(first) == form_of(second)):
         raise _unset(module, name, own, [first, second])
     if not _has_tensors(first):
-        if _alike(first, second) and _alike(second, third) and not _alike(own, first):
+        if _same(first, second) and _same(second, third) and not _same(own, first):
             return Slot(name, first, axis, own, is_flag=True)
         return Slot(name, own, axis)
     if _has_tensors(own) or form_of(own) == form_of(first):
@@ -122,19 +122,23 @@ def draws(example: Tensors) -> Iterator[dict[str, Tensor]]:
             yield {name: _drawn(t, generator, scale, limits) for name, t in example.items()}
 
 
-def agree(one: Callable[[], Tensors], other: Callable[[], Tensors]) -> bool:
-    """Whether two calls give the same tensors but for rounding, or both fail."""
-    a, b = _tried(one), _tried(other)
-    return a.keys() == b.keys() and all(_close(a[name], b[name]) for name in a)
+def answer(call: Callable[[], Tensors]) -> Tensors:
+    """What a call gives; nothing where it cannot take these numbers.
 
-
-def _tried(call: Callable[[], Tensors]) -> Tensors:
+    Raises:
+        StategateError: It has something to say.
+    """
     try:
         return call()
     except StategateError:
         raise
-    except failures():  # numbers that this module cannot take
+    except failures():  # a user's code may raise anything
         return {}
+
+
+def alike(a: Tensors, b: Tensors) -> bool:
+    """Whether two answers are the same but for rounding."""
+    return a.keys() == b.keys() and all(_close(a[name], b[name]) for name in a)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -162,7 +166,7 @@ def _has_tensors(value: Value) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
-def _alike(a: Value, b: Value) -> bool:
+def _same(a: Value, b: Value) -> bool:
     """Whether two values without tensors are the same."""
     return type(a) is type(b) and repr(a) == repr(b)
 

@@ -23,7 +23,7 @@ from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import TraceError
 from stategate.contract.failures import failures
 from stategate.models.copies import copied
-from stategate.models.first_step import agree, draws, slot_of, started
+from stategate.models.first_step import alike, answer, draws, slot_of, started
 from stategate.models.programs import module_of
 from stategate.models.slots import (
     Own,
@@ -202,7 +202,7 @@ class Lifted(nn.Module):
             for slot in self.arguments:
                 slot.own = Own.SAME
         return all(
-            agree(partial(once, inputs, True), partial(once, inputs, False))
+            alike(answer(partial(once, inputs, True)), answer(partial(once, inputs, False)))
             for inputs in draws(example)
         )
 

@@ -70,7 +70,7 @@ def test_a_module_of_many_memories_is_exported_and_steps_as_it_did_alone(tmp_pat
     file.write_text(POLICY)
     result = CliRunner().invoke(main, ["export", f"{file}:make", "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert "1,000 steps of noise against Policy alone" in result.output
+    assert "1,000 steps of noise in x against Policy alone" in result.output
     for verb in (["verify", str(out)], ["run", str(out), "--steps", "300"]):
         assert CliRunner().invoke(main, verb).exit_code == 0
     alone = runpy.run_path(str(file))["Policy"]()
@@ -194,7 +194,7 @@ class Cache(Breaks):
 def test_memory_that_lift_was_not_told_of_is_named(module, finding, remedy) -> None:
     with pytest.raises(UndeclaredStateError) as problem:
         trace(lift(module, X, states=["h"]))
-    assert f"found: {finding}\n" in str(problem.value)
+    assert f"found: {finding}" in str(problem.value)
     assert remedy in str(problem.value) and "states of lift()" in str(problem.value)
 
 

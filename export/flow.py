@@ -1,0 +1,139 @@
+"""Where the values that a step begins with go to: through tensors, and into Python."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Names = frozenset[str]
+NONE: Names = frozenset()
+_REPLACES = {"aten::copy_", "aten::fill_", "aten::zero_"}
+
+
+class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is on, every tensor carries the names of what it was computed from.
+
+    Names belong to storages, so that views and writes in place pass them on.
+
+    Attributes:
+        read: Names of what became a Python number, and may decide anything.
+
+    Args:
+        sources: The tensors to follow, with their names.
+    """
+
+    def __init__(self, sources: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.read: set[str] = set()
+        self._names: dict[int, Names] = {}
+        self._alive: list[object] = []  # so that no storage has the address of an older one
+        self._written: set[int] = set()
+        for name, tensor in sources:
+            self._add(tensor, frozenset([name]) | self.names_of(tensor))
+
+    def names_of(self, *values: object) -> Names:
+        """What these were computed from; containers are looked into."""
+        tensors = (t for t in pytree.tree_leaves(values) if isinstance(t, torch.Tensor))
+        return NONE.union(*(self._names.get(_key(t), NONE) for t in tensors))
+
+    def was_written(self, value: object) -> bool:
+        """Whether it is a tensor that was written in place, with the same values or with others."""
+        return isinstance(value, torch.Tensor) and _key(value) in self._written
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        names = self.names_of(args, kwargs)
+        schema = func._schema
+        for i, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[i] if i < len(args) else kwargs.get(argument.name)
+                if schema.name in _REPLACES and _is_whole(value):
+                    names = self.names_of(args[1:], kwargs)
+                for tensor in pytree.tree_leaves(value):
+                    if isinstance(tensor, torch.Tensor):
+                        self._written.add(_key(tensor))
+                        self._add(tensor, names)
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf, names | self.names_of(leaf))  # it may be a view of an older one
+            elif leaf is not None:
+                self.read |= names
+        return result
+
+    def _add(self, tensor: torch.Tensor, names: Names) -> None:
+        self._names[_key(tensor)] = names
+        self._alive.append(tensor.untyped_storage())
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _is_whole(tensor: object) -> bool:
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+    )
+
+
+class Number:
+    """Stands for a Python number that a module keeps, and notes whether anything comes of it.
+
+    Arithmetic gives another of the kind: a count that is only counted on decides nothing. To be
+    compared, converted, used as an index or handed to torch is noted.
+    """
+
+    def __init__(self, value: int | float | complex, name: str, noted: set[str]) -> None:
+        self.value, self._name, self._noted = value, name, noted
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self.value)
+
+    def used(self) -> Any:
+        """The number itself, for something that may depend on it."""
+        self._noted.add(self._name)
+        return self.value
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = pytree.tree_map(
+            lambda leaf: leaf.used() if type(leaf) is Number else leaf, (args, kwargs or {})
+        )
+        return func(*args, **kwargs)
+
+
+def _arithmetic(operation: Any, reverse: bool) -> Any:
+    def apply(self: Number, other: Any = None) -> Any:
+        if type(other) is Number:
+            other = other.value
+        elif not isinstance(other, (int, float, complex)):
+            return NotImplemented
+        values = (other, self.value) if reverse else (self.value, other)
+        return Number(operation(*values), self._name, self._noted)
+
+    return apply
+
+
+def _noting(name: str) -> Any:
+    def apply(self: Number, *others: Any) -> Any:
+        given = (other.used() if type(other) is Number else other for other in others)
+        return getattr(type(self.value), name)(self.used(), *given)
+
+    return apply
+
+
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+_NOTED = """eq ne lt le gt ge bool int float complex index hash str repr format neg pos abs round
+trunc floor ceil divmod rdivmod and or xor lshift rshift invert"""
+for _name in _ARITHMETIC:
+    setattr(Number, f"__{_name}__", _arithmetic(getattr(operator, _name), reverse=False))
+    setattr(Number, f"__r{_name}__", _arithmetic(getattr(operator, _name), reverse=True))
+for _name in _NOTED.split():
+    setattr(Number, f"__{_name}__", _noting(f"__{_name}__"))
