@@ -50,8 +50,9 @@ def unwrapped(made: object) -> tuple[object, str]:
     while isinstance(made, nn.Module):
         children = dict(made.named_children())
         name = next((n for n in _WRAPS if n in children), "")
-        takes = inspect.signature(type(made).forward).parameters.values()
-        passes_on = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in list(takes)[1:])
+        own = inspect.getattr_static(type(made), "forward", None)  # TorchScript's cannot be read
+        takes = list(inspect.signature(own).parameters.values()) if inspect.isfunction(own) else []
+        passes_on = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in takes[1:])
         # torch.compile's has no forward of its own that could be read.
         if not name or not (passes_on or name == "_orig_mod"):
             break
@@ -244,7 +245,7 @@ def _remembered(module: nn.Module, call: _Call) -> list[str]:
 def _outcome(copy: nn.Module, call: _Call, scale: float) -> Value:
     try:
         return _run(copy, call, scale)
-    except Exception as problem:
+    except failures() as problem:
         return type(problem).__name__
 
 
