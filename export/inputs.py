@@ -132,14 +132,15 @@ def random_episode(
     inputs = {}
     for tensor in spec.inputs:
         shape = (steps, *tensor.shape)
-        whole = dtype_named(tensor.dtype).numpy.kind != "f"
+        dtype: Any = dtype_named(tensor.dtype).numpy
         span = (ranges or {}).get(tensor.name)
-        if whole:
-            known = (choices or {}).get(tensor.name, (0, 1))
-            domain = range(int(span[0]), int(span[1]) + 1) if span else known
-            at = rng.integers(len(domain), size=shape)
-            numbers: Any = at + domain[0] if span else np.array(domain)[at]
+        if dtype.kind == "f":
+            numbers: Any = rng.uniform(*span, shape) if span else rng.standard_normal(shape)
+        elif span:
+            low, high = map(int, span)
+            numbers = rng.integers(low, high, shape, dtype=dtype, endpoint=True)
         else:
-            numbers = rng.uniform(*span, shape) if span else rng.standard_normal(shape)
+            known = (choices or {}).get(tensor.name, (0, 1))
+            numbers = np.array(known)[rng.integers(len(known), size=shape)]
         inputs[tensor.name] = numbers.astype(tensor.dtype)
     return Episode(inputs)

@@ -39,7 +39,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "int4": ["--precision", "int4-weights"],
     }.items():
         plan = folder / "all.json"
-        plan.write_text('{"weights": "int4", "keep_float": []}')
+        plan.write_text('{"weights": "float16", "keep_float": []}')
         more = [str(plan) if word == "int4-weights" else word for word in more]
         done = run("export", f"{folder}/mine.py:Tiny", "--steps", 50, *more, "--out", folder / name)
         assert done.exit_code == 0, done.output
