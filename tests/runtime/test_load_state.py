@@ -1,0 +1,96 @@
+"""A session begins an episode from states that another model, or another session, computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stategate.contract.errors import (
+    DtypeError,
+    MissingInputError,
+    NonFiniteInputError,
+    SessionClosedError,
+    ShapeError,
+    StepInputError,
+    UnknownInputError,
+)
+from stategate.runtime import Pool, Session, SnapshotPolicy
+
+OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
+H = np.full((1, 4), 0.25, np.float32)
+COUNT = np.full((1, 1), 7.0, np.float32)
+
+
+@pytest.mark.case("C8")
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
+def test_a_session_goes_on_as_the_one_whose_states_it_was_given(
+    native_bundle: Path, engine: str
+) -> None:
+    z = np.random.default_rng(0).standard_normal((60, 1, 64)).astype(np.float32)
+    with (
+        Session.open(native_bundle, engine=engine) as first,
+        Session.open(native_bundle, engine=engine) as second,
+    ):
+        for one in z[:30]:
+            first.step(z=one)
+        second.step(z=z[59])  # an episode of its own, which is over
+        second.load_state({name: first.state(name) for name in ("S", "b")})
+        for one in z[30:]:
+            right = first.step(z=one)["action"].tobytes()
+            assert second.step(z=one)["action"].tobytes() == right
+        assert second.ledger.resets == 1
+
+
+@pytest.mark.case("C8")
+@pytest.mark.parametrize(
+    ("states", "error"),
+    [
+        ({"h": H}, MissingInputError),
+        ({"h": H, "count": COUNT, "c": H}, UnknownInputError),
+        ({"h": H[0], "count": COUNT}, ShapeError),
+        ({"h": H.astype(np.float64), "count": COUNT}, DtypeError),
+        ({"h": H.tolist(), "count": COUNT}, DtypeError),
+        ({"h": H, "count": COUNT * np.nan}, NonFiniteInputError),
+    ],
+)
+def test_states_that_do_not_fit_change_nothing(
+    tiny_bundle: Path, states: dict, error: type[StepInputError]
+) -> None:
+    with Session.open(tiny_bundle) as session:
+        session.step(x=OPEN)
+        before = {name: session.state(name).tobytes() for name in ("h", "count")}, session.ledger
+        with pytest.raises(error, match="state"):
+            session.load_state(states)
+        after = {name: session.state(name).tobytes() for name in ("h", "count")}, session.ledger
+        assert before == after
+    with pytest.raises(SessionClosedError):
+        session.load_state({"h": H, "count": COUNT})
+
+
+@pytest.mark.case("C8")
+def test_what_was_given_is_copied_counted_as_a_reset_and_saved(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    given = {"h": H.copy(), "count": COUNT.copy()}
+    policy = SnapshotPolicy(tmp_path, every_seconds=1e-6)
+    with Session.open(tiny_bundle, snapshots=policy) as session:
+        session.load_state(given)
+        given["h"].fill(np.nan)
+        assert (session.state("h") == 0.25).all() and session.state("count") == 7
+        ledger = session.ledger
+        assert (ledger.resets, ledger.steps, ledger.memory_bytes_written) == (1, 0, 0)
+        assert session._keeper is not None and session._keeper.is_due()
+        session.save()
+    with Session.open(tiny_bundle, snapshots=tmp_path) as session:
+        session.restore()
+        assert (session.state("h") == 0.25).all() and session.ledger.resets == 1
+
+
+def test_a_row_of_a_pool_counts_it_alike(tiny_pool_bundle: Path) -> None:
+    with Pool.open(tiny_pool_bundle) as pool:
+        row = pool.join()
+        pool.load_state(row, {"h": H, "count": COUNT})
+        assert (pool.ledger(row).resets, pool.ledger(row).steps) == (1, 0)
+        assert (pool.state(row, "h") == 0.25).all()
