@@ -218,7 +218,7 @@ def _measure(
     notes: list[str] = []
     try:
         idle_watts = _idle_watts(meter, 4 * options.slot_s)
-        with progress(int(options.seconds), "stepping", kept) as report:
+        with progress(int(10 * options.seconds), "stepping", kept) as report:
             hellos = measure_bursts(chosen, options, segments, meter, report)
     finally:
         meter.close()

@@ -123,7 +123,7 @@ def measure_bursts(
         options: For how long, and where.
         segments: Takes the bursts.
         meter: What measures energy.
-        report: Called with the seconds measured so far.
+        report: Called with the tenths of seconds measured so far.
 
     Returns:
         What each process said when it started, by subject.
@@ -156,7 +156,7 @@ def measure_bursts(
             if now - kept > _SEGMENT_S:
                 segments.add(pending, moment(pending[-1].at_s, options.core))
                 pending, kept = [], now
-            report(min(int(options.seconds), int(before_s + now - began)))
+            report(int(10 * min(options.seconds, before_s + now - began)))
         if pending:
             segments.add(pending, moment(pending[-1].at_s, options.core))
         return {i: driver.hello for i, driver in enumerate(drivers)}

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.nn.functional import cross_entropy
 
 from stategate.calibration.rolls import Report, tensors_of
@@ -26,6 +28,7 @@ from stategate.calibration.settings import GateRecipe
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
 from stategate.models.learned_gate import LearnedGate, Lives, taken
+from stategate.models.lifting import Lifted
 from stategate.models.step import StepResult, Tensors, initial_states
 
 Decide = Callable[[Tensor], Tensor]
@@ -101,36 +104,45 @@ def _train(
         begun = source.start()
         ours = {n: taken(fresh, begun[n], s.detach()) for n, s in ours.items()}
         teachers = {n: taken(fresh, begun[n], s) for n, s in teachers.items()}
-        error: dict[str, Tensor] = {}
-        opening = torch.zeros(())
-        for inputs, labels in source.take():
-            with torch.no_grad():
-                right = model.always(inputs, teachers)
-                teachers = dict(right.states)
-            lives = model.lives(inputs, ours)
-            p = torch.sigmoid(lives.logit)
-            step = _mixed(lives, torch.bernoulli(p.detach()) + p - p.detach())
-            ours = dict(step.states)
-            opening = opening + p.mean() / recipe.chunk
-            for name, value in _errors(step, right, labels).items():
-                error[name] = error.get(name, torch.zeros(())) + value
-        if "label.judged" in error:
-            loss = error["label.sum"] / error["label.judged"].clamp(min=1.0)
-        else:
-            loss = error["apart"] / error["size"].clamp(min=1e-30)
-        loss = loss + recipe.write_price * min(1.0, i / ramp) * opening
-        if not bool(loss.isfinite()):
-            raise CalibrationError(
-                "the training of the gate diverged",
-                found=f"loss {loss.item()} in iteration {i}",
-                remedy="lower the price of writing; look for overflow in the model",
-            )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        with _written_in_place(model):
+            error: dict[str, Tensor] = {}
+            opening = torch.zeros(())
+            for inputs, labels in source.take():
+                with torch.no_grad():
+                    right = model.always(inputs, teachers)
+                    teachers = dict(right.states)
+                lives = model.lives(inputs, ours)
+                p = torch.sigmoid(lives.logit)
+                step = _mixed(lives, torch.bernoulli(p.detach()) + p - p.detach())
+                ours = dict(step.states)
+                opening = opening + p.mean() / recipe.chunk
+                for name, value in _errors(step, right, labels).items():
+                    error[name] = error.get(name, torch.zeros(())) + value
+            if "label.judged" in error:
+                loss = error["label.sum"] / error["label.judged"].clamp(min=1.0)
+            else:
+                loss = error["apart"] / error["size"].clamp(min=1e-30)
+            loss = loss + recipe.write_price * min(1.0, i / ramp) * opening
+            if not bool(loss.isfinite()):
+                raise CalibrationError(
+                    "the training of the gate diverged",
+                    found=f"loss {loss.item()} in iteration {i}",
+                    remedy="lower the price of writing; look for overflow in the model",
+                )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         scheduler.step()
         report(i + 1)
+
+
+def _written_in_place(model: LearnedGate) -> AbstractContextManager[object]:
+    """Where a module may write its memory in place: what gradients need of it is copied first."""
+    if isinstance(model.model, Lifted):
+        saved: AbstractContextManager[object] = allow_mutation_on_saved_tensors()
+        return saved
+    return nullcontext()
 
 
 def _errors(step: StepResult, right: StepResult, labels: dict[str, Tensor]) -> dict[str, Tensor]:

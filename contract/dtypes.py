@@ -50,7 +50,15 @@ def dtype_named(name: str) -> Dtype:
         SpecError: The name is not in the table.
     """
     if name not in DTYPES:
-        raise SpecError("unknown dtype", found=name, expected=", ".join(DTYPES))
+        raise SpecError(
+            "unknown dtype",
+            found=name,
+            expected=", ".join(DTYPES),
+            remedy="hand it in and out in float32: module.float(), with float32 inputs and first "
+            "values"
+            if "float" in name
+            else None,
+        )
     return DTYPES[name]
 
 

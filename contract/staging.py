@@ -34,22 +34,26 @@ def staged(path: Path, *, folder: bool = False) -> Iterator[Path]:
     Raises:
         OSError: Nothing can be written there.
     """
-    place = path.with_name(f".{path.name}.staged")
+    place = shared = path.with_name(f".{path.name}.staged")
     while True:
         made = _make(place, folder)
         held, locked = _hold(place, wait=True)
-        if held is not None and made:
-            break
         if held is not None:
-            if locked:
+            if made and (locked or place != shared):
+                break
+            if made or locked:
                 remove(place)
-            else:  # a file system without locks, so perhaps of a living process
+            if not locked:  # a file system without locks: a name that nobody else has
                 place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.staged")
             os.close(held)
     try:
         yield place
     finally:
-        remove(place)
+        # Once it was moved, another process may be at work under the name; or the old folder is.
+        if not locked or _is_at(held, place):
+            remove(place)
+        else:
+            _remove_unheld(place)
         os.close(held)
 
 
@@ -64,8 +68,10 @@ def scratch_folder() -> Iterator[Path]:
     """
     parent = Path(tempfile.gettempdir())
     for entry in os.scandir(parent):
-        if _SCRATCH.fullmatch(entry.name):
-            _remove_unheld(parent / entry.name)
+        with suppress(OSError):  # another process removes it too
+            own = entry.stat(follow_symlinks=False).st_uid == os.getuid()
+            if own and _SCRATCH.fullmatch(entry.name):
+                _remove_unheld(parent / entry.name)
     while True:
         place = parent / f"stategate-scratch-{secrets.token_hex(8)}"
         _make(place, folder=True)
@@ -80,9 +86,9 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def _remove_unheld(place: Path) -> None:
-    with suppress(OSError):  # of another user
+    with suppress(OSError):
         held, locked = _hold(place, wait=False)
-        if locked and place.stat().st_uid == os.getuid():
+        if locked:
             remove(place)
         if held is not None:
             os.close(held)
@@ -120,12 +126,17 @@ def _hold(place: Path, wait: bool) -> tuple[int | None, bool]:
         fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         locked = False
-    # Whoever held it until now may have moved or removed it.
-    with suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(held), place.lstat()):
-            return held, locked
-    os.close(held)
+    if _is_at(held, place):
+        return held, locked
+    os.close(held)  # whoever held it until now has moved or removed it
     return None, False
+
+
+def _is_at(held: int, place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(held), place.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def remove(place: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import file_sha256
+from stategate.export.adopt_request import Request
 from stategate.export.context import context_of, with_context
 from stategate.export.dataflow import read_on, used_inputs
 from stategate.export.graph import check_graph
@@ -22,29 +23,6 @@ from stategate.export.pack import Candidate
 from stategate.export.pairing import Evidence, check_pairs, find_pairs, lookalikes
 from stategate.export.steering import Branches, choices
 from stategate.export.untrusted import load_graph, run_within_limits, unoptimised
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the user says about a file.
-
-    Attributes:
-        dims: Sizes of named dynamic axes.
-        shapes: Whole shapes of inputs, for axes without a name.
-        constants: Inputs that shall be fixed for ever, as text.
-        states: Output name by state input name; empty to look for pairs.
-        initial: What states start with, by input name: an array of the state's shape and dtype,
-            or one number as text for all its elements. Zeros for those not named.
-        contexts: Samples of the window before that an input begins with; see
-            `stategate.export.context`.
-    """
-
-    dims: Mapping[str, int]
-    shapes: Mapping[str, tuple[int, ...]]
-    constants: Mapping[str, str]
-    states: Mapping[str, str]
-    initial: Mapping[str, np.ndarray | str] = field(default_factory=dict)
-    contexts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

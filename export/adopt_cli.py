@@ -14,6 +14,7 @@ from stategate.contract import InputsRef, load_episode, refuse_to_replace
 from stategate.contract.console import progress
 from stategate.contract.errors import StatePairingError
 from stategate.contract.npz import load_npy
+from stategate.export.adopt_request import Request
 from stategate.export.engines_cli import deployed, engine_options
 from stategate.export.inputs import drawn, input_options, parsed_ranges
 from stategate.export.safe import safe_option, with_safe
@@ -95,15 +96,6 @@ def adopt(
           --const sr=16000 --state state=stateN --out build/silero
       stategate adopt exported/policy.yaml --engines onnxruntime,native --out build/policy
     """
-    import onnx
-
-    from stategate.export.adopt import OnnxReference, Request
-    from stategate.export.adopt import adopt as adopt_file
-    from stategate.export.leapp import adopt_export
-    from stategate.export.pack import seal
-    from stategate.export.receipt import print_receipt
-    from stategate.export.steering import check_steering, choices
-
     request = Request(
         dims={name: _integer(value, "--dim") for name, value in _pairs(dims, "--dim")},
         shapes={
@@ -118,6 +110,16 @@ def adopt(
     ranges = parsed_ranges(input_ranges)
     profile = load(target) if target else generic()
     refuse_to_replace(out)
+
+    import onnx
+
+    from stategate.export.adopt import OnnxReference
+    from stategate.export.adopt import adopt as adopt_file
+    from stategate.export.leapp import adopt_export
+    from stategate.export.pack import seal
+    from stategate.export.receipt import print_receipt
+    from stategate.export.steering import check_steering, choices
+
     is_leapp = file.suffix in (".yaml", ".yml")
     adopted = adopt_export(file, request) if is_leapp else adopt_file(file, request)
     if adopted.found:

@@ -21,6 +21,7 @@ from emx_onnx_cgen import Compiler
 from emx_onnx_cgen.compiler import CompilerOptions
 
 from stategate.contract.errors import LowerError
+from stategate.contract.failures import failures
 from stategate.contract.staging import scratch_folder
 
 _REPLACED = ("gemm_op.c.j2", "matmul_op.c.j2", "matmul_nbits_op.c.j2")
@@ -81,7 +82,7 @@ def written(model: onnx.ModelProto, function: str, folder: Path) -> str:
     )
     try:
         text: str = _Compiler(options).compile(model)
-    except Exception as problem:  # its refusals have no common base, and what it trips over none
+    except failures() as problem:  # its refusals have no common base, and what it trips over none
         reason = re.split(r" Hint: | \(while |\n", str(problem))[0]
         raise LowerError(
             "the graph cannot be written as C",

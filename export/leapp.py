@@ -20,7 +20,8 @@ from stategate.contract import ModelRef, sha256
 from stategate.contract.errors import LeappError
 from stategate.contract.failures import failures
 from stategate.contract.reading import printable, read_bounded, text_with_controls
-from stategate.export.adopt import Adopted, Request, adopt
+from stategate.export.adopt import Adopted, adopt
+from stategate.export.adopt_request import Request
 from stategate.export.untrusted import GRAPH_BYTES
 
 _MAX_BYTES = 1 << 20

@@ -6,10 +6,13 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import TensorProto
 
 from stategate.contract import StepSpec
-from stategate.contract.failures import failures
+from stategate.contract.errors import GraphError
+from stategate.contract.failures import failures, first_line
 
 WARM_UP = 50
 ROUNDS = 400
@@ -68,6 +71,43 @@ def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> 
             if turn >= WARM_UP:
                 times[name].append(time.perf_counter_ns() - start)
     return {name: float(np.median(spans)) / 1000.0 for name, spans in times.items()}
+
+
+def check_runs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> None:
+    """Run a step once if it computes in other numbers than float32.
+
+    ONNX Runtime takes those in some operators only, and says so when a session is opened or run.
+
+    Args:
+        model: The step.
+        feeds: Every input of it, by name.
+
+    Raises:
+        GraphError: It cannot be run; the number types are named.
+    """
+    codes = {t.data_type for t in model.graph.initializer}
+    codes |= {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.value_info)}
+    codes |= {a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute}
+    kinds = {TensorProto.BFLOAT16: "bfloat16", TensorProto.FLOAT16: "float16"}
+    kinds[TensorProto.DOUBLE] = "float64"
+    others = [name for code, name in kinds.items() if code in codes]
+    if not others:
+        return
+    options = one_thread()
+    options.log_severity_level = 4  # what it says comes with the exception too
+    try:
+        graph = model.SerializeToString()
+        onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"]).run(
+            None, dict(feeds)
+        )
+    except failures() as problem:  # its errors have no common base
+        raise GraphError(
+            f"ONNX Runtime cannot compute this step in {' and '.join(others)}",
+            found=first_line(problem),
+            expected="float32",
+            remedy="give lift or the step module.float(), with inputs and first values in float32, "
+            "and leave casts to other types and torch.autocast out of its forward",
+        ) from problem
 
 
 def median_us(graph: bytes, spec: StepSpec) -> float:

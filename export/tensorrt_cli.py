@@ -83,6 +83,14 @@ def build_engine_command(
       stategate build-engine build/aura
       stategate build-engine build/aura --script 8.5
     """
+    built = strip_weights or new_timing_cache
+    if adopt_plan_path is not None and (built or script is not None):
+        raise click.UsageError("--adopt-plan takes a plan as it is: nothing is built")
+    if script is not None and (built or no_cuda_graph):
+        raise click.UsageError("--script writes a script: it says nothing of how a plan is stepped")
+    if not isfinite(tolerance):
+        raise click.UsageError("--tolerance must be a number")
+
     from stategate.export.tensorrt_build import Settings, workspace_bytes
     from stategate.export.tensorrt_local import (
         FAILED_LOG,
@@ -95,13 +103,6 @@ def build_engine_command(
     from stategate.export.tensorrt_script import write_script
     from stategate.runtime.cuda import Cuda
 
-    built = strip_weights or new_timing_cache
-    if adopt_plan_path is not None and (built or script is not None):
-        raise click.UsageError("--adopt-plan takes a plan as it is: nothing is built")
-    if script is not None and (built or no_cuda_graph):
-        raise click.UsageError("--script writes a script: it says nothing of how a plan is stepped")
-    if not isfinite(tolerance):
-        raise click.UsageError("--tolerance must be a number")
     opened = Bundle.open(bundle)
     check_writable(plans_folder(opened.path) / "step.plan")
     target = opened.manifest.target

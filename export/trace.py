@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import cast
 
 import numpy as np
@@ -23,7 +20,9 @@ from stategate.export.graph import (
     with_opset_of_its_operators,
     without_traces_of_the_build,
 )
+from stategate.export.native import check_runs
 from stategate.export.rows import check_rows_stand_alone
+from stategate.export.trace_settings import quiet, with_operators
 from stategate.export.undeclared import undeclared
 from stategate.export.watch import Watch
 from stategate.models.blame import blamed_operation, explained
@@ -74,9 +73,10 @@ def trace(
         check_rows_stand_alone(model, sessions)
         spec = batched(spec, sessions)
         example = _example(spec, model, sessions)
-    with _operators(model, operators):
+    with with_operators(model, operators):
         graph = _lowered(_Flat(model, spec, watch).eval(), example, _output_names(spec))
     check_graph(graph, spec, branch_free=True)
+    check_runs(graph, {name: tensor.numpy() for name, tensor in example.items()})
     return graph
 
 
@@ -102,7 +102,7 @@ def trace_chunk(model: ChunkModel, operators: Operators = Operators.PORTABLE) ->
     example = _example(spec, model)
     watch = Watch(module)
     _check_results(spec, _run_watched(model, spec, example, "chunk", watch))
-    with _operators(model, operators):
+    with with_operators(model, operators):
         graph = _lowered(_FlatChunk(model, spec, watch).eval(), example, _output_names(spec))
     check_graph(graph, spec, branch_free=True)
     return graph
@@ -110,7 +110,7 @@ def trace_chunk(model: ChunkModel, operators: Operators = Operators.PORTABLE) ->
 
 def _lowered(flat: _Flat, example: dict[str, torch.Tensor], outputs: list[str]) -> onnx.ModelProto:
     """A module of positional tensors as ONNX."""
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         try:
             program = torch.export.export(flat, tuple(example.values()), strict=False)
         except failures() as problem:  # torch.export raises many unrelated types
@@ -163,7 +163,22 @@ def as_module(model: object) -> nn.Module:
             expected="an nn.Module with step_spec() and step(inputs, states)",
             remedy="see docs/quickstart.md for ten lines that do it",
         )
+    packed = [name for name, part in model.named_modules() if _is_quantised(part)]
+    if packed:
+        raise TraceError(
+            "quantised modules of torch cannot be traced",
+            found=", ".join(packed[:4]),
+            expected="the module as it was before quantize_() or quantize_dynamic()",
+            remedy="export it in float, with --precision int8-weights",
+        )
     return model
+
+
+def _is_quantised(part: nn.Module) -> bool:
+    """Of torch.ao, or with weights of torchao, which are a tensor of another class."""
+    weights = [type(parameter.data) for parameter in part.parameters(recurse=False)]
+    kinds = [type(part), *(kind for kind in weights if kind is not torch.Tensor)]
+    return any(k.__module__.startswith(("torch.ao.nn.quantized", "torchao.")) for k in kinds)
 
 
 class TorchReference:
@@ -363,36 +378,3 @@ def _check_results(spec: StepSpec, result: object) -> None:
             raise TraceError(
                 f"step() returns a {kind} that step_spec() does not declare", found=extra
             )
-
-
-@contextmanager
-def _operators(model: StepModel, operators: Operators) -> Iterator[None]:
-    """Have the model traced with other operators than the portable ones."""
-    if operators is Operators.PORTABLE:
-        yield
-        return
-    if not isinstance(getattr(model, "operators", None), Operators):
-        raise TraceError(
-            "the model has no form in native operators",
-            found=f"{type(model).__name__}, --operators {operators.value}",
-            expected="a model of the delta family",
-            remedy="export it with --operators portable",
-        )
-    model.operators = operators  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        model.operators = Operators.PORTABLE  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide torch's chatter: deprecations inside of it, and graphs that it prints to stderr."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

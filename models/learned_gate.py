@@ -99,6 +99,16 @@ class LearnedGate(nn.Module):
             raise ModelConfigError(
                 "LearnedGate.model uses a name that the gate needs", found=", ".join(both)
             )
+        other = {t.name: t.dtype for t in (*spec.inputs, *spec.outputs)}
+        other |= {s.name: s.dtype for s in spec.states}
+        other = {n: d for n, d in other.items() if d in ("float16", "float64")}
+        if other:
+            raise ModelConfigError(
+                "LearnedGate.model computes in other numbers than the gate learns in",
+                found=", ".join(f"{name} in {dtype}" for name, dtype in other.items()),
+                expected="float32",
+                remedy="module.float(), with inputs and first values in float32",
+            )
         if not self._seen:
             raise ModelConfigError(
                 "LearnedGate.model has no float input for the gate to look at",

@@ -88,6 +88,32 @@ def test_usage_errors_of_every_verb_load_the_base_dependencies_alone() -> None:
     assert loaded == BASE
 
 
+@pytest.mark.case("D7")
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("adopt policy.onnx --out b --dim batch", "not of the form NAME=VALUE"),
+        ("export aura-hard --out b --precision int3", "no such precision"),
+        ("export aura-hard --out b --target abacus", "unknown target"),
+        ("export nothing.py:make --out b", "no such Python file"),
+        ("calibrate aura-hard --out c.json --cost-missed 1", "go together"),
+        ("calibrate aura-hard --out c.json --accuracy 0.9 --write-rate 0.1", "by one rule"),
+        ("train-gate aura-hard --out gate.bin", "suffix .safetensors"),
+        ("build-engine b --adopt-plan p --script 8.5", "--adopt-plan takes a plan as it is"),
+        ("bench b --quick --official", "contradict each other"),
+        ("drift . . --episode . --out d --accept me:it", "--seal BUNDLE"),
+        ("fits aura-hard --all --target raspberry-pi-5", "contradict each other"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_by_the_base_dependencies_alone(
+    line: str, said: str
+) -> None:
+    ((code, text),), loaded = with_base_alone(line.split())
+    assert said in " ".join(text.split())
+    assert code in (1, 2)
+    assert loaded == BASE
+
+
 def test_a_verb_whose_library_is_missing_names_the_extra_that_brings_it() -> None:
     results, _ = with_base_alone(["zoo"], ["export", "aura-hard", "--out", "never-written"])
     for code, text in results:

@@ -12,6 +12,7 @@ from torch import nn
 from stategate.calibration.gate_training import GateRecipe, at_random, judge, train_gate
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError, ModelConfigError
+from stategate.models import lift
 from stategate.models.delta import DeltaStack
 from stategate.models.delta_config import DeltaStackConfig
 from stategate.models.learned_gate import LearnedGate
@@ -109,6 +110,50 @@ def test_labels_train_the_gate_on_the_task() -> None:
     train_gate(model, [labelled], replace(QUICK, iterations=2))
     assert not torch.equal(before, model.gate_out.weight)
     assert all(p.requires_grad for p in model.parameters())
+
+
+class Squares(nn.Module):
+    """Answers with the square of its memory, and then writes it, in place or anew."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.into, self.act = nn.Linear(8, 6), nn.Linear(6, 2)
+        self.register_buffer("h", torch.ones(1, 6))
+        self.in_place = in_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.act(self.h * self.h)
+        new = torch.tanh(self.into(x))
+        if self.in_place:
+            self.h.mul_(0.5).add_(new)
+        else:
+            self.h = self.h * 0.5 + new
+        return y
+
+
+@pytest.mark.case("B17")
+def test_a_module_that_writes_in_place_trains_the_same_gate_as_one_that_does_not() -> None:
+    gates = []
+    for in_place in (True, False):
+        step = lift(Squares(in_place), {"x": torch.zeros(1, 8)}, states=["h"], outputs=["y"])
+        gates.append(gated(step))
+        train_gate(gates[-1], [stream(1)], replace(QUICK, iterations=4))
+    ours, theirs = (gate.gate_parameters() for gate in gates)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_gate_around_other_numbers_than_float32_names_them() -> None:
+    step = lift(
+        Squares(False).double(),
+        {"x": torch.zeros(1, 8).double()},
+        states=["h"],
+        outputs=["y"],
+    )
+    with pytest.raises(ModelConfigError, match=r"x in float64[\s\S]*module.float\(\)"):
+        gated(step)
 
 
 def test_training_on_nothing_is_refused() -> None:

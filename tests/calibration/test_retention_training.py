@@ -173,6 +173,7 @@ def test_the_command_trains_gates_that_a_factory_loads(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "two episodes" in done.output
     done = run("train-retention", model, *common, tmp_path / "no.bin")
     assert done.exit_code == 2 and "suffix" in done.output
-    done = run("train-retention", model, *common, tmp_path / "no.safetensors", "--window", 200)
+    longer = ["--episode", logs, "--window", 200, "--out", tmp_path / "no.safetensors"]
+    done = run("train-retention", model, *longer)
     assert done.exit_code == 1 and "nothing to train" in done.output
     assert not (tmp_path / "no.safetensors").exists()

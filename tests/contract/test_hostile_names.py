@@ -138,7 +138,8 @@ def test_a_label_with_quotes_and_backslashes_is_one_label_of_prometheus(
 def test_a_graph_whose_name_would_end_a_comment_of_c_puts_nothing_into_the_source(
     tmp_path: Path,
 ) -> None:
-    from stategate.export.adopt import Request, adopt
+    from stategate.export.adopt import adopt
+    from stategate.export.adopt_request import Request
     from stategate.export.lower_c import lower
 
     evil = '*/ int injected(void) { return 1; } /* "\\'

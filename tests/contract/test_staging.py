@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,18 @@ def test_a_file_system_without_locks_keeps_what_may_be_of_a_living_writer(
     with staged(tmp_path / "y", folder=True) as place:
         place.rename(tmp_path / "y")
     assert names(tmp_path) == [".x.staged", "x", "y"]
+
+
+@pytest.mark.case("E14")
+def test_writers_that_take_turns_at_one_place_never_remove_what_another_is_writing(
+    tmp_path: Path,
+) -> None:
+    def write(number: int) -> None:
+        for _ in range(300):
+            write_whole(tmp_path / "x", b"%d" % number * 100)
+
+    with ThreadPoolExecutor(4) as pool:
+        for writer in [pool.submit(write, number) for number in range(4)]:
+            writer.result()
+    assert names(tmp_path) == ["x"]
+    assert len(set((tmp_path / "x").read_bytes())) == 1

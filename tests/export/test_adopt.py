@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 from stategate.contract import Bundle, TensorSpec, canonical_json
 from stategate.contract.errors import GraphError, ManifestError, StatePairingError
 from stategate.contract.manifest import decode_manifest
-from stategate.export.adopt import Request, adopt
+from stategate.export.adopt import adopt
+from stategate.export.adopt_request import Request
 from stategate.export.pairing import find_pairs
 from stategate.runtime import Session
 from stategate.runtime.cli import main

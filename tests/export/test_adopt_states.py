@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stategate.contract import Bundle, TensorSpec
 from stategate.contract.errors import GraphError, StatePairingError
-from stategate.export.adopt import OnnxReference, Request, adopt
+from stategate.export.adopt import OnnxReference, adopt
+from stategate.export.adopt_request import Request
 from stategate.export.pack import random_episode, seal
 from stategate.export.pairing import find_pairs
 from stategate.runtime import Session

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from stategate.contract import Bundle
-from stategate.export.adopt import Adopted, OnnxReference, Request, adopt
+from stategate.export.adopt import Adopted, OnnxReference, adopt
+from stategate.export.adopt_request import Request
 from stategate.export.candidates import candidate_from
 from stategate.export.engines_cli import with_c
 from stategate.export.lower_c import lower

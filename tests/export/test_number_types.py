@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from stategate.contract import Bundle, Episode
-from stategate.contract.errors import ExportError
+from stategate.contract.errors import ExportError, GraphError, SpecError, TraceError
 from stategate.contract.precision import PRESETS
 from stategate.export.candidates import candidate_from
 from stategate.export.cli import export
 from stategate.export.precision import Lower, lowered
 from stategate.export.rounding import own_rounding, strict_limits
+from stategate.export.trace import as_module
 from stategate.models import lift
 from stategate.models.load import LoadedModel
 from stategate.runtime.cli import main
@@ -94,7 +95,12 @@ class HiddenHalf(nn.Module):
 
 
 def hidden_half() -> nn.Module:
-    return lift(HiddenHalf(), {"x": torch.zeros(1, 3)}, hidden={"h": torch.zeros(1, 4)})
+    return lift(
+        HiddenHalf(),
+        {"x": torch.zeros(1, 3)},
+        hidden={"h": torch.zeros(1, 4)},
+        returns=["y", "h"],
+    )
 
 
 def test_float16_inside_of_a_model_is_seen_too(tmp_path: Path) -> None:
@@ -184,3 +190,90 @@ def test_a_plan_that_makes_weights_larger_is_refused_with_the_figures() -> None:
     lower = Lower.asked("int8-weights", None, None, None, None)
     with pytest.raises(ExportError, match="makes nothing smaller"):
         lower.of(candidate, generic())
+
+
+class Cell(nn.Module):
+    """A policy whose numbers are chosen by the test."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.net = (nn.GRU(6, 8) if kind == "gru64" else nn.GRUCell(6, 8)).eval()
+        if kind != "autocast":
+            self.net.to({"gru64": torch.float64}.get(kind, torch.bfloat16))
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kind == "autocast":
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                h = nn.functional.linear(self.net(x, h), torch.eye(8)).float()
+        elif self.kind == "gru64":
+            h = self.net(x[None], h[None])[1][0]
+        else:
+            h = self.net(x.bfloat16(), h.bfloat16()).float()
+        return h * 2, h
+
+
+@pytest.mark.case("B17")
+@pytest.mark.parametrize(
+    ("kind", "named"), [("inside", "bfloat16"), ("autocast", "bfloat16"), ("gru64", "float64")]
+)
+def test_numbers_that_the_engine_does_not_take_are_named_with_a_remedy(
+    kind: str, named: str
+) -> None:
+    dtype = torch.float64 if kind == "gru64" else torch.float32
+    x, h = torch.zeros(1, 6, dtype=dtype), torch.zeros(1, 8, dtype=dtype)
+    step = lift(Cell(kind), {"x": x}, hidden={"h": h}, returns=["y", "h"])
+    with pytest.raises(GraphError, match=rf"in {named}[\s\S]*module.float\(\)"):
+        candidate_from(LoadedModel("m", "custom", "tests", step, step, None))
+
+
+def test_the_remedy_for_float64_works() -> None:
+    step = lift(
+        Cell("gru64").float(),
+        {"x": torch.zeros(1, 6)},
+        hidden={"h": torch.zeros(1, 8)},
+        returns=["y", "h"],
+    )
+    assert candidate_from(LoadedModel("m", "custom", "tests", step, step, None)).spec.states
+
+
+@pytest.mark.case("B17")
+def test_inputs_in_bfloat16_are_answered_with_a_remedy() -> None:
+    x = torch.zeros(1, 2, dtype=torch.bfloat16)
+    with pytest.raises(SpecError, match=r"bfloat16[\s\S]*module.float\(\)"):
+        lift(Sum(torch.bfloat16), {"x": x}, states=["s"], outputs=["y"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_modules_that_torch_quantised_are_named() -> None:
+    step = narrow(torch.float32)
+    packed = torch.ao.quantization.quantize_dynamic(step.lifted, {nn.Linear}, dtype=torch.qint8)
+    step = lift(packed, {"x": torch.zeros(1, 32)}, states=["s"], outputs=["y"])
+    with pytest.raises(TraceError, match=r"lifted.into[\s\S]*--precision int8-weights"):
+        candidate_from(LoadedModel("m", "custom", "tests", step, step, None))
+
+
+class Tagged(Tensor):
+    """Stands for a weight of torchao: a tensor of another class."""
+
+
+Tagged.__module__ = "torchao.dtypes"
+
+
+def test_weights_of_torchao_are_known_by_their_class() -> None:
+    class Fake(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2, 2))
+            self.register_buffer("s", torch.zeros(1, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.s = 0.5 * self.s + x @ self.w
+            return self.s * 2
+
+    step = lift(Fake(), {"x": torch.zeros(1, 2)}, states=["s"], outputs=["y"])
+    as_module(step)
+    step.lifted.w = nn.Parameter(torch.ones(2, 2).as_subclass(Tagged), requires_grad=False)
+    with pytest.raises(TraceError, match="quantised modules"):
+        as_module(step)
