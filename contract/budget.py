@@ -12,6 +12,7 @@ from stategate.contract.specs import Record, is_threshold
 WritePolicy = Literal["warn", "adapt", "hold", "raise"]
 PersistPolicy = Literal["warn", "hold", "raise"]
 DeadlinePolicy = Literal["warn", "raise"]
+ResidentPolicy = Literal["warn", "raise"]
 
 _LIMITS = (
     "state_bytes",
@@ -30,7 +31,9 @@ _POLICIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "on_persisted": (("warn", "hold", "raise"), ("persisted_bytes_per_day", "lifetime_years")),
     "on_deadline": (("warn", "raise"), ("deadline_ms",)),
+    "on_resident": (("warn", "raise"), ("peak_resident_bytes",)),
 }
+_DEFAULTS = {"on_writes": "hold", "on_persisted": "hold", "on_deadline": "warn"}
 
 
 class Budget(Record, frozen=True):
@@ -38,8 +41,9 @@ class Budget(Record, frozen=True):
 
     Attributes:
         state_bytes: Bytes of one bank of all states together.
-        peak_resident_bytes: Resident memory of the process, held against the plan before anything
-            is allocated.
+        peak_resident_bytes: Resident memory of the process: held against the opening plan before
+            anything is allocated, and looked at once the engine is loaded, after the first step
+            and after every thousand.
         writes_per_1000_steps: Mean rate; a bucket of as many writes allows for bursts, so any n
             steps in a row hold at most ``limit + n * limit / 1000`` writes.
         writes_per_second: The same against time, with a bucket of one second's worth.
@@ -55,6 +59,8 @@ class Budget(Record, frozen=True):
         deadline_ms: Longest time that a step may take.
         on_deadline: ``warn`` counts a miss, ``raise`` also raises after the step. ``warn`` unless
             named.
+        on_resident: What happens beyond ``peak_resident_bytes``: ``raise`` refuses to open, or
+            raises after the step; ``warn`` opens, goes on, and counts. ``raise`` unless named.
     """
 
     state_bytes: int | None = None
@@ -69,6 +75,7 @@ class Budget(Record, frozen=True):
     on_persisted: PersistPolicy | None = None
     deadline_ms: float | None = None
     on_deadline: DeadlinePolicy | None = None
+    on_resident: ResidentPolicy | None = None
 
     def __post_init__(self) -> None:
         """Refuse limits that nothing could meet, policies that do not exist, contradictions."""
@@ -131,7 +138,7 @@ class Budget(Record, frozen=True):
         for name, (known, limits) in _POLICIES.items():
             ours, theirs = getattr(self, name), getattr(by, name)
             limited = any(getattr(self, limit) is not None for limit in limits)
-            default = "warn" if name == "on_deadline" else "hold"
+            default = _DEFAULTS.get(name, "raise")
             if theirs is None:
                 continue
             if limited and known.index(theirs) < known.index(ours or default):

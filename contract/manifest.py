@@ -200,6 +200,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         native: The step as C source and as a library made of it; None where there is neither.
         lower_precision: Sizes before and after; None in float32, and in bundles before version 2.
         no_native: Why a native engine that was asked for is missing, or has no library.
+        resident: By engine, bytes that opening and stepping it added to a process where it was
+            made: the first time, and a second time in one process. Empty where not measured.
     """
 
     schema_version: int
@@ -225,6 +227,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     native: NativeRef | None = None
     lower_precision: LowerPrecision | None = None
     no_native: str = ""
+    resident: dict[str, tuple[int, int]] = {}
 
     def __post_init__(self) -> None:
         """Check the signature, the references between fields, and the budget."""

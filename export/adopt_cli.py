@@ -155,6 +155,7 @@ def adopt(
             limits=limits,
             report=report,
             inputs=inputs,
+            measure=True,
         )
     print_receipt(bundle, as_json)
 

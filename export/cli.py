@@ -138,5 +138,6 @@ def export(
             limits=limits,
             report=report,
             inputs=inputs,
+            measure=True,
         )
     print_receipt(bundle, as_json)

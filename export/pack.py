@@ -42,6 +42,7 @@ from stategate.contract.staging import scratch_folder
 from stategate.export.graph import domains_of, opset_of
 from stategate.export.inputs import random_episode as random_episode
 from stategate.export.library import with_library
+from stategate.export.resident import measured
 from stategate.export.verify import STRICT, Limits, Reference, verify
 
 Role = Literal["step", "chunk", "read", "write"]
@@ -158,6 +159,7 @@ def seal(
     limits: Limits = STRICT,
     report: Callable[[int], None] = lambda _: None,
     inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
+    measure: bool = False,
 ) -> Bundle:
     """Verify a candidate and write it as a bundle; nothing is written if it fails.
 
@@ -171,6 +173,7 @@ def seal(
         limits: How far the candidate may part from the reference.
         report: Called with the number of steps done.
         inputs: Where the episode came from, for the receipt.
+        measure: Whether the memory that its engines add is measured, in another process.
 
     Raises:
         ParityError: The candidate does not behave like the reference.
@@ -196,6 +199,9 @@ def seal(
         if candidate.c_source:
             trial = Path(scratch) / "sealed"
             sealed, files = with_library(trial, sealed, files, required=candidate.needs_native)
+        if measure:
+            whole = write_bundle(Path(scratch) / "measured", sealed, files)
+            sealed = msgspec.structs.replace(sealed, resident=measured(whole))
     return write_bundle(out, sealed, files)
 
 

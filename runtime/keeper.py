@@ -196,6 +196,25 @@ class Keeper:
             return True
         return self._every_ns > 0 and self._now() - self._saved_ns >= self._every_ns
 
+    def save_by_policy(self, raises: bool) -> None:
+        """Save at the end of a step, where that is due; the step is committed in every case.
+
+        Args:
+            raises: Whether a failure is raised; it is counted as a fault otherwise too.
+
+        Raises:
+            SnapshotError: It failed.
+            PersistBudgetError: The wear budget's policy is ``raise``.
+        """
+        if not self.is_due():
+            return
+        try:
+            self.save()
+        except SnapshotError:
+            self._counters.faults += 1
+            if raises:
+                raise
+
     def _changes(self) -> int:
         """A number that grows with every change of a state; a snapshot taken back is none."""
         counters = self._counters
@@ -237,6 +256,7 @@ class Keeper:
             SnapshotDamagedError: No slot can be read, under the policy ``raise``.
             SnapshotError: It could not be written; the newest good slot is as it was.
         """
+        self._store.check_hold()
         cost_bytes = self._codec.cost_bytes
         affordable = self._affordable(cost_bytes)
         if not affordable:

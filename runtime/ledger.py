@@ -23,7 +23,8 @@ class Ledger:
         quiet_steps: Steps in which every gate stayed closed.
         suppressed_writes: Steps whose write was refused, by the governor or because a state was
             not finite; the old state stayed.
-        budget_overruns: Writes beyond the budget that the policy ``warn`` let through.
+        budget_overruns: Writes, snapshots and times of too much resident memory that the policy
+            ``warn`` let through.
         memory_bytes_written: Bytes of state replaced in memory, ungated states included.
         snapshots: Snapshots written.
         persisted_bytes: Bytes of those snapshots.
@@ -146,6 +147,10 @@ class Counters:
     def add_misses(self, periods: int) -> None:
         """Count periods that a loop missed."""
         self.deadline_misses += periods
+
+    def add_overrun(self) -> None:
+        """Count memory of the process beyond its budget, under the policy ``warn``."""
+        self.budget_overruns += 1
 
     def add_clock_fault(self) -> None:
         """Count a clock that was seen going backwards."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from stategate.contract import Budget, Bundle
 from stategate.contract.errors import MemoryBudgetError, PoolBundleError
 from stategate.runtime.buffers import Buffers, initial_bytes
+from stategate.runtime.engine import EngineChoice
 from stategate.runtime.process import rss_bytes
+from stategate.runtime.resident import engine_bytes
 
 
 def open_single(path: str | Path) -> Bundle:
@@ -35,7 +37,7 @@ def planned_bytes(bundle: Bundle) -> int:
 
     Three copies of the states (two banks and the initial values), inputs, outputs, and the graphs
     of a step with what one hands to the other.
-    The engine's own workspace comes on top and is not known before it is loaded.
+    The engine's own workspace comes on top; see `stategate.runtime.resident`.
     """
     step = bundle.manifest.step
     # Inputs and outputs of the graph hold each state once: that is both banks.
@@ -47,18 +49,20 @@ def planned_bytes(bundle: Bundle) -> int:
     return bound + step.state_bytes + sum((bundle.path / f).stat().st_size for f in files)
 
 
-def check_memory(bundle: Bundle, budget: Budget) -> None:
-    """Refuse a bundle that cannot fit.
+def check_memory(bundle: Bundle, budget: Budget, engine: EngineChoice = "auto") -> None:
+    """Refuse a bundle that cannot fit, with what its engine added where it was made.
 
     Raises:
         MemoryBudgetError: It needs more than the budget; nothing was allocated.
     """
+    added = max(planned_bytes(bundle), engine_bytes(bundle.manifest, engine))
     needs = {
         "state_bytes": (bundle.manifest.state_bytes, budget.state_bytes),
-        "peak_resident_bytes": (rss_bytes() + planned_bytes(bundle), budget.peak_resident_bytes),
+        "peak_resident_bytes": (rss_bytes() + added, budget.peak_resident_bytes),
     }
     for name, (needed, limit) in needs.items():
-        if limit is not None and needed > limit:
+        warned = name == "peak_resident_bytes" and budget.on_resident == "warn"
+        if limit is not None and needed > limit and not warned:
             raise MemoryBudgetError(
                 f"the bundle does not fit its budget of {name}",
                 found=f"{needed} bytes planned",

@@ -28,6 +28,7 @@ from stategate.runtime.feeds import RowFeeds
 from stategate.runtime.keeper import Restored
 from stategate.runtime.ledger import Ledger
 from stategate.runtime.plan import allocate, check_memory
+from stategate.runtime.resident import watch_resident
 from stategate.runtime.row_memory import RowMemory
 from stategate.runtime.row_store import RowStore
 from stategate.runtime.store import OnDamage
@@ -53,6 +54,7 @@ class Pool(Closing):
         self._joined = np.zeros(capacity, dtype=bool)
         self._stepped = np.zeros(capacity, dtype=bool)
         self._feeds = RowFeeds(buffers.inputs, self._stepped)
+        self._resident = watch_resident(bundle.manifest.budget)
         # The engine computes every row; what a caller sees are copies of the stepped ones.
         shown = self._memory.shown
         self._outputs = MappingProxyType({s.name: shown[s.name] for s in buffers.outputs})
@@ -77,7 +79,7 @@ class Pool(Closing):
         """
         bundle = Bundle.open(path)
         check_rows(bundle.manifest.step, bundle.manifest.sessions)
-        check_memory(bundle, bundle.manifest.budget)
+        check_memory(bundle, bundle.manifest.budget, engine)
         _check_budget(bundle.manifest.budget)
         buffers = allocate(bundle)
         # Rows have gates of their own: nearly every step of a pool writes somewhere.
@@ -85,7 +87,11 @@ class Pool(Closing):
         if isinstance(opened, Resident):
             opened.close()
             raise SpecError("a pool cannot step with tensorrt", expected="onnxruntime or native")
-        return cls(bundle, buffers, opened)
+        try:
+            return cls(bundle, buffers, opened)
+        except BaseException:
+            opened.close()
+            raise
 
     @property
     def manifest(self) -> Manifest:
@@ -295,6 +301,8 @@ class Pool(Closing):
         refused = self._memory.commit(self._stepped)
         if refused:
             raise _fault(refused)
+        if self._resident is not None:
+            self._resident.step()
         return self._outputs
 
     def _choose(self, rows: Iterable[int] | None) -> bool:
@@ -321,7 +329,7 @@ class Pool(Closing):
 
 
 def _check_budget(budget: Budget) -> None:
-    kept = {"state_bytes", "peak_resident_bytes"}
+    kept = {"state_bytes", "peak_resident_bytes", "on_resident"}
     given = {n for n in budget.__struct_fields__ if getattr(budget, n) is not None} - kept
     if given:
         raise SpecError(

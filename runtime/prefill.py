@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from stategate.contract import VALID, Budget, Bundle, GraphRef, TensorSpec, chunked
-from stategate.contract.errors import EngineError, MemoryBudgetError, SnapshotError
+from stategate.contract.errors import EngineError, MemoryBudgetError
 from stategate.runtime.buffers import Array, Buffers, Slot
 from stategate.runtime.engine import open_engine
 from stategate.runtime.feeds import Feeds
@@ -157,16 +157,9 @@ class Prefill:
             except EngineError:
                 self._counters.faults += 1
                 raise
-            if self._keeper is not None and self._keeper.is_due():
-                self._save(self._keeper)
+            if self._keeper is not None:
+                self._keeper.save_by_policy(raises=True)
         return answers
-
-    def _save(self, keeper: Keeper) -> None:
-        try:
-            keeper.save()
-        except SnapshotError:
-            self._counters.faults += 1
-            raise
 
     def close(self) -> None:
         """Free the chunk graph's engine."""

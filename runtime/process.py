@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
+_STATUS = Path("/proc/self/status")
 
 
 def rss_bytes() -> int:
@@ -14,3 +15,15 @@ def rss_bytes() -> int:
         return int(_STATM.read_text().split()[1]) * resource.getpagesize()
     except OSError:
         return 0
+
+
+def peak_rss_bytes() -> int:
+    """Most resident memory that this process ever had; 0 where the system does not tell."""
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -35,6 +35,7 @@ from stategate.runtime.ledger import Counters, Ledger
 from stategate.runtime.memory import Memory
 from stategate.runtime.plan import allocate, check_memory, open_single
 from stategate.runtime.prefill import Prefill
+from stategate.runtime.resident import watch_resident
 
 FaultPolicy = Literal["raise", "hold", "reset"]
 
@@ -74,6 +75,7 @@ class Session(Closing):
             kept = (counters, memory, self._governor)
             self._keeper = Keeper(snapshots, budget, bundle.manifest, clock, *kept)
         self._feeds = Feeds(buffers.inputs, engine)
+        self._resident = watch_resident(budget, counters.add_overrun)
         by_step = any((self._answers, self._governor, self._deadline))
         self._prefill = Prefill(bundle, buffers, memory, counters, budget, self._keeper, by_step)
         self._outputs = MappingProxyType({s.name: s.array for s in buffers.outputs})
@@ -121,7 +123,7 @@ class Session(Closing):
             raise SpecError("unknown fault policy", found=on_fault, expected="raise, hold or reset")
         bundle = open_single(path)
         limits = bundle.manifest.budget.tightened(budget or Budget())
-        check_memory(bundle, limits)
+        check_memory(bundle, limits, engine)
         buffers = allocate(bundle)
         if snapshots is not None and not isinstance(snapshots, SnapshotPolicy):
             snapshots = SnapshotPolicy(snapshots)
@@ -213,7 +215,7 @@ class Session(Closing):
         """One step of the model.
 
         Inputs are copied in; nothing of the caller's is kept. If anything is raised, the state is
-        the one before the call, but for the three errors that say otherwise.
+        the one before the call, but for the errors that say otherwise.
 
         Args:
             **inputs: One array for each input of the manifest, of its shape and dtype.
@@ -230,6 +232,7 @@ class Session(Closing):
             OutputFault: The same of an output.
             WriteBudgetError: The write budget is used up and its policy is ``raise``.
             DeadlineError: The step took too long, under that policy; it is committed.
+            MemoryBudgetError: The process has grown beyond its budget; the step is committed.
             SnapshotError: An automatic snapshot failed; the step is committed.
             PersistBudgetError: The wear budget refused it, under its policy ``raise``; the step is
                 committed.
@@ -252,10 +255,12 @@ class Session(Closing):
         else:
             if answers is not None:
                 answers.keep()
-            if self._keeper is not None and self._keeper.is_due():
-                self._save_by_itself(self._keeper)
+            if self._keeper is not None:
+                self._keeper.save_by_policy(raises=self._on_fault == "raise")
         if deadline is not None:
             deadline.check(start_ns)
+        if self._resident is not None:
+            self._resident.step()
         return self._outputs
 
     def prefill(self, /, **inputs: Array) -> dict[str, Array]:
@@ -281,16 +286,10 @@ class Session(Closing):
             SessionClosedError: The session was closed.
         """
         self._open_engine()
-        return self._prefill.take(inputs, self.step)
-
-    def _save_by_itself(self, keeper: Keeper) -> None:
-        try:
-            keeper.save()
-        except SnapshotError:
-            # The step is committed all the same; a robot that holds or resets goes on.
-            self._counters.faults += 1
-            if self._on_fault == "raise":
-                raise
+        answers = self._prefill.take(inputs, self.step)
+        if self._resident is not None:
+            self._resident.look()
+        return answers
 
     def _answer(self, fault: RuntimeFault) -> None:
         """Do what the policy says of a fault; the old state is in place."""
