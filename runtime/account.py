@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -69,20 +70,25 @@ class Account:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read the account; make an empty file where there is none.
+        """Read the account, and make room for one where there is none.
 
         Raises:
-            OSError: It can be neither read nor made.
+            OSError: This process cannot read files now, whatever is in it.
         """
         self._path = folder / _NAME
-        if not os.path.lexists(self._path):
-            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-            sync_folder(folder)
+        with suppress(OSError):  # on a full disk the robot starts all the same
+            self._make()
         self._last, _, certain = self._read()
         number = self._last.number if self._last is not None else 0
         nothing = msgspec.structs.replace(NOTHING_LEFT, number=number)
         self.record = self._last if certain else nothing
         self._unread = not certain
+
+    def _make(self) -> None:
+        # Empty: a name that is on the disk before it is needed costs no record its metadata.
+        if not os.path.lexists(self._path):
+            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            sync_folder(self._path.parent)
 
     def write(self, changes: Mapping[str, float], begin: Callable[[], None]) -> None:
         """Replace fields of the record, durably.
@@ -95,6 +101,7 @@ class Account:
             SnapshotLockedError: Another session wrote to it.
             OSError: It cannot be written; the last record stands.
         """
+        self._make()
         there, place, _ = self._read()
         known = self.record or Record()
         if self._unread and there is not None:  # it can be read now; what is in it is not believed
@@ -124,6 +131,8 @@ class Account:
         """The newest record, the block for the next one, and whether none can have been newer."""
         try:
             raw = read_bounded(self._path, 2 * RECORD_BYTES)
+        except FileNotFoundError:
+            return None, 0, True
         except OSError as problem:
             if problem.errno in OF_THE_PROCESS:
                 raise

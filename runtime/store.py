@@ -94,8 +94,8 @@ class Look:
             raise SnapshotDamagedError(
                 "no snapshot in the folder can be used",
                 found=self.problem,
-                remedy="step on from the initial states: open with "
-                "SnapshotPolicy(folder, on_damage='fresh'), which keeps the damaged files",
+                remedy="to step on from the initial states, move the damaged files out of the "
+                "folder, or open with SnapshotPolicy(folder, on_damage='fresh'), which keeps them",
             )
         return self.newest
 
@@ -283,7 +283,8 @@ def look_into(folder: Path, codec: Codec) -> Look:
         except FileNotFoundError:
             continue
         except SnapshotDamagedError as problem:
-            damaged[name] = ": ".join(line.strip() for line in str(problem).splitlines())
+            lines = [line.strip() for line in str(problem).splitlines()]
+            damaged[name] = ": ".join(lines).replace("found: ", "")
         except failures(OSError) as problem:
             if problem.errno in OF_THE_PROCESS:
                 raise folder_error(folder / name, problem) from problem

@@ -530,6 +530,23 @@ def test_a_full_disk_at_the_start_takes_the_writes_and_not_the_session(
         assert session.ledger.writes >= 1  # what is earned may be used
 
 
+@pytest.mark.case("E5")
+def test_a_disk_too_full_for_an_account_does_not_keep_the_robot_from_starting(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_times(tiny_bundle, tmp_path, 1)
+    budget = Budget(persisted_bytes_per_day=1e9, writes_per_1000_steps=100)
+    fail_to_read(monkeypatch, {"account"}, errno.ENOSPC)
+    with Session.open(tiny_bundle, snapshots=tmp_path, budget=budget) as session:
+        assert session.restore() is not None
+        session.step(x=OPEN)
+        assert session.ledger.writes == 1  # that of the snapshot: nothing is taken undurably
+    monkeypatch.undo()
+    with Session.open(tiny_bundle, snapshots=tmp_path, budget=budget) as session:
+        session.step(x=OPEN)
+        assert session.ledger.writes == 1
+
+
 class Stop(Exception):
     pass
 
