@@ -31,19 +31,29 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @click.option("--state", "states", multiple=True, metavar="IN=OUT", help="A state pair; repeat.")
-@click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Pin a named dynamic axis.")
 @click.option(
-    "--shape", "shapes", multiple=True, metavar="INPUT=1,2,3", help="Pin the shape of an input."
+    "--dim", "dims", multiple=True, metavar="NAME=N", help="Pin a named dynamic axis; repeat."
 )
 @click.option(
-    "--const", "constants", multiple=True, metavar="INPUT=VALUE", help="Fix an input for ever."
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="INPUT=1,2,3",
+    help="Pin the shape of an input; repeat.",
+)
+@click.option(
+    "--const",
+    "constants",
+    multiple=True,
+    metavar="INPUT=VALUE",
+    help="Fix an input for ever; repeat.",
 )
 @click.option(
     "--init",
     "initial",
     multiple=True,
     metavar="STATE=VALUE",
-    help="What a state starts with, a number or a .npy file; zeros if left out.",
+    help="What a state starts with, a number or a .npy file; zeros if left out; repeat.",
 )
 @click.option(
     "--context",
@@ -51,7 +61,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="INPUT=N",
     help="Keep the last N samples of an input as a state and put them in front of the next ones; "
-    "the file takes both along the last axis.",
+    "the file takes both along the last axis; repeat for other inputs.",
 )
 @click.option("--yes", is_flag=True, help="Accept the state pairs that were found.")
 @engine_options

@@ -21,7 +21,7 @@ def safe_option(command: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         metavar="OUTPUT=VALUE",
         help="What an output answers where a step fails before there is a good answer: one number, "
-        "or one for each element with commas between. For every output or none.",
+        "or one for each element with commas between. Repeat: for every output or none.",
     )(command)
 
 

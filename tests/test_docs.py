@@ -33,11 +33,66 @@ def test_every_option_has_help_and_is_in_the_manual(verb: str) -> None:
             assert parameter.opts[0] in section
 
 
+def commands_in(text: str) -> list[str]:
+    """What a page tells somebody to type: in fenced and indented blocks, and in code spans."""
+    blocks = re.findall(r"^```.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"^    (?=stategate )(.*)", prose, re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    spans = (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
+    typed = (line.strip().removeprefix("$ ") for line in (*lines, *spans))
+    return [line for line in typed if line.startswith("stategate ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_command_that_is_shown_has_a_verb_and_options_that_exist(page: Path) -> None:
+    for line in commands_in(page.read_text()):
+        _, *words = shlex.split(line, comments=True)
+        command: click.Command = main
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            ctx = click.Context(command)
+            inner = command.get_command(ctx, words[0])
+            if inner is None:
+                assert words[0] == "VERB" or command.name == "bench", line
+                inner, words = command.get_command(ctx, "run"), ["", *words]
+                assert inner is not None
+            command, words = inner, words[1:]
+        ctx = click.Context(command)
+        try:  # names alone; nothing is run
+            given, _, _ = command.make_parser(ctx).parse_args(words)
+        except click.BadOptionUsage:  # prose may name an option without a value
+            continue
+        for option in command.params:
+            if isinstance(option, click.Option) and isinstance(option.type, click.Choice):
+                values = given.get(str(option.name)) or []
+                for value in [values] if isinstance(values, str) else values:
+                    option.type.convert(value, option, ctx)
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_an_option_that_may_be_repeated_says_so(verb: str) -> None:
+    command = main.get_command(click.Context(main), verb)
+    assert command is not None
+    for each in (command, *getattr(command, "commands", {}).values()):
+        for option in each.params:
+            if isinstance(option, click.Option) and option.multiple:
+                assert re.search("repeat|again", option.help or "", re.IGNORECASE), option.opts
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists(), target
+            file, _, heading = target.partition("#")
+            there = page.parent / file if file else page
+            assert there.exists(), target
+            assert not heading or heading in anchors_of(there.read_text()), target
+
+
+def anchors_of(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = (heading.lower() for heading in re.findall(r"^#+ (.*)", text, re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
