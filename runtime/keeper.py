@@ -22,7 +22,7 @@ from stategate.runtime.clock import Clock
 from stategate.runtime.governor import Bucket, Governor
 from stategate.runtime.ledger import Counters, Ledger
 from stategate.runtime.memory import Memory
-from stategate.runtime.snapshot import Codec, Header, Snapshot
+from stategate.runtime.snapshot import UNLIMITED_BYTES, Codec, Header, Snapshot
 from stategate.runtime.store import Look, OnDamage, SnapshotStore, folder_error
 
 _DAY_NS = 86_400_000_000_000
@@ -300,7 +300,7 @@ class Keeper:
                 persisted_bytes=ledger.persisted_bytes + self.stored_bytes,
             ),
             governor=self._governor.save() if self._governor is not None else None,
-            persist_tokens=self._bucket.tokens if self._bucket is not None else 0.0,
+            persist_tokens=self._bucket.tokens if self._bucket is not None else UNLIMITED_BYTES,
         )
         self._tried = (header.sequence, counters.snapshots + 1)
         snapshot = Snapshot(header, self._memory.live())

@@ -15,7 +15,7 @@ from stategate.runtime.buffers import Array
 from stategate.runtime.keeper import Restored
 from stategate.runtime.ledger import Ledger
 from stategate.runtime.row_memory import RowMemory
-from stategate.runtime.snapshot import Codec, Header, Snapshot
+from stategate.runtime.snapshot import UNLIMITED_BYTES, Codec, Header, Snapshot
 from stategate.runtime.store import Look, OnDamage, SnapshotStore
 
 
@@ -54,7 +54,7 @@ class RowStore:
                     persisted_bytes=ledger.persisted_bytes + codec.stored_bytes,
                 ),
                 governor=None,
-                persist_tokens=0.0,
+                persist_tokens=UNLIMITED_BYTES,
             )
             seen = look.newest.snapshot.header.ledger if look.newest is not None else Ledger()
             self._seen[row, store.folder] = (seen, header.ledger)

@@ -39,6 +39,7 @@ from stategate.runtime.ledger import Ledger
 MAGIC = b"SGSNAP\r\n"  # \r\n: a transfer in text mode breaks it visibly
 FORMAT_VERSION = 1
 _FIXED = struct.Struct("<8sIIQ")
+UNLIMITED_BYTES = 1e300  # left of a wear budget that there is not; JSON has no infinity
 _DIGEST_BYTES = 32
 _BLOCK_BYTES = 4096
 
@@ -52,7 +53,8 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         unix_s: Wall time of the snapshot.
         ledger: Counters, this snapshot included.
         governor: Tokens in the write buckets, and the threshold's shift; None without a budget.
-        persist_tokens: Bytes left in the wear budget's bucket.
+        persist_tokens: Bytes left in the wear budget's bucket, `UNLIMITED_BYTES` where there is no
+            such budget; the folder's account counts where it has one.
     """
 
     memory_sha256: str
