@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from stategate.contract import staging
+from stategate.contract.failures import failures
 
 # What a file cannot be read for although nothing is wrong with it.
 OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
@@ -52,7 +53,7 @@ def _naming(path: Path) -> Iterator[None]:
     """Have a failed write say which file it was; the system names only what it cannot open."""
     try:
         yield
-    except OSError as problem:
+    except failures(OSError) as problem:  # what a signal's handler raised keeps its own attributes
         problem.filename = problem.filename or os.fspath(path)
         raise
 

@@ -145,8 +145,15 @@ def root(name: str) -> str:
     return name.split("[")[0]
 
 
+def _has_no_bytes(tensor: torch.Tensor) -> bool:
+    """Whether a tensor only stands for others, as the fake ones in a traced program do."""
+    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+
+
 def print_of(value: object) -> object:
     """Something that is equal as long as the value is the same."""
+    if isinstance(value, torch.Tensor) and _has_no_bytes(value):
+        return (type(value), str(value.dtype), tuple(value.shape), id(value))
     if isinstance(value, torch.Tensor):
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         return (str(value.dtype), tuple(value.shape), hash(raw.numpy().tobytes()))

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from stategate.export.flow import Number
 from stategate.models.blame import is_users
@@ -144,6 +144,8 @@ def places(
         place = queue.popleft()
         value = place.value
         if place.name in left_out and place.inside:
+            continue
+        if isinstance(value, (fx.Graph, fx.Node)):  # the text of a traced program, no memory
             continue
         if isinstance(value, (torch.Tensor, np.ndarray, np.generic, *PLAIN, Opaque)):
             yield place

@@ -270,9 +270,12 @@ class Keeper:
             if self._on_persisted == "hold":
                 return None
         try:
-            return self._write(overrun=not affordable)
-        finally:
-            self._wait()
+            sequence = self._write(overrun=not affordable)
+        except SnapshotError:
+            self._wait()  # a medium that fails is not asked again at once
+            raise
+        self._wait()
+        return sequence
 
     def _write(self, overrun: bool) -> int:
         counters = self._counters

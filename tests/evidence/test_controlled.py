@@ -65,7 +65,7 @@ def test_a_killed_measurement_goes_on_where_it_stopped(
         monkeypatch.setattr(controlled_measure, "grown", one)
 
     killed_at(len(SHORT) + 1)  # in the middle of the second training's row
-    assert command("measure", tmp_path, "--arm", "cache").exit_code == 1
+    assert command("measure", tmp_path, "--arm", "cache").exit_code == 130
     kept = read_rows(tmp_path / "rows.json", Row)
     assert [row.seed for row in kept] == [0]
     measured.clear()

@@ -16,14 +16,21 @@ from onnx import helper
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.compiler import compile_library
+from stategate.contract.reading import text_with_controls
 from stategate.export.c_names import members
 from stategate.export.interface_c import interface
 from stategate.export.lower_c import lower
 
 NASTY = """bool int linux true NULL NAN I errno stdout asm typeof and alignas int8_t size_t M_PI EOF
     expf memcpy main read in out state t_bool a.b a_b a-b a_b_2 1 _x __x é 日本 x""".split()  # noqa: SIM905
+
+
+def prints(name: str) -> bool:
+    return text_with_controls(name) is None
+
+
 NAMES = st.lists(
-    st.one_of(st.sampled_from(NASTY), st.text(min_size=1, max_size=80)),
+    st.one_of(st.sampled_from(NASTY), st.text(min_size=1, max_size=80).filter(prints)),
     min_size=2,
     max_size=12,
     unique=True,
@@ -38,12 +45,12 @@ needs_compilers = pytest.mark.skipif(
 @settings(max_examples=6, deadline=None)
 @given(NAMES)
 @example(NASTY)
-@example(["x" * 3000, "x" * 3000 + "y"])
+@example(["x" * 900, "x" * 900 + "y"])
 def test_a_header_of_any_names_is_c_and_c_plus_plus(names: list[str]) -> None:
     spec = StepSpec(
         inputs=tuple(TensorSpec(name, (1,)) for name in names),
-        outputs=(TensorSpec("\n y", (1,)),),
-        states=(StateSpec("\n h", (1,)),),
+        outputs=(TensorSpec(" y", (1,)),),
+        states=(StateSpec(" h", (1,)),),
     )
     before = "#include <errno.h>\n#include <math.h>\n#include <stdio.h>\n"
     for words, more in (
@@ -96,7 +103,7 @@ def _sums(
     "names",
     [
         ("bool", "int", "linux", "true", "NULL", "unix", "expf"),
-        ("a.b", "a_b", "*/ #error", "\n#error", "é\\", "x" * 3000, "tanhf"),
+        ("a.b", "a_b", "*/ #error", "#error", "é\\", "x" * 900, "tanhf"),
     ],
 )
 def test_a_graph_of_any_names_computes_the_same_in_c(

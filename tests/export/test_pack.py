@@ -283,7 +283,7 @@ def test_the_manifest_names_the_users_file_and_not_where_it_lies(tmp_path: Path)
 
 
 def test_a_file_that_exits_is_an_error_and_not_a_success(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("import sys; sys.exit(0)")
+    (tmp_path / "mine.py").write_text("import sys; sys.exit(0)\nclass M: ...\n")
     out = str(tmp_path / "b")
     result = CliRunner().invoke(main, ["export", f"{tmp_path}/mine.py:M", "--out", out])
     assert result.exit_code == 2 and "SystemExit" in result.output

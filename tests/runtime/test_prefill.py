@@ -112,7 +112,8 @@ class GrowsInSecret(Sums):
 
     def chunk(self, inputs: dict, states: dict, valid: torch.Tensor) -> StepResult:
         self.calls += 1
-        return super().chunk(inputs, states, valid)
+        right = super().chunk(inputs, states, valid)
+        return right._replace(outputs={n: y + 0 * self.calls for n, y in right.outputs.items()})
 
 
 class NanInPadding(Sums):
