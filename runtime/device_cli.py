@@ -67,7 +67,9 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     """Label and text of each line about a manifest."""
     lines = [("model", f"{manifest.model.name} ({manifest.model.family})")]
     lines += [("input", f"{t.name} {t.dtype} {list(t.shape)}") for t in manifest.inputs]
-    lines += [("output", f"{t.name} {t.dtype} {list(t.shape)}") for t in manifest.outputs]
+    for t in manifest.outputs:
+        safe = "" if t.safe is None else f", safe {t.safe}"
+        lines.append(("output", f"{t.name} {t.dtype} {list(t.shape)}{safe}"))
     hard = manifest.step.thresholds
     for state in manifest.states:
         guard = f"written when {state.gate} opens" if state.gate in hard else "written every step"

@@ -27,6 +27,7 @@ from stategate.models.load import load_model
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
 from stategate.runtime.buffers import is_finite
+from stategate.runtime.device_cli import describe
 
 ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -223,6 +224,8 @@ def test_the_command_line_declares_what_is_safe(tmp_path: Path) -> None:
     done = CliRunner().invoke(export, [*words, "--safe", "y=0.5", "--safe", "steps=-1"])
     assert done.exit_code == 0, done.output
     with Session.open(tmp_path / "b", on_fault="hold") as session:
+        shown = [text for label, text in describe(session.manifest) if label == "output"]
+        assert [text.partition(", safe ")[2] for text in shown] == ["0.5", "-1.0"]
         answer = session.step(x=x(3.0))
         assert (answer["y"].item(), answer["steps"].item()) == (0.5, -1)
 
