@@ -67,8 +67,8 @@ class ResidentWatch:
                 "the process uses more memory than its budget of peak_resident_bytes",
                 found=f"{found:,} bytes resident",
                 expected=f"at most {self._limit:,} bytes",
-                remedy="give it more memory, try engine='native', or open with "
-                "Budget(on_resident='warn'); the memory of the model is as it was",
+                remedy="give it more memory, try engine='native', or put on_resident='warn' "
+                "beside a limit of your own; the memory of the model is as it was",
             )
         if not was_beyond:
             warnings.warn(
