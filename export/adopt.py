@@ -18,6 +18,7 @@ from stategate.contract.reading import file_sha256
 from stategate.export.adopt_request import Request
 from stategate.export.context import context_of, with_context
 from stategate.export.dataflow import read_on, used_inputs
+from stategate.export.forgetting import check_nothing_is_forgotten
 from stategate.export.graph import check_graph
 from stategate.export.pack import Candidate
 from stategate.export.pairing import Evidence, check_pairs, find_pairs, lookalikes
@@ -50,8 +51,8 @@ def adopt(path: Path, request: Request) -> Adopted:
         request: Declared axes, constants and states.
 
     Raises:
-        GraphError: The file is no valid ONNX, an axis is still open, or a constant or an initial
-            value does not fit.
+        GraphError: The file is no valid ONNX, an axis is still open, a constant or an initial
+            value does not fit, or it forgets or draws random numbers.
         StatePairingError: Declared pairs do not fit, or none can be found without doubt.
     """
     graph, model = load_graph(path)
@@ -86,6 +87,7 @@ def adopt(path: Path, request: Request) -> Adopted:
         model = with_context(model, new, kept)
         graph = model.SerializeToString(deterministic=True)
     check_graph(model, spec, branch_free=False)
+    check_nothing_is_forgotten(model, spec)
     candidate = Candidate(
         model=ModelRef(path.stem, "adopted", path.name, file_sha256(path)[0]),
         spec=spec,

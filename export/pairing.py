@@ -45,7 +45,8 @@ def find_pairs(
     Names decide among tensors of equal shape and dtype. Where no names are alike, shapes decide,
     but only if they allow a single assignment that leaves an input to be fed from outside.
     Evidence decides among pairs by name: where some are read on in the step, or are named as a
-    memory, those that are neither are no proposal (``audio_in`` beside ``state_in``).
+    memory, those that are neither are no proposal (``audio_in`` beside ``state_in``). Where none
+    is, names have to be the same but for their direction (``goal`` is no start of ``goal_error``).
 
     Raises:
         StatePairingError: Nothing fits, something fits twice, a memory grows, or nothing would be
@@ -57,7 +58,7 @@ def find_pairs(
     pairs, how = _by_name(candidates), "by name"
     if pairs and evidence is not None:
         strong = {i: o for i, o in pairs.items() if o in evidence.read_on or _is_memory(i, o)}
-        pairs = strong or pairs
+        pairs = strong or {i: o for i, o in pairs.items() if _likeness(i, o) >= _SAME}
     if not pairs:
         pairs, how = _by_shape(candidates), "by shape alone"
     if not pairs:
