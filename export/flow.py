@@ -33,6 +33,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._names: dict[int, Names] = {}
         self._alive: list[object] = []  # so that no storage has the address of an older one
         self._written: set[int] = set()
+        self._replacing: dict[int, tuple[torch.Tensor, Names]] = {}
         for name, tensor in sources:
             self._add(tensor, frozenset([name]) | self.names_of(tensor))
 
@@ -53,8 +54,12 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for i, argument in enumerate(schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[i] if i < len(args) else kwargs.get(argument.name)
-                if schema.name in _REPLACES and _is_whole(value):
-                    names = self.names_of(args[1:], kwargs)
+                if schema.name in _REPLACES and _is_plain(value):
+                    names = self._replaced(value, self.names_of(args[1:], kwargs))
+                else:
+                    for tensor in pytree.tree_leaves(value):
+                        if isinstance(tensor, torch.Tensor):
+                            self._replacing.pop(_key(tensor), None)
                 for tensor in pytree.tree_leaves(value):
                     if isinstance(tensor, torch.Tensor):
                         self._written.add(_key(tensor))
@@ -66,6 +71,19 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.read |= names
         return result
 
+    def _replaced(self, part: torch.Tensor, given: Names) -> Names:
+        """Names of a storage, a part of which is replaced; the old ones go with the last part."""
+        elements = part.untyped_storage().nbytes() // part.element_size()
+        done, names = self._replacing.pop(_key(part), (torch.zeros(0), NONE))
+        if len(done) != elements:
+            done, names = torch.zeros(elements, dtype=torch.bool), NONE
+        torch.as_strided(done, part.shape, part.stride(), part.storage_offset()).fill_(True)
+        names |= given
+        if done.all():
+            return names
+        self._replacing[_key(part)] = done, names
+        return self.names_of(part) | names
+
     def _add(self, tensor: torch.Tensor, names: Names) -> None:
         self._names[_key(tensor)] = names
         self._alive.append(tensor.untyped_storage())
@@ -75,11 +93,9 @@ def _key(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _is_whole(tensor: object) -> bool:
-    return (
-        isinstance(tensor, torch.Tensor)
-        and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-    )
+def _is_plain(tensor: object) -> bool:
+    """Whether it lies in memory as numbers that can be counted."""
+    return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
 
 
 class Number:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx
+from onnx import TensorProto, helper
 
 from stategate.contract import StepSpec
 from stategate.contract.dtypes import dtype_from_onnx
@@ -67,6 +68,32 @@ def without_traces_of_the_build(model: onnx.ModelProto) -> onnx.ModelProto:
         node.doc_string = ""
         del node.metadata_props[:]
     return clean
+
+
+def with_choices_of_booleans(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, with integers in every Where that chooses booleans: ONNX Runtime has none.
+
+    Precondition: a graph without branches.
+    """
+    if all(node.op_type != "Where" for node in model.graph.node):
+        return model
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    booleans = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.BOOL}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        result = node.output[0]
+        if node.op_type == "Where" and result in booleans:
+            names = [f"{result}.{part}" for part in ("then", "else", "chosen")]
+            for boolean, name in zip(node.input[1:], names, strict=False):
+                nodes.append(helper.make_node("Cast", [boolean], [name], to=TensorProto.INT32))
+            nodes.append(helper.make_node("Where", [node.input[0], *names[:2]], names[2:]))
+            nodes.append(helper.make_node("Cast", names[2:], [result], to=TensorProto.BOOL))
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
 
 
 def with_opset_of_its_operators(model: onnx.ModelProto) -> onnx.ModelProto:

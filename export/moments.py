@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -52,14 +53,14 @@ class Moment(NamedTuple):
         if self.copy is not None and print_of(self.place.value) != self.print:
             self.place.value.data = self.copy.clone()
 
-    def grew(self, name: str, start: dict[str, Moment]) -> bool:
-        """Whether it is larger than at the start: more elements, or an entry more."""
-        if name in start:
-            before = start[name].place.value
-            both = self.is_tensor and isinstance(before, torch.Tensor)
-            return both and self.place.value.numel() > before.numel()
+    def grew(self, name: str, before: dict[str, Moment]) -> bool:
+        """Whether it is larger than before: more elements, or an entry more."""
+        if name in before:
+            old = before[name].place.value
+            both = self.is_tensor and isinstance(old, torch.Tensor)
+            return both and self.place.value.numel() > old.numel()
         # What was None has its first value now, and did not grow.
-        return name.endswith("]") and name.rpartition("[")[0] not in start
+        return name.endswith("]") and name.rpartition("[")[0] not in before
 
 
 class Round(NamedTuple):
@@ -114,6 +115,8 @@ def decides(name: str, rounds: Sequence[Round]) -> bool:
         if name in r.before and r.before[name].is_tensor:
             if r.flow is None:
                 return True
+            if r is rounds[0] and is_borrowed(name, rounds):
+                continue  # later rounds tell the two apart
             flows = name in r.flow.names_of(*r.result.values()) | r.flow.read
             if flows and not is_constant(name, rounds):
                 return True
@@ -126,6 +129,20 @@ def decides(name: str, rounds: Sequence[Round]) -> bool:
     if moment.is_tensor:
         return False
     return name in last.noted or not moment.is_count
+
+
+def is_borrowed(name: str, rounds: Sequence[Round]) -> bool:
+    """Whether its first tensor is that of another place, which no step assigns: a parameter."""
+    at = rounds[0].before
+    if name not in at or not at[name].is_tensor:
+        return False
+    storage = at[name].place.value.untyped_storage()._cdata
+    return any(
+        other.is_tensor
+        and other.place.value.untyped_storage()._cdata == storage
+        and not any(n in r.assigned for r in rounds)
+        for n, other in at.items()
+    )
 
 
 def is_constant(name: str, rounds: Sequence[Round]) -> bool:
@@ -141,8 +158,8 @@ def is_constant(name: str, rounds: Sequence[Round]) -> bool:
 
 
 def root(name: str) -> str:
-    """The attribute that a name begins with."""
-    return name.split("[")[0]
+    """The name without what is inside of a tuple, list or dict at its end."""
+    return re.sub(r"(\[[^]]*\])+$", "", name)
 
 
 def _has_no_bytes(tensor: torch.Tensor) -> bool:

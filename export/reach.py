@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from enum import Enum
 from operator import is_not, length_hint
 from types import (
     BuiltinFunctionType,
@@ -36,17 +37,7 @@ from torch import fx, nn
 from stategate.export.flow import Number
 from stategate.models.blame import is_users
 
-PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), Number)
-_ITERATORS = tuple(value for value in vars(itertools).values() if isinstance(value, type)) + (
-    type(iter([])),
-    type(iter(())),
-    type(iter("")),
-    type(iter({})),
-    map,
-    zip,
-    filter,
-    enumerate,
-)
+PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), Enum, Number)
 _HOLDERS = (functools.partial, functools._lru_cache_wrapper)
 _OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
 _HOOKS = tuple(name for name in _OWN if name.endswith("_hooks"))
@@ -56,10 +47,15 @@ _LIBRARY = ("builtins", "collections", "types", "functools", "threading", "_thre
 
 
 class Opaque(NamedTuple):
-    """What is known of an iterator: where it is, if anything."""
+    """What is known of an object that cannot be looked into.
+
+    Attributes:
+        kind: Its type.
+        shown: Where an iterator is; what others say that they hold, such as a `Decimal`.
+    """
 
     kind: str
-    position: str
+    shown: str
 
 
 class Cell(NamedTuple):
@@ -172,6 +168,14 @@ def _is_library(kind: type) -> bool:
     return root in sys.stdlib_module_names and root not in _LIBRARY
 
 
+def _says_what_it_holds(kind: type) -> bool:
+    """Whether a type of Python's own, such as array or Decimal, shows its value as text."""
+    values = kind.__module__ in sys.stdlib_module_names and kind.__module__ not in _LIBRARY
+    return (values or kind in (range, slice)) and any(
+        "__repr__" in vars(base) for base in kind.__mro__[:-1]
+    )
+
+
 def _inside(place: Place) -> Iterator[Place]:
     name, value, _, inside = place
     if isinstance(value, nn.Module):
@@ -199,7 +203,7 @@ def _inside(place: Place) -> Iterator[Place]:
         frame = value.gi_frame
         yield Place(name, Opaque("generator", str(frame and frame.f_lasti)), None, False)
         yield from _named(name, frame.f_locals if frame else {}, False)
-    elif isinstance(value, _ITERATORS):
+    elif isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
         where = repr(value) if isinstance(value, itertools.count) else length_hint(value, -1)
         yield Place(name, Opaque(type(value).__name__, str(where)), None, False)
         yield from _referents(name, value)
@@ -209,6 +213,8 @@ def _inside(place: Place) -> Iterator[Place]:
         yield Place(name, value.get(None), None, False)
     elif isinstance(value, weakref.ref):
         yield Place(name, value(), None, inside)
+    elif _says_what_it_holds(type(value)):
+        yield Place(name, Opaque(type(value).__name__, repr(value)), None, False)
     if not isinstance(value, (nn.Module, type, ModuleType, FunctionType, BuiltinFunctionType)):
         yield from _of_object(name, value, inside)
 
@@ -259,9 +265,10 @@ def _referents(name: str, value: object) -> Iterator[Place]:
     """
     for i, item in enumerate(gc.get_referents(value)):
         inner = item.values() if isinstance(item, dict) else item
-        for part in inner if isinstance(item, (list, dict)) else (item,):
+        several = isinstance(item, (list, dict))
+        for j, part in enumerate(inner if several else (item,)):
             if not isinstance(part, (type, ModuleType, str)):
-                yield Place(f"{name}.{i}", part, None, False)
+                yield Place(f"{name}.{i}.{j}" if several else f"{name}.{i}", part, None, False)
 
 
 def _of_class(kind: type) -> Iterator[Place]:

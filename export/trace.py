@@ -17,6 +17,7 @@ from stategate.contract.failures import failures
 from stategate.export.float64 import Float64Numbers
 from stategate.export.graph import (
     check_graph,
+    with_choices_of_booleans,
     with_opset_of_its_operators,
     without_traces_of_the_build,
 )
@@ -147,7 +148,8 @@ def _lowered(flat: _Flat, example: dict[str, torch.Tensor], outputs: list[str]) 
                 remedy="write the operation in simpler ones",
             ) from problem
     assert converted is not None  # with dynamo=True and no file, a program is returned
-    return with_opset_of_its_operators(without_traces_of_the_build(converted.model_proto))
+    graph = with_choices_of_booleans(without_traces_of_the_build(converted.model_proto))
+    return with_opset_of_its_operators(graph)
 
 
 def as_module(model: object) -> nn.Module:
@@ -216,7 +218,7 @@ class _Flat(nn.Module):
         self._names = [t.name for t in spec.inputs]
         self._names += [g.threshold_input for g in spec.gates if g.threshold_input]
         dtypes = [t.dtype for t in spec.inputs] + [s.dtype for s in spec.states]
-        self._is_wide = "float64" in dtypes
+        self._is_wide = not {"float64", "int64"}.isdisjoint(dtypes)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         numbers = Float64Numbers() if self._is_wide else nullcontext()

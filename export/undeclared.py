@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from stategate.contract.errors import UndeclaredStateError
+from stategate.export.moments import root
 from stategate.models.lifting import Lifted
 from stategate.models.slots import GROWING
+
+RANDOM = "random numbers"
 
 
 def undeclared(
@@ -34,11 +37,13 @@ def undeclared(
     short = "".join(c for c in names[0].rsplit(".", 1)[-1] if c.isalnum() or c == "_")
     if grown:
         remedy = GROWING
+    elif names[0] == RANDOM:
+        remedy = "hand them over as an input, such as forward(x, noise), or leave them out"
     elif outside:
         remedy = "keep it in a buffer of the module, and declare that: no state can be kept there"
     elif isinstance(model, Lifted):
         declared = [slot.name for slot in model.states]
-        wanted = dict.fromkeys([*declared, *(name.split("[")[0] for name in names)])
+        wanted = dict.fromkeys([*declared, *map(root, names)])
         remedy = f"lift(..., states={list(wanted)}), also for what only the first call sets"
     else:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else "(1,)"

@@ -26,9 +26,18 @@ from torch import nn
 from stategate.contract.errors import StategateError
 from stategate.contract.failures import failures
 from stategate.export.flow import Flow, Number
-from stategate.export.moments import Moment, Round, View, decides, is_constant, look, root
+from stategate.export.moments import (
+    Moment,
+    Round,
+    View,
+    decides,
+    is_borrowed,
+    is_constant,
+    look,
+    root,
+)
 from stategate.export.reach import Place
-from stategate.export.undeclared import undeclared
+from stategate.export.undeclared import RANDOM, undeclared
 from stategate.models.first_step import alike, answer, draws
 from stategate.models.lifting import Lifted
 from stategate.models.step import Tensors
@@ -70,7 +79,7 @@ class Watch:
         view, dice = look(self._module, self._declared), _dice()
         start = view.at
         given = [{**example, **drawn} for drawn in draws({n: example[n] for n in inputs})]
-        probes = given[::3]
+        probes = given[::2]
         answers = [answer(partial(run, probe)) for probe in probes]
         self._put_back(view)
         rounds: list[Round] = []
@@ -81,7 +90,7 @@ class Watch:
         if not remember and self._first_is_special(run, given, view, rounds):
             remember = {name for name in rounds[0].assigned if not is_constant(name, rounds)}
         if remember:
-            raise self._error(remember, assigned, start)
+            raise self._error(remember, assigned, rounds[-1].before)
         self._idle = [moment.place for name, moment in self._look().items() if name in assigned]
         self._live(run, example, given, inputs)
         later = [answer(partial(run, probe)) for probe in probes]
@@ -89,7 +98,7 @@ class Watch:
             now = self._look()
             late = [n for n, m in now.items() if n not in start or m.differs(start[n])]
             if not late and _dice() != dice:
-                late = ["random numbers"]
+                late = [RANDOM]
             raise self._error(late or ["something that cannot be reached from it"], late, start)
 
     @contextmanager
@@ -169,6 +178,7 @@ class Watch:
                 if r.flow is not None
                 for into in names & r.after.keys()
                 for name in r.flow.names_of(r.after[into].place.value) & set(assigned)
+                if not (r is rounds[0] and is_borrowed(name, rounds))
             }
             if more <= names:
                 return names
@@ -205,7 +215,7 @@ class Watch:
                 return
 
     def _error(
-        self, names: Sequence[str] | set[str], assigned: Sequence[str], start: dict[str, Moment]
+        self, names: Sequence[str] | set[str], assigned: Sequence[str], before: dict[str, Moment]
     ) -> StategateError:
         now = self._look()
         roots = {root(name) for name in names}
@@ -217,7 +227,7 @@ class Watch:
             self._model,
             found,
             value=first and first.place.value,
-            grown=any(name in now and now[name].grew(name, start) for name in found),
+            grown=any(name in now and now[name].grew(name, before) for name in found),
             outside=first is None or not first.place.inside,
         )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from stategate.contract.errors import TraceError, UndeclaredStateError
 from stategate.contract.failures import failures
@@ -19,7 +21,7 @@ def copied(module: nn.Module) -> nn.Module:
         TraceError: It cannot be copied; the parts that stand against it are named.
     """
     try:
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, _without_history(module))
     except failures() as problem:  # a user's objects may raise anything
         parts = {name: value for name, value in _parts(module) if not _has_copy(value)}
         found = ", ".join(f"{name}: {type(value).__name__}" for name, value in parts.items())
@@ -42,6 +44,13 @@ def copied(module: nn.Module) -> nn.Module:
             expected="a module that copy.deepcopy can copy",
             remedy="detach() what it computed before, and make file handles and locks later",
         ) from problem
+
+
+def _without_history(module: nn.Module) -> dict[int, Any]:
+    """Copies of what was computed before, which deepcopy refuses: the weight of a weight norm."""
+    leaves = (leaf for _, value in _parts(module) for leaf in pytree.tree_leaves(value))
+    tensors = (leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf)
+    return {id(tensor): tensor.detach().clone() for tensor in tensors}
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[str, object]]:

@@ -28,7 +28,7 @@ from stategate.models.slots import (
 from stategate.models.step import Tensors
 
 STEPS = 3  # a flag that the first step sets is known by staying in the two after it
-_SCALES = (1.0, 100.0, 1e4)
+_SCALES = (1.0, 100.0, 1e4, 1e6, 1e8)  # ticks and pascals are large
 _TOLERANCE = 1e-6
 
 
@@ -157,7 +157,12 @@ def _drawn(
     limits: tuple[float | None, float | None],
 ) -> Tensor:
     if not tensor.is_floating_point():
-        return torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.dtype)
+        if scale == _SCALES[0] or tensor.dtype == torch.bool:
+            return torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.dtype)
+        span = torch.iinfo(tensor.dtype)
+        low, high = max(-int(scale), span.min), min(int(scale), span.max)
+        low, high = (0 if limits[0] is not None else low), (0 if limits[1] is not None else high)
+        return torch.randint(low, high + 1, tensor.shape, generator=generator).to(tensor.dtype)
     drawn = torch.randn(tensor.shape, generator=generator) * scale
     return (drawn if limits == (None, None) else drawn.clamp(*limits)).to(tensor.dtype)
 
@@ -182,7 +187,8 @@ def _failed(
     return TraceError(
         "forward fails on its example inputs" if t == 0 else f"forward fails in step {t + 1}",
         found=explained(why),
-        expected="inputs of the shapes and dtypes that the module takes, batch 1",
+        expected="inputs of the shapes and dtypes that the module takes, batch 1, and a module "
+        "that works after copy.deepcopy",
     )
 
 

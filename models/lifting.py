@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import TraceError
 from stategate.contract.failures import failures
 from stategate.models.copies import copied
+from stategate.models.counts import Counts
 from stategate.models.first_step import alike, answer, draws, slot_of, started
 from stategate.models.programs import module_of
 from stategate.models.slots import (
@@ -210,15 +211,17 @@ class Lifted(nn.Module):
         self, inputs: Tensors, states: Tensors, *, own_start: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Outputs and next states of one call, from these states or as the module itself starts."""
-        module, after = self.lifted, dict[str, Tensor]()
+        module, after, counts = self.lifted, dict[str, Tensor](), Counts()
         values = {
-            slot.name: slot.own_start(states) if own_start else slot.packed(states)
+            slot.name: (slot.own_start if own_start else slot.packed)(states, counts)
             for slot in self._slots
         }
         with ExitStack() as stack:
             for slot in self.states:
                 stack.enter_context(holding(module, slot.name, values[slot.name]))
-            outputs, held = self.told_apart(module(**inputs, **self.handed(values)))
+            with counts if counts else nullcontext():
+                result = module(**inputs, **self.handed(values))
+            outputs, held = self.told_apart(result)
             for slot in self.states:
                 after |= slot.unpacked(value_at(module, slot.name), states)
         for slot in self.arguments:

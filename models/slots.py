@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from stategate.contract.errors import TraceError
+from stategate.models.counts import Counts
 from stategate.models.step import Tensors
 
 Value = Any
@@ -23,6 +25,7 @@ GROWING = (
     "what grows with every step is a KV cache: give it fixed slots, the last N rows as in "
     "torch.cat((cache[:, 1:], new), 1), or TRIM-KV, which chooses the rows that it keeps"
 )
+_PARTS = re.compile(r"\[[^]]*\]|[^.\[]+")  # of ``filters[0].inner`` and ``filters['a']``
 _OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
 
 
@@ -60,7 +63,7 @@ class Slot:
     ) -> None:
         self.name, self.axis, self.own = name, axis, own
         self.first: dict[str, Tensor] = {}
-        self._flag = value
+        self._flag, self._counts = value, set[str]()
         leaves, self._tree = pytree.tree_flatten_with_path(value)
         for path, leaf in [] if is_flag else leaves:
             tensor = as_tensor(leaf)
@@ -80,20 +83,31 @@ class Slot:
                 )
             tensor = tensor.detach().movedim(axis, 0) if axis else tensor.detach()
             self.first[name + pytree.keystr(path)] = tensor.clone()
+            if type(leaf) is int:
+                self._counts.add(name + pytree.keystr(path))
 
-    def packed(self, states: Tensors) -> Value:
-        """The value for the module, of copies: it may write them in place."""
+    def packed(self, states: Tensors, counts: Counts | None = None) -> Value:
+        """The value for the module, of copies: it may write them in place.
+
+        Args:
+            states: The states.
+            counts: Takes the tensors that stand for Python integers.
+        """
         if not self.first:
             return self._flag
         leaves = (states[name] for name in self.first)
         moved = (leaf.movedim(0, self.axis) if self.axis else leaf for leaf in leaves)
         # nn.LSTM takes contiguous tensors only.
         copies = [leaf.clone(memory_format=torch.contiguous_format) for leaf in moved]
+        if counts is not None:
+            for name, leaf in zip(self.first, copies, strict=True):
+                if name in self._counts:
+                    counts.hold(leaf)
         return pytree.tree_unflatten(copies, self._tree)
 
-    def own_start(self, states: Tensors) -> Value:
+    def own_start(self, states: Tensors, counts: Counts | None = None) -> Value:
         """What the module itself starts with, of copies."""
-        return self.packed(states) if self.own is Own.SAME else cloned(self.own)
+        return self.packed(states, counts) if self.own is Own.SAME else cloned(self.own)
 
     def unpacked(self, value: Value, before: Tensors) -> dict[str, Tensor]:
         """The states that a value holds, by name.
@@ -251,15 +265,21 @@ def as_tensor(leaf: Value) -> Value:
 
 
 def _owner_of(module: nn.Module, name: str) -> tuple[object, str]:
-    *path, attribute = name.split(".")
+    path, _, attribute = name.rpartition(".")
     try:
-        return reduce(getattr, path, module), attribute
-    except AttributeError:
+        return reduce(_part, _PARTS.findall(path), module), attribute
+    except (AttributeError, LookupError):
         raise TraceError(
-            f"the module has no {'.'.join(path)!r}",
+            f"the module has no {path!r}",
             found=name,
             expected=", ".join(memory_like(module)) or "the dotted name of a buffer or attribute",
         ) from None
+
+
+def _part(owner: Any, name: str) -> Any:
+    if not name.startswith("["):
+        return getattr(owner, name)
+    return owner[int(name[1:-1]) if name[1:-1].isdecimal() else name[2:-2]]
 
 
 def _set(owner: object, attribute: str, value: Value) -> None:
