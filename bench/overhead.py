@@ -22,7 +22,7 @@ from stategate.contract import Budget, Bundle
 from stategate.contract.errors import EpisodeError
 from stategate.contract.staging import scratch_folder
 from stategate.runtime import Session
-from stategate.runtime.buffers import is_finite
+from stategate.runtime.buffers import finiteness
 from stategate.runtime.keeper import SnapshotPolicy
 
 _PLAIN = "session: ledger and guards"
@@ -154,17 +154,18 @@ def _guards(bundle: Bundle, repeats: int = 5000) -> tuple[float, float]:
     """Median time of the finiteness checks in a quiet step and in a write step, in us."""
     step = bundle.manifest.step
     gates = sum(1 for gate in step.gates if gate.kind == "hard")
-    seen = [np.ones(t.shape, t.dtype).reshape(-1) for t in (*step.inputs, *step.outputs)]
-    states = [np.ones(s.shape, s.dtype).reshape(-1) for s in step.states]
-    one = np.float32(1.0)
+    seen, states = (
+        [finiteness(np.ones(t.shape, t.dtype).reshape(-1)) for t in tensors]
+        for tensors in ((*step.inputs, *step.outputs), step.states)
+    )
     times = np.zeros((2, repeats))
-    for row, flats in enumerate((seen, seen + states)):
+    for row, looks in enumerate((seen, seen + states)):
         for t in range(repeats):
             start = perf_counter_ns()
-            for flat in flats:
-                is_finite(flat)
+            for look in looks:
+                look()
             for _ in range(gates):
-                isfinite(one)
+                isfinite(1.0)
             times[row, t] = (perf_counter_ns() - start) / 1000.0
     quiet_us, write_us = np.median(times, axis=1)
     return float(quiet_us), float(write_us)

@@ -202,7 +202,7 @@ def refuse_not_finite(slots: Iterable[Slot]) -> None:
         NonFiniteInputError: It does.
     """
     for slot in slots:
-        if not is_finite(slot.flat):
+        if not slot.finite():
             raise not_finite(f"input {slot.name!r}", slot.flat)
 
 

@@ -34,7 +34,7 @@ from stategate.runtime.ledger import Counters
 
 # From start to limit in this many over-budget steps: slow against the gate, fast against a shift.
 _ADAPT_STEPS = 200.0
-_NEVER = np.float32(np.finfo(np.float32).max)
+_NEVER = float(np.finfo(np.float32).max)
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class Governor:
         gates = [g.gate for g in groups if g.gate is not None]
         slots = {slot.name: slot.array for slot in constants}
         self._inputs = [slots[g.threshold_input] if g.threshold_input else None for g in gates]
-        self._start = [np.float32(g.threshold) for g in gates]
+        self._start = [float(np.float32(g.threshold)) for g in gates]
         self.thresholds = list(self._start)
         self.policy = budget.on_writes or "hold"
         self._limits = (budget.writes_per_1000_steps, budget.writes_per_second)
@@ -97,7 +97,7 @@ class Governor:
                     found=f"{len(gates)} hard gates",
                     remedy="use on_writes='hold'",
                 )
-            self._span = float(budget.adapt_limit or 0.0) - float(self._start[0])
+            self._span = float(budget.adapt_limit or 0.0) - self._start[0]
             if self._span <= 0.0:
                 raise SpecError(
                     "adapt_limit must lie above the gate's threshold",
@@ -164,7 +164,7 @@ class Governor:
         if self._shown == (shut, shift):
             return
         if self._span > 0.0:
-            self.thresholds[0] = np.float32(float(self._start[0]) + shift)
+            self.thresholds[0] = float(np.float32(self._start[0] + shift))
         for array, threshold in zip(self._inputs, self.thresholds, strict=True):
             if array is not None:
                 array.fill(_NEVER if shut else threshold)

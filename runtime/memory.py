@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 
 import numpy as np
@@ -58,7 +58,7 @@ class Memory:
         self._thresholds = (
             governor.thresholds
             if governor is not None
-            else [np.float32(g.gate.threshold) for g in self._gated if g.gate is not None]
+            else [float(np.float32(g.gate.threshold)) for g in self._gated if g.gate is not None]
         )
 
     @property
@@ -82,7 +82,7 @@ class Memory:
         """
         counters, governor = self._counters, self._governor
         for slot in self._soft:
-            if not is_finite(slot.flat):
+            if not slot.finite():
                 raise self._fault(slot, "gate")
         swaps = 0
         opened: list[tuple[int, int]] = []
@@ -101,7 +101,9 @@ class Memory:
             for i, _ in opened:
                 self._check_next(self._gated[i])
         # Last of all, because a write may compute the whole step again.
-        self._check_outputs(self._outputs)
+        for slot in self._outputs:
+            if not slot.finite():
+                raise self._fault(slot, "output")
         openings = counters.openings
         if writes and opened:
             openings = openings.copy()
@@ -163,9 +165,9 @@ class Memory:
         if always is not None:
             self._check_next(always)
             swaps |= always.bit
-        self._check_outputs(
-            [Slot(s.name, s.array, s.array[0, :steps].reshape(-1)) for s in outputs.values()]
-        )
+        for slot in outputs.values():
+            if not is_finite(slot.array[0, :steps].reshape(-1)):
+                raise self._fault(slot, "output")
         writes = int(wrote.sum())
         openings = [a + b for a, b in zip(counters.openings, counts, strict=True)]
         # From here on nothing is called.
@@ -177,25 +179,20 @@ class Memory:
         if always is not None:
             counters.ungated_writes += steps
 
-    def _open_elements(self, group: Group, threshold: np.float32) -> int:
+    def _open_elements(self, group: Group, threshold: float) -> int:
         slot, mask = group.gate_slot, group.open_mask
         assert slot is not None
         if mask is None:
-            value = slot.flat[0]
+            value: float = slot.numbers[0]
             if not isfinite(value):
                 raise self._fault(slot, "gate")
-            return int(value > threshold)
-        if not is_finite(slot.flat):
+            return value > threshold
+        if not slot.finite():
             raise self._fault(slot, "gate")
         np.greater(slot.flat, threshold, out=mask)
         count = int(np.count_nonzero(mask))
         # A gate of step granularity guards as one: open anywhere is open.
         return min(count, 1) if group.whole else count
-
-    def _check_outputs(self, outputs: Iterable[Slot]) -> None:
-        for slot in outputs:
-            if not is_finite(slot.flat):
-                raise self._fault(slot, "output")
 
     def _check_next(self, group: Group) -> None:
         spare = not self.parity & group.bit
@@ -204,7 +201,7 @@ class Memory:
                 raise self._fault(group.states[0].banks[spare], "next state")
             return
         for state in group.states:
-            if not is_finite(state.banks[spare].flat):
+            if not state.banks[spare].finite():
                 raise self._fault(state.banks[spare], "next state")
 
     def _fault(self, slot: Slot, what: str) -> StateFault:

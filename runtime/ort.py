@@ -128,6 +128,7 @@ class OrtGraph:
             self._exchange(parity)
         mode = self._mode
         try:
+            mode.note()
             mode.enter()
             # No RunOptions: passing them makes ONNX Runtime 1.32 raise and catch a C++ exception
             # in every call.

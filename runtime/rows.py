@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from stategate.runtime.buffers import Array, Group, is_finite
+from stategate.runtime.buffers import Array, Group, finiteness, is_finite
 from stategate.runtime.ledger import Ledger, tally
 
 _COUNTERS = (
@@ -33,6 +33,7 @@ class RowTensor:
         flat: The same memory, 1-d.
         table: The same memory as ``(rows, elements of a row)``.
         rows: The same memory, a 1-d view for each row.
+        finite: Whether no row holds NaN or Inf now.
     """
 
     name: str
@@ -40,16 +41,18 @@ class RowTensor:
     flat: Array
     table: Array
     rows: tuple[Array, ...]
+    finite: Callable[[], bool]
 
     @classmethod
     def of(cls, name: str, array: Array) -> RowTensor:
         """The rows of a contiguous array."""
         table = array.reshape(len(array), -1)
-        return cls(name, array, array.reshape(-1), table, tuple(table))
+        flat = array.reshape(-1)
+        return cls(name, array, flat, table, tuple(table), finiteness(flat))
 
     def not_finite(self, among: Array) -> Sequence[int]:
         """Rows that hold NaN or Inf, of those that the mask ``among`` names."""
-        if is_finite(self.flat):
+        if self.finite():
             return ()
         return [r for r, values in enumerate(self.rows) if among[r] and not is_finite(values)]
 

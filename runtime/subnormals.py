@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 # Where fenv_t has the word that decides, and its bits: FTZ and DAZ of MXCSR behind 28 bytes of the
 # x87 (Intel SDM volume 1, 10.2.3), FZ of FPCR (Arm ARM, C5.2.8). glibc and musl agree.
@@ -19,62 +21,40 @@ _WORDS = {"x86_64": (28, 0x8040), "aarch64": (0, 1 << 24)}
 _FENV_BYTES = 64  # more than any of them has
 
 
-class Mode(Protocol):
-    """A way to compute, for one thread at a time."""
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A way to compute, for one thread at a time; three calls without one of Python's own between.
 
-    def enter(self) -> None:
-        """From here on this thread computes so."""
-        ...
+    Attributes:
+        note: Note how this thread computes.
+        enter: From here on it takes subnormal numbers for zero; what else it does stays.
+        leave: As it was when it was noted last; a second call does nothing more.
+    """
 
-    def leave(self) -> None:
-        """As it was before; a second call does nothing more."""
-        ...
-
-
-class FlushToZero:
-    """Subnormal numbers are zero between `enter` and `leave`; what else a thread set stays."""
-
-    def __init__(self) -> None:
-        """Look at how this thread computes.
-
-        Raises:
-            OSError: This system or CPU has no such mode that is known here.
-        """
-        word = _WORDS.get(platform.machine())
-        if platform.system() != "Linux" or word is None:
-            raise OSError("no mode is known for this system or CPU")
-        library = ctypes.PyDLL(None)  # keeps the interpreter's lock: giving it away costs more
-        self._get, self._set = library.fegetenv, library.fesetenv
-        before, flushing = (ctypes.create_string_buffer(_FENV_BYTES) for _ in range(2))
-        self._before, self._flushing = (ctypes.pointer(b) for b in (before, flushing))
-        self._get(self._before)
-        ctypes.memmove(flushing, before, _FENV_BYTES)
-        offset, bits = word
-        ctypes.c_uint32.from_buffer(flushing, offset).value |= bits
-
-    def enter(self) -> None:
-        """From here on this thread computes so."""
-        self._get(self._before)
-        self._set(self._flushing)
-
-    def leave(self) -> None:
-        """As it was before; a second call does nothing more."""
-        self._set(self._before)
-
-
-class AsItIs:
-    """The mode of a system where none can be set."""
-
-    def enter(self) -> None:
-        """Nothing."""
-
-    def leave(self) -> None:
-        """Nothing."""
+    note: Callable[[], object]
+    enter: Callable[[], object]
+    leave: Callable[[], object]
 
 
 def flush_to_zero() -> Mode:
-    """Subnormal numbers as zero, where that can be had."""
+    """Subnormal numbers as zero, where that can be had; elsewhere a mode that changes nothing."""
+    word = _WORDS.get(platform.machine())
     try:
-        return FlushToZero()
+        if platform.system() != "Linux" or word is None:
+            raise OSError("no mode is known for this system or CPU")
+        library = ctypes.PyDLL(None)  # keeps the interpreter's lock: giving it away costs more
+        get, put = library.fegetenv, library.fesetenv
     except (AttributeError, OSError):  # the former where the C library lacks the functions
-        return AsItIs()
+        return Mode(_nothing, _nothing, _nothing)
+    get.restype = put.restype = None
+    before, flushing = (ctypes.create_string_buffer(_FENV_BYTES) for _ in range(2))
+    get(before)
+    ctypes.memmove(flushing, before, _FENV_BYTES)
+    offset, bits = word
+    ctypes.c_uint32.from_buffer(flushing, offset).value |= bits
+    noted = ctypes.byref(before)
+    return Mode(partial(get, noted), partial(put, ctypes.byref(flushing)), partial(put, noted))
+
+
+def _nothing() -> None:
+    """What a system without such a mode does."""

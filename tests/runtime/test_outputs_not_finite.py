@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,7 +28,7 @@ from stategate.export.pack import random_episode, seal
 from stategate.models.load import load_model
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
-from stategate.runtime.buffers import is_finite
+from stategate.runtime.buffers import finiteness, is_finite
 from stategate.runtime.device_cli import describe
 
 ROOT = Path(__file__).parents[2]
@@ -258,18 +260,59 @@ def test_c_answers_a_negative_result_with_a_name_and_keeps_the_state(
 
 @pytest.mark.case("A1")
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("size", [1, 5, 8192, 8193, 20_000])
+@pytest.mark.parametrize("size", [1, 5, 16, 17, 8192, 8193, 20_000])
 def test_every_value_that_is_not_finite_is_found_and_no_other(dtype: str, size: int) -> None:
     info = np.finfo(dtype)
     rng = np.random.default_rng(size)
     limits = np.array([info.max, -info.max, info.tiny, info.smallest_subnormal, 0.0, -0.0], dtype)
     values = rng.choice(limits, size)
-    assert is_finite(values) and is_finite(values[::2])
+    assert is_finite(values) and is_finite(values[::2]) and finiteness(values)()
+    largest = np.full(size, info.max, dtype)
+    assert is_finite(largest) and finiteness(largest)()
     for bad in (np.nan, np.inf, -np.inf):
         for at in (0, size // 2, size - 1):
             spoilt = values.copy()
             spoilt[at] = bad
-            assert not is_finite(spoilt)
+            assert not is_finite(spoilt) and not finiteness(spoilt)()
+    opposite = np.resize(np.array([np.inf, -np.inf], dtype), size)
+    assert not is_finite(opposite) and not finiteness(opposite)()
+
+
+def test_a_buffer_is_looked_at_as_it_is_now() -> None:
+    for size in (3, 300, 30_000):
+        values = np.zeros(size, np.float32)
+        finite = finiteness(values)
+        assert finite()
+        values[-1] = np.nan
+        assert not finite()
+        values[-1] = 1.0
+        assert finite()
+
+
+@pytest.mark.parametrize("engine, most", [("native", 12), ("onnxruntime", 20)])
+def test_a_quiet_step_makes_no_more_calls_than_it_needs(
+    native_bundle: Path, engine: str, most: int
+) -> None:
+    """Looks at outputs and the mode for subnormal numbers cost a third of a native step once."""
+    seen: list[str] = []
+
+    def watch(frame: Any, event: str, called: Any) -> None:
+        where = frame.f_code.co_filename
+        if event in ("call", "c_call") and "onnxruntime" not in where:
+            seen.append(frame.f_code.co_name if event == "call" else repr(called))
+
+    with Session.open(native_bundle, engine=engine) as session:
+        inputs = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in session.manifest.inputs}
+        for _ in range(3):
+            session.step(**inputs)
+        writes = session.ledger.writes
+        sys.setprofile(watch)
+        try:
+            session.step(**inputs)
+        finally:
+            sys.setprofile(None)
+        assert session.ledger.writes == writes
+    assert len(seen) <= most, seen
 
 
 def test_integers_are_finite() -> None:
