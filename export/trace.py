@@ -119,7 +119,8 @@ def _lowered(flat: _Flat, example: dict[str, torch.Tensor], outputs: list[str]) 
                 "torch.export cannot follow the step",
                 found=explained(problem, lines=1),
                 expected="a step without data-dependent Python branches or shape changes",
-                remedy="choose with torch.where(condition, a, b), keep every shape fixed, and "
+                remedy="choose with torch.where(condition, a, b), keep every shape fixed, write "
+                "tensors without .data, and "
                 "compute in torch alone",
             ) from problem
         mutated = sorted(

@@ -275,7 +275,8 @@ def _judge(reference: Reference, seen: Comparison, limits: Limits) -> None:
                 if limits.because
                 else ""
             )
-            + "look for memory that is not declared (Python attributes, random numbers), and for "
+            + "look for memory that is not declared (Python attributes, random numbers), for a "
+            "second name or a view of a tensor that is a state, and for "
             "operations that the engine computes differently (logsigmoid, softplus); nothing was "
             "written",
         )

@@ -92,11 +92,16 @@ def initial_states(model: StepModel, sessions: int = 1) -> dict[str, torch.Tenso
         if start is None:
             start = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))
         dtype = str(getattr(start, "dtype", type(start).__name__)).removeprefix("torch.")
-        if dtype != spec.dtype or tuple(start.shape) != spec.shape or not start.isfinite().all():
+        fits = dtype == spec.dtype and tuple(start.shape) == spec.shape
+        if not fits or not start.isfinite().all():
             raise TraceError(
-                f"initial_states() gives {spec.name!r} a value that it cannot have",
-                found=f"{dtype} {tuple(getattr(start, 'shape', ()))}",
+                f"the state {spec.name!r} cannot start with this value",
+                found=f"{dtype} {tuple(getattr(start, 'shape', ()))}{', not finite' * fits}",
                 expected=f"a finite {spec.dtype} tensor of {spec.shape}",
+                remedy="start a largest or smallest value from the last finite number, such as "
+                f"-torch.finfo(torch.{dtype}).max, and what has no value yet from None"
+                if fits
+                else None,
             )
         rows = [start.detach()] * sessions
         states[spec.name] = torch.cat(rows) if sessions > 1 else rows[0].clone()

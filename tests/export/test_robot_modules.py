@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from stategate.contract.errors import UndeclaredStateError
+from stategate.contract.errors import TraceError, UndeclaredStateError
 from stategate.export.stateful import StatefulReference
 from stategate.export.trace import trace
 from stategate.models import lift
@@ -314,3 +314,23 @@ def test_a_buffer_all_of_which_is_written_part_by_part_is_no_memory() -> None:
 def test_a_buffer_that_is_read_before_all_of_it_is_written_is_a_memory(reads) -> None:
     with pytest.raises(UndeclaredStateError, match="inner"):
         trace(lift(Hidden(Scratch(**reads)), X, states=["h"]))
+
+
+class Largest(nn.Module):
+    def __init__(self, start: torch.Tensor | None) -> None:
+        super().__init__()
+        self.best = start
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        now = x.max(-1, keepdim=True).values
+        self.best = now if self.best is None else torch.maximum(now, self.best)
+        return self.best * 1.0
+
+
+def test_a_start_at_infinity_is_refused_with_starts_that_work() -> None:
+    with pytest.raises(TraceError, match=r"'best' cannot start[\s\S]*not finite") as refusal:
+        trace(lift(Largest(torch.full((1, 1), -torch.inf)), X, states=["best"]))
+    said = re.search(r"-torch\.finfo\(torch\.float32\)\.max", str(refusal.value))
+    assert said and "from None" in str(refusal.value)
+    trace(lift(Largest(torch.full((1, 1), eval(said[0]))), X, states=["best"]))
+    trace(lift(Largest(None), X, states=["best"]))
