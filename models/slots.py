@@ -83,7 +83,7 @@ class Slot:
                 )
             tensor = tensor.detach().movedim(axis, 0) if axis else tensor.detach()
             self.first[name + pytree.keystr(path)] = tensor.clone()
-            if type(leaf) is int:
+            if isinstance(leaf, (int, np.integer)) and not isinstance(leaf, bool):
                 self._counts.add(name + pytree.keystr(path))
 
     def packed(self, states: Tensors, counts: Counts | None = None) -> Value:

@@ -122,16 +122,16 @@ class Clock(nn.Module):
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        self.k, self.how = 0, how
+        self.k, self.how = np.int64(0) if how == "numpy" else 0, how
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.k += 1
-        t = self.k * 0.002 if self.how == "product" else self.k / 500
+        t = self.k / 500 if self.how == "quotient" else self.k * 0.002
         return x * 0 + torch.sin(torch.ones(1, 4) * (3 * math.pi * t % (2 * math.pi)))
 
 
 @pytest.mark.case("A7")
-@pytest.mark.parametrize("how", ["product", "quotient"])
+@pytest.mark.parametrize("how", ["product", "quotient", "numpy"])
 def test_a_clock_of_a_python_integer_is_right_after_days(how, tmp_path: Path, seal_model) -> None:
     with Session.open(
         seal_model(tmp_path / "b", lift(Clock(how), X, states=["k"])).path
