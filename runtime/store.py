@@ -171,7 +171,8 @@ class SnapshotStore:
     def write(self, snapshot: Snapshot, look: Look, begin: Callable[[], None]) -> None:
         """Write a snapshot to the slot after the newest good one, which is not touched.
 
-        A damaged file in that slot is put aside, as long as fewer than ``KEPT_ASIDE`` are.
+        A damaged file in that slot is put aside, as long as fewer than ``KEPT_ASIDE`` are; where
+        no slot is good, those in both are.
 
         Args:
             snapshot: What to write.
@@ -195,6 +196,11 @@ class SnapshotStore:
             with whole_file(self.folder / slot, self.folder / f".{slot}.new") as file:
                 begin()
                 file.write(raw)
+            if look.newest is None:
+                # A new history begins: a slot of the old one must not come back into it, which it
+                # would where a card reads again what it refused for a while.
+                for old in look.damaged.keys() - {slot}:
+                    self._put_aside(old)
         except failures(OSError) as problem:
             raise folder_error(self.folder, problem) from problem
 
@@ -204,6 +210,7 @@ class SnapshotStore:
             if not os.path.lexists(place):
                 (self.folder / slot).rename(place)
                 return
+        (self.folder / slot).unlink()
 
     def check_hold(self) -> None:
         """Raise unless the folder is still there, and still this process's.

@@ -90,16 +90,57 @@ def test_starting_afresh_keeps_the_damaged_files(tiny_bundle: Path, tmp_path: Pa
     policy = SnapshotPolicy(tmp_path, on_damage="fresh")
     with opened_with_a_warning(tiny_bundle, policy, "the session starts afresh") as session:
         assert session.restore() is None
-        for _ in range(2):
-            session.step(x=OPEN)
-            session.save()
+        session.step(x=OPEN)
+        session.save()
         assert session.snapshot_problem is not None
+        session.step(x=OPEN)
         session.save()
         assert session.snapshot_problem is None
     assert sorted(path.read_bytes() for path in tmp_path.glob("damaged-*")) == sorted(before)
     with Session.open(tiny_bundle, snapshots=tmp_path) as session:
         restored = session.restore()
         assert restored is not None and restored.steps == 2
+
+
+@pytest.mark.case("A9", "E2")
+@pytest.mark.parametrize("aside", [0, KEPT_ASIDE])
+def test_slots_that_can_be_read_again_do_not_come_back_into_a_new_history(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aside: int
+) -> None:
+    save_times(tiny_bundle, tmp_path, 50)
+    for number, name in ((n + 1, name) for n in range(aside) for name in SLOTS):
+        (tmp_path / f"damaged-{number}-{name}").write_bytes(b"of another day")
+    fail_to_read(monkeypatch, set(SLOTS), errno.EIO)
+    policy = SnapshotPolicy(tmp_path, on_damage="fresh")
+    with opened_with_a_warning(tiny_bundle, policy, "the session starts afresh") as session:
+        assert session.restore() is None
+        session.step(x=OPEN)
+        session.save()
+        monkeypatch.undo()  # the card reads again what it refused
+        session.step(x=OPEN)
+        session.save()
+    with Session.open(tiny_bundle, snapshots=tmp_path) as session:
+        restored = session.restore()
+        assert restored is not None and restored.steps == 2
+
+
+@pytest.mark.case("A9", "E2")
+def test_nor_into_that_of_a_pool_row(
+    tiny_pool_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Pool.open(tiny_pool_bundle) as pool:
+        old = pool.join()
+        for _ in range(3):
+            pool.step(x=np.repeat(OPEN, 4, axis=0))
+            pool.save(old, tmp_path)
+        pool.leave(old)
+        new = pool.join()
+        pool.step(x=np.repeat(OPEN, 4, axis=0))
+        fail_to_read(monkeypatch, set(SLOTS), errno.EIO)
+        assert pool.save(new, tmp_path, on_damage="fresh") == 1
+        monkeypatch.undo()
+        restored = pool.restore(new, tmp_path, on_damage="raise")
+        assert restored is not None and restored.steps == 1
 
 
 @pytest.mark.case("A9")
