@@ -81,6 +81,7 @@ class Governor:
         self._start = [float(np.float32(g.threshold)) for g in gates]
         self.thresholds = list(self._start)
         self.policy = budget.on_writes or "hold"
+        self._closes = self.policy in ("hold", "adapt")
         self._limits = (budget.writes_per_1000_steps, budget.writes_per_second)
         per_step, per_second = (limit or 0.0 for limit in self._limits)
         self._per_step, self._per_ns = per_step / 1000.0, per_second / 1e9
@@ -124,7 +125,8 @@ class Governor:
         self.overdrawn = (per_step is not None and steps < 1.0) or (
             per_second is not None and time < 1.0
         )
-        self._show()
+        if self._shown != (self.overdrawn and self._closes, shift):
+            self._show()
 
     def after(self, wanted: bool, wrote: bool) -> tuple[float, float, float]:
         """What `tokens` are after a step; a step that fails earns nothing.
@@ -134,7 +136,9 @@ class Governor:
             wrote: Whether a state is committed for it.
         """
         steps, time, shift = self.tokens
-        steps = min(self._full[0], steps + self._per_step)
+        steps += self._per_step
+        if steps > self._full[0]:  # `min` would be one more call in every step
+            steps = self._full[0]
         if wrote:
             steps, time = max(0.0, steps - 1.0), max(0.0, time - 1.0)
         if self._span > 0.0:
@@ -158,11 +162,9 @@ class Governor:
         )
 
     def _show(self) -> None:
-        """Put the thresholds where gates and graph are compared with them, if they moved."""
+        """Put the thresholds where gates and graph are compared with them."""
         shift = self.tokens[2]
-        shut = self.overdrawn and self.policy in ("hold", "adapt")
-        if self._shown == (shut, shift):
-            return
+        shut = self.overdrawn and self._closes
         if self._span > 0.0:
             self.thresholds[0] = float(np.float32(self._start[0] + shift))
         for array, threshold in zip(self._inputs, self.thresholds, strict=True):
