@@ -27,6 +27,7 @@ from stategate.contract.errors import (
     ManifestError,
     UnsafePathError,
 )
+from stategate.contract.failures import failures
 from stategate.contract.manifest import FileRef, Manifest, canonical_json, decode_manifest
 from stategate.contract.reading import FILE_BYTES, RECORD_BYTES, file_sha256, read_bounded
 from stategate.contract.staging import staged
@@ -168,7 +169,7 @@ def _reading(folder: Path, name: str) -> Iterator[Path]:
             found=f"no {name} in {folder}",
             remedy="copy the bundle again, or export it again",
         ) from problem
-    except (OSError, RuntimeError) as problem:  # a circle of links is the latter before 3.13
+    except failures(OSError, RuntimeError) as problem:  # the latter: a circle of links
         raise DigestError(
             "a file of the bundle cannot be read",
             found=f"{name} in {folder}: {problem}",
@@ -191,7 +192,7 @@ def _folder_identity(path: Path) -> tuple[int, ...] | None:
     """What changes when another folder takes the place of one."""
     try:
         found = path.stat()
-    except OSError:
+    except failures(OSError):
         return None
     return found.st_dev, found.st_ino, found.st_ctime_ns
 
@@ -271,7 +272,7 @@ def _strays(path: Path) -> list[str]:
     try:
         raw = read_bounded(path / MANIFEST, RECORD_BYTES)
         sealed = read_bounded(path / SEAL, _SEAL_BYTES) == _seal_of(sha256(raw))
-    except OSError:
+    except failures(OSError):
         sealed = False
     if not sealed:
         return [f"no {MANIFEST} with its {SEAL}"]

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
@@ -65,8 +65,10 @@ def _own(staged: Path) -> Iterator[Path]:
         staged.touch(exist_ok=False)  # exclusive: a link that somebody put there is not followed
         yield staged
     finally:
-        with suppress(OSError):
+        try:
             staged.unlink(missing_ok=True)
+        except failures(OSError):
+            pass  # the next one replaces it
 
 
 def write_whole(path: Path, data: bytes | memoryview, staged: Path | None = None) -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from stategate.contract.bundle import sha256
 from stategate.contract.errors import EngineError, SpecError
+from stategate.contract.failures import failures
 from stategate.contract.manifest import FileRef, canonical_json
 from stategate.contract.reading import read_bounded, read_json
 from stategate.contract.specs import Record
@@ -152,7 +153,7 @@ class StoredPlan:
         path = self.folder / file.path
         try:
             data = read_bounded(path)
-        except OSError:
+        except failures(OSError):
             data = b""
         if sha256(data) != file.sha256:
             short = file == self.record.plan and len(data) < self.record.plan_bytes
@@ -218,7 +219,7 @@ def plan_for(bundle: Path, heres: Sequence[PlanFingerprint]) -> tuple[StoredPlan
 def _record(path: Path) -> PlanRecord:
     try:
         return read_json(path, PlanRecord)
-    except (OSError, msgspec.MsgspecError) as problem:
+    except failures(OSError, msgspec.MsgspecError) as problem:
         raise EngineError(
             "the record of an engine cannot be read",
             found=f"{path}: {problem}",

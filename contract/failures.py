@@ -13,7 +13,7 @@ from typing import Any
 _OF_CPP = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)
 
 
-def failures(kind: type[Any] = Exception, *, library: str | None = None) -> tuple[type[Any], ...]:
+def failures(*kinds: type[Any], library: str | None = None) -> tuple[type[Any], ...]:
     """The exceptions that are failures of what was tried, for an ``except`` clause.
 
     Code that runs a library or a user's module has to catch nearly everything. But what a signal's
@@ -21,7 +21,8 @@ def failures(kind: type[Any] = Exception, *, library: str | None = None) -> tupl
     was tried: it passes ``except failures() as problem``, as the very object.
 
     Args:
-        kind: What to catch of the rest. TimeoutError, which many handlers raise, is an OSError.
+        kinds: What to catch of the rest, every Exception if left out. TimeoutError, which many
+            handlers raise, is an OSError: so ``suppress(OSError)`` would lose it.
         library: Catch only what this package raises, by its own classes or out of C++.
     """
     problem = sys.exc_info()[1]
@@ -29,7 +30,7 @@ def failures(kind: type[Any] = Exception, *, library: str | None = None) -> tupl
         return ()
     own = type(problem)
     if library is None or own.__module__.split(".")[0] == library or own in _OF_CPP:
-        return (kind,)
+        return kinds or (Exception,)
     return ()
 
 

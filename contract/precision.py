@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from stategate.contract.errors import CalibrationError, SpecError
+from stategate.contract.failures import failures
 from stategate.contract.names import close_names, did_you_mean
 from stategate.contract.reading import read_json
 from stategate.contract.specs import Record, is_threshold
@@ -106,7 +107,7 @@ class PrecisionPlan(Record, frozen=True):
             )
         try:
             return read_json(path, cls)
-        except (OSError, msgspec.MsgspecError) as problem:
+        except failures(OSError, msgspec.MsgspecError) as problem:
             raise SpecError(
                 "the precision plan cannot be read",
                 found=f"{path.name}: {problem}",
@@ -199,7 +200,7 @@ class RangeRecord(Record, frozen=True):
         """
         try:
             record = read_json(path, cls)
-        except (OSError, msgspec.MsgspecError) as problem:
+        except failures(OSError, msgspec.MsgspecError) as problem:
             raise CalibrationError(
                 "the ranges cannot be read",
                 found=f"{path.name}: {problem}",

@@ -18,13 +18,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from stategate.contract.durable import OF_THE_PROCESS, sync_folder
 from stategate.contract.errors import SnapshotLockedError
+from stategate.contract.failures import failures
 from stategate.contract.reading import decode_json, read_bounded
 from stategate.runtime.clock import since_boot
 
@@ -76,8 +76,10 @@ class Account:
             OSError: This process cannot read files now, whatever is in it.
         """
         self._path = folder / _NAME
-        with suppress(OSError):  # on a full disk the robot starts all the same
+        try:
             self._make()
+        except failures(OSError):
+            pass  # on a full disk the robot starts all the same
         self._last, _, certain = self._read()
         number = self._last.number if self._last is not None else 0
         nothing = msgspec.structs.replace(NOTHING_LEFT, number=number)
@@ -133,7 +135,7 @@ class Account:
             raw = read_bounded(self._path, 2 * RECORD_BYTES)
         except FileNotFoundError:
             return None, 0, True
-        except OSError as problem:
+        except failures(OSError) as problem:
             if problem.errno in OF_THE_PROCESS:
                 raise
             return None, 0, False

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from stategate.contract.failures import failures
+
 _NS_PER_SECOND = 1_000_000_000
 
 # A sleeping thread is woken late by the kernel's timer slack (50 us by default) and the scheduler.
@@ -26,7 +28,7 @@ def since_boot() -> tuple[str, int]:
     """
     try:
         boot = _BOOT_ID.read_text().strip()
-    except (OSError, UnicodeDecodeError):
+    except failures(OSError, UnicodeDecodeError):
         boot = ""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return boot, time.clock_gettime_ns(clock)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from stategate.contract.errors import (
     SnapshotWarning,
     SpecError,
 )
+from stategate.contract.failures import failures
 from stategate.runtime.account import NOTHING_LEFT, RECORD_BYTES, Account, Record
 from stategate.runtime.clock import Clock
 from stategate.runtime.governor import Bucket, Governor
@@ -139,7 +139,7 @@ class Keeper:
         """Go on with what earlier sessions left of the budgets, and take the writes."""
         try:
             account = Account(self._store.folder)
-        except OSError as problem:
+        except failures(OSError) as problem:
             raise folder_error(self._store.folder, problem) from problem
         self._account = account
         left = account.record or _left_by(look)
@@ -154,7 +154,7 @@ class Keeper:
             return  # there is nothing that could come back
         try:
             durable = self._pay(RECORD_BYTES) and self._record(0.0, 0.0)
-        except (OSError, SnapshotError):
+        except failures(OSError, SnapshotError):
             durable = False
         if not durable:  # what cannot be taken durably is not taken
             self._governor.writes_left = (0.0, 0.0)
@@ -290,7 +290,7 @@ class Keeper:
         if self._bucket is not None:
             try:
                 self._record()
-            except OSError as problem:
+            except failures(OSError) as problem:
                 raise folder_error(self._store.folder, problem) from problem
         ledger = counters.read()
         header = Header(
@@ -337,10 +337,11 @@ class Keeper:
         """Give back the writes that are left, and let go of the folder."""
         try:
             if self._governor is not None and any(_limited(self._governor.writes_left)):
-                with suppress(OSError, SnapshotError):
-                    self._store.check_hold()
-                    if self._pay(RECORD_BYTES):
-                        self._record(*self._governor.writes_left)
+                self._store.check_hold()
+                if self._pay(RECORD_BYTES):
+                    self._record(*self._governor.writes_left)
+        except failures(OSError, SnapshotError):
+            pass  # they are lost, and the next session starts without
         finally:
             self._store.close()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
+from stategate.contract.failures import failures
+
 _STATM = Path("/proc/self/statm")
 _STATUS = Path("/proc/self/status")
 
@@ -13,7 +15,7 @@ def rss_bytes() -> int:
     """Resident memory of this process; 0 where the system does not tell."""
     try:
         return int(_STATM.read_text().split()[1]) * resource.getpagesize()
-    except OSError:
+    except failures(OSError):
         return 0
 
 
@@ -24,6 +26,6 @@ def peak_rss_bytes() -> int:
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
+    except failures(OSError):
         pass
     return 0

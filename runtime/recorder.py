@@ -22,6 +22,7 @@ import numpy as np
 from stategate.contract import Episode
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import OutputError, SpecError
+from stategate.contract.failures import failures
 from stategate.runtime.buffers import Array
 from stategate.runtime.session import Session
 
@@ -101,7 +102,7 @@ class Recorder:
         self._waits = wait_for_disk
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
+        except failures(OSError) as problem:
             raise OutputError("recordings cannot go there", found=problem) from problem
         specs = session.manifest.step.inputs
         self._filling, self._spare = (

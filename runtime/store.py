@@ -12,7 +12,6 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -251,8 +250,10 @@ class SnapshotStore:
             if os.getpid() == self._owner:
                 # Closing alone would leave it locked by copies in forked children. A child must
                 # not unlock it: the lock is the parent's.
-                with suppress(OSError):
+                try:
                     fcntl.flock(self._lock, fcntl.LOCK_UN)
+                except failures(OSError):
+                    pass  # it is closed all the same
             # After it is unlocked: an interruption before leaves it to the next call.
             lock, self._lock = self._lock, -1
             os.close(lock)

@@ -290,6 +290,73 @@ def test_a_time_limit_passes_a_save_that_it_interrupts(tiny_bundle: Path, tmp_pa
         assert session.ledger.snapshots == 1
 
 
+@pytest.mark.case("A5", "A6")
+def test_a_step_that_is_interrupted_anywhere_leaves_the_thread_computing_as_before(
+    tiny_bundle: Path,
+) -> None:
+    small = np.full(64, 1e-40, np.float32)
+    point, done = 0, False
+    with Session.open(tiny_bundle, engine="onnxruntime") as session:
+        while not done:
+            point += 1
+            done = happens_at(point, lambda: session.step(x=OPEN))
+            assert (small * np.float32(1.0)).all(), f"subnormal is zero after point {point}"
+    assert point > 10
+
+
+@pytest.mark.case("A5", "E4", "E5")
+@pytest.mark.parametrize("name", ["open", "fsync", "fdatasync", "pwrite", "close", "unlink"])
+@pytest.mark.parametrize("what", ["open", "save", "close"])
+def test_a_time_limit_passes_the_account_of_budgets_that_it_interrupts(
+    tiny_bundle: Path, tmp_path: Path, what: str, name: str
+) -> None:
+    """Wherever the handler raises, the very exception arrives, and the folder opens again."""
+    budget = Budget(writes_per_1000_steps=500, persisted_bytes_per_day=10_000_000)
+    real = getattr(os, name)
+    left = None
+
+    def interrupted(*args: object, **options: object) -> object:
+        nonlocal left
+        result = real(*args, **options)
+        left = None if left is None else left - 1
+        if left == 0:
+            signal.raise_signal(signal.SIGALRM)
+        return result
+
+    def opened() -> Session:
+        return Session.open(tiny_bundle, budget=budget, snapshots=tmp_path)
+
+    with opened() as session:
+        session.save()
+    for count in range(1, 30):
+        session = opened() if what != "open" else None
+        with alarms(TimeoutError), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, name, interrupted)
+            left = count
+            try:
+                if session is None:
+                    session = opened()
+                else:
+                    session.save() if what == "save" else session.close()
+            except TimeoutError as problem:
+                assert str(problem) == "an alarm"
+            else:
+                assert left is None or left > 0, f"swallowed at call {count} of {name}"
+                assert left is not None, f"swallowed at call {count} of {name}"
+                break
+            finally:
+                left = None
+        if session is not None:
+            session.close()
+    else:
+        pytest.fail("it never ended")
+    if session is not None:
+        session.close()
+    with opened() as session:
+        assert session.save() is not None
+        assert session.restore() is not None
+
+
 @pytest.mark.case("A5")
 def test_a_warning_that_was_made_an_error_comes_after_a_whole_step(tiny_bundle: Path) -> None:
     budget = Budget(writes_per_1000_steps=1, on_writes="warn")
