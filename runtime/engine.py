@@ -37,7 +37,7 @@ class Engine(Protocol):
 
     name: str
 
-    def run(self, parity: int) -> None:
+    def run(self, parity: int) -> bool:
         """Compute what every step needs: outputs, gates, the states that no hard gate guards.
 
         An engine that computes the step in one go computes the guarded states here as well.
@@ -45,6 +45,9 @@ class Engine(Protocol):
         Args:
             parity: Bit mask over ``Buffers.groups``; a set bit means that the group's states are
                 read from bank 1 and written to bank 0, a clear bit the other way round.
+
+        Returns:
+            Whether it has seen that every output and gate is finite; False where it has not looked.
 
         Raises:
             EngineError: The step failed. Banks that are being read are untouched.

@@ -10,10 +10,11 @@ from typing import Any
 
 from stategate.contract import Bundle, FileRef
 from stategate.contract.errors import EngineError
+from stategate.contract.failures import failures
 from stategate.contract.native import ABI, NativeRef, check_library, why_not_here
 from stategate.runtime.buffers import Buffers
 from stategate.runtime.feeds import refuse_not_finite
-from stategate.runtime.native_call import filling, stepping
+from stategate.runtime.native_call import FINITE, filling, stepping
 
 _MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
 # A step that takes less keeps the interpreter's lock: to give it away and to fetch it again takes
@@ -62,14 +63,18 @@ class NativeEngine:
             else _Rebinding(self._step)
         )
 
-    def run(self, parity: int) -> None:
+    def run(self, parity: int) -> bool:
         """Compute one step; see `Engine.run`. Next states behind a closed gate are left alone.
 
         Raises:
             NonFiniteInputError: An input holds NaN or infinity; nothing was computed.
         """
-        if self._steps[parity]():
+        found = self._steps[parity]()
+        if found == FINITE:
+            return True
+        if found:
             refuse_not_finite(self._buffers.inputs)
+        return False
 
     def write(self, parity: int) -> None:
         """Nothing: `run` has written what an open gate lets through."""
@@ -82,7 +87,8 @@ class NativeEngine:
         taken = [*buffers.inputs, *buffers.constants, *(s.banks[bank] for s, bank in banks)]
         given = [*buffers.outputs, *buffers.gates, *(s.banks[not bank] for s, bank in banks)]
         takes, gives = [slot.array for slot in taken], [slot.array for slot in given]
-        return stepping(self._library, takes, gives, self._is_long)
+        results = [slot.array for slot in (*buffers.outputs, *buffers.gates)]
+        return stepping(self._library, takes, gives, self._is_long, results)
 
     def close(self) -> None:
         """Let go of the buffers; a mapped library stays mapped until the process ends."""
@@ -117,7 +123,7 @@ def _mapped(data: bytes, file: FileRef) -> int:
             # again: one more slash makes a path that was never there.
             path = f"/proc/self/fd{'/' * next(_SLASHES)}{memory.fileno()}"
             _MAPPED[file.sha256] = ctypes.CDLL(path)._handle
-    except OSError as problem:  # such as a C library that is older than the one it was linked with
+    except failures(OSError) as problem:  # such as a C library older than the one it needs
         raise EngineError(
             f"the system cannot load {file.path}",
             found=problem,

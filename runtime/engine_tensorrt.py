@@ -150,7 +150,7 @@ class TensorRtEngine:
         kind = "captured" if self._graphs else "enqueued"
         self.name = f"{trt.__name__} {trt.__version__}, {kind}"
 
-    def run(self, parity: int) -> None:
+    def run(self, parity: int) -> bool:
         """Compute one step; see `Engine.run`."""
         cuda = self._cuda
         try:
@@ -171,6 +171,7 @@ class TensorRtEngine:
             ) from problem
         for slot, host in self._answers:
             np.copyto(slot, host)
+        return False
 
     def write(self, parity: int) -> None:
         """Do nothing: `run` has computed the guarded next states too; see `Engine.write`."""

@@ -50,7 +50,7 @@ class FaultyEngine:
             if fault == "state" and buffers.states[0].spec.dtype[:5] != "float":
                 raise SpecError("the first state is no float, and cannot be NaN")
 
-    def run(self, parity: int) -> None:
+    def run(self, parity: int) -> bool:
         """Compute one step, or fail as planned; see `Engine.run`."""
         self._step += 1
         fault = self._plan.get(self._step)
@@ -63,6 +63,7 @@ class FaultyEngine:
             self._buffers.gates[0].flat[0] = np.nan
         elif fault == "output":
             self._buffers.outputs[0].flat[0] = np.nan
+        return False
 
     def write(self, parity: int) -> None:
         """Compute the guarded next states, spoiled as planned; see `Engine.write`."""

@@ -66,11 +66,12 @@ class Memory:
         """Whether the engine keeps the states where no other one sees them."""
         return self._resident is not None
 
-    def commit(self, write: Callable[[int], None]) -> None:
+    def commit(self, write: Callable[[int], None], finite: bool = False) -> None:
         """Take over what the engine computed, as far as gates and budget let it.
 
         Args:
             write: The engine's, called once if a gate is open and the step may write.
+            finite: Whether the engine has seen that every output and gate is; see `Engine.run`.
 
         Raises:
             StateFault: A gate, or a next state that was to be taken over, is not finite.
@@ -81,9 +82,10 @@ class Memory:
         After each of these the memory is that before the step.
         """
         counters, governor = self._counters, self._governor
-        for slot in self._soft:
-            if not slot.finite():
-                raise self._fault(slot, "gate")
+        if not finite:
+            for slot in self._soft:
+                if not slot.finite():
+                    raise self._fault(slot, "gate")
         swaps = 0
         opened: list[tuple[int, int]] = []
         for i, group in enumerate(self._gated):
@@ -101,9 +103,10 @@ class Memory:
             for i, _ in opened:
                 self._check_next(self._gated[i])
         # Last of all, because a write may compute the whole step again.
-        for slot in self._outputs:
-            if not slot.finite():
-                raise self._fault(slot, "output")
+        if not finite:
+            for slot in self._outputs:
+                if not slot.finite():
+                    raise self._fault(slot, "output")
         openings = counters.openings
         if writes and opened:
             openings = openings.copy()

@@ -16,6 +16,8 @@ import numpy as np
 from stategate.runtime.buffers import Array, Slot
 
 Pointers = ctypes.Array[ctypes.c_void_p]
+FINITE = -1  # computed, and every result is finite
+_TYPES = {"float16": 1, "float32": 2, "float64": 3}  # enum stategate_type
 _METH_FASTCALL = 0x0080  # Include/methodobject.h; part of the stable ABI
 
 
@@ -48,11 +50,21 @@ class _Filling(ctypes.Structure):
     )
 
 
+class _Result(ctypes.Structure):
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("bytes", ctypes.c_ssize_t),
+        ("type", ctypes.c_ssize_t),
+    )
+
+
 class _Step(ctypes.Structure):
     _fields_ = (
         ("taken", ctypes.POINTER(ctypes.c_void_p)),
         ("given", ctypes.POINTER(ctypes.c_void_p)),
         ("gives_lock_away", ctypes.c_ssize_t),
+        ("results", ctypes.POINTER(_Result)),
+        ("count", ctypes.c_ssize_t),
     )
 
 
@@ -68,18 +80,30 @@ def pointers(arrays: Sequence[Array]) -> Pointers:
 
 
 def stepping(
-    library: ctypes.CDLL, taken: Sequence[Array], given: Sequence[Array], gives_lock_away: bool
+    library: ctypes.CDLL,
+    taken: Sequence[Array],
+    given: Sequence[Array],
+    gives_lock_away: bool,
+    results: Sequence[Array],
 ) -> Callable[[], int]:
-    """One step between fixed arrays; what it returns is that of ``stategate_compute``.
+    """One step between fixed arrays.
+
+    What it returns is that of ``stategate_compute``, or `FINITE` in place of 0.
 
     Args:
         library: A bundle's.
         taken: Inputs, constants and states, in the order of the signature.
         given: Outputs, gates and next states.
         gives_lock_away: Let other threads of Python run meanwhile.
+        results: Those of ``given`` that the library looks at for NaN and infinity.
     """
-    data = _Step(pointers(taken), pointers(given), gives_lock_away)
-    return _function(library.stategate_python_run, data, (*taken, *given))
+    seen = (_Result * len(results))(
+        *(_Result(a.ctypes.data, a.nbytes, _TYPES.get(a.dtype.name, 0)) for a in results)
+    )
+    data = _Step(pointers(taken), pointers(given), gives_lock_away, seen, len(results))
+    # A library of the first edition does not look, and takes no notice of ``results``.
+    run = getattr(library, "stategate_python_look", None) or library.stategate_python_run
+    return _function(run, data, (*taken, *given, *results))
 
 
 def filling(library: ctypes.CDLL, slots: Sequence[Slot]) -> Callable[[dict[str, Array]], int]:

@@ -98,14 +98,14 @@ class _From:
         self.states: Mapping[str, Array] = {}
         self._engine, self._buffers = engine, buffers
 
-    def run(self, parity: int) -> None:
+    def run(self, parity: int) -> bool:
         """Put the states into the banks that are read, and compute."""
         for state in self._buffers.states:
             bank = state.banks[bool(parity & self._buffers.bit_of(state))]
             np.copyto(bank.array, self.states[state.spec.name])
         if isinstance(self._engine, Resident):
             self._engine.push(parity)
-        self._engine.run(parity)
+        return self._engine.run(parity)
 
     def write(self, parity: int) -> None:
         """As the engine does."""

@@ -119,7 +119,7 @@ class OrtGraph:
         gives = [(node.name, binding.bind_ortvalue_output) for node in self._session.get_outputs()]
         return takes + gives
 
-    def run(self, parity: int) -> None:
+    def run(self, parity: int) -> bool:
         """Compute the graph; see `Engine.run`."""
         if self._premade:
             binding = self._bindings[parity]
@@ -127,6 +127,7 @@ class OrtGraph:
             binding = self._bindings[0]
             self._exchange(parity)
         mode = self._mode
+        mode.note()
         try:
             mode.note()
             mode.enter()
@@ -140,6 +141,7 @@ class OrtGraph:
             ) from problem
         finally:
             mode.leave()
+        return False
 
     def _exchange(self, parity: int) -> None:
         """Bind the banks anew of every group whose parity is not the bound one."""

@@ -248,8 +248,7 @@ class Session(Closing):
         if answers is not None:
             answers.keep()  # of the step before, if an exception of the caller's own came between
         try:
-            engine.run(memory.parity)
-            memory.commit(engine.write)
+            memory.commit(engine.write, engine.run(memory.parity))
         except (EngineError, StateFault) as fault:
             self._answer(fault)
         else:

@@ -5,6 +5,7 @@
  * https://docs.python.org/3/c-api/stable.html; Py_buffer had this layout before it belonged there.
  */
 #include "stategate.h"
+#include "stategate_model.h"
 
 #if defined(__linux__)
 
@@ -54,10 +55,22 @@ typedef struct {
 } filling;
 
 typedef struct {
+    const void *values;
+    ptrdiff_t bytes;
+    ptrdiff_t type; /* an enum stategate_type */
+} result;
+
+typedef struct {
     void *const *in;
     void *const *out;
     ptrdiff_t gives_lock_away;
 } step;
+
+typedef struct {
+    step step;
+    const result *results; /* outputs and gates */
+    ptrdiff_t count;
+} looking_step;
 
 static bool fill_one(const input *wanted, object *array_type, object *value)
 {
@@ -97,18 +110,34 @@ STATEGATE_API object *stategate_python_fill(object *self, object *const *args, p
     return PyLong_FromLong(!taken);
 }
 
+static object *run(const step *bound, const result *results, ptrdiff_t count)
+{
+    void *thread = bound->gives_lock_away ? PyEval_SaveThread() : NULL;
+    const int failed = stategate_compute(bound->in, bound->out);
+    bool seen = failed == 0 && results != NULL;
+    for (ptrdiff_t i = 0; seen && i < count; ++i) {
+        const result *it = &results[i];
+        seen = stategate_finite(it->values, (size_t)it->bytes, (enum stategate_type)it->type);
+    }
+    if (thread != NULL) {
+        PyEval_RestoreThread(thread);
+    }
+    return PyLong_FromLong(seen ? -1 : failed);
+}
+
 /* run() -> what stategate_compute returns */
 STATEGATE_API object *stategate_python_run(object *self, object *const *args, ptrdiff_t count)
 {
-    const step *bound = PyLong_AsVoidPtr(self);
     (void)args, (void)count;
-    if (bound->gives_lock_away) {
-        void *thread = PyEval_SaveThread();
-        const int result = stategate_compute(bound->in, bound->out);
-        PyEval_RestoreThread(thread);
-        return PyLong_FromLong(result);
-    }
-    return PyLong_FromLong(stategate_compute(bound->in, bound->out));
+    return run(PyLong_AsVoidPtr(self), NULL, 0);
+}
+
+/* run() -> the same, or -1 where it is 0 and every result finite */
+STATEGATE_API object *stategate_python_look(object *self, object *const *args, ptrdiff_t count)
+{
+    const looking_step *bound = PyLong_AsVoidPtr(self);
+    (void)args, (void)count;
+    return run(&bound->step, bound->results, bound->count);
 }
 
 #endif

@@ -20,7 +20,7 @@ from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
 from stategate.runtime.engine_native import _MAX_PREMADE, NativeEngine
 from stategate.runtime.golden import replay
-from stategate.runtime.native_call import stepping
+from stategate.runtime.native_call import FINITE, stepping
 from stategate.runtime.plan import allocate
 
 GATES = _MAX_PREMADE + 1
@@ -103,14 +103,66 @@ def test_only_a_step_known_to_be_short_keeps_the_lock_of_the_interpreter(
     assert native is not None
     asked: list[bool] = []
 
-    def noted(library: ctypes.CDLL, taken: list, given: list, gives_lock_away: bool) -> object:
+    def noted(
+        library: ctypes.CDLL, taken: list, given: list, gives_lock_away: bool, results: list
+    ) -> object:
         asked.append(gives_lock_away)
-        return stepping(library, taken, given, gives_lock_away)
+        return stepping(library, taken, given, gives_lock_away, results)
 
     monkeypatch.setattr("stategate.runtime.engine_native.stepping", noted)
     known = msgspec.structs.replace(native, step_us={} if us is None else {"native": us})
     NativeEngine(bundle, known, allocate(bundle)).run(0)
     assert set(asked) == {not keeps}
+
+
+def with_step(bundle: Path, step: bytes, path: Path) -> ctypes.CDLL:
+    """A library whose step is other C than the bundle's."""
+    names = ("stategate.h", "stategate_model.h", "python.c")
+    source = {name: (bundle / "native" / name).read_bytes() for name in names}
+    path.write_bytes(compile_library({**source, "step.c": step}).library)
+    return ctypes.CDLL(str(path))
+
+
+NOTHING = b"""
+#include "stategate.h"
+int stategate_compute(void *const *in, void *const *out) { (void)in, (void)out; return 0; }
+"""
+
+
+@pytest.mark.case("A1")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_library_says_that_results_are_finite_only_where_every_one_is(
+    many: Path, tmp_path: Path, dtype: type
+) -> None:
+    largest, smallest = np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal
+    results = [np.array([0, largest, -largest], dtype), np.array([smallest], dtype)]
+    counts = np.array([np.iinfo(np.int64).max], np.int64)  # as float64 these bits are a NaN
+    library = with_step(many, NOTHING, tmp_path / "nothing.so")
+    step = stepping(library, [], [], gives_lock_away=False, results=[*results, counts])
+    assert step() == FINITE
+    for array in results:
+        for index, value in enumerate(array.copy()):
+            for bad in (np.nan, np.inf, -np.inf):
+                array[index] = bad
+                assert step() == 0
+            array[index] = value
+    assert step() == FINITE
+
+
+@pytest.mark.case("A1")
+def test_a_library_that_does_not_look_is_looked_at_by_the_session(
+    many: Path, tmp_path: Path
+) -> None:
+    class Older:
+        """What the first edition built."""
+
+        def __init__(self, library: ctypes.CDLL) -> None:
+            self.stategate_python_run = library.stategate_python_run
+
+    result = np.zeros(1, np.float32)
+    library = Older(with_step(many, NOTHING, tmp_path / "nothing.so"))
+    step = stepping(library, [], [], gives_lock_away=False, results=[result])  # type: ignore[arg-type]
+    assert step() == 0
 
 
 WAITS = b"""
@@ -129,11 +181,9 @@ int stategate_compute(void *const *in, void *const *out)
 
 
 def test_a_long_step_lets_other_threads_run_meanwhile(many: Path, tmp_path: Path) -> None:
-    source = {name: (many / "native" / name).read_bytes() for name in ("stategate.h", "python.c")}
-    path = tmp_path / "waits.so"
-    path.write_bytes(compile_library({**source, "waits.c": WAITS}).library)
     flag = np.zeros(1, np.float32)
-    step = stepping(ctypes.CDLL(str(path)), [flag], [], gives_lock_away=True)
+    library = with_step(many, WAITS, tmp_path / "waits.so")
+    step = stepping(library, [flag], [], gives_lock_away=True, results=[])
     setter = Timer(0.05, flag.fill, (1.0,))
     setter.start()
     assert step() == 5
