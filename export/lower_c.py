@@ -66,6 +66,7 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
             found=", ".join(branches),
             remedy="the onnxruntime engine steps this model",
         )
+    _check_products(model)
     hard = sum(gate.kind == "hard" for gate in spec.gates)
     if hard > _MOST_GATES:
         raise LowerError(
@@ -109,6 +110,26 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
         files[static] = (own / static).read_bytes()
     files[WEIGHTS] = weights.blob()
     return files
+
+
+def _check_products(model: onnx.ModelProto) -> None:
+    """Refuse products with a constant of zeros, which compilers get wrong for NaN and infinity.
+
+    Reordering of sums needs ``-fno-signed-zeros``, and with that gcc 12 makes ``x + d * 0`` in a
+    vectorised loop into ``x``, although ``d * 0`` is NaN where ``d`` is not finite.
+    """
+    zeros = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if (values := numpy_helper.to_array(tensor)).dtype.kind == "f" and not values.any()
+    }
+    products = [n for n in model.graph.node if n.op_type == "Mul" and zeros & set(n.input)]
+    if products:
+        raise LowerError(
+            "a product with a constant of zeros would lose NaN and infinity in C",
+            found=", ".join(node.name or node.output[0] for node in products[:3]),
+            remedy="leave the product out of the model; the onnxruntime engine steps it as it is",
+        )
 
 
 class _Cut:

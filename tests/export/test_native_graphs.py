@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from stategate.contract import Bundle
+from stategate.contract.errors import LowerError
 from stategate.export.adopt import Adopted, OnnxReference, adopt
 from stategate.export.adopt_request import Request
 from stategate.export.candidates import candidate_from
@@ -291,3 +292,23 @@ def test_a_step_that_c_lacks_is_refused_where_native_alone_was_asked_for(tmp_pat
         out = tmp_path / engines
         done = CliRunner().invoke(main, [*words, "--engines", engines, "--out", str(out)])
         assert done.exit_code == code and out.exists() == (code == 0), done.output
+
+
+class Masked(nn.Module):
+    """A gain of zero lets NaN and infinity through, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("h", torch.zeros(1, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.h.mul_(0.5).add_(x + (1 / x) * 0.0)
+        return self.h
+
+
+def test_a_product_with_zeros_is_not_written_as_c() -> None:
+    """gcc takes ``x + d * 0`` for ``x`` in a vectorised loop, also where d is not finite."""
+    model = lift(Masked(), {"x": torch.ones(1, 4)}, states=["h"], outputs=["y"])
+    candidate = candidate_from(LoadedModel("masked", "custom", "tests", model, model, None))
+    with pytest.raises(LowerError, match="constant of zeros"):
+        lower(candidate.graph, candidate.spec, {})
