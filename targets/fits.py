@@ -72,7 +72,8 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         session_bytes: What the first session adds whatever the model.
         node_bytes: For each node.
         quantized_bytes: Once, where a graph widens integers.
-        graph_copies: How often the serialised graph, or the library made of it, is kept.
+        graph_copies: How often the serialised graph, or the library made of it, is kept: less than
+            once where the allocator gives back what was read.
         constant_copies: How often a constant is kept beside the serialised graph.
         dequantized_copies: The same of an integer constant that is widened in each step.
         activation_copies: How often the activations are kept.
@@ -83,7 +84,7 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_bytes: Figure[Count]
     node_bytes: Figure[Count]
     quantized_bytes: Figure[Count]
-    graph_copies: Figure[Count]
+    graph_copies: Figure[float]
     constant_copies: Figure[Count]
     dequantized_copies: Figure[Count]
     activation_copies: Figure[Count]
@@ -181,7 +182,7 @@ def predict(footprint: Footprint, costs: Costs, sessions: int | None = None) -> 
     """
     share = (sessions or footprint.sessions) / footprint.sessions
     weights = (
-        _known(costs, "graph_copies") * footprint.graph_bytes
+        round(_known(costs, "graph_copies") * footprint.graph_bytes)
         + _known(costs, "constant_copies") * footprint.constant_bytes
         + _known(costs, "dequantized_copies") * footprint.dequantized_bytes
     )
