@@ -295,7 +295,8 @@ def test_the_prediction_holds_for_large_weights_states_and_graphs(
 ) -> None:
     with TemporaryDirectory() as folder:  # 100 MB, which pytest would keep
         bundle = seal_model(Path(folder) / "bundle", Wide(width, layers, rows), steps=4)
-        measured = measure_resident(bundle.path).added
+        # What the allocator gives back differs from run to run: the middle of three.
+        measured = sorted(measure_resident(bundle.path).added for _ in range(3))[1]
         assert predict(footprint(bundle), load_costs()).added == pytest.approx(measured, rel=0.1)
 
 
