@@ -164,10 +164,12 @@ def _called(module: nn.Module, method: str) -> _Call | None:
         given = {n: example for n in inputs} | {n: cloned(memory) for n in hidden}
         try:
             with torch.no_grad():
-                getattr(copied(module).eval(), method)(**given)
+                result = getattr(copied(module).eval(), method)(**given)
         except failures():  # a guess that does not fit may fail with anything
             continue
-        held = {n: given[n] for n in hidden} | optional
+        # A lone tensor is the answer: an argument that may be left out does not come back.
+        lone = isinstance(result, torch.Tensor)
+        held = {n: given[n] for n in hidden} | ({} if lone else optional)
         return _Call(method, {n: example for n in inputs}, held, not sized)
     return None
 

@@ -331,7 +331,12 @@ def test_a_plain_module_is_offered_the_call_that_may_fit_it(tmp_path: Path) -> N
         load_model(f"{path}:Mine")
     said = str(problem.value)
     assert "step_spec()" in said and "rsl_rl" in said and "docs/bring-your-own.md" in said
-    assert "lift(module, {'x': torch.zeros(1, ...)}, states=['h']" in said
+    hint = "lift(module, {'x': torch.zeros(1, ...)}, states=['h'])"
+    assert hint in said
+    path.write_text(
+        f"{MODULE}\ndef pasted():\n    module = Mine()\n    return {hint}\n".replace("...", "4")
+    )
+    assert [s.name for s in load_model(f"{path}:pasted").model.step_spec().states] == ["h"]
 
 
 def test_what_lift_refuses_in_a_factory_is_said_as_it_is(tmp_path: Path) -> None:
