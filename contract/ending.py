@@ -183,7 +183,7 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 @contextmanager
 def _handled(handler: Handler) -> Iterator[None]:
-    """Have a function of ours answer the signals that end a command, but those that are ignored."""
+    """Have one function answer the signals that end a command, but those that are ignored."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:

@@ -38,7 +38,7 @@ def name() -> str:
 
 @contextmanager
 def templates() -> Iterator[Path]:
-    """A folder of the generator's templates with ours in place of some.
+    """A folder of the generator's templates with mended ones in place of some.
 
     Ours fall back on what they replace, which is there as ``generators_...``.
     """
