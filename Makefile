@@ -6,7 +6,7 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-ROOMS := bench calibration contract export models runtime targets
+ROOMS := bench calibration cli common contract export models runtime targets
 
 # What `make export` builds; a zoo name or path/to/module.py:factory.
 MODEL ?= aura-hard
@@ -22,7 +22,7 @@ BUILD := build
 # Without the devices' files: a bundle depends on one of those at most.
 SOURCES = $(shell find $(1) -name '*.py' -o -name '*.safetensors')
 HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
-EXPORTER = $(call SOURCES,export models contract runtime) targets/profile.py targets/rows.py $(HOST_PROFILE)
+EXPORTER = $(call SOURCES,cli common export models contract runtime) targets/profile.py targets/toml_tables.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
 .PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 aarch64 cases check lint types export matrix bench bench-native bench-overhead bench-peers bench-stack soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view

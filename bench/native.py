@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from stategate.bench.harness import last_core
+from stategate.bench.measure.harness import last_core
 from stategate.bench.peers.entries import Entry
 from stategate.bench.peers.race import ALONE, BURST, SESSION, TOLERANCE, Race, race
 from stategate.contract import Bundle
-from stategate.runtime.build_native import build_native
+from stategate.runtime.check.build_native import build_native
 
 
 def measure_native(
@@ -88,8 +88,8 @@ def _cold_start_ms(bundle: Bundle) -> float:
     code = (
         "import sys, time\n"
         "from stategate.contract import Bundle\n"
-        "from stategate.runtime.engine_native import NativeEngine\n"
-        "from stategate.runtime.plan import allocate\n"
+        "from stategate.runtime.engines.native import NativeEngine\n"
+        "from stategate.runtime.engines.opening import allocate\n"
         "bundle = Bundle.open(sys.argv[1]); buffers = allocate(bundle)\n"
         "start = time.perf_counter_ns()\n"
         "NativeEngine(bundle, bundle.manifest.native, buffers).run(0)\n"

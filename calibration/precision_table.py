@@ -21,8 +21,8 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from stategate.calibration.drift_record import Drift, Point
-from stategate.calibration.judge import check_judge
+from stategate.calibration.drift.judge import check_judge
+from stategate.calibration.drift.record import Drift, Point
 from stategate.contract import Bundle
 from stategate.contract.errors import CalibrationError
 from stategate.contract.reading import read_json

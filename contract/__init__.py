@@ -6,6 +6,7 @@ from stategate.contract.calibration import CalibrationRecord, CurvePoint, GateCa
 from stategate.contract.chunks import VALID, chunked
 from stategate.contract.episode import Episode
 from stategate.contract.episodes import EpisodeFile, EpisodeSet, load_episode
+from stategate.contract.flash import METADATA_BYTES_ESTIMATE, Storage, endurance_bytes
 from stategate.contract.manifest import (
     SCHEMA_VERSION,
     CalibrationRef,
@@ -20,8 +21,7 @@ from stategate.contract.manifest import (
 from stategate.contract.receipts import InputsRef, LowerPrecision, Verification
 from stategate.contract.sessions import batched, check_rows, one_row
 from stategate.contract.specs import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.contract.storage import METADATA_BYTES_ESTIMATE, Storage, endurance_bytes
-from stategate.contract.ways import Way, given_by_read, read_signature, write_signature
+from stategate.contract.split import Way, given_by_read, read_signature, write_signature
 
 __all__ = [
     "METADATA_BYTES_ESTIMATE",

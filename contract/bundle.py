@@ -17,8 +17,13 @@ from typing import Any
 
 import msgspec
 
-from stategate.contract.console import check_writable
-from stategate.contract.durable import make_folder, move_into_place, sync_folder, write_synced
+from stategate.contract.durable import (
+    check_writable,
+    make_folder,
+    move_into_place,
+    sync_folder,
+    write_synced,
+)
 from stategate.contract.episode import Episode
 from stategate.contract.errors import (
     BundleError,

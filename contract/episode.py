@@ -44,7 +44,7 @@ class Episode:
         gates: The same, gates.
         states: The same, states after the last step.
         trail: The same, states before the first step and after each of the first steps, for
-            `stategate.runtime.one_step`; none where a run on its own states tells enough.
+            `stategate.runtime.check.one_step`; none where a run on its own states tells enough.
         rate_hz: Steps per second; None where that is not known.
         provenance: Where it comes from, in words.
     """

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from stategate.contract.budget import Budget
+from stategate.contract.c_library import NativeRef
 from stategate.contract.chunks import chunked
 from stategate.contract.errors import (
     ManifestError,
@@ -20,7 +21,6 @@ from stategate.contract.errors import (
     SpecError,
     UnsafePathError,
 )
-from stategate.contract.native import NativeRef
 from stategate.contract.reading import decode_json, printable, text_with_controls
 from stategate.contract.receipts import LowerPrecision, Verification
 from stategate.contract.sessions import check_rows
@@ -32,7 +32,7 @@ from stategate.contract.specs import (
     StepSpec,
     TensorSpec,
 )
-from stategate.contract.ways import Way, check_payload
+from stategate.contract.split import Way, check_payload
 
 SCHEMA_VERSION = 2
 # What version 2 added has a default, so that bundles of version 1 still open.

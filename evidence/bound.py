@@ -26,11 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evidence.records import write_rows
+from stategate.common.console import progress
 from stategate.contract import Episode, load_episode
-from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import check_writable
 from stategate.contract.errors import EpisodeError
 from stategate.contract.specs import Record
-from stategate.models.binding_stream import CONFIGS, NO_LABEL
+from stategate.models.zoo.binding_stream import CONFIGS, NO_LABEL
 from stategate.runtime.session import Session
 
 HORIZONS = (10, 100, 1_000, 10_000, 100_000)

@@ -17,13 +17,14 @@ import click
 import numpy as np
 
 from evidence.records import write_rows
+from stategate.bench.measure.statistics import times
 from stategate.bench.peers.growing import LENGTHS, Length, measure
-from stategate.bench.statistics import times
+from stategate.common.console import progress
 from stategate.contract import Bundle, load_episode
-from stategate.contract.console import check_writable, progress
+from stategate.contract.durable import check_writable
 from stategate.contract.errors import MeasurementError
 from stategate.contract.specs import Record
-from stategate.runtime.process import rss_bytes
+from stategate.runtime.base.process import rss_bytes
 from stategate.runtime.session import Session
 from stategate.targets.detect import detect
 

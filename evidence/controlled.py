@@ -13,8 +13,9 @@ from evidence.controlled_train import make, trainings
 from evidence.controlled_values import HORIZON, ByValue, by_value
 from evidence.controlled_values import questions as value_questions
 from evidence.records import read_rows, write_rows
-from stategate.contract.console import check_writable, progress
-from stategate.contract.ending import CommandGroup
+from stategate.common.console import progress
+from stategate.common.ending import CommandGroup
+from stategate.contract.durable import check_writable
 
 _arms = click.option(
     "--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), help="Only these."

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, silu, softplus
 
-from stategate.models.binding_stream import FEATURES, VALUES
 from stategate.models.step import Tensors
-from stategate.models.stream_train import Recipe
+from stategate.models.training.stream import Recipe
+from stategate.models.zoo.binding_stream import FEATURES, VALUES
 
 _WIDTH, _KEY = 64, 32
 _BLOCK = 256  # queries answered at a time

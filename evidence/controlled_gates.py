@@ -1,8 +1,8 @@
 """AURA-Mem's cell under gates that it is compared with, and ablations of its own gate.
 
-All keep the cell of `stategate.models.aura`; what differs is what the gate looks at, and what it
-was trained for. A gate that nothing trains opens above a quantile of its own values, so that it
-writes as often as the schedules do.
+All keep the cell of `stategate.models.memories.aura`; what differs is what the gate looks at, and
+what it was trained for. A gate that nothing trains opens above a quantile of its own values, so
+that it writes as often as the schedules do.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from stategate.contract import StepSpec, TensorSpec
-from stategate.models.aura import AuraMem, GateChooser, Projections, Recall
-from stategate.models.aura_train import PERIOD, AuraLearner, always, hard_gate
+from stategate.models.memories.aura import AuraMem, GateChooser, Projections, Recall
 from stategate.models.step import StepResult, Tensors
-from stategate.models.stream_train import Recipe
+from stategate.models.training.aura import PERIOD, AuraLearner, always, hard_gate
+from stategate.models.training.stream import Recipe
 
 BUDGET = 1.0 / PERIOD
 """Share of steps that untrained gates and schedules may write."""

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu
 
 from stategate.contract import StateSpec, StepSpec, TensorSpec
-from stategate.models.binding_stream import FEATURES, VALUES
-from stategate.models.delta import DeltaStack
-from stategate.models.delta_config import DeltaConfig, DeltaStackConfig
-from stategate.models.recurrent import MinGru, RecurrentStep
+from stategate.models.memories.delta.config import DeltaConfig, DeltaStackConfig
+from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
 from stategate.models.step import StepResult, Tensors, initial_states
-from stategate.models.step_train import DeltaLearner
-from stategate.models.stream_train import Recipe
+from stategate.models.training.step import DeltaLearner
+from stategate.models.training.stream import Recipe
+from stategate.models.zoo.binding_stream import FEATURES, VALUES
 
 _WIDTH, _KEY = 64, 32
 Answers = Callable[[Tensor], Tensor]

@@ -34,10 +34,10 @@ from stategate.contract import Episode
 from stategate.contract.specs import Record
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.engines_cli import with_c
-from stategate.export.pack import seal
-from stategate.models.aura import AuraMem
-from stategate.models.binding_stream import CONFIGS
+from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel
+from stategate.models.memories.aura import AuraMem
+from stategate.models.zoo.binding_stream import CONFIGS
 from stategate.runtime.session import Session
 
 _CHECKED_STEPS = 1000  # of the parity check before a bundle is sealed

@@ -17,7 +17,7 @@ from evidence.controlled_values import ByValue
 from evidence.intervals import over_seeds, wilson
 from evidence.pages import Made, table
 from evidence.records import read_rows
-from stategate.models.binding_stream import VALUES
+from stategate.models.zoo.binding_stream import VALUES
 
 _ABLATED = ("learned", "blind", "soft", "free", "square-16", "square-64")
 _LARGE = ("gru-256", "lstm-528", "gru-1056")

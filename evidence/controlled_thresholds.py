@@ -9,12 +9,12 @@ from evidence.controlled_arms import TOLERANCE
 from evidence.controlled_gates import ALWAYS, BUDGET, NEVER
 from evidence.controlled_streams import VALIDATION, VALIDATION_SEED, held_out
 from evidence.controlled_train import Training
-from stategate.calibration.gate import calibrate_gate
 from stategate.calibration.settings import Wish
+from stategate.calibration.thresholds.curve import calibrate_gate
 from stategate.contract import Episode
-from stategate.models.aura import AuraMem
-from stategate.models.aura_train import evaluate, hard_gate
-from stategate.models.binding_stream import CONFIGS, BindingStreams
+from stategate.models.memories.aura import AuraMem
+from stategate.models.training.aura import evaluate, hard_gate
+from stategate.models.zoo.binding_stream import CONFIGS, BindingStreams
 
 _SEEN = 2048  # steps that show how far a gate's values reach
 

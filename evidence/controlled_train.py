@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from evidence.controlled_arms import ARMS, CONFIGS
-from stategate.contract.console import progress
+from stategate.common.console import progress
 from stategate.contract.errors import ModelConfigError
 from stategate.models import checkpoint
 from stategate.models.checkpoint import Card
-from stategate.models.stream_train import Recipe, train
+from stategate.models.training.stream import Recipe, train
 
 
 class Training(NamedTuple):

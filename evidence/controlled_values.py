@@ -15,7 +15,7 @@ from evidence.controlled_streams import TEST_SEED, held_out
 from evidence.controlled_train import Training, trained
 from evidence.records import digest_of
 from stategate.contract.specs import Record
-from stategate.models.binding_stream import VALUES
+from stategate.models.zoo.binding_stream import VALUES
 from stategate.runtime.session import Session
 
 HORIZON = (16_384, 4)

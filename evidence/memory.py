@@ -6,7 +6,7 @@ import click
 
 from evidence.bound import bound_command
 from evidence.cache import cache_command
-from stategate.contract.ending import CommandGroup
+from stategate.common.ending import CommandGroup
 
 
 @click.group(cls=CommandGroup)

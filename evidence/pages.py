@@ -15,8 +15,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from stategate.common.ending import CommandGroup
 from stategate.contract.durable import write_whole
-from stategate.contract.ending import CommandGroup
 from stategate.contract.errors import SpecError
 
 COLOURS = ("#1b6ca8", "#c8553d", "#2a7f62", "#8a5a00", "#7b4fa3", "#555555", "#b0417a", "#3c8f9a")

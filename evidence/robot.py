@@ -20,9 +20,9 @@ from evidence.robot_policies import POLICIES, build
 from evidence.robot_rows import Row, Table
 from evidence.robot_run import PROTOCOL, Exporter, drive
 from evidence.robot_train import Recipe, clone, demonstrate
-from stategate.contract.console import check_writable, progress
-from stategate.contract.durable import write_whole
-from stategate.contract.ending import CommandGroup
+from stategate.common.console import progress
+from stategate.common.ending import CommandGroup
+from stategate.contract.durable import check_writable, write_whole
 
 _TASK, _POLICY = click.Choice(list(BODIES)), click.Choice(POLICIES)
 RESULTS = Path("docs/evidence/robot.json")

@@ -12,12 +12,12 @@ from torch.nn.functional import silu
 
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import ModelConfigError
-from stategate.models.aura import AuraMem, GateChooser
-from stategate.models.delta import DeltaStack
-from stategate.models.delta_config import DeltaStackConfig
-from stategate.models.recurrent import RecurrentStep
+from stategate.models.memories.aura import AuraMem, GateChooser
+from stategate.models.memories.delta.config import DeltaStackConfig
+from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.recurrent.cell import RecurrentStep
 from stategate.models.step import StepResult, Tensors, initial_states
-from stategate.models.zoo_seeded import GDN2
+from stategate.models.zoo.seeded import GDN2
 
 _WIDTH = 64
 # Gated DeltaNet (arXiv:2412.06464): two heads of 16 x 16, 2,048 bytes.

@@ -17,13 +17,13 @@ from stategate.contract import Episode
 from stategate.contract.errors import ParityError
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.engines_cli import with_c
-from stategate.export.pack import Candidate, seal
-from stategate.export.storage import stored
+from stategate.export.passes.state_precision import stored
+from stategate.export.seal.pack import Candidate, seal
+from stategate.export.seal.verify import STRICT
 from stategate.export.storage_cli import early_limits
-from stategate.export.verify import STRICT
 from stategate.models.load import LoadedModel
 from stategate.runtime import Session
-from stategate.runtime.gym import Wiring, as_input
+from stategate.runtime.episodes.gym import Wiring, as_input
 
 PROTOCOL = 1
 """Of `drive` and the robots; a change of either makes every row anew."""

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from evidence.robot_env import CUE, HeldRobot
 from evidence.robot_policies import build
 from stategate.contract.errors import ModelConfigError
-from stategate.models.aura_train import AuraLearner
-from stategate.models.stream_train import GateRule, reproducible
-from stategate.models.stream_train import Recipe as Schedule
+from stategate.models.training.aura import AuraLearner
+from stategate.models.training.stream import GateRule, reproducible
+from stategate.models.training.stream import Recipe as Schedule
 
 LONGEST_HOLD = 40
 _EXPERT_NOISE = 0.3

@@ -10,20 +10,20 @@ import onnx
 
 from stategate.contract import Episode, InputsRef, ModelRef, batched, load_episode
 from stategate.contract.errors import GraphError
+from stategate.export.frontends.rows import RowsReference, side_by_side, staggered
+from stategate.export.frontends.stateful import StatefulReference
+from stategate.export.frontends.steering import choices
+from stategate.export.frontends.trace import TorchReference, trace, trace_chunk
 from stategate.export.inputs import Range, drawn
-from stategate.export.native import medians_us, sample
-from stategate.export.pack import Candidate
-from stategate.export.rows import RowsReference, side_by_side, staggered
-from stategate.export.stateful import StatefulReference
-from stategate.export.steering import choices
-from stategate.export.trace import TorchReference, trace, trace_chunk
-from stategate.export.verify import Reference
+from stategate.export.seal.pack import Candidate
+from stategate.export.seal.verify import Reference
+from stategate.export.timing import medians_us, sample
 from stategate.models.checkpoint import weights_sha256
-from stategate.models.lifting import Lifted
+from stategate.models.lifting.lift import Lifted
 from stategate.models.load import LoadedModel
 from stategate.models.operators import Operators
 from stategate.models.step import ChunkModel, StepModel, initial_states
-from stategate.models.zoo_names import HELD_OUT_SEED
+from stategate.models.zoo.names import HELD_OUT_SEED
 
 
 def episode_for(

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stategate.common.console import progress
 from stategate.contract import (
     Budget,
     CalibrationRecord,
     refuse_to_replace,
 )
-from stategate.contract.console import progress
 from stategate.export.engines_cli import deployed, engine_options
 from stategate.export.inputs import input_options, parsed_ranges
 from stategate.export.precision import Lower, precision_options
@@ -22,7 +22,7 @@ from stategate.models.source import model_argument
 from stategate.targets import generic, load
 
 if TYPE_CHECKING:
-    from stategate.export.ways import Asked
+    from stategate.export.passes.choose_split import Asked
 
 
 @click.command()
@@ -105,12 +105,12 @@ def export(
     profile = load(target) if target else generic()
     refuse_to_replace(out)
 
-    from stategate.export.answers import taking
     from stategate.export.candidates import candidate_from, episode_for, reference_for
-    from stategate.export.pack import seal
-    from stategate.export.receipt import print_receipt
-    from stategate.export.rounding import strict_limits
-    from stategate.export.tensorrt_target import with_tensorrt_told
+    from stategate.export.seal.answers import taking
+    from stategate.export.seal.pack import seal
+    from stategate.export.seal.receipt import print_receipt
+    from stategate.export.seal.rounding import strict_limits
+    from stategate.export.tensorrt.target import with_tensorrt_told
     from stategate.models.load import load_model
 
     loaded = load_model(model)

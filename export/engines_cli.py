@@ -12,8 +12,8 @@ from stategate.contract import Episode
 from stategate.contract.errors import LowerError
 
 if TYPE_CHECKING:
-    from stategate.export.pack import Candidate
-    from stategate.export.ways import Asked
+    from stategate.export.passes.choose_split import Asked
+    from stategate.export.seal.pack import Candidate
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,7 +53,7 @@ def deployed(
         SplitError: The way that was asked for is none for this model, or gives other bits.
         LowerError: Native alone was asked for, and C cannot say this step.
     """
-    from stategate.export.ways import in_its_way
+    from stategate.export.passes.choose_split import in_its_way
 
     if engines != "onnxruntime":
         candidate = with_c(candidate, required=engines == "native")
@@ -70,7 +70,7 @@ def with_c(candidate: Candidate, *, required: bool = False) -> Candidate:
     Raises:
         LowerError: C cannot say it, and that is required.
     """
-    from stategate.export.lower_c import lower
+    from stategate.export.c.lower import lower
 
     try:
         source = lower(candidate.graph, candidate.spec, candidate.initial)

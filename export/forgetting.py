@@ -9,9 +9,9 @@ from onnx import numpy_helper
 
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError
-from stategate.export.dataflow import Dataflow
-from stategate.export.graph import every_node
-from stategate.export.pinned import pinned
+from stategate.export.passes.dataflow import Dataflow
+from stategate.export.passes.graph import every_node
+from stategate.export.passes.pinned import pinned
 
 _RECURRENT = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}  # which inputs are the initial states
 _RANDOM = [

@@ -12,7 +12,7 @@ import numpy as np
 from stategate.contract import Episode, InputsRef, StepSpec
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import EpisodeError
-from stategate.export.verify import STEPS
+from stategate.export.seal.verify import STEPS
 
 Range = tuple[float, float]
 
@@ -80,7 +80,7 @@ def drawn(
         steps: How many.
         ranges: Declared, by input.
         choices: Numbers of integer inputs that the graph itself knows, by input; see
-            `stategate.export.steering`.
+            `stategate.export.frontends.steering`.
 
     Raises:
         EpisodeError: A range is for an input that the model lacks, or does not fit its dtype.

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from stategate.contract.console import who_and_why
+from stategate.common.console import who_and_why
 from stategate.contract.errors import ExportError
 from stategate.contract.precision import PRESETS, PrecisionPlan, RangeRecord
+from stategate.export.seal.verify import STRICT, Limits
 from stategate.export.storage_cli import early_limits, with_stored_states
-from stategate.export.verify import STRICT, Limits
 from stategate.targets.profile import TargetProfile
 
 if TYPE_CHECKING:
-    from stategate.export.pack import Candidate
+    from stategate.export.seal.pack import Candidate
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 _OPTIONS = (
@@ -116,7 +116,7 @@ def _what_became_smaller(wide: Candidate, narrow: Candidate) -> str:
     """How many weights and bytes, or an error where these are not fewer."""
     import onnx
 
-    from stategate.export.quantise import chosen, projections, weight_bytes
+    from stategate.export.passes.quantise import chosen, projections, weight_bytes
 
     graphs = [onnx.load_model_from_string(c.graph) for c in (wide, narrow)]
     every = projections(graphs[0], wide.spec)
@@ -151,7 +151,7 @@ def lowered(
     """
     import onnx
 
-    from stategate.export.quantise import quantised
+    from stategate.export.passes.quantise import quantised
 
     graph = quantised(onnx.load_model_from_string(candidate.graph), candidate.spec, plan, limits)
     return replace(

@@ -22,12 +22,12 @@ from stategate.contract.durable import write_whole
 from stategate.contract.errors import CalibrationError, ParityError
 from stategate.contract.precision import PrecisionPlan
 from stategate.contract.staging import scratch_folder
-from stategate.export.answers import Answers
-from stategate.export.pack import Candidate, draft
+from stategate.export.passes.quantise import Projection, chosen, projections
+from stategate.export.passes.state_precision import stored
 from stategate.export.precision import lowered
-from stategate.export.quantise import Projection, chosen, projections
-from stategate.export.storage import stored
-from stategate.export.verify import Limits, Reference, compare
+from stategate.export.seal.answers import Answers
+from stategate.export.seal.pack import Candidate, draft
+from stategate.export.seal.verify import Limits, Reference, compare
 
 Arrays = Mapping[str, np.ndarray]
 

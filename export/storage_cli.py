@@ -10,10 +10,10 @@ import click
 
 from stategate.contract import StepSpec
 from stategate.contract.stored import KINDS
-from stategate.export.verify import Limits
+from stategate.export.seal.verify import Limits
 
 if TYPE_CHECKING:
-    from stategate.export.pack import Candidate
+    from stategate.export.seal.pack import Candidate
 
 
 def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,8 +62,8 @@ def with_stored_states(
         UsageError: The options are malformed, or meet no state.
         ExportError: A state cannot be stored so.
     """
-    from stategate.export.native import median_us
-    from stategate.export.storage import stored
+    from stategate.export.passes.state_precision import stored
+    from stategate.export.timing import median_us
 
     if not state_storage and not error_feedback:
         return candidate

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stategate.models.adapters import from_rsl_rl, from_sb3
-    from stategate.models.lifting import lift
+    from stategate.models.lifting.adapters import from_rsl_rl, from_sb3
+    from stategate.models.lifting.lift import lift
     from stategate.models.step import StepModel, StepResult
 
 __all__ = ["StepModel", "StepResult", "from_rsl_rl", "from_sb3", "lift"]
 
-_MODULES = {"lift": "lifting", "StepModel": "step", "StepResult": "step"}
+_MODULES = {"lift": "lifting.lift", "StepModel": "step", "StepResult": "step"}
 
 
 def __getattr__(name: str) -> object:
@@ -18,4 +18,4 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'adapters')}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'lifting.adapters')}"), name)

@@ -18,8 +18,8 @@ from torch import nn
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import ModelConfigError, OutputError
 from stategate.contract.reading import read_bounded, read_json
-from stategate.models.binding_stream import World
-from stategate.models.stream_train import Recipe
+from stategate.models.training.stream import Recipe
+from stategate.models.zoo.binding_stream import World
 
 M = TypeVar("M", bound=nn.Module)
 

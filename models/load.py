@@ -8,14 +8,14 @@ from pathlib import Path
 
 from torch import nn
 
+from stategate.common.user_file import build_from_file
 from stategate.contract import Episode
 from stategate.contract.errors import TraceError
-from stategate.contract.user_file import build_from_file
-from stategate.models.adapters import adapted
-from stategate.models.blame import explained
+from stategate.models.lifting.adapters import adapted
+from stategate.models.lifting.blame import explained
+from stategate.models.lifting.suggest import offer, unwrapped
 from stategate.models.source import check_model
 from stategate.models.step import StepModel
-from stategate.models.suggest import offer, unwrapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def load_model(source: str) -> LoadedModel:
     """
     check_model(source)
     if ":" not in source:
-        from stategate.models.zoo import entry  # every family and its training
+        from stategate.models.zoo.catalogue import entry  # every family and its training
 
         item = entry(source)
         return _checked(item.build(), item.name, source, item.episode)

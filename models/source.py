@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from stategate.common.user_file import check_source
 from stategate.contract.bundle import MANIFEST
 from stategate.contract.errors import ExportError, TraceError
-from stategate.contract.user_file import check_source
-from stategate.models.programs import kind_of_file
-from stategate.models.zoo_names import NAMES, unknown_model
+from stategate.models.lifting.programs import kind_of_file
+from stategate.models.zoo.names import NAMES, unknown_model
 
 
 def check_model(source: str) -> None:

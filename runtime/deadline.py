@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from stategate.contract import Budget
 from stategate.contract.errors import DeadlineError, SpecError
-from stategate.runtime.clock import Clock, MonotonicClock
-from stategate.runtime.ledger import Counters
+from stategate.runtime.base.clock import Clock, MonotonicClock
+from stategate.runtime.base.ledger import Counters
 
 WINDOW = 4096
 _NS_PER_SECOND = 1_000_000_000

@@ -21,17 +21,17 @@ from stategate.contract.errors import (
     RowError,
     SpecError,
 )
-from stategate.runtime.buffers import Array, Buffers
-from stategate.runtime.closing import Closing
-from stategate.runtime.engine import Engine, EngineChoice, Resident, open_engine
-from stategate.runtime.feeds import RowFeeds
-from stategate.runtime.keeper import Restored
-from stategate.runtime.ledger import Ledger
-from stategate.runtime.plan import allocate, check_memory
-from stategate.runtime.resident import watch_resident
-from stategate.runtime.row_memory import RowMemory
-from stategate.runtime.row_store import RowStore
-from stategate.runtime.store import OnDamage
+from stategate.runtime.base.buffers import Array, Buffers
+from stategate.runtime.base.ledger import Ledger
+from stategate.runtime.base.resident import watch_resident
+from stategate.runtime.engines.closing import Closing
+from stategate.runtime.engines.engine import Engine, EngineChoice, Resident, open_engine
+from stategate.runtime.engines.feeds import RowFeeds
+from stategate.runtime.engines.opening import allocate, check_memory
+from stategate.runtime.keep.keeper import Restored
+from stategate.runtime.keep.pool_rows import RowStore
+from stategate.runtime.keep.store import OnDamage
+from stategate.runtime.memory.pool_rows import RowMemory
 
 # An engine's parity mask: every state is read from its first bank and written to its second.
 _FIRST_BANKS = 0

@@ -9,13 +9,13 @@ import numpy as np
 
 from stategate.contract import VALID, Budget, Bundle, GraphRef, TensorSpec, chunked
 from stategate.contract.errors import EngineError, MemoryBudgetError
-from stategate.runtime.buffers import Array, Buffers, Slot
-from stategate.runtime.engine import open_engine
-from stategate.runtime.feeds import Feeds
-from stategate.runtime.keeper import Keeper
-from stategate.runtime.ledger import Counters
-from stategate.runtime.memory import Memory
-from stategate.runtime.process import rss_bytes
+from stategate.runtime.base.buffers import Array, Buffers, Slot
+from stategate.runtime.base.ledger import Counters
+from stategate.runtime.base.process import rss_bytes
+from stategate.runtime.engines.engine import open_engine
+from stategate.runtime.engines.feeds import Feeds
+from stategate.runtime.keep.keeper import Keeper
+from stategate.runtime.memory.banks import Memory
 
 
 class Chunks:

@@ -22,20 +22,20 @@ from stategate.contract.errors import (
     StateFault,
     UnknownInputError,
 )
-from stategate.runtime.answers import Answers
-from stategate.runtime.buffers import Array, Buffers
-from stategate.runtime.clock import Clock, MonotonicClock
-from stategate.runtime.closing import Closing
+from stategate.runtime.base.buffers import Array, Buffers
+from stategate.runtime.base.clock import Clock, MonotonicClock
+from stategate.runtime.base.ledger import Counters, Ledger
+from stategate.runtime.base.resident import watch_resident
 from stategate.runtime.deadline import Loop, StepDeadline
-from stategate.runtime.engine import Engine, EngineChoice, open_engine
-from stategate.runtime.feeds import Feeds, check_states
-from stategate.runtime.governor import Governor
-from stategate.runtime.keeper import Keeper, Restored, SnapshotPolicy
-from stategate.runtime.ledger import Counters, Ledger
-from stategate.runtime.memory import Memory
-from stategate.runtime.plan import allocate, check_memory, open_single
+from stategate.runtime.engines.closing import Closing
+from stategate.runtime.engines.engine import Engine, EngineChoice, open_engine
+from stategate.runtime.engines.feeds import Feeds, check_states
+from stategate.runtime.engines.opening import allocate, check_memory, open_single
+from stategate.runtime.keep.keeper import Keeper, Restored, SnapshotPolicy
+from stategate.runtime.memory.answers import Answers
+from stategate.runtime.memory.banks import Memory
+from stategate.runtime.memory.governor import Governor
 from stategate.runtime.prefill import Prefill
-from stategate.runtime.resident import watch_resident
 
 FaultPolicy = Literal["raise", "hold", "reset"]
 
@@ -170,8 +170,8 @@ class Session(Closing):
         return self._counters.read()
 
     def metrics(self) -> dict[str, float | int | str]:
-        """Counters, rates and sizes, flat; see `stategate.runtime.telemetry.metrics`."""
-        from stategate.runtime.telemetry import metrics
+        """Counters, rates and sizes, flat; see `stategate.runtime.watch.telemetry.metrics`."""
+        from stategate.runtime.watch.telemetry import metrics
 
         return metrics(self)
 

@@ -28,18 +28,18 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from stategate.common.console import progress
 from stategate.contract import Bundle, Episode, canonical_json
-from stategate.contract.console import check_writable, progress
 from stategate.contract.dtypes import dtype_named
-from stategate.contract.durable import write_whole
-from stategate.contract.engine_plan import RECORD, StoredPlan
+from stategate.contract.durable import check_writable, write_whole
 from stategate.contract.errors import EngineError, SpecError, StateFault, StategateError
-from stategate.export.tensorrt_build import Settings, workspace_bytes
-from stategate.export.tensorrt_local import beside, build_engine, keep, sole_builder
+from stategate.contract.tensorrt_plan import RECORD, StoredPlan
+from stategate.export.tensorrt.build import Settings, workspace_bytes
+from stategate.export.tensorrt.local import beside, build_engine, keep, sole_builder
 from stategate.runtime import Session
-from stategate.runtime.cuda import Cuda
-from stategate.runtime.gaps import Gaps
-from stategate.runtime.tensorrt_api import LIBRARIES, importable, load_tensorrt
+from stategate.runtime.check.gaps import Gaps
+from stategate.runtime.engines.cuda import Cuda
+from stategate.runtime.engines.tensorrt_api import LIBRARIES, importable, load_tensorrt
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 200
@@ -178,9 +178,9 @@ def both_ways(bundle: Bundle, stored: StoredPlan, steps: int) -> dict[str, Way]:
 def zoo(folder: Path) -> list[Path]:
     """Bundles of every zoo model."""
     from stategate.export.candidates import candidate_from, episode_for, reference_for
-    from stategate.export.pack import seal
+    from stategate.export.seal.pack import seal
     from stategate.models.load import load_model
-    from stategate.models.zoo import ZOO
+    from stategate.models.zoo.catalogue import ZOO
 
     paths = []
     with progress(len(ZOO), "exporting the zoo") as report:

@@ -1,7 +1,7 @@
 """Devices as data: one TOML a device, every figure with its source."""
 
+from stategate.targets.flash import load_storage, storage_names
 from stategate.targets.profile import TargetProfile, generic, load, names, recognise
-from stategate.targets.storage import load_storage, storage_names
 
 __all__ = [
     "TargetProfile",

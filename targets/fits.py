@@ -14,7 +14,7 @@ import msgspec
 from stategate.contract.errors import TargetError
 from stategate.contract.precision import PrecisionPlan
 from stategate.targets.profile import Count, Figure, TargetProfile
-from stategate.targets.rows import read_row
+from stategate.targets.toml_tables import read_row
 
 Verdict = Literal["fits", "does not fit", "not legal", "unknown"]
 

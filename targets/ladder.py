@@ -6,7 +6,7 @@ from datetime import date
 
 import msgspec
 
-from stategate.targets.rows import read_row
+from stategate.targets.toml_tables import read_row
 
 
 class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,9 +14,9 @@ import msgspec
 from stategate.contract import TargetRef, cpu
 from stategate.contract.errors import TargetError
 from stategate.contract.precision import PrecisionPlan
+from stategate.targets.flash import storage_names
 from stategate.targets.ladder import load_ladder
-from stategate.targets.rows import read_row, row_names
-from stategate.targets.storage import storage_names
+from stategate.targets.toml_tables import read_row, row_names
 
 _FOLDER = "profiles"
 # Every element type that a profile may name.

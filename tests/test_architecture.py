@@ -13,37 +13,49 @@ BASE = {"numpy", "msgspec", "click"}
 
 # room -> (rooms it may import, third-party packages it may import)
 RULES: dict[str, tuple[set[str], set[str]]] = {
-    "contract": (set(), BASE),
-    "targets": ({"contract"}, BASE | {"tomli"}),
-    "models": ({"contract"}, BASE | {"torch", "safetensors"}),
+    "contract": (set(), {"numpy", "msgspec"}),
+    "common": ({"contract"}, {"numpy", "msgspec", "click"}),
+    "targets": ({"contract", "common"}, BASE | {"tomli"}),
+    "models": ({"contract", "common"}, BASE | {"torch", "safetensors"}),
+    "runtime": ({"contract", "common"}, {"numpy", "msgspec"}),
     "calibration": (
-        {"contract", "targets", "models", "runtime"},
+        {"contract", "common", "targets", "models", "runtime"},
         BASE | {"torch", "onnx", "onnxruntime"},
     ),
     "export": (
-        {"contract", "targets", "models"},
+        {"contract", "common", "targets", "models"},
         BASE
         | {"torch", "onnx", "onnxruntime", "onnxscript", "networkx"}
         | {"tensorrt", "safetensors", "yaml"},
     ),
-    "runtime": ({"contract"}, BASE),
-    "bench": ({"contract", "targets", "runtime"}, BASE | {"matplotlib", "onnxruntime"}),
+    "bench": (
+        {"contract", "common", "targets", "runtime"},
+        BASE | {"matplotlib", "onnxruntime"},
+    ),
+    # Verbs: they may ask every room, and no room asks them.
+    "cli": (
+        {"contract", "common", "targets", "models", "calibration", "export", "runtime", "bench"},
+        BASE | {"torch", "onnx"},
+    ),
     # No room: it is not installed, composes all of them, and nobody imports it.
     "evidence": (
-        {"contract", "targets", "models", "calibration", "export", "runtime", "bench"},
+        {"contract", "common", "targets", "models", "calibration", "export", "runtime", "bench"},
         BASE | {"evidence", "torch", "matplotlib"},
     ),
 }
+# Inside of a room: a folder or module imports only what stands before it, and itself.
+FLOORS = {
+    "runtime": """base engines deadline memory keep prefill pool session watch episodes check""",
+}
 ROOM_EXCEPTIONS = {
-    ("export/verify.py", "runtime"),
+    ("export/seal/verify.py", "runtime"),
     # A TensorRT plan is built where it will be loaded.
-    ("export/tensorrt_build.py", "runtime"),
-    ("export/tensorrt_cli.py", "runtime"),
-    ("export/tensorrt_local.py", "runtime"),
+    ("export/tensorrt/build.py", "runtime"),
+    ("export/tensorrt/local.py", "runtime"),
 }
 # A library that few devices have enters in one file, and nowhere else.
 PACKAGE_EXCEPTIONS = {
-    ("bench/footprint.py", "onnx"),
+    ("bench/fits/footprint.py", "onnx"),
     ("bench/peers/aura_torch.py", "torch"),
     ("bench/peers/base.py", "onnx"),
     ("bench/peers/executorch_portable.py", "executorch"),
@@ -61,15 +73,15 @@ PACKAGE_EXCEPTIONS = {
     ("bench/peers/openvino_stateful.py", "nncf"),
     ("bench/peers/openvino_stateful.py", "openvino"),
     ("calibration/cluster.py", "distributed"),
-    ("calibration/drift_page.py", "matplotlib"),
+    ("calibration/drift/page.py", "matplotlib"),
     ("evidence/robot_checkpoint.py", "safetensors"),
     ("evidence/robot_env.py", "gymnasium"),
     ("evidence/robot_reach.py", "metaworld"),
     ("evidence/robot_tmaze.py", "gymnasium_robotics"),
-    ("export/generator.py", "emx_onnx_cgen"),
-    ("runtime/gym.py", "gymnasium"),
-    ("runtime/ort.py", "onnxruntime"),
-    ("runtime/prometheus.py", "prometheus_client"),
+    ("export/c/generator.py", "emx_onnx_cgen"),
+    ("runtime/episodes/gym.py", "gymnasium"),
+    ("runtime/engines/ort.py", "onnxruntime"),
+    ("runtime/watch/prometheus.py", "prometheus_client"),
 }
 
 
@@ -100,6 +112,22 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
                 known = top in sys.stdlib_module_names | packages
                 known = known or (rel, top) in PACKAGE_EXCEPTIONS
             assert known, f"{rel} imports {name}"
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_a_floor_of_a_room_stands_on_those_below_it(room: str) -> None:
+    floors = FLOORS[room].split()
+    for i, floor in enumerate(floors):
+        inside = ROOT / room / floor
+        for path in sorted(inside.rglob("*.py")) or [inside.with_suffix(".py")]:
+            for name in imported_names(path):
+                top, _, rest = name.removeprefix("stategate.").partition(".")
+                other = rest.partition(".")[0]
+                # A session offers its metrics as a method; nothing is imported before it is asked.
+                if (room, floor, other) == ("runtime", "session", "watch"):
+                    continue
+                upwards = top == room and other in floors and floors.index(other) > i
+                assert not upwards, f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_every_room_has_rules() -> None:

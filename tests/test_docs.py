@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stategate.runtime.cli import COMMANDS, main
+from stategate.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -9,12 +9,12 @@ import sys
 import click
 import pytest
 
+from stategate.cli.main import COMMANDS, main
 from stategate.export.cli import export
 from stategate.models.operators import Operators
-from stategate.models.zoo import ZOO
-from stategate.models.zoo_names import SEEDED, TRAINED
-from stategate.models.zoo_trained import TRAININGS
-from stategate.runtime.cli import COMMANDS, main
+from stategate.models.zoo.catalogue import ZOO
+from stategate.models.zoo.names import SEEDED, TRAINED
+from stategate.models.zoo.trained import TRAININGS
 
 BASE = {"click", "msgspec", "numpy", "stategate"}
 # Each command line in one process: what it exits with, and the first line that it prints.
@@ -32,7 +32,7 @@ def find_spec(name, path=None, target=None):
     raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
 importlib.machinery.PathFinder.find_spec = find_spec
-from stategate.runtime.cli import main
+from stategate.cli.main import main
 results = []
 for arguments in json.loads(sys.argv[2]):
     printed = io.StringIO()

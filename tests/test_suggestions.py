@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import COMMANDS, main
 from stategate.contract.names import close_names
 from stategate.models.load import load_model
-from stategate.models.zoo_names import NAMES
-from stategate.runtime.cli import COMMANDS, main
+from stategate.models.zoo.names import NAMES
 from stategate.targets import names as targets
 
 OWN = """
@@ -96,7 +96,7 @@ def test_an_expert_for_an_environment_is_looked_up_in_its_file_too(tmp_path: Pat
 def test_names_that_no_reading_of_the_file_shows_are_left_to_running_it(tmp_path: Path) -> None:
     file = tmp_path / "dynamic.py"
     file.write_text(
-        "from stategate.models.recurrent import RecurrentStep\nfrom torch import nn\n"
+        "from stategate.models.memories.recurrent.cell import RecurrentStep\nfrom torch import nn\n"
         "globals()['late'] = lambda: RecurrentStep(nn.GRU(2, 3), nn.Linear(3, 1))\n"
     )
     assert load_model(f"{file}:late").name == "late"
@@ -108,7 +108,7 @@ def test_a_bundle_is_called_one(tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_usage_errors_of_these_load_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom stategate.runtime.cli import main\n"
+        "import sys\nfrom stategate.cli.main import main\n"
         "try: main(['export', 'aura', '--out', 'b'])\n"
         "except SystemExit as end: assert end.code == 2 and 'torch' not in sys.modules"
     )

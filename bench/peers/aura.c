@@ -1,6 +1,6 @@
 /* The floor: one AURA-Mem step as a person would write it for this one model.
  *
- * Same equations as models/aura.py, same weights, same exponential; what a generator does not do:
+ * Same equations as models/memories/aura.py, same weights, same exponential; what a generator does not do:
  * one pass over S for both reads, one pass for the write, no tensor of the size of S in between.
  */
 #include <math.h>

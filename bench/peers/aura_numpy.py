@@ -8,7 +8,7 @@ import numpy as np
 
 from stategate.bench.peers.base import Peer, aura_weights, fixed
 from stategate.contract import Bundle
-from stategate.runtime.buffers import Array
+from stategate.runtime.base.buffers import Array
 
 LEAK = np.float32(0.004)
 SURPRISE_FLOOR = np.float32(1e-3)

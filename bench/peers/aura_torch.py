@@ -12,7 +12,7 @@ from torch.nn.functional import linear, silu
 from stategate.bench.peers.aura_numpy import LEAK, SURPRISE_FLOOR, UNIT_FLOOR
 from stategate.bench.peers.base import Peer, aura_weights, fixed
 from stategate.contract import Bundle
-from stategate.runtime.buffers import Array
+from stategate.runtime.base.buffers import Array
 
 # Plain numbers: a compiler guards on whatever else it finds among a module's globals.
 _LEAK, _SURPRISE, _UNIT = float(LEAK), float(SURPRISE_FLOOR), float(UNIT_FLOOR)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from stategate.bench.subject import Always, WriteLog
+from stategate.bench.measure.subject import Always, WriteLog
 from stategate.contract import Bundle
 from stategate.contract.errors import MeasurementError
-from stategate.runtime.buffers import Array
+from stategate.runtime.base.buffers import Array
 
 _PREFIX = "model."
 

@@ -11,7 +11,7 @@ from executorch.runtime import Runtime
 
 from stategate.bench.peers.aura_torch import AuraStep, example
 from stategate.bench.peers.base import Peer
-from stategate.runtime.buffers import Array
+from stategate.runtime.base.buffers import Array
 
 
 class Portable(Peer):

@@ -16,7 +16,7 @@ from stategate.bench.peers.base import Peer
 from stategate.bench.peers.graph_torch import GraphStep, opening
 from stategate.contract import Bundle
 from stategate.contract.staging import scratch_folder
-from stategate.runtime.buffers import Array
+from stategate.runtime.base.buffers import Array
 
 
 class LiteRT(Peer):

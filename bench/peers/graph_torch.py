@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 from stategate.bench.peers.base import Peer, fixed, states
 from stategate.contract import Bundle
 from stategate.contract.errors import MeasurementError
-from stategate.runtime.buffers import Array
+from stategate.runtime.base.buffers import Array
 
 _Call = Callable[..., Tensor]
 _AS_THEY_ARE: dict[str, _Call] = {

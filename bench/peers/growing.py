@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stategate.bench.record import Times
-from stategate.bench.statistics import times
-from stategate.runtime.process import rss_bytes
+from stategate.bench.measure.statistics import times
+from stategate.bench.report.record import Times
+from stategate.runtime.base.process import rss_bytes
 
 LENGTHS = (1_000, 3_000, 10_000, 30_000, 100_000)
 

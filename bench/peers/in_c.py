@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 
 from stategate.bench.peers.base import Peer, aura_weights, fixed, states
+from stategate.common.compiler import Compiled, compile_library
 from stategate.contract import Bundle
-from stategate.contract.compiler import Compiled, compile_library
 from stategate.contract.errors import MeasurementError
 from stategate.contract.staging import scratch_folder
-from stategate.runtime.buffers import Array
-from stategate.runtime.native_call import pointers
+from stategate.runtime.base.buffers import Array
+from stategate.runtime.engines.native_call import pointers
 
 # Steps of the loop in C that share a figure: two looks at a clock would be a tenth of one step.
 _CHUNK = 50

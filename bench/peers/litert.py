@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 from stategate.bench.peers.aura_torch import AuraStep, example
 from stategate.bench.peers.base import Peer
 from stategate.contract.staging import scratch_folder
-from stategate.runtime.buffers import Array
+from stategate.runtime.base.buffers import Array
 
 
 class LiteRT(Peer):

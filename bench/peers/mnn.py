@@ -14,7 +14,7 @@ import numpy as np
 from stategate.bench.peers.base import Peer, fixed, states
 from stategate.contract import Bundle
 from stategate.contract.staging import scratch_folder
-from stategate.runtime.buffers import Array
+from stategate.runtime.base.buffers import Array
 
 
 class Mnn(Peer):

@@ -10,7 +10,7 @@ import onnxruntime
 
 from stategate.bench.peers.base import Peer, fixed, states
 from stategate.contract import Bundle
-from stategate.runtime.buffers import Array
+from stategate.runtime.base.buffers import Array
 
 
 def _session(bundle: Bundle) -> Any:

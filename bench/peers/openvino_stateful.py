@@ -10,7 +10,7 @@ from openvino._offline_transformations import apply_make_stateful_transformation
 
 from stategate.bench.peers.base import Peer, fixed, states
 from stategate.contract import Bundle
-from stategate.runtime.buffers import Array
+from stategate.runtime.base.buffers import Array
 
 
 class Stateful(Peer):

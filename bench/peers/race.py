@@ -15,12 +15,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from stategate.bench.driver import OURS, Driver
-from stategate.bench.machine import facts, moment
+from stategate.bench.measure.driver import OURS, Driver
+from stategate.bench.measure.machine import facts, moment
+from stategate.bench.measure.subject import engines
 from stategate.bench.peers.entries import PEERS, Entry
 from stategate.bench.peers.growing import LENGTHS, measure
-from stategate.bench.record import Moment, Times
-from stategate.bench.subject import engines
+from stategate.bench.report.record import Moment, Times
 from stategate.contract import Bundle
 from stategate.contract.errors import MeasurementError
 from stategate.contract.specs import Record
@@ -136,7 +136,9 @@ def race(
     bundle = Bundle.open(path)
     able, unable = engines(path)
     ours = [Entry(f"stategate, {engine}", OURS, {"engine": engine}) for engine in able]
-    alone = [Entry(ALONE, "stategate.bench.subject:EngineSubject")] if "native" in able else []
+    alone = (
+        [Entry(ALONE, "stategate.bench.measure.subject:EngineSubject")] if "native" in able else []
+    )
     rows = {
         f"stategate, {text.split(':')[0]}": Row(text.split(":")[0], error=text) for text in unable
     }

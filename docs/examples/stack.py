@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import torch
 
-from stategate.models.delta import DeltaStack
-from stategate.models.delta_config import DeltaStackConfig
-from stategate.models.zoo_seeded import GDN2
+from stategate.models.memories.delta.config import DeltaStackConfig
+from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.zoo.seeded import GDN2
 
 
 def stack() -> DeltaStack:

@@ -39,7 +39,7 @@ PYTHON(void, PyErr_Clear, void);
 PYTHON(void *, PyEval_SaveThread, void);
 PYTHON(void, PyEval_RestoreThread, void *);
 
-/* What the runtime lays down; runtime/native_call.py has the same. */
+/* What the runtime lays down; runtime/engines/native_call.py has the same. */
 typedef struct {
     object *name;
     void *buffer;

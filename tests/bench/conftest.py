@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from stategate.bench.record import (
+from stategate.bench.measure.statistics import times
+from stategate.bench.report.record import (
     Allocations,
     BenchResult,
     ColdStart,
@@ -17,7 +18,6 @@ from stategate.bench.record import (
     Rounds,
     Subject,
 )
-from stategate.bench.statistics import times
 
 
 def _drifting(rng: np.random.Generator, count: int) -> np.ndarray:

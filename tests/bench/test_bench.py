@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from stategate.bench.overhead import measure_overhead
-from stategate.bench.picture import Run, Timeline, draw, read_run
+from stategate.bench.measure.overhead import measure_overhead
+from stategate.bench.report.picture import Run, Timeline, draw, read_run
+from stategate.cli.main import main
 from stategate.contract.errors import EpisodeError
-from stategate.runtime.cli import main
 
 RUN = Run("aura", 1000, 125, 4224, 8.0, 256, 60.6, Timeline((0, 500, 1000), (0, 60, 125)))
 

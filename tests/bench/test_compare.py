@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stategate.bench.compare import compare
-from stategate.bench.record import BenchResult, read_result, to_json
-from stategate.bench.statistics import block_draws, paired_ratio, slope, slope_per_million, times
+from stategate.bench.measure.statistics import (
+    block_draws,
+    paired_ratio,
+    slope,
+    slope_per_million,
+    times,
+)
+from stategate.bench.report.compare import compare
+from stategate.bench.report.record import BenchResult, read_result, to_json
+from stategate.cli.main import main
 from stategate.contract.errors import ResultError
-from stategate.runtime.cli import main
 
 Maker = Callable[..., BenchResult]
 Drift = Callable[[np.random.Generator, int], np.ndarray]

@@ -15,15 +15,15 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from stategate.bench import footprint as footprints
-from stategate.bench.footprint import footprint
-from stategate.bench.resident import measure_resident
+from stategate.bench.fits import footprint as footprints
+from stategate.bench.fits.footprint import footprint
+from stategate.bench.measure.resident import measure_resident
+from stategate.cli.main import main
 from stategate.contract import Bundle, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import EngineError
 from stategate.contract.precision import PRESETS
 from stategate.models.step import StepResult
-from stategate.models.zoo import ZOO
-from stategate.runtime.cli import main
+from stategate.models.zoo.catalogue import ZOO
 from stategate.targets import load, names
 from stategate.targets.fits import Footprint, fit, load_costs, predict
 from stategate.targets.profile import TargetProfile

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from stategate.bench.driver import Driver
-from stategate.bench.record import BenchResult, read_result
-from stategate.bench.segments import Segments
+from stategate.bench.measure.driver import Driver
+from stategate.bench.measure.segments import Segments
+from stategate.bench.report.record import BenchResult, read_result
+from stategate.cli.main import main
 from stategate.contract import Bundle, TargetRef, write_bundle
 from stategate.contract.errors import MeasurementError
-from stategate.runtime.cli import main
 
 QUICK = ("--seconds", "0.5", "--rate", "200")
 
@@ -154,7 +154,7 @@ def test_a_damaged_piece_can_be_thrown_away_and_a_missing_compiler_is_told(
 def test_a_killed_measurement_goes_on_where_it_stopped(tiny_bundle: Path, tmp_path: Path) -> None:
     arguments = ["bench", str(tiny_bundle), "--seconds", "4", "--rate", "200"]
     arguments += ["--out", str(tmp_path)]
-    code = f"from stategate.runtime.cli import main; main({arguments!r})"
+    code = f"from stategate.cli.main import main; main({arguments!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     part, end = tmp_path / "bench.part", time.monotonic() + 60
     while not list(part.glob("segment-*.npz")) and time.monotonic() < end:
@@ -225,7 +225,7 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_leaves_its_last_words(tiny_bundle: Path) -> None:
     with pytest.raises(MeasurementError, match="no_such_maker"):
-        Driver(str(tiny_bundle), maker="stategate.bench.subject:no_such_maker")
+        Driver(str(tiny_bundle), maker="stategate.bench.measure.subject:no_such_maker")
     with (
         Driver(str(tiny_bundle)) as driver,
         pytest.raises(MeasurementError, match="'burst'"),

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.contract.precision import PRESETS
-from stategate.models.zoo import ZOO
-from stategate.runtime.cli import main
+from stategate.models.zoo.catalogue import ZOO
 from stategate.targets import names
 
 ROOT = Path(__file__).parents[2]
@@ -199,7 +199,7 @@ def test_editing_the_arithmetic_of_fits_exports_nothing(planned: Plan) -> None:
 
 
 def test_editing_the_exporter_exports_everything_again(planned: Plan) -> None:
-    assert len(planned("export/trace.py")) == len(ZOO) * len(PRESETS) + len(names())
+    assert len(planned("export/frontends/trace.py")) == len(ZOO) * len(PRESETS) + len(names())
 
 
 def test_what_was_interrupted_goes_on_where_it_was(tree: Path, planned: Plan) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from stategate.runtime.cli import main
+from stategate.cli.main import main
 
 
 def test_the_figures_hold_every_key_and_say_which_peers_failed(

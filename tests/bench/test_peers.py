@@ -14,18 +14,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stategate.bench.driver import Driver
+from stategate.bench.measure.driver import Driver
+from stategate.bench.measure.subject import EngineSubject, Subject, parity
 from stategate.bench.peers import aura_numpy, aura_torch, graph_torch, in_c, onnx_runtime
 from stategate.bench.peers.entries import OF_GRAPHS, PEERS, Entry, peers_of
 from stategate.bench.peers.growing import attend, measure
 from stategate.bench.peers.race import Race, race
-from stategate.bench.subject import EngineSubject, Subject, parity
+from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.contract.errors import MeasurementError, StategateError
-from stategate.models.delta import DeltaStack
-from stategate.models.delta_config import DeltaStackConfig
-from stategate.models.zoo_seeded import GDN2
-from stategate.runtime.cli import main
+from stategate.models.memories.delta.config import DeltaStackConfig
+from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.zoo.seeded import GDN2
 
 
 class Wrong(aura_numpy.AuraNumpy):

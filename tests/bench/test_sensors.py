@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stategate.bench.sensors import Meter, core_mhz, rails, temperatures
+from stategate.bench.measure.sensors import Meter, core_mhz, rails, temperatures
 
 
 def put(root: Path, files: dict[str, object]) -> Path:

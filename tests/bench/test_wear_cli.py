@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from stategate import targets
-from stategate.bench import wear_cli
 from stategate.bench.wear import WriteRate, wear_rows, write_rate
+from stategate.cli import wear as wear_cli
+from stategate.cli.main import main
 from stategate.contract import Bundle, GateSpec, Manifest, StateSpec, Storage, write_bundle
-from stategate.runtime.cli import main
-from stategate.runtime.snapshot import Codec
-from stategate.runtime.wear import lifetime_years
-from stategate.runtime.wear_counters import DeviceWear
+from stategate.runtime.keep.snapshot import Codec
+from stategate.runtime.keep.wear import lifetime_years
+from stategate.runtime.keep.wear_counters import DeviceWear
 
 RATED = Storage("rated", "test", endurance_bytes=10**14, assumed=())
 
@@ -240,7 +240,7 @@ def test_figures_need_neither_an_engine_nor_a_toml_reader(tiny_bundle: Path) -> 
     code = (
         "import sys\n"
         "for name in ('onnxruntime', 'tomllib', 'tomli', 'matplotlib'): sys.modules[name] = None\n"
-        "from stategate.runtime.cli import main\n"
+        "from stategate.cli.main import main\n"
         f"main(['wear', {str(tiny_bundle)!r}, '--rate', '30', '--tbw', '16'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

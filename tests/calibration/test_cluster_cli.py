@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stategate.calibration.rolls import Thinned
+from stategate.cli.main import main
 from stategate.contract import Episode
-from stategate.runtime.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestWarning")
 
@@ -99,7 +99,7 @@ def test_what_a_cluster_cannot_do_is_refused(
     done = run("calibrate", "aura-hard", "--cluster", address, "--out", tmp_path / "r.json")
     assert done.exit_code == 2 and "--episode" in done.output
     (tmp_path / "loose.py").write_text(
-        "import torch\nfrom stategate.models.recurrent import RecurrentStep\n"
+        "import torch\nfrom stategate.models.memories.recurrent.cell import RecurrentStep\n"
         "def policy():\n    torch.seed()\n"
         "    return RecurrentStep(torch.nn.GRU(4, 6), torch.nn.Linear(6, 4), write_threshold=0.0)\n"
     )

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stategate.calibration.drift import drift
-from stategate.calibration.drift_record import DriftLimits
+from stategate.calibration.drift.loop import drift
+from stategate.calibration.drift.record import DriftLimits
+from stategate.cli.main import main
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.export.candidates import candidate_from, reference_for
-from stategate.export.pack import random_episode, seal
-from stategate.export.storage import stored
-from stategate.export.verify import Limits
+from stategate.export.passes.state_precision import stored
+from stategate.export.seal.pack import random_episode, seal
+from stategate.export.seal.verify import Limits
 from stategate.models.load import LoadedModel
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 ANYTHING = Limits(1e9, 1.0)
 
@@ -196,7 +196,7 @@ def test_the_command_writes_a_record_and_a_page_and_says_no_with_1(
 def test_the_page_of_a_report_is_the_same_every_time(
     tiny_bundle: Path, rounded: Path, episode: Episode
 ) -> None:
-    from stategate.calibration.drift_page import page
+    from stategate.calibration.drift.page import page
 
     first, again = (page(drift(tiny_bundle, rounded, [("<e>", episode)], 100)) for _ in range(2))
     assert first == again

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from stategate.calibration.drift import drift as compare
-from stategate.calibration.ranges import Roller
-from stategate.calibration.recalibrate import recalibrate
+from stategate.calibration.drift.loop import drift as compare
+from stategate.calibration.ranges.record import Roller
+from stategate.calibration.thresholds.recalibrate import recalibrate
+from stategate.cli.main import main
 from stategate.contract import Bundle, DriftReceipt, Episode, FileRef, Manifest, write_bundle
 from stategate.contract.errors import CalibrationError, SpecError
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 
 def run(*arguments: object) -> Result:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import Bundle, CalibrationRecord, Episode
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 POLICY = """
 import torch
 from torch import nn
-from stategate.models.recurrent import RecurrentStep
+from stategate.models.memories.recurrent.cell import RecurrentStep
 
 def policy():
     torch.manual_seed(4)

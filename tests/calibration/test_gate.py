@@ -9,10 +9,11 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from stategate.calibration.gate import calibrate_gate
-from stategate.calibration.interval import rate_interval, student_t
-from stategate.calibration.needed import HORIZON, sample_needs
 from stategate.calibration.settings import Wish
+from stategate.calibration.thresholds.curve import calibrate_gate
+from stategate.calibration.thresholds.interval import rate_interval, student_t
+from stategate.calibration.thresholds.needed import HORIZON, sample_needs
+from stategate.cli.main import main
 from stategate.contract import (
     CalibrationRecord,
     Episode,
@@ -26,10 +27,9 @@ from stategate.contract.errors import CalibrationError, EpisodeError, SpecError
 from stategate.export.candidates import candidate_from
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import LoadedModel
-from stategate.models.recurrent import RecurrentStep
-from stategate.models.sega import Sega, SegaConfig
+from stategate.models.memories.recurrent.cell import RecurrentStep
+from stategate.models.memories.sega import Sega, SegaConfig
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
-from stategate.runtime.cli import main
 
 THRESHOLDS = (-0.5, 0.0, 0.7, 5.0)
 
@@ -297,7 +297,7 @@ def test_the_command_writes_a_record_that_belongs_to_the_weights(tmp_path: Path)
 
 def test_the_command_takes_a_folder_of_episodes_for_a_model_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "my.py").write_text(
-        "import torch\nfrom stategate.models.recurrent import MinGru\n"
+        "import torch\nfrom stategate.models.memories.recurrent.cell import MinGru\n"
         "def policy():\n    torch.manual_seed(1)\n"
         "    return MinGru(4, 6, 4, 1, write_threshold=0.0)\n"
     )

@@ -9,17 +9,17 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from stategate.calibration.gate_training import GateRecipe, at_random, judge, train_gate
+from stategate.calibration.gates.training import GateRecipe, at_random, judge, train_gate
+from stategate.cli.main import main
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError, ModelConfigError
 from stategate.models import lift
-from stategate.models.delta import DeltaStack
-from stategate.models.delta_config import DeltaStackConfig
-from stategate.models.learned_gate import LearnedGate
-from stategate.models.recurrent import RecurrentStep
+from stategate.models.gates.learned import LearnedGate
+from stategate.models.memories.delta.config import DeltaStackConfig
+from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.recurrent.cell import RecurrentStep
 from stategate.models.step import initial_states
-from stategate.models.zoo_seeded import _KDA
-from stategate.runtime.cli import main
+from stategate.models.zoo.seeded import _KDA
 
 QUICK = GateRecipe(iterations=60, streams=8, chunk=16, write_price=0.1)
 
@@ -163,7 +163,7 @@ def test_training_on_nothing_is_refused() -> None:
 
 def test_the_command_trains_a_gate_and_says_what_it_is_worth(tmp_path: Path) -> None:
     (tmp_path / "my.py").write_text(
-        "import torch\nfrom stategate.models.recurrent import MinGru\n"
+        "import torch\nfrom stategate.models.memories.recurrent.cell import MinGru\n"
         "def policy():\n    torch.manual_seed(1)\n    return MinGru(8, 6, 4, 1)\n"
     )
     for seed in range(2):

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stategate.bench.pace import measure_pace
-from stategate.calibration.drift import drift
-from stategate.calibration.drift_record import Drift
+from stategate.bench.measure.pace import measure_pace
+from stategate.calibration.drift.loop import drift
+from stategate.calibration.drift.record import Drift
 from stategate.calibration.precision_table import BEGIN, END, Row, on_page, rows_of, table
+from stategate.cli.main import main
 from stategate.contract import Episode, canonical_json
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.export.candidates import candidate_from, reference_for
-from stategate.export.pack import random_episode, seal
-from stategate.export.storage import stored
-from stategate.export.verify import Limits
+from stategate.export.passes.state_precision import stored
+from stategate.export.seal.pack import random_episode, seal
+from stategate.export.seal.verify import Limits
 from stategate.models.load import LoadedModel
-from stategate.runtime.cli import main
 
 DOCS = Path(__file__).parents[2] / "docs"
 Copy = Callable[[], Path]

@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as arrays
 from onnxruntime.quantization.calibrate import HistogramCollector
 from torch import nn
 
-from stategate.calibration.ranges import Roller, measured
-from stategate.calibration.statistics import Statistics, decade_of
+from stategate.calibration.ranges.record import Roller, measured
+from stategate.calibration.ranges.statistics import Statistics, decade_of
+from stategate.cli.main import main
 from stategate.contract import (
     Bundle,
     Episode,
@@ -30,9 +31,8 @@ from stategate.contract import (
 from stategate.contract.episodes import BLOCK_STEPS
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.contract.precision import RangeRecord, TensorRange
-from stategate.export.trace import TorchReference
+from stategate.export.frontends.trace import TorchReference
 from stategate.models.step import StepResult
-from stategate.runtime.cli import main
 
 FLOATS = arrays.arrays(
     np.float32,

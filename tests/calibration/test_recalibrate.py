@@ -7,12 +7,12 @@ import pytest
 from click.testing import CliRunner
 from torch import nn
 
-from stategate.calibration.recalibrate import recalibrate
+from stategate.calibration.thresholds.recalibrate import recalibrate
+from stategate.cli.main import main
 from stategate.contract import Bundle, CalibrationRecord, Episode, StepSpec
 from stategate.contract.errors import CalibrationError, EpisodeError
-from stategate.export.pack import random_episode
+from stategate.export.seal.pack import random_episode
 from stategate.models.step import StepResult
-from stategate.runtime.cli import main
 
 
 class Shifted(nn.Module):

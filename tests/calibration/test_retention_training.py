@@ -10,14 +10,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from stategate.calibration.retention_training import RetentionRecipe, answers, train_retention
+from stategate.calibration.gates.retention import RetentionRecipe, answers, train_retention
+from stategate.cli.main import main
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
 from stategate.models.load import load_model
+from stategate.models.memories.trim_kv.cell import TrimKv
 from stategate.models.step import initial_states
-from stategate.models.trim_kv import TrimKv
-from stategate.models.zoo_seeded import _TRIM_KV
-from stategate.runtime.cli import main
+from stategate.models.zoo.seeded import _TRIM_KV
 
 WIDTH, NEEDLE, QUERY, STEPS = 16, 0, 1, 96
 CONFIG = replace(
@@ -126,8 +126,8 @@ def test_gates_that_are_no_numbers_are_refused(recipe: RetentionRecipe) -> None:
 
 SOURCE = """
 import torch
-from stategate.models.trim_kv import TrimKv
-from stategate.models.trim_kv_config import TrimKvConfig
+from stategate.models.memories.trim_kv.cell import TrimKv
+from stategate.models.memories.trim_kv.config import TrimKvConfig
 
 def policy():
     torch.manual_seed(2)

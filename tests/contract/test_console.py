@@ -11,11 +11,11 @@ import termios
 
 import pytest
 
-from stategate.contract.console import bar_line
+from stategate.common.console import bar_line
 
 WORK = """
 import time
-from stategate.contract.console import progress
+from stategate.common.console import progress
 with progress(200, "cold starts, rates, allocations of a bundle with a long name") as report:
     for done in range({last}):
         report(done)

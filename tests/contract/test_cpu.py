@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from stategate.common.compiler import compile_library
 from stategate.contract import Bundle, cpu, cpuid
-from stategate.contract.compiler import compile_library
+from stategate.contract.c_library import why_not_here
 from stategate.contract.errors import CompilerError
-from stategate.contract.native import why_not_here
 
 SOURCE = {"one.c": b"int one(void) { return 1; }\n"}
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.run import run
 from stategate.contract.durable import make_folder, move_into_place, whole_file, write_whole
 from stategate.runtime import Session
-from stategate.runtime.recorder import Recorder
-from stategate.runtime.run_cli import run
+from stategate.runtime.episodes.recorder import Recorder
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("bench", "calibration", "contract", "export", "models", "runtime", "targets")
@@ -90,8 +90,8 @@ def paths_renamed(source: Path) -> list[int]:
 def test_nothing_is_put_in_the_place_of_something_else_by_another_mechanism() -> None:
     allowed = {
         "contract/durable.py",
-        "export/generator.py",  # in a folder for the moment, which no restart finds again
-        "runtime/store.py",  # puts a damaged file aside, within the folder that it then syncs
+        "export/c/generator.py",  # in a folder for the moment, which no restart finds again
+        "runtime/keep/store.py",  # puts a damaged file aside, within the folder that it then syncs
     }
     found = {
         str(path.relative_to(ROOT))

@@ -13,9 +13,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from stategate.contract.console import progress
+from stategate.common.console import progress
+from stategate.common.ending import CommandGroup, stop_request
 from stategate.contract.durable import write_whole
-from stategate.contract.ending import CommandGroup, stop_request
 
 STATEGATE = Path(sys.executable).with_name("stategate")
 

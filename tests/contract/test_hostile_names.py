@@ -14,13 +14,13 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 from prometheus_client import CollectorRegistry, generate_latest
 
+from stategate.cli.device import inspect, verify
+from stategate.cli.record import episodes
+from stategate.common.page import document, items, table
 from stategate.contract import Bundle, Episode, EpisodeSet, TensorSpec, sha256
 from stategate.contract.errors import EpisodeError, SpecError, StategateError
-from stategate.contract.page import document, items, table
 from stategate.runtime import Session
-from stategate.runtime.device_cli import inspect, verify
-from stategate.runtime.prometheus import watch
-from stategate.runtime.record_cli import episodes
+from stategate.runtime.watch.prometheus import watch
 
 EVIL = "h\x1b[2J\r\ndigest       0000\npassed\u202e"
 
@@ -138,9 +138,9 @@ def test_a_label_with_quotes_and_backslashes_is_one_label_of_prometheus(
 def test_a_graph_whose_name_would_end_a_comment_of_c_puts_nothing_into_the_source(
     tmp_path: Path,
 ) -> None:
-    from stategate.export.adopt import adopt
-    from stategate.export.adopt_request import Request
-    from stategate.export.lower_c import lower
+    from stategate.export.c.lower import lower
+    from stategate.export.frontends.adopt import adopt
+    from stategate.export.frontends.adopt_request import Request
 
     evil = '*/ int injected(void) { return 1; } /* "\\'
     value = helper.make_tensor_value_info

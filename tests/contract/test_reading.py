@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stategate.bench.picture import read_run
-from stategate.bench.record import read_result
+from stategate.bench.report.picture import read_run
+from stategate.bench.report.record import read_result
+from stategate.cli.device import describe
 from stategate.contract import Bundle, CalibrationRecord, Episode, sha256, write_bundle
 from stategate.contract.errors import BundleError, ContractError, StategateError, UnsafePathError
 from stategate.contract.manifest import decode_manifest
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.reading import decode_json, printable, read_bounded
 from stategate.runtime import Session
-from stategate.runtime.device_cli import describe
 
 Copier = Callable[[Path], Path]
 

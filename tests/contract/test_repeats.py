@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stategate.runtime.cli import COMMANDS, main
+from stategate.cli.main import COMMANDS, main
 
 
 def commands(group: click.Group, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

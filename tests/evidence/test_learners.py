@@ -23,12 +23,12 @@ from evidence.controlled_gates import (
 from evidence.controlled_streams import held_out
 from evidence.controlled_thresholds import budget_threshold, calibrated_threshold
 from evidence.controlled_train import Training
-from stategate.models.aura import AuraMem
-from stategate.models.aura_train import evaluate, hard_gate
-from stategate.models.binding_stream import CONFIGS, BindingStreams
 from stategate.models.load import load_model
+from stategate.models.memories.aura import AuraMem
 from stategate.models.step import StepModel, initial_states, threshold_inputs
-from stategate.models.stream_train import Recipe
+from stategate.models.training.aura import evaluate, hard_gate
+from stategate.models.training.stream import Recipe
+from stategate.models.zoo.binding_stream import CONFIGS, BindingStreams
 
 TIME, STREAMS = 20, 3
 

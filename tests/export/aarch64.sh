@@ -60,7 +60,7 @@ cat > "$machine/stategate" <<RUN
 #!/bin/sh
 PYTHONPATH="$rooms:$machine/site" exec "$machine/qemu-aarch64" -cpu cortex-a76 \\
   -L "$machine/root" "$machine/root/usr/bin/python$python" \\
-  -c 'from stategate.runtime.cli import main; main()' "\$@"
+  -c 'from stategate.cli.main import main; main()' "\$@"
 RUN
 chmod +x "$machine/stategate"
 rm -rf "$apt"

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import Bundle
-from stategate.runtime.build_native import build_native
-from stategate.runtime.cli import main
+from stategate.runtime.check.build_native import build_native
 
 pytestmark = pytest.mark.slow
 

@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
+from stategate.cli.main import main
 from stategate.contract import Bundle, TensorSpec, canonical_json
 from stategate.contract.errors import GraphError, ManifestError, StatePairingError
 from stategate.contract.manifest import decode_manifest
-from stategate.export.adopt import adopt
-from stategate.export.adopt_request import Request
-from stategate.export.pairing import find_pairs
+from stategate.export.frontends.adopt import adopt
+from stategate.export.frontends.adopt_request import Request
+from stategate.export.frontends.pairing import find_pairs
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 CASES = Path(__file__).parents[1] / "cases"
 NOTHING = Request({}, {}, {}, {})
@@ -352,7 +352,7 @@ def test_adopting_needs_no_torch(leaky: Path, tmp_path: Path) -> None:
 
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from stategate.runtime.cli import main\n"
+        "from stategate.cli.main import main\n"
         f"main(['adopt', {str(leaky)!r}, '--dim', 'batch=1', '--yes', '--out', "
         f"{str(tmp_path / 'b')!r}])"
     )

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stategate.contract import TensorSpec
 from stategate.contract.errors import GraphError, StatePairingError
-from stategate.export.adopt import adopt
-from stategate.export.adopt_request import Request
-from stategate.export.pairing import Evidence, find_pairs
+from stategate.export.frontends.adopt import adopt
+from stategate.export.frontends.adopt_request import Request
+from stategate.export.frontends.pairing import Evidence, find_pairs
 
 NOTHING = Request({}, {}, {}, {})
 CASES = Path(__file__).parents[1] / "cases"

@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
+from stategate.cli.main import main
 from stategate.contract import Bundle, TensorSpec
 from stategate.contract.errors import GraphError, StatePairingError
-from stategate.export.adopt import OnnxReference, adopt
-from stategate.export.adopt_request import Request
-from stategate.export.pack import random_episode, seal
-from stategate.export.pairing import find_pairs
+from stategate.export.frontends.adopt import OnnxReference, adopt
+from stategate.export.frontends.adopt_request import Request
+from stategate.export.frontends.pairing import find_pairs
+from stategate.export.seal.pack import random_episode, seal
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 F, H = TensorProto.FLOAT, TensorProto.FLOAT16
 I64, BOOL = TensorProto.INT64, TensorProto.BOOL

@@ -14,12 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from stategate.common.compiler import compile_library
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.contract.compiler import compile_library
 from stategate.contract.reading import text_with_controls
-from stategate.export.c_names import members
-from stategate.export.interface_c import interface
-from stategate.export.lower_c import lower
+from stategate.export.c.interface import interface
+from stategate.export.c.lower import lower
+from stategate.export.c.names import members
 
 NASTY = """bool int linux true NULL NAN I errno stdout asm typeof and alignas int8_t size_t M_PI EOF
     expf memcpy main read in out state t_bool a.b a_b a-b a_b_2 1 _x __x é 日本 x""".split()  # noqa: SIM905

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from stategate.common.compiler import MATHS, WARNINGS
 from stategate.contract import StateSpec, StepSpec, TensorSpec
-from stategate.contract.compiler import MATHS, WARNINGS
-from stategate.export.lower_c import lower
-from stategate.export.trace import trace
+from stategate.export.c.lower import lower
+from stategate.export.frontends.trace import trace
 from stategate.models.step import StepResult
 
 pytestmark = [

@@ -23,14 +23,19 @@ class Net(nn.Module):
 def make():
     return lift(Net(), {"x": torch.zeros(1, 4)}, hidden={"h": torch.zeros(1, 4)})
 """
-UNUSED = ("emx_onnx_cgen", "matplotlib", "stategate.models.zoo", "stategate.models.aura_train")
+UNUSED = (
+    "emx_onnx_cgen",
+    "matplotlib",
+    "stategate.models.zoo.catalogue",
+    "stategate.models.training.aura",
+)
 
 
 def test_an_export_for_onnx_runtime_loads_no_c_writer_and_no_zoo(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(MODULE)
     code = (
         "import json, sys\n"
-        "from stategate.runtime.cli import main\n"
+        "from stategate.cli.main import main\n"
         "code = main(sys.argv[1:], standalone_mode=False)\n"
         "print(json.dumps([code, sorted(sys.modules)]))"
     )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stategate.contract import StateSpec, StepSpec, TensorSpec
-from stategate.export.trace import trace
+from stategate.export.frontends.trace import trace
 from stategate.models.step import StepResult
 
 C = 0.1234567890123

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stategate.contract.errors import StategateError, UndeclaredStateError
-from stategate.export.stateful import StatefulReference
-from stategate.export.trace import trace
-from stategate.models.lifting import Lifted
+from stategate.export.frontends.stateful import StatefulReference
+from stategate.export.frontends.trace import trace
+from stategate.models.lifting.lift import Lifted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 from torch import nn
 
+from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.contract.errors import LeappError
-from stategate.export.leapp import read_export
+from stategate.export.frontends.leapp import read_export
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="leapp 0.7 is not tested there")
 OBS, ACTIONS, HIDDEN = 6, 3, 16

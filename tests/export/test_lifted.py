@@ -13,6 +13,7 @@ from BeatNet.model import BDA
 from click.testing import CliRunner
 from torch import nn
 
+from stategate.cli.main import main
 from stategate.contract import Episode
 from stategate.contract.errors import (
     GraphError,
@@ -21,12 +22,11 @@ from stategate.contract.errors import (
     TraceError,
     UndeclaredStateError,
 )
-from stategate.export.graph import every_node
-from stategate.export.trace import trace
+from stategate.export.frontends.trace import trace
+from stategate.export.passes.graph import every_node
 from stategate.models import lift
-from stategate.models.lifting import Lifted
+from stategate.models.lifting.lift import Lifted
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
+from stategate.common.compiler import MATHS, WARNINGS
 from stategate.contract import Bundle, Episode
-from stategate.contract.compiler import MATHS, WARNINGS
 from stategate.contract.errors import LowerError
-from stategate.export.lower_c import lower
+from stategate.export.c.lower import lower
 from stategate.runtime import Session
 
 ROOT = Path(__file__).parents[2]
@@ -217,7 +217,7 @@ def test_temporaries_too_large_for_a_stack_are_static_and_compute_the_same(
 ) -> None:
     bundle = Bundle.open(native_bundle)
     graph = bundle.read(bundle.manifest.step_graph.file)
-    monkeypatch.setattr("stategate.export.lower_c.STACK_BYTES", 0)
+    monkeypatch.setattr("stategate.export.c.lower.STACK_BYTES", 0)
     folder = tmp_path / "source"
     folder.mkdir()
     for name, raw in lower(graph, bundle.manifest.step, {}).items():
@@ -254,7 +254,7 @@ def test_source_is_the_same_whenever_it_is_made(native_bundle: Path) -> None:
 def test_importing_the_engine_needs_no_other_library(native_bundle: Path) -> None:
     code = (
         "import sys; from stategate.runtime import Session\n"
-        "from stategate.runtime.golden import replay\n"
+        "from stategate.runtime.check.golden import replay\n"
         f"Session.open({str(native_bundle)!r}, engine='native').close()\n"
         f"assert replay({str(native_bundle)!r}, engine='native').passed\n"
         "heavy = {'onnxruntime', 'onnx', 'torch', 'emx_onnx_cgen'} & set(sys.modules)\n"

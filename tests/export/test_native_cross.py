@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.device import describe
+from stategate.cli.main import main
+from stategate.common.compiler import MATHS, WARNINGS
 from stategate.contract import Bundle, Episode, TargetRef
-from stategate.contract.compiler import MATHS, WARNINGS
 from stategate.contract.errors import CompilerError, EngineError
 from stategate.runtime import Session
-from stategate.runtime.build_native import build_native
-from stategate.runtime.cli import main
-from stategate.runtime.device_cli import describe
+from stategate.runtime.check.build_native import build_native
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 _OUTPUT = np.dtype(

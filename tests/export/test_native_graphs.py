@@ -14,17 +14,17 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.contract.errors import LowerError
-from stategate.export.adopt import Adopted, OnnxReference, adopt
-from stategate.export.adopt_request import Request
+from stategate.export.c.lower import lower
 from stategate.export.candidates import candidate_from
 from stategate.export.engines_cli import with_c
-from stategate.export.lower_c import lower
-from stategate.export.pack import random_episode, seal
+from stategate.export.frontends.adopt import Adopted, OnnxReference, adopt
+from stategate.export.frontends.adopt_request import Request
+from stategate.export.seal.pack import random_episode, seal
 from stategate.models import lift
 from stategate.models.load import LoadedModel
-from stategate.runtime.cli import main
 
 CASES = Path(__file__).parents[1] / "cases"
 FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32
@@ -241,7 +241,7 @@ def test_wrong_c_costs_the_native_engine_and_not_the_bundle(
         change(source)
         return source
 
-    monkeypatch.setattr("stategate.export.lower_c.lower", wrong)
+    monkeypatch.setattr("stategate.export.c.lower.lower", wrong)
     words = ["adopt", str(branching(tmp_path)), "--dim", "batch=1", "--const", "mode=7"]
     words += ["--state", "h=h_next", "--steps", "30"]
     out = tmp_path / "with"

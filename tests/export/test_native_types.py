@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from stategate.common.compiler import compile_library
 from stategate.contract import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.contract.compiler import compile_library
 from stategate.contract.errors import LowerError
-from stategate.export.lower_c import lower
-from stategate.export.trace import trace
+from stategate.export.c.lower import lower
+from stategate.export.frontends.trace import trace
 from stategate.models.step import StepResult
 
 Arrays = dict[str, np.ndarray]

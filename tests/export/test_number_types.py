@@ -11,17 +11,17 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
+from stategate.cli.main import main
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import ExportError, GraphError, SpecError, TraceError
 from stategate.contract.precision import PRESETS
 from stategate.export.candidates import candidate_from
 from stategate.export.cli import export
+from stategate.export.frontends.trace import as_module
 from stategate.export.precision import Lower, lowered
-from stategate.export.rounding import own_rounding, strict_limits
-from stategate.export.trace import as_module
+from stategate.export.seal.rounding import own_rounding, strict_limits
 from stategate.models import lift
 from stategate.models.load import LoadedModel
-from stategate.runtime.cli import main
 from stategate.targets import generic
 
 CASES = Path(__file__).parents[1] / "cases" / "models.py"

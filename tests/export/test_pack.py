@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import (
     Budget,
     Bundle,
@@ -28,11 +29,10 @@ from stategate.contract.errors import (
     SpecError,
 )
 from stategate.export.candidates import candidate_from
-from stategate.export.pack import Candidate, random_episode, seal
-from stategate.export.trace import TorchReference
+from stategate.export.frontends.trace import TorchReference
+from stategate.export.seal.pack import Candidate, random_episode, seal
 from stategate.models.load import LoadedModel
 from stategate.models.step import StepModel
-from stategate.runtime.cli import main
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import torch
 from click.testing import CliRunner
 from tensordict import TensorDict
 
+from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 OBS, ACTIONS, HIDDEN, LAYERS = 9, 4, 24, 2
 

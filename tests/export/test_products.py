@@ -13,13 +13,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from stategate.common.compiler import compile_library
 from stategate.contract import StateSpec, StepSpec, TensorSpec
-from stategate.contract.compiler import compile_library
 from stategate.contract.errors import LowerError
-from stategate.export.lower_c import lower
-from stategate.export.native import one_thread
-from stategate.export.products import by_rows
-from stategate.export.scratch import off_the_stack
+from stategate.export.c.lower import lower
+from stategate.export.c.products import by_rows
+from stategate.export.c.scratch import off_the_stack
+from stategate.export.timing import one_thread
 
 # No multiples of what the loops take at once; 2 x 3 x 330 elements are worth joining loops for.
 K, N, WIDE = 300, 19, 330

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from stategate.cli.main import main
 from stategate.contract import Bundle, Episode, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import (
     CalibrationError,
@@ -22,12 +23,11 @@ from stategate.contract.errors import (
     TargetError,
 )
 from stategate.contract.precision import PRESETS, PrecisionPlan, RangeRecord
-from stategate.export.quantise import projections, quantised
-from stategate.export.trace import trace
-from stategate.export.verify import Limits, verify
+from stategate.export.frontends.trace import trace
+from stategate.export.passes.quantise import projections, quantised
+from stategate.export.seal.verify import Limits, verify
 from stategate.models.load import load_model
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 from stategate.targets import load
 
 Traced = tuple[onnx.ModelProto, StepSpec]

@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 Step = Callable[..., dict[str, np.ndarray]]
 SNR_DB = 5.0

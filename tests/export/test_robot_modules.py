@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from stategate.contract.errors import TraceError, UndeclaredStateError
-from stategate.export.stateful import StatefulReference
-from stategate.export.trace import trace
+from stategate.export.frontends.stateful import StatefulReference
+from stategate.export.frontends.trace import trace
 from stategate.models import lift
-from stategate.models.lifting import Lifted
+from stategate.models.lifting.lift import Lifted
 from stategate.runtime import Session
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.contract.errors import CalibrationError, ExportError
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.export import sensitivity
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.precision import lowered
+from stategate.export.seal.verify import Limits, compare
 from stategate.export.sensitivity import Search
-from stategate.export.verify import Limits, compare
 from stategate.models.load import load_model
-from stategate.runtime.cli import main
 
 STEPS = 60
 LIMITS = Limits(0.05, 0.0)

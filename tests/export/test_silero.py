@@ -11,9 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 CONTEXT, WINDOW = 64, 512
 AXES = ["--dim", "batch=1", "--dim", "sequence=576"]

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from stategate.contract import Bundle, StateSpec, StepSpec, TensorSpec
-from stategate.export.trace import trace
-from stategate.models.sega import Sega, SegaConfig
+from stategate.export.frontends.trace import trace
+from stategate.models.memories.sega import Sega, SegaConfig
+from stategate.models.memories.trim_kv.cell import TrimKv, log_sigmoid
+from stategate.models.memories.trim_kv.config import TrimKvConfig
 from stategate.models.step import StepResult
-from stategate.models.trim_kv import TrimKv, log_sigmoid
-from stategate.models.trim_kv_config import TrimKvConfig
 from stategate.runtime import Pool, Session
 
 ADMIT = TrimKvConfig(

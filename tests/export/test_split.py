@@ -17,11 +17,11 @@ from torch import nn
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import SplitError
-from stategate.export.split import Split, quiet, read_write
-from stategate.export.trace import trace
-from stategate.models.aura import AuraMem
+from stategate.export.frontends.trace import trace
+from stategate.export.passes.split import Split, quiet, read_write
 from stategate.models.load import LoadedModel, load_model
-from stategate.models.recurrent import MinGru, RecurrentStep
+from stategate.models.memories.aura import AuraMem
+from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
 from stategate.models.step import StepResult
 
 Arrays = dict[str, np.ndarray]

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
+from stategate.cli.main import main
 from stategate.contract import Bundle, Episode, TensorSpec
-from stategate.export.steering import choices
-from stategate.runtime.cli import main
+from stategate.export.frontends.steering import choices
 
 F, I64, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import GraphError, TraceError, UndeclaredStateError
-from stategate.export.graph import check_graph, every_node
-from stategate.export.trace import OPSET, trace
+from stategate.export.frontends.trace import OPSET, trace
+from stategate.export.passes.graph import check_graph, every_node
 from stategate.models.step import StepResult
 
 SPEC = StepSpec((TensorSpec("x", (1, 3)),), (TensorSpec("y", (1, 3)),), (StateSpec("s", (1, 3)),))
@@ -324,7 +324,7 @@ def test_nothing_of_the_exporting_machine_is_in_the_file() -> None:
 def test_two_processes_in_two_folders_export_the_same_bytes(tmp_path: Path) -> None:
     code = (
         "import hashlib\n"
-        "from stategate.export.trace import trace\n"
+        "from stategate.export.frontends.trace import trace\n"
         "from stategate.models.load import load_model\n"
         "raw = trace(load_model('aura-hard').model).SerializeToString(deterministic=True)\n"
         "print(hashlib.sha256(raw).hexdigest())"

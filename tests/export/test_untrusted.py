@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.contract.errors import GraphError, LeappError, StategateError
 from stategate.contract.npz import load_npy
-from stategate.export import untrusted
-from stategate.export.adopt import OnnxReference, adopt
-from stategate.export.adopt_request import Request
-from stategate.export.leapp import read_export
-from stategate.runtime.cli import main
+from stategate.export.frontends import untrusted
+from stategate.export.frontends.adopt import OnnxReference, adopt
+from stategate.export.frontends.adopt_request import Request
+from stategate.export.frontends.leapp import read_export
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 REQUEST = Request({}, {}, {}, {"h": "h_next"})

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
+from stategate.cli.main import main
 from stategate.contract import Bundle, Episode, FileRef, sha256, write_bundle
 from stategate.contract.errors import ParityError
-from stategate.runtime.cli import main
-from stategate.runtime.golden import replay
+from stategate.runtime.check.golden import replay
 
 CASES = Path(__file__).parents[1] / "cases"
 F = TensorProto.FLOAT

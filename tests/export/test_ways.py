@@ -10,14 +10,14 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import SplitError
-from stategate.export import ways
 from stategate.export.candidates import candidate_from
-from stategate.export.pack import Candidate, random_episode
-from stategate.export.ways import in_its_way
+from stategate.export.passes import choose_split as ways
+from stategate.export.passes.choose_split import in_its_way
+from stategate.export.seal.pack import Candidate, random_episode
 from stategate.models.load import LoadedModel, load_model
-from stategate.runtime.cli import main
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensordict import TensorDict
 from torch import nn
 
+from stategate.cli.main import main
 from stategate.contract.errors import TraceError
 from stategate.models import from_rsl_rl, from_sb3
-from stategate.models.adapters import adapted
-from stategate.models.lifting import Lifted
+from stategate.models.lifting.adapters import adapted
+from stategate.models.lifting.lift import Lifted
 from stategate.runtime import Pool, Session
-from stategate.runtime.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

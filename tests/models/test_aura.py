@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from stategate.models.aura import AuraMem
-from stategate.models.aura_train import AuraLearner, drawn, evaluate, hard_gate, schedule
-from stategate.models.binding_stream import CONFIGS, BindingStreams
 from stategate.models.checkpoint import Card, Measured, folder, load, save, weights_sha256
+from stategate.models.memories.aura import AuraMem
 from stategate.models.step import commit, initial_states
-from stategate.models.stream_train import Recipe, train
+from stategate.models.training.aura import AuraLearner, drawn, evaluate, hard_gate, schedule
+from stategate.models.training.stream import Recipe, train
+from stategate.models.zoo.binding_stream import CONFIGS, BindingStreams
 
 UNSEEN_SEED = 77_003
 
@@ -188,9 +188,9 @@ def test_the_recipe_remakes_the_shipped_weights(shipped) -> None:
 @pytest.mark.slow
 def test_a_hundred_thousand_deployed_steps_keep_their_promise(aura_bundle, tmp_path) -> None:
     """The card's long horizon, measured again through the runtime and its ledger."""
-    from stategate.models.zoo import entry
+    from stategate.models.zoo.catalogue import entry
     from stategate.runtime import Session
-    from stategate.runtime.run import run_episode
+    from stategate.runtime.episodes.run import run_episode
 
     with Session.open(aura_bundle) as session:
         result = run_episode(session, entry("aura-hard").episode(100_000, UNSEEN_SEED))

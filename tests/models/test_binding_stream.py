@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stategate.models.binding_stream import (
+from stategate.models.zoo.binding_stream import (
     CLUTTER,
     CONFIGS,
     DISTRACTOR,

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stategate.contract.errors import ModelConfigError
-from stategate.models.delta import DeltaStack
-from stategate.models.delta_cell import CHUNK, Carried, Tokens, chunk, step
-from stategate.models.delta_config import PUBLISHED, DeltaConfig, DeltaStackConfig
-from stategate.models.delta_layer import DeltaLayer
+from stategate.models.memories.delta.cell import CHUNK, Carried, Tokens, chunk, step
+from stategate.models.memories.delta.config import PUBLISHED, DeltaConfig, DeltaStackConfig
+from stategate.models.memories.delta.layer import DeltaLayer
+from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.operators import Operators
 from stategate.models.step import commit, initial_states, threshold_inputs
 

@@ -10,11 +10,11 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
+from stategate.cli.main import main
 from stategate.contract.errors import TraceError
 from stategate.models import lift
 from stategate.models.load import load_model
 from stategate.runtime import Session
-from stategate.runtime.cli import main
 
 # Of torch, about TorchScript, about its own LSTM in a program, and about its own pytrees.
 pytestmark = pytest.mark.filterwarnings(

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from stategate.contract.errors import ModelConfigError
-from stategate.models.recurrent import MinGru, RecurrentStep
-from stategate.models.recurrent_sizes import RecurrentSizes
+from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
+from stategate.models.memories.recurrent.sizes import RecurrentSizes
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
 from stategate.runtime import Session
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stategate.contract.errors import ModelConfigError
-from stategate.models.sega import PUBLISHED, Sega, SegaConfig
+from stategate.models.memories.sega import PUBLISHED, Sega, SegaConfig
 from stategate.models.step import commit, initial_states, threshold_inputs
 
 SMALL = SegaConfig(

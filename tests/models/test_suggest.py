@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import stategate.models
+from stategate.models.lifting.suggest import offer
 from stategate.models.load import _checked as checked
-from stategate.models.suggest import offer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 

@@ -13,16 +13,16 @@ import torch
 from click.testing import CliRunner
 from torch.nn.functional import cross_entropy
 
+from stategate.cli.main import main
 from stategate.contract.errors import ModelConfigError
 from stategate.models import checkpoint
-from stategate.models.aura import AuraMem
-from stategate.models.binding_stream import CONFIGS, NO_LABEL, BindingStreams
 from stategate.models.checkpoint import Card, weights_sha256
-from stategate.models.step_train import delta_stack, gru_policy, score
-from stategate.models.stream_train import Recipe, train
-from stategate.models.zoo import ZOO
-from stategate.models.zoo_trained import TRAININGS
-from stategate.runtime.cli import main
+from stategate.models.memories.aura import AuraMem
+from stategate.models.training.step import delta_stack, gru_policy, score
+from stategate.models.training.stream import Recipe, train
+from stategate.models.zoo.binding_stream import CONFIGS, NO_LABEL, BindingStreams
+from stategate.models.zoo.catalogue import ZOO
+from stategate.models.zoo.trained import TRAININGS
 
 UNSEEN_SEED = 77_003
 SHAPES = {"aura-hard": AuraMem, "gdn2-hard": delta_stack, "gru-few": gru_policy}

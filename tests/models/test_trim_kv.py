@@ -23,9 +23,9 @@ import torch
 from torch import nn
 
 from stategate.contract.errors import ModelConfigError
+from stategate.models.memories.trim_kv.cell import PERIOD, TrimKv, log_sigmoid
+from stategate.models.memories.trim_kv.config import PUBLISHED, TrimKvConfig
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
-from stategate.models.trim_kv import PERIOD, TrimKv, log_sigmoid
-from stategate.models.trim_kv_config import PUBLISHED, TrimKvConfig
 
 ADMIT = TrimKvConfig(
     features=5,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stategate.models.cli import zoo
+from stategate.cli.main import main
+from stategate.cli.zoo import zoo
 from stategate.models.load import load_model
 from stategate.models.step import commit, initial_states, threshold_inputs
-from stategate.models.zoo import ZOO
-from stategate.runtime.cli import main
+from stategate.models.zoo.catalogue import ZOO
 
 FAMILIES = {
     "aura",

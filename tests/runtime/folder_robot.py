@@ -22,8 +22,9 @@ import onnxruntime  # noqa: F401  loaded once, and not by every robot
 
 from stategate.contract import Budget
 from stategate.contract.errors import BudgetError, SnapshotError
-from stategate.runtime import Session, SnapshotPolicy, account
-from stategate.runtime.clock import ManualClock
+from stategate.runtime import Session, SnapshotPolicy
+from stategate.runtime.base.clock import ManualClock
+from stategate.runtime.keep import account
 
 GATES = {True: 1.0, False: -1.0}
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stategate.contract.errors import SpecError
-from stategate.runtime.clock import ManualClock, MonotonicClock
+from stategate.runtime.base.clock import ManualClock, MonotonicClock
 from stategate.runtime.deadline import WINDOW, Loop, first_step_after_idle_us, measure_empty_loop
 
 MS = 1_000_000
@@ -251,6 +251,6 @@ def test_the_real_clock_does_not_hang_when_time_goes_backwards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     readings = iter([100, 110, 90])
-    monkeypatch.setattr("stategate.runtime.clock.time.monotonic_ns", lambda: next(readings))
+    monkeypatch.setattr("stategate.runtime.base.clock.time.monotonic_ns", lambda: next(readings))
     MonotonicClock().sleep_until_ns(10_000)
     assert next(readings, None) is None

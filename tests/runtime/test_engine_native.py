@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import Budget, Bundle, FileRef, sha256, write_bundle
+from stategate.contract.c_library import ABI, tag
 from stategate.contract.errors import (
     DigestError,
     EngineError,
@@ -24,12 +26,10 @@ from stategate.contract.errors import (
     StateFault,
     StepInputError,
 )
-from stategate.contract.native import ABI, tag
 from stategate.runtime import Session
-from stategate.runtime.cli import main
-from stategate.runtime.engine_native import NativeEngine
-from stategate.runtime.golden import replay
-from stategate.runtime.native_call import FINITE
+from stategate.runtime.check.golden import replay
+from stategate.runtime.engines.native import NativeEngine
+from stategate.runtime.engines.native_call import FINITE
 
 
 def golden_of(path: Path) -> list[dict[str, np.ndarray]]:
@@ -276,8 +276,8 @@ def test_what_was_checked_is_mapped_though_the_file_is_replaced_meanwhile(
     def and_then_replaced(*checked: object) -> None:
         (copy / "native" / "libstep.so").write_bytes(b"another file")
 
-    monkeypatch.setattr("stategate.runtime.engine_native.check_library", and_then_replaced)
-    monkeypatch.setattr("stategate.runtime.engine_native._MAPPED", {})
+    monkeypatch.setattr("stategate.runtime.engines.native.check_library", and_then_replaced)
+    monkeypatch.setattr("stategate.runtime.engines.native._MAPPED", {})
     with Session.open(copy, engine="native") as session:
         assert session.step(**feed)["action"].any()
 

@@ -25,8 +25,8 @@ from stategate.contract import Budget
 from stategate.contract.errors import BudgetWarning, EngineError
 from stategate.contract.failures import failures
 from stategate.runtime import Pool, Session, SnapshotPolicy
-from stategate.runtime.faults import inject
-from stategate.runtime.recorder import Recorder
+from stategate.runtime.check.faults import inject
+from stategate.runtime.episodes.recorder import Recorder
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 CLOSED = -OPEN
@@ -395,7 +395,7 @@ def test_banks_that_were_half_exchanged_are_bound_again(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With many gates one binding serves all parities of the banks."""
-    monkeypatch.setattr("stategate.runtime.ort._MAX_PREMADE", 0)
+    monkeypatch.setattr("stategate.runtime.engines.ort._MAX_PREMADE", 0)
     xs = [OPEN, CLOSED, OPEN * 2, OPEN * -3, OPEN * 4]
     with Session.open(tiny_bundle) as session:
         right = [session.step(x=x)["y"].copy() for x in xs]

@@ -17,8 +17,8 @@ from stategate.contract.errors import (
     StateFault,
 )
 from stategate.runtime import Session
-from stategate.runtime.faults import inject
-from stategate.runtime.keeper import SnapshotPolicy
+from stategate.runtime.check.faults import inject
+from stategate.runtime.keep.keeper import SnapshotPolicy
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 FAULTS = ("engine", "state", "gate", "output")

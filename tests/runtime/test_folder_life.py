@@ -30,9 +30,9 @@ from hypothesis.stateful import (
 )
 
 from stategate.contract import Bundle
-from stategate.runtime.account import RECORD_BYTES
-from stategate.runtime.snapshot import Codec
-from stategate.runtime.store import SLOTS, Found, look_into
+from stategate.runtime.keep.account import RECORD_BYTES
+from stategate.runtime.keep.snapshot import Codec
+from stategate.runtime.keep.store import SLOTS, Found, look_into
 
 HOUR_NS = 3_600_000_000_000
 METADATA_BYTES = 20 * 1024

@@ -15,9 +15,9 @@ from stategate.contract.errors import (
     SpecError,
     WriteBudgetError,
 )
-from stategate.models.zoo import entry
+from stategate.models.zoo.catalogue import entry
 from stategate.runtime import Session
-from stategate.runtime.clock import ManualClock
+from stategate.runtime.base.clock import ManualClock
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 CLOSED = np.array([[-1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
@@ -124,9 +124,9 @@ def test_warning_lets_the_write_through_and_counts_it(tiny_bundle: Path) -> None
 @pytest.fixture(scope="module")
 def recorded() -> tuple[np.ndarray, np.ndarray]:
     """Features of the controlled benchmark, and the gate that the shipped policy gave on them."""
-    from stategate.models.aura import AuraMem
-    from stategate.models.aura_train import hard_gate
     from stategate.models.checkpoint import folder, load
+    from stategate.models.memories.aura import AuraMem
+    from stategate.models.training.aura import hard_gate
 
     episode = entry("aura-hard").episode(6000, 21)
     model, _, _ = load(folder() / "aura-hard.safetensors", AuraMem())
@@ -181,7 +181,7 @@ def test_adapting_stops_at_its_limit_and_the_bucket_holds(tiny_bundle: Path) -> 
 def test_a_memory_that_does_not_fit_is_refused_before_anything_is_allocated(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stategate.runtime.buffers import Buffers
+    from stategate.runtime.base.buffers import Buffers
 
     def allocate(*_: object) -> None:
         raise AssertionError("allocated")
@@ -271,7 +271,7 @@ def test_adapting_needs_one_gate_and_room_above_it(tiny_bundle: Path) -> None:
 
 
 def test_steps_that_fail_earn_no_tokens(tiny_bundle: Path) -> None:
-    from stategate.runtime.faults import inject
+    from stategate.runtime.check.faults import inject
 
     budget = Budget(writes_per_1000_steps=1)
     with Session.open(tiny_bundle, budget=budget, on_fault="hold") as session:
@@ -297,7 +297,7 @@ def test_a_threshold_to_stop_at_must_be_one(limit: float) -> None:
 
 
 def test_a_step_that_fails_is_late_all_the_same(tiny_bundle: Path) -> None:
-    from stategate.runtime.faults import inject
+    from stategate.runtime.check.faults import inject
 
     class Slow(ManualClock):
         def now_ns(self) -> int:

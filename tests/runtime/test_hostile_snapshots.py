@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from stategate.contract import Bundle
 from stategate.contract.errors import SnapshotError
 from stategate.runtime import Session
-from stategate.runtime.snapshot import Codec
-from stategate.runtime.store import SLOTS
+from stategate.runtime.keep.snapshot import Codec
+from stategate.runtime.keep.store import SLOTS
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 JSON = st.recursive(

@@ -26,7 +26,7 @@ def test_importing_the_runtime_loads_no_engine() -> None:
 
 
 def test_the_command_line_shows_its_help_without_any_library() -> None:
-    code = "from stategate.runtime.cli import main\nmain(['--help'], standalone_mode=False)"
+    code = "from stategate.cli.main import main\nmain(['--help'], standalone_mode=False)"
     assert loaded_after(code) == set()
 
 
@@ -45,14 +45,14 @@ def test_device_verbs_never_load_torch_or_onnx(tiny_bundle: Path, tmp_path: Path
         ["verify", str(tiny_bundle)],
         ["run", str(tiny_bundle), "--steps", "50", "--out", str(tmp_path)],
     ):
-        code = f"from stategate.runtime.cli import main\nmain({arguments}, standalone_mode=False)"
+        code = f"from stategate.cli.main import main\nmain({arguments}, standalone_mode=False)"
         assert loaded_after(code) <= {"onnxruntime"}
 
 
 def test_checking_digests_needs_no_engine_at_all(tiny_bundle: Path) -> None:
     code = (
         "import sys; sys.modules['onnxruntime'] = None\n"
-        "from stategate.runtime.cli import main\n"
+        "from stategate.cli.main import main\n"
         f"main(['verify', '--digests', {str(tiny_bundle)!r}], standalone_mode=False)"
     )
     assert "torch" not in loaded_after(code)

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import nn
 
+from stategate.common.compiler import compile_library
 from stategate.contract import Bundle, GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.contract.compiler import compile_library
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
-from stategate.runtime.engine_native import _MAX_PREMADE, NativeEngine
-from stategate.runtime.golden import replay
-from stategate.runtime.native_call import FINITE, stepping
-from stategate.runtime.plan import allocate
+from stategate.runtime.check.golden import replay
+from stategate.runtime.engines.native import _MAX_PREMADE, NativeEngine
+from stategate.runtime.engines.native_call import FINITE, stepping
+from stategate.runtime.engines.opening import allocate
 
 GATES = _MAX_PREMADE + 1
 
@@ -109,7 +109,7 @@ def test_only_a_step_known_to_be_short_keeps_the_lock_of_the_interpreter(
         asked.append(gives_lock_away)
         return stepping(library, taken, given, gives_lock_away, results)
 
-    monkeypatch.setattr("stategate.runtime.engine_native.stepping", noted)
+    monkeypatch.setattr("stategate.runtime.engines.native.stepping", noted)
     known = msgspec.structs.replace(native, step_us={} if us is None else {"native": us})
     NativeEngine(bundle, known, allocate(bundle)).run(0)
     assert set(asked) == {not keeps}

@@ -25,12 +25,12 @@ from stategate.contract import (
     write_bundle,
 )
 from stategate.contract.errors import EpisodeError
-from stategate.export import verify
-from stategate.export.pack import Candidate, random_episode, seal
-from stategate.export.storage import stored
+from stategate.export.passes.state_precision import stored
+from stategate.export.seal import verify
+from stategate.export.seal.pack import Candidate, random_episode, seal
 from stategate.export.storage_cli import early_limits
-from stategate.runtime.golden import Replay, replay
-from stategate.runtime.one_step import OneStep, one_step
+from stategate.runtime.check.golden import Replay, replay
+from stategate.runtime.check.one_step import OneStep, one_step
 
 FORMS = {"float16": ("float16", False), "int8": ("int8", False), "fed-back": ("int8", True)}
 STEP = """<ir_version: 10, opset_import: ["": 20]>

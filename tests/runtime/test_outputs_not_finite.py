@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from stategate.cli.device import describe
 from stategate.contract import (
     GateSpec,
     StateSpec,
@@ -24,12 +25,11 @@ from stategate.contract import (
 from stategate.contract.errors import OutputFault, PoolFault, SpecError
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.cli import export
-from stategate.export.pack import random_episode, seal
+from stategate.export.seal.pack import random_episode, seal
 from stategate.models.load import load_model
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
-from stategate.runtime.buffers import finiteness, is_finite
-from stategate.runtime.device_cli import describe
+from stategate.runtime.base.buffers import finiteness, is_finite
 
 ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")

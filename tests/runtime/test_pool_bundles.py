@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import Budget, Bundle, FileRef, sha256, write_bundle
 from stategate.contract.errors import EngineError, PoolBundleError, SpecError
 from stategate.runtime import Pool, Session
-from stategate.runtime.cli import main
-from stategate.runtime.gaps import Gaps
-from stategate.runtime.golden import replay
+from stategate.runtime.check.gaps import Gaps
+from stategate.runtime.check.golden import replay
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 CLOSED = np.array([[-1.0, 0.3, -0.2, 0.5]], dtype=np.float32)

@@ -45,8 +45,8 @@ from stategate.contract.errors import (
 )
 from stategate.models.step import StepResult
 from stategate.runtime import Session, SnapshotPolicy
-from stategate.runtime.engine import Engine
-from stategate.runtime.golden import chunk_gap
+from stategate.runtime.check.golden import chunk_gap
+from stategate.runtime.engines.engine import Engine
 
 CHUNK = 4
 

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from stategate import runtime
+from stategate.cli.main import main
 from stategate.contract import Episode, EpisodeSet, load_episode
-from stategate.runtime import Session
-from stategate.runtime.cli import main
+from stategate.runtime import Session, episodes
 
 ENV = "StategateDrift-v0"
 EXPERT = """
@@ -210,8 +209,8 @@ def test_an_environment_of_another_size_is_refused(
 def test_without_gymnasium_the_extra_is_named(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "stategate.runtime.gym", raising=False)
+    monkeypatch.delitem(sys.modules, "stategate.runtime.episodes.gym", raising=False)
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    monkeypatch.delattr(runtime, "gym", raising=False)
+    monkeypatch.delattr(episodes, "gym", raising=False)
     done = stategate("record", tiny_bundle, "--gym", ENV, "--out", tmp_path / "o")
     assert done.exit_code == 2 and "stategate[gym]" in done.output

@@ -20,8 +20,8 @@ from stategate.contract.errors import (
     SpecError,
 )
 from stategate.runtime import Session
-from stategate.runtime import recorder as module
-from stategate.runtime.recorder import Recorder
+from stategate.runtime.episodes import recorder as module
+from stategate.runtime.episodes.recorder import Recorder
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import Budget, Bundle, write_bundle
 from stategate.contract.errors import BudgetWarning, MemoryBudgetError, SpecError
 from stategate.runtime import Pool, Session
-from stategate.runtime import resident as module
-from stategate.runtime.cli import main
-from stategate.runtime.process import peak_rss_bytes, rss_bytes
+from stategate.runtime.base.process import peak_rss_bytes, rss_bytes
+from stategate.runtime.engines import resident as module
 
 MIB = 1 << 20
 X = np.ones((1, 4), np.float32)
@@ -29,7 +29,7 @@ import numpy as np
 from stategate.contract import Budget
 from stategate.contract.errors import MemoryBudgetError
 from stategate.runtime import Session
-from stategate.runtime.process import peak_rss_bytes, rss_bytes
+from stategate.runtime.base.process import peak_rss_bytes, rss_bytes
 
 before, said = rss_bytes(), "opened"
 budget = Budget(peak_resident_bytes=before + int(sys.argv[2]))
@@ -85,7 +85,7 @@ def test_the_second_session_of_a_process_is_not_charged_the_library_again(
 def growing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Resident memory and its peak, as a list that a test moves by hand."""
     memory = [100 * MIB, 100 * MIB]
-    for place in (module, sys.modules["stategate.runtime.plan"]):
+    for place in (module, sys.modules["stategate.runtime.engines.opening"]):
         monkeypatch.setattr(place, "rss_bytes", lambda: memory[0])
     monkeypatch.setattr(module, "peak_rss_bytes", lambda: max(memory))
     return memory

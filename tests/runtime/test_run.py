@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import COMMANDS, main
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
-from stategate.runtime.cli import COMMANDS, main
-from stategate.runtime.gaps import Gaps
-from stategate.runtime.golden import replay
-from stategate.runtime.run import run_episode
+from stategate.runtime.check.gaps import Gaps
+from stategate.runtime.check.golden import replay
+from stategate.runtime.episodes.run import run_episode
 
 
 def episode(steps: int) -> Episode:

@@ -220,7 +220,7 @@ def test_a_manifest_of_gigantic_states_is_refused_without_touching_memory(
     import shutil
 
     from stategate.contract.errors import ManifestError, RuntimeFault
-    from stategate.runtime.process import rss_bytes
+    from stategate.runtime.base.process import rss_bytes
 
     copy = tmp_path / "b"
     shutil.copytree(tiny_bundle, copy)

@@ -30,12 +30,12 @@ from stategate.contract.errors import (
     StateFault,
 )
 from stategate.runtime import Session
-from stategate.runtime.account import RECORD_BYTES
-from stategate.runtime.clock import ManualClock
-from stategate.runtime.faults import inject
-from stategate.runtime.keeper import SnapshotPolicy
-from stategate.runtime.snapshot import Codec, Snapshot
-from stategate.runtime.store import SLOTS
+from stategate.runtime.base.clock import ManualClock
+from stategate.runtime.check.faults import inject
+from stategate.runtime.keep.account import RECORD_BYTES
+from stategate.runtime.keep.keeper import SnapshotPolicy
+from stategate.runtime.keep.snapshot import Codec, Snapshot
+from stategate.runtime.keep.store import SLOTS
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 CLOSED = np.array([[-1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
@@ -121,9 +121,9 @@ import os, random, signal, sys, time
 import numpy as np
 from stategate.contract import Bundle
 from stategate.contract.errors import SnapshotError
-from stategate.runtime.ledger import Ledger
-from stategate.runtime.snapshot import Codec, Header, Snapshot
-from stategate.runtime.store import SLOTS, SnapshotStore
+from stategate.runtime.base.ledger import Ledger
+from stategate.runtime.keep.snapshot import Codec, Header, Snapshot
+from stategate.runtime.keep.store import SLOTS, SnapshotStore
 
 manifest = Bundle.open(sys.argv[1]).manifest
 codec, folder, kills = Codec(manifest), sys.argv[2], int(sys.argv[3])
@@ -467,10 +467,10 @@ def test_a_restart_fills_the_wear_budget_only_by_time_that_no_one_can_set(
     budget = Budget(persisted_bytes_per_day=2.0 * cost, on_persisted="raise")
     for day, (boot, on_s, affordable) in enumerate(boots):
         now = (boot, on_s * SECOND_NS)
-        monkeypatch.setattr("stategate.runtime.account.since_boot", lambda now=now: now)
+        monkeypatch.setattr("stategate.runtime.keep.account.since_boot", lambda now=now: now)
         # The clock on the wall jumps a day ahead at each start, or back to 1970: no matter.
         wall_s = 1.8e9 + 86_400 * day if day % 3 else 0.0
-        monkeypatch.setattr("stategate.runtime.keeper.time.time", lambda now=wall_s: now)
+        monkeypatch.setattr("stategate.runtime.keep.keeper.time.time", lambda now=wall_s: now)
         with Session.open(tiny_bundle, budget=budget, snapshots=tmp_path) as session:
             session.step(x=OPEN)
             for _ in range(affordable):
@@ -735,8 +735,8 @@ def test_counters_only_grow_over_saves_restores_and_crashes(
 
 def test_encoding_refuses_a_header_that_outgrows_its_room(tiny_bundle: Path) -> None:
     codec = Codec(Bundle.open(tiny_bundle).manifest)
-    from stategate.runtime.ledger import Ledger
-    from stategate.runtime.snapshot import Header
+    from stategate.runtime.base.ledger import Ledger
+    from stategate.runtime.keep.snapshot import Header
 
     many = Ledger(gate_openings={f"gate{i}": i for i in range(1000)})
     header = Header(codec.identity, 1, 0, many, (0.0, 0.0, 0.0), 0.0)

@@ -32,16 +32,16 @@ from stategate.contract.errors import (
     WriteBudgetError,
 )
 from stategate.export.candidates import candidate_from, reference_for
-from stategate.export.pack import Candidate, draft, random_episode, seal
-from stategate.export.ways import in_its_way
+from stategate.export.passes.choose_split import in_its_way
+from stategate.export.seal.pack import Candidate, draft, random_episode, seal
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepResult
 from stategate.runtime import Session
-from stategate.runtime.buffers import Buffers
-from stategate.runtime.engine import Engine
-from stategate.runtime.faults import inject
-from stategate.runtime.golden import replay
-from stategate.runtime.plan import planned_bytes
+from stategate.runtime.base.buffers import Buffers
+from stategate.runtime.check.faults import inject
+from stategate.runtime.check.golden import replay
+from stategate.runtime.engines.engine import Engine
+from stategate.runtime.engines.opening import planned_bytes
 from stategate.runtime.pool import Pool
 
 WAYS = ("read-write", "quiet")

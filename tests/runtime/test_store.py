@@ -27,10 +27,10 @@ from stategate.contract.errors import (
     SpecError,
 )
 from stategate.runtime import Pool, Session, SnapshotPolicy
-from stategate.runtime.account import RECORD_BYTES
-from stategate.runtime.clock import ManualClock
-from stategate.runtime.snapshot import Codec
-from stategate.runtime.store import KEPT_ASIDE, SLOTS
+from stategate.runtime.base.clock import ManualClock
+from stategate.runtime.keep.account import RECORD_BYTES
+from stategate.runtime.keep.snapshot import Codec
+from stategate.runtime.keep.store import KEPT_ASIDE, SLOTS
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 CLOSED = np.array([[-1.0, 0.3, -0.2, 0.5]], dtype=np.float32)

@@ -18,7 +18,7 @@ from stategate.contract import Bundle, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import EngineError
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
-from stategate.runtime.gaps import Gaps
+from stategate.runtime.check.gaps import Gaps
 
 pytestmark = [
     pytest.mark.case("A6"),

@@ -11,9 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stategate.contract.errors import SpecError
 from stategate.runtime import Session
-from stategate.runtime.clock import ManualClock
-from stategate.runtime.prometheus import watch
-from stategate.runtime.telemetry import JsonLines, metrics
+from stategate.runtime.base.clock import ManualClock
+from stategate.runtime.watch.prometheus import watch
+from stategate.runtime.watch.telemetry import JsonLines, metrics
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 

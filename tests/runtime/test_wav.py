@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stategate.contract.errors import EpisodeError
-from stategate.runtime.wav import SAMPLES, wav_episode
+from stategate.runtime.episodes.wav import SAMPLES, wav_episode
 
 
 def sound(samples: int = 2000, rate: int = 16_000, channels: int = 1) -> bytes:

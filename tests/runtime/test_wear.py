@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from stategate.contract import Storage, endurance_bytes
 from stategate.contract.errors import SpecError
-from stategate.runtime.wear import (
+from stategate.runtime.keep.wear import (
     bytes_per_day,
     host_bytes_per_snapshot,
     lifetime_years,
     max_bytes_per_day,
     max_snapshots_per_second,
 )
-from stategate.runtime.wear_counters import DeviceWear, block_device, read_wear
+from stategate.runtime.keep.wear_counters import DeviceWear, block_device, read_wear
 
 KIB, MIB = 1024, 1024**2
 HEADER = 4096  # what the published table below adds to each state

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from stategate.cli.main import main
 from stategate.contract.errors import MissingDependencyError
-from stategate.runtime.cli import main
-from stategate.targets import names, rows
+from stategate.targets import names
+from stategate.targets import toml_tables as rows
 
 ROOT = Path(__file__).parents[2]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from stategate.runtime.cli import main
+from stategate.cli.main import main
 from stategate.targets.doctor import examine
 from stategate.targets.nvidia import Driver, driver_of, wheels_of
 

@@ -10,7 +10,8 @@ import pytest
 
 from stategate.contract.errors import TargetError
 from stategate.contract.precision import PRESETS
-from stategate.targets import generic, load, names, recognise, rows, storage_names
+from stategate.targets import generic, load, names, recognise, storage_names
+from stategate.targets import toml_tables as rows
 
 ROOT = Path(__file__).parents[2]
 WANTED = {

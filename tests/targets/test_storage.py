@@ -6,7 +6,8 @@ import pytest
 
 from stategate.contract import endurance_bytes
 from stategate.contract.errors import TargetError
-from stategate.targets import load_storage, rows, storage_names
+from stategate.targets import load_storage, storage_names
+from stategate.targets import toml_tables as rows
 
 
 @pytest.mark.parametrize("name", storage_names())

@@ -336,7 +336,7 @@ class FakeTensorRt:
 def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     """A GPU; nothing on it may be left when the test is over."""
     fake = FakeDriver(integrated=request.param)
-    monkeypatch.setattr("stategate.runtime.cuda.load_driver", lambda: fake)
+    monkeypatch.setattr("stategate.runtime.engines.cuda.load_driver", lambda: fake)
     return fake
 
 
@@ -360,9 +360,9 @@ def rtx(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
 def built(trt: FakeTensorRt, tiny_bundle: Path, copy_of: Callable[[Path], Path]) -> Path:
     """A bundle with a plan beside it."""
     from stategate.contract import Bundle
-    from stategate.export.tensorrt_build import Settings
-    from stategate.export.tensorrt_local import build_engine, keep
-    from stategate.runtime.cuda import Cuda
+    from stategate.export.tensorrt.build import Settings
+    from stategate.export.tensorrt.local import build_engine, keep
+    from stategate.runtime.engines.cuda import Cuda
 
     bundle = Bundle.open(copy_of(tiny_bundle))
     cuda = Cuda()

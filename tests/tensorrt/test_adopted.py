@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
+from stategate.cli.main import main
 from stategate.contract import Bundle
-from stategate.export.tensorrt_build import Settings
-from stategate.export.tensorrt_local import build_engine, keep
+from stategate.export.tensorrt.build import Settings
+from stategate.export.tensorrt.local import build_engine, keep
 from stategate.runtime import Session
-from stategate.runtime.cli import main
-from stategate.runtime.cuda import Cuda
+from stategate.runtime.engines.cuda import Cuda
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 FLOAT = TensorProto.FLOAT

@@ -16,10 +16,10 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SOURCES = [
-    "export/tensorrt_build.py",
-    "export/tensorrt_local.py",
-    "runtime/engine_tensorrt.py",
-    "runtime/tensorrt_api.py",
+    "export/tensorrt/build.py",
+    "export/tensorrt/local.py",
+    "runtime/engines/tensorrt.py",
+    "runtime/engines/tensorrt_api.py",
 ]
 # What the sources call objects of each class.
 CLASSES = {

@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from stategate.cli.main import main
 from stategate.contract import (
     Bundle,
     FileRef,
@@ -25,7 +26,6 @@ from stategate.contract import (
     canonical_json,
     sha256,
 )
-from stategate.contract.engine_plan import PLAN, RECORD, PlanRecord, stored_plans
 from stategate.contract.errors import (
     EngineError,
     EngineFallbackWarning,
@@ -34,13 +34,13 @@ from stategate.contract.errors import (
     SpecError,
     StateFault,
 )
-from stategate.export.tensorrt_build import Settings
-from stategate.export.tensorrt_local import build_engine, keep
+from stategate.contract.tensorrt_plan import PLAN, RECORD, PlanRecord, stored_plans
+from stategate.export.tensorrt.build import Settings
+from stategate.export.tensorrt.local import build_engine, keep
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
-from stategate.runtime.cli import main
-from stategate.runtime.cuda import Cuda, checked_driver
-from stategate.runtime.faults import inject
+from stategate.runtime.check.faults import inject
+from stategate.runtime.engines.cuda import Cuda, checked_driver
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 

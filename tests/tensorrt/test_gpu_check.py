@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from stategate.contract import Bundle, Episode, StateSpec, StepSpec, TensorSpec
-from stategate.contract.engine_plan import stored_plans
+from stategate.contract.tensorrt_plan import stored_plans
 from stategate.models.step import StepResult
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check.py"

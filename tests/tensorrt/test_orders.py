@@ -19,14 +19,14 @@ from torch import nn
 
 from stategate.contract import Budget, Bundle, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import EngineError, StateFault
-from stategate.export.tensorrt_build import Settings
-from stategate.export.tensorrt_local import build_engine, keep
+from stategate.export.tensorrt.build import Settings
+from stategate.export.tensorrt.local import build_engine, keep
 from stategate.models.step import StepResult
 from stategate.runtime import Session
-from stategate.runtime.cuda import Cuda
-from stategate.runtime.faults import inject
-from stategate.runtime.snapshot import Codec
-from stategate.runtime.store import newest_in
+from stategate.runtime.check.faults import inject
+from stategate.runtime.engines.cuda import Cuda
+from stategate.runtime.keep.snapshot import Codec
+from stategate.runtime.keep.store import newest_in
 
 
 class Many(nn.Module):

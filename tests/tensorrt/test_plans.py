@@ -12,14 +12,14 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from stategate.cli.main import main
 from stategate.contract import Bundle, canonical_json
-from stategate.contract.engine_plan import PLAN, RECORD, PlanFingerprint, stored_plans
 from stategate.contract.errors import EngineError
-from stategate.export.tensorrt_build import Settings
-from stategate.export.tensorrt_local import build_engine, keep
+from stategate.contract.tensorrt_plan import PLAN, RECORD, PlanFingerprint, stored_plans
+from stategate.export.tensorrt.build import Settings
+from stategate.export.tensorrt.local import build_engine, keep
 from stategate.runtime import Session
-from stategate.runtime.cli import main
-from stategate.runtime.cuda import Cuda
+from stategate.runtime.engines.cuda import Cuda
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_left"),

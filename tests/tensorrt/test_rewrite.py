@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import GraphError
-from stategate.export.tensorrt_rules import GENERATIONS, findings
-from stategate.export.tensorrt_variant import variant
+from stategate.export.tensorrt.rules import GENERATIONS, findings
+from stategate.export.tensorrt.variant import variant
 
 REFUSALS = tuple(
     getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)

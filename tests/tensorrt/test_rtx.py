@@ -21,14 +21,14 @@ from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import BuildError
 from stategate.contract.precision import PRESETS
 from stategate.export.candidates import candidate_from
-from stategate.export.pack import Candidate
-from stategate.export.quantise import chosen, projections, quantised
-from stategate.export.tensorrt_build import Built, Settings, build_plan
-from stategate.export.tensorrt_rules import GENERATIONS, findings
-from stategate.export.tensorrt_variant import variant
+from stategate.export.passes.quantise import chosen, projections, quantised
+from stategate.export.seal.pack import Candidate
+from stategate.export.tensorrt.build import Built, Settings, build_plan
+from stategate.export.tensorrt.rules import GENERATIONS, findings
+from stategate.export.tensorrt.variant import variant
 from stategate.models.load import load_model
-from stategate.models.zoo import ZOO
-from stategate.runtime.tensorrt_api import load_tensorrt, make_log
+from stategate.models.zoo.catalogue import ZOO
+from stategate.runtime.engines.tensorrt_api import load_tensorrt, make_log
 
 ELEVEN = GENERATIONS["11"]
 SETTINGS = Settings(64 << 20)
@@ -87,8 +87,8 @@ def test_two_builds_at_the_same_addresses_give_the_same_bytes(
     graph.write_bytes(variant(traced(name).graph, traced(name).spec, ELEVEN).graph)
     program = (
         "import sys, hashlib; from pathlib import Path\n"
-        "from stategate.export.tensorrt_build import Settings, build_plan\n"
-        "from stategate.runtime.tensorrt_api import load_tensorrt, make_log\n"
+        "from stategate.export.tensorrt.build import Settings, build_plan\n"
+        "from stategate.runtime.engines.tensorrt_api import load_tensorrt, make_log\n"
         "graph, trt = Path(sys.argv[1]).read_bytes(), load_tensorrt('tensorrt_rtx')\n"
         "built = build_plan(trt, graph, Settings(64 << 20), print, make_log(trt))\n"
         "print(hashlib.sha256(built.plan).hexdigest())"

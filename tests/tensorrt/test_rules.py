@@ -11,15 +11,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from stategate.contract import StateSpec, StepSpec, TensorSpec
-from stategate.contract.engine_plan import GUARD
 from stategate.contract.errors import GraphError, TargetError
 from stategate.contract.precision import PRESETS
+from stategate.contract.tensorrt_plan import GUARD
 from stategate.export.candidates import candidate_from
-from stategate.export.pack import Candidate
-from stategate.export.quantise import chosen, projections, quantised
-from stategate.export.tensorrt_build import Settings, wanted_flags
-from stategate.export.tensorrt_rules import GENERATIONS, check_legal, findings, generation_of
-from stategate.export.tensorrt_variant import variant
+from stategate.export.passes.quantise import chosen, projections, quantised
+from stategate.export.seal.pack import Candidate
+from stategate.export.tensorrt.build import Settings, wanted_flags
+from stategate.export.tensorrt.rules import GENERATIONS, check_legal, findings, generation_of
+from stategate.export.tensorrt.variant import variant
 from stategate.models.load import load_model
 
 TEN = GENERATIONS["10"]

@@ -1,0 +1,1 @@
+"""Will a bundle fit a device."""

@@ -1,0 +1,1 @@
+"""Measuring: processes, bursts, sensors."""

@@ -1,0 +1,216 @@
+"""``stategate bench``: short bursts of every subject in random order, then what is measured once.
+
+The speed of a core moves by half within minutes on a shared machine, and clocks and temperature
+move on any. Subjects therefore take turns in bursts of a quarter of a second, each in a process of
+its own on the same core, and are compared burst beside burst.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stategate.bench.measure.driver import Driver
+from stategate.bench.measure.machine import moment
+from stategate.bench.measure.segments import Burst, Segments
+from stategate.bench.measure.sensors import Meter
+from stategate.bench.measure.subject import engines
+from stategate.bench.report.record import Options
+from stategate.contract import Bundle, Manifest, load_episode
+from stategate.contract.errors import EngineError, EpisodeError, TargetError
+
+MOST_TIMED = 20_000
+_FEWEST_TIMED = 10
+_SEGMENT_S = 2.0
+_EMPTY_SHARE = 0.25  # of a slot, for the loop that steps nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A bundle that takes part.
+
+    Attributes:
+        name: How it is called in tables.
+        bundle: Its folder.
+        engine: What steps it; ``auto`` leaves that to the bundle.
+    """
+
+    name: str
+    bundle: Path
+    engine: str = "auto"
+
+    def open(self, options: Options, **more: Any) -> Driver:
+        """Start a process that steps it."""
+        return Driver(
+            str(self.bundle),
+            episode=options.episode,
+            core=options.core,
+            more={"engine": self.engine},
+            **more,
+        )
+
+
+def contenders(
+    paths: Sequence[Path], wanted: Sequence[str] = ("auto",), episode: str | None = None
+) -> list[Contender]:
+    """Look at the bundles before anything is measured.
+
+    Args:
+        paths: Folders of bundles.
+        wanted: Engines that each is stepped with; ``all`` is every one that can.
+        episode: Recorded inputs; the golden episode of each when None.
+
+    Raises:
+        BundleError: One cannot be opened.
+        TargetError: One is for another architecture.
+        EpisodeError: One does not fit the episode, or carries none of its own.
+        EngineError: An engine cannot step one of them.
+    """
+    recorded = load_episode(episode) if episode is not None else None
+    found: list[Contender] = []
+    for path in paths:
+        manifest = Bundle.open(path).manifest
+        _check_machine(path, manifest)
+        if recorded is not None:
+            recorded.check(manifest.step)
+        elif manifest.golden is None:
+            raise EpisodeError(
+                "the bundle carries no golden episode",
+                found=path,
+                remedy="give inputs with --episode FILE.npz",
+            )
+        able, unable = engines(path)
+        for engine in able if "all" in wanted else wanted:
+            if engine != "auto" and engine not in able:
+                raise EngineError(f"{path} is not stepped by {engine}", found="; ".join(unable))
+            name = manifest.model.name + (f" {engine}" if engine != "auto" else "")
+            taken = sum(other.name.split(" #")[0] == name for other in found)
+            found.append(Contender(f"{name} #{taken + 1}" if taken else name, path, engine))
+    return found
+
+
+def _check_machine(path: Path, manifest: Manifest) -> None:
+    made_for = manifest.target
+    if made_for is not None and made_for.machine != platform.machine():
+        raise TargetError(
+            f"{path} is for another architecture",
+            found=f"{made_for.name}, {made_for.machine}",
+            expected=platform.machine(),
+            remedy="run stategate bench on the device, or export without --target",
+        )
+
+
+def measure_bursts(
+    chosen: Sequence[Contender],
+    options: Options,
+    segments: Segments,
+    meter: Meter,
+    report: Callable[[int], None],
+) -> dict[int, dict[str, Any]]:
+    """Take turns until the time is over; goes on from the segments that are there.
+
+    Args:
+        chosen: Who takes part.
+        options: For how long, and where.
+        segments: Takes the bursts.
+        meter: What measures energy.
+        report: Called with the tenths of seconds measured so far.
+
+    Returns:
+        What each process said when it started, by subject.
+
+    Raises:
+        MeasurementError: A process died.
+    """
+    life = segments.lives
+    with ExitStack() as stack:
+        drivers = [stack.enter_context(c.open(options)) for c in chosen]
+        timed = [_warm_up(driver, options.slot_s) for driver in drivers]
+        previous: dict[int, dict[str, Any]] = {}
+        for i, driver in enumerate(drivers):
+            previous[i] = driver.ask("burst", timed=1, slot_s=0.0)[0]["ledger"]
+        round_, before_s = segments.rounds, segments.measured_s
+        began = kept = time.perf_counter()
+        pending: list[Burst] = []
+        while before_s + time.perf_counter() - began < options.seconds:
+            order = np.random.default_rng((options.seed, round_)).permutation(len(chosen))
+            for i in order.tolist():
+                burst = _burst(drivers[i], i, timed[i][0], options.slot_s, previous, meter)
+                burst.round, burst.life = round_, life
+                burst.at_s = before_s + time.perf_counter() - began
+                pending.append(burst)
+            pending.append(_empty(drivers[0], timed[0], options.slot_s))
+            pending[-1].round, pending[-1].life = round_, life
+            round_ += 1
+            now = time.perf_counter()
+            pending[-1].at_s = before_s + now - began
+            if now - kept > _SEGMENT_S:
+                segments.add(pending, moment(pending[-1].at_s, options.core))
+                pending, kept = [], now
+            report(int(10 * min(options.seconds, before_s + now - began)))
+        if pending:
+            segments.add(pending, moment(pending[-1].at_s, options.core))
+        return {i: driver.hello for i, driver in enumerate(drivers)}
+
+
+def _warm_up(driver: Driver, slot_s: float) -> tuple[int, int]:
+    """Steps to time in a slot, and the median of a step in ns."""
+    driver.ask("burst", timed=_FEWEST_TIMED, slot_s=slot_s)
+    _, raw = driver.ask("burst", timed=_FEWEST_TIMED, slot_s=slot_s)
+    median_ns = float(np.median(np.frombuffer(raw[: 4 * _FEWEST_TIMED], np.uint32)))
+    # Half as long again: keeping gates and samples takes time too.
+    fitting = int(slot_s * 1e9 / (1.5 * median_ns + 1000))
+    return min(MOST_TIMED, max(_FEWEST_TIMED, fitting)), round(median_ns)
+
+
+def _burst(
+    driver: Driver,
+    subject: int,
+    timed: int,
+    slot_s: float,
+    previous: dict[int, dict[str, Any]],
+    meter: Meter,
+) -> Burst:
+    joules, start = meter.joules(), time.perf_counter()
+    header, raw = driver.ask("burst", timed=timed, slot_s=slot_s)
+    seconds, after = time.perf_counter() - start, meter.joules()
+    ledger, old = header["ledger"], previous[subject]
+    previous[subject] = ledger
+    return Burst(
+        round=0,
+        at_s=0.0,
+        subject=subject,
+        life=0,
+        pace_us=header["pace_us"],
+        steps=header["steps"],
+        writes=ledger["writes"] - old["writes"],
+        memory_bytes=ledger["memory_bytes_written"] - old["memory_bytes_written"],
+        rss_bytes=header["rss_bytes"],
+        joules=after - joules if after is not None and joules is not None else None,
+        seconds=seconds,
+        ns=np.frombuffer(raw[: 4 * timed], np.uint32),
+        wrote=np.frombuffer(raw[4 * timed :], np.uint8),
+    )
+
+
+def _empty(driver: Driver, timed: tuple[int, int], slot_s: float) -> Burst:
+    count = max(1, math.ceil(min(timed[0], slot_s * 1e9 / timed[1]) * _EMPTY_SHARE))
+    _, raw = driver.ask("empty", timed=count, length_ns=timed[1])
+    ns = np.frombuffer(raw, np.uint32)
+    return Burst(0, 0.0, -1, 0, 0.0, 0, 0, 0, 0, None, 0.0, ns, np.zeros(count, np.uint8))
+
+
+def last_core() -> int | None:
+    """The core that bursts are pinned to by default; None where the system has no such thing."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    return max(os.sched_getaffinity(0))

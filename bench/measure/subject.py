@@ -1,0 +1,194 @@
+"""What a worker steps: one step of a model, however it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from stategate.contract import Bundle
+from stategate.contract.errors import EngineError, MeasurementError, StategateError
+from stategate.runtime import Session
+from stategate.runtime.base.buffers import Array
+from stategate.runtime.engines.engine import ENGINES, EngineChoice
+from stategate.runtime.engines.native import NativeEngine
+from stategate.runtime.engines.opening import allocate
+
+
+class Subject(Protocol):
+    """One way to compute the step of a bundle.
+
+    Attributes:
+        engine: What computes it, with its version.
+    """
+
+    engine: str
+
+    def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
+        """One step; carries its own state. Outputs by name."""
+        ...
+
+    def writes(self, timed: int) -> WriteLog:
+        """Something that notes after each of up to ``timed`` steps whether it wrote."""
+        ...
+
+    def ledger(self) -> dict[str, Any]:
+        """Counters so far, as in `stategate.runtime.Ledger`; empty where nothing is counted."""
+        ...
+
+
+class WriteLog(Protocol):
+    """Notes of which steps wrote."""
+
+    def note(self, i: int) -> None:
+        """Called after step ``i``, outside of what is timed."""
+        ...
+
+    def read(self, count: int) -> Array:
+        """``(count,)`` of 0 and 1."""
+        ...
+
+
+class Always:
+    """The log of a step that writes always, or of which nobody knows."""
+
+    def note(self, i: int) -> None:
+        """Nothing to note."""
+
+    def read(self, count: int) -> Array:
+        """All ones."""
+        return np.ones(count, np.uint8)
+
+
+class GateLog:
+    """Keeps the gates of every step; whether they were open is worked out afterwards."""
+
+    def __init__(self, session: Session, timed: int) -> None:
+        gates = [gate for gate in session.manifest.gates if gate.kind == "hard"]
+        self._rows = [
+            (np.zeros((timed, *gate.shape), np.float32), session.gates[gate.name], gate.threshold)
+            for gate in gates
+        ]
+
+    def note(self, i: int) -> None:
+        """Copy the gates."""
+        for rows, live, _ in self._rows:
+            rows[i] = live
+
+    def read(self, count: int) -> Array:
+        """1 where any element of any gate was above its threshold."""
+        wrote = np.zeros(count, bool)
+        for rows, _, threshold in self._rows:
+            wrote |= (rows[:count].reshape(count, -1) > np.float32(threshold)).any(axis=1)
+        return wrote.astype(np.uint8)
+
+
+class SessionSubject:
+    """A session, as a robot would open it."""
+
+    def __init__(self, bundle: str, engine: EngineChoice) -> None:
+        self.session = Session.open(bundle, engine=engine)
+        self.engine = self.session.engine_name
+
+    def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
+        """`Session.step`."""
+        return self.session.step(**inputs)
+
+    def writes(self, timed: int) -> WriteLog:
+        """By the gates, where there is a hard one; else every step writes."""
+        gated = any(gate.kind == "hard" for gate in self.session.manifest.gates)
+        return GateLog(self.session, timed) if gated else Always()
+
+    def ledger(self) -> dict[str, Any]:
+        """The session's own."""
+        return asdict(self.session.ledger)
+
+
+class EngineSubject:
+    """The native engine's call on bound buffers, with no session around it.
+
+    A step copies the inputs in, computes, and swaps the banks that an open gate has written;
+    nothing is counted, and only the inputs are looked at for NaN, which the engine's C does.
+
+    Raises:
+        MeasurementError: A gate of the bundle has more than one element.
+        EngineError: The bundle has no native engine for this machine.
+    """
+
+    def __init__(self, bundle: str) -> None:
+        opened = Bundle.open(bundle)
+        native = opened.manifest.native
+        if native is None:
+            raise EngineError("the bundle has no native engine", remedy="stategate build-native")
+        buffers = allocate(opened)
+        engine, self._parity = NativeEngine(opened, native, buffers), 0
+        self._fill, self._run = engine.fill, engine.run
+        self.engine = f"{engine.name}, no session"
+        self._outputs = {slot.name: slot.array for slot in buffers.outputs}
+        self._gates: list[tuple[int, Sequence[float], float]] = []
+        for group in buffers.groups:
+            if group.gate is None or group.gate_slot is None:
+                self._gates.append((group.bit, (1.0,), 0.0))
+            elif group.gate_slot.flat.size > 1:
+                raise MeasurementError("gates by element need a session", found=group.gate.name)
+            else:
+                live = memoryview(group.gate_slot.flat.data)
+                self._gates.append((group.bit, live, float(np.float32(group.gate.threshold))))
+
+    def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
+        """One step."""
+        if self._fill(inputs):
+            raise MeasurementError("the inputs are not what the manifest says")
+        self._run(self._parity)
+        for bit, gate, threshold in self._gates:
+            if gate[0] > threshold:
+                self._parity ^= bit
+        return self._outputs
+
+    def writes(self, timed: int) -> WriteLog:
+        """Nobody counts."""
+        return Always()
+
+    def ledger(self) -> dict[str, Any]:
+        """Nobody counts."""
+        return {}
+
+
+def open_session(bundle: str, engine: EngineChoice = "auto") -> Subject:
+    """The subject of ``stategate bench``."""
+    return SessionSubject(bundle, engine)
+
+
+def engines(bundle: str | Path) -> tuple[list[EngineChoice], list[str]]:
+    """Engines of the runtime that can step a bundle here, and why the others cannot."""
+    able: list[EngineChoice] = []
+    unable = []
+    for engine in ENGINES:
+        if engine != "auto":
+            try:
+                Session.open(bundle, engine=engine).close()
+                able.append(engine)
+            except StategateError as problem:
+                unable.append(f"{engine}: {' '.join(str(problem).split())}")
+    return able, unable
+
+
+def parity(bundle: Bundle, subject: Subject) -> float | None:
+    """Largest difference to the golden outputs, in units of the largest of them.
+
+    The subject must be fresh: the golden episode begins at the initial state.
+    """
+    golden = bundle.golden()
+    if golden is None or not golden.outputs:
+        return None
+    scale = {name: float(np.abs(a).max()) or 1.0 for name, a in golden.outputs.items()}
+    worst = 0.0
+    for t, inputs in enumerate(golden):
+        outputs = subject.step(inputs)
+        for name, wanted in golden.outputs.items():
+            error = float(np.abs(np.asarray(outputs[name]) - wanted[t]).max()) / scale[name]
+            worst = max(worst, error if error == error else float("inf"))
+    return worst

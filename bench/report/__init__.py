@@ -1,0 +1,1 @@
+"""The record of a measurement, and what is drawn from it."""

@@ -1,0 +1,79 @@
+"""From a drift report to a sealed bundle: the candidate, its report, and who was overruled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from stategate.calibration.drift.judge import check_judge
+from stategate.calibration.drift.record import Drift
+from stategate.contract import Bundle, DriftReceipt, FileRef, sha256, write_bundle
+from stategate.contract.errors import CalibrationError
+
+REPORT = "drift.json"
+
+
+def check_sealable(reference: Bundle, candidate: Bundle) -> None:
+    """Refuse, before they are stepped, two bundles of which one cannot vouch for the other.
+
+    Raises:
+        CalibrationError: They are of different weights, the float one is none or was not sealed,
+            or the candidate was never held against its model.
+    """
+    ours, theirs = candidate.manifest, reference.manifest
+    if ours.model.sha256 != theirs.model.sha256:
+        raise CalibrationError(
+            "the candidate is not made from the float bundle's model",
+            found=f"weights {ours.model.sha256[:12]}",
+            expected=f"weights {theirs.model.sha256[:12]}",
+            remedy="export both from one model",
+        )
+    check_judge(reference, candidate)
+    if ours.verification is None:
+        raise CalibrationError(
+            "the candidate was never held against its model",
+            found=f"{candidate.path} without a verification receipt",
+            remedy="make it with stategate export, or stategate adopt",
+        )
+
+
+def seal(
+    out: Path,
+    reference: Bundle,
+    candidate: Bundle,
+    result: Drift,
+    report: bytes,
+    accepted: str | None,
+) -> Bundle | None:
+    """Write the candidate with its receipt; None, and nothing written, where it must not be.
+
+    Args:
+        out: Where the bundle goes; an older bundle there is replaced.
+        reference: The float bundle that it was stepped beside.
+        candidate: What was judged.
+        result: The verdict.
+        report: The same as a file.
+        accepted: Who takes it beyond its limits, and why. A candidate that failed is taken by
+            nobody.
+
+    Raises:
+        BundleError: Something that is not a bundle is at ``out``.
+    """
+    if result.fault is not None or (not result.passed and accepted is None):
+        return None
+    old = candidate.manifest
+    files = {f.path: candidate.read(f) for f in old.all_files if f.path != REPORT} | {
+        REPORT: report
+    }
+    ref = FileRef(REPORT, sha256(report))
+    receipt = DriftReceipt(
+        ref,
+        reference.digest,
+        result.total.steps,
+        result.findings,
+        accepted if result.findings else None,
+    )
+    kept = (f for f in old.files if f.path != REPORT)
+    manifest = msgspec.structs.replace(old, files=(*kept, ref), drift=receipt)
+    return write_bundle(out, manifest, files)

@@ -1,0 +1,1 @@
+"""Training gates on a frozen model."""

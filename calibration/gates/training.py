@@ -1,0 +1,285 @@
+"""Training a gate on a frozen model: AURA-Mem's objective, with the model itself as the teacher.
+
+The loss of a chunk is, with y* what the always-writing model answers on a memory of its own,
+
+    mean |y - y*|^2 / mean |y*|^2  +  write_price * mean sigmoid(l)
+
+or, where answers are labelled, their cross-entropy in place of the first term. Gates are Bernoulli
+draws with a straight-through gradient, so what the gate learns is the first-order utility of a
+write: it opens where writing lowers the coming error by more than its price (arXiv:2606.02775, and
+`stategate.models.training.aura`). The model is frozen, so the memory works from the first step and
+no warm-up is needed; the price still grows from zero, for a gate that closes early closes for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import allow_mutation_on_saved_tensors
+from torch.nn.functional import cross_entropy
+
+from stategate.calibration.rolls import Report, tensors_of
+from stategate.calibration.settings import GateRecipe
+from stategate.contract import Episode
+from stategate.contract.errors import CalibrationError
+from stategate.models.gates.learned import LearnedGate, Lives, taken
+from stategate.models.lifting.lift import Lifted
+from stategate.models.step import StepResult, Tensors, initial_states
+
+Decide = Callable[[Tensor], Tensor]
+"""From logits ``(rows, 1)`` to bool ``(rows, 1)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a gate does in closed loop.
+
+    Attributes:
+        write_rate: Share of steps that write.
+        output_error: Root mean square difference to the always-writing model's outputs, in units
+            of their root mean square.
+    """
+
+    write_rate: float
+    output_error: float
+
+
+def train_gate(
+    model: LearnedGate,
+    episodes: Iterable[Episode],
+    recipe: GateRecipe | None = None,
+    report: Report = lambda _: None,
+) -> None:
+    """Train the gate of ``model`` in place; the model inside is not changed.
+
+    Args:
+        model: A gate around the frozen model.
+        episodes: Inputs, labelled or not; all are held in memory.
+        recipe: How.
+        report: Called with the number of iterations done.
+
+    Raises:
+        EpisodeError: An episode does not fit the model.
+        CalibrationError: No episode is as long as a chunk, or the loss is not finite.
+    """
+    recipe = recipe or GateRecipe()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        source = _Streams(model, episodes, recipe)
+        frozen = {p: p.requires_grad for p in model.parameters()}
+        trained = model.gate_parameters()
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(any(parameter is one for one in trained))
+            _train(model, trained, source, recipe, report)
+        finally:
+            for parameter, before in frozen.items():
+                parameter.requires_grad_(before)
+    model.eval()
+
+
+def _train(
+    model: LearnedGate,
+    trained: list[torch.nn.Parameter],
+    source: _Streams,
+    recipe: GateRecipe,
+    report: Report,
+) -> None:
+    _standardise(model, source)
+    optimiser = torch.optim.Adam(trained, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda i: 0.03 + 0.485 * (1.0 + math.cos(math.pi * i / recipe.iterations)),
+    )
+    ours, teachers = source.start(), source.start()
+    ramp = max(1, int(recipe.ramp_share * recipe.iterations))
+    for i in range(recipe.iterations):
+        fresh = torch.rand(recipe.streams, 1) < recipe.fresh_probability
+        fresh = source.move(fresh)
+        begun = source.start()
+        ours = {n: taken(fresh, begun[n], s.detach()) for n, s in ours.items()}
+        teachers = {n: taken(fresh, begun[n], s) for n, s in teachers.items()}
+        with _written_in_place(model):
+            error: dict[str, Tensor] = {}
+            opening = torch.zeros(())
+            for inputs, labels in source.take():
+                with torch.no_grad():
+                    right = model.always(inputs, teachers)
+                    teachers = dict(right.states)
+                lives = model.lives(inputs, ours)
+                p = torch.sigmoid(lives.logit)
+                step = _mixed(lives, torch.bernoulli(p.detach()) + p - p.detach())
+                ours = dict(step.states)
+                opening = opening + p.mean() / recipe.chunk
+                for name, value in _errors(step, right, labels).items():
+                    error[name] = error.get(name, torch.zeros(())) + value
+            if "label.judged" in error:
+                loss = error["label.sum"] / error["label.judged"].clamp(min=1.0)
+            else:
+                loss = error["apart"] / error["size"].clamp(min=1e-30)
+            loss = loss + recipe.write_price * min(1.0, i / ramp) * opening
+            if not bool(loss.isfinite()):
+                raise CalibrationError(
+                    "the training of the gate diverged",
+                    found=f"loss {loss.item()} in iteration {i}",
+                    remedy="lower the price of writing; look for overflow in the model",
+                )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        scheduler.step()
+        report(i + 1)
+
+
+def _written_in_place(model: LearnedGate) -> AbstractContextManager[object]:
+    """Where a module may write its memory in place: what gradients need of it is copied first."""
+    if isinstance(model.model, Lifted):
+        saved: AbstractContextManager[object] = allow_mutation_on_saved_tensors()
+        return saved
+    return nullcontext()
+
+
+def _errors(step: StepResult, right: StepResult, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over rows and outputs of one step, of labelled answers or against the teacher."""
+    if labels:
+        sums = torch.zeros(2)
+        for name, label in labels.items():
+            asked = label >= 0
+            answers = step.outputs[name].flatten(1)[asked]
+            loss = cross_entropy(answers, label[asked], reduction="sum")
+            sums = sums + torch.stack((loss, asked.sum().float()))
+        return {"label.sum": sums[0], "label.judged": sums[1].detach()}
+    apart, size = torch.zeros(()), torch.zeros(())
+    for name, wanted in right.outputs.items():
+        if wanted.is_floating_point():
+            apart = apart + (step.outputs[name] - wanted).square().sum()
+            size = size + wanted.square().sum()
+    return {"apart": apart, "size": size}
+
+
+def _mixed(lives: Lives, g: Tensor) -> StepResult:
+    """The step by a gate value that is 0 or 1 and has a gradient."""
+
+    def mix(opened: Tensor, closed: Tensor) -> Tensor:
+        if not opened.is_floating_point() or opened is closed:
+            return taken(g > 0.5, opened, closed)
+        return closed + g.reshape(-1, *([1] * (opened.ndim - 1))) * (opened - closed)
+
+    opened, closed = lives.opened, lives.closed
+    return StepResult(
+        {n: mix(opened.outputs[n], closed.outputs[n]) for n in opened.outputs},
+        {n: mix(opened.states[n], closed.states[n]) for n in opened.states},
+        {},
+    )
+
+
+@torch.no_grad()
+def _standardise(model: LearnedGate, source: _Streams) -> None:
+    """Mean and spread of what the gate sees, over one chunk of the always-writing model."""
+    model.mean.zero_()
+    model.scale.fill_(1.0)
+    seen: list[Tensor] = []
+    hook = model.gate_in.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        states: Tensors = source.start()
+        for inputs, _ in source.take():
+            states = model.lives(inputs, states).opened.states
+    finally:
+        hook.remove()
+    features = torch.cat(seen)
+    spread = features.std(0)
+    model.mean.copy_(features.mean(0))
+    model.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
+
+
+@torch.no_grad()
+def judge(model: LearnedGate, episodes: Iterable[Episode], decide: Decide) -> Judged:
+    """Live by a gate in closed loop, beside the always-writing model.
+
+    Args:
+        model: The model; its gate is asked, ``decide`` decides.
+        episodes: Held-out inputs.
+        decide: From the gate's logit to whether it opens.
+
+    Raises:
+        EpisodeError: An episode does not fit the model.
+    """
+    apart = size = 0.0
+    writes = steps = 0
+    for episode in episodes:
+        inputs = tensors_of(episode, model.step_spec())
+        ours: Tensors = initial_states(model)
+        teachers = ours
+        for t in range(episode.steps):
+            now = {name: array[t] for name, array in inputs.items()}
+            right = model.always(now, teachers)
+            lives = model.lives(now, ours)
+            is_open = decide(lives.logit)
+            step = _mixed(lives, is_open.float())
+            ours, teachers = step.states, right.states
+            errors = _errors(step, right, {})
+            apart, size = apart + float(errors["apart"]), size + float(errors["size"])
+            writes, steps = writes + int(is_open), steps + 1
+    return Judged(writes / max(steps, 1), (apart / max(size, 1e-300)) ** 0.5)
+
+
+def at_random(rate: float, seed: int = 0) -> Decide:
+    """A gate that opens by chance: what a trained one has to beat."""
+    draws = torch.Generator().manual_seed(seed)
+    return lambda logit: torch.rand(logit.shape, generator=draws) < rate
+
+
+class _Streams:
+    """Rows that walk through episodes, each from a place of its own."""
+
+    def __init__(self, model: LearnedGate, episodes: Iterable[Episode], recipe: GateRecipe) -> None:
+        self._model, self._chunk, self._rows = model, recipe.chunk, recipe.streams
+        spec = model.step_spec()
+        self._inputs: list[dict[str, Tensor]] = []
+        self._labels: list[dict[str, Tensor]] = []
+        for episode in episodes:
+            if episode.steps >= recipe.chunk:
+                self._inputs.append(tensors_of(episode, spec))
+                labels = {n: torch.from_numpy(a).long() for n, a in episode.labels.items()}
+                self._labels.append(labels)
+        if not self._inputs:
+            raise CalibrationError(
+                "there is nothing to train the gate on",
+                expected=f"at least one episode of {recipe.chunk} steps or more",
+            )
+        self._names = set.intersection(*(set(labels) for labels in self._labels))
+        self._steps = [len(next(iter(inputs.values()))) for inputs in self._inputs]
+        self._at = [self._anywhere() for _ in range(self._rows)]
+
+    def _anywhere(self) -> tuple[int, int]:
+        e = int(torch.randint(len(self._inputs), ()))
+        return e, int(torch.randint(self._steps[e] - self._chunk + 1, ()))
+
+    def start(self) -> dict[str, Tensor]:
+        """Initial states of every row."""
+        return initial_states(self._model, self._rows)
+
+    def move(self, fresh: Tensor) -> Tensor:
+        """Put rows elsewhere: those asked for, and those whose episode is over; which they are."""
+        moved = fresh.clone()
+        for row, (e, t) in enumerate(self._at):
+            if fresh[row] or t + self._chunk > self._steps[e]:
+                moved[row] = True
+                self._at[row] = self._anywhere()
+        return moved
+
+    def take(self) -> Iterable[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Inputs and labels of the next chunk, step by step."""
+        for t in range(self._chunk):
+            at = [(e, start + t) for e, start in self._at]
+            yield (
+                {n: torch.cat([self._inputs[e][n][s] for e, s in at]) for n in self._inputs[0]},
+                {n: torch.stack([self._labels[e][n][s] for e, s in at]) for n in self._names},
+            )
+        self._at = [(e, start + self._chunk) for e, start in self._at]

@@ -1,0 +1,217 @@
+"""Ranges of a float step's tensors, from its own closed loop.
+
+ONNX Runtime's calibrators read inputs from a list and cannot feed a state back, so they see a
+memory that is empty for ever (onnxruntime issue 19601). Here the float graph of a sealed bundle is
+rolled through whole episodes on its own state, with the tensors of interest as further outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from stategate.calibration.cluster import Cluster, roll_out
+from stategate.calibration.drift.judge import can_judge
+from stategate.calibration.ranges.statistics import Statistics, decade_of
+from stategate.contract import Bundle, Episode, EpisodeFile, EpisodeSet, StepSpec
+from stategate.contract.errors import CalibrationError
+from stategate.contract.precision import RangeRecord, TensorRange
+from stategate.runtime.base.buffers import initial_bytes
+
+_BUFFERED_STEPS = 64
+_PROJECTIONS = ("MatMul", "Gemm", "Conv")
+
+Arrays = dict[str, np.ndarray]
+
+
+class Roller:
+    """A bundle's float step, with more of its tensors to be seen.
+
+    Args:
+        bundle: A bundle in float32 for one session.
+
+    Raises:
+        CalibrationError: The bundle is of lower precision, or for a pool.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        manifest = bundle.manifest
+        graph = manifest.step_graph
+        if not can_judge(bundle) or manifest.sessions != 1:
+            raise CalibrationError(
+                "ranges are taken from the sealed float model alone",
+                found=f"{graph.precision}, {manifest.standing}, {manifest.sessions} sessions",
+                expected="a sealed bundle in float32 for one session",
+                remedy="export it once without --precision and without --sessions",
+            )
+        model = onnx.load_model_from_string(bundle.read(graph.file))
+        self.model_sha256 = manifest.model.sha256
+        self.spec: StepSpec = manifest.step
+        self.quantisable = _projected(model)
+        self._watched = _watched(model, self.spec, self.quantisable)
+        self._initial = _initial(bundle)
+        self._fixed = {
+            c.name: np.full(c.shape, c.value, np.dtype(c.dtype)) for c in self.spec.fixed_inputs
+        }
+        known = {value.name for value in (*model.graph.output, *model.graph.input)}
+        for name in self._watched:
+            if name not in known:
+                model.graph.output.append(
+                    onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+                )
+        self._outputs = [value.name for value in model.graph.output]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session: Any = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def __reduce__(self) -> tuple[type[Roller], tuple[Bundle]]:
+        """Goes to a cluster as its bundle, whose files lie there under the same path."""
+        return Roller, (self._bundle,)
+
+    def roll(
+        self, pieces: Iterable[Episode], report: Callable[[int], None] = lambda _: None
+    ) -> dict[str, Statistics]:
+        """Statistics of every watched tensor over one episode, from the initial state.
+
+        Args:
+            pieces: The episode in pieces, in order; one piece where it fits in memory.
+            report: Called with the number of steps done.
+
+        Returns:
+            Statistics by tensor.
+
+        Raises:
+            EpisodeError: The episode does not fit the model, or is empty.
+            CalibrationError: Something in it, or computed from it, is not finite.
+        """
+        seen = {name: Statistics() for name in self._watched}
+        buffered: dict[str, list[np.ndarray]] = {name: [] for name in self._watched}
+        begun = 0
+
+        def flush(end: int) -> None:
+            nonlocal begun
+            for name, steps in buffered.items():
+                values = np.stack(steps)
+                finite = np.isfinite(values).reshape(len(steps), -1).all(axis=1)
+                if not finite.all():
+                    raise CalibrationError(
+                        f"tensor {name!r} is not finite",
+                        found=f"NaN or infinity at step {begun + int(np.argmin(finite))}",
+                        expected="finite numbers, in the recording and in all that follows from it",
+                        remedy="cut the bad stretch out of the recording",
+                    )
+                seen[name].add(values, begun)
+                steps.clear()
+            begun = end
+
+        states, t = dict(self._initial), 0
+        for piece in pieces:
+            piece.check(self.spec)
+            for inputs in piece:
+                feed = {**inputs, **self._fixed, **states}
+                outputs = self._session.run(self._outputs, feed)
+                given = feed | dict(zip(self._outputs, outputs, strict=True))
+                states = self._after(states, given)
+                for name, steps in buffered.items():
+                    steps.append(given[name])
+                t += 1
+                if t == begun + _BUFFERED_STEPS or decade_of(t - 1) != decade_of(t):
+                    flush(t)
+                report(t)
+        if begun < t:
+            flush(t)
+        return seen
+
+    def _after(self, states: Arrays, given: Mapping[str, np.ndarray]) -> Arrays:
+        """What the runtime carries on: a state behind a closed gate stays as it was."""
+        closed = {
+            name
+            for name, threshold in self.spec.thresholds.items()
+            if not (given[name] > np.float32(threshold)).any()
+        }
+        return {
+            s.name: states[s.name] if s.gate in closed else given[s.next_name]
+            for s in self.spec.states
+        }
+
+
+def measured(
+    roller: Roller,
+    episodes: EpisodeSet,
+    cluster: Cluster | None = None,
+    report: Callable[[int], None] = lambda _: None,
+) -> RangeRecord:
+    """Ranges over several episodes, each from the initial state and read a block at a time.
+
+    Args:
+        roller: The model.
+        episodes: Recordings of any length.
+        cluster: Where they are rolled, see `roll_out`.
+        report: Called with the number of steps done.
+
+    Raises:
+        EpisodeError: An episode does not fit the model.
+        CalibrationError: Something is not finite; a tensor that plans quantise, or an input, is
+            one constant number; the cluster fails.
+    """
+    total = roll_out(episodes, partial(_rolled, roller), cluster, report)
+    inputs = {tensor.name for tensor in roller.spec.inputs}
+    for name in sorted(roller.quantisable | (inputs & set(total))):
+        if total[name].constant:
+            raise CalibrationError(
+                f"{'input' if name in inputs else 'tensor'} {name!r} has no range",
+                found=f"{total[name].all.low:g} in all of {episodes.steps} steps",
+                expected="a signal that changes",
+                remedy="record episodes in which it does what it does in use",
+            )
+    tensors = tuple(
+        TensorRange(
+            name, total[name].limits() if name in roller.quantisable else {}, total[name].horizons()
+        )
+        for name in total
+    )
+    return RangeRecord(roller.model_sha256, episodes.names, episodes.steps, tensors)
+
+
+def _rolled(
+    roller: Roller, file: EpisodeFile, report: Callable[[int], None]
+) -> dict[str, Statistics]:
+    return roller.roll(file.blocks(), report)
+
+
+def _projected(model: onnx.ModelProto) -> set[str]:
+    """Tensors that are multiplied with constant weights: what a plan may quantise."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return {
+        node.input[0]
+        for node in model.graph.node
+        if node.op_type in _PROJECTIONS and node.input[1] in weights
+    } - weights
+
+
+def _watched(model: onnx.ModelProto, spec: StepSpec, projected: set[str]) -> list[str]:
+    """Float tensors worth looking at: projected ones, inputs, outputs, gates and next states."""
+    ends = {**{t.name: t for t in spec.inputs}, **spec.graph_outputs()}
+    wanted = {name for name, tensor in ends.items() if tensor.dtype == "float32"} | projected
+    made = [name for node in model.graph.node for name in node.output]
+    return [name for name in dict.fromkeys([*spec.graph_inputs(), *made]) if name in wanted]
+
+
+def _initial(bundle: Bundle) -> Arrays:
+    stored = initial_bytes(bundle)
+    return {
+        s.name: np.frombuffer(stored[s.name], np.dtype(s.dtype).newbyteorder("<"))
+        .astype(s.dtype)
+        .reshape(s.shape)
+        if s.name in stored
+        else np.zeros(s.shape, s.dtype)
+        for s in bundle.manifest.states
+    }

@@ -1,0 +1,1 @@
+"""Which threshold a hard gate gets."""

@@ -1,0 +1,257 @@
+"""The threshold of a hard gate: a curve from closed loops, and a rule that chooses from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stategate.calibration.rolls import Report, Rolled, check_changes, gate_values, hard_gate, roll
+from stategate.calibration.settings import REFINEMENTS, Wish
+from stategate.calibration.thresholds.episodes import Fleet, over
+from stategate.calibration.thresholds.interval import rate_interval
+from stategate.calibration.thresholds.needed import HORIZON, Needs, sample_needs
+from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec
+from stategate.contract.errors import CalibrationError
+from stategate.models.step import StepModel
+
+PROPOSED_RATES = (0.9, 0.75, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06, 0.03, 0.01)
+"""Write rates whose thresholds are tried where none are given, if gates were as at the start."""
+_FINER = 7  # thresholds in each round of a search between two thresholds
+_RATE_TOLERANCE = 0.05  # of the wanted write rate
+
+
+def calibrate_gate(
+    model: StepModel,
+    episodes: Iterable[Episode] | Fleet,
+    thresholds: Sequence[float] | None = None,
+    wish: Wish | None = None,
+    gate_name: str | None = None,
+    report: Report = lambda _: None,
+) -> GateCalibration:
+    """Choose a threshold by what each of them does in closed loop.
+
+    Args:
+        model: With a hard gate. The threshold that its spec declares is the reference: the plain
+            model where the gate was never trained, for that is declared below every gate value.
+        episodes: Held-out inputs, gone through several times; with labels of an output where the
+            rule needs an accuracy. A `Fleet` has them rolled elsewhere.
+        thresholds: What to try; None proposes some from the gate's own values.
+        wish: What to choose for.
+        gate_name: Which gate; None for the only one.
+        report: Called with the number of steps done, see `Wish.rounds`.
+
+    Raises:
+        CalibrationError: The model has no such gate, the gate never changes, the episodes have no
+            labels for a rule that needs them, or no threshold meets the wish.
+        EpisodeError: An episode does not fit the model, or there is none.
+    """
+    wish = wish or Wish()
+    gate = hard_gate(model.step_spec(), gate_name)
+    assert gate.threshold is not None
+    reference = float(gate.threshold)
+    count = _Count(report)
+    proposed = thresholds is None
+    if thresholds is None:
+        look = partial(gate_values, gate=gate, threshold=reference)
+        thresholds = propose(over(model, episodes, look, count).kept, gate)
+        count.next()
+    if not thresholds:
+        raise CalibrationError("no thresholds to try were given")
+    refused = [threshold for threshold in thresholds if not gate.allows(threshold)]
+    if refused:
+        raise CalibrationError(
+            f"gate {gate.name!r} cannot have such a threshold",
+            found=", ".join(f"{threshold!r}" for threshold in refused),
+            expected="{:g} up to but not {:g}, in float32".format(*gate.threshold_range or ()),
+        )
+
+    def curve_of(tried: Iterable[float]) -> list[CurvePoint]:
+        live = partial(roll, gate=gate, thresholds=sorted(set(tried)), reference=reference)
+        rolled = over(model, episodes, live, count)
+        check_changes(rolled.inputs, int(rolled.steps.sum()))
+        count.next()
+        return _points(rolled)
+
+    curve = curve_of(thresholds)
+    if wish.write_rate is not None:
+        for _ in range(REFINEMENTS):
+            between = _between(curve, wish.write_rate)
+            if not between:
+                break
+            curve = _merged(curve, curve_of(between))
+    elif wish.costs is not None:
+        bound = wish.max_output_error
+        ask = partial(sample_needs, gate=gate, reference=reference, bound=bound)
+        needs = over(model, episodes, ask, count)
+        if not needs.gate.size:
+            raise CalibrationError(
+                "no episode is long enough to see what a write is good for",
+                expected=f"more than {HORIZON} steps",
+            )
+        curve = [_priced(point, needs) for point in curve]
+    chosen, rule = _choose(curve, wish)
+    if proposed and wish.bounded:
+        # The bound is crossed between this threshold and the next that was tried.
+        rest = [point.threshold for point in curve if point.threshold > chosen.threshold]
+        finer = _inside(chosen.threshold, rest[0]) if rest else []
+        curve = _merged(curve, curve_of(finer) if finer else [])
+        chosen, rule = _choose(curve, wish)
+    return GateCalibration(
+        gate.name, chosen.threshold, chosen.write_rate, rule, tuple(curve), reference
+    )
+
+
+def propose(values: NDArray[np.float32], gate: GateSpec) -> list[float]:
+    """Thresholds in the gate's own units, from values of it, of any shape.
+
+    Raises:
+        CalibrationError: The gate never changes.
+    """
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise CalibrationError(
+            f"gate {gate.name!r} never changes, so no threshold parts its writes",
+            found=f"{low:g} in every step",
+            expected="a gate that depends on the inputs or the memory",
+            remedy="give episodes in which something happens; check that inputs are not constant",
+        )
+    quantiles = np.quantile(values, [1 - rate for rate in PROPOSED_RATES])
+    margin = 1e-3 * (high - low)
+    assert gate.threshold is not None
+    given = [low - margin, *quantiles.tolist(), high + margin, gate.threshold]
+    return sorted({t for value in given if gate.allows(t := float(f"{value:.6g}"))})
+
+
+def _points(rolled: Rolled) -> list[CurvePoint]:
+    steps = rolled.steps
+    total, judged = int(steps.sum()), int(rolled.judged.sum())
+    points = []
+    for i, threshold in enumerate(rolled.thresholds):
+        writes, openings, right = (a[:, i] for a in (rolled.writes, rolled.openings, rolled.right))
+        points.append(
+            CurvePoint(
+                threshold=float(threshold),
+                write_rate=int(writes.sum()) / total,
+                element_rate=int(openings.sum()) / (total * rolled.elements),
+                accuracy=int(right.sum()) / judged if judged else None,
+                output_error=float(rolled.output_error[i]),
+                write_interval=rate_interval(openings, steps * rolled.elements),
+                accuracy_interval=rate_interval(right, rolled.judged),
+            )
+        )
+    return points
+
+
+def _priced(point: CurvePoint, needs: Needs) -> CurvePoint:
+    missed, needless = needs.rates(point.threshold)
+    return msgspec.structs.replace(point, missed_rate=missed, needless_rate=needless)
+
+
+def _between(curve: Sequence[CurvePoint], rate: float) -> list[float]:
+    """Thresholds between the two neighbours whose write rates enclose the wanted one."""
+    if min(abs(point.element_rate - rate) for point in curve) <= _RATE_TOLERANCE * rate / 10:
+        return []
+    for above, below in zip(curve, curve[1:], strict=False):
+        if above.element_rate >= rate >= below.element_rate:
+            return _inside(above.threshold, below.threshold)
+    return []
+
+
+def _inside(low: float, high: float) -> list[float]:
+    """Thresholds strictly between two, as float32 parts them."""
+    inner = np.linspace(low, high, _FINER + 2).astype(np.float32)[1:-1]
+    return sorted({float(v) for v in inner if np.float32(low) < v < np.float32(high)})
+
+
+def _merged(curve: Sequence[CurvePoint], more: Sequence[CurvePoint]) -> list[CurvePoint]:
+    return sorted([*curve, *more], key=lambda point: point.threshold)
+
+
+def _choose(curve: Sequence[CurvePoint], wish: Wish) -> tuple[CurvePoint, str]:
+    if wish.write_rate is not None:
+        return _by_rate(curve, wish.write_rate)
+    if wish.costs is not None:
+        missed, needless = wish.costs
+
+        def price(point: CurvePoint) -> float:
+            assert point.missed_rate is not None and point.needless_rate is not None
+            return missed * point.missed_rate + needless * point.needless_rate
+
+        best = min(curve, key=lambda point: (price(point), point.element_rate))
+        rule = f"least cost at {missed:g} a missed and {needless:g} a needless write"
+        return best, f"{rule} ({1000 * price(best):.3g} in 1,000 steps)"
+    if wish.max_output_error is not None:
+        bound = wish.max_output_error
+        return _fewest(
+            curve,
+            lambda point: point.output_error is not None and point.output_error <= bound,
+            f"fewest writes with an output error of at most {bound:g}",
+            f"output errors from {min(p.output_error or 0.0 for p in curve):.3g}",
+        )
+    accuracies = [point.accuracy for point in curve if point.accuracy is not None]
+    if not accuracies:
+        raise CalibrationError(
+            "the episode has no labels to judge by",
+            expected="label.<output> with at least one index >= 0",
+            remedy="choose by --write-rate or --max-output-error, which need none",
+        )
+    best_accuracy = max(accuracies)
+    least = best_accuracy - wish.tolerance if wish.accuracy is None else wish.accuracy
+    return _fewest(
+        curve,
+        lambda point: point.accuracy is not None and point.accuracy >= least,
+        f"fewest writes within {wish.tolerance:g} of the best accuracy ({best_accuracy:.4f})"
+        if wish.accuracy is None
+        else f"fewest writes with an accuracy of at least {least:g}",
+        f"accuracies up to {best_accuracy:.4f}",
+    )
+
+
+def _fewest(
+    curve: Sequence[CurvePoint], fits: Callable[[CurvePoint], bool], rule: str, found: str
+) -> tuple[CurvePoint, str]:
+    fitting = [point for point in curve if fits(point)]
+    if not fitting:
+        raise CalibrationError(
+            "no threshold meets the request",
+            found=f"{found} over thresholds {curve[0].threshold:g} to {curve[-1].threshold:g}",
+            expected=rule,
+            remedy="ask for less, or give other thresholds with --thresholds",
+        )
+    return min(fitting, key=lambda point: (point.element_rate, -point.threshold)), rule
+
+
+def _by_rate(curve: Sequence[CurvePoint], rate: float) -> tuple[CurvePoint, str]:
+    best = min(curve, key=lambda point: abs(point.element_rate - rate))
+    if abs(best.element_rate - rate) > _RATE_TOLERANCE * rate:
+        rates = sorted(point.element_rate for point in curve)
+        near = [max((r for r in rates if r <= rate), default=None)]
+        near.append(min((r for r in rates if r >= rate), default=None))
+        shown = " and ".join(f"{r:.4g}" for r in near if r is not None)
+        raise CalibrationError(
+            f"no threshold gives a write rate of {rate:g}",
+            found=f"rates from {rates[0]:.4g} to {rates[-1]:.4g}; nearest are {shown}",
+            expected=f"{rate:g} within {_RATE_TOLERANCE:.0%} of it",
+            remedy="ask for a rate in that range; other --thresholds may widen it",
+        )
+    return best, f"write rate nearest to {rate:g}"
+
+
+class _Count:
+    """Adds up the steps of several rounds."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self._before, self._now = report, 0, 0
+
+    def __call__(self, done: int) -> None:
+        self._now = done
+        self._report(self._before + done)
+
+    def next(self) -> None:
+        """A round is over."""
+        self._before += self._now
+        self._now = 0

@@ -1,0 +1,1 @@
+"""The command line: a verb is options, one call, and printing."""

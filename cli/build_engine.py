@@ -1,0 +1,161 @@
+"""``stategate build-engine``: a TensorRT plan of a bundle, built on this device."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stategate.common.console import progress
+from stategate.contract import Bundle, canonical_json
+from stategate.contract.durable import check_writable
+from stategate.contract.errors import StategateError
+from stategate.contract.tensorrt_plan import StoredPlan, plans_folder
+from stategate.export.seal.verify import TOLERANCE
+from stategate.runtime.engines.tensorrt_api import LIBRARIES, load_tensorrt
+from stategate.targets import load
+
+if TYPE_CHECKING:
+    from stategate.runtime.check.golden import Replay
+
+
+@click.command("build-engine")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--library",
+    type=click.Choice(LIBRARIES),
+    default=LIBRARIES[0],
+    show_default=True,
+    help="Whose plan: TensorRT's, or TensorRT-RTX's for a desktop GPU.",
+)
+@click.option(
+    "--workspace-mib",
+    type=click.IntRange(min=1),
+    help="Scratch memory of the builder; an eighth of the target's memory, at most 1024, if left "
+    "out.",
+)
+@click.option("--strip-weights", is_flag=True, help="Leave weights out of the plan; 10.3 or newer.")
+@click.option("--no-cuda-graph", is_flag=True, help="Enqueue each step instead of capturing it.")
+@click.option(
+    "--new-timing-cache", is_flag=True, help="Time kernels anew; the plan may become another."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=TOLERANCE,
+    show_default=True,
+    help="Largest error in the golden episode, relative to each tensor's size.",
+)
+@click.option(
+    "--script",
+    metavar="VERSION",
+    help="Only write the graph for this TensorRT and a script that has trtexec build it.",
+)
+@click.option(
+    "--adopt-plan",
+    "adopt_plan_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Take a plan that trtexec built here instead of building one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan's record as JSON.")
+def build_engine_command(
+    bundle: Path,
+    library: str,
+    workspace_mib: int | None,
+    strip_weights: bool,
+    no_cuda_graph: bool,
+    new_timing_cache: bool,
+    tolerance: float,
+    script: str | None,
+    adopt_plan_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Build a TensorRT engine of BUNDLE for this device, and replay the golden episode with it.
+
+    The plan goes into BUNDLE.engines/ beside the bundle, which stays as it was sealed. It is loaded
+    only where GPU, TensorRT, driver and graph are the same. One that cannot be built or behaves
+    differently leaves its log; an older one then stays.
+
+    \b
+    Examples:
+      stategate build-engine build/aura
+      stategate build-engine build/aura --script 8.5
+    """
+    built = strip_weights or new_timing_cache
+    if adopt_plan_path is not None and (built or script is not None):
+        raise click.UsageError("--adopt-plan takes a plan as it is: nothing is built")
+    if script is not None and (built or no_cuda_graph):
+        raise click.UsageError("--script writes a script: it says nothing of how a plan is stepped")
+    if not isfinite(tolerance):
+        raise click.UsageError("--tolerance must be a number")
+
+    from stategate.export.tensorrt.build import Settings, workspace_bytes
+    from stategate.export.tensorrt.local import (
+        FAILED_LOG,
+        adopt_plan,
+        build_engine,
+        checked,
+        keep,
+        sole_builder,
+    )
+    from stategate.export.tensorrt.script import write_script
+    from stategate.runtime.engines.cuda import Cuda
+
+    opened = Bundle.open(bundle)
+    check_writable(plans_folder(opened.path) / "step.plan")
+    target = opened.manifest.target
+    memory = load(target.name).memory_bytes.value if target is not None else None
+    workspace = workspace_mib << 20 if workspace_mib else workspace_bytes(memory)
+    settings = Settings(workspace, strip_weights=strip_weights)
+    if script is not None:
+        click.echo(write_script(opened, script, settings))
+        return
+    trt = load_tensorrt(library)
+    try:
+        with sole_builder(opened):
+            with closing(Cuda()) as cuda:
+                if adopt_plan_path is not None:
+                    stored = adopt_plan(
+                        opened, adopt_plan_path, trt, cuda, settings, cuda_graph=not no_cuda_graph
+                    )
+                else:
+                    with progress(100, "building") as report:
+                        stored = build_engine(
+                            opened,
+                            trt,
+                            cuda,
+                            settings,
+                            cuda_graph=not no_cuda_graph,
+                            new_timing_cache=new_timing_cache,
+                            report=report,
+                        )
+            seen = checked(stored, opened, tolerance)
+            stored = keep(stored, opened)
+    except StategateError:
+        log = plans_folder(opened.path) / FAILED_LOG
+        if log.exists():
+            click.echo(f"what TensorRT said: {log}", err=True)
+        raise
+    click.echo(canonical_json(stored.record).decode() if as_json else _told(stored, seen))
+
+
+def _told(stored: StoredPlan, seen: Replay | None) -> str:
+    record = stored.record
+    place = record.fingerprint
+    lines = [
+        f"engine       {stored.folder}",
+        f"built by     {place.library} {place.version} for {place.gpu}, compute capability "
+        f"{place.compute_capability}",
+        f"plan         {record.plan_bytes:,} bytes, sha256 {record.plan.sha256[:12]}",
+    ]
+    if seen is None:
+        lines.append("golden       not checked: the bundle carries no golden episode")
+    else:
+        lines.append(
+            f"golden       {seen.steps} steps: output error {seen.max_output_error:.2g}, state "
+            f"error {seen.max_state_error:.2g}, {seen.gate_flips} gate flips"
+        )
+    return "\n".join(lines)

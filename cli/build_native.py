@@ -1,0 +1,40 @@
+"""``stategate build-native``: the C source of a bundle becomes a library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stategate.cli.device import described
+from stategate.contract import canonical_json
+from stategate.runtime.check.build_native import build_native
+
+
+@click.command("build-native")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--cc", default="cc", show_default=True, help="C compiler, a cross compiler too.")
+@click.option(
+    "--isa",
+    help="Instruction set for -march; that of the bundle's target, or the best here, if left out.",
+)
+@click.option("--flag", "flags", multiple=True, help="Further compiler flag; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print the engine's record as JSON.")
+def build_native_command(
+    bundle: Path, cc: str, isa: str | None, flags: tuple[str, ...], as_json: bool
+) -> None:
+    """Compile the C source in BUNDLE, check it, and measure it beside onnxruntime.
+
+    The library is written into the bundle only if it repeats the golden episode. One for another
+    machine cannot be run here; it is checked when that machine verifies the bundle.
+
+    \b
+    Examples:
+      stategate build-native build/aura
+      stategate build-native build/aura --cc aarch64-linux-gnu-gcc
+    """
+    manifest = build_native(bundle, cc=cc, isa=isa, flags=flags).manifest
+    native = manifest.native
+    assert native is not None
+    text = f"native       {described(native, manifest.target)}"
+    click.echo(canonical_json(native).decode() if as_json else text)

@@ -1,0 +1,252 @@
+"""``stategate inspect`` and ``stategate verify``: what a bundle promises, and whether it is so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import msgspec
+
+from stategate.contract import Bundle, Manifest, TargetRef, canonical_json
+from stategate.contract.c_library import NativeRef, why_not_here
+from stategate.contract.reading import printable
+from stategate.contract.receipts import NOISE
+from stategate.runtime.check.golden import Replay, replay
+from stategate.runtime.engines.tensorrt_api import plans_here
+from stategate.runtime.keep.snapshot import Codec
+from stategate.runtime.keep.store import newest_in
+
+_NAMES = 20  # of undeclared files that are listed
+
+_BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+
+
+@click.command()
+@_BUNDLE
+@click.option(
+    "--snapshots",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Also show the ledger of the newest snapshot in this folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print manifest, ledger and engines as JSON.")
+def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
+    """Show what BUNDLE promises, after checking every digest, and the TensorRT engines beside it.
+
+    A snapshot folder may be looked into while a robot is writing to it.
+
+    \b
+    Example:
+      stategate inspect build/aura --snapshots /var/lib/robot
+    """
+    opened = Bundle.open(bundle)
+    found = newest_in(snapshots, Codec(opened.manifest)) if snapshots is not None else None
+    if as_json:
+        manifest = json.loads(canonical_json(opened.manifest))
+        ledger = asdict(found.snapshot.header.ledger) if found is not None else None
+        engines = [
+            json.loads(canonical_json(stored.record)) | {"hindrances": hindrances}
+            for stored, hindrances in plans_here(opened)
+        ]
+        click.echo(json.dumps(manifest | {"ledger": ledger, "engines": engines}, indent=2))
+        return
+    for label, text in (*describe(opened.manifest), *described_plans(opened)):
+        click.echo(f"{label:<12} {printable(text, 1000)}")
+    click.echo(f"{'digest':<12} {opened.digest}")
+    if snapshots is not None and found is None:
+        click.echo(f"{'snapshot':<12} none in {snapshots}")
+    if found is not None:
+        header = found.snapshot.header
+        click.echo(f"{'snapshot':<12} {header.sequence} in {found.slot}: {found.reason}")
+        for name, value in asdict(header.ledger).items():
+            click.echo(f"{'ledger':<12} {name} {value}")
+
+
+def describe(manifest: Manifest) -> list[tuple[str, str]]:
+    """Label and text of each line about a manifest."""
+    lines = [("model", f"{manifest.model.name} ({manifest.model.family})")]
+    lines += [("input", f"{t.name} {t.dtype} {list(t.shape)}") for t in manifest.inputs]
+    for t in manifest.outputs:
+        safe = "" if t.safe is None else f", safe {t.safe}"
+        lines.append(("output", f"{t.name} {t.dtype} {list(t.shape)}{safe}"))
+    hard = manifest.step.thresholds
+    for state in manifest.states:
+        guard = f"written when {state.gate} opens" if state.gate in hard else "written every step"
+        shape = f"{state.name} {state.dtype} {list(state.shape)}"
+        lines.append(("state", f"{shape}, {state.bytes} bytes, {guard}"))
+    for gate in manifest.gates:
+        text = f"{gate.name} {gate.kind}"
+        if gate.threshold is not None:
+            text += f", opens above {gate.threshold:g}"
+        if gate.expected_write_rate is not None:
+            text += f", writes {gate.expected_write_rate:.1%} of steps ({gate.expected_from})"
+        lines.append(("gate", text))
+    lines.append(("memory", f"{manifest.state_bytes} bytes, constant"))
+    if manifest.sessions > 1:
+        each = f"{manifest.sessions} in one step, {manifest.state_bytes_per_session} bytes each"
+        lines.append(("sessions", f"{each}; for stategate.runtime.Pool"))
+    for graph in manifest.graphs:
+        text = f"{graph.role} {graph.format} opset {graph.opset}"
+        text += "".join(f", operators of {domain}" for domain in graph.domains)
+        text += f", {graph.steps} steps at once" if graph.steps > 1 else ""
+        lines.append(("graph", text))
+    way = manifest.way
+    if way is not None:
+        handed = f", {way.payload_bytes} bytes handed over" if way.payload else ""
+        lines.append(("way", f"{way.way}{handed}: {way.why}"))
+    if manifest.native is not None:
+        lines.append(("native", described(manifest.native, manifest.target)))
+    if manifest.no_native:
+        missing = "library" if manifest.native is not None else "engine"
+        lines.append(("native", f"no {missing}: {printable(manifest.no_native, 1000)}"))
+    lines.append(("target", manifest.target.name if manifest.target else "any"))
+    if manifest.is_lower:
+        lines.append(("precision", printable(manifest.precision_words)))
+    return [*lines, *_judged(manifest), *_facts(manifest)]
+
+
+def _judged(manifest: Manifest) -> list[tuple[str, str]]:
+    """The verdict first, then what it is based on."""
+    receipt, drift, verdict = manifest.verification, manifest.drift, manifest.verdict
+    if receipt is None:
+        return [(verdict, "a draft that was never held against its model")]
+    text = (
+        f"{receipt.steps} steps of {receipt.inputs.words} against {receipt.reference}: "
+        f"{receipt.errors}, {receipt.gate_flips} gate flips"
+    )
+    lines = [(verdict, printable(text))]
+    if receipt.accepted is not None:
+        lines.append(("accepted", printable(f"by {receipt.accepted}")))
+    if receipt.inputs.kind == "noise":
+        lines.append(("note", NOISE))
+    lines += [("note", printable(note)) for note in receipt.notes]
+    if drift is not None:
+        accepted = f"; accepted by {drift.accepted}" if drift.accepted else ""
+        findings = "; ".join(drift.findings) or "passed"
+        text = f"{drift.steps} steps beside the float model: {findings}{accepted}"
+        lines.append(("drift", printable(text)))
+    elif manifest.is_lower:
+        lines.append(("drift", "not judged: a candidate in lower precision"))
+    return lines
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    lines = []
+    for fact, text in manifest.metadata.items():
+        lines.append(("fact", printable(f"{fact}: {text}")))
+    return [*lines, ("created", manifest.created)]
+
+
+def described(native: NativeRef, target: TargetRef | None = None) -> str:
+    """One line about a native engine, and whether the machine and the target can load it."""
+    if native.library is None:
+        return f"C source by {native.generator}, not compiled"
+    text = f"{native.isa} by {native.compiler}"
+    if native.max_output_error is not None:
+        text += f", golden output error {native.max_output_error:.2g}"
+    for engine, us in sorted(native.step_us.items()):
+        text += f", {engine} {us:.3g} us a step"
+    if (obstacle := why_not_here(native)) is not None:
+        return f"{text}; not to be loaded here, auto takes onnxruntime: {obstacle}"
+    if target is not None and target.machine != native.machine:
+        text += f"; for {native.machine}, so {target.name} ({target.machine}) cannot load it"
+        return f"{text}; auto takes {native.fastest} on this machine"
+    return text + (f"; auto takes {native.fastest}" if native.step_us else "; not measured here")
+
+
+def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
+    """Label and text of the lines about each TensorRT plan that lies beside a bundle."""
+    lines = []
+    for stored, hindrances in plans_here(bundle):
+        record, place = stored.record, stored.record.fingerprint
+        jetson = f", Jetson Linux {place.l4t}" if place.l4t else ""
+        text = (
+            f"{place.library} {place.version} for {place.gpu} ({place.multiprocessors} x "
+            f"{place.compute_capability}), CUDA {place.cuda}{jetson}, {place.system} "
+            f"{place.machine}; plan {record.plan.sha256[:12]}, {record.plan_bytes} bytes, of graph "
+            f"{place.onnx_sha256[:12]}"
+        )
+        lines.append(("engine", printable(text)))
+        told = (
+            f"not to be loaded here: {'; '.join(hindrances)}" if hindrances else "for this machine"
+        )
+        lines.append(("engine", printable(told)))
+    return lines
+
+
+@click.command()
+@_BUNDLE
+@click.option("--digests", is_flag=True, help="Only check digests; needs no engine.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help="Largest error of outputs and states, relative to their size; that of the receipt if left "
+    "out, 0.0001 for a bundle in lower precision.",
+)
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help="What replays it, such as native or tensorrt; several by commas are tried in turn.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    bundle: Path,
+    digests: bool,
+    tolerance: float | None,
+    engine: str,
+    as_json: bool,
+) -> None:
+    """Check the digests of BUNDLE, then replay its golden episode on this machine.
+
+    Exits with 1 where BUNDLE is a candidate that was not judged, a file was altered, an undeclared
+    file lies in the folder, an output or a state is further off than the tolerance, or a gate
+    decides differently.
+
+    \b
+    Examples:
+      stategate verify build/aura
+      stategate verify build/aura --digests
+      stategate verify build/aura --engine native
+    """
+    opened = Bundle.open(bundle)
+    undeclared = opened.undeclared_files()
+    result = None if digests else replay(bundle, tolerance, engine)
+    candidate = opened.manifest.standing == "candidate"
+    passed = not candidate and not undeclared and (result is None or result.passed)
+    if as_json:
+        report = {
+            "passed": passed,
+            "digest": opened.digest,
+            "files": len(opened.manifest.all_files) + 1,
+            "undeclared_files": [printable(name, 4096) for name in undeclared],
+            "standing": opened.manifest.standing,
+            "replay": asdict(result) if result is not None else None,
+        }
+        # msgspec writes infinity as null; JSON has no word for it.
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    else:
+        click.echo(f"digests   {len(opened.manifest.all_files) + 1} files as sealed")
+        for name in undeclared[:_NAMES]:
+            click.echo(f"digests   {printable(name)} is not in the manifest; it is never loaded")
+        if len(undeclared) > _NAMES:
+            click.echo(f"digests   and {len(undeclared) - _NAMES:,} more; see --json")
+        for label, text in _judged(opened.manifest):
+            click.echo(f"{label:<9} {text}")
+        if candidate:
+            click.echo("receipt   none: a candidate; judge it with stategate drift --seal")
+        if not digests:
+            click.echo(f"behaviour {_replayed(result)}")
+        click.echo("passed" if passed else "FAILED")
+    ctx.exit(0 if passed else 1)
+
+
+def _replayed(result: Replay | None) -> str:
+    if result is None:
+        return "not checked: the bundle carries no golden episode"
+    others = {"by the chunk": result.max_chunk_error, "in one graph": result.max_fused_error}
+    told = "".join(f", output error {how} {e:.2g}" for how, e in others.items() if e is not None)
+    return f"{result.steps} golden steps: {result.told} (errors allowed {result.tolerance:g}){told}"

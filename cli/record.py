@@ -1,0 +1,310 @@
+"""Making episodes: ``stategate record``, ``episode-gym`` and ``episode-wav``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from stategate.common.console import progress
+from stategate.common.ending import StopRequest, stop_request
+from stategate.common.user_file import build_from_file, check_source
+from stategate.contract import Episode, EpisodeSet, load_episode
+from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.errors import EpisodeError, OutputError
+from stategate.contract.reading import printable
+from stategate.runtime.base.buffers import Array
+from stategate.runtime.episodes.recorder import BLOCK_STEPS, Recorder
+from stategate.runtime.episodes.wav import wav_episode
+from stategate.runtime.session import Session
+
+_SEED = 2_000_003
+
+
+def _out(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that every way of making episodes has."""
+    folder = click.option(
+        "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder."
+    )
+    told = click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+    return folder(told(command))
+
+
+def _loop(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of an environment in closed loop."""
+    episodes = click.option(
+        "--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="How many."
+    )
+    seed = click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=_SEED,
+        show_default=True,
+        help="Of the first episode; the next ones count up.",
+    )
+    rate = click.option(
+        "--rate", type=click.FloatRange(min=0, min_open=True), help="Steps per second, if known."
+    )
+    return episodes(seed(rate(command)))
+
+
+@click.command("episode-wav")
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option("--input", "name", required=True, help="Input of the model that takes a window.")
+@click.option("--window", type=click.IntRange(min=1), required=True, help="Samples of a step.")
+@click.option(
+    "--hop", type=click.IntRange(min=1), help="Samples between two steps; the window if left out."
+)
+@click.option(
+    "--channel", type=click.IntRange(min=0), default=0, show_default=True, help="Counted from 0."
+)
+@click.option(
+    "--rate-hz",
+    type=click.IntRange(1, 768_000),
+    help="Samples per second that the model hears; those of the file if left out.",
+)
+@_out
+def episode_wav(
+    files: tuple[Path, ...],
+    name: str,
+    window: int,
+    hop: int | None,
+    channel: int,
+    rate_hz: int | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Cut sound (FILES, .wav) into episodes, one a file.
+
+    \b
+    Example:
+      stategate episode-wav speech.wav --input x --window 512 --out build/speech
+    """
+    check_writable(out / "x.npz")
+    if len({path.stem for path in files}) < len(files):
+        raise OutputError("two files have one name", expected="names that differ")
+    cut = (name, window, hop or window, channel, rate_hz)
+    made = ((path.stem, wav_episode(path, *cut)) for path in files)
+    _write(out, made, as_json)
+
+
+@click.command("episode-gym")
+@click.argument("env_id")
+@click.option(
+    "--policy",
+    required=True,
+    help="path/to/file.py:factory; what it makes maps an observation to an action.",
+)
+@click.option(
+    "--input", "name", default="x", show_default=True, help="Input that observations go to."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Most of an episode.",
+)
+@_loop
+@_out
+def episode_gym(
+    env_id: str,
+    policy: str,
+    name: str,
+    steps: int,
+    episodes: int,
+    seed: int,
+    rate: float | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Let an expert act in the Gymnasium environment ENV_ID, and write what it saw.
+
+    Each episode has a policy of its own, fresh from the factory.
+
+    \b
+    Example:
+      stategate episode-gym CartPole-v1 --policy expert.py:make --input obs --out build/cartpole
+    """
+    check_source(policy, EpisodeError)
+    check_writable(out / "x.npz")
+
+    from stategate.runtime.episodes import gym
+
+    def one(index: int) -> Episode:
+        act = build_from_file(policy, EpisodeError)
+        if not callable(act):
+            raise EpisodeError(f"{policy} gives no function", found=type(act).__name__)
+        seen = gym.observations(env, act, seed + index, steps)
+        array = np.stack([gym.as_input(o, "float32") for o in seen])
+        told = f"{env_id}, seed {seed + index}, acted in by {Path(policy).name}"
+        return Episode({name: array}, rate_hz=rate, provenance=told)
+
+    with gym.make(env_id) as env:
+        _write(out, ((f"episode-{i:06d}", one(i)) for i in range(episodes)), as_json)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--gym", "env_id", help="Gymnasium environment that the bundle acts in.")
+@click.option(
+    "--episode",
+    "episode_path",
+    type=click.Path(exists=True, path_type=Path),
+    help="Recorded inputs, a .npz or a folder of them.",
+)
+@click.option(
+    "--output", help="With --gym: the output that is the action, where there are several."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Most of an episode; 1000 with --gym.")
+@click.option(
+    "--block",
+    type=click.IntRange(min=1),
+    default=BLOCK_STEPS,
+    show_default=True,
+    help="Steps of a file; two blocks are held in memory.",
+)
+@_loop
+@_out
+def record(
+    bundle: Path,
+    env_id: str | None,
+    episode_path: Path | None,
+    output: str | None,
+    steps: int | None,
+    block: int,
+    episodes: int,
+    seed: int,
+    rate: float | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Step BUNDLE and record what its session takes.
+
+    In an environment every episode starts with a fresh memory and in a file of its own. Ctrl-C and
+    SIGTERM end it after the step at hand; what was recorded until then is whole.
+
+    \b
+    Examples:
+      stategate record build/policy --gym CartPole-v1 --episodes 20 --out build/cartpole
+      stategate record build/aura --episode logs --out build/recorded
+    """
+    if (env_id is None) == (episode_path is None):
+        raise click.UsageError("either --gym ENV or --episode PATH")
+    check_writable(out / "x.npz")
+    with stop_request() as stop, Session.open(bundle) as session:
+        if episode_path is not None:
+            given = load_episode(episode_path, steps)
+            given.check(session.manifest.step)
+            rate = rate if rate is not None else given.rate_hz
+        with Recorder(session, out, steps=block, rate_hz=rate, wait_for_disk=True) as recorder:
+            if episode_path is not None:
+                with progress(given.steps, "recording") as report:
+                    for t, inputs in enumerate(given):
+                        recorder.step(**inputs)
+                        report(t + 1)
+                        if stop:
+                            break
+            else:
+                _act(recorder, session, str(env_id), output, episodes, seed, steps or 1000, stop)
+    done = recorder.recorded
+    if done.problem is not None:
+        raise OutputError(
+            f"{done.lost_steps:,} steps were stepped and not recorded", found=done.problem
+        )
+    text = f"{out}: {done.steps:,} steps in {done.files:,} files, {done.bytes:,} bytes"
+    click.echo(json.dumps(asdict(done), indent=2) if as_json else text)
+    if stop:
+        raise stop.stopped(f"{done.steps:,} steps are recorded")
+
+
+def _act(
+    recorder: Recorder,
+    session: Session,
+    env_id: str,
+    output: str | None,
+    episodes: int,
+    seed: int,
+    steps: int,
+    stop: StopRequest,
+) -> None:
+    from stategate.runtime.episodes import gym
+
+    with gym.make(env_id) as env:
+        wiring = gym.Wiring(session.manifest.step, env.action_space, output)
+        taken = wiring.input
+
+        def act(seen: Array) -> Any:
+            outputs = recorder.step(**{taken.name: gym.as_input(seen, taken.dtype, taken.shape)})
+            return wiring.action(outputs[wiring.output])
+
+        with progress(episodes, "recording") as report:
+            for index in range(episodes):
+                session.reset()
+                for _ in gym.observations(env, act, seed + index, steps):
+                    if stop:
+                        return
+                recorder.cut()
+                report(index + 1)
+
+
+def _write(out: Path, made: Iterable[tuple[str, Episode]], as_json: bool) -> None:
+    """Write episodes one by one; none takes the place of a file that is there."""
+    rows: list[dict[str, Any]] = []
+    for name, episode in made:
+        path = out / f"{name}.npz"
+        if path.exists():
+            raise OutputError("an episode of that name is there", found=path)
+        episode.check_finite(name)
+        write_whole(path, episode.to_bytes())
+        rows.append({"path": str(path), "steps": episode.steps, "rate_hz": episode.rate_hz})
+    text = "\n".join(f"{row['path']}: {row['steps']:,} steps" for row in rows)
+    click.echo(json.dumps(rows, indent=2) if as_json else text)
+
+
+@click.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def episodes(path: Path, as_json: bool) -> None:
+    """Read PATH, an episode or a folder of them, from end to end, and say what is in it.
+
+    \b
+    Example:
+      stategate episodes build/recorded
+    """
+    found = EpisodeSet.open(path)
+    with progress(found.steps, "reading") as report:
+        done = 0
+        for file in found.files:
+            for block in file.blocks():
+                done += block.steps
+                report(done)
+    facts = {
+        "episodes": len(found),
+        "steps": found.steps,
+        "rate_hz": found.rate_hz,
+        "form": {key: [dtype, *shape] for key, (dtype, shape) in found.files[0].form.items()},
+        "digest": found.digest,
+        "files": [
+            {"name": f.name, "steps": f.steps, "provenance": f.provenance} for f in found.files
+        ],
+    }
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    rate = f" at {found.rate_hz:g} Hz" if found.rate_hz is not None else ""
+    click.echo(f"{len(found):,} episodes, {found.steps:,} steps{rate}, digest {found.digest}")
+    for key, (dtype, shape) in found.files[0].form.items():
+        click.echo(f"  {key}: {dtype} {list(shape)}")
+    for file in found.files:
+        click.echo(f"  {printable(file.name)}: {file.steps:,} steps  {printable(file.provenance)}")

@@ -1,0 +1,125 @@
+"""``stategate targets``: the devices that are known, each figure with its source."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+import msgspec
+
+from stategate.common.ending import CommandGroup
+from stategate.targets.ladder import load_ladder
+from stategate.targets.profile import Figure, Sourced, TargetProfile, load, names
+
+_UNKNOWN = "unknown"
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+HEADS = ("target", "memory", "reserve", "bandwidth", "dense int8", "CPU", "onnxruntime", "tensorrt")
+
+
+@click.group(cls=CommandGroup, invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.pass_context
+def targets(context: click.Context, as_json: bool, markdown: bool) -> None:
+    """List the devices that are known, or show one with `show`.
+
+    \b
+    Examples:
+      stategate targets
+      stategate targets show jetson-orin-nano-8gb
+    """
+    if context.invoked_subcommand is not None:
+        return
+    profiles = [load(name) for name in names()]
+    if as_json:
+        click.echo(json.dumps([msgspec.to_builtins(profile) for profile in profiles], indent=2))
+        return
+    lines = [HEADS, *map(row, profiles)]
+    if markdown:
+        lines.insert(1, ("---",) * len(HEADS))
+        click.echo("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+        return
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        click.echo("  ".join(map(str.ljust, cells, widths)).rstrip())
+
+
+@targets.command()
+@click.argument("target")
+@_JSON
+def show(target: str, as_json: bool) -> None:
+    """Show every figure of TARGET with its source and date.
+
+    \b
+    Example:
+      stategate targets show raspberry-pi-5
+    """
+    profile = load(target)
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(profile), indent=2))
+        return
+    click.echo(f"{profile.name}: {profile.description} ({profile.machine})")
+    for field in msgspec.structs.fields(profile):
+        value = getattr(profile, field.name)
+        if isinstance(value, Sourced):
+            _print_sourced(field.name, value)
+        elif isinstance(value, dict):
+            for engine, figure in value.items():
+                _print_sourced(f"{field.name}.{engine}", figure)
+        elif isinstance(value, tuple):
+            for one in value:
+                _print_sourced(field.name, one)
+    releases = (profile.jetpack.value if profile.jetpack else None) or ()
+    for release in load_ladder().release:
+        if release.jetpack in releases:
+            l4t = ", ".join(release.l4t) or _UNKNOWN
+            click.echo(
+                f"  JetPack {release.jetpack}: L4T {l4t}, CUDA {release.cuda or _UNKNOWN}, "
+                f"TensorRT {release.tensorrt or _UNKNOWN}, Python {release.python}"
+            )
+
+
+def row(profile: TargetProfile) -> tuple[str, ...]:
+    """The cells of one device in the table; `HEADS` names them."""
+    tops = profile.dense_tops("int8")
+    bandwidth = profile.peak_bandwidth_gb_per_s
+    cores = profile.cores.value
+    return (
+        profile.name,
+        gigabytes(profile.memory_bytes.value),
+        gigabytes(profile.system_reserve_bytes.value),
+        _UNKNOWN if bandwidth is None else f"{bandwidth:g} GB/s",
+        _UNKNOWN if tops is None else f"{tops:g} TOPS",
+        _UNKNOWN if profile.cpu.value is None else f"{cores or '?'} x {profile.cpu.value}",
+        *(_legal(profile.engines.get(engine)) for engine in ("onnxruntime", "tensorrt")),
+    )
+
+
+def gigabytes(value: int | None) -> str:
+    """Bytes in GiB, or the word for what nobody tells."""
+    return _UNKNOWN if value is None else f"{value / 2**30:.3g} GiB"
+
+
+def _legal(figure: Figure[tuple[str, ...]] | None) -> str:
+    return ", ".join((figure.value if figure else None) or ()) or "none"
+
+
+def _print_sourced(label: str, value: Sourced) -> None:
+    fields: dict[str, Any] = msgspec.to_builtins(value)
+    source, date = fields.pop("source"), fields.pop("date")
+    if set(fields) == {"value"}:
+        text = _word(fields["value"])
+    else:
+        text = ", ".join(f"{name} {_word(inner)}" for name, inner in fields.items())
+    click.echo(f"  {label:<22} {text}\n  {'':<22} ({source}; {date})")
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return _UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,239 @@
+"""``stategate wear``: how long the flash lasts under each snapshot policy."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from stategate.bench.wear import WearRow, wear_rows, write_rate
+from stategate.contract import Bundle, Manifest, Storage, endurance_bytes
+from stategate.runtime.keep.snapshot import Codec
+from stategate.runtime.keep.wear import (
+    host_bytes_per_snapshot,
+)
+from stategate.runtime.keep.wear_counters import DeviceWear, read_wear
+
+_DAYS_PER_YEAR = 365.25
+
+
+def finite(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN and infinity on the command line."""
+    # FloatRange lets "nan" through, for it is neither too small nor too large.
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number", param=parameter)
+    return value
+
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--rate", "rate_hz", type=_POSITIVE, callback=finite, required=True, help="Steps per second."
+)
+@click.option("--storage", "storage_name", help="Medium by name, such as emmc-16gb.")
+@click.option("--target", help="Device whose media are shown; the bundle's if left out.")
+@click.option("--tbw", type=_POSITIVE, callback=finite, help="Rated endurance in 10^12 bytes.")
+@click.option("--capacity-gb", type=_POSITIVE, callback=finite, help="Nominal size in 10^9 bytes.")
+@click.option(
+    "--pe-cycles", type=_POSITIVE, callback=finite, help="Program/erase cycles of a cell."
+)
+@click.option(
+    "--waf",
+    type=click.FloatRange(min=1),
+    callback=finite,
+    help="Write amplification: bytes in cells for each byte written.",
+)
+@click.option(
+    "--metadata-bytes",
+    type=click.IntRange(min=0),
+    help="What a rewrite costs beside the file, as measured; 20480 is an estimate.",
+)
+@click.option(
+    "--write-rate",
+    "share",
+    type=click.FloatRange(min=0, max=1),
+    callback=finite,
+    help="Share of steps that write; the manifest's if left out.",
+)
+@click.option(
+    "--path",
+    type=click.Path(exists=True, path_type=Path),
+    help="A folder on this machine: show what its device says of its wear.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
+def wear(
+    bundle: Path,
+    rate_hz: float,
+    storage_name: str | None,
+    target: str | None,
+    tbw: float | None,
+    capacity_gb: float | None,
+    pe_cycles: float | None,
+    waf: float | None,
+    metadata_bytes: int | None,
+    share: float | None,
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    """Show how long the flash lasts when BUNDLE's memory is saved there, by snapshot policy.
+
+    The medium is given by name, by its rating (--tbw), or by its cells (--capacity-gb, --pe-cycles
+    and --waf together).
+
+    \b
+    Examples:
+      stategate wear build/aura --rate 30 --storage emmc-16gb
+      stategate wear build/aura --rate 100 --tbw 150 --write-rate 0.05
+      stategate wear build/aura --rate 30 --storage sd-32gb-consumer --path /var/lib/robot
+    """
+    manifest = Bundle.open(bundle).manifest
+    storages = _by_figures(tbw, capacity_gb, pe_cycles, waf)
+    named = [flag for flag, v in (("--storage", storage_name), ("--target", target)) if v]
+    if len(named) + bool(storages) > 1:
+        both = " and ".join([*named, *(["the figures of a medium"] if storages else [])])
+        raise click.UsageError(f"{both} contradict each other; give one")
+    storages = storages or _by_name(storage_name, target, manifest)
+    if metadata_bytes is not None:
+        storages = [_with_metadata(storage, metadata_bytes) for storage in storages]
+    writes = write_rate(manifest, share)
+    snapshot_bytes = Codec(manifest).file_bytes
+    tables = [(s, wear_rows(s, snapshot_bytes, rate_hz, writes)) for s in storages]
+    device = read_wear(path) if path is not None else None
+    if as_json:
+        report = {
+            "model": manifest.model.name,
+            "state_bytes": manifest.state_bytes,
+            "snapshot_bytes": snapshot_bytes,
+            "rate_hz": rate_hz,
+            "write_rate": asdict(writes),
+            "tables": [_as_json(s, snapshot_bytes, rows) for s, rows in tables],
+            "device": asdict(device) | {"estimate": device.estimate} if device else None,
+        }
+        click.echo(json.dumps(report, indent=2))
+        return
+    states = f"{manifest.state_bytes:,} of state, the rest header and checksum"
+    click.echo(f"{'model':<12} {manifest.model.name} at {rate_hz:g} steps per second")
+    click.echo(f"{'snapshot':<12} {snapshot_bytes:,} bytes: {states}")
+    click.echo(f"{'writes':<12} {writes.share:.1%} of steps ({writes.source})")
+    if device is not None:
+        click.echo(f"{'device':<12} {_describe(device)}")
+    for storage, rows in tables:
+        click.echo("")
+        for line in _table(storage, snapshot_bytes, rows):
+            click.echo(line)
+
+
+def _by_figures(
+    tbw: float | None, capacity_gb: float | None, pe_cycles: float | None, waf: float | None
+) -> list[Storage]:
+    """The medium that the flags describe, or nothing where none of them was given."""
+    cells = {"--capacity-gb": capacity_gb, "--pe-cycles": pe_cycles, "--waf": waf}
+    missing = [flag for flag, value in cells.items() if value is None]
+    if tbw is not None and not (pe_cycles is None and waf is None):
+        raise click.UsageError(
+            "--tbw contradicts --pe-cycles and --waf: a rating already contains both; give one way"
+        )
+    if tbw is None and len(missing) == len(cells):
+        return []
+    if tbw is None and missing:
+        raise click.UsageError(f"a medium given by its cells needs {' and '.join(missing)} too")
+    return [
+        Storage(
+            name="as given",
+            source="given on the command line",
+            capacity_bytes=round(capacity_gb * 1e9) if capacity_gb is not None else None,
+            endurance_bytes=round(tbw * 1e12) if tbw is not None else None,
+            pe_cycles=pe_cycles,
+            write_amplification=waf,
+        )
+    ]
+
+
+def _by_name(name: str | None, target: str | None, manifest: Manifest) -> list[Storage]:
+    """The named medium, or those of the target."""
+    # Only here, because a device with Python 3.10 has no TOML reader; figures work without one.
+    from stategate.targets import load, load_storage, storage_names
+
+    if name is not None:
+        return [load_storage(name)]
+    if target is None and manifest.target is not None:
+        target = manifest.target.name
+    media = load(target).storage.value if target is not None else None
+    known = [load_storage(row) for row in media or ()]
+    if not known:
+        whose = f"of target {target}" if target is not None else "of a bundle for any target"
+        raise click.UsageError(
+            f"the storage {whose} is not known; give --storage ({', '.join(storage_names())}), "
+            "or --tbw, or --capacity-gb with --pe-cycles and --waf"
+        )
+    return known
+
+
+def _with_metadata(storage: Storage, metadata_bytes: int) -> Storage:
+    return msgspec.structs.replace(
+        storage,
+        metadata_bytes=metadata_bytes,
+        assumed=tuple(field for field in storage.assumed if field != "metadata_bytes"),
+    )
+
+
+def _as_json(storage: Storage, snapshot_bytes: int, rows: tuple[WearRow, ...]) -> dict[str, Any]:
+    return {
+        "storage": msgspec.to_builtins(storage),
+        "endurance_bytes": endurance_bytes(storage),
+        "host_bytes_per_snapshot": host_bytes_per_snapshot(storage, snapshot_bytes),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _table(storage: Storage, snapshot_bytes: int, rows: tuple[WearRow, ...]) -> list[str]:
+    written = host_bytes_per_snapshot(storage, snapshot_bytes)
+    assumed = list(dict.fromkeys(field for row in rows for field in row.assumed))
+    lines = [
+        f"{'storage':<12} {storage.name}, {endurance_bytes(storage) / 1e12:.4g} TBW",
+        f"{'source':<12} {storage.source}",
+        f"{'written':<12} {written:,} bytes for each snapshot: whole blocks and metadata",
+    ]
+    if assumed:
+        lines.append(f"{'assumed':<12} {', '.join(assumed)}")
+    lines.append(f"{'snapshot':<15} {'bytes per day':>20} {'years':>22}  estimate")
+    for row in rows:
+        verdict = "yes" if row.estimate else "no"
+        lines.append(
+            f"{row.policy:<15} {row.bytes_per_day:>20,.0f} {_years(row.years):>22}  {verdict}"
+        )
+    return lines
+
+
+def _years(years: float | None) -> str:
+    if years is None:
+        return "for ever"
+    if years < 0.1:
+        return f"{years:.2g} ({years * _DAYS_PER_YEAR:.2g} days)"
+    return f"{years:,.0f}" if years >= 100 else f"{years:.3g}"
+
+
+def _describe(device: DeviceWear) -> str:
+    if device.device is None:
+        return "no single block device is behind that path; the years are an estimate"
+    parts = [f"{device.device} ({device.kind})"]
+    used = device.life_used_percent
+    if used is None:
+        parts.append("says nothing of its wear, so the years are an estimate")
+    elif used > 100:
+        parts.append("its rated life is exceeded")
+    else:
+        parts.append(f"at most {used} % of its rated life used; the years are those of a new one")
+    if device.reserve is not None:
+        parts.append(f"spare blocks: {device.reserve}")
+    if device.host_bytes_since_boot is not None:
+        parts.append(f"{device.host_bytes_since_boot:,} bytes written since boot")
+    return "; ".join(parts)

@@ -1,0 +1,101 @@
+"""``stategate zoo`` and ``stategate episode``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stategate.contract.durable import check_writable, write_whole
+from stategate.models.zoo.names import HELD_OUT_SEED, NAMES, unknown_model
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def zoo(as_json: bool) -> None:
+    """List the models that come with stategate.
+
+    \b
+    Example:
+      stategate zoo
+    """
+    from stategate.models.zoo.catalogue import ZOO
+
+    rows: list[dict[str, Any]] = []
+    for item in ZOO.values():
+        spec = item.build().step_spec()
+        rows.append(
+            {
+                "name": item.name,
+                "family": item.family,
+                "summary": item.summary,
+                "state_bytes": spec.state_bytes,
+                "gates": [
+                    {"name": g.name, "kind": g.kind, "granularity": g.granularity}
+                    for g in spec.gates
+                ],
+                "write": item.write,
+                "paper": item.paper,
+                "weights": item.weights,
+                "published": {
+                    name: config.step_spec().state_bytes for name, config in item.published.items()
+                },
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['name']}: {row['summary']}")
+        click.echo(f"  memory  {row['state_bytes']:,} bytes ({row['family']}, {row['paper']})")
+        for gate in row["gates"]:
+            click.echo(f"  gate    {gate['name']}, {gate['kind']}, by {gate['granularity']}")
+        click.echo(f"  write   {row['write']}")
+        for name, state_bytes in row["published"].items():
+            click.echo(f"  as in   {name}: {state_bytes:,} bytes in float32")
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 10_000_000),
+    default=4096,
+    show_default=True,
+    help="Length; all of it is held in memory.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=HELD_OUT_SEED,
+    show_default=True,
+    help="Of the stream.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The .npz to write.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
+    """Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.
+
+    \b
+    Example:
+      stategate episode aura-hard --steps 100000 --out build/episode.npz
+    """
+    if name not in NAMES:
+        raise unknown_model(name)
+    check_writable(out)
+
+    from stategate.models.zoo.catalogue import entry
+
+    told = f"held-out stream of {name}, seed {seed}"
+    raw = replace(entry(name).episode(steps, seed), provenance=told).to_bytes()
+    write_whole(out, raw)
+    facts = {"model": name, "steps": steps, "seed": seed, "bytes": len(raw), "path": str(out)}
+    click.echo(json.dumps(facts, indent=2) if as_json else f"{out}: {steps:,} steps, seed {seed}")

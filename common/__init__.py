@@ -1,0 +1,1 @@
+"""Tools without opinions that several rooms share: console, pages, compiler, CPU features."""

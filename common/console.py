@@ -1,0 +1,114 @@
+"""What every command does alike: progress on stderr, files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from stategate.common.ending import Stopped
+from stategate.contract.errors import SpecError
+from stategate.contract.reading import text_with_controls
+
+_FRAME_S = 0.1
+_WIDEST_BAR = 30
+
+
+@contextmanager
+def progress(
+    total: int, label: str, kept: str = "nothing was written"
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr, on one line of the terminal; off a terminal print only its label.
+
+    Args:
+        total: Units of work, or the most that it can be: a bar ends full where its work ends well.
+        label: What is being done.
+        kept: What is left of the work if a signal ends it.
+
+    Yields:
+        A function that takes the number of units done so far.
+    """
+    try:
+        with _shown(total, label) as report:
+            yield report
+    except Stopped as problem:
+        problem.kept = problem.kept or kept
+        raise
+
+
+@contextmanager
+def _shown(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        click.echo(label, err=True)
+        yield lambda done: None
+        return
+    start = shown = time.monotonic()
+    done_last = 0
+
+    def draw(done: int) -> None:
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        except OSError:
+            columns = 0
+        line = bar_line(label, done, total, time.monotonic() - start, columns or 80)
+        click.echo(f"\r{line}\x1b[K", err=True, nl=False)
+
+    def report(done: int) -> None:
+        nonlocal done_last, shown
+        done_last = done
+        if (now := time.monotonic()) - shown >= _FRAME_S:
+            shown = now
+            draw(done)
+
+    draw(0)
+    try:
+        yield report
+        done_last = total
+    finally:
+        draw(done_last)
+        click.echo(err=True)
+
+
+def bar_line(label: str, done: int, total: int, elapsed_s: float, columns: int) -> str:
+    """A bar that leaves the last column free; where room is short, the bar and the time go first.
+
+    Args:
+        label: What is being done.
+        done: Units done; more than ``total`` counts as all of it.
+        total: Units in all.
+        elapsed_s: Seconds since the start.
+        columns: Width of the terminal.
+    """
+    share = 1.0 if total <= 0 else min(1.0, max(0.0, done / total))
+    percent = f" {share:4.0%}"
+    room = max(0, columns - 1 - len(percent))
+    text = label if len(label) <= room else f"{label[: max(0, room - 3)]}..."[:room]
+    seconds = elapsed_s if share == 1.0 else elapsed_s / share - elapsed_s if share else 0.0
+    clock = f"{int(seconds) // 60}:{int(seconds) % 60:02}" if share else ""
+    clock = f" {clock} left" if clock and share < 1.0 else f" in {clock}" if clock else ""
+    if len(text) + len(clock) > room:
+        clock = ""
+    width = min(_WIDEST_BAR, room - len(text) - len(clock) - 3)
+    bar = f" [{'#' * int(share * width):.<{width}}]" if width >= 4 else ""
+    return f"{text}{bar}{percent}{clock}"
+
+
+def who_and_why(accept: str | None) -> str | None:
+    """The value of ``--accept``, which names somebody and a reason.
+
+    Raises:
+        SpecError: It does not.
+    """
+    who, _, why = (accept or "").partition(":")
+    plain = text_with_controls(accept) is None  # it is printed wherever the bundle goes
+    if accept is not None and not (who.strip() and why.strip() and plain):
+        raise SpecError(
+            "--accept must say who overrules the limits, and why",
+            found=repr(accept),
+            expected='"WHO: WHY", on one line',
+        )
+    return accept

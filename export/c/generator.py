@@ -1,0 +1,107 @@
+"""emx-onnx-cgen, which writes the C of operators, with its mistakes mended.
+
+Its templates for products are replaced by those in ``export/c``, and its recurrent operators are
+mended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from shutil import copyfile, copytree
+from typing import Any
+
+import onnx
+from emx_onnx_cgen import Compiler
+from emx_onnx_cgen.compiler import CompilerOptions
+
+from stategate.contract.errors import LowerError
+from stategate.contract.failures import failures
+from stategate.contract.staging import scratch_folder
+
+_REPLACED = ("gemm_op.c.j2", "matmul_op.c.j2", "matmul_nbits_op.c.j2")
+# What each of these remembers. In a reversed sequence they store the outputs at the wrong end, and
+# of an empty one ONNX Runtime gives zeros, where they give what they began with.
+_RECURRENT = {"gru_op.c.j2": "H", "lstm_op.c.j2": "HC", "rnn_op.c.j2": "H"}
+_SEQUENCE = "            for (int step = 0; step < seq_limit; ++step) {\n"
+
+
+def name() -> str:
+    """What writes the operators, with its version."""
+    return f"emx-onnx-cgen {version('emx-onnx-cgen')}"
+
+
+@contextmanager
+def templates() -> Iterator[Path]:
+    """A folder of the generator's templates with mended ones in place of some.
+
+    Ours fall back on what they replace, which is there as ``generators_...``.
+    """
+    own = Path(__file__).parent
+    with (
+        scratch_folder() as scratch,
+        resources.as_file(resources.files("emx_onnx_cgen") / "templates") as generators,
+    ):
+        folder = Path(copytree(generators, Path(scratch) / "templates"))
+        for file in _REPLACED:
+            (folder / file).rename(folder / f"generators_{file}")
+            copyfile(own / file, folder / file)
+        for file, kept in _RECURRENT.items():
+            text = (folder / file).read_text()
+            for place in ("[{}][dir][b][h]", "[b][{}][dir][h]"):
+                wrong, right = (f"output_y }}}}{place.format(i)} = h_new;" for i in ("step", "t"))
+                text = text.replace(wrong, right)
+            zeros = "".join(f" {one}_prev[b][h] = {{{{ zero_literal }}}};" for one in kept)
+            hidden = "(seq_limit ? 0 : {{ hidden_size }})"
+            empty = f"            for (int h = 0; h < {hidden}; ++h) {{{zeros} }}"
+            (folder / file).write_text(text.replace(_SEQUENCE, f"{empty}\n{_SEQUENCE}"))
+        yield folder
+
+
+def written(model: onnx.ModelProto, function: str, folder: Path) -> str:
+    """The C of a graph as one function.
+
+    Args:
+        model: The graph.
+        function: How the function is called.
+        folder: Of `templates`.
+
+    Raises:
+        LowerError: It cannot be written.
+    """
+    options = CompilerOptions(
+        template_dir=folder,
+        model_name=function,
+        large_temp_threshold_bytes=0,
+        large_weight_threshold=0,
+    )
+    try:
+        text: str = _Compiler(options).compile(model)
+    except failures() as problem:  # its refusals have no common base, and what it trips over none
+        reason = re.split(r" Hint: | \(while |\n", str(problem))[0]
+        raise LowerError(
+            "the graph cannot be written as C",
+            found=reason or type(problem).__name__,
+            remedy="the onnxruntime engine steps this model",
+        ) from problem
+    return text
+
+
+class _Compiler(Compiler):  # type: ignore[misc]
+    """Hands attributes on as text, which ONNX keeps as bytes and GRU and RNN compare with text."""
+
+    def _lower_model(self, model: onnx.ModelProto, graph: Any) -> Any:
+        nodes = [
+            replace(node, attrs={key: _text(value) for key, value in node.attrs.items()})
+            for node in graph.nodes
+        ]
+        return super()._lower_model(model, replace(graph, nodes=tuple(nodes)))
+
+
+def _text(value: object) -> object:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,105 @@
+"""The library of a bundle that is being sealed: for its target, or the reason why there is none.
+
+A library is an addition. What fails on the way to it costs the native engine and never the
+bundle, which ONNX Runtime steps as well.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from stategate.common.compiler import compiler_for
+from stategate.contract import Bundle, Manifest, write_bundle
+from stategate.contract.errors import CompilerError, StategateError
+
+Files = dict[str, bytes]
+
+# In a process of its own: code that nobody has run yet may end it, hang, or write anywhere.
+_BUILD = """\
+import sys
+from stategate.contract.errors import StategateError
+from stategate.runtime.check.build_native import build_native
+try:
+    build_native(sys.argv[1], cc=sys.argv[2])
+except StategateError as problem:
+    sys.exit(str(problem))
+"""
+_SECONDS = 1800
+
+
+def with_library(
+    folder: Path, manifest: Manifest, files: Files, *, required: bool
+) -> tuple[Manifest, Files]:
+    """Build the library that a bundle's target can load.
+
+    The C is compiled for this machine first and held against the golden episode, because a library
+    for another machine cannot be tried here.
+
+    Args:
+        folder: Where trials may be written.
+        manifest: Of a checked bundle with C source and golden episode.
+        files: Its files.
+        required: Whether a bundle without a library is refused.
+
+    Returns:
+        Manifest and files: with a library, with C source alone where a compiler is missing, or
+        without a native engine where the C is not right.
+
+    Raises:
+        StategateError: The library is required, and cannot be had.
+    """
+    machine = manifest.target.machine if manifest.target is not None else platform.machine()
+    try:
+        built = _built(folder, manifest, files, platform.machine())
+        if built is not None and machine != platform.machine():
+            built = _built(folder, manifest, files, machine)
+    except StategateError as problem:
+        if required:
+            raise
+        return _without_native(manifest, files, " ".join(str(problem).split()))
+    if built is not None:
+        return built.manifest, {file.path: built.read(file) for file in built.manifest.all_files}
+    cc = compiler_for(machine) or "CC"
+    command = f"stategate build-native BUNDLE --cc {cc}"
+    reason = f"no C compiler for {machine} ({cc}) where it was made"
+    if required:
+        raise CompilerError(f"the native library cannot be built: {reason}", remedy=command)
+    return msgspec.structs.replace(manifest, no_native=f"{reason}: {command}"), files
+
+
+def _built(folder: Path, manifest: Manifest, files: Files, machine: str) -> Bundle | None:
+    """The bundle with a library for a machine; None where its compiler is not here.
+
+    Raises:
+        CompilerError: There is none that compiles and repeats the golden episode.
+    """
+    cc = compiler_for(machine)
+    if cc is None or shutil.which(cc) is None:
+        return None
+    trial = write_bundle(folder, manifest, files)
+    command = [sys.executable, "-c", _BUILD, str(trial.path), cc]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise CompilerError("the native library cannot be tried", found=problem) from problem
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise CompilerError("the native library ended the process that tried it", found=name)
+    if done.returncode != 0:
+        raise CompilerError("the native library was refused", found=done.stderr[-2000:].strip())
+    return Bundle.open(trial.path)
+
+
+def _without_native(manifest: Manifest, files: Files, reason: str) -> tuple[Manifest, Files]:
+    native = manifest.native
+    gone = {*native.sources, native.library} if native is not None else set()
+    kept = tuple(file for file in manifest.files if file.path not in gone)
+    manifest = msgspec.structs.replace(manifest, files=kept, native=None, no_native=reason)
+    return manifest, {name: data for name, data in files.items() if name not in gone}

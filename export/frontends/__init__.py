@@ -1,0 +1,1 @@
+"""What comes in: a torch module, an ONNX file, a LEAPP export."""

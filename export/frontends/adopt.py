@@ -1,0 +1,310 @@
+"""An ONNX file that already carries its state as inputs and outputs becomes a bundle; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from stategate.contract import ConstantSpec, ModelRef, StateSpec, StepSpec, TensorSpec
+from stategate.contract.dtypes import dtype_from_onnx
+from stategate.contract.errors import GraphError
+from stategate.contract.failures import failures, first_line
+from stategate.contract.reading import file_sha256
+from stategate.export.forgetting import check_nothing_is_forgotten
+from stategate.export.frontends.adopt_request import Request
+from stategate.export.frontends.context import context_of, with_context
+from stategate.export.frontends.pairing import Evidence, check_pairs, find_pairs, lookalikes
+from stategate.export.frontends.steering import Branches, choices
+from stategate.export.frontends.untrusted import load_graph, run_within_limits, unoptimised
+from stategate.export.passes.dataflow import read_on, used_inputs
+from stategate.export.passes.graph import check_graph
+from stategate.export.seal.pack import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A file that is ready to become a bundle.
+
+    Attributes:
+        candidate: For `stategate.export.seal.pack.seal`.
+        pairs: State input to state output.
+        found: How the pairs were found; empty where they were declared.
+        lookalikes: Undeclared inputs that look like states beside declared ones.
+    """
+
+    candidate: Candidate
+    pairs: dict[str, str]
+    found: str
+    lookalikes: dict[str, str]
+
+
+def adopt(path: Path, request: Request) -> Adopted:
+    """Pin what is open in a graph, pair its states, and describe it; the file stays as it is.
+
+    Args:
+        path: The ONNX file.
+        request: Declared axes, constants and states.
+
+    Raises:
+        GraphError: The file is no valid ONNX, an axis is still open, a constant or an initial
+            value does not fit, or it forgets or draws random numbers.
+        StatePairingError: Declared pairs do not fit, or none can be found without doubt.
+    """
+    graph, model = load_graph(path)
+    specs = _pinned_inputs(model, request)
+    constants = [_filled(specs[n], text, "--const") for n, text in request.constants.items()]
+    inputs = {name: spec for name, spec in specs.items() if name not in request.constants}
+    outputs = _probe(graph, inputs, constants)
+    pairs, found = dict(request.states), ""
+    if not pairs:
+        pairs, found = find_pairs(inputs, outputs, Evidence(used_inputs(model), read_on(model)))
+    check_pairs(pairs, inputs, outputs)
+    if unknown := sorted(set(request.contexts) - (set(inputs) - set(pairs))):
+        raise GraphError(
+            "a context is for something that is no input",
+            found=", ".join(f"--context {name}" for name in unknown),
+            expected=", ".join(sorted(set(inputs) - set(pairs))),
+        )
+    windows = [context_of(inputs[name], count) for name, count in request.contexts.items()]
+    free = inputs | {new.name: new for new, _ in windows}
+    spec = StepSpec(
+        inputs=tuple(t for t in free.values() if t.name not in pairs),
+        outputs=tuple(t for t in outputs.values() if t.name not in pairs.values()),
+        states=tuple(
+            StateSpec(name, inputs[name].shape, inputs[name].dtype, next_name)
+            for name, next_name in pairs.items()
+        )
+        + tuple(kept for _, kept in windows),
+        constants=tuple(constants),
+    )
+    original = {f"adopted/{path.name}": graph} if windows else {}
+    for new, kept in windows:
+        model = with_context(model, new, kept)
+        graph = model.SerializeToString(deterministic=True)
+    check_graph(model, spec, branch_free=False)
+    check_nothing_is_forgotten(model, spec)
+    candidate = Candidate(
+        model=ModelRef(path.stem, "adopted", path.name, file_sha256(path)[0]),
+        spec=spec,
+        graph=graph,
+        made_with=("onnx", "onnxruntime"),
+        initial=_initial(spec, request),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        attached=original,
+    )
+    return Adopted(candidate, pairs, found, lookalikes(inputs, outputs, pairs))
+
+
+class OnnxReference:
+    """The graph as its author would run it: plain calls, no optimisation, state fed back.
+
+    Args:
+        candidate: Of `adopt`.
+        contexts: As in the request; the file itself is run, with the samples put in front here.
+    """
+
+    def __init__(self, candidate: Candidate, contexts: Mapping[str, int] | None = None) -> None:
+        self.name = f"onnxruntime {onnxruntime.__version__} run(), optimisations off"
+        raw = next(iter(candidate.attached.values()), candidate.graph)
+        model = onnx.load_model_from_string(raw)
+        self._branches = Branches(model, (c.name for c in candidate.spec.constants))
+        self._contexts = {f"{name}.context": name for name in contexts or {}}
+        self._session = unoptimised(_showing(model, self._branches.conditions) or raw)
+        self._spec = candidate.spec
+        self._fixed = _arrays(candidate.spec.constants)
+        zeros = {s.name: np.zeros(s.shape, s.dtype) for s in candidate.spec.states}
+        self._states = zeros | candidate.initial
+        kept = {s.next_name for s in candidate.spec.states if s.name in self._contexts}
+        outputs = candidate.spec.graph_outputs()
+        self._promised = {name: t for name, t in outputs.items() if name not in kept}
+        self._asked = [*dict.fromkeys([*self._promised, *self._branches.conditions])]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the steps so far did not show."""
+        return self._branches.notes()
+
+    def step(
+        self, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Outputs, states after the step, and no gates.
+
+        Raises:
+            GraphError: An output came in another shape than in the step before.
+        """
+        feed = {**inputs, **self._fixed, **self._states}
+        after = {}
+        for kept, name in self._contexts.items():
+            before = feed.pop(kept)
+            feed[name] = np.concatenate([before, feed[name]], axis=-1)
+            after[kept] = feed[name][..., -before.shape[-1] :]
+        arrays = run_within_limits(self._session, self._asked, feed)
+        given = dict(zip(self._asked, arrays, strict=True))
+        self._branches.add({**feed, **given})
+        given = {name: given[name] for name in self._promised}
+        for name, promised in self._promised.items():
+            if given[name].shape != promised.shape:
+                raise GraphError(
+                    f"output {name!r} changes its shape from call to call",
+                    found=f"{list(given[name].shape)} after {list(promised.shape)}",
+                    expected="one shape for ever",
+                    remedy="a memory of changing size is no state; pad it to a fixed shape",
+                )
+        self._states = after | {
+            s.name: given.pop(s.next_name) for s in self._spec.states if s.name not in after
+        }
+        return given, self._states, {}
+
+
+def _pinned_inputs(model: onnx.ModelProto, request: Request) -> dict[str, TensorSpec]:
+    """Every input with the shape that the user pins it to; the graph itself stays untouched."""
+    initial = {tensor.name for tensor in model.graph.initializer}
+    values = {v.name: v for v in model.graph.input if v.name not in initial}
+    for option, names in (("--shape", request.shapes), ("--const", request.constants)):
+        unknown = sorted(set(names) - set(values))
+        if unknown:
+            raise GraphError(
+                "the graph has no such input",
+                found=", ".join(f"{option} {name}" for name in unknown),
+                expected=", ".join(values),
+            )
+    axes = {
+        dim.dim_param
+        for value in values.values()
+        for dim in value.type.tensor_type.shape.dim
+        if dim.dim_param
+    }
+    unknown = sorted(set(request.dims) - axes)
+    if unknown:
+        raise GraphError(
+            "no input has a dynamic axis of that name",
+            found=", ".join(f"--dim {name}" for name in unknown),
+            expected=", ".join(sorted(axes)) or "none of its axes has a name; use --shape",
+        )
+    return {name: _pinned(value, request) for name, value in values.items()}
+
+
+def _pinned(value: onnx.ValueInfoProto, request: Request) -> TensorSpec:
+    dims = value.type.tensor_type.shape.dim
+    shown = f"{value.name}[{', '.join(str(d.dim_value or d.dim_param or '?') for d in dims)}]"
+    shape = tuple(d.dim_value or request.dims.get(d.dim_param, 0) for d in dims)
+    asked = request.shapes.get(value.name, shape)
+    if len(asked) != len(shape) or any(a != s for a, s in zip(asked, shape, strict=True) if s):
+        raise GraphError(
+            f"input {value.name!r} cannot take this shape",
+            found=f"--shape {value.name}={','.join(map(str, asked))}",
+            expected=shown,
+        )
+    if 0 in asked:
+        raise GraphError(
+            f"input {value.name!r} has open axes",
+            found=shown,
+            expected="a fixed shape",
+            remedy="--dim NAME=SIZE for named axes, --shape NAME=1,2,3 for others, or "
+            "--const NAME=VALUE to fix the input itself",
+        )
+    return TensorSpec(value.name, asked, dtype_from_onnx(value.type.tensor_type.elem_type).name)
+
+
+def _filled(spec: TensorSpec | StateSpec, text: str, option: str) -> ConstantSpec:
+    """A tensor with one value everywhere.
+
+    A constant stays an input: baked into the graph, it makes ONNX Runtime 1.32 inline the branches
+    that it decides, and that crashes on silero-vad's graph.
+    """
+    try:
+        if spec.dtype == "bool":
+            value: bool | float = {"true": True, "1": True, "false": False, "0": False}[text]
+        else:
+            value = float(text) if spec.dtype.startswith("float") else int(text)
+        return ConstantSpec(spec.name, spec.shape, spec.dtype, value)
+    except (KeyError, ValueError) as problem:
+        raise GraphError(
+            f"input {spec.name!r} cannot have this value",
+            found=f"{option} {spec.name}={text}",
+            expected=f"one finite {spec.dtype}",
+        ) from problem
+
+
+def _initial(spec: StepSpec, request: Request) -> dict[str, np.ndarray]:
+    """Initial states, those that are zero left out."""
+    states = {state.name: state for state in spec.states}
+    unknown = sorted(set(request.initial) - set(states))
+    if unknown:
+        raise GraphError(
+            "an initial value is for an input that is no state",
+            found=", ".join(unknown),
+            expected=", ".join(states),
+        )
+    arrays = {}
+    for name, value in request.initial.items():
+        state = states[name]
+        if isinstance(value, str):
+            value = _array(_filled(state, value, "--init"))
+        fits = value.shape == state.shape and value.dtype == state.dtype
+        if not fits or not np.isfinite(value).all():
+            raise GraphError(
+                f"state {name!r} cannot start with this value",
+                found=f"{value.dtype} {list(value.shape)}{', not finite' if fits else ''}",
+                expected=f"finite {state.dtype} {list(state.shape)}",
+            )
+        if value.any():
+            arrays[name] = value
+    return arrays
+
+
+def _showing(model: onnx.ModelProto, conditions: Iterable[str]) -> bytes | None:
+    """The file with the conditions of its branches as outputs; None where it shows them all."""
+    shown = {value.name for value in (*model.graph.input, *model.graph.output)}
+    hidden = [name for name in conditions if name not in shown]
+    for name in hidden:
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, None)
+        model.graph.output.append(value)
+    return model.SerializeToString() if hidden else None
+
+
+def _array(constant: ConstantSpec) -> np.ndarray:
+    return np.full(constant.shape, constant.value, constant.dtype)
+
+
+def _arrays(constants: Iterable[ConstantSpec]) -> dict[str, np.ndarray]:
+    return {constant.name: _array(constant) for constant in constants}
+
+
+def _probe(
+    graph: bytes, inputs: Mapping[str, TensorSpec], constants: Iterable[ConstantSpec]
+) -> dict[str, TensorSpec]:
+    """Shapes of the outputs, by running one step: files often leave them open."""
+    zeros = {t.name: np.zeros(t.shape, t.dtype) for t in inputs.values()}
+    model = onnx.load_model_from_string(graph)
+    # A file may refuse a sample rate of zero.
+    others = [
+        {name: np.full(inputs[name].shape, value, inputs[name].dtype)}
+        for name, values in choices(model, inputs.values()).items()
+        for value in values[:4]
+    ]
+    problems = []
+    for other in ({}, *others):
+        try:
+            session = unoptimised(graph)
+            names = [node.name for node in session.get_outputs()]
+            arrays = run_within_limits(session, names, {**zeros, **_arrays(constants), **other})
+            return {
+                name: TensorSpec(name, array.shape, str(array.dtype))
+                for name, array in zip(names, arrays, strict=True)
+            }
+        except GraphError:
+            raise
+        except failures() as problem:  # ONNX Runtime raises a dozen unrelated types
+            problems.append(problem)
+    raise GraphError(
+        "the graph does not run with these shapes, or gives something that is no tensor",
+        found=first_line(problems[0]),
+        expected=", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in inputs.values()),
+        remedy="correct --dim, --shape and --const",
+    ) from problems[0]

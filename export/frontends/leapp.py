@@ -1,0 +1,297 @@
+"""A LEAPP export: the YAML beside an ONNX file says which output feeds which input again.
+
+LEAPP (package ``leapp``, NVIDIA) traces a policy into nodes and writes one model file for each, one
+YAML with the edges between them, and one safetensors file with the initial values of what is fed
+back. The package itself is not needed here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import yaml
+from safetensors.numpy import load as load_safetensors
+
+from stategate.contract import ModelRef, sha256
+from stategate.contract.errors import LeappError
+from stategate.contract.failures import failures
+from stategate.contract.reading import printable, read_bounded, text_with_controls
+from stategate.export.frontends.adopt import Adopted, adopt
+from stategate.export.frontends.adopt_request import Request
+from stategate.export.frontends.untrusted import GRAPH_BYTES
+
+_MAX_BYTES = 1 << 20
+"""Of the YAML. LEAPP writes some kilobytes, and reading takes seconds a megabyte."""
+
+_MAX_NODES = 1 << 16
+"""Of what the YAML stands for, its aliases written out: nine lines can name a thousand million."""
+
+Names = list[list[str | None] | str | None]
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    name: str
+    shape: tuple[int, ...]
+    kind: str | None = None
+    element_names: Names | None = None
+
+
+class _Parameters(msgspec.Struct, frozen=True):
+    backend: str
+    model_path: str | None = None
+    sha256sum: str | None = None
+
+
+class _Model(msgspec.Struct, frozen=True):
+    inputs: list[_Tensor]
+    outputs: list[_Tensor]
+    parameters: _Parameters
+
+
+class _Configs(msgspec.Struct, frozen=True):
+    frequency: float | None = None
+
+
+class _Pipeline(msgspec.Struct, frozen=True):
+    feedback_flow: dict[str, list[str]]
+    data_flow: dict[str, list[str]] = {}
+    initial_values: str | None = None
+    configs: _Configs = _Configs()
+
+
+class _System(msgspec.Struct, frozen=True, rename={"leapp_version": "leapp version"}):
+    leapp_version: str
+
+
+class _Document(msgspec.Struct, frozen=True, rename={"system": "system information"}):
+    models: dict[str, _Model]
+    pipeline: _Pipeline
+    system: _System
+
+
+@dataclass(frozen=True, slots=True)
+class LeappExport:
+    """What a LEAPP export says about its one node.
+
+    Attributes:
+        onnx_file: The node's graph, of the digest that the YAML names.
+        states: Output name by input name, from the feedback edges.
+        shapes: Shapes of all inputs.
+        initial: What the states start with, by input name.
+        facts: Node, version, control frequency, and meanings of tensors, for the manifest.
+    """
+
+    onnx_file: Path
+    states: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    initial: dict[str, np.ndarray]
+    facts: dict[str, str]
+
+
+def adopt_export(path: Path, request: Request) -> Adopted:
+    """Adopt the ONNX file of a LEAPP export with the states that its feedback edges name.
+
+    Args:
+        path: The YAML.
+        request: What the user adds: axes, constants, other initial values. No states.
+
+    Raises:
+        LeappError: The YAML is malformed, has several nodes or no feedback, or a file beside it
+            is missing, altered or outside its folder.
+        GraphError: See `adopt`.
+        StatePairingError: A feedback edge names what the graph lacks, or does not fit.
+    """
+    if request.states:
+        raise LeappError(
+            "a LEAPP export names its states itself",
+            found=", ".join(f"--state {name}={out}" for name, out in request.states.items()),
+            expected="no --state beside a YAML",
+            remedy="leave it out, or adopt the ONNX file instead of the YAML",
+        )
+    export = read_export(path)
+    adopted = adopt(
+        export.onnx_file,
+        replace(
+            request,
+            shapes={**export.shapes, **request.shapes},
+            states=export.states,
+            initial={**export.initial, **request.initial},
+        ),
+    )
+    candidate = adopted.candidate
+    source = f"{path.name}:{export.onnx_file.name}"
+    return replace(
+        adopted,
+        candidate=replace(
+            candidate,
+            model=ModelRef(path.stem, "adopted", source, candidate.model.sha256),
+            metadata={**candidate.metadata, **export.facts},
+        ),
+    )
+
+
+def read_export(path: Path) -> LeappExport:
+    """Read a LEAPP export of one ONNX node.
+
+    Raises:
+        LeappError: See `adopt_export`.
+    """
+    document = _document(path)
+    pipeline = document.pipeline
+    if len(document.models) != 1 or pipeline.data_flow:
+        edges = [f"{source} -> {', '.join(to)}" for source, to in pipeline.data_flow.items()]
+        raise LeappError(
+            "the LEAPP graph is a pipeline of several nodes",
+            found="; ".join([", ".join(document.models) or "no node", *edges]),
+            expected="one node, whose only edges are feedback",
+            remedy="trace the whole step between one annotate.input_tensors and one "
+            "annotate.output_tensors of the same node, or adopt one node's ONNX file by itself",
+        )
+    ((node, model),) = document.models.items()
+    if model.parameters.backend != "onnx" or model.parameters.model_path is None:
+        raise LeappError(
+            f"node {node!r} is no ONNX file",
+            found=f"backend {model.parameters.backend}, {model.parameters.model_path}",
+            expected="backend onnx",
+            remedy='annotate.output_tensors(..., export_with="onnx")',
+        )
+    onnx_file, raw = _beside(path, model.parameters.model_path)
+    if sha256(raw) != model.parameters.sha256sum:
+        raise LeappError(
+            f"{onnx_file.name} is not the file that the YAML describes",
+            found=f"sha256 {sha256(raw)}",
+            expected=f"sha256 {model.parameters.sha256sum}",
+            remedy="export with LEAPP again, or copy the whole folder again",
+        )
+    return LeappExport(
+        onnx_file=onnx_file,
+        states=_states(node, pipeline),
+        shapes={tensor.name: tensor.shape for tensor in model.inputs},
+        initial=_initial(path, node, pipeline),
+        facts=_facts(node, document),
+    )
+
+
+def _document(path: Path) -> _Document:
+    try:
+        loader = yaml.SafeLoader(read_bounded(path, _MAX_BYTES))
+        root = loader.get_single_node()
+        _check_size(root, {})
+        plain = loader.construct_document(root)
+        controlled = text_with_controls(plain)
+        if controlled is not None:
+            raise ValueError(f"a control character in {printable(controlled)}")
+        return msgspec.convert(plain, _Document)
+    except failures() as problem:  # PyYAML lets KeyError, AttributeError and more through
+        raise LeappError(
+            f"{path} is not the YAML of a LEAPP export",
+            found=" ".join(str(problem).split()) or type(problem).__name__,
+            expected="models, pipeline and system information, as leapp.compile_graph() writes",
+        ) from problem
+
+
+def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Nodes that one stands for, counted once however often an alias names it.
+
+    Raises:
+        ValueError: There are too many, it holds itself, or a mapping says one thing twice.
+    """
+    if id(node) in sizes:
+        return sizes[id(node)]
+    sizes[id(node)] = _MAX_NODES  # until it is known: what holds itself is endless
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"two values under one key among {', '.join(keys)}")
+        inner = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    size = 1 + sum(_check_size(part, sizes) for part in inner)
+    if size >= _MAX_NODES:
+        raise ValueError(f"it stands for more than {_MAX_NODES:,} values")
+    sizes[id(node)] = size
+    return size
+
+
+def _beside(path: Path, name: str) -> tuple[Path, bytes]:
+    """A file of the export and its bytes; what lies outside its folder is never opened."""
+    try:
+        full = (path.parent / name).resolve()
+        if not full.is_relative_to(path.parent.resolve()):
+            raise LeappError(
+                "the YAML names a file outside its folder",
+                found=name,
+                expected=f"a file in {path.parent}",
+                remedy="copy it there, and correct the YAML",
+            )
+        return full, read_bounded(full, GRAPH_BYTES)
+    except (OSError, ValueError) as problem:
+        raise LeappError(
+            "a file of the LEAPP export cannot be read",
+            found=f"{name}: {problem}",
+            expected=f"a file in {path.parent}",
+            remedy="copy the whole folder of the export",
+        ) from problem
+
+
+def _states(node: str, pipeline: _Pipeline) -> dict[str, str]:
+    states: dict[str, str] = {}
+    for source, targets in pipeline.feedback_flow.items():
+        for target in targets:
+            fed = _tensor_of(node, target)
+            if fed in states:
+                raise LeappError("two feedback edges lead to one input", found=target)
+            states[fed] = _tensor_of(node, source)
+    if not states:
+        raise LeappError(
+            "the LEAPP graph feeds nothing back, so it has no state",
+            found="no feedback edge",
+            expected="at least one",
+            remedy="declare the memory with annotate.state_tensors and annotate.update_state; a "
+            "model without state needs no stategate",
+        )
+    return states
+
+
+def _tensor_of(node: str, port: str) -> str:
+    owner, slash, tensor = port.partition("/")
+    if owner != node or not slash or not tensor:
+        raise LeappError(
+            "an edge of the LEAPP graph leads nowhere", found=port, expected=f"{node}/TENSOR"
+        )
+    return tensor
+
+
+def _initial(path: Path, node: str, pipeline: _Pipeline) -> dict[str, np.ndarray]:
+    if pipeline.initial_values is None:
+        return {}
+    file, raw = _beside(path, pipeline.initial_values)
+    try:
+        arrays: dict[str, np.ndarray] = load_safetensors(raw)
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("NaN or Inf")
+    except failures() as problem:  # safetensors and NumPy raise unrelated types
+        raise LeappError(
+            f"{file.name} holds no initial values", found=problem, expected="a safetensors file"
+        ) from problem
+    return {_tensor_of(node, port): array for port, array in arrays.items()}
+
+
+def _facts(node: str, document: _Document) -> dict[str, str]:
+    facts = {"leapp.node": node, "leapp.version": document.system.leapp_version}
+    if document.pipeline.configs.frequency is not None:
+        facts["leapp.frequency_hz"] = f"{document.pipeline.configs.frequency:g}"
+    model = document.models[node]
+    for side, tensors in (("input", model.inputs), ("output", model.outputs)):
+        for tensor in tensors:
+            if tensor.kind is not None:
+                facts[f"leapp.{side}.{tensor.name}.kind"] = tensor.kind
+            if tensor.element_names is not None:
+                names = json.dumps(tensor.element_names, ensure_ascii=False)
+                facts[f"leapp.{side}.{tensor.name}.element_names"] = names
+    return facts

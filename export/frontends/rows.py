@@ -1,0 +1,146 @@
+"""Several sessions in one graph: is every row alone, and what is it compared with?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from stategate.contract import Episode, StateSpec, TensorSpec, batched
+from stategate.contract.errors import TraceError
+from stategate.contract.failures import failures
+from stategate.export.seal.answers import Arrays, Reference
+from stategate.models.step import StepModel, Tensors, threshold_inputs
+
+_DRAWS = 16  # a gate that mixes rows shows only where they decide differently
+_TOLERANCE = 1e-3  # a product of many rows rounds differently from that of one
+
+
+class RowsReference:
+    """One reference for each session, every one on a state of its own.
+
+    Args:
+        references: In the order of the rows, each at its initial state.
+    """
+
+    def __init__(self, references: Sequence[Reference]) -> None:
+        self._references = references
+        self.name = f"{references[0].name}, {len(references)} sessions alone"
+
+    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs, states after the step and gates, by name, ``(rows, ...)``."""
+        results = [
+            reference.step({name: array[row : row + 1] for name, array in inputs.items()})
+            for row, reference in enumerate(self._references)
+        ]
+        outputs, states, gates = (
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*results, strict=True)
+        )
+        return outputs, states, gates
+
+
+def side_by_side(streams: Sequence[Episode]) -> Episode:
+    """The inputs of one stream for each session, as the input of a pool.
+
+    Args:
+        streams: Of equal length, inputs ``(steps, 1, ...)``.
+    """
+    names = streams[0].inputs
+    return Episode({n: np.concatenate([s.inputs[n] for s in streams], axis=1) for n in names})
+
+
+def staggered(stream: Episode, sessions: int) -> Episode:
+    """One recorded stream for every session, each starting at another place of it.
+
+    Args:
+        stream: Inputs ``(steps, 1, ...)``; with a row for each session it is left as it is.
+        sessions: How many.
+    """
+    if any(array.shape[1:2] != (1,) for array in stream.inputs.values()):
+        return stream
+    starts = [row * stream.steps // sessions for row in range(sessions)]
+    return side_by_side(
+        [Episode({n: np.roll(a, -t, axis=0) for n, a in stream.inputs.items()}) for t in starts]
+    )
+
+
+@torch.no_grad()
+def check_rows_stand_alone(model: StepModel, sessions: int) -> None:
+    """Run the step for several sessions and for one of them alone, and compare.
+
+    The other sessions hold random numbers first and NaN then; neither may be seen in a row.
+
+    Args:
+        model: Its step is known to be right for one session.
+        sessions: How many rows.
+
+    Raises:
+        TraceError: The step cannot take several rows, or a row depends on another.
+    """
+    spec = batched(model.step_spec(), sessions)
+    generator = torch.Generator().manual_seed(0)
+    for row in [0, sessions - 1] * _DRAWS:
+        drawn = {t.name: _random(t, generator) for t in spec.inputs}
+        drawn |= {s.name: _random(s, generator) for s in spec.states}
+        alone = _run(model, {name: tensor[row : row + 1] for name, tensor in drawn.items()})
+        for rows in (drawn, {name: _poisoned(tensor, row) for name, tensor in drawn.items()}):
+            try:
+                together = _run(model, rows)
+            except failures() as problem:  # a user's step may raise anything
+                raise _for_one_row(" ".join(str(problem).split()), sessions) from problem
+            for name, tensor in together.items():
+                if tuple(tensor.shape) != (sessions, *alone[name].shape[1:]):
+                    raise _for_one_row(f"{name} of shape {list(tensor.shape)}", sessions)
+                if not _alike(tensor[row], alone[name][0]):
+                    raise TraceError(
+                        "the step mixes its sessions",
+                        found=f"{name} of row {row} depends on other rows",
+                        expected="every row computed from that row alone",
+                        remedy="never reduce, sort or decide over the first axis: x.mean(-1) and "
+                        "not x.mean(), gate > t and not (gate > t).any()",
+                    )
+
+
+def _run(model: StepModel, tensors: Tensors) -> dict[str, torch.Tensor]:
+    """One step on copies; everything that it gives, by kind and name."""
+    spec = model.step_spec()
+    inputs = {t.name: tensors[t.name].clone() for t in spec.inputs}
+    states = {s.name: tensors[s.name].clone() for s in spec.states}
+    result = model.step({**inputs, **threshold_inputs(spec)}, states)
+    kinds = (("output", result.outputs), ("next state", result.states), ("gate", result.gates))
+    return {f"{kind} {n!r}": tensor for kind, given in kinds for n, tensor in given.items()}
+
+
+def _random(tensor: TensorSpec | StateSpec, generator: torch.Generator) -> torch.Tensor:
+    dtype = getattr(torch, tensor.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(tensor.shape, generator=generator, dtype=dtype)
+    return torch.randint(0, 2, tensor.shape, generator=generator).to(dtype)
+
+
+def _poisoned(tensor: torch.Tensor, row: int) -> torch.Tensor:
+    """NaN in every row but one; integers have none and stay."""
+    if not tensor.is_floating_point():
+        return tensor
+    poisoned = torch.full_like(tensor, torch.nan)
+    poisoned[row] = tensor[row]
+    return poisoned
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    a, b = a.double(), b.double()
+    scale = float(b.nan_to_num(0.0, 0.0, 0.0).abs().max()) if b.numel() else 0.0
+    tolerance = _TOLERANCE * max(1.0, scale)
+    return torch.allclose(a, b, rtol=0.0, atol=tolerance, equal_nan=True)
+
+
+def _for_one_row(found: str, sessions: int) -> TraceError:
+    return TraceError(
+        f"the step cannot serve {sessions} sessions at once",
+        found=found,
+        expected=f"a step for any leading extent, {sessions} rows as well as 1",
+        remedy="keep the first axis: x.reshape(len(x), -1) and not x.reshape(1, -1); for what "
+        'nn.LSTM and nn.GRU keep, (layers, batch, hidden): lift(..., session_axes={"hidden": 1})',
+    )

@@ -1,0 +1,152 @@
+"""Integers and booleans that steer a graph: what they may be, and which branches a check saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from stategate.contract import TensorSpec
+from stategate.contract.dtypes import dtype_named
+from stategate.contract.errors import GraphError
+from stategate.export.passes.dataflow import Dataflow
+from stategate.export.passes.graph import every_node
+
+_SAME_NUMBER = frozenset(
+    {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
+)
+_WORDS = """
+Abs Add And Div Equal Gather Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or
+ReduceMax ReduceMin ReduceSum Sign Sub Where Xor
+"""
+_DECIDES = _SAME_NUMBER | frozenset(_WORDS.split())
+_COMPARES = frozenset(["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod"])
+_NOTHING = np.zeros(0)
+_BRANCHES = {"If": 1, "Loop": 2}  # how many of their inputs say whether, or how often
+
+
+def check_steering(
+    model: onnx.ModelProto, inputs: Iterable[TensorSpec], known: Iterable[str]
+) -> None:
+    """Refuse to guess a number that decides which branch is taken.
+
+    Args:
+        model: The graph.
+        inputs: What a caller hands over.
+        known: Inputs whose numbers the user has given.
+
+    Raises:
+        GraphError: An integer or boolean input steers a branch, and nobody said what it may be.
+    """
+    nodes = list(every_node(model.graph))
+    given = {*known}
+    for tensor in inputs:
+        if dtype_named(tensor.dtype).numpy.kind == "f" or tensor.name in given:
+            continue
+        reached = _reached(nodes, tensor.name, _DECIDES)
+        steers = [n for n in nodes if reached & {*n.input[: _BRANCHES.get(n.op_type, 0)]}]
+        if steers:
+            name, boolean = tensor.name, tensor.dtype == "bool"
+            value = "true" if boolean else choices(model, [tensor]).get(name, [0])[0]
+            raise GraphError(
+                f"input {name!r} decides which branch of the graph is taken",
+                found=f"{tensor.dtype} {list(tensor.shape)}, which steers "
+                f"{', '.join(sorted({n.op_type for n in steers}))}; random numbers may miss the "
+                "branch that your robot takes",
+                expected="its value, its range or a recording",
+                remedy=f"fix it for ever (--const {name}={value}), or "
+                + ("" if boolean else f"give its range (--range {name}={value}:{value}), or ")
+                + "recorded inputs (--episode FILE)",
+            )
+
+
+def choices(model: onnx.ModelProto, inputs: Iterable[TensorSpec]) -> dict[str, Sequence[int]]:
+    """Numbers that an integer input may well have, where the graph says so, by input.
+
+    An index has as many as there are rows in what it looks up; what is compared with constants has
+    them first, and then their neighbours.
+    """
+    nodes = list(every_node(model.graph))
+    constants = _constants(model)
+    found: dict[str, Sequence[int]] = {}
+    for tensor in inputs:
+        if dtype_named(tensor.dtype).numpy.kind not in "iu":
+            continue
+        reached = _reached(nodes, tensor.name, _SAME_NUMBER)
+        rows: list[int] = []
+        compared: list[int] = []
+        for node in nodes:
+            taken = [name in reached for name in node.input]
+            if node.op_type == "Gather" and taken[1] and node.input[0] in constants:
+                axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+                rows.append(constants[node.input[0]].shape[axis])
+            if node.op_type in _COMPARES and any(taken):
+                for name in node.input:
+                    compared += map(int, constants.get(name, _NOTHING).flat[:16])
+        if rows:
+            found[tensor.name] = range(min(rows))
+        elif compared:
+            near = [*compared, *(v + by for v in compared for by in (-1, 1)), 0, 1]
+            limits = np.iinfo(tensor.dtype)
+            kept = [v for v in dict.fromkeys(near) if limits.min <= v <= limits.max]
+            found[tensor.name] = kept
+    return found
+
+
+class Branches:
+    """Which sides of the branches of a graph were taken.
+
+    Args:
+        model: The graph; branches within branches are not looked at.
+        constants: Inputs that never change.
+    """
+
+    def __init__(self, model: onnx.ModelProto, constants: Iterable[str]) -> None:
+        fixed = Dataflow(model).fixed(constants)
+        self._names = {
+            node.input[0]: node.name or f"If that gives {node.output[0]}"
+            for node in model.graph.node
+            if node.op_type == "If" and node.input[0] not in fixed
+        }
+        self._seen: dict[str, set[bool]] = {name: set() for name in self._names}
+
+    @property
+    def conditions(self) -> list[str]:
+        """Tensors that say which side is taken."""
+        return list(self._names)
+
+    def add(self, given: Mapping[str, np.ndarray]) -> None:
+        """Take in the conditions of one step."""
+        for name, sides in self._seen.items():
+            sides.add(bool(given[name].all()))
+
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for each branch of which one side was never taken."""
+        return tuple(
+            f"only one branch of {self._names[name]!r} was seen, that for "
+            f"{name} = {str(next(iter(sides))).lower()}"
+            for name, sides in self._seen.items()
+            if len(sides) == 1
+        )
+
+
+def _reached(nodes: Sequence[onnx.NodeProto], name: str, through: frozenset[str]) -> set[str]:
+    """Tensors that a tensor reaches through some operators, itself included."""
+    reached, before = {name}, 0
+    while len(reached) > before:
+        before = len(reached)
+        for node in nodes:
+            if node.op_type in through and reached & {*node.input}:
+                reached |= {*node.output}
+    return reached
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in every_node(model.graph):
+        value = next((a.t for a in node.attribute if a.name == "value"), None)
+        if node.op_type == "Constant" and value is not None:
+            found[node.output[0]] = numpy_helper.to_array(value)
+    return found

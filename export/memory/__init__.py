@@ -1,0 +1,1 @@
+"""Where a module keeps memory, and whether anybody declared it."""

@@ -1,0 +1,266 @@
+"""Finding memory that a module keeps to itself.
+
+A step gives everything it remembers back as next states. Whatever else it assigns, and reads before
+it assigns it, would be frozen at its present value in the traced graph and forgotten on the device.
+
+What a step assigns is known by identity, version and value, and by the operations that write in
+place; whether anything comes of it is followed through the tensors of a step. What is assigned and
+decides nothing (an attention map that is kept to be looked at, a count of calls) is no memory.
+Last, the step is run from equal states after different pasts, and must answer alike: that finds
+what cannot be reached from the module.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import cycle, islice
+
+import numpy as np
+import torch
+from torch import nn
+
+from stategate.contract.errors import StategateError
+from stategate.contract.failures import failures
+from stategate.export.memory.flow import Flow, Number
+from stategate.export.memory.moments import (
+    Moment,
+    Round,
+    View,
+    decides,
+    is_borrowed,
+    is_constant,
+    look,
+    root,
+)
+from stategate.export.memory.reach import Place
+from stategate.export.memory.undeclared import RANDOM, undeclared
+from stategate.models.lifting.first_step import alike, answer, draws
+from stategate.models.lifting.lift import Lifted
+from stategate.models.step import Tensors
+
+Run = Callable[[Tensors], Tensors]
+"""One step on copies of inputs and states, by name; everything that it gives, by name."""
+
+GIVEN = "inputs and states"
+_ROUNDS = 3  # what the first step sets is known by staying in the two after it
+_PAST = 24
+_SECONDS = 2.0
+
+
+class Watch:
+    """Looks for memory in a model, and knows what else it assigns.
+
+    Args:
+        model: The model; of a lifted one, its own module is watched.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._module: nn.Module = model.lifted if isinstance(model, Lifted) else model
+        self._declared = [s.name for s in model.states] if isinstance(model, Lifted) else []
+        self._idle: list[Place] = []
+
+    @torch.no_grad()
+    def search(self, run: Run, example: Tensors, inputs: Sequence[str]) -> None:
+        """Run steps, and refuse what remembers.
+
+        Args:
+            run: The step.
+            example: Inputs and states.
+            inputs: Which of them are inputs.
+
+        Raises:
+            UndeclaredStateError: The step has a memory that is not declared; it is named.
+        """
+        view, dice = look(self._module, self._declared), _dice()
+        start = view.at
+        given = [{**example, **drawn} for drawn in draws({n: example[n] for n in inputs})]
+        probes = given[::2]
+        answers = [answer(partial(run, probe)) for probe in probes]
+        self._put_back(view)
+        rounds: list[Round] = []
+        for _ in range(_ROUNDS):
+            rounds.append(self._followed(run, example, rounds))
+        assigned = list(dict.fromkeys(name for r in rounds for name in r.assigned))
+        remember = self._remembering(assigned, rounds)
+        if not remember and self._first_is_special(run, given, view, rounds):
+            remember = {name for name in rounds[0].assigned if not is_constant(name, rounds)}
+        if remember:
+            raise self._error(remember, assigned, rounds[-1].before)
+        self._idle = [moment.place for name, moment in self._look().items() if name in assigned]
+        self._live(run, example, given, inputs)
+        later = [answer(partial(run, probe)) for probe in probes]
+        if not all(map(alike, answers, later)):
+            now = self._look()
+            late = [n for n, m in now.items() if n not in start or m.differs(start[n])]
+            if not late and _dice() != dice:
+                late = [RANDOM]
+            raise self._error(late or ["something that cannot be reached from it"], late, start)
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Let a step assign what it forgets, and leave the module as it was: for a trace."""
+        if not self._idle:
+            yield
+            return
+        parts = [s for part in self._module.modules() for s in (vars(part), part._buffers)]
+        kept = [dict(part) for part in parts]
+        cells = [place.cell for place in self._idle if place.cell is not None]
+        values = [cell.get() for cell in cells]
+        for cell, value in zip(cells, values, strict=True):
+            if isinstance(value, torch.Tensor):
+                cell.put(value.detach().clone())
+        try:
+            yield
+        finally:
+            for cell, value in zip(cells, values, strict=True):
+                cell.put(value)
+            for part, before in zip(parts, kept, strict=True):
+                for name in part.keys() - before.keys():
+                    del part[name]
+                part.update(before)
+
+    def _look(self) -> dict[str, Moment]:
+        return look(self._module, self._declared).at
+
+    def _put_back(self, start: View) -> bool:
+        """Give every place the value that it had, and say whether that went well."""
+        now = self._look()
+        for name, moment in now.items():
+            if name not in start.at and moment.place.cell and moment.place.cell.is_named:
+                moment.place.cell.drop()
+        for contents in start.contents:
+            contents.restore()
+        for name, moment in start.at.items():
+            value, cell = moment.place.value, moment.place.cell
+            if cell is not None and (name not in now or now[name].place.value is not value):
+                with suppress(LookupError, AttributeError, TypeError):
+                    cell.put(value)
+            moment.restore()
+        again = self._look()
+        return all(n in again and again[n].print == m.print for n, m in start.at.items())
+
+    def _followed(self, run: Run, example: Tensors, rounds: Sequence[Round]) -> Round:
+        """One step, with everything followed that reaches into it."""
+        before = self._look()
+        noted: set[str] = set()
+        changing = {name for r in rounds[1:] for name in r.assigned}
+        counts = {n: m.place for n, m in before.items() if n in changing and m.is_count}
+        result, flow = _flow(run, example, before, counts, noted)
+        if flow is None and counts:  # not everything takes what stands for a number
+            noted |= counts.keys()
+            result, flow = _flow(run, example, before, {}, noted)
+        if flow is None:
+            result = run(example)
+        after = self._look()
+        assigned = {
+            name: None
+            for name in {**after, **before}
+            if name not in before
+            or name not in after
+            or after[name].differs(before[name])
+            or (flow is not None and flow.was_written(before[name].place.value))
+        }
+        return Round(before, after, assigned, flow, result, noted)
+
+    def _remembering(self, assigned: Sequence[str], rounds: Sequence[Round]) -> set[str]:
+        """Which of the places that steps assign are read first, and decide something."""
+        names = {name for name in assigned if decides(name, rounds)}
+        while True:
+            # What flows into a memory is one, though it takes another step to be seen.
+            more = {
+                name
+                for r in rounds
+                if r.flow is not None
+                for into in names & r.after.keys()
+                for name in r.flow.names_of(r.after[into].place.value) & set(assigned)
+                if not (r is rounds[0] and is_borrowed(name, rounds))
+            }
+            if more <= names:
+                return names
+            names |= more
+
+    def _first_is_special(
+        self,
+        run: Run,
+        given: Sequence[Tensors],
+        start: View,
+        rounds: Sequence[Round],
+    ) -> bool:
+        """Whether the first step answers otherwise than later ones, because of what it sets."""
+        if all(is_constant(name, rounds) for name in rounds[0].assigned):
+            return False
+        later = [answer(partial(run, probe)) for probe in given]
+        known = {*start.at, *(name for name in rounds[0].after if is_constant(name, rounds))}
+        return not all(
+            self._put_back(start)
+            and known >= self._look().keys()
+            and alike(answer(partial(run, probe)), wanted)
+            for probe, wanted in zip(given, later, strict=True)
+        )
+
+    def _live(
+        self, run: Run, example: Tensors, given: Sequence[Tensors], inputs: Sequence[str]
+    ) -> None:
+        """A past: steps on changing inputs, with the states that come of them."""
+        states, began = dict(example), time.perf_counter()
+        for probe in islice(cycle(given), _PAST):
+            after = answer(partial(run, {**states, **{n: probe[n] for n in inputs}}))
+            states = {name: after.get(f"next state {name}", t) for name, t in states.items()}
+            if time.perf_counter() - began > _SECONDS:
+                return
+
+    def _error(
+        self, names: Sequence[str] | set[str], assigned: Sequence[str], before: dict[str, Moment]
+    ) -> StategateError:
+        now = self._look()
+        roots = {root(name) for name in names}
+        found = [name for name in assigned if root(name) in roots] or list(names)
+        # In the order of the walk; what is gone after what came.
+        found = [n for n in now if n in found] + [n for n in found if n not in now]
+        first = now.get(found[0])
+        return undeclared(
+            self._model,
+            found,
+            value=first and first.place.value,
+            grown=any(name in now and now[name].grew(name, before) for name in found),
+            outside=first is None or not first.place.inside,
+        )
+
+
+def _flow(
+    run: Run,
+    example: Tensors,
+    before: dict[str, Moment],
+    counts: dict[str, Place],
+    noted: set[str],
+) -> tuple[Tensors, Flow | None]:
+    """One step with these counts watched; no flow where an operation cannot be followed."""
+    tensors = [(n, m.place.value) for n, m in before.items() if m.is_tensor]
+    flow = Flow([*tensors, *((GIVEN, tensor) for tensor in example.values())])
+    for name, place in counts.items():
+        assert place.cell is not None
+        place.cell.put(Number(place.value, name, noted))
+    try:
+        with flow:
+            return run(example), flow
+    except StategateError:
+        raise
+    except failures():  # what cannot be run like this may be run without
+        torch.compiler.reset()  # which has seen it fail, and would not try again
+        return {}, None
+    finally:
+        for place in counts.values():
+            assert place.cell is not None
+            value = place.cell.get()
+            place.cell.put(value.value if type(value) is Number else value)
+
+
+def _dice() -> tuple[int, ...]:
+    """Where the random numbers are that all code shares."""
+    states = (random.getstate(), np.random.get_state(), torch.get_rng_state().tolist())
+    return tuple(hash(repr(state)) for state in states)

@@ -1,0 +1,1 @@
+"""Graph passes: from one ONNX graph to another."""

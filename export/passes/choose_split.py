@@ -1,0 +1,163 @@
+"""One graph or two: that two give the same bits is proven, then the cheaper way is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from stategate.contract import Episode, StepSpec, Way
+from stategate.contract.dtypes import dtype_named
+from stategate.contract.errors import SplitError
+from stategate.export.passes.split import Split, quiet, read_write
+from stategate.export.seal.pack import Candidate, Role
+from stategate.export.timing import medians_us, one_thread, sample
+
+Asked = Literal["auto", "read-write", "quiet", "fused"]
+Arrays = dict[str, np.ndarray]
+
+PROOF_STEPS = 200
+# In this order: a write of the second takes the whole step again.
+_ORDER: tuple[Literal["read-write", "quiet"], ...] = ("read-write", "quiet")
+_SPLITS = {"read-write": read_write, "quiet": quiet}
+_ALWAYS, _NEVER = np.finfo(np.float32).min, np.finfo(np.float32).max
+
+
+def in_its_way(candidate: Candidate, asked: Asked, episode: Episode, here: bool) -> Candidate:
+    """The candidate, with its step in two graphs where that is asked for or is cheaper.
+
+    Args:
+        candidate: Its step in the precision in which it is deployed.
+        asked: Which way; ``auto`` is the first split that works, if it is cheaper than one graph.
+        episode: Inputs on which the ways are compared, and their gates counted.
+        here: Whether this machine is the one that will step it: then time is measured, and
+            otherwise the elements that are computed are counted.
+
+    Raises:
+        SplitError: The way that was asked for is none for this model, or gives other bits.
+    """
+    if asked == "fused":
+        return replace(candidate, way=Way("fused", "asked for"))
+    if candidate.sessions > 1:
+        problem = f"{candidate.sessions} sessions in one step, each with gates of its own"
+        if asked != "auto":
+            raise SplitError("a step for a pool is not taken apart", found=problem)
+        return replace(candidate, way=Way("fused", problem))
+    graph = onnx.load_model_from_string(candidate.graph)
+    refused = []
+    for way in _ORDER if asked == "auto" else (asked,):
+        try:
+            split = _SPLITS[way](graph, candidate.spec)
+            rate = _proven(candidate, split, episode)
+        except SplitError as problem:
+            if asked != "auto":
+                raise
+            refused.append(str(problem).partition("\n  expected")[0].replace("\n  ", ", "))
+        else:
+            break
+    else:
+        return replace(candidate, way=Way("fused", "; ".join(dict.fromkeys(refused))))
+    fused, two, unit = _costs(candidate, split, rate, here)
+    told = f"{unit} a step at {rate:.1%} writes: fused {fused:,.1f}, {way} {two:,.1f}"
+    why = "; ".join([*refused, told, *["asked for"] * (asked != "auto")])
+    if asked == "auto" and fused <= two:
+        return replace(candidate, way=Way("fused", why))
+    parts: dict[Role, bytes] = {"read": _serialised(split.read)}
+    if split.write is not None:
+        parts["write"] = _serialised(split.write)
+    return replace(candidate, way=Way(way, why, split.payload), parts=parts)
+
+
+def _costs(candidate: Candidate, split: Split, rate: float, here: bool) -> tuple[float, float, str]:
+    """Mean cost of a step in one graph and in two, and its unit."""
+    if not here:
+        two = split.read_work + rate * split.write_work
+        return float(split.step_work), two, "estimated elements computed in"
+    graphs = {"step": candidate.graph, "read": _serialised(split.read)}
+    if split.write is not None:
+        graphs["write"] = _serialised(split.write)
+    feeds = sample(candidate.spec)
+    for tensor in (*split.payload, *candidate.spec.graph_outputs().values()):
+        feeds[tensor.name] = np.zeros(tensor.shape, tensor.dtype)
+    us = medians_us(graphs, feeds)
+    return us["step"], us["read"] + rate * us.get("write", us["step"]), "us measured for"
+
+
+def _proven(candidate: Candidate, split: Split, episode: Episode) -> float:
+    """Compare both ways bit for bit over an episode, each step with its gates open and closed too.
+
+    Returns:
+        The share of steps in which a gate was open.
+
+    Raises:
+        SplitError: A tensor differs.
+    """
+    spec = candidate.spec
+    step, read = _Runner(candidate.graph), _Runner(_serialised(split.read))
+    write = _Runner(_serialised(split.write)) if split.write is not None else step
+    initial = {s.name: np.zeros(s.shape, dtype_named(s.dtype).numpy) for s in spec.states}
+    states = initial | candidate.initial
+    fixed = {c.name: np.full(c.shape, c.value, c.dtype) for c in spec.fixed_inputs}
+    thresholds = {g.name: g.threshold_input for g in spec.gates if g.threshold_input}
+    guarded = [s for s in spec.states if s.gate in spec.thresholds]
+    # Without the threshold a step gives next states that nobody takes over.
+    chooses = thresholds.keys() == spec.thresholds.keys()
+    openings = count = 0
+    for inputs in episode.resized(min(episode.steps, PROOF_STEPS)):
+        fed = {**inputs, **states, **fixed}
+        for shift in (None, _ALWAYS, _NEVER):
+            if shift is not None:
+                fed |= {name: np.full(1, shift, np.float32) for name in thresholds.values()}
+            whole, parts = step(fed), read(fed)
+            is_open = _any_open(spec, parts, shift)
+            if is_open:
+                parts |= write({**fed, **parts})
+            elif chooses:
+                parts |= {s.next_name: fed[s.name] for s in guarded}
+            bad = [n for n in parts if n in whole and whole[n].tobytes() != parts[n].tobytes()]
+            if bad:
+                raise SplitError(
+                    "two graphs do not give the bits of one",
+                    found=f"other bits in {', '.join(bad)} at step {count}",
+                    expected="the same bits, as this engine optimises them",
+                )
+            if shift is None:
+                openings += is_open
+                states = {
+                    s.name: whole[s.next_name] if is_open or s not in guarded else fed[s.name]
+                    for s in spec.states
+                }
+        count += 1
+    return openings / max(count, 1)
+
+
+def _any_open(spec: StepSpec, given: Arrays, shift: np.floating[Any] | None) -> bool:
+    return any(
+        bool((given[gate.name] > np.float32(gate.threshold if shift is None else shift)).any())
+        for gate in spec.gates
+        if gate.threshold is not None
+    )
+
+
+class _Runner:
+    """A graph as the runtime optimises it, fed by name from whatever is at hand."""
+
+    def __init__(self, graph: bytes) -> None:
+        self._session = onnxruntime.InferenceSession(
+            graph, one_thread(), providers=["CPUExecutionProvider"]
+        )
+        self._takes = [node.name for node in self._session.get_inputs()]
+        self._gives = [node.name for node in self._session.get_outputs()]
+
+    def __call__(self, given: Mapping[str, np.ndarray]) -> Arrays:
+        results = self._session.run(None, {name: given[name] for name in self._takes})
+        return dict(zip(self._gives, results, strict=True))
+
+
+def _serialised(graph: onnx.ModelProto) -> bytes:
+    raw: bytes = graph.SerializeToString(deterministic=True)
+    return raw

@@ -1,0 +1,312 @@
+"""From a checked graph to a sealed bundle: candidate, parity check, receipt, all or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import onnx
+
+from stategate.contract import (
+    SCHEMA_VERSION,
+    Budget,
+    Bundle,
+    CalibrationRecord,
+    CalibrationRef,
+    FileRef,
+    GraphRef,
+    InputsRef,
+    LowerPrecision,
+    Manifest,
+    ModelRef,
+    StepSpec,
+    TargetRef,
+    Way,
+    canonical_json,
+    refuse_to_replace,
+    sha256,
+    write_bundle,
+)
+from stategate.contract.c_library import ABI, SOURCE_FOLDER, NativeRef
+from stategate.contract.episode import Episode
+from stategate.contract.errors import CalibrationError, ExportError
+from stategate.contract.precision import PRESETS, PrecisionPlan
+from stategate.contract.staging import scratch_folder
+from stategate.export.c.library import with_library
+from stategate.export.inputs import random_episode as random_episode
+from stategate.export.passes.graph import domains_of, opset_of
+from stategate.export.seal.resident import measured
+from stategate.export.seal.verify import STRICT, Limits, Reference, verify
+
+Role = Literal["step", "chunk", "read", "write"]
+GOLDEN_PATH = "golden.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that is ready to be verified.
+
+    Attributes:
+        model: Where it comes from.
+        spec: Its signature with all sessions, thresholds as they shall be deployed.
+        graph: Serialised ONNX.
+        made_with: Packages whose versions go into the manifest.
+        initial: Initial states that are not zero, by state name.
+        metadata: Facts that travelled with the model.
+        calibration: The record that set the thresholds.
+        sessions: How many sessions the graph serves at once.
+        chunk: Serialised ONNX of several steps at once, or None.
+        chunk_steps: How many steps that is.
+        plan: What of it is in lower precision.
+        float_sizes: Bytes of its graph and of its states before that; None in float32.
+        way: How its step is run.
+        parts: Serialised ONNX of the parts of a step that the way needs, by role.
+        attached: Files that travel in the bundle and are never loaded, by path: the adopted file
+            where the step was made of it.
+        c_source: The step as C source, by name; empty where it has none.
+        no_native: Why it has none, where one was asked for.
+        needs_native: Whether a bundle without a native engine is refused.
+    """
+
+    model: ModelRef
+    spec: StepSpec
+    graph: bytes
+    made_with: tuple[str, ...]
+    initial: dict[str, np.ndarray] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    calibration: CalibrationRecord | None = None
+    sessions: int = 1
+    chunk: bytes | None = None
+    chunk_steps: int = 0
+    plan: PrecisionPlan = PRESETS["float32"]
+    float_sizes: tuple[int, int] | None = None
+    way: Way | None = None
+    parts: dict[Role, bytes] = field(default_factory=dict)
+    c_source: dict[str, bytes] = field(default_factory=dict)
+    no_native: str = ""
+    needs_native: bool = False
+    attached: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of its graph and of its states, those of the float model where it was one."""
+        return self.float_sizes or (len(self.graph), self.spec.state_bytes)
+
+    def calibrated(self, record: CalibrationRecord) -> Candidate:
+        """The same model with the thresholds of a calibration record, beside those it has.
+
+        Raises:
+            CalibrationError: The record is for other weights, for a gate that is not there, or for
+                one that another record has set.
+        """
+        if record.model_sha256 != self.model.sha256:
+            raise CalibrationError(
+                "the calibration record is for another model",
+                found=f"weights {record.model_sha256[:12]}",
+                expected=f"weights {self.model.sha256[:12]}",
+                remedy="calibrate again: stategate calibrate",
+            )
+        chosen = {gate.gate: gate for gate in record.gates}
+        unknown = sorted(set(chosen) - {gate.name for gate in self.spec.gates})
+        if unknown:
+            raise CalibrationError("the record is for gates that the model lacks", found=unknown)
+        before = self.calibration
+        twice = [gate.gate for gate in before.gates if gate.gate in chosen] if before else []
+        if twice:
+            raise CalibrationError(
+                "two calibration records set the same gate",
+                found=", ".join(twice),
+                expected="one record for each gate",
+                remedy="leave one of them out",
+            )
+        gates = tuple(
+            msgspec.structs.replace(
+                gate,
+                threshold=chosen[gate.name].threshold,
+                expected_write_rate=chosen[gate.name].write_rate,
+                expected_from=f"calibration over {record.steps} steps of {record.episodes}",
+            )
+            if gate.name in chosen
+            else gate
+            for gate in self.spec.gates
+        )
+        spec = msgspec.structs.replace(self.spec, gates=gates)
+        if before:
+            record = CalibrationRecord(
+                record.model_sha256,
+                f"{before.episodes}; {record.episodes}",
+                before.steps + record.steps,
+                before.gates + record.gates,
+            )
+        return replace(self, spec=spec, calibration=record)
+
+
+def seal(
+    out: Path,
+    candidate: Candidate,
+    reference: Reference,
+    episode: Episode,
+    *,
+    target: TargetRef | None = None,
+    budget: Budget | None = None,
+    limits: Limits = STRICT,
+    report: Callable[[int], None] = lambda _: None,
+    inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
+    measure: bool = False,
+) -> Bundle:
+    """Verify a candidate and write it as a bundle; nothing is written if it fails.
+
+    Args:
+        out: Where the bundle goes; an older bundle there is replaced.
+        candidate: What to pack.
+        reference: The model to compare with, at its initial state.
+        episode: Inputs of the parity check.
+        target: Device that it is for.
+        budget: Limits to write into the manifest.
+        limits: How far the candidate may part from the reference.
+        report: Called with the number of steps done.
+        inputs: Where the episode came from, for the receipt.
+        measure: Whether the memory that its engines add is measured, in another process.
+
+    Raises:
+        ParityError: The candidate does not behave like the reference.
+        BundleError: Something that is not a bundle is at ``out``.
+        SpecError: The states do not fit the budget.
+        EpisodeError: The episode does not fit the model.
+        CompilerError: The candidate needs a native engine, and no library can be built.
+    """
+    refuse_to_replace(out)
+    episode.check(candidate.spec)
+    created = _build_time()
+    with scratch_folder() as scratch:
+        manifest, files = _assemble(candidate, created, target, budget or Budget())
+        unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
+        receipt, golden = verify(unsealed.path, reference, episode, limits, report, inputs)
+        files[GOLDEN_PATH] = golden.to_bytes()
+        sealed = msgspec.structs.replace(
+            manifest,
+            files=(*manifest.files, FileRef(GOLDEN_PATH, sha256(files[GOLDEN_PATH]))),
+            golden=GOLDEN_PATH,
+            verification=receipt,
+        )
+        if candidate.c_source:
+            trial = Path(scratch) / "sealed"
+            sealed, files = with_library(trial, sealed, files, required=candidate.needs_native)
+        if measure:
+            whole = write_bundle(Path(scratch) / "measured", sealed, files)
+            sealed = msgspec.structs.replace(sealed, resident=measured(whole))
+    return write_bundle(out, sealed, files)
+
+
+def draft(path: Path, candidate: Candidate) -> Bundle:
+    """An unsealed bundle: to be stepped and thrown away."""
+    return write_bundle(path, *_assemble(candidate, _build_time(), None, Budget()))
+
+
+def _assemble(
+    candidate: Candidate,
+    created: str,
+    target: TargetRef | None,
+    budget: Budget,
+) -> tuple[Manifest, dict[str, bytes]]:
+    extra: dict[str, bytes] = dict(candidate.attached)
+    states = []
+    for state in candidate.spec.states:
+        if state.name in candidate.initial:
+            path = f"initial/{len(extra) - len(candidate.attached)}.bin"
+            array = candidate.initial[state.name]
+            extra[path] = array.astype(array.dtype.newbyteorder("<")).tobytes()
+            state = msgspec.structs.replace(state, init_file=path)
+        states.append(state)
+    calibration = None
+    if candidate.calibration is not None:
+        raw = canonical_json(candidate.calibration)
+        extra["calibration.json"] = raw
+        rules = "; ".join(f"{g.gate}: {g.rule}" for g in candidate.calibration.gates)
+        calibration = CalibrationRef(sha256(raw), rules)
+    lower = None
+    if candidate.float_sizes is not None:
+        graph_bytes, state_bytes = candidate.float_sizes
+        lower = LowerPrecision(graph_bytes, len(candidate.graph), state_bytes)
+    native = None
+    if candidate.c_source:
+        from stategate.export.c import generator  # a second to import, for whoever wants C
+
+        sources = {f"{SOURCE_FOLDER}/{name}": raw for name, raw in candidate.c_source.items()}
+        native = NativeRef(abi=ABI, sources=tuple(sorted(sources)), generator=generator.name())
+        extra |= sources
+    if not candidate.plan.is_float:
+        extra["precision.json"] = canonical_json(candidate.plan)
+    forms: dict[Role, bytes] = {"step": candidate.graph, **candidate.parts}
+    if candidate.chunk is not None:
+        forms["chunk"] = candidate.chunk
+    graphs = tuple(_graph_ref(role, raw, candidate) for role, raw in forms.items())
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        created=created,
+        producer={name: _version(name) for name in ("stategate", *candidate.made_with)},
+        model=candidate.model,
+        inputs=candidate.spec.inputs,
+        outputs=candidate.spec.outputs,
+        states=tuple(states),
+        gates=candidate.spec.gates,
+        constants=candidate.spec.constants,
+        graphs=graphs,
+        way=candidate.way,
+        files=tuple(FileRef(path, sha256(data)) for path, data in sorted(extra.items())),
+        budget=budget,
+        target=target,
+        calibration=calibration,
+        metadata=candidate.metadata,
+        sessions=candidate.sessions,
+        lower_precision=lower,
+        native=native,
+        no_native=candidate.no_native,
+    )
+    files = {graph.file.path: forms[graph.role] for graph in graphs}
+    return manifest, files | extra
+
+
+def _graph_ref(role: Role, raw: bytes, candidate: Candidate) -> GraphRef:
+    model = onnx.load_model_from_string(raw)
+    return GraphRef(
+        role,
+        "onnx",
+        candidate.plan.label,
+        FileRef(f"graphs/{role}.onnx", sha256(raw)),
+        opset_of(model),
+        domains_of(model),
+        candidate.chunk_steps if role == "chunk" else 1,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _build_time() -> str:
+    """UTC time of the build; SOURCE_DATE_EPOCH (reproducible-builds.org) overrules the clock."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        moment = (
+            datetime.fromtimestamp(int(epoch), timezone.utc)
+            if epoch
+            else datetime.now(timezone.utc)
+        )
+    except (ValueError, OverflowError, OSError) as problem:
+        raise ExportError(
+            "SOURCE_DATE_EPOCH is not a time",
+            found=epoch,
+            expected="seconds since 1970 as an integer",
+        ) from problem
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,317 @@
+"""The parity check that stands between a candidate and a bundle; alone in export to use runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stategate.contract import InputsRef, Verification
+from stategate.contract.episode import Episode
+from stategate.contract.errors import ParityError
+from stategate.contract.stored import quanta, values
+from stategate.export.seal.answers import Answers, Arrays, Reference
+from stategate.runtime.check.full_pool import open_stepper
+from stategate.runtime.check.gaps import Gaps
+from stategate.runtime.check.golden import TOLERANCE, chunk_gap, fused_gap, stepped
+
+__all__ = [
+    "TOLERANCE",
+    "Comparison",
+    "Gaps",
+    "Limits",
+    "Reference",
+    "compare",
+    "verify",
+]
+
+STEPS = 1000
+GOLDEN_STEPS = 256
+TRAIL_BYTES = 1 << 20  # of recorded states in a golden episode
+_FAILS = (
+    "in lower precision keep more of it in float (stategate sensitivity), and a state in float32; "
+    "else look for operations that the engine computes differently; nothing was written"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a bundle may part from its model in the parity check.
+
+    Attributes:
+        error: Largest error, see `Gaps`: of outputs and states, or of outputs alone where
+            ``flip_rate`` is given; infinity where that is left to the drift test.
+        flip_rate: Share of gate decisions that may differ, for a candidate in lower precision;
+            None for one in float32, of which none may.
+        accepted: Who takes a candidate that is beyond these limits, and why.
+        because: Why the error is not the usual one, in words.
+    """
+
+    error: float = TOLERANCE
+    flip_rate: float | None = None
+    accepted: str | None = None
+    because: str = ""
+
+
+STRICT = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came of stepping a bundle beside its model.
+
+    Attributes:
+        output_error: Largest difference of any output in each step, see `Gaps`; ``(steps,)``.
+        state_error: The same of the states.
+        flipped: Gates that decided differently, step by step.
+        flips: Elements of gates that did, over all steps.
+        decisions: Elements of hard gates over all steps.
+        opened: Steps in which each hard gate of the model was open, over all rows.
+        unchanged: States that kept their first value, though no gate was always shut.
+        engine: What stepped the bundle.
+        golden: The first steps, with the model's answers or the bundle's own.
+    """
+
+    output_error: np.ndarray
+    state_error: np.ndarray
+    flipped: list[list[str]]
+    flips: int
+    decisions: int
+    opened: dict[str, int]
+    unchanged: tuple[str, ...]
+    engine: str
+    golden: Episode
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of gate decisions that differed."""
+        return self.flips / self.decisions if self.decisions else 0.0
+
+
+def compare(
+    candidate: Path,
+    reference: Reference,
+    episode: Episode,
+    report: Callable[[int], None] = lambda _: None,
+    *,
+    own_answers: bool = False,
+    inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
+) -> Comparison:
+    """Step a bundle and its model side by side, each on its own state.
+
+    Args:
+        candidate: Folder of the bundle.
+        reference: The model.
+        episode: Inputs; every step of it is taken.
+        report: Called with the number of steps done.
+        own_answers: Whether the golden episode holds what the bundle answered, and not the model.
+        inputs: Where the episode came from, for messages.
+
+    Raises:
+        ParityError: The model or the bundle gives NaN or Inf, or the bundle's engine fails.
+    """
+    answers = Answers(reference, episode, inputs)
+    flipped: list[list[str]] = []
+    kept: list[tuple[Arrays, Arrays]] = []
+    states: Arrays = {}
+    flips = decisions = 0
+    with closing(open_stepper(candidate)) as session:
+        rows = session.manifest.sessions
+        thresholds = session.manifest.step.thresholds
+        opened = dict.fromkeys(thresholds, 0)
+        output_gaps, state_gaps = Gaps(rows), Gaps(rows)
+        specs = session.manifest.states
+        stored = {s.name: session.state(s.name) for s in specs}
+        first, unchanged = stored, set(stored)
+        trail: list[Arrays] = [stored]
+        room = TRAIL_BYTES // max(1, session.manifest.state_bytes) - 1
+        room = min(GOLDEN_STEPS, room) if own_answers and quanta(specs, stored) else 0
+        for t, given in enumerate(episode):
+            # The reference goes first: it has a word for what the engine only fails on.
+            outputs, after, gates = answers.step(t, given)
+            if not answers.are_finite:  # what is left is stepped to be counted
+                continue
+            ours = stepped(session, given, t, reference.name, _FAILS)
+            output_gaps.add(ours, outputs)
+            stored = {s.name: session.state(s.name) for s in specs}
+            unchanged -= {name for name in unchanged if not _same(stored[name], first[name])}
+            state_gaps.add(values(specs, stored), after)
+            if t < room:
+                trail.append(stored)
+            flipped.append([])
+            for name, threshold in thresholds.items():
+                here, there = (
+                    (values[name] > np.float32(threshold)).reshape(rows, -1)
+                    for values in (session.gates, gates)
+                )
+                parted = np.flatnonzero((here != there).any(axis=1))
+                flipped[t] += [f"{name} in row {row}" if rows > 1 else name for row in parted]
+                opened[name] += int(there.any(axis=1).sum())
+                flips += int((here != there).sum())
+                decisions += here.size
+            if t < GOLDEN_STEPS:
+                if own_answers:
+                    outputs, after, gates = ours, stored, session.gates
+                kept.append((_copied(outputs), _copied(gates)))
+                states = _copied(after)
+            report(t + 1)
+        engine = session.engine_name
+    answers.check()
+    golden = Episode(
+        inputs={name: array[:GOLDEN_STEPS] for name, array in episode.inputs.items()},
+        outputs=_stacked([outputs for outputs, _ in kept]),
+        gates=_stacked([gates for _, gates in kept]),
+        states=dict(states),
+        trail=_stacked(trail) if room > 0 else {},
+    )
+    output_error, state_error = (
+        gaps.per_step() if gaps.per_step().size else np.zeros(len(flipped))
+        for gaps in (output_gaps, state_gaps)
+    )
+    never = {name for name, openings in opened.items() if not openings}
+    still = tuple(s.name for s in specs if s.name in unchanged and s.gate not in never)
+    return Comparison(
+        output_error, state_error, flipped, flips, decisions, opened, still, engine, golden
+    )
+
+
+def verify(
+    candidate: Path,
+    reference: Reference,
+    episode: Episode,
+    limits: Limits = STRICT,
+    report: Callable[[int], None] = lambda _: None,
+    inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
+) -> tuple[Verification, Episode]:
+    """Hold a bundle against its model, each on its own state.
+
+    A bundle for several sessions has all of them stepped, and every row is judged by itself.
+
+    Args:
+        candidate: Folder of the bundle.
+        reference: The model.
+        episode: Inputs; every step of it is taken.
+        limits: How far they may part.
+        report: Called with the number of steps done.
+        inputs: Where the episode came from, for the receipt.
+
+    Returns:
+        The receipt, and the golden episode: the first steps with the model's own answers, or, in
+        lower precision, with the bundle's, which another machine must repeat.
+
+    Raises:
+        ParityError: They part beyond the limits; with the chunk graph too, where there is one, and
+            in one graph where the bundle runs in two. Or one of them gives NaN or Inf.
+    """
+    lower = limits.flip_rate is not None
+    seen = compare(candidate, reference, episode, report, own_answers=lower, inputs=inputs)
+    beyond = _judge_lower(reference, seen, limits) if lower else None
+    if not lower:
+        _judge(reference, seen, limits)
+    chunk_error = chunk_gap(candidate, seen.golden)
+    if chunk_error is not None and not chunk_error <= limits.error:
+        raise ParityError(
+            "the chunk graph parts from the step",
+            found=f"output error {chunk_error:.3g} within {seen.golden.steps} steps",
+            expected=f"at most {limits.error:g}",
+            remedy="chunk() must give what as many calls of step() give; nothing was written",
+        )
+    fused_error = fused_gap(candidate, seen.golden)
+    if fused_error is not None and not fused_error <= limits.error:
+        raise ParityError(
+            "the step in one graph parts from the step in two",
+            found=f"output error {fused_error:.3g} within {seen.golden.steps} steps",
+            expected=f"at most {limits.error:g}",
+            remedy="export it with --split fused; nothing was written",
+        )
+    receipt = Verification(
+        reference=reference.name,
+        engine=seen.engine,
+        steps=episode.steps,
+        max_output_error=_measured(seen.output_error),
+        max_state_error=_measured(seen.state_error),
+        gate_flips=seen.flips,
+        tolerance=limits.error if np.isfinite(limits.error) else None,
+        gate_openings=seen.opened,
+        max_chunk_error=chunk_error,
+        max_fused_error=fused_error,
+        flip_rate=seen.flip_rate,
+        max_flip_rate=limits.flip_rate,
+        accepted=f"{limits.accepted} (overruled: {beyond})" if beyond else None,
+        inputs=inputs,
+        # A reference of a file with branches knows which it took.
+        notes=getattr(reference, "notes", ())
+        + tuple(
+            f"state {name} kept its first value in every step of the check: the model does not "
+            "give its next value back, or needs other inputs to change it"
+            for name in seen.unchanged
+        ),
+    )
+    return receipt, seen.golden
+
+
+def _measured(errors: np.ndarray) -> float | None:
+    worst = float(np.max(errors, initial=0.0))
+    return worst if np.isfinite(worst) else None
+
+
+def _judge(reference: Reference, seen: Comparison, limits: Limits) -> None:
+    errors = np.stack([seen.output_error, seen.state_error])
+    # Written so that NaN fails.
+    bad = ~(errors.max(axis=0) <= limits.error) | np.array([bool(names) for names in seen.flipped])
+    if bad.any():
+        t = int(bad.argmax())
+        raise ParityError(
+            f"the bundle parts from {reference.name} at step {t}",
+            found=f"output error {errors[0, t]:.3g}, state error {errors[1, t]:.3g}, "
+            f"flipped gates: {', '.join(seen.flipped[t]) or 'none'}",
+            expected=f"errors at most {limits.error:g} and no flipped gate"
+            + (f"; {limits.because}" if limits.because else ""),
+            remedy=(
+                "export it in float32: module.float(), with inputs and first values in float32; or "
+                if limits.because
+                else ""
+            )
+            + "look for memory that is not declared (Python attributes, random numbers), for a "
+            "second name or a view of a tensor that is a state, and for "
+            "operations that the engine computes differently (logsigmoid, softplus); nothing was "
+            "written",
+        )
+
+
+def _judge_lower(reference: Reference, seen: Comparison, limits: Limits) -> str | None:
+    """What of the limits was passed and accepted; None where all were kept."""
+    worst = float(np.max(seen.output_error, initial=0.0))
+    flip_rate = limits.flip_rate or 0.0
+    found = f"output error {worst:.3g}, {seen.flip_rate:.3%} of gate decisions flipped"
+    if worst <= limits.error and seen.flip_rate <= flip_rate:
+        return None
+    finite = bool(np.isfinite(worst))
+    if limits.accepted and finite:
+        return f"{found}; limits {limits.error:g} and {flip_rate:.3%}"
+    bad = ~(seen.output_error <= limits.error) | np.array([bool(n) for n in seen.flipped])
+    raise ParityError(
+        f"the candidate in lower precision parts from {reference.name}, first at step "
+        f"{int(bad.argmax())}",
+        found=found,
+        expected=f"at most {limits.error:g} and {flip_rate:.3%}",
+        remedy="keep what is sensitive in float (stategate sensitivity), or say with "
+        '--accept "who: why" who takes it as it is; nothing was written'
+        if finite
+        else "integers of an output differ, which has no measure to accept; nothing was written",
+    )
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.tobytes() == b.tobytes()
+
+
+def _copied(arrays: Arrays) -> Arrays:
+    return {name: np.array(array) for name, array in arrays.items()}
+
+
+def _stacked(steps: list[Arrays]) -> dict[str, np.ndarray]:
+    return {name: np.stack([step[name] for step in steps]) for name in steps[0]}

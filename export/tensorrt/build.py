@@ -1,0 +1,223 @@
+"""Building a TensorRT plan, on the device that will load it.
+
+One source for TensorRT 8.6 to 11.4 and TensorRT-RTX: what a release lacks is asked for by name and
+left out, never called (`tests/tensorrt` holds every call against tables of those releases). Types
+stand in the graph, so no calibrator and no precision flag is used where the network can be strongly
+typed. TF32 is off: it rounds the factors of a float32 product to ten bits, and a recurrence feeds
+that back for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from stategate.contract.bundle import sha256
+from stategate.contract.errors import BuildError
+from stategate.export.tensorrt.rules import Generation, generation_of
+from stategate.runtime.engines.tensorrt_api import created, why
+
+Report = Callable[[int], None]
+_PERCENT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a build may use.
+
+    Attributes:
+        workspace_bytes: Scratch memory of the builder.
+        timing_cache: Measured times of an earlier build of the same graph on the same device. Then
+            none may be missing: with the same times the builder chooses the same kernels.
+        strip_weights: Leave weights out of the plan; they come from the graph at load.
+        compute_capability: For TensorRT-RTX, which can build for a GPU that is not there; such as
+            ``8.6``. None builds for those that it chooses.
+    """
+
+    workspace_bytes: int
+    timing_cache: bytes | None = None
+    strip_weights: bool = False
+    compute_capability: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What came of a build.
+
+    Attributes:
+        plan: The serialised engine.
+        flags: What the builder was told.
+        timing_cache: Times that it measured; empty where it keeps none.
+    """
+
+    plan: bytes
+    flags: tuple[str, ...]
+    timing_cache: bytes
+
+
+def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report, logger: Any) -> Built:
+    """Have TensorRT parse a graph and build a plan of it.
+
+    Args:
+        trt: Its bindings.
+        graph: A graph made by `stategate.export.tensorrt.variant.variant`.
+        settings: What it may use.
+        report: Called with the percentage done, where the release can tell.
+        logger: What `make_log` gave; everything that is said goes there.
+
+    Raises:
+        BuildError: The parser or the builder refuses, or a pinned timing cache would change.
+        EngineError: There is no builder to be had: the driver is too old, or the GPU is not there.
+    """
+    generation = generation_of(trt.__version__, trt.__name__)
+    builder: Any = created(trt.Builder, logger)
+    flags, bits = [], 0
+    for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED"):
+        flag = getattr(trt.NetworkDefinitionCreationFlag, name, None)
+        if flag is not None and (name == "EXPLICIT_BATCH" or generation.strongly_typed):
+            bits |= 1 << int(flag)
+            flags.append(name)
+    network: Any = builder.create_network(bits)
+    parser: Any = trt.OnnxParser(network, logger)
+    if not parser.parse(graph):
+        raise BuildError(
+            f"TensorRT {trt.__version__} cannot parse the graph",
+            found="; ".join(_parser_errors(parser)),
+            expected="a graph that passed stategate's own check",
+            remedy="report it with this message: the check should have said so",
+        )
+    config: Any = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    config.clear_flag(trt.BuilderFlag.TF32)
+    flags.append("noTF32")
+    for name in wanted_flags(graph, generation, settings):
+        flag = getattr(trt.BuilderFlag, name, None)
+        if flag is None:
+            raise BuildError(
+                f"TensorRT {trt.__version__} has no builder flag {name}",
+                expected="TensorRT 10 or newer for stripped weights",
+                remedy="build without --strip-weights",
+            )
+        config.set_flag(flag)
+        flags.append(name)
+    if "FP16" in flags:
+        _obey_types(trt, network)
+    _target(trt, config, settings)
+    cache: Any = None
+    if trt.__name__ == "tensorrt":  # TensorRT-RTX measures nothing, and calls its cache obsolete
+        cache = config.create_timing_cache(settings.timing_cache or b"")
+        if not config.set_timing_cache(cache, False):
+            raise _refused("TensorRT does not take the timing cache", logger)
+        if settings.timing_cache and hasattr(trt.BuilderFlag, "ERROR_ON_TIMING_CACHE_MISS"):
+            config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
+    monitor = _monitor(trt, report)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _refused("TensorRT cannot build the graph", logger)
+    report(_PERCENT)
+    times = bytes(cache.serialize()) if cache is not None else b""
+    if settings.timing_cache and sha256(times) != sha256(settings.timing_cache):
+        raise BuildError(
+            "the build would change the pinned timing cache",
+            found=f"sha256 {sha256(times)[:12]} after it",
+            expected=f"sha256 {sha256(settings.timing_cache)[:12]}",
+            remedy="build with --new-timing-cache; kernels may then differ from the last build's",
+        )
+    return Built(bytes(plan), tuple(flags), times)
+
+
+def workspace_bytes(memory_bytes: int | None) -> int:
+    """Scratch memory for the builder: an eighth of the device's, at most a GiB.
+
+    On a Jetson the builder shares its memory with all else, and steps of the sizes that stategate
+    is for need a few MiB. Where the memory is not known, 256 MiB.
+    """
+    return min(memory_bytes // 8, 1 << 30) if memory_bytes else 256 << 20
+
+
+def wanted_flags(graph: bytes, generation: Generation, settings: Settings) -> list[str]:
+    """Builder flags of a graph, by name; none of them is about types where it is strongly typed."""
+    flags = ["STRIP_PLAN", "REFIT_IDENTICAL"] if settings.strip_weights else []
+    if not generation.strongly_typed:
+        model = onnx.load_model_from_string(graph)
+        operators = {node.op_type for node in model.graph.node}
+        halves = {t.data_type for t in model.graph.initializer} | {
+            a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute
+        }
+        if "QuantizeLinear" in operators:
+            flags.append("INT8")
+        if onnx.TensorProto.FLOAT16 in halves:
+            flags += ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
+    return flags
+
+
+def _obey_types(trt: Any, network: Any) -> None:
+    """Ask a release that chooses types itself for those of the graph."""
+    for number in range(network.num_layers):
+        layer: Any = network.get_layer(number)
+        kind = layer.get_output(0).dtype
+        if kind in (trt.DataType.FLOAT, trt.DataType.HALF):
+            layer.precision = kind
+            layer.set_output_type(0, kind)
+
+
+def _target(trt: Any, config: Any, settings: Settings) -> None:
+    """TensorRT-RTX alone: for which GPU."""
+    if settings.compute_capability is not None:
+        name = f"SM{settings.compute_capability.replace('.', '')}"
+        capability = getattr(getattr(trt, "ComputeCapability", None), name, None)
+        if capability is None:
+            raise BuildError(
+                f"{trt.__name__} cannot build for another GPU", found=settings.compute_capability
+            )
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(capability, 0)
+
+
+def _parser_errors(parser: Any) -> list[str]:
+    told = []
+    for number in range(parser.num_errors):
+        error: Any = parser.get_error(number)
+        name = error.node_name() if hasattr(error, "node_name") else f"node {error.node()}"
+        told.append(f"{name}: {error.desc()}")
+    return told
+
+
+def _refused(what: str, log: Any) -> BuildError:
+    told, remedy = why(log)
+    return BuildError(
+        what,
+        found=told,
+        remedy=remedy or "too little memory or workspace may be the cause",
+    )
+
+
+def _monitor(trt: Any, report: Report) -> Any:
+    """Progress of the outermost phase; None where the release has no such interface."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if not parent_phase:
+                self.steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            steps = self.steps.get(phase_name)
+            if steps:
+                report(min(_PERCENT * (step + 1) // steps, _PERCENT))
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+    return Monitor()

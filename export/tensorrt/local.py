@@ -1,0 +1,292 @@
+"""From a bundle to a plan beside it, on the device that will step it.
+
+A plan is made in a folder of its own that no session looks into, is stepped there through a link to
+the bundle, and is moved to its place whole. Until then an older plan stays and is what sessions
+load, whatever ends the build.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from stategate.contract import Bundle, FileRef, canonical_json, sha256
+from stategate.contract.durable import (
+    make_folder,
+    move_into_place,
+    sync_folder,
+    try_lock,
+    write_synced,
+    write_whole,
+)
+from stategate.contract.errors import BuildError, ParityError
+from stategate.contract.tensorrt_plan import (
+    LOG,
+    PLAN,
+    RECORD,
+    TIMING_CACHE,
+    VARIANT,
+    PlanRecord,
+    StoredPlan,
+    plans_folder,
+    stored_plans,
+)
+from stategate.export.seal.verify import TOLERANCE
+from stategate.export.tensorrt.build import Built, Settings, build_plan
+from stategate.export.tensorrt.rules import generation_of
+from stategate.export.tensorrt.script import SCRIPT, script_of, variant_of
+from stategate.export.tensorrt.variant import Variant
+from stategate.runtime.check.golden import Replay, replay
+from stategate.runtime.engines.cuda import Cuda
+from stategate.runtime.engines.tensorrt_api import created, fingerprint_here, make_log, why
+
+# What the last build said that came to nothing.
+FAILED_LOG = "failed-build.log"
+
+
+@contextmanager
+def sole_builder(bundle: Bundle) -> Iterator[None]:
+    """Keep other builders from a bundle's plans; what is not kept in the end is cleared away.
+
+    So is what a killed builder left. The bundle's folder itself is locked, which writes nothing and
+    ends with the process.
+
+    Raises:
+        BuildError: Another process builds for this bundle.
+    """
+    handle = os.open(bundle.path, os.O_RDONLY)
+    try:
+        if try_lock(handle) == "in use":  # where there are no locks, nobody can be kept away
+            raise BuildError(
+                "another process builds an engine of this bundle",
+                found=bundle.path,
+                remedy="wait until it is done",
+            )
+        folder = plans_folder(bundle.path)
+        (folder / FAILED_LOG).unlink(missing_ok=True)
+        _clear(folder)
+        try:
+            yield
+        finally:
+            for log in folder.glob(f".*/{LOG}"):
+                write_whole(folder / FAILED_LOG, log.read_bytes())
+            _clear(folder)
+    finally:
+        os.close(handle)
+
+
+def build_engine(
+    bundle: Bundle,
+    trt: Any,
+    cuda: Cuda,
+    settings: Settings,
+    *,
+    cuda_graph: bool = True,
+    new_timing_cache: bool = False,
+    report: Callable[[int], None] = lambda _: None,
+) -> StoredPlan:
+    """Build a plan where no session looks for it yet; see `checked` and `keep`.
+
+    Args:
+        bundle: What to build of.
+        trt: TensorRT's bindings.
+        cuda: The GPU.
+        settings: What the build may use; its timing cache is that of the older plan.
+        cuda_graph: Whether steps shall be captured.
+        new_timing_cache: Whether to measure anew instead of with the older plan's times.
+        report: Called with the percentage done.
+
+    Raises:
+        GraphError: TensorRT would not take the graph; found before anything is built.
+        BuildError: It cannot be built, or not with the pinned timing cache.
+    """
+    form = variant_of(bundle, generation_of(trt.__version__, trt.__name__))
+    free = cuda.memory()[0]
+    if settings.workspace_bytes > free:
+        raise BuildError(
+            "the GPU has less free memory than the builder may use",
+            found=f"{free >> 20} MiB free on {cuda.gpu}",
+            expected=f"{settings.workspace_bytes >> 20} MiB",
+            remedy="end what else runs on the GPU, or give a smaller --workspace-mib",
+        )
+    if not new_timing_cache:
+        settings = replace(settings, timing_cache=_earlier_times(bundle, trt, cuda))
+    with _staged(bundle, trt, cuda) as stage:
+        built = build_plan(trt, form.graph, settings, report, stage.log)
+        return _store(stage, form, built, settings, cuda_graph=cuda_graph)
+
+
+def adopt_plan(
+    bundle: Bundle,
+    plan: Path,
+    trt: Any,
+    cuda: Cuda,
+    settings: Settings,
+    *,
+    cuda_graph: bool = True,
+) -> StoredPlan:
+    """Take a plan that trtexec built here, to where no session looks for it yet.
+
+    Raises:
+        BuildError: It cannot be read or loaded, or nothing could tell whose plan it is.
+        GraphError: TensorRT would not take the bundle's graph.
+    """
+    form = variant_of(bundle, generation_of(trt.__version__, trt.__name__))
+    if bundle.manifest.golden is None:
+        raise BuildError(
+            "a plan from elsewhere cannot be told from one of another model's",
+            found="a bundle without a golden episode to replay",
+            remedy="build it here from the bundle's own graph: stategate build-engine BUNDLE; or "
+            "seal the bundle, which records one: stategate export",
+        )
+    try:
+        raw = plan.read_bytes()
+    except OSError as problem:
+        raise BuildError("the plan cannot be read", found=problem) from problem
+    with _staged(bundle, trt, cuda) as stage:
+        runtime: Any = created(trt.Runtime, stage.log)
+        if runtime.deserialize_cuda_engine(raw) is None:
+            told, remedy = why(stage.log)
+            raise BuildError(
+                f"TensorRT {trt.__version__} does not load {plan.name}",
+                found=told,
+                expected="a plan that was built here, by this version",
+                remedy=remedy or f"run {SCRIPT} again on this device",
+            )
+        built = Built(raw, ("trtexec",), b"")
+        return _store(stage, form, built, settings, cuda_graph=cuda_graph, built_by="trtexec")
+
+
+def beside(stored: StoredPlan, bundle: Bundle) -> Path:
+    """A link to the bundle, beside which a session finds a plan that is not kept yet."""
+    return stored.folder.parent.with_name(bundle.path.name)
+
+
+def checked(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE) -> Replay | None:
+    """Replay the golden episode with a plan that is not kept yet.
+
+    Returns:
+        The comparison, or None where the bundle has no golden episode.
+
+    Raises:
+        ParityError: The plan does not behave like the model.
+        EngineError: It cannot be loaded.
+    """
+    receipt = bundle.manifest.verification
+    allowed = max(tolerance, (receipt.tolerance or 0.0) if receipt else 0.0)
+    seen = replay(beside(stored, bundle), allowed, "tensorrt")
+    if seen is not None and not seen.passed:
+        raise ParityError(
+            "the engine does not repeat the golden episode",
+            found=seen.told,
+            expected=f"at most {allowed:g} and no flip",
+            remedy="step this bundle with onnxruntime; the engine is not kept",
+        )
+    return seen
+
+
+def keep(stored: StoredPlan, bundle: Bundle) -> StoredPlan:
+    """Move a plan to where sessions look for it, in the place of an older one."""
+    parent = plans_folder(bundle.path)
+    folder = parent / stored.folder.name
+    move_into_place(stored.folder, folder)
+    shutil.rmtree(beside(stored, bundle).parent)
+    return StoredPlan(folder, stored.record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """Where a plan lies that is not kept yet, and what it was made with.
+
+    Attributes:
+        folder: Nothing else is in it, and no session looks into it.
+        bundle: What the plan is of.
+        trt: TensorRT's bindings.
+        cuda: The GPU.
+        log: What TensorRT says.
+    """
+
+    folder: Path
+    bundle: Bundle
+    trt: Any
+    cuda: Cuda
+    log: Any
+
+
+@contextmanager
+def _staged(bundle: Bundle, trt: Any, cuda: Cuda) -> Iterator[_Stage]:
+    """A new stage, in which the log is left in every case."""
+    parent = plans_folder(bundle.path)
+    make_folder(parent)
+    folder = Path(tempfile.mkdtemp(prefix=".", dir=parent))
+    (folder / bundle.path.name).symlink_to(bundle.path)
+    log = make_log(trt)
+    try:
+        yield _Stage(folder, bundle, trt, cuda, log)
+    finally:
+        (folder / LOG).write_text(log.text())
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was staged and not kept."""
+    for left in folder.glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with suppress(OSError):  # where anything else lies in it
+        folder.rmdir()
+
+
+def _earlier_times(bundle: Bundle, trt: Any, cuda: Cuda) -> bytes | None:
+    here = fingerprint_here(trt, cuda, bundle.manifest.step_graph.file.sha256)
+    for stored in stored_plans(bundle.path):
+        times = stored.record.timing_cache_sha256
+        if times is not None and not stored.hindrances(here):
+            return stored.read(FileRef(TIMING_CACHE, times))
+    return None
+
+
+def _store(
+    stage: _Stage,
+    form: Variant,
+    built: Built,
+    settings: Settings,
+    *,
+    cuda_graph: bool,
+    built_by: Literal["python", "trtexec"] = "python",
+) -> StoredPlan:
+    bundle, trt = stage.bundle, stage.trt
+    graph = bundle.manifest.step_graph.file.sha256
+    record = PlanRecord(
+        fingerprint=fingerprint_here(trt, stage.cuda, graph, built.flags),
+        plan=FileRef(PLAN, sha256(built.plan)),
+        variant=FileRef(VARIANT, sha256(form.graph)),
+        plan_bytes=len(built.plan),
+        guarded=form.guarded,
+        cuda_graph=cuda_graph,
+        stripped=settings.strip_weights,
+        workspace_bytes=settings.workspace_bytes,
+        timing_cache_sha256=sha256(built.timing_cache) if built.timing_cache else None,
+        built_by=built_by,
+    )
+    generation = generation_of(trt.__version__, trt.__name__)
+    script = script_of(bundle.path, form.graph, generation, settings)
+    files = {
+        PLAN: built.plan,
+        VARIANT: form.graph,
+        LOG: stage.log.text().encode(),
+        SCRIPT: script.encode(),
+        RECORD: canonical_json(record),
+    }
+    if built.timing_cache:
+        files[TIMING_CACHE] = built.timing_cache
+    folder = plans_folder(stage.folder / bundle.path.name) / record.fingerprint.key
+    for name, data in files.items():
+        write_synced(folder / name, data)
+    (folder / SCRIPT).chmod(0o755)
+    sync_folder(folder)
+    return StoredPlan(folder, record)

@@ -1,0 +1,72 @@
+"""Whether TensorRT on a target would take a step, said when the bundle is made."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+
+import click
+import onnx
+
+from stategate.contract.errors import GraphError, TargetError
+from stategate.export.passes.pinned import pinned
+from stategate.export.seal.pack import Candidate
+from stategate.export.tensorrt.rules import Generation, check_legal, findings, generation_of
+from stategate.targets import TargetProfile
+from stategate.targets.ladder import load_ladder
+
+
+def generations_of(profile: TargetProfile) -> list[Generation]:
+    """The generations of TensorRT that a target's releases of JetPack ship; empty for no Jetson."""
+    supported = profile.jetpack.value if profile.jetpack is not None else None
+    found: dict[str, Generation] = {}
+    for release in load_ladder().release:
+        if release.jetpack in (supported or ()) and release.tensorrt is not None:
+            try:
+                generation = generation_of(release.tensorrt)
+            except TargetError:
+                continue  # JetPack 4: too old for any engine of ours
+            found[generation.name] = generation
+    return list(found.values())
+
+
+def with_tensorrt_told(
+    candidate: Candidate, profile: TargetProfile, *, required: bool = False
+) -> Candidate:
+    """Check a step against every TensorRT of its target, and note the result in the bundle.
+
+    Args:
+        candidate: What is exported.
+        profile: Its target.
+        required: Whether a graph that one of them would not take is refused; otherwise the reasons
+            are printed, because other engines run it all the same.
+
+    Raises:
+        GraphError: It would not be taken, and that is required.
+        TargetError: It is required, and no TensorRT of the target is known.
+    """
+    generations = generations_of(profile)
+    if required and not generations:
+        raise TargetError(
+            f"no TensorRT of target {profile.name} is known",
+            expected="a Jetson with JetPack 5.1 or newer",
+            remedy="leave --require-tensorrt out, or choose another --target",
+        )
+    model = onnx.load_model_from_string(candidate.graph)
+    with suppress(GraphError):  # then every open extent is a finding
+        model = pinned(model, candidate.spec)
+    told = []
+    for generation in generations:
+        if required:
+            check_legal(model, candidate.spec, generation)
+        found = findings(model, candidate.spec, generation)
+        told.append(f"{generation.name} {'refuses' if found else 'takes'} it")
+        if found:
+            click.echo(f"TensorRT {generation.name} would not take this step:", err=True)
+            for one in found[:3]:
+                click.echo(f"  {one}", err=True)
+            if len(found) > 3:
+                click.echo(f"  and {len(found) - 3} more", err=True)
+    if not told:
+        return candidate
+    return replace(candidate, metadata=candidate.metadata | {"tensorrt": ", ".join(told)})

@@ -1,0 +1,1 @@
+"""Gates that are added to a model: hysteresis, and learned ones."""

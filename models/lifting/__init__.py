@@ -1,0 +1,1 @@
+"""Modules that keep their memory to themselves become steps."""

@@ -1,0 +1,396 @@
+"""Modules that keep their memory to themselves, as steps: their own code, the memory handed in.
+
+A lifted module runs as it was written. For each step the declared buffers, attributes and arguments
+take the values of the states; then what they hold is read back as next states, and the module is
+left as it was.
+
+Where the module's first step takes another path than later ones (``if self.avg is None``), both
+paths are in the step, and a state called ``started`` chooses between them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from stategate.contract import StateSpec, StepSpec, TensorSpec
+from stategate.contract.errors import TraceError
+from stategate.contract.failures import failures
+from stategate.models.counts import Counts
+from stategate.models.lifting.copies import copied
+from stategate.models.lifting.first_step import alike, answer, draws, slot_of, started
+from stategate.models.lifting.programs import module_of
+from stategate.models.lifting.slots import (
+    Own,
+    Slot,
+    Value,
+    as_tensor,
+    holding,
+    is_unset,
+    memory_like,
+    put,
+    told,
+    value_at,
+)
+from stategate.models.step import StepResult, Tensors
+
+
+class Lifted(nn.Module):
+    """A module whose memory is in its arguments; made by `lift`.
+
+    Attributes:
+        lifted: The user's module.
+        states: Its buffers and attributes that are states.
+        arguments: What its forward takes and returns.
+        family: Kind of memory.
+        observations: Whether a normaliser of them is part of the step; empty where nobody said.
+
+    Args:
+        untouched: A copy of the module from before anything was put into it.
+        places: Where in what forward returns each of the arguments comes back.
+    """
+
+    family = "custom"
+    observations = ""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        example_inputs: Tensors,
+        states: Iterable[Slot],
+        arguments: Iterable[Slot],
+        outputs: Sequence[str],
+        returns: Sequence[str],
+        untouched: nn.Module,
+        places: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.lifted = module
+        self.states, self.arguments = tuple(states), tuple(arguments)
+        self._outputs, self._places = tuple(outputs), tuple(places)
+        names = {slot.name for slot in self.arguments}
+        self._returned = tuple(name for name in returns if name not in names)
+        self._untouched = (untouched,)  # in a tuple, so that torch does not take it for a part
+        self._started = ""
+        self._spec = self._spec_from(example_inputs)
+
+    def step_spec(self) -> StepSpec:
+        """Signature of one step: the example's inputs, forward's outputs, and no gates."""
+        return self._spec
+
+    def initial_states(self) -> dict[str, Tensor]:
+        """What the memory holds before the first step."""
+        first = {n: t for slot in self._slots for n, t in slot.first.items()}
+        return first | (
+            {self._started: torch.zeros(1, 1, dtype=torch.bool)} if self._started else {}
+        )
+
+    def step(self, inputs: Tensors, states: Tensors) -> StepResult:
+        """One call of the module with this memory.
+
+        Raises:
+            TraceError: A state or an output does not keep its form.
+        """
+        later = self._run(inputs, states)
+        if not self._started:
+            return StepResult(*later, {})
+        begun = states[self._started]
+        outputs, after = (
+            {name: _chosen(begun, late[name], early[name]) for name in late}
+            for late, early in zip(later, self._run(inputs, states, own_start=True), strict=True)
+        )
+        return StepResult(outputs, after | {self._started: torch.ones_like(begun)}, {})
+
+    def untouched(self) -> nn.Module:
+        """A copy of the module as it was handed to `lift`: what this step must agree with."""
+        return copied(self._untouched[0])
+
+    @property
+    def has_first_step(self) -> bool:
+        """Whether the module's first step is another than later ones."""
+        return bool(self._started)
+
+    @property
+    def _slots(self) -> tuple[Slot, ...]:
+        return (*self.states, *self.arguments)
+
+    def told_apart(self, result: Value) -> tuple[dict[str, Tensor], dict[str, Value]]:
+        """What forward returned: outputs by name, and arguments that it gives back, by name.
+
+        Raises:
+            TraceError: It is something else.
+        """
+        held: dict[str, Value] = {}
+        if self._places:
+            if not isinstance(result, (tuple, list)) or len(result) <= max(self._places):
+                raise TraceError(
+                    "forward does not return its memory in every step", found=told(result)
+                )
+            for slot, place in zip(self.arguments, self._places, strict=True):
+                held[slot.name] = result[place]
+            result = [part for i, part in enumerate(result) if i not in self._places]
+            result = result[0] if len(result) == 1 else result
+        return self._named(result), held
+
+    def _named(self, result: Value) -> dict[str, Tensor]:
+        if isinstance(result, Mapping):
+            names = self._outputs or tuple(result)
+            outputs = {name: result.get(name) for name in names}
+        else:
+            given = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+            names = self._outputs or self._returned or (("output",) if len(given) == 1 else ())
+            if len(names) != len(given):
+                raise TraceError(
+                    "every output of forward needs a name",
+                    found=f"{len(given)} outputs, and names for {len(names)}",
+                    remedy='in order: lift(..., outputs=["action", "value"])',
+                )
+            outputs = dict(zip(names, given, strict=True))
+        tensors = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+        lacking = {name: told(outputs[name]) for name in outputs if name not in tensors}
+        if lacking or not tensors:
+            raise TraceError(
+                "forward does not give a tensor for every output",
+                found=", ".join(f"{name}: {value}" for name, value in lacking.items()) or "nothing",
+                expected="a tensor, a tuple of tensors, or a dict of them by output name",
+                remedy="what the next call takes back is no output: hidden={argument: first value}",
+            )
+        return tensors
+
+    def _spec_from(self, example_inputs: Tensors) -> StepSpec:
+        """Call a copy of the module, to see what it gives and whether its first step is special."""
+        own, self.lifted = self.lifted, copied(self.lifted)
+        try:
+            with torch.no_grad():
+                if not self._starts_alike(example_inputs):
+                    self._started = _free("started", {*self.initial_states(), *example_inputs})
+                given = {name: tensor.clone() for name, tensor in example_inputs.items()}
+                result = self.step(given, self.initial_states())
+        finally:
+            self.lifted = own
+        axes = {name: slot.axis for slot in self._slots for name in slot.first}
+        return StepSpec(
+            tuple(TensorSpec(n, *_form(t)) for n, t in example_inputs.items()),
+            tuple(TensorSpec(n, *_form(t)) for n, t in result.outputs.items()),
+            tuple(
+                StateSpec(
+                    n, *_form(t), layout=f"axis {axes[n]} of the module's" if axes.get(n) else ""
+                )
+                for n, t in self.initial_states().items()
+            ),
+        )
+
+    def _starts_alike(self, example: Tensors) -> bool:
+        """Whether the first step is that from the first values, whatever the inputs are."""
+        first = self.initial_states()
+        if all(slot.own is Own.SAME for slot in self._slots):
+            return True
+
+        def once(inputs: Tensors, own_start: bool) -> dict[str, Tensor]:
+            given = {name: tensor.clone() for name, tensor in inputs.items()}
+            outputs, after = self._run(given, first, own_start=own_start)
+            return {**outputs, **{f"{name} after it": tensor for name, tensor in after.items()}}
+
+        try:
+            once(example, True)
+        except failures():  # an argument's default is no start: what the user hands in is
+            for slot in self.arguments:
+                slot.own = Own.SAME
+        return all(
+            alike(answer(partial(once, inputs, True)), answer(partial(once, inputs, False)))
+            for inputs in draws(example)
+        )
+
+    def _run(
+        self, inputs: Tensors, states: Tensors, *, own_start: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Outputs and next states of one call, from these states or as the module itself starts."""
+        module, after, counts = self.lifted, dict[str, Tensor](), Counts()
+        values = {
+            slot.name: (slot.own_start if own_start else slot.packed)(states, counts)
+            for slot in self._slots
+        }
+        with ExitStack() as stack:
+            for slot in self.states:
+                stack.enter_context(holding(module, slot.name, values[slot.name]))
+            with counts if counts else nullcontext():
+                result = module(**inputs, **self.handed(values))
+            outputs, held = self.told_apart(result)
+            for slot in self.states:
+                after |= slot.unpacked(value_at(module, slot.name), states)
+        for slot in self.arguments:
+            after |= slot.unpacked(held[slot.name], states)
+        return outputs, after
+
+    def handed(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """The hidden arguments among these values, without those that are left to a default."""
+        names = [slot.name for slot in self.arguments]
+        return {name: values[name] for name in names if values[name] is not Own.LEFT_OUT}
+
+
+def lift(
+    module: nn.Module | torch.export.ExportedProgram,
+    example_inputs: Mapping[str, Tensor],
+    *,
+    states: Sequence[str] | Mapping[str, Value] = (),
+    hidden: Mapping[str, Value] | None = None,
+    outputs: Sequence[str] = (),
+    session_axes: Mapping[str, int] | None = None,
+    returns: Sequence[str] = (),
+) -> Lifted:
+    """Make a step of a module that keeps memory in buffers, in attributes, or in an argument.
+
+    The module is put into evaluation mode, and copies of it are called. What ``states`` gives it,
+    it keeps; nothing else of it changes.
+
+    Args:
+        module: Its ``forward`` does one step. Or what `torch.export.load` gives: its buffers then
+            have names such as ``program.h``.
+        example_inputs: A tensor for each argument of ``forward`` that is an input, by the
+            argument's name. The leading axis is 1 if several sessions shall share one graph.
+        states: Buffers and attributes that ``forward`` updates, in place or by assignment, by
+            dotted name: ``["h", "inner.count"]``. What they hold now is the initial state; where
+            that is None, or a flag that the first step sets, the step gets a state ``started``,
+            unless zeros do the same. A mapping gives first values where the module has none:
+            ``{"hidden": torch.zeros(2, 1, 150)}``; it has to start as the module does.
+        hidden: Arguments that ``forward`` takes and returns, with their first values, by name:
+            ``{"hidden": (h, c)}``; None for what the argument's default does. They are the last
+            of what it returns, in this order, unless ``returns`` says otherwise.
+        outputs: Names of all else that it returns, in order. A dict has its own.
+        session_axes: Which axis belongs to the sessions where it is not the first, by the name
+            declared here: ``{"hidden": 1}`` for the ``(layers, batch, hidden)`` of ``nn.LSTM`` and
+            ``nn.GRU``. The step's states then have it first.
+        returns: Names of all that ``forward`` returns, in its order, hidden arguments by theirs:
+            ``["carry", "y"]``. Needed where an output has the form of the memory and the source of
+            ``forward`` does not tell them apart.
+
+    Returns:
+        A step whose states are named as here; ``hidden[0]`` and ``mem['h']`` are inside of tuples
+        and dicts.
+
+    Raises:
+        TraceError: Something declared does not exist, has no value yet, or changes shape or dtype;
+            or forward fails, or returns something else.
+    """
+    module = module_of(module)
+    module.eval()
+    for name, tensor in example_inputs.items():
+        if not isinstance(tensor, Tensor):
+            raise TraceError(
+                f"the example input {name!r} is no tensor",
+                found=told(tensor),
+                expected="a tensor",
+                remedy="bind what never changes in a module of your own around this one",
+            )
+    arguments = dict(hidden or {})
+    axes = dict(session_axes or {})
+    _check_arguments(module, {**example_inputs, **arguments})
+    names = (states,) if isinstance(states, str) else tuple(states)
+    strange = sorted(set(axes) - {*names, *arguments})
+    if not (names or arguments) or strange:
+        raise TraceError(
+            "lift() cannot tell what the module remembers",
+            found=f"session_axes for {', '.join(strange)}"
+            if strange
+            else "neither states nor hidden arguments",
+            expected="states=[names of buffers and attributes], or hidden={argument: first value}",
+            remedy=f"what may be memory here: {', '.join(memory_like(module)) or 'no attribute'}",
+        )
+    for name in names:
+        if value_at(module, name) is not None:
+            put(module, name, value_at(module, name))  # without history, so that it can be copied
+    given: dict[str, Value] = dict(states) if isinstance(states, Mapping) else {}
+    given |= {name: value for name, value in arguments.items() if not is_unset(value)}
+    parameters = inspect.signature(module.forward).parameters.values()
+    optional = {p.name for p in parameters if p.default is not inspect.Parameter.empty}
+    handed = {
+        name: Own.LEFT_OUT if name in optional - given.keys() else value
+        for name, value in arguments.items()
+    }
+    untouched = copied(module)
+    seen = (dict(example_inputs), names, handed, returns)
+    try:
+        start = started(copied(untouched), *seen)
+    except TraceError:
+        if not isinstance(states, Mapping):
+            raise
+        for name, value in states.items():  # the module has no start of its own
+            put(untouched, name, value)
+        start = started(copied(untouched), *seen)
+    for name, value in arguments.items():
+        # Zeros stand for "no memory yet", which the default of the argument may mean otherwise.
+        if name in given:
+            zeros = name in optional and not _says_something(value)
+            start.own[name] = Own.LEFT_OUT if zeros else Own.SAME
+    slots = {
+        name: slot_of(name, start, given.get(name, Own.SAME), axes.get(name, 0), module)
+        for name in (*names, *arguments)
+    }
+    for name in names:
+        put(module, name, slots[name].packed(slots[name].first))
+    lifted = Lifted(
+        module,
+        dict(example_inputs),
+        [slots[name] for name in names],
+        [slots[name] for name in arguments],
+        (outputs,) if isinstance(outputs, str) else outputs,
+        returns,
+        untouched,
+        start.places,
+    )
+    placeholders = [name for name in given if slots[name].own is not Own.SAME]
+    if lifted.has_first_step and placeholders:
+        raise TraceError(
+            "the module does not start with the values that are given for it",
+            found=f"a first step of its own, and first values for {', '.join(placeholders)}",
+            expected="what the module itself does in its first step",
+            remedy="; ".join(_starts(names, arguments)) + " takes the module's own first step; to "
+            "start elsewhere, set the value on the module before lift()",
+        )
+    return lifted
+
+
+def _starts(names: Sequence[str], arguments: Mapping[str, Value]) -> list[str]:
+    parts = [f"states={list(names)}"] if names else []
+    hidden = ", ".join(f'"{name}": None' for name in arguments)
+    return [*parts, f"hidden={{{hidden}}}"] if arguments else parts
+
+
+def _says_something(value: Value) -> bool:
+    leaves = (as_tensor(leaf) for leaf in pytree.tree_leaves(value))
+    return any(isinstance(leaf, Tensor) and bool(leaf.any()) for leaf in leaves)
+
+
+def _check_arguments(module: nn.Module, arguments: Mapping[str, Value]) -> None:
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(**arguments)
+    except TypeError as problem:
+        raise TraceError(
+            "forward cannot be called with these arguments",
+            found=f"{', '.join(arguments) or 'none'}: {problem}",
+            expected=f"the arguments of forward{signature}, by name",
+            remedy="name inputs in example_inputs, and memory that is handed in in hidden",
+        ) from None
+
+
+def _chosen(begun: Tensor, later: Tensor, early: Tensor) -> Tensor:
+    """Row by row the later one where there was a step already."""
+    rows = begun.reshape(-1, *[1] * (later.dim() - 1)) if later.dim() else begun.reshape(())
+    return torch.where(rows, later, early)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _form(tensor: Tensor) -> tuple[tuple[int, ...], str]:
+    return tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""Memories, one folder a family: cell, configuration, sizes."""

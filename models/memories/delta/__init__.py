@@ -1,0 +1,1 @@
+"""The delta family: Gated DeltaNet, KDA, Gated DeltaNet-2."""

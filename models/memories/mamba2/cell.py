@@ -1,0 +1,190 @@
+"""Mamba-2: a matrix for each head that every step decays and adds to, both by one number, dt.
+
+After arXiv:2405.21060 (T. Dao, A. Gu, 2024), written from its equations and from the layout of
+its published checkpoints, whose weight names and shapes are kept. For one token, with W the width
+of the convolution, heads of P values, N state columns, and head groups that share B and C:
+
+    z, xBC, dt0 = in_proj u           xBC <- silu(conv_W(xBC) + bias)       x, B, C = xBC
+    dt = clamp(softplus(dt0 + dt_bias), dt_min, dt_max)                     A = -exp(A_log)
+    write   h <- exp(dt A) h + dt x B^T        of the heads where dt > threshold
+    read    y = h C + D x,                     from h after that decision
+    out     out_proj(RMSNorm_group(y * silu(z)))
+
+dt is gain and decay at once, so a head with a small dt is skipped as a whole: it keeps h bit for
+bit. Against the plain model that step injects at most |dt A| ||h|| + dt ||x|| ||B|| into h, in the
+Frobenius norm. softplus is above zero, so a threshold of zero is the plain model. The columns of
+the convolution are its inputs, before bias and activation; they move on every step.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu, softplus
+
+from stategate.contract import StepSpec
+from stategate.models.memories.mamba2.config import Mamba2Config
+from stategate.models.step import StepResult, Tensors
+
+_DT_AT_START = (1e-3, 1e-1)  # where dt lies before training, log-uniform
+_DECAY_AT_START = (1.0, 16.0)  # -A, uniform
+
+
+class Projections(NamedTuple):
+    """What a layer's step knows before it looks at h.
+
+    Attributes:
+        z: ``(rows, heads * P)``, the output's gate.
+        x: ``(rows, heads, P)``.
+        B: ``(rows, heads, N)``, the group's for each of its heads.
+        C: ``(rows, heads, N)``.
+        dt: ``(rows, heads)``, above zero.
+        conv: ``(rows, channels, W - 1)``, the columns for the next step.
+    """
+
+    z: Tensor
+    x: Tensor
+    B: Tensor
+    C: Tensor
+    dt: Tensor
+    conv: Tensor
+
+
+class _RmsNorm(nn.Module):
+    """Root-mean-square norm with a weight, over groups of the last axis."""
+
+    def __init__(self, width: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self._groups, self._eps = groups, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.unflatten(x, -1, (self._groups, -1))
+        scale = torch.rsqrt((parts * parts).mean(-1, keepdim=True) + self._eps)
+        return (parts * scale).flatten(-2) * self.weight
+
+
+class _Conv(nn.Module):
+    """Depthwise convolution at its last position."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(channels, 1, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+
+    def forward(self, columns: Tensor) -> Tensor:
+        # Not a Conv node: ONNX Runtime takes eight times as long for thousands of groups.
+        return (columns * self.weight.squeeze(1)).sum(-1) + self.bias
+
+
+class Mamba2Layer(nn.Module):
+    """One mixer: ``(rows, d_model)`` in and out. Weights are named as in published checkpoints."""
+
+    def __init__(self, config: Mamba2Config) -> None:
+        super().__init__()
+        self._config = config
+        inner, channels, heads = config.inner, config.conv_channels, config.heads
+        self.in_proj = nn.Linear(config.d_model, inner + channels + heads, bias=False)
+        self.conv1d = _Conv(channels, config.conv_width)
+        low, high = (math.log(dt) for dt in _DT_AT_START)
+        dt = torch.exp(torch.empty(heads).uniform_(low, high))
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(*_DECAY_AT_START).log())
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = _RmsNorm(inner, config.groups, config.norm_eps)
+        self.out_proj = nn.Linear(inner, config.d_model, bias=False)
+
+    def project(self, u: Tensor, conv: Tensor) -> Projections:
+        """Everything that does not need h.
+
+        Args:
+            u: ``(rows, d_model)``.
+            conv: ``(rows, channels, W - 1)``.
+        """
+        c = self._config
+        z, xBC, dt = torch.split(self.in_proj(u), [c.inner, c.conv_channels, c.heads], -1)
+        columns = torch.cat((conv, xBC.unsqueeze(-1)), -1)
+        shared = c.groups * c.state_dim
+        x, B, C = torch.split(silu(self.conv1d(columns)), [c.inner, shared, shared], -1)
+        dt = softplus(dt + self.dt_bias)
+        # An unlimited end is left out: not every engine takes a clamp at infinity.
+        if c.dt_min > 0.0:
+            dt = dt.clamp(min=c.dt_min)
+        if c.dt_max is not None:
+            dt = dt.clamp(max=c.dt_max)
+        x = torch.unflatten(x, -1, (c.heads, c.head_dim))
+        return Projections(z, x, self._of_heads(B), self._of_heads(C), dt, columns[..., 1:])
+
+    def _of_heads(self, shared: Tensor) -> Tensor:
+        # Neighbouring heads share a group; tiling would pair heads with groups of others.
+        c = self._config
+        grouped = torch.unflatten(shared, -1, (c.groups, c.state_dim))
+        return grouped.repeat_interleave(c.heads // c.groups, -2)
+
+    def written(self, p: Projections, h: Tensor) -> Tensor:
+        """The next h, ``(rows, heads, P, N)``, if every head is written."""
+        decay = torch.exp(-torch.exp(self.A_log) * p.dt)
+        gain = (p.dt.unsqueeze(-1) * p.x).unsqueeze(-1) * p.B.unsqueeze(-2)
+        return decay[..., None, None] * h + gain
+
+    def read(self, p: Projections, h: Tensor) -> Tensor:
+        """What the heads say, ``(rows, heads, P)``."""
+        y: Tensor = (h @ p.C.unsqueeze(-1)).squeeze(-1) + self.D.unsqueeze(-1) * p.x
+        return y
+
+    def out(self, p: Projections, y: Tensor) -> Tensor:
+        """``(rows, d_model)`` from the read; gated before the norm, not after it."""
+        out: Tensor = self.out_proj(self.norm(y.flatten(-2) * silu(p.z)))
+        return out
+
+
+class Mamba2(nn.Module):
+    """A stack of residual layers as a step model: ``x (1, features)`` to ``y (1, out_features)``.
+
+    Attributes:
+        family: Kind of memory.
+        kv_bytes_per_step: Growth of the float32 key-value cache of as many attention layers of
+            the same width.
+
+    Args:
+        config: Sizes.
+        threshold: A head whose dt is not above it keeps its matrix; 0 is the plain model.
+    """
+
+    family = "mamba2"
+
+    def __init__(self, config: Mamba2Config, threshold: float = 0.0) -> None:
+        super().__init__()
+        self.config, self.threshold = config, threshold
+        self.kv_bytes_per_step = config.kv_bytes_per_step
+        self.encode = nn.Linear(config.features, config.d_model)
+        self.mixers = nn.ModuleList(Mamba2Layer(config) for _ in range(config.layers))
+        self.norms = nn.ModuleList(
+            _RmsNorm(config.d_model, 1, config.norm_eps) for _ in range(config.layers + 1)
+        )
+        self.head = nn.Linear(config.d_model, config.out_features)
+
+    def step_spec(self) -> StepSpec:
+        """Signature of one step with batch 1."""
+        return self.config.step_spec(self.threshold)
+
+    def step(self, inputs: Tensors, states: Tensors) -> StepResult:
+        """One step; a closed head gives its old matrix back, bit for bit."""
+        u = self.encode(inputs["x"])
+        after: dict[str, Tensor] = {}
+        gates = []
+        for i, mixer in enumerate(self.mixers):
+            assert isinstance(mixer, Mamba2Layer)
+            h = states[f"layers.{i}.h"]
+            p = mixer.project(self.norms[i](u), states[f"layers.{i}.conv"])
+            is_open = (p.dt > inputs["threshold"])[..., None, None]
+            h = torch.where(is_open, mixer.written(p, h), h)
+            u = u + mixer.out(p, mixer.read(p, h))
+            after |= {f"layers.{i}.h": h, f"layers.{i}.conv": p.conv}
+            gates.append(p.dt)
+        y = self.head(self.norms[-1](u))
+        return StepResult({"y": y}, after, {"write": torch.stack(gates, -2)})

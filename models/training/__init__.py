@@ -1,0 +1,1 @@
+"""How the zoo's trained models learned."""

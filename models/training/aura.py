@@ -1,0 +1,159 @@
+"""How AURA-Mem learns, and the schedules that its gate is compared with.
+
+What is priced is the mean opening probability. Gates are Bernoulli draws with a straight-through
+gradient, so what a gate learns is the first-order utility of its write, and it opens where that
+beats the price.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from stategate.models.memories.aura import AuraMem, GateChooser
+from stategate.models.step import Tensors
+from stategate.models.training.stream import GateRule, Recipe, Score
+from stategate.models.zoo.binding_stream import NO_LABEL, BindingStreams
+
+Rule = TypeVar("Rule")
+PERIOD = 8  # of the periodic schedule; the random one writes with probability 1 / PERIOD
+
+
+def always(t: int, logits: Tensor) -> Tensor:
+    """Write every step."""
+    return torch.ones_like(logits)
+
+
+def hard_gate(threshold: float | Tensor) -> GateChooser:
+    """Open above a threshold, a number or one per row ``(batch, 1)``."""
+    return lambda t, logits: (logits > threshold).to(logits.dtype)
+
+
+def schedule(rule: GateRule, seed: int, threshold: float = 0.0) -> GateChooser:
+    """The gate of a trained model, as it is used after training."""
+    if rule == "learned":
+        return hard_gate(threshold)
+    if rule == "always":
+        return always
+    if rule == "periodic":
+        count = iter(range(1 << 62))
+        return lambda t, logits: torch.full_like(logits, float(next(count) % PERIOD == 0))
+    draws = torch.Generator().manual_seed(seed)
+    return lambda t, logits: (torch.rand(logits.shape, generator=draws) < 1 / PERIOD).to(
+        logits.dtype
+    )
+
+
+def drawn(tutored: int = 0) -> GateChooser:
+    """Bernoulli draws with a straight-through gradient; open in the first ``tutored`` rows."""
+
+    def choose(t: int, logits: Tensor) -> Tensor:
+        p = torch.sigmoid(logits)
+        gate = torch.bernoulli(p.detach())
+        gate[:tutored] = 1.0
+        return gate + p - p.detach()
+
+    return choose
+
+
+class AuraLearner:
+    """AURA-Mem under one gate rule.
+
+    Args:
+        recipe: Of its training.
+        make: Draws the weights; for another size, or another gate.
+    """
+
+    def __init__(self, recipe: Recipe, make: Callable[[], AuraMem] = AuraMem) -> None:
+        self.module = make()
+        self._recipe = recipe
+        self._fixed = None if recipe.gate == "learned" else schedule(recipe.gate, recipe.seed)
+
+    def start(self, streams: int) -> Tensors:
+        """Empty memories."""
+        model = self.module
+        S = torch.zeros(streams, model.d_key, model.d_value)
+        return {"S": S, "b": torch.zeros(streams, model.d_value)}
+
+    def chooser(self, iteration: int) -> GateChooser:
+        """How this stage of the training chooses its writes."""
+        if self._fixed is not None or iteration < self._recipe.warm:
+            return self._fixed or always
+        if iteration >= self._recipe.settle:
+            return hard_gate(0.0)
+        return drawn(round(self._recipe.tutored_share * self._recipe.streams))
+
+    def run(
+        self, iteration: int, z: Tensor, states: Tensors
+    ) -> tuple[Callable[[Tensor], Tensor], Tensors, Tensor]:
+        """Go through a chunk with the gates that this stage of the training has."""
+        model = self.module
+        if iteration == self._recipe.settle:
+            _freeze_gate(model)
+        p = model.project(z)
+        scan = model.scan(p, states["S"], states["b"], self.chooser(iteration))
+        return (
+            lambda asked: model.act(scan.o[asked], p.x[asked]),
+            {"S": scan.S, "b": scan.b},
+            torch.sigmoid(scan.logits).mean(),
+        )
+
+
+def _freeze_gate(model: AuraMem) -> None:
+    for name, parameter in model.named_parameters():
+        if name.startswith("gate_"):
+            parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def evaluate(
+    model: AuraMem,
+    source: BindingStreams,
+    streams: int,
+    steps: int,
+    gates: Mapping[Rule, GateChooser],
+    report: Callable[[int], None] = lambda _: None,
+    chunk: int = 256,
+) -> dict[Rule, Score]:
+    """Score several gate rules side by side on the same streams, from empty memory.
+
+    Args:
+        model: The policy.
+        source: Held-out streams; they are advanced.
+        streams: How many there are.
+        steps: Steps of each.
+        gates: Rules by name.
+        report: Called with the number of steps done after each chunk.
+        chunk: Steps taken at a time.
+    """
+    rules = list(gates.values())
+    S = torch.zeros(len(rules) * streams, model.d_key, model.d_value)
+    b = torch.zeros(len(rules) * streams, model.d_value)
+    right = torch.zeros(len(rules), dtype=torch.float64)
+    writes = torch.zeros(len(rules), dtype=torch.float64)
+    queries = 0
+
+    def choose(t: int, logits: Tensor) -> Tensor:
+        parts = logits.chunk(len(rules))
+        return torch.cat([rule(t, part) for rule, part in zip(rules, parts, strict=True)])
+
+    for start in range(0, steps, chunk):
+        taken = source.take(min(chunk, steps - start))
+        # Rule-major rows: row r * streams + i is stream i under rule r.
+        p = model.project(torch.from_numpy(taken.z).repeat(1, len(rules), 1))
+        scan = model.scan(p, S, b, choose)
+        S, b = scan.S, scan.b
+        label = torch.from_numpy(taken.label).repeat(1, len(rules))
+        answered = (model.act(scan.o, p.x).argmax(-1) == label) & (label != NO_LABEL)
+        right += answered.double().sum(0).view(len(rules), streams).sum(1)
+        writes += scan.g.squeeze(-1).double().sum(0).view(len(rules), streams).sum(1)
+        queries += int((taken.label != NO_LABEL).sum())
+        report(min(start + chunk, steps))
+    total = steps * streams
+    return {
+        name: Score(float(right[i]) / queries, float(writes[i]) / total, queries, total)
+        for i, name in enumerate(gates)
+    }

@@ -1,0 +1,1 @@
+"""Models that come with stategate, and the benchmark that they were trained on."""

@@ -1,0 +1,1 @@
+"""What everything in the runtime stands on: buffers, counters, clock."""

@@ -1,0 +1,144 @@
+"""Making a bundle's native library of the C source in it, on any machine with a compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path, PurePosixPath
+from time import perf_counter_ns
+
+import msgspec
+import numpy as np
+
+from stategate.common.compiler import compile_library
+from stategate.contract import Bundle, Episode, FileRef, sha256, write_bundle
+from stategate.contract.c_library import ABI, LIBRARY_PATH, Engine, check_library, why_not_here
+from stategate.contract.errors import BundleError, MissingDependencyError, ParityError
+from stategate.contract.staging import scratch_folder
+from stategate.runtime.check.full_pool import open_stepper
+from stategate.runtime.check.golden import TOLERANCE, replay
+
+_BURST = 32
+_SECONDS = 0.5
+
+
+def build_native(
+    path: str | Path, *, cc: str = "cc", isa: str | None = None, flags: Sequence[str] = ()
+) -> Bundle:
+    """Compile, check against the golden episode, measure beside ONNX Runtime, and write it down.
+
+    A library for another machine is neither run nor measured here.
+
+    Args:
+        path: A bundle with C source; it is replaced by one with the library, or stays as it is.
+        cc: The compiler, such as ``aarch64-linux-gnu-gcc``.
+        isa: Instruction set for ``-march``; by default that of the bundle's target, or what this
+            machine has.
+        flags: Further flags.
+
+    Raises:
+        BundleError: The bundle has no C source, or one for another version of the runtime.
+        CompilerError: There is no such compiler, or it refused the source.
+        ParityError: The library does not repeat the golden episode; nothing was written.
+    """
+    bundle = Bundle.open(path)
+    manifest, native = bundle.manifest, bundle.manifest.native
+    if native is None:
+        raise BundleError(
+            "this bundle has no C source to compile",
+            found=path,
+            remedy="stategate export MODEL --engines onnxruntime,native",
+        )
+    if native.abi != ABI:
+        raise BundleError(
+            "the C source in this bundle is for another version of the runtime",
+            found=f"interface {native.abi}",
+            expected=f"interface {ABI}",
+            remedy="stategate export MODEL --engines onnxruntime,native",
+        )
+    content = {file.path: bundle.read(file) for file in manifest.all_files}
+    sources = {PurePosixPath(name).name: content[name] for name in native.sources}
+    made = compile_library(sources, cc=cc, isa=isa, extra=flags, target=manifest.target)
+    native = msgspec.structs.replace(
+        native,
+        library=LIBRARY_PATH,
+        machine=made.machine,
+        isa=made.isa,
+        needs=made.needs,
+        compiler=made.compiler,
+        flags=made.flags,
+        max_output_error=None,
+        step_us={},
+    )
+    check_library(made.library, native, manifest.step_graph.file.sha256)
+    content[LIBRARY_PATH] = made.library
+    others = tuple(file for file in manifest.files if file.path != LIBRARY_PATH)
+    files = (*others, FileRef(LIBRARY_PATH, sha256(made.library)))
+    manifest = msgspec.structs.replace(manifest, files=files, native=native, no_native="")
+    if why_not_here(native) is None:
+        with scratch_folder() as scratch:
+            trial = write_bundle(Path(scratch) / "trial", manifest, content)
+            error = _checked(trial)
+            native = msgspec.structs.replace(
+                native, max_output_error=error, step_us=measure_us(trial)
+            )
+        manifest = msgspec.structs.replace(manifest, native=native)
+    return write_bundle(path, manifest, content)
+
+
+def _checked(bundle: Bundle) -> float | None:
+    receipt = bundle.manifest.verification
+    tolerance = max(TOLERANCE, (receipt and receipt.tolerance) or 0.0)
+    seen = replay(bundle.path, tolerance, "native")
+    if seen is None:
+        return None
+    if not seen.passed:
+        raise ParityError(
+            "the native library does not repeat the golden episode",
+            found=seen.told,
+            expected=f"at most {tolerance:g} and no flip",
+            remedy="step this bundle with onnxruntime, or try other --flag; nothing was written",
+        )
+    return seen.max_output_error
+
+
+def measure_us(bundle: Bundle) -> dict[str, float]:
+    """Median time of a counted step in the fastest burst of each engine that is here.
+
+    Args:
+        bundle: With a library for this machine.
+
+    Returns:
+        Microseconds by engine. They take turns, and the fastest burst is what neighbours disturbed
+        least.
+    """
+    golden = bundle.golden()
+    feeds = list(golden if golden is not None else _zeros(bundle))
+    engines: tuple[Engine, ...] = ("native", "onnxruntime")
+    medians: dict[str, list[float]] = {}
+    with ExitStack() as opened:
+        steppers = {}
+        for engine in engines:
+            try:
+                stepper = open_stepper(bundle.path, engine)
+            except MissingDependencyError:
+                continue
+            steppers[engine] = opened.enter_context(closing(stepper))
+            medians[engine] = []
+        end = perf_counter_ns() + int(_SECONDS * 1e9)
+        while perf_counter_ns() < end or not all(medians.values()):
+            for engine, stepper in steppers.items():
+                spans = []
+                step = stepper.step
+                stepper.reset()  # so that no step is taken which the golden episode did not take
+                for feed in feeds[:_BURST]:
+                    start = perf_counter_ns()
+                    step(**feed)
+                    spans.append(perf_counter_ns() - start)
+                medians[engine].append(float(np.median(spans)))
+    return {engine: min(taken) / 1000.0 for engine, taken in medians.items()}
+
+
+def _zeros(bundle: Bundle) -> Episode:
+    tensors = bundle.manifest.inputs
+    return Episode({t.name: np.zeros((1, *t.shape), t.dtype) for t in tensors})

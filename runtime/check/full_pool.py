@@ -1,0 +1,115 @@
+"""A bundle stepped as one, however many sessions it serves: for checks against a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from stategate.contract import Bundle, Manifest
+from stategate.runtime.base.buffers import Array
+from stategate.runtime.engines.engine import EngineChoice
+from stategate.runtime.pool import Pool
+from stategate.runtime.session import Session
+
+
+class Stepper(Protocol):
+    """What a session and a full pool have in common."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle promises."""
+        ...
+
+    @property
+    def engine_name(self) -> str:
+        """Engine and version."""
+        ...
+
+    @property
+    def gates(self) -> Mapping[str, Array]:
+        """Gate values of the last step by name."""
+        ...
+
+    def step(self, /, **inputs: Array) -> Mapping[str, Array]:
+        """One step; outputs by name."""
+        ...
+
+    def state(self, name: str) -> Array:
+        """A copy of one state, all rows of it."""
+        ...
+
+    def reset(self) -> None:
+        """Put every state back to its initial value."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine."""
+        ...
+
+
+class FullPool:
+    """A pool with a session in every row, all of them stepped in every step."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        for _ in range(pool.capacity):
+            pool.join()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle promises."""
+        return self._pool.manifest
+
+    @property
+    def engine_name(self) -> str:
+        """Engine and version."""
+        return self._pool.engine_name
+
+    @property
+    def gates(self) -> Mapping[str, Array]:
+        """Gate values of the last step by name, ``(rows, ...)``."""
+        return self._pool.gates
+
+    def step(self, /, **inputs: Array) -> Mapping[str, Array]:
+        """One step of every row; see `Pool.step`."""
+        return self._pool.step(**inputs)
+
+    def step_from(
+        self, states: Mapping[str, Array], inputs: dict[str, Array]
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+        """One step of every row from given states: outputs, and states after it."""
+        for row in self._pool.rows:
+            self._pool.load_state(row, {name: a[row : row + 1] for name, a in states.items()})
+        outputs = self._pool.step(**inputs)
+        return outputs, {name: self.state(name) for name in states}
+
+    def state(self, name: str) -> Array:
+        """A copy of one state of all rows, ``(rows, ...)``."""
+        return np.concatenate([self._pool.state(row, name) for row in self._pool.rows])
+
+    def reset(self) -> None:
+        """Put every state of every row back to its initial value."""
+        for row in self._pool.rows:
+            self._pool.reset(row)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._pool.close()
+
+
+def open_stepper(path: str | Path, engine: EngineChoice = "auto") -> Stepper:
+    """Open a bundle as a session, or as a full pool where it serves several.
+
+    Args:
+        path: The bundle's folder.
+        engine: Which engine steps it.
+
+    Raises:
+        As `Session.open` and `Pool.open`.
+    """
+    if Bundle.open(path).manifest.sessions == 1:
+        return Session.open(path, engine=engine)
+    return FullPool(Pool.open(path, engine))

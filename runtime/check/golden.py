@@ -1,0 +1,234 @@
+"""Replaying a bundle's golden episode: does this machine do what the exporter saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stategate.contract import Bundle, Episode
+from stategate.contract.episode import not_finite
+from stategate.contract.errors import EpisodeError, ParityError, RuntimeFault
+from stategate.contract.stored import values
+from stategate.runtime.base.buffers import Array, Buffers
+from stategate.runtime.check.full_pool import Stepper, open_stepper
+from stategate.runtime.check.gaps import Gaps, flips
+from stategate.runtime.check.one_step import OneStep, one_step
+from stategate.runtime.engines.engine import Engine, EngineChoice, open_engine
+from stategate.runtime.session import Session
+
+TOLERANCE = 1e-4  # some 800 roundings of float32
+_FAILS = "copy the bundle again, or try another --engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What came of a replay.
+
+    Attributes:
+        steps: Steps that were compared.
+        max_output_error: Largest difference of any output element; see `Gaps`.
+        max_state_error: The same of the states after the last step.
+        max_chunk_error: Between chunk and step, see `chunk_gap`; None without a chunk graph.
+        gate_flips: Gate decisions that differed.
+        tolerance: What the errors are held against.
+        max_fused_error: As `max_output_error`, in one graph where the bundle runs in two; None
+            where it does not.
+        one_step: What came of each step alone, where states in fewer bits took the run on its own
+            states beyond the tolerance: it then decides in place of that run.
+    """
+
+    steps: int
+    max_output_error: float
+    max_state_error: float
+    gate_flips: int
+    tolerance: float
+    max_chunk_error: float | None = None
+    max_fused_error: float | None = None
+    one_step: OneStep | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every error is within the tolerance and no gate flipped."""
+        others = (self.max_chunk_error or 0.0, self.max_fused_error or 0.0)
+        # Written so that NaN fails.
+        if not all(error <= self.tolerance for error in others):
+            return False
+        if self.one_step is not None:
+            return self.one_step.passes(self.tolerance)
+        own = (self.max_output_error, self.max_state_error)
+        return all(error <= self.tolerance for error in own) and self.gate_flips == 0
+
+    @property
+    def told(self) -> str:
+        """What was found, in words."""
+        found = (
+            f"output error {self.max_output_error:.3g}, state error {self.max_state_error:.3g}, "
+            f"{self.gate_flips} gate flips"
+        )
+        return found if self.one_step is None else f"{self.one_step.told}; on its own: {found}"
+
+
+def stepped(
+    session: Stepper, inputs: dict[str, Array], t: int, reference: str, remedy: str
+) -> Mapping[str, Array]:
+    """One step of a check, where the reference gave finite numbers.
+
+    Args:
+        session: What is checked.
+        inputs: Of the step.
+        t: Its number, for messages.
+        reference: What it is checked against, for messages.
+        remedy: Of the check: that of a session's own error is for a robot that goes on.
+
+    Raises:
+        ParityError: The engine fails, or something is not finite.
+    """
+    try:
+        outputs = session.step(**inputs)
+        found = ", ".join(f"NaN or Inf in output {name!r}" for name in not_finite(outputs))
+    except RuntimeFault as fault:
+        found = fault.what
+    if found:
+        raise ParityError(
+            f"the bundle fails in step {t}, where {reference} does not",
+            found=found,
+            expected="finite numbers",
+            remedy=remedy,
+        )
+    return outputs
+
+
+def chunk_gap(path: str | Path, golden: Episode) -> float | None:
+    """Take a golden episode in by the chunk and by the step, and compare all that they leave.
+
+    Two histories: one of whole chunks, and one that ends within a chunk.
+
+    Args:
+        path: The bundle.
+        golden: Its golden episode.
+
+    Returns:
+        The largest difference of outputs and states, see `Gaps`; infinity where the ledgers differ.
+        None where the bundle has no chunk graph.
+
+    Raises:
+        EpisodeError: The episode is no longer than a chunk.
+    """
+    graph = Bundle.open(path).manifest.chunk_graph
+    if graph is None:
+        return None
+    if golden.steps <= graph.steps:
+        raise EpisodeError(
+            "the episode is too short to try the chunk graph",
+            found=f"{golden.steps} steps",
+            expected=f"more than the {graph.steps} of a chunk",
+        )
+    whole = golden.steps // graph.steps * graph.steps
+    ragged = golden.steps if golden.steps > whole else whole - 1
+    return max(_history_gap(path, golden, steps) for steps in (whole, ragged))
+
+
+def _history_gap(path: str | Path, golden: Episode, steps: int) -> float:
+    history = {name: array[:steps] for name, array in golden.inputs.items()}
+    outputs, states = Gaps(), Gaps()
+    with Session.open(path) as by_chunk, Session.open(path) as by_step:
+        given = by_chunk.prefill(**history)
+        for t in range(steps):
+            right = by_step.step(**{name: array[t] for name, array in history.items()})
+            outputs.add({name: array[t] for name, array in given.items()}, right)
+        specs = by_step.manifest.states
+        ended = [{s.name: each.state(s.name) for s in specs} for each in (by_chunk, by_step)]
+        states.add(values(specs, ended[0]), values(specs, ended[1]))
+        if by_chunk.ledger != by_step.ledger:
+            return float("inf")
+    return max(outputs.worst(), states.worst())
+
+
+def fused_gap(path: str | Path, golden: Episode) -> float | None:
+    """Step a bundle that runs in two graphs through its golden episode in one.
+
+    Args:
+        path: The bundle.
+        golden: Its golden episode.
+
+    Returns:
+        The largest difference of outputs, see `Gaps`; None where the bundle runs in one anyway.
+    """
+    bundle = Bundle.open(path)
+    if bundle.manifest.graph_of("read") is None:
+        return None
+    gaps = Gaps()
+    with Session.open(path) as session:
+
+        def fused(engine: Engine, buffers: Buffers) -> Engine:
+            engine.close()
+            return open_engine(bundle, buffers, bundle.manifest.step_graph, "onnxruntime")
+
+        session.replace_engine(fused)
+        for t, inputs in enumerate(golden):
+            gaps.add(session.step(**inputs), {n: a[t] for n, a in golden.outputs.items()})
+    return gaps.worst()
+
+
+def replay(
+    path: str | Path, tolerance: float | None = None, engine: EngineChoice = "auto"
+) -> Replay | None:
+    """Step a bundle through its golden episode on this machine.
+
+    Args:
+        path: The bundle.
+        tolerance: Largest error allowed. None is `TOLERANCE`, or that of the receipt where the
+            golden answers are the model's own: float16 cannot keep what float32 can.
+        engine: Which engine steps it.
+
+    Returns:
+        The comparison, or None where the bundle carries no golden episode.
+
+    Raises:
+        EpisodeError: The golden episode does not fit the model.
+        ParityError: It promises NaN or Inf, or the bundle fails in a step of it.
+    """
+    bundle = Bundle.open(path)
+    golden = bundle.golden()
+    if golden is None:
+        return None
+    if tolerance is None:
+        receipt = bundle.manifest.verification
+        own = receipt.tolerance if receipt and receipt.max_flip_rate is None else None
+        tolerance = own or TOLERANCE
+    answers = {**golden.outputs, **golden.gates, **golden.states}
+    if holes := not_finite(answers):
+        raise ParityError(
+            "the golden episode promises NaN or Inf, which a session takes for a fault",
+            found=f"in {', '.join(holes)}",
+            expected="finite answers",
+            remedy="export the model again, on inputs that it is made for",
+        )
+    flipped = 0
+    sessions = bundle.manifest.sessions
+    outputs, states = Gaps(sessions), Gaps(sessions)
+    with closing(open_stepper(path, engine)) as session:
+        for t, inputs in enumerate(golden):
+            given = stepped(session, inputs, t, "the model that it was made from", _FAILS)
+            outputs.add(given, {name: array[t] for name, array in golden.outputs.items()})
+            right = {name: array[t] for name, array in golden.gates.items()}
+            flipped += flips(bundle.manifest.step.thresholds, session.gates, right)
+        specs = bundle.manifest.states
+        ended = {name: session.state(name) for name in golden.states}
+        states.add(values(specs, ended), values(specs, golden.states))
+    seen = Replay(
+        golden.steps,
+        outputs.worst(),
+        states.worst(),
+        flipped,
+        tolerance,
+    )
+    if golden.trail and not seen.passed:
+        seen = replace(seen, one_step=one_step(bundle, golden, engine))
+    # No other graph is used then, and onnxruntime may not be there.
+    if engine in ("native", "tensorrt"):
+        return seen
+    by_chunk, fused = chunk_gap(path, golden), fused_gap(path, golden)
+    return replace(seen, max_chunk_error=by_chunk, max_fused_error=fused)

@@ -1,0 +1,238 @@
+"""The onnxruntime engine: every buffer bound once, one binding for each parity of the banks.
+
+With many independently gated groups the parities are too many; then there is one binding, in which
+the banks of a group are exchanged when its parity has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from stategate.contract import Bundle, GraphRef, TensorSpec
+from stategate.contract.errors import EngineError, MissingDependencyError
+from stategate.contract.failures import failures, first_line
+from stategate.runtime.base.buffers import Array, Buffers
+from stategate.runtime.engines.subnormals import flush_to_zero
+
+try:
+    import onnxruntime
+except ImportError as missing:
+    raise MissingDependencyError("onnxruntime", "ort") from missing
+
+_CPU = "CPUExecutionProvider"
+_MAX_PREMADE = 6  # 2**6 bindings of a few KiB, all made at open
+Tensors = dict[str, TensorSpec]
+_Banks = tuple[str, Callable[[str, Any], None], tuple[Any, Any]]
+_ORT_TYPES = {"float32": "float", "float64": "double"}
+
+
+class OrtGraph:
+    """One ONNX graph without copies around it, by default on the CPU in a single thread.
+
+    Another provider of ONNX Runtime copies between the same buffers and its GPU in every step.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: GraphRef,
+        signature: tuple[Tensors, Tensors],
+        buffers: Buffers,
+        provider: str = _CPU,
+    ) -> None:
+        """Load a graph and bind every tensor by its name.
+
+        Args:
+            bundle: Where its file is.
+            graph: Which one.
+            signature: What it may take, and what it gives; a part of a step need not take all.
+            buffers: What it computes from and into.
+            provider: Where it runs, in ONNX Runtime's words; never anywhere else.
+
+        Raises:
+            EngineError: It cannot be loaded, or its signature is another.
+        """
+        self.name = f"onnxruntime {onnxruntime.__version__}"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # its log shows names as they are; errors are raised anyway
+        # A spinning thread would take the core from the control loop.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Weights stored as integers are multiplied in float32 (level 1). The default quantises the
+        # activations beside them to int8, which no plan of ours asked for.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        if provider != _CPU:
+            self.name += f", {provider}"
+            # ONNX Runtime would put what the GPU cannot run on the CPU, and say so in a log.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            if provider not in onnxruntime.get_available_providers():
+                raise EngineError(
+                    f"this build of onnxruntime has no {provider}",
+                    found=", ".join(onnxruntime.get_available_providers()),
+                    remedy="install a build of onnxruntime for this GPU, see docs/jetson.md",
+                )
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                bundle.read(graph.file), options, providers=[provider]
+            )
+        except failures(library="onnxruntime") as problem:
+            raise EngineError(
+                f"ONNX Runtime cannot load {graph.file.path}",
+                found=first_line(problem),
+                remedy="export again, or use a newer onnxruntime (this one is "
+                f"{onnxruntime.__version__})",
+            ) from problem
+        if self._session.get_providers()[0] != provider:
+            raise EngineError(
+                f"ONNX Runtime left {provider} out",
+                found=", ".join(self._session.get_providers()),
+                remedy="look for the missing CUDA or TensorRT library: stategate doctor",
+            )
+        _check_signature(self._session, signature, graph.role in ("read", "write"))
+        self._mode = flush_to_zero()  # a step costs the same in silence
+        self._buffers = buffers  # OrtValues alias this memory without owning it
+        self._premade = len(buffers.groups) <= _MAX_PREMADE
+        parities = range(1 << len(buffers.groups)) if self._premade else (0,)
+        self._bindings = [self._session.io_binding() for _ in parities]
+        for parity, binding in zip(parities, self._bindings, strict=True):
+            self._bind(binding, buffers, parity)
+        # None while banks are exchanged: who interrupts that leaves nobody knows which.
+        self._bound_parity: int | None = 0
+        self._banks = {} if self._premade else self._by_group(buffers)
+
+    def _bind(self, binding: Any, buffers: Buffers, parity: int) -> None:
+        """Bind what has one place, and each state to its banks."""
+        slots = (*buffers.inputs, *buffers.constants, *buffers.outputs, *buffers.gates)
+        values = {slot.name: _value(slot.array) for slot in (*slots, *buffers.payload)}
+        for state in buffers.states:
+            live = bool(parity & buffers.bit_of(state))
+            values[state.spec.name] = _value(state.banks[live].array)
+            values[state.spec.next_name] = _value(state.banks[not live].array)
+        for name, bind in self._places(binding):
+            bind(name, values[name])
+
+    def _places(self, binding: Any) -> list[tuple[str, Callable[[str, Any], None]]]:
+        """Every tensor of the graph, with what binds it."""
+        takes = [(node.name, binding.bind_ortvalue_input) for node in self._session.get_inputs()]
+        gives = [(node.name, binding.bind_ortvalue_output) for node in self._session.get_outputs()]
+        return takes + gives
+
+    def run(self, parity: int) -> bool:
+        """Compute the graph; see `Engine.run`."""
+        if self._premade:
+            binding = self._bindings[parity]
+        else:
+            binding = self._bindings[0]
+            self._exchange(parity)
+        mode = self._mode
+        mode.note()
+        try:
+            mode.note()
+            mode.enter()
+            # No RunOptions: passing them makes ONNX Runtime 1.32 raise and catch a C++ exception
+            # in every call.
+            self._session.run_with_iobinding(binding)
+        except failures(library="onnxruntime") as problem:
+            raise EngineError(
+                "ONNX Runtime failed in a step; the state is that of the step before",
+                found=first_line(problem),
+            ) from problem
+        finally:
+            mode.leave()
+        return False
+
+    def _exchange(self, parity: int) -> None:
+        """Bind the banks anew of every group whose parity is not the bound one."""
+        bound, self._bound_parity = self._bound_parity, None
+        for bit, banks in self._banks.items():
+            if bound is None or (parity ^ bound) & bit:
+                live = bool(parity & bit)
+                for name, bind, values in banks:
+                    bind(name, values[live])
+        self._bound_parity = parity
+
+    def _by_group(self, buffers: Buffers) -> dict[int, list[_Banks]]:
+        """Both banks of every state that the graph takes or gives, by the bit of its group.
+
+        Each as a name, what binds it, and what to bind where the group's bit is clear or set.
+        """
+        places = self._places(self._bindings[0])
+        found: dict[int, list[_Banks]] = {}
+        for group in buffers.groups:
+            found[group.bit] = []
+            for state in group.states:
+                first, second = (_value(bank.array) for bank in state.banks)
+                for name, bind in places:
+                    if name == state.spec.name:
+                        found[group.bit].append((name, bind, (first, second)))
+                    elif name == state.spec.next_name:
+                        found[group.bit].append((name, bind, (second, first)))
+        return found
+
+    def close(self) -> None:
+        """Free the session and its bindings."""
+        self._bindings, self._banks = [], {}
+        self._session = None
+
+
+class OrtEngine:
+    """Steps a bundle in ONNX Runtime: with one graph, or with one to read and one to write."""
+
+    def __init__(self, step: OrtGraph, write: OrtGraph | None = None) -> None:
+        """Take over loaded graphs.
+
+        Args:
+            step: What every step computes.
+            write: What a step that writes computes after it; None where ``step`` has done it.
+        """
+        self.name = step.name
+        self._graphs = [step] if write is None else [step, write]
+        self.run = step.run  # no call in between
+        self._write = write
+
+    def write(self, parity: int) -> None:
+        """Compute the guarded next states; see `Engine.write`."""
+        if self._write is not None:
+            self._write.run(parity)
+
+    def close(self) -> None:
+        """Free both graphs."""
+        for graph in self._graphs:
+            graph.close()
+
+
+def _value(array: Array) -> Any:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _check_signature(session: Any, signature: tuple[Tensors, Tensors], part: bool) -> None:
+    for side, promised, actual in (
+        ("input", signature[0], session.get_inputs()),
+        ("output", signature[1], session.get_outputs()),
+    ):
+        found = {node.name: node for node in actual}
+        fewer = part and side == "input"
+        if not set(found) <= set(promised) or (not fewer and len(found) < len(promised)):
+            raise EngineError(
+                f"the graph's {side}s are not those of the manifest",
+                found=", ".join(sorted(found)),
+                expected=", ".join(sorted(promised)),
+                remedy="export the bundle again",
+            )
+        for name, node in found.items():
+            tensor = promised[name]
+            # Adopted graphs leave axes of outputs open; those are names or None here.
+            extents = [e if isinstance(e, int) else None for e in node.shape or tensor.shape]
+            same_shape = len(extents) == len(tensor.shape) and all(
+                e in (None, s) for e, s in zip(extents, tensor.shape, strict=True)
+            )
+            ort_type = f"tensor({_ORT_TYPES.get(tensor.dtype, tensor.dtype)})"
+            if not same_shape or node.type != ort_type:
+                raise EngineError(
+                    f"{side} {name!r} of the graph is not what the manifest says",
+                    found=f"{node.type} {list(node.shape)}",
+                    expected=f"{ort_type} {list(tensor.shape)}",
+                    remedy="export the bundle again",
+                )

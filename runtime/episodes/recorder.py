@@ -1,0 +1,221 @@
+"""Recording what a live session is given, as episodes, without getting into its way.
+
+with Session.open("build/aura") as session, Recorder(session, "recordings", rate_hz=50) as robot:
+    for observation in sensors:
+        action = robot.step(z=observation)["action"]
+print(robot.recorded)
+
+Steps are kept in one of two blocks of memory; a full one is written by a thread of the recorder's
+own while the other fills. A disk that is full or slow costs recordings, never a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from stategate.contract import Episode
+from stategate.contract.durable import write_whole
+from stategate.contract.errors import OutputError, SpecError
+from stategate.contract.failures import failures
+from stategate.runtime.base.buffers import Array
+from stategate.runtime.session import Session
+
+BLOCK_STEPS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a recorder has done.
+
+    Attributes:
+        steps: Steps that are in files.
+        waiting_steps: Steps that are in memory yet.
+        lost_steps: Steps that could not be kept.
+        files: Files written.
+        bytes: Their size; a flash medium is worn by them.
+        problem: Why steps were lost, in words; None where none were.
+    """
+
+    steps: int
+    waiting_steps: int
+    lost_steps: int
+    files: int
+    bytes: int
+    problem: str | None
+
+
+class Recorder:
+    """Steps a session and keeps its inputs.
+
+    Only steps that the session took are kept: one that raised for its shape, a NaN or a fault
+    changed no state, so that the recording, stepped again, ends in the same memory.
+
+    Args:
+        session: The live session; `step` is called here instead of there.
+        folder: Where ``<name>-000000.npz`` and so on go; existing files are never replaced.
+        steps: Of one file. Memory is that of two blocks of so many steps, and one file.
+        rate_hz: Steps per second, for the files.
+        name: What files are called.
+        max_bytes: Write no more than so much.
+        on_loss: ``count`` goes on and keeps account in `recorded`; ``raise`` raises once, after
+            the step at which the loss is known was taken.
+        wait_for_disk: Where nothing steps in real time: wait for a disk that is busy instead of
+            losing a block.
+
+    Raises:
+        SpecError: ``steps`` or ``on_loss`` cannot be.
+        EpisodeError: ``rate_hz`` is not positive.
+        OutputError: The folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        folder: str | Path,
+        *,
+        steps: int = BLOCK_STEPS,
+        rate_hz: float | None = None,
+        name: str = "part",
+        max_bytes: int | None = None,
+        on_loss: Literal["count", "raise"] = "count",
+        wait_for_disk: bool = False,
+    ) -> None:
+        if steps < 1 or on_loss not in ("count", "raise"):
+            raise SpecError(
+                "a recorder cannot be so",
+                found=f"steps {steps}, on_loss {on_loss}",
+                expected="1 step or more; count or raise",
+            )
+        Episode({}, rate_hz=rate_hz)  # which refuses a rate that cannot be
+        self._session = session
+        self._folder = Path(folder)
+        self._rate_hz = rate_hz
+        self._name = name
+        self._max_bytes = max_bytes
+        self._raises = on_loss == "raise"
+        self._waits = wait_for_disk
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except failures(OSError) as problem:
+            raise OutputError("recordings cannot go there", found=problem) from problem
+        specs = session.manifest.step.inputs
+        self._filling, self._spare = (
+            {spec.name: np.zeros((steps, *spec.shape), spec.dtype) for spec in specs}
+            for _ in range(2)
+        )
+        self._size = steps
+        self._at = self._first = self._index = 0
+        self._kept = self._lost = self._files = self._bytes = 0
+        self._problem: str | None = None
+        self._told = False
+        self._thread = ThreadPoolExecutor(1, "stategate-recorder")
+        self._writing: tuple[int, Future[int]] | None = None
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def recorded(self) -> Recorded:
+        """The account as it stands."""
+        in_thread = self._writing[0] if self._writing is not None else 0
+        return Recorded(
+            self._kept,
+            self._at + in_thread,
+            self._lost,
+            self._files,
+            self._bytes,
+            self._problem,
+        )
+
+    def step(self, /, **inputs: Array) -> Mapping[str, Array]:
+        """`Session.step`, and keep its inputs.
+
+        Raises:
+            OutputError: Steps were lost, under the policy ``raise``; this step is committed.
+            StategateError: Whatever the session raises.
+        """
+        before = self._session.committed_steps
+        try:
+            outputs = self._session.step(**inputs)
+        finally:  # an error may come from a step that was taken
+            if self._session.committed_steps != before:
+                self._keep(inputs)
+        if self._problem is not None and self._raises and not self._told:
+            self._told = True
+            raise OutputError("steps were not recorded", found=self._problem)
+        return outputs
+
+    def cut(self) -> None:
+        """End the file here; the next step begins another. Waits for the disk."""
+        self._settle(wait=True)
+        self._hand_over()
+
+    def close(self) -> None:
+        """Write what is in memory, wait for the disk, end the thread; the session stays open."""
+        self.cut()
+        self._settle(wait=True)
+        self._thread.shutdown()
+
+    def _keep(self, inputs: Mapping[str, Array]) -> None:
+        at = self._at
+        for name, array in inputs.items():
+            self._filling[name][at] = array
+        self._at = at + 1
+        if self._at == self._size:
+            self._settle(wait=self._waits)
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give the block to the thread, or lose it where the last one is still on its way."""
+        count, first = self._at, self._first
+        self._at, self._first = 0, first + count
+        if count == 0:
+            return
+        if self._writing is not None:
+            self._lose(count, "the disk was still busy with the block before")
+        elif self._max_bytes is not None and self._bytes >= self._max_bytes:
+            self._lose(count, f"{self._max_bytes:,} bytes are written, and no more may be")
+        else:
+            full, self._filling, self._spare = self._filling, self._spare, self._filling
+            self._writing = count, self._thread.submit(self._write, full, count, first)
+
+    def _settle(self, wait: bool) -> None:
+        """Account for the block in the thread, if it is done or ``wait`` says to wait for it."""
+        if self._writing is None or not (wait or self._writing[1].done()):
+            return
+        (count, future), self._writing = self._writing, None
+        problem = future.exception()
+        if problem is not None:
+            self._lose(count, f"{type(problem).__name__}: {problem}")
+            return
+        self._kept += count
+        self._files += 1
+        self._bytes += future.result()
+
+    def _lose(self, count: int, problem: str) -> None:
+        self._lost += count
+        self._problem = problem
+
+    def _write(self, block: Mapping[str, Array], count: int, first: int) -> int:
+        """In the thread: one whole file, under the next name that is free."""
+        session = self._session
+        episode = Episode(
+            {name: array[:count] for name, array in block.items()},
+            rate_hz=self._rate_hz,
+            provenance=f"{session.manifest.model.name}, bundle {session.bundle_digest[:12]}, "
+            f"steps {first} to {first + count - 1} of a live session",
+        )
+        while (path := self._folder / f"{self._name}-{self._index:06d}.npz").exists():
+            self._index += 1
+        raw = episode.to_bytes()
+        write_whole(path, raw)
+        return len(raw)

@@ -1,0 +1,179 @@
+"""Stepping a bundle through a long episode while measuring it: the job of ``stategate run``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+import numpy as np
+
+from stategate.contract import Episode
+from stategate.contract.errors import EpisodeError
+from stategate.runtime.base.ledger import Ledger
+from stategate.runtime.base.process import rss_bytes
+from stategate.runtime.session import Session
+
+_SAMPLES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Samples over the horizon, about two hundred whatever its length.
+
+    Attributes:
+        step: Steps done at each sample.
+        writes: Writes so far.
+        rss_bytes: Resident memory of the process, or 0 where the system does not tell.
+    """
+
+    step: list[int]
+    writes: list[int]
+    rss_bytes: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One episode, stepped and measured; written as ``ledger.json``.
+
+    Attributes:
+        model: Name of the model.
+        bundle_sha256: Digest of the bundle.
+        engine: Engine and version.
+        ledger: What the memory did.
+        asked_steps: Steps of this run as they were asked for.
+        done_steps: Steps of this run that were done; fewer where a signal ended it.
+        state_bytes: One bank of all states; the same at every step.
+        write_ratio: Steps per write, or None without a write.
+        accuracy: Share of labelled steps answered rightly, or None without labels.
+        judged_steps: Labelled steps.
+        p50_us: Median wall time of ``Session.step``.
+        p99_us: 99th percentile of the same.
+        rss_start_bytes: Resident memory when the bundle and the episode were loaded.
+        rss_warm_bytes: The same after 1 % of the steps: engines allocate once in their first.
+        rss_end_bytes: The same after the last step.
+        kv_bytes_per_step: Growth of the key-value cache that this memory replaces, or None.
+        kv_bytes_end: Its size after the last step, or None.
+        kv_over_state: That size in units of ``state_bytes``, or None.
+        timeline: Samples for the picture.
+    """
+
+    model: str
+    bundle_sha256: str
+    engine: str
+    ledger: Ledger
+    asked_steps: int
+    done_steps: int
+    state_bytes: int
+    write_ratio: float | None
+    accuracy: float | None
+    judged_steps: int
+    p50_us: float
+    p99_us: float
+    rss_start_bytes: int
+    rss_warm_bytes: int
+    rss_end_bytes: int
+    kv_bytes_per_step: int | None
+    kv_bytes_end: int | None
+    kv_over_state: float | None
+    timeline: Timeline
+
+
+def run_episode(
+    session: Session,
+    episode: Episode,
+    steps: int | None = None,
+    report: Callable[[int], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """Step an open session through an episode, over and over if it is shorter than ``steps``.
+
+    Args:
+        session: Freshly opened.
+        episode: Inputs, and labels where answers are judged.
+        steps: How many; the episode's length when None.
+        report: Called with the number of steps done, about two hundred times.
+        stop: Asked after every step whether the run shall end early.
+
+    Raises:
+        EpisodeError: The episode does not fit the model, or ``steps`` is not positive.
+        RuntimeFault: A step failed.
+    """
+    episode.check(session.manifest.step)
+    steps = episode.steps if steps is None else steps
+    if steps <= 0:
+        raise EpisodeError("there is nothing to run", found=f"{steps} steps", expected="1 or more")
+    judge = _Judge(session, episode)
+    elapsed_ns = np.zeros(steps, dtype=np.int64)
+    elapsed_ns.fill(1)  # touch the pages now, so that they do not count as growth
+    timeline = Timeline([0], [0], [rss_bytes()])
+    every = max(1, steps // _SAMPLES)
+    warm = max(1, steps // 100)
+    rss_warm = 0
+    for t, inputs in enumerate(itertools.islice(_endless(episode), steps)):
+        start = perf_counter_ns()
+        session.step(**inputs)
+        elapsed_ns[t] = perf_counter_ns() - start
+        judge.look(t % episode.steps)
+        if t + 1 == warm:
+            rss_warm = rss_bytes()
+        stopped = stop()
+        if (t + 1) % every == 0 or t + 1 == steps or stopped:
+            timeline.step.append(t + 1)
+            timeline.writes.append(session.ledger.writes)
+            timeline.rss_bytes.append(rss_bytes())
+            report(t + 1)
+        if stopped:
+            break
+    done = timeline.step[-1]
+    manifest = session.manifest
+    kv = manifest.model.kv_bytes_per_step
+    p50, p99 = np.percentile(elapsed_ns[:done], (50, 99)) / 1000.0
+    return RunResult(
+        model=manifest.model.name,
+        bundle_sha256=session.bundle_digest,
+        engine=session.engine_name,
+        ledger=session.ledger,
+        asked_steps=steps,
+        done_steps=done,
+        state_bytes=manifest.state_bytes,
+        write_ratio=session.ledger.write_ratio,
+        accuracy=judge.accuracy,
+        judged_steps=judge.judged,
+        p50_us=float(p50),
+        p99_us=float(p99),
+        rss_start_bytes=timeline.rss_bytes[0],
+        rss_warm_bytes=rss_warm or timeline.rss_bytes[-1],
+        rss_end_bytes=timeline.rss_bytes[-1],
+        kv_bytes_per_step=kv,
+        kv_bytes_end=kv * done if kv is not None else None,
+        kv_over_state=kv * done / manifest.state_bytes if kv is not None else None,
+        timeline=timeline,
+    )
+
+
+def _endless(episode: Episode) -> Iterator[dict[str, np.ndarray]]:
+    while True:
+        yield from episode
+
+
+class _Judge:
+    """Compares the largest element of each labelled output with its label."""
+
+    def __init__(self, session: Session, episode: Episode) -> None:
+        self._labelled = [
+            (session.outputs[name], labels.tolist()) for name, labels in episode.labels.items()
+        ]
+        self.judged = 0
+        self._right = 0
+
+    def look(self, t: int) -> None:
+        for output, labels in self._labelled:
+            if labels[t] >= 0:
+                self.judged += 1
+                self._right += int(output.argmax()) == labels[t]
+
+    @property
+    def accuracy(self) -> float | None:
+        return self._right / self.judged if self.judged else None

@@ -1,0 +1,1 @@
+"""Memory on disk: snapshots, the folder, flash wear."""

@@ -1,0 +1,161 @@
+"""What is left of the budgets that live with a snapshot folder, durably, before it is used.
+
+A budget that is kept in a process, or in the snapshots, comes back with every restart and every
+snapshot that is older. So it stands in a file of its own, ``account``: two records in blocks of
+their own, written in turn and in place, so that a charge costs one block and no metadata, and a
+torn write leaves the record before it.
+
+Two things are written before they happen: what a snapshot costs, and that a session may use up
+its writes. A session that ends without `close` (a power cut, SIGKILL) has therefore used up all of
+them; the next one starts with an empty bucket, which fills at the budget's rate.
+
+Time fills the wear budget only as far as a clock has measured it that nobody can set: the
+session's own, and the kernel's since the machine started. How long it was off is not believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from stategate.contract.durable import OF_THE_PROCESS, sync_folder
+from stategate.contract.errors import SnapshotLockedError
+from stategate.contract.failures import failures
+from stategate.contract.reading import decode_json, read_bounded
+from stategate.runtime.base.clock import since_boot
+
+RECORD_BYTES = 4096  # a block
+_DIGEST_BYTES = 32
+_NAME = "account"
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One state of the account.
+
+    Attributes:
+        number: Grows by one with every record.
+        boot: Start of the machine in which it was written; see `since_boot`.
+        boot_ns: When, since that start.
+        persist_bytes: Bytes left in the wear budget's bucket; None where there never was one.
+        writes_by_steps: Writes left of the limit against steps; None likewise. 0 while a session
+            may be using them.
+        writes_by_time: The same of the limit against time.
+    """
+
+    number: int = 0
+    boot: str = ""
+    boot_ns: int = 0
+    persist_bytes: float | None = None
+    writes_by_steps: float | None = None
+    writes_by_time: float | None = None
+
+    def running_ns(self) -> int:
+        """Time that certainly passed since then: while the machine was on."""
+        boot, now_ns = since_boot()
+        if not boot or not self.boot:
+            return 0
+        return max(0, now_ns - self.boot_ns) if boot == self.boot else now_ns
+
+
+class Account:
+    """The account of one folder, as its holder last read or wrote it.
+
+    Attributes:
+        record: The newest record; None where there never was one. Where one cannot be read, nothing
+            is left in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read the account, and make room for one where there is none.
+
+        Raises:
+            OSError: This process cannot read files now, whatever is in it.
+        """
+        self._path = folder / _NAME
+        try:
+            self._make()
+        except failures(OSError):
+            pass  # on a full disk the robot starts all the same
+        self._last, _, certain = self._read()
+        number = self._last.number if self._last is not None else 0
+        nothing = msgspec.structs.replace(NOTHING_LEFT, number=number)
+        self.record = self._last if certain else nothing
+        self._unread = not certain
+
+    def _make(self) -> None:
+        # Empty: a name that is on the disk before it is needed costs no record its metadata.
+        if not os.path.lexists(self._path):
+            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            sync_folder(self._path.parent)
+
+    def write(self, changes: Mapping[str, float], begin: Callable[[], None]) -> None:
+        """Replace fields of the record, durably.
+
+        Args:
+            changes: New values by name.
+            begin: Called before the first byte goes to the disk.
+
+        Raises:
+            SnapshotLockedError: Another session wrote to it.
+            OSError: It cannot be written; the last record stands.
+        """
+        self._make()
+        there, place, _ = self._read()
+        known = self.record or Record()
+        if self._unread and there is not None:  # it can be read now; what is in it is not believed
+            known = msgspec.structs.replace(known, number=max(known.number, there.number))
+        elif there is not None and there.number >= known.number and there != self._last:
+            raise SnapshotLockedError(
+                "another session uses up the budgets of this snapshot folder",
+                found=f"a record in {self._path} that this session did not write",
+                remedy="close the other session, then open this one again; nothing was written",
+            )
+        boot, boot_ns = since_boot()
+        record = msgspec.structs.replace(
+            known, number=known.number + 1, boot=boot, boot_ns=boot_ns, **changes
+        )
+        block = msgspec.json.encode(record).ljust(RECORD_BYTES - _DIGEST_BYTES)
+        # Noted first: an exception of a signal handler may come after the write.
+        self.record, self._last, self._unread = record, record, False
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            begin()
+            os.pwrite(descriptor, block + hashlib.sha256(block).digest(), place * RECORD_BYTES)
+            getattr(os, "fdatasync", os.fsync)(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _read(self) -> tuple[Record | None, int, bool]:
+        """The newest record, the block for the next one, and whether none can have been newer."""
+        try:
+            raw = read_bounded(self._path, 2 * RECORD_BYTES)
+        except FileNotFoundError:
+            return None, 0, True
+        except failures(OSError) as problem:
+            if problem.errno in OF_THE_PROCESS:
+                raise
+            return None, 0, False
+        blocks = (raw[:RECORD_BYTES], raw[RECORD_BYTES:])
+        records = [_decode(block) for block in blocks]
+        first, second = (record.number if record is not None else -1 for record in records)
+        place = int(first > second)
+        newest = records[1 - place]
+        # Zeros never were a record, and nor was an empty file.
+        certain = not any(blocks[place]) if newest is not None else not raw
+        return newest, place, certain or records[place] is not None
+
+
+def _decode(block: bytes) -> Record | None:
+    if hashlib.sha256(block[:-_DIGEST_BYTES]).digest() != block[-_DIGEST_BYTES:]:
+        return None
+    try:
+        return decode_json(block[:-_DIGEST_BYTES], Record)
+    except msgspec.MsgspecError:
+        return None
+
+
+NOTHING_LEFT = Record(persist_bytes=0.0, writes_by_steps=0.0, writes_by_time=0.0)

@@ -1,0 +1,100 @@
+"""Snapshots of the rows of a pool: each row counts on in the folder that it is saved to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from stategate.contract import Manifest
+from stategate.contract.errors import SnapshotMismatchError
+from stategate.runtime.base.buffers import Array
+from stategate.runtime.base.ledger import Ledger
+from stategate.runtime.keep.keeper import Restored
+from stategate.runtime.keep.snapshot import UNLIMITED_BYTES, Codec, Header, Snapshot
+from stategate.runtime.keep.store import Look, OnDamage, SnapshotStore
+from stategate.runtime.memory.pool_rows import RowMemory
+
+
+class RowStore:
+    """Writes and reads snapshots of single rows; a folder is held only meanwhile."""
+
+    def __init__(self, manifest: Manifest, memory: RowMemory) -> None:
+        self._manifest, self._memory, self._counters = manifest, memory, memory.counters
+        # For each row and folder: the ledger that lay there when the row last saw it, and one that
+        # may lie there since, if an exception came while it was written.
+        self._seen: dict[tuple[int, Path], tuple[Ledger, Ledger | None]] = {}
+
+    def forget(self, row: int) -> None:
+        """Another session has joined the row."""
+        self._seen = {key: seen for key, seen in self._seen.items() if key[0] != row}
+
+    def save(
+        self, row: int, states: Mapping[str, Array], folder: str | Path, on_damage: OnDamage
+    ) -> int:
+        """Write a snapshot; see `Pool.save`."""
+        codec, counters = Codec(self._manifest), self._counters
+        with closing(SnapshotStore(folder, codec)) as store:
+            look = store.look()
+            if on_damage == "raise":
+                look.good()
+            self._counters.go_on_from(row, self._others(row, store.folder, look))
+            self._check_forward(row, look)
+            ledger = counters.read(row)
+            header = Header(
+                memory_sha256=codec.identity,
+                sequence=look.next_sequence,
+                unix_s=int(time.time()),
+                ledger=replace(
+                    ledger,
+                    snapshots=ledger.snapshots + 1,
+                    persisted_bytes=ledger.persisted_bytes + codec.stored_bytes,
+                ),
+                governor=None,
+                persist_tokens=UNLIMITED_BYTES,
+            )
+            seen = look.newest.snapshot.header.ledger if look.newest is not None else Ledger()
+            self._seen[row, store.folder] = (seen, header.ledger)
+            count = partial(counters.add_in, row, "persisted_bytes", codec.stored_bytes)
+            store.write(Snapshot(header, dict(states)), look, count)
+            counters.add_in(row, "snapshots")
+            self._seen[row, store.folder] = (header.ledger, None)
+        return header.sequence
+
+    def restore(self, row: int, folder: str | Path, on_damage: OnDamage) -> Restored | None:
+        """Take back a snapshot; see `Pool.restore`."""
+        with closing(SnapshotStore(folder, Codec(self._manifest))) as store:
+            look = store.look()
+        found = look.newest if on_damage == "fresh" else look.good()
+        if found is None:
+            return None
+        past, header = self._others(row, store.folder, look), found.snapshot.header
+        self._memory.begin(row, found.snapshot.states, "restores", past)
+        self._seen[row, store.folder] = (header.ledger, None)
+        return Restored(found.slot, found.reason, header.sequence, header.ledger.steps)
+
+    def _others(self, row: int, folder: Path, look: Look) -> Ledger:
+        """What is counted in a folder that the row has not counted."""
+        if look.newest is None:
+            return Ledger()
+        ledger = look.newest.snapshot.header.ledger
+        seen, tried = self._seen.get((row, folder), (Ledger(), None))
+        if ledger == tried:
+            return Ledger(snapshots=1)  # of the row itself, and it was interrupted
+        # Behind what the row has seen is only an older snapshot that somebody put there.
+        return Ledger() if ledger.goes_back_from(seen) else ledger.since(seen)
+
+    def _check_forward(self, row: int, look: Look) -> None:
+        if look.newest is None:
+            return
+        ledger = look.newest.snapshot.header.ledger
+        behind = self._counters.read(row).goes_back_from(ledger)
+        if behind:
+            raise SnapshotMismatchError(
+                "the folder's ledger is ahead of the row's, and not by what others counted",
+                found=", ".join(behind),
+                remedy="leave(row), join(), and restore the folder into the new row",
+            )

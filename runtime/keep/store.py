@@ -1,0 +1,354 @@
+"""Two slots in a folder: a new snapshot never touches the newest good one.
+
+Each write goes to a file beside, is synced, renamed over the older slot, and the folder is synced.
+One process holds the folder at a time. The folder is looked at again before every write, so that
+no error, signal or other writer in between can lead to the wrong slot.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stategate.contract.durable import OF_THE_PROCESS, try_lock, whole_file
+from stategate.contract.errors import (
+    SnapshotDamagedError,
+    SnapshotError,
+    SnapshotLockedError,
+    SnapshotMismatchError,
+)
+from stategate.contract.failures import failures
+from stategate.contract.reading import open_regular
+from stategate.runtime.keep.snapshot import Codec, Snapshot
+
+OnDamage = Literal["raise", "fresh"]
+
+SLOTS = ("slot-a.snap", "slot-b.snap")
+KEPT_ASIDE = 4  # damaged files of a folder
+_LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The snapshot that a folder gives back, and why that one.
+
+    Attributes:
+        snapshot: Its content.
+        slot: File that it was in.
+        reason: Why it was taken, in words.
+        digest: Its checksum.
+    """
+
+    snapshot: Snapshot
+    slot: str
+    reason: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What lies in a folder.
+
+    Attributes:
+        newest: The newest good snapshot; None where there is none.
+        damaged: Slots that hold something that cannot be used, and what was found.
+    """
+
+    newest: Found | None
+    damaged: dict[str, str]
+
+    @property
+    def lost(self) -> bool:
+        """Whether there were snapshots, and none is good."""
+        return self.newest is None and bool(self.damaged)
+
+    @property
+    def next_slot(self) -> str:
+        """The slot to write next: never the one that holds the newest good snapshot."""
+        return SLOTS[0] if self.newest is None else SLOTS[1 - SLOTS.index(self.newest.slot)]
+
+    @property
+    def next_sequence(self) -> int:
+        """The number after that of the newest good snapshot."""
+        return self.newest.snapshot.header.sequence + 1 if self.newest is not None else 1
+
+    @property
+    def problem(self) -> str | None:
+        """What cannot be used, in words; None where everything can."""
+        return "; ".join(self.damaged.values()) or None
+
+    def good(self) -> Found | None:
+        """The newest good snapshot, or None where none was ever written.
+
+        Raises:
+            SnapshotDamagedError: There are slots, and none can be used.
+        """
+        if self.lost:
+            raise SnapshotDamagedError(
+                "no snapshot in the folder can be used",
+                found=self.problem,
+                remedy="to step on from the initial states, move the damaged files out of the "
+                "folder, or open with SnapshotPolicy(folder, on_damage='fresh'), which keeps them",
+            )
+        return self.newest
+
+
+class SnapshotStore:
+    """A snapshot folder, held by this process until it is closed.
+
+    Attributes:
+        folder: Where it is.
+        unlocked: Whether the file system has no locks, so that another session could be there.
+    """
+
+    def __init__(self, folder: str | Path, codec: Codec) -> None:
+        """Take hold of a folder; it is made if it is not there.
+
+        Raises:
+            SnapshotLockedError: Another process, or another session, holds it.
+            SnapshotError: It cannot be made or opened.
+        """
+        self.folder = Path(folder).resolve()  # a daemon changes its working directory
+        self._owner = os.getpid()
+        self._codec = codec
+        # The newest snapshot that this session knows: anything newer is somebody else's.
+        self._sequence = 0
+        self._digests: set[bytes] = set()
+        self._looked = False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except failures(OSError) as problem:
+            raise folder_error(self.folder, problem) from problem
+        _OPEN.add(self)
+        try:
+            lock = try_lock(self._lock)
+        except failures(OSError) as problem:
+            self.close()
+            raise folder_error(self.folder, problem) from problem
+        if lock == "in use":
+            self.close()
+            raise SnapshotLockedError(
+                "the snapshot folder is in use",
+                found=self.folder,
+                expected="one session at a time",
+                remedy="close the other session, or give this one a folder of its own",
+            )
+        self.unlocked = lock == "no locks"
+
+    def look(self) -> Look:
+        """What lies in the folder now; see `look_into`.
+
+        Raises:
+            SnapshotError: The folder is no longer held, or another session wrote to it.
+        """
+        self.check_hold()
+        look = look_into(self.folder, self._codec)
+        found = look.newest
+        if found is not None:
+            sequence = found.snapshot.header.sequence
+            known = sequence < self._sequence or found.digest in self._digests
+            if self._looked and not known:
+                raise SnapshotLockedError(
+                    "another session writes to this snapshot folder",
+                    found=f"snapshot {sequence} in {self.folder / found.slot}, "
+                    f"which this session did not write",
+                    expected=f"snapshot {self._sequence} as the newest",
+                    remedy="close the other session, then open this one again; nothing was written",
+                )
+            self._sequence = max(sequence, self._sequence)
+            self._digests.add(found.digest)
+        self._looked = True
+        return look
+
+    def write(self, snapshot: Snapshot, look: Look, begin: Callable[[], None]) -> None:
+        """Write a snapshot to the slot after the newest good one, which is not touched.
+
+        A damaged file in that slot is put aside, as long as fewer than ``KEPT_ASIDE`` are; where
+        no slot is good, those in both are.
+
+        Args:
+            snapshot: What to write.
+            look: From `look`, with nothing written since.
+            begin: Called before the first byte goes to the disk.
+
+        Raises:
+            SnapshotError: The folder is gone, replaced, read-only or full; the other slot is as
+                it was. If only the last sync of the folder failed, the new snapshot is in place
+                but may not outlive a loss of power.
+        """
+        self.check_hold()
+        slot = look.next_slot
+        raw = self._codec.encode(snapshot)
+        # Noted first: an exception of a signal handler may come right after the rename.
+        self._digests = {bytes(raw[-32:]), *([look.newest.digest] if look.newest else [])}
+        self._sequence = max(self._sequence, snapshot.header.sequence)
+        try:
+            if slot in look.damaged:
+                self._put_aside(slot)
+            with whole_file(self.folder / slot, self.folder / f".{slot}.new") as file:
+                begin()
+                file.write(raw)
+            if look.newest is None:
+                # A new history begins: a slot of the old one must not come back into it, which it
+                # would where a card reads again what it refused for a while.
+                for old in look.damaged.keys() - {slot}:
+                    self._put_aside(old)
+        except failures(OSError) as problem:
+            raise folder_error(self.folder, problem) from problem
+
+    def _put_aside(self, slot: str) -> None:
+        for number in range(1, KEPT_ASIDE + 1):
+            place = self.folder / f"damaged-{number}-{slot}"
+            if not os.path.lexists(place):
+                (self.folder / slot).rename(place)
+                return
+        (self.folder / slot).unlink()
+
+    def check_hold(self) -> None:
+        """Raise unless the folder is still there, and still this process's.
+
+        Raises:
+            SnapshotError: It is not.
+        """
+        remedy = "open the session again"
+        if os.getpid() != self._owner:
+            found = f"process {os.getpid()}, forked from {self._owner}"
+            remedy += " in this process, with a folder of its own"
+        elif self._lock < 0:
+            found = f"{self.folder}, closed before"
+        else:
+            try:
+                there, held = (self.folder / _LOCK).stat(), os.fstat(self._lock)
+            except failures(OSError) as problem:
+                found = f"{self.folder}: {problem.strerror}"
+                remedy = "put the folder back, or " + remedy
+            else:
+                if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+                    return
+                found = f"{self.folder}: another folder in its place"
+        raise SnapshotError(
+            "the snapshot folder is no longer held by this session",
+            found=found,
+            expected="the folder that was opened, in the process that opened it",
+            remedy=remedy,
+        )
+
+    def __del__(self) -> None:
+        if getattr(self, "_lock", -1) >= 0:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the folder; a second call does nothing."""
+        if self._lock >= 0:
+            if os.getpid() == self._owner:
+                # Closing alone would leave it locked by copies in forked children. A child must
+                # not unlock it: the lock is the parent's.
+                try:
+                    fcntl.flock(self._lock, fcntl.LOCK_UN)
+                except failures(OSError):
+                    pass  # it is closed all the same
+            # After it is unlocked: an interruption before leaves it to the next call.
+            lock, self._lock = self._lock, -1
+            os.close(lock)
+
+
+_OPEN: weakref.WeakSet[SnapshotStore] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """A forked child holds no folder: it would keep it locked after its parent's death."""
+    for store in list(_OPEN):
+        store.close()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def look_into(folder: Path, codec: Codec) -> Look:
+    """What lies in a folder.
+
+    Takes no lock: a snapshot that is replaced meanwhile is read whole, as it was or as it is.
+
+    Raises:
+        SnapshotVersionError, SnapshotMismatchError: A slot is of a newer format or of another
+            memory, whatever the other one is: going on would overwrite it. Or the newer ledger is
+            behind the older one.
+        SnapshotError: This process cannot read files now, whatever is in them.
+    """
+    good: list[Found] = []
+    damaged: dict[str, str] = {}
+    for name in SLOTS:
+        try:
+            raw = _read(folder / name, codec)
+            good.append(Found(codec.decode(raw, name), name, "the only slot", raw[-32:]))
+        except FileNotFoundError:
+            continue
+        except SnapshotDamagedError as problem:
+            lines = [line.strip() for line in str(problem).splitlines()]
+            damaged[name] = ": ".join(lines).replace("found: ", "")
+        except failures(OSError) as problem:
+            if problem.errno in OF_THE_PROCESS:
+                raise folder_error(folder / name, problem) from problem
+            damaged[name] = f"{name} cannot be read: {problem.strerror or problem}"
+    if not good:
+        return Look(None, damaged)
+    good.sort(key=lambda found: found.snapshot.header.sequence)
+    newest = good[-1]
+    reason = newest.reason
+    if len(good) == 2:
+        _check_forward(good[0], newest)
+        reason = "the newer of two good slots"
+    for why in damaged.values():
+        reason = f"the only good slot; {why}"
+    return Look(Found(newest.snapshot, newest.slot, reason, newest.digest), damaged)
+
+
+def newest_in(folder: Path, codec: Codec) -> Found | None:
+    """The newest good snapshot in a folder, or None where none was ever written.
+
+    Raises:
+        SnapshotDamagedError: There are slots, and none can be used.
+        SnapshotError: As in `look_into`.
+    """
+    return look_into(folder, codec).good()
+
+
+def _read(path: Path, codec: Codec) -> bytes:
+    """A slot; of one that is longer than a snapshot of this memory, as much as tells whose it is.
+
+    Raises:
+        OSError: It cannot be read, or is no file.
+        SnapshotDamagedError: It is a link.
+    """
+    if path.is_symlink():  # both slots could be one file
+        raise SnapshotDamagedError(f"{path.name} is a link")
+    with open_regular(path, sys.maxsize) as file:
+        return file.read(codec.most_bytes)
+
+
+def _check_forward(older: Found, newer: Found) -> None:
+    behind = newer.snapshot.header.ledger.goes_back_from(older.snapshot.header.ledger)
+    if behind:
+        raise SnapshotMismatchError(
+            "the newer snapshot's ledger goes backwards",
+            found=", ".join(behind),
+            expected=f"{newer.slot} at or ahead of {older.slot} in every counter",
+            remedy="one of the files is not of this device: remove it and restore again",
+        )
+
+
+def folder_error(path: Path, problem: OSError) -> SnapshotError:
+    """What the system said about a folder, as a sentence with a remedy."""
+    return SnapshotError(
+        "the snapshot folder cannot be used",
+        found=f"{path}: {problem.strerror or problem}",
+        expected="a folder that can be written, with room for two snapshots",
+        remedy="make room or correct the path; the last good slot is as it was",
+    )

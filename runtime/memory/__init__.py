@@ -1,0 +1,1 @@
+"""Which bank of a state is live, and who may write."""

@@ -1,0 +1,48 @@
+"""What a session answers in place of a step that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stategate.contract import TensorSpec
+from stategate.runtime.base.buffers import Slot
+from stategate.runtime.memory.banks import Memory
+
+
+class Answers:
+    """The last good outputs of this episode; before there are any, the declared safe ones."""
+
+    def __init__(self, outputs: Sequence[Slot], specs: Sequence[TensorSpec], memory: Memory):
+        """Keep nothing yet.
+
+        Args:
+            outputs: The buffers that a step's caller sees.
+            specs: Their declarations, in the same order; all of them have safe values or none.
+            memory: Tells which steps were committed, and when the episode began.
+        """
+        self._memory = memory
+        self._kept = tuple((slot.array, slot.array.copy()) for slot in outputs)
+        self._kept_at = 0
+        safe = [spec.safe_array() for spec in specs]
+        self._safe = [
+            (slot.array, array)
+            for slot, array in zip(outputs, safe, strict=True)
+            if array is not None
+        ]
+
+    def keep(self) -> None:
+        """Copy the outputs of the step that was committed last, unless they are kept already."""
+        committed = self._memory.committed
+        if self._kept_at != committed:
+            for shown, kept in self._kept:
+                np.copyto(kept, shown)
+            self._kept_at = committed
+
+    def give(self) -> bool:
+        """Put an answer where the caller looks; False where there is none and nothing was done."""
+        answer = self._kept if self._kept_at > self._memory.began else self._safe
+        for shown, kept in answer:
+            np.copyto(shown, kept)
+        return bool(answer)

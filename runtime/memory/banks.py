@@ -1,0 +1,258 @@
+"""The memory of a session: which bank of each state is live, and who may change that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+
+import numpy as np
+
+from stategate.contract.errors import OutputFault, StateFault
+from stategate.runtime.base.buffers import Array, Buffers, Group, Slot, StateBanks, is_finite
+from stategate.runtime.base.ledger import Counters
+from stategate.runtime.engines.engine import Engine, Resident
+from stategate.runtime.memory.governor import Governor
+
+
+class Memory:
+    """Commits steps: gates, next states and outputs are all looked at before anything is swapped.
+
+    A signal's handler may raise between any two calls. So what belongs together is worked out
+    first, and then stored in consecutive lines that call nothing: it happens as a whole or not.
+
+    Attributes:
+        parity: Mask that tells the engine which banks to read; see `Engine.run`.
+        committed: Steps that were taken over, since the memory was made.
+        began: What ``committed`` was when the states were last replaced from outside: an episode
+            begins there.
+    """
+
+    def __init__(
+        self,
+        buffers: Buffers,
+        counters: Counters,
+        governor: Governor | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        """Start with every state at its initial value.
+
+        Args:
+            buffers: The banks.
+            counters: Where commits are counted.
+            governor: What has to permit a write, and moves the thresholds; None for nothing.
+            engine: What steps; asked for its states where it keeps them itself.
+        """
+        self._resident = engine if isinstance(engine, Resident) else None
+        self.parity = 0
+        self.committed = self.began = 0
+        self._states = buffers.states
+        self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}
+        self._outputs = tuple(s for s in buffers.outputs if s.array.dtype.kind == "f")
+        self._every_bit = (1 << len(buffers.groups)) - 1
+        self._counters = counters
+        self._governor = governor
+        self._gated = tuple(g for g in buffers.groups if g.gate is not None)
+        hard = {g.gate_slot.name for g in self._gated if g.gate_slot is not None}
+        self._soft = tuple(slot for slot in buffers.gates if slot.name not in hard)
+        self._always = next((g for g in buffers.groups if g.gate is None), None)
+        self._thresholds = (
+            governor.thresholds
+            if governor is not None
+            else [float(np.float32(g.gate.threshold)) for g in self._gated if g.gate is not None]
+        )
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the engine keeps the states where no other one sees them."""
+        return self._resident is not None
+
+    def commit(self, write: Callable[[int], None], finite: bool = False) -> None:
+        """Take over what the engine computed, as far as gates and budget let it.
+
+        Args:
+            write: The engine's, called once if a gate is open and the step may write.
+            finite: Whether the engine has seen that every output and gate is; see `Engine.run`.
+
+        Raises:
+            StateFault: A gate, or a next state that was to be taken over, is not finite.
+            OutputFault: An output is not finite.
+            EngineError: The engine failed to write.
+            WriteBudgetError: The write budget is used up and its policy is ``raise``.
+
+        After each of these the memory is that before the step.
+        """
+        counters, governor = self._counters, self._governor
+        if not finite:
+            for slot in self._soft:
+                if not slot.finite():
+                    raise self._fault(slot, "gate")
+        swaps = 0
+        opened: list[tuple[int, int]] = []
+        for i, group in enumerate(self._gated):
+            count = self._open_elements(group, self._thresholds[i])
+            if count:
+                swaps |= group.bit
+                opened.append((i, count))
+        always = self._always
+        if always is not None:
+            self._check_next(always)
+        wanted = swaps != 0 or not self._gated
+        writes = wanted and (governor is None or governor.permits)
+        if writes and opened:
+            write(self.parity)
+            for i, _ in opened:
+                self._check_next(self._gated[i])
+        # Last of all, because a write may compute the whole step again.
+        if not finite:
+            for slot in self._outputs:
+                if not slot.finite():
+                    raise self._fault(slot, "output")
+        openings = counters.openings
+        if writes and opened:
+            openings = openings.copy()
+            for i, count in opened:
+                openings[i] += count
+        charged = governor.after(wanted, writes) if governor is not None else None
+        # From here on nothing is called before all of it is stored.
+        counters.steps += 1
+        if governor is not None and charged is not None:
+            governor.tokens = charged
+            counters.budget_overruns += writes and governor.overdrawn
+        if not writes:
+            counters.suppressed_writes += wanted
+            if wanted and governor is not None and governor.policy == "raise":
+                raise governor.refusal()
+        self.committed += 1
+        if always is not None and (writes or self._gated):
+            counters.ungated_writes += 1
+            self.parity ^= always.bit
+        if writes:
+            self.parity ^= swaps
+            counters.writes += 1
+            counters.openings = openings
+            if governor is not None and governor.overdrawn:
+                governor.warn()
+
+    def commit_chunk(
+        self, outputs: Mapping[str, Slot], gates: Mapping[str, Slot], steps: int
+    ) -> None:
+        """Take over what a chunk graph computed.
+
+        Args:
+            outputs: Outputs of the chunk by name, each ``(1, chunk, ...)``.
+            gates: Its gates, the same.
+            steps: How many of the chunk's steps are meant.
+
+        Raises:
+            StateFault: A gate or a next state is not finite. Nothing has changed.
+            OutputFault: The same of an output.
+        """
+        counters = self._counters
+        for slot in gates.values():
+            if not is_finite(slot.array[0, :steps].reshape(-1)):  # what padding gave is no matter
+                raise self._fault(slot, "gate")
+        wrote = np.full(steps, not self._gated)
+        swaps = 0
+        counts = []
+        for threshold, group in zip(self._thresholds, self._gated, strict=True):
+            assert group.gate is not None
+            values = gates[group.gate.name].array[0, :steps].reshape(steps, -1)
+            is_open = values > threshold
+            any_open = is_open.any(axis=1)
+            wrote |= any_open
+            counts.append(int((any_open if group.whole else is_open).sum()))
+            if counts[-1]:
+                self._check_next(group)
+                swaps |= group.bit
+        always = self._always
+        if always is not None:
+            self._check_next(always)
+            swaps |= always.bit
+        for slot in outputs.values():
+            if not is_finite(slot.array[0, :steps].reshape(-1)):
+                raise self._fault(slot, "output")
+        writes = int(wrote.sum())
+        openings = [a + b for a, b in zip(counters.openings, counts, strict=True)]
+        # From here on nothing is called.
+        self.committed += steps
+        self.parity ^= swaps
+        counters.steps += steps
+        counters.writes += writes
+        counters.openings = openings
+        if always is not None:
+            counters.ungated_writes += steps
+
+    def _open_elements(self, group: Group, threshold: float) -> int:
+        slot, mask = group.gate_slot, group.open_mask
+        assert slot is not None
+        if mask is None:
+            value: float = slot.numbers[0]
+            if not isfinite(value):
+                raise self._fault(slot, "gate")
+            return value > threshold
+        if not slot.finite():
+            raise self._fault(slot, "gate")
+        np.greater(slot.flat, threshold, out=mask)
+        count = int(np.count_nonzero(mask))
+        # A gate of step granularity guards as one: open anywhere is open.
+        return min(count, 1) if group.whole else count
+
+    def _check_next(self, group: Group) -> None:
+        spare = not self.parity & group.bit
+        if self._resident is not None:
+            if not self._resident.finite(group, self.parity):
+                raise self._fault(group.states[0].banks[spare], "next state")
+            return
+        for state in group.states:
+            if not state.banks[spare].finite():
+                raise self._fault(state.banks[spare], "next state")
+
+    def _fault(self, slot: Slot, what: str) -> StateFault:
+        """The error for a tensor that is not finite, once it is counted."""
+        kind = OutputFault if what == "output" else StateFault
+        problem = kind(
+            f"the {what} {slot.name!r} holds NaN or Inf; the write was refused",
+            found=f"in step {self._counters.read().steps + 1}",
+            expected="finite numbers",
+            remedy="the state before this step is in place: go on, or call reset()",
+        )
+        self._counters.steps += 1
+        self._counters.suppressed_writes += 1
+        self._counters.faults += 1
+        return problem
+
+    def live(self) -> dict[str, Array]:
+        """The bank of each state that the next step reads, by name; not copies."""
+        if self._resident is not None:
+            self._resident.fetch(self.parity)
+        return {s.spec.name: self._bank(s, self.parity) for s in self._states}
+
+    def restore(self, states: Mapping[str, Array]) -> None:
+        """Take back a snapshot's states, and count that; ``states`` has an array for each."""
+        parity = self._laid_ready(states)
+        self.parity, self.began = parity, self.committed
+        self._counters.restores += 1
+
+    def begin(self, states: Mapping[str, Array] | None = None) -> None:
+        """Begin an episode, and count a reset.
+
+        Args:
+            states: An array for each state; None for their initial values.
+        """
+        if states is None:
+            states = {s.spec.name: s.initial for s in self._states}
+        parity = self._laid_ready(states)
+        self.parity, self.began = parity, self.committed
+        self._counters.resets += 1
+
+    def _laid_ready(self, states: Mapping[str, Array]) -> int:
+        """Copy values into the banks that are not read; the parity with which they will be."""
+        parity = self.parity ^ self._every_bit
+        for state in self._states:
+            np.copyto(self._bank(state, parity), states[state.spec.name])
+        if self._resident is not None:
+            self._resident.push(parity)
+        return parity
+
+    def _bank(self, state: StateBanks, parity: int) -> Array:
+        return state.banks[bool(parity & self._bits[state.spec.name])].array
