@@ -61,7 +61,7 @@ setup: $(VENV)/.run ## Create .venv with what the main job needs
 dev: $(VENV)/.dev view ## Create .venv with everything a developer needs
 
 view: ## Link the rooms under .view/stategate for type checkers and editors
-	@mkdir -p .view/stategate && cd .view/stategate && for r in $(ROOMS); do ln -sfn ../../$$r $$r; done
+	@mkdir -p .view/stategate && cd .view/stategate && for r in $(ROOMS); do ln -sfn ../../$$r $$r; done && ln -sfn ../../stategate/__init__.py __init__.py
 
 # --- the main job --------------------------------------------------------------------------------
 

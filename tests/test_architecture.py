@@ -37,6 +37,11 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"contract", "common", "targets", "models", "calibration", "export", "runtime", "bench"},
         BASE | {"torch", "onnx"},
     ),
+    # The front door: what it calls is imported when it is called.
+    "stategate": (
+        {"contract", "common", "targets", "models", "calibration", "export", "runtime", "bench"},
+        set(),
+    ),
     # No room: it is not installed, composes all of them, and nobody imports it.
     "evidence": (
         {"contract", "common", "targets", "models", "calibration", "export", "runtime", "bench"},
