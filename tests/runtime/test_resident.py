@@ -16,8 +16,8 @@ from stategate.cli.main import main
 from stategate.contract import Budget, Bundle, write_bundle
 from stategate.contract.errors import BudgetWarning, MemoryBudgetError, SpecError
 from stategate.runtime import Pool, Session
+from stategate.runtime.base import resident as module
 from stategate.runtime.base.process import peak_rss_bytes, rss_bytes
-from stategate.runtime.engines import resident as module
 
 MIB = 1 << 20
 X = np.ones((1, 4), np.float32)
