@@ -15,10 +15,11 @@ from evidence.robot_policies import Policy, build
 from evidence.robot_rows import Cell, Row
 from stategate.contract import Episode
 from stategate.contract.errors import ParityError
+from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.engines_cli import with_c
 from stategate.export.passes.state_precision import stored
-from stategate.export.seal.pack import Candidate, seal
+from stategate.export.seal.pack import seal
 from stategate.export.seal.verify import STRICT
 from stategate.export.storage_cli import early_limits
 from stategate.models.load import LoadedModel

@@ -10,13 +10,13 @@ import onnx
 
 from stategate.contract import Episode, InputsRef, ModelRef, batched, load_episode
 from stategate.contract.errors import GraphError
+from stategate.export.candidate import Candidate
 from stategate.export.frontends.rows import RowsReference, side_by_side, staggered
 from stategate.export.frontends.stateful import StatefulReference
 from stategate.export.frontends.steering import choices
 from stategate.export.frontends.trace import TorchReference, trace, trace_chunk
 from stategate.export.inputs import Range, drawn
-from stategate.export.seal.pack import Candidate
-from stategate.export.seal.verify import Reference
+from stategate.export.reference import Reference
 from stategate.export.timing import medians_us, sample
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.lifting.lift import Lifted

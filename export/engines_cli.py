@@ -12,8 +12,8 @@ from stategate.contract import Episode
 from stategate.contract.errors import LowerError
 
 if TYPE_CHECKING:
+    from stategate.export.candidate import Candidate
     from stategate.export.passes.choose_split import Asked
-    from stategate.export.seal.pack import Candidate
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:

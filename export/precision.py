@@ -17,7 +17,7 @@ from stategate.export.storage_cli import early_limits, with_stored_states
 from stategate.targets.profile import TargetProfile
 
 if TYPE_CHECKING:
-    from stategate.export.seal.pack import Candidate
+    from stategate.export.candidate import Candidate
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 _OPTIONS = (

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 if TYPE_CHECKING:
-    from stategate.export.seal.pack import Candidate
+    from stategate.export.candidate import Candidate
 
 
 def safe_option(command: Callable[..., Any]) -> Callable[..., Any]:

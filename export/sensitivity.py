@@ -22,12 +22,14 @@ from stategate.contract.durable import write_whole
 from stategate.contract.errors import CalibrationError, ParityError
 from stategate.contract.precision import PrecisionPlan
 from stategate.contract.staging import scratch_folder
+from stategate.export.candidate import Candidate
 from stategate.export.passes.quantise import Projection, chosen, projections
 from stategate.export.passes.state_precision import stored
 from stategate.export.precision import lowered
+from stategate.export.reference import Reference
 from stategate.export.seal.answers import Answers
-from stategate.export.seal.pack import Candidate, draft
-from stategate.export.seal.verify import Limits, Reference, compare
+from stategate.export.seal.pack import draft
+from stategate.export.seal.verify import Limits, compare
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -13,7 +13,7 @@ from stategate.contract.stored import KINDS
 from stategate.export.seal.verify import Limits
 
 if TYPE_CHECKING:
-    from stategate.export.seal.pack import Candidate
+    from stategate.export.candidate import Candidate
 
 
 def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:

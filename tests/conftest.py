@@ -20,7 +20,8 @@ from stategate.contract.bundle import Bundle
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.engines_cli import with_c
 from stategate.export.frontends.trace import TorchReference
-from stategate.export.seal.pack import random_episode, seal
+from stategate.export.inputs import random_episode
+from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepResult
 

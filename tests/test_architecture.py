@@ -50,6 +50,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 }
 # Inside of a room: a folder or module imports only what stands before it, and itself.
 FLOORS = {
+    "export": """candidate reference timing memory passes frontends c seal tensorrt inputs
+    candidates storage_cli precision sensitivity engines_cli safe cli""",
     "runtime": """base engines deadline memory keep prefill pool session watch episodes check""",
 }
 ROOM_EXCEPTIONS = {

@@ -15,15 +15,15 @@ from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import file_sha256
-from stategate.export.forgetting import check_nothing_is_forgotten
+from stategate.export.candidate import Candidate
 from stategate.export.frontends.adopt_request import Request
 from stategate.export.frontends.context import context_of, with_context
+from stategate.export.frontends.forgetting import check_nothing_is_forgotten
 from stategate.export.frontends.pairing import Evidence, check_pairs, find_pairs, lookalikes
 from stategate.export.frontends.steering import Branches, choices
 from stategate.export.frontends.untrusted import load_graph, run_within_limits, unoptimised
 from stategate.export.passes.dataflow import read_on, used_inputs
 from stategate.export.passes.graph import check_graph
-from stategate.export.seal.pack import Candidate
 
 
 @dataclass(frozen=True, slots=True)

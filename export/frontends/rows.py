@@ -10,7 +10,7 @@ import torch
 from stategate.contract import Episode, StateSpec, TensorSpec, batched
 from stategate.contract.errors import TraceError
 from stategate.contract.failures import failures
-from stategate.export.seal.answers import Arrays, Reference
+from stategate.export.reference import Arrays, Reference
 from stategate.models.step import StepModel, Tensors, threshold_inputs
 
 _DRAWS = 16  # a gate that mixes rows shows only where they decide differently

@@ -13,8 +13,8 @@ import onnxruntime
 from stategate.contract import Episode, StepSpec, Way
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SplitError
+from stategate.export.candidate import Candidate, Role
 from stategate.export.passes.split import Split, quiet, read_write
-from stategate.export.seal.pack import Candidate, Role
 from stategate.export.timing import medians_us, one_thread, sample
 
 Asked = Literal["auto", "read-write", "quiet", "fused"]

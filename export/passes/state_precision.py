@@ -29,8 +29,8 @@ from stategate.contract.stored import (
     shared_axes,
     stored_layout,
 )
+from stategate.export.candidate import Candidate
 from stategate.export.passes.graph import check_graph, every_node, opset_of
-from stategate.export.seal.pack import Candidate
 
 Storage = Mapping[str, str]
 

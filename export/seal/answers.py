@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
-
-import numpy as np
 
 from stategate.contract import Episode, InputsRef
 from stategate.contract.episode import not_finite
 from stategate.contract.errors import ParityError, StategateError
 from stategate.contract.failures import failures
-
-Arrays = Mapping[str, np.ndarray]
-
-
-class Reference(Protocol):
-    """The model as it was before export, on its own state.
-
-    Attributes:
-        name: What it is, for the receipt.
-    """
-
-    name: str
-
-    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Outputs, states after the step, and gates, by name."""
-        ...
+from stategate.export.reference import Arrays, Reference
 
 
 class Answers:

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 import msgspec
-import numpy as np
 import onnx
 
 from stategate.contract import (
     SCHEMA_VERSION,
     Budget,
     Bundle,
-    CalibrationRecord,
     CalibrationRef,
     FileRef,
     GraphRef,
     InputsRef,
     LowerPrecision,
     Manifest,
-    ModelRef,
-    StepSpec,
     TargetRef,
-    Way,
     canonical_json,
     refuse_to_replace,
     sha256,
@@ -36,116 +29,16 @@ from stategate.contract import (
 )
 from stategate.contract.c_library import ABI, SOURCE_FOLDER, NativeRef
 from stategate.contract.episode import Episode
-from stategate.contract.errors import CalibrationError, ExportError
-from stategate.contract.precision import PRESETS, PrecisionPlan
+from stategate.contract.errors import ExportError
 from stategate.contract.staging import scratch_folder
 from stategate.export.c.library import with_library
-from stategate.export.inputs import random_episode as random_episode
+from stategate.export.candidate import Candidate, Role
 from stategate.export.passes.graph import domains_of, opset_of
+from stategate.export.reference import Reference
 from stategate.export.seal.resident import measured
-from stategate.export.seal.verify import STRICT, Limits, Reference, verify
+from stategate.export.seal.verify import STRICT, Limits, verify
 
-Role = Literal["step", "chunk", "read", "write"]
 GOLDEN_PATH = "golden.npz"
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A model that is ready to be verified.
-
-    Attributes:
-        model: Where it comes from.
-        spec: Its signature with all sessions, thresholds as they shall be deployed.
-        graph: Serialised ONNX.
-        made_with: Packages whose versions go into the manifest.
-        initial: Initial states that are not zero, by state name.
-        metadata: Facts that travelled with the model.
-        calibration: The record that set the thresholds.
-        sessions: How many sessions the graph serves at once.
-        chunk: Serialised ONNX of several steps at once, or None.
-        chunk_steps: How many steps that is.
-        plan: What of it is in lower precision.
-        float_sizes: Bytes of its graph and of its states before that; None in float32.
-        way: How its step is run.
-        parts: Serialised ONNX of the parts of a step that the way needs, by role.
-        attached: Files that travel in the bundle and are never loaded, by path: the adopted file
-            where the step was made of it.
-        c_source: The step as C source, by name; empty where it has none.
-        no_native: Why it has none, where one was asked for.
-        needs_native: Whether a bundle without a native engine is refused.
-    """
-
-    model: ModelRef
-    spec: StepSpec
-    graph: bytes
-    made_with: tuple[str, ...]
-    initial: dict[str, np.ndarray] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    calibration: CalibrationRecord | None = None
-    sessions: int = 1
-    chunk: bytes | None = None
-    chunk_steps: int = 0
-    plan: PrecisionPlan = PRESETS["float32"]
-    float_sizes: tuple[int, int] | None = None
-    way: Way | None = None
-    parts: dict[Role, bytes] = field(default_factory=dict)
-    c_source: dict[str, bytes] = field(default_factory=dict)
-    no_native: str = ""
-    needs_native: bool = False
-    attached: dict[str, bytes] = field(default_factory=dict)
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Bytes of its graph and of its states, those of the float model where it was one."""
-        return self.float_sizes or (len(self.graph), self.spec.state_bytes)
-
-    def calibrated(self, record: CalibrationRecord) -> Candidate:
-        """The same model with the thresholds of a calibration record, beside those it has.
-
-        Raises:
-            CalibrationError: The record is for other weights, for a gate that is not there, or for
-                one that another record has set.
-        """
-        if record.model_sha256 != self.model.sha256:
-            raise CalibrationError(
-                "the calibration record is for another model",
-                found=f"weights {record.model_sha256[:12]}",
-                expected=f"weights {self.model.sha256[:12]}",
-                remedy="calibrate again: stategate calibrate",
-            )
-        chosen = {gate.gate: gate for gate in record.gates}
-        unknown = sorted(set(chosen) - {gate.name for gate in self.spec.gates})
-        if unknown:
-            raise CalibrationError("the record is for gates that the model lacks", found=unknown)
-        before = self.calibration
-        twice = [gate.gate for gate in before.gates if gate.gate in chosen] if before else []
-        if twice:
-            raise CalibrationError(
-                "two calibration records set the same gate",
-                found=", ".join(twice),
-                expected="one record for each gate",
-                remedy="leave one of them out",
-            )
-        gates = tuple(
-            msgspec.structs.replace(
-                gate,
-                threshold=chosen[gate.name].threshold,
-                expected_write_rate=chosen[gate.name].write_rate,
-                expected_from=f"calibration over {record.steps} steps of {record.episodes}",
-            )
-            if gate.name in chosen
-            else gate
-            for gate in self.spec.gates
-        )
-        spec = msgspec.structs.replace(self.spec, gates=gates)
-        if before:
-            record = CalibrationRecord(
-                record.model_sha256,
-                f"{before.episodes}; {record.episodes}",
-                before.steps + record.steps,
-                before.gates + record.gates,
-            )
-        return replace(self, spec=spec, calibration=record)
 
 
 def seal(

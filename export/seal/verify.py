@@ -13,7 +13,8 @@ from stategate.contract import InputsRef, Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
 from stategate.contract.stored import quanta, values
-from stategate.export.seal.answers import Answers, Arrays, Reference
+from stategate.export.reference import Arrays, Reference
+from stategate.export.seal.answers import Answers
 from stategate.runtime.check.full_pool import open_stepper
 from stategate.runtime.check.gaps import Gaps
 from stategate.runtime.check.golden import TOLERANCE, chunk_gap, fused_gap, stepped

@@ -9,8 +9,8 @@ import click
 import onnx
 
 from stategate.contract.errors import GraphError, TargetError
+from stategate.export.candidate import Candidate
 from stategate.export.passes.pinned import pinned
-from stategate.export.seal.pack import Candidate
 from stategate.export.tensorrt.rules import Generation, check_legal, findings, generation_of
 from stategate.targets import TargetProfile
 from stategate.targets.ladder import load_ladder

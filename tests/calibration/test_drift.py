@@ -16,8 +16,9 @@ from stategate.cli.main import main
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.export.candidates import candidate_from, reference_for
+from stategate.export.inputs import random_episode
 from stategate.export.passes.state_precision import stored
-from stategate.export.seal.pack import random_episode, seal
+from stategate.export.seal.pack import seal
 from stategate.export.seal.verify import Limits
 from stategate.models.load import LoadedModel
 from stategate.runtime import Session

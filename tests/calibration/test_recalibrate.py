@@ -11,7 +11,7 @@ from stategate.calibration.thresholds.recalibrate import recalibrate
 from stategate.cli.main import main
 from stategate.contract import Bundle, CalibrationRecord, Episode, StepSpec
 from stategate.contract.errors import CalibrationError, EpisodeError
-from stategate.export.seal.pack import random_episode
+from stategate.export.inputs import random_episode
 from stategate.models.step import StepResult
 
 

@@ -17,7 +17,8 @@ from stategate.contract.errors import GraphError, StatePairingError
 from stategate.export.frontends.adopt import OnnxReference, adopt
 from stategate.export.frontends.adopt_request import Request
 from stategate.export.frontends.pairing import find_pairs
-from stategate.export.seal.pack import random_episode, seal
+from stategate.export.inputs import random_episode
+from stategate.export.seal.pack import seal
 from stategate.runtime import Session
 
 F, H = TensorProto.FLOAT, TensorProto.FLOAT16

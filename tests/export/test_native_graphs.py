@@ -22,7 +22,8 @@ from stategate.export.candidates import candidate_from
 from stategate.export.engines_cli import with_c
 from stategate.export.frontends.adopt import Adopted, OnnxReference, adopt
 from stategate.export.frontends.adopt_request import Request
-from stategate.export.seal.pack import random_episode, seal
+from stategate.export.inputs import random_episode
+from stategate.export.seal.pack import seal
 from stategate.models import lift
 from stategate.models.load import LoadedModel
 

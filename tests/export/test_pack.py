@@ -28,9 +28,11 @@ from stategate.contract.errors import (
     ParityError,
     SpecError,
 )
+from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
 from stategate.export.frontends.trace import TorchReference
-from stategate.export.seal.pack import Candidate, random_episode, seal
+from stategate.export.inputs import random_episode
+from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel
 from stategate.models.step import StepModel
 

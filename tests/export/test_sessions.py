@@ -13,10 +13,12 @@ from torch import nn
 from stategate.cli.main import main
 from stategate.contract import Bundle, Episode, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import ParityError, SpecError, TraceError
+from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.frontends.rows import RowsReference, side_by_side, staggered
 from stategate.export.frontends.trace import TorchReference, trace
-from stategate.export.seal.pack import Candidate, random_episode, seal
+from stategate.export.inputs import random_episode
+from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepModel, StepResult
 from stategate.runtime import Pool, Session

@@ -14,9 +14,9 @@ from torch import nn
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import ExportError
 from stategate.contract.stored import quantised, values
+from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
 from stategate.export.passes.state_precision import store_states, stored
-from stategate.export.seal.pack import Candidate
 from stategate.export.storage_cli import _parsed as parsed
 from stategate.models.load import LoadedModel
 from stategate.models.step import StepResult

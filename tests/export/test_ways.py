@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from stategate.cli.main import main
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import SplitError
+from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
+from stategate.export.inputs import random_episode
 from stategate.export.passes import choose_split as ways
 from stategate.export.passes.choose_split import in_its_way
-from stategate.export.seal.pack import Candidate, random_episode
 from stategate.models.load import LoadedModel, load_model
 
 

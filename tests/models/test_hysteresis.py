@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stategate.contract.errors import ModelConfigError
-from stategate.export.seal.pack import random_episode
+from stategate.export.inputs import random_episode
 from stategate.models.gates.hysteresis import Hysteresis
 from stategate.models.memories.recurrent.cell import RecurrentStep
 from stategate.models.step import commit, initial_states, threshold_inputs

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stategate.contract.errors import ModelConfigError
-from stategate.export.seal.pack import random_episode
+from stategate.export.inputs import random_episode
 from stategate.models.memories.mamba2.cell import Mamba2, Mamba2Layer
 from stategate.models.memories.mamba2.config import PUBLISHED, Mamba2Config
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs

@@ -25,7 +25,8 @@ from stategate.contract import (
 from stategate.contract.errors import OutputFault, PoolFault, SpecError
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.cli import export
-from stategate.export.seal.pack import random_episode, seal
+from stategate.export.inputs import random_episode
+from stategate.export.seal.pack import seal
 from stategate.models.load import load_model
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session

@@ -31,9 +31,11 @@ from stategate.contract.errors import (
     StateFault,
     WriteBudgetError,
 )
+from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from, reference_for
+from stategate.export.inputs import random_episode
 from stategate.export.passes.choose_split import in_its_way
-from stategate.export.seal.pack import Candidate, draft, random_episode, seal
+from stategate.export.seal.pack import draft, seal
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepResult
 from stategate.runtime import Session

@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import BuildError
 from stategate.contract.precision import PRESETS
+from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
 from stategate.export.passes.quantise import chosen, projections, quantised
-from stategate.export.seal.pack import Candidate
 from stategate.export.tensorrt.build import Built, Settings, build_plan
 from stategate.export.tensorrt.rules import GENERATIONS, findings
 from stategate.export.tensorrt.variant import variant

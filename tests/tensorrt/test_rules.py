@@ -14,9 +14,9 @@ from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import GraphError, TargetError
 from stategate.contract.precision import PRESETS
 from stategate.contract.tensorrt_plan import GUARD
+from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
 from stategate.export.passes.quantise import chosen, projections, quantised
-from stategate.export.seal.pack import Candidate
 from stategate.export.tensorrt.build import Settings, wanted_flags
 from stategate.export.tensorrt.rules import GENERATIONS, check_legal, findings, generation_of
 from stategate.export.tensorrt.variant import variant
