@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from stategate.calibration.drift.judge import check_judge
-from stategate.calibration.drift.record import Drift, Point
+from stategate.calibration.drift.record import DriftReport, Point
 from stategate.contract import Bundle
 from stategate.contract.errors import CalibrationError
 from stategate.contract.reading import read_json
@@ -107,12 +107,12 @@ def _rows_of_model(folder: Path) -> list[Row]:
     float_bundle = Bundle.open(folder / FLOAT / "bundle")
     check_judge(float_bundle)
     rows: list[Row] = []
-    drifts: list[Drift] = []
+    drifts: list[DriftReport] = []
     for plan in plans:
         if (plan / "refused.txt").exists():
             rows.append(_refused(plan))
             continue
-        drift = _read(plan / "drift.json", Drift)
+        drift = _read(plan / "drift.json", DriftReport)
         bundle = Bundle.open(plan / "bundle")
         for side, ours in ((drift.reference, float_bundle), (drift.candidate, bundle)):
             if side.digest != ours.digest:
@@ -133,7 +133,7 @@ def _rows_of_model(folder: Path) -> list[Row]:
     return [_reference(folder, float_bundle, drifts, pace), *rows]
 
 
-def _measured(plan: Path, bundle: Bundle, drift: Drift, pace: dict[str, _Pace]) -> Row:
+def _measured(plan: Path, bundle: Bundle, drift: DriftReport, pace: dict[str, _Pace]) -> Row:
     """Of a candidate that was stepped beside its float model."""
     end = next((p for p in drift.milestones if p.step == HORIZON), None)
     if end is None and drift.fault is None:
@@ -158,7 +158,9 @@ def _measured(plan: Path, bundle: Bundle, drift: Drift, pace: dict[str, _Pace]) 
     )
 
 
-def _reference(folder: Path, bundle: Bundle, drifts: list[Drift], pace: dict[str, _Pace]) -> Row:
+def _reference(
+    folder: Path, bundle: Bundle, drifts: list[DriftReport], pace: dict[str, _Pace]
+) -> Row:
     """The float model, as the longest comparison saw it."""
     longest = max(drifts, key=lambda drift: drift.total.steps)
     metric, name = _metric(longest, 0)
@@ -193,7 +195,7 @@ def _facts(plan: Path, bundle: Bundle, pace: dict[str, _Pace]) -> dict[str, Any]
     }
 
 
-def _metric(drift: Drift, side: int) -> tuple[float | None, str | None]:
+def _metric(drift: DriftReport, side: int) -> tuple[float | None, str | None]:
     total: Point = drift.total
     if total.accuracies is not None:
         return total.accuracies[side], "accuracy"

@@ -8,11 +8,11 @@ import click
 
 from stategate.calibration.drift.judge import check_judge, command_with
 from stategate.calibration.drift.loop import drift as compare
-from stategate.calibration.drift.record import Drift, DriftLimits, Point
+from stategate.calibration.drift.record import DriftLimits, DriftReport, Point
 from stategate.calibration.drift.seal import REPORT, check_sealable, seal
 from stategate.common.console import progress, who_and_why
 from stategate.contract import Bundle, canonical_json, refuse_to_replace
-from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.durable import check_writable
 from stategate.contract.episodes import EpisodeSet
 
 _LIMITS = DriftLimits()
@@ -153,8 +153,6 @@ def drift(
     episodes = EpisodeSet.open(episode_path)
     horizon = steps or max(file.steps for file in episodes.files)
     total = len(episodes) * steps if steps else episodes.steps
-    from stategate.calibration.drift.page import page
-
     with progress(total, "stepping both") as report:
         result = compare(
             reference,
@@ -166,8 +164,8 @@ def drift(
             report=report,
         )
     raw = canonical_json(result)
-    write_whole(out / REPORT, raw)
-    write_whole(out / "drift.html", page(result).encode())
+    result.save(out / REPORT)
+    result.save(out / "drift.html")
     if as_json:
         click.echo(raw, nl=False)
     else:
@@ -181,7 +179,7 @@ def drift(
     ctx.exit(0 if result.passed or written is not None else 1)
 
 
-def _tell(result: Drift, out: Path) -> None:
+def _tell(result: DriftReport, out: Path) -> None:
     click.echo(
         f"{result.candidate.model}: {result.candidate.state_bytes:,} bytes of state beside "
         f"{result.reference.state_bytes:,}, {len(result.episodes)} episode(s)"

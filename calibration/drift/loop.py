@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from stategate.calibration.drift.judge import check_judge
-from stategate.calibration.drift.record import Drift, DriftLimits, Point, Side
+from stategate.calibration.drift.record import DriftLimits, DriftReport, Point, Side
 from stategate.contract import Bundle, Episode, GateSpec, Manifest, StateSpec
 from stategate.contract.errors import CalibrationError, EpisodeError, RuntimeFault
 from stategate.contract.stored import Array, values
@@ -34,7 +34,7 @@ def drift(
     repeat: bool = False,
     limits: DriftLimits = DriftLimits(),  # noqa: B008  (frozen)
     report: Callable[[int], None] = lambda _: None,
-) -> Drift:
+) -> DriftReport:
     """Step two bundles through the same episodes and compare them.
 
     Both start every episode at their initial state. A candidate that fails (NaN in a state, an
@@ -247,11 +247,11 @@ class _Roll:
         for gate, flips in figures.flips.items():
             self._flips[gate] += flips
 
-    def result(self, names: tuple[str, ...], sides: list[Side]) -> Drift:
+    def result(self, names: tuple[str, ...], sides: list[Side]) -> DriftReport:
         """The report, judged."""
         assert self.total is not None
         points = [self._points[t] for t in sorted(self._points)]
-        return Drift(
+        return DriftReport(
             reference=sides[0],
             candidate=sides[1],
             episodes=names,

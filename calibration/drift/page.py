@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from stategate.calibration.drift.record import Drift, Point
+from stategate.calibration.drift.record import DriftReport, Point
 from stategate.common.page import (
     SERIES,
     document,
@@ -19,11 +15,19 @@ from stategate.common.page import (
     table,
     themed_svg,
 )
+from stategate.contract.errors import MissingDependencyError
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as missing:
+    raise MissingDependencyError("matplotlib", "bench") from missing
 
 _FLOAT, _CANDIDATE, _THIRD = SERIES[:3]
 
 
-def page(result: Drift) -> str:
+def page(result: DriftReport) -> str:
     """HTML of a drift report; its bytes depend on the report alone."""
     verdict = "passed" if result.passed else "failed"
     skipped = [f"{name}: {why}" for name, why in result.not_compared.items()]
@@ -77,7 +81,7 @@ def _row(point: Point) -> Sequence[str]:
     )
 
 
-def _norms(result: Drift) -> tuple[Sequence[str], list[Sequence[str]]]:
+def _norms(result: DriftReport) -> tuple[Sequence[str], list[Sequence[str]]]:
     """By horizon, the float model's and the candidate's: what grows beyond its model shows here."""
     names = list(result.total.norms)
     rows: list[Sequence[str]] = [
@@ -90,7 +94,7 @@ def _norms(result: Drift) -> tuple[Sequence[str], list[Sequence[str]]]:
     return ("steps", *(title for name in names for title in (f"{name}, float", "candidate"))), rows
 
 
-def _sides(result: Drift) -> list[Sequence[str]]:
+def _sides(result: DriftReport) -> list[Sequence[str]]:
     sides = (result.reference, result.candidate)
     first = (result.first_flip, result.first_divergence)
     told = [f"step {where[0]:,} of {where[1]}" if where else "none" for where in first]
@@ -103,7 +107,7 @@ def _sides(result: Drift) -> list[Sequence[str]]:
     ]
 
 
-def _plots(result: Drift) -> list[str]:
+def _plots(result: DriftReport) -> list[str]:
     step = [point.step for point in result.samples]
 
     def errors(axes: Axes) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from html import escape
+from pathlib import Path
+
 import msgspec
 
+from stategate.contract.durable import write_whole
+from stategate.contract.errors import OutputError
+from stategate.contract.manifest import canonical_json
 from stategate.contract.specs import Record
 
 
@@ -117,7 +123,7 @@ class Side(Record, frozen=True):
     state_bytes: int
 
 
-class Drift(Record, frozen=True, kw_only=True):
+class DriftReport(Record, frozen=True, kw_only=True):
     """A candidate beside its float model, each in closed loop on its own state.
 
     Attributes:
@@ -160,7 +166,32 @@ class Drift(Record, frozen=True, kw_only=True):
         """Whether every limit was kept and nothing failed."""
         return not self.findings
 
-    def judged(self) -> Drift:
+    def save(self, path: str | Path) -> None:
+        """Write the report: as a page where the name ends in .html, as data where in .json.
+
+        Raises:
+            OutputError: The name has another suffix, or nothing can be written there.
+        """
+        path = Path(path)
+        if path.suffix == ".json":
+            write_whole(path, canonical_json(self))
+        elif path.suffix == ".html":
+            write_whole(path, self._page().encode())
+        else:
+            raise OutputError(
+                "a drift report is a page or data", found=path, expected="a name in .html or .json"
+            )
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, so that its style leaves the notebook alone."""
+        return f'<iframe srcdoc="{escape(self._page())}" width="100%" height="640"></iframe>'
+
+    def _page(self) -> str:
+        from stategate.calibration.drift.page import page  # plots need matplotlib
+
+        return page(self)
+
+    def judged(self) -> DriftReport:
         """The same with its findings."""
         total, limits = self.total, self.limits
         rates, accuracies = total.write_rates, total.accuracies

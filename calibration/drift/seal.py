@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from stategate.calibration.drift.judge import check_judge
-from stategate.calibration.drift.record import Drift
+from stategate.calibration.drift.record import DriftReport
 from stategate.contract import Bundle, DriftReceipt, FileRef, sha256, write_bundle
 from stategate.contract.errors import CalibrationError
 
@@ -42,7 +42,7 @@ def seal(
     out: Path,
     reference: Bundle,
     candidate: Bundle,
-    result: Drift,
+    result: DriftReport,
     report: bytes,
     accepted: str | None,
 ) -> Bundle | None:

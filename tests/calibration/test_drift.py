@@ -4,17 +4,19 @@ import json
 import re
 import warnings
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from stategate.calibration.drift.loop import drift
-from stategate.calibration.drift.record import DriftLimits
+from stategate.calibration.drift.record import DriftLimits, DriftReport
 from stategate.cli.main import main
 from stategate.contract import Bundle, Episode
-from stategate.contract.errors import CalibrationError, EpisodeError
+from stategate.contract.errors import CalibrationError, EpisodeError, OutputError
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.inputs import random_episode
 from stategate.export.passes.state_precision import stored
@@ -202,6 +204,21 @@ def test_the_page_of_a_report_is_the_same_every_time(
     first, again = (page(drift(tiny_bundle, rounded, [("<e>", episode)], 100)) for _ in range(2))
     assert first == again
     assert "<e>" not in first
+
+
+def test_a_report_is_saved_as_a_page_or_as_data_and_shows_itself_in_a_notebook(
+    tiny_bundle: Path, episode: Episode, tmp_path: Path
+) -> None:
+    report = drift(tiny_bundle, tiny_bundle, [("e", episode)], 100)
+    report.save(tmp_path / "drift.html")
+    report.save(str(tmp_path / "drift.json"))
+    html = (tmp_path / "drift.html").read_text()
+    assert msgspec.json.decode((tmp_path / "drift.json").read_bytes(), type=DriftReport) == report
+    frame = report._repr_html_()
+    assert re.fullmatch(r'<iframe srcdoc="([^"]*)" [^<>]*></iframe>', frame)
+    assert unescape(frame.partition('"')[2].partition('"')[0]) == html
+    with pytest.raises(OutputError, match="page or data"):
+        report.save(tmp_path / "drift.txt")
 
 
 def test_int8_loses_speech_that_error_feedback_keeps(

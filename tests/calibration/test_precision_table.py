@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from stategate.bench.measure.pace import measure_pace
 from stategate.calibration.drift.loop import drift
-from stategate.calibration.drift.record import Drift
+from stategate.calibration.drift.record import DriftReport
 from stategate.calibration.precision_table import BEGIN, END, Row, on_page, rows_of, table
 from stategate.cli.main import main
 from stategate.contract import Episode, canonical_json
@@ -87,7 +87,7 @@ def test_every_plan_has_a_row_and_its_figures_are_those_of_its_files(original: P
         "weights-int4",
     ]
     told = msgspec.json.decode(
-        (original / "tiny" / "state-int8" / "drift.json").read_bytes(), type=Drift
+        (original / "tiny" / "state-int8" / "drift.json").read_bytes(), type=DriftReport
     )
     assert int8.error_at_10000 == told.milestones[-1].output_error_mean > 0
     assert int8.flip_rate == told.total.flips / told.total.decisions
@@ -142,7 +142,7 @@ def test_the_recorded_rows_show_int8_failing_and_error_feedback_mending_it() -> 
 
 def test_a_candidate_that_stopped_says_where(folder: Path) -> None:
     path = folder / "tiny" / "state-int8" / "drift.json"
-    told = msgspec.json.decode(path.read_bytes(), type=Drift)
+    told = msgspec.json.decode(path.read_bytes(), type=DriftReport)
     early = msgspec.structs.replace(told.total, step=7, steps=7)
     stopped = msgspec.structs.replace(
         told, fault="NaN", findings=("NaN",), total=early, milestones=told.milestones[:1]
@@ -188,7 +188,7 @@ def test_a_drift_report_of_another_bundle_is_refused(folder: Path) -> None:
 
 def test_a_short_drift_report_is_refused(folder: Path) -> None:
     path = folder / "tiny" / "state-int8" / "drift.json"
-    told = msgspec.json.decode(path.read_bytes(), type=Drift)
+    told = msgspec.json.decode(path.read_bytes(), type=DriftReport)
     short = msgspec.structs.replace(told, milestones=told.milestones[:3])
     path.write_bytes(canonical_json(short))
     with pytest.raises(CalibrationError, match="too short"):
