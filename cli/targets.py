@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from stategate.common.ending import CommandGroup
+from stategate.common.tables import markdown_table, text_table
 from stategate.targets.ladder import load_ladder
 from stategate.targets.profile import Figure, Sourced, TargetProfile, load, names
 
@@ -35,14 +36,8 @@ def targets(context: click.Context, as_json: bool, markdown: bool) -> None:
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(profile) for profile in profiles], indent=2))
         return
-    lines = [HEADS, *map(row, profiles)]
-    if markdown:
-        lines.insert(1, ("---",) * len(HEADS))
-        click.echo("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-        return
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for cells in lines:
-        click.echo("  ".join(map(str.ljust, cells, widths)).rstrip())
+    rows = [row(profile) for profile in profiles]
+    click.echo(markdown_table(HEADS, rows) if markdown else text_table([HEADS, *rows]))
 
 
 @targets.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto
 
+from stategate.common.timing import TimedCall, time_in_turns
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures, first_line
@@ -51,7 +51,7 @@ def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> 
         Microseconds by name, of those that this ONNX Runtime can load. Taking turns, they share
         whatever else this machine does.
     """
-    bindings = {}
+    calls = {}
     for name, graph in graphs.items():
         try:
             session = onnxruntime.InferenceSession(graph, one_thread(), ["CPUExecutionProvider"])
@@ -62,15 +62,9 @@ def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> 
             binding.bind_cpu_input(node.name, feeds[node.name])
         for node in session.get_outputs():
             binding.bind_output(node.name)
-        bindings[name] = (session, binding)
-    times: dict[str, list[int]] = {name: [] for name in bindings}
-    for turn in range(WARM_UP + ROUNDS):
-        for name, (session, binding) in bindings.items():
-            start = time.perf_counter_ns()
-            session.run_with_iobinding(binding)
-            if turn >= WARM_UP:
-                times[name].append(time.perf_counter_ns() - start)
-    return {name: float(np.median(spans)) / 1000.0 for name, spans in times.items()}
+        calls[name] = TimedCall(session.run_with_iobinding, (binding,))
+    spans_ns = time_in_turns(calls, rounds=ROUNDS, warm_up=WARM_UP)
+    return {name: float(np.median(spans)) / 1000.0 for name, spans in spans_ns.items()}
 
 
 def check_runs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path, PurePosixPath
-from time import perf_counter_ns
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from stategate.common.compiler import compile_library
+from stategate.common.timing import TimedCall, time_in_turns
 from stategate.contract import Bundle, Episode, FileRef, sha256, write_bundle
 from stategate.contract.c_library import ABI, LIBRARY_PATH, Engine, check_library, why_not_here
 from stategate.contract.errors import BundleError, MissingDependencyError, ParityError
@@ -115,28 +117,24 @@ def measure_us(bundle: Bundle) -> dict[str, float]:
     golden = bundle.golden()
     feeds = list(golden if golden is not None else _zeros(bundle))
     engines: tuple[Engine, ...] = ("native", "onnxruntime")
-    medians: dict[str, list[float]] = {}
     with ExitStack() as opened:
-        steppers = {}
+        calls: dict[str, TimedCall] = {}
         for engine in engines:
             try:
-                stepper = open_stepper(bundle.path, engine)
+                stepper = opened.enter_context(closing(open_stepper(bundle.path, engine)))
             except MissingDependencyError:
                 continue
-            steppers[engine] = opened.enter_context(closing(stepper))
-            medians[engine] = []
-        end = perf_counter_ns() + int(_SECONDS * 1e9)
-        while perf_counter_ns() < end or not all(medians.values()):
-            for engine, stepper in steppers.items():
-                spans = []
-                step = stepper.step
-                stepper.reset()  # so that no step is taken which the golden episode did not take
-                for feed in feeds[:_BURST]:
-                    start = perf_counter_ns()
-                    step(**feed)
-                    spans.append(perf_counter_ns() - start)
-                medians[engine].append(float(np.median(spans)))
-    return {engine: min(taken) / 1000.0 for engine, taken in medians.items()}
+            # Reset, so that no step is taken which the golden episode did not take.
+            step = partial(_call_with, stepper.step)
+            calls[engine] = TimedCall(step, feeds, prepare=stepper.reset)
+        spans_ns = time_in_turns(
+            calls, rounds=1, burst=min(_BURST, len(feeds)), warm_up=0, seconds=_SECONDS
+        )
+    return {name: float(np.median(ns, axis=1).min()) / 1e3 for name, ns in spans_ns.items()}
+
+
+def _call_with(step: Callable[..., object], feed: dict[str, Any]) -> object:
+    return step(**feed)
 
 
 def _zeros(bundle: Bundle) -> Episode:
