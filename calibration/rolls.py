@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stategate.contract import Episode, GateSpec, StepSpec
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.contract.failures import failures, first_line
-from stategate.models.step import StepModel, Tensors, initial_states, threshold_inputs
+from stategate.models.step import StepModel, Tensors, initial_states, opens, threshold_inputs
 
 Report = Callable[[int], None]
 
@@ -156,8 +156,8 @@ class Lanes:
         name = self.gate.threshold_input
         shown = {name: threshold[None]} if name is not None else {}
         result = self._model.step({**inputs, **self._fixed, **shown}, states)
-        is_open = {g: (result.gates[g] > t).any() for g, t in self._others.items()}
-        is_open[self.gate.name] = (result.gates[self.gate.name] > threshold).any()
+        is_open = {g: opens(result.gates[g], t).any() for g, t in self._others.items()}
+        is_open[self.gate.name] = opens(result.gates[self.gate.name], threshold).any()
         kept = {
             s.name: torch.where(is_open[s.gate], result.states[s.name], states[s.name])
             if s.gate in is_open
@@ -252,7 +252,7 @@ def roll(
             tried, states, {name: array[t] for name, array in inputs.items()}
         )
         _check_finite(values, gate, t)
-        is_open = (values > limits).flatten(1)
+        is_open = opens(values, limits).flatten(1)
         writes += is_open.any(1)
         openings += is_open.any(1) if elements_of(gate) == 1 else is_open.sum(1)
         for name, labels in episode.labels.items():

@@ -131,6 +131,11 @@ def threshold_inputs(
     }
 
 
+def opens(gate: torch.Tensor, threshold: torch.Tensor | float) -> torch.Tensor:
+    """Which elements of a hard gate are open; see `stategate.contract.write_rule`."""
+    return gate > threshold
+
+
 def commit(
     spec: StepSpec,
     states: Tensors,
@@ -147,6 +152,6 @@ def commit(
         gate.name
         for gate in spec.gates
         if gate.threshold is not None
-        and not bool((result.gates[gate.name] > chosen.get(gate.name, gate.threshold)).any())
+        and not bool(opens(result.gates[gate.name], chosen.get(gate.name, gate.threshold)).any())
     }
     return {s.name: (states if s.gate in closed else result.states)[s.name] for s in spec.states}

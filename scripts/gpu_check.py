@@ -37,7 +37,7 @@ from stategate.contract.tensorrt_plan import RECORD, StoredPlan
 from stategate.export.tensorrt.build import Settings, workspace_bytes
 from stategate.export.tensorrt.local import beside, build_engine, keep, sole_builder
 from stategate.runtime import Session
-from stategate.runtime.check.gaps import Gaps
+from stategate.runtime.check.gaps import Gaps, flips
 from stategate.runtime.engines.cuda import Cuda
 from stategate.runtime.engines.tensorrt_api import LIBRARIES, importable, load_tensorrt
 
@@ -100,8 +100,8 @@ def inputs_of(bundle: Bundle, steps: int) -> Episode:
 
 def compared(bundle: Bundle, episode: Episode) -> Way:
     """Step an engine beside ONNX Runtime, and time both."""
-    outputs, states, flips = Gaps(), Gaps(), 0
-    thresholds = {n: np.float32(t) for n, t in bundle.manifest.step.thresholds.items()}
+    outputs, states, flipped = Gaps(), Gaps(), 0
+    thresholds = bundle.manifest.step.thresholds
     with (
         Session.open(bundle.path, engine="tensorrt") as gpu,
         Session.open(bundle.path, engine="onnxruntime") as cpu,
@@ -109,8 +109,7 @@ def compared(bundle: Bundle, episode: Episode) -> Way:
     ):
         for t, given in enumerate(episode):
             outputs.add(gpu.step(**given), cpu.step(**given))
-            for name, threshold in thresholds.items():
-                flips += int(((gpu.gates[name] > threshold) != (cpu.gates[name] > threshold)).sum())
+            flipped += flips(thresholds, gpu.gates, cpu.gates)
             if t % 100 == 99:
                 report(t + 1)
         names = [state.name for state in bundle.manifest.states]
@@ -121,7 +120,7 @@ def compared(bundle: Bundle, episode: Episode) -> Way:
             engine=gpu.engine_name,
             max_output_error=outputs.worst(),
             max_state_error=states.worst(),
-            gate_flips=flips,
+            gate_flips=flipped,
             same_ledger=same,
             guard_fires=guard_fires(gpu, episode),
             p50_us=float(np.percentile(gpu_us, 50)),

@@ -11,6 +11,7 @@ import numpy as np
 
 from stategate.contract import Bundle
 from stategate.contract.errors import EngineError, MeasurementError, StategateError
+from stategate.contract.write_rule import opens, opens_number
 from stategate.runtime import Session
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.engines.engine import ENGINES, EngineChoice
@@ -82,7 +83,7 @@ class GateLog:
         """1 where any element of any gate was above its threshold."""
         wrote = np.zeros(count, bool)
         for rows, _, threshold in self._rows:
-            wrote |= (rows[:count].reshape(count, -1) > np.float32(threshold)).any(axis=1)
+            wrote |= opens(rows[:count].reshape(count, -1), threshold).any(axis=1)
         return wrote.astype(np.uint8)
 
 
@@ -144,7 +145,7 @@ class EngineSubject:
             raise MeasurementError("the inputs are not what the manifest says")
         self._run(self._parity)
         for bit, gate, threshold in self._gates:
-            if gate[0] > threshold:
+            if opens_number(gate[0], threshold):
                 self._parity ^= bit
         return self._outputs
 

@@ -17,6 +17,7 @@ from stategate.calibration.drift.record import DriftLimits, DriftReport, Point, 
 from stategate.contract import Bundle, Episode, GateSpec, Manifest, StateSpec
 from stategate.contract.errors import CalibrationError, EpisodeError, RuntimeFault
 from stategate.contract.stored import Array, values
+from stategate.contract.write_rule import opens
 from stategate.runtime.session import Session
 
 _PER_DECADE = 24
@@ -223,8 +224,8 @@ class _Roll:
             both = [self._values(side) for side in (reference, candidate)]
             figures.add_states(both[1], {n: both[0][n] for n in states})
             for gate in gates:
-                theirs = reference.gates[gate].ravel() > limits[0][gate]
-                flipped = theirs != (candidate.gates[gate].ravel() > limits[1][gate])
+                theirs = opens(reference.gates[gate].ravel(), limits[0][gate])
+                flipped = theirs != opens(candidate.gates[gate].ravel(), limits[1][gate])
                 figures.flips[gate] += flipped
                 if self._first_flip is None and flipped.any():
                     self._first_flip = (t, name)

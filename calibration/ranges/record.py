@@ -21,6 +21,7 @@ from stategate.calibration.ranges.statistics import Statistics, decade_of
 from stategate.contract import Bundle, Episode, EpisodeFile, EpisodeSet, StepSpec
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import RangeRecord, TensorRange
+from stategate.contract.write_rule import opens
 from stategate.runtime.base.buffers import initial_bytes
 
 _BUFFERED_STEPS = 64
@@ -135,7 +136,7 @@ class Roller:
         closed = {
             name
             for name, threshold in self.spec.thresholds.items()
-            if not (given[name] > np.float32(threshold)).any()
+            if not opens(given[name], threshold).any()
         }
         return {
             s.name: states[s.name] if s.gate in closed else given[s.next_name]

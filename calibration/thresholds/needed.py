@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from stategate.calibration.rolls import OPEN, SHUT, Lanes, Report, tensors_of
 from stategate.contract import Episode, GateSpec
 from stategate.contract.errors import CalibrationError
+from stategate.contract.write_rule import opens
 from stategate.models.step import StepModel
 
 HORIZON = 128
@@ -49,7 +50,7 @@ class Needs:
 
     def rates(self, threshold: float) -> tuple[float, float]:
         """Share of steps that a threshold misses, and that it writes needlessly."""
-        is_open = self.gate > np.float32(threshold)
+        is_open = opens(self.gate, threshold)
         return float((~is_open & self.needed).mean()), float((is_open & ~self.needed).mean())
 
     def merged(self, other: Needs) -> Needs:

@@ -30,6 +30,7 @@ from stategate.contract import (
 )
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.contract.staging import scratch_folder
+from stategate.contract.write_rule import opens
 from stategate.runtime.session import Session
 
 _TRIED, _FINER = 9, 7
@@ -53,7 +54,7 @@ class _Life:
 
     def opened(self, threshold: float) -> list[NDArray[np.bool_]]:
         """Which elements were open."""
-        return [values > np.float32(threshold) for values in self.values]
+        return [opens(values, threshold) for values in self.values]
 
 
 def recalibrate(

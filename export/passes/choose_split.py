@@ -13,6 +13,7 @@ import onnxruntime
 from stategate.contract import Episode, StepSpec, Way
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SplitError
+from stategate.contract.write_rule import opens
 from stategate.export.candidate import Candidate, Role
 from stategate.export.passes.split import Split, quiet, read_write
 from stategate.export.timing import medians_us, one_thread, sample
@@ -137,7 +138,7 @@ def _proven(candidate: Candidate, split: Split, episode: Episode) -> float:
 
 def _any_open(spec: StepSpec, given: Arrays, shift: np.floating[Any] | None) -> bool:
     return any(
-        bool((given[gate.name] > np.float32(gate.threshold if shift is None else shift)).any())
+        bool(opens(given[gate.name], gate.threshold if shift is None else shift).any())
         for gate in spec.gates
         if gate.threshold is not None
     )

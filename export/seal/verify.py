@@ -13,6 +13,7 @@ from stategate.contract import InputsRef, Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
 from stategate.contract.stored import quanta, values
+from stategate.contract.write_rule import opens
 from stategate.export.reference import Arrays, Reference
 from stategate.export.seal.answers import Answers
 from stategate.runtime.check.full_pool import open_stepper
@@ -145,7 +146,7 @@ def compare(
             flipped.append([])
             for name, threshold in thresholds.items():
                 here, there = (
-                    (values[name] > np.float32(threshold)).reshape(rows, -1)
+                    opens(values[name], threshold).reshape(rows, -1)
                     for values in (session.gates, gates)
                 )
                 parted = np.flatnonzero((here != there).any(axis=1))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stategate.contract import GateSpec, StateSpec, StepSpec
 from stategate.contract.errors import ModelConfigError
-from stategate.models.step import StepModel, StepResult, Tensors, initial_states
+from stategate.models.step import StepModel, StepResult, Tensors, initial_states, opens
 
 _OPEN = "is_open"
 
@@ -93,7 +93,7 @@ class Hysteresis(nn.Module):
         own = {name: state for name, state in states.items() if name != _OPEN}
         result = self.model.step({**inputs, self._input: limit}, own)
         value = result.gates[self._gate.name]
-        is_open = value > limit
+        is_open = opens(value, limit)
         # Above T by eight units in its last place, and at zero by what no exporter takes for zero.
         above = threshold + (threshold.abs() * 2.0**-20 + 2.0**-10)
         shown = torch.where(is_open, torch.maximum(value, above), torch.minimum(value, threshold))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.models.step import StepResult, Tensors
+from stategate.models.step import StepResult, Tensors, opens
 
 _LEAK = 0.004
 _SURPRISE_FLOOR = 1e-3
@@ -179,7 +179,7 @@ class AuraMem(nn.Module):
         S, b = states["S"], states["b"]
         p = self.project(inputs["z"])
         seen = self.recall(p, S, b)
-        is_open = seen.gate > inputs["threshold"]
+        is_open = opens(seen.gate, inputs["threshold"])
         keep = 1.0 - _LEAK * p.beta
         change = p.beta * seen.residual
         overlap = (p.k * p.q).sum(-1, keepdim=True)

@@ -32,7 +32,7 @@ from torch.nn.functional import gelu
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.models.fields import check_fields, refused
 from stategate.models.functions import share as logistic
-from stategate.models.step import StepResult, Tensors
+from stategate.models.step import StepResult, Tensors, opens
 
 _FLOAT_BYTES = 4
 
@@ -197,7 +197,7 @@ class Sega(nn.Module):
             logits.append(seen)
         mean = torch.stack(logits).mean(0)
         gate = torch.where(started > 0.5, logistic(mean), 1.0)
-        is_open = gate > inputs["threshold"]
+        is_open = opens(gate, inputs["threshold"])
         share = gate.unsqueeze(-1)
         written = share * self.memory_norm(s) + (1 - share) * placed - self.position
         any_open = is_open.any(-1, keepdim=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stategate.models.memories.aura import AuraMem, GateChooser
-from stategate.models.step import Tensors
+from stategate.models.step import Tensors, opens
 from stategate.models.training.stream import GateRule, Recipe, Score
 from stategate.models.zoo.binding_stream import NO_LABEL, BindingStreams
 
@@ -29,7 +29,7 @@ def always(t: int, logits: Tensor) -> Tensor:
 
 def hard_gate(threshold: float | Tensor) -> GateChooser:
     """Open above a threshold, a number or one per row ``(batch, 1)``."""
-    return lambda t, logits: (logits > threshold).to(logits.dtype)
+    return lambda t, logits: opens(logits, threshold).to(logits.dtype)
 
 
 def schedule(rule: GateRule, seed: int, threshold: float = 0.0) -> GateChooser:

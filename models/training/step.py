@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.recurrent.cell import RecurrentStep
-from stategate.models.step import StepModel, Tensors, initial_states, threshold_inputs
+from stategate.models.step import StepModel, Tensors, initial_states, opens, threshold_inputs
 from stategate.models.training.stream import Recipe, Score
 from stategate.models.zoo.binding_stream import FEATURES, NO_LABEL, VALUES, BindingStreams
 from stategate.models.zoo.seeded import GDN2
@@ -125,7 +125,7 @@ def score(
             right += int((result.outputs["y"].argmax(-1) == label[t]).sum())
             for gate in spec.gates:
                 limit = limits.get(gate.threshold_input or "", torch.zeros(1))
-                opened.append(float((result.gates[gate.name] > limit).float().mean()))
+                opened.append(float(opens(result.gates[gate.name], limit).float().mean()))
         queries += int((taken.label != NO_LABEL).sum())
         report(min(start + chunk, steps))
     write_rate = sum(opened) / len(opened)

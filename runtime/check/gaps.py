@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from stategate.contract.write_rule import opens
 from stategate.runtime.base.buffers import Array
 
 
@@ -14,8 +15,8 @@ def flips(
 ) -> int:
     """Elements of the gates that have a threshold which decide otherwise than the reference's."""
     return sum(
-        int(((ours[name] > limit) != (reference[name] > limit)).sum())
-        for name, limit in ((n, np.float32(t)) for n, t in thresholds.items())
+        int((opens(ours[name], threshold) != opens(reference[name], threshold)).sum())
+        for name, threshold in thresholds.items()
     )
 
 

@@ -8,6 +8,7 @@ from math import isfinite
 import numpy as np
 
 from stategate.contract.errors import OutputFault, StateFault
+from stategate.contract.write_rule import opens, opens_number
 from stategate.runtime.base.buffers import Array, Buffers, Group, Slot, StateBanks, is_finite
 from stategate.runtime.base.ledger import Counters
 from stategate.runtime.engines.engine import Engine, Resident
@@ -157,7 +158,7 @@ class Memory:
         for threshold, group in zip(self._thresholds, self._gated, strict=True):
             assert group.gate is not None
             values = gates[group.gate.name].array[0, :steps].reshape(steps, -1)
-            is_open = values > threshold
+            is_open = opens(values, threshold)
             any_open = is_open.any(axis=1)
             wrote |= any_open
             counts.append(int((any_open if group.whole else is_open).sum()))
@@ -189,10 +190,10 @@ class Memory:
             value: float = slot.numbers[0]
             if not isfinite(value):
                 raise self._fault(slot, "gate")
-            return value > threshold
+            return opens_number(value, threshold)
         if not slot.finite():
             raise self._fault(slot, "gate")
-        np.greater(slot.flat, threshold, out=mask)
+        opens(slot.flat, threshold, out=mask)
         count = int(np.count_nonzero(mask))
         # A gate of step granularity guards as one: open anywhere is open.
         return min(count, 1) if group.whole else count

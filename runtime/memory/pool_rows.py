@@ -18,6 +18,7 @@ import numpy as np
 
 from stategate.contract import TensorSpec
 from stategate.contract.errors import UnknownInputError
+from stategate.contract.write_rule import opens
 from stategate.runtime.base.buffers import Array, Buffers, Group, StateBanks
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.base.rows import RowCounters, RowTensor
@@ -96,7 +97,7 @@ class RowGroup:
         if self._gate is None:
             np.copyto(self.writes, stepped)
             return
-        np.greater(self._gate.table, self._threshold, out=self._open)
+        opens(self._gate.table, self._threshold, out=self._open)
         np.add.reduce(self._open, axis=1, dtype=np.int64, out=self.openings)
         if self._whole:
             np.minimum(self.openings, 1, out=self.openings)

@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stategate.models.step import opens
+
 CHUNK = 16
 """Tokens of a chunk: errors grow with its length. At 16 they stay below 1e-6 for erase gates up to
 1, and below 2e-5 of the values for gates near 2 and a key that never changes."""
@@ -101,7 +103,7 @@ def step(tokens: Tokens, carried: Carried, threshold: Tensor, skip_by: str) -> W
     erased, read = torch.matmul(torch.stack((b * k * decay, q * decay), dim=-2), S).unbind(-2)
     u = w * v - erased
     gate = largest_gate(tokens) if skip_by == "gate" else torch.sqrt((u * u).sum(-1))
-    is_open = (gate > threshold).unsqueeze(-1)
+    is_open = opens(gate, threshold).unsqueeze(-1)
     scale = k.shape[-1] ** -0.5
     o = scale * (read + torch.where(is_open, (q * k).sum(-1, keepdim=True) * u, 0.0))
     written = decay.unsqueeze(-1) * S + k.unsqueeze(-1) * u.unsqueeze(-2)
@@ -131,7 +133,7 @@ def chunk(tokens: Tokens, carried: Carried, threshold: Tensor, valid: Tensor) ->
         Reads and gates for each token, and the memory after the last valid one.
     """
     gate = largest_gate(tokens)
-    is_open = (gate > threshold) & valid.unsqueeze(-1)
+    is_open = opens(gate, threshold) & valid.unsqueeze(-1)
     q, k, v, g, b, w = (part.transpose(1, 2) for part in tokens)  # (rows, heads, time, ...)
     open_rows = is_open.transpose(1, 2).unsqueeze(-1)
     b, wv = torch.where(open_rows, b, 0.0), torch.where(open_rows, w * v, 0.0)

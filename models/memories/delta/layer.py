@@ -22,6 +22,7 @@ from stategate.models.operators import (
     linear_attention,
     traced_natively,
 )
+from stategate.models.step import opens
 
 _UNIT_EPS = 1e-6
 
@@ -192,10 +193,10 @@ class DeltaLayer(nn.Module):
             u = w * v - torch.matmul(seen, carried.S).squeeze(-2)
             if self.config.skip_by == "update":
                 gate = torch.sqrt((u * u).sum(-1))
-            is_open = (gate > threshold).unsqueeze(-1)
+            is_open = opens(gate, threshold).unsqueeze(-1)
             v, beta = torch.where(is_open, u, 0.0), None
         else:
-            is_open = (gate > threshold).unsqueeze(-1)
+            is_open = opens(gate, threshold).unsqueeze(-1)
             beta = torch.where(is_open, b, 0.0)
         o, written = linear_attention(
             self.operators,

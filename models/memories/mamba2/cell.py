@@ -27,7 +27,7 @@ from torch.nn.functional import silu, softplus
 
 from stategate.contract import StepSpec
 from stategate.models.memories.mamba2.config import Mamba2Config
-from stategate.models.step import StepResult, Tensors
+from stategate.models.step import StepResult, Tensors, opens
 
 _DT_AT_START = (1e-3, 1e-1)  # where dt lies before training, log-uniform
 _DECAY_AT_START = (1.0, 16.0)  # -A, uniform
@@ -181,7 +181,7 @@ class Mamba2(nn.Module):
             assert isinstance(mixer, Mamba2Layer)
             h = states[f"layers.{i}.h"]
             p = mixer.project(self.norms[i](u), states[f"layers.{i}.conv"])
-            is_open = (p.dt > inputs["threshold"])[..., None, None]
+            is_open = opens(p.dt, inputs["threshold"])[..., None, None]
             h = torch.where(is_open, mixer.written(p, h), h)
             u = u + mixer.out(p, mixer.read(p, h))
             after |= {f"layers.{i}.h": h, f"layers.{i}.conv": p.conv}

@@ -38,7 +38,7 @@ from stategate.contract.errors import ModelConfigError
 from stategate.contract.failures import failures
 from stategate.models.functions import share
 from stategate.models.memories.recurrent.sizes import RecurrentSizes
-from stategate.models.step import StepResult, Tensors
+from stategate.models.step import StepResult, Tensors, opens
 
 TorchRecurrent = nn.LSTM | nn.GRU | nn.LSTMCell | nn.GRUCell
 
@@ -65,7 +65,7 @@ def _through_layers(cell: _Cell, x: Tensor, inputs: Tensors, states: Tensors) ->
 
 def _where_open(gate: Tensor, new: Tensor, old: Tensor, inputs: Tensors) -> Tensor:
     threshold = inputs.get("threshold")  # a soft gate has none
-    return new if threshold is None else torch.where(gate > threshold, new, old)
+    return new if threshold is None else torch.where(opens(gate, threshold), new, old)
 
 
 class RecurrentStep(nn.Module):

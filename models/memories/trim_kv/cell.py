@@ -35,7 +35,7 @@ from stategate.contract import StepSpec
 from stategate.models.checkpoint import weights_sha256
 from stategate.models.gates.trained_part import load_part
 from stategate.models.memories.trim_kv.config import TrimKvConfig
-from stategate.models.step import StepResult, Tensors
+from stategate.models.step import StepResult, Tensors, opens
 
 PERIOD = 1 << 30
 """Steps after which the clock starts again; half of what int32 holds, so that no sum overflows."""
@@ -202,7 +202,7 @@ class TrimKv(nn.Module):
         """The token replaces the weakest of each head that it beats."""
         score = _scores(states["log_beta"], states["stamp"], now)
         gate = 2 * token.log_beta - score.amin(-1)
-        is_open = (gate > threshold).unsqueeze(-1)
+        is_open = opens(gate, threshold).unsqueeze(-1)
         return _put(token, states, now, self._slot(score.argmin(-1)) & is_open), {"write": gate}
 
     def _stored(self, token: Token, states: Tensors, now: Tensor) -> dict[str, Tensor]:
