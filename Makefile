@@ -25,7 +25,7 @@ HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
 EXPORTER = $(call SOURCES,cli common export models contract runtime) targets/profile.py targets/toml_tables.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 aarch64 cases check lint types export matrix bench bench-native bench-overhead bench-peers bench-stack soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
+.PHONY: help setup dev run picture test test-slow test-tensorrt test-aarch64 aarch64 cases house check lint types export matrix bench bench-native bench-overhead bench-peers bench-stack soak drift precision-table train-aura train-delta train-gru lock wheel clean distclean view
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -338,6 +338,9 @@ lint: $(VENV)/.dev ## Check style
 
 types: $(VENV)/.dev view ## Check types
 	$(BIN)/mypy | sed 's#^\.view/stategate/##'
+
+house: $(VENV)/.test ## The house in figures: lines, loads, words -> build/bench/house.json
+	@$(BIN)/python -m lab.house
 
 check: lint types test ## Everything a commit must pass
 

@@ -47,6 +47,11 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"contract", "common", "targets", "models", "calibration", "export", "runtime", "bench"},
         BASE | {"evidence", "torch", "matplotlib"},
     ),
+    # The house's own laboratory: it is not installed, composes all rooms, and nobody imports it.
+    "lab": (
+        {"contract", "common", "targets", "models", "calibration", "export", "runtime", "bench"},
+        BASE | {"lab", "torch", "matplotlib"},
+    ),
 }
 # Inside of a room: a folder or module imports only what stands before it, and itself.
 FLOORS = {

@@ -1,0 +1,1 @@
+"""The house's own laboratory: tested, and not installed."""
