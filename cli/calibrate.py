@@ -128,8 +128,8 @@ def calibrate(
     from stategate.calibration.rolls import hard_gate
     from stategate.calibration.thresholds.curve import calibrate_gate
     from stategate.calibration.thresholds.episodes import Fleet
-    from stategate.models.checkpoint import weights_sha256
     from stategate.models.load import load_model
+    from stategate.models.weights import weights_sha256
 
     loaded = load_model(model)
     hard_gate(loaded.model.step_spec(), gate_name)  # before anything is asked for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,21 +12,22 @@ import msgspec
 
 from stategate.common.console import progress
 from stategate.contract.durable import check_writable
-from stategate.models.zoo.names import TRAINED
+from stategate.models.zoo.catalogue import ZOO
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from stategate.models.checkpoint import Measured
     from stategate.models.memories.aura import GateChooser
     from stategate.models.training.stream import Recipe, Score
     from stategate.models.zoo.binding_stream import World
+    from stategate.models.zoo.checkpoint import Measured
 
 _TEST_SEED = 2_000_003
+_TRAINED = [entry.name for entry in ZOO.values() if entry.weights == "trained"]
 
 
 @click.command("train")
-@click.argument("model", type=click.Choice(TRAINED))
+@click.argument("model", type=click.Choice(_TRAINED))
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -63,10 +64,10 @@ def train_command(
 
     import torch
 
-    from stategate.models import checkpoint
-    from stategate.models.checkpoint import Card, Measured
+    from stategate.models.training.recipes import TRAININGS
     from stategate.models.training.stream import train
-    from stategate.models.zoo.trained import TRAININGS
+    from stategate.models.zoo import checkpoint
+    from stategate.models.zoo.checkpoint import Card, Measured
 
     training = TRAININGS[model]
     seed = training.recipe.seed if seed is None else seed
@@ -91,7 +92,7 @@ def train_command(
     assert kept is not None
     command = f"stategate train {model} --seed {seed} --iterations {iterations}"
     checkpoint.save(
-        out, kept[0], kept[1], Card(command, kept[2], str(torch.__version__), tuple(table))
+        out, kept[0], kept[1], Card(command, asdict(kept[2]), str(torch.__version__), tuple(table))
     )
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(table), indent=2))

@@ -87,10 +87,9 @@ def train_retention_command(
     check_writable(out)
 
     from stategate.calibration.gates.retention import lived_error, train_retention
-    from stategate.models.checkpoint import weights_sha256
-    from stategate.models.gates.trained_part import save_part
     from stategate.models.load import load_model
     from stategate.models.memories.trim_kv.cell import TrimKv
+    from stategate.models.weights import save_part, weights_sha256
 
     loaded = load_model(model)
     if not isinstance(loaded.module, TrimKv):

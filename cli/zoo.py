@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from stategate.contract.durable import check_writable, write_whole
-from stategate.models.zoo.names import HELD_OUT_SEED, NAMES, unknown_model
+from stategate.models.zoo.catalogue import HELD_OUT_SEED, ZOO, entry
 
 
 @click.command()
@@ -22,8 +22,6 @@ def zoo(as_json: bool) -> None:
     Example:
       stategate zoo
     """
-    from stategate.models.zoo.catalogue import ZOO
-
     rows: list[dict[str, Any]] = []
     for item in ZOO.values():
         spec = item.build().step_spec()
@@ -88,14 +86,10 @@ def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
     Example:
       stategate episode aura-hard --steps 100000 --out build/episode.npz
     """
-    if name not in NAMES:
-        raise unknown_model(name)
+    model = entry(name)
     check_writable(out)
-
-    from stategate.models.zoo.catalogue import entry
-
-    told = f"held-out stream of {name}, seed {seed}"
-    raw = replace(entry(name).episode(steps, seed), provenance=told).to_bytes()
+    stream = f"held-out stream of {name}, seed {seed}"
+    raw = replace(model.episode(steps, seed), provenance=stream).to_bytes()
     write_whole(out, raw)
     facts = {"model": name, "steps": steps, "seed": seed, "bytes": len(raw), "path": str(out)}
     click.echo(json.dumps(facts, indent=2) if as_json else f"{out}: {steps:,} steps, seed {seed}")

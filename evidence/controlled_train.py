@@ -13,9 +13,9 @@ import torch
 from evidence.controlled_arms import ARMS, CONFIGS
 from stategate.common.console import progress
 from stategate.contract.errors import ModelConfigError
-from stategate.models import checkpoint
-from stategate.models.checkpoint import Card
 from stategate.models.training.stream import Recipe, train
+from stategate.models.zoo import checkpoint
+from stategate.models.zoo.checkpoint import Card
 
 
 class Training(NamedTuple):
@@ -42,7 +42,9 @@ class Training(NamedTuple):
             ModelConfigError: A file of that name cannot be read.
         """
         path = self.path(folder)
-        return path.exists() and checkpoint.load(path, self.module())[2].recipe == self.recipe
+        return path.exists() and checkpoint.load(path, self.module())[2].recipe == asdict(
+            self.recipe
+        )
 
     def module(self) -> torch.nn.Module:
         """What its weights are loaded into."""
@@ -81,7 +83,7 @@ def make(training: Training, folder: Path) -> None:
     with progress(recipe.iterations, f"training {label:<24}") as report:
         module = train(ARMS[training.arm].learner, recipe, world, report)
     command = f"python -m evidence.controlled train --arm {training.arm} --config {training.config}"
-    card = Card(command, recipe, str(torch.__version__), ())
+    card = Card(command, asdict(recipe), str(torch.__version__), ())
     checkpoint.save(training.path(folder), module, world, card)
 
 
@@ -99,7 +101,7 @@ def trained(training: Training, folder: Path) -> tuple[torch.nn.Module, Card]:
             found=f"NumPy {np.__version__}",
             remedy="remove the file and train again, so that all models meet the same streams",
         )
-    if card.recipe != training.recipe:
+    if card.recipe != asdict(training.recipe):
         raise ModelConfigError(
             f"{training.path(folder)} was trained by another recipe",
             found=card.recipe,

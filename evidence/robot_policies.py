@@ -17,7 +17,7 @@ from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.recurrent.cell import RecurrentStep
 from stategate.models.step import StepResult, Tensors, initial_states
-from stategate.models.zoo.seeded import GDN2
+from stategate.models.zoo.makers import GDN2
 
 _WIDTH = 64
 # Gated DeltaNet (arXiv:2412.06464): two heads of 16 x 16, 2,048 bytes.

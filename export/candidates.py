@@ -18,12 +18,12 @@ from stategate.export.frontends.trace import TorchReference, trace, trace_chunk
 from stategate.export.inputs import Range, drawn
 from stategate.export.reference import Reference
 from stategate.export.timing import medians_us, sample
-from stategate.models.checkpoint import weights_sha256
 from stategate.models.lifting.lift import Lifted
 from stategate.models.load import LoadedModel
 from stategate.models.operators import Operators
 from stategate.models.step import ChunkModel, StepModel, initial_states
-from stategate.models.zoo.names import HELD_OUT_SEED
+from stategate.models.weights import weights_sha256
+from stategate.models.zoo.catalogue import HELD_OUT_SEED
 
 
 def episode_for(

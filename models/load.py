@@ -16,6 +16,7 @@ from stategate.models.lifting.blame import explained
 from stategate.models.lifting.suggest import offer, unwrapped
 from stategate.models.source import check_model
 from stategate.models.step import StepModel
+from stategate.models.zoo.catalogue import entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,6 @@ def load_model(source: str) -> LoadedModel:
     """
     check_model(source)
     if ":" not in source:
-        from stategate.models.zoo.catalogue import entry  # every family and its training
-
         item = entry(source)
         return _checked(item.build(), item.name, source, item.episode)
     file, _, factory = source.rpartition(":")

@@ -11,7 +11,7 @@ from stategate.common.user_file import check_source
 from stategate.contract.bundle import MANIFEST
 from stategate.contract.errors import ExportError, TraceError
 from stategate.models.lifting.programs import kind_of_file
-from stategate.models.zoo.names import NAMES, unknown_model
+from stategate.models.zoo.catalogue import entry
 
 
 def check_model(source: str) -> None:
@@ -47,8 +47,8 @@ def check_model(source: str) -> None:
         )
     if ":" in source or path.suffix == ".py":
         check_source(source, TraceError)
-    elif source not in NAMES and not path.is_file():
-        raise unknown_model(source)
+    elif not path.is_file():
+        entry(source)
 
 
 def _checked(_: click.Context, __: click.Parameter, source: str) -> str:

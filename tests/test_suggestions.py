@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from stategate.cli.main import COMMANDS, main
 from stategate.contract.names import close_names
 from stategate.models.load import load_model
-from stategate.models.zoo.names import NAMES
+from stategate.models.zoo.catalogue import ZOO
 from stategate.targets import names as targets
 
 OWN = """
@@ -119,8 +119,8 @@ def test_parts_words_and_typing_mistakes_are_close_and_others_are_not() -> None:
     assert close_names("pi5", targets())[0] == "raspberry-pi-5"
     assert all("orin" in name for name in close_names("orin", targets()))
     assert close_names("rasberry", targets()) == ["raspberry-pi-4", "raspberry-pi-5"]
-    assert close_names("Aura_Hard", NAMES) == ["aura-hard"]
+    assert close_names("Aura_Hard", ZOO) == ["aura-hard"]
     assert close_names("abacus", targets()) == []
-    assert close_names("x", NAMES) == []
+    assert close_names("x", ZOO) == []
     for verb in COMMANDS:
         assert close_names(verb, COMMANDS)[0] == verb

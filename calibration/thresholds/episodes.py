@@ -9,9 +9,9 @@ from functools import lru_cache, partial
 from stategate.calibration.cluster import Cluster, One, Report, later, roll_out
 from stategate.contract import Episode, EpisodeFile, EpisodeSet
 from stategate.contract.errors import CalibrationError, EpisodeError
-from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepModel
+from stategate.models.weights import weights_sha256
 
 Question = Callable[[StepModel, Episode, Report], One]
 """Rolls a model through one episode. For a cluster it is pickled."""

@@ -12,7 +12,7 @@ import torch
 
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
-from stategate.models.zoo.seeded import GDN2
+from stategate.models.zoo.makers import GDN2
 
 
 def stack() -> DeltaStack:

@@ -24,9 +24,8 @@ from torch.nn.functional import silu
 
 from stategate.contract import GateSpec, StateSpec, StepSpec
 from stategate.contract.errors import ModelConfigError
-from stategate.models.checkpoint import weights_sha256
-from stategate.models.gates.trained_part import load_part, save_part
 from stategate.models.step import StepModel, StepResult, Tensors, initial_states
+from stategate.models.weights import load_part, save_part, weights_sha256
 
 _GATE, _THRESHOLD = "open", "threshold"
 _ALWAYS, _NEVER = -3.0e38, 3.0e38  # below and above every gate value

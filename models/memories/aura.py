@@ -220,3 +220,14 @@ class AuraMem(nn.Module):
             gates.append(g)
             logits.append(seen.gate)
         return Scanned(torch.stack(reads), torch.stack(gates), torch.stack(logits), S, b)
+
+
+class _Published:
+    """The sizes of the paper, which are those of the shipped model; no weight is made."""
+
+    def step_spec(self) -> StepSpec:
+        with torch.device("meta"):
+            return AuraMem().step_spec()
+
+
+PUBLISHED = {"aura-mem": _Published()}

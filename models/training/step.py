@@ -12,26 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from stategate.models.memories.delta.config import DeltaStackConfig
-from stategate.models.memories.delta.stack import DeltaStack
-from stategate.models.memories.recurrent.cell import RecurrentStep
 from stategate.models.step import StepModel, Tensors, initial_states, opens, threshold_inputs
 from stategate.models.training.stream import Recipe, Score
-from stategate.models.zoo.binding_stream import FEATURES, NO_LABEL, VALUES, BindingStreams
-from stategate.models.zoo.seeded import GDN2
-
-_WIDTH, _HIDDEN = 64, 32
-
-
-def delta_stack() -> DeltaStack:
-    """Two Gated DeltaNet-2 layers of two 16 x 16 heads."""
-    return DeltaStack(DeltaStackConfig(FEATURES, VALUES, layers=2, mlp=64, layer=GDN2))
-
-
-def gru_policy() -> RecurrentStep:
-    """A linear encoder, one GRU, a linear head."""
-    encoder = nn.Sequential(nn.Linear(FEATURES, _WIDTH), nn.SiLU())
-    return RecurrentStep(nn.GRU(_WIDTH, _HIDDEN), nn.Linear(_HIDDEN, VALUES), encoder)
+from stategate.models.zoo.binding_stream import NO_LABEL, BindingStreams
+from stategate.models.zoo.makers import gdn2_hard, gru_few
 
 
 class DeltaLearner:
@@ -42,7 +26,7 @@ class DeltaLearner:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.module = delta_stack()
+        self.module = gdn2_hard()
 
     def start(self, streams: int) -> Tensors:
         """Empty memories."""
@@ -72,7 +56,7 @@ class GruLearner:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.module = gru_policy()
+        self.module = gru_few()
 
     def start(self, streams: int) -> Tensors:
         """Empty memories."""

@@ -1,13 +1,164 @@
-"""The models that come with stategate, by name."""
+"""The models that come with stategate, as a table; what it names is imported when it is used."""
 
 from __future__ import annotations
 
-from stategate.models.zoo.entry import ZooEntry
-from stategate.models.zoo.names import unknown_model
-from stategate.models.zoo.seeded import ENTRIES
-from stategate.models.zoo.trained import TRAINED
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal, Protocol
 
-ZOO: dict[str, ZooEntry] = {one.name: one for one in (*TRAINED, *ENTRIES)}
+from stategate.contract.errors import ExportError
+from stategate.contract.names import close_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stategate.contract import Episode, StepSpec
+    from stategate.models.step import StepModel
+
+HELD_OUT_SEED = 1_000_003  # far from training seeds, which are small
+_WEIGHTS_SEED = 2026
+
+
+class Sized(Protocol):
+    """A configuration whose memory is known without its weights."""
+
+    def step_spec(self) -> StepSpec:
+        """Signature of one step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ZooEntry:
+    """One model that can be exported by name.
+
+    Attributes:
+        name: For the command line. Its maker in `stategate.models.zoo.makers` has the same name.
+        weights: ``trained`` ones are in a checkpoint of that name, ``seeded`` ones are drawn.
+        family: Kind of memory.
+        summary: What it does, in one line.
+        write: What counts as a write.
+        paper: Where the memory is published.
+        sizes: Module below ``memories`` that holds published configurations, or nothing.
+    """
+
+    name: str
+    weights: Literal["trained", "seeded"]
+    family: str
+    summary: str
+    write: str
+    paper: str
+    sizes: str = ""
+
+    def build(self) -> StepModel:
+        """The model, in evaluation mode; the caller's random numbers are left alone."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_WEIGHTS_SEED)
+            model = self._make()
+        if self.weights == "trained":
+            from stategate.models.zoo import checkpoint
+
+            model = checkpoint.load(checkpoint.folder() / f"{self.name}.safetensors", model)[0]
+        made: StepModel = model.eval()  # type: ignore[assignment]
+        return made
+
+    def episode(self, steps: int, seed: int) -> Episode:
+        """A held-out episode: labelled for a trained model, noise for a seeded one."""
+        if self.weights == "trained":
+            from stategate.models.zoo.checkpoint import held_out
+
+            return held_out(self.name, self.build(), steps, seed)
+        import numpy as np
+
+        from stategate.contract import Episode
+
+        rng = np.random.default_rng(seed)
+        inputs = self.build().step_spec().inputs
+        return Episode(
+            {t.name: rng.standard_normal((steps, *t.shape)).astype(t.dtype) for t in inputs}
+        )
+
+    @property
+    def published(self) -> Mapping[str, Sized]:
+        """Published configurations of the family, by name."""
+        if not self.sizes:
+            return {}
+        sizes = import_module(f"stategate.models.memories.{self.sizes}").PUBLISHED
+        return {
+            name: config
+            for name, config in sizes.items()
+            if getattr(config, "family", self.family) == self.family
+        }
+
+    def _make(self) -> nn.Module:
+        makers = import_module("stategate.models.zoo.makers")
+        model: nn.Module = getattr(makers, self.name.replace("-", "_"))()
+        return model
+
+
+def _seeded(*facts: str) -> ZooEntry:
+    name, family, kind, *rest = facts
+    summary = f"{kind}; weights from a seed, for trying things out"
+    return ZooEntry(name, "seeded", family, summary, *rest)
+
+
+_RANK_1 = "a rank-1 update k u^T of a head's matrix; decay is none, it is folded into the reads"
+_CHANNEL = "every step; by channel where its gate is above a threshold, once one is calibrated"
+_ENTRIES = (
+    ZooEntry(
+        "aura-hard", "trained", "aura",
+        "AURA-Mem trained on the hard binding stream: 8 actions, 16 bindings",
+        "a rank-1 update of the 32x32 matrix S and its bias b, when the gate opens",
+        "arXiv:2606.02775", "aura",
+    ),
+    ZooEntry(
+        "gdn2-hard", "trained", "gated_deltanet2",
+        "two Gated DeltaNet-2 layers trained on the hard binding stream with a price on writing",
+        _RANK_1, "arXiv:2605.22791",
+    ),
+    ZooEntry(
+        "gru-few", "trained", "gru",
+        "a GRU policy trained on a binding stream of two entities to remember",
+        _CHANNEL, "arXiv:1406.1078",
+    ),
+    _seeded(
+        "gated-deltanet", "gated_deltanet",
+        "two Gated DeltaNet layers, value heads grouped by two",
+        _RANK_1, "arXiv:2412.06464", "delta.config",
+    ),
+    _seeded(
+        "kda", "kda", "two KDA layers with bounded decay",
+        _RANK_1, "arXiv:2510.26692", "delta.config",
+    ),
+    _seeded(
+        "gated-deltanet2", "gated_deltanet2", "two Gated DeltaNet-2 layers",
+        _RANK_1, "arXiv:2605.22791", "delta.config",
+    ),
+    _seeded(
+        "mamba2", "mamba2", "two Mamba-2 layers with two groups",
+        "decay and update of a head's matrix together, where dt is above the threshold",
+        "arXiv:2405.21060", "mamba2.config",
+    ),
+    _seeded(
+        "trim-kv", "trim_kv", "two attention layers of 32 slots with admission",
+        "a token takes a slot of a key-value head; one that is weaker than all is not admitted",
+        "arXiv:2512.03324", "trim_kv.config",
+    ),
+    _seeded(
+        "sega", "sega", "the state updater of SeedPolicy with 16 rows",
+        "a token row is blended with its update, where its gate is above the threshold",
+        "arXiv:2603.05117", "sega",
+    ),
+    _seeded(
+        "lstm", "lstm", "torch's own LSTM, two layers", _CHANNEL, "Neural Computation 9(8), 1997"
+    ),
+    _seeded("gru", "gru", "torch's own GRU, two layers", _CHANNEL, "arXiv:1406.1078"),
+    _seeded("mingru", "mingru", "two minGRU layers", _CHANNEL, "arXiv:2410.01201"),
+)  # fmt: skip
+
+ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def entry(name: str) -> ZooEntry:
@@ -17,5 +168,10 @@ def entry(name: str) -> ZooEntry:
         ExportError: It is not in the zoo.
     """
     if name not in ZOO:
-        raise unknown_model(name)
+        raise ExportError(
+            "the zoo has no such model",
+            found=name,
+            expected=" or ".join(close_names(name, ZOO) or sorted(ZOO)),
+            remedy="list them with: stategate zoo; your own: path/to/module.py:factory",
+        )
     return ZOO[name]

@@ -25,7 +25,7 @@ from stategate.contract import Bundle
 from stategate.contract.errors import MeasurementError, StategateError
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
-from stategate.models.zoo.seeded import GDN2
+from stategate.models.zoo.makers import GDN2
 
 
 class Wrong(aura_numpy.AuraNumpy):

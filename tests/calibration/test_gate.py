@@ -25,11 +25,11 @@ from stategate.contract import (
 )
 from stategate.contract.errors import CalibrationError, EpisodeError, SpecError
 from stategate.export.candidates import candidate_from
-from stategate.models.checkpoint import weights_sha256
 from stategate.models.load import LoadedModel
 from stategate.models.memories.recurrent.cell import RecurrentStep
 from stategate.models.memories.sega import Sega, SegaConfig
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
+from stategate.models.weights import weights_sha256
 
 THRESHOLDS = (-0.5, 0.0, 0.7, 5.0)
 

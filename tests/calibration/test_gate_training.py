@@ -19,13 +19,13 @@ from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.recurrent.cell import RecurrentStep
 from stategate.models.step import initial_states
-from stategate.models.zoo.seeded import _KDA
+from stategate.models.zoo.makers import KDA
 
 QUICK = GateRecipe(iterations=60, streams=8, chunk=16, write_price=0.1)
 
 
 def delta(skip_by: str = "update", seed: int = 1) -> DeltaStack:
-    layer = replace(_KDA, width=16, heads=2, value_heads=2, key_dim=8, value_dim=8, skip_by=skip_by)
+    layer = replace(KDA, width=16, heads=2, value_heads=2, key_dim=8, value_dim=8, skip_by=skip_by)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DeltaStack(DeltaStackConfig(8, 4, 1, None, layer)).eval()

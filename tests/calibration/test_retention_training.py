@@ -17,11 +17,11 @@ from stategate.contract.errors import CalibrationError
 from stategate.models.load import load_model
 from stategate.models.memories.trim_kv.cell import TrimKv
 from stategate.models.step import initial_states
-from stategate.models.zoo.seeded import _TRIM_KV
+from stategate.models.zoo.makers import TRIM_KV
 
 WIDTH, NEEDLE, QUERY, STEPS = 16, 0, 1, 96
 CONFIG = replace(
-    _TRIM_KV, features=WIDTH, out_features=4, layers=1, width=WIDTH, heads=2, kv_heads=1,
+    TRIM_KV, features=WIDTH, out_features=4, layers=1, width=WIDTH, heads=2, kv_heads=1,
     head_dim=8, memory=8, gate_hidden=8, rope_theta=1e6, qk_norm=False, mlp=8,
 )  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_what_trained_gates_retain_is_what_the_answers_need() -> None:
 def test_a_window_at_once_is_the_step_with_room_for_all_of_it() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = TrimKv(replace(_TRIM_KV, memory=40)).eval()
+        model = TrimKv(replace(TRIM_KV, memory=40)).eval()
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((30, 1, 16)).astype(np.float32))
     at_once, log_betas = answers(model, x[:, 0][None], retained=False)
     states = initial_states(model)

@@ -26,8 +26,10 @@ def make():
 UNUSED = (
     "emx_onnx_cgen",
     "matplotlib",
-    "stategate.models.zoo.catalogue",
-    "stategate.models.training.aura",
+    "stategate.models.zoo.makers",
+    "stategate.models.zoo.checkpoint",
+    "stategate.models.memories.aura",
+    "stategate.models.training.stream",
 )
 
 

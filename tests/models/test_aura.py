@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import msgspec
 import numpy as np
 import pytest
 import torch
 
-from stategate.models.checkpoint import Card, Measured, folder, load, save, weights_sha256
 from stategate.models.memories.aura import AuraMem
 from stategate.models.step import commit, initial_states
 from stategate.models.training.aura import AuraLearner, drawn, evaluate, hard_gate, schedule
 from stategate.models.training.stream import Recipe, train
+from stategate.models.weights import weights_sha256
 from stategate.models.zoo.binding_stream import CONFIGS, BindingStreams
+from stategate.models.zoo.checkpoint import Card, Measured, folder, load, save
 
 UNSEEN_SEED = 77_003
 
@@ -166,7 +169,7 @@ def test_training_leaves_the_callers_random_numbers_and_threads_alone() -> None:
 def test_a_checkpoint_survives_its_file(tmp_path) -> None:
     model, recipe = AuraMem(), Recipe(seed=9)
     world = recipe.world()
-    card = Card("make", recipe, "2.13", (Measured("learned", 0.0, 10, 1, 1.0, 8.0, 9),))
+    card = Card("make", asdict(recipe), "2.13", (Measured("learned", 0.0, 10, 1, 1.0, 8.0, 9),))
     save(tmp_path / "m.safetensors", model, world, card)
     again, same_world, same_card = load(tmp_path / "m.safetensors", AuraMem())
     assert weights_sha256(again) == weights_sha256(model)
@@ -178,7 +181,7 @@ def test_a_checkpoint_survives_its_file(tmp_path) -> None:
 def test_the_recipe_remakes_the_shipped_weights(shipped) -> None:
     """Bit for bit on the machine and torch build that trained them; elsewhere, as good."""
     model, world, card = shipped
-    again = train(AuraLearner, card.recipe, world)
+    again = train(AuraLearner, Recipe(**card.recipe), world)
     if weights_sha256(again) != weights_sha256(model):
         source = BindingStreams(CONFIGS["hard"], world, 8, UNSEEN_SEED)
         score = evaluate(again, source, 8, 4096, {"learned": hard_gate(-2.0)})["learned"]

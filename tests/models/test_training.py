@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
@@ -15,17 +15,19 @@ from torch.nn.functional import cross_entropy
 
 from stategate.cli.main import main
 from stategate.contract.errors import ModelConfigError
-from stategate.models import checkpoint
-from stategate.models.checkpoint import Card, weights_sha256
 from stategate.models.memories.aura import AuraMem
-from stategate.models.training.step import delta_stack, gru_policy, score
+from stategate.models.training.recipes import TRAININGS
+from stategate.models.training.step import score
 from stategate.models.training.stream import Recipe, train
+from stategate.models.weights import weights_sha256
+from stategate.models.zoo import checkpoint
 from stategate.models.zoo.binding_stream import CONFIGS, NO_LABEL, BindingStreams
 from stategate.models.zoo.catalogue import ZOO
-from stategate.models.zoo.trained import TRAININGS
+from stategate.models.zoo.checkpoint import Card
+from stategate.models.zoo.makers import gdn2_hard, gru_few
 
 UNSEEN_SEED = 77_003
-SHAPES = {"aura-hard": AuraMem, "gdn2-hard": delta_stack, "gru-few": gru_policy}
+SHAPES = {"aura-hard": AuraMem, "gdn2-hard": gdn2_hard, "gru-few": gru_few}
 
 
 def short(name: str, **settings: int) -> Recipe:
@@ -74,9 +76,9 @@ def test_what_was_trained_in_chunks_is_what_steps(name: str) -> None:
     model, world, card = checkpoint.load(
         checkpoint.folder() / f"{name}.safetensors", SHAPES[name]()
     )
-    learner = TRAININGS[name].learner(card.recipe)
+    learner = TRAININGS[name].learner(Recipe(**card.recipe))
     learner.module.load_state_dict(model.state_dict())
-    z = torch.from_numpy(BindingStreams(CONFIGS[card.recipe.config], world, 3, 5).take(48).z)
+    z = torch.from_numpy(BindingStreams(CONFIGS[card.recipe["config"]], world, 3, 5).take(48).z)
     answer, after, _ = learner.run(0, z, learner.start(3))
     chunked = answer(torch.ones(48, 3, dtype=torch.bool)).view(48, 3, 8)
     states = learner.start(3)
@@ -94,12 +96,12 @@ def test_shipped_weights_answer_from_memory_as_their_card_says(name: str) -> Non
         checkpoint.folder() / f"{name}.safetensors", SHAPES[name]()
     )
     row = next(row for row in card.table if row.threshold in (0.0, None))
-    source = BindingStreams(CONFIGS[card.recipe.config], world, 16, UNSEEN_SEED)
+    source = BindingStreams(CONFIGS[card.recipe["config"]], world, 16, UNSEEN_SEED)
     measured = score(model, source, 16, 300)
     # Five standard deviations of so many answers, of which those of one stream are not independent.
     assert measured.accuracy > row.accuracy - 5 * 0.5 / measured.queries**0.5
     assert row.accuracy > 0.8  # chance is one in eight
-    assert card.command.startswith(f"stategate train {name} --seed {card.recipe.seed}")
+    assert card.command.startswith(f"stategate train {name} --seed {card.recipe['seed']}")
 
     class Forgetful:
         step_spec = model.step_spec
@@ -108,18 +110,16 @@ def test_shipped_weights_answer_from_memory_as_their_card_says(name: str) -> Non
         def step(inputs, states):
             return model.step(inputs, {key: torch.zeros_like(s) for key, s in states.items()})
 
-    source = BindingStreams(CONFIGS[card.recipe.config], world, 16, UNSEEN_SEED)
+    source = BindingStreams(CONFIGS[card.recipe["config"]], world, 16, UNSEEN_SEED)
     assert score(Forgetful(), source, 16, 300).accuracy < 0.45
 
 
 @torch.no_grad()
 def test_a_score_counts_the_share_of_a_gate_that_is_open() -> None:
-    model, world, card = checkpoint.load(
-        checkpoint.folder() / "gdn2-hard.safetensors", delta_stack()
-    )
+    model, world, card = checkpoint.load(checkpoint.folder() / "gdn2-hard.safetensors", gdn2_hard())
 
     def writes(threshold: float) -> float:
-        source = BindingStreams(CONFIGS[card.recipe.config], world, 2, UNSEEN_SEED)
+        source = BindingStreams(CONFIGS[card.recipe["config"]], world, 2, UNSEEN_SEED)
         return score(model, source, 2, 100, {"write": threshold}).write_rate
 
     assert writes(0.0) == 1.0 and writes(3e38) == 0.0
@@ -132,13 +132,13 @@ def test_a_score_counts_the_share_of_a_gate_that_is_open() -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path, recipe = tmp_path / "m.safetensors", Recipe(config="few")
-    checkpoint.save(path, gru_policy(), recipe.world(), Card("make it", recipe, "2.13", ()))
+    checkpoint.save(path, gru_few(), recipe.world(), Card("make it", asdict(recipe), "2.13", ()))
     return path
 
 
 def test_a_checkpoint_comes_back_whole(saved: Path) -> None:
-    _, world, card = checkpoint.load(saved, gru_policy())
-    assert world.entities.tobytes() == card.recipe.world().entities.tobytes()
+    _, world, card = checkpoint.load(saved, gru_few())
+    assert world.entities.tobytes() == Recipe(**card.recipe).world().entities.tobytes()
     assert saved.stat().st_size < 300_000
 
 
@@ -155,20 +155,20 @@ def test_a_checkpoint_that_was_changed_is_refused_with_both_digests(
     }[damage]
     saved.write_bytes(changed)
     with pytest.raises(ModelConfigError, match=r"found: .*sha256 [0-9a-f]{12}") as refusal:
-        checkpoint.load(saved, gru_policy())
+        checkpoint.load(saved, gru_few())
     assert "make it" in str(refusal.value)
 
 
 def test_a_checkpoint_of_another_model_is_refused(saved: Path) -> None:
     with pytest.raises(ModelConfigError, match="does not fit"):
-        checkpoint.load(saved, delta_stack())
+        checkpoint.load(saved, gdn2_hard())
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"command": 3}'])
 def test_a_card_that_is_none_is_refused(saved: Path, raw: bytes) -> None:
     saved.with_suffix(".json").write_bytes(raw)
     with pytest.raises(ModelConfigError, match="cannot be read"):
-        checkpoint.load(saved, gru_policy())
+        checkpoint.load(saved, gru_few())
 
 
 def test_a_file_of_the_right_digest_that_is_no_checkpoint_is_refused(saved: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_file_of_the_right_digest_that_is_no_checkpoint_is_refused(saved: Path
     card = msgspec.structs.replace(card, sha256=hashlib.sha256(raw).hexdigest())
     saved.with_suffix(".json").write_bytes(msgspec.json.encode(card))
     with pytest.raises(ModelConfigError, match="does not fit"):
-        checkpoint.load(saved, gru_policy())
+        checkpoint.load(saved, gru_few())
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -204,9 +204,9 @@ def test_train_writes_a_checkpoint_and_the_table_on_its_card(tmp_path: Path, mon
     command = ["train", "gru-few", "--iterations", "2", "--seed", "7", "--out", str(out), "--json"]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
-    _, _, card = checkpoint.load(out, gru_policy())
+    _, _, card = checkpoint.load(out, gru_few())
     assert card.command == "stategate train gru-few --seed 7 --iterations 2"
-    assert (card.recipe.seed, card.recipe.iterations, card.recipe.config) == (7, 2, "few")
+    assert [card.recipe[name] for name in ("seed", "iterations", "config")] == [7, 2, "few"]
     assert json.loads(done.stdout) == msgspec.to_builtins(list(card.table))
 
 

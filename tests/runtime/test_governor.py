@@ -124,9 +124,9 @@ def test_warning_lets_the_write_through_and_counts_it(tiny_bundle: Path) -> None
 @pytest.fixture(scope="module")
 def recorded() -> tuple[np.ndarray, np.ndarray]:
     """Features of the controlled benchmark, and the gate that the shipped policy gave on them."""
-    from stategate.models.checkpoint import folder, load
     from stategate.models.memories.aura import AuraMem
     from stategate.models.training.aura import hard_gate
+    from stategate.models.zoo.checkpoint import folder, load
 
     episode = entry("aura-hard").episode(6000, 21)
     model, _, _ = load(folder() / "aura-hard.safetensors", AuraMem())

@@ -164,6 +164,11 @@ class DeltaStackConfig:
         """
         check_fields(self)
 
+    @property
+    def family(self) -> Family:
+        """Which member of the family its layers are."""
+        return self.layer.family
+
     def step_spec(self) -> StepSpec:
         """Signature of one step, known without building any weights."""
         layer, n = self.layer, self.layers

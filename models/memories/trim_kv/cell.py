@@ -32,10 +32,9 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, silu
 
 from stategate.contract import StepSpec
-from stategate.models.checkpoint import weights_sha256
-from stategate.models.gates.trained_part import load_part
 from stategate.models.memories.trim_kv.config import TrimKvConfig
 from stategate.models.step import StepResult, Tensors, opens
+from stategate.models.weights import load_part, weights_sha256
 
 PERIOD = 1 << 30
 """Steps after which the clock starts again; half of what int32 holds, so that no sum overflows."""

@@ -1,32 +1,39 @@
-"""What was trained of a frozen model, in a file that is bound to the model's weights."""
+"""Weights: their digest, and files of what was trained around frozen ones."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import ModelConfigError
 from stategate.contract.reading import open_regular
 
 
-def save_part(path: Path, tensors: dict[str, Tensor], model_sha256: str) -> None:
-    """Write tensors as safetensors.
+def weights_sha256(module: nn.Module) -> str:
+    """Digest over names, dtypes, shapes and bytes of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        # As bytes: NumPy has no bfloat16.
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
-    Args:
-        path: Where.
-        tensors: The part, by name.
-        model_sha256: Digest of the weights that it was trained for.
-    """
+
+def save_part(path: Path, tensors: dict[str, Tensor], model_sha256: str) -> None:
+    """Write the trained tensors by name, with the digest of the weights that they belong to."""
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     write_whole(path, save(whole, {"model_sha256": model_sha256}))
 
 
 def load_part(path: str | Path, model_sha256: str) -> dict[str, Tensor]:
-    """Read them.
+    """Read what `save_part` wrote.
 
     Raises:
         ModelConfigError: The file cannot be read, or was trained for other weights.

@@ -6,20 +6,22 @@ import hashlib
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import nn
 
+from stategate.contract import Episode
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import ModelConfigError, OutputError
 from stategate.contract.reading import read_bounded, read_json
-from stategate.models.training.stream import Recipe
-from stategate.models.zoo.binding_stream import World
+from stategate.models.step import StepModel
+from stategate.models.zoo.binding_stream import CONFIGS, World, single_stream
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -54,14 +56,14 @@ class Card(msgspec.Struct, frozen=True):
 
     Attributes:
         command: What remakes it.
-        recipe: Every setting.
+        recipe: Every setting of the training, of which ``config`` names the stream.
         torch: Version that trained it.
         table: What was measured on held-out streams.
         sha256: Of the weights' file.
     """
 
     command: str
-    recipe: Recipe
+    recipe: dict[str, Any]
     torch: str
     table: tuple[Measured, ...]
     sha256: str = ""
@@ -70,6 +72,18 @@ class Card(msgspec.Struct, frozen=True):
 def folder() -> Path:
     """Where the shipped checkpoints are."""
     return Path(str(resources.files("stategate.models") / "checkpoints"))
+
+
+def held_out(name: str, model: StepModel, steps: int, seed: int) -> Episode:
+    """A labelled stream of the world that a shipped checkpoint was trained in."""
+    assert isinstance(model, nn.Module)
+    _, world, card = load(folder() / f"{name}.safetensors", model)
+    spec = model.step_spec()
+    chunks = list(single_stream(CONFIGS[card.recipe["config"]], world, steps, seed))
+    return Episode(
+        inputs={spec.inputs[0].name: np.concatenate([chunk.z for chunk in chunks])},
+        labels={spec.outputs[0].name: np.concatenate([chunk.label[:, 0] for chunk in chunks])},
+    )
 
 
 def save(path: Path, model: nn.Module, world: World, card: Card) -> None:
@@ -128,14 +142,3 @@ def load(path: Path, model: M) -> tuple[M, World, Card]:
             expected=f"the weights of a {type(model).__name__} and its world",
         ) from problem
     return model.eval(), world, card
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """Digest over names, dtypes, shapes and bytes of a module's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-        # As bytes: NumPy has no bfloat16.
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,0 +1,62 @@
+"""How each trained model of the zoo was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stategate.models.training.aura import AuraLearner
+from stategate.models.training.step import DeltaLearner, GruLearner
+from stategate.models.training.stream import GateRule, Learner, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a checkpoint is made.
+
+    Attributes:
+        learner: What learns.
+        recipe: With which settings.
+        rules: Gate rules that are trained from scratch; the first is shipped, the others are what
+            it is compared with.
+        thresholds: At which the shipped one is scored; none where its gate is soft.
+        horizons: Steps, and how many streams of them.
+    """
+
+    learner: Callable[[Recipe], Learner]
+    recipe: Recipe
+    rules: tuple[GateRule, ...]
+    thresholds: tuple[float, ...]
+    horizons: tuple[tuple[int, int], ...]
+
+
+TRAININGS: dict[str, Training] = {
+    "aura-hard": Training(
+        AuraLearner,
+        Recipe(),
+        ("learned", "always", "random", "periodic"),
+        (-2.0, 0.0),
+        ((4096, 8), (100_000, 4)),
+    ),
+    "gdn2-hard": Training(
+        DeltaLearner,
+        Recipe(gate="soft", iterations=3000, write_price=0.24, ramp_share=0.8, settle_share=0.0),
+        ("soft",),
+        (0.0, 0.03, 0.3),
+        ((4096, 8), (16_384, 4)),
+    ),
+    "gru-few": Training(
+        GruLearner,
+        Recipe(
+            config="few",
+            gate="soft",
+            learning_rate=3e-3,
+            write_price=0.0,
+            always_share=0.3,
+            settle_share=0.0,
+        ),
+        ("soft",),
+        (),
+        ((4096, 8), (32_768, 4)),
+    ),
+}

@@ -1,0 +1,154 @@
+"""How each model of the zoo is built, before its weights are loaded.
+
+The seeded ones do nothing useful. They have every moving part of their family at a size that
+exports in seconds, so that a device, an engine or a tool can be tried on each kind of memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from stategate.models.memories.aura import AuraMem
+from stategate.models.memories.delta.config import DeltaConfig, DeltaStackConfig
+from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.mamba2.cell import Mamba2
+from stategate.models.memories.mamba2.config import Mamba2Config
+from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
+from stategate.models.memories.sega import Sega, SegaConfig
+from stategate.models.memories.trim_kv.cell import TrimKv
+from stategate.models.memories.trim_kv.config import TrimKvConfig
+from stategate.models.zoo.binding_stream import FEATURES, VALUES
+
+_SMALL = {"features": 16, "out_features": 4}
+
+GDN2 = DeltaConfig(
+    width=64,
+    heads=2,
+    value_heads=2,
+    key_dim=16,
+    value_dim=16,
+    decay_gate="channel",
+    write_gate="vector",
+    decay_lower_bound=None,
+    negative_eigenvalues=False,
+    output_gate="low_rank_bias",
+    output_activation="silu",
+    norm_eps=1e-5,
+    conv_width=4,
+    layout="key, value",
+    skip_by="gate",
+)
+KDA = replace(
+    GDN2,
+    write_gate="scalar",
+    decay_lower_bound=-5.0,
+    output_gate="low_rank",
+    output_activation="sigmoid",
+)
+_GDN = replace(
+    GDN2, value_heads=4, decay_gate="head", write_gate="scalar", output_gate="full", norm_eps=1e-6
+)
+TRIM_KV = TrimKvConfig(
+    **_SMALL,
+    layers=2,
+    width=64,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    memory=32,
+    buffer=1,
+    form="admit",
+    gate_hidden=32,
+    gate_bias=4.0,
+    rope_theta=1e4,
+    qk_norm=True,
+    mlp=128,
+    norm_eps=1e-6,
+)
+_MAMBA2 = Mamba2Config(
+    **_SMALL,
+    d_model=64,
+    layers=2,
+    heads=4,
+    head_dim=32,
+    state_dim=16,
+    groups=2,
+    conv_width=4,
+    dt_min=0.0,
+    dt_max=None,
+    norm_eps=1e-5,
+)
+_SEGA = SegaConfig(tokens=16, obs_tokens=3, width=32, depth=2, heads=4, mlp=128, norm_eps=1e-5)
+
+
+def aura_hard() -> AuraMem:
+    """AURA-Mem as published."""
+    return AuraMem()
+
+
+def gdn2_hard() -> DeltaStack:
+    """Two Gated DeltaNet-2 layers of two 16 x 16 heads."""
+    return DeltaStack(DeltaStackConfig(FEATURES, VALUES, layers=2, mlp=64, layer=GDN2))
+
+
+def gru_few() -> RecurrentStep:
+    """A linear encoder, one GRU, a linear head."""
+    encoder = nn.Sequential(nn.Linear(FEATURES, 64), nn.SiLU())
+    return RecurrentStep(nn.GRU(64, 32), nn.Linear(32, VALUES), encoder)
+
+
+def _small_stack(layer: DeltaConfig) -> DeltaStack:
+    return DeltaStack(DeltaStackConfig(**_SMALL, layers=2, mlp=128, layer=layer))
+
+
+def gated_deltanet() -> DeltaStack:
+    """One decay a head."""
+    return _small_stack(_GDN)
+
+
+def kda() -> DeltaStack:
+    """One decay a channel, no faster than exp(-5)."""
+    return _small_stack(KDA)
+
+
+def gated_deltanet2() -> DeltaStack:
+    """Erase and write gates are vectors."""
+    return _small_stack(GDN2)
+
+
+def mamba2() -> Mamba2:
+    """Four heads in two groups."""
+    return Mamba2(_MAMBA2)
+
+
+@torch.no_grad()
+def trim_kv() -> TrimKv:
+    """With retention gates that tell tokens apart: as drawn they hardly do, and admit all."""
+    model = TrimKv(TRIM_KV)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gate_in.weight", "gate_out.weight")):
+            parameter.mul_(5.5)
+    return model
+
+
+def sega() -> Sega:
+    """Two pairs of blocks."""
+    return Sega(_SEGA)
+
+
+def lstm() -> RecurrentStep:
+    """Two layers of 32 channels, as the two below."""
+    return RecurrentStep(nn.LSTM(16, 32, num_layers=2), nn.Linear(32, 4))
+
+
+def gru() -> RecurrentStep:
+    """Torch's own."""
+    return RecurrentStep(nn.GRU(16, 32, num_layers=2), nn.Linear(32, 4))
+
+
+def mingru() -> MinGru:
+    """Gates and candidates see the input alone."""
+    return MinGru(16, 32, 4, 2)
