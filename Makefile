@@ -116,7 +116,7 @@ TARGETS := $(sort $(patsubst targets/profiles/%.toml,%,$(wildcard targets/profil
 EXPORTS := $(foreach m,$(MODELS),$(PRECISIONS:%=$(MATRIX)/exports/$(m)/%))
 
 matrix: $(TARGETS:%=$(MATRIX)/targets/%/report.json) ## Every model x precision x target -> build/matrix/; try -j2
-	@$(BIN)/stategate matrix $(MATRIX)
+	@$(BIN)/python -m lab matrix $(MATRIX)
 
 $(MODELS:%=$(MATRIX)/exports/%/int8.log): $(MATRIX)/exports/%/int8.log: $(MATRIX)/exports/%/ranges.json
 $(EXPORTS:=.log): $(EXPORTER) | $(VENV)/.run
@@ -159,7 +159,7 @@ STACKED := onnxruntime torch openvino litert mnn
 FAST := $(BUILD)/aura-fast/bundle
 
 bench-peers: $(PEERS:%=$(BUILD)/peers/%/.made) $(FAST)/manifest.json ## The same step in other runtimes, gigabytes of them -> build/bench/peers.json
-	$(BIN)/stategate bench peers $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
+	$(BIN)/python -m lab peers $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
 
 $(FAST)/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
 	$(BIN)/stategate export aura-hard --calibration $< --engines onnxruntime,native --out $(@D)
@@ -172,7 +172,7 @@ $(BUILD)/peers/%/.made: pyproject.toml
 	@touch $@
 
 bench-native: $(FAST)/manifest.json $(PEERS:%=$(BUILD)/peers/%/.made) ## Native engine, peers and plain C -> build/bench/native.json
-	$(BIN)/stategate bench-native $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
+	$(BIN)/python -m lab bench-native $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
 
 # A step whose weights are megabytes: each precision is a race of its own, kept until its bundle changes.
 STACK := $(BUILD)/stack
@@ -191,7 +191,7 @@ $(STACK)/%/manifest.json: docs/examples/stack.py $(call SOURCES,export models co
 	$(BIN)/stategate export $<:stack --precision $(or $(plan-$*),$*) --engines onnxruntime,native --out $(@D)
 
 $(BUILD)/bench/stack-%/native.json: $(RACES:%=$(STACK)/%/manifest.json) $(STACKED:%=$(BUILD)/peers/%/.made)
-	$(BIN)/stategate bench-native $(STACK)/$* $(stack-$*) --burst 50 --rounds 12 --envs $(BUILD)/peers --out $(@D)
+	$(BIN)/python -m lab bench-native $(STACK)/$* $(stack-$*) --burst 50 --rounds 12 --envs $(BUILD)/peers --out $(@D)
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## A million steps: growth and pace -> build/bench/soak.json
 	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench
@@ -283,17 +283,17 @@ $(patsubst %,$(PLANNED)/silero-vad/%/.done,$(filter weights-%,$(PLANS))): $(PLAN
 	@touch $@
 
 precision-table:
-	@$(BIN)/stategate precision-table $(PLANNED) --out $(BUILD)/bench/precision.json --page docs/precision.md
+	@$(BIN)/python -m lab precision-table $(PLANNED) --out $(BUILD)/bench/precision.json --page docs/precision.md
 	@cp $(BUILD)/bench/precision.json docs/precision.json
 
 train-aura: $(VENV)/.run ## Remake the AURA-Mem checkpoint and its table (one core, minutes)
-	$(BIN)/stategate train aura-hard
+	$(BIN)/python -m lab train aura-hard
 
 train-delta: $(VENV)/.run ## Remake the Gated DeltaNet-2 checkpoint and its table (one core, a quarter of an hour)
-	$(BIN)/stategate train gdn2-hard
+	$(BIN)/python -m lab train gdn2-hard
 
 train-gru: $(VENV)/.run ## Remake the GRU checkpoint and its table (one core, minutes)
-	$(BIN)/stategate train gru-few
+	$(BIN)/python -m lab train gru-few
 
 # --- quality -------------------------------------------------------------------------------------
 
@@ -364,23 +364,23 @@ distclean: clean ## Remove .venv too
 # Resumable: checkpoints stay in build/evidence, rows in docs/evidence.
 .PHONY: evidence-controlled evidence-memory evidence-pages
 evidence-controlled: $(VENV)/.run ## Train and measure the controlled benchmark (one core, hours; stop and go on at will)
-	$(BIN)/python -m evidence.controlled train
-	$(BIN)/python -m evidence.controlled measure
-	$(BIN)/python -m evidence.controlled values
-	$(BIN)/python -m evidence.pages
+	$(BIN)/python -m lab controlled train
+	$(BIN)/python -m lab controlled measure
+	$(BIN)/python -m lab controlled values
+	$(BIN)/python -m lab pages
 
 evidence-memory: $(FAST)/manifest.json $(AURA)/episode-$(STEPS).npz ## A growing cache beside the memory, and the bound on what it loses (a minute)
-	$(BIN)/python -m evidence.memory cache $(FAST) --episode $(AURA)/episode-$(STEPS).npz
-	$(BIN)/python -m evidence.memory bound $(FAST) --episode $(AURA)/episode-$(STEPS).npz
-	$(BIN)/python -m evidence.pages
+	$(BIN)/python -m lab memory cache $(FAST) --episode $(AURA)/episode-$(STEPS).npz
+	$(BIN)/python -m lab memory bound $(FAST) --episode $(AURA)/episode-$(STEPS).npz
+	$(BIN)/python -m lab pages
 
 evidence-pages: $(VENV)/.run ## Remake docs/evidence.md and its pictures from docs/evidence
-	$(BIN)/python -m evidence.pages
+	$(BIN)/python -m lab pages
 
 # --- robots ----------------------------------------------------------------------------------------
 
 SIMULATORS := $(BUILD)/simulators
-$(SIMULATORS)/.installed: evidence/simulators.txt | $(VENV)/.test
+$(SIMULATORS)/.installed: lab/evidence/robot/simulators.txt | $(VENV)/.test
 	@echo "installing simulated robots into $(SIMULATORS)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(SIMULATORS) -r $<
 	@touch $@
@@ -389,11 +389,11 @@ ROBOT := MUJOCO_GL=disabled PYTHONPATH=$(SIMULATORS) $(BIN)/python -m
 
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page
 evidence-robot: $(SIMULATORS)/.installed ## Robots that have to remember, driven by bundles -> docs/evidence-robot.md (resumable, an hour)
-	$(ROBOT) evidence.robot run
-	$(ROBOT) evidence.robot page
+	$(ROBOT) lab robot run
+	$(ROBOT) lab robot page
 
 evidence-robot-small: $(SIMULATORS)/.installed ## The robots' tests, and a few episodes with the trained policies (a minute)
-	$(ROBOT) pytest tests/evidence/test_robot_simulators.py
+	$(ROBOT) pytest tests/lab/test_robot_simulators.py
 
 evidence-robot-page: $(VENV)/.test ## Remake docs/evidence-robot.md and its pictures from docs/evidence/robot.json
-	$(BIN)/python -m evidence.robot page
+	$(BIN)/python -m lab robot page

@@ -310,36 +310,3 @@ def compare_command(before: Path, after: Path, margin: float, as_json: bool) -> 
             click.echo(f"note: {note}")
     if found.regressed:
         click.get_current_context().exit(1)
-
-
-@bench.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--envs",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of environments that `make bench-peers` makes; all in this one if left out.",
-)
-@click.option(
-    "--rounds", type=click.IntRange(min=1), default=16, show_default=True, help="Bursts of each."
-)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For peers.json.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def peers(bundle: Path, envs: Path | None, rounds: int, out: Path | None, as_json: bool) -> None:
-    """Step BUNDLE in our engines and in other people's runtimes, burst beside burst.
-
-    \b
-    Example:
-      stategate bench peers build/aura --envs build/peers --out build/bench
-    """
-    from stategate.bench.measure.harness import contenders, last_core
-    from stategate.bench.peers.race import lines as peer_lines
-    from stategate.bench.peers.race import race
-
-    contenders([bundle])
-    if out is not None:
-        check_writable(out / "peers.json")
-    with progress(rounds, "racing") as report:
-        found = race(bundle, envs, rounds, last_core(), report)
-    if out is not None:
-        write_whole(out / "peers.json", to_json(found))
-    click.echo(to_json(found).decode() if as_json else "\n".join(peer_lines(found)))

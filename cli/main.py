@@ -42,11 +42,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "ort",
         "Say what is in recorded episodes.",
     ),
-    "train": (
-        "stategate.cli.train:train_command",
-        "export",
-        "Remake the checkpoint of a trained zoo model, and its table.",
-    ),
     "calibrate": (
         "stategate.cli.calibrate:calibrate",
         "export",
@@ -129,16 +124,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "bench",
         "Time a step of several bundles in one run.",
     ),
-    "precision-table": (
-        "stategate.cli.precision_table:precision_table",
-        "export",
-        "Collect what precision plans cost into one list and one page.",
-    ),
-    "bench-native": (
-        "stategate.cli.bench_native:bench_native",
-        "bench",
-        "Time a bundle's native engine beside other runtimes.",
-    ),
     "soak": (
         "stategate.cli.measure:soak",
         "bench",
@@ -155,14 +140,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Say whether a bundle or model fits a device, and why.",
     ),
     "retarget": (
-        "stategate.cli.matrix:retarget_command",
+        "stategate.cli.retarget:retarget_command",
         "export",
         "Write bundles again for another device, those that fit.",
-    ),
-    "matrix": (
-        "stategate.cli.matrix:matrix_command",
-        "export",
-        "Show what `make matrix` built, and what was refused and why.",
     ),
     "doctor": (
         "stategate.cli.doctor:doctor",

@@ -1,1 +1,1 @@
-"""The house's own laboratory: tested, and not installed."""
+"""What serves this house alone: tested, not installed; `python -m lab --help` lists its verbs."""

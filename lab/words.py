@@ -15,7 +15,7 @@ INSTALLED = (
     *("stategate", "cli", "export", "calibration", "bench", "runtime"),
     *("models", "targets", "common", "contract"),
 )
-OUTSIDE = ("lab", "evidence", "scripts", "tests", "docs")
+OUTSIDE = ("lab", "scripts", "tests", "docs")
 
 # Participles and adverbs that stand where a noun should. As a whole name they say nothing.
 EMPTY_NAMES = set(

@@ -18,7 +18,7 @@ from stategate.contract import Bundle, Episode, StateSpec, StepSpec, TensorSpec
 from stategate.contract.tensorrt_plan import stored_plans
 from stategate.models.step import StepResult
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check.py"
+SCRIPT = Path(__file__).parents[2] / "lab" / "gpu_check.py"
 
 
 @pytest.fixture

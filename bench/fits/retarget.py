@@ -1,0 +1,95 @@
+"""Bundles for many devices: the same graphs with another target, where legal and large enough."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from stategate.bench.fits.footprint import footprint, plan_of
+from stategate.contract import Bundle, write_bundle
+from stategate.contract.errors import BundleError
+from stategate.targets import TargetProfile
+from stategate.targets.fits import Costs, Verdict, fit
+
+REPORT = "report.json"
+
+
+class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model in one precision on one device.
+
+    Attributes:
+        model: Its name.
+        precision: Its plan's name.
+        verdict: Whether it fits; a bundle is written unless it is illegal or too large.
+        reason: Why.
+        needs_bytes: Predicted resident memory.
+        bundle: Folder of the bundle for this device, below that of the report; None: refused.
+        candidate: Whether it is one in lower precision that no drift test has judged.
+    """
+
+    model: str
+    precision: str
+    verdict: Verdict
+    reason: str
+    needs_bytes: int
+    bundle: str | None
+    candidate: bool
+
+
+class TargetReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All cells of one device."""
+
+    target: str
+    cells: tuple[Cell, ...]
+
+
+def retarget(
+    bundles: list[Path],
+    target: TargetProfile,
+    costs: Costs,
+    out: Path,
+    report: Callable[[int], None] = lambda _: None,
+) -> TargetReport:
+    """Write bundles again for a device, those that are legal there and fit.
+
+    Graphs and receipts stay as they are: a target changes nothing of what is computed.
+
+    Args:
+        bundles: Folders of bundles for any target.
+        target: The device.
+        costs: What the engine adds to a bundle's memory.
+        out: A bundle goes to ``out/MODEL-PRECISION``.
+        report: Called with the number of bundles done.
+
+    Raises:
+        BundleError: One of them is damaged, or two are of the same model and precision.
+    """
+    cells: list[Cell] = []
+    for done, path in enumerate(bundles, 1):
+        bundle = Bundle.open(path)
+        print_, plan = footprint(bundle), plan_of(bundle)
+        found = fit(print_, plan, target, costs, horizon_steps=1)
+        name = re.sub(r"[^\w.-]+", "-", f"{print_.model}-{print_.precision}").strip("-")
+        if any((c.model, c.precision) == (print_.model, print_.precision) for c in cells):
+            raise BundleError("two bundles would go to one folder", found=f"{name}, from {path}")
+        kept = found.verdict in ("fits", "unknown")
+        if kept:
+            files = {file.path: bundle.read(file) for file in bundle.manifest.all_files}
+            manifest = msgspec.structs.replace(bundle.manifest, target=target.ref())
+            write_bundle(out / name, manifest, files)
+        cells.append(
+            Cell(
+                model=print_.model,
+                precision=print_.precision,
+                verdict=found.verdict,
+                reason=found.reason,
+                needs_bytes=found.memory.total,
+                bundle=name if kept else None,
+                candidate=bundle.manifest.standing == "candidate",
+            )
+        )
+        report(done)
+    return TargetReport(target.name, tuple(cells))

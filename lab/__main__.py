@@ -1,0 +1,53 @@
+"""``python -m lab VERB``, from the root of the repository: what only this house needs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from stategate.common.ending import CommandGroup
+
+# verb -> (module:attribute, one line for --help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("lab.train:train_command", "Remake the checkpoint of a trained zoo model."),
+    "precision-table": (
+        "lab.precision_table:precision_table",
+        "Collect what precision plans cost into one list and one page.",
+    ),
+    "matrix": ("lab.matrix:matrix_command", "Show what `make matrix` built and what was refused."),
+    "peers": ("lab.peers.race:peers", "Race a bundle against other people's runtimes."),
+    "bench-native": ("lab.native_race:bench_native", "Race a bundle's native engine."),
+    "gpu-check": ("lab.gpu_check:gpu_check", "Check TensorRT on this machine's GPU."),
+    "controlled": ("lab.evidence.controlled.commands:controlled", "The controlled benchmark."),
+    "memory": ("lab.evidence.memory.commands:memory", "The memory against a growing cache."),
+    "robot": ("lab.evidence.robot.commands:main", "Robots that have to remember."),
+    "pages": ("lab.evidence.pages:pages", "Remake docs/evidence.md from its results."),
+}
+
+
+class _LazyGroup(CommandGroup):
+    """A group that imports a verb's module when the verb is used, and not for ``--help``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, line) for verb, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Trainings, races and evidence of this repository."""
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m lab")

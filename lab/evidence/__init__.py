@@ -1,0 +1,1 @@
+"""What the pages claim, measured on deployed bundles."""

@@ -1,0 +1,1 @@
+"""Streams with a known truth: models, gates and schedules through bundles and the ledger."""

@@ -1,0 +1,231 @@
+"""What is compared on the controlled benchmark, and how each of them is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final, Literal
+
+from torch import nn
+
+from lab.evidence.controlled.cache import CacheLearner, GrowingCache
+from lab.evidence.controlled.gates import (
+    ALWAYS,
+    Blind,
+    Reconstruction,
+    Scheduled,
+    Soft,
+    SoftLearner,
+    Surprise,
+    reconstruction_learner,
+    surprise_learner,
+)
+from lab.evidence.controlled.learners import (
+    GatedDeltaLearner,
+    LinearAttention,
+    LinearAttentionLearner,
+    MinGruLearner,
+    RecurrentLearner,
+    gated_delta,
+    mingru,
+    recurrent,
+)
+from stategate.models.memories.aura import AuraMem
+from stategate.models.training.aura import AuraLearner
+from stategate.models.training.stream import Learner, Recipe
+
+ITERATIONS = {"easy": 1500, "hard": 2000, "xhard": 3000, "slow": 2000}
+CONFIGS = ("hard", "easy", "xhard", "slow")
+BUDGETED: Final = "budget"
+"""A threshold that is found: the one that writes as often as the schedules."""
+CALIBRATED: Final = "calibrated"
+"""A threshold that is found: the one that ``stategate calibrate`` chooses for each training."""
+Threshold = float | None | Literal["budget", "calibrated"]
+TOLERANCE = 0.0025
+"""Accuracy that a calibrated threshold may give up: half of the half point that is the goal."""
+DEPLOYED = -2.0
+"""AURA-Mem's threshold: the one that calibration on validation streams chose for the shipped
+checkpoint (docs/aura-mem.md), for every seed and configuration here."""
+
+_PLAIN = Recipe(gate="soft", write_price=0.0, settle_share=0.0)
+_RECURRENT = replace(_PLAIN, learning_rate=3e-3)
+
+
+_MOST = {"hard": 5, "easy": 3, "xhard": 3, "slow": 2}
+_ALL = {"hard": 3, "easy": 3, "xhard": 3}
+_HARD = {"hard": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One line of the table.
+
+    Attributes:
+        says: What the page calls it.
+        learner: What learns.
+        deployed: Makes the module that a checkpoint is loaded into and exported.
+        recipe: Without configuration, seed and iterations.
+        seeds: Trainings, by configuration.
+        thresholds: That the bundle is made with; None where it has no gate of that kind.
+        share: Of the configuration's iterations.
+        longest: Horizon beyond which it is not stepped, because it takes too long.
+        weights_of: The arm whose trainings it takes, where it has none of its own.
+        shifted: Whether its hard bundles also meet streams that no training saw.
+    """
+
+    says: str
+    learner: Callable[[Recipe], Learner]
+    deployed: Callable[[], nn.Module]
+    recipe: Recipe = _PLAIN
+    seeds: Mapping[str, int] = field(default_factory=lambda: _ALL)
+    thresholds: tuple[Threshold, ...] = (None,)
+    share: float = 1.0
+    longest: int = 100_000
+    weights_of: str | None = None
+    shifted: bool = False
+
+    def recipe_for(self, config: str, seed: int) -> Recipe:
+        """Everything that decides one checkpoint of it."""
+        iterations = max(1, round(self.share * ITERATIONS[config]))
+        return replace(self.recipe, config=config, seed=seed, iterations=iterations)
+
+
+_CACHE = replace(_PLAIN, chunk=256, streams=12, reset_probability=1.0)
+_SOFT = replace(Recipe(), gate="soft", settle_share=0.0)
+_DECODER = replace(_PLAIN, write_price=1.0, ramp_share=0.0)
+
+
+def _recurrent(
+    kind: type[nn.GRU] | type[nn.LSTM], hidden: int, seeds: Mapping[str, int], share: float = 1.0
+) -> Arm:
+    return Arm(
+        f"{kind.__name__}, {hidden:,} channels",
+        partial(RecurrentLearner, kind=kind, hidden=hidden),
+        partial(recurrent, kind, hidden),
+        _RECURRENT,
+        seeds,
+        share=share,
+        longest=100_000 if hidden < 500 else 4096,
+    )
+
+
+def _square(side: int) -> Arm:
+    make = partial(AuraMem, d_key=side, d_value=side)
+    return Arm(
+        f"AURA-Mem, state {side} x {side}",
+        partial(AuraLearner, make=make),
+        make,
+        Recipe(),
+        _HARD,
+        (DEPLOYED,),
+    )
+
+
+ARMS: dict[str, Arm] = {
+    "learned": Arm(
+        "AURA-Mem",
+        AuraLearner,
+        AuraMem,
+        Recipe(),
+        _MOST,
+        (DEPLOYED, 0.0, CALIBRATED),
+        shifted=True,
+    ),
+    "tutored": Arm(
+        "AURA-Mem, tutored",
+        AuraLearner,
+        AuraMem,
+        Recipe(tutored_share=1 / 8),
+        {"hard": 5, "easy": 3, "xhard": 3},
+        (DEPLOYED, 0.0, CALIBRATED),
+    ),
+    "longer": Arm(
+        "AURA-Mem, tutored, twice as long",
+        AuraLearner,
+        AuraMem,
+        Recipe(tutored_share=1 / 8),
+        {"hard": 5},
+        (DEPLOYED, 0.0, CALIBRATED),
+        share=2.0,
+    ),
+    "always": Arm(
+        "the same cell, written always",
+        AuraLearner,
+        AuraMem,
+        Recipe(gate="always"),
+        _MOST,
+        (ALWAYS,),
+        shifted=True,
+    ),
+    "always-longer": Arm(
+        "the same cell, written always, twice as long",
+        AuraLearner,
+        AuraMem,
+        Recipe(gate="always"),
+        {"hard": 5},
+        (ALWAYS,),
+        share=2.0,
+    ),
+    "gated-delta": Arm(
+        "gated delta rule, learned decay", GatedDeltaLearner, gated_delta, shifted=True
+    ),
+    "linear-attention": Arm("linear attention, decay", LinearAttentionLearner, LinearAttention),
+    "mingru-1056": Arm(
+        "minGRU, 1,056 channels",
+        partial(MinGruLearner, hidden=1056),
+        partial(mingru, 1056),
+        _RECURRENT,
+    ),
+    "gru-64": _recurrent(nn.GRU, 64, _ALL),
+    "lstm-64": _recurrent(nn.LSTM, 64, _ALL),
+    "cache": Arm("growing KV cache", CacheLearner, GrowingCache, _CACHE),
+    "reconstruction": Arm(
+        "gate by reconstruction gain",
+        reconstruction_learner,
+        Reconstruction,
+        _DECODER,
+        thresholds=(BUDGETED,),
+    ),
+    "surprise": Arm("gate by surprise", surprise_learner, Surprise, thresholds=(BUDGETED,)),
+    "oracle": Arm(
+        "AURA-Mem's cell, written at events",
+        AuraLearner,
+        Scheduled,
+        Recipe(),
+        _MOST,
+        weights_of="learned",
+    ),
+    "random": Arm("random schedule", AuraLearner, Scheduled, Recipe(gate="random")),
+    "periodic": Arm("periodic schedule", AuraLearner, Scheduled, Recipe(gate="periodic")),
+    # What follows is an ablation, or too large to train as long as the others.
+    "blind": Arm(
+        "AURA-Mem, gate without surprise",
+        partial(AuraLearner, make=Blind),
+        Blind,
+        Recipe(),
+        _HARD,
+        (DEPLOYED,),
+    ),
+    "soft": Arm(
+        "AURA-Mem, soft gate",
+        SoftLearner,
+        Soft,
+        replace(Recipe(), gate="soft", settle_share=0.0),
+        _HARD,
+    ),
+    "free": Arm(
+        "AURA-Mem, writes not priced",
+        AuraLearner,
+        AuraMem,
+        replace(Recipe(), write_price=0.0),
+        _HARD,
+        (DEPLOYED,),
+    ),
+    "square-16": _square(16),
+    "square-64": _square(64),
+    "gru-256": _recurrent(nn.GRU, 256, {"hard": 1}),
+    # At equal time: one iteration takes so many times longer.
+    "lstm-528": _recurrent(nn.LSTM, 528, {"hard": 1}, share=0.26),
+    "gru-1056": _recurrent(nn.GRU, 1056, {"hard": 1}, share=0.05),
+}

@@ -1,0 +1,84 @@
+"""The controlled benchmark's pictures, from its rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from matplotlib.axes import Axes
+
+from lab.evidence.controlled.arms import ARMS, DEPLOYED
+from lab.evidence.controlled.rows import Lines, Row, is_at, lines_of
+from lab.evidence.pages import COLOURS
+
+# As many as there are colours, all trained for as many iterations.
+_OVER_HORIZONS = (
+    "learned", "always", "gated-delta", "linear-attention", "cache", "mingru-1056", "gru-64",
+    "random",
+)  # fmt: skip
+_BY_WRITES = (
+    "learned", "always", "gated-delta", "reconstruction", "surprise", "random", "periodic",
+)  # fmt: skip
+
+
+def _shown(rows: Sequence[Row], arms: Sequence[str]) -> Lines:
+    """Their lines on hard; of those with several thresholds, at the deployed one."""
+    return [
+        (name, of)
+        for name, of in lines_of(rows, "hard", "hard", arms)
+        if len(ARMS[of[0].arm].thresholds) == 1 or is_at(of[0], DEPLOYED)
+    ]
+
+
+def over_horizons(rows: Sequence[Row]) -> Callable[[Axes], None]:
+    """Errors against the horizon."""
+
+    def draw(axes: Axes) -> None:
+        lines = _shown(rows, _OVER_HORIZONS)
+        for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
+            steps = [at.steps for at in of[0].at]
+            wrong = [_wrong(fmean(row.at[i].accuracy for row in of)) for i in range(len(steps))]
+            axes.plot(
+                steps, wrong, marker=marker, color=colour, ms=5, label=f"{name} (n={len(of)})"
+            )
+            for row in of:
+                axes.plot(steps, [_wrong(at.accuracy) for at in row.at], ".", color=colour, ms=3)
+        axes.set(xscale="log", xlabel="steps from an empty memory")
+        _finish(axes)
+
+    return draw
+
+
+def by_writes(rows: Sequence[Row]) -> Callable[[Axes], None]:
+    """Errors against writes."""
+
+    def draw(axes: Axes) -> None:
+        lines = _shown(rows, _BY_WRITES)
+        for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
+            found = [at for row in of if (at := row.up_to(16_384)) is not None]
+            x, y = [1000 / at.ratio for at in found], [_wrong(at.accuracy) for at in found]
+            axes.scatter(x, y, 30, color=colour, marker=marker, label=f"{name} (n={len(of)})")
+        axes.set(xscale="log", xlim=(90, 1150), xlabel="writes in 1,000 steps, by the ledger")
+        ticks = (100, 125, 200, 500, 1000)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        _finish(axes)
+
+    return draw
+
+
+_MARKERS = "os^Dv<>P"
+_LEAST_WRONG = 0.01  # a share of zero has no place on a logarithmic axis
+
+
+def _wrong(accuracy: float) -> float:
+    return max(_LEAST_WRONG, 100 * (1 - accuracy))
+
+
+def _finish(axes: Axes) -> None:
+    ticks = (0.01, 0.1, 1, 10, 87.5)
+    axes.axhline(87.5, color="#999999", ls=":", lw=1)
+    axes.set(yscale="log", ylim=(0.008, 120), ylabel="% of queries answered wrongly")
+    axes.set_yticks(ticks, ["0.01 or none", "0.1", "1", "10", "87.5, chance"])
+    axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

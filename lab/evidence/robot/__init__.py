@@ -1,0 +1,1 @@
+"""Simulated robots that have to remember, driven by bundles."""
