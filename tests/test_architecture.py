@@ -52,16 +52,6 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         | {"nncf", "openvino", "torchao"}
         | {"gymnasium", "gymnasium_robotics", "metaworld"},
     ),
-    # No room: it is not installed, composes all of them, and nobody imports it. It races other
-    # people's runtimes and drives other people's robots.
-    "lab": (
-        {"contract", "common", "targets", "models", "calibration", "export", "runtime", "bench"},
-        BASE
-        | {"lab", "torch", "onnx", "onnxruntime", "matplotlib", "safetensors"}
-        | {"MNN", "ai_edge_litert", "ai_edge_quantizer", "executorch", "litert_torch"}
-        | {"nncf", "openvino", "torchao"}
-        | {"gymnasium", "gymnasium_robotics", "metaworld"},
-    ),
 }
 # Inside of a room: a folder or module imports only what stands before it, and itself.
 FLOORS = {

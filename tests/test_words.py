@@ -19,7 +19,7 @@ CEILINGS = {
     "targets": 46,
     "common": 15,
     "contract": 57,
-    "evidence": 79,
+    "lab": 151,
     "scripts": 8,
     "tests": 640,
     "docs": 20,
