@@ -28,7 +28,7 @@ from stategate.runtime.base.ledger import Counters, Ledger
 from stategate.runtime.base.resident import watch_resident
 from stategate.runtime.deadline import Loop, StepDeadline
 from stategate.runtime.engines.closing import Closing
-from stategate.runtime.engines.engine import Engine, EngineChoice, open_engine
+from stategate.runtime.engines.engine import Engine, EngineChoice, Resident, open_engine
 from stategate.runtime.engines.feeds import Feeds, check_states
 from stategate.runtime.engines.opening import allocate, check_memory, open_single
 from stategate.runtime.keep.keeper import Keeper, Restored, SnapshotPolicy
@@ -36,6 +36,7 @@ from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
 from stategate.runtime.memory.governor import Governor
 from stategate.runtime.prefill import Prefill
+from stategate.runtime.watch.telemetry import metrics
 
 FaultPolicy = Literal["raise", "hold", "reset"]
 
@@ -66,7 +67,9 @@ class Session(Closing):
             self._governor = Governor(budget, buffers.groups, slots, clock, counters)
         late = budget.deadline_ms is not None
         self._deadline = StepDeadline(budget, clock, counters) if late else None
-        self._memory = memory = Memory(buffers, counters, self._governor, engine)
+        thresholds = self._governor.thresholds if self._governor is not None else None
+        resident = engine if isinstance(engine, Resident) else None
+        self._memory = memory = Memory(buffers, counters, thresholds, resident)
         outputs = bundle.manifest.outputs
         # Only the policies that answer after a fault pay for the copy.
         self._answers = Answers(buffers.outputs, outputs, memory) if on_fault != "raise" else None
@@ -98,23 +101,22 @@ class Session(Closing):
             path: The bundle's folder.
             budget: Limits that tighten those of the manifest.
             snapshots: Folder for `save` and `restore`, or a policy that also saves by itself.
-            on_fault: What a fault does once it is counted and the old state is in place:
-                ``raise``; ``hold``, which answers with the last good outputs of this episode; or
-                ``reset``, which answers the same way and puts the states back to their initial
-                values. Where there are none yet, they answer with the outputs that the manifest
-                declares safe, or raise.
-            clock: Replaced by tests.
-            engine: ``onnxruntime``, ``native``, ``tensorrt``, or the faster one of the first two by
-                the bundle's measurement; several by commas are tried in turn, with a warning.
+            on_fault: After a fault is counted and the old state is in place: ``raise`` it; ``hold``
+                answers with the last good outputs of this episode; ``reset`` answers the same and
+                puts the states back to their initial values. Before there are good outputs, both
+                answer with those that the manifest declares safe, or raise.
+            clock: Source of time; tests replace it.
+            engine: ``onnxruntime``, ``native``, ``tensorrt``, or ``auto`` for the faster one of the
+                first two by the bundle's measurement. Of several separated by commas the first
+                that loads is used, with a warning for each before it.
 
         Raises:
             SpecError: The budget is looser than the manifest's or contradicts the model, or a
                 policy does not exist.
             MemoryBudgetError: The bundle needs more memory than it may; nothing was allocated.
-            SnapshotError: The snapshot folder is in use, cannot be written, or is of another
-                memory. Snapshots that cannot be read are no error, but a `SnapshotWarning`.
-            BundleError: A file is missing, altered, or outside the folder.
-            PoolBundleError: The bundle serves several sessions; `Pool` opens it.
+            SnapshotError: The snapshot folder is in use, or belongs to another memory. Snapshots
+                that cannot be read are no error, but a `SnapshotWarning`.
+            BundleError: A file is missing or altered, or the bundle serves several sessions.
             ManifestError: The manifest is malformed or of another schema version.
             EngineError: The graph cannot be loaded, or is not what the manifest says.
             MissingDependencyError: The engine's library is not installed.
@@ -137,28 +139,21 @@ class Session(Closing):
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle promises."""
+        """The bundle's manifest."""
         return self._bundle.manifest
 
     @property
     def bundle_digest(self) -> str:
-        """Identity of the bundle."""
+        """SHA-256 of the manifest, which identifies the bundle."""
         return self._bundle.digest
 
     @property
     def engine_name(self) -> str:
-        """Engine and version."""
+        """Name and version of the engine."""
         return self._engine_name
 
     def replace_engine(self, wrap: Callable[[Engine, Buffers], Engine]) -> None:
-        """Step with another engine from now on, normally one around the present one.
-
-        Args:
-            wrap: From the present engine and the buffers it is bound to, to the next one.
-
-        Raises:
-            SessionClosedError: The session was closed.
-        """
+        """Step with another engine from now on: ``wrap`` makes it from the present one."""
         self._engine = wrap(self._open_engine(), self._buffers)
         self._prefill.by_step = True  # chunks have an engine of their own
         self._engine_name = self._engine.name
@@ -171,13 +166,11 @@ class Session(Closing):
 
     def metrics(self) -> dict[str, float | int | str]:
         """Counters, rates and sizes, flat; see `stategate.runtime.watch.telemetry.metrics`."""
-        from stategate.runtime.watch.telemetry import metrics
-
         return metrics(self)
 
     @property
     def committed_steps(self) -> int:
-        """Steps that were taken over since it was opened: neither failed nor refused."""
+        """Steps since it was opened that neither failed nor were refused."""
         return self._memory.committed
 
     @property
@@ -187,7 +180,7 @@ class Session(Closing):
 
     @property
     def snapshot_problem(self) -> str | None:
-        """What in the snapshot folder cannot be used, as last looked at; None where all can."""
+        """What in the snapshot folder could not be used at the last look; None where all could."""
         return self._keeper.problem if self._keeper is not None else None
 
     @property
@@ -204,7 +197,7 @@ class Session(Closing):
         """A copy of one state as the next step will see it.
 
         Raises:
-            UnknownInputError: There is no state of that name.
+            StepInputError: There is no state of that name.
         """
         live = self._memory.live()
         if name not in live:
@@ -214,8 +207,8 @@ class Session(Closing):
     def step(self, /, **inputs: Array) -> Mapping[str, Array]:
         """One step of the model.
 
-        Inputs are copied in; nothing of the caller's is kept. If anything is raised, the state is
-        the one before the call, but for the errors that say otherwise.
+        Inputs are copied in; nothing of the caller's is kept. After an error the state is the one
+        before the call, unless the error says otherwise.
 
         Args:
             **inputs: One array for each input of the manifest, of its shape and dtype.
@@ -226,29 +219,55 @@ class Session(Closing):
 
         Raises:
             StepInputError: An input is missing, unknown, of the wrong shape or dtype, or not
-                finite (each has its own subclass).
+                finite.
             EngineError: The engine failed.
-            StateFault: A gate or a next state is not finite; the write was refused.
-            OutputFault: The same of an output.
+            StateFault: A gate, next state or output is not finite; the write was refused.
             WriteBudgetError: The write budget is used up and its policy is ``raise``.
-            DeadlineError: The step took too long, under that policy; it is committed.
-            MemoryBudgetError: The process has grown beyond its budget; the step is committed.
+            DeadlineError, MemoryBudgetError, PersistBudgetError: Another limit was passed, and its
+                policy is ``raise``; the step is committed.
             SnapshotError: An automatic snapshot failed; the step is committed.
-            PersistBudgetError: The wear budget refused it, under its policy ``raise``; the step is
-                committed.
             SessionClosedError: The session was closed.
         """
         engine = self._engine or self._open_engine()  # no call where it is open
-        deadline = self._deadline
+        memory, counters, governor = self._memory, self._counters, self._governor
+        deadline, answers = self._deadline, self._answers
         start_ns = deadline.start() if deadline is not None else 0
         self._feeds.take(inputs)
-        governor, memory, answers = self._governor, self._memory, self._answers
         if governor is not None:
             governor.before()
         if answers is not None:
             answers.keep()  # of the step before, if an exception of the caller's own came between
         try:
-            memory.commit(engine.write, engine.run(memory.parity))
+            finite = engine.run(memory.parity)
+            opened = memory.open_gates(finite)
+            asks = opened != [] or not memory.has_gates
+            permitted = governor is None or governor.permits
+            writes = asks and permitted
+            if not permitted:
+                opened = []
+            if opened:
+                engine.write(memory.parity)
+            ungated = memory.has_ungated and (writes or memory.has_gates)
+            # After the write, because that may compute the whole step again.
+            parity = memory.check_next(opened, ungated, finite)
+            openings = counters.with_openings(opened) if opened else counters.openings
+            tokens = governor.after(asks, writes) if governor is not None else None
+            # From here on nothing is called before all of it is stored: a signal's handler, which
+            # may raise between any two calls, finds the whole step done, or nothing of it.
+            counters.steps += 1
+            counters.suppressed_writes += asks and not writes
+            if governor is not None and tokens is not None:
+                governor.tokens = tokens
+                counters.budget_overruns += writes and governor.overdrawn
+                if asks and not writes and governor.policy == "raise":
+                    raise governor.refusal()
+            memory.parity = parity
+            memory.committed += 1
+            counters.writes += writes
+            counters.ungated_writes += ungated
+            counters.openings = openings
+            if writes and governor is not None and governor.overdrawn:
+                governor.warn()
         except (EngineError, StateFault) as fault:
             self._answer(fault)
         else:
@@ -265,10 +284,9 @@ class Session(Closing):
     def prefill(self, /, **inputs: Array) -> dict[str, Array]:
         """Many steps at once, for a prompt or a recorded history.
 
-        Memory and ledger end as they would after one `step` for each of them, but that automatic
-        snapshots come at most once a chunk. Where the bundle has a chunk graph it is used, in a
-        session without write budget, deadline and fault policy; anywhere else the steps are taken
-        one by one.
+        Memory and ledger end as after one `step` for each of them, but automatic snapshots come at
+        most once a chunk. The bundle's chunk graph is used, if it has one and the session has no
+        write budget, deadline or fault policy; otherwise the steps are taken one by one.
 
         Args:
             **inputs: One array ``(steps, *shape)`` for each input of the manifest.
@@ -278,11 +296,9 @@ class Session(Closing):
 
         Raises:
             StepInputError: As in `step`; nothing has been stepped.
-            EngineError: A chunk failed; the memory is that before it.
-            StateFault: The same, because a gate, a next state or an output is not finite.
+            EngineError, StateFault: A chunk failed; the memory is that before it.
             MemoryBudgetError: The chunk graph does not fit; nothing has been stepped.
             SnapshotError: An automatic snapshot failed; the steps before it are committed.
-            SessionClosedError: The session was closed.
         """
         self._open_engine()
         answers = self._prefill.take(inputs, self.step)
@@ -291,7 +307,7 @@ class Session(Closing):
         return answers
 
     def _answer(self, fault: RuntimeFault) -> None:
-        """Do what the policy says of a fault; the old state is in place."""
+        """Answer a fault as the policy says; the old state is in place already."""
         if isinstance(fault, EngineError):  # the memory counts what it refuses
             self._counters.faults += 1
         answered = self._answers is not None and self._answers.give()
@@ -301,28 +317,20 @@ class Session(Closing):
             raise fault
 
     def reset(self) -> None:
-        """Put every state back to its initial value: an episode begins. Counters go on.
-
-        Raises:
-            SessionClosedError: The session was closed.
-        """
+        """Put every state back to its initial value: an episode begins. Counters go on."""
         self._open_engine()
         self._memory.begin()
 
     def load_state(self, states: Mapping[str, Array]) -> None:
         """Begin an episode from given states, such as those of an encoder; counted as a reset.
 
-        Everything is checked before anything is changed. A reset, too, puts states in place that
-        no step computed, and counts no written bytes.
+        Everything is checked before anything is changed. As with a reset, no written bytes count.
 
         Args:
-            states: One array for each state of the manifest, of its shape and dtype; copied. What
-                a bundle in lower state precision keeps has other shapes and dtypes, see `state`.
+            states: One array for each state of the manifest, as `state` gives them; copied.
 
         Raises:
-            StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite
-                (each has its own subclass).
-            SessionClosedError: The session was closed.
+            StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite.
         """
         self._open_engine()
         check_states(states, self._memory.live())
@@ -337,9 +345,6 @@ class Session(Closing):
         Args:
             hz: Ticks per second.
             ticks: How many; None goes on for ever.
-
-        Raises:
-            SpecError: ``hz`` or ``ticks`` cannot be.
         """
         return Loop(
             hz,
@@ -359,7 +364,6 @@ class Session(Closing):
             SnapshotError: No folder was given to `open`, it cannot be written, another session
                 wrote to it, or nothing in it can be read and the policy is ``raise``.
             PersistBudgetError: The wear budget's policy is ``raise``.
-            SessionClosedError: The session was closed.
         """
         return self._need_keeper().save()
 
@@ -371,13 +375,11 @@ class Session(Closing):
         which only grow. Budgets live with the folder, and do not come back with a snapshot.
 
         Returns:
-            What was taken and why, or None where no snapshot was ever written, or none can be
-            read under the policy ``on_damage="fresh"``.
+            What was taken and why; None without snapshots, or with damaged ones under ``fresh``.
 
         Raises:
             SnapshotError: No folder was given to `open`, it is gone, or nothing in it can be used
                 (damaged, newer format, another model). Nothing was changed.
-            SessionClosedError: The session was closed.
         """
         return self._need_keeper().restore()
 

@@ -144,6 +144,13 @@ class Counters:
         self.openings = [0] * sum(group.gate is not None for group in groups)
         self.past = Ledger()
 
+    def with_openings(self, opened: Sequence[tuple[int, int]]) -> list[int]:
+        """What `openings` are after a step; ``opened`` has position and elements of each gate."""
+        openings = self.openings.copy()
+        for i, count in opened:
+            openings[i] += count
+        return openings
+
     def add_misses(self, periods: int) -> None:
         """Count periods that a loop missed."""
         self.deadline_misses += periods

@@ -1,8 +1,8 @@
-"""The memory of a session: which bank of each state is live, and who may change that."""
+"""The memory of a session: which bank of each state is live, and what is in the other one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import isfinite
 
 import numpy as np
@@ -11,19 +11,20 @@ from stategate.contract.errors import OutputFault, StateFault
 from stategate.contract.write_rule import opens, opens_number
 from stategate.runtime.base.buffers import Array, Buffers, Group, Slot, StateBanks, is_finite
 from stategate.runtime.base.ledger import Counters
-from stategate.runtime.engines.engine import Engine, Resident
-from stategate.runtime.memory.governor import Governor
+from stategate.runtime.engines.engine import Resident
 
 
 class Memory:
-    """Commits steps: gates, next states and outputs are all looked at before anything is swapped.
+    """Holds the banks, and says whether what an engine put into them may be read next.
 
     A signal's handler may raise between any two calls. So what belongs together is worked out
     first, and then stored in consecutive lines that call nothing: it happens as a whole or not.
 
     Attributes:
         parity: Mask that tells the engine which banks to read; see `Engine.run`.
-        committed: Steps that were taken over, since the memory was made.
+        has_gates: Whether there is a hard gate; without one every step is a write.
+        has_ungated: Whether there is a state that no hard gate guards.
+        committed: Steps whose result was put in place, since the memory was made.
         began: What ``committed`` was when the states were last replaced from outside: an episode
             begins there.
     """
@@ -32,18 +33,19 @@ class Memory:
         self,
         buffers: Buffers,
         counters: Counters,
-        governor: Governor | None = None,
-        engine: Engine | None = None,
+        thresholds: list[float] | None = None,
+        resident: Resident | None = None,
     ) -> None:
         """Start with every state at its initial value.
 
         Args:
             buffers: The banks.
-            counters: Where commits are counted.
-            governor: What has to permit a write, and moves the thresholds; None for nothing.
-            engine: What steps; asked for its states where it keeps them itself.
+            counters: Where steps are counted.
+            thresholds: Of the hard gates, float32; whoever owns the list may move them. None for
+                those of the manifest.
+            resident: The engine, where it keeps the states itself.
         """
-        self._resident = engine if isinstance(engine, Resident) else None
+        self._resident = resident
         self.parity = 0
         self.committed = self.began = 0
         self._states = buffers.states
@@ -51,88 +53,77 @@ class Memory:
         self._outputs = tuple(s for s in buffers.outputs if s.array.dtype.kind == "f")
         self._every_bit = (1 << len(buffers.groups)) - 1
         self._counters = counters
-        self._governor = governor
         self._gated = tuple(g for g in buffers.groups if g.gate is not None)
         hard = {g.gate_slot.name for g in self._gated if g.gate_slot is not None}
         self._soft = tuple(slot for slot in buffers.gates if slot.name not in hard)
-        self._always = next((g for g in buffers.groups if g.gate is None), None)
-        self._thresholds = (
-            governor.thresholds
-            if governor is not None
-            else [float(np.float32(g.gate.threshold)) for g in self._gated if g.gate is not None]
-        )
+        self._hard = [
+            (g.gate_slot, g.open_mask, g.whole) for g in self._gated if g.gate_slot is not None
+        ]
+        self._ungated = next((g for g in buffers.groups if g.gate is None), None)
+        self.has_gates, self.has_ungated = bool(self._gated), self._ungated is not None
+        self._thresholds = thresholds or [
+            float(np.float32(g.gate.threshold)) for g in self._gated if g.gate is not None
+        ]
 
     @property
     def on_device(self) -> bool:
         """Whether the engine keeps the states where no other one sees them."""
         return self._resident is not None
 
-    def commit(self, write: Callable[[int], None], finite: bool = False) -> None:
-        """Take over what the engine computed, as far as gates and budget let it.
+    def open_gates(self, finite: bool) -> list[tuple[int, int]]:
+        """The hard gates that are open: the position of each, and how many of its elements are.
 
         Args:
-            write: The engine's, called once if a gate is open and the step may write.
-            finite: Whether the engine has seen that every output and gate is; see `Engine.run`.
+            finite: Whether the engine has seen that every gate is; see `Engine.run`.
 
         Raises:
-            StateFault: A gate, or a next state that was to be taken over, is not finite.
-            OutputFault: An output is not finite.
-            EngineError: The engine failed to write.
-            WriteBudgetError: The write budget is used up and its policy is ``raise``.
-
-        After each of these the memory is that before the step.
+            StateFault: A gate is not finite.
         """
-        counters, governor = self._counters, self._governor
         if not finite:
             for slot in self._soft:
                 if not slot.finite():
                     raise self._fault(slot, "gate")
-        swaps = 0
-        opened: list[tuple[int, int]] = []
-        for i, group in enumerate(self._gated):
-            count = self._open_elements(group, self._thresholds[i])
+        opened = []
+        for i, (slot, mask, whole) in enumerate(self._hard):
+            if mask is None:
+                value: float = slot.numbers[0]
+                if not isfinite(value):
+                    raise self._fault(slot, "gate")
+                count = 1 if opens_number(value, self._thresholds[i]) else 0
+            else:
+                if not slot.finite():
+                    raise self._fault(slot, "gate")
+                opens(slot.flat, self._thresholds[i], out=mask)
+                count = int(np.count_nonzero(mask))
             if count:
-                swaps |= group.bit
-                opened.append((i, count))
-        always = self._always
-        if always is not None:
-            self._check_next(always)
-        wanted = swaps != 0 or not self._gated
-        writes = wanted and (governor is None or governor.permits)
-        if writes and opened:
-            write(self.parity)
-            for i, _ in opened:
-                self._check_next(self._gated[i])
-        # Last of all, because a write may compute the whole step again.
+                opened.append((i, 1 if whole else count))
+        return opened
+
+    def check_next(self, opened: list[tuple[int, int]], swaps_ungated: bool, finite: bool) -> int:
+        """The parity after this step, if everything that it would put in place is finite.
+
+        Args:
+            opened: Gates whose states are written; see `open_gates`.
+            swaps_ungated: Whether the states that no hard gate guards are replaced.
+            finite: Whether the engine has seen that every output is.
+
+        Raises:
+            StateFault: A next state is not finite.
+            OutputFault: An output is not finite.
+        """
+        parity = self.parity
+        if self._ungated is not None:
+            self._check_group(self._ungated)
+            if swaps_ungated:
+                parity ^= self._ungated.bit
+        for i, _ in opened:
+            self._check_group(self._gated[i])
+            parity ^= self._gated[i].bit
         if not finite:
             for slot in self._outputs:
                 if not slot.finite():
                     raise self._fault(slot, "output")
-        openings = counters.openings
-        if writes and opened:
-            openings = openings.copy()
-            for i, count in opened:
-                openings[i] += count
-        charged = governor.after(wanted, writes) if governor is not None else None
-        # From here on nothing is called before all of it is stored.
-        counters.steps += 1
-        if governor is not None and charged is not None:
-            governor.tokens = charged
-            counters.budget_overruns += writes and governor.overdrawn
-        if not writes:
-            counters.suppressed_writes += wanted
-            if wanted and governor is not None and governor.policy == "raise":
-                raise governor.refusal()
-        self.committed += 1
-        if always is not None and (writes or self._gated):
-            counters.ungated_writes += 1
-            self.parity ^= always.bit
-        if writes:
-            self.parity ^= swaps
-            counters.writes += 1
-            counters.openings = openings
-            if governor is not None and governor.overdrawn:
-                governor.warn()
+        return parity
 
     def commit_chunk(
         self, outputs: Mapping[str, Slot], gates: Mapping[str, Slot], steps: int
@@ -163,12 +154,11 @@ class Memory:
             wrote |= any_open
             counts.append(int((any_open if group.whole else is_open).sum()))
             if counts[-1]:
-                self._check_next(group)
+                self._check_group(group)
                 swaps |= group.bit
-        always = self._always
-        if always is not None:
-            self._check_next(always)
-            swaps |= always.bit
+        if self._ungated is not None:
+            self._check_group(self._ungated)
+            swaps |= self._ungated.bit
         for slot in outputs.values():
             if not is_finite(slot.array[0, :steps].reshape(-1)):
                 raise self._fault(slot, "output")
@@ -180,25 +170,10 @@ class Memory:
         counters.steps += steps
         counters.writes += writes
         counters.openings = openings
-        if always is not None:
+        if self.has_ungated:
             counters.ungated_writes += steps
 
-    def _open_elements(self, group: Group, threshold: float) -> int:
-        slot, mask = group.gate_slot, group.open_mask
-        assert slot is not None
-        if mask is None:
-            value: float = slot.numbers[0]
-            if not isfinite(value):
-                raise self._fault(slot, "gate")
-            return opens_number(value, threshold)
-        if not slot.finite():
-            raise self._fault(slot, "gate")
-        opens(slot.flat, threshold, out=mask)
-        count = int(np.count_nonzero(mask))
-        # A gate of step granularity guards as one: open anywhere is open.
-        return min(count, 1) if group.whole else count
-
-    def _check_next(self, group: Group) -> None:
+    def _check_group(self, group: Group) -> None:
         spare = not self.parity & group.bit
         if self._resident is not None:
             if not self._resident.finite(group, self.parity):

@@ -148,7 +148,7 @@ class Governor:
 
     def warn(self) -> None:
         """Say that a write beyond the budget went through."""
-        warnings.warn("a write beyond the budget went through", BudgetWarning, stacklevel=4)
+        warnings.warn("a write beyond the budget went through", BudgetWarning, stacklevel=3)
 
     def refusal(self) -> WriteBudgetError:
         """The error for a write that the policy ``raise`` refused; the step is counted."""

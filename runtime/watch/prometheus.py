@@ -13,7 +13,7 @@ from dataclasses import fields
 from stategate.contract.errors import MissingDependencyError
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.base.process import rss_bytes
-from stategate.runtime.session import Session
+from stategate.runtime.watch.telemetry import Reporting
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry
@@ -27,7 +27,7 @@ _LABELS = {"gate_openings": "gate", "state_bytes_written": "state"}
 class SessionCollector:
     """Reads ledgers when Prometheus asks; a step pays nothing for it."""
 
-    def __init__(self, sessions: Mapping[str, Session]) -> None:
+    def __init__(self, sessions: Mapping[str, Reporting]) -> None:
         self._sessions = dict(sessions)
 
     def collect(self) -> Iterator[Metric]:
@@ -59,7 +59,7 @@ class SessionCollector:
 
 
 def watch(
-    sessions: Session | Mapping[str, Session], registry: CollectorRegistry = REGISTRY
+    sessions: Reporting | Mapping[str, Reporting], registry: CollectorRegistry = REGISTRY
 ) -> SessionCollector:
     """Register one session, or all that a process steps, by name.
 
@@ -70,6 +70,6 @@ def watch(
     Returns:
         The collector; unregister it when its sessions are closed.
     """
-    collector = SessionCollector({"": sessions} if isinstance(sessions, Session) else sessions)
+    collector = SessionCollector(sessions if isinstance(sessions, Mapping) else {"": sessions})
     registry.register(collector)
     return collector

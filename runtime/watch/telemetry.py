@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from typing import IO
+from typing import IO, Protocol
 
+from stategate.contract import Manifest
 from stategate.contract.errors import SpecError
 from stategate.runtime.base.clock import Clock, MonotonicClock
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.base.process import rss_bytes
-from stategate.runtime.session import Session
 
 
-def metrics(session: Session) -> dict[str, float | int | str]:
+class Reporting(Protocol):
+    """What can be reported: a session, whose properties these are."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it steps."""
+        ...
+
+    @property
+    def bundle_digest(self) -> str:
+        """Identity of the bundle."""
+        ...
+
+    @property
+    def engine_name(self) -> str:
+        """Name and version of the engine."""
+        ...
+
+    @property
+    def ledger(self) -> Ledger:
+        """The counters now."""
+        ...
+
+    @property
+    def snapshot_problem(self) -> str | None:
+        """What in the snapshot folder cannot be used."""
+        ...
+
+
+def metrics(session: Reporting) -> dict[str, float | int | str]:
     """Everything that is worth watching, flat: counters, rates, sizes, and who reports.
 
     A write rate that leaves the calibrated one is the first sign that a robot sees something new.
@@ -49,21 +78,11 @@ class JsonLines:
     """
 
     def __init__(
-        self, session: Session, out: IO[str], every_seconds: float, clock: Clock | None = None
+        self, session: Reporting, out: IO[str], every_seconds: float, clock: Clock | None = None
     ) -> None:
-        """Start an interval.
-
-        Args:
-            session: What to report.
-            out: A text file; every line is flushed.
-            every_seconds: Time between lines.
-            clock: Replaced by tests.
-
-        Raises:
-            SpecError: The interval is not positive.
-        """
+        """Start an interval of ``every_seconds``; every line in ``out`` is flushed."""
         if not every_seconds > 0:
-            raise SpecError("an interval must be positive", found=every_seconds)
+            raise SpecError("the interval must be positive", found=every_seconds)
         self._session, self._out = session, out
         self._clock = clock or MonotonicClock()
         self._every_ns = int(every_seconds * 1e9)
