@@ -97,7 +97,8 @@ def anchors_of(text: str) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_make_verb_that_is_named_exists(page: Path) -> None:
-    verbs = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    rules = (ROOT / "Makefile").read_text() + (ROOT / "lab" / "lab.mk").read_text()
+    verbs = set(re.findall(r"^([a-z0-9-]+):", rules, re.MULTILINE))
     assert set(re.findall(r"`make ([a-z0-9-]+)", page.read_text())) <= verbs
 
 

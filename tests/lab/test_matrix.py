@@ -65,7 +65,7 @@ def test_a_folder_without_a_readable_matrix_is_told(tmp_path: Path, content: str
 
 
 def variable(name: str) -> list[str]:
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "lab" / "lab.mk").read_text()
     found = re.search(rf"^{name} := (.+)$", makefile, re.M)
     assert found, name
     return found[1].split()
@@ -89,6 +89,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, copy)
     (copy / "tests").mkdir()
+    (copy / "lab").mkdir()
+    shutil.copy(ROOT / "lab" / "lab.mk", copy / "lab")
     (copy / "venv" / "bin").mkdir(parents=True)
     (copy / "venv" / ".run").touch()
     matrix = copy / "build" / "matrix"

@@ -1,0 +1,276 @@
+# What only this repository needs: `python -m lab --help`. Included by the Makefile.
+
+.PHONY: house lock matrix bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
+.PHONY: test-tensorrt test-aarch64 aarch64 evidence-controlled evidence-memory evidence-pages
+.PHONY: evidence-robot evidence-robot-small evidence-robot-page
+
+LAB := $(BIN)/python -m lab
+
+house: $(VENV)/.test ## The house in figures: lines, loads, words -> build/bench/house.json
+	@$(BIN)/python -m lab.house
+
+lock: $(VENV)/.dev ## Resolve constraints.txt anew
+	$(BIN)/python -m pip install --quiet uv
+	@echo "torch==2.13.0" > $(VENV)/torch-pin.txt
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-annotate --no-header -c $(VENV)/torch-pin.txt -o $(VENV)/lock.txt > /dev/null
+	@{ head -2 constraints.txt; grep -vE '^(nvidia-|cuda-|triton)' $(VENV)/lock.txt; } > constraints.new && mv constraints.new constraints.txt
+
+# --- every model in every precision for every device: one export each, then one report a device ---
+
+MATRIX := $(BUILD)/matrix
+MODELS := aura-hard gdn2-hard gru-few gated-deltanet kda gated-deltanet2 mamba2 trim-kv sega lstm gru mingru
+PRECISIONS := float32 float16-weights int8-weights int4-weights int8
+TARGETS := $(sort $(patsubst targets/profiles/%.toml,%,$(wildcard targets/profiles/*.toml)))
+EXPORTS := $(foreach m,$(MODELS),$(PRECISIONS:%=$(MATRIX)/exports/$(m)/%))
+
+matrix: $(TARGETS:%=$(MATRIX)/targets/%/report.json) ## Every model x precision x target -> build/matrix/; try -j2
+	@$(LAB) matrix $(MATRIX)
+
+$(MODELS:%=$(MATRIX)/exports/%/int8.log): $(MATRIX)/exports/%/int8.log: $(MATRIX)/exports/%/ranges.json
+$(EXPORTS:=.log): $(EXPORTER) | $(VENV)/.run
+
+# A refusal (exit code 1 or 2) is a result: it is kept and not tried again. What the machine did is none.
+$(EXPORTS:=.log): $(MATRIX)/exports/%.log:
+	@mkdir -p $(@D) && rm -rf $(@D)/$(*F)
+	@echo "exporting $(*D) in $(*F)"
+	@$(BIN)/stategate export $(*D) --precision $(*F) $(if $(filter int8,$(*F)),--ranges $(@D)/ranges.json) \
+	  --out $(@D)/$(*F) > $@.part 2>&1 || test $$? -le 2
+	@! grep -A99 -E '^(Traceback|MissingDependencyError|(OS|FileNotFound|FileExists|NotADirectory|IsADirectory|Permission|BlockingIO)Error: )|\[Errno' $@.part
+	@mv $@.part $@
+
+$(MODELS:%=$(MATRIX)/exports/%/ranges.json): $(MATRIX)/exports/%/ranges.json: $(MATRIX)/exports/%/float32.log $(call SOURCES,calibration)
+	@$(BIN)/stategate episode $* --out $(@D)/episode.npz > $(@D)/ranges.txt 2>&1
+	@$(BIN)/stategate ranges $(@D)/float32 --episode $(@D)/episode.npz --out $@ > $(@D)/ranges.txt 2>&1
+
+$(MATRIX)/targets/%/report.json: targets/profiles/%.toml $(EXPORTS:=.log) $(wildcard targets/media/*.toml targets/costs/*.toml targets/ladders/*.toml) $(call SOURCES,bench targets)
+	@rm -rf $(@D)
+	@$(BIN)/stategate retarget $$(for b in $(EXPORTS); do test ! -e $$b/manifest.json || echo $$b; done) \
+	  --target $* --out $(@D) > /dev/null || test $$? = 1
+	@test -e $@
+
+# --- races ---------------------------------------------------------------------------------------
+
+bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session costs -> build/bench/overhead.json
+	$(BIN)/stategate bench-overhead $(AURA)/bundle --out $(BUILD)/bench
+
+# What each environment of a peer holds beside stategate itself; aura-fast has a native engine too.
+peer-floor := onnx
+peer-onnxruntime := onnx onnxruntime
+peer-torch := onnx torch torchao
+peer-executorch := onnx executorch
+peer-openvino := onnx openvino nncf
+# Its converter imports protobuf without asking for it.
+peer-litert := onnx litert-torch protobuf
+peer-mnn := MNN
+PEERS := floor onnxruntime torch executorch openvino litert mnn
+STACKED := onnxruntime torch openvino litert mnn
+FAST := $(BUILD)/aura-fast/bundle
+
+bench-peers: $(PEERS:%=$(BUILD)/peers/%/.made) $(FAST)/manifest.json ## The same step in other runtimes, gigabytes of them -> build/bench/peers.json
+	$(LAB) peers $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
+
+$(FAST)/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
+	$(BIN)/stategate export aura-hard --calibration $< --engines onnxruntime,native --out $(@D)
+
+# A peer that cannot be installed is listed with its last words, and does not stop the others.
+$(BUILD)/peers/%/.made: pyproject.toml
+	@echo "peer $*: $(peer-$*)"; rm -rf $(@D); mkdir -p $(@D); $(PYTHON) -m venv $(@D)/venv
+	@$(@D)/venv/bin/python -m pip install --quiet --disable-pip-version-check -e . $(peer-$*) > $(@D)/log 2>&1 \
+	  || tail -n 1 $(@D)/log | tee $(@D)/error.txt
+	@touch $@
+
+bench-native: $(FAST)/manifest.json $(PEERS:%=$(BUILD)/peers/%/.made) ## Native engine, peers and plain C -> build/bench/native.json
+	$(LAB) bench-native $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
+
+# A step whose weights are megabytes: each precision is a race of its own, kept until its bundle changes.
+STACK := $(BUILD)/stack
+stack-float32 :=
+# Each runtime rounds in a way of its own, activations too by default; our own rounding costs 0.007.
+stack-int8-weights := --float $(STACK)/float32 --tolerance 0.02
+stack-int8-all := $(stack-int8-weights)
+RACES := float32 int8-weights int8-all
+plan-int8-all := docs/examples/int8-all.json
+.SECONDARY: $(RACES:%=$(STACK)/%/manifest.json)
+
+bench-stack: $(RACES:%=$(BUILD)/bench/stack-%/native.json) ## 7.9 million parameters in float32 and int8, and peers -> build/bench/stack-*/native.json
+
+$(STACK)/%/manifest.json: docs/examples/stack.py $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
+	rm -rf $(@D)
+	$(BIN)/stategate export $<:stack --precision $(or $(plan-$*),$*) --engines onnxruntime,native --out $(@D)
+
+$(BUILD)/bench/stack-%/native.json: $(RACES:%=$(STACK)/%/manifest.json) $(STACKED:%=$(BUILD)/peers/%/.made)
+	$(LAB) bench-native $(STACK)/$* $(stack-$*) --burst 50 --rounds 12 --envs $(BUILD)/peers --out $(@D)
+
+# --- drift ---------------------------------------------------------------------------------------
+
+# name of a candidate: how its states are stored
+drift-float16 := --state-storage float16
+drift-int8 := --state-storage int8
+drift-int8-tensor := --state-storage int8-tensor
+drift-int8-fed-back := --state-storage int8 --error-feedback
+drift-int8-tensor-fed-back := --state-storage int8-tensor --error-feedback
+DRIFTS := float16 int8 int8-tensor int8-fed-back int8-tensor-fed-back
+
+drift: $(DRIFTS:%=$(BUILD)/drift/%/drift.json) ## AURA-Mem in smaller states beside float32 -> build/drift/*/drift.html
+
+# A candidate that is beyond its limits has a report and no bundle.
+$(BUILD)/drift/%/drift.json: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz $(call SOURCES,calibration export)
+	$(BIN)/stategate export aura-hard --calibration $(AURA)/calibration.json $(drift-$*) --out $(@D)/candidate
+	$(BIN)/stategate drift $(AURA)/bundle $(@D)/candidate --episode $(AURA)/episode-$(STEPS).npz --out $(@D) \
+	  --seal $(@D)/bundle || test $$? = 1
+
+# --- what precision costs: a folder a model, a folder a recipe in it; `make -j2` is welcome ----------
+
+PLANNED := $(BUILD)/precision
+SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+SPEECH = $(wildcard $(addprefix $(SITE)/moonshine_voice/assets/,beckett.wav endgame_nagg_nell.wav two_cities.wav))
+
+# How a model becomes a bundle, and what names its states if no gate guards them.
+from-aura-hard := export aura-hard --calibration $(AURA)/calibration.json
+from-gdn2-hard := export gdn2-hard --calibration $(PLANNED)/gdn2-hard/calibration.json
+from-gru-few := export gru-few
+from-silero-vad = adopt $(SITE)/silero_vad/data/silero_vad_op18_ifless.onnx --dim batch=1 --dim sequence=576 --const sr=16000 --yes
+state-silero-vad := state=
+
+# A precision recipe's options, for the model $(*D) of the rule that uses them.
+recipe-state-float16 = --state-storage $(state-$(*D))float16
+recipe-state-int8-rows = --state-storage $(state-$(*D))int8
+recipe-state-int8-rows-fed-back = $(recipe-state-int8-rows) --error-feedback
+recipe-state-int8-tensor = --state-storage $(state-$(*D))int8-tensor
+recipe-state-int8-tensor-fed-back = $(recipe-state-int8-tensor) --error-feedback
+recipe-weights-int4 = --precision int4-weights
+recipe-weights-int8 = --precision int8-weights
+recipe-weights-int8-activations-int8 = --precision int8 --ranges $(PLANNED)/$(*D)/ranges.json
+recipe-weights-int8-state-float16 = $(recipe-weights-int8) $(recipe-state-float16)
+before-weights-int8-activations-int8 = $(BIN)/stategate episode $(*D) --steps 4096 --seed 5 --out $(PLANNED)/$(*D)/ranges.npz && \
+  $(BIN)/stategate ranges $(PLANNED)/$(*D)/float32/bundle --episode $(PLANNED)/$(*D)/ranges.npz --out $(PLANNED)/$(*D)/ranges.json &&
+RECIPES := state-float16 state-int8-rows state-int8-rows-fed-back state-int8-tensor state-int8-tensor-fed-back \
+  weights-int4 weights-int8 weights-int8-activations-int8 weights-int8-state-float16
+PLANNED_MODELS := aura-hard gdn2-hard gru-few silero-vad
+
+precision-table: $(PLANNED_MODELS:%=$(PLANNED)/%/pace.json) ## Precision recipes of four models: size, speed, drift, task -> docs/precision.md, build/bench/precision.json
+
+$(PLANNED)/silero-vad/episode/.recorded: | $(VENV)/.test
+	@$(BIN)/stategate episode-wav $(SPEECH) --rate-hz 16000 --input input --window 576 --hop 512 --out $(@D)
+	@touch $@
+
+$(PLANNED)/%/episode/.recorded: $(call SOURCES,models contract) | $(VENV)/.test
+	@$(BIN)/stategate episode $* --steps 10000 --out $(@D)/held-out.npz
+	@touch $@
+
+$(PLANNED)/gdn2-hard/calibration.json: $(call SOURCES,calibration models contract) | $(VENV)/.test
+	@$(BIN)/stategate calibrate gdn2-hard --steps 4096 --episodes 2 --thresholds=0,0.01,0.02,0.03,0.05,0.1,0.3 \
+	  --tolerance 0.005 --out $@
+
+# Targets of the form MODEL/RECIPE/.done: $(*D) is the model, $(*F) the recipe.
+# An adopted file keeps its weights: `adopt` has no --precision.
+UNCHANGED := $(patsubst %,$(PLANNED)/silero-vad/%/.done,$(filter weights-%,$(RECIPES)))
+CANDIDATES := $(filter-out $(UNCHANGED),$(foreach m,$(PLANNED_MODELS),$(RECIPES:%=$(PLANNED)/$(m)/%/.done)))
+
+$(PLANNED)/aura-hard/float32/.done: $(AURA)/calibration.json
+$(PLANNED)/gdn2-hard/float32/.done: $(PLANNED)/gdn2-hard/calibration.json
+$(PLANNED_MODELS:%=$(PLANNED)/%/float32/.done): $(PLANNED)/%/float32/.done: $(PLANNED)/%/episode/.recorded $(call SOURCES,export models contract targets runtime)
+	@$(BIN)/stategate $(from-$*) --episode $(PLANNED)/$*/episode --out $(@D)/bundle
+	@touch $@
+
+# A candidate's rule names its model's float32 bundle, which is known only when its own name is.
+.SECONDEXPANSION:
+# A recipe that is refused leaves the reason in place of a bundle.
+$(CANDIDATES): $(PLANNED)/%/.done: $(PLANNED)/$$(*D)/float32/.done $(call SOURCES,calibration)
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@if { $(before-$(*F)) $(BIN)/stategate $(from-$(*D)) $(recipe-$(*F)) \
+	    --episode $(PLANNED)/$(*D)/episode --out $(@D)/bundle; } 2> $(@D)/refused.txt; then \
+	  rm $(@D)/refused.txt && $(BIN)/stategate drift $(PLANNED)/$(*D)/float32/bundle $(@D)/bundle \
+	    --episode $(PLANNED)/$(*D)/episode --steps 10000 --out $(@D) || test $$? = 1; \
+	else cat $(@D)/refused.txt; fi
+	@touch $@
+
+$(UNCHANGED): $(PLANNED)/silero-vad/float32/.done
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@echo "ExportError: adopt leaves the weights of a file as they are (docs/adr/0006)" > $(@D)/refused.txt
+	@touch $@
+
+$(PLANNED_MODELS:%=$(PLANNED)/%/pace.json): $(PLANNED)/%/pace.json: $(foreach r,$(RECIPES),$(PLANNED)/%/$(r)/.done)
+	@$(BIN)/stategate pace $(PLANNED)/$*/float32/bundle \
+	  $(patsubst %/manifest.json,%,$(wildcard $(foreach r,$(RECIPES),$(PLANNED)/$*/$(r)/bundle/manifest.json))) --burst 100 --out $@
+
+precision-table:
+	@$(LAB) precision-table $(PLANNED) --out $(BUILD)/bench/precision.json --page docs/precision.md
+	@cp $(BUILD)/bench/precision.json docs/precision.json
+
+# --- trained zoo models ------------------------------------------------------------------------
+
+train-aura: $(VENV)/.run ## Remake the AURA-Mem checkpoint and its table (one core, minutes)
+	$(LAB) train aura-hard
+
+train-delta: $(VENV)/.run ## Remake the Gated DeltaNet-2 checkpoint and its table (one core, a quarter of an hour)
+	$(LAB) train gdn2-hard
+
+train-gru: $(VENV)/.run ## Remake the GRU checkpoint and its table (one core, minutes)
+	$(LAB) train gru-few
+
+# --- other machines ------------------------------------------------------------------------------
+
+# TensorRT-RTX's parser and builder need no GPU. 96 MB to load, 233 MB in a folder of their own, so
+# that no other test can lean on them.
+TENSORRT := $(BUILD)/tensorrt/site
+$(TENSORRT)/.installed: | $(VENV)/.test
+	@echo "installing TensorRT-RTX into $(TENSORRT)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(TENSORRT) tensorrt-rtx-cu13==1.7.1.116
+	@touch $@
+
+test-tensorrt: $(TENSORRT)/.installed ## Parse and build every zoo model with TensorRT-RTX, without a GPU
+	PYTHONPATH=$(TENSORRT) $(BIN)/python -m pytest tests/tensorrt
+
+CROSS := aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
+CROSS_DEBS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+A64 := $(BUILD)/aarch64
+
+test-aarch64: aarch64 ## Run C, library and runtime on emulated aarch64, and C on a Cortex-M7
+	@command -v $(CROSS) | wc -l | grep -qx $(words $(CROSS)) \
+	  || if test $$(id -u) = 0; then apt-get -qq update && apt-get -qq install $(CROSS_DEBS) > /dev/null; \
+	  else echo "missing programs; as root: apt-get install $(CROSS_DEBS)"; exit 1; fi
+	$(BIN)/python -m pytest -rP tests/export/test_native_cross.py tests/export/test_aarch64.py
+
+aarch64: $(A64)/stategate ## Prepare an emulated aarch64 machine: 150 MB to fetch, no root
+
+$(A64)/stategate: tests/export/aarch64.sh constraints.txt | $(VENV)/.test view
+	@echo "fetching an aarch64 Python, its wheels and qemu into $(@D)"
+	@PYTHON=$(BIN)/python bash $< $(@D) constraints.txt
+
+# --- evidence ------------------------------------------------------------------------------------
+
+# Resumable: checkpoints stay in build/evidence, rows in docs/evidence.
+evidence-controlled: $(VENV)/.run ## Train and measure the controlled benchmark (one core, hours; stop and go on at will)
+	$(LAB) controlled train
+	$(LAB) controlled measure
+	$(LAB) controlled values
+	$(LAB) pages
+
+evidence-memory: $(FAST)/manifest.json $(AURA)/episode-$(STEPS).npz ## A growing cache beside the memory, and the bound on what it loses (a minute)
+	$(LAB) memory cache $(FAST) --episode $(AURA)/episode-$(STEPS).npz
+	$(LAB) memory bound $(FAST) --episode $(AURA)/episode-$(STEPS).npz
+	$(LAB) pages
+
+evidence-pages: $(VENV)/.run ## Remake docs/evidence.md and its pictures from docs/evidence
+	$(LAB) pages
+
+# --- robots ----------------------------------------------------------------------------------------
+
+SIMULATORS := $(BUILD)/simulators
+$(SIMULATORS)/.installed: lab/evidence/robot/simulators.txt | $(VENV)/.test
+	@echo "installing simulated robots into $(SIMULATORS)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(SIMULATORS) -r $<
+	@touch $@
+
+ROBOT := MUJOCO_GL=disabled PYTHONPATH=$(SIMULATORS) $(BIN)/python -m
+
+evidence-robot: $(SIMULATORS)/.installed ## Robots that have to remember, driven by bundles -> docs/evidence-robot.md (resumable, an hour)
+	$(ROBOT) lab robot run
+	$(ROBOT) lab robot page
+
+evidence-robot-small: $(SIMULATORS)/.installed ## The robots' tests, and a few episodes with the trained policies (a minute)
+	$(ROBOT) pytest tests/lab/test_robot_simulators.py
+
+evidence-robot-page: $(VENV)/.test ## Remake docs/evidence-robot.md and its pictures from docs/evidence/robot.json
+	$(LAB) robot page
