@@ -19,21 +19,21 @@ class Counts(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: dict[int, Tensor] = {}  # kept, so that no identity is used again
+        self._counts: dict[int, Tensor] = {}  # kept, so that no identity is used again
 
     def __bool__(self) -> bool:
-        return bool(self._held)
+        return bool(self._counts)
 
     def hold(self, count: Tensor) -> Tensor:
         """Take a tensor for a Python integer."""
-        self._held[id(count)] = count
+        self._counts[id(count)] = count
         return count
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves = pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if not tensors or not all(id(tensor) in self._held for tensor in tensors):
+        if not tensors or not all(id(tensor) in self._counts for tensor in tensors):
             return func(*args, **kwargs)
         if func.__name__ in _DIVISIONS or any(isinstance(leaf, float) for leaf in leaves):
             args, kwargs = pytree.tree_map_only(Tensor, Tensor.double, (args, kwargs))

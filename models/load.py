@@ -56,23 +56,23 @@ def load_model(source: str) -> LoadedModel:
         item = entry(source)
         return _checked(item.build(), item.name, source, item.episode)
     file, _, factory = source.rpartition(":")
-    made = build_from_file(source, TraceError, explained)
-    return _checked(made, factory, f"{Path(file).name}:{factory}", None)
+    built = build_from_file(source, TraceError, explained)
+    return _checked(built, factory, f"{Path(file).name}:{factory}", None)
 
 
 def _checked(
-    made: object, name: str, source: str, episode: Callable[[int, int], Episode] | None
+    built: object, name: str, source: str, episode: Callable[[int, int], Episode] | None
 ) -> LoadedModel:
-    inner, _ = unwrapped(made)
-    made = inner if isinstance(inner, StepModel) else adapted(inner) or made
-    if not isinstance(made, nn.Module) or not isinstance(made, StepModel):
+    inner, _ = unwrapped(built)
+    step = inner if isinstance(inner, StepModel) else adapted(inner) or built
+    if not isinstance(step, nn.Module) or not isinstance(step, StepModel):
         raise TraceError(
-            "this object cannot be stepped",
-            found=f"{type(made).__name__} from {source}",
+            "this object is no step",
+            found=f"{type(step).__name__} from {source}",
             expected="a module with step_spec() and step(inputs, states); or what lift(module, "
             "...) makes of one that keeps its memory to itself; or a recurrent policy of rsl_rl or "
             "stable-baselines3",
-            remedy=f"see docs/bring-your-own.md; {offer(made)}",
+            remedy=f"see docs/bring-your-own.md; {offer(built)}",
         )
-    family = str(getattr(made, "family", "custom"))
-    return LoadedModel(name, family, source, made, made, episode)
+    family = str(getattr(step, "family", "custom"))
+    return LoadedModel(name, family, source, step, step, episode)

@@ -34,8 +34,8 @@ class StatefulReference:
     def step(self, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs, states after the step and gates, of which there are none, by name."""
         given = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
-        result = self._module(**given, **self._model.handed(self._held))
-        outputs, self._held = self._model.told_apart(result)
+        result = self._module(**given, **self._model.hidden_arguments(self._held))
+        outputs, self._held = self._model.split(result)
         # What is left of these is the state that says whether there was a first step.
         states = {name: torch.ones_like(tensor) for name, tensor in self._first.items()}
         for slot in self._model.states:

@@ -31,9 +31,9 @@ _INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]")
 
 def explained(problem: BaseException, lines: int = 2) -> str:
     """An exception in one line: type, the first of its lines, and the user's line where known."""
-    said = [line.strip() for line in str(problem).splitlines() if line.strip()][:lines]
-    where = blamed_line(problem)
-    return " | ".join([f"{type(problem).__name__}: {' '.join(said)}", *([where] if where else [])])
+    text = [line.strip() for line in str(problem).splitlines() if line.strip()][:lines]
+    parts = (f"{type(problem).__name__}: {' '.join(text)}", blamed_line(problem))
+    return " | ".join(part for part in parts if part)
 
 
 def blamed_line(problem: BaseException | None) -> str | None:
@@ -115,7 +115,7 @@ def _innermost(stack: Iterable[traceback.FrameSummary]) -> str | None:
 
 @functools.cache
 def is_users(file: str) -> bool:
-    """Whether code in a file is neither Python's, nor torch's, nor ours."""
+    """Whether code in a file is neither Python's, nor torch's, nor stategate's."""
     path = str(Path(file).resolve())
     if file.startswith("<") or path.startswith(_MACHINERY):
         return False

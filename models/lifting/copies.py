@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -12,6 +11,7 @@ from torch.utils import _pytree as pytree
 from stategate.contract.errors import TraceError, UndeclaredStateError
 from stategate.contract.failures import failures
 from stategate.models.lifting.blame import explained
+from stategate.models.lifting.slots import attributes_of
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -20,46 +20,38 @@ def copied(module: nn.Module) -> nn.Module:
     Raises:
         TraceError: It cannot be copied; the parts that stand against it are named.
     """
+    attributes = list(attributes_of(module))
+    # What was computed before is refused by deepcopy: the weight of a weight norm, for one.
+    computed = [
+        leaf
+        for _, value in attributes
+        for leaf in pytree.tree_leaves(value)
+        if isinstance(leaf, Tensor) and not leaf.is_leaf
+    ]
     try:
-        return copy.deepcopy(module, _without_history(module))
+        return copy.deepcopy(module, {id(leaf): leaf.detach().clone() for leaf in computed})
     except failures() as problem:  # a user's objects may raise anything
-        parts = {name: value for name, value in _parts(module) if not _has_copy(value)}
-        found = ", ".join(f"{name}: {type(value).__name__}" for name, value in parts.items())
-        iterators = [
+        parts = {name: value for name, value in attributes if not _has_copy(value)}
+        names = ", ".join(f"{name}: {type(value).__name__}" for name, value in parts.items())
+        generators = [
             name
             for name, value in parts.items()
             if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools")
         ]
-        if iterators:
+        if generators:
             raise UndeclaredStateError(
                 "a generator remembers where it is, and no state can hold that",
-                found=found,
+                found=names,
                 expected="everything the model remembers in tensors and numbers",
-                remedy=f"compute what {iterators[0]} yields from a counter, and name that counter "
+                remedy=f"compute what {generators[0]} yields from a counter, and name that counter "
                 "in the states of lift()",
             ) from problem
         raise TraceError(
-            "the module cannot be copied, and is not tried out itself",
-            found=found or explained(problem),
+            "the module cannot be copied, and stategate tries out copies alone",
+            found=names or explained(problem),
             expected="a module that copy.deepcopy can copy",
             remedy="detach() what it computed before, and make file handles and locks later",
         ) from problem
-
-
-def _without_history(module: nn.Module) -> dict[int, Any]:
-    """Copies of what was computed before, which deepcopy refuses: the weight of a weight norm."""
-    leaves = (leaf for _, value in _parts(module) for leaf in pytree.tree_leaves(value))
-    tensors = (leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf)
-    return {id(tensor): tensor.detach().clone() for tensor in tensors}
-
-
-def _parts(module: nn.Module) -> Iterator[tuple[str, object]]:
-    for prefix, part in module.named_modules():
-        for name, value in vars(part).items():
-            if name not in ("_modules", "_parameters", "_buffers"):
-                yield f"{prefix}.{name}" if prefix else name, value
-        for name, tensor in part._buffers.items():
-            yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def _has_copy(value: object) -> bool:

@@ -19,10 +19,10 @@ from stategate.models.lifting.slots import (
     Slot,
     Value,
     cloned,
+    described,
     form_of,
     is_unset,
     memory_like,
-    told,
     value_at,
 )
 from stategate.models.step import Tensors
@@ -66,43 +66,41 @@ def started(
         TraceError: It fails, or its memory does not come back.
     """
     own = {name: cloned(value_at(module, name)) for name in names} | dict(arguments)
-    held, after = dict(arguments), list[dict[str, Value]]()
+    memory, after = dict(arguments), list[dict[str, Value]]()
     places: tuple[int, ...] = ()
     for t in range(STEPS):
-        given = {name: value for name, value in held.items() if value is not Own.LEFT_OUT}
+        values = {name: value for name, value in memory.items() if value is not Own.LEFT_OUT}
         try:
             with torch.no_grad():
                 fresh = {name: tensor.clone() for name, tensor in inputs.items()}
-                result = module(**fresh, **cloned(given))
+                result = module(**fresh, **cloned(values))
         except failures() as problem:  # a user's code may raise anything
             raise _failed(module, own, after, t, problem) from problem
         if t == 0:
-            forms = {name: given.get(name) for name in arguments}
+            forms = {name: values.get(name) for name in arguments}
             places = places_of_memory(module, result, forms, returns)
-        held = {name: result[i] for name, i in zip(held, places, strict=True)}
-        after.append({n: cloned(value_at(module, n)) for n in names} | cloned(held))
+        memory = {name: result[i] for name, i in zip(memory, places, strict=True)}
+        after.append({n: cloned(value_at(module, n)) for n in names} | cloned(memory))
     return Start(own, after, places)
 
 
-def slot_of(name: str, start: Start, given: Value, axis: int, module: nn.Module) -> Slot:
+def slot_of(name: str, start: Start, first_value: Value, axis: int, module: nn.Module) -> Slot:
     """A piece of memory with the value that it has before the first step.
 
     Args:
         name: The attribute or argument.
         start: What the module does from its own start.
-        given: The first value that the user gives; `Own.SAME` where that is the module's own.
+        first_value: What the user gives; `Own.SAME` where that is the module's own.
         axis: The sessions' axis.
-        module: For what it has instead.
-
-    Raises:
-        TraceError: It cannot be a state.
+        module: An error names what else it has.
     """
     own, first, second, third = (start.own[name], *(after[name] for after in start.after))
-    if given is not Own.SAME:
-        return Slot(name, given, axis, own)
+    if first_value is not Own.SAME:
+        return Slot(name, first_value, axis, own)
     if is_unset(first) or not (_has_tensors(own) or form_of(first) == form_of(second)):
         raise _unset(module, name, own, [first, second])
     if not _has_tensors(first):
+        # A flag: the first step sets it, and no later one changes it.
         if _same(first, second) and _same(second, third) and not _same(own, first):
             return Slot(name, first, axis, own, is_flag=True)
         return Slot(name, own, axis)
@@ -202,7 +200,7 @@ def _unset(module: nn.Module, name: str, own: Value, after: list[Value]) -> Trac
     grows = not is_unset(after[0]) and form_of(after[-1]) != form_of(after[0])
     return TraceError(
         f"the state {name!r} is read before it has a value",
-        found=f"{told(own)} before the first step, {told(after[0])} after it",
+        found=f"{described(own)} before the first step, {described(after[0])} after it",
         expected="a value of fixed form from the first step on",
         remedy=GROWING
         if grows

@@ -31,11 +31,11 @@ from stategate.models.lifting.slots import (
     Slot,
     Value,
     as_tensor,
+    described,
     holding,
     is_unset,
     memory_like,
     put,
-    told,
     value_at,
 )
 from stategate.models.step import StepResult, Tensors
@@ -86,10 +86,8 @@ class Lifted(nn.Module):
 
     def initial_states(self) -> dict[str, Tensor]:
         """What the memory holds before the first step."""
-        first = {n: t for slot in self._slots for n, t in slot.first.items()}
-        return first | (
-            {self._started: torch.zeros(1, 1, dtype=torch.bool)} if self._started else {}
-        )
+        flag = {self._started: torch.zeros(1, 1, dtype=torch.bool)} if self._started else {}
+        return self._first | flag
 
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
         """One call of the module with this memory.
@@ -120,40 +118,44 @@ class Lifted(nn.Module):
     def _slots(self) -> tuple[Slot, ...]:
         return (*self.states, *self.arguments)
 
-    def told_apart(self, result: Value) -> tuple[dict[str, Tensor], dict[str, Value]]:
-        """What forward returned: outputs by name, and arguments that it gives back, by name.
+    @property
+    def _first(self) -> dict[str, Tensor]:
+        return {name: tensor for slot in self._slots for name, tensor in slot.first.items()}
+
+    def split(self, result: Value) -> tuple[dict[str, Tensor], dict[str, Value]]:
+        """What forward returned: outputs by name, and hidden arguments by name.
 
         Raises:
             TraceError: It is something else.
         """
-        held: dict[str, Value] = {}
+        hidden: dict[str, Value] = {}
         if self._places:
             if not isinstance(result, (tuple, list)) or len(result) <= max(self._places):
                 raise TraceError(
-                    "forward does not return its memory in every step", found=told(result)
+                    "forward does not return its memory in every step", found=described(result)
                 )
             for slot, place in zip(self.arguments, self._places, strict=True):
-                held[slot.name] = result[place]
+                hidden[slot.name] = result[place]
             result = [part for i, part in enumerate(result) if i not in self._places]
             result = result[0] if len(result) == 1 else result
-        return self._named(result), held
+        return self._named(result), hidden
 
     def _named(self, result: Value) -> dict[str, Tensor]:
         if isinstance(result, Mapping):
             names = self._outputs or tuple(result)
             outputs = {name: result.get(name) for name in names}
         else:
-            given = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-            names = self._outputs or self._returned or (("output",) if len(given) == 1 else ())
-            if len(names) != len(given):
+            parts = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+            names = self._outputs or self._returned or (("output",) if len(parts) == 1 else ())
+            if len(names) != len(parts):
                 raise TraceError(
                     "every output of forward needs a name",
-                    found=f"{len(given)} outputs, and names for {len(names)}",
+                    found=f"{len(parts)} outputs, and names for {len(names)}",
                     remedy='in order: lift(..., outputs=["action", "value"])',
                 )
-            outputs = dict(zip(names, given, strict=True))
+            outputs = dict(zip(names, parts, strict=True))
         tensors = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
-        lacking = {name: told(outputs[name]) for name in outputs if name not in tensors}
+        lacking = {name: described(outputs[name]) for name in outputs if name not in tensors}
         if lacking or not tensors:
             raise TraceError(
                 "forward does not give a tensor for every output",
@@ -165,15 +167,17 @@ class Lifted(nn.Module):
 
     def _spec_from(self, example_inputs: Tensors) -> StepSpec:
         """Call a copy of the module, to see what it gives and whether its first step is special."""
-        own, self.lifted = self.lifted, copied(self.lifted)
+        original, self.lifted = self.lifted, copied(self.lifted)
         try:
             with torch.no_grad():
                 if not self._starts_alike(example_inputs):
-                    self._started = _free("started", {*self.initial_states(), *example_inputs})
-                given = {name: tensor.clone() for name, tensor in example_inputs.items()}
-                result = self.step(given, self.initial_states())
+                    self._started = "started"
+                    while self._started in {*self._first, *example_inputs}:
+                        self._started += "_"
+                inputs = {name: tensor.clone() for name, tensor in example_inputs.items()}
+                result = self.step(inputs, self.initial_states())
         finally:
-            self.lifted = own
+            self.lifted = original
         axes = {name: slot.axis for slot in self._slots for name in slot.first}
         return StepSpec(
             tuple(TensorSpec(n, *_form(t)) for n, t in example_inputs.items()),
@@ -188,13 +192,12 @@ class Lifted(nn.Module):
 
     def _starts_alike(self, example: Tensors) -> bool:
         """Whether the first step is that from the first values, whatever the inputs are."""
-        first = self.initial_states()
         if all(slot.own is Own.SAME for slot in self._slots):
             return True
 
         def once(inputs: Tensors, own_start: bool) -> dict[str, Tensor]:
-            given = {name: tensor.clone() for name, tensor in inputs.items()}
-            outputs, after = self._run(given, first, own_start=own_start)
+            copies = {name: tensor.clone() for name, tensor in inputs.items()}
+            outputs, after = self._run(copies, self._first, own_start=own_start)
             return {**outputs, **{f"{name} after it": tensor for name, tensor in after.items()}}
 
         try:
@@ -220,15 +223,15 @@ class Lifted(nn.Module):
             for slot in self.states:
                 stack.enter_context(holding(module, slot.name, values[slot.name]))
             with counts if counts else nullcontext():
-                result = module(**inputs, **self.handed(values))
-            outputs, held = self.told_apart(result)
+                result = module(**inputs, **self.hidden_arguments(values))
+            outputs, hidden = self.split(result)
             for slot in self.states:
                 after |= slot.unpacked(value_at(module, slot.name), states)
         for slot in self.arguments:
-            after |= slot.unpacked(held[slot.name], states)
+            after |= slot.unpacked(hidden[slot.name], states)
         return outputs, after
 
-    def handed(self, values: Mapping[str, Value]) -> dict[str, Value]:
+    def hidden_arguments(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """The hidden arguments among these values, without those that are left to a default."""
         names = [slot.name for slot in self.arguments]
         return {name: values[name] for name in names if values[name] is not Own.LEFT_OUT}
@@ -284,7 +287,7 @@ def lift(
         if not isinstance(tensor, Tensor):
             raise TraceError(
                 f"the example input {name!r} is no tensor",
-                found=told(tensor),
+                found=described(tensor),
                 expected="a tensor",
                 remedy="bind what never changes in a module of your own around this one",
             )
@@ -292,12 +295,12 @@ def lift(
     axes = dict(session_axes or {})
     _check_arguments(module, {**example_inputs, **arguments})
     names = (states,) if isinstance(states, str) else tuple(states)
-    strange = sorted(set(axes) - {*names, *arguments})
-    if not (names or arguments) or strange:
+    undeclared = ", ".join(sorted(set(axes) - {*names, *arguments}))
+    if not (names or arguments) or undeclared:
         raise TraceError(
-            "lift() cannot tell what the module remembers",
-            found=f"session_axes for {', '.join(strange)}"
-            if strange
+            "lift() does not know what the module remembers",
+            found=f"session_axes for {undeclared}"
+            if undeclared
             else "neither states nor hidden arguments",
             expected="states=[names of buffers and attributes], or hidden={argument: first value}",
             remedy=f"what may be memory here: {', '.join(memory_like(module)) or 'no attribute'}",
@@ -305,31 +308,30 @@ def lift(
     for name in names:
         if value_at(module, name) is not None:
             put(module, name, value_at(module, name))  # without history, so that it can be copied
-    given: dict[str, Value] = dict(states) if isinstance(states, Mapping) else {}
-    given |= {name: value for name, value in arguments.items() if not is_unset(value)}
+    first: dict[str, Value] = dict(states) if isinstance(states, Mapping) else {}
+    first |= {name: value for name, value in arguments.items() if not is_unset(value)}
     parameters = inspect.signature(module.forward).parameters.values()
     optional = {p.name for p in parameters if p.default is not inspect.Parameter.empty}
-    handed = {
-        name: Own.LEFT_OUT if name in optional - given.keys() else value
+    hidden = {
+        name: Own.LEFT_OUT if name in optional - first.keys() else value
         for name, value in arguments.items()
     }
     untouched = copied(module)
-    seen = (dict(example_inputs), names, handed, returns)
     try:
-        start = started(copied(untouched), *seen)
+        start = started(copied(untouched), example_inputs, names, hidden, returns)
     except TraceError:
         if not isinstance(states, Mapping):
             raise
         for name, value in states.items():  # the module has no start of its own
             put(untouched, name, value)
-        start = started(copied(untouched), *seen)
+        start = started(copied(untouched), example_inputs, names, hidden, returns)
     for name, value in arguments.items():
         # Zeros stand for "no memory yet", which the default of the argument may mean otherwise.
-        if name in given:
-            zeros = name in optional and not _says_something(value)
+        if name in first:
+            zeros = name in optional and not _holds_numbers(value)
             start.own[name] = Own.LEFT_OUT if zeros else Own.SAME
     slots = {
-        name: slot_of(name, start, given.get(name, Own.SAME), axes.get(name, 0), module)
+        name: slot_of(name, start, first.get(name, Own.SAME), axes.get(name, 0), module)
         for name in (*names, *arguments)
     }
     for name in names:
@@ -344,10 +346,10 @@ def lift(
         untouched,
         start.places,
     )
-    placeholders = [name for name in given if slots[name].own is not Own.SAME]
+    placeholders = [name for name in first if slots[name].own is not Own.SAME]
     if lifted.has_first_step and placeholders:
         raise TraceError(
-            "the module does not start with the values that are given for it",
+            "the module does not start with these first values",
             found=f"a first step of its own, and first values for {', '.join(placeholders)}",
             expected="what the module itself does in its first step",
             remedy="; ".join(_starts(names, arguments)) + " takes the module's own first step; to "
@@ -362,7 +364,8 @@ def _starts(names: Sequence[str], arguments: Mapping[str, Value]) -> list[str]:
     return [*parts, f"hidden={{{hidden}}}"] if arguments else parts
 
 
-def _says_something(value: Value) -> bool:
+def _holds_numbers(value: Value) -> bool:
+    """Whether anything in it is not zero."""
     leaves = (as_tensor(leaf) for leaf in pytree.tree_leaves(value))
     return any(isinstance(leaf, Tensor) and bool(leaf.any()) for leaf in leaves)
 
@@ -373,10 +376,10 @@ def _check_arguments(module: nn.Module, arguments: Mapping[str, Value]) -> None:
         signature.bind(**arguments)
     except TypeError as problem:
         raise TraceError(
-            "forward cannot be called with these arguments",
+            "forward does not take these arguments",
             found=f"{', '.join(arguments) or 'none'}: {problem}",
             expected=f"the arguments of forward{signature}, by name",
-            remedy="name inputs in example_inputs, and memory that is handed in in hidden",
+            remedy="name inputs in example_inputs, and memory that forward takes in hidden",
         ) from None
 
 
@@ -384,12 +387,6 @@ def _chosen(begun: Tensor, later: Tensor, early: Tensor) -> Tensor:
     """Row by row the later one where there was a step already."""
     rows = begun.reshape(-1, *[1] * (later.dim() - 1)) if later.dim() else begun.reshape(())
     return torch.where(rows, later, early)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _form(tensor: Tensor) -> tuple[tuple[int, ...], str]:

@@ -49,7 +49,7 @@ def kind_of_file(path: Path) -> tuple[str, str] | None:
     return "a pickle of torch, of weights or of a module", WEIGHTS.format(file=path)
 
 
-def module_of(made: nn.Module | ExportedProgram) -> nn.Module:
+def module_of(program: nn.Module | ExportedProgram) -> nn.Module:
     """A module as it is, and an exported program as one; it then lies below ``program``.
 
     The module of a program takes its inputs by name, those inside of tuples and dicts one by one.
@@ -61,21 +61,20 @@ def module_of(made: nn.Module | ExportedProgram) -> nn.Module:
     from torch import nn
     from torch.utils import _pytree as pytree
 
-    if isinstance(made, torch.jit.ScriptModule):
+    if isinstance(program, torch.jit.ScriptModule):
         raise TraceError(
-            "a TorchScript program cannot be traced",
-            found=type(made).__name__,
+            "a TorchScript program has no code to trace",
+            found=type(program).__name__,
             expected="a torch.nn.Module, or what torch.export.load gives",
             remedy=TORCHSCRIPT.format(file="policy.pt"),
         )
-    if isinstance(made, nn.Module):
-        return made
-    exported = made
-    names = [str(name) for name in exported.graph_signature.user_inputs]
-    form = exported.call_spec.in_spec
+    if isinstance(program, nn.Module):
+        return program
+    names = [str(name) for name in program.graph_signature.user_inputs]
+    form = program.call_spec.in_spec
 
-    def forward(self: Any, **given: Any) -> Any:
-        args, kwargs = pytree.tree_unflatten([given[name] for name in names], form)
+    def forward(self: Any, **inputs: Any) -> Any:
+        args, kwargs = pytree.tree_unflatten([inputs[name] for name in names], form)
         return self.program(*args, **kwargs)
 
     def train(self: Any, _: bool = True) -> Any:
@@ -86,5 +85,5 @@ def module_of(made: nn.Module | ExportedProgram) -> nn.Module:
     forward.__signature__ = inspect.Signature([own, *named])  # type: ignore[attr-defined]
     methods: dict[str, Any] = {"forward": forward, "train": train}
     module: nn.Module = type("Program", (nn.Module,), methods)()
-    module.program = exported.module()
+    module.program = program.module()
     return module

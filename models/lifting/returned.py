@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from stategate.contract.errors import TraceError
-from stategate.models.lifting.slots import Value, form_of, is_unset, told
+from stategate.models.lifting.slots import Value, described, form_of, is_unset
 
 _AFFIX = re.compile(r"^(new|next)_|_(new|next|out|after|n|t)$|\d+$")
 
@@ -42,7 +42,7 @@ def places_of_memory(
     if not isinstance(result, (tuple, list)) or len(result) <= len(names):
         raise TraceError(
             "forward does not return its memory",
-            found=told(result),
+            found=described(result),
             expected=f"(outputs ..., {', '.join(names)}): the memory last, in this order",
         )
     if returns:
@@ -61,27 +61,33 @@ def places_of_memory(
         if all(i in fitting for i, fitting in zip(order, fits, strict=True))
     ]
     # Two names of one tensor are no choice.
-    distinct = {tuple(_identity(result[i]) for i in order): order for order in reversed(orders)}
+    identities = [tuple(id(leaf) for leaf in pytree.tree_leaves(part)) for part in result]
+    distinct = {tuple(identities[i] for i in order) for order in orders}
     if len(distinct) == 1:
         return usual if usual in orders else orders[0]
     if not orders:
         return usual  # reading it as a state says what is wrong with it
-    said = _returned_names(module, result)
-    exact = tuple(_only(_stem(name), [_stem(part) for part in said]) for name in names)
+    labels = _names_in_return(module, result)
+    stems = [_AFFIX.sub("", label) for label in labels]
+    named = tuple(_only(_AFFIX.sub("", name), stems) for name in names)
     candidates = set.union(*fits)
-    if exact in orders and (exact == usual or all(said[i] for i in candidates)):
-        return exact
-    initials = tuple(said[i] and names[k].startswith(said[i]) for k, i in enumerate(usual))
+    if named in orders and (named == usual or all(labels[i] for i in candidates)):
+        return named
+    initials = [
+        labels[i] and name.startswith(labels[i]) for name, i in zip(names, usual, strict=True)
+    ]
     if usual in orders and all(initials):
         return usual
-    example = f"returns=[{', '.join(repr(f'output{i}') for i in range(len(result)))}]"
-    remedy = f"lift(..., {example}), with {', '.join(map(repr, names))} where the memory is"
-    if exact in orders:
-        guess = [names[exact.index(i)] if i in exact else f"output{i}" for i in range(len(result))]
+    outputs = [f"output{i}" for i in range(len(result))]
+    remedy = f"lift(..., returns={outputs}), with {', '.join(map(repr, names))} where the memory is"
+    if named in orders:
+        guess = [names[named.index(i)] if i in named else outputs[i] for i in range(len(result))]
         remedy = f"lift(..., returns={guess}), if forward returns its memory in this place"
     raise TraceError(
         "more than one thing that forward returns may be its memory",
-        found=", ".join(f"{said[i] or f'part {i}'}: {told(result[i])}" for i in sorted(candidates)),
+        found=", ".join(
+            f"{labels[i] or f'part {i}'}: {described(result[i])}" for i in sorted(candidates)
+        ),
         expected=f"to know which of them is {' and which is '.join(names)} in the next call",
         remedy=remedy,
     )
@@ -92,19 +98,12 @@ def _fits(part: Value, argument: Value) -> bool:
     return not is_unset(part) if is_unset(argument) else form_of(part) == form_of(argument)
 
 
-def _identity(part: Value) -> tuple[int, ...]:
-    return tuple(id(leaf) for leaf in pytree.tree_leaves(part))
+def _only(name: str, names: list[str]) -> int:
+    """Where a name stands that stands there once; else -1, which is in no order."""
+    return names.index(name) if names.count(name) == 1 else -1
 
 
-def _stem(name: str) -> str:
-    return _AFFIX.sub("", name)
-
-
-def _only(name: str, among: list[str]) -> int:
-    return among.index(name) if among.count(name) == 1 else -1
-
-
-def _returned_names(module: nn.Module, result: Value) -> list[str]:
+def _names_in_return(module: nn.Module, result: Value) -> list[str]:
     """The name of each part in every ``return``; empty where it has none or no source is known.
 
     A name that forward never assigns is what it was handed, and says nothing of the next value.
@@ -113,17 +112,15 @@ def _returned_names(module: nn.Module, result: Value) -> list[str]:
     if hasattr(result, "_fields"):
         return list(result._fields)
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(module.forward)))
+        nodes = [*ast.walk(ast.parse(textwrap.dedent(inspect.getsource(module.forward))))]
     except (OSError, TypeError, SyntaxError):
         return unknown
-    nodes = list(ast.walk(tree))
     assigned = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    found = set()
-    for node in nodes:
-        if isinstance(node, ast.Return):
-            parts = node.value.elts if isinstance(node.value, (ast.Tuple, ast.List)) else []
-            if len(parts) != len(result):
-                continue
-            names = (part.id if isinstance(part, ast.Name) else "" for part in parts)
-            found.add(tuple(name if name in assigned else "" for name in names))
-    return list(found.pop()) if len(found) == 1 else unknown
+    returns = {
+        tuple(p.id if isinstance(p, ast.Name) and p.id in assigned else "" for p in n.value.elts)
+        for n in nodes
+        if isinstance(n, ast.Return)
+        and isinstance(n.value, (ast.Tuple, ast.List))
+        and len(n.value.elts) == len(result)
+    }
+    return list(returns.pop()) if len(returns) == 1 else unknown

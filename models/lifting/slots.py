@@ -26,7 +26,8 @@ GROWING = (
     "torch.cat((cache[:, 1:], new), 1), or TRIM-KV, which chooses the rows that it keeps"
 )
 _PARTS = re.compile(r"\[[^]]*\]|[^.\[]+")  # of ``filters[0].inner`` and ``filters['a']``
-_OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
+# What torch itself keeps in every module, and the views that a recurrent one has of its weights.
+_TORCHS = frozenset(vars(nn.Module())) | {"_flat_weights", "_flat_weight_refs"}
 
 
 class Own(Enum):
@@ -70,7 +71,7 @@ class Slot:
             if not isinstance(tensor, Tensor) or not tensor.numel():
                 raise TraceError(
                     f"{name!r} cannot be a state",
-                    found=told(leaf),
+                    found=described(leaf),
                     expected="tensors or numbers of fixed shape, or tuples, lists and dicts of "
                     "them",
                     remedy=GROWING if isinstance(leaf, Tensor) else None,
@@ -78,7 +79,7 @@ class Slot:
             if axis and tensor.shape[axis : axis + 1] != (1,):
                 raise TraceError(
                     f"axis {axis} of {name!r} cannot be that of the sessions",
-                    found=told(tensor),
+                    found=described(tensor),
                     expected="an extent of 1 there, for one session",
                 )
             tensor = tensor.detach().movedim(axis, 0) if axis else tensor.detach()
@@ -124,15 +125,15 @@ class Slot:
             if value != self._flag:
                 raise TraceError(
                     f"{self.name!r} does not stay what the first step sets it to",
-                    found=f"{told(value)} after a step",
-                    expected=told(self._flag),
+                    found=f"{described(value)} after a step",
+                    expected=described(self._flag),
                     remedy="keep it in a tensor, and choose with torch.where",
                 )
             return {}
         if tree != self._tree:
             raise TraceError(
                 f"the state {self.name!r} does not keep its form",
-                found=f"{told(value)} after a step",
+                found=f"{described(value)} after a step",
                 expected=f"the form it starts in: {', '.join(self.first)}",
                 remedy=GROWING if len(leaves) > len(self.first) else None,
             )
@@ -148,8 +149,8 @@ class Slot:
                 grown = isinstance(new, Tensor) and new.numel() > old.numel()
                 raise TraceError(
                     f"the state {name!r} does not keep its shape and dtype",
-                    found=f"{told(new)} after a step",
-                    expected=f"{told(old)}, as before it",
+                    found=f"{described(new)} after a step",
+                    expected=f"{described(old)}, as before it",
                     remedy=GROWING if grown else "write it in the form that it starts in",
                 )
             after[name] = new
@@ -192,21 +193,28 @@ def holding(module: nn.Module, name: str, value: Value) -> Iterator[None]:
         _set(owner, attribute, before)
 
 
+def attributes_of(module: nn.Module) -> Iterator[tuple[str, Value]]:
+    """Buffers and attributes of a module and its parts, without what torch itself keeps there."""
+    for prefix, part in module.named_modules():
+        for name, value in {**part._buffers, **vars(part)}.items():
+            if name not in _TORCHS:
+                yield f"{prefix}.{name}" if prefix else name, value
+
+
 def memory_like(module: nn.Module) -> dict[str, Value]:
     """Buffers and tensor attributes that may be memory, by name; None where still unset."""
-    found: dict[str, Value] = {}
-    for prefix, part in module.named_modules():
-        if type(part).__module__.startswith("torch."):
-            continue  # running statistics and the like
-        attributes = {n: v for n, v in vars(part).items() if n not in _OWN}
-        for name, value in {**part._buffers, **attributes}.items():
-            leaves = pytree.tree_leaves(value)
-            if value is None or (leaves and all(isinstance(leaf, Tensor) for leaf in leaves)):
-                found[f"{prefix}.{name}" if prefix else name] = value
-    return found
+    # Parts of torch's own keep running statistics and the like.
+    torchs = {n for n, m in module.named_modules() if type(m).__module__.startswith("torch.")}
+    candidates = {}
+    for name, value in attributes_of(module):
+        leaves = pytree.tree_leaves(value)
+        holds_tensors = bool(leaves) and all(isinstance(leaf, Tensor) for leaf in leaves)
+        if name.rpartition(".")[0] not in torchs and (value is None or holds_tensors):
+            candidates[name] = value
+    return candidates
 
 
-def told(value: Value) -> str:
+def described(value: Value) -> str:
     """A value in few words: dtype and shape of tensors."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
@@ -217,7 +225,7 @@ def told(value: Value) -> str:
             if isinstance(value, (bool, int, float, type(None)))
             else type(value).__name__
         )
-    return f"{type(value).__name__} of {', '.join(map(told, leaves)) or 'nothing'}"
+    return f"{type(value).__name__} of {', '.join(map(described, leaves)) or 'nothing'}"
 
 
 def zeros_like(value: Value) -> str:

@@ -1,7 +1,7 @@
 """What to write for a module that is no step yet: the call of `lift` that fits it.
 
-A copy of the module is called a few times with guessed inputs. What changed, and what the next
-answer depends on, is its memory. Where no guess fits, its code is read.
+A copy of the module is called with guessed inputs. What changed, and what the next answer depends
+on, is its memory. Where no guess fits, its code is read.
 """
 
 from __future__ import annotations
@@ -21,22 +21,42 @@ from torch.utils import _pytree as pytree
 from stategate.contract.failures import failures
 from stategate.models.lifting.copies import copied
 from stategate.models.lifting.programs import EXPORTED, TORCHSCRIPT, WEIGHTS
-from stategate.models.lifting.slots import Value, cloned, memory_like, put, value_at, zeros_like
+from stategate.models.lifting.slots import (
+    Value,
+    attributes_of,
+    cloned,
+    put,
+    value_at,
+    zeros_like,
+)
 
-# Names that arguments have which are taken and given back; the rest are inputs.
-_HANDED_IN = re.compile(
+# Names of arguments that a step takes and gives back; the rest are inputs.
+_MEMORY_NAME = re.compile(
     r"(rnn_|lstm_|gru_|past_|prev_)?(hidden|cell|state|memory|cache|carry|key_values|hx|[hc]0?)s?"
     r"(_in|_params|_states?)?"
 )
 _SWITCH = re.compile(r"use_cache|return_(hidden|state|cache|carry|memory|next).*")
-_STEPS = ("step", "select_action", "get_action", "get_action_and_value", "act", "predict")
-_WRAPS = ("_orig_mod", "_original_module", "_forward_module", "module")
+_STEPS = (
+    *("forward", "step", "select_action"),
+    *("get_action", "get_action_and_value", "act", "predict"),
+)
+_WRAPPERS = ("_orig_mod", "_original_module", "_forward_module", "module")
 _LAYERS = 12  # whose sizes are tried
-_CHANGES = re.compile(r"append|appendleft|extend|update|put|push|.*[a-z]_")
+_MUTATOR = re.compile(r"append|appendleft|extend|update|put|push|.*[a-z]_")
+
+_CLOSURE = (
+    "its answers depend on earlier calls, and none of its attributes says how: move what a "
+    "closure, a global variable or a class remembers into a buffer, and name that in the states "
+    "of lift()"
+)
+_NO_MEMORY = (
+    "calls with guessed inputs changed nothing that a later answer depends on; where that is so "
+    "with yours, it has no memory, and ONNX Runtime alone will do"
+)
 
 
 class _Call(NamedTuple):
-    """A call that worked: of which method, with what, and whether any other form would do."""
+    """A call that worked; ``vague`` where inputs of any other form might do as well."""
 
     method: str
     inputs: dict[str, Tensor]
@@ -44,61 +64,55 @@ class _Call(NamedTuple):
     vague: bool
 
 
-def unwrapped(made: object) -> tuple[object, str]:
+def unwrapped(built: object) -> tuple[object, str]:
     """What `torch.compile`, DataParallel and their like are around, and how to get there."""
     path = ""
-    while isinstance(made, nn.Module):
-        children = dict(made.named_children())
-        name = next((n for n in _WRAPS if n in children), "")
-        own = inspect.getattr_static(type(made), "forward", None)  # TorchScript's cannot be read
-        takes = list(inspect.signature(own).parameters.values()) if inspect.isfunction(own) else []
+    while isinstance(built, nn.Module):
+        children = dict(built.named_children())
+        name = next((n for n in _WRAPPERS if n in children), "")
+        forward = inspect.getattr_static(type(built), "forward", None)
+        is_python = inspect.isfunction(forward)  # TorchScript's cannot be read
+        takes = [*inspect.signature(forward).parameters.values()] if is_python else []
         passes_on = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in takes[1:])
-        # torch.compile's has no forward of its own that could be read.
+        # torch.compile's wrapper has no forward of its own that could be read.
         if not name or not (passes_on or name == "_orig_mod"):
             break
-        made, path = children[name], f"{path}.{name}"
-    return made, path
+        built, path = children[name], f"{path}.{name}"
+    return built, path
 
 
-def offer(made: object) -> str:
+def offer(built: object) -> str:
     """Source of a ``lift`` call with the buffers and arguments that are memory.
 
     Args:
-        made: What the user's factory gave.
+        built: What the user's factory returned.
     """
-    if isinstance(made, torch.jit.ScriptModule):
+    if isinstance(built, torch.jit.ScriptModule):
         return TORCHSCRIPT.format(file="policy.pt")
-    if isinstance(made, torch.export.ExportedProgram):
+    if isinstance(built, torch.export.ExportedProgram):
         return EXPORTED.format(file="policy.pt2")
-    if isinstance(made, dict):
+    if isinstance(built, dict):
         return WEIGHTS.format(file="weights.pt")
-    made, path = unwrapped(made)
-    if not isinstance(made, nn.Module):
+    module, path = unwrapped(built)
+    if not isinstance(module, nn.Module):
         return "the factory has to return a torch.nn.Module"
-    methods = [m for m in ("forward", *_STEPS) if _defines(made, m)]
-    found = [(call, _remembered(made, call)) for m in methods if (call := _called(made, m))]
-    with_memory = [(call, states) for call, states in found if states or call.hidden]
-    # What no guess could call may still say in its code that it is the step.
-    silent = [m for m in methods if m not in {call.method for call, _ in found}]
-    guess = next(_stepping(made, silent), None)
-    call, states = next(iter(with_memory or ([] if guess else found)), (None, []))
+    methods = [name for name in _STEPS if _defines(module, name)]
+    calls = [(call, _remembered(module, call)) for m in methods if (call := _called(module, m))]
+    silent = [m for m in methods if m not in {call.method for call, _ in calls}]
+    # A method that no guess could call may still say in its code that it is the step.
+    guess = next((m for m in silent if _looks_like_a_step(module, m)), None)
+    with_memory = [(call, states) for call, states in calls if states or call.hidden]
+    call, states = next(iter(with_memory or ([] if guess else calls)), (None, []))
     method = call.method if call else guess or "forward"
-    parameters = inspect.signature(getattr(made, method)).parameters
-    if not call:
-        states = list(_assigned_and_read(made, method))
+    parameters = inspect.signature(getattr(module, method)).parameters
     switches = [name for name in parameters if _SWITCH.fullmatch(name)]
-    hidden = call.hidden if call else {n: None for n in parameters if _HANDED_IN.fullmatch(n)}
-    if call and not states and not hidden and not switches:
-        if _depends_on_the_past(made, call):
-            return (
-                "its answers depend on earlier calls, and none of its attributes says how: move "
-                "what a closure, a global variable or a class remembers into a buffer, and name "
-                "that in the states of lift()"
-            )
-        return (
-            "calls with guessed inputs changed nothing that a later answer depends on; where that "
-            "is so with yours, it has no memory, and ONNX Runtime alone will do"
-        )
+    if call is None:
+        states = _changed_in_code(module, method)
+        hidden = {n: None for n in parameters if _MEMORY_NAME.fullmatch(n)}
+    else:
+        hidden = call.hidden
+        if not (states or hidden or switches):
+            return _CLOSURE if _depends_on_the_past(module, call) else _NO_MEMORY
     return _source(f"module{path}", method, parameters, states, hidden, switches, call)
 
 
@@ -132,45 +146,44 @@ def _source(
         arguments = ", ".join(parameters)
         module = f"a module whose forward({arguments}) returns {module}.{method}({arguments})"
     name = module if module.replace(".", "").replace("_", "").isalnum() else "MODULE"
-    said = "" if name == module else f", where MODULE is {module}"
-    seen = "seen in calls of a copy" if call else "read in its code, for no guessed input fitted"
-    return f"return stategate.models.lift({name}, {', '.join(parts)}){said}; {seen}"
+    where = "" if name == module else f", where MODULE is {module}"
+    how = "seen in calls of a copy" if call else "read in its code, for no guessed input fitted"
+    return f"return stategate.models.lift({name}, {', '.join(parts)}){where}; {how}"
 
 
 def _defines(module: nn.Module, method: str) -> bool:
-    own = getattr(type(module), method, None)
-    return inspect.isfunction(own) and own is not nn.Module.forward
+    function = getattr(type(module), method, None)
+    return inspect.isfunction(function) and function is not nn.Module.forward
 
 
-def _stepping(module: nn.Module, methods: list[str]) -> Iterator[str]:
-    """Methods that are handed a memory or change one, in the order of how likely they are meant."""
-    for method in methods:
-        names = inspect.signature(getattr(module, method)).parameters
-        if any(_HANDED_IN.fullmatch(name) for name in names) or _assigned_and_read(module, method):
-            yield method
+def _looks_like_a_step(module: nn.Module, method: str) -> bool:
+    names = inspect.signature(getattr(module, method)).parameters
+    takes_memory = any(_MEMORY_NAME.fullmatch(name) for name in names)
+    return takes_memory or bool(_changed_in_code(module, method))
+
+
+# --- calls of a copy ------------------------------------------------------------------------------
 
 
 def _called(module: nn.Module, method: str) -> _Call | None:
     """The first call with guessed inputs that works; of a copy."""
     parameters = inspect.signature(getattr(module, method)).parameters
     named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    needed = [n for n, p in named.items() if p.default is p.empty]
-    hidden = [n for n in needed if _HANDED_IN.fullmatch(n)]
-    optional = {n: None for n in named if n not in needed and _HANDED_IN.fullmatch(n)}
-    inputs = _inputs_of(parameters)
-    sized = [*_examples(module)]
+    memory = [n for n in named if _MEMORY_NAME.fullmatch(n)]
+    needed = [n for n in memory if named[n].default is named[n].empty]
+    inputs, sized = _inputs_of(parameters), [*_examples(module)]
     guesses = sized or [torch.ones(shape) for shape in ((1, 4), (1, 1), (1, 1, 4))]
-    for example, memory in product(guesses, _memories(module) if hidden else [None]):
-        given = {n: example for n in inputs} | {n: cloned(memory) for n in hidden}
+    for example, value in product(guesses, _memories(module) if needed else [None]):
+        arguments = {n: example for n in inputs} | {n: cloned(value) for n in needed}
         try:
             with torch.no_grad():
-                result = getattr(copied(module).eval(), method)(**given)
+                result = getattr(copied(module).eval(), method)(**arguments)
         except failures():  # a guess that does not fit may fail with anything
             continue
         # A lone tensor is the answer: an argument that may be left out does not come back.
-        lone = isinstance(result, torch.Tensor)
-        held = {n: given[n] for n in hidden} | ({} if lone else optional)
-        return _Call(method, {n: example for n in inputs}, held, not sized)
+        names = needed if isinstance(result, Tensor) else memory
+        hidden = {n: arguments.get(n) for n in sorted(names, key=lambda n: n not in needed)}
+        return _Call(method, {n: example for n in inputs}, hidden, not sized)
     return None
 
 
@@ -180,7 +193,7 @@ def _inputs_of(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
         p
         for n, p in parameters.items()
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        and not (_HANDED_IN.fullmatch(n) or _SWITCH.fullmatch(n))
+        and not (_MEMORY_NAME.fullmatch(n) or _SWITCH.fullmatch(n))
     ]
     return [p.name for p in rest if p.default is p.empty] or [p.name for p in rest[:1]]
 
@@ -209,62 +222,54 @@ def _memories(module: nn.Module) -> Iterator[Value]:
 
 
 @torch.no_grad()
-def _run(copy: nn.Module, call: _Call, scale: float) -> Value:
-    """One more call, with inputs that are the same for the same scale."""
+def _answer(copy: nn.Module, call: _Call, scale: float) -> Value:
+    """One more call, with inputs that are the same for the same scale; a failure by its type."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        given = {n: _drawn(t, scale) for n, t in call.inputs.items()}
-        held = {n: cloned(v) for n, v in call.hidden.items() if v is not None}
-        return cloned(getattr(copy, call.method)(**given, **held))
+        inputs = {
+            n: scale * torch.randn_like(t) if t.is_floating_point() else t.clone()
+            for n, t in call.inputs.items()
+        }
+        hidden = {n: cloned(v) for n, v in call.hidden.items() if v is not None}
+        try:
+            return cloned(getattr(copy, call.method)(**inputs, **hidden))
+        except failures() as problem:  # a user's code may raise anything
+            return type(problem)
 
 
 def _depends_on_the_past(module: nn.Module, call: _Call) -> bool:
     copy = copied(module).eval()
-    first, _, again = (_outcome(copy, call, scale) for scale in (3.0, 1.0, 3.0))
+    first, _, again = (_answer(copy, call, scale) for scale in (3.0, 1.0, 3.0))
     return not _equal(first, again)
 
 
 def _remembered(module: nn.Module, call: _Call) -> list[str]:
     """Attributes that a call changes and that the next one depends on."""
+    fresh, used = copied(module).eval(), copied(module).eval()
+    if any(isinstance(_answer(used, call, scale), type) for scale in (1.0, 2.0)):
+        return _changed_in_code(module, call.method)
     try:
-        fresh, used = copied(module).eval(), copied(module).eval()
-        for scale in (1.0, 2.0):
-            _run(used, call, scale)
         changed = [n for n, v in _values(used) if not _equal(v, value_at(fresh, n))]
-        states = []
-        for name in changed:
-            one, other = copied(used), copied(used)
-            put(other, name, cloned(value_at(fresh, name)))
-            pairs = [tuple(_outcome(copy, call, 3.0) for copy in (one, other))]
-            pairs += [(value_at(one, n), value_at(other, n)) for n in changed]
-            if not all(_equal(*pair) for pair in pairs):
-                states.append(name)
-    except failures():  # a second call of a user's code may raise anything
-        return list(_assigned_and_read(module, call.method))
-    return states
+        return [name for name in changed if _matters(used, fresh, call, name, changed)]
+    except failures():  # comparing or copying a user's objects may raise anything
+        return _changed_in_code(module, call.method)
 
 
-def _outcome(copy: nn.Module, call: _Call, scale: float) -> Value:
-    try:
-        return _run(copy, call, scale)
-    except failures() as problem:
-        return type(problem).__name__
-
-
-def _drawn(example: Tensor, scale: float) -> Tensor:
-    return scale * torch.randn_like(example) if example.is_floating_point() else example.clone()
+def _matters(used: nn.Module, fresh: nn.Module, call: _Call, name: str, changed: list[str]) -> bool:
+    """Whether a call answers, or leaves its memory, otherwise where one value is its first."""
+    one, other = copied(used), copied(used)
+    put(other, name, cloned(value_at(fresh, name)))
+    return not (
+        _equal(_answer(one, call, 3.0), _answer(other, call, 3.0))
+        and all(_equal(value_at(one, n), value_at(other, n)) for n in changed)
+    )
 
 
 def _values(module: nn.Module) -> Iterator[tuple[str, Value]]:
     """Buffers and attributes that hold tensors, numbers or containers of them."""
-    for prefix, part in module.named_modules():
-        for name, value in {**vars(part), **part._buffers}.items():
-            if name in _OWN or isinstance(value, (nn.Module, nn.Parameter)) or callable(value):
-                continue
-            yield f"{prefix}.{name}" if prefix else name, value
-
-
-_OWN = frozenset(vars(nn.Module())) | {"_flat_weights", "_flat_weight_refs"}
+    for name, value in attributes_of(module):
+        if not (isinstance(value, (nn.Module, nn.Parameter)) or callable(value)):
+            yield name, value
 
 
 def _equal(one: Value, other: Value) -> bool:
@@ -275,53 +280,52 @@ def _equal(one: Value, other: Value) -> bool:
     )
 
 
-def _assigned_and_read(module: nn.Module, method: str) -> dict[str, None]:
+# --- the code of a step ---------------------------------------------------------------------------
+
+
+def _changed_in_code(module: nn.Module, method: str) -> list[str]:
     """Attributes that the code of a step changes and reads, in the module and its parts."""
-    found: dict[str, None] = {}
-    held = {*memory_like(module), *(name for name, _ in _values(module))}
+    names = []
     for prefix, part in module.named_modules():
         if type(part).__module__.startswith("torch."):
             continue
-        changed: dict[str, None] = {}
-        read: set[str] = set()
+        changed, read = dict[str, None](), set[str]()
         _scan(type(part), method if part is module else "forward", changed, read, set())
-        dotted = {name: f"{prefix}.{name}" if prefix else name for name in changed}
-        found |= {dotted[n]: None for n in changed if n in read and dotted[n] in held}
-    return found
+        names += [f"{prefix}.{name}" if prefix else name for name in changed if name in read]
+    attributes = dict(attributes_of(module))
+    return [name for name in names if name in attributes]
 
 
 def _scan(
-    kind: type, method: str, changed: dict[str, None], read: set[str], seen: set[str]
+    kind: type, method: str, changed: dict[str, None], read: set[str], visited: set[str]
 ) -> None:
-    """Follow a method and those of its own that it calls."""
-    if method in seen or not inspect.isfunction(own := getattr(kind, method, None)):
+    """Collect what a method changes and reads of ``self``, and those of its own that it calls."""
+    function = getattr(kind, method, None)
+    if method in visited or not inspect.isfunction(function):
         return
-    seen.add(method)
+    visited.add(method)
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(own)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         return
-    definition = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef))
-    this = next((a.arg for a in (*definition.args.posonlyargs, *definition.args.args)), "self")
 
-    def of_this(node: ast.AST) -> str | None:
-        own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        return node.attr if own and node.value.id == this else None  # type: ignore[attr-defined]
+    def attribute(node: ast.AST) -> str:
+        """The name after ``self.``, or nothing."""
+        is_own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        return node.attr if is_own and node.value.id == "self" else ""  # type: ignore[attr-defined]
 
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if (name := of_this(node.func)) is not None:
-                _scan(kind, name, changed, read, seen)
-            elif (name := of_this(node.func.value)) and _CHANGES.fullmatch(node.func.attr):
-                changed[name] = None
-        if isinstance(node, (ast.Subscript, ast.AugAssign)):
-            target = node.value if isinstance(node, ast.Subscript) else node.target
-            stored = isinstance(node, ast.AugAssign) or isinstance(node.ctx, ast.Store)
-            if stored and (name := of_this(target)) is not None:
-                changed[name] = None
-                read.add(name)
-        if isinstance(node, ast.Attribute) and (name := of_this(node)) is not None:
+        if isinstance(node, ast.Attribute) and (name := attribute(node)):
             if isinstance(node.ctx, ast.Store):
                 changed[name] = None
             else:
                 read.add(name)
+        elif isinstance(node, ast.AugAssign) and (name := attribute(node.target)):
+            read.add(name)  # ``self.count += 1`` reads what it stores
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            if name := attribute(node.value):
+                changed[name] = None
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            _scan(kind, attribute(node.func), changed, read, visited)
+            if _MUTATOR.fullmatch(node.func.attr) and (name := attribute(node.func.value)):
+                changed[name] = None

@@ -22,6 +22,7 @@ and attention may stay fused.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.models.fields import check_fields, refused
+from stategate.models.configuration import Configuration, Rule
 from stategate.models.functions import share as logistic
 from stategate.models.step import StepResult, Tensors, opens
 
@@ -38,7 +39,7 @@ _FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class SegaConfig:
+class SegaConfig(Configuration):
     """A state updater.
 
     Attributes:
@@ -61,21 +62,16 @@ class SegaConfig:
     norm_eps: float
     threshold: float = 0.0
 
-    def __post_init__(self) -> None:
-        """Refuse what the cell cannot express, by the field's name.
-
-        Raises:
-            ModelConfigError: A field has a value that it cannot have, or two contradict each other.
-        """
-        check_fields(self)
-        if self.width % self.heads:
-            raise refused(self, "heads", f"a divisor of width={self.width}")
-        if self.norm_eps <= 0:
-            raise refused(self, "norm_eps", "more than 0")
-        if not 0 <= float(np.float32(self.threshold)) < 1:
-            raise refused(
-                self, "threshold", "0 up to but not 1", "the first step's gate is 1, and must write"
-            )
+    def rules(self) -> Iterator[Rule]:
+        """Heads share the width evenly, and the threshold lets the first step write."""
+        yield Rule("heads", self.width % self.heads == 0, f"a divisor of width={self.width}")
+        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
+        yield Rule(
+            "threshold",
+            0 <= float(np.float32(self.threshold)) < 1,
+            "0 up to but not 1",
+            "the first step's gate is 1, and must write",
+        )
 
     @property
     def kv_bytes_per_step(self) -> int:

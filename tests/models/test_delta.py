@@ -384,7 +384,7 @@ def test_published_memories_have_their_published_size(
     ("change", "named"),
     [
         ({"value_heads": 3}, "value_heads"),
-        ({"decay_gate": "head"}, "decay_gate and write_gate"),
+        ({"decay_gate": "head"}, "decay_gate must not be 'head'[\\s\\S]*write_gate='vector'"),
         ({"decay_lower_bound": 5.0}, "decay_lower_bound"),
         ({"output_activation": "gelu"}, "output_activation"),
         ({"conv_width": 1}, "conv_width"),

@@ -185,7 +185,7 @@ def test_a_first_value_that_the_module_does_not_start_with_is_refused_with_a_rem
     policy = Policy()
     held = {"h": torch.full((1, 4), 0.25), **{n: _held(policy, n) for n in NAMES[1:-1]}}
     held["hidden"] = (torch.zeros(2, 1, 4), torch.zeros(2, 1, 4))  # as nn.LSTM starts from None
-    with pytest.raises(TraceError, match="does not start with the values") as problem:
+    with pytest.raises(TraceError, match="does not start with these first values") as problem:
         lift(policy, X, states=held)
     remedy = str(problem.value).partition("what to do: ")[2].partition(" takes")[0]
     step = eval(f"lift(Policy(), X, {remedy})")
@@ -269,7 +269,7 @@ KV = "TRIM-KV"
         (Breaks(), {"states": ["hh"]}, "no buffer or attribute of this name[\\s\\S]*h, k"),
         (Breaks(), {"states": ["inner.h"]}, "has no 'inner'"),
         (Breaks(), {"states": ["weight"]}, "parameters are weights[\\s\\S]*register_buffer"),
-        (Breaks(), {}, "cannot tell what the module remembers[\\s\\S]*h, k"),
+        (Breaks(), {}, "does not know what the module remembers[\\s\\S]*h, k"),
         (Breaks(), {"states": ["h"], "hidden": {"hx": Z}}, "unexpected keyword argument 'hx'"),
         (Breaks(), {"states": ["h"], "session_axes": {"g": 1}}, "session_axes for g"),
         (Breaks(), {"states": ["h"], "session_axes": {"h": 1}}, "axis 1 of 'h'"),

@@ -313,11 +313,11 @@ def test_softplus_of_the_exported_graph_is_right_where_dt_is_tiny(seal_model, tm
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        ({"groups": 3}, "groups must divide the heads[\\s\\S]*4 heads in 3 groups"),
-        ({"heads": 0}, "heads cannot be 0"),
-        ({"features": 0}, "features cannot be 0"),
+        ({"groups": 3}, "groups must not be 3[\\s\\S]*divisor of heads=4"),
+        ({"heads": 0}, "heads must not be 0"),
+        ({"features": 0}, "features must not be 0"),
         ({"conv_width": 1}, "conv_width[\\s\\S]*zero weights"),
-        ({"dt_min": 0.5, "dt_max": 0.1}, "dt_min and dt_max[\\s\\S]*None"),
+        ({"dt_min": 0.5, "dt_max": 0.1}, "dt_max must not be 0.1[\\s\\S]*dt_min=0.5[\\s\\S]*None"),
         ({"dt_min": math.nan}, "dt_min"),
         ({"dt_max": 0.0}, "dt_max"),
         ({"norm_eps": 0.0}, "norm_eps[\\s\\S]*1e-5"),

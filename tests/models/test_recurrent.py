@@ -9,7 +9,7 @@ from torch import nn
 
 from stategate.contract.errors import ModelConfigError
 from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
-from stategate.models.memories.recurrent.sizes import RecurrentSizes
+from stategate.models.memories.recurrent.config import RecurrentConfig
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
 from stategate.runtime import Session
 
@@ -268,22 +268,22 @@ def test_three_sessions_in_one_graph_stand_alone(seal_model, tmp_path, name: str
 @pytest.mark.parametrize(
     ("sizes", "state_bytes"),
     [
-        (RecurrentSizes("lstm", 64, 256, 2, 8), 4096),
-        (RecurrentSizes("lstm", 64, 256, 2, 8, projection=64), 2560),
-        (RecurrentSizes("gru", 64, 256, 2, 8), 2048),
-        (RecurrentSizes("mingru", 64, 1024, 1, 8), 4096),
+        (RecurrentConfig("lstm", 64, 256, 2, 8), 4096),
+        (RecurrentConfig("lstm", 64, 256, 2, 8, projection=64), 2560),
+        (RecurrentConfig("gru", 64, 256, 2, 8), 2048),
+        (RecurrentConfig("mingru", 64, 1024, 1, 8), 4096),
     ],
 )
-def test_bytes_are_known_from_sizes_alone(sizes: RecurrentSizes, state_bytes: int) -> None:
+def test_bytes_are_known_from_sizes_alone(sizes: RecurrentConfig, state_bytes: int) -> None:
     assert sizes.step_spec().state_bytes == sizes.step_spec(0.5).state_bytes == state_bytes
 
 
 def test_a_model_and_its_sizes_have_one_spec() -> None:
     lstm = RecurrentStep(nn.LSTM(64, 256, 2, proj_size=64), nn.Linear(64, 8), write_threshold=0.1)
-    sizes = RecurrentSizes("lstm", 64, 256, 2, 8, projection=64)
+    sizes = RecurrentConfig("lstm", 64, 256, 2, 8, projection=64)
     assert lstm.step_spec() == sizes.step_spec(0.1)
     assert lstm.kv_bytes_per_step == 4096
-    assert MinGru(64, 32, 8, 2).step_spec() == RecurrentSizes("mingru", 64, 32, 2, 8).step_spec()
+    assert MinGru(64, 32, 8, 2).step_spec() == RecurrentConfig("mingru", 64, 32, 2, 8).step_spec()
 
 
 class TwoOutputs(nn.Module):
@@ -307,9 +307,12 @@ GRU = nn.GRU(6, 8)
         (lambda: RecurrentStep(GRU, encoder=nn.Linear(3, 5)), "found: 5 features[\\s\\S]*6"),
         (lambda: RecurrentStep(GRU, features=5), "found: 5 features[\\s\\S]*6"),
         (lambda: RecurrentStep(GRU, encoder=nn.Tanh()), "features is needed[\\s\\S]*Tanh"),
-        (lambda: MinGru(6, 8, 2, 0), "layers cannot be 0"),
-        (lambda: RecurrentSizes("gru", 6, 8, 1, 8, projection=4), "projection"),
-        (lambda: RecurrentSizes("lstm", 6, 8, 1, 8, projection=8), "8 in a lstm of 8"),
+        (lambda: MinGru(6, 8, 2, 0), "layers must not be 0"),
+        (lambda: RecurrentConfig("gru", 6, 8, 1, 8, projection=4), "projection"),
+        (
+            lambda: RecurrentConfig("lstm", 6, 8, 1, 8, projection=8),
+            "must not be 8[\\s\\S]*less than the 8",
+        ),
     ],
 )
 def test_what_a_step_cannot_do_is_refused_by_name(make: Callable[[], object], finding: str) -> None:

@@ -187,14 +187,14 @@ def test_published_sizes(name: str, state_bytes: int, parameters: int | None) ->
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        ({"heads": 5}, "SegaConfig.heads cannot be 5.*\n.*divisor of width=32"),
-        ({"threshold": 1.0}, "threshold cannot be 1.0[\\s\\S]*first step"),
-        ({"threshold": 1 - 1e-9}, "threshold cannot be 0.999999999[\\s\\S]*first step"),
-        ({"threshold": -0.1}, "threshold cannot be -0.1"),
-        ({"tokens": 0}, "tokens cannot be 0.*\n.*1 or more"),
-        ({"depth": "six"}, "depth cannot be 'six'"),
-        ({"norm_eps": -1e-5}, "norm_eps cannot be -1e-05"),
-        ({"norm_eps": float("inf")}, "norm_eps cannot be inf"),
+        ({"heads": 5}, "SegaConfig.heads must not be 5.*\n.*divisor of width=32"),
+        ({"threshold": 1.0}, "threshold must not be 1.0[\\s\\S]*first step"),
+        ({"threshold": 1 - 1e-9}, "threshold must not be 0.999999999[\\s\\S]*first step"),
+        ({"threshold": -0.1}, "threshold must not be -0.1"),
+        ({"tokens": 0}, "tokens must not be 0.*\n.*1 or more"),
+        ({"depth": "six"}, "depth must not be 'six'"),
+        ({"norm_eps": -1e-5}, "norm_eps must not be -1e-05"),
+        ({"norm_eps": float("inf")}, "norm_eps must not be inf"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_by_name(change: dict, finding: str) -> None:

@@ -12,12 +12,12 @@ differs by 0.8 and says nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.contract.errors import ModelConfigError
-from stategate.models.fields import check_fields, refused
+from stategate.models.configuration import Configuration, Rule
 
 Family = Literal["gated_deltanet", "kda", "gated_deltanet2"]
 
@@ -29,7 +29,7 @@ _FAMILIES: dict[tuple[str, str], Family] = {
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaConfig:
+class DeltaConfig(Configuration):
     """One layer of the delta family.
 
     Attributes:
@@ -71,35 +71,26 @@ class DeltaConfig:
     layout: Literal["key, value", "value, key"]
     skip_by: Literal["gate", "update"]
 
-    def __post_init__(self) -> None:
-        """Refuse what the cell cannot express, by the field's name.
-
-        Raises:
-            ModelConfigError: A field has a value that it cannot have, or two contradict each other.
-        """
-        check_fields(self)
-        if self.norm_eps <= 0:
-            raise refused(self, "norm_eps", "more than 0")
-        if self.value_heads % self.heads:
-            raise refused(self, "value_heads", f"a multiple of heads={self.heads}")
-        if (self.decay_gate, self.write_gate) not in _FAMILIES:
-            raise ModelConfigError(
-                "decay_gate and write_gate belong to no member of the family",
-                found=f"decay_gate={self.decay_gate!r}, write_gate={self.write_gate!r}",
-                expected="; ".join(f"{d} and {w}: {f}" for (d, w), f in _FAMILIES.items()),
-                remedy="a decay for each head with vector gates is a decay for each channel, all "
-                "channels of a head alike",
-            )
-        bound = self.decay_lower_bound
-        if bound is not None and not bound < 0:
-            raise refused(
-                self,
-                "decay_lower_bound",
-                "a log-decay, below 0",
-                "-5.0 is what published configurations have; None is the softplus form",
-            )
-        if self.conv_width < 2:
-            raise refused(self, "conv_width", "2 or more; published layers have 4")
+    def rules(self) -> Iterator[Rule]:
+        """Heads share evenly, gates belong to a member of the family, decay only decays."""
+        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
+        shared = self.value_heads % self.heads == 0
+        yield Rule("value_heads", shared, f"a multiple of heads={self.heads}")
+        yield Rule(
+            "decay_gate",
+            (self.decay_gate, self.write_gate) in _FAMILIES,
+            f"a decay_gate that goes with write_gate={self.write_gate!r}: "
+            + "; ".join(f"{d} and {w}: {f}" for (d, w), f in _FAMILIES.items()),
+            "a decay for each head with vector gates is a decay for each channel, all channels of "
+            "a head alike",
+        )
+        yield Rule(
+            "decay_lower_bound",
+            self.decay_lower_bound is None or self.decay_lower_bound < 0,
+            "a log-decay, below 0",
+            "-5.0 is what published configurations have; None is the softplus form",
+        )
+        yield Rule("conv_width", self.conv_width >= 2, "2 or more; published layers have 4")
 
     @property
     def family(self) -> Family:
@@ -137,7 +128,7 @@ class DeltaConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaStackConfig:
+class DeltaStackConfig(Configuration):
     """Layers of the delta family between a linear map in and a linear map out.
 
     Attributes:
@@ -155,14 +146,6 @@ class DeltaStackConfig:
     mlp: int | None
     layer: DeltaConfig
     threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the sizes.
-
-        Raises:
-            ModelConfigError: One of them is not positive.
-        """
-        check_fields(self)
 
     @property
     def family(self) -> Family:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.contract.errors import ModelConfigError
-from stategate.models.fields import check_fields
+from stategate.models.configuration import Configuration, Rule
 
 
 @dataclass(frozen=True, slots=True)
-class Mamba2Config:
+class Mamba2Config(Configuration):
     """Everything that changes the numbers of a stack; nothing has a default.
 
     Attributes:
@@ -44,40 +43,26 @@ class Mamba2Config:
     dt_max: float | None
     norm_eps: float
 
-    def __post_init__(self) -> None:
-        """Check that a step can be built.
-
-        Raises:
-            ModelConfigError: Naming the field and what to do.
-        """
-        check_fields(self)
-        if self.heads % self.groups:
-            raise ModelConfigError(
-                "Mamba2Config.groups must divide the heads",
-                found=f"{self.heads} heads in {self.groups} groups",
-                expected="groups of equally many heads",
-                remedy="1 group lets all heads share B and C",
-            )
-        if self.conv_width < 2:
-            raise ModelConfigError(
-                "Mamba2Config.conv_width must be at least 2",
-                found=self.conv_width,
-                expected="one column kept besides the present one",
-                remedy="4 in the published models; zero weights on the past switch it off",
-            )
-        if not 0.0 <= self.dt_min < (math.inf if self.dt_max is None else self.dt_max):
-            raise ModelConfigError(
-                "Mamba2Config.dt_min and dt_max are no range",
-                found=f"{self.dt_min} to {self.dt_max}",
-                expected="0 <= dt_min < dt_max",
-                remedy="0.0 and None for no limits",
-            )
-        if not 0.0 < self.norm_eps < 1.0:
-            raise ModelConfigError(
-                "Mamba2Config.norm_eps must be small and positive",
-                found=self.norm_eps,
-                remedy="1e-5 in the published models",
-            )
+    def rules(self) -> Iterator[Rule]:
+        """Groups share evenly, the convolution looks back, dt has a range."""
+        yield Rule(
+            "groups",
+            self.heads % self.groups == 0,
+            f"a divisor of heads={self.heads}",
+            "1 group lets all heads share B and C",
+        )
+        yield Rule(
+            "conv_width",
+            self.conv_width >= 2,
+            "2 or more: one column beside the present one",
+            "4 in the published models; zero weights on the past switch it off",
+        )
+        no_limits = "0.0 and None for no limits"
+        yield Rule("dt_min", self.dt_min >= 0, "0 or more", no_limits)
+        above = self.dt_max is None or self.dt_max > self.dt_min
+        yield Rule("dt_max", above, f"more than dt_min={self.dt_min}", no_limits)
+        small = 0 < self.norm_eps < 1
+        yield Rule("norm_eps", small, "between 0 and 1", "1e-5 in the published models")
 
     @property
     def inner(self) -> int:

@@ -37,7 +37,7 @@ from stategate.contract import StepSpec
 from stategate.contract.errors import ModelConfigError
 from stategate.contract.failures import failures
 from stategate.models.functions import share
-from stategate.models.memories.recurrent.sizes import RecurrentSizes
+from stategate.models.memories.recurrent.config import RecurrentConfig
 from stategate.models.step import StepResult, Tensors, opens
 
 TorchRecurrent = nn.LSTM | nn.GRU | nn.LSTMCell | nn.GRUCell
@@ -75,7 +75,7 @@ class RecurrentStep(nn.Module):
 
     Attributes:
         family: Kind of memory: ``lstm`` or ``gru``.
-        sizes: Of the stack; ``sizes.step_spec()`` needs no weights.
+        config: Its sizes; ``config.step_spec()`` needs no weights.
         kv_bytes_per_step: Growth of the float32 key-value cache of as many attention layers of
             the same width.
 
@@ -105,7 +105,7 @@ class RecurrentStep(nn.Module):
         self.write_threshold = write_threshold
         projection = int(getattr(module, "proj_size", 0)) or None
         seen = projection or module.hidden_size
-        self.sizes = RecurrentSizes(
+        self.config = RecurrentConfig(
             family="lstm" if isinstance(module, nn.LSTM | nn.LSTMCell) else "gru",
             features=_features(module, encoder, features),
             hidden=module.hidden_size,
@@ -113,12 +113,12 @@ class RecurrentStep(nn.Module):
             out_features=seen if head is None else _width_of("head", head, seen),
             projection=projection,
         )
-        self.family = self.sizes.family
-        self.kv_bytes_per_step = self.sizes.kv_bytes_per_step
+        self.family = self.config.family
+        self.kv_bytes_per_step = self.config.kv_bytes_per_step
 
     def step_spec(self) -> StepSpec:
         """Signature of one step with batch 1."""
-        return self.sizes.step_spec(self.write_threshold)
+        return self.config.step_spec(self.write_threshold)
 
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
         """One step; a closed channel gives its old value back, bit for bit."""
@@ -147,7 +147,7 @@ class RecurrentStep(nn.Module):
         c = old["c"] - forgotten * old["c"] + taken * torch.tanh(a_g)
         c = _where_open(gate, c, old["c"], inputs)
         h = torch.sigmoid(a_o) * torch.tanh(c)
-        if self.sizes.projection:
+        if self.config.projection:
             h = linear(h, getattr(self.module, f"weight_hr_l{i}"))
         return _Written({"h": h, "c": c}, gate)
 
@@ -168,7 +168,7 @@ class MinGru(nn.Module):
 
     Attributes:
         family: Kind of memory.
-        sizes: Of the stack; ``sizes.step_spec()`` needs no weights.
+        config: Its sizes; ``config.step_spec()`` needs no weights.
         kv_bytes_per_step: Growth of the float32 key-value cache of as many attention layers of
             the same width.
 
@@ -194,8 +194,8 @@ class MinGru(nn.Module):
         write_threshold: float | None = None,
     ) -> None:
         super().__init__()
-        self.sizes = RecurrentSizes("mingru", features, hidden, layers, out_features)
-        self.kv_bytes_per_step = self.sizes.kv_bytes_per_step
+        self.config = RecurrentConfig("mingru", features, hidden, layers, out_features)
+        self.kv_bytes_per_step = self.config.kv_bytes_per_step
         self.write_threshold = write_threshold
         widths = [features] + [hidden] * (layers - 1)
         self.to_z = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
@@ -204,7 +204,7 @@ class MinGru(nn.Module):
 
     def step_spec(self) -> StepSpec:
         """Signature of one step with batch 1."""
-        return self.sizes.step_spec(self.write_threshold)
+        return self.config.step_spec(self.write_threshold)
 
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
         """One step; a closed channel gives its old value back, bit for bit."""
@@ -221,7 +221,7 @@ def _check_module(module: object) -> None:
     """Refuse what one step forward in time cannot do."""
     if not isinstance(module, TorchRecurrent):
         raise ModelConfigError(
-            "RecurrentStep.module is no recurrent module that it knows",
+            "RecurrentStep.module is of no kind that it steps",
             found=type(module).__name__,
             expected="nn.LSTM, nn.GRU, nn.LSTMCell or nn.GRUCell",
             remedy="docs/quickstart.md shows how to write a step of your own",

@@ -12,11 +12,12 @@ different speeds, so evicting every B tokens keeps others than evicting each tok
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.models.fields import check_fields, refused
+from stategate.models.configuration import Configuration, Rule
 
 Form = Literal["admit", "evict_one", "append_compact"]
 
@@ -25,7 +26,7 @@ _STAMP_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class TrimKvConfig:
+class TrimKvConfig(Configuration):
     """A stack of attention layers whose cache is bounded by learned retention.
 
     Attributes:
@@ -67,35 +68,28 @@ class TrimKvConfig:
     norm_eps: float
     threshold: float = 0.0
 
-    def __post_init__(self) -> None:
-        """Refuse what the cell cannot express, by the field's name.
-
-        Raises:
-            ModelConfigError: A field has a value that it cannot have, or two contradict each other.
-        """
-        check_fields(self)
-        if self.heads % self.kv_heads:
-            raise refused(self, "heads", f"a multiple of kv_heads={self.kv_heads}")
-        if self.head_dim % 2:
-            raise refused(self, "head_dim", "an even number: rotary angles turn pairs of channels")
-        if self.rope_theta <= 1:
-            raise refused(self, "rope_theta", "more than 1; published models have 1e4 to 5e6")
-        if self.norm_eps <= 0:
-            raise refused(self, "norm_eps", "more than 0")
-        if (self.form == "append_compact") != (self.buffer > 1):
-            raise refused(
-                self,
-                "buffer",
-                f"{'2 or more' if self.form == 'append_compact' else '1'} for form={self.form!r}",
-                "admit and evict_one decide after each token; append_compact after each buffer",
-            )
-        if self.form != "admit" and self.threshold != 0:
-            raise refused(
-                self,
-                "threshold",
-                f"0 for form={self.form!r}, which stores every token",
-                "form='admit' has a threshold",
-            )
+    def rules(self) -> Iterator[Rule]:
+        """Heads pair up, and the buffer and the threshold belong to the form."""
+        grouped = self.heads % self.kv_heads == 0
+        yield Rule("heads", grouped, f"a multiple of kv_heads={self.kv_heads}")
+        even = self.head_dim % 2 == 0
+        yield Rule("head_dim", even, "an even number: rotary angles turn pairs of channels")
+        turns = self.rope_theta > 1
+        yield Rule("rope_theta", turns, "more than 1; published models have 1e4 to 5e6")
+        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
+        buffered = self.form == "append_compact"
+        yield Rule(
+            "buffer",
+            buffered == (self.buffer > 1),
+            f"{'2 or more' if buffered else '1'} for form={self.form!r}",
+            "admit and evict_one decide after each token; append_compact after each buffer",
+        )
+        yield Rule(
+            "threshold",
+            self.form == "admit" or self.threshold == 0,
+            f"0 for form={self.form!r}, which stores every token",
+            "form='admit' has a threshold",
+        )
 
     @property
     def slots(self) -> int:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.contract.errors import ModelConfigError
-from stategate.models.fields import check_fields
-
-Family = Literal["lstm", "gru", "mingru"]
+from stategate.models.configuration import Configuration, Rule
 
 
 @dataclass(frozen=True, slots=True)
-class RecurrentSizes:
+class RecurrentConfig(Configuration):
     """What a stack takes, gives and remembers.
 
     Attributes:
@@ -25,29 +23,21 @@ class RecurrentSizes:
         projection: Width to which an LSTM projects its h (``proj_size``); None where it does not.
     """
 
-    family: Family
+    family: Literal["lstm", "gru", "mingru"]
     features: int
     hidden: int
     layers: int
     out_features: int
     projection: int | None = None
 
-    def __post_init__(self) -> None:
-        """Check that a step can be built.
-
-        Raises:
-            ModelConfigError: Naming the field and what to do.
-        """
-        check_fields(self)
-        if self.projection is not None and (
-            self.family != "lstm" or not 0 < self.projection < self.hidden
-        ):
-            raise ModelConfigError(
-                "RecurrentSizes.projection is no projection",
-                found=f"{self.projection} in a {self.family} of {self.hidden} channels",
-                expected="less than the hidden channels, in an lstm only",
-                remedy="None switches it off",
-            )
+    def rules(self) -> Iterator[Rule]:
+        """A projection narrows the h of an LSTM."""
+        yield Rule(
+            "projection",
+            self.projection is None or (self.family == "lstm" and self.projection < self.hidden),
+            f"less than the {self.hidden} hidden channels, and only in an lstm",
+            "None switches it off",
+        )
 
     @property
     def kv_bytes_per_step(self) -> int:
@@ -55,20 +45,23 @@ class RecurrentSizes:
         return 4 * 2 * self.layers * self.hidden
 
     def step_spec(self, write_threshold: float | None = None) -> StepSpec:
-        """Signature of one step, from the sizes alone: no weight is made.
+        """Signature of one step.
 
         Args:
-            write_threshold: Of the gate of each channel; None for a soft gate, which only tells.
+            write_threshold: Of the gate of each channel; None for a soft gate, which decides
+                nothing.
         """
         channels = (1, self.layers, self.hidden)
+        layout = "layer, channel"
         if self.family == "lstm":
-            seen = (1, self.layers, self.projection or self.hidden)
+            # h is made from c and the output gate of this step, so no gate guards it.
+            h = StateSpec("h", (*channels[:2], self.projection or self.hidden), layout=layout)
             states: tuple[StateSpec, ...] = (
-                StateSpec("h", seen, layout="layer, channel"),
-                StateSpec("c", channels, gate="write", layout="layer, channel"),
+                h,
+                StateSpec("c", channels, gate="write", layout=layout),
             )
         else:
-            states = (StateSpec("h", channels, gate="write", layout="layer, channel"),)
+            states = (StateSpec("h", channels, gate="write", layout=layout),)
         if write_threshold is None:
             gate = GateSpec("write", "soft", channels, granularity="channel")
         else:
