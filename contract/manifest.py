@@ -382,7 +382,7 @@ def decode_manifest(raw: bytes) -> Manifest:
         raise ManifestError(
             "manifest.json breaks its schema",
             found=str(problem),
-            expected=f"schema version {SCHEMA_VERSION}, see docs/bundle-format.md",
+            expected=f"schema version {SCHEMA_VERSION}, see docs/reference/bundle-format.md",
             remedy="export the bundle again; do not edit manifests by hand",
         ) from problem
 

@@ -113,7 +113,7 @@ class PrecisionPlan(Record, frozen=True):
                 found=f"{path.name}: {problem}",
                 expected="an object of weights, activations, method, keep_float, state_storage "
                 "and error_feedback",
-                remedy="see docs/precision.md, or have one proposed: stategate sensitivity",
+                remedy="see docs/guides/precision.md, or have one proposed: stategate sensitivity",
             ) from problem
 
 

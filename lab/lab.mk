@@ -148,7 +148,7 @@ RECIPES := state-float16 state-int8-rows state-int8-rows-fed-back state-int8-ten
   weights-int4 weights-int8 weights-int8-activations-int8 weights-int8-state-float16
 PLANNED_MODELS := aura-hard gdn2-hard gru-few silero-vad
 
-precision-table: $(PLANNED_MODELS:%=$(PLANNED)/%/pace.json) ## Precision recipes of four models: size, speed, drift, task -> docs/precision.md, build/bench/precision.json
+precision-table: $(PLANNED_MODELS:%=$(PLANNED)/%/pace.json) ## Precision recipes of four models: size, speed, drift, task -> docs/guides/precision.md, build/bench/precision.json
 
 $(PLANNED)/silero-vad/episode/.recorded: | $(VENV)/.test
 	@$(BIN)/stategate episode-wav $(SPEECH) --rate-hz 16000 --input input --window 576 --hop 512 --out $(@D)
@@ -195,8 +195,8 @@ $(PLANNED_MODELS:%=$(PLANNED)/%/pace.json): $(PLANNED)/%/pace.json: $(foreach r,
 	  $(patsubst %/manifest.json,%,$(wildcard $(foreach r,$(RECIPES),$(PLANNED)/$*/$(r)/bundle/manifest.json))) --burst 100 --out $@
 
 precision-table:
-	@$(LAB) precision-table $(PLANNED) --out $(BUILD)/bench/precision.json --page docs/precision.md
-	@cp $(BUILD)/bench/precision.json docs/precision.json
+	@$(LAB) precision-table $(PLANNED) --out $(BUILD)/bench/precision.json --page docs/guides/precision.md
+	@cp $(BUILD)/bench/precision.json docs/evidence/precision.json
 
 # --- trained zoo models ------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ evidence-memory: $(FAST)/manifest.json $(AURA)/episode-$(STEPS).npz ## A growing
 	$(LAB) memory bound $(FAST) --episode $(AURA)/episode-$(STEPS).npz
 	$(LAB) pages
 
-evidence-pages: $(VENV)/.run ## Remake docs/evidence.md and its pictures from docs/evidence
+evidence-pages: $(VENV)/.run ## Remake docs/evidence/index.md and its pictures from docs/evidence
 	$(LAB) pages
 
 # --- robots ----------------------------------------------------------------------------------------
@@ -265,12 +265,12 @@ $(SIMULATORS)/.installed: lab/evidence/robot/simulators.txt | $(VENV)/.test
 
 ROBOT := MUJOCO_GL=disabled PYTHONPATH=$(SIMULATORS) $(BIN)/python -m
 
-evidence-robot: $(SIMULATORS)/.installed ## Robots that have to remember, driven by bundles -> docs/evidence-robot.md (resumable, an hour)
+evidence-robot: $(SIMULATORS)/.installed ## Robots that have to remember, driven by bundles -> docs/evidence/robots.md (resumable, an hour)
 	$(ROBOT) lab robot run
 	$(ROBOT) lab robot page
 
 evidence-robot-small: $(SIMULATORS)/.installed ## The robots' tests, and a few episodes with the trained policies (a minute)
 	$(ROBOT) pytest tests/lab/test_robot_simulators.py
 
-evidence-robot-page: $(VENV)/.test ## Remake docs/evidence-robot.md and its pictures from docs/evidence/robot.json
+evidence-robot-page: $(VENV)/.test ## Remake docs/evidence/robots.md and its pictures from docs/evidence/robot.json
 	$(LAB) robot page

@@ -72,7 +72,7 @@ def _checked(
             expected="a module with step_spec() and step(inputs, states); or what lift(module, "
             "...) makes of one that keeps its memory to itself; or a recurrent policy of rsl_rl or "
             "stable-baselines3",
-            remedy=f"see docs/bring-your-own.md; {offer(built)}",
+            remedy=f"see docs/guides/bring-your-own.md; {offer(built)}",
         )
     family = str(getattr(step, "family", "custom"))
     return LoadedModel(name, family, source, step, step, episode)

@@ -1,7 +1,7 @@
 """Native operators of linear attention, for engines that have them.
 
 ONNX has had LinearAttention and CausalConvWithState since opset 27; ONNX Runtime knows the same two
-under ``com.microsoft``, where it has kernels for them (docs/memories.md has the figures).
+under ``com.microsoft``, where it has kernels for them (docs/reference/memories.md has the figures).
 While a module is traced these functions leave a node of that operator; called eagerly they are not
 used at all, so the float model stays the plain torch code.
 """

@@ -90,7 +90,7 @@ def _system(host: Host, jetson: bool, release: Release | None) -> Iterator[Findi
             "note",
             "jetpack",
             f"Jetson Linux {host.l4t} is not in the ladder of releases",
-            "compare CUDA and TensorRT below with docs/jetson.md",
+            "compare CUDA and TensorRT below with docs/guides/jetson.md",
         )
     elif int(release.jetpack.split(".")[0]) < 5:
         yield Finding(

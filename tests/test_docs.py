@@ -22,7 +22,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_option_has_help_and_is_in_the_manual(verb: str) -> None:
-    page = (ROOT / "docs" / "cli.md").read_text()
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text()
     section = page.split(f"## `stategate {verb}")[1].split("\n## ")[0]
     command = main.get_command(click.Context(main), verb)
     assert command is not None
@@ -151,13 +151,13 @@ def follow(page: str, folder: Path, commands: Callable[[str], str] | None = None
 
 
 def test_the_quickstart_works_word_for_word(tmp_path: Path) -> None:
-    printed = follow("quickstart.md", tmp_path)
+    printed = follow("tutorial/quickstart.md", tmp_path)
     assert len(printed) >= 3
     assert "Ledger(steps=1000" in printed[-1]
 
 
 def test_the_page_about_pools_works_word_for_word(tmp_path: Path) -> None:
-    printed = follow("pool.md", tmp_path)
+    printed = follow("guides/pool.md", tmp_path)
     assert "Ledger(steps=100" in printed[-1]
 
 
@@ -172,12 +172,12 @@ def test_the_page_about_models_of_your_own_works_word_for_word(
         assert [result.exit_code for result in done] == [0] * len(done), done[-1].output
         return "".join(result.stdout for result in done)
 
-    printed = follow("bring-your-own.md", tmp_path, in_this_process)
+    printed = follow("guides/bring-your-own.md", tmp_path, in_this_process)
     assert "state        h float32 [1, 1, 256]" in printed[0]
     assert printed[-2].startswith("(1, 3) [100] (1, 1, 16)")
 
 
 def test_the_page_about_episodes_works_word_for_word(tmp_path: Path) -> None:
-    printed = follow("episodes.md", tmp_path)
+    printed = follow("guides/episodes.md", tmp_path)
     assert "200 steps at 50 Hz" in printed[0]
     assert "logs.npz 200 50.0" in printed[-1]

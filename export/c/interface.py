@@ -271,7 +271,7 @@ int stategate_compute(void *const *in, void *const *out)
 """
 
 _HEADER = """\
-/* One step of a model with a memory of constant size; made by stategate, see docs/native.md.
+/* One step of a model with a memory of constant size; made by stategate, see docs/guides/native.md.
  *
  * All memory is the caller's: a stategate_session may be static, on the stack or anywhere else.
  * Nothing is allocated. Not thread-safe: one session is one stream.

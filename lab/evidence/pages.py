@@ -89,19 +89,19 @@ def make(page: Path, made: Made, images: Path) -> None:
 
 @click.group(cls=CommandGroup, invoke_without_command=True)
 def pages() -> None:
-    """Remake docs/evidence.md and its pictures from docs/evidence/*.json."""
+    """Remake docs/evidence/index.md and its pictures from docs/evidence/*.json."""
     from lab.evidence.controlled import page as controlled_page
     from lab.evidence.memory import page as memory_page
 
     docs = Path("docs")
     results = docs / "evidence"
     make(
-        docs / "evidence.md",
+        results / "index.md",
         controlled_page.made(results / "controlled.json", results / "values.json"),
         docs / "images",
     )
     make(
-        docs / "evidence.md",
+        results / "index.md",
         memory_page.made(results / "cache.json", results / "bound.json"),
         docs / "images",
     )

@@ -1,4 +1,4 @@
-"""AURA-Mem's step as NumPy, after its equations in docs/aura-mem.md."""
+"""AURA-Mem's step as NumPy, after its equations in docs/concepts/aura-mem.md."""
 
 from __future__ import annotations
 

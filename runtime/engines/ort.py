@@ -71,7 +71,7 @@ class OrtGraph:
                 raise EngineError(
                     f"this build of onnxruntime has no {provider}",
                     found=", ".join(onnxruntime.get_available_providers()),
-                    remedy="install a build of onnxruntime for this GPU, see docs/jetson.md",
+                    remedy="install a build of onnxruntime for this GPU, see docs/guides/jetson.md",
                 )
         try:
             self._session: Any = onnxruntime.InferenceSession(

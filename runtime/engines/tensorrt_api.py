@@ -35,9 +35,9 @@ def load_tensorrt(library: str = "tensorrt") -> Any:
             found=missing,
             remedy="on a Jetson they come with JetPack: apt install python3-libnvinfer, and a "
             "virtual environment with --system-site-packages; stategate doctor tells what fits "
-            "this machine, docs/jetson.md the rest"
+            "this machine, docs/guides/jetson.md the rest"
             if library == "tensorrt"
-            else "pip install tensorrt-rtx-cu13, for a desktop GPU; see docs/jetson.md",
+            else "pip install tensorrt-rtx-cu13, for a desktop GPU; see docs/guides/jetson.md",
         ) from missing
     except (ImportError, OSError) as problem:
         raise EngineError(

@@ -174,7 +174,7 @@ def test_writes_and_answers_are_sorted_by_value(
 
 
 def test_the_page_is_what_its_results_make_it() -> None:
-    page = (ROOT / "docs" / "evidence.md").read_text()
+    page = (ROOT / "docs" / "evidence" / "index.md").read_text()
     results = ROOT / "docs" / "evidence"
     pieces = made(results / "controlled.json", results / "values.json").pieces
     assert filled(page, pieces) == page

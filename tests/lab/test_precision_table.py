@@ -122,8 +122,8 @@ def test_the_command_writes_a_list_and_a_page_and_the_same_ones_again(
 
 
 def test_the_documented_table_is_that_of_the_recorded_rows() -> None:
-    rows = msgspec.json.decode((DOCS / "precision.json").read_bytes(), type=list[Row])
-    page = (DOCS / "precision.md").read_text()
+    rows = msgspec.json.decode((DOCS / "evidence" / "precision.json").read_bytes(), type=list[Row])
+    page = (DOCS / "guides" / "precision.md").read_text()
     assert on_page(page, rows) == page
     assert {row.model for row in rows} == {"aura-hard", "gdn2-hard", "gru-few", "silero-vad"}
     for row in rows:
@@ -133,7 +133,7 @@ def test_the_documented_table_is_that_of_the_recorded_rows() -> None:
 
 
 def test_the_recorded_rows_show_int8_failing_and_error_feedback_mending_it() -> None:
-    rows = msgspec.json.decode((DOCS / "precision.json").read_bytes(), type=list[Row])
+    rows = msgspec.json.decode((DOCS / "evidence" / "precision.json").read_bytes(), type=list[Row])
     silero = {row.plan: row for row in rows if row.model == "silero-vad"}
     naive, mended = silero["state-int8-tensor"], silero["state-int8-tensor-fed-back"]
     assert naive.verdict == "failed" and mended.verdict == "passed"

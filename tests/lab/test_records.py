@@ -113,7 +113,7 @@ def test_pages_that_cannot_be_made_are_told_in_a_sentence(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs" / "evidence").mkdir(parents=True)
     if page is not None:
-        (tmp_path / "docs" / "evidence.md").write_text(page)
+        (tmp_path / "docs" / "evidence" / "index.md").write_text(page)
     if rows is not None:
         (tmp_path / "docs" / "evidence" / "controlled.json").write_text(rows)
     result = CliRunner().invoke(pages)

@@ -114,10 +114,12 @@ def test_a_page_without_a_place_for_tables_is_refused() -> None:
 
 
 def test_a_folder_that_takes_no_pictures_is_told_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "page.md").write_text(f"{BEGIN}\n{END}\n")
+    page = tmp_path / "evidence" / "page.md"
+    page.parent.mkdir()
+    page.write_text(f"{BEGIN}\n{END}\n")
     (tmp_path / "images").write_text("a file")
     rows = Path(__file__).parents[2] / robot.RESULTS
-    asked = ["page", "--rows", str(rows), "--page", str(tmp_path / "page.md")]
+    asked = ["page", "--rows", str(rows), "--page", str(page)]
     result = CliRunner().invoke(robot.main, asked)
     assert result.exit_code == 2
     assert "Error: " in result.stderr

@@ -330,7 +330,7 @@ def test_a_plain_module_is_offered_the_call_that_may_fit_it(tmp_path: Path) -> N
     with pytest.raises(TraceError) as problem:
         load_model(f"{path}:Mine")
     said = str(problem.value)
-    assert "step_spec()" in said and "rsl_rl" in said and "docs/bring-your-own.md" in said
+    assert "step_spec()" in said and "rsl_rl" in said and "docs/guides/bring-your-own.md" in said
     hint = "lift(module, {'x': torch.zeros(1, ...)}, states=['h'])"
     assert hint in said
     path.write_text(

@@ -25,7 +25,7 @@ def test_the_table_lists_every_device_and_calls_the_unknown_by_its_name() -> Non
 
 
 def test_the_table_in_the_manual_is_the_one_that_is_printed() -> None:
-    page = (ROOT / "docs" / "targets.md").read_text()
+    page = (ROOT / "docs" / "guides" / "targets.md").read_text()
     table = page.split("<!-- table: stategate targets --markdown -->")[1]
     assert table.split("<!-- end of table -->")[0].strip() == (
         stategate("targets", "--markdown").stdout.strip()

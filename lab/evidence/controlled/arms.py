@@ -46,7 +46,7 @@ TOLERANCE = 0.0025
 """Accuracy that a calibrated threshold may give up: half of the half point that is the goal."""
 DEPLOYED = -2.0
 """AURA-Mem's threshold: the one that calibration on validation streams chose for the shipped
-checkpoint (docs/aura-mem.md), for every seed and configuration here."""
+checkpoint (docs/concepts/aura-mem.md), for every seed and configuration here."""
 
 _PLAIN = Recipe(gate="soft", write_price=0.0, settle_share=0.0)
 _RECURRENT = replace(_PLAIN, learning_rate=3e-3)

@@ -154,7 +154,7 @@ def run(
 @click.option(
     "--page",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=Path("docs/evidence-robot.md"),
+    default=Path("docs/evidence/robots.md"),
     show_default=True,
     help="Its tables are replaced; pictures go to images/ beside it.",
 )
@@ -163,7 +163,7 @@ def page(rows_path: Path, page: Path) -> None:
     rows = read_rows(rows_path, Row)
     write_whole(page, on_page(page.read_text(), rows).encode())
     for task in {row.cell.task for row in rows}:
-        draw(task, rows, page.parent / "images" / f"robot-{task}.svg")
+        draw(task, rows, page.parents[1] / "images" / f"robot-{task}.svg")
     click.echo(f"written: {page}, from {len(rows)} rows")
 
 

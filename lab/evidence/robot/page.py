@@ -108,7 +108,7 @@ def _tables(task: str, rows: Sequence[Row]) -> str:
         written = fmean(row.written_bytes / row.steps for row in longest)
         facts = [name, told, form.precision, f"{longest[0].state_bytes:,}", f"{written:,.0f}"]
         lines.append(f"| {' | '.join([*facts, *shown])} |")
-    picture = f"images/robot-{task}.svg"
+    picture = f"../images/robot-{task}.svg"
     return "\n".join([*lines, "", f"![Success against hold, {TITLES[task]}]({picture})", ""])
 
 
