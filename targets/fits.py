@@ -14,7 +14,7 @@ import msgspec
 from stategate.contract.errors import TargetError
 from stategate.contract.precision import PrecisionPlan
 from stategate.targets.profile import Count, Figure, TargetProfile
-from stategate.targets.toml_tables import read_row
+from stategate.targets.toml_tables import read_table
 
 Verdict = Literal["fits", "does not fit", "not legal", "unknown"]
 
@@ -166,7 +166,7 @@ def load_costs(engine: str = "onnxruntime") -> Costs:
     Raises:
         TargetError: Nobody measured that engine, or its file contradicts itself.
     """
-    return read_row("costs", engine, "engine", Costs)
+    return read_table("costs", engine, "engine", Costs)
 
 
 def predict(footprint: Footprint, costs: Costs, sessions: int | None = None) -> Memory:

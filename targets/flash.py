@@ -7,14 +7,14 @@ that are assumptions. A medium of your own is given by its figures instead of a 
 from __future__ import annotations
 
 from stategate.contract import Storage
-from stategate.targets.toml_tables import read_row, row_names
+from stategate.targets.toml_tables import read_table, table_names
 
 _FOLDER = "media"
 
 
 def storage_names() -> list[str]:
     """Names of all known storage media."""
-    return row_names(_FOLDER)
+    return table_names(_FOLDER)
 
 
 def load_storage(name: str) -> Storage:
@@ -23,4 +23,4 @@ def load_storage(name: str) -> Storage:
     Raises:
         TargetError: It does not exist, or contradicts itself.
     """
-    return read_row(_FOLDER, name, "storage", Storage)
+    return read_table(_FOLDER, name, "storage", Storage)

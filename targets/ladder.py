@@ -6,7 +6,7 @@ from datetime import date
 
 import msgspec
 
-from stategate.targets.toml_tables import read_row
+from stategate.targets.toml_tables import read_table
 
 
 class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,4 +56,4 @@ def load_ladder() -> Ladder:
     Raises:
         TargetError: It contradicts itself.
     """
-    return read_row("ladders", "jetpack", "ladder", Ladder)
+    return read_table("ladders", "jetpack", "ladder", Ladder)

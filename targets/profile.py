@@ -16,7 +16,7 @@ from stategate.contract.errors import TargetError
 from stategate.contract.precision import PrecisionPlan
 from stategate.targets.flash import storage_names
 from stategate.targets.ladder import load_ladder
-from stategate.targets.toml_tables import read_row, row_names
+from stategate.targets.toml_tables import read_table, table_names
 
 _FOLDER = "profiles"
 # Every element type that a profile may name.
@@ -225,7 +225,7 @@ def _known(
 
 def names() -> list[str]:
     """Names of all known targets."""
-    return row_names(_FOLDER)
+    return table_names(_FOLDER)
 
 
 def load(name: str) -> TargetProfile:
@@ -234,7 +234,7 @@ def load(name: str) -> TargetProfile:
     Raises:
         TargetError: It does not exist, or contradicts itself.
     """
-    profile = read_row(_FOLDER, name, "target", TargetProfile)
+    profile = read_table(_FOLDER, name, "target", TargetProfile)
     if profile.name != name:
         raise TargetError(
             f"{_FOLDER}/{name}.toml is not about {name}", found=f"name: {profile.name}"

@@ -1,4 +1,4 @@
-"""Rows of data: one TOML file a thing, in a folder beside this module."""
+"""Data that ships with the package: TOML files, read strictly into records."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ import msgspec
 from stategate.contract.errors import MissingDependencyError, TargetError
 from stategate.contract.names import close_names
 
-Row = TypeVar("Row")
+if sys.version_info >= (3, 11):
+    import tomllib
+
+Table = TypeVar("Table")
 
 
-def row_names(folder: str) -> list[str]:
-    """Names of all rows in a folder, sorted."""
+def table_names(folder: str) -> list[str]:
+    """Names of the files in a folder of this room, sorted."""
     files = (resources.files("stategate.targets") / folder).iterdir()
     found = [f.name for f in files if f.name.endswith(".toml") and not f.name.startswith(".")]
     return sorted(name.removesuffix(".toml") for name in found)
 
 
-def read_row(folder: str, name: str, kind: str, shape: type[Row]) -> Row:
-    """Read one row; a value ``"unknown"`` is None in what it returns.
+def read_table(folder: str, name: str, kind: str, shape: type[Table]) -> Table:
+    """Read one file of a folder of this room, see `read_toml`.
 
     Args:
-        folder: Where the rows lie.
+        folder: Where the files lie.
         name: Which one.
-        kind: What a row is, for the message of an error.
-        shape: What it is read into, strictly.
-
-    Raises:
-        TargetError: It does not exist, or contradicts itself.
-        MissingDependencyError: Python 3.10 has no TOML reader, and tomli is not installed.
+        kind: What the file describes, for the message of an error.
+        shape: The record.
     """
-    known = row_names(folder)
+    known = table_names(folder)
     if name not in known:
         near = close_names(name, known)
         raise TargetError(
@@ -44,32 +43,44 @@ def read_row(folder: str, name: str, kind: str, shape: type[Row]) -> Row:
             expected=" or ".join(near or known),
             remedy="list them with: stategate targets" if kind == "target" else None,
         )
-    raw = (resources.files("stategate.targets") / folder / f"{name}.toml").read_text()
-    loads, broken = _toml()
+    return read_toml("stategate.targets", f"{folder}/{name}.toml", f"the {kind} {name}", shape)
+
+
+def read_toml(room: str, file: str, what: str, shape: type[Table]) -> Table:
+    """Read a file of any room; a value ``"unknown"`` is None in what it returns.
+
+    Args:
+        room: Such as ``stategate.targets``.
+        file: Its path inside of the room.
+        what: What it describes, for the message of an error.
+        shape: The record.
+
+    Raises:
+        TargetError: It contradicts itself.
+        MissingDependencyError: Python 3.10 has no TOML reader, and tomli is not installed.
+    """
+    text, loads = resources.files(room).joinpath(file).read_text(), _loads()
     try:
-        return msgspec.convert(_told(loads(raw)), shape)
-    except (msgspec.ValidationError, broken) as problem:
-        raise TargetError(
-            f"the {kind} {name} is broken", found=f"{folder}/{name}.toml: {problem}"
-        ) from problem
+        return msgspec.convert(_without_unknowns(loads(text)), shape)
+    except (msgspec.ValidationError, ValueError) as problem:  # the TOML reader's is a ValueError
+        raise TargetError(f"{what} is broken", found=f"{file}: {problem}") from problem
 
 
-def _toml() -> tuple[Callable[[str], dict[str, Any]], type[ValueError]]:
-    """The TOML reader and its error; only when a row is read, for devices import this too."""
+def _loads() -> Callable[[str], dict[str, Any]]:
+    """The TOML reader, only when a file is read: devices with Python 3.10 may have none."""
     if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        try:
-            import tomli as tomllib
-        except ImportError as missing:
-            raise MissingDependencyError("tomli", "export") from missing
-    return tomllib.loads, tomllib.TOMLDecodeError
+        return tomllib.loads
+    try:
+        import tomli
+    except ImportError as missing:
+        raise MissingDependencyError("tomli", "export") from missing
+    return tomli.loads
 
 
-def _told(value: Any) -> Any:
-    """The same with None for every ``"unknown"``, which TOML has no word for."""
+def _without_unknowns(value: Any) -> Any:
+    """The same with None for every ``"unknown"``, because TOML has no word for that."""
     if isinstance(value, dict):
-        return {key: _told(inner) for key, inner in value.items()}
+        return {key: _without_unknowns(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_told(inner) for inner in value]
+        return [_without_unknowns(inner) for inner in value]
     return None if value == "unknown" else value

@@ -25,7 +25,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "export": (
         {"contract", "common", "targets", "models"},
         BASE
-        | {"torch", "onnx", "onnxruntime", "onnxscript", "networkx"}
+        | {"torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "networkx"}
         | {"tensorrt", "safetensors", "yaml"},
     ),
     "bench": (

@@ -17,7 +17,7 @@ import onnx
 
 from stategate.contract.bundle import sha256
 from stategate.contract.errors import BuildError
-from stategate.export.tensorrt.rules import Generation, generation_of
+from stategate.export.tensorrt.generations import Generation, generation_of
 from stategate.runtime.engines.tensorrt_api import created, why
 
 Report = Callable[[int], None]

@@ -39,7 +39,7 @@ from stategate.contract.tensorrt_plan import (
 )
 from stategate.export.seal.verify import TOLERANCE
 from stategate.export.tensorrt.build import Built, Settings, build_plan
-from stategate.export.tensorrt.rules import generation_of
+from stategate.export.tensorrt.generations import generation_of
 from stategate.export.tensorrt.script import SCRIPT, script_of, variant_of
 from stategate.export.tensorrt.variant import Variant
 from stategate.runtime.check.golden import Replay, replay

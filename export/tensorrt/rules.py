@@ -11,71 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from stategate.contract import StepSpec
-from stategate.contract.errors import GraphError, TargetError
-from stategate.export.passes.graph import CONTROL_FLOW, every_node, fixed_shape
-from stategate.export.tensorrt.rewrite import Facts, Names, attribute_of, facts_of, rewritten
-
-_DYNAMIC_QUANTISATION = frozenset(
-    {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"}
+from stategate.contract.errors import GraphError
+from stategate.export.passes.graph import fixed_shape
+from stategate.export.tensorrt.generations import RULES, Generation
+from stategate.export.tensorrt.rewrite import (
+    RESERVED,
+    constant_of,
+    extents_of,
+    lower_node,
+    read_model,
 )
-_DATA_DEPENDENT = frozenset({"NonZero", "Unique", "Compress", "NonMaxSuppression"})
-_NEVER = frozenset({"Det", "DFT", "Bernoulli", "StringNormalizer", "TfIdfVectorizer"})
-# Names of what the build adds to a graph.
-_RESERVED = "stategate_"
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Releases of TensorRT that take the same graphs.
-
-    Attributes:
-        name: Such as ``8.5``.
-        opset: Newest opset of the default domain that the parser is given.
-        strongly_typed: Whether the graph's own types are obeyed; without that the builder chooses,
-            within its flags.
-        lacks: Standard operators of that opset that its parser does not have; they are written in
-            simpler ones.
-        int64: Whether a graph may take or give int64.
-    """
-
-    name: str
-    opset: int
-    strongly_typed: bool
-    lacks: frozenset[str] = frozenset()
-    int64: bool = True
-
-
-GENERATIONS = {
-    one.name: one
-    for one in (
-        Generation("8.5", 17, False, frozenset({"LayerNormalization"}), int64=False),
-        Generation("8.6", 17, False, int64=False),
-        Generation("10", 20, True),
-        Generation("11", 20, True),
-    )
-}
-
-
-def generation_of(version: str, library: str = "tensorrt") -> Generation:
-    """The generation of a version such as ``10.3.0``.
-
-    Raises:
-        TargetError: It is not known here.
-    """
-    major, _, rest = version.partition(".")
-    if library == "tensorrt_rtx" and major == "1":
-        return GENERATIONS["11"]  # TensorRT-RTX 1.x has the parser and builder of TensorRT 11
-    name = f"8.{rest.partition('.')[0]}" if major == "8" else major
-    if name not in GENERATIONS:
-        raise TargetError(
-            "this version of TensorRT is not supported",
-            found=f"{library} {version}",
-            expected=f"{', '.join(GENERATIONS)} or TensorRT-RTX 1.x",
-            remedy="use JetPack 5.1 or newer, or step the bundle with onnxruntime or native",
-        )
-    return GENERATIONS[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +49,18 @@ class Finding:
 def findings(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -> list[Finding]:
     """Everything in a step that a generation of TensorRT would not take; empty if it is legal."""
     found = [*_signature(model, spec, generation)]
-    facts, names = facts_of(model), Names()
-    for number, node in enumerate(every_node(model.graph)):
+    # A copy of the check's own, because looking for the form of a node rewrites it.
+    graph = read_model(model).graph
+    names = [*(v.name for v in model.graph.input), *graph.initializers]
+    names += [output.name for node in graph for output in node.outputs]
+    for number, node in enumerate(tuple(graph.all_nodes())):
         where = f"node {node.name or number} ({node.op_type})"
-        found += _operator(node, where, generation, facts, names)
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            found += _quantisation(node, where, facts)
-    given = (*model.graph.input, *model.graph.initializer)
-    for name in (*(v.name for v in given), *(n for node in model.graph.node for n in node.output)):
-        if name.startswith(_RESERVED):
-            rule = f"no tensor's name begins with {_RESERVED}"
+            found += _quantisation(node, where)
+        found += _operator(node, where, graph.opset_imports.get("", 0), generation)
+    for name in names:
+        if name is not None and name.startswith(RESERVED):
+            rule = f"no tensor's name begins with {RESERVED}"
             found.append(Finding(f"tensor {name}", rule, "one that does", "give it another name"))
     return found
 
@@ -164,50 +114,29 @@ def _signature(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -
             )
 
 
-def _operator(
-    node: onnx.NodeProto, where: str, generation: Generation, facts: Facts, names: Names
-) -> Iterator[Finding]:
-    operator = node.op_type
-    if node.domain not in ("", "ai.onnx"):
-        four = operator == "MatMulNBits"
+def _operator(node: ir.Node, where: str, opset: int, generation: Generation) -> Iterator[Finding]:
+    operator, reduction = node.op_type, node.attributes.get("reduction")
+    refusal = next((one for one in RULES.refusal if one.covers(operator)), None)
+    if node.domain:
+        int4 = operator == "MatMulNBits"
         yield Finding(
             where,
             "operators of the ONNX standard alone",
             f"domain {node.domain}",
-            "export with --precision int8-weights" if four else "export with --operators portable",
+            "export with --precision int8-weights" if int4 else "export with --operators portable",
         )
-    elif operator in CONTROL_FLOW:
-        yield Finding(
-            where, "no branch and no loop", operator, "choose with torch.where(condition, a, b)"
-        )
-    elif operator in _DYNAMIC_QUANTISATION:
-        yield Finding(
-            where,
-            "explicit, symmetric QuantizeLinear and DequantizeLinear with constant scales",
-            "integer arithmetic or scales found at run time",
-            "quantise with stategate's own plans: --precision int8",
-        )
-    elif operator in _DATA_DEPENDENT:
-        yield Finding(
-            where,
-            "shapes that do not depend on data",
-            operator,
-            "mask with torch.where instead of selecting",
-        )
-    elif operator in _NEVER or operator.startswith(("Sequence", "Optional", "String", "Regex")):
-        yield Finding(
-            where, "operators that TensorRT has", operator, "write it in simpler operations"
-        )
-    elif operator.startswith("Scatter") and attribute_of(node, "reduction", b"none") != b"none":
+    elif refusal is not None:
+        yield Finding(where, refusal.rule, refusal.found or operator, refusal.remedy)
+    elif operator.startswith("Scatter") and reduction and reduction.as_string() != "none":
         yield Finding(
             where,
             "scatter without a reduction",
-            f"reduction {attribute_of(node, 'reduction', b'none')!r}",
+            f"reduction {reduction.as_string()}",
             "add with a one-hot matrix product",
         )
     else:
         try:
-            rewritten(node, facts, generation.opset, generation.lacks, names)
+            lower_node(node, opset, generation)
         except GraphError as problem:
             yield Finding(
                 where,
@@ -217,31 +146,40 @@ def _operator(
             )
 
 
-def _quantisation(node: onnx.NodeProto, where: str, facts: Facts) -> Iterator[Finding]:
+def _quantisation(node: ir.Node, where: str) -> Iterator[Finding]:
     rule = "symmetric int8: constant positive scales, zero points that are int8 and zero"
     remedy = "quantise symmetrically, as --precision int8 does"
-    scale, shape = facts.constants.get(node.input[1]), facts.shapes.get(node.input[0])
+    data, scales, zeros = (*node.inputs, None)[:3]
+    for found in (*_scale_problems(node, data, scales), *_zero_problems(node, data, zeros)):
+        yield Finding(where, rule, found, remedy)
+
+
+def _scale_problems(node: ir.Node, data: ir.Value | None, scales: ir.Value | None) -> Iterator[str]:
+    scale, extents = constant_of(scales), extents_of(data)
     if scale is None:
-        yield Finding(where, rule, "a scale that is computed", remedy)
+        yield "a scale that is computed"
     elif not (scale.astype(np.float64) > 0).all():
-        yield Finding(where, rule, "a scale that is not positive", remedy)
-    elif scale.size > 1 and shape is not None:
-        axis = attribute_of(node, "axis", 1)
-        inside = -len(shape) <= axis < len(shape)
-        if scale.ndim != 1 or not inside or shape[axis] not in (0, scale.size):
-            told = f"scales {list(scale.shape)} along axis {axis} of {list(shape)}"
-            yield Finding(where, rule, told, "give one scale, or one for each row of an axis")
-    if len(node.input) < 3 or not node.input[2]:
+        yield "a scale that is not positive"
+    elif scale.size > 1 and data is not None and data.shape is not None:
+        axis = node.attributes.get_int("axis", 1)
+        inside = -len(extents) <= axis < len(extents)
+        if scale.ndim != 1 or not inside or extents[axis] not in (0, scale.size):
+            yield (
+                f"scales {list(scale.shape)} along axis {axis} of {list(extents)}, where one is "
+                "needed, or one for each row of an axis"
+            )
+
+
+def _zero_problems(node: ir.Node, data: ir.Value | None, zeros: ir.Value | None) -> Iterator[str]:
+    zero, stored = constant_of(zeros), constant_of(data)
+    if zeros is None:
         if node.op_type == "QuantizeLinear":
-            # Without a zero point ONNX quantises to uint8.
-            yield Finding(where, rule, "no zero point, which makes it uint8", remedy)
-        elif (stored := facts.constants.get(node.input[0])) is not None and stored.dtype != np.int8:
-            yield Finding(where, rule, f"weights of {stored.dtype}", remedy)
-        return
-    zero = facts.constants.get(node.input[2])
-    if zero is None:
-        yield Finding(where, rule, "a zero point that is computed", remedy)
+            yield "no zero point, which makes it uint8"  # as ONNX has it
+        elif stored is not None and stored.dtype != np.int8:
+            yield f"weights of {stored.dtype}"
+    elif zero is None:
+        yield "a zero point that is computed"
     elif zero.dtype != np.int8:
-        yield Finding(where, rule, f"a zero point of {zero.dtype}", remedy)
+        yield f"a zero point of {zero.dtype}"
     elif zero.any():
-        yield Finding(where, rule, "a zero point that is not zero", remedy)
+        yield "a zero point that is not zero"

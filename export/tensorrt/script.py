@@ -10,7 +10,7 @@ from stategate.contract.durable import write_whole
 from stategate.contract.errors import BuildError
 from stategate.contract.tensorrt_plan import VARIANT, plans_folder
 from stategate.export.tensorrt.build import Settings, wanted_flags
-from stategate.export.tensorrt.rules import Generation, generation_of
+from stategate.export.tensorrt.generations import Generation, generation_of
 from stategate.export.tensorrt.variant import Variant, variant
 
 SCRIPT = "build-engine.sh"

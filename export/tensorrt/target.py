@@ -11,7 +11,8 @@ import onnx
 from stategate.contract.errors import GraphError, TargetError
 from stategate.export.candidate import Candidate
 from stategate.export.passes.pinned import pinned
-from stategate.export.tensorrt.rules import Generation, check_legal, findings, generation_of
+from stategate.export.tensorrt.generations import Generation, generation_of
+from stategate.export.tensorrt.rules import check_legal, findings
 from stategate.targets import TargetProfile
 from stategate.targets.ladder import load_ladder
 

@@ -14,17 +14,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError
 from stategate.contract.tensorrt_plan import GUARD
-from stategate.export.passes.graph import without_traces_of_the_build
 from stategate.export.passes.pinned import pinned
-from stategate.export.tensorrt.rewrite import Names, attribute_of, facts_of, rewritten
-from stategate.export.tensorrt.rules import Generation, check_legal
-
-_FLOAT = onnx.TensorProto.FLOAT
+from stategate.export.tensorrt.generations import Generation
+from stategate.export.tensorrt.rewrite import (
+    constant_node,
+    constant_of,
+    lower_node,
+    read_model,
+    replace_node,
+)
+from stategate.export.tensorrt.rules import check_legal
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,102 +57,122 @@ def variant(raw: bytes, spec: StepSpec, generation: Generation) -> Variant:
     Raises:
         GraphError: That generation would not take it.
     """
-    model = pinned(onnx.load_model_from_string(raw), spec)
-    check_legal(model, spec, generation)
-    del model.graph.value_info[:]  # other operators are to come
-    work = without_traces_of_the_build(model)
+    step = pinned(onnx.load_model_from_string(raw), spec)
+    check_legal(step, spec, generation)
+    model = read_model(step)
+    passes: list[ir.passes.PassBase] = [common.ClearMetadataAndDocStringPass()]
     if not generation.strongly_typed:
-        _widen_stored_weights(work)
-    _rewrite(work, generation)
-    guarded = _guard(work, spec)
+        passes.append(WidenStoredWeights())
+    passes += [
+        Lower(generation),
+        AddGuard(spec),
+        # The flags of a build are chosen by the types of initializers.
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.RemoveUnusedNodesPass(),
+    ]
+    ir.passes.Sequential(*passes)(model)
+    work = ir.to_proto(model)
+    del work.graph.value_info[:]  # inferred for the operators that were there before
     try:
         onnx.checker.check_model(work)
     except onnx.checker.ValidationError as problem:
         raise GraphError(
             f"the graph has no valid form for TensorRT {generation.name}", found=str(problem)
         ) from problem
-    return Variant(work.SerializeToString(deterministic=True), guarded)
+    return Variant(work.SerializeToString(deterministic=True), guarded_states(spec))
 
 
-def _rewrite(work: onnx.ModelProto, generation: Generation) -> None:
-    """Every node in the form of the generation's opset."""
-    facts, names = facts_of(work), Names()
-    nodes = [
-        new
-        for node in work.graph.node
-        for new in rewritten(node, facts, generation.opset, generation.lacks, names)
-    ]
-    kept = onnx.GraphProto(node=nodes).node
-    work.graph.ClearField("node")
-    work.graph.node.extend(kept)
-    work.graph.initializer.extend(names.made)
-    target = min(facts.opset, generation.opset)
-    for entry in work.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = target
-    if target < 19:  # the form of file that the parsers of that time read
-        work.ir_version = min(work.ir_version, 8)
+def guarded_states(spec: StepSpec) -> tuple[str, ...]:
+    """States whose next values the guard sums."""
+    return tuple(state.name for state in spec.states if state.dtype == "float32")
 
 
-def _widen_stored_weights(work: onnx.ModelProto) -> None:
+class Lower(ir.passes.InPlacePass):
+    """Every node in the form of the generation's opset.
+
+    Requires a graph that passed `check_legal`.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite the nodes, then name the opset that they are of."""
+        own = model.graph.opset_imports[""]
+        for node in tuple(model.graph):
+            lower_node(node, own, self._generation)
+        model.graph.opset_imports[""] = opset = min(own, self._generation.opset)
+        if opset < 19:  # the form of file that the parsers of that time read
+            model.ir_version = min(model.ir_version, 8)
+        return ir.passes.PassResult(model, modified=True)
+
+
+class WidenStoredWeights(ir.passes.InPlacePass):
     """Weights that are only stored in fewer bits become float32: the same numbers.
 
     Releases that choose types themselves would take a float16 or int8 constant as leave to compute
     in it. A weight whose partner is quantised too stays, because that product is meant in int8.
     """
-    constants = {t.name: t for t in work.graph.initializer}
-    makers = {name: node for node in work.graph.node for name in node.output}
-    users = [(name, node) for node in work.graph.node for name in node.input]
-    wide: dict[str, np.ndarray] = {}
-    for node in work.graph.node:
-        if not node.input or any(name and name not in constants for name in node.input):
-            continue
-        values = [numpy_helper.to_array(constants[n]) for n in node.input if n]
-        if node.op_type == "Cast" and attribute_of(node, "to", 0) == _FLOAT:
-            wide[node.output[0]] = values[0].astype(np.float32)
-        elif node.op_type == "DequantizeLinear":
-            partners = [
-                makers[other].op_type
-                for name, user in users
-                if name == node.output[0]
-                for other in user.input
-                if other != name and other in makers
-            ]
-            scale = values[1]
-            if "DequantizeLinear" not in partners and scale.dtype == np.float32:
-                extents = [1] * values[0].ndim
-                if scale.size > 1:
-                    extents[attribute_of(node, "axis", 1)] = -1
-                wide[node.output[0]] = values[0].astype(np.float32) * scale.reshape(extents)
-    kept = onnx.GraphProto(node=[n for n in work.graph.node if n.output[0] not in wide]).node
-    work.graph.ClearField("node")
-    work.graph.node.extend(kept)
-    work.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in wide.items())
-    used = {name for node in work.graph.node for name in node.input}
-    used |= {value.name for value in work.graph.output}
-    left = onnx.GraphProto(initializer=[t for t in work.graph.initializer if t.name in used])
-    work.graph.ClearField("initializer")
-    work.graph.initializer.extend(left.initializer)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace each Cast and DequantizeLinear of constants by its result."""
+        wide = [(node, array) for node in model.graph if (array := _widened(node)) is not None]
+        # Only now, because a partner of a product must still be seen as quantised.
+        for node, array in wide:
+            tape = ir.tape.Tape()
+            replace_node(node, tape, constant_node(tape, array))
+        return ir.passes.PassResult(model, modified=bool(wide))
 
 
-def _guard(work: onnx.ModelProto, spec: StepSpec) -> tuple[str, ...]:
-    """Add the guard output; the states that it sums."""
-    guarded = [state for state in spec.states if state.dtype == "float32"]
-    if not guarded:
-        return ()
-    one = f"{GUARD}_shape"
-    work.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), one))
-    sums = []
-    for state in guarded:
-        magnitude, total, flat = (f"{GUARD}_{part}_{state.name}" for part in ("abs", "sum", "one"))
-        sums.append(flat)
-        work.graph.node.extend(
-            [
-                helper.make_node("Abs", [state.next_name], [magnitude]),
-                helper.make_node("ReduceSum", [magnitude], [total], keepdims=0),
-                helper.make_node("Reshape", [total, one], [flat]),
-            ]
-        )
-    work.graph.node.append(helper.make_node("Concat", sums, [GUARD], axis=0))
-    work.graph.output.append(helper.make_tensor_value_info(GUARD, _FLOAT, [len(guarded)]))
-    return tuple(state.name for state in guarded)
+def _widened(node: ir.Node) -> NDArray[np.float32] | None:
+    """What a node makes of constants, where that is only a wider form of a stored weight."""
+    constants = [constant_of(value) for value in node.inputs if value is not None]
+    arrays = [array for array in constants if array is not None]
+    if not arrays or len(arrays) < len(constants):
+        return None
+    if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT:
+        return arrays[0].astype(np.float32)
+    if node.op_type != "DequantizeLinear" or arrays[1].dtype != np.float32:
+        return None
+    weight, stored, scale = node.outputs[0], arrays[0], arrays[1]
+    partners = {value for user in weight.consumers() for value in user.inputs} - {weight, None}
+    makers = [value.producer() for value in partners if value is not None]
+    if any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers):
+        return None
+    extents = [1] * stored.ndim
+    if scale.size > 1:
+        extents[node.attributes.get_int("axis", 1)] = -1
+    wide: NDArray[np.float32] = stored.astype(np.float32) * scale.reshape(extents)
+    return wide
+
+
+class AddGuard(ir.passes.InPlacePass):
+    """One output more, ``GUARD``: the sum of magnitudes of each next state that is guarded.
+
+    Requires an opset in which ReduceSum takes its axes as an input, 13 or newer.
+    """
+
+    def __init__(self, spec: StepSpec) -> None:
+        guarded = guarded_states(spec)
+        self._next = [state.next_name for state in spec.states if state.name in guarded]
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Append the sums, and a Concat that is a new output."""
+        if not self._next:
+            return ir.passes.PassResult(model, modified=False)
+        outputs = {value.name: value for value in model.graph.outputs}
+        tape = ir.tape.Tape()
+        one = constant_node(tape, np.array([1], np.int64))
+        sums = []
+        for name in self._next:
+            magnitudes = tape.op("Abs", [outputs[name]])
+            total = tape.op("ReduceSum", [magnitudes], {"keepdims": 0})
+            sums.append(tape.op("Reshape", [total, one]))
+        guard = tape.op("Concat", sums, {"axis": 0})
+        for i, node in enumerate(tape.nodes):
+            node.outputs[0].name = f"{GUARD}_{i}"
+        guard.name, guard.type = GUARD, ir.TensorType(ir.DataType.FLOAT)
+        guard.shape = ir.Shape([len(sums)])
+        model.graph.extend(tape.nodes)
+        model.graph.outputs.append(guard)
+        return ir.passes.PassResult(model, modified=True)

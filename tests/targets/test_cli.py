@@ -8,8 +8,7 @@ from click.testing import CliRunner, Result
 
 from stategate.cli.main import main
 from stategate.contract.errors import MissingDependencyError
-from stategate.targets import names
-from stategate.targets import toml_tables as rows
+from stategate.targets import names, toml_tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +88,6 @@ def test_detect_works_where_no_profile_can_be_read(monkeypatch: pytest.MonkeyPat
     def lacking() -> None:
         raise MissingDependencyError("tomli", "export")
 
-    monkeypatch.setattr(rows, "_toml", lacking)
+    monkeypatch.setattr(toml_tables, "_loads", lacking)
     assert json.loads(stategate("detect", "--json").stdout)["cores"]
     assert 'pip install "stategate[export]"' in stategate("targets").stderr

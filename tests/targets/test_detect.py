@@ -163,7 +163,7 @@ def test_a_device_without_a_toml_reader_still_tells_the_rest(
     def lacking() -> None:
         raise MissingDependencyError("tomli", "export")
 
-    monkeypatch.setattr("stategate.targets.toml_tables._toml", lacking)
+    monkeypatch.setattr("stategate.targets.toml_tables._loads", lacking)
     host = detect(tree(tmp_path, ORIN_NANO))
     assert (host.jetpack, host.tensorrt) == (None, "10.3.0.30")
     assert any("tomli" in sentence for sentence in host.unknowns)

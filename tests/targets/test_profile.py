@@ -10,8 +10,7 @@ import pytest
 
 from stategate.contract.errors import TargetError
 from stategate.contract.precision import PRESETS
-from stategate.targets import generic, load, names, recognise, storage_names
-from stategate.targets import toml_tables as rows
+from stategate.targets import generic, load, names, recognise, storage_names, toml_tables
 
 ROOT = Path(__file__).parents[2]
 WANTED = {
@@ -116,7 +115,7 @@ def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Edit:
     """Replaces text in one profile of a copy, and reads from that copy from then on."""
     copy = tmp_path / "targets"
     shutil.copytree(ROOT / "targets", copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    monkeypatch.setattr(rows.resources, "files", lambda _: copy)
+    monkeypatch.setattr(toml_tables.resources, "files", lambda _: copy)
 
     def replace(name: str, old: str, new: str) -> None:
         path = copy / "profiles" / f"{name}.toml"

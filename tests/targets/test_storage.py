@@ -6,8 +6,7 @@ import pytest
 
 from stategate.contract import endurance_bytes
 from stategate.contract.errors import TargetError
-from stategate.targets import load_storage, storage_names
-from stategate.targets import toml_tables as rows
+from stategate.targets import load_storage, storage_names, toml_tables
 
 
 @pytest.mark.parametrize("name", storage_names())
@@ -55,7 +54,7 @@ def test_a_row_that_contradicts_itself_is_refused(
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "bad.toml").write_text('name = "bad"\nsource = "test"\n')
     (tmp_path / "media" / "torn.toml").write_text("name = ")
-    monkeypatch.setattr(rows.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(toml_tables.resources, "files", lambda _: tmp_path)
     for name in ("bad", "torn"):
         with pytest.raises(TargetError, match=f"the storage {name} is broken"):
             load_storage(name)

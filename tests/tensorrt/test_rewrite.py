@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import GraphError
-from stategate.export.tensorrt.rules import GENERATIONS, findings
+from stategate.export.tensorrt.generations import GENERATIONS
+from stategate.export.tensorrt.rules import findings
 from stategate.export.tensorrt.variant import variant
 
 REFUSALS = tuple(

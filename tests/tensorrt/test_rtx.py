@@ -24,7 +24,8 @@ from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
 from stategate.export.passes.quantise import chosen, projections, quantised
 from stategate.export.tensorrt.build import Built, Settings, build_plan
-from stategate.export.tensorrt.rules import GENERATIONS, findings
+from stategate.export.tensorrt.generations import GENERATIONS
+from stategate.export.tensorrt.rules import findings
 from stategate.export.tensorrt.variant import variant
 from stategate.models.load import load_model
 from stategate.models.zoo.catalogue import ZOO

@@ -18,7 +18,8 @@ from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
 from stategate.export.passes.quantise import chosen, projections, quantised
 from stategate.export.tensorrt.build import Settings, wanted_flags
-from stategate.export.tensorrt.rules import GENERATIONS, check_legal, findings, generation_of
+from stategate.export.tensorrt.generations import GENERATIONS, generation_of
+from stategate.export.tensorrt.rules import check_legal, findings
 from stategate.export.tensorrt.variant import variant
 from stategate.models.load import load_model
 
