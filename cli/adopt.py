@@ -161,7 +161,7 @@ def adopt(
             candidate,
             reference,
             episode,
-            target=profile.ref(here=target is None),
+            target=profile.ref(this_machine=target is None),
             limits=limits,
             report=report,
             inputs=inputs,

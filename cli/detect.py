@@ -1,4 +1,4 @@
-"""``stategate detect``: what this machine is, and what could not be told."""
+"""``stategate detect``: what this machine is, and what no file says."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def detect_command(root: Path, as_json: bool) -> None:
     host = detect(root)
     target, problem = _target_of(host)
     unknowns = (*host.unknowns, *([f"target: {problem}"] if target is None else []))
-    told = asdict(host) | {"target": target, "unknowns": unknowns}
+    facts = asdict(host) | {"target": target, "unknowns": unknowns}
     if as_json:
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(facts, indent=2))
         return
-    for label, value in told.items():
+    for label, value in facts.items():
         if label in ("unknowns", "compatible"):
             continue
         text = "unknown" if value is None else f"{value:,}" if label == "memory_bytes" else value

@@ -30,11 +30,11 @@ def doctor(ctx: click.Context, root: Path, as_json: bool) -> None:
     Example:
       stategate doctor
     """
-    found = examine(root)
+    findings = examine(root)
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        click.echo(json.dumps([asdict(one) for one in findings], indent=2))
     else:
-        for one in found:
+        for one in findings:
             remedy = f"; what to do: {one.remedy}" if one.remedy else ""
-            click.echo(f"{one.level:<8} {one.what:<12} {one.told}{remedy}")
-    ctx.exit(1 if any(one.level == "missing" for one in found) else 0)
+            click.echo(f"{one.level:<8} {one.what:<12} {one.found}{remedy}")
+    ctx.exit(1 if any(one.level == "missing" for one in findings) else 0)

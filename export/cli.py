@@ -133,7 +133,7 @@ def export(
             candidate,
             reference,
             episode,
-            target=profile.ref(here=target is None),
+            target=profile.ref(this_machine=target is None),
             budget=Budget(max_state_bytes),
             limits=limits,
             report=report,

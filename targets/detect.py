@@ -35,7 +35,7 @@ _JETSON_ONLY = ("jetpack", "l4t", "power_mode")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine as it describes itself; None is what could not be told.
+    """A machine as it describes itself; None is what no file says.
 
     Attributes:
         machine: Architecture as ``uname -m`` prints it.
@@ -53,7 +53,7 @@ class Host:
         power_mode: Name in ``nvpmodel.conf`` of the mode in force.
         governor: Frequency governor of the first processor.
         storage: The device that holds the root file system, its kind and size.
-        unknowns: One sentence for each thing that was looked for and could not be told.
+        unknowns: One sentence for each thing that no file says.
     """
 
     machine: str | None
@@ -88,35 +88,36 @@ def detect(root: Path = Path("/")) -> Host:
             "there is no such root", found=root, expected="a folder with proc and sys"
         )
     unknowns: list[str] = []
-    compatible = tuple(w for w in _text(root / "proc/device-tree/compatible").split("\0") if w)
-    cpuinfo = _text(root / "proc/cpuinfo")
+    compatible = tuple(w for w in text_of(root / "proc/device-tree/compatible").split("\0") if w)
+    cpuinfo = text_of(root / "proc/cpuinfo")
     l4t = _l4t(root)
-    found = {
+    facts = {
         "machine": _machine(root, cpuinfo),
         "board": _board(root),
         "soc": compatible[-1] if compatible else None,
         "cpu": _cpu(cpuinfo),
         "cores": len(re.findall(r"^processor\s*:", cpuinfo, re.M)) or None,
         "memory_bytes": _memory_bytes(root),
-        "kernel": _text(root / "proc/sys/kernel/osrelease") or None,
+        "kernel": text_of(root / "proc/sys/kernel/osrelease") or None,
         "jetpack": _jetpack(root, l4t, unknowns),
         "l4t": l4t,
         "cuda": _cuda(root),
         "tensorrt": _tensorrt(root),
         "power_mode": _power_mode(root, unknowns),
-        "governor": _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
+        "governor": text_of(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
         "storage": _storage(root),
     }
     jetson = any("tegra" in word for word in compatible)
-    for name, looked in _LOOKED.items():
-        said = any(sentence.startswith(f"{name}:") for sentence in unknowns)
-        if found[name] is None and not said and (jetson or name not in _JETSON_ONLY):
-            unknowns.append(f"{name}: {looked}")
-    return msgspec.convert(found | {"compatible": compatible, "unknowns": tuple(unknowns)}, Host)
+    for name, reason in _REASONS.items():
+        explained = any(sentence.startswith(f"{name}:") for sentence in unknowns)
+        if facts[name] is None and not explained and (jetson or name not in _JETSON_ONLY):
+            unknowns.append(f"{name}: {reason}")
+    return msgspec.convert(facts | {"compatible": compatible, "unknowns": tuple(unknowns)}, Host)
 
 
-_LOOKED = {
-    "machine": "neither /proc/sys/kernel/arch nor /proc/cpuinfo tells it",
+# Why a fact is unknown, where nothing more special is known.
+_REASONS = {
+    "machine": "neither /proc/sys/kernel/arch nor /proc/cpuinfo says it",
     "board": "no model in the device tree and no product name in DMI",
     "soc": "there is no device tree, as on any PC",
     "cpu": "/proc/cpuinfo names no model and no part that is known",
@@ -133,7 +134,7 @@ _LOOKED = {
 }
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """A small file without its trailing newline or NUL; empty where it cannot be read."""
     try:
         return path.read_text(errors="replace").strip("\0\n ")
@@ -144,7 +145,7 @@ def _text(path: Path) -> str:
 def _machine(root: Path, cpuinfo: str) -> str | None:
     if root == Path("/"):
         return platform.machine()
-    arch = _text(root / "proc/sys/kernel/arch")  # since Linux 6.1
+    arch = text_of(root / "proc/sys/kernel/arch")  # since Linux 6.1
     if arch:
         return arch
     if re.search(r"^CPU architecture\s*:\s*8", cpuinfo, re.M):
@@ -153,11 +154,11 @@ def _machine(root: Path, cpuinfo: str) -> str | None:
 
 
 def _board(root: Path) -> str | None:
-    model = _text(root / "proc/device-tree/model")
+    model = text_of(root / "proc/device-tree/model")
     if model:
         return model
     dmi = root / "sys/class/dmi/id"
-    words = (_text(dmi / "sys_vendor"), _text(dmi / "product_name"))
+    words = (text_of(dmi / "sys_vendor"), text_of(dmi / "product_name"))
     return " ".join(word for word in words if word) or None
 
 
@@ -169,30 +170,30 @@ def _cpu(cpuinfo: str) -> str | None:
     )
     parts = [_PARTS.get((int(who, 16), int(part, 16))) for who, part in pairs]
     # An Arm kernel's "model name" is that of the architecture, so a known part comes first.
-    known = list(dict.fromkeys(part for part in parts if part))
-    if known:
-        return " + ".join(known)
+    names = list(dict.fromkeys(part for part in parts if part))
+    if names:
+        return " + ".join(names)
     model = re.search(r"^model name\s*:\s*(.+)", cpuinfo, re.M)
     return " ".join(model[1].split()) if model else None
 
 
 def _memory_bytes(root: Path) -> int | None:
-    total = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
+    total = re.search(r"^MemTotal:\s*(\d+) kB", text_of(root / "proc/meminfo"), re.M)
     return int(total[1]) * 1024 if total else None
 
 
 def _package(root: Path, name: str) -> str | None:
     """Version of an installed Debian package; ``name`` is a pattern."""
-    status = _text(root / "var/lib/dpkg/status")
+    status = text_of(root / "var/lib/dpkg/status")
     block = re.search(rf"^Package: {name}\n(?:.+\n)*?Version: (\S+)", status, re.M)
     return block[1] if block else None
 
 
 def _l4t(root: Path) -> str | None:
-    release = _text(root / "etc/nv_tegra_release")
-    told = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", release)
-    if told:
-        return f"{told[1]}.{told[2]}"
+    release = text_of(root / "etc/nv_tegra_release")
+    numbers = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", release)
+    if numbers:
+        return f"{numbers[1]}.{numbers[2]}"
     package = _package(root, "nvidia-l4t-core")
     return package.split("-")[0] if package else None
 
@@ -209,25 +210,24 @@ def _jetpack(root: Path, l4t: str | None, unknowns: list[str]) -> str | None:
     if len(releases) == 1:
         return releases[0].jetpack
     either = " or ".join(release.jetpack for release in releases)
-    known = f"that is {either}" if either else "which is not in the ladder of releases"
-    unknowns.append(f"jetpack: no package nvidia-jetpack; this is L4T {l4t}, {known}")
+    choice = f"that is {either}" if either else "which is not in the ladder of releases"
+    unknowns.append(f"jetpack: no package nvidia-jetpack; this is L4T {l4t}, {choice}")
     return None
 
 
 def _cuda(root: Path) -> str | None:
     folder = root / "usr/local/cuda"
-    told = re.search(
-        r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', _text(folder / "version.json")
-    )
-    told = told or re.match(r"CUDA Version ([\d.]+)", _text(folder / "version.txt"))
-    return told[1] if told else None
+    record = text_of(folder / "version.json")
+    version = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', record)
+    version = version or re.match(r"CUDA Version ([\d.]+)", text_of(folder / "version.txt"))
+    return version[1] if version else None
 
 
 def _tensorrt(root: Path) -> str | None:
     for header in sorted((root / "usr/include").glob("*/NvInferVersion.h")):
-        # TensorRT 11 defines these through TRT_*_ENTERPRISE; then the package has to tell.
+        # TensorRT 11 defines these through TRT_*_ENTERPRISE; then the package has to say.
         digits = dict(
-            re.findall(r"#define NV_TENSORRT_(MAJOR|MINOR|PATCH|BUILD)\s+(\d+)", _text(header))
+            re.findall(r"#define NV_TENSORRT_(MAJOR|MINOR|PATCH|BUILD)\s+(\d+)", text_of(header))
         )
         if {"MAJOR", "MINOR", "PATCH"} <= set(digits):
             order = ("MAJOR", "MINOR", "PATCH", "BUILD")
@@ -237,14 +237,14 @@ def _tensorrt(root: Path) -> str | None:
 
 
 def _power_mode(root: Path, unknowns: list[str]) -> str | None:
-    conf = _text(root / "etc/nvpmodel.conf")
+    conf = text_of(root / "etc/nvpmodel.conf")
     names = {
         int(number): name
         for number, name in re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", conf)
     }
     if not names:
         return None
-    status = re.search(r"pmode:(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    status = re.search(r"pmode:(\d+)", text_of(root / "var/lib/nvpmodel/status"))
     if status is None:
         # Not the configured default: somebody may have chosen another one since.
         unknowns.append("power_mode: /var/lib/nvpmodel/status does not say which is in force")
@@ -256,12 +256,12 @@ def _power_mode(root: Path, unknowns: list[str]) -> str | None:
 
 
 def _storage(root: Path) -> str | None:
-    mounted = re.findall(r"^/dev/(\S+) / ", _text(root / "proc/mounts"), re.M)
+    mounted = re.findall(r"^/dev/(\S+) / ", text_of(root / "proc/mounts"), re.M)
     for folder in sorted((root / "sys/block").glob("*")):
         # A partition's name is that of its device and more: sda1, nvme0n1p1, mmcblk0p1.
         partition = re.compile(rf"{re.escape(folder.name)}(p?\d+)?")
         if any(map(partition.fullmatch, mounted)):
-            sectors = _text(folder / "size")
+            sectors = text_of(folder / "size")
             size = f", {int(sectors) * _SECTOR_BYTES / 1e9:.0f} GB" if sectors.isdigit() else ""
             return f"{folder.name} ({_kind(folder)}{size})"
     return None
@@ -270,4 +270,4 @@ def _storage(root: Path) -> str | None:
 def _kind(folder: Path) -> str:
     if folder.name.startswith("nvme"):
         return "NVMe"
-    return {"MMC": "eMMC", "SD": "SD card"}.get(_text(folder / "device/type"), "disk")
+    return {"MMC": "eMMC", "SD": "SD card"}.get(text_of(folder / "device/type"), "disk")

@@ -182,16 +182,16 @@ def predict(footprint: Footprint, costs: Costs, sessions: int | None = None) -> 
     """
     share = (sessions or footprint.sessions) / footprint.sessions
     weights = (
-        round(_known(costs, "graph_copies") * footprint.graph_bytes)
-        + _known(costs, "constant_copies") * footprint.constant_bytes
-        + _known(costs, "dequantized_copies") * footprint.dequantized_bytes
+        round(_cost(costs, "graph_copies") * footprint.graph_bytes)
+        + _cost(costs, "constant_copies") * footprint.constant_bytes
+        + _cost(costs, "dequantized_copies") * footprint.dequantized_bytes
     )
     engine = (
-        _known(costs, "session_bytes")
-        + _known(costs, "node_bytes") * footprint.nodes
-        + _known(costs, "quantized_bytes") * (footprint.dequantized_bytes > 0)
+        _cost(costs, "session_bytes")
+        + _cost(costs, "node_bytes") * footprint.nodes
+        + _cost(costs, "quantized_bytes") * (footprint.dequantized_bytes > 0)
     )
-    activations = _known(costs, "activation_copies") * footprint.activation_bytes
+    activations = _cost(costs, "activation_copies") * footprint.activation_bytes
     notes = []
     if footprint.unsized:
         notes.append(f"{footprint.unsized} values have no shape in the graph and count as nothing")
@@ -200,7 +200,7 @@ def predict(footprint: Footprint, costs: Costs, sessions: int | None = None) -> 
     if share != 1:
         notes.append("sessions share one graph, as in a pool; each bundle of its own has its own")
     return Memory(
-        process=_known(costs, "process_bytes"),
+        process=_cost(costs, "process_bytes"),
         engine=engine,
         weights=weights,
         states=round(footprint.state_buffer_bytes * share),
@@ -231,10 +231,10 @@ def fit(
     count = sessions or footprint.sessions
     memory = predict(footprint, costs, count)
     has, reserve = target.memory_bytes.value, target.system_reserve_bytes.value
-    left = None if has is None else has - (reserve or 0) - memory.total
+    spare = None if has is None else has - (reserve or 0) - memory.total
     kv = footprint.kv_bytes_per_step
     kv_bytes = None if kv is None else kv * horizon_steps * count
-    verdict, reason = _verdict(plan, target, costs.engine, memory, left)
+    verdict, reason = _verdict(plan, target, costs.engine, memory, spare)
     share = count / footprint.sessions
     return Fit(
         target=target.name,
@@ -243,20 +243,20 @@ def fit(
         memory=memory,
         memory_bytes=has,
         reserve_bytes=reserve,
-        left_bytes=left,
+        left_bytes=spare,
         # Opening was measured to peak at what stays resident. Of TensorRT's builder no figure was
         # found but that a build restarted an 8 GB board (TensorRT-LLM issue 3263).
         build_peak_bytes={costs.engine: memory.total, "tensorrt": None},
         snapshot_space_bytes=2 * count * -(-footprint.snapshot_bytes // 4096) * 4096,
         kv_bytes=kv_bytes,
-        kv_fits=None if kv_bytes is None or left is None else kv_bytes <= left,
+        kv_fits=None if kv_bytes is None or spare is None else kv_bytes <= spare,
         bandwidth_floor_us=_bandwidth_floor_us(footprint, target, share),
         compute_floor_us=_compute_floor_us(footprint, plan, target, share),
-        legal=tuple(engine for engine in target.engines if _is_legal(plan, target, engine)),
+        legal=tuple(engine for engine in target.engines if not target.lacks(plan, engine)),
     )
 
 
-def _known(costs: Costs, name: str) -> int:
+def _cost(costs: Costs, name: str) -> int:
     figure: Figure[Count] = getattr(costs, name)
     if figure.value is None:
         raise TargetError(f"{name} of {costs.engine} is not known", found=figure.source)
@@ -264,28 +264,20 @@ def _known(costs: Costs, name: str) -> int:
 
 
 def _verdict(
-    plan: PrecisionPlan, target: TargetProfile, engine: str, memory: Memory, left: int | None
+    plan: PrecisionPlan, target: TargetProfile, engine: str, memory: Memory, spare: int | None
 ) -> tuple[Verdict, str]:
     try:
         target.check(plan, engine)
     except TargetError as refusal:
         what, _, expected = str(refusal).partition("expected: ")
         return "not legal", f"{what.splitlines()[0]}: it runs {expected.splitlines()[0]}"
-    if left is None:
+    if spare is None:
         return "unknown", f"its memory is not known: {target.memory_bytes.source}"
-    if left < 0:
-        return "does not fit", f"{-left:,} bytes too little for {memory.total:,}"
+    if spare < 0:
+        return "does not fit", f"{-spare:,} bytes too little for {memory.total:,}"
     if target.system_reserve_bytes.value is None:
-        return "fits", f"{left:,} bytes are left for the system, whose need no source tells"
-    return "fits", f"{left:,} bytes are left"
-
-
-def _is_legal(plan: PrecisionPlan, target: TargetProfile, engine: str) -> bool:
-    try:
-        target.check(plan, engine)
-    except TargetError:
-        return False
-    return True
+        return "fits", f"{spare:,} bytes are left for the system, whose need no source tells"
+    return "fits", f"{spare:,} bytes are left"
 
 
 def _bandwidth_floor_us(footprint: Footprint, target: TargetProfile, share: float) -> float | None:

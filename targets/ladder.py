@@ -10,7 +10,7 @@ from stategate.targets.toml_tables import read_table
 
 
 class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One rung: what a release of JetPack brings; None is what no source tells.
+    """One rung: what a release of JetPack brings; None is what no source says.
 
     Attributes:
         jetpack: Its number.
@@ -39,7 +39,7 @@ class Ladder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     release: tuple[Release, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a release that is told twice."""
+        """Refuse a release that is listed twice."""
         names = [release.jetpack for release in self.release]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from stategate.targets.detect import text_of
+
 _NAME = "libcuda.so.1"
 _LIBRARIES = ("lib/aarch64-linux-gnu", "lib/x86_64-linux-gnu", "lib64", "lib")
 # First release of the driver for Linux that brings a CUDA.
@@ -31,18 +33,18 @@ class Driver:
     Attributes:
         path: Its library on the machine; None where only the loader finds it.
         release: What the kernel's module says, such as ``580.126.09``; None where none is loaded.
-        cuda: Newest CUDA that it runs, major and minor; None where nothing tells it.
-        asked: Whether the library said so; otherwise it is the least that the release runs.
+        cuda: Newest CUDA that it runs, major and minor; None where nothing says it.
+        is_exact: Whether the library said so; otherwise it is the least that the release runs.
     """
 
     path: Path | None
     release: str | None
     cuda: tuple[int, int] | None
-    asked: bool
+    is_exact: bool
 
     def __str__(self) -> str:
         """Release, CUDA and path, as far as they are known."""
-        cuda = f"CUDA {self.cuda[0]}.{self.cuda[1]}" if self.asked and self.cuda else None
+        cuda = f"CUDA {self.cuda[0]}.{self.cuda[1]}" if self.is_exact and self.cuda else None
         path = str(self.path) if self.path else None
         return ", ".join(filter(None, (self.release, cuda, path))) or "loaded by the system"
 
@@ -77,17 +79,17 @@ def driver_of(root: Path) -> Driver | None:
         root: Where ``usr`` and ``proc`` lie; of a copied tree the library cannot be asked.
     """
     path = library_of(root, _NAME)
-    cuda = _asked() if root == Path("/") else None
+    cuda = _cuda_of_library() if root == Path("/") else None
     if path is None and cuda is None:
         return None
-    told = _text(root / "proc/driver/nvidia/version")
-    release = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d+)([\d.]*)", told)
-    asked = cuda is not None
-    if not asked and release is not None and int(release[1]) >= _FIRST_RELEASE:
+    line = text_of(root / "proc/driver/nvidia/version")
+    release = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d+)([\d.]*)", line)
+    is_exact = cuda is not None
+    if not is_exact and release is not None and int(release[1]) >= _FIRST_RELEASE:
         reached = [c for first, c in _CUDA_OF_RELEASE.items() if int(release[1]) >= first]
         cuda = max(reached, default=(0, 0))
     at = Path("/") / path.relative_to(root) if path else None
-    return Driver(at, release[1] + release[2] if release else None, cuda, asked)
+    return Driver(at, release[1] + release[2] if release else None, cuda, is_exact)
 
 
 def release_for(cuda: int) -> int:
@@ -103,8 +105,8 @@ def wheels_of(root: Path) -> list[Wheel]:
         folders = [*root.glob("usr/lib/python3*/dist-packages")]
         folders += root.glob("usr/local/lib/python3*/dist-packages")
     names = {entry.name for folder in folders for entry in folder.glob("tensorrt*.dist-info")}
-    found = (_WHEEL.fullmatch(name) for name in sorted(names))
-    return [Wheel(told[1], told[3], int(told[2])) for told in found if told is not None]
+    parts = (_WHEEL.fullmatch(name) for name in sorted(names))
+    return [Wheel(part[1], part[3], int(part[2])) for part in parts if part is not None]
 
 
 def library_of(root: Path, name: str) -> Path | None:
@@ -117,7 +119,7 @@ def library_of(root: Path, name: str) -> Path | None:
     return None
 
 
-def _asked() -> tuple[int, int] | None:
+def _cuda_of_library() -> tuple[int, int] | None:
     version = ctypes.c_int()
     try:
         library = ctypes.CDLL(_NAME)
@@ -125,10 +127,3 @@ def _asked() -> tuple[int, int] | None:
     except (OSError, AttributeError):
         return None
     return None if failed else (version.value // 1000, version.value % 1000 // 10)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

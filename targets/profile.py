@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
@@ -76,7 +77,7 @@ class Tops(Sourced, frozen=True, kw_only=True):
         part: ``gpu``, ``dla``, or ``module`` for all together.
         dense: Of dense operands.
         sparse: With 2:4 sparsity.
-        mode: Power mode in which it is reached; None where that is not told.
+        mode: Power mode in which it is reached; None where the source does not say.
     """
 
     precision: str
@@ -136,19 +137,21 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         memory, reserve = self.memory_bytes.value, self.system_reserve_bytes.value
         if memory is not None and reserve is not None and reserve >= memory:
             _refuse("system_reserve_bytes", f"{reserve:,} of {memory:,} bytes of memory")
-        _known("storage", self.storage.value, storage_names())
+        _check_words("storage", self.storage.value, storage_names())
         if self.jetpack is not None:
             ladder = [release.jetpack for release in load_ladder().release]
-            _known("jetpack", self.jetpack.value, ladder)
+            _check_words("jetpack", self.jetpack.value, ladder)
         for engine, legal in self.engines.items():
-            _known(f"engines.{engine}", legal.value, PRECISIONS)
+            _check_words(f"engines.{engine}", legal.value, PRECISIONS)
         hardware = self.accelerator.precisions if self.accelerator else ()
-        _known("accelerator.precisions", hardware, PRECISIONS)
+        _check_words("accelerator.precisions", hardware, PRECISIONS)
         # TensorRT has no emulation: what the hardware lacks is not legal, whoever says so.
         tensorrt = self.engines.get("tensorrt")
         if tensorrt is not None:
-            _known("engines.tensorrt", tensorrt.value, hardware, "the accelerator has not")
-        _known("tops", {one.precision for one in self.tops}, hardware, "the accelerator has not")
+            _check_words("engines.tensorrt", tensorrt.value, hardware, "the accelerator has not")
+        _check_words(
+            "tops", {one.precision for one in self.tops}, hardware, "the accelerator has not"
+        )
         for one in self.tops:
             if one.dense is not None and one.sparse is not None and one.sparse < one.dense:
                 _refuse("tops", f"{one.precision}: sparse {one.sparse:g} < dense {one.dense:g}")
@@ -163,8 +166,13 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             _refuse("power_modes", "a name is there twice")
         if sum(mode.default for mode in self.power_modes) > 1:
             _refuse("power_modes", "more than one is the default")
-        _known("bandwidth.mode", {b.mode for b in self.bandwidth if b.mode}, modes)
-        _known("tops.mode", {t.mode for t in self.tops if t.mode}, modes)
+        _check_words("bandwidth.mode", {b.mode for b in self.bandwidth if b.mode}, modes)
+        _check_words("tops.mode", {t.mode for t in self.tops if t.mode}, modes)
+
+    def lacks(self, plan: PrecisionPlan, engine: str) -> list[str]:
+        """Element types of a plan that are not known to work there with an engine, sorted."""
+        figure = self.engines.get(engine)
+        return sorted(plan.kinds - set((figure.value if figure else None) or ()))
 
     def check(self, plan: PrecisionPlan, engine: str = "onnxruntime") -> None:
         """Refuse a plan that needs an element type that is not known to work there.
@@ -172,15 +180,14 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         Raises:
             TargetError: It does.
         """
-        figure = self.engines.get(engine)
-        legal = (figure.value if figure else None) or ()
-        lacking = sorted(plan.kinds - set(legal))
-        if lacking:
+        if lacking := self.lacks(plan, engine):
+            figure = self.engines.get(engine)
+            legal = ", ".join((figure.value if figure else None) or ())
             because = figure.source if figure else f"its profile does not name {engine}"
             raise TargetError(
                 f"{self.name} does not run {' and '.join(lacking)} with {engine}",
                 found=f"precision {plan.label}",
-                expected=f"{', '.join(legal) or 'nothing'}: {because}",
+                expected=f"{legal or 'nothing'}: {because}",
                 remedy="choose another --precision or --target",
             )
 
@@ -199,28 +206,28 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         """What a compiler may use there, as its ``-march``; empty for an unknown kind of CPU."""
         return _ISAS.get(self.cpu.value or "", cpu.LEAST.get(self.machine, ""))
 
-    def ref(self, *, here: bool = False) -> TargetRef:
+    def ref(self, *, this_machine: bool = False) -> TargetRef:
         """What the manifest keeps of it.
 
         Args:
-            here: Whether it is the machine that makes the bundle, whose CPU can be asked.
+            this_machine: Whether the bundle is made there, whose own CPU can be asked.
         """
-        return TargetRef(self.name, self.machine, "" if here else self.isa)
+        return TargetRef(self.name, self.machine, "" if this_machine else self.isa)
 
 
-def _refuse(field: str, found: str) -> None:
-    raise ValueError(f"{field}: {found}")
+def _refuse(field: str, problem: str) -> None:
+    raise ValueError(f"{field}: {problem}")
 
 
-def _known(
+def _check_words(
     field: str,
-    found: tuple[str, ...] | set[str] | None,
-    known: tuple[str, ...] | list[str],
+    words: Iterable[str] | None,
+    legal: Sequence[str],
     problem: str = "is not known",
 ) -> None:
-    strange = sorted(set(found or ()) - set(known))
+    strange = sorted(set(words or ()) - set(legal))
     if strange:
-        _refuse(field, f"{', '.join(strange)} {problem}; known: {', '.join(known) or 'none'}")
+        _refuse(field, f"{', '.join(strange)} {problem}; known: {', '.join(legal) or 'none'}")
 
 
 def names() -> list[str]:
@@ -248,15 +255,15 @@ def generic(machine: str | None = None) -> TargetProfile:
     Raises:
         TargetError: No profile is for this architecture.
     """
-    wanted = machine or platform.machine()
-    known = {name for name in names() if name.startswith("cpu-")}
-    name = f"cpu-{wanted.replace('_', '-')}"
-    if name in known:
+    machine = machine or platform.machine()
+    generics = {name for name in names() if name.startswith("cpu-")}
+    name = f"cpu-{machine.replace('_', '-')}"
+    if name in generics:
         return load(name)
     raise TargetError(
         "no target profile is for this machine",
-        found=wanted,
-        expected=", ".join(sorted(load(name).machine for name in known)),
+        found=machine,
+        expected=", ".join(sorted(load(name).machine for name in generics)),
         remedy="name one with --target",
     )
 

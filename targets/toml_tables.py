@@ -21,8 +21,9 @@ Table = TypeVar("Table")
 def table_names(folder: str) -> list[str]:
     """Names of the files in a folder of this room, sorted."""
     files = (resources.files("stategate.targets") / folder).iterdir()
-    found = [f.name for f in files if f.name.endswith(".toml") and not f.name.startswith(".")]
-    return sorted(name.removesuffix(".toml") for name in found)
+    # An editor leaves hidden files and copies beside the one that it writes.
+    names = [f.name for f in files if f.name.endswith(".toml") and not f.name.startswith(".")]
+    return sorted(name.removesuffix(".toml") for name in names)
 
 
 def read_table(folder: str, name: str, kind: str, shape: type[Table]) -> Table:
@@ -34,13 +35,13 @@ def read_table(folder: str, name: str, kind: str, shape: type[Table]) -> Table:
         kind: What the file describes, for the message of an error.
         shape: The record.
     """
-    known = table_names(folder)
-    if name not in known:
-        near = close_names(name, known)
+    names = table_names(folder)
+    if name not in names:
+        near = close_names(name, names)
         raise TargetError(
             f"unknown {kind}",
             found=name,
-            expected=" or ".join(near or known),
+            expected=" or ".join(near or names),
             remedy="list them with: stategate targets" if kind == "target" else None,
         )
     return read_toml("stategate.targets", f"{folder}/{name}.toml", f"the {kind} {name}", shape)

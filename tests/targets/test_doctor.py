@@ -116,7 +116,7 @@ def findings(folder: Path, files: dict[str, str], *without: str) -> dict[str, tu
         if name not in without:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
-    return {one.what: (one.level, f"{one.told}; {one.remedy}") for one in examine(folder)}
+    return {one.what: (one.level, f"{one.found}; {one.remedy}") for one in examine(folder)}
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_the_drivers_own_library_is_asked_on_this_machine(
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
     monkeypatch.setattr("stategate.targets.nvidia._NAME", str(library))
     driver = driver_of(Path("/"))
-    assert driver is not None and driver.asked
+    assert driver is not None and driver.is_exact
     assert driver.cuda == (int(answer) // 1000, int(answer) % 1000 // 10)
     assert f"CUDA {driver.cuda[0]}.{driver.cuda[1]}" in str(driver)
     assert driver.runs((13, 0)) == (answer == "13000")
