@@ -17,8 +17,8 @@ from stategate.models.zoo.catalogue import ZOO
 if TYPE_CHECKING:
     from torch import nn
 
-    from stategate.models.memories.aura import GateChooser
-    from stategate.models.training.stream import Recipe, Score
+    from lab.training.aura import GateChooser
+    from lab.training.stream import Recipe, Score
     from stategate.models.zoo.binding_stream import World
     from stategate.models.zoo.checkpoint import Measured
 
@@ -64,9 +64,9 @@ def train_command(
 
     import torch
 
-    from stategate.models.training.recipes import TRAININGS
-    from stategate.models.training.stream import train
-    from stategate.models.zoo import checkpoint
+    from lab.training.checkpoints import save
+    from lab.training.recipes import TRAININGS
+    from lab.training.stream import train
     from stategate.models.zoo.checkpoint import Card, Measured
 
     training = TRAININGS[model]
@@ -91,7 +91,7 @@ def train_command(
             ]
     assert kept is not None
     command = f"python -m lab train {model} --seed {seed} --iterations {iterations}"
-    checkpoint.save(
+    save(
         out, kept[0], kept[1], Card(command, asdict(kept[2]), str(torch.__version__), tuple(table))
     )
     if as_json:
@@ -115,10 +115,10 @@ def _scores(
     streams: int,
 ) -> dict[float | None, Score]:
     """A trained model at several thresholds, each on the same unseen streams."""
+    from lab.training.aura import evaluate, schedule
+    from lab.training.step import score
     from stategate.models.memories.aura import AuraMem
     from stategate.models.step import StepModel
-    from stategate.models.training.aura import evaluate, schedule
-    from stategate.models.training.step import score
     from stategate.models.zoo.binding_stream import CONFIGS, BindingStreams
 
     def unseen() -> BindingStreams:

@@ -6,9 +6,9 @@ The loss of a chunk is, with y* what the always-writing model answers on a memor
 
 or, where answers are labelled, their cross-entropy in place of the first term. Gates are Bernoulli
 draws with a straight-through gradient, so what the gate learns is the first-order utility of a
-write: it opens where writing lowers the coming error by more than its price (arXiv:2606.02775, and
-`stategate.models.training.aura`). The model is frozen, so the memory works from the first step and
-no warm-up is needed; the price still grows from zero, for a gate that closes early closes for ever.
+write: it opens where writing lowers the coming error by more than its price (arXiv:2606.02775).
+The model is frozen, so the memory works from the first step and no warm-up is needed; the price
+still grows from zero, for a gate that closes early closes for ever.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ excited and accuracy is gone at 100,000 steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from torch.nn.functional import silu
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.models.step import StepResult, Tensors, opens
 
-_LEAK = 0.004
+LEAK = 0.004  # of what is there, for each unit of a write
 _SURPRISE_FLOOR = 1e-3
 
 
@@ -62,28 +61,6 @@ class Recall(NamedTuple):
     read: Tensor
     residual: Tensor
     gate: Tensor
-
-
-GateChooser = Callable[[int, Tensor], Tensor]
-"""From the step's index and gate logits ``(batch, 1)`` to gate values ``(batch, 1)``."""
-
-
-class Scanned(NamedTuple):
-    """Result of a scan.
-
-    Attributes:
-        o: ``(time, batch, 32)`` reads after each write.
-        g: ``(time, batch, 1)`` gate values.
-        logits: ``(time, batch, 1)``.
-        S: ``(batch, 32, 32)`` last matrix.
-        b: ``(batch, 32)`` last bias memory.
-    """
-
-    o: Tensor
-    g: Tensor
-    logits: Tensor
-    S: Tensor
-    b: Tensor
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -180,7 +157,7 @@ class AuraMem(nn.Module):
         p = self.project(inputs["z"])
         seen = self.recall(p, S, b)
         is_open = opens(seen.gate, inputs["threshold"])
-        keep = 1.0 - _LEAK * p.beta
+        keep = 1.0 - LEAK * p.beta
         change = p.beta * seen.residual
         overlap = (p.k * p.q).sum(-1, keepdim=True)
         written = keep * (seen.read + b) + change * (overlap + self.c2)
@@ -195,31 +172,6 @@ class AuraMem(nn.Module):
             },
             gates={"gate": seen.gate},
         )
-
-    def scan(self, p: Projections, S: Tensor, b: Tensor, choose_gate: GateChooser) -> Scanned:
-        """Many steps, differentiable, with a gate value that need not be 0 or 1.
-
-        Args:
-            p: Projections with leading axes ``(time, batch)``.
-            S: ``(batch, 32, 32)``.
-            b: ``(batch, 32)``.
-            choose_gate: From time index and logits ``(batch, 1)`` to gate values ``(batch, 1)``.
-        """
-        reads, gates, logits = [], [], []
-        overlap = (p.k * p.q).sum(-1, keepdim=True) + self.c2
-        for t, step in enumerate(zip(*(part.unbind(0) for part in p), strict=True)):
-            now = Projections(*step)
-            seen = self.recall(now, S, b)
-            g = choose_gate(t, seen.gate)
-            rate = g * now.beta
-            keep = 1.0 - _LEAK * rate
-            change = rate * seen.residual
-            reads.append(keep * (seen.read + b) + change * overlap[t])
-            S = torch.baddbmm(keep.unsqueeze(-1) * S, now.k.unsqueeze(-1), change.unsqueeze(-2))
-            b = keep * b + self.c2 * change
-            gates.append(g)
-            logits.append(seen.gate)
-        return Scanned(torch.stack(reads), torch.stack(gates), torch.stack(logits), S, b)
 
 
 class _Published:

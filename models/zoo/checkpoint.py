@@ -1,32 +1,28 @@
-"""Checkpoints: weights and world in one safetensors file, the recipe and its table beside it."""
+"""Checkpoints: weights and world in one safetensors file, where they come from beside it."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, fields
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialise
-from safetensors.torch import save as serialise
 from torch import nn
 
 from stategate.contract import Episode
-from stategate.contract.durable import write_whole
-from stategate.contract.errors import ModelConfigError, OutputError
+from stategate.contract.errors import ModelConfigError
 from stategate.contract.reading import read_bounded, read_json
 from stategate.models.step import StepModel
 from stategate.models.zoo.binding_stream import CONFIGS, World, single_stream
 
 M = TypeVar("M", bound=nn.Module)
 
-_WORLD = "world."
-_MODEL = "model."
+WORLD, MODEL = "world.", "model."  # before the names of tensors
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -86,28 +82,6 @@ def held_out(name: str, model: StepModel, steps: int, seed: int) -> Episode:
     )
 
 
-def save(path: Path, model: nn.Module, world: World, card: Card) -> None:
-    """Write ``path`` and its card beside it, with the suffix ``.json``.
-
-    Args:
-        path: The weights' file.
-        model: What was trained.
-        world: The world it lives in, which goes into the same file.
-        card: Its digest is replaced by that of the file.
-
-    Raises:
-        OutputError: The suffix is not ``.safetensors``.
-    """
-    if path.suffix != ".safetensors":
-        raise OutputError("a checkpoint has the suffix .safetensors", found=path)
-    tensors = {_MODEL + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    tensors |= {_WORLD + name: torch.from_numpy(array) for name, array in asdict(world).items()}
-    raw = serialise(tensors)
-    card = msgspec.structs.replace(card, sha256=hashlib.sha256(raw).hexdigest())
-    write_whole(path, raw)
-    write_whole(path.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(card)) + b"\n")
-
-
 def load(path: Path, model: M) -> tuple[M, World, Card]:
     """Read a checkpoint and its card.
 
@@ -133,8 +107,8 @@ def load(path: Path, model: M) -> tuple[M, World, Card]:
         )
     try:
         tensors = deserialise(raw)
-        world = World(*(tensors.pop(_WORLD + field.name).numpy() for field in fields(World)))
-        model.load_state_dict({name.removeprefix(_MODEL): t for name, t in tensors.items()})
+        world = World(*(tensors.pop(WORLD + field.name).numpy() for field in fields(World)))
+        model.load_state_dict({name.removeprefix(MODEL): t for name, t in tensors.items()})
     except (SafetensorError, KeyError, RuntimeError) as problem:
         raise ModelConfigError(
             f"{path} does not fit the model",

@@ -29,7 +29,7 @@ UNUSED = (
     "stategate.models.zoo.makers",
     "stategate.models.zoo.checkpoint",
     "stategate.models.memories.aura",
-    "stategate.models.training.stream",
+    "lab.training.stream",
 )
 
 

@@ -23,11 +23,11 @@ from lab.evidence.controlled.gates import (
 from lab.evidence.controlled.streams import held_out
 from lab.evidence.controlled.thresholds import budget_threshold, calibrated_threshold
 from lab.evidence.controlled.train import Training
+from lab.training.aura import evaluate, hard_gate
+from lab.training.stream import Recipe
 from stategate.models.load import load_model
 from stategate.models.memories.aura import AuraMem
 from stategate.models.step import StepModel, initial_states, threshold_inputs
-from stategate.models.training.aura import evaluate, hard_gate
-from stategate.models.training.stream import Recipe
 from stategate.models.zoo.binding_stream import CONFIGS, BindingStreams
 
 TIME, STREAMS = 20, 3

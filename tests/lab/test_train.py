@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from lab.__main__ import main
-from stategate.models.training.recipes import TRAININGS
+from lab.training.recipes import TRAININGS
 from stategate.models.zoo import checkpoint
 from stategate.models.zoo.makers import gru_few
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from lab.training.aura import AuraLearner, drawn, evaluate, hard_gate, scan, schedule
+from lab.training.checkpoints import save
+from lab.training.stream import Recipe, train
 from stategate.models.memories.aura import AuraMem
 from stategate.models.step import commit, initial_states
-from stategate.models.training.aura import AuraLearner, drawn, evaluate, hard_gate, schedule
-from stategate.models.training.stream import Recipe, train
 from stategate.models.weights import weights_sha256
 from stategate.models.zoo.binding_stream import CONFIGS, BindingStreams
-from stategate.models.zoo.checkpoint import Card, Measured, folder, load, save
+from stategate.models.zoo.checkpoint import Card, Measured, folder, load
 
 UNSEEN_SEED = 77_003
 
@@ -94,14 +95,14 @@ def test_scanning_and_stepping_are_the_same_memory(shipped) -> None:
     z = torch.from_numpy(BindingStreams(CONFIGS["hard"], world, 1, 5).take(200).z)
     with torch.no_grad():
         p = model.project(z)
-        scan = model.scan(p, torch.zeros(1, 32, 32), torch.zeros(1, 32), hard_gate(0.0))
-        actions = model.act(scan.o, p.x)
+        scanned = scan(model, p, torch.zeros(1, 32, 32), torch.zeros(1, 32), hard_gate(0.0))
+        actions = model.act(scanned.o, p.x)
         states = initial_states(model)
         for t in range(len(z)):
             result = model.step({"z": z[t], "threshold": torch.zeros(1)}, states)
             states = commit(model.step_spec(), states, result)
             torch.testing.assert_close(result.outputs["action"], actions[t], atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(states["S"], scan.S, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(states["S"], scanned.S, atol=1e-4, rtol=1e-4)
 
 
 def test_the_shipped_policy_remembers_and_schedules_at_its_budget_do_not(shipped) -> None:

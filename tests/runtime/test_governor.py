@@ -124,8 +124,8 @@ def test_warning_lets_the_write_through_and_counts_it(tiny_bundle: Path) -> None
 @pytest.fixture(scope="module")
 def recorded() -> tuple[np.ndarray, np.ndarray]:
     """Features of the controlled benchmark, and the gate that the shipped policy gave on them."""
+    from lab.training.aura import hard_gate, scan
     from stategate.models.memories.aura import AuraMem
-    from stategate.models.training.aura import hard_gate
     from stategate.models.zoo.checkpoint import folder, load
 
     episode = entry("aura-hard").episode(6000, 21)
@@ -134,8 +134,8 @@ def recorded() -> tuple[np.ndarray, np.ndarray]:
 
     with torch.no_grad():
         p = model.project(torch.from_numpy(episode.inputs["z"]))
-        scan = model.scan(p, torch.zeros(1, 32, 32), torch.zeros(1, 32), hard_gate(0.0))
-    return episode.inputs["z"], scan.logits.numpy().reshape(-1)
+        scanned = scan(model, p, torch.zeros(1, 32, 32), torch.zeros(1, 32), hard_gate(0.0))
+    return episode.inputs["z"], scanned.logits.numpy().reshape(-1)
 
 
 def test_adapting_meets_its_rate_on_a_recorded_gate_trace(tiny_bundle: Path, recorded) -> None:

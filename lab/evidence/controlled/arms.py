@@ -31,9 +31,9 @@ from lab.evidence.controlled.learners import (
     mingru,
     recurrent,
 )
+from lab.training.aura import AuraLearner
+from lab.training.stream import Learner, Recipe
 from stategate.models.memories.aura import AuraMem
-from stategate.models.training.aura import AuraLearner
-from stategate.models.training.stream import Learner, Recipe
 
 ITERATIONS = {"easy": 1500, "hard": 2000, "xhard": 3000, "slow": 2000}
 CONFIGS = ("hard", "easy", "xhard", "slow")

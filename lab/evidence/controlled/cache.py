@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, silu, softplus
 
+from lab.training.stream import Recipe
 from stategate.models.step import Tensors
-from stategate.models.training.stream import Recipe
 from stategate.models.zoo.binding_stream import FEATURES, VALUES
 
 _WIDTH, _KEY = 64, 32

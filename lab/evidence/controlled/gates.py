@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from lab.training.aura import PERIOD, AuraLearner, GateChooser, always, hard_gate, scan
+from lab.training.stream import Recipe
 from stategate.contract import StepSpec, TensorSpec
-from stategate.models.memories.aura import AuraMem, GateChooser, Projections, Recall
+from stategate.models.memories.aura import AuraMem, Projections, Recall
 from stategate.models.step import StepResult, Tensors
-from stategate.models.training.aura import PERIOD, AuraLearner, always, hard_gate
-from stategate.models.training.stream import Recipe
 
 BUDGET = 1.0 / PERIOD
 """Share of steps that untrained gates and schedules may write."""
@@ -48,8 +48,10 @@ class Soft(AuraMem):
         """One write of size ``sigmoid(gate)``."""
         z = inputs["z"].unsqueeze(0)
         p = self.project(z)
-        scan = self.scan(p, states["S"], states["b"], soft)
-        return StepResult({"action": self.act(scan.o[0], p.x[0])}, {"S": scan.S, "b": scan.b}, {})
+        scanned = scan(self, p, states["S"], states["b"], soft)
+        return StepResult(
+            {"action": self.act(scanned.o[0], p.x[0])}, {"S": scanned.S, "b": scanned.b}, {}
+        )
 
 
 class Surprise(AuraMem):
@@ -149,15 +151,15 @@ class BudgetLearner(AuraLearner):
         """Go through a chunk; what is priced is the decoder's error, where there is one."""
         model = self.module
         p = model.project(z)
-        scan = model.scan(p, states["S"], states["b"], self.chooser(iteration))
-        seen = torch.quantile(scan.logits.detach(), 1.0 - BUDGET).item()
+        scanned = scan(model, p, states["S"], states["b"], self.chooser(iteration))
+        seen = torch.quantile(scanned.logits.detach(), 1.0 - BUDGET).item()
         first = iteration == 0
         self._threshold = seen if first else self._threshold + _SMOOTHING * (seen - self._threshold)
-        after = {"S": scan.S, "b": scan.b}
+        after = {"S": scanned.S, "b": scanned.b}
         error = torch.zeros(())
         if isinstance(model, Reconstruction):
             error = model.error(p, p.v).mean()
-        return lambda asked: model.act(scan.o[asked], p.x[asked]), after, error
+        return lambda asked: model.act(scanned.o[asked], p.x[asked]), after, error
 
 
 surprise_learner = partial(BudgetLearner, make=Surprise)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu
 
+from lab.training.step import DeltaLearner
+from lab.training.stream import Recipe
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.models.memories.delta.config import DeltaConfig, DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
 from stategate.models.step import StepResult, Tensors, initial_states
-from stategate.models.training.step import DeltaLearner
-from stategate.models.training.stream import Recipe
 from stategate.models.zoo.binding_stream import FEATURES, VALUES
 
 _WIDTH, _KEY = 64, 32

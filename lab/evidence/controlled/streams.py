@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stategate.models.training.aura import PERIOD
-from stategate.models.training.stream import Recipe
+from lab.training.aura import PERIOD
+from lab.training.stream import Recipe
 from stategate.models.zoo.binding_stream import CONFIGS, EVENT, BindingStreams, StreamConfig
 
 HORIZONS = ((64, 64), (1024, 8), (4096, 8), (16_384, 4), (100_000, 2))

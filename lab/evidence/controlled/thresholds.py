@@ -9,11 +9,11 @@ from lab.evidence.controlled.arms import TOLERANCE
 from lab.evidence.controlled.gates import ALWAYS, BUDGET, NEVER
 from lab.evidence.controlled.streams import VALIDATION, VALIDATION_SEED, held_out
 from lab.evidence.controlled.train import Training
+from lab.training.aura import evaluate, hard_gate, scan
 from stategate.calibration.settings import Wish
 from stategate.calibration.thresholds.curve import calibrate_gate
 from stategate.contract import Episode
 from stategate.models.memories.aura import AuraMem
-from stategate.models.training.aura import evaluate, hard_gate
 from stategate.models.zoo.binding_stream import CONFIGS, BindingStreams
 
 _SEEN = 2048  # steps that show how far a gate's values reach
@@ -63,5 +63,5 @@ def _extremes(model: AuraMem, z: np.ndarray) -> tuple[float, float]:
     p = model.project(torch.from_numpy(z))
     S = torch.zeros(z.shape[1], model.d_key, model.d_value)
     b = torch.zeros(z.shape[1], model.d_value)
-    full, empty = (model.scan(p, S, b, hard_gate(at)).logits for at in (ALWAYS, NEVER))
+    full, empty = (scan(model, p, S, b, hard_gate(at)).logits for at in (ALWAYS, NEVER))
     return float(full.min()), float(empty.max())

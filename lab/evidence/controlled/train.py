@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from lab.evidence.controlled.arms import ARMS, CONFIGS
+from lab.training.checkpoints import save
+from lab.training.stream import Recipe, train
 from stategate.common.console import progress
 from stategate.contract.errors import ModelConfigError
-from stategate.models.training.stream import Recipe, train
 from stategate.models.zoo import checkpoint
 from stategate.models.zoo.checkpoint import Card
 
@@ -84,7 +85,7 @@ def make(training: Training, folder: Path) -> None:
         module = train(ARMS[training.arm].learner, recipe, world, report)
     command = f"python -m lab controlled train --arm {training.arm} --config {training.config}"
     card = Card(command, asdict(recipe), str(torch.__version__), ())
-    checkpoint.save(training.path(folder), module, world, card)
+    save(training.path(folder), module, world, card)
 
 
 def trained(training: Training, folder: Path) -> tuple[torch.nn.Module, Card]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from lab.training.aura import GateChooser, scan
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import ModelConfigError
-from stategate.models.memories.aura import AuraMem, GateChooser
+from stategate.models.memories.aura import AuraMem
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.recurrent.cell import RecurrentStep
@@ -103,8 +104,8 @@ class AuraPolicy(nn.Module):
         p = self.memory.project(silu(self.lift(x)))
         rows = x.shape[1]
         S = x.new_zeros(rows, self.memory.d_key, self.memory.d_value)
-        scan = self.memory.scan(p, S, S[:, 0], choose)
-        return self.memory.act(scan.o, p.x), torch.sigmoid(scan.logits).squeeze(-1)
+        scanned = scan(self.memory, p, S, S[:, 0], choose)
+        return self.memory.act(scanned.o, p.x), torch.sigmoid(scanned.logits).squeeze(-1)
 
 
 def build(

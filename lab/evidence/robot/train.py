@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from lab.evidence.robot.env import CUE, HeldRobot
 from lab.evidence.robot.policies import build
+from lab.training.aura import AuraLearner
+from lab.training.stream import GateRule, reproducible
+from lab.training.stream import Recipe as Schedule
 from stategate.contract.errors import ModelConfigError
-from stategate.models.training.aura import AuraLearner
-from stategate.models.training.stream import GateRule, reproducible
-from stategate.models.training.stream import Recipe as Schedule
 
 LONGEST_HOLD = 40
 _EXPERT_NOISE = 0.3

@@ -12,8 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lab.training.stream import Recipe, Score
 from stategate.models.step import StepModel, Tensors, initial_states, opens, threshold_inputs
-from stategate.models.training.stream import Recipe, Score
 from stategate.models.zoo.binding_stream import NO_LABEL, BindingStreams
 from stategate.models.zoo.makers import gdn2_hard, gru_few
 

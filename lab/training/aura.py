@@ -8,18 +8,67 @@ beats the price.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from stategate.models.memories.aura import AuraMem, GateChooser
+from lab.training.stream import GateRule, Recipe, Score
+from stategate.models.memories.aura import LEAK, AuraMem, Projections
 from stategate.models.step import Tensors, opens
-from stategate.models.training.stream import GateRule, Recipe, Score
 from stategate.models.zoo.binding_stream import NO_LABEL, BindingStreams
 
 Rule = TypeVar("Rule")
 PERIOD = 8  # of the periodic schedule; the random one writes with probability 1 / PERIOD
+
+
+GateChooser = Callable[[int, Tensor], Tensor]
+"""From the step's index and gate logits ``(batch, 1)`` to gate values ``(batch, 1)``."""
+
+
+class Scanned(NamedTuple):
+    """Result of a scan.
+
+    Attributes:
+        o: ``(time, batch, 32)`` reads after each write.
+        g: ``(time, batch, 1)`` gate values.
+        logits: ``(time, batch, 1)``.
+        S: ``(batch, 32, 32)`` last matrix.
+        b: ``(batch, 32)`` last bias memory.
+    """
+
+    o: Tensor
+    g: Tensor
+    logits: Tensor
+    S: Tensor
+    b: Tensor
+
+
+def scan(model: AuraMem, p: Projections, S: Tensor, b: Tensor, choose_gate: GateChooser) -> Scanned:
+    """Many steps, differentiable, with a gate value that need not be 0 or 1.
+
+    Args:
+        model: The policy.
+        p: Projections with leading axes ``(time, batch)``.
+        S: ``(batch, 32, 32)``.
+        b: ``(batch, 32)``.
+        choose_gate: From time index and logits ``(batch, 1)`` to gate values ``(batch, 1)``.
+    """
+    reads, gates, logits = [], [], []
+    overlap = (p.k * p.q).sum(-1, keepdim=True) + model.c2
+    for t, step in enumerate(zip(*(part.unbind(0) for part in p), strict=True)):
+        now = Projections(*step)
+        seen = model.recall(now, S, b)
+        g = choose_gate(t, seen.gate)
+        rate = g * now.beta
+        keep = 1.0 - LEAK * rate
+        change = rate * seen.residual
+        reads.append(keep * (seen.read + b) + change * overlap[t])
+        S = torch.baddbmm(keep.unsqueeze(-1) * S, now.k.unsqueeze(-1), change.unsqueeze(-2))
+        b = keep * b + model.c2 * change
+        gates.append(g)
+        logits.append(seen.gate)
+    return Scanned(torch.stack(reads), torch.stack(gates), torch.stack(logits), S, b)
 
 
 def always(t: int, logits: Tensor) -> Tensor:
@@ -94,11 +143,11 @@ class AuraLearner:
         if iteration == self._recipe.settle:
             _freeze_gate(model)
         p = model.project(z)
-        scan = model.scan(p, states["S"], states["b"], self.chooser(iteration))
+        scanned = scan(model, p, states["S"], states["b"], self.chooser(iteration))
         return (
-            lambda asked: model.act(scan.o[asked], p.x[asked]),
-            {"S": scan.S, "b": scan.b},
-            torch.sigmoid(scan.logits).mean(),
+            lambda asked: model.act(scanned.o[asked], p.x[asked]),
+            {"S": scanned.S, "b": scanned.b},
+            torch.sigmoid(scanned.logits).mean(),
         )
 
 
@@ -144,12 +193,12 @@ def evaluate(
         taken = source.take(min(chunk, steps - start))
         # Rule-major rows: row r * streams + i is stream i under rule r.
         p = model.project(torch.from_numpy(taken.z).repeat(1, len(rules), 1))
-        scan = model.scan(p, S, b, choose)
-        S, b = scan.S, scan.b
+        scanned = scan(model, p, S, b, choose)
+        S, b = scanned.S, scanned.b
         label = torch.from_numpy(taken.label).repeat(1, len(rules))
-        answered = (model.act(scan.o, p.x).argmax(-1) == label) & (label != NO_LABEL)
+        answered = (model.act(scanned.o, p.x).argmax(-1) == label) & (label != NO_LABEL)
         right += answered.double().sum(0).view(len(rules), streams).sum(1)
-        writes += scan.g.squeeze(-1).double().sum(0).view(len(rules), streams).sum(1)
+        writes += scanned.g.squeeze(-1).double().sum(0).view(len(rules), streams).sum(1)
         queries += int((taken.label != NO_LABEL).sum())
         report(min(start + chunk, steps))
     total = steps * streams

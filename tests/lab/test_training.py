@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from lab.training.checkpoints import save
+from lab.training.recipes import TRAININGS
+from lab.training.step import score
+from lab.training.stream import Recipe, train
 from stategate.contract.errors import ModelConfigError
 from stategate.models.memories.aura import AuraMem
-from stategate.models.training.recipes import TRAININGS
-from stategate.models.training.step import score
-from stategate.models.training.stream import Recipe, train
 from stategate.models.weights import weights_sha256
 from stategate.models.zoo import checkpoint
 from stategate.models.zoo.binding_stream import CONFIGS, NO_LABEL, BindingStreams
@@ -129,7 +130,7 @@ def test_a_score_counts_the_share_of_a_gate_that_is_open() -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path, recipe = tmp_path / "m.safetensors", Recipe(config="few")
-    checkpoint.save(path, gru_few(), recipe.world(), Card("make it", asdict(recipe), "2.13", ()))
+    save(path, gru_few(), recipe.world(), Card("make it", asdict(recipe), "2.13", ()))
     return path
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stategate.models.training.aura import AuraLearner
-from stategate.models.training.step import DeltaLearner, GruLearner
-from stategate.models.training.stream import GateRule, Learner, Recipe
+from lab.training.aura import AuraLearner
+from lab.training.step import DeltaLearner, GruLearner
+from lab.training.stream import GateRule, Learner, Recipe
 
 
 @dataclass(frozen=True, slots=True)
