@@ -16,7 +16,7 @@ from stategate.common.ending import StopRequest, stop_request
 from stategate.common.user_file import build_from_file, check_source
 from stategate.contract import Episode, EpisodeSet, load_episode
 from stategate.contract.durable import check_writable, write_whole
-from stategate.contract.errors import EpisodeError, OutputError
+from stategate.contract.errors import EpisodeError, ResultError
 from stategate.contract.reading import printable
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.episodes.recorder import BLOCK_STEPS, Recorder
@@ -92,7 +92,7 @@ def episode_wav(
     """
     check_writable(out / "x.npz")
     if len({path.stem for path in files}) < len(files):
-        raise OutputError("two files have one name", expected="names that differ")
+        raise ResultError("two files have one name", expected="names that differ")
     cut = (name, window, hop or window, channel, rate_hz)
     made = ((path.stem, wav_episode(path, *cut)) for path in files)
     _write(out, made, as_json)
@@ -219,7 +219,7 @@ def record(
                 _act(recorder, session, str(env_id), output, episodes, seed, steps or 1000, stop)
     done = recorder.recorded
     if done.problem is not None:
-        raise OutputError(
+        raise ResultError(
             f"{done.lost_steps:,} steps were stepped and not recorded", found=done.problem
         )
     text = f"{out}: {done.steps:,} steps in {done.files:,} files, {done.bytes:,} bytes"
@@ -264,7 +264,7 @@ def _write(out: Path, made: Iterable[tuple[str, Episode]], as_json: bool) -> Non
     for name, episode in made:
         path = out / f"{name}.npz"
         if path.exists():
-            raise OutputError("an episode of that name is there", found=path)
+            raise ResultError("an episode of that name is there", found=path)
         episode.check_finite(name)
         write_whole(path, episode.to_bytes())
         rows.append({"path": str(path), "steps": episode.steps, "rate_hz": episode.rate_hz})

@@ -12,7 +12,7 @@ from stategate.calibration.settings import GateRecipe
 from stategate.cli.episode_options import episodes_for, episodes_option, zoo_options
 from stategate.common.console import progress
 from stategate.contract.durable import check_writable
-from stategate.contract.errors import OutputError
+from stategate.contract.errors import ResultError
 from stategate.models.source import model_argument
 
 
@@ -62,7 +62,7 @@ def train_gate_command(
       stategate train-gate my.py:policy --episode logs/ --out build/gate.safetensors
     """
     if out.suffix != ".safetensors":
-        raise OutputError("a gate has the suffix .safetensors", found=out)
+        raise ResultError("a gate has the suffix .safetensors", found=out)
     check_writable(out)
 
     import torch

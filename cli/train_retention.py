@@ -11,7 +11,7 @@ from stategate.calibration.settings import RetentionRecipe
 from stategate.cli.episode_options import episodes_for, episodes_option, zoo_options
 from stategate.common.console import progress
 from stategate.contract.durable import check_writable
-from stategate.contract.errors import CalibrationError, OutputError
+from stategate.contract.errors import CalibrationError, ResultError
 from stategate.models.source import model_argument
 
 _DEFAULT = RetentionRecipe()
@@ -83,7 +83,7 @@ def train_retention_command(
       stategate train-retention my.py:policy --episode logs/ --out build/gates.safetensors
     """
     if out.suffix != ".safetensors":
-        raise OutputError("gates have the suffix .safetensors", found=out)
+        raise ResultError("gates have the suffix .safetensors", found=out)
     check_writable(out)
 
     from stategate.calibration.gates.retention import lived_error, train_retention

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stategate.contract import cpu
-from stategate.contract.errors import CompilerError
+from stategate.contract.errors import BuildError
 from stategate.contract.manifest import TargetRef
 from stategate.contract.staging import scratch_folder
 
@@ -82,12 +82,12 @@ def compile_library(
         target: Device that the library is for.
 
     Raises:
-        CompilerError: There is no such compiler, it is for a CPU of an unknown kind, or it refused
+        BuildError: There is no such compiler, it is for a CPU of an unknown kind, or it refused
             the source.
     """
     program = shutil.which(cc)
     if program is None:
-        raise CompilerError(
+        raise BuildError(
             "the C compiler is not there",
             found=cc,
             expected="gcc or clang, for this machine or another",
@@ -97,7 +97,7 @@ def compile_library(
     named = _run([program, "-dumpmachine"], Path.cwd()).split("-")[0].strip()
     machine = _MACHINES.get(named, named)
     if machine not in cpu.LEAST:
-        raise CompilerError(
+        raise BuildError(
             "the compiler is for a CPU of a kind that no bundle can name",
             found=machine,
             expected=", ".join(cpu.LEAST),
@@ -134,13 +134,13 @@ def _run(command: list[str], folder: Path) -> str:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except subprocess.CalledProcessError as problem:
         lines = [line for line in problem.stderr.splitlines() if "error" in line]
-        raise CompilerError(
+        raise BuildError(
             f"{Path(command[0]).name} refused the source",
             found="\n".join(lines[:5]) or problem.stderr[-500:],
             remedy="use another compiler with --cc, or other flags with --isa and --flag",
         ) from problem
     except OSError as problem:
-        raise CompilerError("the C compiler cannot be started", found=problem) from problem
+        raise BuildError("the C compiler cannot be started", found=problem) from problem
     if done.stderr:
-        raise CompilerError("the C compiler warned", found=done.stderr[-800:])
+        raise BuildError("the C compiler warned", found=done.stderr[-800:])
     return done.stdout

@@ -25,13 +25,7 @@ from stategate.contract.durable import (
     write_synced,
 )
 from stategate.contract.episode import Episode
-from stategate.contract.errors import (
-    BundleError,
-    DigestError,
-    EpisodeError,
-    ManifestError,
-    UnsafePathError,
-)
+from stategate.contract.errors import BundleError, DigestError, EpisodeError, ManifestError
 from stategate.contract.failures import failures
 from stategate.contract.manifest import FileRef, Manifest, canonical_json, decode_manifest
 from stategate.contract.reading import FILE_BYTES, RECORD_BYTES, file_sha256, read_bounded
@@ -70,7 +64,7 @@ class Bundle:
         Raises:
             BundleError: The folder, its manifest or a file of it is missing.
             DigestError: A file is not what the manifest says.
-            UnsafePathError: A file lies outside the folder.
+            DigestError: A file lies outside the folder.
             ManifestError: The manifest is malformed or of another schema version.
         """
         path = Path(path)
@@ -123,7 +117,7 @@ class Bundle:
 
         Raises:
             DigestError: It is missing, no regular file, or not what the manifest says.
-            UnsafePathError: It is a link that leaves the bundle.
+            DigestError: It is a link that leaves the bundle.
         """
         with _reading(self.path, file.path) as full:
             data = read_bounded(full, FILE_BYTES)
@@ -162,7 +156,7 @@ def _reading(folder: Path, name: str) -> Iterator[Path]:
     try:
         target = full.resolve()
         if not target.is_relative_to(folder.resolve()):
-            raise UnsafePathError(
+            raise DigestError(
                 "a file of the bundle is a link that leaves its folder",
                 found=f"{name} -> {target}",
                 remedy="do not use this bundle",

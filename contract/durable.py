@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from stategate.contract import staging
-from stategate.contract.errors import OutputError
+from stategate.contract.errors import ResultError
 from stategate.contract.failures import failures
 
 # What a file cannot be read for although nothing is wrong with it.
@@ -178,13 +178,13 @@ def check_writable(path: Path) -> None:
     """Find out before the work whether a file or folder can be made at ``path`` after it.
 
     Raises:
-        OutputError: It cannot.
+        ResultError: It cannot.
     """
     folder = path.absolute().parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(
+        raise ResultError(
             "nothing can be written there",
             found=f"{path}: {folder} is {'read-only' if folder.is_dir() else 'not a folder'}",
             expected="a path below a folder that can be written",

@@ -1,57 +1,42 @@
-"""Every error stategate raises on purpose.
+"""Every error that stategate raises on purpose. All of them are a `StategateError`.
 
-StategateError
-├── ContractError            a spec or manifest that contradicts itself
-│   ├── ManifestError        manifest.json is not a manifest of this schema
-│   │   └── SchemaVersionError   it is one, of a version this build cannot read
-│   └── SpecError            a tensor, state, gate or budget that cannot be
-├── BundleError              the directory on disk is not what its manifest says
-│   ├── DigestError          a file was altered or truncated
-│   ├── PoolBundleError      it serves several sessions, and one was asked for
-│   └── UnsafePathError      a path in the manifest leaves the bundle
-├── StepInputError           the caller handed a step something it cannot take
-│   ├── MissingInputError / UnknownInputError
-│   ├── ShapeError / DtypeError
-│   ├── NonFiniteInputError  NaN or Inf in an observation
-│   └── RowError             a row of a pool that no session has joined
-├── RuntimeFault             the device side failed; the last good state is in place
-│   ├── EngineError          an engine cannot be loaded, or failed in a step
-│   ├── StateFault           a step computed NaN or Inf; its write was refused
-│   │   ├── OutputFault      in an output, which is no answer then
-│   │   └── PoolFault        in some rows of a pool; the others were committed
-│   ├── PoolFullError        every row of a pool is taken
-│   ├── SessionClosedError
-│   └── BudgetError          a limit would be passed
-│       ├── MemoryBudgetError    refused before anything is allocated
-│       ├── WriteBudgetError     the write was refused
-│       ├── PersistBudgetError   the snapshot was refused
-│       └── DeadlineError        the step took too long; its state is committed
-├── SnapshotError            a snapshot cannot be written or taken back
-│   ├── SnapshotDamagedError     checksum, length or header are wrong
-│   ├── SnapshotVersionError     it is of a newer format
-│   ├── SnapshotMismatchError    it is of another model, or its ledger goes backwards
-│   └── SnapshotLockedError      another process holds the folder
-├── ExportError              the model cannot become a bundle
-│   ├── ModelConfigError     a configuration that a cell cannot express
-│   ├── TraceError           torch.export gave up, or the step broke its own spec
-│   │   └── UndeclaredStateError a buffer or attribute changes behind the contract's back
-│   ├── GraphError           the ONNX graph breaks a rule (branches, dynamic shapes, names)
-│   │   └── SplitError       a step cannot be taken apart into read and write, or gains nothing
-│   ├── BuildError           TensorRT cannot build an engine here
-│   ├── LowerError           the graph cannot be written as C
-│   ├── StatePairingError    an adopted graph's states are ambiguous or mismatched
-│   ├── LeappError           a LEAPP export is malformed, or no single ONNX step with state
-│   └── ParityError          the bundle does not behave like the model
-├── CompilerError            no C compiler, or it refused the source
-├── CalibrationError         no threshold meets the request, or the episodes do not fit
-├── EpisodeError             a recorded episode does not fit the model
-├── OutputError              a result cannot be written where it was asked for
-├── ResultError              a file of measurements is malformed, or of another version
-├── MeasurementError         what was being measured stopped, or cannot be measured here
-├── TargetError              an unknown target or a contradictory profile
-└── MissingDependencyError   a library that this command needs is not installed
+A message names the thing and what is wrong with it, what was found, what would have been accepted,
+and what to do. Which class it is says who can do something about it::
 
-A message names the thing, what was found, what was expected, and what to do.
+    StategateError
+    ├── SpecError                a description contradicts itself
+    │   └── ManifestError
+    ├── BundleError              a folder is no bundle, or is for something else
+    │   └── DigestError
+    ├── StepInputError           the caller gave a step something that it does not take
+    │   └── NonFiniteInputError
+    ├── RuntimeFault             the device side failed; the last good state is in place
+    │   ├── EngineError
+    │   ├── StateFault
+    │   │   └── PoolFault
+    │   ├── PoolFullError
+    │   └── BudgetError          a limit was passed, and its policy is to raise
+    │       ├── MemoryBudgetError
+    │       ├── WriteBudgetError
+    │       ├── PersistBudgetError
+    │       └── DeadlineError
+    ├── SnapshotError            a snapshot cannot be written or taken back
+    │   └── SnapshotDamagedError
+    ├── ExportError              the model cannot become a bundle
+    │   ├── TraceError
+    │   │   └── UndeclaredStateError
+    │   ├── GraphError
+    │   │   └── SplitError
+    │   ├── LowerError
+    │   ├── StatePairingError
+    │   └── ParityError
+    ├── BuildError               a compiler or TensorRT cannot build here
+    ├── CalibrationError         no threshold meets the request
+    ├── EpisodeError             a recording does not fit the model
+    ├── ResultError              a file of results cannot be written or read
+    ├── MeasurementError         a measurement stopped
+    ├── TargetError              an unknown or contradictory target
+    └── MissingDependencyError   an optional library is not installed
 """
 
 from __future__ import annotations
@@ -60,23 +45,20 @@ from typing import ClassVar
 
 from stategate.contract.reading import printable
 
-# Of one line of an error, and lines after the first; a compiler says its five in fewer.
-_LONGEST = 2000
-_LINES = 20
+_LONGEST_LINE = 2000
+_MORE_LINES = 20  # after the first; a compiler says what matters in fewer
 
 
 class StategateError(Exception):
-    """Base of every deliberate error.
+    """The base of every error that stategate raises on purpose.
 
     Attributes:
+        what: The thing concerned and what is wrong with it, without the rest of the message.
         exit_code: What the command line exits with: 2 for wrong use, 1 where the command ran and
             the answer is no.
 
-        what: The thing concerned and what is wrong with it, without the rest of the message: for
-            a command that has a remedy of its own.
-
     Args:
-        what: The same.
+        what: As the attribute.
         found: What was found.
         expected: What would have been accepted.
         remedy: What the reader should do.
@@ -88,112 +70,73 @@ class StategateError(Exception):
         self, what: str, *, found: object = None, expected: object = None, remedy: str | None = None
     ) -> None:
         self.what = what
-        parts = [printable(what, _LONGEST)]
+        lines = [printable(what, _LONGEST_LINE)]
         for label, part in (("found", found), ("expected", expected), ("what to do", remedy)):
             if part is not None:
-                parts.append(f"{label}: {_quoted(part)}")
-        super().__init__("\n  ".join(parts))
+                lines.append(f"{label}: {_quoted(part)}")
+        super().__init__("\n  ".join(lines))
 
 
 def _quoted(part: object) -> str:
-    """Names may come from a stranger's file: a line of theirs must not look like one of ours."""
-    first, *rest = (printable(line, _LONGEST) for line in str(part).splitlines() or [""])
-    more = [f"and {len(rest) - _LINES} more lines"] if len(rest) > _LINES else []
-    return "\n    | ".join([first, *rest[:_LINES], *more])
+    """Text from a stranger's file, indented so that no line of it looks like one of the message."""
+    first, *rest = (printable(line, _LONGEST_LINE) for line in str(part).splitlines() or [""])
+    more = [f"and {len(rest) - _MORE_LINES} more lines"] if len(rest) > _MORE_LINES else []
+    return "\n    | ".join([first, *rest[:_MORE_LINES], *more])
 
 
-class ContractError(StategateError):
-    """A spec or manifest that contradicts itself."""
-
-
-class SpecError(ContractError, ValueError):
-    """A tensor, state, gate or budget that cannot be.
+class SpecError(StategateError, ValueError):
+    """A tensor, state, gate, budget or configuration contradicts itself; correct the field named.
 
     Also a ValueError, so that msgspec reports it with the path of the offending field.
     """
 
 
-class ManifestError(ContractError):
-    """manifest.json is not a manifest of this schema."""
+class ManifestError(SpecError):
+    """manifest.json is no manifest that this build can read; export again, or upgrade stategate."""
 
     exit_code = 1
-
-
-class SchemaVersionError(ManifestError):
-    """The manifest is of a schema version that this build cannot read."""
 
 
 class BundleError(StategateError):
-    """The directory on disk is not what its manifest says."""
+    """The folder is no bundle, or one for another purpose; give the path of a fitting bundle."""
 
 
 class DigestError(BundleError):
-    """A file of the bundle was altered or truncated."""
-
-    exit_code = 1
-
-
-class PoolBundleError(BundleError):
-    """The bundle serves several sessions at once, and one session was asked for."""
-
-
-class UnsafePathError(BundleError, ValueError):
-    """A path in the manifest leaves the bundle's folder."""
+    """A file of the bundle is missing, altered, or outside its folder; copy the bundle again."""
 
     exit_code = 1
 
 
 class StepInputError(StategateError):
-    """The caller handed a step something it cannot take; no state has changed."""
+    """An input, state or row is missing, unknown, or of the wrong shape or dtype; no state changed.
 
-
-class MissingInputError(StepInputError):
-    """An input of the model was not given."""
-
-
-class UnknownInputError(StepInputError):
-    """A name was given that the model does not have."""
-
-
-class ShapeError(StepInputError):
-    """An input has the wrong shape."""
-
-
-class DtypeError(StepInputError):
-    """An input has the wrong dtype."""
+    Pass what the manifest names: `Session.manifest.inputs` lists it.
+    """
 
 
 class NonFiniteInputError(StepInputError):
-    """An input holds NaN or Inf."""
-
-
-class RowError(StepInputError):
-    """A row of a pool was named that no session has joined, or that does not exist."""
+    """An input holds NaN or Inf; leave this observation out, or replace the value."""
 
 
 class RuntimeFault(StategateError):
-    """The device side failed; the last good state is in place."""
+    """The device side failed and the last good state is in place; or the session is closed."""
 
     exit_code = 1
 
 
 class EngineError(RuntimeFault):
-    """An engine cannot be loaded, or failed in a step."""
+    """An engine cannot be loaded, or failed in a step; try another engine."""
 
 
 class StateFault(RuntimeFault):
-    """A step computed NaN or Inf in a gate, a next state or an output; its write was refused."""
-
-
-class OutputFault(StateFault):
-    """An output holds NaN or Inf, so it is no answer; the state is that before the step."""
+    """A gate, next state or output holds NaN or Inf; the write was refused. Go on, or reset."""
 
 
 class PoolFault(StateFault):
     """Some rows of a pool were refused; every other row of the step was committed.
 
     Attributes:
-        rows: The refused rows, in ascending order.
+        rows: The refused rows, in ascending order: go on with them, or reset them.
     """
 
     def __init__(
@@ -204,27 +147,23 @@ class PoolFault(StateFault):
 
 
 class PoolFullError(RuntimeFault):
-    """Every row of a pool is taken."""
-
-
-class SessionClosedError(RuntimeFault):
-    """The session was closed before this call."""
+    """Every row of a pool is taken; let a session leave first."""
 
 
 class BudgetError(RuntimeFault):
-    """A limit would be passed."""
+    """A limit was passed, and its policy is to raise; raise the limit or choose another policy."""
 
 
 class MemoryBudgetError(BudgetError):
-    """The bundle's plan does not fit; nothing was allocated."""
+    """Opening would need more memory than allowed, and took none; or the process has grown."""
 
 
 class WriteBudgetError(BudgetError):
-    """A write beyond the budget; it was refused and the old state stays."""
+    """A write beyond the budget was refused; the old state stays."""
 
 
 class PersistBudgetError(BudgetError):
-    """A snapshot beyond the wear budget; it was not written."""
+    """A snapshot beyond the wear budget was not written; the flash may have it later."""
 
 
 class DeadlineError(BudgetError):
@@ -232,29 +171,20 @@ class DeadlineError(BudgetError):
 
 
 class SnapshotError(StategateError):
-    """A snapshot cannot be written or taken back; the session's state is untouched."""
+    """A snapshot cannot be written or taken back; the session's state is untouched.
+
+    The folder is in use, full, gone, or holds snapshots of another memory or a newer format.
+    """
 
     exit_code = 1
 
 
 class SnapshotDamagedError(SnapshotError):
-    """Checksum, length or header of a snapshot are wrong."""
-
-
-class SnapshotVersionError(SnapshotError):
-    """The snapshot is of a newer format."""
-
-
-class SnapshotMismatchError(SnapshotError):
-    """The snapshot is of another model, or its ledger goes backwards."""
-
-
-class SnapshotLockedError(SnapshotError):
-    """Another process holds the snapshot folder."""
+    """Checksum, length or header of a snapshot are wrong; the other slot may be good."""
 
 
 class EngineFallbackWarning(UserWarning):
-    """An engine that was asked for cannot be had here, and the next one that was is used."""
+    """An engine that was asked for cannot be used here, and the next one is."""
 
 
 class SnapshotWarning(UserWarning):
@@ -266,55 +196,41 @@ class BudgetWarning(UserWarning):
 
 
 class ExportError(StategateError):
-    """The model cannot become a bundle."""
-
-
-class ModelConfigError(ExportError, ValueError):
-    """A configuration that a cell cannot express."""
+    """The model cannot become a bundle; the message names the part to change."""
 
 
 class TraceError(ExportError):
-    """torch.export gave up, or the step broke its own spec."""
+    """torch.export gave up, or the step broke its own spec; change the line that is named."""
 
 
 class UndeclaredStateError(TraceError):
-    """A buffer or attribute changes during a step and is not declared as a state."""
+    """A buffer or attribute changes during a step; declare it as a state."""
 
 
 class GraphError(ExportError):
-    """The ONNX graph breaks a rule: branches, dynamic shapes, names, opset."""
+    """The ONNX graph breaks a rule: branches, open axes, names, opset."""
 
 
 class SplitError(GraphError):
-    """A step cannot be taken apart into read and write, or gains nothing by it."""
+    """A step cannot be split into read and write, or gains nothing by it; export it fused."""
 
 
 class LowerError(ExportError):
-    """The graph uses something that cannot be written as C; another engine steps it."""
-
-
-class BuildError(ExportError):
-    """TensorRT cannot build an engine of a graph on this machine."""
-
-    exit_code = 1
+    """The graph uses something that cannot be written as C; step it with onnxruntime."""
 
 
 class StatePairingError(ExportError):
-    """The states of an adopted graph are ambiguous or mismatched."""
-
-
-class LeappError(ExportError):
-    """A LEAPP export is malformed, or is not one ONNX step that feeds something back."""
+    """The states of an adopted graph are ambiguous or mismatched; name them with --state."""
 
 
 class ParityError(ExportError):
-    """The bundle does not behave like the model it was made from."""
+    """The bundle does not behave like the model that it was made from; do not deploy it."""
 
     exit_code = 1
 
 
-class CompilerError(StategateError):
-    """There is no C compiler, or it refused the source."""
+class BuildError(StategateError):
+    """A compiler or TensorRT is missing here, or refused what it was given."""
 
     exit_code = 1
 
@@ -326,15 +242,11 @@ class CalibrationError(StategateError):
 
 
 class EpisodeError(StategateError):
-    """A recorded episode does not fit the model."""
-
-
-class OutputError(StategateError):
-    """A result cannot be written where it was asked for."""
+    """A recording does not fit the model, or cannot be read; record it again."""
 
 
 class ResultError(StategateError):
-    """A file of measurements is malformed, of another version, or of another run."""
+    """A result cannot be written where it was asked for, or a file of results is malformed."""
 
 
 class MeasurementError(StategateError):
@@ -344,14 +256,11 @@ class MeasurementError(StategateError):
 
 
 class TargetError(StategateError):
-    """An unknown target, or a profile that contradicts itself."""
+    """A target is unknown, or its profile contradicts itself; list them with ``targets``."""
 
 
 class MissingDependencyError(StategateError):
-    """A library that this command needs is not installed."""
+    """A library that this command needs is not installed; the message has the pip command."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed",
-            remedy=f'pip install "stategate[{extra}]"',
-        )
+        super().__init__(f"{package} is not installed", remedy=f'pip install "stategate[{extra}]"')

@@ -15,12 +15,7 @@ import msgspec
 from stategate.contract.budget import Budget
 from stategate.contract.c_library import NativeRef
 from stategate.contract.chunks import chunked
-from stategate.contract.errors import (
-    ManifestError,
-    SchemaVersionError,
-    SpecError,
-    UnsafePathError,
-)
+from stategate.contract.errors import ManifestError, SpecError
 from stategate.contract.reading import decode_json, printable, text_with_controls
 from stategate.contract.receipts import LowerPrecision, Verification
 from stategate.contract.sessions import check_rows
@@ -47,12 +42,12 @@ def checked_path(path: str) -> str:
     """A relative POSIX path that stays inside its folder.
 
     Raises:
-        UnsafePathError: It is absolute, climbs out, or is written for another system.
+        SpecError: It is absolute, climbs out, or is written for another system.
     """
     parts = PurePosixPath(path).parts
     escapes = not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0]
     if escapes or "\0" in path or max(map(len, parts)) > 200 or len(path) > 1000:
-        raise UnsafePathError(
+        raise SpecError(
             "a path in the manifest leaves the bundle's folder",
             found=path,
             expected="a relative path with forward slashes and without '..'",
@@ -354,8 +349,8 @@ def decode_manifest(raw: bytes) -> Manifest:
     """Read a manifest strictly.
 
     Raises:
-        SchemaVersionError: It is of a version that this build does not know.
-        ManifestError: It is not JSON, lacks a field, has an unknown one, or contradicts itself.
+        ManifestError: It is not JSON, of a version that this build cannot read, lacks a field, has
+            an unknown one, or contradicts itself.
     """
     try:
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
@@ -368,7 +363,7 @@ def decode_manifest(raw: bytes) -> Manifest:
         ) from problem
     if version not in READABLE_VERSIONS:
         newer = version > SCHEMA_VERSION
-        raise SchemaVersionError(
+        raise ManifestError(
             "the manifest is of another schema version",
             found=version,
             expected=" or ".join(map(str, READABLE_VERSIONS)),
@@ -377,8 +372,6 @@ def decode_manifest(raw: bytes) -> Manifest:
     try:
         return decode_json(raw, Manifest, FREE_TEXTS)
     except msgspec.MsgspecError as problem:
-        if isinstance(problem.__cause__, UnsafePathError):
-            raise problem.__cause__ from problem
         raise ManifestError(
             "manifest.json breaks its schema",
             found=str(problem),

@@ -13,7 +13,7 @@ import msgspec
 
 from stategate.bench.fits.retarget import REPORT, TargetReport
 from stategate.contract.bundle import MANIFEST
-from stategate.contract.errors import OutputError
+from stategate.contract.errors import ResultError
 from stategate.contract.reading import read_json
 
 _ERROR = re.compile(r"^\w+Error: ")
@@ -78,11 +78,11 @@ def read_matrix(folder: Path) -> tuple[list[TargetReport], list[Refusal]]:
     """What ``make matrix`` left in its folder: a report for each device, and refused exports.
 
     Raises:
-        OutputError: There is no report, or one cannot be read.
+        ResultError: There is no report, or one cannot be read.
     """
     paths = sorted(folder.glob(f"targets/*/{REPORT}"))
     if not paths:
-        raise OutputError(
+        raise ResultError(
             "there is no matrix", found=folder, expected=f"targets/*/{REPORT}", remedy="make matrix"
         )
     reports = []
@@ -90,7 +90,7 @@ def read_matrix(folder: Path) -> tuple[list[TargetReport], list[Refusal]]:
         try:
             reports.append(read_json(path, TargetReport))
         except (OSError, msgspec.MsgspecError) as problem:
-            raise OutputError(f"{path} is no report", found=str(problem)) from problem
+            raise ResultError(f"{path} is no report", found=str(problem)) from problem
     refused = [
         Refusal(log.parent.name, log.stem, _refusal(log.read_text()))
         for log in sorted(folder.glob("exports/*/*.log"))

@@ -119,7 +119,7 @@ def ready(path: Path) -> Path:
     """The bundle, compiled on this machine if it only has source.
 
     Raises:
-        CompilerError: There is no compiler.
+        BuildError: There is no compiler.
     """
     native = Bundle.open(path).manifest.native
     return path if native is not None and native.library else build_native(path).path

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 
 
 class Rule(NamedTuple):
@@ -24,7 +24,7 @@ class Configuration:
 
     A field is a size (``int``, at least 1), a finite number (``float``), a switch (``bool``), a
     choice (``Literal``), one of these or None, or a configuration. What the cell cannot express
-    raises `ModelConfigError` with the name of the field.
+    raises `SpecError` with the name of the field.
     """
 
     __slots__ = ()
@@ -41,7 +41,7 @@ class Configuration:
 
     def _check(self, rule: Rule) -> None:
         if not rule.holds:
-            raise ModelConfigError(
+            raise SpecError(
                 f"{type(self).__name__}.{rule.field} must not be {getattr(self, rule.field)!r}",
                 expected=rule.expected,
                 remedy=rule.remedy or f"choose another {rule.field}",

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from stategate.contract.durable import write_whole
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.contract.reading import open_regular
 
 
@@ -36,7 +36,7 @@ def load_part(path: str | Path, model_sha256: str) -> dict[str, Tensor]:
     """Read what `save_part` wrote.
 
     Raises:
-        ModelConfigError: The file cannot be read, or was trained for other weights.
+        SpecError: The file cannot be read, or was trained for other weights.
     """
     try:
         open_regular(path).close()  # opening a pipe would wait for ever
@@ -44,9 +44,9 @@ def load_part(path: str | Path, model_sha256: str) -> dict[str, Tensor]:
             made_for = (file.metadata() or {}).get("model_sha256", "none")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as problem:
-        raise ModelConfigError("the gate cannot be read", found=f"{path}: {problem}") from None
+        raise SpecError("the gate cannot be read", found=f"{path}: {problem}") from None
     if made_for != model_sha256:
-        raise ModelConfigError(
+        raise SpecError(
             "the gate was trained for another model",
             found=f"weights {made_for[:12]}",
             expected=f"weights {model_sha256[:12]}",

@@ -18,8 +18,8 @@ from stategate.contract.errors import (
     EngineError,
     PoolFault,
     PoolFullError,
-    RowError,
     SpecError,
+    StepInputError,
 )
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.base.ledger import Ledger
@@ -131,7 +131,7 @@ class Pool(Closing):
 
         Raises:
             PoolFullError: Every row is taken.
-            SessionClosedError: The pool was closed.
+            RuntimeFault: The pool was closed.
         """
         self._open_engine()
         for row, joined in enumerate(self._joined):
@@ -154,7 +154,7 @@ class Pool(Closing):
             Its last ledger.
 
         Raises:
-            RowError: No session has joined this row.
+            StepInputError: No session has joined this row.
         """
         ledger = self.ledger(row)
         self._joined[row] = False
@@ -166,8 +166,8 @@ class Pool(Closing):
         Its counters go on. Its outputs are the declared safe ones until its next step, or zeros.
 
         Raises:
-            RowError: No session has joined this row.
-            SessionClosedError: The pool was closed.
+            StepInputError: No session has joined this row.
+            RuntimeFault: The pool was closed.
         """
         self._open_engine()
         self._memory.begin(self._checked(row))
@@ -176,7 +176,7 @@ class Pool(Closing):
         """The counters of the session in a row as they stand.
 
         Raises:
-            RowError: No session has joined this row.
+            StepInputError: No session has joined this row.
         """
         return self._counters.read(self._checked(row))
 
@@ -187,8 +187,8 @@ class Pool(Closing):
             ``(1, ...)``, the shape that it has in a bundle for one session.
 
         Raises:
-            RowError: No session has joined this row.
-            UnknownInputError: There is no state of that name.
+            StepInputError: No session has joined this row.
+            StepInputError: There is no state of that name.
         """
         self._checked(row)
         return self._memory.view(row, name).copy()
@@ -203,10 +203,10 @@ class Pool(Closing):
             states: One array ``(1, ...)`` for each state of the manifest.
 
         Raises:
-            RowError: No session has joined this row.
+            StepInputError: No session has joined this row.
             StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite
                 (each has its own subclass).
-            SessionClosedError: The pool was closed.
+            RuntimeFault: The pool was closed.
         """
         self._open_engine()
         self._memory.begin(self._checked(row), states)
@@ -228,11 +228,11 @@ class Pool(Closing):
             The snapshot's sequence number.
 
         Raises:
-            RowError: No session has joined this row.
+            StepInputError: No session has joined this row.
             SnapshotError: The folder is in use, holds another memory or nothing that can be read,
                 or cannot be written. The row is as it was; bytes that may have been written are
                 counted.
-            SessionClosedError: The pool was closed.
+            RuntimeFault: The pool was closed.
         """
         self._open_engine()
         states = {name: self.state(row, name) for name in self._memory.names}
@@ -256,9 +256,9 @@ class Pool(Closing):
             read and ``on_damage`` is ``fresh``.
 
         Raises:
-            RowError: No session has joined this row.
+            StepInputError: No session has joined this row.
             SnapshotError: Nothing in the folder can be used. Nothing was changed.
-            SessionClosedError: The pool was closed.
+            RuntimeFault: The pool was closed.
         """
         self._open_engine()
         return self._store.restore(self._checked(row), folder, on_damage)
@@ -285,7 +285,7 @@ class Pool(Closing):
             EngineError: The engine failed; no row has changed.
             PoolFault: A gate, a next state or an output of some rows is not finite; these were
                 refused and keep the outputs of their last good step, all others were committed.
-            SessionClosedError: The pool was closed.
+            RuntimeFault: The pool was closed.
         """
         engine = self._open_engine()
         self._memory.settle()
@@ -319,7 +319,7 @@ class Pool(Closing):
         self._memory.settle()  # what an exception of the caller's own interrupted
         known = isinstance(row, (int, np.integer)) and not isinstance(row, bool)
         if not (known and 0 <= row < self.capacity and self._joined[row]):
-            raise RowError(
+            raise StepInputError(
                 "no session has joined this row",
                 found=f"row {row!r}",
                 expected=f"one of {', '.join(map(str, self.rows))}" if self.rows else "no row yet",

@@ -20,7 +20,7 @@ from stategate.contract.errors import (
     SnapshotError,
     SpecError,
     StateFault,
-    UnknownInputError,
+    StepInputError,
 )
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.base.clock import Clock, MonotonicClock
@@ -201,7 +201,7 @@ class Session(Closing):
         """
         live = self._memory.live()
         if name not in live:
-            raise UnknownInputError(f"there is no state {name!r}", expected=", ".join(live))
+            raise StepInputError(f"there is no state {name!r}", expected=", ".join(live))
         return live[name].copy()
 
     def step(self, /, **inputs: Array) -> Mapping[str, Array]:
@@ -226,7 +226,7 @@ class Session(Closing):
             DeadlineError, MemoryBudgetError, PersistBudgetError: Another limit was passed, and its
                 policy is ``raise``; the step is committed.
             SnapshotError: An automatic snapshot failed; the step is committed.
-            SessionClosedError: The session was closed.
+            RuntimeFault: The session was closed.
         """
         engine = self._engine or self._open_engine()  # no call where it is open
         memory, counters, governor = self._memory, self._counters, self._governor

@@ -12,7 +12,7 @@ from typing import Any
 from stategate.bench.measure.driver import Driver
 from stategate.bench.report.record import Allocations
 from stategate.common.compiler import compile_library
-from stategate.contract.errors import CompilerError
+from stategate.contract.errors import BuildError
 from stategate.contract.staging import scratch_folder
 
 STEPS = 2000
@@ -23,7 +23,7 @@ def counter() -> Iterator[Path]:
     """The counting library, compiled for this machine.
 
     Raises:
-        CompilerError: There is no C compiler, or it fails.
+        BuildError: There is no C compiler, or it fails.
     """
     source = (resources.files("stategate.bench.measure") / "malloc_count.c").read_bytes()
     # Its malloc is to be found by everybody else, which is the point of it.
@@ -69,7 +69,7 @@ def measure_allocations(
             if with_python:
                 with open_driver(env={**preload, "PYTHONMALLOC": "malloc"}) as counted:
                     everything, _ = counted.ask("mallocs", steps=steps)
-    except CompilerError as problem:
+    except BuildError as problem:
         note = "native allocations are not measured: " + " ".join(str(problem).split())
         if note not in notes:
             notes.append(note)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from stategate.contract.durable import write_whole
-from stategate.contract.errors import OutputError
+from stategate.contract.errors import ResultError
 from stategate.contract.manifest import canonical_json
 from stategate.contract.specs import Record
 
@@ -170,7 +170,7 @@ class DriftReport(Record, frozen=True, kw_only=True):
         """Write the report: as a page where the name ends in .html, as data where in .json.
 
         Raises:
-            OutputError: The name has another suffix, or nothing can be written there.
+            ResultError: The name has another suffix, or nothing can be written there.
         """
         path = Path(path)
         if path.suffix == ".json":
@@ -178,7 +178,7 @@ class DriftReport(Record, frozen=True, kw_only=True):
         elif path.suffix == ".html":
             write_whole(path, self._page().encode())
         else:
-            raise OutputError(
+            raise ResultError(
                 "a drift report is a page or data", found=path, expected="a name in .html or .json"
             )
 

@@ -17,7 +17,7 @@ import msgspec
 
 from stategate.common.compiler import compiler_for
 from stategate.contract import Bundle, Manifest, write_bundle
-from stategate.contract.errors import CompilerError, StategateError
+from stategate.contract.errors import BuildError, StategateError
 
 Files = dict[str, bytes]
 
@@ -70,7 +70,7 @@ def with_library(
     command = f"stategate build-native BUNDLE --cc {cc}"
     reason = f"no C compiler for {machine} ({cc}) where it was made"
     if required:
-        raise CompilerError(f"the native library cannot be built: {reason}", remedy=command)
+        raise BuildError(f"the native library cannot be built: {reason}", remedy=command)
     return msgspec.structs.replace(manifest, no_native=f"{reason}: {command}"), files
 
 
@@ -78,7 +78,7 @@ def _built(folder: Path, manifest: Manifest, files: Files, machine: str) -> Bund
     """The bundle with a library for a machine; None where its compiler is not here.
 
     Raises:
-        CompilerError: There is none that compiles and repeats the golden episode.
+        BuildError: There is none that compiles and repeats the golden episode.
     """
     cc = compiler_for(machine)
     if cc is None or shutil.which(cc) is None:
@@ -88,12 +88,12 @@ def _built(folder: Path, manifest: Manifest, files: Files, machine: str) -> Bund
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as problem:
-        raise CompilerError("the native library cannot be tried", found=problem) from problem
+        raise BuildError("the native library cannot be tried", found=problem) from problem
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise CompilerError("the native library ended the process that tried it", found=name)
+        raise BuildError("the native library ended the process that tried it", found=name)
     if done.returncode != 0:
-        raise CompilerError("the native library was refused", found=done.stderr[-2000:].strip())
+        raise BuildError("the native library was refused", found=done.stderr[-2000:].strip())
     return Bundle.open(trial.path)
 
 

@@ -17,7 +17,7 @@ import yaml
 from safetensors.numpy import load as load_safetensors
 
 from stategate.contract import ModelRef, sha256
-from stategate.contract.errors import LeappError
+from stategate.contract.errors import ExportError
 from stategate.contract.failures import failures
 from stategate.contract.reading import printable, read_bounded, text_with_controls
 from stategate.export.frontends.adopt import Adopted, adopt
@@ -100,13 +100,13 @@ def adopt_export(path: Path, request: Request) -> Adopted:
         request: What the user adds: axes, constants, other initial values. No states.
 
     Raises:
-        LeappError: The YAML is malformed, has several nodes or no feedback, or a file beside it
+        ExportError: The YAML is malformed, has several nodes or no feedback, or a file beside it
             is missing, altered or outside its folder.
         GraphError: See `adopt`.
         StatePairingError: A feedback edge names what the graph lacks, or does not fit.
     """
     if request.states:
-        raise LeappError(
+        raise ExportError(
             "a LEAPP export names its states itself",
             found=", ".join(f"--state {name}={out}" for name, out in request.states.items()),
             expected="no --state beside a YAML",
@@ -138,13 +138,13 @@ def read_export(path: Path) -> LeappExport:
     """Read a LEAPP export of one ONNX node.
 
     Raises:
-        LeappError: See `adopt_export`.
+        ExportError: See `adopt_export`.
     """
     document = _document(path)
     pipeline = document.pipeline
     if len(document.models) != 1 or pipeline.data_flow:
         edges = [f"{source} -> {', '.join(to)}" for source, to in pipeline.data_flow.items()]
-        raise LeappError(
+        raise ExportError(
             "the LEAPP graph is a pipeline of several nodes",
             found="; ".join([", ".join(document.models) or "no node", *edges]),
             expected="one node, whose only edges are feedback",
@@ -153,7 +153,7 @@ def read_export(path: Path) -> LeappExport:
         )
     ((node, model),) = document.models.items()
     if model.parameters.backend != "onnx" or model.parameters.model_path is None:
-        raise LeappError(
+        raise ExportError(
             f"node {node!r} is no ONNX file",
             found=f"backend {model.parameters.backend}, {model.parameters.model_path}",
             expected="backend onnx",
@@ -161,7 +161,7 @@ def read_export(path: Path) -> LeappExport:
         )
     onnx_file, raw = _beside(path, model.parameters.model_path)
     if sha256(raw) != model.parameters.sha256sum:
-        raise LeappError(
+        raise ExportError(
             f"{onnx_file.name} is not the file that the YAML describes",
             found=f"sha256 {sha256(raw)}",
             expected=f"sha256 {model.parameters.sha256sum}",
@@ -187,7 +187,7 @@ def _document(path: Path) -> _Document:
             raise ValueError(f"a control character in {printable(controlled)}")
         return msgspec.convert(plain, _Document)
     except failures() as problem:  # PyYAML lets KeyError, AttributeError and more through
-        raise LeappError(
+        raise ExportError(
             f"{path} is not the YAML of a LEAPP export",
             found=" ".join(str(problem).split()) or type(problem).__name__,
             expected="models, pipeline and system information, as leapp.compile_graph() writes",
@@ -223,7 +223,7 @@ def _beside(path: Path, name: str) -> tuple[Path, bytes]:
     try:
         full = (path.parent / name).resolve()
         if not full.is_relative_to(path.parent.resolve()):
-            raise LeappError(
+            raise ExportError(
                 "the YAML names a file outside its folder",
                 found=name,
                 expected=f"a file in {path.parent}",
@@ -231,7 +231,7 @@ def _beside(path: Path, name: str) -> tuple[Path, bytes]:
             )
         return full, read_bounded(full, GRAPH_BYTES)
     except (OSError, ValueError) as problem:
-        raise LeappError(
+        raise ExportError(
             "a file of the LEAPP export cannot be read",
             found=f"{name}: {problem}",
             expected=f"a file in {path.parent}",
@@ -245,10 +245,10 @@ def _states(node: str, pipeline: _Pipeline) -> dict[str, str]:
         for target in targets:
             fed = _tensor_of(node, target)
             if fed in states:
-                raise LeappError("two feedback edges lead to one input", found=target)
+                raise ExportError("two feedback edges lead to one input", found=target)
             states[fed] = _tensor_of(node, source)
     if not states:
-        raise LeappError(
+        raise ExportError(
             "the LEAPP graph feeds nothing back, so it has no state",
             found="no feedback edge",
             expected="at least one",
@@ -261,7 +261,7 @@ def _states(node: str, pipeline: _Pipeline) -> dict[str, str]:
 def _tensor_of(node: str, port: str) -> str:
     owner, slash, tensor = port.partition("/")
     if owner != node or not slash or not tensor:
-        raise LeappError(
+        raise ExportError(
             "an edge of the LEAPP graph leads nowhere", found=port, expected=f"{node}/TENSOR"
         )
     return tensor
@@ -276,7 +276,7 @@ def _initial(path: Path, node: str, pipeline: _Pipeline) -> dict[str, np.ndarray
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("NaN or Inf")
     except failures() as problem:  # safetensors and NumPy raise unrelated types
-        raise LeappError(
+        raise ExportError(
             f"{file.name} holds no initial values", found=problem, expected="a safetensors file"
         ) from problem
     return {_tensor_of(node, port): array for port, array in arrays.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from stategate.contract import VALID, StepSpec, batched, chunked
-from stategate.contract.errors import ContractError, StategateError, TraceError
+from stategate.contract.errors import SpecError, StategateError, TraceError
 from stategate.contract.failures import failures
 from stategate.export.frontends.float64 import Float64Numbers
 from stategate.export.frontends.rows import check_rows_stand_alone
@@ -278,7 +278,7 @@ def spec_of(model: StepModel) -> StepSpec:
     """
     try:
         spec: object = model.step_spec()
-    except ContractError:
+    except SpecError:
         raise
     except failures() as problem:  # a user's code may raise anything
         raise TraceError("step_spec() fails", found=explained(problem)) from problem

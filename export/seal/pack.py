@@ -73,7 +73,7 @@ def seal(
         BundleError: Something that is not a bundle is at ``out``.
         SpecError: The states do not fit the budget.
         EpisodeError: The episode does not fit the model.
-        CompilerError: The candidate needs a native engine, and no library can be built.
+        BuildError: The candidate needs a native engine, and no library can be built.
     """
     refuse_to_replace(out)
     episode.check(candidate.spec)

@@ -12,7 +12,7 @@ from safetensors.torch import save as serialise
 from torch import nn
 
 from stategate.contract.durable import write_whole
-from stategate.contract.errors import OutputError
+from stategate.contract.errors import ResultError
 from stategate.models.zoo.binding_stream import World
 from stategate.models.zoo.checkpoint import MODEL, WORLD, Card
 
@@ -27,10 +27,10 @@ def save(path: Path, model: nn.Module, world: World, card: Card) -> None:
         card: Its digest is replaced by that of the file.
 
     Raises:
-        OutputError: The suffix is not ``.safetensors``.
+        ResultError: The suffix is not ``.safetensors``.
     """
     if path.suffix != ".safetensors":
-        raise OutputError("a checkpoint has the suffix .safetensors", found=path)
+        raise ResultError("a checkpoint has the suffix .safetensors", found=path)
     tensors = {MODEL + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     tensors |= {WORLD + name: torch.from_numpy(array) for name, array in asdict(world).items()}
     raw = serialise(tensors)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.models.step import Tensors
 from stategate.models.zoo.binding_stream import CONFIGS, NO_LABEL, BindingStreams, World
 
@@ -166,7 +166,7 @@ def train(
         report: Called with the number of iterations done.
 
     Raises:
-        ModelConfigError: The loss is no number any more.
+        SpecError: The loss is no number any more.
     """
     with reproducible(recipe.seed):
         return _train(learner(recipe), recipe, world, report)
@@ -199,7 +199,7 @@ def _train(
         asked = label != NO_LABEL
         loss = cross_entropy(answer(asked), label[asked])
         if not bool(torch.isfinite(loss)):
-            raise ModelConfigError(
+            raise SpecError(
                 "the training diverged",
                 found=f"a loss of {loss.item()} in iteration {i}",
                 remedy="a smaller learning rate; or more steps, so that one of them is a query",

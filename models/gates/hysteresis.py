@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stategate.contract import GateSpec, StateSpec, StepSpec
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.models.step import StepModel, StepResult, Tensors, initial_states, opens
 
 _OPEN = "is_open"
@@ -40,13 +40,13 @@ class Hysteresis(nn.Module):
         close_below: C, not above the threshold at which the model opens.
 
     Raises:
-        ModelConfigError: The model has no such gate, or ``close_below`` lies above its threshold.
+        SpecError: The model has no such gate, or ``close_below`` lies above its threshold.
     """
 
     def __init__(self, model: StepModel, close_below: float) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise ModelConfigError("Hysteresis.model must be an nn.Module", found=type(model))
+            raise SpecError("Hysteresis.model must be an nn.Module", found=type(model))
         self.model = model
         self.close_below = close_below
         self.family = str(getattr(model, "family", "custom"))
@@ -54,7 +54,7 @@ class Hysteresis(nn.Module):
         spec = model.step_spec()
         hard = [gate for gate in spec.gates if gate.kind == "hard"]
         if len(hard) != 1 or math.prod(hard[0].shape) != 1 or hard[0].threshold_input is None:
-            raise ModelConfigError(
+            raise SpecError(
                 "Hysteresis needs a model with one hard gate of one element, fed its threshold",
                 found="; ".join(f"{g.name} {list(g.shape)}" for g in hard) or "no hard gate",
                 remedy="for a gate of heads, slots or channels raise its threshold instead; "
@@ -65,13 +65,13 @@ class Hysteresis(nn.Module):
         threshold = hard[0].threshold
         assert threshold is not None
         if not math.isfinite(close_below) or close_below > threshold:
-            raise ModelConfigError(
+            raise SpecError(
                 "Hysteresis.close_below must not lie above the gate's threshold",
                 found=close_below,
                 expected=f"a finite number up to {threshold:g}",
             )
         if _OPEN in {state.name for state in spec.states}:
-            raise ModelConfigError("Hysteresis.model has a state of this name", found=_OPEN)
+            raise SpecError("Hysteresis.model has a state of this name", found=_OPEN)
 
     def step_spec(self) -> StepSpec:
         """The model's signature, with the state that says whether its gate is open."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from stategate.contract import GateSpec, StateSpec, StepSpec
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.models.step import StepModel, StepResult, Tensors, initial_states
 from stategate.models.weights import load_part, save_part, weights_sha256
 
@@ -62,13 +62,13 @@ class LearnedGate(nn.Module):
         threshold: Of the gate's logit; 0 opens where a write is more likely worth it than not.
 
     Raises:
-        ModelConfigError: The model has no input that the gate could see, or uses its names.
+        SpecError: The model has no input that the gate could see, or uses its names.
     """
 
     def __init__(self, model: StepModel, hidden: int = 32, threshold: float = 0.0) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise ModelConfigError("LearnedGate.model must be an nn.Module", found=type(model))
+            raise SpecError("LearnedGate.model must be an nn.Module", found=type(model))
         self.model = model
         self.threshold = threshold
         self.family = str(getattr(model, "family", "custom"))
@@ -95,28 +95,28 @@ class LearnedGate(nn.Module):
         names = [t.name for t in (*spec.inputs, *spec.outputs)] + [s.name for s in spec.states]
         both = sorted({*names} & {_GATE, _THRESHOLD})
         if both:
-            raise ModelConfigError(
+            raise SpecError(
                 "LearnedGate.model uses a name that the gate needs", found=", ".join(both)
             )
         other = {t.name: t.dtype for t in (*spec.inputs, *spec.outputs)}
         other |= {s.name: s.dtype for s in spec.states}
         other = {n: d for n, d in other.items() if d in ("float16", "float64")}
         if other:
-            raise ModelConfigError(
+            raise SpecError(
                 "LearnedGate.model computes in other numbers than the gate learns in",
                 found=", ".join(f"{name} in {dtype}" for name, dtype in other.items()),
                 expected="float32",
                 remedy="module.float(), with inputs and first values in float32",
             )
         if not self._seen:
-            raise ModelConfigError(
+            raise SpecError(
                 "LearnedGate.model has no float input for the gate to look at",
                 found=", ".join(t.dtype for t in spec.inputs),
             )
         shapes = {t.name: t.shape for t in spec.inputs} | {g.name: g.shape for g in spec.gates}
         flat = [name for name, shape in shapes.items() if shape[:1] != (1,)]
         if flat:
-            raise ModelConfigError(
+            raise SpecError(
                 "LearnedGate.model has tensors without a leading axis of 1", found=", ".join(flat)
             )
 
@@ -187,7 +187,7 @@ class LearnedGate(nn.Module):
         """Take a saved gate; gives itself back, for a factory of one line.
 
         Raises:
-            ModelConfigError: The file cannot be read, or its gate is for other weights.
+            SpecError: The file cannot be read, or its gate is for other weights.
         """
         assert isinstance(self.model, nn.Module)
         tensors = load_part(path, weights_sha256(self.model))

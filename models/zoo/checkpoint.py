@@ -15,7 +15,7 @@ from safetensors.torch import load as deserialise
 from torch import nn
 
 from stategate.contract import Episode
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.contract.reading import read_bounded, read_json
 from stategate.models.step import StepModel
 from stategate.models.zoo.binding_stream import CONFIGS, World, single_stream
@@ -90,16 +90,16 @@ def load(path: Path, model: M) -> tuple[M, World, Card]:
         model: Of the trained shape; takes the weights, and is given back for evaluation.
 
     Raises:
-        ModelConfigError: A file is missing, damaged, or for another model.
+        SpecError: A file is missing, damaged, or for another model.
     """
     try:
         card = read_json(path.with_suffix(".json"), Card)
         raw = read_bounded(path)
     except (OSError, msgspec.MsgspecError) as problem:
-        raise ModelConfigError("the checkpoint cannot be read", found=problem) from problem
+        raise SpecError("the checkpoint cannot be read", found=problem) from problem
     found = hashlib.sha256(raw).hexdigest()
     if found != card.sha256:
-        raise ModelConfigError(
+        raise SpecError(
             f"{path} is not the file that its card describes",
             found=f"{len(raw):,} bytes with sha256 {found[:12]}",
             expected=f"sha256 {card.sha256[:12]}",
@@ -110,7 +110,7 @@ def load(path: Path, model: M) -> tuple[M, World, Card]:
         world = World(*(tensors.pop(WORLD + field.name).numpy() for field in fields(World)))
         model.load_state_dict({name.removeprefix(MODEL): t for name, t in tensors.items()})
     except (SafetensorError, KeyError, RuntimeError) as problem:
-        raise ModelConfigError(
+        raise SpecError(
             f"{path} does not fit the model",
             found=f"{type(problem).__name__}: {problem}",
             expected=f"the weights of a {type(model).__name__} and its world",

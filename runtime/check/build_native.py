@@ -40,7 +40,7 @@ def build_native(
 
     Raises:
         BundleError: The bundle has no C source, or one for another version of the runtime.
-        CompilerError: There is no such compiler, or it refused the source.
+        BuildError: There is no such compiler, or it refused the source.
         ParityError: The library does not repeat the golden episode; nothing was written.
     """
     bundle = Bundle.open(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TypeVar
 
-from stategate.contract.errors import SessionClosedError
+from stategate.contract.errors import RuntimeFault
 from stategate.runtime.engines.engine import Engine
 
 _Self = TypeVar("_Self", bound="Closing")
@@ -21,11 +21,11 @@ class Closing:
         """The engine.
 
         Raises:
-            SessionClosedError: There is none any more.
+            RuntimeFault: There is none any more.
         """
         if self._engine is None:
             kind = type(self).__name__
-            raise SessionClosedError(
+            raise RuntimeFault(
                 f"the {kind.lower()} is closed", remedy=f"open another one: {kind}.open(path)"
             )
         return self._engine

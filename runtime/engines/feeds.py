@@ -7,13 +7,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from stategate.contract.errors import (
-    DtypeError,
-    MissingInputError,
-    NonFiniteInputError,
-    ShapeError,
-    UnknownInputError,
-)
+from stategate.contract.errors import NonFiniteInputError, StepInputError
 from stategate.runtime.base.buffers import Array, Slot, is_finite
 from stategate.runtime.base.rows import RowTensor
 from stategate.runtime.engines.engine import Engine, Filling
@@ -82,7 +76,7 @@ class Feeds:
         if fits(value, buffer):
             return value
         if value is None:
-            raise MissingInputError(
+            raise StepInputError(
                 f"input {name!r} is missing",
                 found=", ".join(sorted(inputs)) or "no inputs",
                 expected=", ".join(feed[0] for feed in self._feeds),
@@ -92,7 +86,7 @@ class Feeds:
     def _refuse_others(self, inputs: Mapping[str, Array]) -> None:
         if len(inputs) != len(self._feeds):
             known = {name for name, _, _ in self._feeds}
-            raise UnknownInputError(
+            raise StepInputError(
                 "the model has no such input",
                 found=", ".join(sorted(set(inputs) - known)),
                 expected=", ".join(sorted(known)),
@@ -143,7 +137,7 @@ def fits(value: object, buffer: Array) -> TypeGuard[Array]:
     )
 
 
-def misfit(what: str, value: object, buffer: Array) -> DtypeError | ShapeError:
+def misfit(what: str, value: object, buffer: Array) -> StepInputError:
     """The error for a value that does not fit.
 
     Args:
@@ -152,13 +146,13 @@ def misfit(what: str, value: object, buffer: Array) -> DtypeError | ShapeError:
         buffer: Where it should have gone.
     """
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype != buffer.dtype:
-        return DtypeError(
+        return StepInputError(
             f"{what} has the wrong dtype",
             found=getattr(value, "dtype", type(value).__name__),
             expected=buffer.dtype,
             remedy=f"np.asarray(x, dtype=np.{buffer.dtype})",
         )
-    return ShapeError(
+    return StepInputError(
         f"{what} has the wrong shape",
         found=value.shape,
         expected=buffer.shape,
@@ -179,11 +173,11 @@ def check_states(states: Mapping[str, Array], places: Mapping[str, Array]) -> No
     """
     for name in states:
         if name not in places:
-            raise UnknownInputError(f"there is no state {name!r}", expected=", ".join(places))
+            raise StepInputError(f"there is no state {name!r}", expected=", ".join(places))
     for name, place in places.items():
         value = states.get(name)
         if value is None:
-            raise MissingInputError(
+            raise StepInputError(
                 f"state {name!r} is missing",
                 found=", ".join(sorted(states)) or "no states",
                 expected=", ".join(places),

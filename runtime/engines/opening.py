@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stategate.contract import Budget, Bundle
-from stategate.contract.errors import MemoryBudgetError, PoolBundleError
+from stategate.contract.errors import BundleError, MemoryBudgetError
 from stategate.runtime.base.buffers import Buffers, initial_bytes
 from stategate.runtime.base.process import rss_bytes
 from stategate.runtime.base.resident import engine_bytes
@@ -16,13 +16,13 @@ def open_single(path: str | Path) -> Bundle:
     """Open a bundle that serves one session.
 
     Raises:
-        PoolBundleError: It serves several.
+        BundleError: It serves several.
         BundleError: A file is missing, altered, or outside the folder.
         ManifestError: The manifest is malformed or of another schema version.
     """
     bundle = Bundle.open(path)
     if bundle.manifest.sessions != 1:
-        raise PoolBundleError(
+        raise BundleError(
             "this is a pool bundle, which a single session cannot step",
             found=f"{bundle.manifest.sessions} sessions in each step of {path}",
             expected="a bundle for one session",

@@ -21,7 +21,7 @@ import numpy as np
 
 from stategate.contract import Episode
 from stategate.contract.durable import write_whole
-from stategate.contract.errors import OutputError, SpecError
+from stategate.contract.errors import ResultError, SpecError
 from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.session import Session
@@ -71,7 +71,7 @@ class Recorder:
     Raises:
         SpecError: ``steps`` or ``on_loss`` cannot be.
         EpisodeError: ``rate_hz`` is not positive.
-        OutputError: The folder cannot be made.
+        ResultError: The folder cannot be made.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Recorder:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except failures(OSError) as problem:
-            raise OutputError("recordings cannot go there", found=problem) from problem
+            raise ResultError("recordings cannot go there", found=problem) from problem
         specs = session.manifest.step.inputs
         self._filling, self._spare = (
             {spec.name: np.zeros((steps, *spec.shape), spec.dtype) for spec in specs}
@@ -140,7 +140,7 @@ class Recorder:
         """`Session.step`, and keep its inputs.
 
         Raises:
-            OutputError: Steps were lost, under the policy ``raise``; this step is committed.
+            ResultError: Steps were lost, under the policy ``raise``; this step is committed.
             StategateError: Whatever the session raises.
         """
         before = self._session.committed_steps
@@ -151,7 +151,7 @@ class Recorder:
                 self._keep(inputs)
         if self._problem is not None and self._raises and not self._told:
             self._told = True
-            raise OutputError("steps were not recorded", found=self._problem)
+            raise ResultError("steps were not recorded", found=self._problem)
         return outputs
 
     def cut(self) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from stategate.contract.durable import OF_THE_PROCESS, sync_folder
-from stategate.contract.errors import SnapshotLockedError
+from stategate.contract.errors import SnapshotError
 from stategate.contract.failures import failures
 from stategate.contract.reading import decode_json, read_bounded
 from stategate.runtime.base.clock import since_boot
@@ -100,7 +100,7 @@ class Account:
             begin: Called before the first byte goes to the disk.
 
         Raises:
-            SnapshotLockedError: Another session wrote to it.
+            SnapshotError: Another session wrote to it.
             OSError: It cannot be written; the last record stands.
         """
         self._make()
@@ -109,7 +109,7 @@ class Account:
         if self._unread and there is not None:  # it can be read now; what is in it is not believed
             known = msgspec.structs.replace(known, number=max(known.number, there.number))
         elif there is not None and there.number >= known.number and there != self._last:
-            raise SnapshotLockedError(
+            raise SnapshotError(
                 "another session uses up the budgets of this snapshot folder",
                 found=f"a record in {self._path} that this session did not write",
                 remedy="close the other session, then open this one again; nothing was written",

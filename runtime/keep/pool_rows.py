@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from stategate.contract import Manifest
-from stategate.contract.errors import SnapshotMismatchError
+from stategate.contract.errors import SnapshotError
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.keep.keeper import Restored
@@ -93,7 +93,7 @@ class RowStore:
         ledger = look.newest.snapshot.header.ledger
         behind = self._counters.read(row).goes_back_from(ledger)
         if behind:
-            raise SnapshotMismatchError(
+            raise SnapshotError(
                 "the folder's ledger is ahead of the row's, and not by what others counted",
                 found=", ".join(behind),
                 remedy="leave(row), join(), and restore the folder into the new row",

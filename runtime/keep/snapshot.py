@@ -26,11 +26,7 @@ from stategate.contract import (
     one_row,
     sha256,
 )
-from stategate.contract.errors import (
-    SnapshotDamagedError,
-    SnapshotMismatchError,
-    SnapshotVersionError,
-)
+from stategate.contract.errors import SnapshotDamagedError, SnapshotError
 from stategate.contract.reading import decode_json
 from stategate.runtime.base.buffers import Array, is_finite
 from stategate.runtime.base.ledger import Ledger
@@ -155,8 +151,8 @@ class Codec:
 
         Raises:
             SnapshotDamagedError: Truncated, altered, or no snapshot at all.
-            SnapshotVersionError: Whole, but of a newer format.
-            SnapshotMismatchError: Whole, but of another memory.
+            SnapshotError: Whole, but of a newer format.
+            SnapshotError: Whole, but of another memory.
         """
         if len(raw) < _FIXED.size + _DIGEST_BYTES or not raw.startswith(MAGIC):
             raise SnapshotDamagedError(
@@ -169,7 +165,7 @@ class Codec:
             raise SnapshotDamagedError(f"{name} is damaged", found="a checksum that does not match")
         _, version, header_bytes, payload_bytes = _FIXED.unpack_from(raw)
         if version != FORMAT_VERSION:
-            raise SnapshotVersionError(
+            raise SnapshotError(
                 f"{name} is of another format",
                 found=f"version {version}",
                 expected=f"version {FORMAT_VERSION}",
@@ -181,7 +177,7 @@ class Codec:
         except msgspec.MsgspecError as problem:
             raise SnapshotDamagedError(f"{name} has no header", found=str(problem)) from problem
         if header.memory_sha256 != self.identity:
-            raise SnapshotMismatchError(
+            raise SnapshotError(
                 f"{name} is of another memory",
                 found=header.memory_sha256[:12],
                 expected=self.identity[:12],

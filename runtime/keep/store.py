@@ -17,12 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from stategate.contract.durable import OF_THE_PROCESS, try_lock, whole_file
-from stategate.contract.errors import (
-    SnapshotDamagedError,
-    SnapshotError,
-    SnapshotLockedError,
-    SnapshotMismatchError,
-)
+from stategate.contract.errors import SnapshotDamagedError, SnapshotError
 from stategate.contract.failures import failures
 from stategate.contract.reading import open_regular
 from stategate.runtime.keep.snapshot import Codec, Snapshot
@@ -111,7 +106,7 @@ class SnapshotStore:
         """Take hold of a folder; it is made if it is not there.
 
         Raises:
-            SnapshotLockedError: Another process, or another session, holds it.
+            SnapshotError: Another process, or another session, holds it.
             SnapshotError: It cannot be made or opened.
         """
         self.folder = Path(folder).resolve()  # a daemon changes its working directory
@@ -134,7 +129,7 @@ class SnapshotStore:
             raise folder_error(self.folder, problem) from problem
         if lock == "in use":
             self.close()
-            raise SnapshotLockedError(
+            raise SnapshotError(
                 "the snapshot folder is in use",
                 found=self.folder,
                 expected="one session at a time",
@@ -155,7 +150,7 @@ class SnapshotStore:
             sequence = found.snapshot.header.sequence
             known = sequence < self._sequence or found.digest in self._digests
             if self._looked and not known:
-                raise SnapshotLockedError(
+                raise SnapshotError(
                     "another session writes to this snapshot folder",
                     found=f"snapshot {sequence} in {self.folder / found.slot}, "
                     f"which this session did not write",
@@ -277,7 +272,7 @@ def look_into(folder: Path, codec: Codec) -> Look:
     Takes no lock: a snapshot that is replaced meanwhile is read whole, as it was or as it is.
 
     Raises:
-        SnapshotVersionError, SnapshotMismatchError: A slot is of a newer format or of another
+        SnapshotError: A slot is of a newer format or of another
             memory, whatever the other one is: going on would overwrite it. Or the newer ledger is
             behind the older one.
         SnapshotError: This process cannot read files now, whatever is in them.
@@ -336,7 +331,7 @@ def _read(path: Path, codec: Codec) -> bytes:
 def _check_forward(older: Found, newer: Found) -> None:
     behind = newer.snapshot.header.ledger.goes_back_from(older.snapshot.header.ledger)
     if behind:
-        raise SnapshotMismatchError(
+        raise SnapshotError(
             "the newer snapshot's ledger goes backwards",
             found=", ".join(behind),
             expected=f"{newer.slot} at or ahead of {older.slot} in every counter",

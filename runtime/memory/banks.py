@@ -7,7 +7,7 @@ from math import isfinite
 
 import numpy as np
 
-from stategate.contract.errors import OutputFault, StateFault
+from stategate.contract.errors import StateFault
 from stategate.contract.write_rule import opens, opens_number
 from stategate.runtime.base.buffers import Array, Buffers, Group, Slot, StateBanks, is_finite
 from stategate.runtime.base.ledger import Counters
@@ -108,8 +108,7 @@ class Memory:
             finite: Whether the engine has seen that every output is.
 
         Raises:
-            StateFault: A next state is not finite.
-            OutputFault: An output is not finite.
+            StateFault: A next state or an output is not finite.
         """
         parity = self.parity
         if self._ungated is not None:
@@ -136,8 +135,7 @@ class Memory:
             steps: How many of the chunk's steps are meant.
 
         Raises:
-            StateFault: A gate or a next state is not finite. Nothing has changed.
-            OutputFault: The same of an output.
+            StateFault: A gate, next state or output is not finite. Nothing has changed.
         """
         counters = self._counters
         for slot in gates.values():
@@ -185,8 +183,7 @@ class Memory:
 
     def _fault(self, slot: Slot, what: str) -> StateFault:
         """The error for a tensor that is not finite, once it is counted."""
-        kind = OutputFault if what == "output" else StateFault
-        problem = kind(
+        problem = StateFault(
             f"the {what} {slot.name!r} holds NaN or Inf; the write was refused",
             found=f"in step {self._counters.read().steps + 1}",
             expected="finite numbers",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stategate.contract import TensorSpec
-from stategate.contract.errors import UnknownInputError
+from stategate.contract.errors import StepInputError
 from stategate.contract.write_rule import opens
 from stategate.runtime.base.buffers import Array, Buffers, Group, StateBanks
 from stategate.runtime.base.ledger import Ledger
@@ -152,10 +152,10 @@ class RowMemory:
         """One state of one row, ``(1, ...)``; a view.
 
         Raises:
-            UnknownInputError: There is no state of that name.
+            StepInputError: There is no state of that name.
         """
         if name not in self._states:
-            raise UnknownInputError(f"there is no state {name!r}", expected=", ".join(self._states))
+            raise StepInputError(f"there is no state {name!r}", expected=", ".join(self._states))
         return self._states[name].live.array[row : row + 1]
 
     def begin(

@@ -16,7 +16,7 @@ from stategate.calibration.drift.loop import drift
 from stategate.calibration.drift.record import DriftLimits, DriftReport
 from stategate.cli.main import main
 from stategate.contract import Bundle, Episode
-from stategate.contract.errors import CalibrationError, EpisodeError, OutputError
+from stategate.contract.errors import CalibrationError, EpisodeError, ResultError
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.inputs import random_episode
 from stategate.export.passes.state_precision import stored
@@ -217,7 +217,7 @@ def test_a_report_is_saved_as_a_page_or_as_data_and_shows_itself_in_a_notebook(
     frame = report._repr_html_()
     assert re.fullmatch(r'<iframe srcdoc="([^"]*)" [^<>]*></iframe>', frame)
     assert unescape(frame.partition('"')[2].partition('"')[0]) == html
-    with pytest.raises(OutputError, match="page or data"):
+    with pytest.raises(ResultError, match="page or data"):
         report.save(tmp_path / "drift.txt")
 
 

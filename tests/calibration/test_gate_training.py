@@ -12,7 +12,7 @@ from torch import nn
 from stategate.calibration.gates.training import GateRecipe, at_random, judge, train_gate
 from stategate.cli.main import main
 from stategate.contract import Episode
-from stategate.contract.errors import CalibrationError, ModelConfigError
+from stategate.contract.errors import CalibrationError, SpecError
 from stategate.models import lift
 from stategate.models.gates.learned import LearnedGate
 from stategate.models.memories.delta.config import DeltaStackConfig
@@ -95,10 +95,10 @@ def test_a_gate_is_saved_alone_and_refused_by_other_weights(tmp_path: Path) -> N
     model.save_gate(path)
     again = LearnedGate(delta()).load_gate(path)
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in again.state_dict().items())
-    with pytest.raises(ModelConfigError, match="trained for another model"):
+    with pytest.raises(SpecError, match="trained for another model"):
         LearnedGate(delta(seed=2)).load_gate(path)
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ModelConfigError, match="cannot be read"):
+    with pytest.raises(SpecError, match="cannot be read"):
         LearnedGate(delta()).load_gate(path)
 
 
@@ -152,7 +152,7 @@ def test_a_gate_around_other_numbers_than_float32_names_them() -> None:
         states=["h"],
         outputs=["y"],
     )
-    with pytest.raises(ModelConfigError, match=r"x in float64[\s\S]*module.float\(\)"):
+    with pytest.raises(SpecError, match=r"x in float64[\s\S]*module.float\(\)"):
         gated(step)
 
 

@@ -11,7 +11,7 @@ import pytest
 from stategate.common.compiler import compile_library
 from stategate.contract import Bundle, cpu, cpuid
 from stategate.contract.c_library import why_not_here
-from stategate.contract.errors import CompilerError
+from stategate.contract.errors import BuildError
 
 SOURCE = {"one.c": b"int one(void) { return 1; }\n"}
 
@@ -73,7 +73,7 @@ def test_an_extension_that_nobody_knows_yet_keeps_a_name_that_no_kernel_lists() 
     ("isa", "extra"), [("znver99", ()), ("", ()), ("x86-64", ("-mno-such-thing",))]
 )
 def test_what_the_compiler_does_not_know_is_refused(isa: str, extra: tuple[str, ...]) -> None:
-    with pytest.raises(CompilerError, match="refused"):
+    with pytest.raises(BuildError, match="refused"):
         compile_library(SOURCE, isa=isa, extra=extra)
 
 

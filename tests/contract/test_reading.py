@@ -20,7 +20,13 @@ from stategate.bench.report.picture import read_run
 from stategate.bench.report.record import read_result
 from stategate.cli.device import describe
 from stategate.contract import Bundle, CalibrationRecord, Episode, sha256, write_bundle
-from stategate.contract.errors import BundleError, ContractError, StategateError, UnsafePathError
+from stategate.contract.errors import (
+    BundleError,
+    DigestError,
+    ManifestError,
+    SpecError,
+    StategateError,
+)
 from stategate.contract.manifest import decode_manifest
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.reading import decode_json, printable, read_bounded
@@ -89,7 +95,7 @@ def test_a_manifest_that_is_a_link_out_of_the_folder_is_refused(
     copy = copy_of(tiny_bundle)
     (copy / name).rename(tmp_path / "outside")
     (copy / name).symlink_to(tmp_path / "outside")
-    with pytest.raises(UnsafePathError, match="outside"):
+    with pytest.raises(DigestError, match="outside"):
         Bundle.open(copy)
 
 
@@ -137,7 +143,7 @@ def test_a_manifest_or_calibration_that_says_one_thing_twice_is_refused(
     copy = copy_of(tiny_bundle)
     raw = (copy / "manifest.json").read_bytes()
     reseal(copy, raw.replace(b'"threshold": 0.0', b'"threshold": 9.0, "threshold": 0.0'))
-    with pytest.raises(ContractError, match="two values under the key threshold"):
+    with pytest.raises(SpecError, match="two values under the key threshold"):
         Bundle.open(copy)
     record = tmp_path / "calibration.json"
     record.write_text(
@@ -166,7 +172,7 @@ def test_a_manifest_with_a_control_character_in_a_text_is_refused(
         value[evil] = "1"
     else:
         (value if field == "model" else value[0])["name"] = evil
-    with pytest.raises(ContractError, match=r"control character|cannot be the name") as caught:
+    with pytest.raises(SpecError, match=r"control character|cannot be the name") as caught:
         Bundle.open(altered(copy, **{field: value}))
     assert evil not in str(caught.value)
 
@@ -248,7 +254,7 @@ def test_a_deeply_nested_record_is_a_sentence(tmp_path: Path) -> None:
     for load in LOADERS:
         with pytest.raises(StategateError):
             load(path)
-    with pytest.raises(ContractError):
+    with pytest.raises(ManifestError):
         decode_manifest(b'{"schema_version": 2, "x": ' + b"[" * 200_000)
 
 

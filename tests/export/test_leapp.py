@@ -18,7 +18,7 @@ from torch import nn
 
 from stategate.cli.main import main
 from stategate.contract import Bundle
-from stategate.contract.errors import LeappError
+from stategate.contract.errors import ExportError
 from stategate.export.frontends.leapp import read_export
 from stategate.runtime import Session
 
@@ -213,9 +213,9 @@ def test_a_graph_without_feedback_and_a_torchscript_node_are_refused(tmp_path: P
         obs = annotate.input_tensors("policy", {"obs": torch.randn(1, OBS)})
         annotate.output_tensors("policy", {"action": torch.tanh(obs)}, export_with="jit")
 
-    with pytest.raises(LeappError, match="feeds nothing back"):
+    with pytest.raises(ExportError, match="feeds nothing back"):
         read_export(traced(tmp_path, "plain", plain))
-    with pytest.raises(LeappError, match="backend jit, policy.pt"):
+    with pytest.raises(ExportError, match="backend jit, policy.pt"):
         read_export(traced(tmp_path, "jit", jit))
 
 
@@ -309,7 +309,7 @@ def test_links_that_leave_the_folder_are_not_followed(
     path = copied()
     (path.parent / "policy.onnx").unlink()
     (path.parent / "policy.onnx").symlink_to(lstm_yaml.parent / "policy.onnx")
-    with pytest.raises(LeappError, match="outside its folder"):
+    with pytest.raises(ExportError, match="outside its folder"):
         read_export(path)
 
 

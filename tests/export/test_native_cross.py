@@ -17,7 +17,7 @@ from stategate.cli.device import describe
 from stategate.cli.main import main
 from stategate.common.compiler import MATHS, WARNINGS
 from stategate.contract import Bundle, Episode, TargetRef
-from stategate.contract.errors import CompilerError, EngineError
+from stategate.contract.errors import BuildError, EngineError
 from stategate.runtime import Session
 from stategate.runtime.check.build_native import build_native
 
@@ -148,7 +148,7 @@ def test_inspect_says_that_the_target_cannot_load_a_library_for_this_machine(
 
 
 def test_flags_that_take_the_look_for_nan_away_are_refused(native_bundle: Path) -> None:
-    with pytest.raises(CompilerError, match="look for NaN"):
+    with pytest.raises(BuildError, match="look for NaN"):
         build_native(native_bundle, flags=["-ffast-math"])
 
 

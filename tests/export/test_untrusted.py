@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stategate.cli.main import main
 from stategate.contract import Bundle
-from stategate.contract.errors import GraphError, LeappError, StategateError
+from stategate.contract.errors import ExportError, GraphError, StategateError
 from stategate.contract.npz import load_npy
 from stategate.export.frontends import untrusted
 from stategate.export.frontends.adopt import OnnxReference, adopt
@@ -221,7 +221,7 @@ def test_a_yaml_that_stands_for_too_much_is_refused_at_once(
 ) -> None:
     (tmp_path / "x.yaml").write_bytes(raw)
     start = time.process_time()
-    with pytest.raises(LeappError, match=reason):
+    with pytest.raises(ExportError, match=reason):
         read_export(tmp_path / "x.yaml")
     assert time.process_time() - start < 20  # nine to the twelfth would take days
 
@@ -232,7 +232,7 @@ def test_any_text_as_a_yaml_is_a_sentence(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     path.write_bytes(raw.encode() if isinstance(raw, str) else raw)
-    with pytest.raises(LeappError):
+    with pytest.raises(ExportError):
         read_export(path)
 
 

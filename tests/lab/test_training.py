@@ -15,7 +15,7 @@ from lab.training.checkpoints import save
 from lab.training.recipes import TRAININGS
 from lab.training.step import score
 from lab.training.stream import Recipe, train
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.models.memories.aura import AuraMem
 from stategate.models.weights import weights_sha256
 from stategate.models.zoo import checkpoint
@@ -152,20 +152,20 @@ def test_a_checkpoint_that_was_changed_is_refused_with_both_digests(
         "empty": b"",
     }[damage]
     saved.write_bytes(changed)
-    with pytest.raises(ModelConfigError, match=r"found: .*sha256 [0-9a-f]{12}") as refusal:
+    with pytest.raises(SpecError, match=r"found: .*sha256 [0-9a-f]{12}") as refusal:
         checkpoint.load(saved, gru_few())
     assert "make it" in str(refusal.value)
 
 
 def test_a_checkpoint_of_another_model_is_refused(saved: Path) -> None:
-    with pytest.raises(ModelConfigError, match="does not fit"):
+    with pytest.raises(SpecError, match="does not fit"):
         checkpoint.load(saved, gdn2_hard())
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"command": 3}'])
 def test_a_card_that_is_none_is_refused(saved: Path, raw: bytes) -> None:
     saved.with_suffix(".json").write_bytes(raw)
-    with pytest.raises(ModelConfigError, match="cannot be read"):
+    with pytest.raises(SpecError, match="cannot be read"):
         checkpoint.load(saved, gru_few())
 
 
@@ -177,7 +177,7 @@ def test_a_file_of_the_right_digest_that_is_no_checkpoint_is_refused(saved: Path
 
     card = msgspec.structs.replace(card, sha256=hashlib.sha256(raw).hexdigest())
     saved.with_suffix(".json").write_bytes(msgspec.json.encode(card))
-    with pytest.raises(ModelConfigError, match="does not fit"):
+    with pytest.raises(SpecError, match="does not fit"):
         checkpoint.load(saved, gru_few())
 
 

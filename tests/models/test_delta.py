@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.models.memories.delta.cell import CHUNK, Carried, Tokens, chunk, step
 from stategate.models.memories.delta.config import PUBLISHED, DeltaConfig, DeltaStackConfig
 from stategate.models.memories.delta.layer import DeltaLayer
@@ -396,7 +396,7 @@ def test_published_memories_have_their_published_size(
     ],
 )
 def test_what_the_cell_cannot_express_is_refused_by_name(change: dict, named: str) -> None:
-    with pytest.raises(ModelConfigError, match=named):
+    with pytest.raises(SpecError, match=named):
         replace(GDN2, **change)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.export.inputs import random_episode
 from stategate.models.gates.hysteresis import Hysteresis
 from stategate.models.memories.recurrent.cell import RecurrentStep
@@ -61,7 +61,7 @@ def test_it_becomes_a_bundle(tmp_path: Path, tiny, seal_model, sessions: int) ->
 
 
 def test_what_it_cannot_express_is_refused(tiny) -> None:
-    with pytest.raises(ModelConfigError, match=r"write \[1, 1, 6\]"):
+    with pytest.raises(SpecError, match=r"write \[1, 1, 6\]"):
         Hysteresis(RecurrentStep(nn.GRU(4, 6), write_threshold=0.0), -1.0)
-    with pytest.raises(ModelConfigError, match="must not lie above"):
+    with pytest.raises(SpecError, match="must not lie above"):
         Hysteresis(tiny, 0.1)

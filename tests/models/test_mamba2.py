@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.export.inputs import random_episode
 from stategate.models.memories.mamba2.cell import Mamba2, Mamba2Layer
 from stategate.models.memories.mamba2.config import PUBLISHED, Mamba2Config
@@ -324,5 +324,5 @@ def test_softplus_of_the_exported_graph_is_right_where_dt_is_tiny(seal_model, tm
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_by_field(change: dict, finding: str) -> None:
-    with pytest.raises(ModelConfigError, match=finding):
+    with pytest.raises(SpecError, match=finding):
         replace(CONFIG, **change)

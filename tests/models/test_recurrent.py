@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
 from stategate.models.memories.recurrent.config import RecurrentConfig
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
@@ -316,5 +316,5 @@ GRU = nn.GRU(6, 8)
     ],
 )
 def test_what_a_step_cannot_do_is_refused_by_name(make: Callable[[], object], finding: str) -> None:
-    with pytest.raises(ModelConfigError, match=finding):
+    with pytest.raises(SpecError, match=finding):
         make()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.models.memories.sega import PUBLISHED, Sega, SegaConfig
 from stategate.models.step import commit, initial_states, threshold_inputs
 
@@ -198,5 +198,5 @@ def test_published_sizes(name: str, state_bytes: int, parameters: int | None) ->
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_by_name(change: dict, finding: str) -> None:
-    with pytest.raises(ModelConfigError, match=finding):
+    with pytest.raises(SpecError, match=finding):
         replace(SMALL, **change)

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import nn
 
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.models.memories.trim_kv.cell import PERIOD, TrimKv, log_sigmoid
 from stategate.models.memories.trim_kv.config import PUBLISHED, TrimKvConfig
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
@@ -349,5 +349,5 @@ def test_a_model_says_what_its_configuration_says(config: TrimKvConfig) -> None:
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_by_name(change: dict, finding: str) -> None:
-    with pytest.raises(ModelConfigError, match=finding):
+    with pytest.raises(SpecError, match=finding):
         replace(ADMIT, **change)

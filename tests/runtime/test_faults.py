@@ -9,20 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stategate.contract.errors import (
-    EngineError,
-    OutputFault,
-    SnapshotError,
-    SpecError,
-    StateFault,
-)
+from stategate.contract.errors import EngineError, SnapshotError, SpecError, StateFault
 from stategate.runtime import Session
 from stategate.runtime.check.faults import inject
 from stategate.runtime.keep.keeper import SnapshotPolicy
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 FAULTS = ("engine", "state", "gate", "output")
-ERRORS = (EngineError, StateFault, StateFault, OutputFault)
+ERRORS = (EngineError, StateFault, StateFault, StateFault)
 
 
 @pytest.mark.case("A1")

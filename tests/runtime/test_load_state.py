@@ -7,15 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stategate.contract.errors import (
-    DtypeError,
-    MissingInputError,
-    NonFiniteInputError,
-    SessionClosedError,
-    ShapeError,
-    StepInputError,
-    UnknownInputError,
-)
+from stategate.contract.errors import RuntimeFault, StepInputError
 from stategate.runtime import Pool, Session, SnapshotPolicy
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
@@ -45,27 +37,27 @@ def test_a_session_goes_on_as_the_one_whose_states_it_was_given(
 
 @pytest.mark.case("C8")
 @pytest.mark.parametrize(
-    ("states", "error"),
+    ("states", "problem"),
     [
-        ({"h": H}, MissingInputError),
-        ({"h": H, "count": COUNT, "c": H}, UnknownInputError),
-        ({"h": H[0], "count": COUNT}, ShapeError),
-        ({"h": H.astype(np.float64), "count": COUNT}, DtypeError),
-        ({"h": H.tolist(), "count": COUNT}, DtypeError),
-        ({"h": H, "count": COUNT * np.nan}, NonFiniteInputError),
+        ({"h": H}, "is missing"),
+        ({"h": H, "count": COUNT, "c": H}, "no state 'c'"),
+        ({"h": H[0], "count": COUNT}, "wrong shape"),
+        ({"h": H.astype(np.float64), "count": COUNT}, "wrong dtype"),
+        ({"h": H.tolist(), "count": COUNT}, "wrong dtype"),
+        ({"h": H, "count": COUNT * np.nan}, "is not finite"),
     ],
 )
 def test_states_that_do_not_fit_change_nothing(
-    tiny_bundle: Path, states: dict, error: type[StepInputError]
+    tiny_bundle: Path, states: dict, problem: str
 ) -> None:
     with Session.open(tiny_bundle) as session:
         session.step(x=OPEN)
         before = {name: session.state(name).tobytes() for name in ("h", "count")}, session.ledger
-        with pytest.raises(error, match="state"):
+        with pytest.raises(StepInputError, match=problem):
             session.load_state(states)
         after = {name: session.state(name).tobytes() for name in ("h", "count")}, session.ledger
         assert before == after
-    with pytest.raises(SessionClosedError):
+    with pytest.raises(RuntimeFault, match="is closed"):
         session.load_state({"h": H, "count": COUNT})
 
 

@@ -22,7 +22,7 @@ from stategate.contract import (
     StepSpec,
     TensorSpec,
 )
-from stategate.contract.errors import OutputFault, PoolFault, SpecError
+from stategate.contract.errors import PoolFault, SpecError, StateFault
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.cli import export
 from stategate.export.inputs import random_episode
@@ -115,7 +115,7 @@ def test_the_state_before_stays_and_nothing_counts_as_written(inverse: Path, eng
         session.step(x=x(1.0))
         before = session.ledger
         for value, gate in ((3.0, 1.0), (3.0, 1.0)):
-            with pytest.raises(OutputFault, match="output 'y' holds NaN or Inf"):
+            with pytest.raises(StateFault, match="output 'y' holds NaN or Inf"):
                 session.step(x=x(value, gate))
         assert session.state("h") == 1.0 and session.state("t") == 1
         ledger = session.ledger
@@ -129,7 +129,7 @@ def test_the_state_before_stays_and_nothing_counts_as_written(inverse: Path, eng
 def test_a_quiet_step_may_have_no_answer_either(inverse: Path, engine: str) -> None:
     with Session.open(inverse, engine=engine) as session:
         session.load_state({"h": np.full((1, 1), 3.0, np.float32), "t": np.ones((1, 1), np.int64)})
-        with pytest.raises(OutputFault):
+        with pytest.raises(StateFault, match="output"):
             session.step(x=x(1.0, gate=-1.0))
         assert session.state("t") == 1
 

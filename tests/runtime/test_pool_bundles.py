@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from stategate.cli.main import main
 from stategate.contract import Budget, Bundle, FileRef, sha256, write_bundle
-from stategate.contract.errors import EngineError, PoolBundleError, SpecError
+from stategate.contract.errors import BundleError, EngineError, SpecError
 from stategate.runtime import Pool, Session
 from stategate.runtime.check.gaps import Gaps
 from stategate.runtime.check.golden import replay
@@ -30,7 +30,7 @@ def test_a_bundle_for_one_session_is_a_pool_of_one_row(tiny_bundle: Path) -> Non
 
 
 def test_a_session_refuses_a_pool_bundle_and_names_the_pool(tiny_pool_bundle: Path) -> None:
-    with pytest.raises(PoolBundleError, match=r"4 sessions[\s\S]*Pool\.open"):
+    with pytest.raises(BundleError, match=r"4 sessions[\s\S]*Pool\.open"):
         Session.open(tiny_pool_bundle)
 
 

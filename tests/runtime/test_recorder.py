@@ -15,9 +15,9 @@ from stategate.contract.errors import (
     DeadlineError,
     EpisodeError,
     NonFiniteInputError,
-    OutputError,
-    ShapeError,
+    ResultError,
     SpecError,
+    StepInputError,
 )
 from stategate.runtime import Session
 from stategate.runtime.episodes import recorder as module
@@ -43,7 +43,7 @@ def test_a_recording_stepped_again_ends_in_the_same_memory(
             if t % 10 == 3:  # refused by the session, so no part of the recording
                 with pytest.raises(NonFiniteInputError):
                     recorder.step(x=np.full((1, 4), np.nan, np.float32))
-                with pytest.raises(ShapeError):
+                with pytest.raises(StepInputError, match="shape"):
                     recorder.step(x=np.zeros((1, 5), np.float32))
             recorder.step(x=row)
     done = recorder.recorded
@@ -112,7 +112,7 @@ def test_a_folder_that_becomes_a_file_is_no_reason_to_stop(
         for row in stream(7):
             recorder.step(x=row)
     assert recorder.recorded.lost_steps == session.ledger.steps == 7
-    with pytest.raises(OutputError):
+    with pytest.raises(ResultError):
         Recorder(session, folder)
 
 
@@ -146,7 +146,7 @@ def test_the_policy_raise_tells_once_and_the_step_is_taken(
             recorder.step(x=stream(1)[0])
         recorder.cut()
         recorder.step(x=stream(1)[0])
-        with pytest.raises(OutputError, match="no more may be"):
+        with pytest.raises(ResultError, match="no more may be"):
             for _ in range(9):
                 recorder.cut()
                 recorder.step(x=stream(1)[0])

@@ -136,10 +136,10 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
 ) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file" / "x", tmp_path / "file" / "x" / "y"):
-        assert "OutputError" in invoke("run", tiny_bundle, "--out", out, code=2)
-        assert "OutputError" in invoke("bench", tiny_bundle, "--out", out, code=2)
-        assert "OutputError" in invoke("episode", "aura-hard", "--out", out / "e", code=2)
-        assert "OutputError" in invoke("export", "aura-hard", "--out", out, code=2)
+        assert "ResultError" in invoke("run", tiny_bundle, "--out", out, code=2)
+        assert "ResultError" in invoke("bench", tiny_bundle, "--out", out, code=2)
+        assert "ResultError" in invoke("episode", "aura-hard", "--out", out / "e", code=2)
+        assert "ResultError" in invoke("export", "aura-hard", "--out", out, code=2)
 
 
 def test_a_golden_episode_without_answers_never_passes(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -22,9 +22,6 @@ from stategate.contract.errors import (
     PersistBudgetError,
     SnapshotDamagedError,
     SnapshotError,
-    SnapshotLockedError,
-    SnapshotMismatchError,
-    SnapshotVersionError,
     SnapshotWarning,
     SpecError,
     StateFault,
@@ -259,7 +256,7 @@ def test_the_folder_belongs_to_one_session_at_a_time(tiny_bundle: Path, tmp_path
     with Session.open(tiny_bundle, snapshots=tmp_path) as session:
         session.step(x=OPEN)
         session.save()
-        with pytest.raises(SnapshotLockedError, match="one session at a time"):
+        with pytest.raises(SnapshotError, match="one session at a time"):
             Session.open(tiny_bundle, snapshots=tmp_path)
         code = (
             "import sys\nfrom stategate.runtime import Session\n"
@@ -268,7 +265,7 @@ def test_the_folder_belongs_to_one_session_at_a_time(tiny_bundle: Path, tmp_path
         other = subprocess.run(
             [sys.executable, "-c", code, tiny_bundle, tmp_path], capture_output=True, text=True
         )
-        assert "SnapshotLockedError" in other.stderr
+        assert "SnapshotError" in other.stderr
         assert session.restore() is not None
     Session.open(tiny_bundle, snapshots=tmp_path).close()
 
@@ -324,7 +321,7 @@ def resealed(path: Path, change: Callable[[bytearray], None]) -> None:
 def test_a_newer_format_is_told_apart_from_damage(tiny_bundle: Path, tmp_path: Path) -> None:
     saved(tiny_bundle, tmp_path)
     resealed(tmp_path / SLOTS[0], lambda raw: struct.pack_into("<I", raw, 8, 2))
-    with pytest.raises(SnapshotVersionError, match="upgrade"):
+    with pytest.raises(SnapshotError, match="upgrade"):
         Session.open(tiny_bundle, snapshots=tmp_path)
 
 
@@ -337,7 +334,7 @@ def test_another_model_is_told_apart_from_damage(
     with torch.no_grad():
         tiny.mix.bias.add_(1.0)
     other = seal_model(tmp_path / "b", tiny).path
-    with pytest.raises(SnapshotMismatchError, match="another memory"):
+    with pytest.raises(SnapshotError, match="another memory"):
         Session.open(other, snapshots=tmp_path / "s")
 
 
@@ -367,7 +364,7 @@ def test_a_ledger_that_goes_backwards_is_refused(tiny_bundle: Path, tmp_path: Pa
             session.step(x=OPEN)
             session.save()
     edit_header(tmp_path / SLOTS[1], lambda header: header["ledger"].update(steps=0, writes=0))
-    with pytest.raises(SnapshotMismatchError, match="steps"):
+    with pytest.raises(SnapshotError, match="steps"):
         Session.open(tiny_bundle, snapshots=tmp_path)
 
 
@@ -541,7 +538,7 @@ def test_a_whole_slot_that_cannot_be_used_is_never_overwritten(
     else:
         edit_header(slot, lambda header: header.update(memory_sha256="0" * 64))
     before = slot.read_bytes()
-    with pytest.raises((SnapshotVersionError, SnapshotMismatchError)):
+    with pytest.raises(SnapshotError, match="another (format|memory)"):
         Session.open(tiny_bundle, snapshots=tmp_path)
     assert slot.read_bytes() == before
 

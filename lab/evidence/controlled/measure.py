@@ -92,7 +92,7 @@ def answers_to(
         report: Called with the number of steps done.
 
     Raises:
-        ModelConfigError: It was not trained.
+        SpecError: It was not trained.
         ExportError: The exporter refuses it.
     """
     training, threshold = asked[0].training, asked[0].threshold

@@ -14,7 +14,7 @@ from lab.evidence.controlled.arms import ARMS, CONFIGS
 from lab.training.checkpoints import save
 from lab.training.stream import Recipe, train
 from stategate.common.console import progress
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.models.zoo import checkpoint
 from stategate.models.zoo.checkpoint import Card
 
@@ -40,7 +40,7 @@ class Training(NamedTuple):
         """Whether it is there, by the recipe that is asked for now.
 
         Raises:
-            ModelConfigError: A file of that name cannot be read.
+            SpecError: A file of that name cannot be read.
         """
         path = self.path(folder)
         return path.exists() and checkpoint.load(path, self.module())[2].recipe == asdict(
@@ -74,7 +74,7 @@ def make(training: Training, folder: Path) -> None:
     """Train and keep it, unless that was done.
 
     Raises:
-        ModelConfigError: The training diverged, or an older file cannot be read.
+        SpecError: The training diverged, or an older file cannot be read.
     """
     if training.done(folder):
         return
@@ -92,18 +92,18 @@ def trained(training: Training, folder: Path) -> tuple[torch.nn.Module, Card]:
     """The module that is deployed, with its weights.
 
     Raises:
-        ModelConfigError: It was not trained, or by another recipe, or in another world.
+        SpecError: It was not trained, or by another recipe, or in another world.
     """
     module, world, card = checkpoint.load(training.path(folder), training.module())
     drawn = asdict(training.recipe.world())
     if not all(np.array_equal(array, drawn[name]) for name, array in asdict(world).items()):
-        raise ModelConfigError(
+        raise SpecError(
             f"{training.path(folder)} was trained in a world that NumPy no longer draws",
             found=f"NumPy {np.__version__}",
             remedy="remove the file and train again, so that all models meet the same streams",
         )
     if card.recipe != asdict(training.recipe):
-        raise ModelConfigError(
+        raise SpecError(
             f"{training.path(folder)} was trained by another recipe",
             found=card.recipe,
             expected=training.recipe,

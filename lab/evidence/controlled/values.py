@@ -60,7 +60,7 @@ def by_value(
     """Step a bundle and sort its writes and answers by value.
 
     Raises:
-        ModelConfigError: It was not trained.
+        SpecError: It was not trained.
         ExportError: The exporter refuses it.
     """
     module, _ = trained(training, cache)

@@ -16,7 +16,7 @@ from torch import nn
 
 from lab.evidence.robot.train import Recipe
 from stategate.contract.durable import write_whole
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 
 FOLDER = Path(__file__).parent / "checkpoints"
 
@@ -58,7 +58,7 @@ def load(path: Path, module: nn.Module) -> Card:
     """Put weights into a module, and read their card.
 
     Raises:
-        ModelConfigError: A file is missing or damaged, or of another module.
+        SpecError: A file is missing or damaged, or of another module.
     """
     try:
         card = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Card)
@@ -67,7 +67,7 @@ def load(path: Path, module: nn.Module) -> Card:
             raise SafetensorError(f"sha256 is not {card.sha256[:12]}, which its card has")
         module.load_state_dict(deserialise(raw))
     except (OSError, msgspec.MsgspecError, SafetensorError, RuntimeError) as problem:
-        raise ModelConfigError(
+        raise SpecError(
             "the checkpoint cannot be used",
             found=f"{path}: {problem}",
             expected=f"the weights of a {type(module).__name__} and their card",

@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 
 from lab.training.aura import GateChooser, scan
 from stategate.contract import StateSpec, StepSpec, TensorSpec
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.models.memories.aura import AuraMem
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
@@ -120,7 +120,7 @@ def build(
         threshold: Of its write gate; None for what writes always: a gate of 0 or no hard gate.
 
     Raises:
-        ModelConfigError: There is no such policy, or it has no gate for a threshold.
+        SpecError: There is no such policy, or it has no gate for a threshold.
     """
     if policy == "two-frames" and threshold is None:
         frames = TwoFrames(features, actions)
@@ -138,7 +138,7 @@ def build(
         # Its gate is a logit: far below all of them is always.
         aura = AuraPolicy(features, actions, -1e9 if threshold is None else threshold)
         return aura, aura.roll
-    raise ModelConfigError(
+    raise SpecError(
         "there is no such policy, or it has no gate for a threshold",
         found=f"{policy}, threshold {threshold}",
         expected=", ".join(POLICIES),

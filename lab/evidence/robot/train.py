@@ -20,7 +20,7 @@ from lab.evidence.robot.policies import build
 from lab.training.aura import AuraLearner
 from lab.training.stream import GateRule, reproducible
 from lab.training.stream import Recipe as Schedule
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 
 LONGEST_HOLD = 40
 _EXPERT_NOISE = 0.3
@@ -133,7 +133,7 @@ def clone(
         The module, and its mean squared error over the last tenth of the iterations.
 
     Raises:
-        ModelConfigError: The loss is no number any more.
+        SpecError: The loss is no number any more.
     """
     with reproducible(recipe.seed):
         return _clone(recipe, demos, report)
@@ -164,7 +164,7 @@ def _clone(recipe: Recipe, demos: Demos, report: Callable[[int], None]) -> tuple
         if chance is not None and schedule.price(i):
             loss = loss + schedule.price(i) * chance[alive].mean()
         if not bool(torch.isfinite(loss)):
-            raise ModelConfigError(
+            raise SpecError(
                 "the training diverged",
                 found=f"a loss of {loss.item()} in iteration {i}",
                 remedy="a smaller learning rate",

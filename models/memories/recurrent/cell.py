@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from stategate.contract import StepSpec
-from stategate.contract.errors import ModelConfigError
+from stategate.contract.errors import SpecError
 from stategate.contract.failures import failures
 from stategate.models.functions import share
 from stategate.models.memories.recurrent.config import RecurrentConfig
@@ -88,7 +88,7 @@ class RecurrentStep(nn.Module):
         features: Width of ``x``, for encoders that do not begin with an ``nn.Linear``.
 
     Raises:
-        ModelConfigError: Naming the argument and what to do.
+        SpecError: Naming the argument and what to do.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class MinGru(nn.Module):
         write_threshold: Makes the gate hard; None leaves it soft.
 
     Raises:
-        ModelConfigError: A size is not positive.
+        SpecError: A size is not positive.
     """
 
     family = "mingru"
@@ -220,21 +220,21 @@ class MinGru(nn.Module):
 def _check_module(module: object) -> None:
     """Refuse what one step forward in time cannot do."""
     if not isinstance(module, TorchRecurrent):
-        raise ModelConfigError(
+        raise SpecError(
             "RecurrentStep.module is of no kind that it steps",
             found=type(module).__name__,
             expected="nn.LSTM, nn.GRU, nn.LSTMCell or nn.GRUCell",
             remedy="docs/tutorial/quickstart.md shows how to write a step of your own",
         )
     if getattr(module, "bidirectional", False):
-        raise ModelConfigError(
+        raise SpecError(
             "RecurrentStep.module.bidirectional must be off",
             found="bidirectional=True, whose second direction begins at the end of the sequence",
             expected="a module that needs the past only",
             remedy="train it with bidirectional=False",
         )
     if getattr(module, "dropout", 0.0) > 0.0 and module.training:
-        raise ModelConfigError(
+        raise SpecError(
             "RecurrentStep.module.dropout is on",
             found=f"dropout={module.dropout} in training mode",
             expected="a module in evaluation mode, where torch applies no dropout",
@@ -242,7 +242,7 @@ def _check_module(module: object) -> None:
         )
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in module.parameters()}
     if dtypes != {"float32"}:
-        raise ModelConfigError(
+        raise SpecError(
             "RecurrentStep.module has weights of another dtype",
             found=", ".join(sorted(dtypes)),
             expected="float32",
@@ -256,7 +256,7 @@ def _features(module: TorchRecurrent, encoder: nn.Module | None, features: int |
     if features is None:
         features = module.input_size if encoder is None else getattr(first, "in_features", None)
     if features is None:
-        raise ModelConfigError(
+        raise SpecError(
             "RecurrentStep.features is needed for this encoder",
             found=type(encoder).__name__,
             expected="an nn.Linear, or an nn.Sequential that begins with one",
@@ -264,7 +264,7 @@ def _features(module: TorchRecurrent, encoder: nn.Module | None, features: int |
         )
     width = features if encoder is None else _width_of("encoder", encoder, features)
     if width != module.input_size:
-        raise ModelConfigError(
+        raise SpecError(
             "RecurrentStep.encoder does not fit the module",
             found=f"{width} features",
             expected=f"{module.input_size}, the module's input_size",
@@ -279,7 +279,7 @@ def _width_of(name: str, part: nn.Module, width: int) -> int:
             given: Tensor = deepcopy(part).eval()(torch.zeros(1, width))
         rows, features = given.shape
     except failures() as problem:  # a user's module may raise anything
-        raise ModelConfigError(
+        raise SpecError(
             f"RecurrentStep.{name} does not take one row of {width} features to another row",
             found=f"{type(problem).__name__}: {problem}",
             expected=f"a module from (1, {width}) to (1, any width)",

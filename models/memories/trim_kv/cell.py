@@ -190,7 +190,7 @@ class TrimKv(nn.Module):
         """Take trained retention gates; gives itself back, for a factory of one line.
 
         Raises:
-            ModelConfigError: The file cannot be read, or its gates are for other weights.
+            SpecError: The file cannot be read, or its gates are for other weights.
         """
         self.load_state_dict(load_part(path, weights_sha256(self)), strict=False)
         return self.eval()
