@@ -14,38 +14,23 @@ _PERIODS = (("once a second", 1), ("every 10 s", 10), ("every minute", 60))
 
 @dataclass(frozen=True, slots=True)
 class WriteRate:
-    """How often a gate opens.
+    """How often a gate opens."""
 
-    Attributes:
-        share: Share of steps that write, in [0, 1].
-        source: Who says so.
-        assumed: Whether nobody measured it.
-    """
-
-    share: float
-    source: str
-    assumed: bool = False
+    share: float  # share of steps that write, in [0, 1]
+    source: str  # who says so
+    assumed: bool = False  # whether nobody measured it
 
 
 @dataclass(frozen=True, slots=True)
 class WearRow:
-    """One snapshot policy on one medium.
+    """One snapshot policy on one medium."""
 
-    Attributes:
-        policy: When a snapshot is taken.
-        snapshots_per_second: How often that is; never more often than there are steps.
-        bytes_per_day: What the host writes.
-        years: Life of a new medium; None: it never wears out, for nothing is written.
-        estimate: Whether any figure behind this row is an assumption.
-        assumed: Which ones: fields of the storage, and ``write_rate``.
-    """
-
-    policy: str
-    snapshots_per_second: float
-    bytes_per_day: float
-    years: float | None
-    estimate: bool
-    assumed: tuple[str, ...]
+    policy: str  # when a snapshot is taken
+    snapshots_per_second: float  # how often that is; never more often than there are steps
+    bytes_per_day: float  # what the host writes
+    years: float | None  # life of a new medium; None: it never wears out, for nothing is written
+    estimate: bool  # whether any figure behind this row is an assumption
+    assumed: tuple[str, ...]  # which ones: fields of the storage, and ``write_rate``
 
 
 def write_rate(manifest: Manifest, given: float | None = None) -> WriteRate:

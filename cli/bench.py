@@ -16,9 +16,9 @@ import click
 import msgspec
 import numpy as np
 
+from stategate.bench.record import BenchResult, Options, read_result, to_json
 from stategate.bench.report.compare import MARGIN, compare
 from stategate.bench.report.lines import lines
-from stategate.bench.report.record import BenchResult, Options, read_result, to_json
 from stategate.cli.wear import finite
 from stategate.common.console import progress
 from stategate.common.ending import CommandGroup

@@ -18,25 +18,16 @@ REPORT = "report.json"
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model in one precision on one device.
+    """One model in one precision on one device."""
 
-    Attributes:
-        model: Its name.
-        precision: Its plan's name.
-        verdict: Whether it fits; a bundle is written unless it is illegal or too large.
-        reason: Why.
-        needs_bytes: Predicted resident memory.
-        bundle: Folder of the bundle for this device, below that of the report; None: refused.
-        candidate: Whether it is one in lower precision that no drift test has judged.
-    """
-
-    model: str
-    precision: str
-    verdict: Verdict
-    reason: str
-    needs_bytes: int
+    model: str  # its name
+    precision: str  # its plan's name
+    verdict: Verdict  # whether it fits; a bundle is written unless it is illegal or too large
+    reason: str  # why
+    needs_bytes: int  # predicted resident memory
+    # folder of the bundle for this device, below that of the report; None: refused
     bundle: str | None
-    candidate: bool
+    candidate: bool  # whether it is one in lower precision that no drift test has judged
 
 
 class TargetReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

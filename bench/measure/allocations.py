@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stategate.bench.measure.driver import Driver
-from stategate.bench.report.record import Allocations
+from stategate.bench.record import Allocations
 from stategate.common.compiler import compile_library
 from stategate.contract.errors import BuildError
 from stategate.contract.staging import scratch_folder

@@ -24,7 +24,7 @@ from stategate.bench.measure.machine import moment
 from stategate.bench.measure.segments import Burst, Segments
 from stategate.bench.measure.sensors import Meter
 from stategate.bench.measure.subject import engines
-from stategate.bench.report.record import Options
+from stategate.bench.record import Options
 from stategate.contract import Bundle, Manifest, load_episode
 from stategate.contract.errors import EngineError, EpisodeError, TargetError
 
@@ -36,17 +36,11 @@ _EMPTY_SHARE = 0.25  # of a slot, for the loop that steps nothing
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A bundle that takes part.
+    """A bundle that takes part."""
 
-    Attributes:
-        name: How it is called in tables.
-        bundle: Its folder.
-        engine: What steps it; ``auto`` leaves that to the bundle.
-    """
-
-    name: str
-    bundle: Path
-    engine: str = "auto"
+    name: str  # how it is called in tables
+    bundle: Path  # its folder
+    engine: str = "auto"  # what steps it; ``auto`` leaves that to the bundle
 
     def open(self, options: Options, **more: Any) -> Driver:
         """Start a process that steps it."""

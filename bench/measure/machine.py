@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 
 
 def moment(at_s: float, core: int | None, root: Path = Path("/")) -> dict[str, Any]:
-    """What moves: a `stategate.bench.report.record.Moment` as a dict."""
+    """What moves: a `stategate.bench.record.Moment` as a dict."""
     try:
         load: float | None = os.getloadavg()[0]
     except OSError:

@@ -33,46 +33,29 @@ Step = Callable[[dict[str, Any]], object]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of stepping the bundle.
+    """One way of stepping the bundle."""
 
-    Attributes:
-        name: What it is.
-        p50_us: Median step time over all bursts.
-        p99_us: 99th percentile.
-        best_round_p50_us: Median of its fastest burst: the figure that a busy machine disturbs
-            least.
-    """
-
-    name: str
-    p50_us: float
-    p99_us: float
+    name: str  # what it is
+    p50_us: float  # median step time over all bursts
+    p99_us: float  # 99th percentile
+    # median of its fastest burst: the figure that a busy machine disturbs least
     best_round_p50_us: float
 
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Result of a comparison.
+    """Result of a comparison."""
 
-    Attributes:
-        model: Name of the model.
-        rounds: Bursts of each way.
-        burst: Steps in a burst.
-        ways: Every way that was timed.
-        ratio: Median of a session with ledger and write budget over that of the fastest call that
-            ONNX Runtime offers, with buffers bound beforehand and nothing checked or carried.
-        session_over_run: Median of a plain session over that of ``InferenceSession.run``.
-        guard_quiet_us: Time of the checks for NaN and Inf in a quiet step: inputs and gates.
-        guard_write_us: The same in a write step: next states too.
-    """
-
-    model: str
-    rounds: int
-    burst: int
-    ways: tuple[Way, ...]
+    model: str  # name of the model
+    rounds: int  # bursts of each way
+    burst: int  # steps in a burst
+    ways: tuple[Way, ...]  # every way that was timed
+    # median of a session with ledger and write budget over that of the fastest call that ONNX
+    # Runtime offers, with buffers bound beforehand and nothing checked or carried
     ratio: float
-    session_over_run: float
-    guard_quiet_us: float
-    guard_write_us: float
+    session_over_run: float  # median of a plain session over that of ``InferenceSession.run``
+    guard_quiet_us: float  # time of the checks for NaN and Inf in a quiet step: inputs and gates
+    guard_write_us: float  # the same in a write step: next states too
 
 
 def measure_overhead(

@@ -20,19 +20,12 @@ BURST = 500
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The pace of one bundle.
+    """The pace of one bundle."""
 
-    Attributes:
-        bundle: Where it is.
-        digest: Of the bundle.
-        p50_us: Median time of ``Session.step`` over all bursts.
-        ratio: The same over that of the first bundle.
-    """
-
-    bundle: str
-    digest: str
-    p50_us: float
-    ratio: float
+    bundle: str  # where it is
+    digest: str  # of the bundle
+    p50_us: float  # median time of ``Session.step`` over all bursts
+    ratio: float  # the same over that of the first bundle
 
 
 def measure_pace(

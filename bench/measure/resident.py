@@ -34,15 +34,10 @@ print(json.dumps({"imported": imported, "added": rss_bytes() - imported}))
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """Resident memory in bytes.
+    """Resident memory in bytes."""
 
-    Attributes:
-        imported: Of Python with the runtime and the engine's library imported.
-        added: What opening and stepping the bundle added.
-    """
-
-    imported: int
-    added: int
+    imported: int  # of Python with the runtime and the engine's library imported
+    added: int  # what opening and stepping the bundle added
 
 
 def measure_resident(bundle: Path, steps: int = STEPS, engine: Engine = "onnxruntime") -> Resident:

@@ -29,37 +29,21 @@ Array = NDArray[Any]
 
 @dataclass(slots=True)
 class Burst:
-    """One burst of one subject.
+    """One burst of one subject."""
 
-    Attributes:
-        round: Which round it belongs to.
-        at_s: When it ended, in seconds of measuring.
-        subject: Position in the plan; -1 is the loop that steps nothing.
-        life: How many times the measurement had been taken up before.
-        pace_us: Time of the fixed piece of Python before it.
-        steps: Steps made, untimed ones included.
-        writes: Of which writes, by the ledger.
-        memory_bytes: Bytes of state replaced.
-        rss_bytes: Resident memory of the process after it.
-        joules: Energy taken meanwhile, or None.
-        seconds: How long it took.
-        ns: Time of each timed step, in nanoseconds.
-        wrote: 1 for each of them that wrote.
-    """
-
-    round: int
-    at_s: float
-    subject: int
-    life: int
-    pace_us: float
-    steps: int
-    writes: int
-    memory_bytes: int
-    rss_bytes: int
-    joules: float | None
-    seconds: float
-    ns: Array = field(repr=False)
-    wrote: Array = field(repr=False)
+    round: int  # which round it belongs to
+    at_s: float  # when it ended, in seconds of measuring
+    subject: int  # position in the plan; -1 is the loop that steps nothing
+    life: int  # how many times the measurement had been taken up before
+    pace_us: float  # time of the fixed piece of Python before it
+    steps: int  # steps made, untimed ones included
+    writes: int  # of which writes, by the ledger
+    memory_bytes: int  # bytes of state replaced
+    rss_bytes: int  # resident memory of the process after it
+    joules: float | None  # energy taken meanwhile, or None
+    seconds: float  # how long it took
+    ns: Array = field(repr=False)  # time of each timed step, in nanoseconds
+    wrote: Array = field(repr=False)  # 1 for each of them that wrote
 
 
 # What reading a file raises that is cut short, altered, or of another version.

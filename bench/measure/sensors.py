@@ -32,15 +32,10 @@ def _text(path: Path) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Rail:
-    """One rail of an INA3221.
+    """One rail of an INA3221."""
 
-    Attributes:
-        name: Its label.
-        watts: Reads its power; raises OSError or ValueError once it is gone.
-    """
-
-    name: str
-    watts: Callable[[], float]
+    name: str  # its label
+    watts: Callable[[], float]  # reads its power; raises OSError or ValueError once it is gone
 
 
 def rails(root: Path = Path("/")) -> list[Rail]:

@@ -29,46 +29,30 @@ _REPORTS = 200
 
 @dataclass(frozen=True, slots=True)
 class Soak:
-    """What a long run did to its process.
+    """What a long run did to its process."""
 
-    Attributes:
-        model: Name of the model.
-        bundle_sha256: Digest of the bundle.
-        engine: Engine and version.
-        steps: Steps in all.
-        writes: Of which writes.
-        state_bytes: One bank of all states.
-        warm_steps: Steps before the first look at the memory.
-        rss_growth_bytes: Resident memory at the end, less that after ``warm_steps``.
-        rss_jumps: Samples, of about 200, at which resident memory had changed: one means a single
-            allocation, many mean growth.
-        rss_slope_bytes_per_million_steps: Theil-Sen slope over those samples, which a single jump
-            does not tilt; None where they span too few steps.
-        engine_rss_growth_bytes: Growth of ONNX Runtime alone over as many steps, with bound
-            buffers, in a process of its own: what is not stategate's.
-        empty_rss_growth_bytes: Growth over a loop that steps nothing, in the same process.
-        python_growth_bytes: Python and NumPy memory gained over 5,000 traced steps.
-        window: Steps of each window of the two figures below.
-        p99_first_us: 99th percentile of the first window after warming up.
-        p99_last_us: 99th percentile of the last window.
-    """
-
-    model: str
-    bundle_sha256: str
-    engine: str
-    steps: int
-    writes: int
-    state_bytes: int
-    warm_steps: int
-    rss_growth_bytes: int
+    model: str  # name of the model
+    bundle_sha256: str  # digest of the bundle
+    engine: str  # engine and version
+    steps: int  # steps in all
+    writes: int  # of which writes
+    state_bytes: int  # one bank of all states
+    warm_steps: int  # steps before the first look at the memory
+    rss_growth_bytes: int  # resident memory at the end, less that after ``warm_steps``
+    # samples, of about 200, at which resident memory had changed: one means a single
+    # allocation, many mean growth
     rss_jumps: int
+    # Theil-Sen slope over those samples, which a single jump does not tilt; None where they
+    # span too few steps
     rss_slope_bytes_per_million_steps: float | None
+    # growth of ONNX Runtime alone over as many steps, with bound buffers, in a process of its
+    # own: what is not stategate's
     engine_rss_growth_bytes: int
-    empty_rss_growth_bytes: int
-    python_growth_bytes: int
-    window: int
-    p99_first_us: float
-    p99_last_us: float
+    empty_rss_growth_bytes: int  # growth over a loop that steps nothing, in the same process
+    python_growth_bytes: int  # Python and NumPy memory gained over 5,000 traced steps
+    window: int  # steps of each window of the two figures below
+    p99_first_us: float  # 99th percentile of the first window after warming up
+    p99_last_us: float  # 99th percentile of the last window
 
 
 def run_soak(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stategate.bench.report.record import Times
+from stategate.bench.record import Times
 
 Floats = NDArray[np.float64]
 

@@ -20,13 +20,9 @@ from stategate.runtime.engines.opening import allocate
 
 
 class Subject(Protocol):
-    """One way to compute the step of a bundle.
+    """One way to compute the step of a bundle."""
 
-    Attributes:
-        engine: What computes it, with its version.
-    """
-
-    engine: str
+    engine: str  # what computes it, with its version
 
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """One step; carries its own state. Outputs by name."""

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from stategate.bench.measure.statistics import Floats, independent_ratio
-from stategate.bench.report.record import BenchResult, Rounds, Subject
+from stategate.bench.record import BenchResult, Rounds, Subject
 from stategate.contract.errors import ResultError
 
 MARGIN = 0.05
@@ -27,40 +27,24 @@ Verdict = Literal["slower", "faster", "no difference shown"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One figure of one subject, before and after.
+    """One figure of one subject, before and after."""
 
-    Attributes:
-        subject: Its name.
-        figure: ``p50`` or ``p99`` of a burst, median over the bursts.
-        before_us: As measured, the pace left in.
-        after_us: The same.
-        ratio: After over before, the pace taken out.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        verdict: What that means.
-    """
-
-    subject: str
-    figure: str
-    before_us: float
-    after_us: float
-    ratio: float
-    low: float
-    high: float
-    verdict: Verdict
+    subject: str  # its name
+    figure: str  # ``p50`` or ``p99`` of a burst, median over the bursts
+    before_us: float  # as measured, the pace left in
+    after_us: float  # the same
+    ratio: float  # after over before, the pace taken out
+    low: float  # lower end of its 95 % interval
+    high: float  # upper end
+    verdict: Verdict  # what that means
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Everything that was compared.
+    """Everything that was compared."""
 
-    Attributes:
-        changes: One entry for each figure.
-        notes: What else differs between the two measurements.
-    """
-
-    changes: tuple[Change, ...]
-    notes: tuple[str, ...]
+    changes: tuple[Change, ...]  # one entry for each figure
+    notes: tuple[str, ...]  # what else differs between the two measurements
 
     @property
     def regressed(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stategate.bench.report.record import BenchResult, Memory, Subject, Times
+from stategate.bench.record import BenchResult, Memory, Subject, Times
 
 
 def lines(result: BenchResult) -> list[str]:

@@ -8,8 +8,8 @@ from html import escape
 
 import numpy as np
 
+from stategate.bench.record import BenchResult, Subject, Times
 from stategate.bench.report.plots import memory_plot, times_plots
-from stategate.bench.report.record import BenchResult, Subject, Times
 from stategate.bench.wear import WriteRate, wear_rows
 from stategate.common.page import document, items, plots, table
 from stategate.contract.errors import TargetError
@@ -28,19 +28,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading and what is below it.
+    """A heading and what is below it."""
 
-    Attributes:
-        title: Heading.
-        text: Sentences, one a paragraph.
-        tables: Tables.
-        figures: SVG, on the page alone.
-    """
-
-    title: str
-    text: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    figures: tuple[str, ...] = ()
+    title: str  # heading
+    text: tuple[str, ...] = ()  # sentences, one a paragraph
+    tables: tuple[Table, ...] = ()  # tables
+    figures: tuple[str, ...] = ()  # SVG, on the page alone
 
 
 def html(result: BenchResult) -> str:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stategate.bench.measure.statistics import BINS_PER_OCTAVE
-from stategate.bench.report.record import BenchResult, Times
+from stategate.bench.record import BenchResult, Times
 from stategate.common.page import GRID, INK, SERIES, plot_style, themed_svg
 
 _HORIZON = 100_000

@@ -15,7 +15,7 @@ from stategate.bench.measure.harness import Contender
 from stategate.bench.measure.machine import facts, versions
 from stategate.bench.measure.segments import Burst, Segments
 from stategate.bench.measure.statistics import paired_ratio, slope_per_million, times
-from stategate.bench.report.record import (
+from stategate.bench.record import (
     SCHEMA_VERSION,
     AtRate,
     BenchResult,

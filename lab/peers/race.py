@@ -23,7 +23,7 @@ from stategate.bench.measure.driver import OURS, Driver
 from stategate.bench.measure.harness import contenders, last_core
 from stategate.bench.measure.machine import facts, moment
 from stategate.bench.measure.subject import engines
-from stategate.bench.report.record import Moment, Times, to_json
+from stategate.bench.record import Moment, Times, to_json
 from stategate.common.console import progress
 from stategate.contract import Bundle
 from stategate.contract.durable import check_writable, write_whole

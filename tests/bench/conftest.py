@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stategate.bench.measure.statistics import times
-from stategate.bench.report.record import (
+from stategate.bench.record import (
     Allocations,
     BenchResult,
     ColdStart,

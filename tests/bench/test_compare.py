@@ -16,8 +16,8 @@ from stategate.bench.measure.statistics import (
     slope_per_million,
     times,
 )
+from stategate.bench.record import BenchResult, read_result, to_json
 from stategate.bench.report.compare import compare
-from stategate.bench.report.record import BenchResult, read_result, to_json
 from stategate.cli.main import main
 from stategate.contract.errors import ResultError
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from stategate.bench.measure.driver import Driver
 from stategate.bench.measure.segments import Segments
-from stategate.bench.report.record import BenchResult, read_result
+from stategate.bench.record import BenchResult, read_result
 from stategate.cli.main import main
 from stategate.contract import Bundle, TargetRef, write_bundle
 from stategate.contract.errors import MeasurementError

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from stategate.bench.record import BenchResult, Energy
 from stategate.bench.report.page import html, markdown
-from stategate.bench.report.record import BenchResult, Energy
 from stategate.calibration.drift.loop import drift
 from stategate.calibration.drift.page import page as drift_page
 from stategate.contract import Bundle
