@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from stategate.bench.measure.overhead import measure_overhead
-from stategate.bench.report.picture import Run, Timeline, draw, read_run
+from stategate.bench.measure.turns import measure_overhead
+from stategate.bench.report.plots import Run, Timeline, draw_run, read_run
 from stategate.cli.main import main
 from stategate.contract.errors import EpisodeError
 
@@ -16,19 +16,19 @@ RUN = Run("aura", 1000, 125, 4224, 8.0, 256, 60.6, Timeline((0, 500, 1000), (0, 
 
 
 def test_a_run_becomes_a_png_and_an_svg_that_say_what_happened(tmp_path: Path) -> None:
-    png, svg = draw(RUN, tmp_path / "memory")
+    png, svg = draw_run(RUN, tmp_path / "memory")
     assert png.read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(svg).getroot().tag.endswith("svg")
 
 
 def test_the_same_run_gives_the_same_svg(tmp_path: Path) -> None:
-    first = draw(RUN, tmp_path / "a")[1].read_bytes()
-    assert draw(RUN, tmp_path / "b")[1].read_bytes() == first
+    first = draw_run(RUN, tmp_path / "a")[1].read_bytes()
+    assert draw_run(RUN, tmp_path / "b")[1].read_bytes() == first
 
 
 def test_a_model_that_replaces_no_cache_is_drawn_without_one(tmp_path: Path) -> None:
     plain = Run("gru", 10, 10, 64, 1.0, None, None, Timeline((0, 10), (0, 10)))
-    assert draw(plain, tmp_path / "memory")[0].exists()
+    assert draw_run(plain, tmp_path / "memory")[0].exists()
 
 
 def test_run_and_plot_fit_together(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stategate.bench.record import read_result
-from stategate.bench.report.picture import read_run
+from stategate.bench.report.plots import read_run
 from stategate.cli.device import describe
 from stategate.contract import Bundle, CalibrationRecord, Episode, sha256, write_bundle
 from stategate.contract.errors import (
