@@ -9,11 +9,13 @@ from pathlib import Path
 import click
 import msgspec
 
+import stategate
+from stategate.cli.options import json_option
 from stategate.contract import Bundle, Manifest, TargetRef, canonical_json
 from stategate.contract.c_library import NativeRef, why_not_here
 from stategate.contract.reading import printable
 from stategate.contract.receipts import NOISE
-from stategate.runtime.check.golden import Replay, replay
+from stategate.runtime.check.golden import Replay
 from stategate.runtime.engines.tensorrt_api import plans_here
 from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.keep.store import newest_in
@@ -30,7 +32,7 @@ _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Also show the ledger of the newest snapshot in this folder.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print manifest, ledger and engines as JSON.")
+@json_option
 def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
     """Show what BUNDLE promises, after checking every digest, and the TensorRT engines beside it.
 
@@ -190,7 +192,12 @@ def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
     show_default=True,
     help="What replays it, such as native or tensorrt; several by commas are tried in turn.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--allow-refused",
+    is_flag=True,
+    help="Pass a bundle that was beyond its limits and that somebody accepted, if it is intact.",
+)
+@json_option
 @click.pass_context
 def verify(
     ctx: click.Context,
@@ -198,13 +205,14 @@ def verify(
     digests: bool,
     tolerance: float | None,
     engine: str,
+    allow_refused: bool,
     as_json: bool,
 ) -> None:
     """Check the digests of BUNDLE, then replay its golden episode on this machine.
 
-    Exits with 1 where BUNDLE is a candidate that was not judged, a file was altered, an undeclared
-    file lies in the folder, an output or a state is further off than the tolerance, or a gate
-    decides differently.
+    Exits with 1 where BUNDLE is a candidate that was not judged or was refused, a file was altered,
+    an undeclared file lies in the folder, an output or a state is further off than the tolerance,
+    or a gate decides differently.
 
     \b
     Examples:
@@ -212,36 +220,43 @@ def verify(
       stategate verify build/aura --digests
       stategate verify build/aura --engine native
     """
-    opened = Bundle.open(bundle)
-    undeclared = opened.undeclared_files()
-    result = None if digests else replay(bundle, tolerance, engine)
-    candidate = opened.manifest.standing == "candidate"
-    passed = not candidate and not undeclared and (result is None or result.passed)
+    found = stategate.verify(bundle, digests_only=digests, tolerance=tolerance, engine=engine)
+    manifest = found.bundle.manifest
+    standing = manifest.standing
+    passed = found.passed or (allow_refused and standing == "refused" and found.intact)
     if as_json:
         report = {
             "passed": passed,
-            "digest": opened.digest,
-            "files": len(opened.manifest.all_files) + 1,
-            "undeclared_files": [printable(name, 4096) for name in undeclared],
-            "standing": opened.manifest.standing,
-            "replay": asdict(result) if result is not None else None,
+            "digest": found.bundle.digest,
+            "files": len(manifest.all_files) + 1,
+            "undeclared_files": [printable(name, 4096) for name in found.undeclared_files],
+            "standing": standing,
+            "replay": asdict(found.replay) if found.replay is not None else None,
         }
         # msgspec writes infinity as null; JSON has no word for it.
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
     else:
-        click.echo(f"digests   {len(opened.manifest.all_files) + 1} files as sealed")
+        click.echo(f"digests   {len(manifest.all_files) + 1} files as sealed")
+        undeclared = found.undeclared_files
         for name in undeclared[:_NAMES]:
             click.echo(f"digests   {printable(name)} is not in the manifest; it is never loaded")
         if len(undeclared) > _NAMES:
             click.echo(f"digests   and {len(undeclared) - _NAMES:,} more; see --json")
-        for label, text in _judged(opened.manifest):
+        for label, text in _judged(manifest):
             click.echo(f"{label:<9} {text}")
-        if candidate:
-            click.echo("receipt   none: a candidate; judge it with stategate drift --seal")
+        if standing in _NOT_SEALED:
+            click.echo(f"receipt   {_NOT_SEALED[standing]}")
         if not digests:
-            click.echo(f"behaviour {_replayed(result)}")
+            click.echo(f"behaviour {_replayed(found.replay)}")
         click.echo("passed" if passed else "FAILED")
     ctx.exit(0 if passed else 1)
+
+
+_NOT_SEALED = {
+    "candidate": "none: a candidate; judge it with stategate drift --seal",
+    "refused": "beyond its limits, and accepted by somebody; to pass it all the same: "
+    "--allow-refused",
+}
 
 
 def _replayed(result: Replay | None) -> str:

@@ -72,7 +72,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "export",
         "Propose a precision plan under a bound on output error and gate flips.",
     ),
-    "export": ("stategate.export.cli:export", "export", "Make a bundle from a torch module."),
+    "export": ("stategate.cli.export:export", "export", "Make a bundle from a torch module."),
     "adopt": (
         "stategate.cli.adopt:adopt",
         "export",

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from stategate.common.console import progress
+from stategate.cli.options import (
+    input_options,
+    input_ranges_of,
+    json_option,
+    out_option,
+    ranges_option,
+)
 from stategate.contract import canonical_json
 from stategate.contract.durable import check_writable, write_whole
-from stategate.contract.precision import PrecisionPlan, RangeRecord
-from stategate.export.inputs import input_options, parsed_ranges
-from stategate.export.seal.verify import Limits
+from stategate.contract.precision import PrecisionPlan
 from stategate.models.source import model_argument
 
 if TYPE_CHECKING:
     from stategate.export.sensitivity import Proposal
-
-_MAX_OUTPUT_ERROR = 0.05
-_MAX_FLIP_RATE = 0.001
 
 
 @click.command()
@@ -31,50 +32,36 @@ _MAX_FLIP_RATE = 0.001
     show_default=True,
     help="Preset or plan to begin with; what it keeps in float is not tried.",
 )
-@click.option(
-    "--ranges",
-    "ranges_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Ranges of activations, from: stategate ranges.",
-)
+@ranges_option
 @click.option(
     "--max-output-error",
     type=click.FloatRange(min=0, min_open=True),
-    default=_MAX_OUTPUT_ERROR,
+    default=0.05,
     show_default=True,
     help="Largest error of an output, relative to its size.",
 )
 @click.option(
     "--max-flip-rate",
     type=click.FloatRange(min=0, max=1),
-    default=_MAX_FLIP_RATE,
+    default=0.001,
     show_default=True,
     help="Share of gate decisions that may differ.",
 )
 @click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of trials that were made before; beside the plan if left out.",
+    help="Folder of trials that were made before; next to the plan if left out.",
 )
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="The plan (.json).",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print plan and trials as JSON.")
+@out_option("The plan (.json).", folder=False)
+@json_option
 def sensitivity(
     model: str,
-    episode_path: Path | None,
     input_ranges: tuple[str, ...],
-    steps: int,
     precision: str,
-    ranges_path: Path | None,
-    max_output_error: float,
-    max_flip_rate: float,
     cache: Path | None,
     out: Path,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Propose a precision plan for MODEL, a zoo name or path/to/module.py:factory.
 
@@ -86,52 +73,32 @@ def sensitivity(
       stategate sensitivity aura-hard --precision int4-weights --out build/plan.json
       stategate export aura-hard --precision build/plan.json --out build/small
     """
+    options |= {
+        "input_ranges": input_ranges_of(input_ranges),
+        "precision": PrecisionPlan.named(precision),
+    }
     check_writable(out)
-    plan = PrecisionPlan.named(precision)
 
-    from stategate.export.candidates import candidate_from, episode_for, reference_for
-    from stategate.export.sensitivity import Search, Trial
-    from stategate.models.load import load_model
+    from stategate.export.sensitivity import propose
 
-    loaded = load_model(model)
-    candidate = candidate_from(loaded)
-    ranges = None
-    if ranges_path is not None:
-        ranges = RangeRecord.load(ranges_path).limits(candidate.model.sha256, plan.method)
-    episode, inputs = episode_for(
-        loaded, candidate, episode_path, steps, parsed_ranges(input_ranges)
-    )
-    cache = cache or out.with_name(f"{out.stem}-trials")
-    reference = reference_for(loaded.model, candidate)
-    search = Search(candidate, reference, episode, plan, ranges, cache, inputs)
-    # At most so many: each group alone, then all of them, and one less each time.
-    kept = f"trials are kept in {cache}; the same command goes on from there"
-    with progress(2 * len(search.groups), "trying", kept) as report:
-        done = 0
-
-        def shown(trial: Trial) -> None:
-            nonlocal done
-            done += 1
-            report(done)
-
-        found = search.propose(Limits(max_output_error, max_flip_rate), shown)
-    write_whole(out, canonical_json(found.plan))
+    proposal = propose(model, cache or out.with_name(f"{out.stem}-trials"), **options)
+    write_whole(out, canonical_json(proposal.plan))
     if as_json:
-        click.echo(canonical_json(found), nl=False)
+        click.echo(canonical_json(proposal), nl=False)
         return
-    _print(found, out)
+    _print(proposal, out)
 
 
-def _print(found: Proposal, out: Path) -> None:
-    final = found.together[-1]
-    width = max(len(trial.groups[0]) for trial in found.alone)
-    for trial in found.alone:
+def _print(proposal: Proposal, out: Path) -> None:
+    final = proposal.together[-1]
+    width = max(len(trial.groups[0]) for trial in proposal.alone)
+    for trial in proposal.alone:
         kept = "" if trial.groups[0] in final.groups else "  <- kept in float"
         click.echo(
             f"{trial.groups[0]:<{width}}  {trial.elements:>9,} weights, alone: output error "
             f"{trial.output_error:.3g}, {trial.flip_rate:.3%} of decisions flipped{kept}"
         )
-    weights = sum(trial.elements for trial in found.alone)
+    weights = sum(trial.elements for trial in proposal.alone)
     click.echo(
         f"together: {final.elements:,} of {weights:,} weights, output error "
         f"{final.output_error:.3g}, {final.flip_rate:.3%} of decisions flipped: {out}"

@@ -1,7 +1,12 @@
-"""What every command does alike: progress on stderr, files that are whole or not there."""
+"""What is said while work goes on: a bar where a person looks, and notes.
+
+Notes go to the logger ``stategate``: silent in a program that does not ask for them, lines on
+stderr in a command.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -16,23 +21,55 @@ from stategate.contract.reading import text_with_controls
 
 _FRAME_S = 0.1
 _WIDEST_BAR = 30
+_NOTES = logging.getLogger("stategate")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the units that are done, and the units in all."""
+
+
+def note(text: str) -> None:
+    """Say something that a person may want to know, and that is no result."""
+    _NOTES.info(text)
+
+
+class _NotesOnStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
+
+
+@contextmanager
+def notes_on_stderr() -> Iterator[None]:
+    """Print notes while a command runs."""
+    handler, level = _NotesOnStderr(), _NOTES.level
+    _NOTES.addHandler(handler)
+    _NOTES.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _NOTES.setLevel(level)
+        _NOTES.removeHandler(handler)
 
 
 @contextmanager
 def progress(
-    total: int, label: str, kept: str = "nothing was written"
+    total: int, label: str, kept: str = "nothing was written", listener: Progress | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr, on one line of the terminal; off a terminal print only its label.
+    """Show a bar on stderr, on one line of the terminal; off a terminal its label is a note.
 
     Args:
         total: Units of work, or the most that it can be: a bar ends full where its work ends well.
         label: What is being done.
         kept: What is left of the work if a signal ends it.
+        listener: Called in place of showing a bar.
 
     Yields:
         A function that takes the number of units done so far.
     """
     try:
+        if listener is not None:
+            listener(label, 0, total)
+            yield lambda done: listener(label, done, total)
+            return
         with _shown(total, label) as report:
             yield report
     except Stopped as problem:
@@ -43,7 +80,7 @@ def progress(
 @contextmanager
 def _shown(total: int, label: str) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        click.echo(label, err=True)
+        note(label)
         yield lambda done: None
         return
     start = shown = time.monotonic()

@@ -96,7 +96,9 @@ class CommandGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
-        with _hidden_from_click():
+        from stategate.common.console import notes_on_stderr  # which imports this module
+
+        with _hidden_from_click(), notes_on_stderr():
             return super().invoke(ctx)
 
     def resolve_command(

@@ -29,6 +29,7 @@ from stategate.contract.errors import BundleError, DigestError, EpisodeError, Ma
 from stategate.contract.failures import failures
 from stategate.contract.manifest import FileRef, Manifest, canonical_json, decode_manifest
 from stategate.contract.reading import FILE_BYTES, RECORD_BYTES, file_sha256, read_bounded
+from stategate.contract.receipts import Verification
 from stategate.contract.staging import staged
 
 MANIFEST = "manifest.json"
@@ -56,6 +57,11 @@ class Bundle:
     path: Path
     manifest: Manifest
     digest: str
+
+    @property
+    def receipt(self) -> Verification | None:
+        """What the check against its model found; None of a draft that was never checked."""
+        return self.manifest.verification
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:

@@ -96,7 +96,7 @@ class CalibrationRecord(Record, frozen=True):
     version: int = CALIBRATION_VERSION
 
     @classmethod
-    def load(cls, path: Path) -> CalibrationRecord:
+    def load(cls, path: str | Path) -> CalibrationRecord:
         """Read a record.
 
         Raises:

@@ -89,7 +89,7 @@ class PrecisionPlan(Record, frozen=True):
         return f"{' '.join(parts)} (own plan)"
 
     @classmethod
-    def named(cls, source: str) -> PrecisionPlan:
+    def named(cls, source: str | Path) -> PrecisionPlan:
         """A preset by its name, or a plan from a ``.json`` file.
 
         Raises:
@@ -103,7 +103,7 @@ class PrecisionPlan(Record, frozen=True):
                 "there is no such precision",
                 found=source,
                 expected=f"{', '.join(PRESETS)}, or a plan's .json file",
-                remedy=did_you_mean(close_names(source, PRESETS)) or None,
+                remedy=did_you_mean(close_names(str(source), PRESETS)) or None,
             )
         try:
             return read_json(path, cls)
@@ -192,12 +192,13 @@ class RangeRecord(Record, frozen=True):
     version: int = RANGES_VERSION
 
     @classmethod
-    def load(cls, path: Path) -> RangeRecord:
+    def load(cls, path: str | Path) -> RangeRecord:
         """Read a record.
 
         Raises:
             CalibrationError: It cannot be read, or is of another version.
         """
+        path = Path(path)
         try:
             record = read_json(path, cls)
         except failures(OSError, msgspec.MsgspecError) as problem:

@@ -8,14 +8,14 @@ from typing import cast
 
 import onnx
 
-from stategate.contract import Episode, InputsRef, ModelRef, batched, load_episode
+from stategate.contract import Episode, InputsRef, ModelRef, batched
 from stategate.contract.errors import GraphError
 from stategate.export.candidate import Candidate
 from stategate.export.frontends.rows import RowsReference, side_by_side, staggered
 from stategate.export.frontends.stateful import StatefulReference
 from stategate.export.frontends.steering import choices
 from stategate.export.frontends.trace import TorchReference, trace, trace_chunk
-from stategate.export.inputs import Range, drawn
+from stategate.export.inputs import Range, drawn, recorded
 from stategate.export.reference import Reference
 from stategate.export.timing import medians_us, sample
 from stategate.models.lifting.lift import Lifted
@@ -29,7 +29,7 @@ from stategate.models.zoo.catalogue import HELD_OUT_SEED
 def episode_for(
     loaded: LoadedModel,
     candidate: Candidate,
-    path: Path | None,
+    source: str | Path | Episode | None,
     steps: int,
     ranges: Mapping[str, Range] | None = None,
 ) -> tuple[Episode, InputsRef]:
@@ -41,11 +41,11 @@ def episode_for(
         EpisodeError: The recording cannot be read, or does not fit the model.
     """
     sessions = candidate.sessions
-    if path is not None:
-        episode = load_episode(path, steps * sessions)
+    if source is not None:
+        episode, name = recorded(source, steps * sessions)
         episode = staggered(episode, sessions) if sessions > 1 else episode
         episode.check(candidate.spec)
-        return episode.resized(steps), InputsRef("recording", path.name)
+        return episode.resized(steps), InputsRef("recording", name)
     if loaded.episode is not None and not ranges:
         seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + sessions)
         streams = [loaded.episode(steps, seed) for seed in seeds]

@@ -2,69 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
-from stategate.contract import Episode, InputsRef, StepSpec
+from stategate.contract import Episode, InputsRef, StepSpec, load_episode
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import EpisodeError
-from stategate.export.seal.verify import STEPS
 
 Range = tuple[float, float]
 
 
-def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what a check steps through, and how far."""
-    episode = click.option(
-        "--episode",
-        "episode_path",
-        type=click.Path(exists=True, path_type=Path),
-        help="Inputs of the check, a .npz or a folder of them, repeated if short; the benchmark "
-        "of a zoo model or random numbers if left out.",
-    )
-    ranges = click.option(
-        "--range",
-        "input_ranges",
-        multiple=True,
-        metavar="INPUT=LOW:HIGH",
-        help="Draw random numbers of an input evenly from LOW to HIGH, both included for "
-        "integers; repeat.",
-    )
-    steps = click.option(
-        "--steps",
-        type=click.IntRange(min=1),
-        default=STEPS,
-        show_default=True,
-        help="Closed-loop steps of the check.",
-    )
-    return episode(ranges(steps(command)))
-
-
-def parsed_ranges(texts: Iterable[str]) -> dict[str, Range]:
-    """Ranges by input, of ``--range``.
+def recorded(source: str | Path | Episode, steps: int) -> tuple[Episode, str]:
+    """An episode of a program, or the first steps of a file or folder; and its name.
 
     Raises:
-        BadParameter: One is not of its form, is given twice, or is empty.
+        EpisodeError: It cannot be read.
     """
-    ranges: dict[str, Range] = {}
-    for text in texts:
-        name, _, span = text.partition("=")
-        try:
-            low, high = map(float, span.split(":"))
-        except ValueError:
-            low, high = 1.0, 0.0
-        if not name or not (-np.inf < low <= high < np.inf):
-            raise click.BadParameter(
-                f"{text!r} is not of the form INPUT=LOW:HIGH, such as x=0:1", param_hint="--range"
-            )
-        if name in ranges:
-            raise click.BadParameter(f"{name!r} is given twice", param_hint="--range")
-        ranges[name] = (low, high)
-    return ranges
+    if isinstance(source, Episode):
+        return source, source.provenance or "an episode in memory"
+    return load_episode(source, steps), Path(source).name
 
 
 def drawn(

@@ -1,123 +1,119 @@
-"""Precision on the command line: a plan, its ranges, and what may be lost by it."""
+"""A candidate in fewer bits: weights and activations by a plan, states by kind, and its limits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
 
-import click
+import onnx
 
-from stategate.common.console import who_and_why
-from stategate.contract.errors import ExportError
-from stategate.contract.precision import PRESETS, PrecisionPlan, RangeRecord
-from stategate.export.seal.verify import STRICT, Limits
-from stategate.export.storage_cli import early_limits, with_stored_states
-from stategate.targets.profile import TargetProfile
+from stategate.common.console import note, who_and_why
+from stategate.contract import StepSpec
+from stategate.contract.errors import ExportError, SpecError
+from stategate.contract.precision import PrecisionPlan, RangeRecord
+from stategate.contract.stored import KINDS
+from stategate.export.candidate import Candidate
+from stategate.export.passes.quantise import chosen, projections, quantised, weight_bytes
+from stategate.export.passes.state_precision import stored
+from stategate.export.seal.verify import Limits
+from stategate.export.timing import median_us
 
-if TYPE_CHECKING:
-    from stategate.export.candidate import Candidate
-_Command = TypeVar("_Command", bound=Callable[..., object])
-
-_OPTIONS = (
-    click.option(
-        "--precision",
-        default="float32",
-        show_default=True,
-        help=f"{', '.join(PRESETS)}, or a plan's .json file.",
-    ),
-    click.option(
-        "--ranges",
-        "ranges_path",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Ranges of activations, from: stategate ranges.",
-    ),
-    click.option(
-        "--accept",
-        metavar="WHO: WHY",
-        help="Write a candidate that is beyond these two; the receipt keeps who did, and why.",
-    ),
-)
+StateKind = Literal["float32", "float16", "int8", "int8-tensor"]
+StatePrecision = StateKind | Mapping[str, StateKind]
+"""How states are stored between steps: a kind for every guarded float32 state, or a kind by name,
+where the name ``*`` stands for every guarded float32 state that is not named."""
 
 
-def precision_options(command: _Command) -> _Command:
-    """Give a command the options that make a `Lower`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def in_precision(
+    candidate: Candidate,
+    plan: PrecisionPlan,
+    ranges: RangeRecord | None = None,
+    states: StatePrecision | None = None,
+    error_feedback: bool = False,
+) -> Candidate:
+    """The candidate in a plan's precision; it has no chunk graph then.
 
-
-@dataclass(frozen=True, slots=True)
-class Lower:
-    """What was asked for on the command line.
-
-    Attributes:
+    Args:
+        candidate: In float32.
         plan: What becomes smaller.
-        ranges: Ranges of activations, where they were given.
-        limits: How far the candidate may part from the float model.
-        state_storage: ``STATE=KIND`` or ``KIND``, beside what the plan says of states.
-        error_feedback: As in the plan.
+        ranges: Of activations, where the plan quantises those.
+        states: Counts more than what the plan says of the same states.
+        error_feedback: Whether a stored state carries its rounding error into its next store.
+
+    Raises:
+        CalibrationError: Ranges are missing, or are for another model.
+        SpecError: The plan or ``states`` name something that the model lacks.
+        ExportError: The plan quantises nothing, or a state cannot be stored so.
     """
-
-    plan: PrecisionPlan
-    ranges: RangeRecord | None
-    limits: Limits
-    state_storage: tuple[str, ...]
-    error_feedback: bool
-
-    @classmethod
-    def asked(
-        cls,
-        precision: str,
-        ranges_path: Path | None,
-        max_output_error: float | None,
-        max_flip_rate: float | None,
-        accept: str | None,
-        state_storage: tuple[str, ...] = (),
-        error_feedback: bool = False,
-    ) -> Lower:
-        """From the options' values.
-
-        Raises:
-            SpecError: No such plan, or nobody is named who accepts.
-            CalibrationError: The ranges cannot be read.
-        """
-        plan = PrecisionPlan.named(precision)
-        ranges = RangeRecord.load(ranges_path) if ranges_path else None
-        strict = plan.is_float and not state_storage
-        wide = early_limits(max_output_error, max_flip_rate, who_and_why(accept))
-        limits = STRICT if strict else wide
-        return cls(plan, ranges, limits, state_storage, error_feedback or plan.error_feedback)
-
-    def of(self, candidate: Candidate, target: TargetProfile) -> Candidate:
-        """The candidate in this precision; it has no chunk graph then.
-
-        Raises:
-            TargetError: The target does not have one of the plan's element types.
-            CalibrationError: Ranges are missing, or are for another model.
-            SpecError: The plan names something that the model lacks.
-            ExportError: The plan quantises nothing.
-        """
-        target.check(self.plan)
-        if {self.plan.weights, self.plan.activations} != {"float32"}:
-            limits = None
-            if self.ranges is not None:
-                limits = self.ranges.limits(candidate.model.sha256, self.plan.method)
-            wide, candidate = candidate, lowered(candidate, self.plan, limits)
-            click.echo(_what_became_smaller(wide, candidate), err=True)
-        again = {option.rpartition("=")[0] for option in self.state_storage}
-        planned = self.plan.narrow_states.items()
-        named = tuple(f"{name}={kind}" for name, kind in planned if name not in again)
-        return with_stored_states(candidate, named + self.state_storage, self.error_feedback)
+    if {plan.weights, plan.activations} != {"float32"}:
+        limits = None if ranges is None else ranges.limits(candidate.model.sha256, plan.method)
+        wide, candidate = candidate, lowered(candidate, plan, limits)
+        note(_savings(wide, candidate))
+    kinds = dict(plan.narrow_states) | by_name(states, candidate.spec)
+    feedback = error_feedback or plan.error_feedback
+    if feedback and not kinds:
+        raise SpecError(
+            "error feedback needs states that are stored in fewer bits",
+            expected=f"--state-storage {' or '.join(KINDS[2:])} with --error-feedback",
+        )
+    return with_stored_states(candidate, kinds, feedback)
 
 
-def _what_became_smaller(wide: Candidate, narrow: Candidate) -> str:
+def early_limits(
+    max_output_error: float | None, max_flip_rate: float | None, accept: str | None = None
+) -> Limits:
+    """What a candidate in lower precision must keep before its drift is looked at."""
+    error = math.inf if max_output_error is None else max_output_error
+    return Limits(error, 1.0 if max_flip_rate is None else max_flip_rate, who_and_why(accept))
+
+
+def with_stored_states(
+    candidate: Candidate, kinds: Mapping[str, str], error_feedback: bool = False
+) -> Candidate:
+    """The candidate with states stored in fewer bits between steps; the same without any.
+
+    Raises:
+        ExportError: A state is not there, or cannot be stored so.
+    """
+    if not kinds:
+        return candidate
+    narrow = stored(candidate, kinds, error_feedback)
+    sizes = [sum(state.bytes for state in c.spec.states) for c in (candidate, narrow)]
+    times = [median_us(c.graph, c.spec) for c in (candidate, narrow)]
+    note(
+        f"states: {sizes[0]:,} bytes become {sizes[1]:,}, and a step of {times[0]:.0f} us takes "
+        f"{times[1]:.0f} us in ONNX Runtime on this machine"
+    )
+    return narrow
+
+
+def by_name(states: StatePrecision | None, spec: StepSpec) -> dict[str, str]:
+    """The kind of each state; ``*`` stands for guarded float32 states that are not named.
+
+    Raises:
+        SpecError: No gate guards a float32 state.
+    """
+    kinds: dict[str, str] = dict({"*": states} if isinstance(states, str) else states or {})
+    every = kinds.pop("*", None)
+    if every is None:
+        return kinds
+    guarded = [s.name for s in spec.states if s.gate is not None and s.dtype == "float32"]
+    if not guarded:
+        raise SpecError(
+            "no gate guards a float32 state",
+            found=f"{every} for every guarded state",
+            expected=", ".join(s.name for s in spec.states),
+            remedy=f"name states: --state-storage {spec.states[0].name}={every}"
+            if spec.states
+            else None,
+        )
+    return dict.fromkeys(guarded, every) | kinds
+
+
+def _savings(wide: Candidate, narrow: Candidate) -> str:
     """How many weights and bytes, or an error where these are not fewer."""
-    import onnx
-
-    from stategate.export.passes.quantise import chosen, projections, weight_bytes
-
     graphs = [onnx.load_model_from_string(c.graph) for c in (wide, narrow)]
     every = projections(graphs[0], wide.spec)
     before, after = map(weight_bytes, graphs)
@@ -149,10 +145,6 @@ def lowered(
         SpecError: The plan names something that the model lacks.
         ExportError: The plan quantises nothing.
     """
-    import onnx
-
-    from stategate.export.passes.quantise import quantised
-
     graph = quantised(onnx.load_model_from_string(candidate.graph), candidate.spec, plan, limits)
     return replace(
         candidate,

@@ -11,25 +11,30 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
 
+from stategate.common import console
 from stategate.contract import Episode, InputsRef, sha256
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import CalibrationError, ParityError
-from stategate.contract.precision import PrecisionPlan
+from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.staging import scratch_folder
 from stategate.export.candidate import Candidate
+from stategate.export.candidates import candidate_from, episode_for, reference_for
+from stategate.export.inputs import Range
 from stategate.export.passes.quantise import Projection, chosen, projections
 from stategate.export.passes.state_precision import stored
 from stategate.export.precision import lowered
 from stategate.export.reference import Reference
 from stategate.export.seal.answers import Answers
 from stategate.export.seal.pack import draft
-from stategate.export.seal.verify import Limits, compare
+from stategate.export.seal.verify import STEPS, Limits, compare
+from stategate.models.load import load_model
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -68,6 +73,56 @@ class Proposal:
     plan: PrecisionPlan
     alone: tuple[Trial, ...]
     together: tuple[Trial, ...]
+
+
+def propose(
+    model: object,
+    cache: str | Path,
+    *,
+    precision: str | Path | PrecisionPlan = "int8-weights",
+    ranges: RangeRecord | str | Path | None = None,
+    episode: str | Path | Episode | None = None,
+    input_ranges: Mapping[str, Range] | None = None,
+    steps: int = STEPS,
+    max_output_error: float = 0.05,
+    max_flip_rate: float = 0.001,
+    progress: console.Progress | None = None,
+) -> Proposal:
+    """A precision plan that keeps two limits, found by stepping one group of weights at a time.
+
+    Args:
+        model: See `stategate.make`, like all that is not said here.
+        cache: Folder of trials; a search that was stopped goes on from there.
+        precision: What is tried; what it keeps in float stays so.
+        ranges: Of activations, where ``precision`` quantises those.
+        episode: Inputs of each trial.
+        input_ranges: Where random numbers are drawn.
+        steps: Of each trial.
+        max_output_error: Largest error of an output, relative to its size.
+        max_flip_rate: Largest share of gate decisions that may differ.
+        progress: Called with stage, trials done, and the most that there can be.
+
+    Raises:
+        CalibrationError: No group keeps the limits, or the ranges are for another model.
+        SpecError: The plan names something that the model lacks.
+        ExportError: The plan quantises nothing.
+    """
+    plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
+    loaded = load_model(model)
+    candidate = candidate_from(loaded)
+    if ranges is not None and not isinstance(ranges, RangeRecord):
+        ranges = RangeRecord.load(ranges)
+    known = None if ranges is None else ranges.limits(candidate.model.sha256, plan.method)
+    inputs, source = episode_for(loaded, candidate, episode, steps, input_ranges)
+    reference = reference_for(loaded.model, candidate)
+    search = Search(candidate, reference, inputs, plan, known, Path(cache), source)
+    # At most so many: each group alone, then all of them, and one less each time.
+    total = 2 * len(search.groups)
+    done = count(1)
+    kept = f"trials are kept in {cache}; the same command goes on from there"
+    with console.progress(total, "trying", kept, progress) as report:
+        limits = Limits(max_output_error, max_flip_rate)
+        return search.propose(limits, lambda trial: report(next(done)))
 
 
 class Recorded:

@@ -1,9 +1,11 @@
-"""A model by its name on the command line: from the zoo, or ``path/to/module.py:factory``."""
+"""A model that a user hands over: an object, what makes one, a zoo name, or a file's factory."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -40,24 +42,37 @@ class LoadedModel:
     episode: Callable[[int, int], Episode] | None
 
 
-def load_model(source: str) -> LoadedModel:
-    """Build the model that a command names.
+def load_model(model: object) -> LoadedModel:
+    """Build the model that a command names, or take the one that a program hands over.
 
     Args:
-        source: A zoo name, or ``path/to/module.py:factory`` where ``factory`` is a class or a
-            function without arguments.
+        model: A step model, a policy whose package is recognised, a class or function without
+            arguments that makes one, a zoo name, or ``path/to/module.py:factory``.
 
     Raises:
         ExportError: The zoo has no such model; see `check_model`.
         TraceError: The file, the factory or what it makes cannot be used.
     """
-    check_model(source)
-    if ":" not in source:
-        item = entry(source)
-        return _checked(item.build(), item.name, source, item.episode)
-    file, _, factory = source.rpartition(":")
-    built = build_from_file(source, TraceError, explained)
-    return _checked(built, factory, f"{Path(file).name}:{factory}", None)
+    if isinstance(model, LoadedModel):
+        return model
+    if not isinstance(model, str):
+        return _handed_over(model)
+    check_model(model)
+    if ":" not in model:
+        item = entry(model)
+        return _checked(item.build(), item.name, model, item.episode)
+    file, _, factory = model.rpartition(":")
+    product = build_from_file(model, TraceError, explained)
+    return _checked(product, factory, f"{Path(file).name}:{factory}", None)
+
+
+def _handed_over(model: object) -> LoadedModel:
+    if isinstance(model, type | partial) or inspect.isroutine(model):
+        factory = model.func if isinstance(model, partial) else model
+        return _checked(model(), factory.__name__, f"Python, {factory.__qualname__}", None)
+    inner, _ = unwrapped(model)
+    kind = type(getattr(inner, "lifted", inner))
+    return _checked(model, kind.__name__, f"Python, {kind.__qualname__}", None)
 
 
 def _checked(

@@ -18,7 +18,7 @@ from torch import nn
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec, write_bundle
 from stategate.contract.bundle import Bundle
 from stategate.export.candidates import candidate_from, reference_for
-from stategate.export.engines_cli import with_c
+from stategate.export.deploy import with_c
 from stategate.export.frontends.trace import TorchReference
 from stategate.export.inputs import random_episode
 from stategate.export.seal.pack import seal

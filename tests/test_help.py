@@ -9,8 +9,8 @@ import sys
 import click
 import pytest
 
+from stategate.cli.export import export
 from stategate.cli.main import COMMANDS, main
-from stategate.export.cli import export
 from stategate.models.operators import Operators
 
 BASE = {"click", "msgspec", "numpy", "stategate"}

@@ -26,6 +26,11 @@ def make():
 UNUSED = (
     "emx_onnx_cgen",
     "matplotlib",
+    "stategate.calibration",
+    "stategate.export.c.lower",
+    "stategate.export.tensorrt",
+    "stategate.models.gates",
+    "stategate.models.training",
     "stategate.models.zoo.makers",
     "stategate.models.zoo.checkpoint",
     "stategate.models.memories.aura",
@@ -51,4 +56,5 @@ def test_an_export_for_onnx_runtime_loads_no_c_writer_and_no_zoo(tmp_path: Path)
     exit_code, modules = json.loads(done.stdout.splitlines()[-1])
     assert not exit_code
     assert (tmp_path / "out" / "manifest.json").exists()
-    assert not [name for name in modules if name in UNUSED]
+    loaded = [name for name in modules for unused in UNUSED if f"{name}.".startswith(f"{unused}.")]
+    assert not loaded

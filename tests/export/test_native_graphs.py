@@ -19,7 +19,7 @@ from stategate.contract import Bundle
 from stategate.contract.errors import LowerError
 from stategate.export.c.lower import lower
 from stategate.export.candidates import candidate_from
-from stategate.export.engines_cli import with_c
+from stategate.export.deploy import with_c
 from stategate.export.frontends.adopt import Adopted, OnnxReference, adopt
 from stategate.export.frontends.adopt_request import Request
 from stategate.export.inputs import random_episode

@@ -16,13 +16,11 @@ from stategate.contract import Bundle, Episode
 from stategate.contract.errors import ExportError, GraphError, SpecError, TraceError
 from stategate.contract.precision import PRESETS
 from stategate.export.candidates import candidate_from
-from stategate.export.cli import export
 from stategate.export.frontends.trace import as_module
-from stategate.export.precision import Lower, lowered
+from stategate.export.precision import in_precision, lowered
 from stategate.export.seal.rounding import own_rounding, strict_limits
 from stategate.models import lift
 from stategate.models.load import LoadedModel
-from stategate.targets import generic
 
 CASES = Path(__file__).parents[1] / "cases" / "models.py"
 
@@ -105,7 +103,7 @@ def hidden_half() -> nn.Module:
 
 def test_float16_inside_of_a_model_is_seen_too(tmp_path: Path) -> None:
     args = [f"{__file__}:hidden_half", "--out", str(tmp_path / "b"), "--steps", "100"]
-    result = CliRunner().invoke(export, args)
+    result = CliRunner().invoke(main, ["export", *args])
     assert result.exit_code == 0, result.output
     assert "computes in float16" in result.output
 
@@ -167,7 +165,7 @@ def test_a_preset_says_how_many_weights_became_smaller(
     preset: str, share: float, tmp_path: Path
 ) -> None:
     args = [f"{__file__}:narrow32", "--precision", preset, "--steps", "5"]
-    result = CliRunner().invoke(export, [*args, "--out", str(tmp_path / "b")])
+    result = CliRunner().invoke(main, ["export", *args, "--out", str(tmp_path / "b")])
     told = re.search(r"2 of 2 projections in .*, ([\d,]+) bytes .* become ([\d,]+)", result.output)
     assert told is not None, result.output
     before, after = (int(part.replace(",", "")) for part in told.groups())
@@ -187,9 +185,8 @@ def test_a_plan_that_makes_weights_larger_is_refused_with_the_figures() -> None:
 
     model = lift(Thin(), {"x": torch.zeros(1, 1)}, states=["s"], outputs=["y"])
     candidate = candidate_from(LoadedModel("m", "custom", "tests", model, model, None))
-    lower = Lower.asked("int8-weights", None, None, None, None)
     with pytest.raises(ExportError, match="makes nothing smaller"):
-        lower.of(candidate, generic())
+        in_precision(candidate, PRESETS["int8-weights"])
 
 
 class Cell(nn.Module):

@@ -11,13 +11,14 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from stategate.cli.options import kinds_of
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import ExportError
 from stategate.contract.stored import quantised, values
 from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
 from stategate.export.passes.state_precision import store_states, stored
-from stategate.export.storage_cli import _parsed as parsed
+from stategate.export.precision import by_name
 from stategate.models.load import LoadedModel
 from stategate.models.step import StepResult
 
@@ -219,10 +220,10 @@ def test_a_storage_for_one_state_counts_more_than_one_for_all_in_any_order() -> 
         (GateSpec("g", "hard", threshold=0.0),),
     )
     for options in (("S=float16", "int8"), ("int8", "S=float16")):
-        assert parsed(options, spec) == {"S": "float16", "T": "int8"}
+        assert by_name(kinds_of(options), spec) == {"S": "float16", "T": "int8"}
     for options in (("S=float16", "S=int8"), ("int8", "float16")):
         with pytest.raises(click.BadParameter, match="is given twice"):
-            parsed(options, spec)
+            kinds_of(options)
 
 
 class Column(nn.Module):

@@ -28,9 +28,9 @@ from stategate.contract.errors import EpisodeError
 from stategate.export.candidate import Candidate
 from stategate.export.inputs import random_episode
 from stategate.export.passes.state_precision import stored
+from stategate.export.precision import early_limits
 from stategate.export.seal import verify
 from stategate.export.seal.pack import seal
-from stategate.export.storage_cli import early_limits
 from stategate.runtime.check.golden import Replay, replay
 from stategate.runtime.check.one_step import OneStep, one_step
 

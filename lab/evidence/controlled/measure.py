@@ -33,7 +33,7 @@ from lab.evidence.records import digest_of
 from stategate.contract import Episode
 from stategate.contract.specs import Record
 from stategate.export.candidates import candidate_from, reference_for
-from stategate.export.engines_cli import with_c
+from stategate.export.deploy import with_c
 from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel
 from stategate.models.memories.aura import AuraMem

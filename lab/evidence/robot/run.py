@@ -17,11 +17,11 @@ from stategate.contract import Episode
 from stategate.contract.errors import ParityError
 from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from, reference_for
-from stategate.export.engines_cli import with_c
+from stategate.export.deploy import with_c
 from stategate.export.passes.state_precision import stored
+from stategate.export.precision import early_limits
 from stategate.export.seal.pack import seal
 from stategate.export.seal.verify import STRICT
-from stategate.export.storage_cli import early_limits
 from stategate.models.load import LoadedModel
 from stategate.runtime import Session
 from stategate.runtime.episodes.gym import Wiring, as_input

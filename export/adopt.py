@@ -1,0 +1,164 @@
+"""From an ONNX file that carries its own state to a verified bundle, in one call; no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from stategate.common import console
+from stategate.contract import Bundle, Episode, InputsRef, StepSpec, refuse_to_replace
+from stategate.contract.errors import StatePairingError
+from stategate.contract.staging import scratch_folder
+from stategate.export.deploy import Engines, SafeOutputs, deployed, with_safe
+from stategate.export.frontends.adopt import Adopted, OnnxReference
+from stategate.export.frontends.adopt import adopt as adopt_file
+from stategate.export.frontends.adopt_request import Request
+from stategate.export.frontends.leapp import adopt_export
+from stategate.export.frontends.steering import check_steering, choices
+from stategate.export.inputs import Range, drawn, recorded
+from stategate.export.passes.choose_split import Asked
+from stategate.export.precision import StatePrecision, early_limits, in_precision
+from stategate.export.seal.pack import seal
+from stategate.export.seal.verify import STEPS, STRICT
+from stategate.targets import TargetProfile, generic, load
+
+
+def adopt(
+    source: str | Path | onnx.ModelProto,
+    out: str | Path,
+    *,
+    states: Mapping[str, str] | None = None,
+    accept_pairs: bool | Callable[[Adopted], bool] = False,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    constants: Mapping[str, str | float] | None = None,
+    initial: Mapping[str, np.ndarray | str | float] | None = None,
+    contexts: Mapping[str, int] | None = None,
+    episode: str | Path | Episode | None = None,
+    input_ranges: Mapping[str, Range] | None = None,
+    steps: int = STEPS,
+    state_precision: StatePrecision | None = None,
+    error_feedback: bool = False,
+    max_output_error: float | None = None,
+    max_flip_rate: float | None = None,
+    engines: Engines = "onnxruntime",
+    split: Asked = "auto",
+    safe: SafeOutputs | None = None,
+    target: str | TargetProfile | None = None,
+    progress: console.Progress | None = None,
+) -> Bundle:
+    """Make a verified bundle of an ONNX file whose state is among its inputs and outputs.
+
+    The file stays as it is: its plain calls, without optimisations and with the state fed back, are
+    what the bundle is held against in closed loop.
+
+        bundle = stategate.adopt("policy.onnx", "build/policy", states={"h": "h_out"})
+
+    Args:
+        source: An ONNX file, an ``onnx.ModelProto``, or the YAML of a LEAPP export.
+        out: The bundle's folder; an older bundle there is replaced.
+        states: Output by the state input that it is fed to. Left out: pairs are looked for.
+        accept_pairs: Whether pairs that were found are taken, or who is asked.
+        dims: Sizes of named dynamic axes.
+        shapes: Whole shapes of inputs, for axes without a name.
+        constants: Inputs that are fixed for ever.
+        initial: What a state starts with: an array, or a number for all elements; zeros otherwise.
+        contexts: Samples of the window before that an input begins with.
+        episode: Inputs of the check; random numbers where it is None. See `stategate.make`.
+        input_ranges: See `stategate.make`, like all that follows.
+        steps: Closed-loop steps of the check.
+        state_precision: How states are stored between steps.
+        error_feedback: Keep what rounding a state to int8 left over.
+        max_output_error: In lower precision, largest output error of the check.
+        max_flip_rate: In lower precision, largest share of gate decisions that may differ.
+        engines: What the bundle can be stepped with.
+        split: One graph or two.
+        safe: What each output answers where a step fails before there is a good answer.
+        target: The device.
+        progress: Called with stage, steps done and steps in all.
+
+    Raises:
+        GraphError: It is no valid ONNX, an axis is still open, or it forgets or draws random
+            numbers.
+        StatePairingError: Pairs do not fit, none can be found without doubt, or those that were
+            found are not accepted.
+        ParityError: The bundle does not behave like the file.
+        EpisodeError: The inputs do not fit the model.
+        BundleError: Something that is not a bundle is at ``out``.
+    """
+    out = Path(out)
+    request = Request(
+        dims=dims or {},
+        shapes=shapes or {},
+        constants={name: str(value) for name, value in (constants or {}).items()},
+        states=states or {},
+        initial={n: v if isinstance(v, np.ndarray) else str(v) for n, v in (initial or {}).items()},
+        contexts=contexts or {},
+    )
+    profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
+    refuse_to_replace(out)
+    adopted = _adopted(source, request)
+    if adopted.found and not (accept_pairs(adopted) if callable(accept_pairs) else accept_pairs):
+        raise StatePairingError(
+            "the state pairs that were found are not confirmed",
+            found=", ".join(f"{name}={next_name}" for name, next_name in adopted.pairs.items()),
+            remedy="accept them with --yes, or declare them with --state",
+        )
+    for name, next_name in adopted.lookalikes.items():
+        console.note(
+            f"note: input {name} looks as if it were fed from {next_name}; it is taken for an "
+            f"ordinary input unless you say --state {name}={next_name}"
+        )
+    candidate = in_precision(
+        adopted.candidate, adopted.candidate.plan, None, state_precision, error_feedback
+    )
+    lower = candidate.float_sizes is not None
+    limits = early_limits(max_output_error, max_flip_rate) if lower else STRICT
+    inputs, origin = _inputs(candidate.graph, candidate.spec, episode, steps, input_ranges or {})
+    candidate = deployed(
+        with_safe(candidate, safe or {}), engines, split, inputs, here=target is None
+    )
+    with console.progress(inputs.steps, "verifying", listener=progress) as report:
+        return seal(
+            out,
+            candidate,
+            OnnxReference(adopted.candidate, request.contexts),
+            inputs,
+            target=profile.ref(this_machine=target is None),
+            limits=limits,
+            report=report,
+            inputs=origin,
+            measure=True,
+        )
+
+
+def _adopted(source: str | Path | onnx.ModelProto, request: Request) -> Adopted:
+    if isinstance(source, onnx.ModelProto):
+        # Judged like a file: by another process, within limits.
+        with scratch_folder() as folder:
+            name = re.sub(r"\W+", "-", source.graph.name, flags=re.ASCII).strip("-") or "model"
+            file = Path(folder) / f"{name[:64]}.onnx"
+            file.write_bytes(source.SerializeToString(deterministic=True))
+            return adopt_file(file, request)
+    file = Path(source)
+    return (adopt_export if file.suffix in (".yaml", ".yml") else adopt_file)(file, request)
+
+
+def _inputs(
+    graph: bytes,
+    spec: StepSpec,
+    episode: str | Path | Episode | None,
+    steps: int,
+    ranges: Mapping[str, Range],
+) -> tuple[Episode, InputsRef]:
+    if episode is None:
+        model = onnx.load_model_from_string(graph)
+        check_steering(model, spec.inputs, ranges)
+        return drawn(spec, steps, ranges, choices(model, spec.inputs))
+    inputs, name = recorded(episode, steps)
+    inputs.check(spec)
+    return inputs.resized(steps), InputsRef("recording", name)

@@ -1,0 +1,80 @@
+"""What a candidate is deployed with: engines, one graph or two, and safe outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from stategate.contract import Episode
+from stategate.contract.errors import LowerError, SpecError
+from stategate.contract.names import close_names, did_you_mean
+from stategate.export.candidate import Candidate
+from stategate.export.passes.choose_split import Asked, in_its_way
+
+Engines = Literal["onnxruntime", "onnxruntime,native", "native"]
+SafeOutputs = Mapping[str, float | Sequence[float]]
+
+
+def deployed(
+    candidate: Candidate, engines: Engines, split: Asked, episode: Episode, here: bool
+) -> Candidate:
+    """The candidate with its C source where one is asked for, and its step in one graph or two.
+
+    Args:
+        candidate: Its step in the precision in which it is deployed.
+        engines: What shall step it; ``native`` alone refuses a bundle without a native engine.
+        split: See `in_its_way`.
+        episode: See `in_its_way`.
+        here: See `in_its_way`.
+
+    Raises:
+        SplitError: The split is none for this model, or gives other bits.
+        LowerError: Native alone was asked for, and C cannot say this step.
+    """
+    if engines != "onnxruntime":
+        candidate = with_c(candidate, required=engines == "native")
+    return in_its_way(candidate, split, episode, here)
+
+
+def with_c(candidate: Candidate, *, required: bool = False) -> Candidate:
+    """The candidate with its step as C source, or with the reason why C cannot say it.
+
+    Raises:
+        LowerError: C cannot say it, and that is required.
+    """
+    from stategate.export.c.lower import lower  # a second to import
+
+    try:
+        source = lower(candidate.graph, candidate.spec, candidate.initial)
+    except LowerError as problem:
+        if required:
+            raise
+        return replace(candidate, no_native=" ".join(str(problem).split()))
+    return replace(candidate, c_source=source, needs_native=required)
+
+
+def with_safe(candidate: Candidate, safe: SafeOutputs) -> Candidate:
+    """The candidate with what its outputs answer where a step fails before a good answer.
+
+    Raises:
+        SpecError: There is no such output, a value does not fit its output, or one has none.
+    """
+    if not safe:
+        return candidate
+    known = [tensor.name for tensor in candidate.spec.outputs]
+    if unknown := sorted(set(safe) - set(known)):
+        raise SpecError(
+            "a safe value is for an output that the model lacks",
+            found=", ".join(unknown),
+            expected=", ".join(known),
+            remedy=did_you_mean(close_names(unknown[0], known)) or None,
+        )
+    values = {name: v if isinstance(v, int | float) else tuple(v) for name, v in safe.items()}
+    outputs = tuple(
+        msgspec.structs.replace(tensor, safe=values.get(tensor.name, tensor.safe))
+        for tensor in candidate.spec.outputs
+    )
+    return replace(candidate, spec=msgspec.structs.replace(candidate.spec, outputs=outputs))

@@ -1,0 +1,155 @@
+"""From a model to a verified bundle, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from stategate.common import console
+from stategate.contract import Budget, Bundle, CalibrationRecord, Episode, refuse_to_replace
+from stategate.contract.precision import PrecisionPlan, RangeRecord
+from stategate.export.candidates import candidate_from, episode_for, reference_for
+from stategate.export.deploy import Engines, SafeOutputs, deployed, with_safe
+from stategate.export.inputs import Range
+from stategate.export.passes.choose_split import Asked
+from stategate.export.precision import StatePrecision, early_limits, in_precision
+from stategate.export.seal.answers import taking
+from stategate.export.seal.pack import seal
+from stategate.export.seal.rounding import strict_limits
+from stategate.export.seal.verify import STEPS
+from stategate.models.load import load_model
+from stategate.targets import TargetProfile, generic, load
+
+Form = Literal["portable", "onnx-27", "ort", "fastest"]
+
+
+def make(
+    model: object,
+    out: str | Path,
+    *,
+    episode: str | Path | Episode | None = None,
+    input_ranges: Mapping[str, Range] | None = None,
+    steps: int = STEPS,
+    calibration: Iterable[CalibrationRecord | str | Path] = (),
+    precision: str | Path | PrecisionPlan = "float32",
+    ranges: RangeRecord | str | Path | None = None,
+    state_precision: StatePrecision | None = None,
+    error_feedback: bool = False,
+    max_output_error: float | None = None,
+    max_flip_rate: float | None = None,
+    accept: str | None = None,
+    engines: Engines = "onnxruntime",
+    split: Asked = "auto",
+    operators: Form = "portable",
+    sessions: int = 1,
+    safe: SafeOutputs | None = None,
+    target: str | TargetProfile | None = None,
+    require_tensorrt: bool = False,
+    max_state_bytes: int | None = None,
+    progress: console.Progress | None = None,
+) -> Bundle:
+    """Make a verified bundle of a torch model.
+
+    One step is traced, and stepped in closed loop beside the model, which is left as it was. The
+    bundle is written only where outputs, states and every gate decision agree.
+
+        bundle = stategate.make(MyPolicy(), "build/policy", episode="log.npz")
+        print(bundle.receipt)
+
+    Args:
+        model: A module with ``step_spec()`` and ``step(inputs, states)``, what `stategate.models.
+            lift` makes of one, a recurrent policy of rsl_rl or stable-baselines3, a class or
+            function without arguments that makes one, a zoo name, or ``"file.py:factory"``.
+        out: The bundle's folder; an older bundle there is replaced.
+        episode: Inputs of the check, an `Episode`, a ``.npz`` or a folder of them, repeated where
+            they are short. Left out: the benchmark of a zoo model, or random numbers.
+        input_ranges: Lowest and highest number by input, where random numbers are drawn.
+        steps: Closed-loop steps of the check.
+        calibration: Records with gates' thresholds, of `stategate.calibrate`.
+        precision: A preset such as ``int8-weights``, a plan, or a plan's ``.json``.
+        ranges: Of activations, where the precision needs them; `stategate.quantise` measures them.
+        state_precision: How states are stored between steps: ``float16``, ``int8`` (a scale a row)
+            or ``int8-tensor``, for every guarded state or by name.
+        error_feedback: Keep what rounding a state to int8 left over.
+        max_output_error: In lower precision, largest output error of the check, as a share of the
+            output's size; left to `stategate.compare` where it is None.
+        max_flip_rate: In lower precision, largest share of gate decisions that may differ.
+        accept: ``"WHO: WHY"`` writes a candidate that is beyond these two limits.
+        engines: What the bundle can be stepped with; ``native`` alone refuses one without C.
+        split: One graph, or one that reads and one that writes where a gate opens.
+        operators: Primitive operators, opset 27's, ONNX Runtime's own, or the fastest here.
+        sessions: Sessions that one step serves; more than one makes a bundle for a `Pool`.
+        safe: What each output answers where a step fails before there is a good answer.
+        target: The device, by its name or profile; this machine's kind where it is None.
+        require_tensorrt: Refuse a step that a TensorRT of the target would not take.
+        max_state_bytes: Budget: refuse a larger memory, all sessions together.
+        progress: Called with stage, steps done and steps in all; a bar is shown on a terminal
+            where it is None.
+
+    Raises:
+        TraceError: The model cannot be stepped or traced, or has memory that it does not declare.
+        ParityError: The candidate does not behave like the model.
+        ExportError: Anything else about the graph; see its subclasses.
+        SpecError: An argument names something that the model lacks, or the budget is passed.
+        EpisodeError: The inputs do not fit the model.
+        CalibrationError: A record or ranges are missing, or are for another model.
+        BundleError: Something that is not a bundle is at ``out``.
+        TargetError: There is no such target, or it lacks an element type.
+    """
+    out = Path(out)
+    plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
+    if ranges is not None and not isinstance(ranges, RangeRecord):
+        ranges = RangeRecord.load(ranges)
+    limits = early_limits(max_output_error, max_flip_rate, accept)
+    profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
+    here = target is None
+    refuse_to_replace(out)
+    loaded = load_model(model)
+    with _left_as_it_was(loaded.module):
+        candidate = with_safe(candidate_from(loaded, sessions, operators), safe or {})
+        for record in calibration:
+            if not isinstance(record, CalibrationRecord):
+                record = CalibrationRecord.load(Path(record))
+            candidate = candidate.calibrated(record)
+        reference = reference_for(loaded.model, candidate)
+        profile.check(plan)
+        candidate = in_precision(candidate, plan, ranges, state_precision, error_feedback)
+        if require_tensorrt or profile.jetpack is not None:
+            from stategate.export.tensorrt.target import with_tensorrt_told  # for a Jetson only
+
+            candidate = with_tensorrt_told(candidate, profile, required=require_tensorrt)
+        inputs, source = episode_for(loaded, candidate, episode, steps, input_ranges)
+        candidate = deployed(candidate, engines, split, inputs, here)
+        if candidate.float_sizes is None:
+            with taking(loaded.name, inputs, source, 0):
+                limits = strict_limits(loaded.model, candidate, inputs)
+        if limits.because:
+            console.note(f"errors may be {limits.error:.2g}: {limits.because}")
+        with console.progress(inputs.steps, "verifying", listener=progress) as report:
+            return seal(
+                out,
+                candidate,
+                reference,
+                inputs,
+                target=profile.ref(this_machine=here),
+                budget=Budget(max_state_bytes),
+                limits=limits,
+                report=report,
+                inputs=source,
+                measure=True,
+            )
+
+
+@contextmanager
+def _left_as_it_was(module: nn.Module) -> Iterator[None]:
+    """Tracing puts a module into evaluation; whoever goes on training it finds it as it was."""
+    training = [part for part in module.modules() if part.training]
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -1,0 +1,236 @@
+"""``import stategate``: one call each, loaded when it is used, and an example that runs."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import stategate
+from stategate.cli.main import main
+from stategate.contract import Episode
+from stategate.contract.errors import ParityError, SpecError, StatePairingError, TraceError
+from stategate.models import lift
+
+
+def modules_after(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_the_example_of_the_package_runs_as_it_is_printed() -> None:
+    result = doctest.testmod(stategate)
+    assert result.attempted >= 10
+    assert result.failed == 0
+
+
+def test_the_package_and_the_runtime_load_numpy_and_msgspec_alone() -> None:
+    before = {name.partition(".")[0] for name in modules_after("")}
+    for code in ("import stategate", "import stategate.runtime", "from stategate import Session"):
+        loaded = {name.partition(".")[0] for name in modules_after(code)} - before
+        others = {name for name in loaded - set(sys.stdlib_module_names) if name[0] != "_"}
+        assert others <= {"numpy", "msgspec", "stategate", "typing_extensions"}, code
+
+
+@pytest.mark.parametrize("name", sorted(set(stategate.__all__) - {"__version__"}))
+def test_every_name_of_the_front_door_says_what_it_takes_and_gives(name: str) -> None:
+    thing = getattr(stategate, name)
+    assert thing.__doc__ and inspect.signature(thing)
+    if inspect.isfunction(thing):
+        parameters = inspect.signature(thing).parameters.values()
+        assert all(p.annotation is not p.empty for p in parameters)
+        documented = inspect.getdoc(thing)
+        assert documented and "Raises:" in documented
+        assert [p.name for p in parameters if f"    {p.name}: " not in documented] == []
+
+
+def test_a_name_that_the_front_door_lacks_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = stategate.nothing  # type: ignore[attr-defined]
+
+
+def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it() -> None:
+    code = (
+        "import sys\nsys.modules['torch'] = None\nimport stategate\n"
+        "try: stategate.make\n"
+        "except stategate.contract.errors.MissingDependencyError as problem:\n"
+        "    assert 'stategate[export]' in str(problem)\n"
+        "else: raise SystemExit(1)"
+    )
+    modules_after(code)
+
+
+class Filter(nn.Module):
+    """Its memory is an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(3, 3)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = torch.tanh(self.drop(self.enter(x)) + 0.5 * h)
+        return 2 * h, h
+
+
+def lifted() -> nn.Module:
+    torch.manual_seed(3)
+    start = {"h": torch.zeros(1, 3)}
+    return lift(Filter(), {"x": torch.zeros(1, 3)}, hidden=start)
+
+
+@pytest.mark.parametrize(
+    "model", [lifted, partial(lifted), f"{Path(__file__)}:lifted"], ids=["call", "partial", "file"]
+)
+def test_a_factory_and_a_file_are_made_like_the_module_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: object
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    one = stategate.make(lifted(), tmp_path / "one", steps=20)
+    two = stategate.make(model, tmp_path / "two", steps=20)
+    assert one.receipt is not None and one.receipt.steps == 20
+    assert one.manifest.model.sha256 == two.manifest.model.sha256
+    assert one.manifest.step_graph.file.sha256 == two.manifest.step_graph.file.sha256
+    assert (one.manifest.model.name, two.manifest.model.name) == ("Filter", "lifted")
+
+
+def test_a_module_is_left_as_it_was_and_gives_the_same_bundle_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    tiny.mix.train(False)
+    weights = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    bundles = [stategate.make(tiny, tmp_path / name, steps=20).manifest for name in ("a", "b")]
+    files = [{file.path: file.sha256 for file in bundle.all_files} for bundle in bundles]
+    assert files[0] == files[1]
+    assert tiny.training and not tiny.mix.training
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tiny.state_dict().items())
+
+
+def test_progress_is_called_and_nothing_is_printed(tmp_path: Path, tiny, capfd) -> None:
+    seen: list[tuple[str, int, int]] = []
+    episode = Episode({"x": np.random.default_rng(0).normal(size=(30, 1, 4)).astype(np.float32)})
+    bundle = stategate.make(
+        tiny, tmp_path / "b", episode=episode, steps=30, progress=lambda *news: seen.append(news)
+    )
+    assert seen[0] == ("verifying", 0, 30)
+    assert seen[-1] == ("verifying", 30, 30)
+    assert bundle.receipt is not None and bundle.receipt.inputs.kind == "recording"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_exception_of_a_factory_is_the_users_own() -> None:
+    def broken() -> nn.Module:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        stategate.make(broken, "never-written")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        ({"model": object()}, TraceError, "cannot be stepped"),
+        ({"precision": "int3"}, SpecError, "no such precision"),
+        ({"safe": {"z": 1.0}}, SpecError, "output that the model lacks"),
+        ({"error_feedback": True}, SpecError, "fewer bits"),
+        ({"accept": "nobody"}, SpecError, "who overrules"),
+    ],
+)
+def test_wrong_arguments_are_refused_and_nothing_is_written(
+    tmp_path: Path, tiny, wrong: dict, error: type[Exception], said: str
+) -> None:
+    model = wrong.pop("model", tiny)
+    with pytest.raises(error, match=said):
+        stategate.make(model, tmp_path / "b", steps=5, **wrong)
+    assert not (tmp_path / "b").exists()
+
+
+def proto() -> onnx.ModelProto:
+    """h_out = 0.5 h + x, y = 2 h_out."""
+    value = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
+    half, two = (
+        onnx.numpy_helper.from_array(np.float32(number), name)
+        for name, number in (("half", 0.5), ("two", 2.0))
+    )
+    nodes = [
+        onnx.helper.make_node("Mul", ["h", "half"], ["faded"]),
+        onnx.helper.make_node("Add", ["faded", "x"], ["h_out"]),
+        onnx.helper.make_node("Mul", ["h_out", "two"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "my filter",
+        [value("x", shape=[1, 3]), value("h", shape=[1, 3])],
+        [value("y", shape=[1, 3]), value("h_out", shape=[1, 3])],
+        [half, two],
+    )
+    opset = onnx.helper.make_opsetid("", 20)
+    return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+
+
+def test_a_model_proto_is_adopted_like_its_file(tmp_path: Path) -> None:
+    onnx.save(proto(), tmp_path / "filter.onnx")
+    one = stategate.adopt(tmp_path / "filter.onnx", tmp_path / "a", states={"h": "h_out"}, steps=20)
+    two = stategate.adopt(proto(), tmp_path / "b", states={"h": "h_out"}, steps=20)
+    assert two.manifest.model.name == "my-filter"
+    assert [s.name for s in one.manifest.states] == [s.name for s in two.manifest.states] == ["h"]
+    with stategate.Session.open(two.path) as session:
+        for expected in (2.0, 3.0, 3.5):  # 2 (x + x / 2 + ...)
+            y = session.step(x=np.ones((1, 3), np.float32))["y"]
+            assert (y == expected).all()
+
+
+def test_pairs_that_were_found_are_taken_when_they_are_accepted(tmp_path: Path) -> None:
+    with pytest.raises(StatePairingError, match="not confirmed"):
+        stategate.adopt(proto(), tmp_path / "a", steps=5)
+    asked = []
+    bundle = stategate.adopt(
+        proto(), tmp_path / "a", steps=5, accept_pairs=lambda found: asked.append(found) is None
+    )
+    assert [found.pairs for found in asked] == [{"h": "h_out"}]
+    assert bundle.receipt is not None
+
+
+def test_verify_tells_sealed_from_accepted_and_from_altered(tmp_path: Path, tiny) -> None:
+    sealed = stategate.make(tiny, tmp_path / "sealed", steps=20)
+    found = stategate.verify(sealed)
+    assert found.passed and found.sealed and found.replay is not None
+    (sealed.path / "stray").write_text("x")
+    assert not stategate.verify(sealed.path, digests_only=True).passed
+
+
+def test_a_candidate_and_a_refused_bundle_do_not_pass(tmp_path: Path, tiny_bundle, tiny) -> None:
+    narrow = tmp_path / "narrow"
+    make = partial(stategate.make, tiny, narrow, steps=20, precision="float16-weights")
+    with pytest.raises(ParityError, match="lower precision"):
+        make(max_output_error=1e-12)
+    candidate = stategate.verify(make())
+    assert candidate.intact and not candidate.sealed and not candidate.passed
+    inputs = np.random.default_rng(0).normal(size=(30, 1, 4)).astype(np.float32)
+    (tmp_path / "held.npz").write_bytes(Episode({"x": inputs}).to_bytes())
+    judge = f"drift {tiny_bundle} {narrow} --episode {tmp_path}/held.npz --out {tmp_path}/report"
+    taken = [*judge.split(), "--seal", str(narrow), "--max-mean-error", "0", "--accept", "me: test"]
+    assert CliRunner().invoke(main, taken).exit_code == 0
+    refused = stategate.verify(narrow)
+    assert refused.intact and not refused.sealed and not refused.passed
+    said = CliRunner().invoke(main, ["verify", str(narrow)])
+    assert said.exit_code == 1 and "--allow-refused" in said.output and "FAILED" in said.output
+    assert CliRunner().invoke(main, ["verify", str(narrow), "--allow-refused"]).exit_code == 0
+    (narrow / "stray").write_text("x")
+    assert CliRunner().invoke(main, ["verify", str(narrow), "--allow-refused"]).exit_code == 1
