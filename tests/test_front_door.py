@@ -145,7 +145,7 @@ def test_the_exception_of_a_factory_is_the_users_own() -> None:
 @pytest.mark.parametrize(
     ("wrong", "error", "said"),
     [
-        ({"model": object()}, TraceError, "cannot be stepped"),
+        ({"model": object()}, TraceError, "is no step"),
         ({"precision": "int3"}, SpecError, "no such precision"),
         ({"safe": {"z": 1.0}}, SpecError, "output that the model lacks"),
         ({"error_feedback": True}, SpecError, "fewer bits"),
