@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stategate.bench.measure.statistics import slope_per_million
 from stategate.bench.measure.turns import bound_calls
+from stategate.common.statistics import slope_per_million
 from stategate.contract import Budget, Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session

@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from stategate.bench.measure.statistics import Floats, independent_ratio
 from stategate.bench.record import BenchResult, Rounds, Subject
+from stategate.common.statistics import Floats, independent_ratio
 from stategate.contract.errors import ResultError
 
 MARGIN = 0.05

@@ -14,7 +14,7 @@ from stategate.bench.measure.allocations import measure_allocations
 from stategate.bench.measure.harness import Contender
 from stategate.bench.measure.machine import facts, versions
 from stategate.bench.measure.segments import Burst, Segments
-from stategate.bench.measure.statistics import paired_ratio, slope_per_million, times
+from stategate.bench.measure.statistics import times
 from stategate.bench.record import (
     SCHEMA_VERSION,
     AtRate,
@@ -29,6 +29,7 @@ from stategate.bench.record import (
     Rounds,
     Subject,
 )
+from stategate.common.statistics import paired_ratio, slope_per_million
 from stategate.contract import Bundle
 from stategate.runtime.keep.snapshot import Codec
 

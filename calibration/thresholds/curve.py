@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from stategate.calibration.rolls import Report, Rolled, check_changes, gate_values, hard_gate, roll
 from stategate.calibration.settings import REFINEMENTS, Wish
 from stategate.calibration.thresholds.episodes import Fleet, over
-from stategate.calibration.thresholds.interval import rate_interval
 from stategate.calibration.thresholds.needed import HORIZON, Needs, sample_needs
+from stategate.common.statistics import rate_interval
 from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec
 from stategate.contract.errors import CalibrationError
 from stategate.models.step import StepModel

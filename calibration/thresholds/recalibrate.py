@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stategate.calibration.drift.judge import check_judge
 from stategate.calibration.rolls import Report, check_changes, elements_of, extremes, hard_gate
-from stategate.calibration.thresholds.interval import rate_interval
+from stategate.common.statistics import rate_interval
 from stategate.contract import (
     Bundle,
     CurvePoint,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
-from stategate.calibration.thresholds.interval import CONFIDENCE, student_t
+from stategate.common.statistics import CONFIDENCE, student_t
 
 _Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 
