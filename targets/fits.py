@@ -31,6 +31,7 @@ class Footprint:
         constant_bytes: Its constants, as they are once those that depend on constants alone are
             computed, as an engine does when it loads them.
         dequantized_bytes: Integers that are widened in each step; not among the former.
+        widest_bytes: The largest of them, once it is widened.
         nodes: Nodes of the graph.
         state_bytes: One bank of the states.
         state_buffer_bytes: All that the runtime keeps of them: two banks, and initial values that
@@ -51,6 +52,7 @@ class Footprint:
     graph_bytes: int
     constant_bytes: int
     dequantized_bytes: int
+    widest_bytes: int
     nodes: int
     state_bytes: int
     state_buffer_bytes: int
@@ -71,23 +73,25 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         process_bytes: Resident memory of Python with the runtime and the engine's library imported.
         session_bytes: What the first session adds whatever the model.
         node_bytes: For each node.
-        quantized_bytes: Once, where a graph widens integers.
-        graph_copies: How often the serialised graph, or the library made of it, is kept: less than
-            once where the allocator gives back what was read.
+        graph_copies: How often the serialised graph, or the library made of it, is kept.
         constant_copies: How often a constant is kept beside the serialised graph.
         dequantized_copies: The same of an integer constant that is widened in each step.
+        widened_copies: How often the largest of those is kept in its widened form.
         activation_copies: How often the activations are kept.
+        opening_copies: How often the constants, or the serialised graph where that is larger, are
+            held beside all this while the bundle is opened.
     """
 
     engine: str
     process_bytes: Figure[Count]
     session_bytes: Figure[Count]
     node_bytes: Figure[Count]
-    quantized_bytes: Figure[Count]
-    graph_copies: Figure[float]
+    graph_copies: Figure[Count]
     constant_copies: Figure[Count]
     dequantized_copies: Figure[Count]
+    widened_copies: Figure[Count]
     activation_copies: Figure[Count]
+    opening_copies: Figure[Count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +101,10 @@ class Memory:
     Attributes:
         process: Python, the runtime and the engine's library.
         engine: What the engine adds for any model: a fixed part, nodes and operators.
-        weights: The serialised graph and the engine's copies of its constants, or the library.
+        weights: The engine's copies of the constants and what it widens of them, or the library.
         states: Banks of all sessions.
         activations: Workspace of a step, inputs and outputs, of all sessions.
+        opening: What opening takes on top for a moment, and gives back.
         assumptions: What is not known of it.
     """
 
@@ -108,6 +113,7 @@ class Memory:
     weights: int
     states: int
     activations: int
+    opening: int
     assumptions: tuple[str, ...]
 
     @property
@@ -117,8 +123,13 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All that stays."""
         return self.process + self.added
+
+    @property
+    def peak(self) -> int:
+        """The most that there is at any time."""
+        return self.total + self.opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +143,8 @@ class Fit:
         memory: What it takes.
         memory_bytes: What the device has; None: unknown.
         reserve_bytes: What firmware and system keep of that; None: unknown.
-        left_bytes: What is left, the reserve taken off where it is known; None: unknown.
+        left_bytes: What is left once it is open, the reserve taken off where it is known; None:
+            unknown.
         build_peak_bytes: What opening takes at most, by engine; None: unknown.
         snapshot_space_bytes: Two slots for each session, in whole blocks.
         kv_bytes: The key-value cache that the memory replaces, at the horizon; None: it replaces
@@ -182,19 +194,22 @@ def predict(footprint: Footprint, costs: Costs, sessions: int | None = None) -> 
     """
     share = (sessions or footprint.sessions) / footprint.sessions
     weights = (
-        round(_cost(costs, "graph_copies") * footprint.graph_bytes)
+        _cost(costs, "graph_copies") * footprint.graph_bytes
         + _cost(costs, "constant_copies") * footprint.constant_bytes
         + _cost(costs, "dequantized_copies") * footprint.dequantized_bytes
+        + _cost(costs, "widened_copies") * footprint.widest_bytes
     )
-    engine = (
-        _cost(costs, "session_bytes")
-        + _cost(costs, "node_bytes") * footprint.nodes
-        + _cost(costs, "quantized_bytes") * (footprint.dequantized_bytes > 0)
-    )
+    engine = _cost(costs, "session_bytes") + _cost(costs, "node_bytes") * footprint.nodes
+    read = max(footprint.graph_bytes, footprint.constant_bytes)
     activations = _cost(costs, "activation_copies") * footprint.activation_bytes
     notes = []
     if footprint.unsized:
         notes.append(f"{footprint.unsized} values have no shape in the graph and count as nothing")
+    if _cost(costs, "widened_copies") * footprint.widest_bytes:
+        notes.append(
+            "a step widens integers into memory that it takes anew; this is the most that the "
+            "allocator was seen to keep of it, and may be twice of what is found"
+        )
     if footprint.branches:
         notes.append("the graph has branches, whose copies were not measured: this may be far off")
     if share != 1:
@@ -205,6 +220,7 @@ def predict(footprint: Footprint, costs: Costs, sessions: int | None = None) -> 
         weights=weights,
         states=round(footprint.state_buffer_bytes * share),
         activations=round((activations + footprint.bound_bytes) * share),
+        opening=_cost(costs, "opening_copies") * read,
         assumptions=tuple(notes),
     )
 
@@ -244,9 +260,9 @@ def fit(
         memory_bytes=has,
         reserve_bytes=reserve,
         left_bytes=spare,
-        # Opening was measured to peak at what stays resident. Of TensorRT's builder no figure was
-        # found but that a build restarted an 8 GB board (TensorRT-LLM issue 3263).
-        build_peak_bytes={costs.engine: memory.total, "tensorrt": None},
+        # Of TensorRT's builder no figure was found but that a build restarted an 8 GB board
+        # (TensorRT-LLM issue 3263).
+        build_peak_bytes={costs.engine: memory.peak, "tensorrt": None},
         snapshot_space_bytes=2 * count * -(-footprint.snapshot_bytes // 4096) * 4096,
         kv_bytes=kv_bytes,
         kv_fits=None if kv_bytes is None or spare is None else kv_bytes <= spare,
@@ -273,8 +289,9 @@ def _verdict(
         return "not legal", f"{what.splitlines()[0]}: it runs {expected.splitlines()[0]}"
     if spare is None:
         return "unknown", f"its memory is not known: {target.memory_bytes.source}"
-    if spare < 0:
-        return "does not fit", f"{-spare:,} bytes too little for {memory.total:,}"
+    if spare < memory.opening:
+        lacks = memory.opening - spare
+        return "does not fit", f"{lacks:,} bytes too little to open it, which takes {memory.peak:,}"
     if target.system_reserve_bytes.value is None:
         return "fits", f"{spare:,} bytes are left for the system, whose need no source tells"
     return "fits", f"{spare:,} bytes are left"

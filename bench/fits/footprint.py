@@ -58,6 +58,7 @@ def footprint(bundle: Bundle, engine: Engine = "onnxruntime") -> Footprint:
         graph_bytes=len(raw) if engine == "onnxruntime" else _library_bytes(bundle),
         constant_bytes=sum(sizes.get(name) or 0 for name in _used(nodes, constants) - narrow),
         dequantized_bytes=sum(sizes.get(name) or 0 for name in narrow),
+        widest_bytes=max((sizes.get(name) or 0 for name in widened), default=0),
         nodes=len(nodes),
         state_bytes=manifest.state_bytes,
         # A zero that was never written costs no memory, so initial zeros count for nothing.

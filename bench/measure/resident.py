@@ -21,8 +21,9 @@ if sys.argv[3] == "onnxruntime":
     import onnxruntime
 else:
     import stategate.runtime.engines.native
-from stategate.runtime.base.process import rss_bytes
+from stategate.runtime.base.process import give_back_freed_memory, rss_bytes
 from stategate.runtime.session import Session
+give_back_freed_memory()  # opening would, and it is not the bundle that freed it
 imported = rss_bytes()
 session = Session.open(sys.argv[1], engine=sys.argv[3])
 inputs = {t.name: np.zeros(t.shape, t.dtype) for t in session.manifest.inputs}

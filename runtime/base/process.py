@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 from stategate.contract.failures import failures
@@ -17,6 +19,16 @@ def rss_bytes() -> int:
         return int(_STATM.read_text().split()[1]) * resource.getpagesize()
     except failures(OSError):
         return 0
+
+
+def give_back_freed_memory() -> None:
+    """Give the system what was freed but is still resident, where the C library can.
+
+    The GNU C library keeps freed memory when it lies between pieces in use, and how much that is
+    depends on the order and the sizes of what was freed before. Other C libraries lack the call.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_rss_bytes() -> int:

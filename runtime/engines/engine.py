@@ -16,6 +16,7 @@ from stategate.contract.errors import (
     SpecError,
 )
 from stategate.runtime.base.buffers import Array, Buffers, Group
+from stategate.runtime.base.process import give_back_freed_memory
 
 # One of `ENGINES`, or several separated by commas, to be tried in that order.
 EngineChoice = str
@@ -128,17 +129,23 @@ def open_engine(
     unknown = sorted(set(choice.split(",")) - set(ENGINES))
     if unknown:
         raise SpecError("unknown engine", found=unknown, expected=", ".join(ENGINES))
+    engine = _open(bundle, buffers, graph, choice)
+    give_back_freed_memory()  # what was read and parsed is several times the graph
+    return engine
+
+
+def _open(bundle: Bundle, buffers: Buffers, graph: GraphRef | None, choice: EngineChoice) -> Engine:
     first, _, others = choice.partition(",")
     if others:
         try:
-            return open_engine(bundle, buffers, graph, first)
+            return _open(bundle, buffers, graph, first)
         except (RuntimeFault, MissingDependencyError) as problem:
             warnings.warn(
                 f"{first} cannot be had, trying {others}: {problem}",
                 EngineFallbackWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-            return open_engine(bundle, buffers, graph, others)
+            return _open(bundle, buffers, graph, others)
     manifest, spec = bundle.manifest, bundle.manifest.step
     one_step = graph is None or graph.role == "step"
     if one_step and choice == "tensorrt":

@@ -84,6 +84,8 @@ class OrtGraph:
                 remedy="export again, or use a newer onnxruntime (this one is "
                 f"{onnxruntime.__version__})",
             ) from problem
+        # Its wrapper would keep the serialised graph for as long as the session is open.
+        self._session._model_bytes = None
         if self._session.get_providers()[0] != provider:
             raise EngineError(
                 f"ONNX Runtime left {provider} out",
