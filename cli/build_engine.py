@@ -93,13 +93,13 @@ def build_engine_command(
         raise click.UsageError("--tolerance must be a number")
 
     from stategate.export.tensorrt.build import Settings, workspace_bytes
-    from stategate.export.tensorrt.local import (
+    from stategate.export.tensorrt.plans import (
         FAILED_LOG,
         adopt_plan,
         build_engine,
-        checked,
-        keep,
-        sole_builder,
+        check_plan,
+        keep_plan,
+        lock_plans,
     )
     from stategate.export.tensorrt.script import write_script
     from stategate.runtime.engines.cuda import Cuda
@@ -115,7 +115,7 @@ def build_engine_command(
         return
     trt = load_tensorrt(library)
     try:
-        with sole_builder(opened):
+        with lock_plans(opened):
             with closing(Cuda()) as cuda:
                 if adopt_plan_path is not None:
                     stored = adopt_plan(
@@ -132,8 +132,8 @@ def build_engine_command(
                             new_timing_cache=new_timing_cache,
                             report=report,
                         )
-            seen = checked(stored, opened, tolerance)
-            stored = keep(stored, opened)
+            seen = check_plan(stored, opened, tolerance)
+            stored = keep_plan(stored, opened)
     except StategateError:
         log = plans_folder(opened.path) / FAILED_LOG
         if log.exists():

@@ -16,7 +16,7 @@ from stategate.contract.c_library import NativeRef, why_not_here
 from stategate.contract.reading import printable
 from stategate.contract.receipts import NOISE
 from stategate.runtime.check.golden import Replay
-from stategate.runtime.engines.tensorrt_api import plans_here
+from stategate.runtime.engines.tensorrt_api import local_plans
 from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.keep.store import newest_in
 
@@ -49,7 +49,7 @@ def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
         ledger = asdict(found.snapshot.header.ledger) if found is not None else None
         engines = [
             json.loads(canonical_json(stored.record)) | {"hindrances": hindrances}
-            for stored, hindrances in plans_here(opened)
+            for stored, hindrances in local_plans(opened)
         ]
         click.echo(json.dumps(manifest | {"ledger": ledger, "engines": engines}, indent=2))
         return
@@ -160,7 +160,7 @@ def described(native: NativeRef, target: TargetRef | None = None) -> str:
 def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
     """Label and text of the lines about each TensorRT plan that lies beside a bundle."""
     lines = []
-    for stored, hindrances in plans_here(bundle):
+    for stored, hindrances in local_plans(bundle):
         record, place = stored.record, stored.record.fingerprint
         jetson = f", Jetson Linux {place.l4t}" if place.l4t else ""
         text = (

@@ -119,9 +119,9 @@ def make(
         profile.check(plan)
         candidate = in_precision(candidate, plan, ranges, state_precision, error_feedback)
         if require_tensorrt or profile.jetpack is not None:
-            from stategate.export.tensorrt.target import with_tensorrt_told  # for a Jetson only
+            from stategate.export.tensorrt.target import note_tensorrt  # for a Jetson only
 
-            candidate = with_tensorrt_told(candidate, profile, required=require_tensorrt)
+            candidate = note_tensorrt(candidate, profile, required=require_tensorrt)
         inputs, source = episode_for(loaded, candidate, episode, steps, input_ranges)
         candidate = deployed(candidate, engines, split, inputs, here)
         if candidate.float_sizes is None:

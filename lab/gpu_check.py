@@ -35,7 +35,7 @@ from stategate.contract.durable import check_writable, write_whole
 from stategate.contract.errors import EngineError, SpecError, StateFault, StategateError
 from stategate.contract.tensorrt_plan import RECORD, StoredPlan
 from stategate.export.tensorrt.build import Settings, workspace_bytes
-from stategate.export.tensorrt.local import beside, build_engine, keep, sole_builder
+from stategate.export.tensorrt.plans import build_engine, keep_plan, lock_plans, staged_bundle
 from stategate.runtime import Session
 from stategate.runtime.check.gaps import Gaps, flips
 from stategate.runtime.engines.cuda import Cuda
@@ -164,7 +164,7 @@ def guard_fires(session: Session, episode: Episode) -> bool | None:
 
 def both_ways(bundle: Bundle, stored: StoredPlan, steps: int) -> dict[str, Way]:
     """A plan that is not kept yet, captured and enqueued; its record ends as it was."""
-    linked = Bundle.open(beside(stored, bundle))
+    linked = Bundle.open(staged_bundle(stored, bundle))
     episode, ways = inputs_of(bundle, steps), {}
     for name, captured in (("captured", True), ("ping-pong", False)):
         record = msgspec.structs.replace(stored.record, cuda_graph=captured)
@@ -220,14 +220,14 @@ def check(paths: list[Path], args: argparse.Namespace) -> int:
     fingerprint: dict[str, Any] = {}
     for model, bundle in bundles.items():
         name = f"building {model}"
-        with sole_builder(bundle):
+        with lock_plans(bundle):
             with closing(Cuda()) as cuda, progress(100, name) as report:
                 settings = Settings(workspace_bytes(cuda.memory()[1]))
                 stored = build_engine(bundle, trt, cuda, settings, report=report)
                 place = (cuda.gpu, cuda.integrated, cuda.memory()[1])
             ways = both_ways(bundle, stored, args.steps)
             if all(way.passed(args.tolerance) for way in ways.values()):
-                keep(stored, bundle)
+                keep_plan(stored, bundle)
             else:
                 passed = False
         fingerprint = msgspec.to_builtins(stored.record.fingerprint)

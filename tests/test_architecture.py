@@ -64,7 +64,7 @@ ROOM_EXCEPTIONS = {
     ("export/seal/verify.py", "runtime"),
     # A TensorRT plan is built where it will be loaded.
     ("export/tensorrt/build.py", "runtime"),
-    ("export/tensorrt/local.py", "runtime"),
+    ("export/tensorrt/plans.py", "runtime"),
 }
 # A library that few devices have enters in one file, and nowhere else.
 PACKAGE_EXCEPTIONS = {

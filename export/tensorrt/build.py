@@ -16,9 +16,9 @@ from typing import Any
 import onnx
 
 from stategate.contract.bundle import sha256
-from stategate.contract.errors import BuildError
+from stategate.contract.errors import BuildError, StategateError
 from stategate.export.tensorrt.generations import Generation, generation_of
-from stategate.runtime.engines.tensorrt_api import created, why
+from stategate.runtime.engines.tensorrt_api import make_with_log, refusal
 
 Report = Callable[[int], None]
 _PERCENT = 100
@@ -49,7 +49,7 @@ class Built:
 
     Attributes:
         plan: The serialised engine.
-        flags: What the builder was told.
+        flags: Of the builder.
         timing_cache: Times that it measured; empty where it keeps none.
     """
 
@@ -73,7 +73,7 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report, logge
         EngineError: There is no builder to be had: the driver is too old, or the GPU is not there.
     """
     generation = generation_of(trt.__version__, trt.__name__)
-    builder: Any = created(trt.Builder, logger)
+    builder: Any = make_with_log(trt.Builder, logger)
     flags, bits = [], 0
     for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED"):
         flag = getattr(trt.NetworkDefinitionCreationFlag, name, None)
@@ -93,7 +93,7 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report, logge
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     config.clear_flag(trt.BuilderFlag.TF32)
     flags.append("noTF32")
-    for name in wanted_flags(graph, generation, settings):
+    for name in builder_flags(graph, generation, settings):
         flag = getattr(trt.BuilderFlag, name, None)
         if flag is None:
             raise BuildError(
@@ -140,7 +140,7 @@ def workspace_bytes(memory_bytes: int | None) -> int:
     return min(memory_bytes // 8, 1 << 30) if memory_bytes else 256 << 20
 
 
-def wanted_flags(graph: bytes, generation: Generation, settings: Settings) -> list[str]:
+def builder_flags(graph: bytes, generation: Generation, settings: Settings) -> list[str]:
     """Builder flags of a graph, by name; none of them is about types where it is strongly typed."""
     flags = ["STRIP_PLAN", "REFIT_IDENTICAL"] if settings.strip_weights else []
     if not generation.strongly_typed:
@@ -180,21 +180,17 @@ def _target(trt: Any, config: Any, settings: Settings) -> None:
 
 
 def _parser_errors(parser: Any) -> list[str]:
-    told = []
+    errors = []
     for number in range(parser.num_errors):
         error: Any = parser.get_error(number)
         name = error.node_name() if hasattr(error, "node_name") else f"node {error.node()}"
-        told.append(f"{name}: {error.desc()}")
-    return told
+        errors.append(f"{name}: {error.desc()}")
+    return errors
 
 
-def _refused(what: str, log: Any) -> BuildError:
-    told, remedy = why(log)
-    return BuildError(
-        what,
-        found=told,
-        remedy=remedy or "too little memory or workspace may be the cause",
-    )
+def _refused(what: str, log: Any) -> StategateError:
+    remedy = "too little memory or workspace may be the cause"
+    return refusal(what, log, remedy=remedy, kind=BuildError)
 
 
 def _monitor(trt: Any, report: Report) -> Any:

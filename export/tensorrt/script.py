@@ -9,7 +9,7 @@ from stategate.contract import Bundle
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import BuildError
 from stategate.contract.tensorrt_plan import VARIANT, plans_folder
-from stategate.export.tensorrt.build import Settings, wanted_flags
+from stategate.export.tensorrt.build import Settings, builder_flags
 from stategate.export.tensorrt.generations import Generation, generation_of
 from stategate.export.tensorrt.variant import Variant, variant
 
@@ -61,9 +61,9 @@ def write_script(bundle: Bundle, version: str, settings: Settings) -> Path:
 def script_of(bundle: Path, graph: bytes, generation: Generation, settings: Settings) -> str:
     """A shell script; what differs between releases of trtexec is asked of trtexec."""
     flags = []
-    if "INT8" in (wanted := wanted_flags(graph, generation, settings)):
+    if "INT8" in (chosen := builder_flags(graph, generation, settings)):
         flags.append("--int8")
-    if "FP16" in wanted:
+    if "FP16" in chosen:
         flags += ["--fp16", "--precisionConstraints=obey"]
     weak = " ".join(flags)
     return f"""#!/bin/sh

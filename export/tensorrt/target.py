@@ -20,18 +20,18 @@ from stategate.targets.ladder import load_ladder
 def generations_of(profile: TargetProfile) -> list[Generation]:
     """The generations of TensorRT that a target's releases of JetPack ship; empty for no Jetson."""
     supported = profile.jetpack.value if profile.jetpack is not None else None
-    found: dict[str, Generation] = {}
+    generations: dict[str, Generation] = {}
     for release in load_ladder().release:
         if release.jetpack in (supported or ()) and release.tensorrt is not None:
             try:
                 generation = generation_of(release.tensorrt)
             except TargetError:
-                continue  # JetPack 4: too old for any engine of ours
-            found[generation.name] = generation
-    return list(found.values())
+                continue  # JetPack 4: too old for any TensorRT engine
+            generations[generation.name] = generation
+    return list(generations.values())
 
 
-def with_tensorrt_told(
+def note_tensorrt(
     candidate: Candidate, profile: TargetProfile, *, required: bool = False
 ) -> Candidate:
     """Check a step against every TensorRT of its target, and note the result in the bundle.
@@ -56,18 +56,18 @@ def with_tensorrt_told(
     model = onnx.load_model_from_string(candidate.graph)
     with suppress(GraphError):  # then every open extent is a finding
         model = pinned(model, candidate.spec)
-    told = []
+    verdicts = []
     for generation in generations:
         if required:
             check_legal(model, candidate.spec, generation)
-        found = findings(model, candidate.spec, generation)
-        told.append(f"{generation.name} {'refuses' if found else 'takes'} it")
-        if found:
+        problems = findings(model, candidate.spec, generation)
+        verdicts.append(f"{generation.name} {'refuses' if problems else 'takes'} it")
+        if problems:
             click.echo(f"TensorRT {generation.name} would not take this step:", err=True)
-            for one in found[:3]:
+            for one in problems[:3]:
                 click.echo(f"  {one}", err=True)
-            if len(found) > 3:
-                click.echo(f"  and {len(found) - 3} more", err=True)
-    if not told:
+            if len(problems) > 3:
+                click.echo(f"  and {len(problems) - 3} more", err=True)
+    if not verdicts:
         return candidate
-    return replace(candidate, metadata=candidate.metadata | {"tensorrt": ", ".join(told)})
+    return replace(candidate, metadata=candidate.metadata | {"tensorrt": ", ".join(verdicts)})

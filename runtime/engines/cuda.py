@@ -95,15 +95,19 @@ def checked_driver(library: Any) -> Driver:
         try:
             call = getattr(library, name)
         except AttributeError as problem:
-            raise EngineError(
-                "the NVIDIA driver is too old",
-                found=f"no {name}",
-                expected=f"one for CUDA {MIN_CUDA[0]}.{MIN_CUDA[1]} or newer",
-                remedy="update the driver; on a Jetson that means JetPack 5.1 or newer",
-            ) from problem
+            raise _too_old(f"no {name}") from problem
         call.argtypes, call.restype = types, c_int
     driver: Driver = library
     return driver
+
+
+def _too_old(found: str) -> EngineError:
+    return EngineError(
+        "the NVIDIA driver is too old",
+        found=found,
+        expected=f"one for CUDA {MIN_CUDA[0]}.{MIN_CUDA[1]} or newer",
+        remedy="update the driver; on a Jetson that means JetPack 5.1 or newer",
+    )
 
 
 class Cuda:
@@ -132,12 +136,7 @@ class Cuda:
         version = self._integer("cuDriverGetVersion")
         self.version = f"{version // 1000}.{version % 1000 // 10}"
         if (version // 1000, version % 1000 // 10) < MIN_CUDA:
-            raise EngineError(
-                "the NVIDIA driver is too old",
-                found=f"CUDA {self.version}",
-                expected=f"CUDA {MIN_CUDA[0]}.{MIN_CUDA[1]} or newer",
-                remedy="update the driver; on a Jetson that means JetPack 5.1 or newer",
-            )
+            raise _too_old(f"CUDA {self.version}")
         handle = c_int()
         self._call("cuDeviceGet", byref(handle), device)
         self._device = handle.value
@@ -170,9 +169,9 @@ class Cuda:
         self._call("cuMemGetInfo_v2", byref(free), byref(total))
         if self.integrated:
             # A Jetson's driver does not count what the kernel would give back.
-            told = Path("/proc/meminfo").read_text().split("MemAvailable:")
-            if len(told) > 1:
-                return max(free.value, int(told[1].split()[0]) * 1024), total.value
+            _, _, available = Path("/proc/meminfo").read_text().partition("MemAvailable:")
+            if available:
+                return max(free.value, int(available.split()[0]) * 1024), total.value
         return free.value, total.value
 
     def device_bytes(self, size: int) -> int:
@@ -259,10 +258,10 @@ class Cuda:
         if code:
             text = c_char_p()
             self._driver.cuGetErrorString(code, byref(text))
-            told = (text.value or b"unknown error").decode(errors="replace")
+            reason = (text.value or b"unknown error").decode(errors="replace")
             raise EngineError(
                 f"the GPU refuses {name}",
-                found=f"CUDA error {code}: {told}",
+                found=f"CUDA error {code}: {reason}",
                 remedy="free memory on the GPU, or use a smaller model"
                 if code == _OUT_OF_MEMORY
                 else None,

@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 
 from stategate.contract import Bundle, TensorSpec
-from stategate.contract.errors import EngineError, MemoryBudgetError
+from stategate.contract.errors import EngineError, MemoryBudgetError, StategateError
 from stategate.contract.tensorrt_plan import GUARD, StoredPlan, plan_for, stored_plans
 from stategate.runtime.base.buffers import Array, Buffers, Group, Slot, is_finite
 from stategate.runtime.engines.cuda import Cuda
 from stategate.runtime.engines.tensorrt_api import (
     LIBRARIES,
-    created,
-    fingerprint_here,
     importable,
+    local_fingerprint,
     make_log,
-    why,
+    make_with_log,
+    refusal,
 )
 
 _MAX_CAPTURED = 4  # 2**4 graphs, all captured at open
@@ -80,9 +80,9 @@ def open_tensorrt(bundle: Bundle, buffers: Buffers) -> TensorRtEngine:
     cuda = Cuda()
     try:
         graph = bundle.manifest.step_graph.file.sha256
-        heres = {fingerprint_here(trt, cuda, graph): trt for trt in bindings}
-        stored, here = plan_for(bundle.path, list(heres))
-        return TensorRtEngine(bundle, buffers, stored, heres[here], cuda)
+        places = {local_fingerprint(trt, cuda, graph): trt for trt in bindings}
+        stored, place = plan_for(bundle.path, list(places))
+        return TensorRtEngine(bundle, buffers, stored, places[place], cuda)
     except BaseException:
         cuda.close()
         raise
@@ -120,28 +120,30 @@ class TensorRtEngine:
         feeds = [*buffers.inputs, *(s for s in buffers.constants if s.name not in part)]
         answers = [*buffers.outputs, *buffers.gates]
         guard = [Slot.allocate(GUARD, (len(record.guarded),), "float32")] if record.guarded else []
-        self._given = _arena_of(feeds)
-        self._taken = _arena_of([*answers, *guard])
+        self._feed_arena = _arena_of(feeds)
+        self._answer_arena = _arena_of([*answers, *guard])
         states = [(s.spec.name, s.spec.bytes) for s in buffers.states]
         self._banks = _Arena.of([(f"{bank}{n}", size) for bank in "01" for n, size in states])
-        own = self._banks.size + (self._given.size + self._taken.size) * (2 - cuda.integrated)
+        # Where the GPU has memory of its own, inputs and answers lie in both.
+        copies = 1 if cuda.integrated else 2
+        own = self._banks.size + copies * (self._feed_arena.size + self._answer_arena.size)
         plan = stored.read(record.plan)
         _check_free(cuda, record.plan_bytes + own)
         self._log = make_log(trt)
-        self._runtime: Any = created(trt.Runtime, self._log)
+        self._runtime: Any = make_with_log(trt.Runtime, self._log)
         self._engine: Any = None
         self._context: Any = None
         try:
             self._load(trt, stored, plan, own)
             _check_signature(self._engine, bundle, record.guarded)
             self._allocate()
-            self._feeds = self._views(self._host_in, self._given, feeds)
-            self._answers = self._views(self._host_out, self._taken, answers)
+            self._feeds = self._views(self._host_in, self._feed_arena, feeds)
+            self._answers = self._views(self._host_out, self._answer_arena, answers)
             self._sums: dict[str, Array] = {}
-            for _, sums in self._views(self._host_out, self._taken, guard):
+            for _, sums in self._views(self._host_out, self._answer_arena, guard):
                 self._sums = {name: sums[i : i + 1] for i, name in enumerate(record.guarded)}
-            wanted = record.cuda_graph if capture is None else capture
-            if wanted and len(buffers.groups) <= _MAX_CAPTURED:
+            capture = record.cuda_graph if capture is None else capture
+            if capture and len(buffers.groups) <= _MAX_CAPTURED:
                 self._capture_all(1 << len(buffers.groups))
             self.push(0)
         except BaseException:
@@ -230,13 +232,13 @@ class TensorRtEngine:
     def _allocate(self) -> None:
         """Pinned memory for what goes in and out, and the GPU's for states."""
         cuda = self._cuda
-        self._host_in, self._at_in = cuda.host_bytes(self._given.size)
-        self._host_out, self._at_out = cuda.host_bytes(self._taken.size)
+        self._host_in, self._at_in = cuda.host_bytes(self._feed_arena.size)
+        self._host_out, self._at_out = cuda.host_bytes(self._answer_arena.size)
         if not cuda.integrated:
-            self._at_in = cuda.device_bytes(self._given.size)
-            self._at_out = cuda.device_bytes(self._taken.size)
+            self._at_in = cuda.device_bytes(self._feed_arena.size)
+            self._at_out = cuda.device_bytes(self._answer_arena.size)
         self._at_banks = cuda.device_bytes(self._banks.size)
-        for arena, base in ((self._given, self._at_in), (self._taken, self._at_out)):
+        for arena, base in ((self._feed_arena, self._at_in), (self._answer_arena, self._at_out)):
             for name, offset in arena.offsets.items():
                 self._set_address(name, base + offset)
 
@@ -271,11 +273,11 @@ class TensorRtEngine:
         if parity != self._bound:
             self._bind(parity)
         if not cuda.integrated:
-            cuda.copy_in(self._at_in, self._host_in.ctypes.data, self._given.size)
+            cuda.copy_in(self._at_in, self._host_in.ctypes.data, self._feed_arena.size)
         if not context.execute_async_v3(cuda.stream):
             raise self._refused("TensorRT does not enqueue the step")
         if not cuda.integrated:
-            cuda.copy_out(self._host_out.ctypes.data, self._at_out, self._taken.size)
+            cuda.copy_out(self._host_out.ctypes.data, self._at_out, self._answer_arena.size)
 
     def _capture_all(self, parities: int) -> None:
         """One CUDA graph for each combination of banks; it overwrites the states' memory."""
@@ -305,11 +307,8 @@ class TensorRtEngine:
         if not reader.refit_from_bytes(variant) or not refitter.refit_cuda_engine():
             raise self._refused("TensorRT cannot put the weights into the plan")
 
-    def _refused(self, what: str) -> EngineError:
-        told, remedy = why(self._log)
-        return EngineError(
-            what, found=told, remedy=remedy or "build it again: stategate build-engine BUNDLE"
-        )
+    def _refused(self, what: str) -> StategateError:
+        return refusal(what, self._log, remedy="build it again: stategate build-engine BUNDLE")
 
 
 def _arena_of(slots: list[Slot]) -> _Arena:
@@ -343,11 +342,11 @@ def _check_signature(engine: Any, bundle: Bundle, guarded: tuple[str, ...]) -> N
             remedy="build it again: stategate build-engine BUNDLE",
         )
     part = {constant.name for constant in step.constants}
-    taken = {name: tensor for name, tensor in step.graph_inputs().items() if name not in part}
-    promised = {"INPUT": taken, "OUTPUT": step.graph_outputs()}
+    feeds = {name: tensor for name, tensor in step.graph_inputs().items() if name not in part}
+    promised = {"INPUT": feeds, "OUTPUT": step.graph_outputs()}
     if guarded:
         promised["OUTPUT"][GUARD] = TensorSpec(GUARD, (len(guarded),))
-    wanted = {
+    expected = {
         (name, side, tuple(t.shape), _TYPES.get(t.dtype, t.dtype))
         for side, tensors in promised.items()
         for name, t in tensors.items()
@@ -362,10 +361,10 @@ def _check_signature(engine: Any, bundle: Bundle, guarded: tuple[str, ...]) -> N
         )
         for name in names
     }
-    if found != wanted:
+    if found != expected:
         raise EngineError(
             "the plan's tensors are not those of the manifest",
-            found=sorted(found - wanted) or "nothing more",
-            expected=sorted(wanted - found) or "nothing else",
+            found=sorted(found - expected) or "nothing more",
+            expected=sorted(expected - found) or "nothing else",
             remedy="build it again: stategate build-engine BUNDLE",
         )

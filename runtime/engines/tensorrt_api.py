@@ -6,12 +6,12 @@ import importlib
 import platform
 import re
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from stategate.contract import Bundle
-from stategate.contract.errors import EngineError
+from stategate.contract.errors import EngineError, StategateError
 from stategate.contract.tensorrt_plan import PlanFingerprint, StoredPlan, stored_plans
 from stategate.runtime.engines.cuda import Cuda
 
@@ -58,7 +58,7 @@ def importable(libraries: Sequence[str]) -> tuple[list[Any], list[EngineError]]:
     return bindings, missing
 
 
-def fingerprint_here(
+def local_fingerprint(
     trt: Any, cuda: Cuda, onnx_sha256: str, flags: tuple[str, ...] = (), root: Path = Path("/")
 ) -> PlanFingerprint:
     """The fingerprint of a plan that is built here and now.
@@ -67,14 +67,13 @@ def fingerprint_here(
         trt: TensorRT's bindings.
         cuda: The GPU.
         onnx_sha256: Digest of the bundle's step graph.
-        flags: What the builder was told.
+        flags: Of the builder.
         root: Where ``etc`` lies.
     """
-    try:
-        told = (root / "etc/nv_tegra_release").read_text(errors="replace")
-    except OSError:
-        told = ""
-    release = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", told)
+    text = ""
+    with suppress(OSError):  # no Jetson has none
+        text = (root / "etc/nv_tegra_release").read_text(errors="replace")
+    release = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
     return PlanFingerprint(
         library=trt.__name__,
         version=trt.__version__,
@@ -91,7 +90,7 @@ def fingerprint_here(
 
 
 def make_log(trt: Any) -> Any:
-    """A logger that keeps what it is told; its base class is the library's.
+    """A logger that keeps every message; its base class is the library's.
 
     It has ``text()``, everything, and ``problems()``, the messages of errors.
     """
@@ -114,7 +113,7 @@ def make_log(trt: Any) -> Any:
     return Log()
 
 
-def created(kind: Any, log: Any) -> Any:
+def make_with_log(kind: Any, log: Any) -> Any:
     """A builder or runtime of TensorRT's, made with a log.
 
     Args:
@@ -122,35 +121,42 @@ def created(kind: Any, log: Any) -> Any:
         log: What `make_log` gave.
 
     Raises:
-        EngineError: It cannot be made; the bindings give a TypeError then, and the reason to the
-            log.
+        EngineError: The driver is too old, or the GPU is not there.
     """
     try:
         return kind(log)
-    except TypeError as problem:
-        told, remedy = why(log)
-        raise EngineError(
-            f"TensorRT cannot make a {kind.__name__}",
-            found=f"{told} ({problem})",
-            remedy=remedy or "stategate doctor says what belongs together",
-        ) from problem
+    except TypeError as problem:  # so the bindings say it; the reason is in the log
+        remedy = "stategate doctor says what belongs together"
+        raise refusal(f"TensorRT cannot make a {kind.__name__}", log, remedy=remedy) from problem
 
 
-def why(log: Any) -> tuple[str, str | None]:
-    """What a log gives as reason for a refusal, and what to do if that is an old driver."""
-    told = "; ".join(log.problems()[-3:]) or "no reason given"
-    # CUDA error 35: cudaErrorInsufficientDriver, which is also said where there is no driver.
-    old = re.search(
-        r"insufficient|(cudaError|Cuda failure:|CUDA error|failure with error:) 35\b", told, re.I
-    )
-    return told, (
-        "update the NVIDIA driver: it is too old for this TensorRT, or there is none"
-        if old
-        else None
-    )
+def refusal(
+    what: str,
+    log: Any,
+    *,
+    remedy: str,
+    expected: str | None = None,
+    kind: type[StategateError] = EngineError,
+) -> StategateError:
+    """The error of something that TensorRT refused, with the reason from its log.
+
+    Args:
+        what: Its first line.
+        log: What `make_log` gave.
+        remedy: What to do, unless the reason is an old driver.
+        expected: What would be right.
+        kind: Class of the error.
+    """
+    reason = "; ".join(log.problems()[-3:]) or "no reason given"
+    # CUDA error 35: cudaErrorInsufficientDriver, which also stands where there is no driver.
+    if re.search(
+        r"insufficient|(cudaError|Cuda failure:|CUDA error|failure with error:) 35\b", reason, re.I
+    ):
+        remedy = "update the NVIDIA driver: it is too old for this TensorRT, or there is none"
+    return kind(what, found=reason, expected=expected, remedy=remedy)
 
 
-def plans_here(bundle: Bundle) -> list[tuple[StoredPlan, list[str]]]:
+def local_plans(bundle: Bundle) -> list[tuple[StoredPlan, list[str]]]:
     """Every plan beside a bundle, and what keeps this machine from loading it; empty if nothing.
 
     Raises:
@@ -159,7 +165,7 @@ def plans_here(bundle: Bundle) -> list[tuple[StoredPlan, list[str]]]:
     plans = stored_plans(bundle.path)
     if not plans:
         return []
-    heres: dict[str, PlanFingerprint] = {}
+    places: dict[str, PlanFingerprint] = {}
     missing: dict[str, str] = {}
     try:
         with closing(Cuda()) as cuda:
@@ -170,17 +176,17 @@ def plans_here(bundle: Bundle) -> list[tuple[StoredPlan, list[str]]]:
                     missing[library] = problem.args[0].partition("\n")[0]
                 else:
                     graph = bundle.manifest.step_graph.file.sha256
-                    heres[library] = fingerprint_here(trt, cuda, graph)
+                    places[library] = local_fingerprint(trt, cuda, graph)
     except EngineError as problem:
         missing = dict.fromkeys(LIBRARIES, problem.args[0].partition("\n")[0])
-    found = []
+    judged = []
     for stored in plans:
         library = stored.record.fingerprint.library
-        here = heres.get(library)
-        hindrances = [missing[library]] if here is None else stored.hindrances(here)
+        place = places.get(library)
+        hindrances = [missing[library]] if place is None else stored.hindrances(place)
         try:
             stored.read(stored.record.plan)
         except EngineError as problem:
             hindrances.append(problem.args[0].partition("\n")[0])
-        found.append((stored, hindrances))
-    return found
+        judged.append((stored, hindrances))
+    return judged

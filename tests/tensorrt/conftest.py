@@ -361,12 +361,12 @@ def built(trt: FakeTensorRt, tiny_bundle: Path, copy_of: Callable[[Path], Path])
     """A bundle with a plan beside it."""
     from stategate.contract import Bundle
     from stategate.export.tensorrt.build import Settings
-    from stategate.export.tensorrt.local import build_engine, keep
+    from stategate.export.tensorrt.plans import build_engine, keep_plan
     from stategate.runtime.engines.cuda import Cuda
 
     bundle = Bundle.open(copy_of(tiny_bundle))
     cuda = Cuda()
-    keep(build_engine(bundle, trt, cuda, Settings(1 << 20)), bundle)
+    keep_plan(build_engine(bundle, trt, cuda, Settings(1 << 20)), bundle)
     cuda.close()
     return bundle.path
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.export.tensorrt.build import Settings
-from stategate.export.tensorrt.local import build_engine, keep
+from stategate.export.tensorrt.plans import build_engine, keep_plan
 from stategate.runtime import Session
 from stategate.runtime.engines.cuda import Cuda
 
@@ -50,7 +50,7 @@ def test_an_adopted_file_with_pinned_axes_and_constants_becomes_an_engine(
     adopted: Path, trt: object, tmp_path: Path
 ) -> None:
     bundle, cuda = Bundle.open(adopted), Cuda()
-    keep(build_engine(bundle, trt, cuda, Settings(1 << 20)), bundle)
+    keep_plan(build_engine(bundle, trt, cuda, Settings(1 << 20)), bundle)
     cuda.close()
     x = np.full((1, 4), 0.5, np.float32)
     with Session.open(adopted, engine="tensorrt") as session:

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SOURCES = [
     "export/tensorrt/build.py",
-    "export/tensorrt/local.py",
+    "export/tensorrt/plans.py",
     "runtime/engines/tensorrt.py",
     "runtime/engines/tensorrt_api.py",
 ]

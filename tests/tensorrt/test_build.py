@@ -22,7 +22,7 @@ from stategate.contract import Bundle
 from stategate.contract.bundle import write_bundle
 from stategate.contract.errors import EngineError
 from stategate.contract.tensorrt_plan import TIMING_CACHE, plans_folder, stored_plans
-from stategate.export.tensorrt.local import sole_builder
+from stategate.export.tensorrt.plans import lock_plans
 from stategate.runtime import Session
 from stategate.runtime.check.golden import replay
 from stategate.runtime.engines.cuda import Cuda
@@ -116,7 +116,7 @@ def test_a_build_that_comes_to_nothing_leaves_the_older_engine_and_its_log(
     elif end == "refused":
         trt.refuses = True
     else:
-        monkeypatch.setattr("stategate.export.tensorrt.local.replay", interrupted)
+        monkeypatch.setattr("stategate.export.tensorrt.plans.replay", interrupted)
     refused = run("build-engine", bundle, "--no-cuda-graph")
     assert refused.exit_code != 0
     assert {path.name: path.read_bytes() for path in kept.folder.iterdir()} == before
@@ -140,7 +140,7 @@ def test_a_builder_that_is_killed_in_its_check_leaves_the_older_engine(
         shutil.copytree(engines, killed, symlinks=True)
         return replay(path, *rest)
 
-    monkeypatch.setattr("stategate.export.tensorrt.local.replay", look)
+    monkeypatch.setattr("stategate.export.tensorrt.plans.replay", look)
     assert run("build-engine", bundle, "--no-cuda-graph").exit_code == 0
     shutil.rmtree(engines)
     killed.rename(engines)
@@ -149,7 +149,7 @@ def test_a_builder_that_is_killed_in_its_check_leaves_the_older_engine(
     assert found.record.cuda_graph
     with Session.open(bundle, engine="tensorrt") as session:
         assert session.engine_name.endswith("captured")
-    monkeypatch.setattr("stategate.export.tensorrt.local.replay", replay)
+    monkeypatch.setattr("stategate.export.tensorrt.plans.replay", replay)
     assert run("build-engine", bundle).exit_code == 0
     assert list(engines.iterdir()) == [stored_plans(bundle)[0].folder]
 
@@ -178,7 +178,7 @@ def test_options_that_contradict_each_other_are_refused(
 
 
 def test_two_builders_of_one_bundle_do_not_meet(bundle: Path, trt: Any) -> None:
-    with sole_builder(Bundle.open(bundle)):
+    with lock_plans(Bundle.open(bundle)):
         refused = run("build-engine", bundle)
         assert refused.exit_code == 1 and "another process builds" in refused.output
         assert not plans_folder(bundle).exists()

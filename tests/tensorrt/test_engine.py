@@ -36,7 +36,7 @@ from stategate.contract.errors import (
 )
 from stategate.contract.tensorrt_plan import PLAN, RECORD, PlanRecord, stored_plans
 from stategate.export.tensorrt.build import Settings
-from stategate.export.tensorrt.local import build_engine, keep
+from stategate.export.tensorrt.plans import build_engine, keep_plan
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
 from stategate.runtime.check.faults import inject
@@ -340,7 +340,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_a_chunk_graph_never_sees_states_that_are_on_the_gpu(sums: Bundle, trt: Any) -> None:
     assert sums.manifest.chunk_graph is not None
     with closing(Cuda()) as cuda:
-        keep(build_engine(sums, trt, cuda, Settings(1 << 20)), sums)
+        keep_plan(build_engine(sums, trt, cuda, Settings(1 << 20)), sums)
     x = np.random.default_rng(3).standard_normal((11, 1, 2)).astype(np.float32)
     with Session.open(sums.path, engine="tensorrt") as gpu, Session.open(sums.path) as cpu:
         for session in (gpu, cpu):
@@ -355,7 +355,7 @@ def test_a_bundle_that_is_read_and_written_apart_steps_in_one_go_on_the_gpu(
 ) -> None:
     assert apart.manifest.graph_of("read") is not None
     with closing(Cuda()) as cuda:
-        keep(build_engine(apart, trt, cuda, Settings(1 << 20)), apart)
+        keep_plan(build_engine(apart, trt, cuda, Settings(1 << 20)), apart)
     z = np.random.default_rng(4).standard_normal((60, 1, 64)).astype(np.float32)
     with Session.open(apart.path, engine="tensorrt") as gpu, Session.open(apart.path) as cpu:
         for one in z:

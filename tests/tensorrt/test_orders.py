@@ -20,7 +20,7 @@ from torch import nn
 from stategate.contract import Budget, Bundle, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import EngineError, StateFault
 from stategate.export.tensorrt.build import Settings
-from stategate.export.tensorrt.local import build_engine, keep
+from stategate.export.tensorrt.plans import build_engine, keep_plan
 from stategate.models.step import StepResult
 from stategate.runtime import Session
 from stategate.runtime.check.faults import inject
@@ -184,7 +184,7 @@ def test_every_order_gives_what_onnxruntime_gives(
 ) -> None:
     with closing(Cuda()) as cuda:
         built = build_engine(many, trt, cuda, Settings(1 << 20), cuda_graph=captured)
-    keep(built, many)
+    keep_plan(built, many)
     for name, value in (("bundle", many.path), ("driver", driver), ("trt", trt)):
         monkeypatch.setattr(Orders, name, value, raising=False)
     monkeypatch.setattr(Orders, "budget", budget, raising=False)

@@ -17,7 +17,7 @@ from stategate.contract import Bundle, canonical_json
 from stategate.contract.errors import EngineError
 from stategate.contract.tensorrt_plan import PLAN, RECORD, PlanFingerprint, stored_plans
 from stategate.export.tensorrt.build import Settings
-from stategate.export.tensorrt.local import build_engine, keep
+from stategate.export.tensorrt.plans import build_engine, keep_plan
 from stategate.runtime import Session
 from stategate.runtime.engines.cuda import Cuda
 
@@ -32,7 +32,7 @@ def both(built: Path, rtx: Any) -> Path:
     """A bundle with a plan of TensorRT and one of TensorRT-RTX."""
     bundle = Bundle.open(built)
     with closing(Cuda()) as cuda:
-        keep(build_engine(bundle, rtx, cuda, Settings(1 << 20)), bundle)
+        keep_plan(build_engine(bundle, rtx, cuda, Settings(1 << 20)), bundle)
     return built
 
 

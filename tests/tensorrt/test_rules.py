@@ -17,7 +17,7 @@ from stategate.contract.tensorrt_plan import GUARD
 from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
 from stategate.export.passes.quantise import chosen, projections, quantised
-from stategate.export.tensorrt.build import Settings, wanted_flags
+from stategate.export.tensorrt.build import Settings, builder_flags
 from stategate.export.tensorrt.generations import GENERATIONS, generation_of
 from stategate.export.tensorrt.rules import check_legal, findings
 from stategate.export.tensorrt.variant import variant
@@ -190,9 +190,9 @@ def test_precision_flags_are_for_releases_that_choose_types_alone() -> None:
     ranges = {p.data: 4.0 for p in chosen(plan, projections(model, candidate.spec))}
     raw = quantised(model, candidate.spec, plan, ranges).SerializeToString()
     settings = Settings(1 << 20)
-    assert wanted_flags(raw, GENERATIONS["8.6"], settings) == ["INT8"]
-    assert wanted_flags(raw, TEN, settings) == []
+    assert builder_flags(raw, GENERATIONS["8.6"], settings) == ["INT8"]
+    assert builder_flags(raw, TEN, settings) == []
     half = quantised(model, candidate.spec, PRESETS["float16-weights"]).SerializeToString()
-    assert "FP16" in wanted_flags(half, GENERATIONS["8.5"], settings)
+    assert "FP16" in builder_flags(half, GENERATIONS["8.5"], settings)
     stored = variant(half, candidate.spec, GENERATIONS["8.5"]).graph
-    assert wanted_flags(stored, GENERATIONS["8.5"], settings) == []
+    assert builder_flags(stored, GENERATIONS["8.5"], settings) == []

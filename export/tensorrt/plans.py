@@ -44,14 +44,19 @@ from stategate.export.tensorrt.script import SCRIPT, script_of, variant_of
 from stategate.export.tensorrt.variant import Variant
 from stategate.runtime.check.golden import Replay, replay
 from stategate.runtime.engines.cuda import Cuda
-from stategate.runtime.engines.tensorrt_api import created, fingerprint_here, make_log, why
+from stategate.runtime.engines.tensorrt_api import (
+    local_fingerprint,
+    make_log,
+    make_with_log,
+    refusal,
+)
 
 # What the last build said that came to nothing.
 FAILED_LOG = "failed-build.log"
 
 
 @contextmanager
-def sole_builder(bundle: Bundle) -> Iterator[None]:
+def lock_plans(bundle: Bundle) -> Iterator[None]:
     """Keep other builders from a bundle's plans; what is not kept in the end is cleared away.
 
     So is what a killed builder left. The bundle's folder itself is locked, which writes nothing and
@@ -91,7 +96,7 @@ def build_engine(
     new_timing_cache: bool = False,
     report: Callable[[int], None] = lambda _: None,
 ) -> StoredPlan:
-    """Build a plan where no session looks for it yet; see `checked` and `keep`.
+    """Build a plan where no session looks for it yet; see `check_plan` and `keep_plan`.
 
     Args:
         bundle: What to build of.
@@ -134,13 +139,13 @@ def adopt_plan(
     """Take a plan that trtexec built here, to where no session looks for it yet.
 
     Raises:
-        BuildError: It cannot be read or loaded, or nothing could tell whose plan it is.
+        BuildError: It cannot be read or loaded, or nothing shows whose plan it is.
         GraphError: TensorRT would not take the bundle's graph.
     """
     form = variant_of(bundle, generation_of(trt.__version__, trt.__name__))
     if bundle.manifest.golden is None:
         raise BuildError(
-            "a plan from elsewhere cannot be told from one of another model's",
+            "nothing shows that the plan is one of this bundle",
             found="a bundle without a golden episode to replay",
             remedy="build it here from the bundle's own graph: stategate build-engine BUNDLE; or "
             "seal the bundle, which records one: stategate export",
@@ -150,25 +155,25 @@ def adopt_plan(
     except OSError as problem:
         raise BuildError("the plan cannot be read", found=problem) from problem
     with _staged(bundle, trt, cuda) as stage:
-        runtime: Any = created(trt.Runtime, stage.log)
+        runtime: Any = make_with_log(trt.Runtime, stage.log)
         if runtime.deserialize_cuda_engine(raw) is None:
-            told, remedy = why(stage.log)
-            raise BuildError(
+            raise refusal(
                 f"TensorRT {trt.__version__} does not load {plan.name}",
-                found=told,
+                stage.log,
                 expected="a plan that was built here, by this version",
-                remedy=remedy or f"run {SCRIPT} again on this device",
+                remedy=f"run {SCRIPT} again on this device",
+                kind=BuildError,
             )
         built = Built(raw, ("trtexec",), b"")
         return _store(stage, form, built, settings, cuda_graph=cuda_graph, built_by="trtexec")
 
 
-def beside(stored: StoredPlan, bundle: Bundle) -> Path:
+def staged_bundle(stored: StoredPlan, bundle: Bundle) -> Path:
     """A link to the bundle, beside which a session finds a plan that is not kept yet."""
     return stored.folder.parent.with_name(bundle.path.name)
 
 
-def checked(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE) -> Replay | None:
+def check_plan(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE) -> Replay | None:
     """Replay the golden episode with a plan that is not kept yet.
 
     Returns:
@@ -180,23 +185,23 @@ def checked(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE) ->
     """
     receipt = bundle.manifest.verification
     allowed = max(tolerance, (receipt.tolerance or 0.0) if receipt else 0.0)
-    seen = replay(beside(stored, bundle), allowed, "tensorrt")
-    if seen is not None and not seen.passed:
+    result = replay(staged_bundle(stored, bundle), allowed, "tensorrt")
+    if result is not None and not result.passed:
         raise ParityError(
             "the engine does not repeat the golden episode",
-            found=seen.told,
+            found=result.told,
             expected=f"at most {allowed:g} and no flip",
             remedy="step this bundle with onnxruntime; the engine is not kept",
         )
-    return seen
+    return result
 
 
-def keep(stored: StoredPlan, bundle: Bundle) -> StoredPlan:
+def keep_plan(stored: StoredPlan, bundle: Bundle) -> StoredPlan:
     """Move a plan to where sessions look for it, in the place of an older one."""
     parent = plans_folder(bundle.path)
     folder = parent / stored.folder.name
     move_into_place(stored.folder, folder)
-    shutil.rmtree(beside(stored, bundle).parent)
+    shutil.rmtree(staged_bundle(stored, bundle).parent)
     return StoredPlan(folder, stored.record)
 
 
@@ -235,17 +240,17 @@ def _staged(bundle: Bundle, trt: Any, cuda: Cuda) -> Iterator[_Stage]:
 
 def _clear(folder: Path) -> None:
     """Remove what was staged and not kept."""
-    for left in folder.glob(".*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for stage in folder.glob(".*"):
+        shutil.rmtree(stage, ignore_errors=True)
     with suppress(OSError):  # where anything else lies in it
         folder.rmdir()
 
 
 def _earlier_times(bundle: Bundle, trt: Any, cuda: Cuda) -> bytes | None:
-    here = fingerprint_here(trt, cuda, bundle.manifest.step_graph.file.sha256)
+    place = local_fingerprint(trt, cuda, bundle.manifest.step_graph.file.sha256)
     for stored in stored_plans(bundle.path):
         times = stored.record.timing_cache_sha256
-        if times is not None and not stored.hindrances(here):
+        if times is not None and not stored.hindrances(place):
             return stored.read(FileRef(TIMING_CACHE, times))
     return None
 
@@ -262,7 +267,7 @@ def _store(
     bundle, trt = stage.bundle, stage.trt
     graph = bundle.manifest.step_graph.file.sha256
     record = PlanRecord(
-        fingerprint=fingerprint_here(trt, stage.cuda, graph, built.flags),
+        fingerprint=local_fingerprint(trt, stage.cuda, graph, built.flags),
         plan=FileRef(PLAN, sha256(built.plan)),
         variant=FileRef(VARIANT, sha256(form.graph)),
         plan_bytes=len(built.plan),
