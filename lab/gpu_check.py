@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -37,7 +38,7 @@ from stategate.contract.tensorrt_plan import RECORD, StoredPlan
 from stategate.export.tensorrt.build import Settings, workspace_bytes
 from stategate.export.tensorrt.plans import build_engine, keep_plan, lock_plans, staged_bundle
 from stategate.runtime import Session
-from stategate.runtime.check.gaps import Gaps, flips
+from stategate.runtime.check.gaps import live, side_by_side
 from stategate.runtime.engines.cuda import Cuda
 from stategate.runtime.engines.tensorrt_api import LIBRARIES, importable, load_tensorrt
 
@@ -100,27 +101,25 @@ def inputs_of(bundle: Bundle, steps: int) -> Episode:
 
 def compared(bundle: Bundle, episode: Episode) -> Way:
     """Step an engine beside ONNX Runtime, and time both."""
-    outputs, states, flipped = Gaps(), Gaps(), 0
-    thresholds = bundle.manifest.step.thresholds
     with (
         Session.open(bundle.path, engine="tensorrt") as gpu,
         Session.open(bundle.path, engine="onnxruntime") as cpu,
         progress(episode.steps, f"{bundle.manifest.model.name}: {gpu.engine_name}") as report,
     ):
-        for t, given in enumerate(episode):
-            outputs.add(gpu.step(**given), cpu.step(**given))
-            flipped += flips(thresholds, gpu.gates, cpu.gates)
+
+        def step(t: int, inputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
             if t % 100 == 99:
                 report(t + 1)
-        names = [state.name for state in bundle.manifest.states]
-        states.add({n: gpu.state(n) for n in names}, {n: cpu.state(n) for n in names})
+            return gpu.step(**inputs)
+
+        run = side_by_side(bundle.manifest, live(gpu, episode, step), live(cpu, episode))
         same = gpu.ledger == cpu.ledger
         gpu_us, cpu_us = (timed(session, episode) for session in (gpu, cpu))
         return Way(
             engine=gpu.engine_name,
-            max_output_error=outputs.worst(),
-            max_state_error=states.worst(),
-            gate_flips=flipped,
+            max_output_error=run.outputs.worst(),
+            max_state_error=run.states.worst(),
+            gate_flips=run.flips,
             same_ledger=same,
             guard_fires=guard_fires(gpu, episode),
             p50_us=float(np.percentile(gpu_us, 50)),

@@ -1,23 +1,104 @@
-"""How far two runs are apart: tensors in units of their own size, gates by their decisions."""
+"""Two things stepped side by side: how far they are apart.
+
+Tensors are compared in units of their own size, gates by their decisions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from stategate.contract import Episode, Manifest
+from stategate.contract.stored import values
 from stategate.contract.write_rule import opens
 from stategate.runtime.base.buffers import Array
+from stategate.runtime.check.full_pool import Stepper
+
+_NOTHING: Mapping[str, Array] = {}
 
 
-def flips(
-    thresholds: Mapping[str, float], ours: Mapping[str, Array], reference: Mapping[str, Array]
-) -> int:
-    """Elements of the gates that have a threshold which decide otherwise than the reference's."""
-    return sum(
-        int((opens(ours[name], threshold) != opens(reference[name], threshold)).sum())
-        for name, threshold in thresholds.items()
-    )
+class Answer(NamedTuple):
+    """What one step gives, by name; the arrays may be overwritten by the next step.
+
+    Attributes:
+        outputs: The outputs.
+        gates: The gates that are to be compared.
+        states: The states after it, as the bundle stores them, where they are to be compared.
+    """
+
+    outputs: Mapping[str, Array]
+    gates: Mapping[str, Array] = _NOTHING
+    states: Mapping[str, Array] = _NOTHING
+
+
+def live(
+    stepper: Stepper,
+    episode: Episode,
+    step: Callable[[int, dict[str, Array]], Mapping[str, Array]] | None = None,
+) -> Iterator[Answer]:
+    """Step something through an episode; the last answer has its states.
+
+    Args:
+        stepper: What is stepped.
+        episode: Its inputs.
+        step: Takes a step by its number and inputs in place of the stepper's own ``step``.
+    """
+    names = [state.name for state in stepper.manifest.states]
+    for t, inputs in enumerate(episode):
+        outputs = stepper.step(**inputs) if step is None else step(t, inputs)
+        ended = t == episode.steps - 1
+        states = {name: stepper.state(name) for name in names} if ended else _NOTHING
+        yield Answer(outputs, stepper.gates, states)
+
+
+def recorded(episode: Episode) -> Iterator[Answer]:
+    """The answers that an episode carries; the last one has its states."""
+    for t in range(episode.steps):
+        yield Answer(
+            {name: array[t] for name, array in episode.outputs.items()},
+            {name: array[t] for name, array in episode.gates.items()},
+            episode.states if t == episode.steps - 1 else _NOTHING,
+        )
+
+
+class SideBySide:
+    """What came of comparing two runs of a bundle, step by step.
+
+    Attributes:
+        outputs: Differences of the outputs.
+        states: Differences of the states, in the numbers that the model computes with.
+        flips: Elements of hard gates that decided differently.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._thresholds, self._specs = manifest.step.thresholds, manifest.states
+        self.outputs, self.states = Gaps(manifest.sessions), Gaps(manifest.sessions)
+        self.flips = 0
+
+    def add(self, answer: Answer, reference: Answer) -> None:
+        """Compare one step, as far as the reference has something to compare with."""
+        self.outputs.add(answer.outputs, reference.outputs)
+        for name in reference.gates.keys() & self._thresholds.keys():
+            ours, theirs = (
+                opens(side.gates[name], self._thresholds[name]) for side in (answer, reference)
+            )
+            self.flips += int((ours != theirs).sum())
+        if reference.states:
+            self.states.add(
+                values(self._specs, answer.states), values(self._specs, reference.states)
+            )
+
+
+def side_by_side(
+    manifest: Manifest, answers: Iterable[Answer], references: Iterable[Answer]
+) -> SideBySide:
+    """Take two runs in step, and compare each answer with that of the reference."""
+    seen = SideBySide(manifest)
+    for answer, reference in zip(answers, references, strict=True):
+        seen.add(answer, reference)
+    return seen
 
 
 class Gaps:

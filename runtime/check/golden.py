@@ -10,10 +10,9 @@ from pathlib import Path
 from stategate.contract import Bundle, Episode
 from stategate.contract.episode import not_finite
 from stategate.contract.errors import EpisodeError, ParityError, RuntimeFault
-from stategate.contract.stored import values
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.check.full_pool import Stepper, open_stepper
-from stategate.runtime.check.gaps import Gaps, flips
+from stategate.runtime.check.gaps import live, recorded, side_by_side
 from stategate.runtime.check.one_step import OneStep, one_step
 from stategate.runtime.engines.engine import Engine, EngineChoice, open_engine
 from stategate.runtime.session import Session
@@ -77,10 +76,10 @@ def stepped(
 
     Args:
         session: What is checked.
-        inputs: Of the step.
+        inputs: Inputs of the step.
         t: Its number, for messages.
         reference: What it is checked against, for messages.
-        remedy: Of the check: that of a session's own error is for a robot that goes on.
+        remedy: What to do; that of a session's own error is for a robot that goes on.
 
     Raises:
         ParityError: The engine fails, or something is not finite.
@@ -131,19 +130,17 @@ def chunk_gap(path: str | Path, golden: Episode) -> float | None:
 
 
 def _history_gap(path: str | Path, golden: Episode, steps: int) -> float:
-    history = {name: array[:steps] for name, array in golden.inputs.items()}
-    outputs, states = Gaps(), Gaps()
+    history = Episode({name: array[:steps] for name, array in golden.inputs.items()})
     with Session.open(path) as by_chunk, Session.open(path) as by_step:
-        given = by_chunk.prefill(**history)
-        for t in range(steps):
-            right = by_step.step(**{name: array[t] for name, array in history.items()})
-            outputs.add({name: array[t] for name, array in given.items()}, right)
-        specs = by_step.manifest.states
-        ended = [{s.name: each.state(s.name) for s in specs} for each in (by_chunk, by_step)]
-        states.add(values(specs, ended[0]), values(specs, ended[1]))
+        outputs = by_chunk.prefill(**history.inputs)
+        ended = {state.name: by_chunk.state(state.name) for state in by_chunk.manifest.states}
+        answers = recorded(replace(history, outputs=outputs, states=ended))
+        # Gates are not compared: a session shows those of the last step of a chunk only.
+        steps_taken = (answer._replace(gates={}) for answer in live(by_step, history))
+        seen = side_by_side(by_step.manifest, answers, steps_taken)
         if by_chunk.ledger != by_step.ledger:
             return float("inf")
-    return max(outputs.worst(), states.worst())
+    return max(seen.outputs.worst(), seen.states.worst())
 
 
 def fused_gap(path: str | Path, golden: Episode) -> float | None:
@@ -159,7 +156,6 @@ def fused_gap(path: str | Path, golden: Episode) -> float | None:
     bundle = Bundle.open(path)
     if bundle.manifest.graph_of("read") is None:
         return None
-    gaps = Gaps()
     with Session.open(path) as session:
 
         def fused(engine: Engine, buffers: Buffers) -> Engine:
@@ -167,9 +163,9 @@ def fused_gap(path: str | Path, golden: Episode) -> float | None:
             return open_engine(bundle, buffers, bundle.manifest.step_graph, "onnxruntime")
 
         session.replace_engine(fused)
-        for t, inputs in enumerate(golden):
-            gaps.add(session.step(**inputs), {n: a[t] for n, a in golden.outputs.items()})
-    return gaps.worst()
+        return side_by_side(
+            bundle.manifest, live(session, golden), recorded(golden)
+        ).outputs.worst()
 
 
 def replay(
@@ -206,25 +202,13 @@ def replay(
             expected="finite answers",
             remedy="export the model again, on inputs that it is made for",
         )
-    flipped = 0
-    sessions = bundle.manifest.sessions
-    outputs, states = Gaps(sessions), Gaps(sessions)
     with closing(open_stepper(path, engine)) as session:
-        for t, inputs in enumerate(golden):
-            given = stepped(session, inputs, t, "the model that it was made from", _FAILS)
-            outputs.add(given, {name: array[t] for name, array in golden.outputs.items()})
-            right = {name: array[t] for name, array in golden.gates.items()}
-            flipped += flips(bundle.manifest.step.thresholds, session.gates, right)
-        specs = bundle.manifest.states
-        ended = {name: session.state(name) for name in golden.states}
-        states.add(values(specs, ended), values(specs, golden.states))
-    seen = Replay(
-        golden.steps,
-        outputs.worst(),
-        states.worst(),
-        flipped,
-        tolerance,
-    )
+
+        def step(t: int, inputs: dict[str, Array]) -> Mapping[str, Array]:
+            return stepped(session, inputs, t, "the model that it was made from", _FAILS)
+
+        run = side_by_side(bundle.manifest, live(session, golden, step), recorded(golden))
+    seen = Replay(golden.steps, run.outputs.worst(), run.states.worst(), run.flips, tolerance)
     if golden.trail and not seen.passed:
         seen = replace(seen, one_step=one_step(bundle, golden, engine))
     # No other graph is used then, and onnxruntime may not be there.

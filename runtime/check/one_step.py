@@ -22,7 +22,7 @@ from stategate.contract import Bundle, Episode
 from stategate.contract.stored import quanta, residual_name, values
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.check.full_pool import FullPool
-from stategate.runtime.check.gaps import Gaps, flips
+from stategate.runtime.check.gaps import Answer, SideBySide, recorded
 from stategate.runtime.engines.engine import Engine, EngineChoice, Resident
 from stategate.runtime.pool import Pool
 from stategate.runtime.session import Session
@@ -166,20 +166,20 @@ def one_step(bundle: Bundle, golden: Episode, choice: EngineChoice) -> OneStep |
         for s in manifest.states
         if s.name not in apart and (s.name in there or s.dtype == "float32")
     ]
-    outputs, states, flipped = Gaps(manifest.sessions), Gaps(manifest.sessions), 0
+    run = SideBySide(manifest)
     stepped: list[Mapping[str, Array]] = []
     with closing(_open(bundle, choice)) as stepper:
         # A trail may end before the episode.
-        for t, inputs in zip(range(len(next(iter(right.values())))), golden, strict=False):
+        steps = range(len(next(iter(right.values()))))
+        for t, inputs, reference in zip(steps, golden, recorded(golden), strict=False):
+            reference = reference._replace(states={})
             given, after = stepper.step_from({n: a[t] for n, a in before.items()}, inputs)
-            outputs.add(given, {name: array[t] for name, array in golden.outputs.items()})
-            states.add(after, {name: right[name][t] for name in alike})
-            gates = {name: array[t] for name, array in golden.gates.items()}
-            flipped += flips(manifest.step.thresholds, stepper.gates, gates)
+            run.add(Answer(given, stepper.gates), reference)
+            run.states.add(after, {name: right[name][t] for name in alike})
             stepped.append(after)
     ours = {name: np.stack([after[name] for after in stepped]) for name in right}
     here = values(manifest.states, ours)
-    worst, shares = [outputs.worst(), states.worst()], [0.0]
+    worst, shares = [run.outputs.worst(), run.states.worst()], [0.0]
     for name, quantum in apart.items():
         off = np.abs(here[name] - there[name])
         size = float(np.abs(there[name]).max())
@@ -193,7 +193,7 @@ def one_step(bundle: Bundle, golden: Episode, choice: EngineChoice) -> OneStep |
             return None
         worst.append(float(np.max(off - quantum)) / size)
         shares.append((judged & (off > quantum / 2)).sum() / max(judged.sum(), _FEWEST))
-    return OneStep(len(stepped), float(np.max(worst)), float(max(shares)), flipped)
+    return OneStep(len(stepped), float(np.max(worst)), float(max(shares)), run.flips)
 
 
 def _open(bundle: Bundle, choice: EngineChoice) -> _Stepper:

@@ -149,6 +149,22 @@ class Account:
         return newest, place, certain or records[place] is not None
 
 
+def charge(folder: Path, cost_bytes: int, begin: Callable[[], None]) -> None:
+    """Take what a snapshot costs from the wear budget of a folder, if one is kept there.
+
+    For a writer that has no budget itself: the next session that has one finds less left.
+
+    Raises:
+        OSError: The charge cannot be written; then nothing else should be.
+    """
+    if not os.path.lexists(folder / _NAME):
+        return
+    account = Account(folder)
+    left = account.record.persist_bytes if account.record is not None else None
+    if left is not None:
+        account.write({"persist_bytes": max(0.0, left - cost_bytes)}, begin)
+
+
 def _decode(block: bytes) -> Record | None:
     if hashlib.sha256(block[:-_DIGEST_BYTES]).digest() != block[-_DIGEST_BYTES:]:
         return None

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from stategate.contract import Manifest
 from stategate.contract.errors import SnapshotError
+from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.ledger import Ledger
+from stategate.runtime.keep.account import RECORD_BYTES, charge
 from stategate.runtime.keep.keeper import Restored
 from stategate.runtime.keep.snapshot import UNLIMITED_BYTES, Codec, Header, Snapshot
-from stategate.runtime.keep.store import Look, OnDamage, SnapshotStore
+from stategate.runtime.keep.store import Look, OnDamage, SnapshotStore, folder_error
 from stategate.runtime.memory.pool_rows import RowMemory
 
 
@@ -43,6 +45,11 @@ class RowStore:
                 look.good()
             self._counters.go_on_from(row, self._others(row, store.folder, look))
             self._check_forward(row, look)
+            count_record = partial(counters.add_in, row, "persisted_bytes", RECORD_BYTES)
+            try:
+                charge(store.folder, codec.cost_bytes, count_record)
+            except failures(OSError) as problem:
+                raise folder_error(store.folder, problem) from problem
             ledger = counters.read(row)
             header = Header(
                 memory_sha256=codec.identity,

@@ -7,6 +7,7 @@ no error, signal or other writer in between can lead to the wrong slot.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -117,8 +118,7 @@ class SnapshotStore:
         self._digests: set[bytes] = set()
         self._looked = False
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._held, self._lock = self._open_to_lock()
         except failures(OSError) as problem:
             raise folder_error(self.folder, problem) from problem
         _OPEN.add(self)
@@ -136,6 +136,19 @@ class SnapshotStore:
                 remedy="close the other session, or give this one a folder of its own",
             )
         self.unlocked = lock == "no locks"
+
+    def _open_to_lock(self) -> tuple[Path, int]:
+        """What is locked for the folder, and its descriptor."""
+        lock = self.folder / _LOCK
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return lock, os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except failures(OSError) as problem:
+            if problem.errno != errno.EROFS or not self.folder.is_dir():
+                raise
+        # A card that the kernel has mounted read-only still gives its snapshots back. Nobody can
+        # save there, so it does not matter that others lock another file.
+        return self.folder, os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
 
     def look(self) -> Look:
         """What lies in the folder now; see `look_into`.
@@ -220,7 +233,7 @@ class SnapshotStore:
             found = f"{self.folder}, closed before"
         else:
             try:
-                there, held = (self.folder / _LOCK).stat(), os.fstat(self._lock)
+                there, held = self._held.stat(), os.fstat(self._lock)
             except failures(OSError) as problem:
                 found = f"{self.folder}: {problem.strerror}"
                 remedy = "put the folder back, or " + remedy
