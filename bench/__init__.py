@@ -1,5 +1,5 @@
 """Measurement and pictures. Never imports torch."""
 
-from stategate.contract.dependencies import silence
+from stategate.common.dependencies import silence
 
 silence()

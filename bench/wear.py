@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from stategate.contract import Manifest, Storage
-from stategate.runtime.keep.wear import bytes_per_day, lifetime_years
+from stategate.common.flash import Storage, bytes_per_day, lifetime_years
+from stategate.contract import Manifest
 
 # Label and seconds of the policies that follow the clock.
 _PERIODS = (("once a second", 1), ("every 10 s", 10), ("every minute", 60))

@@ -1,5 +1,5 @@
 """Decides numbers: which threshold a gate gets, from closed-loop episodes."""
 
-from stategate.contract.dependencies import silence
+from stategate.common.dependencies import silence
 
 silence()

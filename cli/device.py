@@ -11,8 +11,9 @@ import msgspec
 
 import stategate
 from stategate.cli.options import json_option
+from stategate.common.c_library import why_not_here
 from stategate.contract import Bundle, Manifest, TargetRef, canonical_json
-from stategate.contract.c_library import NativeRef, why_not_here
+from stategate.contract.c_library import NativeRef
 from stategate.contract.reading import printable
 from stategate.contract.receipts import NOISE
 from stategate.runtime.check.golden import Replay

@@ -12,12 +12,14 @@ import click
 import msgspec
 
 from stategate.bench.wear import WearRow, wear_rows, write_rate
-from stategate.contract import Bundle, Manifest, Storage, endurance_bytes
-from stategate.runtime.keep.snapshot import Codec
-from stategate.runtime.keep.wear import (
+from stategate.common.flash import (
+    Storage,
+    endurance_bytes,
     host_bytes_per_snapshot,
 )
-from stategate.runtime.keep.wear_counters import DeviceWear, read_wear
+from stategate.common.wear_counters import DeviceWear, read_wear
+from stategate.contract import Bundle, Manifest
+from stategate.runtime.keep.snapshot import Codec
 
 _DAYS_PER_YEAR = 365.25
 

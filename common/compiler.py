@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stategate.contract import cpu
+from stategate.common import cpu
 from stategate.contract.errors import BuildError
 from stategate.contract.manifest import TargetRef
 from stategate.contract.staging import scratch_folder

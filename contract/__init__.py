@@ -6,7 +6,6 @@ from stategate.contract.calibration import CalibrationRecord, CurvePoint, GateCa
 from stategate.contract.chunks import VALID, chunked
 from stategate.contract.episode import Episode
 from stategate.contract.episodes import EpisodeFile, EpisodeSet, load_episode
-from stategate.contract.flash import METADATA_BYTES_ESTIMATE, Storage, endurance_bytes
 from stategate.contract.manifest import (
     SCHEMA_VERSION,
     CalibrationRef,
@@ -24,7 +23,6 @@ from stategate.contract.specs import ConstantSpec, GateSpec, StateSpec, StepSpec
 from stategate.contract.split import Way, given_by_read, read_signature, write_signature
 
 __all__ = [
-    "METADATA_BYTES_ESTIMATE",
     "SCHEMA_VERSION",
     "VALID",
     "Budget",
@@ -47,7 +45,6 @@ __all__ = [
     "ModelRef",
     "StateSpec",
     "StepSpec",
-    "Storage",
     "TargetRef",
     "TensorSpec",
     "Verification",
@@ -56,7 +53,6 @@ __all__ = [
     "canonical_json",
     "check_rows",
     "chunked",
-    "endurance_bytes",
     "given_by_read",
     "load_episode",
     "one_row",

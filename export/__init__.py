@@ -1,5 +1,5 @@
 """From a model to a bundle: trace or adopt, check the graph, verify, seal."""
 
-from stategate.contract.dependencies import silence
+from stategate.common.dependencies import silence
 
 silence()

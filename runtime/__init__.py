@@ -1,6 +1,6 @@
 """The on-device library. Importing it loads neither torch, onnx nor an engine's library."""
 
-from stategate.contract.dependencies import silence
+from stategate.common.dependencies import silence
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.keep.keeper import Restored, SnapshotPolicy
 from stategate.runtime.pool import Pool

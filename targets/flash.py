@@ -6,7 +6,7 @@ that are assumptions. A medium of your own is given by its figures instead of a 
 
 from __future__ import annotations
 
-from stategate.contract import Storage
+from stategate.common.flash import Storage
 from stategate.targets.toml_tables import read_table, table_names
 
 _FOLDER = "media"

@@ -12,7 +12,8 @@ from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
-from stategate.contract import TargetRef, cpu
+from stategate.common import cpu
+from stategate.contract import TargetRef
 from stategate.contract.errors import TargetError
 from stategate.contract.precision import PrecisionPlan
 from stategate.targets.flash import storage_names

@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 
+from stategate.common.c_library import why_not_here
 from stategate.contract import Bundle
-from stategate.contract.c_library import why_not_here
 
 _ROUND_BYTES = 1 << 20
 _LONGEST_S = 600

@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from stategate.common.c_library import check_library, why_not_here
 from stategate.common.compiler import compile_library
 from stategate.common.timing import TimedCall, time_in_turns
 from stategate.contract import Bundle, Episode, FileRef, sha256, write_bundle
-from stategate.contract.c_library import ABI, LIBRARY_PATH, Engine, check_library, why_not_here
+from stategate.contract.c_library import ABI, LIBRARY_PATH, Engine
 from stategate.contract.errors import BundleError, MissingDependencyError, ParityError
 from stategate.contract.staging import scratch_folder
 from stategate.runtime.check.full_pool import open_stepper

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+from stategate.common.c_library import why_not_here
 from stategate.contract import Bundle, GraphRef, chunked, read_signature, write_signature
-from stategate.contract.c_library import why_not_here
 from stategate.contract.errors import (
     EngineError,
     EngineFallbackWarning,

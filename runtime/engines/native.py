@@ -8,8 +8,9 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+from stategate.common.c_library import check_library, why_not_here
 from stategate.contract import Bundle, FileRef
-from stategate.contract.c_library import ABI, NativeRef, check_library, why_not_here
+from stategate.contract.c_library import ABI, NativeRef
 from stategate.contract.errors import EngineError
 from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Buffers

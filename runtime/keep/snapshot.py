@@ -18,14 +18,8 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from stategate.contract import (
-    METADATA_BYTES_ESTIMATE,
-    Manifest,
-    StateSpec,
-    canonical_json,
-    one_row,
-    sha256,
-)
+from stategate.common.flash import METADATA_BYTES_ESTIMATE
+from stategate.contract import Manifest, StateSpec, canonical_json, one_row, sha256
 from stategate.contract.errors import SnapshotDamagedError, SnapshotError
 from stategate.contract.reading import decode_json
 from stategate.runtime.base.buffers import Array, is_finite

@@ -15,10 +15,10 @@ from stategate import targets
 from stategate.bench.wear import WriteRate, wear_rows, write_rate
 from stategate.cli import wear as wear_cli
 from stategate.cli.main import main
-from stategate.contract import Bundle, GateSpec, Manifest, StateSpec, Storage, write_bundle
+from stategate.common.flash import Storage, lifetime_years
+from stategate.common.wear_counters import DeviceWear
+from stategate.contract import Bundle, GateSpec, Manifest, StateSpec, write_bundle
 from stategate.runtime.keep.snapshot import Codec
-from stategate.runtime.keep.wear import lifetime_years
-from stategate.runtime.keep.wear_counters import DeviceWear
 
 RATED = Storage("rated", "test", endurance_bytes=10**14, assumed=())
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stategate.contract import endurance_bytes
+from stategate.common.flash import endurance_bytes
 from stategate.contract.errors import TargetError
 from stategate.targets import load_storage, storage_names, toml_tables
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from stategate.common import cpu, cpuid
+from stategate.common.c_library import why_not_here
 from stategate.common.compiler import compile_library
-from stategate.contract import Bundle, cpu, cpuid
-from stategate.contract.c_library import why_not_here
+from stategate.contract import Bundle
 from stategate.contract.errors import BuildError
 
 SOURCE = {"one.c": b"int one(void) { return 1; }\n"}

@@ -1,4 +1,13 @@
-"""Storage as data: how much a medium may be written before it is worn out, and who says so."""
+"""Flash wear as arithmetic: what a medium endures, what snapshots cost it, and how long it lasts.
+
+Only what is persisted wears a device; writes to memory never do. For the formulas::
+
+    host bytes of a snapshot = ceil(snapshot / block) * block + metadata
+    endurance                = capacity * cycles / write amplification    (JEDEC's TBW)
+    lifetime                 = endurance / (host bytes of a snapshot * snapshots per second)
+
+`stategate.common.wear_counters` reads what a device says of itself.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +16,8 @@ import math
 from stategate.contract.errors import SpecError
 from stategate.contract.specs import Record
 
+SECONDS_PER_DAY = 86_400
+SECONDS_PER_YEAR = 31_557_600  # 365.25 days
 # tmp + fsync + rename + fsync of the folder on ext4 (data=ordered) rewrites four to six blocks of
 # journal and metadata. Derived, not measured: count it on your device with /sys/block/*/stat.
 METADATA_BYTES_ESTIMATE = 20 * 1024
@@ -70,9 +81,6 @@ def endurance_bytes(storage: Storage) -> float:
     Returns:
         The rating where there is one, else ``capacity * cycles / write amplification``: what JEDEC
         calls TBW.
-
-    Raises:
-        SpecError: Neither is given; only while a Storage is being made.
     """
     if storage.endurance_bytes is not None:
         return float(storage.endurance_bytes)
@@ -80,7 +88,7 @@ def endurance_bytes(storage: Storage) -> float:
     amplification = storage.write_amplification
     if capacity is None or cycles is None or amplification is None:
         raise SpecError(
-            f"storage {storage.name!r} does not say how much may be written",
+            f"flash medium {storage.name!r} does not say how much may be written",
             expected="endurance_bytes, or capacity_bytes, pe_cycles and write_amplification",
         )
     return capacity * cycles / amplification
@@ -91,7 +99,61 @@ def _check_at_least(storage: Storage, field: str, low: int, *, inclusive: bool) 
     fits = value is None or (math.isfinite(value) and (value >= low if inclusive else value > low))
     if not fits:
         raise SpecError(
-            f"storage {storage.name!r}: {field} cannot be",
+            f"flash {storage.name!r}: {field} must be {'at least' if inclusive else 'above'} {low}",
             found=value,
-            expected=f"{low} or more" if inclusive else f"more than {low}",
+        )
+
+
+def host_bytes_per_snapshot(storage: Storage, snapshot_bytes: int) -> int:
+    """Bytes that the host writes to replace a snapshot atomically: whole blocks and metadata.
+
+    Args:
+        storage: Gives the block and the metadata.
+        snapshot_bytes: Size of the file, header included.
+    """
+    _check("snapshot_bytes", snapshot_bytes, zero=True)
+    blocks = -(-snapshot_bytes // storage.block_bytes)
+    return blocks * storage.block_bytes + storage.metadata_bytes
+
+
+def bytes_per_day(storage: Storage, snapshot_bytes: int, snapshots_per_second: float) -> float:
+    """Bytes that the host writes in a day at a rate of snapshots."""
+    _check("snapshots_per_second", snapshots_per_second, zero=True)
+    per_snapshot = host_bytes_per_snapshot(storage, snapshot_bytes)
+    return per_snapshot * snapshots_per_second * SECONDS_PER_DAY
+
+
+def lifetime_years(storage: Storage, snapshot_bytes: int, snapshots_per_second: float) -> float:
+    """Years until snapshots alone have worn the medium out.
+
+    Returns:
+        Years of 365.25 days; infinite where nothing is written.
+    """
+    daily = bytes_per_day(storage, snapshot_bytes, snapshots_per_second)
+    if daily == 0:
+        return math.inf
+    return endurance_bytes(storage) / daily * SECONDS_PER_DAY / SECONDS_PER_YEAR
+
+
+def max_bytes_per_day(storage: Storage, years: float) -> float:
+    """Bytes that the host may write in a day for the medium to last."""
+    _check("years", years)
+    return endurance_bytes(storage) / (years * SECONDS_PER_YEAR) * SECONDS_PER_DAY
+
+
+def max_snapshots_per_second(storage: Storage, snapshot_bytes: int, years: float) -> float:
+    """Highest rate of snapshots at which the medium lasts.
+
+    Returns:
+        Snapshots per second; infinite where a snapshot costs nothing.
+    """
+    daily = max_bytes_per_day(storage, years)
+    per_snapshot = host_bytes_per_snapshot(storage, snapshot_bytes)
+    return daily / (per_snapshot * SECONDS_PER_DAY) if per_snapshot else math.inf
+
+
+def _check(name: str, value: float, *, zero: bool = False) -> None:
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise SpecError(
+            f"{name} must be a finite number, {'0 or more' if zero else 'above 0'}", found=value
         )

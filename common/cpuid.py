@@ -2,7 +2,7 @@
 
 Services are often started so (systemd's ``ProcSubset=pid``). On x86-64 the instruction ``cpuid`` is
 asked, and ``xgetbv`` for the registers that the system saves; on aarch64 the kernel's auxiliary
-vector. Only features are known that a compiler uses by itself, see `stategate.contract.cpu`.
+vector. Only features are known that a compiler uses by itself, see `stategate.common.cpu`.
 """
 
 from __future__ import annotations

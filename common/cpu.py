@@ -10,7 +10,7 @@ import re
 from collections.abc import Set
 from functools import cache
 
-from stategate.contract.cpuid import asked
+from stategate.common.cpuid import asked
 
 # x86-64 psABI, micro-architecture levels: what each needs beyond the one before, as Linux spells
 # it. gcc takes the level's name for -march.

@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 
-from stategate.contract import METADATA_BYTES_ESTIMATE, Storage
+from stategate.common.flash import METADATA_BYTES_ESTIMATE, Storage
 from stategate.contract.errors import SpecError
 
 

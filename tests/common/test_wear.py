@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stategate.contract import Storage, endurance_bytes
-from stategate.contract.errors import SpecError
-from stategate.runtime.keep.wear import (
+from stategate.common.flash import (
+    Storage,
     bytes_per_day,
+    endurance_bytes,
     host_bytes_per_snapshot,
     lifetime_years,
     max_bytes_per_day,
     max_snapshots_per_second,
 )
-from stategate.runtime.keep.wear_counters import DeviceWear, block_device, read_wear
+from stategate.common.wear_counters import DeviceWear, block_device, read_wear
+from stategate.contract.errors import SpecError
 
 KIB, MIB = 1024, 1024**2
 HEADER = 4096  # what the published table below adds to each state
