@@ -135,6 +135,10 @@ class ConstantSpec(Record, frozen=True):
                 expected=f"a finite {self.dtype}",
             )
 
+    def array(self) -> np.ndarray:
+        """The tensor: its value in every element."""
+        return np.full(self.shape, self.value, self.dtype)
+
 
 class StateSpec(Record, frozen=True):
     """A tensor carried from step to step.

@@ -12,7 +12,7 @@ from stategate.contract import Episode
 from stategate.contract.errors import LowerError, SpecError
 from stategate.contract.names import close_names, did_you_mean
 from stategate.export.candidate import Candidate
-from stategate.export.passes.choose_split import Asked, in_its_way
+from stategate.export.passes.choose_split import Asked, choose_layout
 
 Engines = Literal["onnxruntime", "onnxruntime,native", "native"]
 SafeOutputs = Mapping[str, float | Sequence[float]]
@@ -26,9 +26,9 @@ def deployed(
     Args:
         candidate: Its step in the precision in which it is deployed.
         engines: What shall step it; ``native`` alone refuses a bundle without a native engine.
-        split: See `in_its_way`.
-        episode: See `in_its_way`.
-        here: See `in_its_way`.
+        split: See `choose_layout`.
+        episode: See `choose_layout`.
+        here: See `choose_layout`.
 
     Raises:
         SplitError: The split is none for this model, or gives other bits.
@@ -36,7 +36,7 @@ def deployed(
     """
     if engines != "onnxruntime":
         candidate = with_c(candidate, required=engines == "native")
-    return in_its_way(candidate, split, episode, here)
+    return choose_layout(candidate, split, episode, here)
 
 
 def with_c(candidate: Candidate, *, required: bool = False) -> Candidate:

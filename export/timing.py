@@ -37,7 +37,7 @@ def sample(spec: StepSpec) -> dict[str, np.ndarray]:
         else np.zeros(t.shape, t.dtype)
         for name, t in spec.graph_inputs().items()
     }
-    return feeds | {c.name: np.full(c.shape, c.value, c.dtype) for c in spec.fixed_inputs}
+    return feeds | {c.name: c.array() for c in spec.fixed_inputs}
 
 
 def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> dict[str, float]:

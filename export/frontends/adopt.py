@@ -28,19 +28,12 @@ from stategate.export.passes.graph import check_graph
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A file that is ready to become a bundle.
-
-    Attributes:
-        candidate: For `stategate.export.seal.pack.seal`.
-        pairs: State input to state output.
-        found: How the pairs were found; empty where they were declared.
-        lookalikes: Undeclared inputs that look like states beside declared ones.
-    """
+    """A file that is ready to become a bundle."""
 
     candidate: Candidate
-    pairs: dict[str, str]
-    found: str
-    lookalikes: dict[str, str]
+    pairs: dict[str, str]  # output by state input
+    found: str  # how the pairs were found; empty where they were declared
+    lookalikes: dict[str, str]  # undeclared pairs that look like states, next to declared ones
 
 
 def adopt(path: Path, request: Request) -> Adopted:
@@ -79,12 +72,12 @@ def adopt(path: Path, request: Request) -> Adopted:
             StateSpec(name, inputs[name].shape, inputs[name].dtype, next_name)
             for name, next_name in pairs.items()
         )
-        + tuple(kept for _, kept in windows),
+        + tuple(state for _, state in windows),
         constants=tuple(constants),
     )
     original = {f"adopted/{path.name}": graph} if windows else {}
-    for new, kept in windows:
-        model = with_context(model, new, kept)
+    for new, state in windows:
+        model = with_context(model, new, state)
         graph = model.SerializeToString(deterministic=True)
     check_graph(model, spec, branch_free=False)
     check_nothing_is_forgotten(model, spec)
@@ -110,19 +103,19 @@ class OnnxReference:
 
     def __init__(self, candidate: Candidate, contexts: Mapping[str, int] | None = None) -> None:
         self.name = f"onnxruntime {onnxruntime.__version__} run(), optimisations off"
+        spec = candidate.spec
         raw = next(iter(candidate.attached.values()), candidate.graph)
         model = onnx.load_model_from_string(raw)
-        self._branches = Branches(model, (c.name for c in candidate.spec.constants))
+        self._branches = Branches(model, (c.name for c in spec.constants))
         self._contexts = {f"{name}.context": name for name in contexts or {}}
-        self._session = unoptimised(_showing(model, self._branches.conditions) or raw)
-        self._spec = candidate.spec
-        self._fixed = _arrays(candidate.spec.constants)
-        zeros = {s.name: np.zeros(s.shape, s.dtype) for s in candidate.spec.states}
-        self._states = zeros | candidate.initial
-        kept = {s.next_name for s in candidate.spec.states if s.name in self._contexts}
-        outputs = candidate.spec.graph_outputs()
-        self._promised = {name: t for name, t in outputs.items() if name not in kept}
-        self._asked = [*dict.fromkeys([*self._promised, *self._branches.conditions])]
+        self._session = unoptimised(_with_outputs(model, self._branches.conditions) or raw)
+        self._states = {s.name: np.zeros(s.shape, s.dtype) for s in spec.states}
+        self._states |= candidate.initial
+        self._fixed = {c.name: c.array() for c in spec.constants}
+        self._next = {s.name: s.next_name for s in spec.states if s.name not in self._contexts}
+        outputs = [t.name for t in spec.outputs] + [*self._next.values()]
+        self._promised = {name: spec.graph_outputs()[name].shape for name in outputs}
+        self._names = [*dict.fromkeys([*outputs, *self._branches.conditions])]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -139,53 +132,47 @@ class OnnxReference:
         """
         feed = {**inputs, **self._fixed, **self._states}
         after = {}
-        for kept, name in self._contexts.items():
-            before = feed.pop(kept)
+        for context, name in self._contexts.items():
+            before = feed.pop(context)
             feed[name] = np.concatenate([before, feed[name]], axis=-1)
-            after[kept] = feed[name][..., -before.shape[-1] :]
-        arrays = run_within_limits(self._session, self._asked, feed)
-        given = dict(zip(self._asked, arrays, strict=True))
-        self._branches.add({**feed, **given})
-        given = {name: given[name] for name in self._promised}
-        for name, promised in self._promised.items():
-            if given[name].shape != promised.shape:
+            after[context] = feed[name][..., -before.shape[-1] :]
+        arrays = run_within_limits(self._session, self._names, feed)
+        results = dict(zip(self._names, arrays, strict=True))
+        self._branches.add({**feed, **results})
+        for name, shape in self._promised.items():
+            if results[name].shape != shape:
                 raise GraphError(
                     f"output {name!r} changes its shape from call to call",
-                    found=f"{list(given[name].shape)} after {list(promised.shape)}",
+                    found=f"{list(results[name].shape)} after {list(shape)}",
                     expected="one shape for ever",
                     remedy="a memory of changing size is no state; pad it to a fixed shape",
                 )
-        self._states = after | {
-            s.name: given.pop(s.next_name) for s in self._spec.states if s.name not in after
-        }
-        return given, self._states, {}
+        self._states = after | {name: results[output] for name, output in self._next.items()}
+        states = {*self._next.values()}
+        outputs = {name: results[name] for name in self._promised if name not in states}
+        return outputs, self._states, {}
 
 
 def _pinned_inputs(model: onnx.ModelProto, request: Request) -> dict[str, TensorSpec]:
     """Every input with the shape that the user pins it to; the graph itself stays untouched."""
-    initial = {tensor.name for tensor in model.graph.initializer}
-    values = {v.name: v for v in model.graph.input if v.name not in initial}
-    for option, names in (("--shape", request.shapes), ("--const", request.constants)):
-        unknown = sorted(set(names) - set(values))
-        if unknown:
-            raise GraphError(
-                "the graph has no such input",
-                found=", ".join(f"{option} {name}" for name in unknown),
-                expected=", ".join(values),
-            )
-    axes = {
-        dim.dim_param
-        for value in values.values()
-        for dim in value.type.tensor_type.shape.dim
-        if dim.dim_param
-    }
-    unknown = sorted(set(request.dims) - axes)
-    if unknown:
-        raise GraphError(
+    constants = {tensor.name for tensor in model.graph.initializer}
+    values = {v.name: v for v in model.graph.input if v.name not in constants}
+    dims = [dim for value in values.values() for dim in value.type.tensor_type.shape.dim]
+    axes = dict.fromkeys(sorted(dim.dim_param for dim in dims if dim.dim_param))
+    for option, names, known, error, hint in (
+        ("--shape", request.shapes, values, "the graph has no such input", ""),
+        ("--const", request.constants, values, "the graph has no such input", ""),
+        (
+            "--dim",
+            request.dims,
+            axes,
             "no input has a dynamic axis of that name",
-            found=", ".join(f"--dim {name}" for name in unknown),
-            expected=", ".join(sorted(axes)) or "none of its axes has a name; use --shape",
-        )
+            "none of its axes has a name; use --shape",
+        ),
+    ):
+        unknown = [f"{option} {name}" for name in sorted(set(names) - set(known))]
+        if unknown:
+            raise GraphError(error, found=", ".join(unknown), expected=", ".join(known) or hint)
     return {name: _pinned(value, request) for name, value in values.items()}
 
 
@@ -245,7 +232,7 @@ def _initial(spec: StepSpec, request: Request) -> dict[str, np.ndarray]:
     for name, value in request.initial.items():
         state = states[name]
         if isinstance(value, str):
-            value = _array(_filled(state, value, "--init"))
+            value = _filled(state, value, "--init").array()
         fits = value.shape == state.shape and value.dtype == state.dtype
         if not fits or not np.isfinite(value).all():
             raise GraphError(
@@ -258,34 +245,26 @@ def _initial(spec: StepSpec, request: Request) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _showing(model: onnx.ModelProto, conditions: Iterable[str]) -> bytes | None:
-    """The file with the conditions of its branches as outputs; None where it shows them all."""
-    shown = {value.name for value in (*model.graph.input, *model.graph.output)}
-    hidden = [name for name in conditions if name not in shown]
+def _with_outputs(model: onnx.ModelProto, conditions: Iterable[str]) -> bytes | None:
+    """The file with the conditions of its branches as outputs; None where it has them all."""
+    visible = {value.name for value in (*model.graph.input, *model.graph.output)}
+    hidden = [name for name in conditions if name not in visible]
     for name in hidden:
         value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, None)
         model.graph.output.append(value)
     return model.SerializeToString() if hidden else None
 
 
-def _array(constant: ConstantSpec) -> np.ndarray:
-    return np.full(constant.shape, constant.value, constant.dtype)
-
-
-def _arrays(constants: Iterable[ConstantSpec]) -> dict[str, np.ndarray]:
-    return {constant.name: _array(constant) for constant in constants}
-
-
 def _probe(
     graph: bytes, inputs: Mapping[str, TensorSpec], constants: Iterable[ConstantSpec]
 ) -> dict[str, TensorSpec]:
     """Shapes of the outputs, by running one step: files often leave them open."""
-    zeros = {t.name: np.zeros(t.shape, t.dtype) for t in inputs.values()}
-    model = onnx.load_model_from_string(graph)
+    feed = {t.name: np.zeros(t.shape, t.dtype) for t in inputs.values()}
+    feed |= {constant.name: constant.array() for constant in constants}
     # A file may refuse a sample rate of zero.
     others = [
-        {name: np.full(inputs[name].shape, value, inputs[name].dtype)}
-        for name, values in choices(model, inputs.values()).items()
+        {name: np.full_like(feed[name], value)}
+        for name, values in choices(onnx.load_model_from_string(graph), inputs.values()).items()
         for value in values[:4]
     ]
     problems = []
@@ -293,7 +272,7 @@ def _probe(
         try:
             session = unoptimised(graph)
             names = [node.name for node in session.get_outputs()]
-            arrays = run_within_limits(session, names, {**zeros, **_arrays(constants), **other})
+            arrays = run_within_limits(session, names, {**feed, **other})
             return {
                 name: TensorSpec(name, array.shape, str(array.dtype))
                 for name, array in zip(names, arrays, strict=True)

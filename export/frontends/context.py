@@ -16,34 +16,31 @@ from stategate.contract.errors import GraphError
 from stategate.export.passes.graph import every_node
 
 
-def context_of(taken: TensorSpec, count: int) -> tuple[TensorSpec, StateSpec]:
+def context_of(whole: TensorSpec, count: int) -> tuple[TensorSpec, StateSpec]:
     """The new samples that a caller hands over, and the state of those before.
 
     Args:
-        taken: What the graph takes, context and all, along its last axis.
+        whole: What the graph takes, context and all, along its last axis.
         count: How much of it is context.
 
     Raises:
         GraphError: There is no such axis, or nothing new would be left.
     """
-    if not taken.shape or not 0 < count < taken.shape[-1]:
+    if not whole.shape or not 0 < count < whole.shape[-1]:
         raise GraphError(
-            f"input {taken.name!r} has no room for this context",
-            found=f"--context {taken.name}={count} of {list(taken.shape)}",
+            f"input {whole.name!r} has no room for this context",
+            found=f"--context {whole.name}={count} of {list(whole.shape)}",
             expected="fewer than the extent of its last axis, which is context and new samples",
         )
-    *rest, length = taken.shape
-    new = TensorSpec(taken.name, (*rest, length - count), taken.dtype)
-    return new, StateSpec(f"{taken.name}.context", (*rest, count), taken.dtype)
+    *rest, length = whole.shape
+    new = TensorSpec(whole.name, (*rest, length - count), whole.dtype)
+    return new, StateSpec(f"{whole.name}.context", (*rest, count), whole.dtype)
 
 
-def with_context(model: onnx.ModelProto, new: TensorSpec, kept: StateSpec) -> onnx.ModelProto:
-    """The graph behind a node that puts the context in front of an input.
+def with_context(model: onnx.ModelProto, new: TensorSpec, state: StateSpec) -> onnx.ModelProto:
+    """A copy of the graph behind a node that puts the context in front of an input.
 
-    Args:
-        model: Takes both in one input; left as it is.
-        new: See `context_of`.
-        kept: The same.
+    No pass of onnx-ir: everything else of a stranger's file stays as it is, byte for byte.
     """
     work = onnx.ModelProto()
     work.CopyFrom(model)
@@ -51,34 +48,32 @@ def with_context(model: onnx.ModelProto, new: TensorSpec, kept: StateSpec) -> on
     for node in every_node(work.graph):
         for at, name in enumerate(node.input):
             node.input[at] = joined if name == new.name else name
-    taken = next(value for value in work.graph.input if value.name == new.name)
-    context, after = (_resized(taken, n, kept.shape[-1]) for n in (kept.name, kept.next_name))
-    taken.CopyFrom(_resized(taken, new.name, new.shape[-1]))
-    work.graph.input.append(context)
-    work.graph.output.append(after)
-    bounds = {"start": -kept.shape[-1], "end": np.iinfo(np.int64).max, "axis": len(new.shape) - 1}
-    names = {what: f"{joined}.{what}" for what in bounds}
-    work.graph.initializer.extend(
-        numpy_helper.from_array(np.array([bounds[what]], np.int64), name)
-        for what, name in names.items()
-    )
-    in_front = helper.make_node("Concat", [kept.name, new.name], [joined], axis=-1)
-    last = helper.make_node("Slice", [joined, *names.values()], [kept.next_name])
-    nodes = [in_front, last, *work.graph.node]
+    whole = next(value for value in work.graph.input if value.name == new.name)
+    work.graph.input.append(_resized(whole, state.name, state.shape[-1]))
+    work.graph.output.append(_resized(whole, state.next_name, state.shape[-1]))
+    whole.CopyFrom(_resized(whole, new.name, new.shape[-1]))
+    # The last samples, up to whatever the end is, become the context of the next step.
+    bounds = {"start": -state.shape[-1], "end": np.iinfo(np.int64).max, "axis": len(new.shape) - 1}
+    for what, bound in bounds.items():
+        array = np.array([bound], np.int64)
+        work.graph.initializer.append(numpy_helper.from_array(array, f"{joined}.{what}"))
+    in_front = helper.make_node("Concat", [state.name, new.name], [joined], axis=-1)
+    names = [joined, *(f"{joined}.{what}" for what in bounds)]
+    nodes = [in_front, helper.make_node("Slice", names, [state.next_name]), *work.graph.node]
     del work.graph.node[:]
     work.graph.node.extend(nodes)
     onnx.checker.check_model(work)
     return work
 
 
-def _resized(taken: onnx.ValueInfoProto, name: str, length: int) -> onnx.ValueInfoProto:
+def _resized(whole: onnx.ValueInfoProto, name: str, length: int) -> onnx.ValueInfoProto:
     """The same tensor with another name and last extent; what is open in the file stays open.
 
     A branch that is never taken may not have the shapes that are pinned, and is loaded all the
     same.
     """
     value = onnx.ValueInfoProto()
-    value.CopyFrom(taken)
+    value.CopyFrom(whole)
     value.name = name
     last = value.type.tensor_type.shape.dim[-1]
     is_open = not last.HasField("dim_value")

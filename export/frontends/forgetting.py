@@ -5,23 +5,22 @@ from __future__ import annotations
 from contextlib import suppress
 
 import onnx
-from onnx import numpy_helper
+import onnx_ir as ir
 
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError
-from stategate.export.passes.dataflow import Dataflow
-from stategate.export.passes.graph import every_node
+from stategate.export.passes.dataflow import (
+    constant_values,
+    extents,
+    inferred,
+    inner_graphs,
+    needed_for,
+)
 from stategate.export.passes.pinned import pinned
 
 _RECURRENT = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}  # which inputs are the initial states
-_RANDOM = [
-    "Bernoulli",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-]
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"}
+_RANDOM |= {"RandomUniform", "RandomUniformLike"}
 
 
 def check_nothing_is_forgotten(model: onnx.ModelProto, spec: StepSpec) -> None:
@@ -33,23 +32,28 @@ def check_nothing_is_forgotten(model: onnx.ModelProto, spec: StepSpec) -> None:
     """
     with suppress(GraphError):  # what cannot be pinned is looked at as it is
         model = pinned(model, spec)
-    flow = Dataflow(model)
-    needed = flow.needed_for(value.name for value in model.graph.output)
-    nodes = [*every_node(onnx.GraphProto(node=[flow.nodes[i] for i in sorted(needed)]))]
-    fixed = {"", *flow.fixed(constant.name for constant in spec.constants)}
-    random = [node for node in nodes if node.op_type in _RANDOM or _drops(node, model)]
+    graph = inferred(model).graph
+    needed = needed_for(graph.outputs)
+    nodes = []
+    for node in graph:
+        if node in needed:
+            nodes.append(node)
+            for inner in inner_graphs(node):
+                nodes += ir.traversal.RecursiveGraphIterator(inner)
+    random = [node for node in nodes if node.op_type in _RANDOM or _drops(node)]
     if random:
         raise GraphError(
             "the graph draws random numbers, which no check can repeat",
-            found=", ".join(map(_named, random)),
+            found=", ".join(map(_title, random)),
             expected="the same answers to the same inputs and states",
             remedy="export the model in evaluation mode with the mean as its action, or hand the "
             "random numbers over as an input",
         )
+    constant = constant_values(graph, (constant.name for constant in spec.constants))
     anew = {
-        _named(node): starts
+        _title(node): starts
         for node in nodes
-        if (starts := _constant_starts(node, fixed)) and _steps(node, flow) == 1
+        if (starts := _constant_starts(node, constant)) and _steps(node, graph) == 1
     }
     if anew:
         raise GraphError(
@@ -60,27 +64,30 @@ def check_nothing_is_forgotten(model: onnx.ModelProto, spec: StepSpec) -> None:
         )
 
 
-def _constant_starts(node: onnx.NodeProto, fixed: set[str]) -> str:
+def _constant_starts(node: ir.Node, constant: set[ir.Value]) -> str:
     """What of the initial states of a recurrent node never changes, in words."""
     places = _RECURRENT.get(node.op_type, ())
-    starts = [node.input[i] if i < len(node.input) else "" for i in places]
-    return " and ".join(dict.fromkeys(name or "zeros" for name in starts if name in fixed))
+    starts = [node.inputs[i] if i < len(node.inputs) else None for i in places]
+    names = [str(v.name) if v else "zeros" for v in starts if v is None or v in constant]
+    return " and ".join(dict.fromkeys(names))
 
 
-def _steps(node: onnx.NodeProto, flow: Dataflow) -> int:
+def _steps(node: ir.Node, graph: ir.Graph) -> int:
     """Steps of time that a recurrent node takes in one call; 0 where that is not known."""
-    sequence = flow.tensors.get(node.input[0])
-    axis = next((a.i for a in node.attribute if a.name == "layout"), 0)
-    return sequence.shape[axis] if sequence is not None else 0
+    value = node.inputs[0]
+    # Inside of a branch a node may well begin anew: that branch can be the one of a first step.
+    sequence = extents(value) if value is not None and value.graph is graph else None
+    batch_first = "layout" in node.attributes and node.attributes["layout"].as_int()
+    return sequence[1 if batch_first else 0] if sequence else 0
 
 
-def _drops(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
-    """Whether it is a Dropout in training."""
-    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+def _drops(node: ir.Node) -> bool:
+    """Whether it is a Dropout that may be in training."""
+    training = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+    if training is None:
         return False
-    held = {t.name: t for t in model.graph.initializer}.get(node.input[2])
-    return held is None or bool(numpy_helper.to_array(held))
+    return training.const_value is None or bool(training.const_value.numpy())
 
 
-def _named(node: onnx.NodeProto) -> str:
-    return f"{node.op_type} {node.name or f'that gives {node.output[0]}'}"
+def _title(node: ir.Node) -> str:
+    return f"{node.op_type} {node.name or f'that gives {node.outputs[0].name}'}"

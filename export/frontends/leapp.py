@@ -24,11 +24,9 @@ from stategate.export.frontends.adopt import Adopted, adopt
 from stategate.export.frontends.adopt_request import Request
 from stategate.export.frontends.untrusted import GRAPH_BYTES
 
-_MAX_BYTES = 1 << 20
-"""Of the YAML. LEAPP writes some kilobytes, and reading takes seconds a megabyte."""
-
+_MAX_BYTES = 1 << 20  # of the YAML: LEAPP writes some kilobytes, and a megabyte takes seconds
+# Of what the YAML stands for with its aliases written out: nine lines can name a thousand million.
 _MAX_NODES = 1 << 16
-"""Of what the YAML stands for, its aliases written out: nine lines can name a thousand million."""
 
 Names = list[list[str | None] | str | None]
 
@@ -75,21 +73,13 @@ class _Document(msgspec.Struct, frozen=True, rename={"system": "system informati
 
 @dataclass(frozen=True, slots=True)
 class LeappExport:
-    """What a LEAPP export says about its one node.
+    """What a LEAPP export says about its one node."""
 
-    Attributes:
-        onnx_file: The node's graph, of the digest that the YAML names.
-        states: Output name by input name, from the feedback edges.
-        shapes: Shapes of all inputs.
-        initial: What the states start with, by input name.
-        facts: Node, version, control frequency, and meanings of tensors, for the manifest.
-    """
-
-    onnx_file: Path
-    states: dict[str, str]
-    shapes: dict[str, tuple[int, ...]]
-    initial: dict[str, np.ndarray]
-    facts: dict[str, str]
+    onnx_file: Path  # of the digest that the YAML names
+    states: dict[str, str]  # output by input, from the feedback edges
+    shapes: dict[str, tuple[int, ...]]  # of all inputs
+    initial: dict[str, np.ndarray]  # first values of states, by input
+    facts: dict[str, str]  # node, version, frequency and meanings of tensors, for the manifest
 
 
 def adopt_export(path: Path, request: Request) -> Adopted:
@@ -122,24 +112,15 @@ def adopt_export(path: Path, request: Request) -> Adopted:
             initial={**export.initial, **request.initial},
         ),
     )
-    candidate = adopted.candidate
+    before = adopted.candidate
     source = f"{path.name}:{export.onnx_file.name}"
-    return replace(
-        adopted,
-        candidate=replace(
-            candidate,
-            model=ModelRef(path.stem, "adopted", source, candidate.model.sha256),
-            metadata={**candidate.metadata, **export.facts},
-        ),
-    )
+    model = ModelRef(path.stem, "adopted", source, before.model.sha256)
+    candidate = replace(before, model=model, metadata={**before.metadata, **export.facts})
+    return replace(adopted, candidate=candidate)
 
 
 def read_export(path: Path) -> LeappExport:
-    """Read a LEAPP export of one ONNX node.
-
-    Raises:
-        ExportError: See `adopt_export`.
-    """
+    """Read a LEAPP export of one ONNX node; its errors are those of `adopt_export`."""
     document = _document(path)
     pipeline = document.pipeline
     if len(document.models) != 1 or pipeline.data_flow:
@@ -195,18 +176,18 @@ def _document(path: Path) -> _Document:
 
 
 def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Nodes that one stands for, counted once however often an alias names it.
+    """Count the nodes that one stands for; an error where they are too many, or a key comes twice.
 
-    Raises:
-        ValueError: There are too many, it holds itself, or a mapping says one thing twice.
+    An alias is looked into once, and counted as often as it is named.
     """
     if id(node) in sizes:
         return sizes[id(node)]
-    sizes[id(node)] = _MAX_NODES  # until it is known: what holds itself is endless
+    sizes[id(node)] = _MAX_NODES  # until it is known: a node that holds itself is endless
     inner: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
+            # PyYAML would take the last one without a word.
             raise ValueError(f"two values under one key among {', '.join(keys)}")
         inner = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
@@ -243,10 +224,10 @@ def _states(node: str, pipeline: _Pipeline) -> dict[str, str]:
     states: dict[str, str] = {}
     for source, targets in pipeline.feedback_flow.items():
         for target in targets:
-            fed = _tensor_of(node, target)
-            if fed in states:
+            name = _tensor_of(node, target)
+            if name in states:
                 raise ExportError("two feedback edges lead to one input", found=target)
-            states[fed] = _tensor_of(node, source)
+            states[name] = _tensor_of(node, source)
     if not states:
         raise ExportError(
             "the LEAPP graph feeds nothing back, so it has no state",

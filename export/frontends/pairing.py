@@ -26,21 +26,16 @@ _SAME = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the graph itself says of its inputs and outputs.
+    """What the graph itself says of its inputs and outputs."""
 
-    Attributes:
-        used: Inputs that some output depends on.
-        read_on: Outputs from whose numbers another output is computed in the same step.
-    """
-
-    used: AbstractSet[str]
-    read_on: AbstractSet[str]
+    used: AbstractSet[str]  # inputs that some output depends on
+    read_on: AbstractSet[str]  # outputs that another output is computed from in the same step
 
 
 def find_pairs(
     inputs: Tensors, outputs: Tensors, evidence: Evidence | None = None
 ) -> tuple[dict[str, str], str]:
-    """State pairs, and how they were found.
+    """State pairs, and what they were found by.
 
     Names decide among tensors of equal shape and dtype. Where no names are alike, shapes decide,
     but only if they allow a single assignment that leaves an input to be fed from outside.
@@ -63,8 +58,8 @@ def find_pairs(
         pairs, how = _by_shape(candidates), "by shape alone"
     if not pairs:
         raise _undecided("no input looks like a state", candidates)
-    for side, left in (("input", {*inputs} - {*pairs}), ("output", {*outputs} - {*pairs.values()})):
-        if not left:
+    for side, rest in (("input", {*inputs} - {*pairs}), ("output", {*outputs} - {*pairs.values()})):
+        if not rest:
             what = f"every {side} looks like a state, and a step needs one that is none"
             raise _undecided(what, candidates)
     return pairs, how
@@ -100,8 +95,9 @@ def _by_name(candidates: Mapping[str, list[str]]) -> dict[str, str]:
 
 def _by_shape(candidates: Mapping[str, list[str]]) -> dict[str, str]:
     fitting = {name: possible for name, possible in candidates.items() if possible}
-    taken = [output for possible in fitting.values() for output in possible]
-    unique = len(taken) == len(set(taken)) == len(fitting)
+    outputs = [output for possible in fitting.values() for output in possible]
+    unique = len(outputs) == len(set(outputs)) == len(fitting)
+    # Shapes alone say too little where no input would be left to be fed from outside.
     if not unique or len(fitting) == len(candidates):
         return {}
     return {name: possible[0] for name, possible in fitting.items()}
@@ -119,7 +115,7 @@ def lookalikes(inputs: Tensors, outputs: Tensors, pairs: Mapping[str, str]) -> d
 
 
 def check_pairs(pairs: Mapping[str, str], inputs: Tensors, outputs: Tensors) -> None:
-    """Hold declared or found pairs against the graph.
+    """Compare pairs with the graph.
 
     Raises:
         StatePairingError: A name is unknown, shapes or dtypes differ, a memory grows, or two
@@ -133,13 +129,13 @@ def check_pairs(pairs: Mapping[str, str], inputs: Tensors, outputs: Tensors) -> 
                     found=f"state pair {name}={next_name}",
                     expected=", ".join(known),
                 )
-        taken, given = inputs[name], outputs[next_name]
-        if _grows(taken, given):
-            raise _growing(taken, given)
-        if (taken.shape, taken.dtype) != (given.shape, given.dtype):
+        before, after = inputs[name], outputs[next_name]
+        if _grows(before, after):
+            raise _growing(before, after)
+        if (before.shape, before.dtype) != (after.shape, after.dtype):
             raise StatePairingError(
-                f"state {name!r} cannot be fed from output {next_name!r}",
-                found=f"{taken.dtype} {taken.shape} and {given.dtype} {given.shape}",
+                f"state {name!r} and output {next_name!r} differ, and one has to feed the other",
+                found=f"{before.dtype} {before.shape} and {after.dtype} {after.shape}",
                 expected="equal shape and dtype",
                 remedy="a memory that changes its shape is no constant-size state; "
                 "or pin its axes with --dim or --shape",
@@ -154,29 +150,30 @@ def check_pairs(pairs: Mapping[str, str], inputs: Tensors, outputs: Tensors) -> 
 
 
 def _refuse_growing(inputs: Tensors, outputs: Tensors) -> None:
-    for taken in inputs.values():
-        larger = [o for o in outputs.values() if _grows(taken, o)]
-        kept = [o for o in outputs.values() if (o.shape, o.dtype) == (taken.shape, taken.dtype)]
-        if not larger or any(_likeness(taken.name, o.name) >= _ALIKE for o in kept):
+    for before in inputs.values():
+        larger = [o for o in outputs.values() if _grows(before, o)]
+        equal = [o for o in outputs.values() if (o.shape, o.dtype) == (before.shape, before.dtype)]
+        # A larger output is no memory of an input that has one of its own size and name.
+        if not larger or any(_likeness(before.name, o.name) >= _ALIKE for o in equal):
             continue
-        given = max(larger, key=lambda o: _likeness(taken.name, o.name))
-        if _CACHES.search(taken.name.lower()) or _likeness(taken.name, given.name) >= _SAME:
-            raise _growing(taken, given)
+        after = max(larger, key=lambda o: _likeness(before.name, o.name))
+        if _CACHES.search(before.name.lower()) or _likeness(before.name, after.name) >= _SAME:
+            raise _growing(before, after)
 
 
-def _grows(taken: TensorSpec, given: TensorSpec) -> bool:
+def _grows(before: TensorSpec, after: TensorSpec) -> bool:
     """Whether an output is its input made longer along one axis, as key-value caches are."""
-    if taken.dtype != given.dtype or len(taken.shape) != len(given.shape):
+    if before.dtype != after.dtype or len(before.shape) != len(after.shape):
         return False
-    changes = [b - a for a, b in zip(taken.shape, given.shape, strict=True) if a != b]
+    changes = [b - a for a, b in zip(before.shape, after.shape, strict=True) if a != b]
     return len(changes) == 1 and changes[0] > 0
 
 
-def _growing(taken: TensorSpec, given: TensorSpec) -> StatePairingError:
+def _growing(before: TensorSpec, after: TensorSpec) -> StatePairingError:
     return StatePairingError(
-        f"input {taken.name!r} comes back larger as {given.name!r}: a memory that grows with "
+        f"input {before.name!r} comes back larger as {after.name!r}: a memory that grows with "
         "every step is no constant-size state",
-        found=f"{list(taken.shape)} in, {list(given.shape)} out",
+        found=f"{list(before.shape)} in, {list(after.shape)} out",
         expected="equal shapes",
         remedy="export the model with a cache of fixed size (a ring buffer, or a static cache "
         "written in place), or take one with recurrent state; if it is an ordinary input, "

@@ -42,11 +42,7 @@ class RowsReference:
 
 
 def side_by_side(streams: Sequence[Episode]) -> Episode:
-    """The inputs of one stream for each session, as the input of a pool.
-
-    Args:
-        streams: Of equal length, inputs ``(steps, 1, ...)``.
-    """
+    """The inputs ``(steps, 1, ...)`` of one stream for each session as those of a pool."""
     names = streams[0].inputs
     return Episode({n: np.concatenate([s.inputs[n] for s in streams], axis=1) for n in names})
 
@@ -54,9 +50,7 @@ def side_by_side(streams: Sequence[Episode]) -> Episode:
 def staggered(stream: Episode, sessions: int) -> Episode:
     """One recorded stream for every session, each starting at another place of it.
 
-    Args:
-        stream: Inputs ``(steps, 1, ...)``; with a row for each session it is left as it is.
-        sessions: How many.
+    A stream that has a row for each session is left as it is.
     """
     if any(array.shape[1:2] != (1,) for array in stream.inputs.values()):
         return stream
@@ -72,12 +66,8 @@ def check_rows_stand_alone(model: StepModel, sessions: int) -> None:
 
     The other sessions hold random numbers first and NaN then; neither may be seen in a row.
 
-    Args:
-        model: Its step is known to be right for one session.
-        sessions: How many rows.
-
     Raises:
-        TraceError: The step cannot take several rows, or a row depends on another.
+        TraceError: The step fails with several rows, or a row depends on another.
     """
     spec = batched(model.step_spec(), sessions)
     generator = torch.Generator().manual_seed(0)
@@ -89,10 +79,10 @@ def check_rows_stand_alone(model: StepModel, sessions: int) -> None:
             try:
                 together = _run(model, rows)
             except failures() as problem:  # a user's step may raise anything
-                raise _for_one_row(" ".join(str(problem).split()), sessions) from problem
+                raise _rigid(" ".join(str(problem).split()), sessions) from problem
             for name, tensor in together.items():
                 if tuple(tensor.shape) != (sessions, *alone[name].shape[1:]):
-                    raise _for_one_row(f"{name} of shape {list(tensor.shape)}", sessions)
+                    raise _rigid(f"{name} of shape {list(tensor.shape)}", sessions)
                 if not _alike(tensor[row], alone[name][0]):
                     raise TraceError(
                         "the step mixes its sessions",
@@ -110,7 +100,7 @@ def _run(model: StepModel, tensors: Tensors) -> dict[str, torch.Tensor]:
     states = {s.name: tensors[s.name].clone() for s in spec.states}
     result = model.step({**inputs, **threshold_inputs(spec)}, states)
     kinds = (("output", result.outputs), ("next state", result.states), ("gate", result.gates))
-    return {f"{kind} {n!r}": tensor for kind, given in kinds for n, tensor in given.items()}
+    return {f"{kind} {n!r}": tensor for kind, part in kinds for n, tensor in part.items()}
 
 
 def _random(tensor: TensorSpec | StateSpec, generator: torch.Generator) -> torch.Tensor:
@@ -136,7 +126,8 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=0.0, atol=tolerance, equal_nan=True)
 
 
-def _for_one_row(found: str, sessions: int) -> TraceError:
+def _rigid(found: str, sessions: int) -> TraceError:
+    """The error of a step that is written for one row alone."""
     return TraceError(
         f"the step cannot serve {sessions} sessions at once",
         found=found,

@@ -33,10 +33,10 @@ class StatefulReference:
     @torch.no_grad()
     def step(self, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs, states after the step and gates, of which there are none, by name."""
-        given = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
-        result = self._module(**given, **self._model.hidden_arguments(self._held))
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        result = self._module(**tensors, **self._model.hidden_arguments(self._held))
         outputs, self._held = self._model.split(result)
-        # What is left of these is the state that says whether there was a first step.
+        # Ones that nothing below replaces belong to the state that says there was a first step.
         states = {name: torch.ones_like(tensor) for name, tensor in self._first.items()}
         for slot in self._model.states:
             states |= slot.unpacked(value_at(self._module, slot.name), self._first)

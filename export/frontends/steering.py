@@ -6,24 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import numpy_helper
 
 from stategate.contract import TensorSpec
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import GraphError
-from stategate.export.passes.dataflow import Dataflow
+from stategate.export.passes.dataflow import constant_values
 from stategate.export.passes.graph import every_node
 
-_SAME_NUMBER = frozenset(
-    {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
-)
-_WORDS = """
-Abs Add And Div Equal Gather Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or
-ReduceMax ReduceMin ReduceSum Sign Sub Where Xor
-"""
-_DECIDES = _SAME_NUMBER | frozenset(_WORDS.split())
-_COMPARES = frozenset(["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod"])
-_NOTHING = np.zeros(0)
+_SAME = "Cast Expand Flatten Identity Reshape Squeeze Unsqueeze"
+_COMPARING = "Equal Greater GreaterOrEqual Less LessOrEqual Mod"
+_LOGIC = """Abs Add And Div Gather Max Min Mul Neg Not Or ReduceMax ReduceMin ReduceSum Sign Sub
+Where Xor"""
+_SAME_NUMBER, _COMPARES = frozenset(_SAME.split()), frozenset(_COMPARING.split())
+_DECIDES = _SAME_NUMBER | _COMPARES | frozenset(_LOGIC.split())
 _BRANCHES = {"If": 1, "Loop": 2}  # how many of their inputs say whether, or how often
 
 
@@ -41,14 +38,14 @@ def check_steering(
         GraphError: An integer or boolean input steers a branch, and nobody said what it may be.
     """
     nodes = list(every_node(model.graph))
-    given = {*known}
+    known = {*known}
     for tensor in inputs:
-        if dtype_named(tensor.dtype).numpy.kind == "f" or tensor.name in given:
+        name, boolean = tensor.name, tensor.dtype == "bool"
+        if dtype_named(tensor.dtype).numpy.kind == "f" or name in known:
             continue
-        reached = _reached(nodes, tensor.name, _DECIDES)
+        reached = _reached(nodes, name, _DECIDES)
         steers = [n for n in nodes if reached & {*n.input[: _BRANCHES.get(n.op_type, 0)]}]
         if steers:
-            name, boolean = tensor.name, tensor.dtype == "bool"
             value = "true" if boolean else choices(model, [tensor]).get(name, [0])[0]
             raise GraphError(
                 f"input {name!r} decides which branch of the graph is taken",
@@ -70,7 +67,7 @@ def choices(model: onnx.ModelProto, inputs: Iterable[TensorSpec]) -> dict[str, S
     """
     nodes = list(every_node(model.graph))
     constants = _constants(model)
-    found: dict[str, Sequence[int]] = {}
+    numbers: dict[str, Sequence[int]] = {}
     for tensor in inputs:
         if dtype_named(tensor.dtype).numpy.kind not in "iu":
             continue
@@ -78,21 +75,22 @@ def choices(model: onnx.ModelProto, inputs: Iterable[TensorSpec]) -> dict[str, S
         rows: list[int] = []
         compared: list[int] = []
         for node in nodes:
-            taken = [name in reached for name in node.input]
-            if node.op_type == "Gather" and taken[1] and node.input[0] in constants:
+            takes = [name in reached for name in node.input]
+            if node.op_type == "Gather" and takes[1] and node.input[0] in constants:
                 axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
                 rows.append(constants[node.input[0]].shape[axis])
-            if node.op_type in _COMPARES and any(taken):
+            if node.op_type in _COMPARES and any(takes):
                 for name in node.input:
-                    compared += map(int, constants.get(name, _NOTHING).flat[:16])
+                    # A few: an input may be compared with a whole table.
+                    compared += map(int, constants.get(name, np.zeros(0)).flat[:16])
         if rows:
-            found[tensor.name] = range(min(rows))
+            numbers[tensor.name] = range(min(rows))
         elif compared:
             near = [*compared, *(v + by for v in compared for by in (-1, 1)), 0, 1]
             limits = np.iinfo(tensor.dtype)
-            kept = [v for v in dict.fromkeys(near) if limits.min <= v <= limits.max]
-            found[tensor.name] = kept
-    return found
+            fitting = [v for v in dict.fromkeys(near) if limits.min <= v <= limits.max]
+            numbers[tensor.name] = fitting
+    return numbers
 
 
 class Branches:
@@ -104,30 +102,30 @@ class Branches:
     """
 
     def __init__(self, model: onnx.ModelProto, constants: Iterable[str]) -> None:
-        fixed = Dataflow(model).fixed(constants)
+        fixed = {v.name for v in constant_values(ir.from_proto(model).graph, constants)}
         self._names = {
             node.input[0]: node.name or f"If that gives {node.output[0]}"
             for node in model.graph.node
             if node.op_type == "If" and node.input[0] not in fixed
         }
-        self._seen: dict[str, set[bool]] = {name: set() for name in self._names}
+        self._sides: dict[str, set[bool]] = {name: set() for name in self._names}
 
     @property
     def conditions(self) -> list[str]:
         """Tensors that say which side is taken."""
         return list(self._names)
 
-    def add(self, given: Mapping[str, np.ndarray]) -> None:
-        """Take in the conditions of one step."""
-        for name, sides in self._seen.items():
-            sides.add(bool(given[name].all()))
+    def add(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Note the conditions of one step."""
+        for name, sides in self._sides.items():
+            sides.add(bool(tensors[name].all()))
 
     def notes(self) -> tuple[str, ...]:
         """One sentence for each branch of which one side was never taken."""
         return tuple(
             f"only one branch of {self._names[name]!r} was seen, that for "
             f"{name} = {str(next(iter(sides))).lower()}"
-            for name, sides in self._seen.items()
+            for name, sides in self._sides.items()
             if len(sides) == 1
         )
 
@@ -135,18 +133,19 @@ class Branches:
 def _reached(nodes: Sequence[onnx.NodeProto], name: str, through: frozenset[str]) -> set[str]:
     """Tensors that a tensor reaches through some operators, itself included."""
     reached, before = {name}, 0
+    # Until nothing is added: nodes of branches come after nodes that take their results.
     while len(reached) > before:
         before = len(reached)
         for node in nodes:
-            if node.op_type in through and reached & {*node.input}:
-                reached |= {*node.output}
+            if node.op_type in through and not reached.isdisjoint(node.input):
+                reached.update(node.output)
     return reached
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     for node in every_node(model.graph):
         value = next((a.t for a in node.attribute if a.name == "value"), None)
         if node.op_type == "Constant" and value is not None:
-            found[node.output[0]] = numpy_helper.to_array(value)
-    return found
+            constants[node.output[0]] = numpy_helper.to_array(value)
+    return constants

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import nn
 
-from stategate.contract import VALID, StepSpec, batched, chunked
+from stategate.contract import VALID, GateSpec, StateSpec, StepSpec, TensorSpec, batched, chunked
 from stategate.contract.errors import SpecError, StategateError, TraceError
 from stategate.contract.failures import failures
 from stategate.export.frontends.float64 import Float64Numbers
@@ -33,6 +33,7 @@ from stategate.models.step import (
     ChunkModel,
     StepModel,
     StepResult,
+    Tensors,
     commit,
     initial_states,
     threshold_inputs,
@@ -64,56 +65,121 @@ def trace(
         UndeclaredStateError: Something changes that is not declared as a state.
         GraphError: The graph breaks a rule.
     """
-    module = as_module(model)
-    spec = spec_of(model)
-    module.eval()
-    example = _example(spec, model)
-    watch = Watch(module)
-    _check_results(spec, _run_watched(model, spec, example, "step", watch))
+    step = _Step(model, spec_of(model))
+    step.check()
     if sessions > 1:
         check_rows_stand_alone(model, sessions)
-        spec = batched(spec, sessions)
-        example = _example(spec, model, sessions)
-    with with_operators(model, operators):
-        graph = _lowered(_Flat(model, spec, watch).eval(), example, _output_names(spec))
-    check_graph(graph, spec, branch_free=True)
-    check_runs(graph, {name: tensor.numpy() for name, tensor in example.items()})
+        step.spec = batched(step.spec, sessions)
+    graph = step.traced(operators, sessions)
+    check_runs(graph, {name: t.numpy() for name, t in step.example(sessions).items()})
     return graph
 
 
 def trace_chunk(model: ChunkModel, operators: Operators = Operators.PORTABLE) -> onnx.ModelProto:
     """Trace the chunk of a model that has one (``chunk_steps`` above 0) into ONNX.
 
-    Args:
-        model: A model that `trace` takes.
-        operators: Which operators it may use.
-
-    Returns:
-        As `trace`, with the signature of `stategate.contract.chunked`.
-
-    Raises:
-        TraceError: Its results are not those of `chunked`, or torch.export cannot follow it.
-        UndeclaredStateError: Something changes that is not declared as a state.
-        SpecError: Its step's signature cannot have a chunk.
-        GraphError: The graph breaks a rule.
+    The graph and the errors are those of `trace`, the signature that of `chunked`.
     """
-    module = as_module(model)
-    spec = chunked(spec_of(model), model.chunk_steps)
-    module.eval()
-    example = _example(spec, model)
-    watch = Watch(module)
-    _check_results(spec, _run_watched(model, spec, example, "chunk", watch))
-    with with_operators(model, operators):
-        graph = _lowered(_FlatChunk(model, spec, watch).eval(), example, _output_names(spec))
-    check_graph(graph, spec, branch_free=True)
-    return graph
+    chunk = _Chunk(model, chunked(spec_of(model), model.chunk_steps))
+    chunk.check()
+    return chunk.traced(operators)
 
 
-def _lowered(flat: _Flat, example: dict[str, torch.Tensor], outputs: list[str]) -> onnx.ModelProto:
-    """A module of positional tensors as ONNX."""
-    with torch.no_grad(), quiet():
+class _Step(nn.Module):
+    """The step with positional tensors in and out, in graph order, as torch.export wants it."""
+
+    kind = "step"
+
+    def __init__(self, model: StepModel, spec: StepSpec) -> None:
+        super().__init__()
+        self.model, self.spec = as_module(model), spec
+        self._watch = Watch(self.model)
+        self.eval()
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        spec = self.spec
+        dtypes = [t.dtype for t in spec.inputs] + [s.dtype for s in spec.states]
+        is_wide = not {"float64", "int64"}.isdisjoint(dtypes)
+        with Float64Numbers() if is_wide else nullcontext(), self._watch.forgetting():
+            result = self.run(dict(zip(self._names(), tensors, strict=True)))
+        return (
+            *(result.outputs[t.name] for t in spec.outputs),
+            *(result.gates[g.name] for g in spec.gates),
+            *(result.states[s.name] for s in spec.states),
+        )
+
+    def run(self, tensors: Mapping[str, torch.Tensor]) -> StepResult:
+        """One call of the user's code, with its inputs and states by name."""
+        states = {s.name: tensors[s.name] for s in self.spec.states}
+        inputs = {name: t for name, t in tensors.items() if name not in states}
+        return self.call(inputs, states)
+
+    def call(self, inputs: Tensors, states: Tensors) -> StepResult:
+        return cast(StepModel, self.model).step(inputs, states)
+
+    def _names(self) -> list[str]:
+        thresholds = [g.threshold_input for g in self.spec.gates if g.threshold_input]
+        parts = [t.name for t in self.spec.inputs], thresholds, [s.name for s in self.spec.states]
+        return [name for part in parts for name in part]
+
+    def example(self, sessions: int = 1) -> dict[str, torch.Tensor]:
+        """Example tensors in graph order: inputs, thresholds, states."""
+        # Not zeros: a memory that adds its input to itself must be seen to change.
+        ones = {
+            t.name: torch.ones(t.shape, dtype=getattr(torch, t.dtype)) for t in self.spec.inputs
+        }
+        start = initial_states(cast(StepModel, self.model), sessions)
+        return {**ones, **threshold_inputs(self.spec), **start}
+
+    def check(self) -> None:
+        """Run the user's code: it must remember nothing, change no argument, and keep its spec."""
+        example = self.example()
+        tensors = {name: tensor.clone() for name, tensor in example.items()}
         try:
-            program = torch.export.export(flat, tuple(example.values()), strict=False)
+            self._watch.search(self._labelled, example, [t.name for t in self.spec.inputs])
+            with torch.no_grad(), self._watch.forgetting():
+                result = self.run(tensors)
+        except StategateError:
+            raise
+        except failures() as problem:  # a user's code may raise anything
+            raise TraceError(
+                f"the {self.kind} fails on its own spec",
+                found=explained(problem),
+                expected=f"a {self.kind} that takes the inputs and states of step_spec(), by name",
+            ) from problem
+        changed = [name for name, tensor in tensors.items() if tensor._version]
+        if changed:
+            raise TraceError(
+                f"the {self.kind} changes its arguments in place",
+                found=", ".join(changed),
+                expected="new tensors for next states and outputs",
+                remedy="write x = x * 0.5 instead of x.mul_(0.5)",
+            )
+        _check_results(self.spec, result)
+
+    def _labelled(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What one call on copies gives, by kind and name; nothing where it is no result."""
+        result: object = self.run({name: tensor.clone() for name, tensor in tensors.items()})
+        if not isinstance(result, StepResult):
+            return {}  # `_check_results` refuses that later, with a reason
+        return {
+            f"{kind} {part.name}": results[part.name]
+            for kind, parts, results in _results(self.spec, result)
+            for part in parts
+            if isinstance(results.get(part.name), torch.Tensor)
+        }
+
+    def traced(self, operators: Operators, sessions: int = 1) -> onnx.ModelProto:
+        """The graph, of the signature ``spec`` and without control flow."""
+        example = self.example(sessions)
+        with with_operators(cast(StepModel, self.model), operators), torch.no_grad(), quiet():
+            graph = self._converted(self._exported(example), example)
+        check_graph(graph, self.spec, branch_free=True)
+        return graph
+
+    def _exported(self, example: dict[str, torch.Tensor]) -> torch.export.ExportedProgram:
+        try:
+            program = torch.export.export(self, tuple(example.values()), strict=False)
         except failures() as problem:  # torch.export raises many unrelated types
             raise TraceError(
                 "torch.export cannot follow the step",
@@ -123,42 +189,58 @@ def _lowered(flat: _Flat, example: dict[str, torch.Tensor], outputs: list[str]) 
                 "tensors without .data, and "
                 "compute in torch alone",
             ) from problem
-        mutated = sorted(
-            {*program.graph_signature.buffers_to_mutate.values()}
-            | {*getattr(program.graph_signature, "parameters_to_mutate", {}).values()}
-        )
+        signature = program.graph_signature
+        # The watch looks at values; torch.export sees writes that leave them as they were.
+        mutated = {
+            *signature.buffers_to_mutate.values(),
+            *getattr(signature, "parameters_to_mutate", {}).values(),
+        }
         if mutated:
-            module = as_module(flat.model)
-            own = "model.lifted." if isinstance(module, Lifted) else "model."
-            raise undeclared(module, [name.removeprefix(own) for name in mutated])
+            prefix = "model.lifted." if isinstance(self.model, Lifted) else "model."
+            raise undeclared(self.model, [name.removeprefix(prefix) for name in sorted(mutated)])
+        return program
+
+    def _converted(
+        self, program: torch.export.ExportedProgram, example: dict[str, torch.Tensor]
+    ) -> onnx.ModelProto:
+        spec = self.spec
+        names = [t.name for t in spec.outputs] + [g.name for g in spec.gates]
+        names += [s.next_name for s in spec.states]
         try:
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(example),
-                output_names=outputs,
+                output_names=names,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as problem:
             raise TraceError(
                 "an operation of the step has no ONNX form",
-                found=blamed_operation(problem, lambda: flat(*example.values()))
+                found=blamed_operation(problem, lambda: self(*example.values()))
                 or explained(problem.__cause__ or problem),
                 expected=f"operations of ONNX opset {OPSET}",
                 remedy="write the operation in simpler ones",
             ) from problem
-    assert converted is not None  # with dynamo=True and no file, a program is returned
-    graph = with_choices_of_booleans(without_traces_of_the_build(converted.model_proto))
-    return with_opset_of_its_operators(graph)
+        assert converted is not None  # with dynamo=True and no file, a program is returned
+        graph = with_choices_of_booleans(without_traces_of_the_build(converted.model_proto))
+        return with_opset_of_its_operators(graph)
+
+
+class _Chunk(_Step):
+    """The chunk in the same form; ``valid`` is one of its inputs."""
+
+    kind = "chunk"
+
+    def call(self, inputs: Tensors, states: Tensors) -> StepResult:
+        valid = inputs[VALID]
+        others = {name: tensor for name, tensor in inputs.items() if name != VALID}
+        return cast(ChunkModel, self.model).chunk(others, states, valid)
 
 
 def as_module(model: object) -> nn.Module:
-    """The model as an ``nn.Module``.
-
-    Raises:
-        TraceError: It is not one, or does not offer the step protocol.
-    """
+    """The model as an ``nn.Module``; an error where it is none, is no step, or is quantised."""
     if not isinstance(model, nn.Module) or not isinstance(model, StepModel):
         raise TraceError(
             "this object cannot be exported",
@@ -198,8 +280,8 @@ class TorchReference:
     @torch.no_grad()
     def step(self, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs, states after the step and gates, by name."""
-        given = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
-        result = self._model.step({**given, **self._fixed}, self._states)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+        result = self._model.step({**tensors, **self._fixed}, self._states)
         self._states = commit(self._spec, self._states, result, self._thresholds)
 
         def arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
@@ -208,74 +290,9 @@ class TorchReference:
         return arrays(result.outputs), arrays(self._states), arrays(result.gates)
 
 
-class _Flat(nn.Module):
-    """The step with positional tensors, the form that torch.export names reliably."""
-
-    def __init__(self, model: StepModel, spec: StepSpec, watch: Watch) -> None:
-        super().__init__()
-        self.model = model
-        self._watch = watch
-        self._spec = spec
-        self._names = [t.name for t in spec.inputs]
-        self._names += [g.threshold_input for g in spec.gates if g.threshold_input]
-        dtypes = [t.dtype for t in spec.inputs] + [s.dtype for s in spec.states]
-        self._is_wide = not {"float64", "int64"}.isdisjoint(dtypes)
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        numbers = Float64Numbers() if self._is_wide else nullcontext()
-        with numbers, self._watch.forgetting():
-            return self._flat(self._result(*self._named(tensors)))
-
-    def _result(
-        self, inputs: dict[str, torch.Tensor], states: dict[str, torch.Tensor]
-    ) -> StepResult:
-        return self.model.step(inputs, states)
-
-    def _named(
-        self, tensors: tuple[torch.Tensor, ...]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        inputs = dict(zip(self._names, tensors, strict=False))
-        carried = tensors[len(self._names) :]
-        return inputs, {s.name: t for s, t in zip(self._spec.states, carried, strict=True)}
-
-    def _flat(self, result: StepResult) -> tuple[torch.Tensor, ...]:
-        return (
-            *(result.outputs[t.name] for t in self._spec.outputs),
-            *(result.gates[g.name] for g in self._spec.gates),
-            *(result.states[s.name] for s in self._spec.states),
-        )
-
-
-class _FlatChunk(_Flat):
-    """The chunk with positional tensors; ``valid`` is one of the inputs."""
-
-    model: ChunkModel
-
-    def _result(
-        self, inputs: dict[str, torch.Tensor], states: dict[str, torch.Tensor]
-    ) -> StepResult:
-        return self.model.chunk(inputs, states, inputs.pop(VALID))
-
-
-def _output_names(spec: StepSpec) -> list[str]:
-    names = [t.name for t in spec.outputs] + [g.name for g in spec.gates]
-    return names + [s.next_name for s in spec.states]
-
-
-def _example(spec: StepSpec, model: StepModel, sessions: int = 1) -> dict[str, torch.Tensor]:
-    """Example tensors in graph order: inputs, thresholds, states."""
-    # Not zeros: a memory that adds its input to itself must be seen to change.
-    inputs = {t.name: torch.ones(t.shape, dtype=getattr(torch, t.dtype)) for t in spec.inputs}
-    return {**inputs, **threshold_inputs(spec), **initial_states(model, sessions)}
-
-
 def spec_of(model: StepModel) -> StepSpec:
-    """The model's own spec.
-
-    Raises:
-        TraceError: ``step_spec()`` fails or gives something else.
-        SpecError: It contradicts itself.
-    """
+    """The model's own spec; an error where ``step_spec()`` fails or gives something else."""
+    as_module(model)  # an object without a step has an error of its own
     try:
         spec: object = model.step_spec()
     except SpecError:
@@ -289,55 +306,14 @@ def spec_of(model: StepModel) -> StepSpec:
     return spec
 
 
-def _run_watched(
-    model: StepModel,
-    spec: StepSpec,
-    example: dict[str, torch.Tensor],
-    what: str,
-    watch: Watch,
-) -> object:
-    """One eager step or chunk, which must remember nothing and leave its arguments alone."""
-    names = {s.name for s in spec.states}
-    wanted = [("output", t.name) for t in spec.outputs] + [("gate", g.name) for g in spec.gates]
-    wanted += [("next state", name) for name in names]
-
-    def once(given: Mapping[str, torch.Tensor]) -> object:
-        inputs = {n: t for n, t in given.items() if n not in names}
-        states = {n: t for n, t in given.items() if n in names}
-        if what == "chunk":
-            return cast(ChunkModel, model).chunk(inputs, states, inputs.pop(VALID))
-        return model.step(inputs, states)
-
-    def tensors(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        result = once({name: tensor.clone() for name, tensor in given.items()})
-        if not isinstance(result, StepResult):
-            return {}
-        kinds = {"output": result.outputs, "gate": result.gates, "next state": result.states}
-        found = {f"{kind} {name}": kinds[kind].get(name) for kind, name in wanted}
-        return {name: t for name, t in found.items() if isinstance(t, torch.Tensor)}
-
-    given = {name: tensor.clone() for name, tensor in example.items()}
-    try:
-        watch.search(tensors, example, [t.name for t in spec.inputs])
-        with torch.no_grad(), watch.forgetting():
-            result = once(given)
-    except StategateError:
-        raise
-    except failures() as problem:  # a user's code may raise anything
-        raise TraceError(
-            f"the {what} fails on its own spec",
-            found=explained(problem),
-            expected=f"a {what} that takes the inputs and states of step_spec(), by name",
-        ) from problem
-    touched = [name for name, tensor in given.items() if tensor._version]
-    if touched:
-        raise TraceError(
-            f"the {what} changes its arguments in place",
-            found=", ".join(touched),
-            expected="new tensors for next states and outputs",
-            remedy="write x = x * 0.5 instead of x.mul_(0.5)",
-        )
-    return result
+def _results(
+    spec: StepSpec, result: StepResult
+) -> tuple[tuple[str, Sequence[TensorSpec | GateSpec | StateSpec], Tensors], ...]:
+    return (
+        ("output", spec.outputs, result.outputs),
+        ("gate", spec.gates, result.gates),
+        ("next state", spec.states, result.states),
+    )
 
 
 def _check_results(spec: StepSpec, result: object) -> None:
@@ -347,36 +323,30 @@ def _check_results(spec: StepSpec, result: object) -> None:
             found=type(result).__name__,
             expected="StepResult(outputs, states, gates)",
         )
-    promised = (
-        ("output", spec.outputs, result.outputs),
-        ("next state", spec.states, result.states),
-        ("gate", spec.gates, result.gates),
-    )
-    for kind, specs, given in promised:
-        for tensor_spec in specs:
-            if tensor_spec.name not in given:
+    for kind, parts, results in _results(spec, result):
+        names = [part.name for part in parts]
+        for part in parts:
+            if part.name not in results:
                 raise TraceError(
-                    f"step() does not return {kind} {tensor_spec.name!r}",
-                    found=", ".join(given) or "nothing",
-                    expected=", ".join(s.name for s in specs),
+                    f"step() does not return {kind} {part.name!r}",
+                    found=", ".join(results) or "nothing",
+                    expected=", ".join(names),
                 )
-            tensor = given[tensor_spec.name]
+            tensor: object = results[part.name]
             if not isinstance(tensor, torch.Tensor):
-                raise TraceError(
-                    f"{kind} {tensor_spec.name!r} is no tensor", found=type(tensor).__name__
-                )
+                raise TraceError(f"{kind} {part.name!r} is no tensor", found=type(tensor).__name__)
             dtype = str(tensor.dtype).removeprefix("torch.")
-            wanted = getattr(tensor_spec, "dtype", "float32")
-            if tuple(tensor.shape) != tensor_spec.shape or dtype != wanted:
+            promised = getattr(part, "dtype", "float32")  # gates are always float32
+            if tuple(tensor.shape) != part.shape or dtype != promised:
                 raise TraceError(
-                    f"{kind} {tensor_spec.name!r} is not what step_spec() says",
+                    f"{kind} {part.name!r} is not what step_spec() says",
                     found=f"{dtype} {tuple(tensor.shape)}",
-                    expected=f"{wanted} {tensor_spec.shape}",
+                    expected=f"{promised} {part.shape}",
                     remedy="a state must keep its shape and dtype for ever"
                     if kind == "next state"
                     else "correct step_spec() or the step",
                 )
-        extra = sorted(set(given) - {s.name for s in specs})
+        extra = sorted(set(results) - set(names))
         if extra:
             raise TraceError(
                 f"step() returns a {kind} that step_spec() does not declare", found=extra

@@ -21,12 +21,10 @@ from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import open_regular, read_bounded
 
-GRAPH_BYTES = (1 << 31) - 1
-"""Of a graph with all its weights: what protobuf can write in one piece."""
-
+GRAPH_BYTES = (1 << 31) - 1  # of a graph with its weights: what protobuf writes in one piece
+# Of one plain step. A step that takes a second is of no use on a device; this one runs without
+# optimisations, and perhaps on a busy machine.
 STEP_SECONDS = 60.0
-"""Of one plain step. A step that takes a second is of no use on a device; this one runs without
-optimisations, and perhaps on a busy machine."""
 
 
 def load_graph(path: Path) -> tuple[bytes, onnx.ModelProto]:
@@ -60,16 +58,16 @@ def load_graph(path: Path) -> tuple[bytes, onnx.ModelProto]:
 def _check_outside(folder: Path, size: int, tensors: Sequence[onnx.TensorProto]) -> None:
     """Look at the files of weights before they are read; one may be named many times."""
     for tensor in tensors:
-        told = {entry.key: entry.value for entry in tensor.external_data}
-        file = folder / told.get("location", "")
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        file = folder / entries.get("location", "")
         if not file.resolve().is_relative_to(folder.resolve()):
             raise GraphError(
                 "the graph names weights outside of its folder",
-                found=told.get("location"),
+                found=entries.get("location"),
                 remedy="copy the file next to the graph, and correct the graph",
             )
         open_regular(file, GRAPH_BYTES).close()
-        size += int(told.get("length") or file.stat().st_size)
+        size += int(entries.get("length") or file.stat().st_size)
         if size > GRAPH_BYTES:
             raise GraphError(
                 "the graph and its weights are too large for one file of ONNX",
@@ -79,25 +77,20 @@ def _check_outside(folder: Path, size: int, tensors: Sequence[onnx.TensorProto])
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from _of_graph(model.graph)
-    for function in model.functions:
-        yield from _of_nodes(function.node)
-
-
-def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _of_nodes(graph.node)
-
-
-def _of_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        yield from attribute.tensors
-        if attribute.HasField("t"):
-            yield attribute.t
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            yield from _of_graph(graph)
+    """Every tensor of a file, wherever it is: what is missed here would be read unseen."""
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes += graph.node
+        for attribute in (attribute for node in nodes for attribute in node.attribute):
+            yield from (attribute.t, *attribute.tensors)  # a field that is not set is empty
+            graphs += (attribute.g, *attribute.graphs)
+        nodes = []
 
 
 def unoptimised(graph: bytes) -> onnxruntime.InferenceSession:

@@ -16,19 +16,12 @@ from stategate.models.step import Tensors
 
 
 class Moment(NamedTuple):
-    """A place at one moment.
+    """A place at one moment."""
 
-    Attributes:
-        place: The place, and the very object that was there.
-        print: Equal as long as its value is the same, bit for bit.
-        version: How often a tensor was written in place.
-        copy: The numbers of a tensor that is no parameter.
-    """
-
-    place: Place
-    print: object
-    version: int
-    copy: torch.Tensor | None
+    place: Place  # with the very object that was there
+    print: object  # equal as long as its value is the same, bit for bit
+    version: int  # how often a tensor was written in place
+    copy: torch.Tensor | None  # the numbers of a tensor that is no parameter
 
     @property
     def is_tensor(self) -> bool:
@@ -64,23 +57,14 @@ class Moment(NamedTuple):
 
 
 class Round(NamedTuple):
-    """One step.
-
-    Attributes:
-        before: All places before it.
-        after: And after it.
-        assigned: Names of what it assigned.
-        flow: What went where; None if that could not be followed.
-        result: What it gave.
-        noted: Numbers that something came of.
-    """
+    """One step: all places before and after it, and what it did to them."""
 
     before: dict[str, Moment]
     after: dict[str, Moment]
-    assigned: dict[str, None]
-    flow: Flow | None
+    assigned: dict[str, None]  # names of what it assigned, in order
+    flow: Flow | None  # what went where; None where that cannot be followed
     result: Tensors
-    noted: set[str]
+    uses: set[str]  # names of numbers that something came of
 
 
 class View(NamedTuple):
@@ -92,21 +76,22 @@ class View(NamedTuple):
 
 def look(module: nn.Module, without: Iterable[str]) -> View:
     """All places of a module as they are now."""
-    seen: dict[str, Moment] = {}
+    moments: dict[str, Moment] = {}
     contents: list[Contents] = []
     for place in places(module, without, contents):
         name, value = place.name, place.value
-        while name in seen:  # two hooks of one name
+        while name in moments:  # two hooks of one name
             name += "'"
         is_tensor = isinstance(value, torch.Tensor)
-        copied = is_tensor and not isinstance(value, nn.Parameter)
-        seen[name] = Moment(
+        # Parameters are most of the bytes, and a module that writes them is refused anyway.
+        is_copied = is_tensor and not isinstance(value, nn.Parameter)
+        moments[name] = Moment(
             place,
             print_of(value),
             value._version if is_tensor else 0,
-            value.detach().clone() if copied else None,
+            value.detach().clone() if is_copied else None,
         )
-    return View(seen, contents)
+    return View(moments, contents)
 
 
 def decides(name: str, rounds: Sequence[Round]) -> bool:
@@ -128,7 +113,7 @@ def decides(name: str, rounds: Sequence[Round]) -> bool:
         return True  # it comes and goes, or there are more with every step
     if moment.is_tensor:
         return False
-    return name in last.noted or not moment.is_count
+    return name in last.uses or not moment.is_count
 
 
 def is_borrowed(name: str, rounds: Sequence[Round]) -> bool:

@@ -78,28 +78,31 @@ class Watch:
         """
         view, dice = look(self._module, self._declared), _dice()
         start = view.at
-        given = [{**example, **drawn} for drawn in draws({n: example[n] for n in inputs})]
-        probes = given[::2]
+        feeds = [{**example, **drawn} for drawn in draws({n: example[n] for n in inputs})]
+        probes = feeds[::2]
         answers = [answer(partial(run, probe)) for probe in probes]
-        self._put_back(view)
+        self._put_back(view)  # so that the steps below are the first ones again
         rounds: list[Round] = []
         for _ in range(_ROUNDS):
             rounds.append(self._followed(run, example, rounds))
         assigned = list(dict.fromkeys(name for r in rounds for name in r.assigned))
         remember = self._remembering(assigned, rounds)
-        if not remember and self._first_is_special(run, given, view, rounds):
+        if not remember and self._first_is_special(run, feeds, view, rounds):
             remember = {name for name in rounds[0].assigned if not is_constant(name, rounds)}
         if remember:
             raise self._error(remember, assigned, rounds[-1].before)
+        # What is left decides nothing: a trace may assign it and forget it.
         self._idle = [moment.place for name, moment in self._look().items() if name in assigned]
-        self._live(run, example, given, inputs)
+        self._live(run, example, feeds, inputs)
+        # The same inputs and states after another past: this sees what no walk reaches.
         later = [answer(partial(run, probe)) for probe in probes]
         if not all(map(alike, answers, later)):
             now = self._look()
-            late = [n for n, m in now.items() if n not in start or m.differs(start[n])]
-            if not late and _dice() != dice:
-                late = [RANDOM]
-            raise self._error(late or ["something that cannot be reached from it"], late, start)
+            changed = [n for n, m in now.items() if n not in start or m.differs(start[n])]
+            if not changed and _dice() != dice:
+                changed = [RANDOM]
+            names = changed or ["something that cannot be reached from it"]
+            raise self._error(names, changed, start)
 
     @contextmanager
     def forgetting(self) -> Iterator[None]:
@@ -108,18 +111,18 @@ class Watch:
             yield
             return
         parts = [s for part in self._module.modules() for s in (vars(part), part._buffers)]
-        kept = [dict(part) for part in parts]
+        copies = [dict(part) for part in parts]
         cells = [place.cell for place in self._idle if place.cell is not None]
         values = [cell.get() for cell in cells]
         for cell, value in zip(cells, values, strict=True):
             if isinstance(value, torch.Tensor):
-                cell.put(value.detach().clone())
+                cell.put(value.detach().clone())  # which may be written in place
         try:
             yield
         finally:
             for cell, value in zip(cells, values, strict=True):
                 cell.put(value)
-            for part, before in zip(parts, kept, strict=True):
+            for part, before in zip(parts, copies, strict=True):
                 for name in part.keys() - before.keys():
                     del part[name]
                 part.update(before)
@@ -131,6 +134,7 @@ class Watch:
         """Give every place the value that it had, and say whether that went well."""
         now = self._look()
         for name, moment in now.items():
+            # Globals and class attributes are in no container below, so they are dropped by name.
             if name not in start.at and moment.place.cell and moment.place.cell.is_named:
                 moment.place.cell.drop()
         for contents in start.contents:
@@ -147,13 +151,13 @@ class Watch:
     def _followed(self, run: Run, example: Tensors, rounds: Sequence[Round]) -> Round:
         """One step, with everything followed that reaches into it."""
         before = self._look()
-        noted: set[str] = set()
+        uses: set[str] = set()
         changing = {name for r in rounds[1:] for name in r.assigned}
         counts = {n: m.place for n, m in before.items() if n in changing and m.is_count}
-        result, flow = _flow(run, example, before, counts, noted)
+        result, flow = _flow(run, example, before, counts, uses)
         if flow is None and counts:  # not everything takes what stands for a number
-            noted |= counts.keys()
-            result, flow = _flow(run, example, before, {}, noted)
+            uses |= counts.keys()
+            result, flow = _flow(run, example, before, {}, uses)
         if flow is None:
             result = run(example)
         after = self._look()
@@ -165,7 +169,7 @@ class Watch:
             or after[name].differs(before[name])
             or (flow is not None and flow.was_written(before[name].place.value))
         }
-        return Round(before, after, assigned, flow, result, noted)
+        return Round(before, after, assigned, flow, result, uses)
 
     def _remembering(self, assigned: Sequence[str], rounds: Sequence[Round]) -> set[str]:
         """Which of the places that steps assign are read first, and decide something."""
@@ -187,31 +191,32 @@ class Watch:
     def _first_is_special(
         self,
         run: Run,
-        given: Sequence[Tensors],
+        feeds: Sequence[Tensors],
         start: View,
         rounds: Sequence[Round],
     ) -> bool:
         """Whether the first step answers otherwise than later ones, because of what it sets."""
         if all(is_constant(name, rounds) for name in rounds[0].assigned):
             return False
-        later = [answer(partial(run, probe)) for probe in given]
+        later = [answer(partial(run, feed)) for feed in feeds]
         known = {*start.at, *(name for name in rounds[0].after if is_constant(name, rounds))}
+        # Each first step needs the module as it was; where that fails, it counts as special.
         return not all(
             self._put_back(start)
             and known >= self._look().keys()
-            and alike(answer(partial(run, probe)), wanted)
-            for probe, wanted in zip(given, later, strict=True)
+            and alike(answer(partial(run, feed)), answer_later)
+            for feed, answer_later in zip(feeds, later, strict=True)
         )
 
     def _live(
-        self, run: Run, example: Tensors, given: Sequence[Tensors], inputs: Sequence[str]
+        self, run: Run, example: Tensors, feeds: Sequence[Tensors], inputs: Sequence[str]
     ) -> None:
         """A past: steps on changing inputs, with the states that come of them."""
-        states, began = dict(example), time.perf_counter()
-        for probe in islice(cycle(given), _PAST):
-            after = answer(partial(run, {**states, **{n: probe[n] for n in inputs}}))
+        states, start = dict(example), time.perf_counter()
+        for feed in islice(cycle(feeds), _PAST):
+            after = answer(partial(run, {**states, **{n: feed[n] for n in inputs}}))
             states = {name: after.get(f"next state {name}", t) for name, t in states.items()}
-            if time.perf_counter() - began > _SECONDS:
+            if time.perf_counter() - start > _SECONDS:
                 return
 
     def _error(
@@ -237,14 +242,14 @@ def _flow(
     example: Tensors,
     before: dict[str, Moment],
     counts: dict[str, Place],
-    noted: set[str],
+    uses: set[str],
 ) -> tuple[Tensors, Flow | None]:
     """One step with these counts watched; no flow where an operation cannot be followed."""
     tensors = [(n, m.place.value) for n, m in before.items() if m.is_tensor]
     flow = Flow([*tensors, *((GIVEN, tensor) for tensor in example.values())])
     for name, place in counts.items():
         assert place.cell is not None
-        place.cell.put(Number(place.value, name, noted))
+        place.cell.put(Number(place.value, name, uses))
     try:
         with flow:
             return run(example), flow

@@ -1,4 +1,4 @@
-"""One graph or two: that two give the same bits is proven, then the cheaper way is taken."""
+"""One graph or two: that two give the same bits is proven, then the cheaper layout is chosen."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ Asked = Literal["auto", "read-write", "quiet", "fused"]
 Arrays = dict[str, np.ndarray]
 
 PROOF_STEPS = 200
+_SPLITS = {"read-write": read_write, "quiet": quiet}
 # In this order: a write of the second takes the whole step again.
 _ORDER: tuple[Literal["read-write", "quiet"], ...] = ("read-write", "quiet")
-_SPLITS = {"read-write": read_write, "quiet": quiet}
 _ALWAYS, _NEVER = np.finfo(np.float32).min, np.finfo(np.float32).max
 
 
-def in_its_way(candidate: Candidate, asked: Asked, episode: Episode, here: bool) -> Candidate:
+def choose_layout(candidate: Candidate, asked: Asked, episode: Episode, here: bool) -> Candidate:
     """The candidate, with its step in two graphs where that is asked for or is cheaper.
 
     Args:
         candidate: Its step in the precision in which it is deployed.
-        asked: Which way; ``auto`` is the first split that works, if it is cheaper than one graph.
-        episode: Inputs on which the ways are compared, and their gates counted.
+        asked: Which layout; ``auto``: the first split that works, if it costs less.
+        episode: Inputs on which the layouts are compared, and their gates counted.
         here: Whether this machine is the one that will step it: then time is measured, and
             otherwise the elements that are computed are counted.
 
     Raises:
-        SplitError: The way that was asked for is none for this model, or gives other bits.
+        SplitError: The model has no such layout, or two graphs give other bits than one.
     """
     if asked == "fused":
         return replace(candidate, way=Way("fused", "asked for"))
@@ -49,76 +49,78 @@ def in_its_way(candidate: Candidate, asked: Asked, episode: Episode, here: bool)
             raise SplitError("a step for a pool is not taken apart", found=problem)
         return replace(candidate, way=Way("fused", problem))
     graph = onnx.load_model_from_string(candidate.graph)
-    refused = []
-    for way in _ORDER if asked == "auto" else (asked,):
+    reasons: list[str] = []
+    for layout in _ORDER if asked == "auto" else (asked,):
         try:
-            split = _SPLITS[way](graph, candidate.spec)
-            rate = _proven(candidate, split, episode)
+            split = _SPLITS[layout](graph, candidate.spec)
+            graphs: dict[Role, bytes] = {"read": _serialised(split.read)}
+            if split.write is not None:
+                graphs["write"] = _serialised(split.write)
+            rate = _proven_write_rate(candidate, graphs, episode)
         except SplitError as problem:
             if asked != "auto":
                 raise
-            refused.append(str(problem).partition("\n  expected")[0].replace("\n  ", ", "))
+            # The manifest keeps one line: what is wrong, and what was found.
+            reasons.append(str(problem).partition("\n  expected")[0].replace("\n  ", ", "))
         else:
             break
     else:
-        return replace(candidate, way=Way("fused", "; ".join(dict.fromkeys(refused))))
-    fused, two, unit = _costs(candidate, split, rate, here)
-    told = f"{unit} a step at {rate:.1%} writes: fused {fused:,.1f}, {way} {two:,.1f}"
-    why = "; ".join([*refused, told, *["asked for"] * (asked != "auto")])
-    if asked == "auto" and fused <= two:
-        return replace(candidate, way=Way("fused", why))
-    parts: dict[Role, bytes] = {"read": _serialised(split.read)}
-    if split.write is not None:
-        parts["write"] = _serialised(split.write)
-    return replace(candidate, way=Way(way, why, split.payload), parts=parts)
+        return replace(candidate, way=Way("fused", "; ".join(dict.fromkeys(reasons))))
+    fused, two, unit = _costs(candidate, split, graphs, rate, here)
+    reasons.append(f"{unit} a step at {rate:.1%} writes: fused {fused:,.1f}, {layout} {two:,.1f}")
+    if asked != "auto":
+        reasons.append("asked for")
+    elif fused <= two:
+        return replace(candidate, way=Way("fused", "; ".join(reasons)))
+    return replace(candidate, way=Way(layout, "; ".join(reasons), split.payload), parts=graphs)
 
 
-def _costs(candidate: Candidate, split: Split, rate: float, here: bool) -> tuple[float, float, str]:
+def _costs(
+    candidate: Candidate, split: Split, graphs: dict[Role, bytes], rate: float, here: bool
+) -> tuple[float, float, str]:
     """Mean cost of a step in one graph and in two, and its unit."""
     if not here:
         two = split.read_work + rate * split.write_work
         return float(split.step_work), two, "estimated elements computed in"
-    graphs = {"step": candidate.graph, "read": _serialised(split.read)}
-    if split.write is not None:
-        graphs["write"] = _serialised(split.write)
     feeds = sample(candidate.spec)
     for tensor in (*split.payload, *candidate.spec.graph_outputs().values()):
         feeds[tensor.name] = np.zeros(tensor.shape, tensor.dtype)
-    us = medians_us(graphs, feeds)
+    us = medians_us({"step": candidate.graph} | {**graphs}, feeds)
     return us["step"], us["read"] + rate * us.get("write", us["step"]), "us measured for"
 
 
-def _proven(candidate: Candidate, split: Split, episode: Episode) -> float:
-    """Compare both ways bit for bit over an episode, each step with its gates open and closed too.
+def _proven_write_rate(
+    candidate: Candidate, graphs: Mapping[Role, bytes], episode: Episode
+) -> float:
+    """The share of steps in which a gate is open, over an episode in which both agree.
 
-    Returns:
-        The share of steps in which a gate was open.
+    Each step is compared bit for bit with its gates as they are, all open, and all closed.
 
     Raises:
         SplitError: A tensor differs.
     """
     spec = candidate.spec
-    step, read = _Runner(candidate.graph), _Runner(_serialised(split.read))
-    write = _Runner(_serialised(split.write)) if split.write is not None else step
+    step, read = _Runner(candidate.graph), _Runner(graphs["read"])
+    write = _Runner(graphs["write"]) if "write" in graphs else step
     initial = {s.name: np.zeros(s.shape, dtype_named(s.dtype).numpy) for s in spec.states}
     states = initial | candidate.initial
-    fixed = {c.name: np.full(c.shape, c.value, c.dtype) for c in spec.fixed_inputs}
+    fixed = {c.name: c.array() for c in spec.fixed_inputs}
     thresholds = {g.name: g.threshold_input for g in spec.gates if g.threshold_input}
     guarded = [s for s in spec.states if s.gate in spec.thresholds]
-    # Without the threshold a step gives next states that nobody takes over.
+    # A step without the threshold as an input gives next states that nobody takes over.
     chooses = thresholds.keys() == spec.thresholds.keys()
     openings = count = 0
     for inputs in episode.resized(min(episode.steps, PROOF_STEPS)):
-        fed = {**inputs, **states, **fixed}
-        for shift in (None, _ALWAYS, _NEVER):
-            if shift is not None:
-                fed |= {name: np.full(1, shift, np.float32) for name in thresholds.values()}
-            whole, parts = step(fed), read(fed)
-            is_open = _any_open(spec, parts, shift)
+        feed = {**inputs, **states, **fixed}
+        for threshold in (None, _ALWAYS, _NEVER):
+            if threshold is not None:
+                feed |= {name: np.full(1, threshold, np.float32) for name in thresholds.values()}
+            whole, parts = step(feed), read(feed)
+            is_open = _any_open(spec, parts, threshold)
             if is_open:
-                parts |= write({**fed, **parts})
+                parts |= write({**feed, **parts})
             elif chooses:
-                parts |= {s.next_name: fed[s.name] for s in guarded}
+                parts |= {s.next_name: feed[s.name] for s in guarded}
             bad = [n for n in parts if n in whole and whole[n].tobytes() != parts[n].tobytes()]
             if bad:
                 raise SplitError(
@@ -126,19 +128,19 @@ def _proven(candidate: Candidate, split: Split, episode: Episode) -> float:
                     found=f"other bits in {', '.join(bad)} at step {count}",
                     expected="the same bits, as this engine optimises them",
                 )
-            if shift is None:
+            if threshold is None:
                 openings += is_open
                 states = {
-                    s.name: whole[s.next_name] if is_open or s not in guarded else fed[s.name]
+                    s.name: whole[s.next_name] if is_open or s not in guarded else feed[s.name]
                     for s in spec.states
                 }
         count += 1
     return openings / max(count, 1)
 
 
-def _any_open(spec: StepSpec, given: Arrays, shift: np.floating[Any] | None) -> bool:
+def _any_open(spec: StepSpec, gates: Arrays, threshold: np.floating[Any] | None) -> bool:
     return any(
-        bool(opens(given[gate.name], gate.threshold if shift is None else shift).any())
+        bool(opens(gates[gate.name], gate.threshold if threshold is None else threshold).any())
         for gate in spec.gates
         if gate.threshold is not None
     )

@@ -1,131 +1,145 @@
-"""A step's graph as the split reads it: sizes of tensors, what a node costs, parts of a graph."""
+"""What depends on what in a graph: sizes of values, what a node costs, parts of a graph."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx
-from onnx.utils import Extractor
+import onnx_ir as ir
 
 from stategate.contract import TensorSpec
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import SpecError
-from stategate.export.passes.graph import every_node, fixed_shape
+from stategate.export.passes.graph import replace_all
 
+_MOVING = "Cast Concat Flatten Identity Reshape Slice Squeeze Transpose Unsqueeze"
+_ELEMENTWISE = """Abs Add And Ceil Clip Constant ConstantOfShape Div Equal Exp Expand Floor Gather
+Greater GreaterOrEqual Less LessOrEqual Log Max Min Mul Neg Not Or Pow Reciprocal Relu Sigmoid Sign
+Softplus Split Sqrt Sub Tanh Where Xor"""
+_MOVES = frozenset(_MOVING.split())
 # Operators whose work is in proportion to what they give: computing one twice costs little.
-_WORDS = """
-Abs Add And Cast Ceil Clip Concat Constant ConstantOfShape Div Equal Exp Expand Flatten Floor
-Gather Greater GreaterOrEqual Identity Less LessOrEqual Log Max Min Mul Neg Not Or Pow
-Reciprocal Relu Reshape Sigmoid Sign Slice Softplus Split Sqrt Squeeze Sub Tanh Transpose
-Unsqueeze Where Xor
-"""
-_CHEAP = frozenset(_WORDS.split())
+_CHEAP = _MOVES.union(_ELEMENTWISE.split())
 
 
-class Dataflow:
-    """The nodes of a graph and the tensors between them.
+def inferred(model: onnx.ModelProto) -> ir.Model:
+    """The model with every shape that follows from those of its inputs."""
+    return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
-    Attributes:
-        model: The graph; every node of it has outputs of its own.
-        maker: Position of the node that gives a tensor, by its name.
-        tensors: Shape and dtype of every tensor whose size is known.
+
+def values_of(graph: ir.Graph) -> Mapping[str, ir.Value]:
+    """Every input, constant and result of a graph by name, without those inside of branches."""
+    return ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+
+
+def inner_graphs(node: ir.Node) -> list[ir.Graph]:
+    """Branches and loop bodies of a node."""
+    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPHS:
+            graphs += attribute.as_graphs()
+    return graphs
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
+    """What a node takes from its graph, from inside its branches too, each once."""
+    inner = [n for g in inner_graphs(node) for n in ir.traversal.RecursiveGraphIterator(g)]
+    values = [value for each in (node, *inner) for value in each.inputs if value is not None]
+    return [value for value in dict.fromkeys(values) if value.graph is node.graph]
+
+
+def needed_for(values: Iterable[ir.Value]) -> set[ir.Node]:
+    """Every node that some values depend on."""
+    nodes: set[ir.Node] = set()
+    waiting = list(values)
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            waiting += reads(node)
+    return nodes
+
+
+def constant_values(graph: ir.Graph, constants: Iterable[str]) -> set[ir.Value]:
+    """Values that depend on initialisers and on some other constants alone, these included."""
+    values = values_of(graph)
+    constant = {*graph.initializers.values(), *(values[n] for n in constants if n in values)}
+    for node in graph:
+        if constant.issuperset(reads(node)):
+            constant.update(node.outputs)
+    return constant
+
+
+def tensor_of(value: ir.Value | None) -> TensorSpec | None:
+    """Name, shape and dtype of a value; None where one of them is not known."""
+    shape = extents(value)
+    if value is None or shape is None or value.dtype is None:
+        return None
+    try:
+        return TensorSpec(str(value.name), shape, dtype_from_onnx(int(value.dtype)).name)
+    except SpecError:  # a type that no state and no output has
+        return None
+
+
+def extents(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Shape of a value; None where an extent or the rank is open."""
+    if value is None or value.shape is None:
+        return None
+    known = tuple(e for e in value.shape if isinstance(e, int) and e > 0)
+    return known if len(known) == len(value.shape) else None
+
+
+def is_cheap(node: ir.Node) -> bool:
+    """Whether a node may well be computed twice."""
+    return not node.domain and node.op_type in _CHEAP
+
+
+def work_of(nodes: Iterable[ir.Node]) -> int:
+    """Elements that nodes give, times the depth of what they multiply where they do."""
+    total = 0
+    for node in nodes:
+        depth = 1
+        if node.op_type in ("MatMul", "Gemm"):
+            transposed = "transA" in node.attributes and node.attributes["transA"].as_int()
+            left = extents(node.inputs[0])
+            depth = left[-2 if transposed else -1] if left else 1
+        # A value of unknown size counts as one element.
+        total += depth * sum(math.prod(extents(v) or ()) for v in node.outputs)
+    return total
+
+
+def part(model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> onnx.ModelProto:
+    """A graph of its own from some values to others, without the inputs that it does not need.
+
+    Args:
+        model: The whole; left as it is.
+        inputs: What the part may take; each of known size.
+        outputs: What it gives, none of them an input.
     """
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        inferred = onnx.shape_inference.infer_shapes(model)
-        self.model = inferred
-        self.nodes = list(inferred.graph.node)
-        self.maker = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
-        self.tensors: dict[str, TensorSpec] = {}
-        graph = inferred.graph
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            shape = fixed_shape(value)
-            if shape is not None:
-                try:
-                    dtype = dtype_from_onnx(value.type.tensor_type.elem_type).name
-                except SpecError:
-                    continue
-                self.tensors[value.name] = TensorSpec(value.name, shape, dtype)
-
-    def reads(self, node: int) -> set[str]:
-        """What a node takes, from inside its branches too."""
-        return {name for one in _within(self.nodes[node]) for name in one.input if name}
-
-    def cheap(self, node: int) -> bool:
-        """Whether a node may well be computed twice."""
-        return not self.nodes[node].domain and self.nodes[node].op_type in _CHEAP
-
-    def work(self, node: int) -> int:
-        """Elements that a node gives, or multiplies where it multiplies matrices."""
-        one = self.nodes[node]
-        given = sum(self._elements(name) for name in one.output)
-        if one.op_type not in ("MatMul", "Gemm"):
-            return given
-        left = self.tensors.get(one.input[0])
-        transposed = any(a.name == "transA" and a.i for a in one.attribute)
-        depth = left.shape[-2 if transposed else -1] if left is not None and left.shape else 1
-        return given * depth
-
-    @property
-    def total(self) -> int:
-        """The work of all nodes."""
-        return sum(map(self.work, range(len(self.nodes))))
-
-    def _elements(self, name: str) -> int:
-        return math.prod(self.tensors[name].shape) if name in self.tensors else 1
-
-    def needed_for(self, outputs: Iterable[str]) -> set[int]:
-        """Every node that some tensors depend on."""
-        found: set[int] = set()
-        waiting = [self.maker[name] for name in outputs if name in self.maker]
-        while waiting:
-            node = waiting.pop()
-            if node not in found:
-                found.add(node)
-                waiting += [self.maker[name] for name in self.reads(node) if name in self.maker]
-        return found
-
-    def fixed(self, constants: Iterable[str]) -> set[str]:
-        """Tensors that depend on initializers and on some other constants alone."""
-        found = {*constants, *(tensor.name for tensor in self.model.graph.initializer)}
-        for i, node in enumerate(self.nodes):
-            if self.reads(i) <= found:
-                found.update(node.output)
-        return found
-
-    def part(self, inputs: Iterable[str], outputs: Iterable[str]) -> onnx.ModelProto:
-        """A graph of its own from some tensors to others, without the inputs that it does not need.
-
-        Args:
-            inputs: What it may take; each of known size.
-            outputs: What it gives, none of them an input.
-        """
-        model = Extractor(self.model).extract_model(list(inputs), list(outputs))
-        used = {name for node in every_node(model.graph) for name in node.input}
-        kept = [value for value in model.graph.input if value.name in used]
-        del model.graph.input[:]
-        model.graph.input.extend(kept)
-        model.graph.name = self.model.graph.name
-        model.producer_name, model.producer_version = (
-            self.model.producer_name,
-            self.model.producer_version,
-        )
-        onnx.checker.check_model(model)
-        return model
-
-
-_WORDS_OF_MOVES = """
-Cast Concat Flatten Identity Reshape Slice Squeeze Transpose Unsqueeze
-"""
-_MOVES = frozenset(_WORDS_OF_MOVES.split())
+    graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
+    replace_all(graph.inputs, [value for value in graph.inputs if value.uses()])
+    # onnx-ir gathers constants in a set, in another order in each process: the bytes would differ.
+    constants = [
+        graph.initializers.pop(n) for n in model.graph.initializers if n in graph.initializers
+    ]
+    for value in constants:
+        graph.register_initializer(value)
+    taken_out = ir.Model(
+        graph,
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        functions=list(model.functions.values()),
+    )
+    serialised = ir.to_proto(taken_out)
+    onnx.checker.check_model(serialised)
+    return serialised
 
 
 def used_inputs(model: onnx.ModelProto) -> set[str]:
     """Inputs of a graph that some output of it depends on."""
-    flow = Dataflow(model)
-    needed = flow.needed_for(value.name for value in model.graph.output)
-    return {name for node in needed for name in flow.reads(node)}
+    graph = ir.from_proto(model).graph
+    return {str(value.name) for node in needed_for(graph.outputs) for value in reads(node)}
 
 
 def read_on(model: onnx.ModelProto) -> set[str]:
@@ -134,22 +148,17 @@ def read_on(model: onnx.ModelProto) -> set[str]:
     So it is with most next states: the new memory is computed, and then read. What only moves
     numbers is looked through, and a node with several outputs counts as one.
     """
-    flow = Dataflow(model)
-    names = [value.name for value in model.graph.output]
-    needed = {name: flow.needed_for([name]) for name in names}
+    outputs = ir.from_proto(model).graph.outputs
+    needed = {value: needed_for([value]) for value in outputs}
     found = set()
-    for name in names:
-        made, waiting = set(), [name]
+    for value in outputs:
+        makers, waiting = set(), [value]
         while waiting:
-            node = flow.maker.get(waiting.pop())
-            if node is not None and flow.nodes[node].op_type in _MOVES:
-                waiting += flow.reads(node)
+            node = waiting.pop().producer()
+            if node is not None and node.op_type in _MOVES:
+                waiting += reads(node)
             elif node is not None:
-                made.add(node)
-        if any(made & needed[other] for other in names if other != name):
-            found.add(name)
+                makers.add(node)
+        if any(makers & needed[other] for other in outputs if other is not value):
+            found.add(str(value.name))
     return found
-
-
-def _within(node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
-    return every_node(onnx.GraphProto(node=[node]))

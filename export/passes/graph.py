@@ -1,11 +1,13 @@
-"""Rules that every exported graph keeps, and the clean-up that makes its bytes reproducible."""
+"""Rules that every exported graph keeps, and how a pass of onnx-ir is run over a serialised one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+import onnx_ir as ir
 
 from stategate.contract import StepSpec
 from stategate.contract.dtypes import dtype_from_onnx
@@ -43,57 +45,97 @@ def fixed_shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
     return tuple(extents) if all(e > 0 for e in extents) else None
 
 
+class Writer(ir.tape.Tape):
+    """Adds nodes and constants to a graph, at its end; sort the graph after the last one.
+
+    Every name begins with the prefix. Names that onnx-ir gives by itself may be those of constants
+    of the exporter.
+    """
+
+    def __init__(self, graph: ir.Graph, prefix: str) -> None:
+        super().__init__(graph)
+        self._graph, self._prefix = graph, prefix
+
+    def __call__(
+        self, operator: str, *inputs: ir.Value | None, output: str = "", **attributes: Any
+    ) -> ir.Value:
+        """The result of a new node."""
+        name = f"{self._prefix}/{len(self.nodes)}.{operator}"
+        return self.op(
+            operator, inputs, attributes, name=name, output=ir.Value(name=output or name)
+        )
+
+    def constant(self, value: object, dtype: type) -> ir.Value:
+        """A new initialiser."""
+        name = f"{self._prefix}/constant {len(self.initializers)}"
+        return self.initializer(ir.tensor(np.array(value, dtype), name=name))
+
+
+def after_passes(model: onnx.ModelProto, *passes: ir.passes.PassBase) -> onnx.ModelProto:
+    """A copy of a model that some passes went over; errors of a pass come as they are."""
+    work = ir.from_proto(model)
+    for each in passes:
+        work = each(work).model
+    return ir.to_proto(work)
+
+
+def replace_all(values: Any, others: list[ir.Value]) -> None:
+    """Let the inputs or outputs of a graph be others."""
+    values.clear()
+    values.extend(others)
+
+
 def without_traces_of_the_build(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without stack traces, source paths and other facts of the exporting machine.
 
-    Precondition: a valid model. Postcondition: the same computation, and the same bytes for the
-    same model wherever it is exported.
+    The computation is the same, and so are the bytes of one model wherever it is exported.
     """
     clean = onnx.ModelProto()
     clean.CopyFrom(model)
-    clean.doc_string = ""
-    del clean.metadata_props[:]
-    for part in (clean.graph, *clean.functions):
-        part.doc_string = ""
-        del part.metadata_props[:]
-        for value in part.value_info:
-            del value.metadata_props[:]
-    for tensor in clean.graph.initializer:
-        tensor.doc_string = ""
-        del tensor.metadata_props[:]
-    for value in (*clean.graph.input, *clean.graph.output):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    for node in every_node(clean.graph):
-        node.doc_string = ""
-        del node.metadata_props[:]
+    _clear_notes(clean)
     return clean
 
 
-def with_choices_of_booleans(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, with integers in every Where that chooses booleans: ONNX Runtime has none.
+def _clear_notes(message: Any) -> None:
+    # Every kind of part has these two fields, values and attributes too, so none is listed here.
+    for field, content in message.ListFields():
+        if field.name in ("doc_string", "metadata_props"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in [content] if hasattr(content, "ListFields") else content:
+                _clear_notes(part)
 
-    Precondition: a graph without branches.
+
+class ChooseBooleansAsIntegers(ir.passes.InPlacePass):
+    """Put integers into every Where that chooses booleans: ONNX Runtime has none for those.
+
+    Requires a graph without branches; guarantees the same results.
     """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite each such node; the model, and whether there was one."""
+        found = [n for n in model.graph if n.op_type == "Where" and _is_boolean(n.outputs[0])]
+        for node in found:
+            write = Writer(model.graph, str(node.outputs[0].name))
+            numbers = [write("Cast", v, to=ir.DataType.INT32) for v in node.inputs[1:]]
+            chosen = write("Where", node.inputs[0], *numbers)
+            result = write("Cast", chosen, to=ir.DataType.BOOL)
+            ir.convenience.replace_nodes_and_values(
+                model.graph, node, [node], [], node.outputs, [result]
+            )
+        model.graph.sort()
+        return ir.passes.PassResult(model, bool(found))
+
+
+def _is_boolean(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.BOOL
+
+
+def with_choices_of_booleans(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model after `ChooseBooleansAsIntegers`, where it has any choice."""
     if all(node.op_type != "Where" for node in model.graph.node):
         return model
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = (*inferred.input, *inferred.value_info, *inferred.output)
-    booleans = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.BOOL}
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        result = node.output[0]
-        if node.op_type == "Where" and result in booleans:
-            names = [f"{result}.{part}" for part in ("then", "else", "chosen")]
-            for boolean, name in zip(node.input[1:], names, strict=False):
-                nodes.append(helper.make_node("Cast", [boolean], [name], to=TensorProto.INT32))
-            nodes.append(helper.make_node("Where", [node.input[0], *names[:2]], names[2:]))
-            nodes.append(helper.make_node("Cast", names[2:], [result], to=TensorProto.BOOL))
-        else:
-            nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return model
+    return after_passes(onnx.shape_inference.infer_shapes(model), ChooseBooleansAsIntegers())
 
 
 def with_opset_of_its_operators(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -119,56 +161,51 @@ def with_opset_of_its_operators(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_graph(model: onnx.ModelProto, spec: StepSpec, *, branch_free: bool) -> None:
-    """Hold a graph against the contract.
-
-    Args:
-        model: The graph.
-        spec: What it must take and give.
-        branch_free: Whether control flow is refused.
+    """Compare a graph with the signature that it must have.
 
     Raises:
-        GraphError: It is invalid, has branches, or its signature is not that of ``spec``.
+        GraphError: It is invalid, has control flow although ``branch_free`` is asked for, or takes
+            or gives something else than ``spec`` says.
     """
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as problem:
         raise GraphError("the graph is not valid ONNX", found=str(problem)) from problem
-    if branch_free:
-        branches = sorted({n.op_type for n in every_node(model.graph)} & CONTROL_FLOW)
-        if branches:
-            raise GraphError(
-                "the step has control flow",
-                found=", ".join(branches),
-                expected="a branch-free graph, so that every engine can run it",
-                remedy="choose with torch.where(condition, a, b) instead of torch.cond or loops",
-            )
-    initial = {tensor.name for tensor in model.graph.initializer}
-    free_inputs = [v for v in model.graph.input if v.name not in initial]
-    for side, promised, actual in (
+    branches = sorted({n.op_type for n in every_node(model.graph)} & CONTROL_FLOW)
+    if branch_free and branches:
+        raise GraphError(
+            "the step has control flow",
+            found=", ".join(branches),
+            expected="a branch-free graph, so that every engine can run it",
+            remedy="choose with torch.where(condition, a, b) instead of torch.cond or loops",
+        )
+    constants = {tensor.name for tensor in model.graph.initializer}
+    free_inputs = [v for v in model.graph.input if v.name not in constants]
+    for side, promised, values in (
         ("input", spec.graph_inputs(), free_inputs),
         ("output", spec.graph_outputs(), model.graph.output),
     ):
-        found = {value.name: value for value in actual}
-        if set(found) != set(promised):
+        actual = {value.name: value for value in values}
+        if set(actual) != set(promised):
             raise GraphError(
                 f"the graph's {side}s are not those of the step's spec",
-                found=", ".join(sorted(found)) or "none",
+                found=", ".join(sorted(actual)) or "none",
                 expected=", ".join(sorted(promised)),
                 remedy=f"an unused {side} disappears in tracing: use it, or leave it out of the "
                 "spec"
-                if set(found) < set(promised)
+                if set(actual) < set(promised)
                 else None,
             )
         for name, tensor in promised.items():
-            code = found[name].type.tensor_type.elem_type
+            code = actual[name].type.tensor_type.elem_type
             try:
-                actual_dtype = dtype_from_onnx(code).name
+                dtype = dtype_from_onnx(code).name
             except SpecError:
-                actual_dtype = f"TensorProto type {code}"
-            actual_shape = fixed_shape(found[name])
-            if actual_dtype != tensor.dtype or actual_shape not in (None, tensor.shape):
+                dtype = f"TensorProto type {code}"
+            shape = fixed_shape(actual[name])
+            if dtype != tensor.dtype or shape not in (None, tensor.shape):
                 raise GraphError(
                     f"{side} {name!r} of the graph differs from the spec",
-                    found=f"{actual_dtype} {actual_shape}",
+                    found=f"{dtype} {shape}",
                     expected=f"{tensor.dtype} {tensor.shape}",
                 )

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
@@ -31,7 +32,8 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from stategate.contract import StepSpec
 from stategate.contract.errors import CalibrationError, ExportError, SpecError
 from stategate.contract.precision import GATES, RECURRENCE, PrecisionPlan
-from stategate.export.passes.graph import without_traces_of_the_build
+from stategate.export.passes.dataflow import values_of
+from stategate.export.passes.graph import after_passes, without_traces_of_the_build
 
 INT4_BLOCK = 32
 _KINDS = ("MatMul", "Gemm", "Conv")
@@ -60,107 +62,90 @@ class Projection:
 
 def projections(model: onnx.ModelProto, spec: StepSpec) -> list[Projection]:
     """Every node of a step that may be quantised, in the graph's order."""
-    sizes = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer}
-    nodes = {
-        node.name: node
-        for node in model.graph.node
-        if node.op_type in _KINDS and node.input[1] in sizes and node.input[0] not in sizes
-    }
-    graph = _Ways(model.graph, set(nodes), {gate.name for gate in spec.gates})
-    gates = graph.behind([gate.name for gate in spec.gates], through_projections=False)
-    useful = graph.behind(
-        [t.name for t in spec.outputs] + [s.next_name for s in spec.states],
-        through_projections=True,
-    )
-    recurrent: set[str] = set()
-    for state in spec.states:
-        feeds = graph.behind([state.next_name], through_projections=True)
-        recurrent |= {name for name in graph.ahead(state.name) if name in feeds}
-    found = []
-    for name, node in nodes.items():
-        group = node.input[1].removeprefix("model.").removesuffix(".weight") or name
-        role = GATES if name in gates or name not in useful else ""
-        role = role or (RECURRENCE if name in recurrent else "")
-        found.append(
-            Projection(group, name, node.input[0], node.input[1], role, sizes[node.input[1]])
-        )
-    return found
+    graph = ir.from_proto(model).graph
+    values = values_of(graph)
+    gates = [values[gate.name] for gate in spec.gates]
+    nodes = [node for node in graph if node.op_type in _KINDS and _weight_of(node)]
 
-
-class _Ways:
-    """Which node is behind which tensor."""
-
-    def __init__(self, graph: onnx.GraphProto, projections: set[str], gates: set[str]) -> None:
-        self._graph = graph
-        self._projections = projections
-        self._gates = gates
-        self._maker = {name: node for node in graph.node for name in node.output if name}
-
-    def behind(self, tensors: Iterable[str], *, through_projections: bool) -> set[str]:
-        """Names of the projections that the tensors are computed from.
-
-        Args:
-            tensors: Where to begin.
-            through_projections: Whether to look behind a projection for others.
-        """
-        found: set[str] = set()
-        begin = list(tensors)
-        seen = set(begin)
-        waiting = begin
+    def behind(names: Iterable[str], *, through_projections: bool) -> set[ir.Node]:
+        """The projections that some values are computed from."""
+        waiting = [values[name] for name in names]
+        visited, projections = set(waiting), set()
         while waiting:
-            node = self._maker.get(waiting.pop())
+            node = waiting.pop().producer()
             if node is None:
                 continue
-            if node.name in self._projections:
-                found.add(node.name)
+            if node in nodes:
+                projections.add(node)
                 if not through_projections:
                     continue
-            # A gate decides, it does not feed: its own way is not that of what it decides on.
-            fresh = {n for n in node.input if n not in seen and n not in self._gates}
-            seen |= fresh
-            waiting += sorted(fresh)
-        return found
+            # A gate decides and does not feed: what it is computed from is not what it decides on.
+            fresh = {v for v in node.inputs if v is not None} - visited - {*gates}
+            visited |= fresh
+            waiting += fresh
+        return projections
 
-    def ahead(self, tensor: str) -> set[str]:
-        """Names of the projections that a tensor reaches without passing another."""
-        found: set[str] = set()
-        reached = {tensor}
-        for node in self._graph.node:  # ONNX keeps nodes in an order in which they can run
-            if not reached.isdisjoint(node.input):
-                if node.name in self._projections:
-                    found.add(node.name)
+    def ahead(name: str) -> set[ir.Node]:
+        """The projections that a value reaches without passing another."""
+        reached = {values[name]}
+        projections = set()
+        for node in graph:  # ONNX keeps nodes in an order in which they can run
+            if not reached.isdisjoint(node.inputs):
+                if node in nodes:
+                    projections.add(node)
                 else:
-                    reached |= set(node.output) - self._gates
-        return found
+                    reached |= {*node.outputs} - {*gates}
+        return projections
+
+    before_gates = behind((gate.name for gate in spec.gates), through_projections=False)
+    results = [t.name for t in spec.outputs] + [s.next_name for s in spec.states]
+    useful = behind(results, through_projections=True)
+    recurrent: set[ir.Node] = set()
+    for state in spec.states:
+        recurrent |= ahead(state.name) & behind([state.next_name], through_projections=True)
+    result = []
+    for node in nodes:
+        data, weight = node.inputs[0], _weight_of(node)
+        assert data is not None
+        assert weight is not None
+        group = str(weight.name).removeprefix("model.").removesuffix(".weight") or str(node.name)
+        role = GATES if node in before_gates or node not in useful else ""
+        role = role or (RECURRENCE if node in recurrent else "")
+        size = weight.const_value.size if weight.const_value is not None else 0
+        names = (str(node.name), str(data.name), str(weight.name))
+        result.append(Projection(group, *names, role, size))
+    return result
+
+
+def _weight_of(node: ir.Node) -> ir.Value | None:
+    """The initialiser that a node projects a computed value with; None where it does not."""
+    data, weight = node.inputs[:2]
+    is_weight = weight is not None and weight.is_initializer()
+    return weight if is_weight and data is not None and not data.is_initializer() else None
 
 
 def chosen(plan: PrecisionPlan, every: list[Projection]) -> list[Projection]:
-    """The projections that a plan quantises.
-
-    Raises:
-        SpecError: ``keep_float`` names something that the model does not have.
-        ExportError: None is left.
-    """
-    kept: set[str] = set()
-    for wanted in plan.keep_float:
-        named = {p.node for p in every if wanted == p.role or fnmatchcase(p.group, wanted)}
-        if not named and wanted not in (GATES, RECURRENCE):
+    """The projections that a plan quantises; an error where there is none."""
+    float_weights: set[str] = set()
+    for name in plan.keep_float:
+        matches = {p.weight for p in every if name == p.role or fnmatchcase(p.group, name)}
+        if not matches and name not in (GATES, RECURRENCE):
             raise SpecError(
                 "keep_float names a group that the model does not have",
-                found=wanted,
+                found=name,
                 expected=", ".join(sorted(p.group for p in every)) or "nothing: no projections",
             )
-        kept |= named
-    tied = {p.weight for p in every if p.node in kept}  # a weight has one form for all who read it
-    left = [p for p in every if p.weight not in tied]
-    if not left:
+        float_weights |= matches
+    # By weight and not by node: a weight has one form for all nodes that read it.
+    narrow = [p for p in every if p.weight not in float_weights]
+    if not narrow:
         raise ExportError(
             "the plan quantises nothing",
-            found=f"{len(every)} projections, {len(every) - len(left)} of them kept in float",
+            found=f"{len(every)} projections, {len(every)} of them kept in float",
             expected="at least one MatMul, Gemm or Conv whose weight is an initialiser",
             remedy="take names out of keep_float, or export in float32",
         )
-    return left
+    return narrow
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
@@ -189,32 +174,31 @@ def quantised(
     Raises:
         SpecError: The plan names groups that the model lacks.
         CalibrationError: A range is missing.
-        ExportError: Nothing is left to quantise, or the quantiser left something undone.
+        ExportError: Nothing is left to quantise, or the library did less than it was asked for.
     """
     if plan.weights == "float32":
         return model
     nodes = chosen(plan, projections(model, spec))
     _check_types(model, nodes)
+    if plan.weights == "float16":
+        return after_passes(model, _StoreInHalf({p.weight for p in nodes}))
     work = onnx.ModelProto()
     work.CopyFrom(model)
-    if plan.weights == "float16":
-        _halve(work, {p.weight for p in nodes})
-        return work
     ONNXModel(work).replace_gemm_with_matmul()  # the one form that every quantiser here takes
-    wanted = {p.node for p in nodes} | {f"{p.node}_MatMul" for p in nodes}
-    names = [node.name for node in work.graph.node if node.name in wanted]
+    new_names = {p.node for p in nodes} | {f"{p.node}_MatMul" for p in nodes}
+    names = [node.name for node in work.graph.node if node.name in new_names]
     if plan.weights == "int4":
         done = _in_four_bits(work, names)
     else:
         ranges = _ranges(nodes, limits) if plan.activations == "int8" else None
         done = _in_eight_bits(work, names, ranges)
     floats = {t.name for t in done.graph.initializer if t.data_type == TensorProto.FLOAT}
-    left = [n.name for n in done.graph.node if n.name in names and n.input[1] in floats]
-    if left:
+    skipped = [n.name for n in done.graph.node if n.name in names and n.input[1] in floats]
+    if skipped:
         # The library's quantisers skip what they cannot do, and say so in a log at most.
         raise ExportError(
             "the quantiser left weights in float",
-            found=f"{len(left)} of {len(nodes)}: {', '.join(left[:4])}",
+            found=f"{len(skipped)} of {len(nodes)}: {', '.join(skipped[:4])}",
             expected="every projection of the plan in fewer bits",
             remedy="name their groups in keep_float, or choose other weights",
         )
@@ -224,9 +208,9 @@ def quantised(
 def _check_types(model: onnx.ModelProto, nodes: list[Projection]) -> None:
     """The library takes other weights than float32 without a word, and leaves or breaks them."""
     types = {t.name: t.data_type for t in model.graph.initializer}
-    strange = {p.group: types[p.weight] for p in nodes if types[p.weight] != TensorProto.FLOAT}
-    if strange:
-        named = [f"{g} in {TensorProto.DataType.Name(t).lower()}" for g, t in strange.items()]
+    others = {p.group: types[p.weight] for p in nodes if types[p.weight] != TensorProto.FLOAT}
+    if others:
+        named = [f"{g} in {TensorProto.DataType.Name(t).lower()}" for g, t in others.items()]
         raise ExportError(
             "a plan quantises weights in float32, and these are in another type",
             found=f"{len(named)} of {len(nodes)}: {', '.join(named[:4])}",
@@ -237,7 +221,7 @@ def _check_types(model: onnx.ModelProto, nodes: list[Projection]) -> None:
 
 
 class _WeightsAlone(QDQQuantizer):  # type: ignore[misc]
-    """ONNX Runtime's quantiser, told to leave activations alone."""
+    """ONNX Runtime's quantiser, leaving activations alone."""
 
     def quantize_activation_tensor(self, tensor_name: str) -> None:
         """Mark nothing."""
@@ -252,14 +236,18 @@ def _in_eight_bits(
         "QuantizeBias": False,  # TensorRT takes no integer bias
         "OpTypesToExcludeOutputQuantization": list(_KINDS),
     }
-    aliases = _set_apart(work, names) if ranges is not None else {}
+    copies: dict[str, str] = {}
+    if ranges is not None:
+        model = ir.from_proto(work)
+        copies = _set_apart(model, names)
+        work = ir.to_proto(model)
     quantiser: Any = (_WeightsAlone if ranges is None else QDQQuantizer)(
         work,
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
-        tensors_range={alias: ranges[name] for alias, name in aliases.items()} if ranges else None,
+        tensors_range={copy: ranges[name] for copy, name in copies.items()} if ranges else None,
         nodes_to_quantize=names,
         nodes_to_exclude=[],
         op_types_to_quantize=list(_KINDS),
@@ -267,44 +255,35 @@ def _in_eight_bits(
     )
     quantiser.quantize_model()
     quantiser.model.topological_sort()
-    done: onnx.ModelProto = quantiser.model.model
-    _join_again(done, aliases)
-    return done
+    done: ir.Model = ir.from_proto(quantiser.model.model)
+    _join_again(done, copies)
+    return ir.to_proto(done)
 
 
-def _set_apart(work: onnx.ModelProto, names: list[str]) -> dict[str, str]:
-    """Have the named nodes read copies of their data: original by copy.
+def _set_apart(model: ir.Model, names: list[str]) -> dict[str, str]:
+    """Have the named nodes read copies of their data; original by copy.
 
     The library quantises a tensor for all who read it, and a gate may be among them.
     """
-    copies: dict[str, str] = {}
-    nodes = []
-    for node in work.graph.node:
-        if node.name in names:
-            data = node.input[0]
-            copy = f"{data}.projected"
-            if copy not in copies:
-                copies[copy] = data
-                nodes.append(onnx.helper.make_node("Identity", [data], [copy]))
-            node.input[0] = copy
-        nodes.append(node)
-    _replace_nodes(work, nodes)
-    return copies
+    copies: dict[str, ir.Value] = {}
+    for node in model.graph:
+        data = node.inputs[0] if node.name in names else None
+        if data is None:
+            continue
+        if str(data.name) not in copies:
+            copy = ir.node("Identity", [data], outputs=[ir.Value(name=f"{data.name}.projected")])
+            model.graph.insert_before(node, copy)
+            copies[str(data.name)] = copy.outputs[0]
+        node.replace_input_with(0, copies[str(data.name)])
+    return {str(copy.name): name for name, copy in copies.items()}
 
 
-def _join_again(done: onnx.ModelProto, copies: Mapping[str, str]) -> None:
+def _join_again(model: ir.Model, copies: Mapping[str, str]) -> None:
     """Take the copies out again; only what is quantised still reads them."""
-    nodes = [node for node in done.graph.node if node.output[0] not in copies]
-    for node in nodes:
-        if node.op_type == "QuantizeLinear":
-            node.input[0] = copies.get(node.input[0], node.input[0])
-    _replace_nodes(done, nodes)
-
-
-def _replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    kept = onnx.GraphProto(node=nodes).node  # copies: what is cleared would take its nodes along
-    model.graph.ClearField("node")
-    model.graph.node.extend(kept)
+    for node in model.graph:
+        if node.outputs[0].name in copies and node.inputs[0] is not None:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            model.graph.remove(node, safe=True)
 
 
 def _in_four_bits(work: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
@@ -326,15 +305,15 @@ def _in_four_bits(work: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 
 
 def _ranges(nodes: list[Projection], limits: Mapping[str, float] | None) -> dict[str, TensorData]:
-    wanted = sorted({p.data for p in nodes})
+    names = sorted({p.data for p in nodes})
     if limits is None:
         raise CalibrationError(
             "activations in int8 need ranges, and none were given",
-            expected=f"ranges of {len(wanted)} tensors",
+            expected=f"ranges of {len(names)} tensors",
             remedy="stategate export MODEL --out FLOAT; stategate ranges FLOAT --episode FILE.npz "
             "--out ranges.json; then --ranges ranges.json",
         )
-    missing = [name for name in wanted if name not in limits]
+    missing = [name for name in names if name not in limits]
     if missing:
         raise CalibrationError(
             "the ranges lack tensors that the plan quantises",
@@ -346,25 +325,37 @@ def _ranges(nodes: list[Projection], limits: Mapping[str, float] | None) -> dict
         name: TensorData(
             lowest=np.array(-limits[name], np.float32), highest=np.array(limits[name], np.float32)
         )
-        for name in wanted
+        for name in names
     }
 
 
-def _halve(work: onnx.ModelProto, weights: set[str]) -> None:
-    """Store weights in float16 and widen them where they are read."""
-    casts = []
-    for tensor in work.graph.initializer:
-        if tensor.name not in weights:
-            continue
-        narrow = onnx.numpy_helper.to_array(tensor).astype(np.float16)
-        if not np.isfinite(narrow).all():
-            raise ExportError(
-                "a weight does not fit float16",
-                found=tensor.name,
-                expected=f"magnitudes up to {np.finfo(np.float16).max:g}",
-                remedy="name its group in keep_float",
+class _StoreInHalf(ir.passes.InPlacePass):
+    """Store weights in float16, and widen them where they are read.
+
+    Raises:
+        ExportError: A weight does not fit float16.
+    """
+
+    def __init__(self, weights: set[str]) -> None:
+        self._weights = weights
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        for name in self._weights:
+            wide = model.graph.initializers.pop(name)
+            assert wide.const_value is not None
+            narrow = wide.const_value.numpy().astype(np.float16)
+            if not np.isfinite(narrow).all():
+                raise ExportError(
+                    "a weight does not fit float16",
+                    found=name,
+                    expected=f"magnitudes up to {np.finfo(np.float16).max:g}",
+                    remedy="name its group in keep_float",
+                )
+            stored = ir.val(f"{name}.half", const_value=ir.tensor(narrow, name=f"{name}.half"))
+            model.graph.register_initializer(stored)
+            cast = ir.node(
+                "Cast", [stored], {"to": ir.DataType.FLOAT}, outputs=[ir.Value(name=name)]
             )
-        wide, stored = tensor.name, f"{tensor.name}.half"
-        tensor.CopyFrom(onnx.numpy_helper.from_array(narrow, stored))
-        casts.append(onnx.helper.make_node("Cast", [stored], [wide], to=TensorProto.FLOAT))
-    _replace_nodes(work, [*casts, *work.graph.node])
+            wide.replace_all_uses_with(cast.outputs[0])
+            model.graph.insert_before(model.graph[0], cast)
+        return ir.passes.PassResult(model, True)

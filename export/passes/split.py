@@ -22,15 +22,27 @@ whole step after it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import networkx
 import onnx
+import onnx_ir as ir
 
 from stategate.contract import StateSpec, StepSpec, TensorSpec, given_by_read
 from stategate.contract.errors import SplitError
-from stategate.export.passes.dataflow import Dataflow
-from stategate.export.passes.fold import can_only_open_whole, given_gate
+from stategate.export.passes.dataflow import (
+    constant_values,
+    inferred,
+    is_cheap,
+    needed_for,
+    part,
+    reads,
+    tensor_of,
+    values_of,
+    work_of,
+)
+from stategate.export.passes.known_gate import AssumeGates, can_only_open_whole
 
 _SOURCE, _SINK = "read", "write"
 
@@ -74,12 +86,15 @@ def read_write(model: onnx.ModelProto, spec: StepSpec) -> Split:
     Raises:
         SplitError: No hard gate guards a state, or no cut is smaller than what they guard.
     """
-    given, guarded = given_by_read(spec), _guarded(spec)
-    whole = given_gate(model, spec, is_open=True) if can_only_open_whole(spec) else None
-    reading = Dataflow(model)
-    writing = Dataflow(whole) if whole is not None else reading
-    free = {c.name for c in spec.fixed_inputs} | {s.name for s in spec.states} | {*given}
-    payload = _smallest(writing, [s.next_name for s in guarded], free, reading.needed_for(given))
+    by_read, guarded = given_by_read(spec), _guarded(spec)
+    reading, writing = inferred(model), inferred(model)
+    if can_only_open_whole(spec):
+        # A write is only asked for where the one gate is open: there it need not choose.
+        AssumeGates(spec, is_open=True)(writing)
+    free = {c.name for c in spec.fixed_inputs} | {s.name for s in spec.states} | {*by_read}
+    values = values_of(reading.graph)
+    in_read = {v.name for n in needed_for(values[name] for name in by_read) for v in n.outputs}
+    payload = _smallest(writing.graph, [s.next_name for s in guarded], free, in_read)
     size, limit = sum(tensor.nbytes for tensor in payload), sum(s.bytes for s in guarded)
     if size >= limit:
         raise SplitError(
@@ -89,11 +104,11 @@ def read_write(model: onnx.ModelProto, spec: StepSpec) -> Split:
         )
     inputs = spec.graph_inputs()
     handed = tuple(tensor for tensor in payload if tensor.name not in inputs)
-    read = reading.part(inputs, [*given, *(tensor.name for tensor in handed)])
+    read = part(reading, inputs, [*by_read, *(tensor.name for tensor in handed)])
     known = free.union(tensor.name for tensor in payload)
-    takes = [name for name in writing.tensors if name in known]
-    write = writing.part(takes, [s.next_name for s in guarded])
-    return Split(read, write, handed, reading.total, Dataflow(read).total, Dataflow(write).total)
+    takes = [n for n, v in values_of(writing.graph).items() if n in known and tensor_of(v)]
+    write = part(writing, takes, [s.next_name for s in guarded])
+    return Split(read, write, handed, *(work_of(_nodes(each)) for each in (model, read, write)))
 
 
 def quiet(model: onnx.ModelProto, spec: StepSpec) -> Split:
@@ -108,24 +123,30 @@ def quiet(model: onnx.ModelProto, spec: StepSpec) -> Split:
             a gate depends on whether another was open.
     """
     _guarded(spec)
-    rest = given_gate(model, spec, is_open=False)
-    if rest is None:
+    whole, rest = inferred(model), inferred(model)
+    closed = AssumeGates(spec, is_open=False)
+    if not closed(rest).modified:
         raise SplitError(
             "the step does not choose by its gate",
             found="no comparison of a gate with its threshold",
             expected="torch.where(gate > threshold, new, old)",
         )
-    flow, rest_flow = Dataflow(model), Dataflow(rest)
-    # Nodes stand where they stood; one that a gate needs and that was decided is another now.
-    needed = flow.needed_for(gate.name for gate in spec.gates)
-    if any(flow.nodes[i].op_type != rest_flow.nodes[i].op_type for i in needed):
-        raise SplitError(
-            "a gate depends on whether another was open",
-            found="layers, each with a gate of its own",
-            expected="gates that can all be asked before any is known to be open",
-        )
-    read = rest_flow.part(spec.graph_inputs(), given_by_read(spec))
-    return Split(read, None, (), flow.total, Dataflow(read).total, flow.total)
+    values = values_of(whole.graph)
+    for node in needed_for(values[gate.name] for gate in spec.gates):
+        # Such a gate has its true value only where the assumption holds that it shall decide on.
+        if node.outputs[0].name in closed.decided:
+            raise SplitError(
+                "a gate depends on whether another was open",
+                found="layers, each with a gate of its own",
+                expected="gates that can all be asked before any is known to be open",
+            )
+    read = part(rest, spec.graph_inputs(), given_by_read(spec))
+    work = work_of(whole.graph)
+    return Split(read, None, (), work, work_of(_nodes(read)), work)
+
+
+def _nodes(model: onnx.ModelProto) -> ir.Graph:
+    return inferred(model).graph
 
 
 def _guarded(spec: StepSpec) -> list[StateSpec]:
@@ -140,33 +161,43 @@ def _guarded(spec: StepSpec) -> list[StateSpec]:
 
 
 def _smallest(
-    flow: Dataflow, guarded: list[str], free: set[str], read: set[int]
+    graph: ir.Graph, guarded: list[str], free_names: set[str], in_read: Collection[str | None]
 ) -> tuple[TensorSpec, ...]:
     """The payload of the smallest cut, in the order in which `read` computes it."""
-    nodes = sorted(flow.needed_for(guarded))
-    free = free | flow.fixed(free - flow.maker.keys())
-    work = {n: flow.work(n) for n in nodes}
-    byte = 1 + sum(work.values())
-    never = byte * (1 + sum(tensor.nbytes for tensor in flow.tensors.values()))
+    values = values_of(graph)
+    needed = needed_for(values[name] for name in guarded)
+    nodes = [node for node in graph if node in needed]
+    free = {values[name] for name in free_names if name in values}
+    # What depends on nothing but inputs that never change costs a write nothing either.
+    free |= constant_values(graph, (str(v.name) for v in free if v.producer() is None))
+    tensors = [tensor for value in values.values() if (tensor := tensor_of(value))]
+    work = {node: work_of([node]) for node in nodes}
+    byte = 1 + sum(work.values())  # so that a byte of payload outweighs all work together
+    never = byte * (1 + sum(tensor.nbytes for tensor in tensors))
     network = networkx.DiGraph()
     network.add_nodes_from((_SOURCE, _SINK))  # of which a trivial step may need neither
-    for n in nodes:
-        if free >= set(flow.nodes[n].output):
+    for node in nodes:
+        name = node.outputs[0].name
+        if free.issuperset(node.outputs):
             continue
-        if flow.nodes[n].output[0] in guarded:
-            network.add_edge(n, _SINK)  # without a capacity: it cannot be cut
-        elif n not in read:
-            network.add_edge(n, _SINK, capacity=work[n])
-        if n in read:
-            network.add_edge(_SOURCE, n, capacity=work[n] if flow.cheap(n) else never)
-        for taken in flow.reads(n) - free:
-            network.add_edge(taken, n)
-            size = {"capacity": byte * flow.tensors[taken].nbytes} if taken in flow.tensors else {}
-            network.add_edge(flow.maker.get(taken, _SOURCE), taken, **size)
-    _, (_, there) = networkx.minimum_cut(network, _SOURCE, _SINK)
-    handed = [
-        name
-        for name in flow.tensors
-        if name in there and flow.maker.get(name, _SOURCE) not in there and name not in free
-    ]
-    return tuple(flow.tensors[name] for name in handed)
+        if name in guarded:
+            network.add_edge(node, _SINK)  # without a capacity: it cannot be cut
+        elif name not in in_read:
+            network.add_edge(node, _SINK, capacity=work[node])
+        if name in in_read:
+            network.add_edge(_SOURCE, node, capacity=work[node] if is_cheap(node) else never)
+        for value in reads(node):
+            if value in free:
+                continue
+            network.add_edge(value, node)
+            tensor = tensor_of(value)
+            size = {"capacity": byte * tensor.nbytes} if tensor else {}
+            network.add_edge(value.producer() or _SOURCE, value, **size)
+    _, (_, in_write) = networkx.minimum_cut(network, _SOURCE, _SINK)
+    return tuple(
+        tensor
+        for tensor in tensors
+        if (value := values[tensor.name]) in in_write
+        and (value.producer() or _SOURCE) not in in_write
+        and value not in free
+    )

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
 from stategate.contract import StateSpec, StepSpec
 from stategate.contract.dtypes import dtype_named
@@ -30,7 +29,7 @@ from stategate.contract.stored import (
     stored_layout,
 )
 from stategate.export.candidate import Candidate
-from stategate.export.passes.graph import check_graph, every_node, opset_of
+from stategate.export.passes.graph import Writer, check_graph, opset_of, replace_all
 
 Storage = Mapping[str, str]
 
@@ -57,14 +56,11 @@ def store_states(
         The new graph and its signature; the parts of a state have its gate.
 
     Raises:
-        ExportError: A state is not there, is no float32, or cannot be stored so without touching
-            bytes that a closed element of its gate guards.
-        GraphError: The result breaks a rule.
+        ExportError: A state does not exist, is not float32, or would share a scale with one that a
+            closed element of its gate guards.
     """
     _check(graph, spec, storage, error_feedback, sessions)
-    model = onnx.ModelProto()
-    model.CopyFrom(graph)
-    del model.graph.value_info[:]  # names change their meaning below
+    model = ir.from_proto(graph)
     states: list[StateSpec] = []
     for state in spec.states:
         kind = storage.get(state.name, "float32")
@@ -73,12 +69,12 @@ def store_states(
             continue
         axes = shared_axes(state.shape, kind, sessions)
         parts = _parts(state, kind, axes, error_feedback)
-        _check_smaller(state, kind, parts)
-        _Surgery(model, state, parts).store(axes)
+        _StoreState(state, parts, axes, opset_of(graph))(model)
         states += parts
     stored = msgspec.structs.replace(spec, states=tuple(states))
-    check_graph(model, stored, branch_free=False)
-    return model, stored
+    serialised = ir.to_proto(model)
+    check_graph(serialised, stored, branch_free=False)
+    return serialised, stored
 
 
 def stored(candidate: Candidate, storage: Storage, error_feedback: bool = False) -> Candidate:
@@ -97,16 +93,15 @@ def stored(candidate: Candidate, storage: Storage, error_feedback: bool = False)
             initial |= {name: whole, scale_name(name): scale}
             initial |= {} if left is None else {residual_name(name): left}
         else:
-            initial[name] = value.astype(kind if kind != "float32" else value.dtype)
-    told = ", ".join(f"{name} {kind}" for name, kind in storage.items())
+            initial[name] = value.astype("float16") if kind == "float16" else value
+    summary = _in_words(storage) + (" with error feedback" if error_feedback else "")
     return replace(
         candidate,
         spec=spec,
         graph=model.SerializeToString(deterministic=True),
         initial=initial,
         float_sizes=candidate.sizes,
-        metadata=candidate.metadata
-        | {"state_storage": told + (" with error feedback" if error_feedback else "")},
+        metadata=candidate.metadata | {"state_storage": summary},
         plan=msgspec.structs.replace(
             candidate.plan, state_storage=dict(storage), error_feedback=error_feedback
         ),
@@ -115,16 +110,27 @@ def stored(candidate: Candidate, storage: Storage, error_feedback: bool = False)
     )
 
 
+def _in_words(storage: Storage) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in storage.items())
+
+
 def _check(
     graph: onnx.ModelProto, spec: StepSpec, storage: Storage, error_feedback: bool, sessions: int
 ) -> None:
-    if opset_of(graph) < _OPSET and any(kind.startswith("int8") for kind in storage.values()):
+    has_int8 = any(kind.startswith("int8") for kind in storage.values())
+    if has_int8 and opset_of(graph) < _OPSET:
         raise ExportError(
-            "states of this graph cannot be stored in int8",
+            "states in int8 need a newer opset than that of the graph",
             found=f"opset {opset_of(graph)}",
             expected=f"{_OPSET} or newer",
             remedy="store them as float16, convert the file with onnx.version_converter, or export "
             "it anew",
+        )
+    if error_feedback and not has_int8:
+        raise ExportError(
+            "error feedback has nothing to feed back",
+            found=_in_words(storage) or "all states in float32",
+            expected="a state in int8",
         )
     states = {state.name: state for state in spec.states}
     for name, kind in storage.items():
@@ -133,26 +139,20 @@ def _check(
                 "there is no such state to store", found=name, expected=", ".join(states)
             )
         if kind not in KINDS:
-            why = "NumPy, which holds the states, has no bfloat16" if kind == "bfloat16" else None
+            why = "; NumPy, which holds the states, has no bfloat16" if kind == "bfloat16" else ""
             raise ExportError(
-                f"state {name!r} cannot be stored as {kind}",
-                found=why,
+                f"state {name!r} has an unknown number type",
+                found=f"{kind}{why}",
                 expected=", ".join(KINDS),
             )
         if kind != "float32":
             _check_state(states[name], kind, spec, sessions)
-    if error_feedback and not any(kind.startswith("int8") for kind in storage.values()):
-        raise ExportError(
-            "error feedback has nothing to feed back",
-            found=", ".join(f"{name} {kind}" for name, kind in storage.items()) or "no storage",
-            expected="a state in int8",
-        )
 
 
 def _check_state(state: StateSpec, kind: str, spec: StepSpec, sessions: int) -> None:
     if state.dtype != "float32":
         raise ExportError(
-            f"state {state.name!r} is not float32 and keeps its own storage",
+            f"only states in float32 are stored in fewer bits, and {state.name!r} is not",
             found=state.dtype,
             remedy="leave it out, or export the model with this state in float32",
         )
@@ -171,46 +171,43 @@ def _check_state(state: StateSpec, kind: str, spec: StepSpec, sessions: int) -> 
     # A row holds no two heads or slots where these have an axis other than its own.
     extent = next((e for e in reversed(gate.shape) if e > 1), 1)
     (row,) = shared_axes(state.shape, "int8", sessions)
-    before = state.shape[1:row]
-    whole_rows = gate.granularity != "channel" and extent in (1, *before)
+    whole_rows = gate.granularity != "channel" and extent in (1, *state.shape[1:row])
     if kind == "int8-tensor" or not whole_rows:
+        by_row = ", or as int8 with a scale for each row" if kind == "int8-tensor" else ""
         raise ExportError(
             f"a scale of state {state.name!r} would be shared by open and closed {gate.granularity}"
             "s of its gate, and a closed one must keep its bytes",
             found=f"{kind}, gate {list(gate.shape)}, state {list(state.shape)}",
             expected="a gate whose elements guard whole rows",
-            remedy="store it as float16"
-            + (", or as int8 with a scale for each row" if kind == "int8-tensor" else ""),
-        )
-
-
-def _check_smaller(state: StateSpec, kind: str, parts: list[StateSpec]) -> None:
-    needed = sum(part.bytes for part in parts)
-    if needed >= state.bytes:
-        raise ExportError(
-            f"state {state.name!r} would not become smaller",
-            found=f"{kind} needs {needed:,} bytes with its scales, and float32 {state.bytes:,}",
-            expected="rows of at least two numbers, three with error feedback",
-            remedy=f"--state-storage {state.name}=float16, or leave it in float32",
+            remedy=f"store it as float16{by_row}",
         )
 
 
 def _parts(
     state: StateSpec, kind: str, axes: tuple[int, ...], error_feedback: bool
 ) -> list[StateSpec]:
-    """What is stored instead of a state; the first has its name."""
+    """What is stored instead of a state; the first has its name.
+
+    Raises:
+        ExportError: The parts are no smaller than the state.
+    """
     layout = stored_layout(state, kind, error_feedback)
     forms = [(state.name, state.shape, "float16" if kind == "float16" else "int8", layout)]
     if kind != "float16":
-        of = f"of {state.name}"
+        label = f"of {state.name}"
         shape = tuple(1 if a in axes else extent for a, extent in enumerate(state.shape))
-        forms.append((scale_name(state.name), shape, "float32", of))
+        forms.append((scale_name(state.name), shape, "float32", label))
         if error_feedback:
-            forms.append((residual_name(state.name), state.shape, "int8", of))
-    parts = [
-        StateSpec(name, shape, dtype, gate=state.gate, layout=text)
-        for name, shape, dtype, text in forms
-    ]
+            forms.append((residual_name(state.name), state.shape, "int8", label))
+    parts = [StateSpec(n, s, dtype, gate=state.gate, layout=text) for n, s, dtype, text in forms]
+    size = sum(part.bytes for part in parts)
+    if size >= state.bytes:
+        raise ExportError(
+            f"state {state.name!r} would not become smaller",
+            found=f"{kind} needs {size:,} bytes with its scales, and float32 {state.bytes:,}",
+            expected="rows of at least two numbers, three with error feedback",
+            remedy=f"--state-storage {state.name}=float16, or leave it in float32",
+        )
     parts[0] = msgspec.structs.replace(parts[0], next_name=state.next_name)
     # One opening replaces the same share of every part.
     return [
@@ -219,111 +216,93 @@ def _parts(
     ]
 
 
-class _Surgery:
-    """Puts a state's storage between the graph's boundary and its computation."""
+class _StoreState(ir.passes.InPlacePass):
+    """Put a state's stored parts between the graph's boundary and its computation.
 
-    def __init__(self, model: onnx.ModelProto, state: StateSpec, parts: list[StateSpec]) -> None:
-        self._graph, self._state, self._parts = model.graph, state, parts
-        self._opset = opset_of(model)
-        self._before: list[onnx.NodeProto] = []
-        self._after: list[onnx.NodeProto] = []
-        self._value = f"{state.name}/value"
-        self._next = f"{state.next_name}/value"
+    One scale serves along the axes ``shared``. Guarantees that a row which the step does not change
+    keeps its stored bytes.
+    """
 
-    def store(self, shared: tuple[int, ...]) -> None:
-        """Replace the state by its parts; one scale serves along the axes ``shared``."""
-        self._set_free({self._state.name: self._value, self._state.next_name: self._next})
-        if self._parts[0].dtype == "float16":
-            to = TensorProto.FLOAT16
-            self._add(self._before, "Cast", [self._state.name], self._value, to=TensorProto.FLOAT)
-            self._add(self._after, "Cast", [self._next], self._state.next_name, to=to)
+    def __init__(
+        self, state: StateSpec, parts: list[StateSpec], shared: tuple[int, ...], opset: int
+    ) -> None:
+        self._state, self._parts, self._shared, self._opset = state, parts, shared, opset
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph, state = model.graph, self._state
+        before = next(v for v in graph.inputs if v.name == state.name)
+        after = next(v for v in graph.outputs if v.name == state.next_name)
+        places = graph.inputs.index(before), graph.outputs.index(after)
+        # The computation uses other names, so that the boundary can have these.
+        before.name, after.name = f"{state.name}/value", f"{state.next_name}/value"
+        stored = [_boundary(part.name, part) for part in self._parts]
+        write = Writer(graph, state.name)
+        if stored[0].dtype == ir.DataType.FLOAT16:
+            value = write("Cast", stored[0], to=ir.DataType.FLOAT)
+            following = [write("Cast", after, to=ir.DataType.FLOAT16)]
         else:
-            self._int8(shared)
-        nodes = [*self._before, *self._graph.node, *self._after]
-        del self._graph.node[:]
-        self._graph.node.extend(nodes)
-        for values, names in (
-            (self._graph.input, [p.name for p in self._parts]),
-            (self._graph.output, [p.next_name for p in self._parts]),
+            value, following = self._int8(write, stored, after)
+        before.replace_all_uses_with(value)
+        for result, part in zip(following, self._parts, strict=True):
+            boundary = _boundary(part.next_name, part)
+            result.name, result.type, result.shape = boundary.name, boundary.type, boundary.shape
+        for values, at, others in (
+            (graph.inputs, places[0], stored),
+            (graph.outputs, places[1], following),
         ):
-            at = next(i for i, v in enumerate(values) if v.name == names[0])
-            kept = list(values)
-            kept[at : at + 1] = [
-                helper.make_tensor_value_info(name, dtype_named(p.dtype).onnx, p.shape)
-                for name, p in zip(names, self._parts, strict=True)
-            ]
-            del values[:]
-            values.extend(kept)
+            replace_all(values, [*values[:at], *others, *values[at + 1 :]])
+        graph.sort()
+        return ir.passes.PassResult(model, True)
 
-    def _set_free(self, renamed: dict[str, str]) -> None:
-        """Have the computation use other names, so that the boundary can have these."""
-        for node in every_node(self._graph):
-            for names in (node.input, node.output):
-                for i, name in enumerate(names):
-                    names[i] = renamed.get(name, name)
+    def _int8(
+        self, write: Writer, stored: list[ir.Value], after: ir.Value
+    ) -> tuple[ir.Value, list[ir.Value]]:
+        """The float value of what is stored, and what is stored of the next one."""
+        whole, scale, *left = stored
+        axes = write.constant(self._shared, np.int64)
 
-    @staticmethod
-    def _add(
-        nodes: list[onnx.NodeProto], op: str, inputs: list[str], output: str, **how: Any
-    ) -> str:
-        nodes.append(helper.make_node(op, inputs, [output], name=output, **how))
-        return output
+        def number(value: float) -> ir.Value:
+            return write.constant(value, np.float32)
 
-    def _constant(self, name: str, value: np.ndarray) -> str:
-        name = f"{self._state.name}/{name}"
-        self._graph.initializer.append(numpy_helper.from_array(value, name))
-        return name
+        def reduced(operator: str, value: ir.Value) -> ir.Value:
+            if operator == "ReduceSum" or self._opset >= 18:
+                return write(operator, value, axes, keepdims=1)
+            return write(operator, value, keepdims=1, axes=list(self._shared))
 
-    def _int8(self, shared: tuple[int, ...]) -> None:
-        name, parts = self._state.name, self._parts
+        def as_float(value: ir.Value) -> ir.Value:
+            return write("Cast", value, to=ir.DataType.FLOAT)
 
-        def before(op: str, inputs: list[str], output: str, **how: int) -> str:
-            return self._add(self._before, op, inputs, f"{name}/{output}", **how)
+        def as_int8(value: ir.Value) -> ir.Value:
+            return write("Cast", value, to=ir.DataType.INT8)
 
-        def after(op: str, inputs: list[str], output: str, **how: Any) -> str:
-            return self._add(self._after, op, inputs, f"{name}/{output}", **how)
-
-        def number(label: str, value: float) -> str:
-            return self._constant(label, np.array(value, dtype=np.float32))
-
-        axes = self._constant("axes", np.array(shared, dtype=np.int64))
-
-        def reduced(op: str, value: str, output: str) -> str:
-            if op == "ReduceSum" or self._opset >= 18:
-                return after(op, [value, axes], output, keepdims=1)
-            return after(op, [value], output, keepdims=1, axes=list(shared))
-
-        zero, one, levels = number("zero", 0), number("one", 1), number("levels", LEVELS)
-        scale = parts[1].name
-        old = before("Cast", [name], "whole", to=TensorProto.FLOAT)
-        steps, old_left = old, ""
-        if len(parts) > 2:
-            old_left = before("Cast", [parts[2].name], "left", to=TensorProto.FLOAT)
-            part = before("Mul", [old_left, number("finer", 1 / FINER)], "part")
-            steps = before("Add", [old, part], "steps")
-        before("Mul", [steps, scale], "value")
+        zero, old = number(0), as_float(whole)
+        old_left = [as_float(each) for each in left]
+        steps = old
+        for each in old_left:
+            steps = write("Add", steps, write("Mul", each, number(1 / FINER)))
+        value = write("Mul", steps, scale)
         # A row that did not change keeps its bytes, whatever quantising it anew would give.
-        equal = after("Equal", [self._next, self._value], "equal")
-        equal = after("Cast", [equal], "equal_number", to=TensorProto.FLOAT)
-        equal = reduced("ReduceMin", equal, "equal_row")
-        same = after("Cast", [equal], "same", to=TensorProto.BOOL)
-        largest = after("Abs", [self._next], "magnitude")
-        largest = reduced("ReduceMax", largest, "largest")
+        equal = reduced("ReduceMin", as_float(write("Equal", after, value)))
+        same = write("Cast", equal, to=ir.DataType.BOOL)
+        largest = reduced("ReduceMax", write("Abs", after))
+        new_scale = write("Div", largest, number(LEVELS))
+        # A row of zeros has a scale of zero, and must not be divided by it.
+        divisor = write("Where", write("Greater", new_scale, zero), new_scale, number(1))
         # int8 has no NaN; the scale must show the runtime one, and a maximum may drop it.
-        poison = after("Mul", [self._next, zero], "poison")
-        poison = reduced("ReduceSum", poison, "poison_row")
-        fresh = after("Div", [largest, levels], "fresh_scale")
-        positive = after("Greater", [fresh, zero], "positive")
-        divisor = after("Where", [positive, fresh, one], "divisor")
-        fresh = after("Add", [fresh, poison], "fresh_scale_checked")
-        steps = after("Div", [self._next, divisor], "fresh_steps")
-        whole = after("Round", [steps], "fresh_whole")
-        kept = after("Where", [same, old, whole], "kept_whole")
-        self._add(self._after, "Cast", [kept], parts[0].next_name, to=TensorProto.INT8)
-        self._add(self._after, "Where", [same, scale, fresh], parts[1].next_name)
-        if len(parts) > 2:
-            left = after("Sub", [steps, whole], "fresh_part")
-            left = after("Mul", [left, number("finer_levels", FINER)], "fresh_left")
-            left = after("Round", [left], "fresh_left_whole")
-            left = after("Where", [same, old_left, left], "kept_left")
-            self._add(self._after, "Cast", [left], parts[2].next_name, to=TensorProto.INT8)
+        poison = reduced("ReduceSum", write("Mul", after, zero))
+        new_scale = write("Add", new_scale, poison)
+        steps = write("Div", after, divisor)
+        rounded = write("Round", steps)
+        following = [
+            as_int8(write("Where", same, old, rounded)),
+            write("Where", same, scale, new_scale),
+        ]
+        for each in old_left:  # what rounding left over, in finer levels
+            rest = write("Round", write("Mul", write("Sub", steps, rounded), number(FINER)))
+            following.append(as_int8(write("Where", same, each, rest)))
+        return value, following
+
+
+def _boundary(name: str, part: StateSpec) -> ir.Value:
+    kind = ir.DataType(dtype_named(part.dtype).onnx)
+    return ir.val(name, dtype=kind, shape=part.shape)

@@ -125,7 +125,7 @@ def test_found_pairs_wait_for_a_yes(leaky: Path, tmp_path: Path) -> None:
         (Request({"batch": 1}, {}, {"gain": "loud"}, {}), GraphError, "cannot have this value"),
         (Request({"batch": 1}, {}, {}, {"h": "h_out"}), StatePairingError, "no input 'h'"),
         (Request({"batch": 1}, {}, {}, {"h_in": "h"}), StatePairingError, "no output 'h'"),
-        (Request({"batch": 1}, {}, {}, {"n": "h_out"}), StatePairingError, "cannot be fed"),
+        (Request({"batch": 1}, {}, {}, {"n": "h_out"}), StatePairingError, "has to feed the other"),
         (
             Request({"batch": 1}, {}, {}, {"h_in": "h_out", "x": "h_out"}),
             StatePairingError,

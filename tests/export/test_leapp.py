@@ -254,7 +254,10 @@ def edges(document: dict) -> dict:
         (lambda d: edges(d).update({"policy/action": "policy/x"}), "Expected `array`"),
         (lambda d: edges(d).update({"policy/action": ["policy/x"]}), "no input 'x'"),
         (lambda d: edges(d).update({"policy/x": ["policy/obs"]}), "no output 'x'"),
-        (lambda d: edges(d).update({"policy/action": ["policy/obs"]}), "cannot be fed"),
+        (
+            lambda d: edges(d).update({"policy/action": ["policy/obs"]}),
+            "has to feed the other",
+        ),
         (lambda d: edges(d).update({"policy/action": ["arm/obs"]}), "leads nowhere"),
         (lambda d: edges(d).update({"policy": ["policy/obs"]}), "leads nowhere"),
         (lambda d: edges(d).update({"policy/action": ["policy/hidden_in"]}), "two feedback edges"),

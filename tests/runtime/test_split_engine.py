@@ -34,7 +34,7 @@ from stategate.contract.errors import (
 from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.inputs import random_episode
-from stategate.export.passes.choose_split import in_its_way
+from stategate.export.passes.choose_split import choose_layout
 from stategate.export.seal.pack import draft, seal
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepResult
@@ -135,7 +135,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]
     def make(name: str, way: str) -> Path:
         loaded, candidate = _candidate(name)
         episode = _episode(name)
-        candidate = in_its_way(candidate, way, episode, here=False)  # type: ignore[arg-type]
+        candidate = choose_layout(candidate, way, episode, here=False)  # type: ignore[arg-type]
         out = tmp_path_factory.mktemp(name) / way
         if name != "aura-hard":
             return draft(out, candidate).path
