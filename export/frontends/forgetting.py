@@ -77,8 +77,7 @@ def _steps(node: ir.Node, graph: ir.Graph) -> int:
     value = node.inputs[0]
     # Inside of a branch a node may well begin anew: that branch can be the one of a first step.
     sequence = extents(value) if value is not None and value.graph is graph else None
-    batch_first = "layout" in node.attributes and node.attributes["layout"].as_int()
-    return sequence[1 if batch_first else 0] if sequence else 0
+    return sequence[node.attributes.get_int("layout", 0)] if sequence else 0
 
 
 def _drops(node: ir.Node) -> bool:

@@ -144,9 +144,9 @@ def _results(node: ir.Node, opsets: Mapping[str, int]) -> dict[str, Array] | Non
         shape = extents(node.inputs[0])
         if shape is None:
             return None
-        bounds = {name: node.attributes[name].as_int() for name in node.attributes}
-        asked = shape[bounds.get("start", 0) : bounds.get("end", len(shape))]
-        numbers = asked if node.op_type == "Shape" else prod(shape)
+        end = node.attributes.get_int("end", len(shape))
+        part = shape[node.attributes.get_int("start", 0) : end]
+        numbers = part if node.op_type == "Shape" else prod(shape)
         return {str(node.outputs[0].name): np.array(numbers, np.int64)}
     inputs = [value for value in node.inputs if value is not None]
     if inner_graphs(node) or any(value.const_value is None for value in inputs):

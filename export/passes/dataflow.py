@@ -100,7 +100,7 @@ def work_of(nodes: Iterable[ir.Node]) -> int:
     for node in nodes:
         depth = 1
         if node.op_type in ("MatMul", "Gemm"):
-            transposed = "transA" in node.attributes and node.attributes["transA"].as_int()
+            transposed = node.attributes.get_int("transA", 0)
             left = extents(node.inputs[0])
             depth = left[-2 if transposed else -1] if left else 1
         # A value of unknown size counts as one element.
