@@ -100,3 +100,8 @@ def wear_rows(
             )
         )
     return tuple(rows)
+
+
+def years_text(years: float | None) -> str:
+    """Years to two digits; a medium to which nothing is written never wears out."""
+    return "for ever" if years is None else f"{years:,.0f}" if years >= 10 else f"{years:.2g}"

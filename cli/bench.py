@@ -18,7 +18,6 @@ import numpy as np
 
 from stategate.bench.record import BenchResult, Options, read_result, to_json
 from stategate.bench.report.compare import MARGIN, compare
-from stategate.bench.report.lines import lines
 from stategate.cli.wear import finite
 from stategate.common.console import progress
 from stategate.common.ending import CommandGroup
@@ -183,8 +182,10 @@ def run(
     if as_json:
         click.echo(to_json(result).decode(), nl=False)
         return
-    for line in lines(result):
-        click.echo(line)
+
+    from stategate.bench.report.page import lines
+
+    click.echo("\n".join(lines(result)))
     if out is not None:
         click.echo("\n".join(str(out / f"bench.{kind}") for kind in ("json", "html", "md", "npz")))
 

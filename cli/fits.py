@@ -14,7 +14,7 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from stategate.bench.wear import wear_rows, write_rate
+from stategate.bench.wear import wear_rows, write_rate, years_text
 from stategate.cli.wear import finite
 from stategate.contract import Bundle, Manifest
 from stategate.contract.bundle import MANIFEST
@@ -241,7 +241,7 @@ def _print_one(
     lines.append(("", "both are bounds and not promises; caches lift the first"))
     lines.append(("legal with", ", ".join(one.legal) or "no engine"))
     for medium, policies in wear.items():
-        years = ", ".join(f"{policy} {_years(value)}" for policy, value in policies.items())
+        years = ", ".join(f"{policy} {years_text(value)}" for policy, value in policies.items())
         lines.append(("storage", f"{medium} at {rate_hz:g} Hz lasts, in years: {years}"))
     if not wear:
         lines.append(("storage", "unknown; stategate wear takes a medium's figures"))
@@ -258,7 +258,7 @@ def _print_table(found: list[Fit], wear: dict[str, dict[str, Any]]) -> None:
     for one in found:
         years = [p["every write"] for p in wear[one.target].values()]
         known = [value for value in years if value is not None]
-        worst = "unknown" if not years else _years(min(known, default=None))
+        worst = "unknown" if not years else years_text(min(known, default=None))
         click.echo(
             f"{one.target:<24}{one.verdict:<14}{one.memory.total:>13,}"
             f"{_us(one.bandwidth_floor_us):>11}{worst:>9}  {one.reason}"
@@ -278,7 +278,3 @@ def _number(value: int | None) -> str:
 
 def _us(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g} us"
-
-
-def _years(value: float | None) -> str:
-    return "for ever" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.2g}"

@@ -1,50 +1,50 @@
-"""What the page and the Markdown say, from the record alone."""
+"""What page, Markdown and terminal say of a measurement, from the record alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from stategate.bench.record import BenchResult, Subject, Times
+from stategate.bench.record import AtRate, BenchResult, Memory, Subject, Times
 from stategate.bench.report.plots import memory_plot, times_plots
-from stategate.bench.wear import WriteRate, wear_rows
+from stategate.bench.wear import WriteRate, wear_rows, years_text
 from stategate.common.page import document, items, plots, table
-from stategate.contract.errors import TargetError
+from stategate.common.tables import markdown_table
 from stategate.targets import load_storage, storage_names
 
+T = TypeVar("T")
 Row = Sequence[str]
+Columns = dict[str, Callable[[T], str]]  # heading of each column -> its cell of one row
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """A table; without a head its first column names facts."""
 
     head: Row
     rows: Sequence[Row]
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """A heading and what is below it."""
 
-    title: str  # heading
-    text: tuple[str, ...] = ()  # sentences, one a paragraph
-    tables: tuple[Table, ...] = ()  # tables
+    title: str
+    text: tuple[str, ...] = ()  # a paragraph each
+    tables: tuple[Table, ...] = ()
     figures: tuple[str, ...] = ()  # SVG, on the page alone
 
 
 def html(result: BenchResult) -> str:
-    """The page: one file that asks nobody for anything."""
+    """The page: one file that loads nothing from anywhere."""
     parts = [f"<h1>{escape(_title(result))}</h1>", f"<p>{escape(_lead(result))}</p>"]
     parts.append(items(result.notes))
     for section in sections(result):
         parts.append(f"<h2>{escape(section.title)}</h2>")
         parts += [f"<p>{escape(text)}</p>" for text in section.text]
-        for each in section.tables:
-            parts.append(table(each.head, each.rows, "" if each.head else "facts"))
+        for head, rows in section.tables:
+            parts.append(table(head, rows, "" if head else "facts"))
         if section.figures:
             parts.append(plots(section.figures))
     return document(_title(result), parts)
@@ -57,33 +57,79 @@ def markdown(result: BenchResult) -> str:
         parts.append("\n".join(f"* {note}" for note in result.notes))
     for section in sections(result):
         parts += [f"## {section.title}", *section.text]
-        parts += [_markdown_table(each) for each in section.tables]
+        for head, rows in section.tables:
+            named = head or [""] * len(rows[0])
+            parts.append(markdown_table(named, rows, range(1, len(named))))
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(each: Table) -> str:
-    def line(cells: Row) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    head = each.head or [""] * len(each.rows[0])
-    rule = "|" + "---|" + "---:|" * (len(head) - 1)
-    return "\n".join([line(head), rule, *map(line, each.rows)])
 
 
 def sections(result: BenchResult) -> list[Section]:
     """The report in its order."""
-    told = [_step_times(result)]
-    if result.ratios:
-        told.insert(0, _comparison(result))
     return [
-        *told,
+        *([_comparison(result)] if result.ratios else []),
+        _step_times(result),
         _waits(result),
         _memory(result),
         _ledger(result),
-        *_wear(result),
+        _wear(result),
         _energy(result),
         _machine(result),
     ]
+
+
+def lines(result: BenchResult) -> list[str]:
+    """What the terminal shows; everything else is on the page."""
+    texts = []
+    for subject in result.subjects:
+        texts.append(f"{subject.name} on {subject.engine}, {subject.times.count:,} timed steps")
+        kinds = [("all", subject.times), ("quiet", subject.quiet), ("write", subject.write)]
+        rows = [(kind, _times_line(times)) for kind, times in kinds if times is not None]
+        texts += [f"  {label:<8} {text}" for label, text in (*rows, *_facts_of(subject))]
+    texts.append(f"empty loop of the same length: {_times_line(result.empty)}")
+    texts += [
+        f"{ratio.of} over {ratio.to}: {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f}; "
+        f"80 % of rounds {ratio.p10:.3f} to {ratio.p90:.3f})"
+        for ratio in result.ratios
+    ]
+    texts.append(f"energy sensor: {result.machine.sensor}")
+    return texts + [f"note: {note}" for note in result.notes]
+
+
+def _times_line(times: Times) -> str:
+    def us(value: float | None) -> str:
+        return "      -" if value is None else f"{value:7.1f}"
+
+    return (
+        f"p50 {us(times.p50_us)}  p90 {us(times.p90_us)}  p99 {us(times.p99_us)}  "
+        f"p99.9 {us(times.p999_us)}  max {us(times.max_us)} us"
+    )
+
+
+def _facts_of(subject: Subject) -> list[tuple[str, str]]:
+    memory, cold = subject.memory, subject.cold
+    mallocs = subject.allocations.native_per_step
+    resident = f"{memory.end_bytes / 2**20:.1f} MiB resident, {_slope_text(memory)}"
+    return [
+        ("writes", f"{subject.writes:,} of {subject.steps:,} steps"),
+        ("cold", f"{cold.first_answer_s:.2f} s to the first answer, {cold.cpu_s:.2f} s of CPU"),
+        ("memory", resident),
+        ("malloc", "not measured" if mallocs is None else f"{mallocs:.1f} a step"),
+        *(
+            (f"{rate.hz:g} Hz", f"{rate.misses} of {rate.ticks + rate.misses} missed")
+            for rate in subject.rates
+        ),
+    ]
+
+
+def _slope_text(memory: Memory) -> str:
+    slope = memory.slope_bytes_per_million_steps
+    if slope is None:
+        return f"no slope from {memory.spans_steps:,} steps"
+    return f"{slope:+,.0f} bytes per million steps"
+
+
+def _filled(columns: Columns[T], rows: Iterable[T]) -> Table:
+    return Table(tuple(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
 def _title(result: BenchResult) -> str:
@@ -107,27 +153,35 @@ def _us(value: float | None) -> str:
     return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
 
 
-def _times_row(name: str, times: Times) -> Row:
-    figures = (times.p50_us, times.p90_us, times.p99_us, times.p999_us, times.max_us)
-    return (name, *map(_us, figures), f"{times.count:,}")
-
-
 def _step_times(result: BenchResult) -> Section:
-    rows = []
-    for subject in result.subjects:
-        parts = (("", subject.times), (", quiet", subject.quiet), (", write", subject.write))
-        rows += [_times_row(subject.name + kind, times) for kind, times in parts if times]
-    rows.append(_times_row("empty loop", result.empty))
-    head = ("us", "p50", "p90", "p99", "p99.9", "max", "steps")
+    rows = [
+        (subject.name + kind, times)
+        for subject in result.subjects
+        for kind, times in (
+            ("", subject.times),
+            (", quiet", subject.quiet),
+            (", write", subject.write),
+        )
+        if times
+    ]
+    columns: Columns[tuple[str, Times]] = {
+        "us": lambda row: row[0],
+        "p50": lambda row: _us(row[1].p50_us),
+        "p90": lambda row: _us(row[1].p90_us),
+        "p99": lambda row: _us(row[1].p99_us),
+        "p99.9": lambda row: _us(row[1].p999_us),
+        "max": lambda row: _us(row[1].max_us),
+        "steps": lambda row: f"{row[1].count:,}",
+    }
     text = (
         "The empty loop spins for the median of the first row instead of stepping: what its tail "
-        "shows is the machine's doing, and no step can do better.",
+        "shows comes from the machine, and no step can do better."
     )
-    return Section("Step times", text, (Table(head, rows),), tuple(times_plots(result)))
+    each = _filled(columns, [*rows, ("empty loop", result.empty)])
+    return Section("Step times", (text,), (each,), tuple(times_plots(result)))
 
 
 def _comparison(result: BenchResult) -> Section:
-    first = result.subjects[0]
     rows = [
         (
             ratio.of,
@@ -137,112 +191,71 @@ def _comparison(result: BenchResult) -> Section:
         )
         for ratio in result.ratios
     ]
-    head = (f"times {first.name}", "median", "95 % interval", "80 % of rounds")
-    text = ("Ratio of the median step times of bursts that were made beside each other.",)
-    return Section("Comparison", text, (Table(head, rows),))
+    head = (f"times {result.subjects[0].name}", "median", "95 % interval", "80 % of rounds")
+    text = "Ratio of the median step times of bursts that were made next to each other."
+    return Section("Comparison", (text,), (Table(head, rows),))
 
 
 def _waits(result: BenchResult) -> Section:
-    at_rates, starts = [], []
-    for subject in result.subjects:
-        for rate in subject.rates:
-            at_rates.append(
-                (
-                    f"{subject.name} at {rate.hz:g} Hz",
-                    f"{rate.misses:,} of {rate.ticks + rate.misses:,}",
-                    f"{rate.empty_misses:,}",
-                    _us(rate.late_p50_us),
-                    _us(rate.late_p99_us),
-                    _us(rate.empty_late_p99_us),
-                    _us(rate.step_p50_us),
-                )
-            )
-        cold = subject.cold
-        starts.append(
-            (
-                subject.name,
-                _us(float(np.median(subject.idle_us))),
-                _us(float(np.median(subject.busy_us))),
-                f"{cold.first_answer_s:.2f}",
-                f"{cold.cpu_s:.2f}",
-                f"{cold.import_s:.2f}",
-                f"{cold.open_s:.3f}",
-                _us(cold.first_step_us),
-            )
-        )
-    gap = f"after {1000 * result.options.idle_s:g} ms idle, us"
-    return Section(
-        "Deadlines, idle gaps, cold starts",
-        (
-            "Lateness is the time from when a step was due to its start. A fresh process imports, "
-            f"opens the bundle and steps once; medians of {result.subjects[0].cold.processes}.",
-        ),
-        (
-            Table(
-                (
-                    "rate",
-                    "missed",
-                    "empty loop",
-                    "late p50, us",
-                    "late p99, us",
-                    "empty p99, us",
-                    "step p50, us",
-                ),
-                at_rates,
-            ),
-            Table(
-                (
-                    "first steps",
-                    gap,
-                    "without, us",
-                    "first answer, s",
-                    "CPU, s",
-                    "import, s",
-                    "open, s",
-                    "first step, us",
-                ),
-                starts,
-            ),
-        ),
+    pairs = [(subject, rate) for subject in result.subjects for rate in subject.rates]
+    at_rates: Columns[tuple[Subject, AtRate]] = {
+        "rate": lambda row: f"{row[0].name} at {row[1].hz:g} Hz",
+        "missed": lambda row: f"{row[1].misses:,} of {row[1].ticks + row[1].misses:,}",
+        "empty loop": lambda row: f"{row[1].empty_misses:,}",
+        "late p50, us": lambda row: _us(row[1].late_p50_us),
+        "late p99, us": lambda row: _us(row[1].late_p99_us),
+        "empty p99, us": lambda row: _us(row[1].empty_late_p99_us),
+        "step p50, us": lambda row: _us(row[1].step_p50_us),
+    }
+    starts: Columns[Subject] = {
+        "first steps": lambda subject: subject.name,
+        f"after {1000 * result.options.idle_s:g} ms idle, us": lambda s: _us(_median(s.idle_us)),
+        "without, us": lambda subject: _us(_median(subject.busy_us)),
+        "first answer, s": lambda subject: f"{subject.cold.first_answer_s:.2f}",
+        "CPU, s": lambda subject: f"{subject.cold.cpu_s:.2f}",
+        "import, s": lambda subject: f"{subject.cold.import_s:.2f}",
+        "open, s": lambda subject: f"{subject.cold.open_s:.3f}",
+        "first step, us": lambda subject: _us(subject.cold.first_step_us),
+    }
+    text = (
+        "Lateness is the time from when a step was due to its start. A fresh process imports, "
+        f"opens the bundle and steps once; medians of {result.subjects[0].cold.processes}."
     )
+    tables = (_filled(at_rates, pairs), _filled(starts, result.subjects))
+    return Section("Deadlines, idle gaps, cold starts", (text,), tables)
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values))
 
 
 def _memory(result: BenchResult) -> Section:
-    rows = []
-    for subject in result.subjects:
-        memory, made = subject.memory, subject.allocations
-        slope = memory.slope_bytes_per_million_steps
-        rows.append(
-            (
-                subject.name,
-                f"{subject.state_bytes:,}",
-                f"{memory.end_bytes / 2**20:.1f}",
-                f"{(memory.end_bytes - memory.before_bytes) / 2**20:.1f}",
-                "too few steps" if slope is None else f"{slope:+,.0f}",
-                _count(made.native_per_step),
-                _count(made.native_bytes_per_step),
-                _count(made.all_per_step),
-                f"{made.python_peak_bytes:,}",
-            )
-        )
-    head = (
-        "",
-        "state, bytes",
-        "resident, MiB",
-        "of it the model's",
-        "slope, bytes per 10^6 steps",
-        "mallocs a step",
-        "bytes a step",
-        "with Python's",
-        "Python's peak, bytes",
-    )
+    def grown(subject: Subject) -> str:
+        return f"{(subject.memory.end_bytes - subject.memory.before_bytes) / 2**20:.1f}"
+
+    def slope(subject: Subject) -> str:
+        value = subject.memory.slope_bytes_per_million_steps
+        return "too few steps" if value is None else f"{value:+,.0f}"
+
+    columns: Columns[Subject] = {
+        "": lambda subject: subject.name,
+        "state, bytes": lambda subject: f"{subject.state_bytes:,}",
+        "resident, MiB": lambda subject: f"{subject.memory.end_bytes / 2**20:.1f}",
+        "of it the model's": grown,
+        "slope, bytes per 10^6 steps": slope,
+        "mallocs a step": lambda subject: _count(subject.allocations.native_per_step),
+        "bytes a step": lambda subject: _count(subject.allocations.native_bytes_per_step),
+        "with Python's": lambda subject: _count(subject.allocations.all_per_step),
+        "Python's peak, bytes": lambda subject: f"{subject.allocations.python_peak_bytes:,}",
+    }
     spans = min(subject.memory.spans_steps for subject in result.subjects)
     text = (
         f"Resident memory is of a process that steps nothing else; its slope is taken over "
         f"{spans:,} steps or more. The horizon is computed from the sizes in the manifest: the "
-        "states never grow, and a key-value cache of the same width grows in every step.",
+        "states never grow, and a key-value cache of the same width grows in every step."
     )
-    return Section("Memory", text, (Table(head, rows),), (memory_plot(result),))
+    each = _filled(columns, result.subjects)
+    return Section("Memory", (text,), (each,), (memory_plot(result),))
 
 
 def _count(value: float | None) -> str:
@@ -254,61 +267,42 @@ def _share(subject: Subject) -> float:
 
 
 def _ledger(result: BenchResult) -> Section:
-    rows = [
-        (
-            subject.name,
-            f"{subject.steps:,}",
-            f"{subject.writes:,}",
-            f"{subject.steps - subject.writes:,}",
-            f"{_share(subject):.2%}",
-            f"{subject.memory_bytes_written:,}",
-            f"{subject.snapshot_bytes:,}",
-            "-" if subject.max_output_error is None else f"{subject.max_output_error:.1e}",
-        )
-        for subject in result.subjects
-    ]
-    head = (
-        "",
-        "steps",
-        "writes",
-        "quiet steps",
-        "write rate",
-        "bytes replaced in RAM",
-        "bytes of a snapshot",
-        "output error",
-    )
+    def error(subject: Subject) -> str:
+        return "-" if subject.max_output_error is None else f"{subject.max_output_error:.1e}"
+
+    columns: Columns[Subject] = {
+        "": lambda subject: subject.name,
+        "steps": lambda subject: f"{subject.steps:,}",
+        "writes": lambda subject: f"{subject.writes:,}",
+        "quiet steps": lambda subject: f"{subject.steps - subject.writes:,}",
+        "write rate": lambda subject: f"{_share(subject):.2%}",
+        "bytes replaced in RAM": lambda subject: f"{subject.memory_bytes_written:,}",
+        "bytes of a snapshot": lambda subject: f"{subject.snapshot_bytes:,}",
+        "output error": error,
+    }
     text = (
         "Writes to RAM wear nothing; snapshots wear the flash. The output error is against the "
-        "bundle's golden episode, in units of its largest output.",
+        "bundle's golden episode, in units of its largest output."
     )
-    return Section("Write ledger", text, (Table(head, rows),))
+    return Section("Write ledger", (text,), (_filled(columns, result.subjects),))
 
 
-def _wear(result: BenchResult) -> list[Section]:
+def _wear(result: BenchResult) -> Section:
     """Life of each known medium at the lowest rate that was tried."""
-    hz = result.options.rates_hz[0]
-    first = result.subjects[0]
+    hz, first = result.options.rates_hz[0], result.subjects[0]
     measured = WriteRate(_share(first), "this measurement")
     rows: list[Row] = []
     policies: tuple[str, ...] = ()
     for name in storage_names():
-        try:
-            storage = load_storage(name)
-        except TargetError:
-            continue
-        lives = wear_rows(storage, first.snapshot_bytes, hz, measured)
+        lives = wear_rows(load_storage(name), first.snapshot_bytes, hz, measured)
         policies = tuple(row.policy for row in lives)
-        rows.append((name, *(_years(row.years) + "*" * row.estimate for row in lives)))
+        rows.append((name, *(years_text(row.years) + "*" * row.estimate for row in lives)))
     text = (
         f"Years until the rated endurance is used up, if {first.name} steps at {hz:g} Hz with the "
         "write rate above and is saved by each policy. * rests on an assumption: see stategate "
-        "wear.",
+        "wear."
     )
-    return [Section("Wear", text, (Table(("years", *policies), rows),))]
-
-
-def _years(years: float | None) -> str:
-    return "for ever" if years is None else f"{years:,.0f}" if years >= 10 else f"{years:.2g}"
+    return Section("Wear", (text,), (Table(("years", *policies), rows),))
 
 
 def _energy(result: BenchResult) -> Section:
