@@ -200,10 +200,9 @@ def _measure(
 ) -> BenchResult:
     """Measure, with what is interrupted kept in ``parts``, and write results to ``out``."""
     from stategate.bench.measure.harness import measure_bursts
-    from stategate.bench.measure.machine import versions
+    from stategate.bench.measure.result import assemble
     from stategate.bench.measure.segments import Segments
-    from stategate.bench.measure.sensors import Meter
-    from stategate.bench.report.result import assemble
+    from stategate.bench.measure.sensors import Meter, versions
 
     plan = {
         "host": platform.node(),

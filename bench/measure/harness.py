@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from stategate.bench.measure.driver import Driver
-from stategate.bench.measure.machine import moment
 from stategate.bench.measure.segments import Burst, Segments
-from stategate.bench.measure.sensors import Meter
+from stategate.bench.measure.sensors import Meter, moment
 from stategate.bench.measure.subject import engines
 from stategate.bench.record import Options
 from stategate.contract import Bundle, Manifest, load_episode
@@ -54,13 +53,13 @@ class Contender:
 
 
 def contenders(
-    paths: Sequence[Path], wanted: Sequence[str] = ("auto",), episode: str | None = None
+    paths: Sequence[Path], choices: Sequence[str] = ("auto",), episode: str | None = None
 ) -> list[Contender]:
     """Look at the bundles before anything is measured.
 
     Args:
         paths: Folders of bundles.
-        wanted: Engines that each is stepped with; ``all`` is every one that can.
+        choices: Engines that each is stepped with; ``all`` is every one that can.
         episode: Recorded inputs; the golden episode of each when None.
 
     Raises:
@@ -70,7 +69,7 @@ def contenders(
         EngineError: An engine cannot step one of them.
     """
     recorded = load_episode(episode) if episode is not None else None
-    found: list[Contender] = []
+    entries: list[Contender] = []
     for path in paths:
         manifest = Bundle.open(path).manifest
         _check_machine(path, manifest)
@@ -83,13 +82,13 @@ def contenders(
                 remedy="give inputs with --episode FILE.npz",
             )
         able, unable = engines(path)
-        for engine in able if "all" in wanted else wanted:
+        for engine in able if "all" in choices else choices:
             if engine != "auto" and engine not in able:
                 raise EngineError(f"{path} is not stepped by {engine}", found="; ".join(unable))
             name = manifest.model.name + (f" {engine}" if engine != "auto" else "")
-            taken = sum(other.name.split(" #")[0] == name for other in found)
-            found.append(Contender(f"{name} #{taken + 1}" if taken else name, path, engine))
-    return found
+            count = sum(other.name.split(" #")[0] == name for other in entries)
+            entries.append(Contender(f"{name} #{count + 1}" if count else name, path, engine))
+    return entries
 
 
 def _check_machine(path: Path, manifest: Manifest) -> None:
@@ -109,7 +108,7 @@ def measure_bursts(
     segments: Segments,
     meter: Meter,
     report: Callable[[int], None],
-) -> dict[int, dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """Take turns until the time is over; goes on from the segments that are there.
 
     Args:
@@ -120,40 +119,35 @@ def measure_bursts(
         report: Called with the tenths of seconds measured so far.
 
     Returns:
-        What each process said when it started, by subject.
-
-    Raises:
-        MeasurementError: A process died.
+        What each process said when it started.
     """
-    life = segments.lives
+    life, round_, before_s = segments.lives, segments.rounds, segments.measured_s
     with ExitStack() as stack:
-        drivers = [stack.enter_context(c.open(options)) for c in chosen]
-        timed = [_warm_up(driver, options.slot_s) for driver in drivers]
-        previous: dict[int, dict[str, Any]] = {}
-        for i, driver in enumerate(drivers):
-            previous[i] = driver.ask("burst", timed=1, slot_s=0.0)[0]["ledger"]
-        round_, before_s = segments.rounds, segments.measured_s
-        began = kept = time.perf_counter()
+        drivers = [stack.enter_context(contender.open(options)) for contender in chosen]
+        fitting = [_warm_up(driver, options.slot_s) for driver in drivers]
+        ledgers = [driver.ask("burst", timed=1, slot_s=0.0)[0]["ledger"] for driver in drivers]
+        began = saved = time.perf_counter()
         pending: list[Burst] = []
-        while before_s + time.perf_counter() - began < options.seconds:
+
+        def elapsed_s() -> float:
+            return before_s + time.perf_counter() - began
+
+        while elapsed_s() < options.seconds:
             order = np.random.default_rng((options.seed, round_)).permutation(len(chosen))
             for i in order.tolist():
-                burst = _burst(drivers[i], i, timed[i][0], options.slot_s, previous, meter)
-                burst.round, burst.life = round_, life
-                burst.at_s = before_s + time.perf_counter() - began
-                pending.append(burst)
-            pending.append(_empty(drivers[0], timed[0], options.slot_s))
-            pending[-1].round, pending[-1].life = round_, life
+                facts, ledger = _burst(drivers[i], fitting[i][0], options.slot_s, ledgers[i], meter)
+                ledgers[i] = ledger
+                pending.append(Burst(round_, elapsed_s(), i, life, **facts))
+            facts = _empty(drivers[0], fitting[0], options.slot_s)
+            pending.append(Burst(round_, elapsed_s(), -1, life, **facts))
             round_ += 1
-            now = time.perf_counter()
-            pending[-1].at_s = before_s + now - began
-            if now - kept > _SEGMENT_S:
+            if time.perf_counter() - saved > _SEGMENT_S:
                 segments.add(pending, moment(pending[-1].at_s, options.core))
-                pending, kept = [], now
-            report(int(10 * min(options.seconds, before_s + now - began)))
+                pending, saved = [], time.perf_counter()
+            report(int(10 * min(options.seconds, elapsed_s())))
         if pending:
             segments.add(pending, moment(pending[-1].at_s, options.core))
-        return {i: driver.hello for i, driver in enumerate(drivers)}
+        return [driver.hello for driver in drivers]
 
 
 def _warm_up(driver: Driver, slot_s: float) -> tuple[int, int]:
@@ -161,46 +155,38 @@ def _warm_up(driver: Driver, slot_s: float) -> tuple[int, int]:
     driver.ask("burst", timed=_FEWEST_TIMED, slot_s=slot_s)
     _, raw = driver.ask("burst", timed=_FEWEST_TIMED, slot_s=slot_s)
     median_ns = float(np.median(np.frombuffer(raw[: 4 * _FEWEST_TIMED], np.uint32)))
-    # Half as long again: keeping gates and samples takes time too.
+    # Half as long again: storing gates and samples takes time too.
     fitting = int(slot_s * 1e9 / (1.5 * median_ns + 1000))
     return min(MOST_TIMED, max(_FEWEST_TIMED, fitting)), round(median_ns)
 
 
 def _burst(
-    driver: Driver,
-    subject: int,
-    timed: int,
-    slot_s: float,
-    previous: dict[int, dict[str, Any]],
-    meter: Meter,
-) -> Burst:
+    driver: Driver, timed: int, slot_s: float, ledger: dict[str, Any], meter: Meter
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The facts of a `Burst`, and the ledger after it."""
     joules, start = meter.joules(), time.perf_counter()
     header, raw = driver.ask("burst", timed=timed, slot_s=slot_s)
     seconds, after = time.perf_counter() - start, meter.joules()
-    ledger, old = header["ledger"], previous[subject]
-    previous[subject] = ledger
-    return Burst(
-        round=0,
-        at_s=0.0,
-        subject=subject,
-        life=0,
-        pace_us=header["pace_us"],
-        steps=header["steps"],
-        writes=ledger["writes"] - old["writes"],
-        memory_bytes=ledger["memory_bytes_written"] - old["memory_bytes_written"],
-        rss_bytes=header["rss_bytes"],
-        joules=after - joules if after is not None and joules is not None else None,
-        seconds=seconds,
-        ns=np.frombuffer(raw[: 4 * timed], np.uint32),
-        wrote=np.frombuffer(raw[4 * timed :], np.uint8),
-    )
+    now = header["ledger"]
+    return {
+        "pace_us": header["pace_us"],
+        "steps": header["steps"],
+        "writes": now["writes"] - ledger["writes"],
+        "memory_bytes": now["memory_bytes_written"] - ledger["memory_bytes_written"],
+        "rss_bytes": header["rss_bytes"],
+        "joules": after - joules if after is not None and joules is not None else None,
+        "seconds": seconds,
+        "ns": np.frombuffer(raw[: 4 * timed], np.uint32),
+        "wrote": np.frombuffer(raw[4 * timed :], np.uint8),
+    }, now
 
 
-def _empty(driver: Driver, timed: tuple[int, int], slot_s: float) -> Burst:
-    count = max(1, math.ceil(min(timed[0], slot_s * 1e9 / timed[1]) * _EMPTY_SHARE))
-    _, raw = driver.ask("empty", timed=count, length_ns=timed[1])
-    ns = np.frombuffer(raw, np.uint32)
-    return Burst(0, 0.0, -1, 0, 0.0, 0, 0, 0, 0, None, 0.0, ns, np.zeros(count, np.uint8))
+def _empty(driver: Driver, fitting: tuple[int, int], slot_s: float) -> dict[str, Any]:
+    """The facts of a `Burst` of the loop that spins for the median of a step."""
+    timed, median_ns = fitting
+    count = max(1, math.ceil(min(timed, slot_s * 1e9 / median_ns) * _EMPTY_SHARE))
+    _, raw = driver.ask("empty", timed=count, length_ns=median_ns)
+    return {"ns": np.frombuffer(raw, np.uint32), "wrote": np.zeros(count, np.uint8)}
 
 
 def last_core() -> int | None:

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stategate.bench.record import Moment
 from stategate.contract.durable import try_lock, write_whole
 from stategate.contract.errors import ResultError
 from stategate.contract.reading import read_bounded
@@ -29,25 +31,33 @@ Array = NDArray[Any]
 
 @dataclass(slots=True)
 class Burst:
-    """One burst of one subject."""
+    """One burst of one subject; the loop that steps nothing has no more than its times."""
 
     round: int  # which round it belongs to
     at_s: float  # when it ended, in seconds of measuring
     subject: int  # position in the plan; -1 is the loop that steps nothing
     life: int  # how many times the measurement had been taken up before
-    pace_us: float  # time of the fixed piece of Python before it
-    steps: int  # steps made, untimed ones included
-    writes: int  # of which writes, by the ledger
-    memory_bytes: int  # bytes of state replaced
-    rss_bytes: int  # resident memory of the process after it
-    joules: float | None  # energy taken meanwhile, or None
-    seconds: float  # how long it took
     ns: Array = field(repr=False)  # time of each timed step, in nanoseconds
     wrote: Array = field(repr=False)  # 1 for each of them that wrote
+    pace_us: float = 0.0  # time of the fixed piece of Python before it
+    steps: int = 0  # steps made, untimed ones included
+    writes: int = 0  # of which writes, by the ledger
+    memory_bytes: int = 0  # bytes of state replaced
+    rss_bytes: int = 0  # resident memory of the process after it
+    joules: float | None = None  # energy taken meanwhile
+    seconds: float = 0.0  # how long it took
 
 
 # What reading a file raises that is cut short, altered, or of another version.
-_TORN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+_TORN = (
+    msgspec.MsgspecError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    zipfile.BadZipFile,
+)
 _FACTS = [name for name in Burst.__slots__ if name not in ("ns", "wrote")]
 
 
@@ -55,12 +65,7 @@ class Segments:
     """The pieces of one measurement."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], fresh: bool = False) -> None:
-        """Take up what was begun, or begin.
-
-        Args:
-            folder: Where the pieces go.
-            plan: What is measured; pieces of another plan are not mixed in.
-            fresh: Throw away what was begun.
+        """Take up what was begun in a folder, or begin; ``fresh`` throws away what was begun.
 
         Raises:
             ResultError: Something else was begun there, or is being measured there now.
@@ -85,7 +90,7 @@ class Segments:
                 remedy="give that command again, or --fresh to throw it away",
             )
         write_whole(written, text.encode())
-        self._moments: list[dict[str, Any]] = []
+        self.moments: list[Moment] = []  # one a piece
         self._bursts: list[Burst] = []
         for path in sorted(folder.glob("segment-*.npz")):
             self._read(path)
@@ -107,32 +112,32 @@ class Segments:
     def _read(self, path: Path) -> None:
         try:
             with np.load(io.BytesIO(read_bounded(path)), allow_pickle=False) as file:
-                told = json.loads(bytes(file["told"]))
+                facts = json.loads(bytes(file["facts"]))
                 ns, wrote, ends = file["ns"], file["wrote"], np.cumsum(file["counts"])
             pieces = zip(
-                told["bursts"], np.split(ns, ends[:-1]), np.split(wrote, ends[:-1]), strict=True
+                facts["bursts"], np.split(ns, ends[:-1]), np.split(wrote, ends[:-1]), strict=True
             )
-            bursts = [Burst(**facts, ns=times, wrote=flags) for facts, times, flags in pieces]
-            moments = list(told["moments"])
+            bursts = [Burst(**burst, ns=times, wrote=flags) for burst, times, flags in pieces]
+            moment = msgspec.convert(facts["moment"], Moment)
         except _TORN as problem:
             raise ResultError(
                 "a piece of an interrupted measurement cannot be read",
                 found=f"{path}: {problem}",
                 remedy="--fresh throws the measurement away",
             ) from problem
-        self._moments += moments
+        self.moments.append(moment)
         self._bursts += bursts
 
-    def add(self, bursts: list[Burst], moment: dict[str, Any]) -> None:
+    def add(self, bursts: list[Burst], moment: Moment) -> None:
         """Keep a piece."""
-        told = {
+        facts = {
             "bursts": [{name: getattr(burst, name) for name in _FACTS} for burst in bursts],
-            "moments": [moment],
+            "moment": msgspec.to_builtins(moment),
         }
         file = io.BytesIO()
         np.savez(
             file,
-            told=np.frombuffer(json.dumps(told).encode(), np.uint8),
+            facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
             ns=np.concatenate([burst.ns for burst in bursts]),
             wrote=np.concatenate([burst.wrote for burst in bursts]),
             counts=np.array([len(burst.ns) for burst in bursts]),
@@ -140,7 +145,7 @@ class Segments:
         write_whole(self._folder / f"segment-{self._count:04d}.npz", file.getvalue())
         self._count += 1
         self._bursts += bursts
-        self._moments.append(moment)
+        self.moments.append(moment)
 
     @property
     def lives(self) -> int:
@@ -156,11 +161,6 @@ class Segments:
     def measured_s(self) -> float:
         """Seconds of measuring that are kept."""
         return max((burst.at_s for burst in self._bursts), default=0.0)
-
-    @property
-    def moments(self) -> list[dict[str, Any]]:
-        """The machine, once a piece."""
-        return self._moments
 
     def of(self, subject: int) -> list[Burst]:
         """All bursts of a subject, in order of time."""

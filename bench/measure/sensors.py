@@ -1,4 +1,6 @@
-"""Power, temperature and clocks from sysfs, without privileges; what is not there is said so.
+"""Where a measurement is made: facts, versions, load, clocks, temperatures and energy.
+
+Everything is read without privileges, and what is missing is said to be.
 
 Sources: the kernel's documentation of ``hwmon`` (``in*_input`` in mV, ``curr*_input`` in mA,
 ``in*_label``), of the power capping framework (``energy_uj``, which wraps at
@@ -10,23 +12,30 @@ boards several that add up to it. Their old kernels (JetPack 4) show them under
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
+
+from stategate.bench.record import Moment
+from stategate.targets.detect import detect
 
 _WHOLE = ("VDD_IN", "POM_5V_IN", "5V_IN")
 _SUM = "sum of shunt voltages"  # a channel of the chip, not a rail
 _PERIOD_S = 0.05
+_LIBRARIES = ("stategate", "numpy", "onnxruntime", "tensorrt")
 # Attributes that a sensor may lose on the way: the file goes, or answers with an error.
-_GONE = (OSError, ValueError)
+_LOST_SENSOR = (OSError, ValueError)
 
 
 def _text(path: Path) -> str | None:
     try:
         return path.read_text().strip()
-    except _GONE:
+    except _LOST_SENSOR:
         return None
 
 
@@ -40,7 +49,7 @@ class Rail:
 
 def rails(root: Path = Path("/")) -> list[Rail]:
     """Rails that together make the module: the one of the whole, or all there are."""
-    found = []
+    channels = []
     for chip in sorted(root.glob("sys/class/hwmon/hwmon*")):
         if _text(chip / "name") == "ina3221":
             for label in sorted(chip.glob("in*_label")):
@@ -48,13 +57,13 @@ def rails(root: Path = Path("/")) -> list[Rail]:
                 name, current = _text(label), chip / f"curr{channel}_input"
                 if name and name.lower() != _SUM and current.exists():
                     volts = chip / f"in{channel}_input"
-                    found.append(Rail(name, lambda v=volts, a=current: _product(v, a)))  # type: ignore[misc]
+                    channels.append(Rail(name, lambda v=volts, a=current: _product(v, a)))  # type: ignore[misc]
     for chip in sorted(root.glob("sys/bus/i2c/drivers/ina3221x/*/iio:device*")):
         for label in sorted(chip.glob("rail_name_*")):
             power = chip / f"in_power{label.name.removeprefix('rail_name_')}_input"
             if power.exists():
-                found.append(Rail(_text(label) or label.name, lambda p=power: _milli(p)))  # type: ignore[misc]
-    return [rail for rail in found if rail.name in _WHOLE] or found
+                channels.append(Rail(_text(label) or label.name, lambda p=power: _milli(p)))  # type: ignore[misc]
+    return [rail for rail in channels if rail.name in _WHOLE] or channels
 
 
 def _milli(path: Path) -> float:
@@ -98,7 +107,7 @@ class Meter:
         for domain in self._domains:
             try:
                 self._joules += domain.joules()
-            except _GONE as problem:
+            except _LOST_SENSOR as problem:
                 self.lost = f"{domain.name}: {problem}"
                 return None
         return self._joules
@@ -109,7 +118,7 @@ class Meter:
         while not self._stop.wait(_PERIOD_S):
             try:
                 watts = sum(rail.watts() for rail in self._rails)
-            except _GONE as problem:
+            except _LOST_SENSOR as problem:
                 self.lost = f"{self.sensor}: {problem}"
                 return
             now = time.monotonic()
@@ -142,13 +151,13 @@ class _Domain:
 
 def _domains(root: Path) -> list[_Domain]:
     """Packages only: cores, graphics and memory are inside of them or overlap."""
-    found = []
+    domains = []
     for folder in sorted(root.glob("sys/class/powercap/intel-rapl:?")):
         try:
-            found.append(_Domain(folder))
-        except _GONE:
+            domains.append(_Domain(folder))
+        except _LOST_SENSOR:  # newer kernels show the counter to administrators alone
             continue
-    return found
+    return domains
 
 
 def _why_none(root: Path) -> str:
@@ -159,15 +168,43 @@ def _why_none(root: Path) -> str:
 
 def temperatures(root: Path = Path("/")) -> dict[str, float]:
     """Degrees Celsius by the type of each thermal zone; a zone that does not answer is left out."""
-    found = {}
+    degrees = {}
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         kind, value = _text(zone / "type"), _text(zone / "temp")
         if kind is not None and value is not None and value.lstrip("-").isdigit():
-            found[kind] = int(value) / 1000
-    return found
+            degrees[kind] = int(value) / 1000
+    return degrees
 
 
 def core_mhz(core: int, root: Path = Path("/")) -> float | None:
     """Clock of a core as cpufreq shows it; None where it does not, as in most virtual machines."""
     value = _text(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq")
     return int(value) / 1000 if value and value.isdigit() else None
+
+
+def moment(at_s: float, core: int | None, root: Path = Path("/")) -> Moment:
+    """What moves while a measurement runs."""
+    try:
+        load: float | None = os.getloadavg()[0]
+    except OSError:
+        load = None
+    return Moment(at_s, load, core_mhz(core or 0, root), temperatures(root))
+
+
+def facts(root: Path = Path("/")) -> dict[str, str | int | float | None]:
+    """What does not change: `stategate.targets.detect`, a list being one text."""
+    return {
+        name: "; ".join(value) if isinstance(value, tuple) else value
+        for name, value in asdict(detect(root)).items()
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python, and those of the libraries that are installed here."""
+    installed = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,13 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from stategate.contract import Bundle
-from stategate.contract.errors import EngineError, MeasurementError, StategateError
-from stategate.contract.write_rule import opens, opens_number
+from stategate.contract.errors import StategateError
+from stategate.contract.write_rule import opens
 from stategate.runtime import Session
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.engines.engine import ENGINES, EngineChoice
-from stategate.runtime.engines.native import NativeEngine
-from stategate.runtime.engines.opening import allocate
 
 
 class Subject(Protocol):
@@ -50,7 +48,7 @@ class WriteLog(Protocol):
 
 
 class Always:
-    """The log of a step that writes always, or of which nobody knows."""
+    """The log of a step that writes always, or whose writes are not known."""
 
     def note(self, i: int) -> None:
         """Nothing to note."""
@@ -104,56 +102,6 @@ class SessionSubject:
         return asdict(self.session.ledger)
 
 
-class EngineSubject:
-    """The native engine's call on bound buffers, with no session around it.
-
-    A step copies the inputs in, computes, and swaps the banks that an open gate has written;
-    nothing is counted, and only the inputs are looked at for NaN, which the engine's C does.
-
-    Raises:
-        MeasurementError: A gate of the bundle has more than one element.
-        EngineError: The bundle has no native engine for this machine.
-    """
-
-    def __init__(self, bundle: str) -> None:
-        opened = Bundle.open(bundle)
-        native = opened.manifest.native
-        if native is None:
-            raise EngineError("the bundle has no native engine", remedy="stategate build-native")
-        buffers = allocate(opened)
-        engine, self._parity = NativeEngine(opened, native, buffers), 0
-        self._fill, self._run = engine.fill, engine.run
-        self.engine = f"{engine.name}, no session"
-        self._outputs = {slot.name: slot.array for slot in buffers.outputs}
-        self._gates: list[tuple[int, Sequence[float], float]] = []
-        for group in buffers.groups:
-            if group.gate is None or group.gate_slot is None:
-                self._gates.append((group.bit, (1.0,), 0.0))
-            elif group.gate_slot.flat.size > 1:
-                raise MeasurementError("gates by element need a session", found=group.gate.name)
-            else:
-                live = memoryview(group.gate_slot.flat.data)
-                self._gates.append((group.bit, live, float(np.float32(group.gate.threshold))))
-
-    def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
-        """One step."""
-        if self._fill(inputs):
-            raise MeasurementError("the inputs are not what the manifest says")
-        self._run(self._parity)
-        for bit, gate, threshold in self._gates:
-            if opens_number(gate[0], threshold):
-                self._parity ^= bit
-        return self._outputs
-
-    def writes(self, timed: int) -> WriteLog:
-        """Nobody counts."""
-        return Always()
-
-    def ledger(self) -> dict[str, Any]:
-        """Nobody counts."""
-        return {}
-
-
 def open_session(bundle: str, engine: EngineChoice = "auto") -> Subject:
     """The subject of ``stategate bench``."""
     return SessionSubject(bundle, engine)
@@ -185,7 +133,8 @@ def parity(bundle: Bundle, subject: Subject) -> float | None:
     worst = 0.0
     for t, inputs in enumerate(golden):
         outputs = subject.step(inputs)
-        for name, wanted in golden.outputs.items():
-            error = float(np.abs(np.asarray(outputs[name]) - wanted[t]).max()) / scale[name]
+        for name, expected in golden.outputs.items():
+            error = float(np.abs(np.asarray(outputs[name]) - expected[t]).max()) / scale[name]
+            # NaN compares as neither larger nor smaller, and would pass.
             worst = max(worst, error if error == error else float("inf"))
     return worst

@@ -21,7 +21,7 @@ from lab.peers.entries import PEERS, Entry
 from lab.peers.growing import LENGTHS, measure
 from stategate.bench.measure.driver import OURS, Driver
 from stategate.bench.measure.harness import contenders, last_core
-from stategate.bench.measure.machine import facts, moment
+from stategate.bench.measure.sensors import facts, moment
 from stategate.bench.measure.subject import engines
 from stategate.bench.record import Moment, Times, to_json
 from stategate.common.console import progress
@@ -142,9 +142,7 @@ def race(
     bundle = Bundle.open(path)
     able, unable = engines(path)
     ours = [Entry(f"stategate, {engine}", OURS, {"engine": engine}) for engine in able]
-    alone = (
-        [Entry(ALONE, "stategate.bench.measure.subject:EngineSubject")] if "native" in able else []
-    )
+    alone = [Entry(ALONE, "lab.peers.engine_alone:EngineSubject")] if "native" in able else []
     rows = {
         f"stategate, {text.split(':')[0]}": Row(text.split(":")[0], error=text) for text in unable
     }
@@ -180,7 +178,7 @@ def race(
         rounds=rounds,
         core=core,
         facts=facts(),
-        moments=tuple(msgspec.convert(m, Moment) for m in (before, moment(0.0, core))),
+        moments=(before, moment(0.0, core)),
         rows=tuple(_timed(row, bursts.get(name), fastest) for name, row in rows.items()),
         state_bytes=bundle.manifest.state_bytes,
         grown=_grown(bundle.manifest.model.kv_bytes_per_step, lengths),

@@ -16,11 +16,12 @@ from click.testing import CliRunner
 
 from lab.__main__ import main
 from lab.peers import aura_numpy, aura_torch, graph_torch, in_c, onnx_runtime
+from lab.peers.engine_alone import EngineSubject
 from lab.peers.entries import OF_GRAPHS, PEERS, Entry, peers_of
 from lab.peers.growing import attend, measure
 from lab.peers.race import Race, race
 from stategate.bench.measure.driver import Driver
-from stategate.bench.measure.subject import EngineSubject, Subject, parity
+from stategate.bench.measure.subject import Subject, parity
 from stategate.contract import Bundle
 from stategate.contract.errors import MeasurementError, StategateError
 from stategate.models.memories.delta.config import DeltaStackConfig

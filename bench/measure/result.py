@@ -12,8 +12,8 @@ import numpy as np
 
 from stategate.bench.measure.allocations import measure_allocations
 from stategate.bench.measure.harness import Contender
-from stategate.bench.measure.machine import facts, versions
 from stategate.bench.measure.segments import Burst, Segments
+from stategate.bench.measure.sensors import facts, versions
 from stategate.bench.measure.statistics import times
 from stategate.bench.record import (
     SCHEMA_VERSION,
@@ -23,7 +23,6 @@ from stategate.bench.record import (
     Energy,
     Machine,
     Memory,
-    Moment,
     Options,
     Ratio,
     Rounds,
@@ -43,7 +42,7 @@ def assemble(
     chosen: Sequence[Contender],
     options: Options,
     segments: Segments,
-    hellos: dict[int, dict[str, Any]],
+    hellos: Sequence[dict[str, Any]],
     idle_watts: float | None,
     sensor: str,
     notes: list[str],
@@ -83,7 +82,7 @@ def assemble(
         machine=Machine(
             facts=facts(),
             versions=versions(),
-            moments=tuple(msgspec.convert(m, Moment) for m in segments.moments),
+            moments=tuple(segments.moments),
             sensor=sensor,
             idle_watts=idle_watts,
         ),
@@ -99,11 +98,11 @@ def assemble(
 
 
 def ratio(of: str, above: Rounds, to: str, below: Rounds) -> Ratio:
-    """How many times slower one is than another that was measured beside it."""
-    over, under = np.array(above.p50_us), np.array(below.p50_us)
-    found = paired_ratio(over, under)
-    p10, p90 = np.percentile(over / under, (10, 90))
-    return Ratio(of, to, found.estimate, found.low, found.high, float(p10), float(p90))
+    """How many times slower one is than another that was measured next to it."""
+    numerator, divisor = np.array(above.p50_us), np.array(below.p50_us)
+    median = paired_ratio(numerator, divisor)
+    p10, p90 = np.percentile(numerator / divisor, (10, 90))
+    return Ratio(of, to, median.estimate, median.low, median.high, float(p10), float(p90))
 
 
 def _subject(
