@@ -37,9 +37,9 @@ class Wish:
         if any(wish is not None and math.isnan(wish) for wish in wished):
             raise CalibrationError("NaN is nothing to choose a threshold by", expected="a number")
         bound = None if self.costs is not None else self.max_output_error
-        given = [w for w in (self.accuracy, self.write_rate, bound, self.costs) if w is not None]
-        if len(given) > 1:
-            raise CalibrationError("a threshold is chosen by one rule", found=f"{len(given)} rules")
+        rules = [w for w in (self.accuracy, self.write_rate, bound, self.costs) if w is not None]
+        if len(rules) > 1:
+            raise CalibrationError("a threshold is chosen by one rule", found=f"{len(rules)} rules")
         costs = (0.0, 1.0) if self.costs is None else self.costs
         if not all(math.isfinite(cost) and cost >= 0 for cost in costs) or not any(costs):
             raise CalibrationError("no such costs", found=costs, expected="0 or more, not both 0")

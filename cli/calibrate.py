@@ -25,7 +25,7 @@ from stategate.contract.specs import is_threshold
 from stategate.models.source import model_argument
 
 if TYPE_CHECKING:
-    from stategate.calibration.thresholds.episodes import Fleet
+    from stategate.calibration.episodes import Fleet
 
 
 def numbers(text: str, option: str) -> list[float]:
@@ -124,10 +124,9 @@ def calibrate(
         raise click.UsageError("--cluster rolls files: name them with --episode")
     check_writable(out)
 
-    from stategate.calibration.cluster import connected
-    from stategate.calibration.rolls import hard_gate
+    from stategate.calibration.closed_loop import hard_gate
+    from stategate.calibration.episodes import Fleet, connected
     from stategate.calibration.thresholds.curve import calibrate_gate
-    from stategate.calibration.thresholds.episodes import Fleet
     from stategate.models.load import load_model
     from stategate.models.weights import weights_sha256
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from stategate.calibration.drift.judge import check_judge, command_with
+from stategate.calibration.drift.judge import check_judge
 from stategate.calibration.drift.loop import drift as compare
 from stategate.calibration.drift.record import DriftLimits, DriftReport, Point
 from stategate.calibration.drift.seal import REPORT, check_sealable, seal
+from stategate.cli.options import command_with
 from stategate.common.console import progress, who_and_why
 from stategate.contract import Bundle, canonical_json, refuse_to_replace
 from stategate.contract.durable import check_writable

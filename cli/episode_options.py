@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stategate.calibration.cluster import LOCAL
+from stategate.calibration.episodes import LOCAL
 from stategate.contract import Episode, EpisodeSet
 
 if TYPE_CHECKING:

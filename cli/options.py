@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterable
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Option = Callable[[Verb], Verb]
@@ -212,3 +214,15 @@ def safe_of(texts: Iterable[str]) -> dict[str, float | tuple[float, ...]]:
 def kinds_of(texts: Iterable[str]) -> dict[str, Any]:
     """How states are stored, of ``--state-storage``; ``*`` is every guarded state."""
     return by_name(texts, "--state-storage", str, "STATE=KIND", everything="*", last=True)
+
+
+def command_with(ctx: click.Context, *arguments: object) -> str:
+    """The command that is running, with the same options and other arguments."""
+    words = ["stategate", *ctx.command_path.split()[1:], *map(str, arguments)]
+    for option in ctx.command.params:
+        typed = ctx.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        if isinstance(option, click.Option) and typed:
+            value = ctx.params[str(option.name)]
+            for each in value if option.multiple else [value]:
+                words += [option.opts[0]] if option.is_flag else [option.opts[0], str(each)]
+    return shlex.join(words)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stategate.calibration.drift.judge import check_judge, command_with
+from stategate.calibration.drift.judge import check_judge
 from stategate.cli.calibrate import line_of
 from stategate.cli.episode_options import (
     BUNDLE,
@@ -15,6 +15,7 @@ from stategate.cli.episode_options import (
     record_options,
     told,
 )
+from stategate.cli.options import command_with
 from stategate.common.console import progress
 from stategate.contract import Bundle, CalibrationRecord, EpisodeSet, canonical_json
 from stategate.contract.durable import check_writable, write_whole

@@ -1,14 +1,14 @@
-"""The float side of a comparison: what a candidate is judged by is sealed, and in float32."""
+"""Which two bundles can be compared: a candidate, and the sealed float model that judges it."""
 
 from __future__ import annotations
 
-import shlex
-
-import click
-from click.core import ParameterSource
-
-from stategate.contract import Bundle
+from stategate.contract import Bundle, StepSpec
 from stategate.contract.errors import CalibrationError
+
+
+def can_judge(bundle: Bundle) -> bool:
+    """Whether it is sealed and in float32."""
+    return not bundle.manifest.is_lower and bundle.manifest.standing == "sealed"
 
 
 def check_judge(reference: Bundle, candidate: Bundle | None = None, swapped: str = "") -> None:
@@ -37,21 +37,29 @@ def check_judge(reference: Bundle, candidate: Bundle | None = None, swapped: str
     )
 
 
-def command_with(ctx: click.Context, *arguments: object) -> str:
-    """The command that is running, with the options that were given and other arguments."""
-    words = ["stategate", str(ctx.info_name), *map(str, arguments)]
-    for parameter in ctx.command.params:
-        name = str(parameter.name)
-        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if not isinstance(parameter, click.Option) or not given:
-            continue
-        value = ctx.params[name]
-        values = value if parameter.multiple else [value]
-        for each in values:
-            words += [parameter.opts[0]] if parameter.is_flag else [parameter.opts[0], str(each)]
-    return shlex.join(words)
+def check_alike(reference: StepSpec, candidate: StepSpec, *, gates: bool = False) -> None:
+    """Refuse two bundles that do not take and give the same tensors.
 
+    Args:
+        reference: The float model's signature.
+        candidate: The other.
+        gates: Whether their gates must be alike too.
 
-def can_judge(bundle: Bundle) -> bool:
-    """Whether it is sealed and in float32."""
-    return not bundle.manifest.is_lower and bundle.manifest.standing == "sealed"
+    Raises:
+        CalibrationError: They differ.
+    """
+    for what in ("inputs", "outputs", *(("gates",) if gates else ())):
+        faces = [
+            sorted(
+                f"{t.name} {getattr(t, 'dtype', None) or t.granularity} {list(t.shape)}"
+                for t in getattr(spec, what)
+            )
+            for spec in (candidate, reference)
+        ]
+        if faces[0] != faces[1]:
+            raise CalibrationError(
+                f"the two bundles have different {what} and are not of one model",
+                found=", ".join(faces[0]),
+                expected=", ".join(faces[1]),
+                remedy="give the float bundle of the model that the candidate was made from",
+            )

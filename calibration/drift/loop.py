@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stategate.calibration.drift.judge import check_judge
+from stategate.calibration.drift.judge import check_alike, check_judge
 from stategate.calibration.drift.record import DriftLimits, DriftReport, Point, Side
-from stategate.contract import Bundle, Episode, GateSpec, Manifest, StateSpec
+from stategate.contract import Bundle, Episode, Manifest
 from stategate.contract.errors import CalibrationError, EpisodeError, RuntimeFault
 from stategate.contract.stored import Array, values
 from stategate.contract.write_rule import opens
@@ -64,7 +64,7 @@ def drift(
         steps = horizon if repeat else min(horizon, episode.steps)
         with ExitStack() as stack:
             sides = [stack.enter_context(Session.open(path)) for path in (reference, candidate)]
-            _check_alike(sides[0].manifest, sides[1].manifest)
+            check_alike(sides[0].manifest.step, sides[1].manifest.step)
             episode.check(sides[0].manifest.step)
             episode.check_finite(name)
             roll.through(name, episode, steps, sides[0], sides[1], report)
@@ -82,38 +82,22 @@ def _side(session: Session) -> Side:
     )
 
 
-def _check_alike(reference: Manifest, candidate: Manifest) -> None:
-    for what, ours, theirs in (
-        ("inputs", candidate.inputs, reference.inputs),
-        ("outputs", candidate.outputs, reference.outputs),
-    ):
-        found, expected = (
-            sorted(f"{t.name} {t.dtype} {list(t.shape)}" for t in tensors)
-            for tensors in (ours, theirs)
-        )
-        if found != expected:
-            raise CalibrationError(
-                f"the two bundles have different {what} and cannot be compared",
-                found=", ".join(found),
-                expected=", ".join(expected),
-                remedy="give the float bundle of the model that the candidate was made from",
-            )
-
-
 class _Gap:
-    """Running error of one tensor."""
+    """Running error of one tensor; ``recent`` counts from the last point."""
 
     def __init__(self) -> None:
-        self.unit = self.worst = self.here = self.total = 0.0
+        self.unit = self.worst = self.recent = self.total = 0.0
 
-    def add(self, ours: Array, theirs: Array) -> float:
+    def add(self, reference: Array, candidate: Array) -> float:
         """Take one step in; the largest error in it."""
-        if ours.dtype.kind == "f":
-            gap = float(np.abs(np.subtract(ours, theirs, dtype=np.float64)).max(initial=0.0))
-            self.unit = max(self.unit, float(np.abs(theirs).max(initial=0.0)))
+        if reference.dtype.kind == "f":
+            # float64: the difference of two large float32 would itself be rounded.
+            difference = np.subtract(candidate, reference, dtype=np.float64)
+            gap = float(np.abs(difference).max(initial=0.0))
+            self.unit = max(self.unit, float(np.abs(reference).max(initial=0.0)))
         else:
-            gap, self.unit = float(not np.array_equal(ours, theirs)), 1.0
-        self.worst, self.here = max(self.worst, gap), max(self.here, gap)
+            gap, self.unit = float(not np.array_equal(candidate, reference)), 1.0
+        self.worst, self.recent = max(self.worst, gap), max(self.recent, gap)
         self.total += gap
         return self.ratio(gap)
 
@@ -122,52 +106,52 @@ class _Gap:
         return gap / self.unit if self.unit else float(gap > 0)
 
 
-class _Episode:
+class _Figures:
     """Running figures of one episode."""
 
-    def __init__(self, gates: dict[str, int]) -> None:
-        self.outputs: dict[str, _Gap] = {}
-        self.states: dict[str, _Gap] = {}
-        self.norms: dict[str, list[float]] = {}
+    def __init__(self, gates: Mapping[str, int], outputs: Iterable[str], states: Iterable[str]):
+        self.outputs = {name: _Gap() for name in outputs}
+        self.states = {name: _Gap() for name in states}
+        self.norms = {name: [0.0, 0.0] for name in self.states}
         self.flips = {name: np.zeros(size, dtype=np.int64) for name, size in gates.items()}
         self.right = [0, 0]
         self.judged = 0
 
-    def add_states(self, ours: Arrays, theirs: Arrays) -> None:
+    def add_states(self, reference: Arrays, candidate: Arrays) -> None:
         """Errors and norms of the states that both have."""
-        for name, state in theirs.items():
-            self.states.setdefault(name, _Gap()).add(ours[name], state)
-            norms = self.norms.setdefault(name, [0.0, 0.0])
-            for side, array in enumerate((state, ours[name])):
-                norms[side] = max(norms[side], float(np.linalg.norm(array.astype(np.float64))))
+        for name, gap in self.states.items():
+            gap.add(reference[name], candidate[name])
+            norms = self.norms[name]
+            for i, array in enumerate((reference[name], candidate[name])):
+                norms[i] = max(norms[i], float(np.linalg.norm(array.astype(np.float64))))
 
     def point(self, step: int, writes: tuple[int, int]) -> Point:
         """The figures as they stand; starts a new interval."""
-        growth = [ours / theirs for theirs, ours in self.norms.values() if theirs > 0]
-        decisions = step * sum(flips.size for flips in self.flips.values())
+        growth = [new / old for old, new in self.norms.values() if old > 0]
+        outputs, states = self.outputs.values(), self.states.values()
         point = Point(
             step=step,
             steps=step,
-            output_error=max(g.ratio(g.worst) for g in self.outputs.values()),
-            output_error_here=max(g.ratio(g.here) for g in self.outputs.values()),
-            output_error_mean=max(g.ratio(g.total / step) for g in self.outputs.values()),
-            state_error=max((g.ratio(g.worst) for g in self.states.values()), default=0.0),
-            state_error_here=max((g.ratio(g.here) for g in self.states.values()), default=0.0),
+            output_error=max(g.ratio(g.worst) for g in outputs),
+            recent_output_error=max(g.ratio(g.recent) for g in outputs),
+            output_error_mean=max(g.ratio(g.total / step) for g in outputs),
+            state_error=max((g.ratio(g.worst) for g in states), default=0.0),
+            recent_state_error=max((g.ratio(g.recent) for g in states), default=0.0),
             flips=sum(int(flips.sum()) for flips in self.flips.values()),
-            decisions=decisions,
+            decisions=step * sum(flips.size for flips in self.flips.values()),
             writes=writes,
             norm_growth=max(growth, default=1.0),
             norms={name: (norms[0], norms[1]) for name, norms in self.norms.items()},
             right=(self.right[0], self.right[1]),
             judged=self.judged,
         )
-        for gap in (*self.outputs.values(), *self.states.values()):
-            gap.here = 0.0
+        for gap in (*outputs, *states):
+            gap.recent = 0.0
         return point
 
 
 class _Roll:
-    """What is kept over all episodes."""
+    """The figures of all episodes."""
 
     def __init__(self, horizon: int, limits: DriftLimits) -> None:
         tens = [10**k for k in range(len(str(horizon)))]
@@ -198,11 +182,8 @@ class _Roll:
     ) -> None:
         """Step both through one episode."""
         states, gates = self._in_common(reference.manifest, candidate.manifest)
-        figures = _Episode({gate: array.size for gate, array in self._flips.items()})
-        limits = [
-            {g: np.float32(t) for g, t in side.manifest.step.thresholds.items()}
-            for side in (reference, candidate)
-        ]
+        figures = _Figures(gates, (t.name for t in reference.manifest.outputs), states)
+        thresholds = [side.manifest.step.thresholds for side in (reference, candidate)]
         done = 0
         for t in range(steps):
             at = t % episode.steps
@@ -211,42 +192,38 @@ class _Roll:
             if outputs is None:
                 break
             done = t + 1
-            errors = [
-                figures.outputs.setdefault(n, _Gap()).add(outputs[1][n], outputs[0][n])
-                for n in outputs[0]
-            ]
-            for n, theirs in outputs[0].items():
-                if theirs.size == 1 and theirs.dtype.kind == "f":
-                    apart = (theirs.item() > 0.5) != (outputs[1][n].item() > 0.5)
-                    self._halved[n] = self._halved.get(n, 0) + apart
+            errors = [gap.add(*(side[n] for side in outputs)) for n, gap in figures.outputs.items()]
             if self._first_divergence is None and max(errors) > self._limits.diverged_above:
                 self._first_divergence = (t, name)
-            both = [self._values(side) for side in (reference, candidate)]
-            figures.add_states(both[1], {n: both[0][n] for n in states})
+            self._count_halves(*outputs)
+            figures.add_states(_states(reference), _states(candidate))
             for gate in gates:
-                theirs = opens(reference.gates[gate].ravel(), limits[0][gate])
-                flipped = theirs != opens(candidate.gates[gate].ravel(), limits[1][gate])
+                decisions = [
+                    opens(side.gates[gate].ravel(), limits[gate])
+                    for side, limits in zip((reference, candidate), thresholds, strict=True)
+                ]
+                flipped = decisions[0] != decisions[1]
                 figures.flips[gate] += flipped
                 if self._first_flip is None and flipped.any():
                     self._first_flip = (t, name)
             for output, labels in episode.labels.items():
                 if labels[at] >= 0:
                     figures.judged += 1
-                    for side in (0, 1):
-                        right = int(outputs[side][output].argmax()) == labels[at]
-                        figures.right[side] += int(right)
+                    for i, side in enumerate(outputs):
+                        figures.right[i] += int(side[output].argmax() == labels[at])
             if done in self._sampled:
-                self._sample(figures.point(done, _writes(reference, candidate)))
+                point = figures.point(done, (reference.ledger.writes, candidate.ledger.writes))
+                before = self._points.get(done)
+                self._points[done] = point if before is None else before.merged(point)
                 report(self._done + done)
         if done:
-            end = figures.point(done, _writes(reference, candidate))
+            end = figures.point(done, (reference.ledger.writes, candidate.ledger.writes))
             self.total = end if self.total is None else self.total.merged(end)
         self._done += done
-        for gap_name, gap in (*figures.outputs.items(), *figures.states.items()):
-            worst = max(self._tensors.get(gap_name, 0.0), gap.ratio(gap.worst))
-            self._tensors[gap_name] = worst
+        for tensor, gap in (*figures.outputs.items(), *figures.states.items()):
+            self._tensors[tensor] = max(self._tensors.get(tensor, 0.0), gap.ratio(gap.worst))
         for gate, flips in figures.flips.items():
-            self._flips[gate] += flips
+            self._flips[gate] = self._flips.get(gate, 0) + flips
 
     def result(self, names: tuple[str, ...], sides: list[Side]) -> DriftReport:
         """The report, judged."""
@@ -270,63 +247,63 @@ class _Roll:
         ).judged()
 
     def _outputs(
-        self, reference: Session, candidate: Session, inputs: dict[str, Array], t: int
+        self, reference: Session, candidate: Session, inputs: Arrays, t: int
     ) -> tuple[Arrays, Arrays] | None:
-        """Both answers, or None where the candidate has failed."""
+        """Answers of both, or None where the candidate has failed."""
         try:
-            theirs = reference.step(**inputs)
+            right = reference.step(**inputs)
         except RuntimeFault as fault:
             raise CalibrationError(
                 f"the float model itself fails in step {t}",
                 found=fault.what,
                 remedy="give episodes that the model is made for",
             ) from fault
-        if not all(np.isfinite(array).all() for array in theirs.values()):
+        if not all(np.isfinite(array).all() for array in right.values()):
             raise CalibrationError(f"the float model gives NaN or Inf in step {t}")
         try:
-            ours = candidate.step(**inputs)
+            answers = candidate.step(**inputs)
         except RuntimeFault as fault:
             self.fault = f"the candidate fails in step {t}: {fault.what}"
             return None
-        for name, array in ours.items():
+        for name, array in answers.items():
             if not np.isfinite(array).all():
                 self.fault = f"the candidate gives NaN or Inf in output {name!r} of step {t}"
                 return None
-        return theirs, ours
+        return right, answers
 
-    def _sample(self, point: Point) -> None:
-        before = self._points.get(point.step)
-        self._points[point.step] = point if before is None else before.merged(point)
+    def _count_halves(self, reference: Arrays, candidate: Arrays) -> None:
+        """Where an output is one number, whether the two lie on different sides of 0.5."""
+        for name, array in reference.items():
+            if array.size == 1 and array.dtype.kind == "f":
+                differs = (array.item() > 0.5) != (candidate[name].item() > 0.5)
+                self._halved[name] = self._halved.get(name, 0) + differs
 
-    def _in_common(self, reference: Manifest, candidate: Manifest) -> tuple[list[str], list[str]]:
-        """States and hard gates that both have; the others are noted with the reason."""
-        ours, theirs = ({n: a.shape for n, a in _blank(m).items()} for m in (candidate, reference))
-        for name, shape in theirs.items():
-            if ours.get(name) != shape:
-                told = list(ours[name]) if name in ours else "nothing of that name"
-                self._not_compared[f"state {name}"] = f"the candidate has {told}, not {list(shape)}"
-        hard = [{g.name: g for g in m.gates if g.kind == "hard"} for m in (reference, candidate)]
-        gates = []
-        for name, gate in hard[0].items():
-            other: GateSpec | None = hard[1].get(name)
-            if other is None or other.shape != gate.shape:
+    def _in_common(
+        self, reference: Manifest, candidate: Manifest
+    ) -> tuple[list[str], dict[str, int]]:
+        """States, and hard gates with their elements, of both; for the others the reason."""
+        blank = [
+            values(m.states, {s.name: np.zeros(s.shape, s.dtype) for s in m.states})
+            for m in (reference, candidate)
+        ]
+        shapes, others = ({n: list(a.shape) for n, a in arrays.items()} for arrays in blank)
+        for name, shape in shapes.items():
+            if others.get(name) != shape:
+                other = others.get(name, "nothing of that name")
+                self._not_compared[f"state {name}"] = f"the candidate has {other}, not {shape}"
+        hard, other_hard = (
+            {g.name: g.shape for g in m.gates if g.kind == "hard"} for m in (reference, candidate)
+        )
+        for name, gate_shape in hard.items():
+            if other_hard.get(name) != gate_shape:
                 self._not_compared[f"gate {name}"] = "the candidate has none like it"
-            else:
-                gates.append(name)
-                self._flips.setdefault(name, np.zeros(int(np.prod(gate.shape)), dtype=np.int64))
-        return [name for name, shape in theirs.items() if ours.get(name) == shape], gates
-
-    @staticmethod
-    def _values(session: Session) -> dict[str, Array]:
-        states = session.manifest.states
-        return values(states, {s.name: session.state(s.name) for s in states})
+        return (
+            [name for name, shape in shapes.items() if others.get(name) == shape],
+            {n: int(np.prod(s)) for n, s in hard.items() if other_hard.get(n) == s},
+        )
 
 
-def _writes(reference: Session, candidate: Session) -> tuple[int, int]:
-    return reference.ledger.writes, candidate.ledger.writes
-
-
-def _blank(manifest: Manifest) -> dict[str, Array]:
-    """States as they are read, of zeros: for their names and shapes."""
-    states: tuple[StateSpec, ...] = manifest.states
-    return values(states, {s.name: np.zeros(s.shape, s.dtype) for s in states})
+def _states(session: Session) -> Arrays:
+    """The states as numbers, whatever precision they are stored in."""
+    states = session.manifest.states
+    return values(states, {s.name: session.state(s.name) for s in states})

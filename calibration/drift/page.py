@@ -97,13 +97,13 @@ def _norms(result: DriftReport) -> tuple[Sequence[str], list[Sequence[str]]]:
 def _sides(result: DriftReport) -> list[Sequence[str]]:
     sides = (result.reference, result.candidate)
     first = (result.first_flip, result.first_divergence)
-    told = [f"step {where[0]:,} of {where[1]}" if where else "none" for where in first]
+    steps = [f"step {where[0]:,} of {where[1]}" if where else "none" for where in first]
     return [
         ("bundle", *(side.digest[:12] for side in sides)),
         ("engine", *(side.engine for side in sides)),
         ("bytes of state", *(f"{side.state_bytes:,}" for side in sides)),
-        ("first decision that differs", "", told[0]),
-        (f"first output error above {result.limits.diverged_above:g}", "", told[1]),
+        ("first decision that differs", "", steps[0]),
+        (f"first output error above {result.limits.diverged_above:g}", "", steps[1]),
     ]
 
 
@@ -112,8 +112,8 @@ def _plots(result: DriftReport) -> list[str]:
 
     def errors(axes: Axes) -> None:
         for label, values, colour in (
-            ("outputs", [p.output_error_here for p in result.samples], _CANDIDATE),
-            ("states", [p.state_error_here for p in result.samples], _FLOAT),
+            ("outputs", [p.recent_output_error for p in result.samples], _CANDIDATE),
+            ("states", [p.recent_state_error for p in result.samples], _FLOAT),
         ):
             if any(values):
                 axes.plot(step, values, color=colour, label=label)

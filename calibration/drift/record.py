@@ -23,7 +23,7 @@ class DriftLimits(Record, frozen=True):
         write_change: Difference of the two write rates, either way.
         norm_growth: Largest norm of a state, in units of the float model's.
         accuracy_loss: Accuracy that the candidate may lose, where there are labels.
-        diverged_above: Output error from which a step counts as diverged; told, not judged.
+        diverged_above: Output error from which a step counts as diverged; shown, not judged.
     """
 
     output_error: float | None = None
@@ -44,10 +44,10 @@ class Point(Record, frozen=True):
         step: Steps done in each episode.
         steps: Steps done in all episodes together.
         output_error: Largest error of an output in any step.
-        output_error_here: Largest since the point before.
+        recent_output_error: Largest since the point before.
         output_error_mean: Mean over the steps of the largest error in the step.
         state_error: As ``output_error``, of the states after each step.
-        state_error_here: As ``output_error_here``.
+        recent_state_error: As ``recent_output_error``.
         flips: Gate decisions that differed.
         decisions: Gate decisions of one bundle.
         writes: Steps that wrote: of the float model, of the candidate.
@@ -60,10 +60,10 @@ class Point(Record, frozen=True):
     step: int
     steps: int
     output_error: float
-    output_error_here: float
+    recent_output_error: float = msgspec.field(name="output_error_here")
     output_error_mean: float
     state_error: float
-    state_error_here: float
+    recent_state_error: float = msgspec.field(name="state_error_here")
     flips: int
     decisions: int
     writes: tuple[int, int]
@@ -76,18 +76,16 @@ class Point(Record, frozen=True):
         """Both together: largest of what is largest, sums of what is counted."""
         steps = self.steps + other.steps
         mean = self.output_error_mean * self.steps + other.output_error_mean * other.steps
-        return Point(
-            step=max(self.step, other.step),
+        largest = ["step", "norm_growth", "output_error", "recent_output_error"]
+        largest += ["state_error", "recent_state_error"]
+        return msgspec.structs.replace(
+            self,
+            **{name: max(getattr(self, name), getattr(other, name)) for name in largest},
             steps=steps,
-            output_error=max(self.output_error, other.output_error),
-            output_error_here=max(self.output_error_here, other.output_error_here),
             output_error_mean=mean / steps,
-            state_error=max(self.state_error, other.state_error),
-            state_error_here=max(self.state_error_here, other.state_error_here),
             flips=self.flips + other.flips,
             decisions=self.decisions + other.decisions,
             writes=(self.writes[0] + other.writes[0], self.writes[1] + other.writes[1]),
-            norm_growth=max(self.norm_growth, other.norm_growth),
             norms={
                 name: (max(norms[0], other.norms[name][0]), max(norms[1], other.norms[name][1]))
                 for name, norms in self.norms.items()
@@ -214,9 +212,9 @@ class DriftReport(Record, frozen=True, kw_only=True):
             if limit is not None and not value <= limit
         ]
         broken += [
-            f"state {name} has a norm of {ours:.3g}, and is zero in the float model"
-            for name, (theirs, ours) in total.norms.items()
-            if limits.norm_growth is not None and ours > theirs == 0
+            f"state {name} has a norm of {norm:.3g}, and is zero in the float model"
+            for name, (reference_norm, norm) in total.norms.items()
+            if limits.norm_growth is not None and norm > reference_norm == 0
         ]
         failed = [self.fault] if self.fault is not None else []
         return msgspec.structs.replace(self, findings=(*failed, *broken))

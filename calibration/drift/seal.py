@@ -21,16 +21,16 @@ def check_sealable(reference: Bundle, candidate: Bundle) -> None:
         CalibrationError: They are of different weights, the float one is none or was not sealed,
             or the candidate was never held against its model.
     """
-    ours, theirs = candidate.manifest, reference.manifest
-    if ours.model.sha256 != theirs.model.sha256:
+    weights = [bundle.manifest.model.sha256 for bundle in (candidate, reference)]
+    if weights[0] != weights[1]:
         raise CalibrationError(
             "the candidate is not made from the float bundle's model",
-            found=f"weights {ours.model.sha256[:12]}",
-            expected=f"weights {theirs.model.sha256[:12]}",
+            found=f"weights {weights[0][:12]}",
+            expected=f"weights {weights[1][:12]}",
             remedy="export both from one model",
         )
     check_judge(reference, candidate)
-    if ours.verification is None:
+    if candidate.manifest.verification is None:
         raise CalibrationError(
             "the candidate was never held against its model",
             found=f"{candidate.path} without a verification receipt",
@@ -74,6 +74,6 @@ def seal(
         result.findings,
         accepted if result.findings else None,
     )
-    kept = (f for f in old.files if f.path != REPORT)
-    manifest = msgspec.structs.replace(old, files=(*kept, ref), drift=receipt)
+    others = (f for f in old.files if f.path != REPORT)
+    manifest = msgspec.structs.replace(old, files=(*others, ref), drift=receipt)
     return write_bundle(out, manifest, files)

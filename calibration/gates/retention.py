@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from stategate.calibration.rolls import Report, tensors_of
+from stategate.calibration.closed_loop import tensors_of
+from stategate.calibration.episodes import Report
 from stategate.calibration.settings import RetentionRecipe
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError

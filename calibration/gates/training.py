@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.nn.functional import cross_entropy
 
-from stategate.calibration.rolls import Report, tensors_of
+from stategate.calibration.closed_loop import tensors_of
+from stategate.calibration.episodes import Report
 from stategate.calibration.settings import GateRecipe
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError

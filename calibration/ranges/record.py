@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from stategate.calibration.cluster import Cluster, roll_out
 from stategate.calibration.drift.judge import can_judge
+from stategate.calibration.episodes import Cluster, roll_out
 from stategate.calibration.ranges.statistics import Statistics, decade_of
 from stategate.contract import Bundle, Episode, EpisodeFile, EpisodeSet, StepSpec
 from stategate.contract.errors import CalibrationError

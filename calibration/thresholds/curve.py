@@ -9,10 +9,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stategate.calibration.rolls import Report, Rolled, check_changes, gate_values, hard_gate, roll
+from stategate.calibration.closed_loop import (
+    LoopCounts,
+    check_changes,
+    hard_gate,
+    roll,
+    sample_gate,
+)
+from stategate.calibration.episodes import Fleet, Progress, Report, ask_each
 from stategate.calibration.settings import REFINEMENTS, Wish
-from stategate.calibration.thresholds.episodes import Fleet, over
-from stategate.calibration.thresholds.needed import HORIZON, Needs, sample_needs
+from stategate.calibration.thresholds.needs import HORIZON, Needs, sample_needs
 from stategate.common.statistics import rate_interval
 from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec
 from stategate.contract.errors import CalibrationError
@@ -53,11 +59,11 @@ def calibrate_gate(
     gate = hard_gate(model.step_spec(), gate_name)
     assert gate.threshold is not None
     reference = float(gate.threshold)
-    count = _Count(report)
+    count = Progress(report)
     proposed = thresholds is None
     if thresholds is None:
-        look = partial(gate_values, gate=gate, threshold=reference)
-        thresholds = propose(over(model, episodes, look, count).kept, gate)
+        look = partial(sample_gate, gate=gate, threshold=reference)
+        thresholds = propose(ask_each(model, episodes, look, count).values, gate)
         count.next()
     if not thresholds:
         raise CalibrationError("no thresholds to try were given")
@@ -71,7 +77,7 @@ def calibrate_gate(
 
     def curve_of(tried: Iterable[float]) -> list[CurvePoint]:
         live = partial(roll, gate=gate, thresholds=sorted(set(tried)), reference=reference)
-        rolled = over(model, episodes, live, count)
+        rolled = ask_each(model, episodes, live, count)
         check_changes(rolled.inputs, int(rolled.steps.sum()))
         count.next()
         return _points(rolled)
@@ -86,7 +92,7 @@ def calibrate_gate(
     elif wish.costs is not None:
         bound = wish.max_output_error
         ask = partial(sample_needs, gate=gate, reference=reference, bound=bound)
-        needs = over(model, episodes, ask, count)
+        needs = ask_each(model, episodes, ask, count)
         if not needs.gate.size:
             raise CalibrationError(
                 "no episode is long enough to see what a write is good for",
@@ -122,11 +128,11 @@ def propose(values: NDArray[np.float32], gate: GateSpec) -> list[float]:
     quantiles = np.quantile(values, [1 - rate for rate in PROPOSED_RATES])
     margin = 1e-3 * (high - low)
     assert gate.threshold is not None
-    given = [low - margin, *quantiles.tolist(), high + margin, gate.threshold]
-    return sorted({t for value in given if gate.allows(t := float(f"{value:.6g}"))})
+    tried = [low - margin, *quantiles.tolist(), high + margin, gate.threshold]
+    return sorted({t for value in tried if gate.allows(t := float(f"{value:.6g}"))})
 
 
-def _points(rolled: Rolled) -> list[CurvePoint]:
+def _points(rolled: LoopCounts) -> list[CurvePoint]:
     steps = rolled.steps
     total, judged = int(steps.sum()), int(rolled.judged.sum())
     points = []
@@ -212,13 +218,13 @@ def _choose(curve: Sequence[CurvePoint], wish: Wish) -> tuple[CurvePoint, str]:
 
 
 def _fewest(
-    curve: Sequence[CurvePoint], fits: Callable[[CurvePoint], bool], rule: str, found: str
+    curve: Sequence[CurvePoint], fits: Callable[[CurvePoint], bool], rule: str, figures: str
 ) -> tuple[CurvePoint, str]:
     fitting = [point for point in curve if fits(point)]
     if not fitting:
         raise CalibrationError(
             "no threshold meets the request",
-            found=f"{found} over thresholds {curve[0].threshold:g} to {curve[-1].threshold:g}",
+            found=f"{figures} over thresholds {curve[0].threshold:g} to {curve[-1].threshold:g}",
             expected=rule,
             remedy="ask for less, or give other thresholds with --thresholds",
         )
@@ -239,19 +245,3 @@ def _by_rate(curve: Sequence[CurvePoint], rate: float) -> tuple[CurvePoint, str]
             remedy="ask for a rate in that range; other --thresholds may widen it",
         )
     return best, f"write rate nearest to {rate:g}"
-
-
-class _Count:
-    """Adds up the steps of several rounds."""
-
-    def __init__(self, report: Report) -> None:
-        self._report, self._before, self._now = report, 0, 0
-
-    def __call__(self, done: int) -> None:
-        self._now = done
-        self._report(self._before + done)
-
-    def next(self) -> None:
-        """A round is over."""
-        self._before += self._now
-        self._now = 0

@@ -17,7 +17,7 @@ import distributed
 import numpy as np
 import pytest
 
-from stategate.calibration.cluster import roll_out
+from stategate.calibration.episodes import roll_out
 from stategate.contract import Episode, EpisodeFile, EpisodeSet
 from stategate.contract.errors import CalibrationError, EpisodeError, MissingDependencyError
 

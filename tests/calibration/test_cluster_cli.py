@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from stategate.calibration.rolls import Thinned
+from stategate.calibration.closed_loop import GateSample
 from stategate.cli.main import main
 from stategate.contract import Episode
 
@@ -113,9 +113,9 @@ def test_what_a_cluster_cannot_do_is_refused(
 
 
 def test_values_thinned_apart_are_as_dense_as_the_sparser() -> None:
-    steps = np.arange(3 * Thinned.keep // 2, dtype=np.float32)[:, None]
-    sparse, dense = Thinned(1, steps).fitted(), Thinned(1, steps[:10])
+    steps = np.arange(3 * GateSample.most // 2, dtype=np.float32)[:, None]
+    sparse, dense = GateSample(1, steps).thinned(), GateSample(1, steps[:10])
     assert (sparse.every, sparse.merged(dense).every) == (2, 2)
-    merged = sparse.merged(dense).kept[:, 0]
-    assert merged.size <= Thinned.keep
+    merged = sparse.merged(dense).values[:, 0]
+    assert merged.size <= GateSample.most
     assert merged.tolist() == [*steps[::2, 0].tolist(), 0.0, 2.0, 4.0, 6.0, 8.0]

@@ -98,7 +98,8 @@ def test_a_candidate_beyond_its_limits_is_sealed_by_nobody_or_by_name(
     receipt = manifest(out).drift
     assert receipt is not None and receipt.accepted == "Ada: a toy"
     assert receipt.findings[0].startswith("mean output error")
-    assert run("verify", out).exit_code == 0
+    assert run("verify", out).exit_code == 1
+    assert run("verify", out, "--allow-refused").exit_code == 0
     assert "accepted by Ada" in run("inspect", out).output
 
 

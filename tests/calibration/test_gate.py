@@ -11,7 +11,7 @@ from torch import nn
 
 from stategate.calibration.settings import Wish
 from stategate.calibration.thresholds.curve import calibrate_gate
-from stategate.calibration.thresholds.needed import HORIZON, sample_needs
+from stategate.calibration.thresholds.needs import HORIZON, sample_needs
 from stategate.cli.main import main
 from stategate.common.statistics import rate_interval, student_t
 from stategate.contract import (

@@ -19,18 +19,18 @@ for each other are both found needless, and a need that shows only after the hor
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stategate.calibration.rolls import OPEN, SHUT, Lanes, Report, tensors_of
+from stategate.calibration.closed_loop import OPEN, SHUT, Lanes, tensors_of
+from stategate.calibration.episodes import Report
 from stategate.contract import Episode, GateSpec
 from stategate.contract.errors import CalibrationError
 from stategate.contract.write_rule import opens
-from stategate.models.step import StepModel
+from stategate.models.step import StepModel, Tensors
 
 HORIZON = 128
 SAMPLES = 256  # of each episode
@@ -93,57 +93,55 @@ def sample_needs(
             found="an episode without labels",
             expected="label.<output>, or an output difference that counts: --max-output-error",
         )
-    inputs = tensors_of(episode, lanes.spec)
     last = episode.steps - HORIZON
     if last < 1:
         return Needs(np.zeros(0, np.float32), np.zeros(0, np.bool_))
     # By content: the same wherever it is rolled, and another for episodes of the same length.
     content = [zlib.crc32(a.tobytes()) for _, a in sorted(episode.inputs.items())]
     rng = np.random.default_rng([seed, *content])
-    picked = np.sort(rng.choice(last, min(SAMPLES, last), replace=False))
-    starts, states = [], lanes.start(1)
-    wanted = set(picked.tolist())
-    for t in range(last):
-        if t in wanted:
-            starts.append(states)
-        now = {name: array[t] for name, array in inputs.items()}
-        _, states, _ = lanes.step(torch.tensor([reference]), states, now)
-        report(t + 1)
-    before = {n: torch.cat([s[n] for s in starts] * 2) for n in starts[0]}
-    return Needs(*_two_lives(lanes, episode, inputs, picked, before, reference, bound))
+    samples = np.sort(rng.choice(last, min(SAMPLES, last), replace=False))
+    chosen = set(samples.tolist())
+    starts, before = [], lanes.start(1)
+    for step in lanes.run(torch.tensor([reference]), episode, report, last):
+        if step.t in chosen:
+            starts.append(before)
+        before = step.states
+    states = {n: torch.cat([s[n] for s in starts] * 2) for n in starts[0]}
+    return _two_lives(lanes, episode, samples, states, reference, bound)
 
 
 def _two_lives(
     lanes: Lanes,
     episode: Episode,
-    inputs: dict[str, torch.Tensor],
-    picked: NDArray[np.int64],
-    states: dict[str, torch.Tensor],
+    samples: NDArray[np.int64],
+    states: Tensors,
     reference: float,
     bound: float | None,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Gate values ``(samples,)`` and whether the life without the write is worse."""
-    n = len(picked)
-    at = torch.from_numpy(np.concatenate((picked, picked)))
+) -> Needs:
+    """Go on from every sample with its write (first half of the lanes) and without (second)."""
+    n = len(samples)
+    inputs = tensors_of(episode, lanes.spec)
+    at = torch.from_numpy(np.concatenate((samples, samples)))
     threshold = torch.cat((torch.full((n,), OPEN), torch.full((n,), SHUT)))
     value = np.zeros(n, np.float32)
     right = np.zeros(2 * n, np.int64)
-    names: Sequence[str] = [o.name for o in lanes.spec.outputs if o.dtype.startswith("float")]
-    apart, size = torch.zeros(2, len(names), n)
+    names = [o.name for o in lanes.spec.outputs if o.dtype.startswith("float")]
+    gap, size = torch.zeros(2, len(names), n)
     for h in range(HORIZON):
         now = {name: array[at + h] for name, array in inputs.items()}
-        outputs, states, gates = lanes.step(threshold, states, now, apart=True)
+        step = lanes.step(threshold, states, now, own_inputs=True)
+        states = step.states
         if h == 0:
-            value = gates[:n].flatten(1).amax(1).numpy()
+            value = step.gate[:n].flatten(1).amax(1).numpy()
             threshold = torch.full((2 * n,), reference)
         for name, labels in episode.labels.items():
-            asked = labels[(at + h).numpy()]
-            right += (outputs[name].flatten(1).argmax(1).numpy() == asked) & (asked >= 0)
+            label = labels[(at + h).numpy()]
+            right += (step.outputs[name].flatten(1).argmax(1).numpy() == label) & (label >= 0)
         for i, name in enumerate(names):
-            out = outputs[name].flatten(1)
-            apart[i] = torch.maximum(apart[i], (out[:n] - out[n:]).abs().amax(1))
+            out = step.outputs[name].flatten(1)
+            gap[i] = torch.maximum(gap[i], (out[:n] - out[n:]).abs().amax(1))
             size[i] = torch.maximum(size[i], out[:n].abs().amax(1))
     if bound is None:
-        return value, right[n:] < right[:n]
-    worst = (apart / size.clamp(min=1e-30)).amax(0)
-    return value, (worst > bound).numpy()
+        return Needs(value, right[n:] < right[:n])
+    worst = (gap / size.clamp(min=1e-30)).amax(0)
+    return Needs(value, (worst > bound).numpy())

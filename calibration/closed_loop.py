@@ -7,28 +7,27 @@ rescoring one recorded loop would judge decisions that were never lived with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stategate.calibration.episodes import Report
 from stategate.contract import Episode, GateSpec, StepSpec
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.contract.failures import failures, first_line
 from stategate.models.step import StepModel, Tensors, initial_states, opens, threshold_inputs
-
-Report = Callable[[int], None]
 
 OPEN, SHUT = -3.0e38, 3.0e38
 """Thresholds below and above every finite gate value that a model computes with."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rolled:
-    """Counts of loops at several thresholds, of one episode or of several.
+class LoopCounts:
+    """What loops at several thresholds did in one episode, or in several.
 
     Attributes:
         thresholds: ``(lanes,)`` float64.
@@ -54,16 +53,16 @@ class Rolled:
     sizes: NDArray[np.float64]
     inputs: NDArray[np.float64]
 
-    def merged(self, other: Rolled) -> Rolled:
+    def merged(self, other: LoopCounts) -> LoopCounts:
         """Of the episodes of both."""
-        listed: dict[str, Any] = {
+        by_episode: dict[str, Any] = {
             name: np.concatenate((getattr(self, name), getattr(other, name)))
             for name in ("steps", "writes", "openings", "right", "judged")
         }
         lows, highs = zip(self.inputs, other.inputs, strict=True)
         return replace(
             self,
-            **listed,
+            **by_episode,
             gaps=self.gaps + other.gaps,
             sizes=self.sizes + other.sizes,
             inputs=np.stack((np.minimum(*lows), np.maximum(*highs))),
@@ -77,30 +76,46 @@ class Rolled:
 
 
 @dataclass(frozen=True, slots=True)
-class Thinned:
-    """Values of a gate, thinned evenly to at most ``keep`` in constant memory.
+class GateSample:
+    """Values of a gate, thinned evenly to at most ``most`` in constant memory.
 
     Attributes:
-        every: Of so many steps one is kept.
-        kept: ``(steps kept, elements)`` float32.
+        every: One step of so many is in it.
+        values: ``(steps, elements)`` float32.
     """
 
     every: int
-    kept: NDArray[np.float32]
-    keep: ClassVar[int] = 200_000
+    values: NDArray[np.float32]
+    most: ClassVar[int] = 200_000
 
-    def merged(self, other: Thinned) -> Thinned:
+    def merged(self, other: GateSample) -> GateSample:
         """Of both, as dense as the sparser of them."""
         every = max(self.every, other.every)
-        kept = [one.kept[:: every // one.every] for one in (self, other)]
-        return Thinned(every, np.concatenate(kept)).fitted()
+        parts = [one.values[:: every // one.every] for one in (self, other)]
+        return GateSample(every, np.concatenate(parts)).thinned()
 
-    def fitted(self) -> Thinned:
+    def thinned(self) -> GateSample:
         """Thinned until it fits; ``every`` stays a power of two."""
         one = self
-        while one.kept.size > self.keep:
-            one = Thinned(one.every * 2, one.kept[::2])
+        while one.values.size > self.most:
+            one = GateSample(one.every * 2, one.values[::2])
         return one
+
+
+class LaneStep(NamedTuple):
+    """One step of every lane; each tensor has a leading axis of lanes.
+
+    Attributes:
+        t: Number of the step.
+        outputs: By name.
+        states: What the next step sees.
+        gate: Values of the gate.
+    """
+
+    t: int
+    outputs: dict[str, torch.Tensor]
+    states: dict[str, torch.Tensor]
+    gate: torch.Tensor
 
 
 class Lanes:
@@ -109,9 +124,6 @@ class Lanes:
     Args:
         model: The model.
         gate: The hard gate whose threshold the lanes choose; others keep theirs.
-
-    Raises:
-        CalibrationError: In `step`, where the model cannot be stepped that way.
     """
 
     def __init__(self, model: StepModel, gate: GateSpec) -> None:
@@ -120,29 +132,57 @@ class Lanes:
         self._model = model
         self._fixed = threshold_inputs(self.spec)
         self._others = {g: t for g, t in self.spec.thresholds.items() if g != gate.name}
-        self._shared = torch.vmap(self._one, in_dims=(0, 0, None))
-        self._apart = torch.vmap(self._one, in_dims=(0, 0, 0))
 
     def start(self, lanes: int) -> Tensors:
-        """Initial states with a leading axis of lanes."""
+        """Initial states of every lane."""
         return {n: t.expand(lanes, *t.shape) for n, t in initial_states(self._model).items()}
 
+    def run(
+        self, thresholds: torch.Tensor, episode: Episode, report: Report, steps: int | None = None
+    ) -> Iterator[LaneStep]:
+        """Step every lane through an episode, or its first ``steps``, from the initial state.
+
+        Raises:
+            EpisodeError: The episode does not fit the model.
+            CalibrationError: The model cannot be stepped in lanes, or a gate is not finite.
+        """
+        inputs = tensors_of(episode, self.spec)
+        states = self.start(len(thresholds))
+        for t in range(episode.steps if steps is None else steps):
+            now = {name: array[t] for name, array in inputs.items()}
+            step = self.step(thresholds, states, now)._replace(t=t)
+            if not step.gate.isfinite().all():
+                raise CalibrationError(
+                    f"gate {self.gate.name!r} is not finite",
+                    found=f"NaN or Inf in step {t}",
+                    remedy="look for overflow in the model; a session would refuse this step",
+                )
+            yield step
+            states = step.states
+            report(t + 1)
+
     def step(
-        self, thresholds: torch.Tensor, states: Tensors, inputs: Tensors, *, apart: bool = False
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+        self,
+        thresholds: torch.Tensor,
+        states: Tensors,
+        inputs: Tensors,
+        *,
+        own_inputs: bool = False,
+    ) -> LaneStep:
         """One step of every lane.
 
         Args:
             thresholds: ``(lanes,)``.
             states: With a leading axis of lanes.
             inputs: Of one step, the same for all lanes.
-            apart: Inputs have a leading axis of lanes too.
+            own_inputs: Inputs have a leading axis of lanes too.
 
-        Returns:
-            Outputs, states that the next step sees, and gate values ``(lanes, *gate)``.
+        Raises:
+            CalibrationError: The model cannot be stepped that way.
         """
+        lanes = torch.vmap(self._one, in_dims=(0, 0, 0 if own_inputs else None))
         try:
-            return (self._apart if apart else self._shared)(thresholds, states, inputs)
+            return LaneStep(0, *lanes(thresholds, states, inputs))
         except failures(RuntimeError) as problem:
             raise CalibrationError(
                 "the step cannot be run for several thresholds at once",
@@ -154,17 +194,18 @@ class Lanes:
         self, threshold: torch.Tensor, states: Tensors, inputs: Tensors
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
         name = self.gate.threshold_input
-        shown = {name: threshold[None]} if name is not None else {}
-        result = self._model.step({**inputs, **self._fixed, **shown}, states)
-        is_open = {g: opens(result.gates[g], t).any() for g, t in self._others.items()}
-        is_open[self.gate.name] = opens(result.gates[self.gate.name], threshold).any()
-        kept = {
+        own = {name: threshold[None]} if name is not None else {}
+        result = self._model.step({**inputs, **self._fixed, **own}, states)
+        # As `commit` does it, but chosen by tensors: vmap has no branches.
+        limits: dict[str, Any] = {**self._others, self.gate.name: threshold}
+        is_open = {g: opens(result.gates[g], limit).any() for g, limit in limits.items()}
+        after = {
             s.name: torch.where(is_open[s.gate], result.states[s.name], states[s.name])
             if s.gate in is_open
             else result.states[s.name]
             for s in self.spec.states
         }
-        return dict(result.outputs), kept, result.gates[self.gate.name]
+        return dict(result.outputs), after, result.gates[self.gate.name]
 
 
 def hard_gate(spec: StepSpec, name: str | None = None) -> GateSpec:
@@ -223,7 +264,7 @@ def roll(
     gate: GateSpec,
     thresholds: Sequence[float],
     reference: float,
-) -> Rolled:
+) -> LoopCounts:
     """Roll every threshold through an episode, from the initial state.
 
     Args:
@@ -233,25 +274,15 @@ def roll(
         gate: Whose threshold it is.
         thresholds: What to try.
         reference: Threshold of one more lane, whose outputs the others are compared with.
-
-    Raises:
-        CalibrationError: The model cannot be stepped in lanes, or gives a gate that is not finite.
-        EpisodeError: The episode does not fit the model.
     """
     lanes = Lanes(model, gate)
     tried = torch.tensor([*thresholds, reference], dtype=torch.float32)
     floats = [t.name for t in lanes.spec.outputs if t.dtype.startswith("float")]
     gap = torch.zeros(len(floats), len(tried), dtype=torch.float64)
-    inputs = tensors_of(episode, lanes.spec)
-    states = lanes.start(len(tried))
     writes, openings, right = torch.zeros(3, len(tried), dtype=torch.int64)
     judged = 0
     limits = tried.reshape(-1, *([1] * len(gate.shape)))
-    for t in range(episode.steps):
-        outputs, states, values = lanes.step(
-            tried, states, {name: array[t] for name, array in inputs.items()}
-        )
-        _check_finite(values, gate, t)
+    for t, outputs, _, values in lanes.run(tried, episode, report):
         is_open = opens(values, limits).flatten(1)
         writes += is_open.any(1)
         openings += is_open.any(1) if elements_of(gate) == 1 else is_open.sum(1)
@@ -264,8 +295,7 @@ def roll(
             # The last lane is the reference: it keeps its own size in place of its error.
             gap[i, :-1] += (out[:-1] - out[-1]).square().sum(1)
             gap[i, -1] += out[-1].square().sum()
-        report(t + 1)
-    return Rolled(
+    return LoopCounts(
         thresholds=np.asarray(thresholds, dtype=np.float64),
         steps=np.array([episode.steps]),
         writes=writes[None, :-1].numpy(),
@@ -280,29 +310,20 @@ def roll(
 
 
 @torch.no_grad()
-def gate_values(
+def sample_gate(
     model: StepModel, episode: Episode, report: Report, *, gate: GateSpec, threshold: float
-) -> Thinned:
-    """Values of a gate's elements in closed loop.
-
-    For a gate of step granularity only the largest element of each step counts.
-    """
-    lanes = Lanes(model, gate)
-    tried = torch.tensor([threshold])
-    inputs = tensors_of(episode, lanes.spec)
-    states = lanes.start(1)
-    kept: list[NDArray[np.float32]] = []
+) -> GateSample:
+    """Values of a gate's elements in closed loop; of a gate of step granularity the largest."""
+    rows: list[NDArray[np.float32]] = []
     every = 1
-    for t in range(episode.steps):
-        _, states, values = lanes.step(tried, states, {n: a[t] for n, a in inputs.items()})
-        _check_finite(values, gate, t)
+    for t, _, _, values in Lanes(model, gate).run(torch.tensor([threshold]), episode, report):
         if t % every == 0:
             flat = values.flatten()
-            kept.append((flat.amax()[None] if elements_of(gate) == 1 else flat).numpy())
-        if len(kept) * elements_of(gate) > Thinned.keep:
-            kept, every = kept[::2], every * 2
-        report(t + 1)
-    return Thinned(every, np.stack(kept))
+            rows.append((flat.amax()[None] if elements_of(gate) == 1 else flat).numpy())
+        # Thinned on the way: an episode of any length is held in constant memory.
+        if len(rows) * elements_of(gate) > GateSample.most:
+            rows, every = rows[::2], every * 2
+    return GateSample(every, np.stack(rows))
 
 
 def extremes(episode: Episode) -> NDArray[np.float64]:
@@ -312,28 +333,19 @@ def extremes(episode: Episode) -> NDArray[np.float64]:
     return np.stack((whole.min(axis=0), whole.max(axis=0)))
 
 
-def check_changes(seen: NDArray[np.float64], steps: int) -> None:
+def check_changes(inputs: NDArray[np.float64], steps: int) -> None:
     """Refuse recordings in which nothing happens: what they say of a gate is its start alone.
 
     Args:
-        seen: ``(2, elements)``, see `extremes`, over all episodes.
+        inputs: ``(2, elements)``, see `extremes`, over all episodes.
         steps: Of all episodes.
 
     Raises:
         EpisodeError: No input ever changes.
     """
-    if steps > 1 and (seen[0] == seen[1]).all():
+    if steps > 1 and (inputs[0] == inputs[1]).all():
         raise EpisodeError(
             "no input ever changes",
             found=f"constant numbers in all of {steps} steps",
             expected="recordings of what the model meets in use",
-        )
-
-
-def _check_finite(values: torch.Tensor, gate: GateSpec, t: int) -> None:
-    if not values.isfinite().all():
-        raise CalibrationError(
-            f"gate {gate.name!r} is not finite",
-            found=f"NaN or Inf in step {t}",
-            remedy="look for overflow in the model; a session would refuse this step",
         )
