@@ -107,7 +107,7 @@ def adopt(
     refuse_to_replace(out)  # what is refused here is refused before onnx is imported
 
     import stategate
-    from stategate.export.seal.receipt import print_receipt
+    from stategate.cli.receipt import print_receipt
 
     print_receipt(stategate.adopt(file, out, **options), as_json)
 

@@ -11,11 +11,11 @@ import msgspec
 
 import stategate
 from stategate.cli.options import json_option
+from stategate.cli.receipt import doubts, missing_part, result_of
 from stategate.common.c_library import why_not_here
 from stategate.contract import Bundle, Manifest, TargetRef, canonical_json
 from stategate.contract.c_library import NativeRef
 from stategate.contract.reading import printable
-from stategate.contract.receipts import NOISE
 from stategate.runtime.check.golden import Replay
 from stategate.runtime.engines.tensorrt_api import local_plans
 from stategate.runtime.keep.snapshot import Codec
@@ -101,8 +101,8 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.native is not None:
         lines.append(("native", described(manifest.native, manifest.target)))
     if manifest.no_native:
-        missing = "library" if manifest.native is not None else "engine"
-        lines.append(("native", f"no {missing}: {printable(manifest.no_native, 1000)}"))
+        reason = printable(manifest.no_native, 1000)
+        lines.append(("native", f"no {missing_part(manifest)}: {reason}"))
     lines.append(("target", manifest.target.name if manifest.target else "any"))
     if manifest.is_lower:
         lines.append(("precision", printable(manifest.precision_words)))
@@ -114,16 +114,10 @@ def _judged(manifest: Manifest) -> list[tuple[str, str]]:
     receipt, drift, verdict = manifest.verification, manifest.drift, manifest.verdict
     if receipt is None:
         return [(verdict, "a draft that was never held against its model")]
-    text = (
-        f"{receipt.steps} steps of {receipt.inputs.words} against {receipt.reference}: "
-        f"{receipt.errors}, {receipt.gate_flips} gate flips"
-    )
-    lines = [(verdict, printable(text))]
+    lines = [(verdict, printable(result_of(receipt)))]
     if receipt.accepted is not None:
         lines.append(("accepted", printable(f"by {receipt.accepted}")))
-    if receipt.inputs.kind == "noise":
-        lines.append(("note", NOISE))
-    lines += [("note", printable(note)) for note in receipt.notes]
+    lines += [("note", printable(doubt)) for doubt, _ in doubts(manifest)]
     if drift is not None:
         accepted = f"; accepted by {drift.accepted}" if drift.accepted else ""
         findings = "; ".join(drift.findings) or "passed"

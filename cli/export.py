@@ -103,6 +103,6 @@ def export(
     refuse_to_replace(out)  # what is refused here is refused before torch is imported
 
     import stategate
-    from stategate.export.seal.receipt import print_receipt
+    from stategate.cli.receipt import print_receipt
 
     print_receipt(stategate.make(model, out, **options), as_json)

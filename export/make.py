@@ -17,7 +17,7 @@ from stategate.export.deploy import Engines, SafeOutputs, deployed, with_safe
 from stategate.export.inputs import Range
 from stategate.export.passes.choose_split import Asked
 from stategate.export.precision import StatePrecision, early_limits, in_precision
-from stategate.export.seal.answers import taking
+from stategate.export.seal.answers import readable_errors
 from stategate.export.seal.pack import seal
 from stategate.export.seal.rounding import strict_limits
 from stategate.export.seal.verify import STEPS
@@ -125,7 +125,7 @@ def make(
         inputs, source = episode_for(loaded, candidate, episode, steps, input_ranges)
         candidate = deployed(candidate, engines, split, inputs, here)
         if candidate.float_sizes is None:
-            with taking(loaded.name, inputs, source, 0):
+            with readable_errors(loaded.name, inputs, source, 0):
                 limits = strict_limits(loaded.model, candidate, inputs)
         if limits.because:
             console.note(f"errors may be {limits.error:.2g}: {limits.because}")

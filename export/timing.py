@@ -1,4 +1,4 @@
-"""Which of several graphs are faster on this machine, by measurement."""
+"""Graphs in this machine's ONNX Runtime: whether they run, and which of them is faster."""
 
 from __future__ import annotations
 
@@ -28,15 +28,12 @@ def one_thread() -> onnxruntime.SessionOptions:
 
 
 def sample(spec: StepSpec) -> dict[str, np.ndarray]:
-    """Something to feed every input of a step with: noise, thresholds, and states at zero."""
+    """A value for every input of a step: noise, thresholds, and zeros for states and integers."""
     rng = np.random.default_rng(0)
-    floats = {t.name for t in spec.inputs if t.dtype == "float32"}
-    feeds = {
-        name: rng.standard_normal(t.shape).astype(t.dtype)
-        if name in floats
-        else np.zeros(t.shape, t.dtype)
-        for name, t in spec.graph_inputs().items()
-    }
+    feeds = {name: np.zeros(t.shape, t.dtype) for name, t in spec.graph_inputs().items()}
+    for tensor in spec.inputs:
+        if tensor.dtype == "float32":
+            feeds[tensor.name] = rng.standard_normal(tensor.shape).astype(np.float32)
     return feeds | {c.name: c.array() for c in spec.fixed_inputs}
 
 
@@ -44,12 +41,11 @@ def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> 
     """Median time of each graph in ONNX Runtime, one thread, turn by turn.
 
     Args:
-        graphs: Serialised graphs, by what they are called.
+        graphs: Serialised graphs, by name.
         feeds: Every input of any of them, by name.
 
     Returns:
-        Microseconds by name, of those that this ONNX Runtime can load. Taking turns, they share
-        whatever else this machine does.
+        Microseconds by name, of those that this ONNX Runtime can load.
     """
     calls = {}
     for name, graph in graphs.items():
@@ -88,12 +84,11 @@ def check_runs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> None:
     if not others:
         return
     options = one_thread()
-    options.log_severity_level = 4  # what it says comes with the exception too
+    options.log_severity_level = 4  # the exception has the same text
     try:
         graph = model.SerializeToString()
-        onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"]).run(
-            None, dict(feeds)
-        )
+        session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+        session.run(None, dict(feeds))
     except failures() as problem:  # its errors have no common base
         raise GraphError(
             f"ONNX Runtime cannot compute this step in {' and '.join(others)}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def interface(spec: StepSpec, graph_sha256: str) -> str:
         "GIVES": len(spec.graph_outputs()),
     }
     defines = "\n".join(f"#define STATEGATE_{name} {value}" for name, value in macros.items())
-    header = _HEADER.replace("@DEFINES@", defines).replace("@STRUCTS@", structs)
+    header = _filled("stategate.h.in", DEFINES=defines, STRUCTS=structs)
     return header.replace("@LAYOUT@", f"0x{sha256(header.encode())[:16]}")
 
 
@@ -121,8 +122,8 @@ def model_source(
     at = {name: f"in[{i}]" for i, name in enumerate(spec.graph_inputs())}
     at |= {name: f"out[{i}]" for i, name in enumerate(spec.graph_outputs())}
     locals_ = []
-    handed = sum(np.dtype(dtype).itemsize * elements for dtype, elements in payload.values())
-    place = "STATEGATE_TEMPORARY " if handed > STACK_BYTES else ""
+    payload_bytes = sum(np.dtype(dtype).itemsize * size for dtype, size in payload.values())
+    place = "STATEGATE_TEMPORARY " if payload_bytes > STACK_BYTES else ""
     for i, (name, (dtype, elements)) in enumerate(payload.items()):
         if name not in at:
             at[name] = f"(void *)p{i}"
@@ -137,10 +138,11 @@ def model_source(
     }
 
     def call(function: str, indent: str) -> list[str]:
-        taken = functions[function]
-        arguments = ", ".join(at[name] for name in (*taken.takes, *taken.gives))
-        flushed = [f"stategate_flush({at[n]}, {states[n]});" for n in taken.gives if n in states]
-        return [f"{indent}{line}" for line in (f"stategate_{function}({arguments});", *flushed)]
+        part = functions[function]
+        arguments = ", ".join(at[name] for name in (*part.takes, *part.gives))
+        # Subnormal numbers would make every later step slow.
+        flushes = [f"stategate_flush({at[n]}, {states[n]});" for n in part.gives if n in states]
+        return [f"{indent}{line}" for line in (f"stategate_{function}({arguments});", *flushes)]
 
     finite = " && ".join(
         f"stategate_finite(in[{i}], {t.nbytes}, {_KINDS[t.dtype]})"
@@ -153,13 +155,12 @@ def model_source(
     for i, gate in enumerate(spec.gates):
         if f"write{i}" in functions:
             elements = int(np.prod(gate.shape, dtype=np.int64))
-            asked = f"is_open({at[gate.name]}, {elements}, {at[str(gate.threshold_input)]})"
-            body += [f"    if ({asked}) {{", *call(f"write{i}", "        "), "    }"]
+            is_open = f"is_open({at[gate.name]}, {elements}, {at[str(gate.threshold_input)]})"
+            body += [f"    if ({is_open}) {{", *call(f"write{i}", "        "), "    }"]
     body.append("    stategate_leave(mode);")
     prototypes = "\n".join(function.prototype for function in functions.values())
-    return _MODEL.format(
-        prototypes=prototypes, body="\n".join(body), tables="\n".join(_tables(spec, weights))
-    )
+    tables = "\n".join(_tables(spec, weights))
+    return _filled("model.c.in", PROTOTYPES=prototypes, BODY="\n".join(body), TABLES=tables)
 
 
 def _members(listed: Sequence[_Field]) -> str:
@@ -229,150 +230,9 @@ def _literal(value: object, dtype: str = "float32") -> str:
     return float(np.float32(str(value))).hex() + "f"
 
 
-_MODEL = """\
-/* Generated: the step of one model, and where its tensors lie. */
-#include <stddef.h>
-
-#include "stategate.h"
-#include "stategate_math.h"
-#include "stategate_model.h"
-
-extern const unsigned char stategate_weights[] __attribute__((visibility("hidden")));
-__asm__(
-    ".section .rodata\\n"
-    ".balign 64\\n"
-    ".global stategate_weights\\n"
-    ".hidden stategate_weights\\n"
-    "stategate_weights:\\n"
-    ".incbin \\"weights.bin\\"\\n"
-    ".byte 0\\n"
-    ".previous\\n");
-
-{prototypes}
-
-static inline __attribute__((unused)) bool is_open(
-    const float *gate, size_t elements, const float *threshold)
-{{
-    for (size_t i = 0; i < elements; ++i) {{
-        if (gate[i] > *threshold) {{
-            return true;
-        }}
-    }}
-    return false;
-}}
-
-int stategate_compute(void *const *in, void *const *out)
-{{
-{body}
-    return 0;
-}}
-
-{tables}
-"""
-
-_HEADER = """\
-/* One step of a model with a memory of constant size; made by stategate, see docs/guides/native.md.
- *
- * All memory is the caller's: a stategate_session may be static, on the stack or anywhere else.
- * Nothing is allocated. Not thread-safe: one session is one stream.
- */
-#ifndef STATEGATE_H
-#define STATEGATE_H
-
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#define STATEGATE_ALIGNED __attribute__((aligned(64)))
-#define STATEGATE_API __attribute__((visibility("default")))
-
-@DEFINES@
-/* Of all that is declared here: whether a program and a library mean the same structs. */
-#define STATEGATE_LAYOUT UINT64_C(@LAYOUT@)
-
-#ifdef __cplusplus
-extern "C" {
-#endif
-
-@STRUCTS@
-
-/* steps == writes + quiet_steps + suppressed_writes. Integers that only grow. */
-typedef struct {
-    uint64_t steps, writes, quiet_steps, suppressed_writes, ungated_writes, faults, resets;
-    uint64_t openings[STATEGATE_GATES + 1]; /* of each hard gate, in its order */
-} stategate_counters;
-
-typedef struct {
-    uint64_t ready; /* set by init; first, so that every bundle's code finds it */
-    stategate_states bank[2];
-    stategate_constants constants;
-    stategate_counters counters;
-    uint64_t parity; /* bit i: which bank of the states of gate i is live */
-    /* The budget hook: asked before each step whether it may write; NULL for always. */
-    bool (*may_write)(void *user);
-    void *user;
-} stategate_session;
-
-/* Below zero nothing was done, and nothing counted but the faults of a step. */
-typedef enum {
-    STATEGATE_OK = 0,         /* of all but a step */
-    STATEGATE_QUIET = 0,      /* every gate stayed closed */
-    STATEGATE_WROTE = 1,      /* a gate opened and its states changed */
-    STATEGATE_HELD = 2,       /* a gate opened and the budget hook had said no */
-    STATEGATE_BAD_INPUT = -1, /* NaN or infinity in an input: nothing was done or counted */
-    STATEGATE_FAULT = -2,     /* NaN or infinity in a gate or next state: the write was refused */
-    STATEGATE_BAD_OUTPUT = -3, /* NaN or infinity in an output: no answer, the write was refused */
-    STATEGATE_NO_POINTER = -4, /* NULL where a session, inputs, outputs or a buffer must be */
-    STATEGATE_UNALIGNED = -5, /* a pointer that is not aligned as its type is */
-    STATEGATE_NOT_READY = -6, /* the session was not initialised by this library */
-    STATEGATE_OTHER_MODEL = -7, /* program or save belong to another bundle than the library */
-    STATEGATE_DAMAGED = -8, /* a save of the wrong length, or altered since */
-    STATEGATE_IMPOSSIBLE = -9 /* a save with NaN, infinity, or counters that contradict */
-} stategate_result;
-
-/* Bytes of one save. */
-#define STATEGATE_SAVED_BYTES \\
-    (sizeof STATEGATE_TAG + sizeof(stategate_counters) + STATEGATE_STATE_BYTES + 4)
-
-/* Initial states, thresholds of the manifest, counters at zero, no budget hook. Refused where the
- * library was not made with this header; every other call then answers STATEGATE_NOT_READY. */
-STATEGATE_API stategate_result stategate_init_as(stategate_session *session, uint64_t layout);
-
-static inline __attribute__((unused)) stategate_result stategate_init(stategate_session *session)
-{
-    return stategate_init_as(session, STATEGATE_LAYOUT);
-}
-
-/* Below zero the outputs hold no answer: do not act on them. */
-STATEGATE_API stategate_result stategate_step(
-    stategate_session *session, const stategate_inputs *inputs, stategate_outputs *outputs);
-
-/* Initial states; counters go on. */
-STATEGATE_API stategate_result stategate_reset(stategate_session *session);
-
-/* Bytes of one bank of all states: what the model remembers. */
-STATEGATE_API size_t stategate_state_bytes(void);
-
-/* Counters and states into a buffer; the bytes used, or 0 where it is too small, or the session not
- * ready. */
-STATEGATE_API size_t stategate_save(
-    const stategate_session *session, void *buffer, size_t bytes);
-
-/* Back from a buffer; below zero, and nothing changed, where it cannot be taken. */
-STATEGATE_API stategate_result stategate_load(
-    stategate_session *session, const void *buffer, size_t bytes);
-
-/* Interface and graph that this code was made from. */
-STATEGATE_API const char *stategate_tag(void);
-
-/* The bare computation: from inputs, constants and states to outputs, gates and next states, in
- * the order of the manifest. Next states are left alone where their gate is closed. Not 0, and
- * nothing computed, where an input holds NaN or infinity. */
-STATEGATE_API int stategate_compute(void *const *in, void *const *out);
-
-#ifdef __cplusplus
-}
-#endif
-
-#endif
-"""
+def _filled(template: str, **parts: str) -> str:
+    """A file of this folder with each ``@NAME@`` replaced."""
+    text = Path(__file__).with_name(template).read_text()
+    for name, part in parts.items():
+        text = text.replace(f"@{name}@", part)
+    return text

@@ -32,14 +32,14 @@ class Answers:
         """Whether all were, so far."""
         return not self._holes
 
-    def step(self, t: int, given: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+    def step(self, t: int, feed: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs, states and gates of step ``t``.
 
         Raises:
             ParityError: The model raises something.
         """
-        with taking(self._reference.name, self._episode, self._inputs, t):
-            outputs, states, gates = self._reference.step(given)
+        with readable_errors(self._reference.name, self._episode, self._inputs, t):
+            outputs, states, gates = self._reference.step(feed)
         for what, arrays in (("output", outputs), ("state", states), ("gate", gates)):
             for name in not_finite(arrays):
                 self._holes.setdefault(f"{what} {name!r}", []).append(t)
@@ -70,11 +70,11 @@ class Answers:
 
 
 @contextmanager
-def taking(name: str, episode: Episode, inputs: InputsRef, step: int) -> Iterator[None]:
-    """A model takes the inputs of a step: what it raises becomes a sentence.
+def readable_errors(name: str, episode: Episode, inputs: InputsRef, step: int) -> Iterator[None]:
+    """Turn whatever a model raises on the inputs of a step into a sentence.
 
     Raises:
-        ParityError: It does not take them.
+        ParityError: The model raised something.
     """
     try:
         yield

@@ -35,7 +35,7 @@ from stategate.export.c.library import with_library
 from stategate.export.candidate import Candidate, Role
 from stategate.export.passes.graph import domains_of, opset_of
 from stategate.export.reference import Reference
-from stategate.export.seal.resident import measured
+from stategate.export.seal.resident import added_memory
 from stategate.export.seal.verify import STRICT, Limits, verify
 
 GOLDEN_PATH = "golden.npz"
@@ -94,7 +94,7 @@ def seal(
             sealed, files = with_library(trial, sealed, files, required=candidate.needs_native)
         if measure:
             whole = write_bundle(Path(scratch) / "measured", sealed, files)
-            sealed = msgspec.structs.replace(sealed, resident=measured(whole))
+            sealed = msgspec.structs.replace(sealed, resident=added_memory(whole))
     return write_bundle(out, sealed, files)
 
 

@@ -14,7 +14,7 @@ _ROUND_BYTES = 1 << 20
 _LONGEST_S = 600
 
 
-def measured(bundle: Bundle) -> dict[str, tuple[int, int]]:
+def added_memory(bundle: Bundle) -> dict[str, tuple[int, int]]:
     """Bytes by engine, rounded up to MiB; see `Manifest.resident`.
 
     Nothing is measured where SOURCE_DATE_EPOCH asks for the same bytes every time, nor where the
@@ -22,28 +22,17 @@ def measured(bundle: Bundle) -> dict[str, tuple[int, int]]:
     """
     if "SOURCE_DATE_EPOCH" in os.environ:
         return {}
-    command = [
-        sys.executable,
-        "-m",
-        "stategate.runtime.check.resident",
-        bundle.path,
-        *_here(bundle),
-    ]
-    try:
-        done = subprocess.run(
-            [str(part) for part in command], capture_output=True, text=True, timeout=_LONGEST_S
-        )
-        found: dict[str, list[int]] = json.loads(done.stdout) if done.returncode == 0 else {}
-    except (OSError, subprocess.TimeoutExpired, ValueError):
-        return {}
-    return {engine: (_rounded(first), _rounded(again)) for engine, (first, again) in found.items()}
-
-
-def _here(bundle: Bundle) -> list[str]:
     # The native library first: with the other engine's beside it, it would be measured the same.
     native = bundle.manifest.native
     able = native is not None and native.library is not None and why_not_here(native) is None
-    return [*(["native"] if able else []), "onnxruntime"]
+    engines = ["native", "onnxruntime"] if able else ["onnxruntime"]
+    command = [sys.executable, "-m", "stategate.runtime.check.resident", str(bundle.path), *engines]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S)
+        bytes_of: dict[str, list[int]] = json.loads(done.stdout) if done.returncode == 0 else {}
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return {}
+    return {engine: (_rounded(once), _rounded(again)) for engine, (once, again) in bytes_of.items()}
 
 
 def _rounded(count: int) -> int:

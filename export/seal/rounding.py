@@ -68,10 +68,10 @@ def own_rounding(model: StepModel, thresholds: dict[str, float], episode: Episod
     wide: Tensors = _widened(states)
     gaps = Gaps()
     for arrays in episode:
-        given = _first_row(spec, arrays)
-        result = model.step({**given, **fixed}, states)
+        feed = _first_row(spec, arrays)
+        result = model.step({**feed, **fixed}, states)
         with _InFloat32():  # type: ignore[no-untyped-call]
-            exact = twin.step({**_widened(given), **fixed}, wide)
+            exact = twin.step({**_widened(feed), **fixed}, wide)
         states = commit(spec, states, result, thresholds)
         wide = commit(spec, wide, exact, thresholds)
         gaps.add(_arrays(spec, exact.outputs, wide), _arrays(spec, result.outputs, states))
@@ -81,10 +81,10 @@ def own_rounding(model: StepModel, thresholds: dict[str, float], episode: Episod
 def _types_in(model: StepModel, episode: Episode) -> set[torch.dtype]:
     """Types of all floating-point tensors that one step computes with."""
     spec = model.step_spec()
-    given = _first_row(spec, next(iter(episode)))
-    with torch.no_grad(), _Types() as seen:
-        model.step({**given, **threshold_inputs(spec)}, initial_states(model))
-    types: set[torch.dtype] = seen.types
+    feed = _first_row(spec, next(iter(episode)))
+    with torch.no_grad(), _Types() as mode:
+        model.step({**feed, **threshold_inputs(spec)}, initial_states(model))
+    types: set[torch.dtype] = mode.types
     return types
 
 

@@ -88,6 +88,11 @@ class Comparison:
     golden: Episode
 
     @property
+    def has_flips(self) -> np.ndarray:
+        """Whether any gate decided differently, ``(steps,)`` bool."""
+        return np.array([bool(names) for names in self.flipped])
+
+    @property
     def flip_rate(self) -> float:
         """Share of gate decisions that differed."""
         return self.flips / self.decisions if self.decisions else 0.0
@@ -117,7 +122,7 @@ def compare(
     """
     answers = Answers(reference, episode, inputs)
     flipped: list[list[str]] = []
-    kept: list[tuple[Arrays, Arrays]] = []
+    first_answers: list[tuple[Arrays, Arrays]] = []
     states: Arrays = {}
     flips = decisions = 0
     with closing(open_stepper(candidate)) as session:
@@ -131,13 +136,13 @@ def compare(
         trail: list[Arrays] = [stored]
         room = TRAIL_BYTES // max(1, session.manifest.state_bytes) - 1
         room = min(GOLDEN_STEPS, room) if own_answers and quanta(specs, stored) else 0
-        for t, given in enumerate(episode):
-            # The reference goes first: it has a word for what the engine only fails on.
-            outputs, after, gates = answers.step(t, given)
-            if not answers.are_finite:  # what is left is stepped to be counted
+        for t, feed in enumerate(episode):
+            # The reference goes first: it can name what the engine only fails on.
+            outputs, after, gates = answers.step(t, feed)
+            if not answers.are_finite:  # the rest is stepped to count how often
                 continue
-            ours = stepped(session, given, t, reference.name, _FAILS)
-            output_gaps.add(ours, outputs)
+            answer = stepped(session, feed, t, reference.name, _FAILS)
+            output_gaps.add(answer, outputs)
             stored = {s.name: session.state(s.name) for s in specs}
             unchanged -= {name for name in unchanged if not _same(stored[name], first[name])}
             state_gaps.add(values(specs, stored), after)
@@ -145,27 +150,28 @@ def compare(
                 trail.append(stored)
             flipped.append([])
             for name, threshold in thresholds.items():
-                here, there = (
-                    opens(values[name], threshold).reshape(rows, -1)
-                    for values in (session.gates, gates)
+                own, right = (
+                    opens(side[name], threshold).reshape(rows, -1)
+                    for side in (session.gates, gates)
                 )
-                parted = np.flatnonzero((here != there).any(axis=1))
+                parted = np.flatnonzero((own != right).any(axis=1))
                 flipped[t] += [f"{name} in row {row}" if rows > 1 else name for row in parted]
-                opened[name] += int(there.any(axis=1).sum())
-                flips += int((here != there).sum())
-                decisions += here.size
+                opened[name] += int(right.any(axis=1).sum())
+                flips += int((own != right).sum())
+                decisions += own.size
             if t < GOLDEN_STEPS:
                 if own_answers:
-                    outputs, after, gates = ours, stored, session.gates
-                kept.append((_copied(outputs), _copied(gates)))
+                    outputs, after, gates = answer, stored, session.gates
+                # Both sides write their next answers into the same arrays.
+                first_answers.append((_copied(outputs), _copied(gates)))
                 states = _copied(after)
             report(t + 1)
         engine = session.engine_name
     answers.check()
     golden = Episode(
         inputs={name: array[:GOLDEN_STEPS] for name, array in episode.inputs.items()},
-        outputs=_stacked([outputs for outputs, _ in kept]),
-        gates=_stacked([gates for _, gates in kept]),
+        outputs=_stacked([outputs for outputs, _ in first_answers]),
+        gates=_stacked([gates for _, gates in first_answers]),
         states=dict(states),
         trail=_stacked(trail) if room > 0 else {},
     )
@@ -209,38 +215,43 @@ def verify(
             in one graph where the bundle runs in two. Or one of them gives NaN or Inf.
     """
     lower = limits.flip_rate is not None
-    seen = compare(candidate, reference, episode, report, own_answers=lower, inputs=inputs)
-    beyond = _judge_lower(reference, seen, limits) if lower else None
+    result = compare(candidate, reference, episode, report, own_answers=lower, inputs=inputs)
+    beyond = _judge_lower(reference, result, limits) if lower else None
     if not lower:
-        _judge(reference, seen, limits)
-    chunk_error = chunk_gap(candidate, seen.golden)
-    if chunk_error is not None and not chunk_error <= limits.error:
-        raise ParityError(
+        _judge(reference, result, limits)
+    golden = result.golden
+    chunk_error, fused_error = chunk_gap(candidate, golden), fused_gap(candidate, golden)
+    for error, problem, remedy in (
+        (
+            chunk_error,
             "the chunk graph parts from the step",
-            found=f"output error {chunk_error:.3g} within {seen.golden.steps} steps",
-            expected=f"at most {limits.error:g}",
-            remedy="chunk() must give what as many calls of step() give; nothing was written",
-        )
-    fused_error = fused_gap(candidate, seen.golden)
-    if fused_error is not None and not fused_error <= limits.error:
-        raise ParityError(
+            "chunk() must give what as many calls of step() give",
+        ),
+        (
+            fused_error,
             "the step in one graph parts from the step in two",
-            found=f"output error {fused_error:.3g} within {seen.golden.steps} steps",
-            expected=f"at most {limits.error:g}",
-            remedy="export it with --split fused; nothing was written",
-        )
+            "export it with --split fused",
+        ),
+    ):
+        if error is not None and not error <= limits.error:  # written so that NaN fails
+            raise ParityError(
+                problem,
+                found=f"output error {error:.3g} within {golden.steps} steps",
+                expected=f"at most {limits.error:g}",
+                remedy=f"{remedy}; nothing was written",
+            )
     receipt = Verification(
         reference=reference.name,
-        engine=seen.engine,
+        engine=result.engine,
         steps=episode.steps,
-        max_output_error=_measured(seen.output_error),
-        max_state_error=_measured(seen.state_error),
-        gate_flips=seen.flips,
+        max_output_error=_worst(result.output_error),
+        max_state_error=_worst(result.state_error),
+        gate_flips=result.flips,
         tolerance=limits.error if np.isfinite(limits.error) else None,
-        gate_openings=seen.opened,
+        gate_openings=result.opened,
         max_chunk_error=chunk_error,
         max_fused_error=fused_error,
-        flip_rate=seen.flip_rate,
+        flip_rate=result.flip_rate,
         max_flip_rate=limits.flip_rate,
         accepted=f"{limits.accepted} (overruled: {beyond})" if beyond else None,
         inputs=inputs,
@@ -249,27 +260,27 @@ def verify(
         + tuple(
             f"state {name} kept its first value in every step of the check: the model does not "
             "give its next value back, or needs other inputs to change it"
-            for name in seen.unchanged
+            for name in result.unchanged
         ),
     )
-    return receipt, seen.golden
+    return receipt, golden
 
 
-def _measured(errors: np.ndarray) -> float | None:
+def _worst(errors: np.ndarray) -> float | None:
     worst = float(np.max(errors, initial=0.0))
     return worst if np.isfinite(worst) else None
 
 
-def _judge(reference: Reference, seen: Comparison, limits: Limits) -> None:
-    errors = np.stack([seen.output_error, seen.state_error])
+def _judge(reference: Reference, result: Comparison, limits: Limits) -> None:
+    errors = np.stack([result.output_error, result.state_error])
     # Written so that NaN fails.
-    bad = ~(errors.max(axis=0) <= limits.error) | np.array([bool(names) for names in seen.flipped])
+    bad = ~(errors.max(axis=0) <= limits.error) | result.has_flips
     if bad.any():
         t = int(bad.argmax())
         raise ParityError(
             f"the bundle parts from {reference.name} at step {t}",
             found=f"output error {errors[0, t]:.3g}, state error {errors[1, t]:.3g}, "
-            f"flipped gates: {', '.join(seen.flipped[t]) or 'none'}",
+            f"flipped gates: {', '.join(result.flipped[t]) or 'none'}",
             expected=f"errors at most {limits.error:g} and no flipped gate"
             + (f"; {limits.because}" if limits.because else ""),
             remedy=(
@@ -284,17 +295,17 @@ def _judge(reference: Reference, seen: Comparison, limits: Limits) -> None:
         )
 
 
-def _judge_lower(reference: Reference, seen: Comparison, limits: Limits) -> str | None:
-    """What of the limits was passed and accepted; None where all were kept."""
-    worst = float(np.max(seen.output_error, initial=0.0))
+def _judge_lower(reference: Reference, result: Comparison, limits: Limits) -> str | None:
+    """What is beyond the limits and accepted; None where nothing is beyond them."""
+    worst = float(np.max(result.output_error, initial=0.0))
     flip_rate = limits.flip_rate or 0.0
-    found = f"output error {worst:.3g}, {seen.flip_rate:.3%} of gate decisions flipped"
-    if worst <= limits.error and seen.flip_rate <= flip_rate:
+    found = f"output error {worst:.3g}, {result.flip_rate:.3%} of gate decisions flipped"
+    if worst <= limits.error and result.flip_rate <= flip_rate:
         return None
     finite = bool(np.isfinite(worst))
     if limits.accepted and finite:
         return f"{found}; limits {limits.error:g} and {flip_rate:.3%}"
-    bad = ~(seen.output_error <= limits.error) | np.array([bool(n) for n in seen.flipped])
+    bad = ~(result.output_error <= limits.error) | result.has_flips
     raise ParityError(
         f"the candidate in lower precision parts from {reference.name}, first at step "
         f"{int(bad.argmax())}",

@@ -1,4 +1,4 @@
-"""What the exporter tells about a bundle that it sealed."""
+"""The receipt of a parity check as the verbs print it, and what the check could not see."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from shlex import quote
 import click
 import msgspec
 
-from stategate.contract import Bundle
+from stategate.contract import Bundle, Manifest, Verification
 from stategate.contract.reading import printable
 from stategate.contract.receipts import NOISE
 
 
 def print_receipt(bundle: Bundle, as_json: bool) -> None:
-    """Tell what was written, and what the parity check could not see."""
-    manifest = bundle.manifest
-    receipt = manifest.verification
+    """Print what was written; doubts and next steps go to stderr."""
+    manifest, receipt = bundle.manifest, bundle.manifest.verification
     if manifest.no_native:
-        missing = "library" if manifest.native is not None else "engine"
         reason = printable(manifest.no_native, 1000).replace("BUNDLE", quote(str(bundle.path)))
-        click.echo(f"no native {missing}, onnxruntime steps this bundle: {reason}", err=True)
+        _warn(f"no native {missing_part(manifest)}, onnxruntime steps this bundle: {reason}")
     if as_json:
         facts = {
             "path": str(bundle.path),
@@ -43,32 +41,49 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
         click.echo(printable(manifest.precision_words))
     if receipt is None:
         return
-    click.echo(
-        f"{manifest.verdict} over {receipt.steps:,} steps of {receipt.inputs.words} against "
-        f"{receipt.reference}: {receipt.errors}, {receipt.gate_flips} gate flips"
-    )
+    click.echo(f"{manifest.verdict} over {result_of(receipt)}")
     if receipt.accepted is not None:
-        click.echo(f"accepted beyond its limits by {receipt.accepted}", err=True)
+        _warn(f"accepted beyond its limits by {receipt.accepted}")
     if manifest.standing == "candidate":
-        click.echo(
+        _warn(
             f"a candidate, to be judged: stategate drift FLOAT {bundle.path} --episode HELD_OUT "
-            "--out REPORT --seal BUNDLE",
-            err=True,
+            "--out REPORT --seal BUNDLE"
         )
+    for doubt, remedy in doubts(manifest):
+        _warn(f"note: {doubt}{remedy and f'; {remedy}'}")
+
+
+def result_of(receipt: Verification) -> str:
+    """What was compared with what, and how far apart they were."""
+    return (
+        f"{receipt.steps:,} steps of {receipt.inputs.words} against {receipt.reference}: "
+        f"{receipt.errors}, {receipt.gate_flips} gate flips"
+    )
+
+
+def missing_part(manifest: Manifest) -> str:
+    """What a bundle without a native engine lacks of it."""
+    return "library" if manifest.native is not None else "engine"
+
+
+def doubts(manifest: Manifest) -> list[tuple[str, str]]:
+    """What the check could not see, each with what would show it, or nothing."""
+    receipt = manifest.verification
+    if receipt is None:
+        return []
+    lines = [(note, "") for note in receipt.notes]
     if receipt.inputs.kind == "noise":
-        click.echo(
-            f"note: {NOISE}; give a recording with --episode, or ranges with --range", err=True
-        )
-    for note in receipt.notes:
-        click.echo(f"note: {note}", err=True)
+        lines.insert(0, (NOISE, "give a recording with --episode, or ranges with --range"))
+    # Of a gate by head or slot the receipt counts steps with any of them open.
     whole = {gate.name for gate in manifest.gates if gate.granularity == "step"}
     for gate, openings in receipt.gate_openings.items():
-        # Of a gate by head or slot the receipt cannot tell: it counts steps with any of them open.
         always = receipt.steps * manifest.sessions if gate in whole else None
         if openings in (0, always):
             side = "never" if openings == 0 else "always"
-            click.echo(
-                f"note: gate {gate!r} was {side} open in the check; give real inputs with "
-                "--episode to see both sides",
-                err=True,
-            )
+            remedy = "give real inputs with --episode to see both sides"
+            lines.append((f"gate {gate!r} was {side} open in the check", remedy))
+    return lines
+
+
+def _warn(line: str) -> None:
+    click.echo(line, err=True)
