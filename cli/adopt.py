@@ -121,5 +121,5 @@ def _accepted(adopted: Adopted, yes: bool) -> bool:
     states = {state.name: state for state in adopted.candidate.spec.states}
     for name, next_name in adopted.pairs.items():
         shown = f"{states[name].dtype} {list(states[name].shape)}"
-        click.echo(f"state {name} is fed from {next_name} ({shown}, {adopted.found})", err=True)
+        click.echo(f"state {name} is fed from {next_name} ({shown}, {adopted.pairing})", err=True)
     return yes or (sys.stdin.isatty() and click.confirm("Is that right?", err=True))

@@ -20,7 +20,7 @@ from stategate.export.frontends.adopt_request import Request
 from stategate.export.frontends.leapp import adopt_export
 from stategate.export.frontends.steering import check_steering, choices
 from stategate.export.inputs import Range, drawn, recorded
-from stategate.export.passes.choose_split import Asked
+from stategate.export.passes.choose_split import Layout
 from stategate.export.precision import StatePrecision, early_limits, in_precision
 from stategate.export.seal.pack import seal
 from stategate.export.seal.verify import STEPS, STRICT
@@ -46,7 +46,7 @@ def adopt(
     max_output_error: float | None = None,
     max_flip_rate: float | None = None,
     engines: Engines = "onnxruntime",
-    split: Asked = "auto",
+    split: Layout = "auto",
     safe: SafeOutputs | None = None,
     target: str | TargetProfile | None = None,
     progress: console.Progress | None = None,
@@ -102,7 +102,7 @@ def adopt(
     profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
     refuse_to_replace(out)
     adopted = _adopted(source, request)
-    if adopted.found and not (accept_pairs(adopted) if callable(accept_pairs) else accept_pairs):
+    if adopted.pairing and not (accept_pairs(adopted) if callable(accept_pairs) else accept_pairs):
         raise StatePairingError(
             "the state pairs that were found are not confirmed",
             found=", ".join(f"{name}={next_name}" for name, next_name in adopted.pairs.items()),
@@ -120,7 +120,7 @@ def adopt(
     limits = early_limits(max_output_error, max_flip_rate) if lower else STRICT
     inputs, origin = _inputs(candidate.graph, candidate.spec, episode, steps, input_ranges or {})
     candidate = deployed(
-        with_safe(candidate, safe or {}), engines, split, inputs, here=target is None
+        with_safe(candidate, safe or {}), engines, split, inputs, measure=target is None
     )
     with console.progress(inputs.steps, "verifying", listener=progress) as report:
         return seal(

@@ -11,10 +11,10 @@ import onnx
 from stategate.contract import Episode, InputsRef, ModelRef, batched
 from stategate.contract.errors import GraphError
 from stategate.export.candidate import Candidate
-from stategate.export.frontends.rows import RowsReference, side_by_side, staggered
-from stategate.export.frontends.stateful import StatefulReference
+from stategate.export.frontends.references import RowsReference, StatefulReference, TorchReference
+from stategate.export.frontends.rows import side_by_side, staggered
 from stategate.export.frontends.steering import choices
-from stategate.export.frontends.trace import TorchReference, trace, trace_chunk
+from stategate.export.frontends.trace import trace, trace_chunk
 from stategate.export.inputs import Range, drawn, recorded
 from stategate.export.reference import Reference
 from stategate.export.timing import medians_us, sample

@@ -12,14 +12,14 @@ from stategate.contract import Episode
 from stategate.contract.errors import LowerError, SpecError
 from stategate.contract.names import close_names, did_you_mean
 from stategate.export.candidate import Candidate
-from stategate.export.passes.choose_split import Asked, choose_layout
+from stategate.export.passes.choose_split import Layout, choose_layout
 
 Engines = Literal["onnxruntime", "onnxruntime,native", "native"]
 SafeOutputs = Mapping[str, float | Sequence[float]]
 
 
 def deployed(
-    candidate: Candidate, engines: Engines, split: Asked, episode: Episode, here: bool
+    candidate: Candidate, engines: Engines, split: Layout, episode: Episode, measure: bool
 ) -> Candidate:
     """The candidate with its C source where one is asked for, and its step in one graph or two.
 
@@ -28,7 +28,7 @@ def deployed(
         engines: What shall step it; ``native`` alone refuses a bundle without a native engine.
         split: See `choose_layout`.
         episode: See `choose_layout`.
-        here: See `choose_layout`.
+        measure: See `choose_layout`.
 
     Raises:
         SplitError: The split is none for this model, or gives other bits.
@@ -36,7 +36,7 @@ def deployed(
     """
     if engines != "onnxruntime":
         candidate = with_c(candidate, required=engines == "native")
-    return choose_layout(candidate, split, episode, here)
+    return choose_layout(candidate, split, episode, measure)
 
 
 def with_c(candidate: Candidate, *, required: bool = False) -> Candidate:

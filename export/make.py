@@ -15,7 +15,7 @@ from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.candidates import candidate_from, episode_for, reference_for
 from stategate.export.deploy import Engines, SafeOutputs, deployed, with_safe
 from stategate.export.inputs import Range
-from stategate.export.passes.choose_split import Asked
+from stategate.export.passes.choose_split import Layout
 from stategate.export.precision import StatePrecision, early_limits, in_precision
 from stategate.export.seal.answers import readable_errors
 from stategate.export.seal.pack import seal
@@ -43,7 +43,7 @@ def make(
     max_flip_rate: float | None = None,
     accept: str | None = None,
     engines: Engines = "onnxruntime",
-    split: Asked = "auto",
+    split: Layout = "auto",
     operators: Form = "portable",
     sessions: int = 1,
     safe: SafeOutputs | None = None,

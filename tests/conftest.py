@@ -19,7 +19,7 @@ from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec, write_
 from stategate.contract.bundle import Bundle
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.deploy import with_c
-from stategate.export.frontends.trace import TorchReference
+from stategate.export.frontends.references import TorchReference
 from stategate.export.inputs import random_episode
 from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel, load_model

@@ -32,7 +32,7 @@ class Adopted:
 
     candidate: Candidate
     pairs: dict[str, str]  # output by state input
-    found: str  # how the pairs were found; empty where they were declared
+    pairing: str  # what the pairs were found by; empty where they were declared
     lookalikes: dict[str, str]  # undeclared pairs that look like states, next to declared ones
 
 
@@ -53,9 +53,9 @@ def adopt(path: Path, request: Request) -> Adopted:
     constants = [_filled(specs[n], text, "--const") for n, text in request.constants.items()]
     inputs = {name: spec for name, spec in specs.items() if name not in request.constants}
     outputs = _probe(graph, inputs, constants)
-    pairs, found = dict(request.states), ""
+    pairs, pairing = dict(request.states), ""
     if not pairs:
-        pairs, found = find_pairs(inputs, outputs, Evidence(used_inputs(model), read_on(model)))
+        pairs, pairing = find_pairs(inputs, outputs, Evidence(used_inputs(model), read_on(model)))
     check_pairs(pairs, inputs, outputs)
     if unknown := sorted(set(request.contexts) - (set(inputs) - set(pairs))):
         raise GraphError(
@@ -90,7 +90,7 @@ def adopt(path: Path, request: Request) -> Adopted:
         metadata={entry.key: entry.value for entry in model.metadata_props},
         attached=original,
     )
-    return Adopted(candidate, pairs, found, lookalikes(inputs, outputs, pairs))
+    return Adopted(candidate, pairs, pairing, lookalikes(inputs, outputs, pairs))
 
 
 class OnnxReference:
@@ -159,7 +159,7 @@ def _pinned_inputs(model: onnx.ModelProto, request: Request) -> dict[str, Tensor
     values = {v.name: v for v in model.graph.input if v.name not in constants}
     dims = [dim for value in values.values() for dim in value.type.tensor_type.shape.dim]
     axes = dict.fromkeys(sorted(dim.dim_param for dim in dims if dim.dim_param))
-    for option, names, known, error, hint in (
+    for option, names, candidates, error, hint in (
         ("--shape", request.shapes, values, "the graph has no such input", ""),
         ("--const", request.constants, values, "the graph has no such input", ""),
         (
@@ -170,9 +170,11 @@ def _pinned_inputs(model: onnx.ModelProto, request: Request) -> dict[str, Tensor
             "none of its axes has a name; use --shape",
         ),
     ):
-        unknown = [f"{option} {name}" for name in sorted(set(names) - set(known))]
+        unknown = [f"{option} {name}" for name in sorted(set(names) - set(candidates))]
         if unknown:
-            raise GraphError(error, found=", ".join(unknown), expected=", ".join(known) or hint)
+            raise GraphError(
+                error, found=", ".join(unknown), expected=", ".join(candidates) or hint
+            )
     return {name: _pinned(value, request) for name, value in values.items()}
 
 
@@ -180,14 +182,14 @@ def _pinned(value: onnx.ValueInfoProto, request: Request) -> TensorSpec:
     dims = value.type.tensor_type.shape.dim
     shown = f"{value.name}[{', '.join(str(d.dim_value or d.dim_param or '?') for d in dims)}]"
     shape = tuple(d.dim_value or request.dims.get(d.dim_param, 0) for d in dims)
-    asked = request.shapes.get(value.name, shape)
-    if len(asked) != len(shape) or any(a != s for a, s in zip(asked, shape, strict=True) if s):
+    wish = request.shapes.get(value.name, shape)
+    if len(wish) != len(shape) or any(a != s for a, s in zip(wish, shape, strict=True) if s):
         raise GraphError(
             f"input {value.name!r} cannot take this shape",
-            found=f"--shape {value.name}={','.join(map(str, asked))}",
+            found=f"--shape {value.name}={','.join(map(str, wish))}",
             expected=shown,
         )
-    if 0 in asked:
+    if 0 in wish:
         raise GraphError(
             f"input {value.name!r} has open axes",
             found=shown,
@@ -195,7 +197,7 @@ def _pinned(value: onnx.ValueInfoProto, request: Request) -> TensorSpec:
             remedy="--dim NAME=SIZE for named axes, --shape NAME=1,2,3 for others, or "
             "--const NAME=VALUE to fix the input itself",
         )
-    return TensorSpec(value.name, asked, dtype_from_onnx(value.type.tensor_type.elem_type).name)
+    return TensorSpec(value.name, wish, dtype_from_onnx(value.type.tensor_type.elem_type).name)
 
 
 def _filled(spec: TensorSpec | StateSpec, text: str, option: str) -> ConstantSpec:

@@ -20,8 +20,8 @@ class Float64Numbers(TorchFunctionMode):
         kwargs = kwargs or {}
         leaves = pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        alone = all(tensor.dtype in (torch.float64, torch.bool) for tensor in tensors)
-        if not alone or not any(_is_inexact(leaf) for leaf in leaves):
+        is_float64 = all(tensor.dtype in (torch.float64, torch.bool) for tensor in tensors)
+        if not is_float64 or not any(_is_inexact(leaf) for leaf in leaves):
             return func(*args, **kwargs)
         wide = any(tensor.dtype == torch.float64 for tensor in tensors)
         if func in (torch.full, torch.full_like):

@@ -140,7 +140,7 @@ def read_export(path: Path) -> LeappExport:
             expected="backend onnx",
             remedy='annotate.output_tensors(..., export_with="onnx")',
         )
-    onnx_file, raw = _beside(path, model.parameters.model_path)
+    onnx_file, raw = _read_neighbour(path, model.parameters.model_path)
     if sha256(raw) != model.parameters.sha256sum:
         raise ExportError(
             f"{onnx_file.name} is not the file that the YAML describes",
@@ -199,7 +199,7 @@ def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
     return size
 
 
-def _beside(path: Path, name: str) -> tuple[Path, bytes]:
+def _read_neighbour(path: Path, name: str) -> tuple[Path, bytes]:
     """A file of the export and its bytes; what lies outside its folder is never opened."""
     try:
         full = (path.parent / name).resolve()
@@ -251,7 +251,7 @@ def _tensor_of(node: str, port: str) -> str:
 def _initial(path: Path, node: str, pipeline: _Pipeline) -> dict[str, np.ndarray]:
     if pipeline.initial_values is None:
         return {}
-    file, raw = _beside(path, pipeline.initial_values)
+    file, raw = _read_neighbour(path, pipeline.initial_values)
     try:
         arrays: dict[str, np.ndarray] = load_safetensors(raw)
         if not all(np.isfinite(array).all() for array in arrays.values()):

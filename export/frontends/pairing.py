@@ -122,12 +122,12 @@ def check_pairs(pairs: Mapping[str, str], inputs: Tensors, outputs: Tensors) -> 
             states share an output.
     """
     for name, next_name in pairs.items():
-        for side, key, known in (("input", name, inputs), ("output", next_name, outputs)):
-            if key not in known:
+        for side, key, tensors in (("input", name, inputs), ("output", next_name, outputs)):
+            if key not in tensors:
                 raise StatePairingError(
                     f"the graph has no {side} {key!r}",
                     found=f"state pair {name}={next_name}",
-                    expected=", ".join(known),
+                    expected=", ".join(tensors),
                 )
         before, after = inputs[name], outputs[next_name]
         if _grows(before, after):

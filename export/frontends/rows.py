@@ -1,4 +1,4 @@
-"""Several sessions in one graph: is every row alone, and what is it compared with?"""
+"""Several sessions in one graph: is every row alone?"""
 
 from __future__ import annotations
 
@@ -10,35 +10,10 @@ import torch
 from stategate.contract import Episode, StateSpec, TensorSpec, batched
 from stategate.contract.errors import TraceError
 from stategate.contract.failures import failures
-from stategate.export.reference import Arrays, Reference
 from stategate.models.step import StepModel, Tensors, threshold_inputs
 
 _DRAWS = 16  # a gate that mixes rows shows only where they decide differently
 _TOLERANCE = 1e-3  # a product of many rows rounds differently from that of one
-
-
-class RowsReference:
-    """One reference for each session, every one on a state of its own.
-
-    Args:
-        references: In the order of the rows, each at its initial state.
-    """
-
-    def __init__(self, references: Sequence[Reference]) -> None:
-        self._references = references
-        self.name = f"{references[0].name}, {len(references)} sessions alone"
-
-    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Outputs, states after the step and gates, by name, ``(rows, ...)``."""
-        results = [
-            reference.step({name: array[row : row + 1] for name, array in inputs.items()})
-            for row, reference in enumerate(self._references)
-        ]
-        outputs, states, gates = (
-            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            for parts in zip(*results, strict=True)
-        )
-        return outputs, states, gates
 
 
 def side_by_side(streams: Sequence[Episode]) -> Episode:
@@ -61,7 +36,7 @@ def staggered(stream: Episode, sessions: int) -> Episode:
 
 
 @torch.no_grad()
-def check_rows_stand_alone(model: StepModel, sessions: int) -> None:
+def check_rows_are_independent(model: StepModel, sessions: int) -> None:
     """Run the step for several sessions and for one of them alone, and compare.
 
     The other sessions hold random numbers first and NaN then; neither may be seen in a row.
@@ -74,16 +49,16 @@ def check_rows_stand_alone(model: StepModel, sessions: int) -> None:
     for row in [0, sessions - 1] * _DRAWS:
         drawn = {t.name: _random(t, generator) for t in spec.inputs}
         drawn |= {s.name: _random(s, generator) for s in spec.states}
-        alone = _run(model, {name: tensor[row : row + 1] for name, tensor in drawn.items()})
+        single = _run(model, {name: tensor[row : row + 1] for name, tensor in drawn.items()})
         for rows in (drawn, {name: _poisoned(tensor, row) for name, tensor in drawn.items()}):
             try:
                 together = _run(model, rows)
             except failures() as problem:  # a user's step may raise anything
                 raise _rigid(" ".join(str(problem).split()), sessions) from problem
             for name, tensor in together.items():
-                if tuple(tensor.shape) != (sessions, *alone[name].shape[1:]):
+                if tuple(tensor.shape) != (sessions, *single[name].shape[1:]):
                     raise _rigid(f"{name} of shape {list(tensor.shape)}", sessions)
-                if not _alike(tensor[row], alone[name][0]):
+                if not _alike(tensor[row], single[name][0]):
                     raise TraceError(
                         "the step mixes its sessions",
                         found=f"{name} of row {row} depends on other rows",
@@ -126,11 +101,11 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=0.0, atol=tolerance, equal_nan=True)
 
 
-def _rigid(found: str, sessions: int) -> TraceError:
+def _rigid(symptom: str, sessions: int) -> TraceError:
     """The error of a step that is written for one row alone."""
     return TraceError(
         f"the step cannot serve {sessions} sessions at once",
-        found=found,
+        found=symptom,
         expected=f"a step for any leading extent, {sessions} rows as well as 1",
         remedy="keep the first axis: x.reshape(len(x), -1) and not x.reshape(1, -1); for what "
         'nn.LSTM and nn.GRU keep, (layers, batch, hidden): lift(..., session_axes={"hidden": 1})',

@@ -25,23 +25,23 @@ _BRANCHES = {"If": 1, "Loop": 2}  # how many of their inputs say whether, or how
 
 
 def check_steering(
-    model: onnx.ModelProto, inputs: Iterable[TensorSpec], known: Iterable[str]
+    model: onnx.ModelProto, inputs: Iterable[TensorSpec], exempt: Iterable[str]
 ) -> None:
     """Refuse to guess a number that decides which branch is taken.
 
     Args:
         model: The graph.
         inputs: What a caller hands over.
-        known: Inputs whose numbers the user has given.
+        exempt: Inputs whose numbers the user has given.
 
     Raises:
         GraphError: An integer or boolean input steers a branch, and nobody said what it may be.
     """
     nodes = list(every_node(model.graph))
-    known = {*known}
+    skip = {*exempt}
     for tensor in inputs:
         name, boolean = tensor.name, tensor.dtype == "bool"
-        if dtype_named(tensor.dtype).numpy.kind == "f" or name in known:
+        if dtype_named(tensor.dtype).numpy.kind == "f" or name in skip:
             continue
         reached = _reached(nodes, name, _DECIDES)
         steers = [n for n in nodes if reached & {*n.input[: _BRANCHES.get(n.op_type, 0)]}]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import cast
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -15,7 +14,7 @@ from stategate.contract import VALID, GateSpec, StateSpec, StepSpec, TensorSpec,
 from stategate.contract.errors import SpecError, StategateError, TraceError
 from stategate.contract.failures import failures
 from stategate.export.frontends.float64 import Float64Numbers
-from stategate.export.frontends.rows import check_rows_stand_alone
+from stategate.export.frontends.rows import check_rows_are_independent
 from stategate.export.frontends.trace_settings import quiet, with_operators
 from stategate.export.memory.undeclared import undeclared
 from stategate.export.memory.watch import Watch
@@ -34,14 +33,11 @@ from stategate.models.step import (
     StepModel,
     StepResult,
     Tensors,
-    commit,
     initial_states,
     threshold_inputs,
 )
 
 OPSET = 20  # the newest that TensorRT 10.x's parser takes
-
-Arrays = dict[str, np.ndarray]
 
 
 def trace(
@@ -68,7 +64,7 @@ def trace(
     step = _Step(model, spec_of(model))
     step.check()
     if sessions > 1:
-        check_rows_stand_alone(model, sessions)
+        check_rows_are_independent(model, sessions)
         step.spec = batched(step.spec, sessions)
     graph = step.traced(operators, sessions)
     check_runs(graph, {name: t.numpy() for name, t in step.example(sessions).items()})
@@ -264,30 +260,6 @@ def _is_quantised(part: nn.Module) -> bool:
     weights = [type(parameter.data) for parameter in part.parameters(recurse=False)]
     kinds = [type(part), *(kind for kind in weights if kind is not torch.Tensor)]
     return any(k.__module__.startswith(("torch.ao.nn.quantized", "torchao.")) for k in kinds)
-
-
-class TorchReference:
-    """The float model in closed loop on its own state: what a bundle is compared with."""
-
-    def __init__(self, model: StepModel, thresholds: Mapping[str, float]) -> None:
-        self.name = f"torch {torch.__version__}"
-        self._model = model
-        self._spec = model.step_spec()
-        self._thresholds = dict(thresholds)
-        self._fixed = threshold_inputs(self._spec, self._thresholds)
-        self._states = initial_states(model)
-
-    @torch.no_grad()
-    def step(self, inputs: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays, Arrays]:
-        """Outputs, states after the step and gates, by name."""
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
-        result = self._model.step({**tensors, **self._fixed}, self._states)
-        self._states = commit(self._spec, self._states, result, self._thresholds)
-
-        def arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
-            return {name: tensor.numpy() for name, tensor in tensors.items()}
-
-        return arrays(result.outputs), arrays(self._states), arrays(result.gates)
 
 
 def spec_of(model: StepModel) -> StepSpec:

@@ -124,7 +124,7 @@ def run_within_limits(
     timer.daemon = True
     timer.start()
     try:
-        with _free_memory_alone():
+        with _within_free_memory():
             arrays: list[np.ndarray] = session.run(list(names), dict(feed), options)
         return arrays
     except failures() as problem:
@@ -141,7 +141,7 @@ def run_within_limits(
 
 
 @contextmanager
-def _free_memory_alone() -> Iterator[None]:
+def _within_free_memory() -> Iterator[None]:
     """Let an allocation beyond what is free fail, before the system ends some process for it."""
     if sys.platform != "linux":
         yield

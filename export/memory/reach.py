@@ -114,7 +114,7 @@ class Place(NamedTuple):
         name: Dotted name below the module, or a class, function or file with what is inside.
         value: A tensor, an array, something plain, or `Opaque`.
         cell: Where it can be given another value; None where that cannot be done.
-        inside: Whether it is an attribute of the module, which `lift` can be told of.
+        inside: Whether it is an attribute of the module, which `lift` can take as a state.
     """
 
     name: str
@@ -134,9 +134,9 @@ def places(
         contents: Takes the containers that are met.
     """
     left_out = set(without)
-    seen: dict[int, object] = {}  # kept, so that no identity is used again
+    visited: dict[int, object] = {}  # kept, so that no identity is used again
     queue: deque[Place] = deque([Place("", module, None)])
-    while queue and len(seen) < _MANY:
+    while queue and len(visited) < _MANY:
         place = queue.popleft()
         value = place.value
         if place.name in left_out and place.inside:
@@ -145,8 +145,8 @@ def places(
             continue
         if isinstance(value, (torch.Tensor, np.ndarray, np.generic, *PLAIN, Opaque)):
             yield place
-        elif id(value) not in seen:
-            seen[id(value)] = value
+        elif id(value) not in visited:
+            visited[id(value)] = value
             if contents is not None:
                 contents += _contents(value)
             queue.extend(_inside(place))

@@ -43,8 +43,8 @@ def undeclared(
         remedy = "keep it in a buffer of the module, and declare that: no state can be kept there"
     elif isinstance(model, Lifted):
         declared = [slot.name for slot in model.states]
-        wanted = dict.fromkeys([*declared, *map(root, names)])
-        remedy = f"lift(..., states={list(wanted)}), also for what only the first call sets"
+        states = dict.fromkeys([*declared, *map(root, names)])
+        remedy = f"lift(..., states={list(states)}), also for what only the first call sets"
     else:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else "(1,)"
         remedy = (

@@ -45,7 +45,7 @@ from stategate.models.step import Tensors
 Run = Callable[[Tensors], Tensors]
 """One step on copies of inputs and states, by name; everything that it gives, by name."""
 
-GIVEN = "inputs and states"
+ARGUMENTS = "inputs and states"
 _ROUNDS = 3  # what the first step sets is known by staying in the two after it
 _PAST = 24
 _SECONDS = 2.0
@@ -199,11 +199,11 @@ class Watch:
         if all(is_constant(name, rounds) for name in rounds[0].assigned):
             return False
         later = [answer(partial(run, feed)) for feed in feeds]
-        known = {*start.at, *(name for name in rounds[0].after if is_constant(name, rounds))}
+        expected = {*start.at, *(name for name in rounds[0].after if is_constant(name, rounds))}
         # Each first step needs the module as it was; where that fails, it counts as special.
         return not all(
             self._put_back(start)
-            and known >= self._look().keys()
+            and expected >= self._look().keys()
             and alike(answer(partial(run, feed)), answer_later)
             for feed, answer_later in zip(feeds, later, strict=True)
         )
@@ -246,7 +246,7 @@ def _flow(
 ) -> tuple[Tensors, Flow | None]:
     """One step with these counts watched; no flow where an operation cannot be followed."""
     tensors = [(n, m.place.value) for n, m in before.items() if m.is_tensor]
-    flow = Flow([*tensors, *((GIVEN, tensor) for tensor in example.values())])
+    flow = Flow([*tensors, *((ARGUMENTS, tensor) for tensor in example.values())])
     for name, place in counts.items():
         assert place.cell is not None
         place.cell.put(Number(place.value, name, uses))

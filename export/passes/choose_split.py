@@ -18,7 +18,7 @@ from stategate.export.candidate import Candidate, Role
 from stategate.export.passes.split import Split, quiet, read_write
 from stategate.export.timing import medians_us, one_thread, sample
 
-Asked = Literal["auto", "read-write", "quiet", "fused"]
+Layout = Literal["auto", "read-write", "quiet", "fused"]
 Arrays = dict[str, np.ndarray]
 
 PROOF_STEPS = 200
@@ -28,37 +28,39 @@ _ORDER: tuple[Literal["read-write", "quiet"], ...] = ("read-write", "quiet")
 _ALWAYS, _NEVER = np.finfo(np.float32).min, np.finfo(np.float32).max
 
 
-def choose_layout(candidate: Candidate, asked: Asked, episode: Episode, here: bool) -> Candidate:
+def choose_layout(
+    candidate: Candidate, layout: Layout, episode: Episode, measure: bool
+) -> Candidate:
     """The candidate, with its step in two graphs where that is asked for or is cheaper.
 
     Args:
         candidate: Its step in the precision in which it is deployed.
-        asked: Which layout; ``auto``: the first split that works, if it costs less.
+        layout: ``auto``: the first split that works, if it costs less.
         episode: Inputs on which the layouts are compared, and their gates counted.
-        here: Whether this machine is the one that will step it: then time is measured, and
-            otherwise the elements that are computed are counted.
+        measure: Whether the cost is time on this machine, which is then the one that will step
+            it, or the number of elements that are computed.
 
     Raises:
         SplitError: The model has no such layout, or two graphs give other bits than one.
     """
-    if asked == "fused":
+    if layout == "fused":
         return replace(candidate, way=Way("fused", "asked for"))
     if candidate.sessions > 1:
         problem = f"{candidate.sessions} sessions in one step, each with gates of its own"
-        if asked != "auto":
+        if layout != "auto":
             raise SplitError("a step for a pool is not taken apart", found=problem)
         return replace(candidate, way=Way("fused", problem))
     graph = onnx.load_model_from_string(candidate.graph)
     reasons: list[str] = []
-    for layout in _ORDER if asked == "auto" else (asked,):
+    for way in _ORDER if layout == "auto" else (layout,):
         try:
-            split = _SPLITS[layout](graph, candidate.spec)
+            split = _SPLITS[way](graph, candidate.spec)
             graphs: dict[Role, bytes] = {"read": _serialised(split.read)}
             if split.write is not None:
                 graphs["write"] = _serialised(split.write)
             rate = _proven_write_rate(candidate, graphs, episode)
         except SplitError as problem:
-            if asked != "auto":
+            if layout != "auto":
                 raise
             # The manifest keeps one line: what is wrong, and what was found.
             reasons.append(str(problem).partition("\n  expected")[0].replace("\n  ", ", "))
@@ -66,20 +68,20 @@ def choose_layout(candidate: Candidate, asked: Asked, episode: Episode, here: bo
             break
     else:
         return replace(candidate, way=Way("fused", "; ".join(dict.fromkeys(reasons))))
-    fused, two, unit = _costs(candidate, split, graphs, rate, here)
-    reasons.append(f"{unit} a step at {rate:.1%} writes: fused {fused:,.1f}, {layout} {two:,.1f}")
-    if asked != "auto":
+    fused, two, unit = _costs(candidate, split, graphs, rate, measure)
+    reasons.append(f"{unit} a step at {rate:.1%} writes: fused {fused:,.1f}, {way} {two:,.1f}")
+    if layout != "auto":
         reasons.append("asked for")
     elif fused <= two:
         return replace(candidate, way=Way("fused", "; ".join(reasons)))
-    return replace(candidate, way=Way(layout, "; ".join(reasons), split.payload), parts=graphs)
+    return replace(candidate, way=Way(way, "; ".join(reasons), split.payload), parts=graphs)
 
 
 def _costs(
-    candidate: Candidate, split: Split, graphs: dict[Role, bytes], rate: float, here: bool
+    candidate: Candidate, split: Split, graphs: dict[Role, bytes], rate: float, measure: bool
 ) -> tuple[float, float, str]:
     """Mean cost of a step in one graph and in two, and its unit."""
-    if not here:
+    if not measure:
         two = split.read_work + rate * split.write_work
         return float(split.step_work), two, "estimated elements computed in"
     feeds = sample(candidate.spec)
@@ -156,8 +158,8 @@ class _Runner:
         self._takes = [node.name for node in self._session.get_inputs()]
         self._gives = [node.name for node in self._session.get_outputs()]
 
-    def __call__(self, given: Mapping[str, np.ndarray]) -> Arrays:
-        results = self._session.run(None, {name: given[name] for name in self._takes})
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> Arrays:
+        results = self._session.run(None, {name: feed[name] for name in self._takes})
         return dict(zip(self._gives, results, strict=True))
 
 

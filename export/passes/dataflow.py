@@ -85,8 +85,8 @@ def extents(value: ir.Value | None) -> tuple[int, ...] | None:
     """Shape of a value; None where an extent or the rank is open."""
     if value is None or value.shape is None:
         return None
-    known = tuple(e for e in value.shape if isinstance(e, int) and e > 0)
-    return known if len(known) == len(value.shape) else None
+    fixed = tuple(e for e in value.shape if isinstance(e, int) and e > 0)
+    return fixed if len(fixed) == len(value.shape) else None
 
 
 def is_cheap(node: ir.Node) -> bool:
@@ -101,8 +101,8 @@ def work_of(nodes: Iterable[ir.Node]) -> int:
         depth = 1
         if node.op_type in ("MatMul", "Gemm"):
             transposed = node.attributes.get_int("transA", 0)
-            left = extents(node.inputs[0])
-            depth = left[-2 if transposed else -1] if left else 1
+            shape = extents(node.inputs[0])
+            depth = shape[-2 if transposed else -1] if shape else 1
         # A value of unknown size counts as one element.
         total += depth * sum(math.prod(extents(v) or ()) for v in node.outputs)
     return total
@@ -150,7 +150,7 @@ def read_on(model: onnx.ModelProto) -> set[str]:
     """
     outputs = ir.from_proto(model).graph.outputs
     needed = {value: needed_for([value]) for value in outputs}
-    found = set()
+    names = set()
     for value in outputs:
         makers, waiting = set(), [value]
         while waiting:
@@ -160,5 +160,5 @@ def read_on(model: onnx.ModelProto) -> set[str]:
             elif node is not None:
                 makers.add(node)
         if any(makers & needed[other] for other in outputs if other is not value):
-            found.add(str(value.name))
-    return found
+            names.add(str(value.name))
+    return names

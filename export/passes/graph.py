@@ -114,8 +114,8 @@ class ChooseBooleansAsIntegers(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite each such node; the model, and whether there was one."""
-        found = [n for n in model.graph if n.op_type == "Where" and _is_boolean(n.outputs[0])]
-        for node in found:
+        choices = [n for n in model.graph if n.op_type == "Where" and _is_boolean(n.outputs[0])]
+        for node in choices:
             write = Writer(model.graph, str(node.outputs[0].name))
             numbers = [write("Cast", v, to=ir.DataType.INT32) for v in node.inputs[1:]]
             chosen = write("Where", node.inputs[0], *numbers)
@@ -124,7 +124,7 @@ class ChooseBooleansAsIntegers(ir.passes.InPlacePass):
                 model.graph, node, [node], [], node.outputs, [result]
             )
         model.graph.sort()
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, bool(choices))
 
 
 def _is_boolean(value: ir.Value) -> bool:

@@ -44,24 +44,24 @@ class AssumeGates(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace choices; the model, and whether one depends on a gate."""
-        known = self._comparisons(model.graph)
+        outcomes = self._comparisons(model.graph)
         for node in list(model.graph):
             result = node.outputs[0]
-            condition = known.get(node.inputs[0]) if node.op_type == "Where" else None
+            condition = outcomes.get(node.inputs[0]) if node.op_type == "Where" else None
             if condition is not None and extents(result) is not None:
                 if condition.all() or not condition.any():
                     _take(model.graph, node, node.inputs[1 if condition.all() else 2])
                     self.decided.add(str(result.name))
-            elif result not in known:
-                value = _follows(node, known, model.opset_imports)
+            elif result not in outcomes:
+                value = _follows(node, outcomes, model.opset_imports)
                 if value is not None:
-                    known[result] = value
+                    outcomes[result] = value
         model.graph.sort()
         return ir.passes.PassResult(model, bool(self.decided))
 
     def _comparisons(self, graph: ir.Graph) -> dict[ir.Value | None, Array]:
         """Every comparison of a hard gate with its threshold, with its outcome."""
-        known: dict[ir.Value | None, Array] = {}
+        outcomes: dict[ir.Value | None, Array] = {}
         values = values_of(graph)
         for gate in self._spec.gates:
             if gate.kind != "hard" or not gate.threshold_input:
@@ -73,8 +73,8 @@ class AssumeGates(ir.passes.InPlacePass):
                     continue
                 shape = extents(node.outputs[0])
                 if node.inputs[1] in thresholds and shape is not None:
-                    known[node.outputs[0]] = np.full(shape, self._is_open)
-        return known
+                    outcomes[node.outputs[0]] = np.full(shape, self._is_open)
+        return outcomes
 
 
 def _elements_of(graph: ir.Graph, gate: ir.Value) -> set[ir.Value | None]:
@@ -94,13 +94,13 @@ def _chosen_from(graph: ir.Graph, elements: set[ir.Value | None]) -> set[ir.Valu
     return elements
 
 
-def _follows(node: ir.Node, known: dict[ir.Value | None, Array], opsets: Any) -> Array | None:
+def _follows(node: ir.Node, outcomes: dict[ir.Value | None, Array], opsets: Any) -> Array | None:
     """What follows from known decisions without any rounding; None where nothing does."""
-    decisions = [value for value in node.inputs if value in known]
+    decisions = [value for value in node.inputs if value in outcomes]
     if not decisions or len(node.outputs) != 1:
         return None
     shape = extents(node.outputs[0])
-    if node.op_type == "And" and not all(known[value].any() for value in decisions):
+    if node.op_type == "And" and not all(outcomes[value].any() for value in decisions):
         # Closed whatever the other side says, which need not be known.
         return None if shape is None else np.zeros(shape, np.bool_)
     if not is_cheap(node) and not node.op_type.startswith("Reduce"):
@@ -109,10 +109,10 @@ def _follows(node: ir.Node, known: dict[ir.Value | None, Array], opsets: Any) ->
     for value in node.inputs:
         if value is None:
             continue
-        if value not in known and value.const_value is None:
+        if value not in outcomes and value.const_value is None:
             return None
         constant = value.const_value
-        feeds[str(value.name)] = known[value] if constant is None else constant.numpy()
+        feeds[str(value.name)] = outcomes[value] if constant is None else constant.numpy()
     results = evaluated(node, feeds, opsets)
     result = next(iter(results.values())) if results else None
     # Numbers that are no truth values and no integers may be rounded otherwise by an engine.

@@ -239,7 +239,7 @@ def _in_eight_bits(
     copies: dict[str, str] = {}
     if ranges is not None:
         model = ir.from_proto(work)
-        copies = _set_apart(model, names)
+        copies = _split_readers(model, names)
         work = ir.to_proto(model)
     quantiser: Any = (_WeightsAlone if ranges is None else QDQQuantizer)(
         work,
@@ -260,7 +260,7 @@ def _in_eight_bits(
     return ir.to_proto(done)
 
 
-def _set_apart(model: ir.Model, names: list[str]) -> dict[str, str]:
+def _split_readers(model: ir.Model, names: list[str]) -> dict[str, str]:
     """Have the named nodes read copies of their data; original by copy.
 
     The library quantises a tensor for all who read it, and a gate may be among them.

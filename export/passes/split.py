@@ -103,12 +103,12 @@ def read_write(model: onnx.ModelProto, spec: StepSpec) -> Split:
             expected=f"fewer than the {limit} bytes that gates guard",
         )
     inputs = spec.graph_inputs()
-    handed = tuple(tensor for tensor in payload if tensor.name not in inputs)
-    read = part(reading, inputs, [*by_read, *(tensor.name for tensor in handed)])
-    known = free.union(tensor.name for tensor in payload)
-    takes = [n for n, v in values_of(writing.graph).items() if n in known and tensor_of(v)]
+    carried = tuple(tensor for tensor in payload if tensor.name not in inputs)
+    read = part(reading, inputs, [*by_read, *(tensor.name for tensor in carried)])
+    available = free.union(tensor.name for tensor in payload)
+    takes = [n for n, v in values_of(writing.graph).items() if n in available and tensor_of(v)]
     write = part(writing, takes, [s.next_name for s in guarded])
-    return Split(read, write, handed, *(work_of(_nodes(each)) for each in (model, read, write)))
+    return Split(read, write, carried, *(work_of(_nodes(each)) for each in (model, read, write)))
 
 
 def quiet(model: onnx.ModelProto, spec: StepSpec) -> Split:

@@ -89,9 +89,9 @@ def stored(candidate: Candidate, storage: Storage, error_feedback: bool = False)
     for name, value in candidate.initial.items():
         kind = storage.get(name, "float32")
         if kind.startswith("int8"):
-            whole, scale, left = quantised(value, kind, error_feedback, candidate.sessions)
+            whole, scale, residual = quantised(value, kind, error_feedback, candidate.sessions)
             initial |= {name: whole, scale_name(name): scale}
-            initial |= {} if left is None else {residual_name(name): left}
+            initial |= {} if residual is None else {residual_name(name): residual}
         else:
             initial[name] = value.astype("float16") if kind == "float16" else value
     summary = _in_words(storage) + (" with error feedback" if error_feedback else "")
@@ -258,7 +258,7 @@ class _StoreState(ir.passes.InPlacePass):
         self, write: Writer, stored: list[ir.Value], after: ir.Value
     ) -> tuple[ir.Value, list[ir.Value]]:
         """The float value of what is stored, and what is stored of the next one."""
-        whole, scale, *left = stored
+        whole, scale, *residuals = stored
         axes = write.constant(self._shared, np.int64)
 
         def number(value: float) -> ir.Value:
@@ -276,9 +276,9 @@ class _StoreState(ir.passes.InPlacePass):
             return write("Cast", value, to=ir.DataType.INT8)
 
         zero, old = number(0), as_float(whole)
-        old_left = [as_float(each) for each in left]
+        old_residuals = [as_float(each) for each in residuals]
         steps = old
-        for each in old_left:
+        for each in old_residuals:
             steps = write("Add", steps, write("Mul", each, number(1 / FINER)))
         value = write("Mul", steps, scale)
         # A row that did not change keeps its bytes, whatever quantising it anew would give.
@@ -297,7 +297,7 @@ class _StoreState(ir.passes.InPlacePass):
             as_int8(write("Where", same, old, rounded)),
             write("Where", same, scale, new_scale),
         ]
-        for each in old_left:  # what rounding left over, in finer levels
+        for each in old_residuals:  # what rounding left over, in finer levels
             rest = write("Round", write("Mul", write("Sub", steps, rounded), number(FINER)))
             following.append(as_int8(write("Where", same, each, rest)))
         return value, following

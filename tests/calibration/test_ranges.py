@@ -31,7 +31,7 @@ from stategate.contract import (
 from stategate.contract.episodes import BLOCK_STEPS
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.contract.precision import RangeRecord, TensorRange
-from stategate.export.frontends.trace import TorchReference
+from stategate.export.frontends.references import TorchReference
 from stategate.models.step import StepResult
 
 FLOATS = arrays.arrays(

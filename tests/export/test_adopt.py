@@ -86,7 +86,7 @@ def test_ways_that_an_adopted_file_cannot_go_are_refused(
 
 def test_states_are_found_axes_pinned_and_facts_kept(leaky: Path) -> None:
     adopted = adopt(leaky, Request({"batch": 1}, {}, {"gain": "0.5"}, {}))
-    assert adopted.pairs == {"h_in": "h_out", "n": "n_next"} and adopted.found
+    assert adopted.pairs == {"h_in": "h_out", "n": "n_next"} and adopted.pairing
     assert [t.name for t in adopted.candidate.spec.inputs] == ["x"]
     assert adopted.candidate.metadata == {"author": "somebody"}
     assert adopted.candidate.graph == leaky.read_bytes()

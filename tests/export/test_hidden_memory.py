@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stategate.contract.errors import StategateError, UndeclaredStateError
-from stategate.export.frontends.stateful import StatefulReference
+from stategate.export.frontends.references import StatefulReference
 from stategate.export.frontends.trace import trace
 from stategate.models.lifting.lift import Lifted
 

@@ -30,7 +30,7 @@ from stategate.contract.errors import (
 )
 from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
-from stategate.export.frontends.trace import TorchReference
+from stategate.export.frontends.references import TorchReference
 from stategate.export.inputs import random_episode
 from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from stategate.contract.errors import TraceError, UndeclaredStateError
-from stategate.export.frontends.stateful import StatefulReference
+from stategate.export.frontends.references import StatefulReference
 from stategate.export.frontends.trace import trace
 from stategate.models import lift
 from stategate.models.lifting.lift import Lifted

@@ -34,14 +34,14 @@ def test_a_split_is_chosen_where_the_clock_says_so(
     for us, wanted in ((10.0, "read-write"), (40.0, "fused")):
         times = {"step": 30.0, "read": us, "write": 5.0}
         monkeypatch.setattr(ways, "medians_us", lambda graphs, feeds, t=times: t)
-        chosen = choose_layout(aura[0], "auto", aura[1], here=True)
+        chosen = choose_layout(aura[0], "auto", aura[1], measure=True)
         assert chosen.way is not None and chosen.way.way == wanted
         assert "us measured" in chosen.way.why and "fused 30.0" in chosen.way.why
         assert set(chosen.parts) == ({"read", "write"} if wanted == "read-write" else set())
 
 
 def test_measuring_takes_every_graph_of_the_candidate(aura: tuple[Candidate, Episode]) -> None:
-    chosen = choose_layout(aura[0], "quiet", aura[1], here=True)
+    chosen = choose_layout(aura[0], "quiet", aura[1], measure=True)
     assert chosen.way is not None and chosen.way.why.startswith("us measured for a step at ")
     assert chosen.way.why.endswith("; asked for") and set(chosen.parts) == {"read"}
 
@@ -49,10 +49,10 @@ def test_measuring_takes_every_graph_of_the_candidate(aura: tuple[Candidate, Epi
 def test_an_estimate_counts_the_elements_that_each_way_computes(
     aura: tuple[Candidate, Episode],
 ) -> None:
-    chosen = choose_layout(aura[0], "auto", aura[1], here=False)
+    chosen = choose_layout(aura[0], "auto", aura[1], measure=False)
     assert chosen.way is not None and chosen.way.way == "read-write"
     assert "estimated elements" in chosen.way.why and "fused 30,292.0" in chosen.way.why
-    again = choose_layout(aura[0], "auto", aura[1], here=False)
+    again = choose_layout(aura[0], "auto", aura[1], measure=False)
     assert again.parts == chosen.parts and again.way == chosen.way
 
 
@@ -67,8 +67,8 @@ def test_a_split_that_gives_other_bits_is_not_taken(
 
     monkeypatch.setitem(ways._SPLITS, "read-write", spoiled)
     with pytest.raises(SplitError, match="do not give the bits of one"):
-        choose_layout(aura[0], "read-write", aura[1], here=False)
-    chosen = choose_layout(aura[0], "auto", aura[1], here=False)
+        choose_layout(aura[0], "read-write", aura[1], measure=False)
+    chosen = choose_layout(aura[0], "auto", aura[1], measure=False)
     assert chosen.way is not None and chosen.way.way != "read-write"
     assert "do not give the bits" in chosen.way.why
 
@@ -77,11 +77,11 @@ def test_a_pool_is_stepped_in_one_graph_and_the_manifest_says_why(
     aura: tuple[Candidate, Episode],
 ) -> None:
     pool = replace(aura[0], sessions=4)
-    chosen = choose_layout(pool, "auto", aura[1], here=False)
+    chosen = choose_layout(pool, "auto", aura[1], measure=False)
     assert chosen.way is not None and chosen.way.way == "fused"
     assert chosen.way.why.startswith("4 sessions in one step")
     with pytest.raises(SplitError, match="for a pool"):
-        choose_layout(pool, "read-write", aura[1], here=False)
+        choose_layout(pool, "read-write", aura[1], measure=False)
 
 
 def test_a_model_whose_host_decides_alone_is_split_too(tiny_model: type) -> None:
@@ -107,7 +107,9 @@ def test_a_model_whose_host_decides_alone_is_split_too(tiny_model: type) -> None
 
     model = HostDecides()
     candidate = candidate_from(LoadedModel("host", "custom", "tests", model, model, None))
-    chosen = choose_layout(candidate, "read-write", random_episode(candidate.spec, 30), here=False)
+    chosen = choose_layout(
+        candidate, "read-write", random_episode(candidate.spec, 30), measure=False
+    )
     # No quiet step needs the new value: the write computes all of it, from the input.
     operators = {n.op_type for n in onnx.load_model_from_string(chosen.parts["write"]).graph.node}
     assert "Tanh" in operators

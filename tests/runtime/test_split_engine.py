@@ -135,7 +135,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]
     def make(name: str, way: str) -> Path:
         loaded, candidate = _candidate(name)
         episode = _episode(name)
-        candidate = choose_layout(candidate, way, episode, here=False)  # type: ignore[arg-type]
+        candidate = choose_layout(candidate, way, episode, measure=False)  # type: ignore[arg-type]
         out = tmp_path_factory.mktemp(name) / way
         if name != "aura-hard":
             return draft(out, candidate).path

@@ -1,0 +1,96 @@
+"""What a traced step is compared with: the user's own module, on its own state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from stategate.export.reference import Arrays, Reference
+from stategate.models.lifting.lift import Lifted
+from stategate.models.lifting.slots import value_at
+from stategate.models.step import StepModel, commit, initial_states, threshold_inputs
+
+
+class TorchReference:
+    """The float model in closed loop on its own state: what a bundle is compared with."""
+
+    def __init__(self, model: StepModel, thresholds: Mapping[str, float]) -> None:
+        self.name = f"torch {torch.__version__}"
+        self._model = model
+        self._spec = model.step_spec()
+        self._thresholds = dict(thresholds)
+        self._fixed = threshold_inputs(self._spec, self._thresholds)
+        self._states = initial_states(model)
+
+    @torch.no_grad()
+    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs, states after the step and gates, by name."""
+        result = self._model.step({**_tensors(inputs), **self._fixed}, self._states)
+        self._states = commit(self._spec, self._states, result, self._thresholds)
+        return _copies(result.outputs), _copies(self._states), _copies(result.gates)
+
+
+class StatefulReference:
+    """A copy of the user's module, called as it is meant to be, one step after the other.
+
+    It starts as the module itself starts and shares nothing with the wrapper that was traced but
+    the names: memory that the wrapper misses, such as two names of one tensor or a flag of the
+    first call, parts the two.
+
+    Args:
+        model: The lifted module.
+    """
+
+    def __init__(self, model: Lifted) -> None:
+        self.name = f"{type(model.lifted).__name__} alone, torch {torch.__version__}"
+        self._model, self._module = model, model.untouched()
+        self._first = model.initial_states()
+        self._arguments = {slot.name: slot.own_start(self._first) for slot in model.arguments}
+
+    @torch.no_grad()
+    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs, states after the step and gates, of which there are none, by name."""
+        result = self._module(**_tensors(inputs), **self._model.hidden_arguments(self._arguments))
+        outputs, self._arguments = self._model.split(result)
+        # Ones that nothing below replaces belong to the state that says there was a first step.
+        states = {name: torch.ones_like(tensor) for name, tensor in self._first.items()}
+        for slot in self._model.states:
+            states |= slot.unpacked(value_at(self._module, slot.name), self._first)
+        for slot in self._model.arguments:
+            states |= slot.unpacked(self._arguments[slot.name], self._first)
+        return _copies(outputs), _copies(states), {}
+
+
+class RowsReference:
+    """One reference for each session, every one on a state of its own.
+
+    Args:
+        references: In the order of the rows, each at its initial state.
+    """
+
+    def __init__(self, references: Sequence[Reference]) -> None:
+        self._references = references
+        self.name = f"{references[0].name}, {len(references)} sessions alone"
+
+    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs, states after the step and gates, by name, ``(rows, ...)``."""
+        results = [
+            reference.step({name: array[row : row + 1] for name, array in inputs.items()})
+            for row, reference in enumerate(self._references)
+        ]
+        outputs, states, gates = (
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*results, strict=True)
+        )
+        return outputs, states, gates
+
+
+def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+
+
+def _copies(tensors: Mapping[str, torch.Tensor]) -> Arrays:
+    # The module may write them in place in the next step.
+    return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
