@@ -56,7 +56,7 @@ def load_model(model: object) -> LoadedModel:
     if isinstance(model, LoadedModel):
         return model
     if not isinstance(model, str):
-        return _handed_over(model)
+        return _from_python(model)
     check_model(model)
     if ":" not in model:
         item = entry(model)
@@ -66,7 +66,7 @@ def load_model(model: object) -> LoadedModel:
     return _checked(product, factory, f"{Path(file).name}:{factory}", None)
 
 
-def _handed_over(model: object) -> LoadedModel:
+def _from_python(model: object) -> LoadedModel:
     if isinstance(model, type | partial) or inspect.isroutine(model):
         factory = model.func if isinstance(model, partial) else model
         return _checked(model(), factory.__name__, f"Python, {factory.__qualname__}", None)

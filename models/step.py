@@ -85,17 +85,17 @@ def initial_states(model: StepModel, sessions: int = 1) -> dict[str, torch.Tenso
     Raises:
         TraceError: The model's own are of unknown names, other forms, or not finite.
     """
-    given = dict(getattr(model, "initial_states", dict)())
+    named = dict(getattr(model, "initial_states", dict)())
     states = {}
     for spec in model.step_spec().states:
-        start = given.pop(spec.name, None)
+        start = named.pop(spec.name, None)
         if start is None:
             start = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))
         dtype = str(getattr(start, "dtype", type(start).__name__)).removeprefix("torch.")
         fits = dtype == spec.dtype and tuple(start.shape) == spec.shape
         if not fits or not start.isfinite().all():
             raise TraceError(
-                f"the state {spec.name!r} cannot start with this value",
+                f"the state {spec.name!r} must not start with this value",
                 found=f"{dtype} {tuple(getattr(start, 'shape', ()))}{', not finite' * fits}",
                 expected=f"a finite {spec.dtype} tensor of {spec.shape}",
                 remedy="start a largest or smallest value from the last finite number, such as "
@@ -105,10 +105,10 @@ def initial_states(model: StepModel, sessions: int = 1) -> dict[str, torch.Tenso
             )
         rows = [start.detach()] * sessions
         states[spec.name] = torch.cat(rows) if sessions > 1 else rows[0].clone()
-    if given:
+    if named:
         raise TraceError(
             "initial_states() names states that step_spec() does not declare",
-            found=", ".join(given),
+            found=", ".join(named),
             expected=", ".join(states),
         )
     return states

@@ -26,6 +26,7 @@ from torch.nn.functional import silu
 
 from stategate.calibration.closed_loop import tensors_of
 from stategate.calibration.episodes import Report
+from stategate.calibration.gates.descent import cosine, descend, frozen_but
 from stategate.calibration.settings import RetentionRecipe
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
@@ -72,38 +73,26 @@ def train_retention(
         )
     trained = list(model.retention_gates().values())
     draws = torch.Generator().manual_seed(recipe.seed)
-    optimiser = torch.optim.Adam(trained, lr=recipe.learning_rate, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: 0.5 * (1.0 + math.cos(math.pi * i / recipe.iterations))
-    )
-    for i in range(recipe.iterations):
-        x = torch.stack([_window(streams, recipe.window, draws) for _ in range(recipe.streams)])
+
+    def loss_of(_: int) -> Tensor:
+        windows = (_window(streams, recipe.window, draws) for _ in range(recipe.streams))
+        x = torch.stack(list(windows))
         with torch.no_grad():
-            wanted, _ = answers(model, x, retained=False)
-        given, log_betas = answers(model, x, retained=True)
-        error = (given - wanted).square().mean() / wanted.square().mean().clamp(min=1e-30)
-        loss = error + recipe.capacity_price * _beyond(log_betas, memory)
-        if not bool(loss.isfinite()):
-            raise _diverged(f"loss {loss.item()} in iteration {i}")
-        gradients = torch.autograd.grad(loss, trained)  # of the gates alone: the rest is frozen
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        scheduler.step()
-        report(i + 1)
-    if not all(bool(parameter.isfinite().all()) for parameter in trained):
-        raise _diverged("NaN or Inf in the trained gates")
+            target = answers(model, x, retained=False)[0]
+        y, log_betas = answers(model, x, retained=True)
+        error = (y - target).square().mean() / target.square().mean().clamp(min=1e-30)
+        return error + recipe.capacity_price * _beyond(log_betas, memory)
 
-
-def _diverged(found: str) -> CalibrationError:
-    return CalibrationError(
-        "the training of the gates diverged",
-        found=found,
-        expected="finite numbers",
-        remedy="lower --learning-rate or --capacity-price; look for overflow in the model",
-    )
+    with frozen_but(model, trained):
+        descend(
+            trained,
+            loss_of,
+            iterations=recipe.iterations,
+            learning_rate=recipe.learning_rate,
+            rate=cosine(recipe.iterations, 0.0),
+            remedy="lower --learning-rate or --capacity-price; look for overflow in the model",
+            report=report,
+        )
 
 
 def answers(model: TrimKv, x: Tensor, *, retained: bool) -> tuple[Tensor, list[Tensor]]:
@@ -142,15 +131,15 @@ def lived_error(model: TrimKv, episode: Episode, report: Report = lambda _: None
     """
     spec = model.step_spec()
     x = tensors_of(episode, spec)["x"][:JUDGED_STEPS]
-    wanted = answers(model, x[:, 0][None], retained=False)[0][0]
+    target = answers(model, x[:, 0][None], retained=False)[0][0]
     states, fixed = initial_states(model), threshold_inputs(spec)
-    apart = torch.zeros(())
+    gap = torch.zeros(())
     for t, observation in enumerate(x):
         result = model.step({"x": observation, **fixed}, states)
         states = commit(spec, states, result, spec.thresholds)
-        apart = apart + (result.outputs["y"][0] - wanted[t]).square().sum()
+        gap = gap + (result.outputs["y"][0] - target[t]).square().sum()
         report(t + 1)
-    return float((apart / wanted.square().sum().clamp(min=1e-30)).sqrt())
+    return float((gap / target.square().sum().clamp(min=1e-30)).sqrt())
 
 
 def _attend(
@@ -184,8 +173,8 @@ def _beyond(log_betas: list[Tensor], memory: int) -> Tensor:
     """What is retained beyond the slots, in memories; mean over heads and time."""
     stacked = torch.stack(log_betas, 1)  # (rows, layers, heads, time)
     age = _age(stacked.shape[-1])
-    left = torch.exp(stacked[..., None, :] * age.clamp(min=0)) * (age >= 0)
-    return torch.relu(left.sum(-1) - memory).mean() / memory
+    retained = torch.exp(stacked[..., None, :] * age.clamp(min=0)) * (age >= 0)
+    return torch.relu(retained.sum(-1) - memory).mean() / memory
 
 
 def _age(time: int) -> Tensor:

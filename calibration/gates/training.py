@@ -13,10 +13,10 @@ still grows from zero, for a gate that closes early closes for ever.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,10 +25,11 @@ from torch.nn.functional import cross_entropy
 
 from stategate.calibration.closed_loop import tensors_of
 from stategate.calibration.episodes import Report
+from stategate.calibration.gates.descent import cosine, descend, frozen_but
 from stategate.calibration.settings import GateRecipe
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
-from stategate.models.gates.learned import LearnedGate, Lives, taken
+from stategate.models.gates.learned import LearnedGate, Lives, chosen
 from stategate.models.lifting.lift import Lifted
 from stategate.models.step import StepResult, Tensors, initial_states
 
@@ -69,73 +70,60 @@ def train_gate(
         CalibrationError: No episode is as long as a chunk, or the loss is not finite.
     """
     recipe = recipe or GateRecipe()
-    with torch.random.fork_rng(devices=[]):
+    trained = model.gate_parameters()
+    with torch.random.fork_rng(devices=[]), frozen_but(model, trained):
         torch.manual_seed(recipe.seed)
         source = _Streams(model, episodes, recipe)
-        frozen = {p: p.requires_grad for p in model.parameters()}
-        trained = model.gate_parameters()
-        try:
-            for parameter in frozen:
-                parameter.requires_grad_(any(parameter is one for one in trained))
-            _train(model, trained, source, recipe, report)
-        finally:
-            for parameter, before in frozen.items():
-                parameter.requires_grad_(before)
+        _standardise(model, source)
+        descend(
+            trained,
+            _Objective(model, source, recipe).loss_of,
+            iterations=recipe.iterations,
+            learning_rate=recipe.learning_rate,
+            rate=cosine(recipe.iterations, 0.03),
+            remedy="lower the price of writing; look for overflow in the model",
+            report=report,
+            graph=partial(_written_in_place, model),
+        )
     model.eval()
 
 
-def _train(
-    model: LearnedGate,
-    trained: list[torch.nn.Parameter],
-    source: _Streams,
-    recipe: GateRecipe,
-    report: Report,
-) -> None:
-    _standardise(model, source)
-    optimiser = torch.optim.Adam(trained, lr=recipe.learning_rate, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda i: 0.03 + 0.485 * (1.0 + math.cos(math.pi * i / recipe.iterations)),
-    )
-    ours, teachers = source.start(), source.start()
-    ramp = max(1, int(recipe.ramp_share * recipe.iterations))
-    for i in range(recipe.iterations):
-        fresh = torch.rand(recipe.streams, 1) < recipe.fresh_probability
-        fresh = source.move(fresh)
-        begun = source.start()
-        ours = {n: taken(fresh, begun[n], s.detach()) for n, s in ours.items()}
-        teachers = {n: taken(fresh, begun[n], s) for n, s in teachers.items()}
-        with _written_in_place(model):
-            error: dict[str, Tensor] = {}
-            opening = torch.zeros(())
-            for inputs, labels in source.take():
-                with torch.no_grad():
-                    right = model.always(inputs, teachers)
-                    teachers = dict(right.states)
-                lives = model.lives(inputs, ours)
-                p = torch.sigmoid(lives.logit)
-                step = _mixed(lives, torch.bernoulli(p.detach()) + p - p.detach())
-                ours = dict(step.states)
-                opening = opening + p.mean() / recipe.chunk
-                for name, value in _errors(step, right, labels).items():
-                    error[name] = error.get(name, torch.zeros(())) + value
-            if "label.judged" in error:
-                loss = error["label.sum"] / error["label.judged"].clamp(min=1.0)
-            else:
-                loss = error["apart"] / error["size"].clamp(min=1e-30)
-            loss = loss + recipe.write_price * min(1.0, i / ramp) * opening
-            if not bool(loss.isfinite()):
-                raise CalibrationError(
-                    "the training of the gate diverged",
-                    found=f"loss {loss.item()} in iteration {i}",
-                    remedy="lower the price of writing; look for overflow in the model",
-                )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        scheduler.step()
-        report(i + 1)
+class _Objective:
+    """The loss of each chunk, and the memories that go on from one to the next."""
+
+    def __init__(self, model: LearnedGate, source: _Streams, recipe: GateRecipe) -> None:
+        self._model, self._source, self._recipe = model, source, recipe
+        self._states, self._teachers = source.start(), source.start()
+
+    def loss_of(self, iteration: int) -> Tensor:
+        """Error against the always-writing model or the labels, and the price of writing."""
+        model, source, recipe = self._model, self._source, self._recipe
+        fresh = source.move(torch.rand(recipe.streams, 1) < recipe.fresh_probability)
+        first = source.start()
+        # Memories are carried from chunk to chunk, their gradient is not.
+        states = {n: chosen(fresh, first[n], s.detach()) for n, s in self._states.items()}
+        teachers = {n: chosen(fresh, first[n], s) for n, s in self._teachers.items()}
+        error: dict[str, Tensor] = {}
+        opening = torch.zeros(())
+        for inputs, labels in source.take():
+            with torch.no_grad():
+                right = model.always(inputs, teachers)
+                teachers = dict(right.states)
+            lives = model.lives(inputs, states)
+            p = torch.sigmoid(lives.logit)
+            # Straight through: the value is a draw, the gradient that of its probability.
+            step = _mixed(lives, torch.bernoulli(p.detach()) + p - p.detach())
+            states = dict(step.states)
+            opening = opening + p.mean() / recipe.chunk
+            for name, value in _errors(step, right, labels).items():
+                error[name] = error.get(name, torch.zeros(())) + value
+        self._states, self._teachers = states, teachers
+        if "label.judged" in error:
+            loss = error["label.sum"] / error["label.judged"].clamp(min=1.0)
+        else:
+            loss = error["gap"] / error["size"].clamp(min=1e-30)
+        ramp = max(1, int(recipe.ramp_share * recipe.iterations))
+        return loss + recipe.write_price * min(1.0, iteration / ramp) * opening
 
 
 def _written_in_place(model: LearnedGate) -> AbstractContextManager[object]:
@@ -151,17 +139,17 @@ def _errors(step: StepResult, right: StepResult, labels: dict[str, Tensor]) -> d
     if labels:
         sums = torch.zeros(2)
         for name, label in labels.items():
-            asked = label >= 0
-            answers = step.outputs[name].flatten(1)[asked]
-            loss = cross_entropy(answers, label[asked], reduction="sum")
-            sums = sums + torch.stack((loss, asked.sum().float()))
+            judged = label >= 0
+            answers = step.outputs[name].flatten(1)[judged]
+            loss = cross_entropy(answers, label[judged], reduction="sum")
+            sums = sums + torch.stack((loss, judged.sum().float()))
         return {"label.sum": sums[0], "label.judged": sums[1].detach()}
-    apart, size = torch.zeros(()), torch.zeros(())
-    for name, wanted in right.outputs.items():
-        if wanted.is_floating_point():
-            apart = apart + (step.outputs[name] - wanted).square().sum()
-            size = size + wanted.square().sum()
-    return {"apart": apart, "size": size}
+    gap, size = torch.zeros(()), torch.zeros(())
+    for name, target in right.outputs.items():
+        if target.is_floating_point():
+            gap = gap + (step.outputs[name] - target).square().sum()
+            size = size + target.square().sum()
+    return {"gap": gap, "size": size}
 
 
 def _mixed(lives: Lives, g: Tensor) -> StepResult:
@@ -169,7 +157,7 @@ def _mixed(lives: Lives, g: Tensor) -> StepResult:
 
     def mix(opened: Tensor, closed: Tensor) -> Tensor:
         if not opened.is_floating_point() or opened is closed:
-            return taken(g > 0.5, opened, closed)
+            return chosen(g > 0.5, opened, closed)
         return closed + g.reshape(-1, *([1] * (opened.ndim - 1))) * (opened - closed)
 
     opened, closed = lives.opened, lives.closed
@@ -185,15 +173,15 @@ def _standardise(model: LearnedGate, source: _Streams) -> None:
     """Mean and spread of what the gate sees, over one chunk of the always-writing model."""
     model.mean.zero_()
     model.scale.fill_(1.0)
-    seen: list[Tensor] = []
-    hook = model.gate_in.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    rows: list[Tensor] = []
+    hook = model.gate_in.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
     try:
         states: Tensors = source.start()
         for inputs, _ in source.take():
             states = model.lives(inputs, states).opened.states
     finally:
         hook.remove()
-    features = torch.cat(seen)
+    features = torch.cat(rows)
     spread = features.std(0)
     model.mean.copy_(features.mean(0))
     model.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
@@ -211,23 +199,23 @@ def judge(model: LearnedGate, episodes: Iterable[Episode], decide: Decide) -> Ju
     Raises:
         EpisodeError: An episode does not fit the model.
     """
-    apart = size = 0.0
+    gap = size = 0.0
     writes = steps = 0
     for episode in episodes:
         inputs = tensors_of(episode, model.step_spec())
-        ours: Tensors = initial_states(model)
-        teachers = ours
+        states: Tensors = initial_states(model)
+        teachers = states
         for t in range(episode.steps):
             now = {name: array[t] for name, array in inputs.items()}
             right = model.always(now, teachers)
-            lives = model.lives(now, ours)
+            lives = model.lives(now, states)
             is_open = decide(lives.logit)
             step = _mixed(lives, is_open.float())
-            ours, teachers = step.states, right.states
+            states, teachers = step.states, right.states
             errors = _errors(step, right, {})
-            apart, size = apart + float(errors["apart"]), size + float(errors["size"])
+            gap, size = gap + float(errors["gap"]), size + float(errors["size"])
             writes, steps = writes + int(is_open), steps + 1
-    return Judged(writes / max(steps, 1), (apart / max(size, 1e-300)) ** 0.5)
+    return Judged(writes / max(steps, 1), (gap / max(size, 1e-300)) ** 0.5)
 
 
 def at_random(rate: float, seed: int = 0) -> Decide:

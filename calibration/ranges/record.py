@@ -60,9 +60,9 @@ class Roller:
         self._fixed = {
             c.name: np.full(c.shape, c.value, np.dtype(c.dtype)) for c in self.spec.fixed_inputs
         }
-        known = {value.name for value in (*model.graph.output, *model.graph.input)}
+        ends = {value.name for value in (*model.graph.output, *model.graph.input)}
         for name in self._watched:
-            if name not in known:
+            if name not in ends:
                 model.graph.output.append(
                     onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
                 )
@@ -93,7 +93,7 @@ class Roller:
             EpisodeError: The episode does not fit the model, or is empty.
             CalibrationError: Something in it, or computed from it, is not finite.
         """
-        seen = {name: Statistics() for name in self._watched}
+        statistics = {name: Statistics() for name in self._watched}
         buffered: dict[str, list[np.ndarray]] = {name: [] for name in self._watched}
         begun = 0
 
@@ -109,7 +109,7 @@ class Roller:
                         expected="finite numbers, in the recording and in all that follows from it",
                         remedy="cut the bad stretch out of the recording",
                     )
-                seen[name].add(values, begun)
+                statistics[name].add(values, begun)
                 steps.clear()
             begun = end
 
@@ -119,27 +119,28 @@ class Roller:
             for inputs in piece:
                 feed = {**inputs, **self._fixed, **states}
                 outputs = self._session.run(self._outputs, feed)
-                given = feed | dict(zip(self._outputs, outputs, strict=True))
-                states = self._after(states, given)
+                tensors = feed | dict(zip(self._outputs, outputs, strict=True))
+                states = self._after(states, tensors)
                 for name, steps in buffered.items():
-                    steps.append(given[name])
+                    steps.append(tensors[name])
                 t += 1
+                # Statistics are kept by decades of steps, so a block ends where a decade does.
                 if t == begun + _BUFFERED_STEPS or decade_of(t - 1) != decade_of(t):
                     flush(t)
                 report(t)
         if begun < t:
             flush(t)
-        return seen
+        return statistics
 
-    def _after(self, states: Arrays, given: Mapping[str, np.ndarray]) -> Arrays:
+    def _after(self, states: Arrays, tensors: Mapping[str, np.ndarray]) -> Arrays:
         """What the runtime carries on: a state behind a closed gate stays as it was."""
         closed = {
             name
             for name, threshold in self.spec.thresholds.items()
-            if not opens(given[name], threshold).any()
+            if not opens(tensors[name], threshold).any()
         }
         return {
-            s.name: states[s.name] if s.gate in closed else given[s.next_name]
+            s.name: states[s.name] if s.gate in closed else tensors[s.next_name]
             for s in self.spec.states
         }
 
@@ -201,9 +202,9 @@ def _projected(model: onnx.ModelProto) -> set[str]:
 def _watched(model: onnx.ModelProto, spec: StepSpec, projected: set[str]) -> list[str]:
     """Float tensors worth looking at: projected ones, inputs, outputs, gates and next states."""
     ends = {**{t.name: t for t in spec.inputs}, **spec.graph_outputs()}
-    wanted = {name for name, tensor in ends.items() if tensor.dtype == "float32"} | projected
-    made = [name for node in model.graph.node for name in node.output]
-    return [name for name in dict.fromkeys([*spec.graph_inputs(), *made]) if name in wanted]
+    watched = {name for name, tensor in ends.items() if tensor.dtype == "float32"} | projected
+    inner = [name for node in model.graph.node for name in node.output]
+    return [name for name in dict.fromkeys([*spec.graph_inputs(), *inner]) if name in watched]
 
 
 def _initial(bundle: Bundle) -> Arrays:

@@ -82,8 +82,8 @@ class Statistics:
             first_step: Number of the first of them within its episode.
         """
         decade = decade_of(first_step)
-        seen = Moments.of(values.astype(np.float64))
-        self.decades[decade] = self.decades.get(decade, Moments()).merged(seen)
+        moments = Moments.of(values.astype(np.float64))
+        self.decades[decade] = self.decades.get(decade, Moments()).merged(moments)
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32) & np.uint32(0x7FFFFFFF)
         self.histogram += np.bincount((bits >> _SHIFT).ravel(), minlength=BINS)
 
@@ -143,9 +143,9 @@ class Statistics:
     def _percentile(self) -> float:
         """The magnitude that 99.99 % of all do not exceed, linear within its bin."""
         filled = np.cumsum(self.histogram)
-        wanted = PERCENTILE * filled[-1]
-        at = int(np.searchsorted(filled, wanted))
-        inside = (wanted - (filled[at] - self.histogram[at])) / self.histogram[at]
+        rank = PERCENTILE * filled[-1]
+        at = int(np.searchsorted(filled, rank))
+        inside = (rank - (filled[at] - self.histogram[at])) / self.histogram[at]
         return float(_EDGES[at] + inside * (_EDGES[at + 1] - _EDGES[at]))
 
     def _mse(self) -> float:
@@ -166,8 +166,8 @@ class Statistics:
     def _entropy(self) -> float:
         """The range that loses least information, by ONNX Runtime's own search.
 
-        The search wants equal bins on both sides of zero: each of ours is spread evenly over those
-        that it covers.
+        The search wants equal bins on both sides of zero: each bin of the histogram is spread
+        evenly over those that it covers.
         """
         from onnxruntime.quantization.calibrate import HistogramCollector
 
@@ -182,5 +182,5 @@ class Statistics:
         collector = HistogramCollector("entropy", True, both.size, 128, 99.99, "same")
         low = np.array(-top, np.float32)
         high = np.array(top, np.float32)
-        found = collector.get_entropy_threshold((both, edges, low, high, top), 128)
-        return float(max(-found[0], found[1]))
+        limits = collector.get_entropy_threshold((both, edges, low, high, top), 128)
+        return float(max(-limits[0], limits[1]))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stategate.contract.errors import SpecError
+from stategate.calibration.gates.descent import descend
 from stategate.models.step import Tensors
 from stategate.models.zoo.binding_stream import CONFIGS, NO_LABEL, BindingStreams, World
 
@@ -166,7 +166,7 @@ def train(
         report: Called with the number of iterations done.
 
     Raises:
-        SpecError: The loss is no number any more.
+        CalibrationError: The loss is no number any more.
     """
     with reproducible(recipe.seed):
         return _train(learner(recipe), recipe, world, report)
@@ -176,17 +176,14 @@ def _train(
     learner: Learner, recipe: Recipe, world: World, report: Callable[[int], None]
 ) -> nn.Module:
     source = BindingStreams(CONFIGS[recipe.config], world, recipe.streams, recipe.seed + 1)
-    parameters = list(learner.module.parameters())
-    optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate, betas=(0.9, 0.98))
-    total = recipe.iterations
+    states = learner.start(recipe.streams)
 
     def rate(i: int) -> float:
-        cosine = 0.5 * (1.0 + torch.cos(torch.tensor(torch.pi * i / total)).item())
+        cosine = 0.5 * (1.0 + torch.cos(torch.tensor(torch.pi * i / recipe.iterations)).item())
         return min(1.0, (i + 1) / 50) * (0.03 + 0.97 * cosine)
 
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-    states = learner.start(recipe.streams)
-    for i in range(total):
+    def loss_of(i: int) -> Tensor:
+        nonlocal states
         often = recipe.reset_probability if i >= recipe.warm else 1.0
         fresh = torch.rand(recipe.streams) < often
         source.reset(fresh.numpy())
@@ -195,23 +192,20 @@ def _train(
         }
         chunk = source.take(recipe.chunk)
         answer, after, writes = learner.run(i, torch.from_numpy(chunk.z), states)
+        states = {name: state.detach() for name, state in after.items()}
         label = torch.from_numpy(chunk.label)
         asked = label != NO_LABEL
         loss = cross_entropy(answer(asked), label[asked])
-        if not bool(torch.isfinite(loss)):
-            raise SpecError(
-                "the training diverged",
-                found=f"a loss of {loss.item()} in iteration {i}",
-                remedy="a smaller learning rate; or more steps, so that one of them is a query",
-            )
         price = recipe.price(i)
-        if price:
-            loss = loss + price * writes
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        scheduler.step()
-        states = {name: state.detach() for name, state in after.items()}
-        report(i + 1)
+        return loss + price * writes if price else loss
+
+    descend(
+        list(learner.module.parameters()),
+        loss_of,
+        iterations=recipe.iterations,
+        learning_rate=recipe.learning_rate,
+        rate=rate,
+        remedy="a smaller learning rate; or more steps, so that one of them is a query",
+        report=report,
+    )
     return learner.module.eval()

@@ -74,14 +74,14 @@ class LearnedGate(nn.Module):
         self.family = str(getattr(model, "family", "custom"))
         self.kv_bytes_per_step = getattr(model, "kv_bytes_per_step", None)
         spec = model.step_spec()
-        self._seen = [t.name for t in spec.inputs if t.dtype.startswith("float")]
+        self._floats = [t.name for t in spec.inputs if t.dtype.startswith("float")]
         hard = [g for g in spec.gates if g.kind == "hard"]
         self._inner_thresholds = [g.threshold_input for g in hard if g.threshold_input is not None]
         self._inner_gates = [g.name for g in spec.gates]
         guards = {g.name for g in hard}
         self._guarded = {s.name for s in spec.states if s.gate in guards or not guards}
         self._check(spec)
-        width = sum(math.prod(t.shape) for t in spec.inputs if t.name in self._seen)
+        width = sum(math.prod(t.shape) for t in spec.inputs if t.name in self._floats)
         width += sum(math.prod(g.shape) for g in spec.gates)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
@@ -108,7 +108,7 @@ class LearnedGate(nn.Module):
                 expected="float32",
                 remedy="module.float(), with inputs and first values in float32",
             )
-        if not self._seen:
+        if not self._floats:
             raise SpecError(
                 "LearnedGate.model has no float input for the gate to look at",
                 found=", ".join(t.dtype for t in spec.inputs),
@@ -146,8 +146,8 @@ class LearnedGate(nn.Module):
         opened, closed, logit = self.lives(inputs, states)
         is_open = logit > inputs[_THRESHOLD]
         return StepResult(
-            {n: taken(is_open, opened.outputs[n], closed.outputs[n]) for n in opened.outputs},
-            {n: taken(is_open, opened.states[n], closed.states[n]) for n in opened.states},
+            {n: chosen(is_open, opened.outputs[n], closed.outputs[n]) for n in opened.outputs},
+            {n: chosen(is_open, opened.states[n], closed.states[n]) for n in opened.states},
             {_GATE: logit},
         )
 
@@ -156,14 +156,14 @@ class LearnedGate(nn.Module):
         own = {name: value for name, value in inputs.items() if name != _THRESHOLD}
         opened = self.always(own, states)
         closed = self._inner(own, states, _NEVER) if self._inner_thresholds else opened
-        kept = {n: states[n] if n in self._guarded else closed.states[n] for n in closed.states}
-        seen = [own[name].flatten(1) for name in self._seen]
-        # What an observation does is seen, the gate is not trained through it: first-order utility.
+        quiet = {n: states[n] if n in self._guarded else closed.states[n] for n in closed.states}
+        parts = [own[name].flatten(1) for name in self._floats]
+        # The gate sees what an observation does and is not trained through it: first-order utility.
         inner = [opened.gates[name].detach().flatten(1) for name in self._inner_gates]
-        seen += [values / (1.0 + values.abs()) for values in inner]
-        features = (torch.cat(seen, dim=-1) - self.mean) / self.scale
+        parts += [values / (1.0 + values.abs()) for values in inner]
+        features = (torch.cat(parts, dim=-1) - self.mean) / self.scale
         logit = self.gate_out(silu(self.gate_in(features)))
-        return Lives(opened, closed._replace(states=kept), logit)
+        return Lives(opened, closed._replace(states=quiet), logit)
 
     def always(self, inputs: Tensors, states: Tensors) -> StepResult:
         """The step of the model inside with every write: what a gate has to live up to."""
@@ -203,7 +203,7 @@ def _is_gate(name: str) -> bool:
     return name.split(".")[0] in ("mean", "scale", "gate_in", "gate_out")
 
 
-def taken(is_open: Tensor, opened: Tensor, closed: Tensor) -> Tensor:
+def chosen(is_open: Tensor, opened: Tensor, closed: Tensor) -> Tensor:
     """One of two tensors, by the row: ``is_open`` is ``(rows, 1)``."""
     rows = is_open.reshape(-1, *([1] * (opened.ndim - 1))) if opened.ndim else is_open.reshape(())
     return torch.where(rows, opened, closed)

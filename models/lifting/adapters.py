@@ -29,15 +29,15 @@ _RSL_RL = (
 )
 
 
-def adapted(made: object) -> Lifted | None:
+def adapted(policy: object) -> Lifted | None:
     """The step of a policy whose package is recognised, or None.
 
     Raises:
         TraceError: The package is recognised, and this policy cannot be a step.
     """
-    if isinstance(getattr(getattr(made, "policy", made), "lstm_actor", None), nn.LSTM):
-        return from_sb3(made)
-    return from_rsl_rl(made) if _rsl_rl_names(made) else None
+    if isinstance(getattr(getattr(policy, "policy", policy), "lstm_actor", None), nn.LSTM):
+        return from_sb3(policy)
+    return from_rsl_rl(policy) if _rsl_rl_names(policy) else None
 
 
 def from_rsl_rl(policy: Any, normalizer: nn.Module | None = None) -> Lifted:
@@ -117,11 +117,11 @@ def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
     return _lifted(step, rnn, example, normalised=bool(step.normalizers))
 
 
-def _normalizer(model: Any, given: Any) -> Any:
+def _normalizer(model: Any, normalizer: Any) -> Any:
     """The normaliser of a policy's observations; None where they are handed in as it sees them."""
-    if isinstance(given, nn.Identity):
+    if isinstance(normalizer, nn.Identity):
         return None
-    if given is None:
+    if normalizer is None:
         behind = getattr(model, "get_vec_normalize_env", lambda: None)()
         if getattr(behind, "norm_obs", False):
             raise TraceError(
@@ -143,22 +143,23 @@ def _normalizer(model: Any, given: Any) -> Any:
                 "torch.nn.Identity()) if it was trained without",
             )
         return None
-    if isinstance(given, (str, Path)):
+    if isinstance(normalizer, (str, Path)):
+        path = normalizer
         try:
-            given = pickle.loads(Path(given).read_bytes())
+            normalizer = pickle.loads(Path(path).read_bytes())
         except failures() as problem:  # unpickling runs code of any package
             raise TraceError(
                 "the normaliser cannot be read",
-                found=f"{given}: {explained(problem)}",
+                found=f"{path}: {explained(problem)}",
                 expected="a file that VecNormalize.save wrote",
             ) from problem
-    if not hasattr(given, "norm_obs"):
+    if not hasattr(normalizer, "norm_obs"):
         raise TraceError(
             "this is no normaliser of stable-baselines3",
-            found=type(given).__name__,
+            found=type(normalizer).__name__,
             expected="a VecNormalize, the file that its save wrote, or torch.nn.Identity()",
         )
-    return given
+    return normalizer
 
 
 class RslRlActor(nn.Module):
@@ -212,9 +213,9 @@ class Sb3Actor(nn.Module):
 
     def __init__(self, policy: Any, normalizer: Any, keyed: bool) -> None:
         super().__init__()
-        # A copy, without what acting needs not: gSDE's noise could not even be copied.
-        left = ("optimizer", "action_dist", "lstm_critic", "critic", "value_net")
-        absent = {id(part): None for part in (getattr(policy, name) for name in left)}
+        # A copy of what acting needs; of the rest gSDE's noise could not even be copied.
+        learning = ("optimizer", "action_dist", "lstm_critic", "critic", "value_net")
+        absent = {id(getattr(policy, name)): None for name in learning}
         self.policy = copy.deepcopy(policy, absent).cpu()
         self._keyed = keyed
         space = policy.action_space
@@ -224,7 +225,7 @@ class Sb3Actor(nn.Module):
             self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32))
         elif self._kind not in ("Discrete", "MultiDiscrete", "MultiBinary"):
             raise TraceError(
-                "this action space has no deterministic action here",
+                "this action space has no deterministic action",
                 found=self._kind,
                 expected="Box, Discrete, MultiDiscrete or MultiBinary",
             )
@@ -246,15 +247,15 @@ class Sb3Actor(nn.Module):
             _Normalized(m, normalizer.epsilon, normalizer.clip_obs) for m in moments.values()
         )
 
-    def forward(self, **given: Tensor) -> tuple[Any, ...]:
+    def forward(self, **inputs: Tensor) -> tuple[Any, ...]:
         """Action, ``(batch, ...)``, and memory after the step, of observations and memory."""
-        memory = {name: given.pop(name) for name in ("h", "c")}
+        memory = {name: inputs.pop(name) for name in ("h", "c")}
         for name, normalizer in zip(self._normalized, self.normalizers, strict=True):
-            given[name] = normalizer(given[name])
+            inputs[name] = normalizer(inputs[name])
         policy = self.policy
-        features = policy.extract_features(given if self._keyed else given["obs"])
+        features = policy.extract_features(inputs if self._keyed else inputs["obs"])
         if not policy.share_features_extractor:
-            features = features[0]  # the other are the critic's
+            features = features[0]  # the others are the critic's
         x, after = _run(policy.lstm_actor, features, memory)
         answer = policy.action_net(policy.mlp_extractor.forward_actor(x))
         return self._action(answer), *after
@@ -276,8 +277,8 @@ class Sb3Actor(nn.Module):
 
 def _run(rnn: nn.Module, x: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One step of nn.LSTM or nn.GRU, ``(batch, n)`` to ``(batch, hidden)``."""
-    given = tuple(memory.values()) if len(memory) > 1 else memory["h"]
-    y, after = rnn(x.unsqueeze(0), given)
+    before = tuple(memory.values()) if len(memory) > 1 else memory["h"]
+    y, after = rnn(x.unsqueeze(0), before)
     return y.squeeze(0), after if isinstance(after, tuple) else (after,)
 
 
@@ -319,5 +320,5 @@ def _observation(name: str, space: Any) -> Tensor:
         )
     # The policy casts all floats to float32; integers keep their type where a graph can have it.
     dtype = str(space.dtype)
-    known = dtype in DTYPES and not dtype.startswith("float")
-    return torch.zeros(1, *shape, dtype=getattr(torch, dtype) if known else torch.float32)
+    is_integer = dtype in DTYPES and not dtype.startswith("float")
+    return torch.zeros(1, *shape, dtype=getattr(torch, dtype) if is_integer else torch.float32)

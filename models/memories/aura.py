@@ -141,9 +141,9 @@ class AuraMem(nn.Module):
         keyed, read = torch.bmm(torch.stack((p.k, p.q), dim=1), S).unbind(1)
         residual = p.v - keyed - b
         # First-order gate: it sees the surprise, it is not trained through it.
-        seen = residual.detach()
-        surprise = torch.log((seen * seen).mean(-1, keepdim=True) + _SURPRISE_FLOOR)
-        hidden = p.novelty + self.gate_residual(seen) + surprise * self.gate_surprise
+        observed = residual.detach()
+        surprise = torch.log((observed * observed).mean(-1, keepdim=True) + _SURPRISE_FLOOR)
+        hidden = p.novelty + self.gate_residual(observed) + surprise * self.gate_surprise
         return Recall(read, residual, self.gate_out(silu(hidden)))
 
     def act(self, o: Tensor, x: Tensor) -> Tensor:
@@ -155,13 +155,13 @@ class AuraMem(nn.Module):
         """One step; a closed gate gives the old states back, bit for bit."""
         S, b = states["S"], states["b"]
         p = self.project(inputs["z"])
-        seen = self.recall(p, S, b)
-        is_open = opens(seen.gate, inputs["threshold"])
+        recall = self.recall(p, S, b)
+        is_open = opens(recall.gate, inputs["threshold"])
         keep = 1.0 - LEAK * p.beta
-        change = p.beta * seen.residual
+        change = p.beta * recall.residual
         overlap = (p.k * p.q).sum(-1, keepdim=True)
-        written = keep * (seen.read + b) + change * (overlap + self.c2)
-        o = torch.where(is_open, written, seen.read + b)
+        written = keep * (recall.read + b) + change * (overlap + self.c2)
+        o = torch.where(is_open, written, recall.read + b)
         next_S = keep.unsqueeze(-1) * S + p.k.unsqueeze(-1) * change.unsqueeze(-2)
         next_b = keep * b + self.c2 * change
         return StepResult(
@@ -170,7 +170,7 @@ class AuraMem(nn.Module):
                 "S": torch.where(is_open.unsqueeze(-1), next_S, S),
                 "b": torch.where(is_open, next_b, b),
             },
-            gates={"gate": seen.gate},
+            gates={"gate": recall.gate},
         )
 
 

@@ -189,8 +189,9 @@ class Sega(nn.Module):
         o = inputs["obs"]
         logits = []
         for memory_block, obs_block in zip(self.memory_blocks, self.obs_blocks, strict=True):
-            (s, seen), (o, _) = memory_block(s, o), obs_block(o, s)
-            logits.append(seen)
+            # Both blocks see the pair before them, so neither may use the other's result.
+            (s, attention), (o, _) = memory_block(s, o), obs_block(o, s)
+            logits.append(attention)
         mean = torch.stack(logits).mean(0)
         gate = torch.where(started > 0.5, logistic(mean), 1.0)
         is_open = opens(gate, inputs["threshold"])

@@ -6,7 +6,7 @@ format), a QUERY (a bound relevant entity, value slot empty: the right action is
 or CLUTTER. Which entities are relevant can only be learned from the actions. A frozen random
 network turns each observation into the feature that a policy's backbone would give.
 
-The benchmark of arXiv:2606.02775 is not public; this one is ours, in its spirit. NumPy only, so
+The benchmark of arXiv:2606.02775 is not public; this one is in its spirit. NumPy only, so
 that a device can be fed without torch.
 """
 
@@ -175,11 +175,11 @@ class BindingStreams:
         everyone = np.arange(len(self._bound))
         for t in range(len(kind)):
             asks = (kind[t] == QUERY) | (kind[t] == REPEAT)
-            known = self._bound != NO_LABEL
+            is_bound = self._bound != NO_LABEL
             # Before anything is bound there is nothing to ask or to repeat.
-            kind[t, asks & ~known.any(axis=1)] = CLUTTER
-            asks &= known.any(axis=1)
-            chosen = np.where(known, pick[t], -1.0).argmax(axis=1)
+            kind[t, asks & ~is_bound.any(axis=1)] = CLUTTER
+            asks &= is_bound.any(axis=1)
+            chosen = np.where(is_bound, pick[t], -1.0).argmax(axis=1)
             entity[t] = np.where(asks, chosen, entity[t])
             value[t] = np.where(asks, self._bound[everyone, entity[t]], value[t])
             event = kind[t] == EVENT

@@ -61,8 +61,8 @@ class ZooEntry:
             from stategate.models.zoo import checkpoint
 
             model = checkpoint.load(checkpoint.folder() / f"{self.name}.safetensors", model)[0]
-        made: StepModel = model.eval()  # type: ignore[assignment]
-        return made
+        step: StepModel = model.eval()  # type: ignore[assignment]
+        return step
 
     def episode(self, steps: int, seed: int) -> Episode:
         """A held-out episode: labelled for a trained model, noise for a seeded one."""

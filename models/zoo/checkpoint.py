@@ -97,11 +97,11 @@ def load(path: Path, model: M) -> tuple[M, World, Card]:
         raw = read_bounded(path)
     except (OSError, msgspec.MsgspecError) as problem:
         raise SpecError("the checkpoint cannot be read", found=problem) from problem
-    found = hashlib.sha256(raw).hexdigest()
-    if found != card.sha256:
+    digest = hashlib.sha256(raw).hexdigest()
+    if digest != card.sha256:
         raise SpecError(
             f"{path} is not the file that its card describes",
-            found=f"{len(raw):,} bytes with sha256 {found[:12]}",
+            found=f"{len(raw):,} bytes with sha256 {digest[:12]}",
             expected=f"sha256 {card.sha256[:12]}",
             remedy=f"take both from one source, or remake them: {card.command}",
         )

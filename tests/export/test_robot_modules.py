@@ -328,7 +328,7 @@ class Largest(nn.Module):
 
 
 def test_a_start_at_infinity_is_refused_with_starts_that_work() -> None:
-    with pytest.raises(TraceError, match=r"'best' cannot start[\s\S]*not finite") as refusal:
+    with pytest.raises(TraceError, match=r"'best' must not start[\s\S]*not finite") as refusal:
         trace(lift(Largest(torch.full((1, 1), -torch.inf)), X, states=["best"]))
     said = re.search(r"-torch\.finfo\(torch\.float32\)\.max", str(refusal.value))
     assert said and "from None" in str(refusal.value)

@@ -74,7 +74,8 @@ def make(training: Training, folder: Path) -> None:
     """Train and keep it, unless that was done.
 
     Raises:
-        SpecError: The training diverged, or an older file cannot be read.
+        CalibrationError: The training diverged.
+        SpecError: An older file cannot be read.
     """
     if training.done(folder):
         return

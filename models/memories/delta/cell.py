@@ -156,9 +156,9 @@ def chunk(tokens: Tokens, carried: Carried, threshold: Tensor, valid: Tensor) ->
     # The last write takes the decay so far into S; what comes after it is carried, as by steps.
     latest = (open_rows * times[:, None]).amax(dim=2, keepdim=True)  # (rows, heads, 1, 1)
     at_latest = times[:, None] == latest  # (rows, heads, time, 1)
-    taken = (total * at_latest).sum(dim=2, keepdim=True)
+    until_write = (total * at_latest).sum(dim=2, keepdim=True)
     keys = (aged * at_latest.unsqueeze(-1)).sum(dim=2)
-    written = torch.exp(before + taken).transpose(2, 3) * carried.S + torch.matmul(
+    written = torch.exp(before + until_write).transpose(2, 3) * carried.S + torch.matmul(
         keys.transpose(2, 3), U
     )
     any_open = is_open.any(dim=1)[..., None]

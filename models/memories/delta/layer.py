@@ -189,8 +189,8 @@ class DeltaLayer(nn.Module):
         if self.config.skip_by == "gate":
             gate = largest_gate(tokens)
         if self.config.skip_by == "update" or self.to_write is not None:
-            seen = (b * k * torch.exp(decay)).unsqueeze(-2)
-            u = w * v - torch.matmul(seen, carried.S).squeeze(-2)
+            erase = (b * k * torch.exp(decay)).unsqueeze(-2)
+            u = w * v - torch.matmul(erase, carried.S).squeeze(-2)
             if self.config.skip_by == "update":
                 gate = torch.sqrt((u * u).sum(-1))
             is_open = opens(gate, threshold).unsqueeze(-1)
@@ -208,6 +208,7 @@ class DeltaLayer(nn.Module):
             None if beta is None else beta.unsqueeze(1),
             self.config.key_dim**-0.5,
         )
+        # A closed head keeps S bit for bit; its decay is carried on and folded into later reads.
         after = Carried(
             torch.where(is_open.unsqueeze(-1), written, carried.S),
             torch.where(is_open, torch.zeros_like(decay), decay),

@@ -104,13 +104,13 @@ class RecurrentStep(nn.Module):
         self.module, self.head, self.encoder = module, head, encoder
         self.write_threshold = write_threshold
         projection = int(getattr(module, "proj_size", 0)) or None
-        seen = projection or module.hidden_size
+        width = projection or module.hidden_size
         self.config = RecurrentConfig(
             family="lstm" if isinstance(module, nn.LSTM | nn.LSTMCell) else "gru",
             features=_features(module, encoder, features),
             hidden=module.hidden_size,
             layers=getattr(module, "num_layers", 1),
-            out_features=seen if head is None else _width_of("head", head, seen),
+            out_features=width if head is None else _width_of("head", head, width),
             projection=projection,
         )
         self.family = self.config.family
@@ -142,9 +142,10 @@ class RecurrentStep(nn.Module):
     def _lstm(self, i: int, x: Tensor, old: dict[str, Tensor], inputs: Tensors) -> _Written:
         from_x, from_h = self._sums(i, x, old["h"])
         a_i, a_f, a_g, a_o = torch.chunk(from_x + from_h, 4, -1)
-        taken, forgotten = share(a_i), share(-a_f)
-        gate = taken if self.write_threshold is None else torch.maximum(taken, forgotten)
-        c = old["c"] - forgotten * old["c"] + taken * torch.tanh(a_g)
+        new, forgotten = share(a_i), share(-a_f)
+        # A hard gate opens for forgetting too, or a closed input gate would hold c for ever.
+        gate = new if self.write_threshold is None else torch.maximum(new, forgotten)
+        c = old["c"] - forgotten * old["c"] + new * torch.tanh(a_g)
         c = _where_open(gate, c, old["c"], inputs)
         h = torch.sigmoid(a_o) * torch.tanh(c)
         if self.config.projection:
@@ -276,8 +277,8 @@ def _width_of(name: str, part: nn.Module, width: int) -> int:
     """Features that an encoder or head gives, tried on a copy that no call can change."""
     try:
         with torch.no_grad():
-            given: Tensor = deepcopy(part).eval()(torch.zeros(1, width))
-        rows, features = given.shape
+            output: Tensor = deepcopy(part).eval()(torch.zeros(1, width))
+        rows, features = output.shape
     except failures() as problem:  # a user's module may raise anything
         raise SpecError(
             f"RecurrentStep.{name} does not take one row of {width} features to another row",

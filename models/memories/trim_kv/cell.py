@@ -90,7 +90,7 @@ class _Layer(nn.Module):
         self.mlp_out = nn.Linear(c.mlp, c.width, bias=False)
 
     def forward(
-        self, x: Tensor, k: Tensor, v: Tensor, held: Tensor, rotation: tuple[Tensor, Tensor]
+        self, x: Tensor, k: Tensor, v: Tensor, occupied: Tensor, rotation: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Token]:
         """Read the cache and this token; ``(rows, width)`` in and out.
 
@@ -98,7 +98,7 @@ class _Layer(nn.Module):
             x: Residual stream.
             k: Cached keys ``(rows, kv heads, slots, head_dim)``.
             v: Cached values, likewise.
-            held: ``(rows, kv heads, slots)`` bool; other slots are not read.
+            occupied: ``(rows, kv heads, slots)`` bool; other slots are not read.
             rotation: Cosine and sine ``(rows, 1, head_dim / 2)`` of this position.
         """
         z = self.attention_norm(x)
@@ -110,7 +110,7 @@ class _Layer(nn.Module):
         )
         q = q.reshape(len(q), self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5
         cached = torch.matmul(q, k.transpose(-1, -2))
-        cached = torch.where(held.unsqueeze(-2), cached, _NEVER)
+        cached = torch.where(occupied.unsqueeze(-2), cached, _NEVER)
         own = torch.matmul(q, token.k.unsqueeze(-1))
         weights = torch.softmax(torch.cat((cached, own), dim=-1), dim=-1)
         o = torch.matmul(weights[..., :-1], v) + weights[..., -1:] * token.v.unsqueeze(-2)
@@ -162,11 +162,11 @@ class TrimKv(nn.Module):
         clock, stamp = states["clock"], states["stamp"]
         angles = clock[:, None, 1:].to(torch.float32) * (math.tau / PERIOD)
         rotation = (torch.cos(angles), torch.sin(angles))
-        held = stamp > 0
+        occupied = stamp > 0
         x = self.embed(inputs["x"])
         tokens = []
         for i, layer in enumerate(self.layers):
-            x, token = layer(x, states["k"][:, i], states["v"][:, i], held[:, i], rotation)
+            x, token = layer(x, states["k"][:, i], states["v"][:, i], occupied[:, i], rotation)
             tokens.append(token)
         token = Token(*(torch.stack(part, dim=1) for part in zip(*tokens, strict=True)))
         now = clock[:, :1, None, None] + 1

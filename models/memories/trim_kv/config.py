@@ -108,7 +108,7 @@ class TrimKvConfig(Configuration):
         gate = "write" if gated else None
         # An opening is one head; without a gate every head of every layer stores its token.
         heads = 1 if gated else c.layers * c.kv_heads
-        kept = f"{c.form}: {c.memory} kept, evicted every {c.buffer}"
+        rule = f"{c.form}: {c.memory} kept, evicted every {c.buffer}"
         slots = (1, c.layers, c.kv_heads, c.slots)
         row = heads * c.head_dim * _FLOAT_BYTES
         # Where tokens are freed and not replaced, one stamp is cleared for each that is set.
@@ -120,19 +120,19 @@ class TrimKvConfig(Configuration):
             states=(
                 StateSpec(
                     "k", (*slots, c.head_dim), "float32", gate=gate,
-                    layout=f"{each}, channel after its rotation; {kept}", write_bytes=row,
+                    layout=f"{each}, channel after its rotation; {rule}", write_bytes=row,
                 ),
                 StateSpec(
                     "v", (*slots, c.head_dim), "float32", gate=gate,
-                    layout=f"{each}, channel; {kept}", write_bytes=row,
+                    layout=f"{each}, channel; {rule}", write_bytes=row,
                 ),
                 StateSpec(
                     "log_beta", slots, "float32", gate=gate,
-                    layout=f"{each}; {kept}", write_bytes=heads * _FLOAT_BYTES,
+                    layout=f"{each}; {rule}", write_bytes=heads * _FLOAT_BYTES,
                 ),
                 StateSpec(
                     "stamp", slots, "int32", gate=gate,
-                    layout=f"{each}: position of its token + 1, or 0 where empty; {kept}",
+                    layout=f"{each}: position of its token + 1, or 0 where empty; {rule}",
                     write_bytes=stamp,
                 ),
                 StateSpec(

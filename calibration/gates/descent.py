@@ -1,0 +1,84 @@
+"""The one training loop: Adam on a loss that may be another in every iteration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from stategate.calibration.episodes import Report
+from stategate.contract.errors import CalibrationError
+
+Rate = Callable[[int], float]
+"""From an iteration to its share of the learning rate."""
+
+
+def cosine(iterations: int, floor: float) -> Rate:
+    """From 1 down to a floor."""
+    return lambda i: floor + (1 - floor) * 0.5 * (1.0 + math.cos(math.pi * i / iterations))
+
+
+def descend(
+    parameters: Sequence[nn.Parameter],
+    loss_of: Callable[[int], Tensor],
+    *,
+    iterations: int,
+    learning_rate: float,
+    rate: Rate,
+    remedy: str,
+    report: Report = lambda _: None,
+    graph: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """Train parameters in place.
+
+    Args:
+        parameters: What is trained; gradients of others are left alone where they are frozen.
+        loss_of: The loss of an iteration, a scalar.
+        iterations: Optimiser steps.
+        learning_rate: Peak.
+        rate: What of it an iteration has.
+        remedy: What to do about a training that diverges.
+        report: Called with the number of iterations done.
+        graph: Holds while a loss is computed and its gradient taken.
+
+    Raises:
+        CalibrationError: A loss, or what came of the training, is not finite.
+    """
+    optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    for i in range(iterations):
+        with graph():
+            loss = loss_of(i)
+            if not bool(loss.isfinite()):
+                raise _diverged(f"loss {loss.item()} in iteration {i}", remedy)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        scheduler.step()
+        report(i + 1)
+    optimiser.zero_grad(set_to_none=True)
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise _diverged("NaN or Inf in what was trained", remedy)
+
+
+def _diverged(finding: str, remedy: str) -> CalibrationError:
+    return CalibrationError(
+        "the training diverged", found=finding, expected="finite numbers", remedy=remedy
+    )
+
+
+@contextmanager
+def frozen_but(module: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let gradients reach some parameters of a module alone; afterwards all are as before."""
+    before = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(any(parameter is one for one in trained))
+        yield
+    finally:
+        for parameter, requires in before.items():
+            parameter.requires_grad_(requires)
