@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from stategate.contract.errors import ResultError
-from stategate.contract.reading import RECORD_BYTES, decode_json, read_bounded
+from stategate.contract.records import load_record
 from stategate.contract.specs import Record
 
 SCHEMA_VERSION = 1
@@ -211,37 +211,17 @@ class BenchResult(Record, frozen=True):
     notes: tuple[str, ...]
 
 
-class _Versioned(msgspec.Struct):
-    schema_version: int
-
-
 def read_result(path: Path) -> BenchResult:
-    """Read a ``bench.json`` strictly.
-
-    Raises:
-        ResultError: It cannot be read, is of another version, or lacks or adds a field.
-    """
-    remedy = "measure again: stategate bench BUNDLE --out DIR"
-    try:
-        raw = read_bounded(path, RECORD_BYTES)
-        version = msgspec.json.decode(raw, type=_Versioned).schema_version
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
-        raise ResultError(
-            "this is not a result of stategate bench", found=f"{path}: {problem}", remedy=remedy
-        ) from problem
-    if version != SCHEMA_VERSION:
-        raise ResultError(
-            f"{path} is of another version",
-            found=version,
-            expected=SCHEMA_VERSION,
-            remedy="upgrade stategate" if version > SCHEMA_VERSION else remedy,
-        )
-    try:
-        return decode_json(raw, BenchResult)
-    except msgspec.MsgspecError as problem:
-        raise ResultError(
-            f"{path} breaks its schema", found=problem, expected=f"version {SCHEMA_VERSION}"
-        ) from problem
+    """Read a ``bench.json``; `ResultError` where it cannot be, or is of another version."""
+    return load_record(
+        path,
+        BenchResult,
+        ResultError,
+        "the result of stategate bench",
+        remedy="measure again: stategate bench BUNDLE --out DIR",
+        version=SCHEMA_VERSION,
+        version_key="schema_version",
+    )
 
 
 def to_json(result: Any) -> bytes:

@@ -49,12 +49,7 @@ def why_not_here(native: NativeRef) -> str | None:
 
 
 def check_library(data: bytes, native: NativeRef, graph_sha256: str) -> None:
-    """Hold the bytes of a shared object against what the manifest says, before it is mapped.
-
-    Raises:
-        EngineError: It is no shared object, for another machine, of another interface, or was
-            made from another graph.
-    """
+    """Hold the bytes of a shared object against what the manifest says, before it is mapped."""
     if len(data) < 20 or data[:4] != b"\x7fELF":
         raise _refused("it is not an ELF file", data[:4].hex(), b"\x7fELF".hex())
     # EI_CLASS, EI_DATA, then e_type and e_machine at byte 16 in the file's own byte order.
@@ -62,9 +57,9 @@ def check_library(data: bytes, native: NativeRef, graph_sha256: str) -> None:
     kind, machine = struct.unpack_from(f"{order}HH", data, 16)
     if kind != 3:
         raise _refused("it is not a shared object", f"e_type {kind}", "e_type 3")
-    wanted = _ELF_MACHINES.get(native.machine)
-    if machine != wanted:
-        raise _refused(f"it is not for {native.machine}", f"e_machine {machine}", wanted)
+    expected_machine = _ELF_MACHINES.get(native.machine)
+    if machine != expected_machine:
+        raise _refused(f"it is not for {native.machine}", f"e_machine {machine}", expected_machine)
     if tag(native.abi, graph_sha256) not in data:
         raise _refused(
             "it was made from another graph, or for another interface",

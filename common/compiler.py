@@ -38,10 +38,10 @@ class Compiled:
     Attributes:
         library: Its bytes.
         machine: CPU that it is for, as Linux names it.
-        isa: Instruction set, as the compiler was told.
+        isa: Instruction set, in the words of ``-march``.
         needs: What it made of that and of the flags; see `NativeRef`.
         compiler: First line of the compiler's version.
-        flags: What it was told.
+        flags: Flags of the compiler.
     """
 
     library: bytes
@@ -80,10 +80,6 @@ def compile_library(
             a common one of the machine that a cross compiler is for.
         extra: Further flags.
         target: Device that the library is for.
-
-    Raises:
-        BuildError: There is no such compiler, it is for a CPU of an unknown kind, or it refused
-            the source.
     """
     program = shutil.which(cc)
     if program is None:

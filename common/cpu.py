@@ -85,5 +85,5 @@ def used(macros: Set[str], least: Set[str]) -> tuple[str, ...]:
         least: What it defines for the least.
     """
     more = macros - least
-    known = {_FEATURES[macro] for macro in more & _FEATURES.keys()}
-    return tuple(sorted(known | {m for m in more - _FEATURES.keys() if _SUSPECT.match(m)}))
+    names = {_FEATURES[macro] for macro in more & _FEATURES.keys()}
+    return tuple(sorted(names | {m for m in more - _FEATURES.keys() if _SUSPECT.match(m)}))

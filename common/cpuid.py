@@ -71,15 +71,15 @@ def _by_cpuid() -> frozenset[str]:
         call(number, part, registers)
         return list(registers)
 
-    found: set[str] = set()
+    features: set[str] = set()
     for (number, part, register), table in _LEAVES.items():
         if leaf(number & 0x80000000, 0)[0] >= number:  # the highest leaf that there is
-            found |= _names(leaf(number, part)[register], table)
+            features |= _names(leaf(number, part)[register], table)
     saved = 0
     if leaf(1, 0)[2] >> _OSXSAVE & 1:
         saved = ctypes.CFUNCTYPE(ctypes.c_uint32)(start + len(_CPUID))()
     if saved & _AVX512 != _AVX512:
-        found = {name for name in found if not name.startswith("avx512")}
+        features = {name for name in features if not name.startswith("avx512")}
     if saved & _AVX != _AVX:
-        found = {name for name in found if not name.startswith("avx")} - _IN_AVX
-    return frozenset(found)
+        features = {name for name in features if not name.startswith("avx")} - _IN_AVX
+    return frozenset(features)

@@ -14,17 +14,14 @@ def refuse_repeats(command: click.Command, parent: click.Context, args: list[str
         command: What the arguments are for.
         parent: The group's context.
         args: As they were typed, without the command's name.
-
-    Raises:
-        UsageError: One option is there twice.
     """
     ctx = click.Context(command, parent=parent, info_name=command.name)
     try:
         _, _, order = command.make_parser(ctx).parse_args(list(args))
     except click.UsageError:  # the command itself says what is wrong with them
         return
-    given = Counter(param for param in order if isinstance(param, click.Option))
-    for option, times in given.items():
+    counts = Counter(param for param in order if isinstance(param, click.Option))
+    for option, times in counts.items():
         same_again = option.is_flag and not option.secondary_opts
         if times > 1 and not (option.multiple or option.count or same_again):
             name = max(option.opts, key=len)

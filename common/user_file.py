@@ -22,9 +22,6 @@ def check_source(source: str, error: type[StategateError]) -> None:
     Args:
         source: As in `build_from_file`.
         error: What is raised if not.
-
-    Raises:
-        StategateError: Of the kind that was given.
     """
     file, colon, factory = source.rpartition(":") if ":" in source else (source, "", "")
     path = Path(file)
@@ -102,9 +99,6 @@ def build_from_file(
 
     Returns:
         What the factory made.
-
-    Raises:
-        StategateError: Of the kind that was given.
     """
     check_source(source, error)
     file, _, factory = source.rpartition(":")

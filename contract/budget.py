@@ -83,10 +83,10 @@ class Budget(Record, frozen=True):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise SpecError(f"a budget of {name} must be positive", found=value)
-        for name, (known, _) in _POLICIES.items():
+        for name, (choices, _) in _POLICIES.items():
             policy = getattr(self, name)
-            if policy is not None and policy not in known:
-                raise SpecError(f"unknown policy for {name}", found=policy, expected=known)
+            if policy is not None and policy not in choices:
+                raise SpecError(f"unknown policy for {name}", found=policy, expected=choices)
         if (self.lifetime_years is None) != (self.storage_endurance_bytes is None):
             raise SpecError(
                 "a lifetime needs the endurance of the storage, and the other way round",
@@ -120,30 +120,26 @@ class Budget(Record, frozen=True):
         return min((limit for limit in limits if limit is not None), default=None)
 
     def tightened(self, by: Budget) -> Budget:
-        """This budget with every limit of another that is stricter.
-
-        Raises:
-            SpecError: ``by`` has a limit or a policy that is looser than this one's.
-        """
+        """This budget with every limit of another that is stricter."""
         changes: dict[str, object] = {}
         for name in _LIMITS:
-            ours, theirs = getattr(self, name), getattr(by, name)
+            own, tighter = getattr(self, name), getattr(by, name)
             # A longer life is the stricter wish; of everything else, less is.
-            looser = theirs is not None and ours is not None
-            looser = looser and (theirs < ours if name == "lifetime_years" else theirs > ours)
+            looser = tighter is not None and own is not None
+            looser = looser and (tighter < own if name == "lifetime_years" else tighter > own)
             if looser:
-                raise _looser(name, theirs, ours)
-            if theirs is not None:
-                changes[name] = theirs
-        for name, (known, limits) in _POLICIES.items():
-            ours, theirs = getattr(self, name), getattr(by, name)
+                raise _looser(name, tighter, own)
+            if tighter is not None:
+                changes[name] = tighter
+        for name, (choices, limits) in _POLICIES.items():
+            own, tighter = getattr(self, name), getattr(by, name)
             limited = any(getattr(self, limit) is not None for limit in limits)
             default = _DEFAULTS.get(name, "raise")
-            if theirs is None:
+            if tighter is None:
                 continue
-            if limited and known.index(theirs) < known.index(ours or default):
-                raise _looser(name, theirs, ours or default)
-            changes[name] = theirs
+            if limited and choices.index(tighter) < choices.index(own or default):
+                raise _looser(name, tighter, own or default)
+            changes[name] = tighter
         for name in ("adapt_limit", "storage_endurance_bytes"):
             if getattr(by, name) is not None:
                 changes[name] = getattr(by, name)

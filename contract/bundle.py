@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,13 +24,15 @@ from stategate.contract.durable import (
     sync_folder,
     write_synced,
 )
-from stategate.contract.episode import Episode
 from stategate.contract.errors import BundleError, DigestError, EpisodeError, ManifestError
 from stategate.contract.failures import failures
 from stategate.contract.manifest import FileRef, Manifest, canonical_json, decode_manifest
 from stategate.contract.reading import FILE_BYTES, RECORD_BYTES, file_sha256, read_bounded
 from stategate.contract.receipts import Verification
 from stategate.contract.staging import staged
+
+if TYPE_CHECKING:
+    from stategate.contract.episode import Episode
 
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
@@ -75,11 +77,11 @@ class Bundle:
         """
         path = Path(path)
         for _ in range(_LOOKS - 1):
-            seen = _folder_identity(path)
+            folder_before = _folder_identity(path)
             try:
                 return cls._open_once(path)
             except (BundleError, ManifestError):
-                if _folder_identity(path) == seen:
+                if _folder_identity(path) == folder_before:
                     raise
         return cls._open_once(path)
 
@@ -139,6 +141,8 @@ class Bundle:
         """
         if self.manifest.golden is None:
             return None
+        from stategate.contract.episode import Episode  # a session that only steps needs none
+
         file = next(f for f in self.manifest.files if f.path == self.manifest.golden)
         episode = Episode.load(self.read(file))
         episode.check(self.manifest.step)
@@ -151,8 +155,8 @@ class Bundle:
 
     def undeclared_files(self) -> list[str]:
         """Files in the folder that the manifest does not list; they are never loaded."""
-        known = {file.path for file in self.manifest.all_files} | {MANIFEST, SEAL}
-        return sorted(set(_names_in(self.path)) - known)
+        listed = {file.path for file in self.manifest.all_files} | {MANIFEST, SEAL}
+        return sorted(set(_names_in(self.path)) - listed)
 
 
 @contextmanager

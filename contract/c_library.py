@@ -28,7 +28,7 @@ class NativeRef(Record, frozen=True, kw_only=True):
         needs: What the compiler made of that and of the flags: each feature of a CPU that it might
             use, as ``/proc/cpuinfo`` spells it.
         compiler: First line of the compiler's version.
-        flags: What the compiler was told.
+        flags: Flags of the compiler.
         max_output_error: Largest difference of an output from the golden episode, when the
             library was built; None where it could not be run.
         step_us: Median microseconds of a step by engine, measured side by side when the library
@@ -58,8 +58,8 @@ class NativeRef(Record, frozen=True, kw_only=True):
     @property
     def fastest(self) -> Engine:
         """The faster of the engines that were measured; onnxruntime where none was."""
-        ours, theirs = self.step_us.get("native"), self.step_us.get("onnxruntime")
-        faster = ours is not None and (theirs is None or ours <= theirs)
+        native_us, onnxruntime_us = self.step_us.get("native"), self.step_us.get("onnxruntime")
+        faster = native_us is not None and (onnxruntime_us is None or native_us <= onnxruntime_us)
         return "native" if faster else "onnxruntime"
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from stategate.contract.errors import CalibrationError, SpecError
-from stategate.contract.reading import RECORD_BYTES, decode_json, read_bounded
+from stategate.contract.records import load_record
 from stategate.contract.specs import Record, is_threshold
 
 CALIBRATION_VERSION = 2
@@ -97,31 +95,12 @@ class CalibrationRecord(Record, frozen=True):
 
     @classmethod
     def load(cls, path: str | Path) -> CalibrationRecord:
-        """Read a record.
-
-        Raises:
-            CalibrationError: It cannot be read, or is of another version.
-        """
-        try:
-            raw = read_bounded(path, RECORD_BYTES)
-            version = msgspec.json.decode(raw, type=_Versioned).version
-            if version != CALIBRATION_VERSION:
-                raise CalibrationError(
-                    "the calibration record is of another version",
-                    found=version,
-                    expected=CALIBRATION_VERSION,
-                    remedy="calibrate again: stategate calibrate",
-                )
-            return decode_json(raw, cls)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
-            raise CalibrationError(
-                "the calibration record cannot be read",
-                found=f"{path}: {problem}",
-                remedy="calibrate again: stategate calibrate",
-            ) from problem
-
-
-class _Versioned(msgspec.Struct):
-    """What a record of any version has."""
-
-    version: int = CALIBRATION_VERSION
+        """Read a record; `CalibrationError` where it cannot be, or is of another version."""
+        return load_record(
+            path,
+            cls,
+            CalibrationError,
+            "the calibration record",
+            remedy="calibrate again: stategate calibrate",
+            version=CALIBRATION_VERSION,
+        )

@@ -21,9 +21,6 @@ def chunked(spec: StepSpec, steps: int) -> StepSpec:
     Args:
         spec: Signature of one step, its leading axes all 1.
         steps: Steps of a chunk, 2 or more.
-
-    Raises:
-        SpecError: A leading axis is not 1, an input is called ``valid``, or ``steps`` is below 2.
     """
     if type(steps) is not int or steps < 2:
         raise SpecError("a chunk takes several steps", found=steps, expected="2 or more")

@@ -44,11 +44,7 @@ _BY_ONNX = {dtype.onnx: dtype for dtype in DTYPES.values()}
 
 
 def dtype_named(name: str) -> Dtype:
-    """Look a dtype up by its contract name.
-
-    Raises:
-        SpecError: The name is not in the table.
-    """
+    """Look a dtype up by its contract name."""
     if name not in DTYPES:
         raise SpecError(
             "unknown dtype",
@@ -63,11 +59,7 @@ def dtype_named(name: str) -> Dtype:
 
 
 def dtype_from_onnx(code: int) -> Dtype:
-    """Look a dtype up by its ONNX code.
-
-    Raises:
-        SpecError: The code is not in the table.
-    """
+    """Look a dtype up by its ONNX code."""
     if code not in _BY_ONNX:
         raise SpecError(
             "a tensor of this ONNX type cannot be an input, output or state",

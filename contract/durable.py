@@ -34,10 +34,6 @@ def whole_file(path: Path, staged: Path | None = None) -> Iterator[IO[bytes]]:
         path: Where the file goes; what is there is replaced.
         staged: Where it is written first, in the same folder; whatever is there is replaced, so
             that it needs an owner of the folder. If left out, see `stategate.contract.staging`.
-
-    Raises:
-        OSError: It cannot be written. If only the last sync of the folder failed, the new file
-            is in place but may not outlive a loss of power.
     """
     make_folder(path.parent)
     with staging.staged(path) if staged is None else _own(staged) as place:
@@ -79,9 +75,6 @@ def write_whole(path: Path, data: bytes | memoryview, staged: Path | None = None
         path: Where it goes.
         data: The whole content.
         staged: As in `whole_file`.
-
-    Raises:
-        OSError: As in `whole_file`.
     """
     with whole_file(path, staged) as file:
         file.write(data)
@@ -131,15 +124,15 @@ def _swap(staged: Path, path: Path) -> None:
     if _exchange(staged, path):
         return
     # Without an atomic exchange there is a moment with neither; the old one is kept beside.
-    aside = staged.with_name(staged.name + ".old")
-    staging.remove(aside)  # of a process that was killed at this very place
-    path.rename(aside)
+    old = staged.with_name(staged.name + ".old")
+    staging.remove(old)  # of a process that was killed at this very place
+    path.rename(old)
     try:
         staged.rename(path)
     except OSError:
-        aside.rename(path)
+        old.rename(path)
         raise
-    staging.remove(aside)
+    staging.remove(old)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -159,9 +152,6 @@ def try_lock(descriptor: int) -> Literal["held", "in use", "no locks"]:
     Returns:
         ``held``; ``in use`` where another one holds it; ``no locks`` where the file system has
         none, as some of NFS and FUSE.
-
-    Raises:
-        OSError: Something else is wrong with it.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,11 +165,7 @@ def try_lock(descriptor: int) -> Literal["held", "in use", "no locks"]:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work whether a file or folder can be made at ``path`` after it.
-
-    Raises:
-        ResultError: It cannot.
-    """
+    """Find out before the work whether a file or folder can be made at ``path`` after it."""
     folder = path.absolute().parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

@@ -118,17 +118,17 @@ class Episode:
             EpisodeError: Inputs are missing, unknown, of another shape or dtype, of different
                 lengths, or there are none.
         """
-        wanted = {t.name: t for t in step.inputs}
-        if set(self.inputs) != set(wanted):
+        expected = {t.name: t for t in step.inputs}
+        if set(self.inputs) != set(expected):
             raise EpisodeError(
                 "the episode's inputs are not the model's",
                 found=", ".join(sorted(self.inputs)) or "none",
-                expected=", ".join(sorted(wanted)),
+                expected=", ".join(sorted(expected)),
             )
         if self.steps == 0:
             raise EpisodeError("the episode is empty", found="0 steps", expected="at least one")
         for name, array in self.inputs.items():
-            spec = wanted[name]
+            spec = expected[name]
             if array.shape[1:] != spec.shape or array.dtype != spec.dtype:
                 raise EpisodeError(
                     f"input {name!r} of the episode does not fit the model",
@@ -195,10 +195,10 @@ class Episode:
             ("state", self.states, states, 0),
             *((("trail", self.trail, states, 1),) if self.trail else ()),
         )
-        for part, given, wanted, time_axes in promised:
+        for part, arrays, expected, time_axes in promised:
             # Outputs may be let through by name, see Verification.accepted; a memory never is.
             holes = [
-                n for n, a in given.items() if a.dtype.kind == "f" and not np.isfinite(a).all()
+                n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()
             ]
             if holes and part != "output":
                 raise EpisodeError(
@@ -207,12 +207,12 @@ class Episode:
                     expected="finite numbers",
                     remedy="export the bundle again",
                 )
-            found = {n: (a.shape[time_axes:], str(a.dtype)) for n, a in given.items()}
-            if found != wanted:
+            actual = {n: (a.shape[time_axes:], str(a.dtype)) for n, a in arrays.items()}
+            if actual != expected:
                 raise EpisodeError(
                     f"the golden episode does not answer for every {part} of the model",
-                    found=found,
-                    expected=wanted,
+                    found=actual,
+                    expected=expected,
                 )
         reach = {len(array) if array.ndim else 0 for array in self.trail.values()}
         if reach and not (len(reach) == 1 and 2 <= min(reach) <= self.steps + 1):
@@ -264,14 +264,14 @@ def facts(file: Npz) -> tuple[float | None, str]:
     Raises:
         EpisodeError: They are of another form.
     """
-    for key, kinds, wanted in ((RATE, "fiu", "one number"), (PROVENANCE, "U", "one text")):
+    for key, kinds, expected in ((RATE, "fiu", "one number"), (PROVENANCE, "U", "one text")):
         member = file.members.get(key)
         odd = member is not None and (member.shape != () or member.dtype.kind not in kinds)
         if member is not None and (odd or member.bytes > FACT_BYTES):
             raise EpisodeError(
                 f"{key} of {file.name} is of another form",
                 found=f"{member.dtype} {list(member.shape)}",
-                expected=wanted,
+                expected=expected,
             )
     return (
         float(file.load(RATE)) if RATE in file.members else None,

@@ -13,7 +13,7 @@ import numpy as np
 
 from stategate.contract.episode import Array, Episode, facts, tensor_keys
 from stategate.contract.errors import EpisodeError
-from stategate.contract.npz import FILE_BYTES, WHOLE_BYTES, Npz
+from stategate.contract.npz import FILE_BYTES, Npz, refuse_too_large
 from stategate.contract.reading import file_sha256
 
 BLOCK_STEPS = 4096
@@ -143,22 +143,22 @@ class EpisodeSet:
             EpisodeError: There are none, one cannot be read, or they differ in names, dtypes,
                 shapes or rate.
         """
-        found: list[Path] = []
+        episode_paths: list[Path] = []
         for path in map(Path, paths):
             inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
             if not inside:
                 raise EpisodeError(f"{path} holds no episodes", expected="files called *.npz")
-            found += inside
-        if not found:
+            episode_paths += inside
+        if not episode_paths:
             raise EpisodeError("there are no episodes", expected="files called *.npz")
-        files = tuple(EpisodeFile.open(p) for p in found)
+        files = tuple(EpisodeFile.open(p) for p in episode_paths)
         first = files[0]
         for other in files[1:]:
             if other.form != first.form or other.rate_hz != first.rate_hz:
                 raise EpisodeError(
                     f"the episodes of {other.path.parent} are not of one form",
-                    found=f"{other.name}: {_told(other)}",
-                    expected=f"as in {first.name}: {_told(first)}",
+                    found=f"{other.name}: {_form_in_words(other)}",
+                    expected=f"as in {first.name}: {_form_in_words(first)}",
                     remedy="put them into folders of their own",
                 )
         return cls(files)
@@ -225,16 +225,10 @@ def _joined(files: tuple[EpisodeFile, ...], steps: int) -> Episode:
     """The first ``steps`` of several files, each read in blocks into one allocation."""
     first = files[0]
     size = steps * sum(math.prod(s) * np.dtype(d).itemsize for d, s in first.form.values())
-    if size > WHOLE_BYTES:
-        raise EpisodeError(
-            f"{first.path} is too large to be loaded at once",
-            found=f"{size:,} bytes",
-            expected=f"at most {WHOLE_BYTES:,}",
-            remedy="ask for fewer steps, or read it with EpisodeFile.blocks",
-        )
+    refuse_too_large(first.path, size, "ask for fewer steps, or read it with EpisodeFile.blocks")
     arrays = {key: np.empty((steps, *shape), dtype) for key, (dtype, shape) in first.form.items()}
-    told = dict.fromkeys(file.provenance for file in files if file.provenance)
-    whole = _episode(arrays, first.rate_hz, "; ".join(told))
+    provenances = dict.fromkeys(file.provenance for file in files if file.provenance)
+    whole = _episode(arrays, first.rate_hz, "; ".join(provenances))
     done = 0
     for block in (block for file in files for block in file.blocks()):
         count = min(block.steps, steps - done)
@@ -255,7 +249,7 @@ def _episode(arrays: dict[str, Array], rate_hz: float | None, provenance: str) -
     return Episode(inputs, labels, rate_hz=rate_hz, provenance=provenance)
 
 
-def _told(file: EpisodeFile) -> str:
+def _form_in_words(file: EpisodeFile) -> str:
     forms = (f"{key} {dtype} {list(shape)}" for key, (dtype, shape) in file.form.items())
     rate = f" at {file.rate_hz:g} Hz" if file.rate_hz is not None else ""
     return ", ".join(forms) + rate

@@ -39,11 +39,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def checked_path(path: str) -> str:
-    """A relative POSIX path that stays inside its folder.
-
-    Raises:
-        SpecError: It is absolute, climbs out, or is written for another system.
-    """
+    """A relative POSIX path that stays inside its folder."""
     parts = PurePosixPath(path).parts
     escapes = not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in parts[0]
     if escapes or "\0" in path or max(map(len, parts)) > 200 or len(path) > 1000:
@@ -239,10 +235,10 @@ class Manifest(Record, frozen=True, kw_only=True):
         if self.sessions != 1:
             check_rows(step, self.sessions)
         listed = {file.path for file in self.files}
-        wanted = {state.init_file for state in self.states} | {self.golden}
+        needed = {state.init_file for state in self.states} | {self.golden}
         if self.native is not None:
-            wanted |= {*self.native.sources, self.native.library}
-        missing = sorted(wanted - listed - {None}, key=str)
+            needed |= {*self.native.sources, self.native.library}
+        missing = sorted(needed - listed - {None}, key=str)
         if missing:
             raise SpecError("a file is used but not listed", found=missing, expected="in files")
         if self.drift is not None and self.drift.report not in self.files:
@@ -346,12 +342,7 @@ def canonical_json(record: Any) -> bytes:
 
 
 def decode_manifest(raw: bytes) -> Manifest:
-    """Read a manifest strictly.
-
-    Raises:
-        ManifestError: It is not JSON, of a version that this build cannot read, lacks a field, has
-            an unknown one, or contradicts itself.
-    """
+    """Read a manifest strictly."""
     try:
         version = msgspec.json.decode(raw, type=_Versioned).schema_version
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:

@@ -8,19 +8,19 @@ from collections.abc import Iterable
 _MOST = 6
 
 
-def close_names(name: str, known: Iterable[str]) -> list[str]:
+def close_names(name: str, names: Iterable[str]) -> list[str]:
     """Known names that are like one that is not known, the likeliest first.
 
     Args:
         name: As it was typed, such as ``pi5``.
-        known: Those that there are, such as ``raspberry-pi-5``.
+        names: Those that there are, such as ``raspberry-pi-5``.
     """
-    plain = {each: _plain(each) for each in known}
+    plain = {each: _plain(each) for each in names}
     typed = _plain(name)
-    found = [each for each, text in plain.items() if len(typed) > 1 and typed in text]
+    matches = [each for each, text in plain.items() if len(typed) > 1 and typed in text]
     ratios = {each: _ratio(typed, each, text) for each, text in plain.items()}
     likely = sorted(ratios, key=lambda each: -ratios[each])
-    return list(dict.fromkeys(found + [each for each in likely if ratios[each] > 0.7]))[:_MOST]
+    return list(dict.fromkeys(matches + [each for each in likely if ratios[each] > 0.7]))[:_MOST]
 
 
 def _plain(name: str) -> str:

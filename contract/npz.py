@@ -70,9 +70,6 @@ class Npz:
 
     Args:
         source: The file, or its bytes.
-
-    Raises:
-        EpisodeError: It is no ``.npz``, or a header contradicts it.
     """
 
     def __init__(self, source: str | Path | bytes) -> None:
@@ -100,26 +97,11 @@ class Npz:
         self._opened.close()
 
     def check_whole(self) -> None:
-        """Refuse what unpacks to more than is loaded at once: a zip's size on the disk says little.
-
-        Raises:
-            EpisodeError: All arrays together are larger than `WHOLE_BYTES`.
-        """
-        size = sum(member.bytes for member in self.members.values())
-        if size > WHOLE_BYTES:
-            raise EpisodeError(
-                f"{self.name} is too large to be loaded at once",
-                found=f"{size:,} bytes unpacked",
-                expected=f"at most {WHOLE_BYTES:,}",
-                remedy="cut it into several files, or read it with EpisodeFile.blocks",
-            )
+        """Refuse what unpacks to too much; a zip's size on the disk says little about that."""
+        refuse_too_large(self.name, sum(member.bytes for member in self.members.values()))
 
     def load(self, key: str) -> Array:
-        """One whole array.
-
-        Raises:
-            EpisodeError: It is damaged, or larger than `WHOLE_BYTES`.
-        """
+        """One whole array."""
         member = self.members[key]
         with self._reading():
             if member.bytes > WHOLE_BYTES:
@@ -138,9 +120,6 @@ class Npz:
         Args:
             keys: Arrays with one length of their first axis.
             rows: Rows of a block; the last one may be shorter.
-
-        Raises:
-            EpisodeError: A member is damaged or truncated, or is in Fortran order.
         """
         chosen = {key: self.members[key] for key in keys}
         total = min((m.shape[0] for m in chosen.values()), default=0)
@@ -193,12 +172,23 @@ class Npz:
             ) from problem
 
 
-def load_npy(path: str | Path) -> Array:
-    """The array of one ``.npy``.
+def refuse_too_large(
+    name: object,
+    size: int,
+    remedy: str = "cut it into several files, or read it with EpisodeFile.blocks",
+) -> None:
+    """Raise where something has more bytes than may be loaded in one piece."""
+    if size > WHOLE_BYTES:
+        raise EpisodeError(
+            f"{name} is too large to be loaded at once",
+            found=f"{size:,} bytes unpacked",
+            expected=f"at most {WHOLE_BYTES:,}",
+            remedy=remedy,
+        )
 
-    Raises:
-        EpisodeError: It cannot be read, is no array of numbers, or is larger than `WHOLE_BYTES`.
-    """
+
+def load_npy(path: str | Path) -> Array:
+    """The array of one ``.npy``."""
     try:
         raw = read_bounded(path, WHOLE_BYTES)
         _member(raw[:_HEADER_BYTES], len(raw), printable(path))

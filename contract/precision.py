@@ -9,12 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from stategate.contract.errors import CalibrationError, SpecError
-from stategate.contract.failures import failures
 from stategate.contract.names import close_names, did_you_mean
-from stategate.contract.reading import read_json
+from stategate.contract.records import load_record
 from stategate.contract.specs import Record, is_threshold
 
 RANGES_VERSION = 1
@@ -90,11 +87,7 @@ class PrecisionPlan(Record, frozen=True):
 
     @classmethod
     def named(cls, source: str | Path) -> PrecisionPlan:
-        """A preset by its name, or a plan from a ``.json`` file.
-
-        Raises:
-            SpecError: There is no such preset, or the file is no plan.
-        """
+        """A preset by its name, or a plan from a ``.json`` file."""
         if source in PRESETS:
             return PRESETS[source]
         path = Path(source)
@@ -105,16 +98,15 @@ class PrecisionPlan(Record, frozen=True):
                 expected=f"{', '.join(PRESETS)}, or a plan's .json file",
                 remedy=did_you_mean(close_names(str(source), PRESETS)) or None,
             )
-        try:
-            return read_json(path, cls)
-        except failures(OSError, msgspec.MsgspecError) as problem:
-            raise SpecError(
-                "the precision plan cannot be read",
-                found=f"{path.name}: {problem}",
-                expected="an object of weights, activations, method, keep_float, state_storage "
-                "and error_feedback",
-                remedy="see docs/guides/precision.md, or have one proposed: stategate sensitivity",
-            ) from problem
+        return load_record(
+            path,
+            cls,
+            SpecError,
+            "the precision plan",
+            expected="an object of weights, activations, method, keep_float, state_storage "
+            "and error_feedback",
+            remedy="see docs/guides/precision.md, or have one proposed: stategate sensitivity",
+        )
 
 
 PRESETS = {
@@ -193,35 +185,18 @@ class RangeRecord(Record, frozen=True):
 
     @classmethod
     def load(cls, path: str | Path) -> RangeRecord:
-        """Read a record.
-
-        Raises:
-            CalibrationError: It cannot be read, or is of another version.
-        """
-        path = Path(path)
-        try:
-            record = read_json(path, cls)
-        except failures(OSError, msgspec.MsgspecError) as problem:
-            raise CalibrationError(
-                "the ranges cannot be read",
-                found=f"{path.name}: {problem}",
-                remedy="measure again: stategate ranges",
-            ) from problem
-        if record.version != RANGES_VERSION:
-            raise CalibrationError(
-                "the ranges are of another version",
-                found=record.version,
-                expected=RANGES_VERSION,
-                remedy="measure again: stategate ranges",
-            )
-        return record
+        """Read a record; `CalibrationError` where it cannot be, or is of another version."""
+        return load_record(
+            path,
+            cls,
+            CalibrationError,
+            "the record of ranges",
+            remedy="measure again: stategate ranges",
+            version=RANGES_VERSION,
+        )
 
     def limits(self, model_sha256: str, method: Method) -> dict[str, float]:
-        """Symmetric range of every tensor that can be quantised, by name.
-
-        Raises:
-            CalibrationError: The record is for another model.
-        """
+        """Symmetric range of every tensor that can be quantised, by name."""
         if self.model_sha256 != model_sha256:
             raise CalibrationError(
                 "the ranges are for another model",

@@ -39,11 +39,7 @@ _CONTROLS = re.compile(
 
 
 def open_regular(path: str | Path, limit: int = FILE_BYTES) -> BinaryIO:
-    """Open a file for reading, if it is one and no larger than ``limit`` bytes.
-
-    Raises:
-        OSError: It is missing, a folder, a pipe or a device, or larger.
-    """
+    """Open a file for reading, if it is one and no larger than ``limit`` bytes."""
     # Opening alone makes some devices do something, so the kind is asked before and after.
     _check_kind(Path(path).stat(), limit)
     # The file closes its descriptor once; by hand it could be another one's, if interrupted.
@@ -70,11 +66,7 @@ def _check_kind(found: os.stat_result, limit: int) -> None:
 
 
 def read_bounded(path: str | Path, limit: int = FILE_BYTES) -> bytes:
-    """All bytes of a file, if it is one and holds no more than ``limit``.
-
-    Raises:
-        OSError: It cannot be read, is no regular file, or is larger.
-    """
+    """All bytes of a file, if it is one and holds no more than ``limit``."""
     with open_regular(path, limit) as file:
         size = os.fstat(file.fileno()).st_size  # asking for more would allocate more
         raw = file.read(size + 1)
@@ -84,11 +76,7 @@ def read_bounded(path: str | Path, limit: int = FILE_BYTES) -> bytes:
 
 
 def file_sha256(path: str | Path, limit: int = FILE_BYTES) -> tuple[str, int]:
-    """Hex digest and size in bytes of a file, in constant memory.
-
-    Raises:
-        OSError: See `read_bounded`.
-    """
+    """Hex digest and size in bytes of a file, in constant memory."""
     digest, size = hashlib.sha256(), 0
     with open_regular(path, limit) as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -106,10 +94,6 @@ def decode_json(raw: bytes, kind: type[T], free: tuple[str, ...] = ()) -> T:
         raw: The text.
         kind: What it is read into.
         free: Keys of the outermost object whose texts may hold anything; print them `printable`.
-
-    Raises:
-        msgspec.MsgspecError: It is not JSON, is nested too deeply, does not fit ``kind``, has two
-            values under one key, or a text with a control character.
     """
     try:
         record = msgspec.json.decode(raw, type=kind)
@@ -127,12 +111,7 @@ def decode_json(raw: bytes, kind: type[T], free: tuple[str, ...] = ()) -> T:
 
 
 def read_json(path: Path, kind: type[T], limit: int = RECORD_BYTES) -> T:
-    """A record in a file; see `decode_json`.
-
-    Raises:
-        OSError: See `read_bounded`.
-        msgspec.MsgspecError: See `decode_json`.
-    """
+    """A record in a file; see `decode_json`."""
     return decode_json(read_bounded(path, limit), kind)
 
 

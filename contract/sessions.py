@@ -25,10 +25,6 @@ def batched(spec: StepSpec, sessions: int) -> StepSpec:
     Args:
         spec: Signature of one session, its leading axes all 1.
         sessions: Extent that replaces them; 1 gives ``spec`` back, whatever its axes are.
-
-    Raises:
-        SpecError: A leading axis is not 1, an input has a name that a pool needs, or ``sessions``
-            is not positive.
     """
     _check_count(sessions)
     if sessions == 1:
@@ -49,11 +45,7 @@ def one_row(states: tuple[StateSpec, ...]) -> tuple[StateSpec, ...]:
 
 
 def check_rows(spec: StepSpec, sessions: int) -> None:
-    """Check that every input, output, state and gate has one row for each session.
-
-    Raises:
-        SpecError: A leading axis is not ``sessions``, or an input has a name that a pool needs.
-    """
+    """Check that every input, output, state and gate has one row for each session."""
     _check_count(sessions)
     for kind, name, shape in _leading(spec):
         if shape[:1] != (sessions,):

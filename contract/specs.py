@@ -272,11 +272,11 @@ class StepSpec(Record, frozen=True):
 
     def __post_init__(self) -> None:
         """Check that names are unique and that every guard and threshold has its gate."""
-        taken = [t.name for t in self.inputs] + [s.name for s in self.states]
-        taken += [c.name for c in self.fixed_inputs]
-        given = [t.name for t in self.outputs] + [s.next_name for s in self.states]
-        given += [g.name for g in self.gates]
-        for side, names in (("input", taken), ("output", given)):
+        input_names = [t.name for t in self.inputs] + [s.name for s in self.states]
+        input_names += [c.name for c in self.fixed_inputs]
+        output_names = [t.name for t in self.outputs] + [s.next_name for s in self.states]
+        output_names += [g.name for g in self.gates]
+        for side, names in (("input", input_names), ("output", output_names)):
             twice = sorted(name for name, count in Counter(names).items() if count > 1)
             if twice:
                 raise SpecError(
@@ -284,7 +284,7 @@ class StepSpec(Record, frozen=True):
                     found=", ".join(twice),
                     expected="every input, output, state and gate with a name of its own",
                 )
-        both = sorted(set(taken) & set(given))
+        both = sorted(set(input_names) & set(output_names))
         if both:
             raise SpecError("a graph cannot have an input and an output of one name", found=both)
         if not self.inputs:

@@ -66,11 +66,7 @@ def write_signature(spec: StepSpec, way: Way) -> tuple[Tensors, Tensors]:
 
 
 def check_payload(spec: StepSpec, way: Way) -> None:
-    """Check that no tensor of a payload is called like one of the step's own.
-
-    Raises:
-        SpecError: One is, or two are called alike.
-    """
+    """Check that no tensor of a payload is called like one of the step's own."""
     names = [tensor.name for tensor in way.payload]
     own = {*spec.graph_inputs(), *spec.graph_outputs()}
     twice = sorted(name for name, count in Counter(names).items() if name in own or count > 1)

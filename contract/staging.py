@@ -9,10 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,31 +27,28 @@ def staged(path: Path, *, folder: bool = False) -> Iterator[Path]:
     Args:
         path: Where the caller will move it.
         folder: Whether it is a folder.
-
-    Raises:
-        OSError: Nothing can be written there.
     """
     place = shared = path.with_name(f".{path.name}.staged")
     while True:
-        made = _make(place, folder)
-        held, locked = _hold(place, wait=True)
-        if held is not None:
-            if made and (locked or place != shared):
+        is_new = _make(place, folder)
+        descriptor, locked = _hold(place, wait=True)
+        if descriptor is not None:
+            if is_new and (locked or place != shared):
                 break
-            if made or locked:
+            if is_new or locked:
                 remove(place)
             if not locked:  # a file system without locks: a name that nobody else has
-                place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.staged")
-            os.close(held)
+                place = path.with_name(f".{path.name}.{os.urandom(4).hex()}.staged")
+            os.close(descriptor)
     try:
         yield place
     finally:
         # Once it was moved, another process may be at work under the name; or the old folder is.
-        if not locked or _is_at(held, place):
+        if not locked or _is_at(descriptor, place):
             remove(place)
         else:
             _remove_unheld(place)
-        os.close(held)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -62,10 +56,9 @@ def scratch_folder() -> Iterator[Path]:
     """An empty folder among the system's temporary files; gone at the end.
 
     Those that killed processes of this user left are removed first.
-
-    Raises:
-        OSError: No temporary file can be made.
     """
+    import tempfile  # with what it needs, a tenth of the time to import the runtime
+
     parent = Path(tempfile.gettempdir())
     for entry in os.scandir(parent):
         with suppress(OSError):  # another process removes it too
@@ -73,25 +66,25 @@ def scratch_folder() -> Iterator[Path]:
             if own and _SCRATCH.fullmatch(entry.name):
                 _remove_unheld(parent / entry.name)
     while True:
-        place = parent / f"stategate-scratch-{secrets.token_hex(8)}"
+        place = parent / f"stategate-scratch-{os.urandom(8).hex()}"
         _make(place, folder=True)
-        held, _ = _hold(place, wait=True)
-        if held is not None:
+        descriptor, _ = _hold(place, wait=True)
+        if descriptor is not None:
             break
     try:
         yield place
     finally:
         remove(place)
-        os.close(held)
+        os.close(descriptor)
 
 
 def _remove_unheld(place: Path) -> None:
     with suppress(OSError):
-        held, locked = _hold(place, wait=False)
+        descriptor, locked = _hold(place, wait=False)
         if locked:
             remove(place)
-        if held is not None:
-            os.close(held)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _make(place: Path, folder: bool) -> bool:
@@ -118,29 +111,31 @@ def _hold(place: Path, wait: bool) -> tuple[int | None, bool]:
         Its descriptor, None where it is gone or another process's; and whether it is locked.
     """
     try:
-        held = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None, False
     locked = True
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         locked = False
-    if _is_at(held, place):
-        return held, locked
-    os.close(held)  # whoever held it until now has moved or removed it
+    if _is_at(descriptor, place):
+        return descriptor, locked
+    os.close(descriptor)  # whoever held it until now has moved or removed it
     return None, False
 
 
-def _is_at(held: int, place: Path) -> bool:
+def _is_at(descriptor: int, place: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(held), place.lstat())
+        return os.path.samestat(os.fstat(descriptor), place.lstat())
     except FileNotFoundError:
         return False
 
 
 def remove(place: Path) -> None:
     """Remove a file or a whole folder, as far as that is possible."""
+    import shutil
+
     with suppress(OSError):
         place.unlink()
     shutil.rmtree(place, ignore_errors=True)

@@ -68,8 +68,8 @@ def quantised(
     scale = np.max(np.abs(value), axis=axes, keepdims=True).astype(np.float32) / np.float32(LEVELS)
     steps = value / np.where(scale > 0, scale, np.float32(1))
     whole = np.rint(steps)
-    left = np.rint((steps - whole) * FINER).astype(np.int8) if error_feedback else None
-    return whole.astype(np.int8), scale, left
+    residual = np.rint((steps - whole) * FINER).astype(np.int8) if error_feedback else None
+    return whole.astype(np.int8), scale, residual
 
 
 def values(states: Iterable[StateSpec], stored: Mapping[str, Array]) -> dict[str, Array]:
@@ -81,9 +81,6 @@ def values(states: Iterable[StateSpec], stored: Mapping[str, Array]) -> dict[str
 
     Returns:
         Arrays by name; scales and residuals are taken into the states that they belong to.
-
-    Raises:
-        SpecError: A layout names a state that is not there.
     """
     read, parts = {}, set()
     for state in states:

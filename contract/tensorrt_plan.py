@@ -18,7 +18,8 @@ from stategate.contract.bundle import sha256
 from stategate.contract.errors import EngineError, SpecError
 from stategate.contract.failures import failures
 from stategate.contract.manifest import FileRef, canonical_json
-from stategate.contract.reading import read_bounded, read_json
+from stategate.contract.reading import read_bounded
+from stategate.contract.records import load_record
 from stategate.contract.specs import Record
 
 # Counts up whenever the graph that is built differs in meaning for the same ONNX file.
@@ -61,7 +62,7 @@ class PlanFingerprint(Record, frozen=True, kw_only=True):
         cuda: CUDA version of the driver.
         l4t: Release of Jetson Linux, or None elsewhere.
         onnx_sha256: Digest of the bundle's step graph.
-        flags: What the builder was told, in order.
+        flags: Flags of the builder, in order.
         recipe: Version of the way from that graph to the one that was built.
     """
 
@@ -86,12 +87,12 @@ class PlanFingerprint(Record, frozen=True, kw_only=True):
         """
         return sha256(canonical_json(msgspec.structs.replace(self, flags=())))[:16]
 
-    def differences(self, here: PlanFingerprint) -> list[str]:
+    def differences(self, machine: PlanFingerprint) -> list[str]:
         """What differs where the plan shall be loaded, one phrase each; empty if nothing does."""
         return [
-            f"{word} {_short(getattr(self, name))} in the plan, {_short(getattr(here, name))} here"
+            f"{word} {_short(own)} in the plan, {_short(other)} here"
             for name, word in _WORDS.items()
-            if getattr(self, name) != getattr(here, name)
+            if (own := getattr(self, name)) != (other := getattr(machine, name))
         ]
 
 
@@ -139,17 +140,13 @@ class StoredPlan:
     folder: Path
     record: PlanRecord
 
-    def hindrances(self, here: PlanFingerprint) -> list[str]:
+    def hindrances(self, machine: PlanFingerprint) -> list[str]:
         """What of a place differs from the plan's, but for flags; empty if it may be loaded."""
         own = self.record.fingerprint
-        return own.differences(msgspec.structs.replace(here, flags=own.flags))
+        return own.differences(msgspec.structs.replace(machine, flags=own.flags))
 
     def read(self, file: FileRef) -> bytes:
-        """Bytes of one of its files, checked.
-
-        Raises:
-            EngineError: It is missing, truncated or altered.
-        """
+        """Bytes of one of its files, checked."""
         path = self.folder / file.path
         try:
             data = read_bounded(path)
@@ -175,11 +172,7 @@ def plans_folder(bundle: Path) -> Path:
 
 
 def stored_plans(bundle: Path) -> list[StoredPlan]:
-    """Every plan beside a bundle.
-
-    Raises:
-        EngineError: A record cannot be read.
-    """
+    """Every plan beside a bundle."""
     return [
         StoredPlan(path.parent, _record(path))
         for path in sorted(plans_folder(bundle).glob(f"[!.]*/{RECORD}"))
@@ -196,16 +189,13 @@ def plan_for(bundle: Path, heres: Sequence[PlanFingerprint]) -> tuple[StoredPlan
 
     Returns:
         The plan, and which of ``heres`` it is for.
-
-    Raises:
-        EngineError: There is none; the message says in what the nearest one differs.
     """
     nearest: list[str] | None = None
-    for here in heres:
+    for machine in heres:
         for stored in reversed(stored_plans(bundle)):
-            differs = stored.hindrances(here)
+            differs = stored.hindrances(machine)
             if not differs:
-                return stored, here
+                return stored, machine
             if nearest is None or len(differs) < len(nearest):
                 nearest = differs
     raise EngineError(
@@ -217,14 +207,8 @@ def plan_for(bundle: Path, heres: Sequence[PlanFingerprint]) -> tuple[StoredPlan
 
 
 def _record(path: Path) -> PlanRecord:
-    try:
-        return read_json(path, PlanRecord)
-    except failures(OSError, msgspec.MsgspecError) as problem:
-        raise EngineError(
-            "the record of an engine cannot be read",
-            found=f"{path}: {problem}",
-            remedy=f"delete {path.parent} and build again: stategate build-engine BUNDLE",
-        ) from problem
+    remedy = f"delete {path.parent} and build again: stategate build-engine BUNDLE"
+    return load_record(path, PlanRecord, EngineError, "the record of an engine", remedy=remedy)
 
 
 def _short(value: object) -> str:

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto
 
+from stategate.common.onnx_runtime import one_thread
 from stategate.common.timing import TimedCall, time_in_turns
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError
@@ -16,15 +17,6 @@ from stategate.contract.failures import failures, first_line
 
 WARM_UP = 50
 ROUNDS = 400
-
-
-def one_thread() -> onnxruntime.SessionOptions:
-    """Options as the runtime's engine has them, as far as they change results and times."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    return options
 
 
 def sample(spec: StepSpec) -> dict[str, np.ndarray]:
@@ -50,7 +42,9 @@ def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> 
     calls = {}
     for name, graph in graphs.items():
         try:
-            session = onnxruntime.InferenceSession(graph, one_thread(), ["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                graph, one_thread(onnxruntime.SessionOptions()), ["CPUExecutionProvider"]
+            )
         except failures(library="onnxruntime"):  # an older one lacks operators
             continue
         binding = session.io_binding()
@@ -83,8 +77,7 @@ def check_runs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> None:
     others = [name for code, name in kinds.items() if code in codes]
     if not others:
         return
-    options = one_thread()
-    options.log_severity_level = 4  # the exception has the same text
+    options = one_thread(onnxruntime.SessionOptions())
     try:
         graph = model.SerializeToString()
         session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])

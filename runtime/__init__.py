@@ -1,11 +1,23 @@
 """The on-device library. Importing it loads neither torch, onnx nor an engine's library."""
 
+from typing import TYPE_CHECKING, Any
+
 from stategate.common.dependencies import silence
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.keep.keeper import Restored, SnapshotPolicy
-from stategate.runtime.pool import Pool
 from stategate.runtime.session import Session
+
+if TYPE_CHECKING:
+    from stategate.runtime.pool import Pool
 
 silence()
 
 __all__ = ["Ledger", "Pool", "Restored", "Session", "SnapshotPolicy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Pool":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from stategate.runtime.pool import Pool  # most devices step one session
+
+    return Pool

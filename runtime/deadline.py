@@ -106,14 +106,11 @@ class Loop:
 
     Args:
         hz: Ticks per second.
-        clock: What tells the time; the system's monotonic clock if left out.
+        clock: Source of time; the system's monotonic clock if left out.
         ticks: How many to yield; None goes on for ever.
         on_miss: Called with the number of newly missed periods, between the body that caused them
             and the next tick.
-        on_clock_fault: Called whenever the clock is seen going backwards, or a sleep ends early.
-
-    Raises:
-        SpecError: ``hz`` or ``ticks`` cannot be.
+        on_clock_fault: Called whenever the clock goes backwards, or a sleep ends early.
     """
 
     def __init__(
@@ -127,9 +124,7 @@ class Loop:
     ) -> None:
         self._period_ns = _period_ns(hz)
         if ticks is not None and ticks < 1:
-            raise SpecError(
-                "a loop needs a number of ticks", found=ticks, expected="1 or more, or None"
-            )
+            raise SpecError("the number of ticks must be positive, or None", found=ticks)
         self._clock: Clock = MonotonicClock() if clock is None else clock
         self._limit = ticks
         self._on_miss = on_miss
@@ -221,15 +216,12 @@ class Loop:
 
 
 def measure_empty_loop(hz: float, ticks: int, clock: Clock | None = None) -> LoopStats:
-    """Run a loop without a body: the lateness and jitter that the machine alone is guilty of.
+    """Run a loop without a body: the lateness and jitter of the machine alone.
 
     Args:
         hz: Ticks per second.
         ticks: How many; it takes ``(ticks - 1) / hz`` seconds.
-        clock: What tells the time; the system's monotonic clock if left out.
-
-    Raises:
-        SpecError: ``hz`` or ``ticks`` cannot be.
+        clock: Source of time; the system's monotonic clock if left out.
     """
     loop = Loop(hz, clock=clock, ticks=ticks)
     for _ in loop:
@@ -246,18 +238,15 @@ def first_step_after_idle_us(
         step: What is timed.
         idle_s: Seconds of sleep before each step; 0 gives the figure to compare with.
         repeats: How many times.
-        clock: What tells the time; the system's monotonic clock if left out.
+        clock: Source of time; the system's monotonic clock if left out.
 
     Returns:
         Microseconds of each step; one during which the clock went backwards is left out.
-
-    Raises:
-        SpecError: ``idle_s`` or ``repeats`` cannot be.
     """
     if not math.isfinite(idle_s) or idle_s < 0:
-        raise SpecError("an idle gap cannot be", found=idle_s, expected="seconds, 0 or more")
+        raise SpecError("the idle gap must not be negative", found=f"{idle_s} s")
     if repeats < 1:
-        raise SpecError("there is nothing to measure", found=repeats, expected="1 repeat or more")
+        raise SpecError("the number of repeats must be positive", found=repeats)
     clock = MonotonicClock() if clock is None else clock
     elapsed_us = []
     for _ in range(repeats):

@@ -317,8 +317,8 @@ class Pool(Closing):
 
     def _checked(self, row: int) -> int:
         self._memory.settle()  # what an exception of the caller's own interrupted
-        known = isinstance(row, (int, np.integer)) and not isinstance(row, bool)
-        if not (known and 0 <= row < self.capacity and self._joined[row]):
+        is_row = isinstance(row, (int, np.integer)) and not isinstance(row, bool)
+        if not (is_row and 0 <= row < self.capacity and self._joined[row]):
             raise StepInputError(
                 "no session has joined this row",
                 found=f"row {row!r}",
@@ -329,12 +329,12 @@ class Pool(Closing):
 
 
 def _check_budget(budget: Budget) -> None:
-    kept = {"state_bytes", "peak_resident_bytes", "on_resident"}
-    given = {n for n in budget.__struct_fields__ if getattr(budget, n) is not None} - kept
-    if given:
+    allowed = {"state_bytes", "peak_resident_bytes", "on_resident"}
+    limits = {n for n in budget.__struct_fields__ if getattr(budget, n) is not None} - allowed
+    if limits:
         raise SpecError(
             "a pool does not keep this budget, and will not pretend to",
-            found=", ".join(sorted(given)),
+            found=", ".join(sorted(limits)),
             expected="none but state_bytes and peak_resident_bytes",
             remedy="step it as single sessions, or export it without these limits",
         )

@@ -28,12 +28,7 @@ class Chunks:
     def __init__(
         self, bundle: Bundle, graph: GraphRef, buffers: Buffers, memory: Memory, budget: Budget
     ) -> None:
-        """Load the graph, beside that of the step.
-
-        Raises:
-            MemoryBudgetError: The process would pass the budget's ``peak_resident_bytes``.
-            EngineError: The graph cannot be loaded.
-        """
+        """Load the graph, beside that of the step."""
         self.steps = graph.steps
         spec = chunked(bundle.manifest.step, graph.steps)
         gates = tuple(TensorSpec(g.name, g.shape) for g in spec.gates)
@@ -60,7 +55,9 @@ class Chunks:
         self._gates = {slot.name: slot for slot in own.gates}
         pairs = ((buffers.outputs, own.outputs), (buffers.gates, own.gates))
         self._shown = [
-            (a.array, b.array) for ours, its in pairs for a, b in zip(ours, its, strict=True)
+            (a.array, b.array)
+            for shown, computed in pairs
+            for a, b in zip(shown, computed, strict=True)
         ]
         self._memory = memory
         self._engine = open_engine(bundle, own, graph)
@@ -71,11 +68,6 @@ class Chunks:
         Args:
             inputs: By name ``(steps, 1, ...)``, checked.
             outputs: Where the answers go, by name ``(steps, 1, ...)``.
-
-        Raises:
-            StateFault: A gate, a next state or an output is not finite; the memory is that before
-                the chunk.
-            EngineError: The engine failed; the same.
         """
         count = len(next(iter(inputs.values())))
         for name, array in inputs.items():
@@ -141,9 +133,9 @@ class Prefill:
         graph = None if self.by_step else self._bundle.manifest.chunk_graph
         if graph is None:
             for t in range(steps):
-                given = step(**{name: array[t, ...] for name, array in inputs.items()})
+                outputs = step(**{name: array[t, ...] for name, array in inputs.items()})
                 for name, answer in answers.items():
-                    answer[t] = given[name]
+                    answer[t] = outputs[name]
             return answers
         if self._chunks is None:
             self._chunks = Chunks(self._bundle, graph, self._buffers, self._memory, self._budget)

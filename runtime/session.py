@@ -75,8 +75,8 @@ class Session(Closing):
         self._answers = Answers(buffers.outputs, outputs, memory) if on_fault != "raise" else None
         self._keeper: Keeper | None = None
         if snapshots is not None:
-            kept = (counters, memory, self._governor)
-            self._keeper = Keeper(snapshots, budget, bundle.manifest, clock, *kept)
+            parts = (counters, memory, self._governor)
+            self._keeper = Keeper(snapshots, budget, bundle.manifest, clock, *parts)
         self._feeds = Feeds(buffers.inputs, engine)
         self._resident = watch_resident(budget, counters.add_overrun)
         by_step = any((self._answers, self._governor, self._deadline))

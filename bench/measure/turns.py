@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from stategate.common.onnx_runtime import one_thread
 from stategate.common.timing import TimedCall, time_in_turns
 from stategate.contract import Budget, Bundle
 from stategate.contract.errors import EpisodeError
@@ -184,8 +185,7 @@ def _guards(bundle: Bundle) -> tuple[float, float]:
 
 
 def _ort(bundle: Bundle) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options = one_thread(onnxruntime.SessionOptions())
     graph = bundle.read(bundle.manifest.step_graph.file)
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 

@@ -18,7 +18,7 @@ from stategate.bench.record import BenchResult, Times
 from stategate.common.page import GRID, INK, SERIES, plot_style, themed_svg
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError
-from stategate.contract.reading import read_json
+from stategate.contract.records import load_record
 
 _HORIZON = 100_000
 _MOST_LINES = len(SERIES)
@@ -160,19 +160,9 @@ class Run(msgspec.Struct, frozen=True):
 
 
 def read_run(path: Path) -> Run:
-    """Read a ledger.
-
-    Raises:
-        EpisodeError: It is missing, or no run wrote it.
-    """
-    try:
-        return read_json(path, Run)
-    except (OSError, msgspec.MsgspecError) as problem:
-        raise EpisodeError(
-            "this is not the ledger of a run",
-            found=f"{path}: {problem}",
-            remedy="make one with: stategate run BUNDLE --out DIR",
-        ) from problem
+    """Read a ledger; `EpisodeError` where it is missing, or no run wrote it."""
+    remedy = "make one with: stategate run BUNDLE --out DIR"
+    return load_record(path, Run, EpisodeError, "the ledger of a run", remedy=remedy)
 
 
 def draw_run(run: Run, stem: Path) -> tuple[Path, Path]:

@@ -18,6 +18,7 @@ import onnxruntime
 from stategate.calibration.drift.judge import can_judge
 from stategate.calibration.episodes import Cluster, roll_out
 from stategate.calibration.ranges.statistics import Statistics, decade_of
+from stategate.common.onnx_runtime import one_thread
 from stategate.contract import Bundle, Episode, EpisodeFile, EpisodeSet, StepSpec
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import RangeRecord, TensorRange
@@ -67,8 +68,7 @@ class Roller:
                     onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
                 )
         self._outputs = [value.name for value in model.graph.output]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options = one_thread(onnxruntime.SessionOptions())
         self._session: Any = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )

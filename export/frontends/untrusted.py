@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from stategate.common.onnx_runtime import one_thread
 from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import open_regular, read_bounded
@@ -95,10 +96,8 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def unoptimised(graph: bytes) -> onnxruntime.InferenceSession:
     """The graph as its author would run it, in one thread."""
-    options = onnxruntime.SessionOptions()
+    options = one_thread(onnxruntime.SessionOptions())
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # its log shows names as they are; errors are raised anyway
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from stategate.common.onnx_runtime import one_thread
 from stategate.contract import Episode, StepSpec, Way
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SplitError
 from stategate.contract.write_rule import opens
 from stategate.export.candidate import Candidate, Role
 from stategate.export.passes.split import Split, quiet, read_write
-from stategate.export.timing import medians_us, one_thread, sample
+from stategate.export.timing import medians_us, sample
 
 Layout = Literal["auto", "read-write", "quiet", "fused"]
 Arrays = dict[str, np.ndarray]
@@ -153,7 +154,7 @@ class _Runner:
 
     def __init__(self, graph: bytes) -> None:
         self._session = onnxruntime.InferenceSession(
-            graph, one_thread(), providers=["CPUExecutionProvider"]
+            graph, one_thread(onnxruntime.SessionOptions()), providers=["CPUExecutionProvider"]
         )
         self._takes = [node.name for node in self._session.get_inputs()]
         self._gives = [node.name for node in self._session.get_outputs()]

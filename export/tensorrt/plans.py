@@ -189,7 +189,7 @@ def check_plan(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE)
     if result is not None and not result.passed:
         raise ParityError(
             "the engine does not repeat the golden episode",
-            found=result.told,
+            found=result.summary,
             expected=f"at most {allowed:g} and no flip",
             remedy="step this bundle with onnxruntime; the engine is not kept",
         )

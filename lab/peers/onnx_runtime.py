@@ -9,13 +9,13 @@ import numpy as np
 import onnxruntime
 
 from lab.peers.base import Peer, fixed, states
+from stategate.common.onnx_runtime import one_thread
 from stategate.contract import Bundle
 from stategate.runtime.base.buffers import Array
 
 
 def _session(bundle: Bundle) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options = one_thread(onnxruntime.SessionOptions())
     graph = bundle.read(bundle.manifest.step_graph.file)
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 

@@ -16,7 +16,9 @@ from torch import nn
 
 from stategate.contract import Episode
 from stategate.contract.errors import SpecError
-from stategate.contract.reading import read_bounded, read_json
+from stategate.contract.failures import failures
+from stategate.contract.reading import read_bounded
+from stategate.contract.records import load_record
 from stategate.models.step import StepModel
 from stategate.models.zoo.binding_stream import CONFIGS, World, single_stream
 
@@ -92,10 +94,10 @@ def load(path: Path, model: M) -> tuple[M, World, Card]:
     Raises:
         SpecError: A file is missing, damaged, or for another model.
     """
+    card = load_record(path.with_suffix(".json"), Card, SpecError, "the checkpoint's card")
     try:
-        card = read_json(path.with_suffix(".json"), Card)
         raw = read_bounded(path)
-    except (OSError, msgspec.MsgspecError) as problem:
+    except failures(OSError) as problem:
         raise SpecError("the checkpoint cannot be read", found=problem) from problem
     digest = hashlib.sha256(raw).hexdigest()
     if digest != card.sha256:

@@ -207,12 +207,7 @@ def _mask(gate: Slot) -> NDArray[np.bool_] | None:
 
 
 def initial_bytes(bundle: Bundle) -> dict[str, bytes]:
-    """The initial states that a bundle carries, by state name.
-
-    Raises:
-        EngineError: A file is not of its state's size, or holds NaN or Inf.
-        BundleError: A file is missing or altered.
-    """
+    """The initial states that a bundle carries, by state name."""
     files = {file.path: file for file in bundle.manifest.files}
     initial = {}
     for state in bundle.manifest.states:

@@ -88,12 +88,12 @@ class Ledger:
         """Names of counters that are smaller than they were in an earlier ledger."""
         pairs = [(f.name, getattr(self, f.name), getattr(earlier, f.name)) for f in fields(self)]
         flat = []
-        for name, ours, theirs in pairs:
-            if isinstance(ours, dict):
-                flat += [(f"{name}.{k}", ours.get(k, 0), v) for k, v in theirs.items()]
+        for name, now, before in pairs:
+            if isinstance(now, dict):
+                flat += [(f"{name}.{k}", now.get(k, 0), v) for k, v in before.items()]
             else:
-                flat.append((name, ours, theirs))
-        return [name for name, ours, theirs in flat if ours < theirs]
+                flat.append((name, now, before))
+        return [name for name, now, before in flat if now < before]
 
 
 # What is counted; every other field of a ledger follows from these and the openings.

@@ -33,42 +33,34 @@ class ResidentWatch:
         self._warns, self._on_overrun = budget.on_resident == "warn", on_overrun
         self._peak = peak_rss_bytes()
         self._is_beyond = False
-        self._left = 1  # an engine allocates most in its first step
+        self._steps_to_look = 1  # an engine allocates most in its first step
 
     def step(self) -> None:
-        """Count a step; look after the first one and after each ``EVERY_STEPS``.
-
-        Raises:
-            MemoryBudgetError: As in `look`.
-        """
-        self._left -= 1
-        if self._left == 0:
-            self._left = EVERY_STEPS
+        """Count a step; look after the first one and after each ``EVERY_STEPS``."""
+        self._steps_to_look -= 1
+        if self._steps_to_look == 0:
+            self._steps_to_look = EVERY_STEPS
             self.look()
 
     def look(self) -> None:
-        """Look at the memory in use, and at the highest that it was since the last look.
-
-        Raises:
-            MemoryBudgetError: The limit is passed, and the policy is not ``warn``.
-        """
+        """Look at the memory in use, and at the highest that it was since the last look."""
         peak, before = peak_rss_bytes(), self._peak
         self._peak = max(peak, before)
-        found = max(rss_bytes(), peak if peak > before else 0)
-        was_beyond, self._is_beyond = self._is_beyond, found > self._limit
+        resident_bytes = max(rss_bytes(), peak if peak > before else 0)
+        was_beyond, self._is_beyond = self._is_beyond, resident_bytes > self._limit
         if not self._is_beyond:
             return
         if not self._warns:
             raise MemoryBudgetError(
                 "the process uses more memory than its budget of peak_resident_bytes",
-                found=f"{found:,} bytes resident",
+                found=f"{resident_bytes:,} bytes resident",
                 expected=f"at most {self._limit:,} bytes",
                 remedy="give it more memory, try engine='native', or put on_resident='warn' "
                 "beside a limit of your own; the memory of the model is as it was",
             )
         if not was_beyond:
             warnings.warn(
-                f"{found:,} bytes are resident, beyond the budget of {self._limit:,}",
+                f"{resident_bytes:,} bytes are resident, beyond the budget of {self._limit:,}",
                 BudgetWarning,
                 stacklevel=4,
             )
@@ -76,11 +68,7 @@ class ResidentWatch:
 
 
 def watch_resident(budget: Budget, on_overrun: Callable[[], object] = int) -> ResidentWatch | None:
-    """A watch that has looked once, now that the engine is loaded; None without a limit.
-
-    Raises:
-        MemoryBudgetError: As in `ResidentWatch.look`.
-    """
+    """A watch that has looked once, now that the engine is loaded; None without a limit."""
     if budget.peak_resident_bytes is None:
         return None
     watch = ResidentWatch(budget, on_overrun)

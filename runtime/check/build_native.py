@@ -38,11 +38,6 @@ def build_native(
         isa: Instruction set for ``-march``; by default that of the bundle's target, or what this
             machine has.
         flags: Further flags.
-
-    Raises:
-        BundleError: The bundle has no C source, or one for another version of the runtime.
-        BuildError: There is no such compiler, or it refused the source.
-        ParityError: The library does not repeat the golden episode; nothing was written.
     """
     bundle = Bundle.open(path)
     manifest, native = bundle.manifest, bundle.manifest.native
@@ -61,22 +56,22 @@ def build_native(
         )
     content = {file.path: bundle.read(file) for file in manifest.all_files}
     sources = {PurePosixPath(name).name: content[name] for name in native.sources}
-    made = compile_library(sources, cc=cc, isa=isa, extra=flags, target=manifest.target)
+    compiled = compile_library(sources, cc=cc, isa=isa, extra=flags, target=manifest.target)
     native = msgspec.structs.replace(
         native,
         library=LIBRARY_PATH,
-        machine=made.machine,
-        isa=made.isa,
-        needs=made.needs,
-        compiler=made.compiler,
-        flags=made.flags,
+        machine=compiled.machine,
+        isa=compiled.isa,
+        needs=compiled.needs,
+        compiler=compiled.compiler,
+        flags=compiled.flags,
         max_output_error=None,
         step_us={},
     )
-    check_library(made.library, native, manifest.step_graph.file.sha256)
-    content[LIBRARY_PATH] = made.library
+    check_library(compiled.library, native, manifest.step_graph.file.sha256)
+    content[LIBRARY_PATH] = compiled.library
     others = tuple(file for file in manifest.files if file.path != LIBRARY_PATH)
-    files = (*others, FileRef(LIBRARY_PATH, sha256(made.library)))
+    files = (*others, FileRef(LIBRARY_PATH, sha256(compiled.library)))
     manifest = msgspec.structs.replace(manifest, files=files, native=native, no_native="")
     if why_not_here(native) is None:
         with scratch_folder() as scratch:
@@ -92,17 +87,17 @@ def build_native(
 def _checked(bundle: Bundle) -> float | None:
     receipt = bundle.manifest.verification
     tolerance = max(TOLERANCE, (receipt and receipt.tolerance) or 0.0)
-    seen = replay(bundle.path, tolerance, "native")
-    if seen is None:
+    replayed = replay(bundle.path, tolerance, "native")
+    if replayed is None:
         return None
-    if not seen.passed:
+    if not replayed.passed:
         raise ParityError(
             "the native library does not repeat the golden episode",
-            found=seen.told,
+            found=replayed.summary,
             expected=f"at most {tolerance:g} and no flip",
             remedy="step this bundle with onnxruntime, or try other --flag; nothing was written",
         )
-    return seen.max_output_error
+    return replayed.max_output_error
 
 
 def measure_us(bundle: Bundle) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Faults on purpose: an engine that fails when it is told to, for tests of programs on top.
+"""Faults on purpose: an engine that fails in chosen steps, for tests of programs on top.
 
 inject(session, {10: "engine", 25: "state"})   # the 10th and the 25th step from now on
 """
@@ -33,9 +33,6 @@ class FaultyEngine:
             inner: What really computes.
             buffers: Those that ``inner`` is bound to.
             plan: Fault by step, counted from 1.
-
-        Raises:
-            SpecError: A fault is unknown, or the model has nothing to spoil that way.
         """
         self.name = f"{inner.name}, with faults"
         self._inner, self._buffers, self._plan = inner, buffers, dict(plan)

@@ -106,9 +106,6 @@ def open_stepper(path: str | Path, engine: EngineChoice = "auto") -> Stepper:
     Args:
         path: The bundle's folder.
         engine: Which engine steps it.
-
-    Raises:
-        As `Session.open` and `Pool.open`.
     """
     if Bundle.open(path).manifest.sessions == 1:
         return Session.open(path, engine=engine)

@@ -81,10 +81,10 @@ class SideBySide:
         """Compare one step, as far as the reference has something to compare with."""
         self.outputs.add(answer.outputs, reference.outputs)
         for name in reference.gates.keys() & self._thresholds.keys():
-            ours, theirs = (
+            tested, reference_values = (
                 opens(side.gates[name], self._thresholds[name]) for side in (answer, reference)
             )
-            self.flips += int((ours != theirs).sum())
+            self.flips += int((tested != reference_values).sum())
         if reference.states:
             self.states.add(
                 values(self._specs, answer.states), values(self._specs, reference.states)
@@ -95,10 +95,10 @@ def side_by_side(
     manifest: Manifest, answers: Iterable[Answer], references: Iterable[Answer]
 ) -> SideBySide:
     """Take two runs in step, and compare each answer with that of the reference."""
-    seen = SideBySide(manifest)
+    run = SideBySide(manifest)
     for answer, reference in zip(answers, references, strict=True):
-        seen.add(answer, reference)
-    return seen
+        run.add(answer, reference)
+    return run
 
 
 class Gaps:
@@ -118,14 +118,14 @@ class Gaps:
         self._gaps: dict[tuple[str, int], list[float]] = {}
         self._units: dict[tuple[str, int], float] = {}
 
-    def add(self, ours: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
+    def add(self, tested: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
         """Compare the tensors of one step."""
-        for name, theirs in reference.items():
+        for name, reference_values in reference.items():
             for row in range(self._sessions):
                 key = (name, row)
                 # A state without axes has no rows to take.
-                alone = ... if self._sessions == 1 else slice(row, row + 1)
-                gap, magnitude = _gap(ours[name][alone], theirs[alone])
+                own_rows = ... if self._sessions == 1 else slice(row, row + 1)
+                gap, magnitude = _gap(tested[name][own_rows], reference_values[own_rows])
                 self._gaps.setdefault(key, []).append(gap)
                 self._units[key] = max(self._units.get(key, 0.0), magnitude)
 
@@ -144,15 +144,15 @@ class Gaps:
         return float(np.max(self.per_step(), initial=0.0))
 
 
-def _gap(ours: Array, theirs: Array) -> tuple[float, float]:
+def _gap(tested: Array, reference_values: Array) -> tuple[float, float]:
     """Largest absolute difference, and largest finite magnitude of the reference."""
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+    if tested.shape != reference_values.shape or tested.dtype != reference_values.dtype:
         return float("inf"), 0.0
-    if theirs.dtype.kind != "f":
-        return (0.0 if np.array_equal(ours, theirs) else float("inf")), 0.0
-    wide, reference = ours.astype(np.float64), theirs.astype(np.float64)
-    if theirs.dtype != np.float16:  # an engine may take a number this small for zero
-        smallest = np.finfo(theirs.dtype).tiny
+    if reference_values.dtype.kind != "f":
+        return (0.0 if np.array_equal(tested, reference_values) else float("inf")), 0.0
+    wide, reference = tested.astype(np.float64), reference_values.astype(np.float64)
+    if reference_values.dtype != np.float16:  # an engine may take a number this small for zero
+        smallest = np.finfo(reference_values.dtype).tiny
         for values in (wide, reference):
             values[np.abs(values) < smallest] = 0.0
     finite = np.isfinite(reference)

@@ -60,13 +60,15 @@ class Replay:
         return all(error <= self.tolerance for error in own) and self.gate_flips == 0
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What was found, in words."""
-        found = (
+        own_run = (
             f"output error {self.max_output_error:.3g}, state error {self.max_state_error:.3g}, "
             f"{self.gate_flips} gate flips"
         )
-        return found if self.one_step is None else f"{self.one_step.told}; on its own: {found}"
+        if self.one_step is None:
+            return own_run
+        return f"{self.one_step.summary}; on its own: {own_run}"
 
 
 def stepped(
@@ -80,19 +82,16 @@ def stepped(
         t: Its number, for messages.
         reference: What it is checked against, for messages.
         remedy: What to do; that of a session's own error is for a robot that goes on.
-
-    Raises:
-        ParityError: The engine fails, or something is not finite.
     """
     try:
         outputs = session.step(**inputs)
-        found = ", ".join(f"NaN or Inf in output {name!r}" for name in not_finite(outputs))
+        problem = ", ".join(f"NaN or Inf in output {name!r}" for name in not_finite(outputs))
     except RuntimeFault as fault:
-        found = fault.what
-    if found:
+        problem = fault.what
+    if problem:
         raise ParityError(
             f"the bundle fails in step {t}, where {reference} does not",
-            found=found,
+            found=problem,
             expected="finite numbers",
             remedy=remedy,
         )
@@ -111,9 +110,6 @@ def chunk_gap(path: str | Path, golden: Episode) -> float | None:
     Returns:
         The largest difference of outputs and states, see `Gaps`; infinity where the ledgers differ.
         None where the bundle has no chunk graph.
-
-    Raises:
-        EpisodeError: The episode is no longer than a chunk.
     """
     graph = Bundle.open(path).manifest.chunk_graph
     if graph is None:
@@ -137,10 +133,10 @@ def _history_gap(path: str | Path, golden: Episode, steps: int) -> float:
         answers = recorded(replace(history, outputs=outputs, states=ended))
         # Gates are not compared: a session shows those of the last step of a chunk only.
         steps_taken = (answer._replace(gates={}) for answer in live(by_step, history))
-        seen = side_by_side(by_step.manifest, answers, steps_taken)
+        replayed = side_by_side(by_step.manifest, answers, steps_taken)
         if by_chunk.ledger != by_step.ledger:
             return float("inf")
-    return max(seen.outputs.worst(), seen.states.worst())
+    return max(replayed.outputs.worst(), replayed.states.worst())
 
 
 def fused_gap(path: str | Path, golden: Episode) -> float | None:
@@ -181,10 +177,6 @@ def replay(
 
     Returns:
         The comparison, or None where the bundle carries no golden episode.
-
-    Raises:
-        EpisodeError: The golden episode does not fit the model.
-        ParityError: It promises NaN or Inf, or the bundle fails in a step of it.
     """
     bundle = Bundle.open(path)
     golden = bundle.golden()
@@ -208,11 +200,11 @@ def replay(
             return stepped(session, inputs, t, "the model that it was made from", _FAILS)
 
         run = side_by_side(bundle.manifest, live(session, golden, step), recorded(golden))
-    seen = Replay(golden.steps, run.outputs.worst(), run.states.worst(), run.flips, tolerance)
-    if golden.trail and not seen.passed:
-        seen = replace(seen, one_step=one_step(bundle, golden, engine))
+    replayed = Replay(golden.steps, run.outputs.worst(), run.states.worst(), run.flips, tolerance)
+    if golden.trail and not replayed.passed:
+        replayed = replace(replayed, one_step=one_step(bundle, golden, engine))
     # No other graph is used then, and onnxruntime may not be there.
     if engine in ("native", "tensorrt"):
-        return seen
+        return replayed
     by_chunk, fused = chunk_gap(path, golden), fused_gap(path, golden)
-    return replace(seen, max_chunk_error=by_chunk, max_fused_error=fused)
+    return replace(replayed, max_chunk_error=by_chunk, max_fused_error=fused)

@@ -58,7 +58,7 @@ class OneStep:
         return few and self.gate_flips == 0
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What was found, in words."""
         return (
             f"step by step: error {self.max_error:.3g}, {self.parted:.2%} of stored elements "
@@ -116,7 +116,7 @@ class _From:
         self._engine.close()
 
 
-class _Alone:
+class _SingleSession:
     """Steps a bundle for one session from given states."""
 
     def __init__(self, path: Path, choice: EngineChoice) -> None:
@@ -152,19 +152,16 @@ def one_step(bundle: Bundle, golden: Episode, choice: EngineChoice) -> OneStep |
     Returns:
         The comparison, or None where the trail writes no element of some state in fewer bits, and
         so shows nothing.
-
-    Raises:
-        StateFault: The engine gave a state that is not finite.
     """
     manifest = bundle.manifest
     before = {name: trail[:-1] for name, trail in golden.trail.items()}
     right = {name: trail[1:] for name, trail in golden.trail.items()}
-    there, apart = values(manifest.states, right), quanta(manifest.states, right)
+    right_values, steps_apart = values(manifest.states, right), quanta(manifest.states, right)
     # The integers of a state in fewer bits are compared as what they stand for.
     alike = [
         s.name
         for s in manifest.states
-        if s.name not in apart and (s.name in there or s.dtype == "float32")
+        if s.name not in steps_apart and (s.name in right_values or s.dtype == "float32")
     ]
     run = SideBySide(manifest)
     stepped: list[Mapping[str, Array]] = []
@@ -173,19 +170,19 @@ def one_step(bundle: Bundle, golden: Episode, choice: EngineChoice) -> OneStep |
         steps = range(len(next(iter(right.values()))))
         for t, inputs, reference in zip(steps, golden, recorded(golden), strict=False):
             reference = reference._replace(states={})
-            given, after = stepper.step_from({n: a[t] for n, a in before.items()}, inputs)
-            run.add(Answer(given, stepper.gates), reference)
+            outputs, after = stepper.step_from({n: a[t] for n, a in before.items()}, inputs)
+            run.add(Answer(outputs, stepper.gates), reference)
             run.states.add(after, {name: right[name][t] for name in alike})
             stepped.append(after)
-    ours = {name: np.stack([after[name] for after in stepped]) for name in right}
-    here = values(manifest.states, ours)
+    stored = {name: np.stack([after[name] for after in stepped]) for name in right}
+    values_after = values(manifest.states, stored)
     worst, shares = [run.outputs.worst(), run.states.worst()], [0.0]
-    for name, quantum in apart.items():
-        off = np.abs(here[name] - there[name])
-        size = float(np.abs(there[name]).max())
+    for name, quantum in steps_apart.items():
+        off = np.abs(values_after[name] - right_values[name])
+        size = float(np.abs(right_values[name]).max())
         parts = [part for part in (name, residual_name(name)) if part in right]
         written = np.logical_or.reduce(
-            [(run[part] != before[part]) for part in parts for run in (ours, right)]
+            [(run[part] != before[part]) for part in parts for run in (stored, right)]
         )
         # Of a quantum that float32 can just about tell, nobody knows which side is right.
         judged = written & (quantum > _NOISE * size)
@@ -198,5 +195,5 @@ def one_step(bundle: Bundle, golden: Episode, choice: EngineChoice) -> OneStep |
 
 def _open(bundle: Bundle, choice: EngineChoice) -> _Stepper:
     if bundle.manifest.sessions == 1:
-        return _Alone(bundle.path, choice)
+        return _SingleSession(bundle.path, choice)
     return FullPool(Pool.open(bundle.path, choice))

@@ -28,7 +28,7 @@ def measure(path: Path, engines: list[str]) -> dict[str, tuple[int, int]]:
     steps = list(islice(golden, _MEASURED_STEPS)) if golden is not None else []
     with ExitStack() as opened:
         for engine in engines:
-            seen = []
+            added_bytes = []
             for _ in range(2):
                 before, peak = rss_bytes(), peak_rss_bytes()
                 stepper = open_stepper(path, engine=engine)
@@ -36,8 +36,8 @@ def measure(path: Path, engines: list[str]) -> dict[str, tuple[int, int]]:
                 for inputs in steps:
                     stepper.step(**inputs)
                 highest = peak_rss_bytes()
-                seen.append((highest if highest > peak else rss_bytes()) - before)
-            added[engine] = (seen[0], max(0, seen[1]))
+                added_bytes.append((highest if highest > peak else rss_bytes()) - before)
+            added[engine] = (added_bytes[0], max(0, added_bytes[1]))
     return added
 
 

@@ -18,11 +18,7 @@ class Closing:
         self._engine: Engine | None = engine
 
     def _open_engine(self) -> Engine:
-        """The engine.
-
-        Raises:
-            RuntimeFault: There is none any more.
-        """
+        """The engine."""
         if self._engine is None:
             kind = type(self).__name__
             raise RuntimeFault(

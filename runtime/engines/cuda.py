@@ -67,11 +67,7 @@ class Driver(Protocol):
 
 
 def load_driver() -> Driver:
-    """The driver of this machine.
-
-    Raises:
-        EngineError: There is none, or it is too old.
-    """
+    """The driver of this machine."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError as problem:
@@ -86,11 +82,7 @@ def load_driver() -> Driver:
 
 
 def checked_driver(library: Any) -> Driver:
-    """The library with the types of its calls declared.
-
-    Raises:
-        EngineError: It lacks a call that is needed: the driver is too old.
-    """
+    """The library with the types of its calls declared."""
     for name, types in _CALLS.items():
         try:
             call = getattr(library, name)
@@ -101,10 +93,10 @@ def checked_driver(library: Any) -> Driver:
     return driver
 
 
-def _too_old(found: str) -> EngineError:
+def _too_old(version: str) -> EngineError:
     return EngineError(
         "the NVIDIA driver is too old",
-        found=found,
+        found=version,
         expected=f"one for CUDA {MIN_CUDA[0]}.{MIN_CUDA[1]} or newer",
         remedy="update the driver; on a Jetson that means JetPack 5.1 or newer",
     )
@@ -125,11 +117,7 @@ class Cuda:
     """
 
     def __init__(self, driver: Driver | None = None, device: int = 0) -> None:
-        """Take the primary context, which TensorRT uses too.
-
-        Raises:
-            EngineError: There is no driver or no GPU, or the driver is too old.
-        """
+        """Take the primary context, which TensorRT uses too."""
         self._driver = driver or load_driver()
         self._free: list[tuple[str, int]] = []
         self._call("cuInit", 0)
@@ -201,11 +189,7 @@ class Cuda:
         self._call("cuMemcpyDtoHAsync_v2", host, device, size, self.stream)
 
     def wait(self) -> None:
-        """Return when everything that was enqueued is done.
-
-        Raises:
-            EngineError: Something of it failed.
-        """
+        """Return when everything that was enqueued is done."""
         self._call("cuStreamSynchronize", self.stream)
 
     def begin_capture(self) -> None:
@@ -213,11 +197,7 @@ class Cuda:
         self._call("cuStreamBeginCapture_v2", self.stream, _CAPTURE_THREAD_LOCAL)
 
     def end_capture(self) -> int:
-        """Handle of what was recorded, ready to be launched.
-
-        Raises:
-            EngineError: Something in it cannot be captured.
-        """
+        """Handle of what was recorded, ready to be launched."""
         graph = c_void_p()
         self._call("cuStreamEndCapture", self.stream, byref(graph))
         try:

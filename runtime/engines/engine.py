@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from stategate.common.c_library import why_not_here
 from stategate.contract import Bundle, GraphRef, chunked, read_signature, write_signature
 from stategate.contract.errors import (
     EngineError,
@@ -49,9 +48,6 @@ class Engine(Protocol):
 
         Returns:
             Whether it has seen that every output and gate is finite; False where it has not looked.
-
-        Raises:
-            EngineError: The step failed. Banks that are being read are untouched.
         """
         ...
 
@@ -63,9 +59,6 @@ class Engine(Protocol):
 
         Args:
             parity: As it was in `run`.
-
-        Raises:
-            EngineError: It failed. Banks that are being read are untouched.
         """
         ...
 
@@ -120,11 +113,6 @@ def open_engine(
         choice: Which engine steps; ``auto`` is the faster one by the bundle's own measurement,
             where this machine can load it. Of several, separated by commas, the first that can
             be had, with a warning for each before it. A chunk graph runs in onnxruntime.
-
-    Raises:
-        SpecError: There is no engine of that name.
-        EngineError: The graph cannot be loaded, or is not what the manifest says.
-        MissingDependencyError: The engine's library is not installed.
     """
     unknown = sorted(set(choice.split(",")) - set(ENGINES))
     if unknown:
@@ -153,6 +141,8 @@ def _open(bundle: Bundle, buffers: Buffers, graph: GraphRef | None, choice: Engi
 
         return open_tensorrt(bundle, buffers)
     if one_step and choice in ("auto", "native"):
+        from stategate.common.c_library import why_not_here
+
         native = manifest.native
         if native is None and choice == "native":
             raise EngineError(
@@ -160,8 +150,9 @@ def _open(bundle: Bundle, buffers: Buffers, graph: GraphRef | None, choice: Engi
                 expected="C source in it",
                 remedy="stategate export MODEL --engines onnxruntime,native",
             )
-        wanted = choice == "native" or (native is not None and native.fastest == "native")
-        if native is not None and wanted and (choice == "native" or why_not_here(native) is None):
+        if native is not None and (
+            choice == "native" or (native.fastest == "native" and why_not_here(native) is None)
+        ):
             from stategate.runtime.engines.native import NativeEngine
 
             return NativeEngine(bundle, native, buffers)

@@ -32,10 +32,6 @@ class Feeds:
 
         Args:
             inputs: One array for each input of the manifest, of its shape and dtype.
-
-        Raises:
-            StepInputError: One is missing, unknown, of the wrong shape or dtype, or not finite
-                (each has its own subclass).
         """
         if self._fill is not None and self._fill(inputs) == 0:
             return
@@ -57,12 +53,9 @@ class Feeds:
 
         Returns:
             The number of steps.
-
-        Raises:
-            StepInputError: As in `take`, or the inputs differ in length.
         """
-        given = (inputs.get(name) for name, _, _ in self._feeds)
-        steps = next((len(a) for a in given if isinstance(a, np.ndarray) and a.ndim), 0)
+        arrays = (inputs.get(name) for name, _, _ in self._feeds)
+        steps = next((len(a) for a in arrays if isinstance(a, np.ndarray) and a.ndim), 0)
         for name, buffer, _ in self._feeds:
             whole = np.broadcast_to(buffer, (steps, *buffer.shape))
             flat = self._fitting(name, whole, inputs).reshape(-1)
@@ -85,11 +78,11 @@ class Feeds:
 
     def _refuse_others(self, inputs: Mapping[str, Array]) -> None:
         if len(inputs) != len(self._feeds):
-            known = {name for name, _, _ in self._feeds}
+            names = {name for name, _, _ in self._feeds}
             raise StepInputError(
                 "the model has no such input",
-                found=", ".join(sorted(set(inputs) - known)),
-                expected=", ".join(sorted(known)),
+                found=", ".join(sorted(set(inputs) - names)),
+                expected=", ".join(sorted(names)),
             )
 
 
@@ -114,9 +107,6 @@ class RowFeeds(Feeds):
 
         Args:
             inputs: As in `Feeds.take`, with a row for every session of the pool.
-
-        Raises:
-            StepInputError: As in `Feeds.take`; a value that is not finite is named with its row.
         """
         for (name, buffer, _), (rows, mask) in zip(self._feeds, self._rows, strict=True):
             np.copyto(buffer, self._fitting(name, buffer, inputs), where=mask)
@@ -166,10 +156,6 @@ def check_states(states: Mapping[str, Array], places: Mapping[str, Array]) -> No
     Args:
         states: By name.
         places: Every state of the model, where it would go.
-
-    Raises:
-        StepInputError: One is missing, unknown, of the wrong shape or dtype, or not finite (each
-            has its own subclass).
     """
     for name in states:
         if name not in places:
@@ -190,11 +176,7 @@ def check_states(states: Mapping[str, Array], places: Mapping[str, Array]) -> No
 
 
 def refuse_not_finite(slots: Iterable[Slot]) -> None:
-    """Raise where an input holds NaN or infinity.
-
-    Raises:
-        NonFiniteInputError: It does.
-    """
+    """Raise where an input holds NaN or infinity."""
     for slot in slots:
         if not slot.finite():
             raise not_finite(f"input {slot.name!r}", slot.flat)

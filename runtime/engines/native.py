@@ -35,12 +35,7 @@ class NativeEngine:
     """
 
     def __init__(self, bundle: Bundle, native: NativeRef, buffers: Buffers) -> None:
-        """Check the library's bytes, map these very bytes, and bind every buffer.
-
-        Raises:
-            EngineError: This machine cannot load the library, or it is not what the manifest says.
-            DigestError: It was altered.
-        """
+        """Check the library's bytes, map these very bytes, and bind every buffer."""
         obstacle = why_not_here(native)
         if obstacle is not None:
             raise EngineError(
@@ -65,15 +60,11 @@ class NativeEngine:
         )
 
     def run(self, parity: int) -> bool:
-        """Compute one step; see `Engine.run`. Next states behind a closed gate are left alone.
-
-        Raises:
-            NonFiniteInputError: An input holds NaN or infinity; nothing was computed.
-        """
-        found = self._steps[parity]()
-        if found == FINITE:
+        """Compute one step; see `Engine.run`. Next states behind a closed gate are left alone."""
+        status = self._steps[parity]()
+        if status == FINITE:
             return True
-        if found:
+        if status:
             refuse_not_finite(self._buffers.inputs)
         return False
 
@@ -85,9 +76,9 @@ class NativeEngine:
         buffers = self._buffers
         live = [bool(parity & buffers.bit_of(state)) for state in buffers.states]
         banks = list(zip(buffers.states, live, strict=True))
-        taken = [*buffers.inputs, *buffers.constants, *(s.banks[bank] for s, bank in banks)]
-        given = [*buffers.outputs, *buffers.gates, *(s.banks[not bank] for s, bank in banks)]
-        takes, gives = [slot.array for slot in taken], [slot.array for slot in given]
+        inputs = [*buffers.inputs, *buffers.constants, *(s.banks[bank] for s, bank in banks)]
+        outputs = [*buffers.outputs, *buffers.gates, *(s.banks[not bank] for s, bank in banks)]
+        takes, gives = [slot.array for slot in inputs], [slot.array for slot in outputs]
         results = [slot.array for slot in (*buffers.outputs, *buffers.gates)]
         return stepping(self._library, takes, gives, self._is_long, results)
 

@@ -71,7 +71,7 @@ class _Step(ctypes.Structure):
 class _Address(int):
     """Where something lies, which it keeps alive."""
 
-    kept: object
+    owner: object
 
 
 def pointers(arrays: Sequence[Array]) -> Pointers:
@@ -81,8 +81,8 @@ def pointers(arrays: Sequence[Array]) -> Pointers:
 
 def stepping(
     library: ctypes.CDLL,
-    taken: Sequence[Array],
-    given: Sequence[Array],
+    inputs: Sequence[Array],
+    outputs: Sequence[Array],
     gives_lock_away: bool,
     results: Sequence[Array],
 ) -> Callable[[], int]:
@@ -92,18 +92,18 @@ def stepping(
 
     Args:
         library: A bundle's.
-        taken: Inputs, constants and states, in the order of the signature.
-        given: Outputs, gates and next states.
+        inputs: Inputs, constants and states, in the order of the signature.
+        outputs: Outputs, gates and next states.
         gives_lock_away: Let other threads of Python run meanwhile.
-        results: Those of ``given`` that the library looks at for NaN and infinity.
+        results: Those of ``outputs`` that the library looks at for NaN and infinity.
     """
-    seen = (_Result * len(results))(
+    checks = (_Result * len(results))(
         *(_Result(a.ctypes.data, a.nbytes, _TYPES.get(a.dtype.name, 0)) for a in results)
     )
-    data = _Step(pointers(taken), pointers(given), gives_lock_away, seen, len(results))
+    data = _Step(pointers(inputs), pointers(outputs), gives_lock_away, checks, len(results))
     # A library of the first edition does not look, and takes no notice of ``results``.
     run = getattr(library, "stategate_python_look", None) or library.stategate_python_run
-    return _function(run, data, (*taken, *given, *results))
+    return _function(run, data, (*inputs, *outputs, *results))
 
 
 def filling(library: ctypes.CDLL, slots: Sequence[Slot]) -> Callable[[dict[str, Array]], int]:
@@ -124,13 +124,13 @@ def filling(library: ctypes.CDLL, slots: Sequence[Slot]) -> Callable[[dict[str, 
     return _function(library.stategate_python_fill, data, slots)
 
 
-def _function(code: Any, data: ctypes.Structure, kept: object) -> Callable[..., int]:
+def _function(code: Any, data: ctypes.Structure, owner: object) -> Callable[..., int]:
     """A built-in function whose ``self`` is the address of ``data``."""
     method = _MethodDef(b"step", ctypes.cast(code, ctypes.c_void_p), _METH_FASTCALL, None)
     new = ctypes.PYFUNCTYPE(
         ctypes.py_object, ctypes.POINTER(_MethodDef), ctypes.py_object, ctypes.c_void_p
     )(("PyCFunction_NewEx", ctypes.pythonapi))
     address = _Address(ctypes.addressof(data))
-    address.kept = (method, data, kept)
-    made: Callable[..., int] = new(method, address, None)
-    return made
+    address.owner = (method, data, owner)
+    function: Callable[..., int] = new(method, address, None)
+    return function

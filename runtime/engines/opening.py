@@ -13,13 +13,7 @@ from stategate.runtime.engines.engine import EngineChoice
 
 
 def open_single(path: str | Path) -> Bundle:
-    """Open a bundle that serves one session.
-
-    Raises:
-        BundleError: It serves several.
-        BundleError: A file is missing, altered, or outside the folder.
-        ManifestError: The manifest is malformed or of another schema version.
-    """
+    """Open a bundle that serves one session."""
     bundle = Bundle.open(path)
     if bundle.manifest.sessions != 1:
         raise BundleError(
@@ -50,11 +44,7 @@ def planned_bytes(bundle: Bundle) -> int:
 
 
 def check_memory(bundle: Bundle, budget: Budget, engine: EngineChoice = "auto") -> None:
-    """Refuse a bundle that cannot fit, with what its engine added where it was made.
-
-    Raises:
-        MemoryBudgetError: It needs more than the budget; nothing was allocated.
-    """
+    """Refuse a bundle that cannot fit, with what its engine added where it was made."""
     added = max(planned_bytes(bundle), engine_bytes(bundle.manifest, engine))
     needs = {
         "state_bytes": (bundle.manifest.state_bytes, budget.state_bytes),
@@ -72,13 +62,7 @@ def check_memory(bundle: Bundle, budget: Budget, engine: EngineChoice = "auto") 
 
 
 def allocate(bundle: Bundle) -> Buffers:
-    """Every buffer of a bundle, states at their initial values.
-
-    Raises:
-        EngineError: An initial value has the wrong size.
-        BundleError: A file is missing or altered.
-        MemoryBudgetError: The machine has not so much memory.
-    """
+    """Every buffer of a bundle, states at their initial values."""
     try:
         return Buffers.allocate(bundle.manifest, initial_bytes(bundle))
     except MemoryError as problem:

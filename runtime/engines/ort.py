@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from stategate.common.onnx_runtime import one_thread
 from stategate.contract import Bundle, GraphRef, TensorSpec
 from stategate.contract.errors import EngineError, MissingDependencyError
 from stategate.contract.failures import failures, first_line
@@ -49,20 +50,9 @@ class OrtGraph:
             signature: What it may take, and what it gives; a part of a step need not take all.
             buffers: What it computes from and into.
             provider: Where it runs, in ONNX Runtime's words; never anywhere else.
-
-        Raises:
-            EngineError: It cannot be loaded, or its signature is another.
         """
         self.name = f"onnxruntime {onnxruntime.__version__}"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # its log shows names as they are; errors are raised anyway
-        # A spinning thread would take the core from the control loop.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Weights stored as integers are multiplied in float32 (level 1). The default quantises the
-        # activations beside them to int8, which no plan of ours asked for.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        options = one_thread(onnxruntime.SessionOptions())
         if provider != _CPU:
             self.name += f", {provider}"
             # ONNX Runtime would put what the GPU cannot run on the CPU, and say so in a log.
@@ -161,17 +151,17 @@ class OrtGraph:
         Each as a name, what binds it, and what to bind where the group's bit is clear or set.
         """
         places = self._places(self._bindings[0])
-        found: dict[int, list[_Banks]] = {}
+        nodes: dict[int, list[_Banks]] = {}
         for group in buffers.groups:
-            found[group.bit] = []
+            nodes[group.bit] = []
             for state in group.states:
                 first, second = (_value(bank.array) for bank in state.banks)
                 for name, bind in places:
                     if name == state.spec.name:
-                        found[group.bit].append((name, bind, (first, second)))
+                        nodes[group.bit].append((name, bind, (first, second)))
                     elif name == state.spec.next_name:
-                        found[group.bit].append((name, bind, (second, first)))
-        return found
+                        nodes[group.bit].append((name, bind, (second, first)))
+        return nodes
 
     def close(self) -> None:
         """Free the session and its bindings."""
@@ -214,16 +204,16 @@ def _check_signature(session: Any, signature: tuple[Tensors, Tensors], part: boo
         ("input", signature[0], session.get_inputs()),
         ("output", signature[1], session.get_outputs()),
     ):
-        found = {node.name: node for node in actual}
+        nodes = {node.name: node for node in actual}
         fewer = part and side == "input"
-        if not set(found) <= set(promised) or (not fewer and len(found) < len(promised)):
+        if not set(nodes) <= set(promised) or (not fewer and len(nodes) < len(promised)):
             raise EngineError(
                 f"the graph's {side}s are not those of the manifest",
-                found=", ".join(sorted(found)),
+                found=", ".join(sorted(nodes)),
                 expected=", ".join(sorted(promised)),
                 remedy="export the bundle again",
             )
-        for name, node in found.items():
+        for name, node in nodes.items():
             tensor = promised[name]
             # Adopted graphs leave axes of outputs open; those are names or None here.
             extents = [e if isinstance(e, int) else None for e in node.shape or tensor.shape]

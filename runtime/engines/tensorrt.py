@@ -66,13 +66,7 @@ class _Arena:
 
 
 def open_tensorrt(bundle: Bundle, buffers: Buffers) -> TensorRtEngine:
-    """Load the plan that was built for this device; TensorRT's own where both libraries' may be.
-
-    Raises:
-        EngineError: TensorRT's bindings are not installed, no plan is for exactly this place, or it
-            cannot be loaded.
-        MemoryBudgetError: The GPU has too little free memory.
-    """
+    """Load the plan that was built for this device; TensorRT's own where both libraries' may be."""
     built = {stored.record.fingerprint.library for stored in stored_plans(bundle.path)}
     bindings, missing = importable([name for name in LIBRARIES if name in built] or LIBRARIES[:1])
     if not bindings:

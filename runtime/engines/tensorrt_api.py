@@ -23,9 +23,6 @@ def load_tensorrt(library: str = "tensorrt") -> Any:
 
     Args:
         library: One of `LIBRARIES`.
-
-    Raises:
-        EngineError: They are not installed, or cannot be loaded.
     """
     try:
         return importlib.import_module(library)
@@ -119,9 +116,6 @@ def make_with_log(kind: Any, log: Any) -> Any:
     Args:
         kind: Its class.
         log: What `make_log` gave.
-
-    Raises:
-        EngineError: The driver is too old, or the GPU is not there.
     """
     try:
         return kind(log)
@@ -157,11 +151,7 @@ def refusal(
 
 
 def local_plans(bundle: Bundle) -> list[tuple[StoredPlan, list[str]]]:
-    """Every plan beside a bundle, and what keeps this machine from loading it; empty if nothing.
-
-    Raises:
-        EngineError: The record of a plan cannot be read.
-    """
+    """Every plan beside a bundle, and what keeps this machine from loading it; empty if nothing."""
     plans = stored_plans(bundle.path)
     if not plans:
         return []

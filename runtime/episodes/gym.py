@@ -49,26 +49,26 @@ def observations(
         seed: Of the episode.
         steps: At most so many; fewer where the environment ends or truncates before.
     """
-    seen, _ = env.reset(seed=seed)
+    observation, _ = env.reset(seed=seed)
     for _ in range(steps):
-        yield seen
-        seen, _, terminated, truncated, _ = env.step(policy(seen))
+        yield observation
+        observation, _, terminated, truncated, _ = env.step(policy(observation))
         if terminated or truncated:
             return
 
 
-def as_input(seen: Any, dtype: str, shape: tuple[int, ...] | None = None) -> Array:
+def as_input(observation: Any, dtype: str, shape: tuple[int, ...] | None = None) -> Array:
     """An observation as an array.
 
     Args:
-        seen: Numbers of one dtype.
+        observation: Numbers of one dtype.
         dtype: Wanted.
         shape: Wanted, of as many elements; ``(1, size)`` if None.
 
     Raises:
         EpisodeError: It has another size, or is no array, such as a dictionary.
     """
-    array = np.asarray(seen)
+    array = np.asarray(observation)
     if array.dtype.kind not in "fiub" or (shape is not None and array.size != np.prod(shape)):
         raise EpisodeError(
             "the observation does not fit the input",
@@ -111,20 +111,20 @@ class Wiring:
         self._space = action_space
         size = int(np.prod(named[name].shape))
         if isinstance(action_space, spaces.Discrete):
-            wanted = int(action_space.n)
+            action_size = int(action_space.n)
         elif isinstance(action_space, spaces.Box):
-            wanted = int(np.prod(action_space.shape))
+            action_size = int(np.prod(action_space.shape))
         else:
             raise EpisodeError(
                 "this kind of action cannot come from one output",
                 found=type(action_space).__name__,
                 expected="Box or Discrete",
             )
-        if size != wanted:
+        if size != action_size:
             raise EpisodeError(
                 f"output {name!r} has not the size of an action",
                 found=size,
-                expected=f"{wanted}, for {action_space}",
+                expected=f"{action_size}, for {action_space}",
             )
 
     def action(self, answer: Array) -> Any:

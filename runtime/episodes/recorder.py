@@ -69,7 +69,7 @@ class Recorder:
             losing a block.
 
     Raises:
-        SpecError: ``steps`` or ``on_loss`` cannot be.
+        SpecError: A policy does not exist, or a limit is not positive.
         EpisodeError: ``rate_hz`` is not positive.
         ResultError: The folder cannot be made.
     """
@@ -92,7 +92,7 @@ class Recorder:
                 found=f"steps {steps}, on_loss {on_loss}",
                 expected="1 step or more; count or raise",
             )
-        Episode({}, rate_hz=rate_hz)  # which refuses a rate that cannot be
+        Episode({}, rate_hz=rate_hz)  # refuses a wrong rate
         self._session = session
         self._folder = Path(folder)
         self._rate_hz = rate_hz
@@ -111,9 +111,9 @@ class Recorder:
         )
         self._size = steps
         self._at = self._first = self._index = 0
-        self._kept = self._lost = self._files = self._bytes = 0
+        self._written_steps = self._lost = self._files = self._bytes = 0
         self._problem: str | None = None
-        self._told = False
+        self._warned = False
         self._thread = ThreadPoolExecutor(1, "stategate-recorder")
         self._writing: tuple[int, Future[int]] | None = None
 
@@ -128,7 +128,7 @@ class Recorder:
         """The account as it stands."""
         in_thread = self._writing[0] if self._writing is not None else 0
         return Recorded(
-            self._kept,
+            self._written_steps,
             self._at + in_thread,
             self._lost,
             self._files,
@@ -149,15 +149,15 @@ class Recorder:
         finally:  # an error may come from a step that was taken
             if self._session.committed_steps != before:
                 self._keep(inputs)
-        if self._problem is not None and self._raises and not self._told:
-            self._told = True
+        if self._problem is not None and self._raises and not self._warned:
+            self._warned = True
             raise ResultError("steps were not recorded", found=self._problem)
         return outputs
 
     def cut(self) -> None:
         """End the file here; the next step begins another. Waits for the disk."""
         self._settle(wait=True)
-        self._hand_over()
+        self._queue_file()
 
     def close(self) -> None:
         """Write what is in memory, wait for the disk, end the thread; the session stays open."""
@@ -172,9 +172,9 @@ class Recorder:
         self._at = at + 1
         if self._at == self._size:
             self._settle(wait=self._waits)
-            self._hand_over()
+            self._queue_file()
 
-    def _hand_over(self) -> None:
+    def _queue_file(self) -> None:
         """Give the block to the thread, or lose it where the last one is still on its way."""
         count, first = self._at, self._first
         self._at, self._first = 0, first + count
@@ -197,7 +197,7 @@ class Recorder:
         if problem is not None:
             self._lose(count, f"{type(problem).__name__}: {problem}")
             return
-        self._kept += count
+        self._written_steps += count
         self._files += 1
         self._bytes += future.result()
 

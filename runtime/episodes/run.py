@@ -95,10 +95,6 @@ def run_episode(
         steps: How many; the episode's length when None.
         report: Called with the number of steps done, about two hundred times.
         stop: Asked after every step whether the run shall end early.
-
-    Raises:
-        EpisodeError: The episode does not fit the model, or ``steps`` is not positive.
-        RuntimeFault: A step failed.
     """
     episode.check(session.manifest.step)
     steps = episode.steps if steps is None else steps

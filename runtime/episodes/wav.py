@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stategate.contract import Episode
 from stategate.contract.errors import EpisodeError
 from stategate.contract.failures import failures
-from stategate.contract.npz import WHOLE_BYTES
+from stategate.contract.npz import refuse_too_large
 from stategate.contract.reading import open_regular, printable
 
 Samples = NDArray[np.float64]
@@ -40,9 +40,6 @@ def wav_episode(
         hop: Samples from the start of a step to that of the next; windows overlap if it is smaller.
         channel: Which one is heard.
         rate_hz: Samples per second that the model hears; those of the file if left out.
-
-    Raises:
-        EpisodeError: The file cannot be read, is shorter than a window, or becomes too large.
     """
     if min(window, hop, 1 if rate_hz is None else rate_hz) < 1:
         raise EpisodeError(
@@ -71,29 +68,29 @@ def wav_episode(
         )
     whole = len(raw) // (width * channels) * width * channels
     frames = np.frombuffer(raw[:whole], f"<i{width}").reshape(-1, channels)
-    heard = frames[:, channel] / 2.0 ** (8 * width - 1)
-    told = f"{printable(path.name)}, channel {channel} at {rate} Hz"
-    _check_samples(path, round(len(heard) * (rate_hz or rate) / rate))
+    samples = frames[:, channel] / 2.0 ** (8 * width - 1)
+    provenance = f"{printable(path.name)}, channel {channel} at {rate} Hz"
+    _check_samples(path, round(len(samples) * (rate_hz or rate) / rate))
     if rate_hz not in (None, rate):
-        heard, rate, told = _resampled(heard, rate, rate_hz), rate_hz, f"{told} made {rate_hz} Hz"
-    if len(heard) < window:
-        raise EpisodeError(
-            f"{path} is shorter than a window", found=f"{len(heard)} samples", expected=window
+        samples, rate, provenance = (
+            _resampled(samples, rate, rate_hz),
+            rate_hz,
+            f"{provenance} made {rate_hz} Hz",
         )
-    size = ((len(heard) - window) // hop + 1) * window * 4
-    if size > WHOLE_BYTES:
+    if len(samples) < window:
         raise EpisodeError(
-            f"the windows of {path} are too large for one episode",
-            found=f"{size:,} bytes of windows of {window} every {hop}",
-            expected=f"at most {WHOLE_BYTES:,}",
-            remedy="take a larger --hop, or cut the sound into several files",
+            f"{path} is shorter than a window", found=f"{len(samples)} samples", expected=window
         )
-    heard = heard.astype(np.float32)
-    steps = np.lib.stride_tricks.sliding_window_view(heard, window)[::hop]
+    size = ((len(samples) - window) // hop + 1) * window * 4
+    refuse_too_large(
+        f"the sound of {path} in windows", size, "take a larger --hop, or cut the file"
+    )
+    samples = samples.astype(np.float32)
+    steps = np.lib.stride_tricks.sliding_window_view(samples, window)[::hop]
     return Episode(
         {name: steps[:, None, :].copy()},
         rate_hz=rate / hop,
-        provenance=f"{told}, windows of {window} every {hop}",
+        provenance=f"{provenance}, windows of {window} every {hop}",
     )
 
 
@@ -107,9 +104,9 @@ def _check_samples(path: Path, samples: int) -> None:
         )
 
 
-def _resampled(heard: Samples, rate: int, wanted: int) -> Samples:
+def _resampled(samples: Samples, rate: int, target_rate: int) -> Samples:
     """Sound at another rate: its spectrum, cut or filled up where the new rate's ends."""
-    count = round(len(heard) * wanted / rate)
+    count = round(len(samples) * target_rate / rate)
     if count == 0:
-        return heard[:0]
-    return np.fft.irfft(np.fft.rfft(heard)[: count // 2 + 1], count) * (wanted / rate)
+        return samples[:0]
+    return np.fft.irfft(np.fft.rfft(samples)[: count // 2 + 1], count) * (target_rate / rate)

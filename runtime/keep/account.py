@@ -1,9 +1,9 @@
 """What is left of the budgets that live with a snapshot folder, durably, before it is used.
 
 A budget that is kept in a process, or in the snapshots, comes back with every restart and every
-snapshot that is older. So it stands in a file of its own, ``account``: two records in blocks of
-their own, written in turn and in place, so that a charge costs one block and no metadata, and a
-torn write leaves the record before it.
+older snapshot. So it stands in a file of its own, ``account``: two records, each in a block of its
+own, written in turn and in place. A charge costs one block and no metadata, and a torn write leaves
+the other record.
 
 Two things are written before they happen: what a snapshot costs, and that a session may use up
 its writes. A session that ends without `close` (a power cut, SIGKILL) has therefore used up all of
@@ -61,6 +61,9 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(0, now_ns - self.boot_ns) if boot == self.boot else now_ns
 
 
+NOTHING_LEFT = Record(persist_bytes=0.0, writes_by_steps=0.0, writes_by_time=0.0)
+
+
 class Account:
     """The account of one folder, as its holder last read or wrote it.
 
@@ -72,43 +75,41 @@ class Account:
     def __init__(self, folder: Path) -> None:
         """Read the account, and make room for one where there is none.
 
-        Raises:
-            OSError: This process cannot read files now, whatever is in it.
+        An OSError passes where this process cannot read files now, whatever is in them.
         """
         self._path = folder / _NAME
         try:
-            self._make()
+            self._make_file()
         except failures(OSError):
             pass  # on a full disk the robot starts all the same
         self._last, _, certain = self._read()
-        number = self._last.number if self._last is not None else 0
-        nothing = msgspec.structs.replace(NOTHING_LEFT, number=number)
-        self.record = self._last if certain else nothing
-        self._unread = not certain
+        self._is_unread = not certain
+        self.record = self._last
+        if not certain:
+            # A newer record may lie in a block that cannot be read, and have spent everything.
+            number = self._last.number if self._last is not None else 0
+            self.record = msgspec.structs.replace(NOTHING_LEFT, number=number)
 
-    def _make(self) -> None:
+    def _make_file(self) -> None:
         # Empty: a name that is on the disk before it is needed costs no record its metadata.
         if not os.path.lexists(self._path):
             os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
             sync_folder(self._path.parent)
 
     def write(self, changes: Mapping[str, float], begin: Callable[[], None]) -> None:
-        """Replace fields of the record, durably.
+        """Replace fields of the record, durably; after an OSError the last record stands.
 
         Args:
             changes: New values by name.
             begin: Called before the first byte goes to the disk.
-
-        Raises:
-            SnapshotError: Another session wrote to it.
-            OSError: It cannot be written; the last record stands.
         """
-        self._make()
-        there, place, _ = self._read()
-        known = self.record or Record()
-        if self._unread and there is not None:  # it can be read now; what is in it is not believed
-            known = msgspec.structs.replace(known, number=max(known.number, there.number))
-        elif there is not None and there.number >= known.number and there != self._last:
+        self._make_file()
+        on_disk, block_number, _ = self._read()
+        number = self.record.number if self.record is not None else 0
+        if on_disk is not None and self._is_unread:
+            # It can be read now. Its number is passed over; its balance is not believed.
+            number = max(number, on_disk.number)
+        elif on_disk is not None and on_disk.number >= number and on_disk != self._last:
             raise SnapshotError(
                 "another session uses up the budgets of this snapshot folder",
                 found=f"a record in {self._path} that this session did not write",
@@ -116,15 +117,16 @@ class Account:
             )
         boot, boot_ns = since_boot()
         record = msgspec.structs.replace(
-            known, number=known.number + 1, boot=boot, boot_ns=boot_ns, **changes
+            self.record or Record(), number=number + 1, boot=boot, boot_ns=boot_ns, **changes
         )
         block = msgspec.json.encode(record).ljust(RECORD_BYTES - _DIGEST_BYTES)
-        # Noted first: an exception of a signal handler may come after the write.
-        self.record, self._last, self._unread = record, record, False
+        # Remembered first, because an exception of a signal handler may come after the write.
+        self.record, self._last, self._is_unread = record, record, False
         descriptor = os.open(self._path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             begin()
-            os.pwrite(descriptor, block + hashlib.sha256(block).digest(), place * RECORD_BYTES)
+            data = block + hashlib.sha256(block).digest()
+            os.pwrite(descriptor, data, block_number * RECORD_BYTES)
             getattr(os, "fdatasync", os.fsync)(descriptor)
         finally:
             os.close(descriptor)
@@ -142,36 +144,33 @@ class Account:
         blocks = (raw[:RECORD_BYTES], raw[RECORD_BYTES:])
         records = [_decode(block) for block in blocks]
         first, second = (record.number if record is not None else -1 for record in records)
-        place = int(first > second)
-        newest = records[1 - place]
-        # Zeros never were a record, and nor was an empty file.
-        certain = not any(blocks[place]) if newest is not None else not raw
-        return newest, place, certain or records[place] is not None
+        older = int(first > second)
+        newest = records[1 - older]
+        if newest is None:
+            return None, older, not raw  # an empty file never held a record
+        # The other block is a record that is older, or zeros, which never were one.
+        return newest, older, records[older] is not None or not any(blocks[older])
 
 
 def charge(folder: Path, cost_bytes: int, begin: Callable[[], None]) -> None:
     """Take what a snapshot costs from the wear budget of a folder, if one is kept there.
 
-    For a writer that has no budget itself: the next session that has one finds less left.
-
-    Raises:
-        OSError: The charge cannot be written; then nothing else should be.
+    For a writer that has no budget itself: the next session that has one finds less left. After
+    an OSError nothing was charged, and nothing else should be written.
     """
     if not os.path.lexists(folder / _NAME):
         return
     account = Account(folder)
-    left = account.record.persist_bytes if account.record is not None else None
-    if left is not None:
-        account.write({"persist_bytes": max(0.0, left - cost_bytes)}, begin)
+    balance = account.record.persist_bytes if account.record is not None else None
+    if balance is not None:
+        account.write({"persist_bytes": max(0.0, balance - cost_bytes)}, begin)
 
 
 def _decode(block: bytes) -> Record | None:
-    if hashlib.sha256(block[:-_DIGEST_BYTES]).digest() != block[-_DIGEST_BYTES:]:
+    text, digest = block[:-_DIGEST_BYTES], block[-_DIGEST_BYTES:]
+    if hashlib.sha256(text).digest() != digest:
         return None
     try:
-        return decode_json(block[:-_DIGEST_BYTES], Record)
+        return decode_json(text, Record)
     except msgspec.MsgspecError:
         return None
-
-
-NOTHING_LEFT = Record(persist_bytes=0.0, writes_by_steps=0.0, writes_by_time=0.0)

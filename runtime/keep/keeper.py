@@ -142,14 +142,14 @@ class Keeper:
         except failures(OSError) as problem:
             raise folder_error(self._store.folder, problem) from problem
         self._account = account
-        left = account.record or _left_by(look)
+        balance = account.record or _left_by(look)
         if self._bucket is not None:
-            if left.persist_bytes is not None:
-                self._bucket.tokens = min(self._bucket.capacity, left.persist_bytes)
-            self._bucket.fill(left.running_ns() * self._per_ns)
+            if balance.persist_bytes is not None:
+                self._bucket.tokens = min(self._bucket.capacity, balance.persist_bytes)
+            self._bucket.fill(balance.running_ns() * self._per_ns)
         if self._governor is None:
             return
-        self._governor.writes_left = _writes(left)
+        self._governor.writes_left = _writes(balance)
         if not any(_limited(self._governor.writes_left)):
             return  # there is nothing that could come back
         try:
@@ -175,7 +175,7 @@ class Keeper:
         if self._governor is not None and writes:
             names = ("writes_by_steps", "writes_by_time")
             both = zip(names, writes, self._governor.writes_left, strict=True)
-            changes |= {name: left for name, left, tokens in both if tokens < math.inf}
+            changes |= {name: amount for name, amount, tokens in both if tokens < math.inf}
         self._account.write(changes, lambda: self._count(RECORD_BYTES))
         return True
 
@@ -201,10 +201,6 @@ class Keeper:
 
         Args:
             raises: Whether a failure is raised; it is counted as a fault otherwise too.
-
-        Raises:
-            SnapshotError: It failed.
-            PersistBudgetError: The wear budget's policy is ``raise``.
         """
         if not self.is_due():
             return
@@ -250,11 +246,6 @@ class Keeper:
 
         Returns:
             Its sequence number, or None where the wear budget did not allow it.
-
-        Raises:
-            PersistBudgetError: The wear budget's policy is ``raise``.
-            SnapshotDamagedError: No slot can be read, under the policy ``raise``.
-            SnapshotError: It could not be written; the newest good slot is as it was.
         """
         self._store.check_hold()
         cost_bytes = self._codec.cost_bytes
@@ -316,17 +307,17 @@ class Keeper:
     def restore(self) -> Restored | None:
         """Take back the newest good snapshot, if there is one; see `Session.restore`."""
         look = self._look()
-        found = look.newest if self._policy.on_damage == "fresh" else look.good()
-        if found is None:
+        newest = look.newest if self._policy.on_damage == "fresh" else look.good()
+        if newest is None:
             return None
-        header = found.snapshot.header
+        header = newest.snapshot.header
         self._counters.past = self._past
         if self._governor is not None and header.governor is not None:
             self._governor.move_threshold(header.governor[2])
-        self._memory.restore(found.snapshot.states)
+        self._memory.restore(newest.snapshot.states)
         self._saved_changes = self._changes()
         self._wait()
-        return Restored(found.slot, found.reason, header.sequence, header.ledger.steps)
+        return Restored(newest.slot, newest.reason, header.sequence, header.ledger.steps)
 
     def _wait(self) -> None:
         """Until the next occasion that the policy names."""
@@ -368,10 +359,10 @@ def _left_by(look: Look) -> Record:
 
 
 def _limited(tokens: tuple[float, float]) -> list[float]:
-    return [left for left in tokens if left < math.inf]
+    return [amount for amount in tokens if amount < math.inf]
 
 
-def _writes(left: Record) -> tuple[float, float]:
-    both = (left.writes_by_steps, left.writes_by_time)
+def _writes(balance: Record) -> tuple[float, float]:
+    both = (balance.writes_by_steps, balance.writes_by_time)
     by_steps, by_time = (math.inf if tokens is None else tokens for tokens in both)
     return by_steps, by_time

@@ -28,11 +28,13 @@ class RowStore:
         self._manifest, self._memory, self._counters = manifest, memory, memory.counters
         # For each row and folder: the ledger that lay there when the row last saw it, and one that
         # may lie there since, if an exception came while it was written.
-        self._seen: dict[tuple[int, Path], tuple[Ledger, Ledger | None]] = {}
+        self._last_ledgers: dict[tuple[int, Path], tuple[Ledger, Ledger | None]] = {}
 
     def forget(self, row: int) -> None:
         """Another session has joined the row."""
-        self._seen = {key: seen for key, seen in self._seen.items() if key[0] != row}
+        self._last_ledgers = {
+            key: ledger_then for key, ledger_then in self._last_ledgers.items() if key[0] != row
+        }
 
     def save(
         self, row: int, states: Mapping[str, Array], folder: str | Path, on_damage: OnDamage
@@ -63,36 +65,38 @@ class RowStore:
                 governor=None,
                 persist_tokens=UNLIMITED_BYTES,
             )
-            seen = look.newest.snapshot.header.ledger if look.newest is not None else Ledger()
-            self._seen[row, store.folder] = (seen, header.ledger)
+            ledger_then = (
+                look.newest.snapshot.header.ledger if look.newest is not None else Ledger()
+            )
+            self._last_ledgers[row, store.folder] = (ledger_then, header.ledger)
             count = partial(counters.add_in, row, "persisted_bytes", codec.stored_bytes)
             store.write(Snapshot(header, dict(states)), look, count)
             counters.add_in(row, "snapshots")
-            self._seen[row, store.folder] = (header.ledger, None)
+            self._last_ledgers[row, store.folder] = (header.ledger, None)
         return header.sequence
 
     def restore(self, row: int, folder: str | Path, on_damage: OnDamage) -> Restored | None:
         """Take back a snapshot; see `Pool.restore`."""
         with closing(SnapshotStore(folder, Codec(self._manifest))) as store:
             look = store.look()
-        found = look.newest if on_damage == "fresh" else look.good()
-        if found is None:
+        newest = look.newest if on_damage == "fresh" else look.good()
+        if newest is None:
             return None
-        past, header = self._others(row, store.folder, look), found.snapshot.header
-        self._memory.begin(row, found.snapshot.states, "restores", past)
-        self._seen[row, store.folder] = (header.ledger, None)
-        return Restored(found.slot, found.reason, header.sequence, header.ledger.steps)
+        past, header = self._others(row, store.folder, look), newest.snapshot.header
+        self._memory.begin(row, newest.snapshot.states, "restores", past)
+        self._last_ledgers[row, store.folder] = (header.ledger, None)
+        return Restored(newest.slot, newest.reason, header.sequence, header.ledger.steps)
 
     def _others(self, row: int, folder: Path, look: Look) -> Ledger:
         """What is counted in a folder that the row has not counted."""
         if look.newest is None:
             return Ledger()
         ledger = look.newest.snapshot.header.ledger
-        seen, tried = self._seen.get((row, folder), (Ledger(), None))
+        ledger_then, tried = self._last_ledgers.get((row, folder), (Ledger(), None))
         if ledger == tried:
             return Ledger(snapshots=1)  # of the row itself, and it was interrupted
         # Behind what the row has seen is only an older snapshot that somebody put there.
-        return Ledger() if ledger.goes_back_from(seen) else ledger.since(seen)
+        return Ledger() if ledger.goes_back_from(ledger_then) else ledger.since(ledger_then)
 
     def _check_forward(self, row: int, look: Look) -> None:
         if look.newest is None:

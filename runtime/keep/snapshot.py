@@ -142,11 +142,6 @@ class Codec:
         Args:
             raw: The whole file; of a longer one than ``file_bytes``, its beginning is enough.
             name: What to call it in errors.
-
-        Raises:
-            SnapshotDamagedError: Truncated, altered, or no snapshot at all.
-            SnapshotError: Whole, but of a newer format.
-            SnapshotError: Whole, but of another memory.
         """
         if len(raw) < _FIXED.size + _DIGEST_BYTES or not raw.startswith(MAGIC):
             raise SnapshotDamagedError(

@@ -26,7 +26,7 @@ from stategate.runtime.keep.snapshot import Codec, Snapshot
 OnDamage = Literal["raise", "fresh"]
 
 SLOTS = ("slot-a.snap", "slot-b.snap")
-KEPT_ASIDE = 4  # damaged files of a folder
+DAMAGED_KEPT = 4  # damaged files of a folder
 _LOCK = "lock"
 
 
@@ -80,11 +80,7 @@ class Look:
         return "; ".join(self.damaged.values()) or None
 
     def good(self) -> Found | None:
-        """The newest good snapshot, or None where none was ever written.
-
-        Raises:
-            SnapshotDamagedError: There are slots, and none can be used.
-        """
+        """The newest good snapshot, or None where none was ever written."""
         if self.lost:
             raise SnapshotDamagedError(
                 "no snapshot in the folder can be used",
@@ -104,12 +100,7 @@ class SnapshotStore:
     """
 
     def __init__(self, folder: str | Path, codec: Codec) -> None:
-        """Take hold of a folder; it is made if it is not there.
-
-        Raises:
-            SnapshotError: Another process, or another session, holds it.
-            SnapshotError: It cannot be made or opened.
-        """
+        """Take hold of a folder; it is made if it is not there."""
         self.folder = Path(folder).resolve()  # a daemon changes its working directory
         self._owner = os.getpid()
         self._codec = codec
@@ -118,7 +109,7 @@ class SnapshotStore:
         self._digests: set[bytes] = set()
         self._looked = False
         try:
-            self._held, self._lock = self._open_to_lock()
+            self._lock_path, self._lock = self._open_to_lock()
         except failures(OSError) as problem:
             raise folder_error(self.folder, problem) from problem
         _OPEN.add(self)
@@ -151,18 +142,14 @@ class SnapshotStore:
         return self.folder, os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
 
     def look(self) -> Look:
-        """What lies in the folder now; see `look_into`.
-
-        Raises:
-            SnapshotError: The folder is no longer held, or another session wrote to it.
-        """
+        """What lies in the folder now; see `look_into`."""
         self.check_hold()
         look = look_into(self.folder, self._codec)
         found = look.newest
         if found is not None:
             sequence = found.snapshot.header.sequence
-            known = sequence < self._sequence or found.digest in self._digests
-            if self._looked and not known:
+            is_own = sequence < self._sequence or found.digest in self._digests
+            if self._looked and not is_own:
                 raise SnapshotError(
                     "another session writes to this snapshot folder",
                     found=f"snapshot {sequence} in {self.folder / found.slot}, "
@@ -179,17 +166,13 @@ class SnapshotStore:
         """Write a snapshot to the slot after the newest good one, which is not touched.
 
         A damaged file in that slot is put aside, as long as fewer than ``KEPT_ASIDE`` are; where
-        no slot is good, those in both are.
+        no slot is good, those in both are. If only the last sync of the folder fails, the new
+        snapshot is in place but may not outlive a loss of power.
 
         Args:
             snapshot: What to write.
             look: From `look`, with nothing written since.
             begin: Called before the first byte goes to the disk.
-
-        Raises:
-            SnapshotError: The folder is gone, replaced, read-only or full; the other slot is as
-                it was. If only the last sync of the folder failed, the new snapshot is in place
-                but may not outlive a loss of power.
         """
         self.check_hold()
         slot = look.next_slot
@@ -199,7 +182,7 @@ class SnapshotStore:
         self._sequence = max(self._sequence, snapshot.header.sequence)
         try:
             if slot in look.damaged:
-                self._put_aside(slot)
+                self._set_aside(slot)
             with whole_file(self.folder / slot, self.folder / f".{slot}.new") as file:
                 begin()
                 file.write(raw)
@@ -207,12 +190,12 @@ class SnapshotStore:
                 # A new history begins: a slot of the old one must not come back into it, which it
                 # would where a card reads again what it refused for a while.
                 for old in look.damaged.keys() - {slot}:
-                    self._put_aside(old)
+                    self._set_aside(old)
         except failures(OSError) as problem:
             raise folder_error(self.folder, problem) from problem
 
-    def _put_aside(self, slot: str) -> None:
-        for number in range(1, KEPT_ASIDE + 1):
+    def _set_aside(self, slot: str) -> None:
+        for number in range(1, DAMAGED_KEPT + 1):
             place = self.folder / f"damaged-{number}-{slot}"
             if not os.path.lexists(place):
                 (self.folder / slot).rename(place)
@@ -220,11 +203,7 @@ class SnapshotStore:
         (self.folder / slot).unlink()
 
     def check_hold(self) -> None:
-        """Raise unless the folder is still there, and still this process's.
-
-        Raises:
-            SnapshotError: It is not.
-        """
+        """Raise unless the folder is still there, and still this process's."""
         remedy = "open the session again"
         if os.getpid() != self._owner:
             found = f"process {os.getpid()}, forked from {self._owner}"
@@ -233,7 +212,7 @@ class SnapshotStore:
             found = f"{self.folder}, closed before"
         else:
             try:
-                there, held = self._held.stat(), os.fstat(self._lock)
+                there, held = self._lock_path.stat(), os.fstat(self._lock)
             except failures(OSError) as problem:
                 found = f"{self.folder}: {problem.strerror}"
                 remedy = "put the folder back, or " + remedy
@@ -282,13 +261,9 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 def look_into(folder: Path, codec: Codec) -> Look:
     """What lies in a folder.
 
-    Takes no lock: a snapshot that is replaced meanwhile is read whole, as it was or as it is.
-
-    Raises:
-        SnapshotError: A slot is of a newer format or of another
-            memory, whatever the other one is: going on would overwrite it. Or the newer ledger is
-            behind the older one.
-        SnapshotError: This process cannot read files now, whatever is in them.
+    Takes no lock: a snapshot that is replaced meanwhile is read whole, as it was or as it is. A
+    slot of a newer format or of another memory is an error and not damage, because going on would
+    overwrite it; so is a newer ledger that is behind the older one.
     """
     good: list[Found] = []
     damaged: dict[str, str] = {}
@@ -319,22 +294,12 @@ def look_into(folder: Path, codec: Codec) -> Look:
 
 
 def newest_in(folder: Path, codec: Codec) -> Found | None:
-    """The newest good snapshot in a folder, or None where none was ever written.
-
-    Raises:
-        SnapshotDamagedError: There are slots, and none can be used.
-        SnapshotError: As in `look_into`.
-    """
+    """The newest good snapshot in a folder, or None where none was ever written."""
     return look_into(folder, codec).good()
 
 
 def _read(path: Path, codec: Codec) -> bytes:
-    """A slot; of one that is longer than a snapshot of this memory, as much as tells whose it is.
-
-    Raises:
-        OSError: It cannot be read, or is no file.
-        SnapshotDamagedError: It is a link.
-    """
+    """A slot, or of a longer file as much as tells whose snapshot it is."""
     if path.is_symlink():  # both slots could be one file
         raise SnapshotDamagedError(f"{path.name} is a link")
     with open_regular(path, sys.maxsize) as file:

@@ -23,8 +23,8 @@ class Answers:
             memory: Tells which steps were committed, and when the episode began.
         """
         self._memory = memory
-        self._kept = tuple((slot.array, slot.array.copy()) for slot in outputs)
-        self._kept_at = 0
+        self._last = tuple((slot.array, slot.array.copy()) for slot in outputs)
+        self._step_of_last = 0
         safe = [spec.safe_array() for spec in specs]
         self._safe = [
             (slot.array, array)
@@ -35,14 +35,14 @@ class Answers:
     def keep(self) -> None:
         """Copy the outputs of the step that was committed last, unless they are kept already."""
         committed = self._memory.committed
-        if self._kept_at != committed:
-            for shown, kept in self._kept:
-                np.copyto(kept, shown)
-            self._kept_at = committed
+        if self._step_of_last != committed:
+            for shown, value in self._last:
+                np.copyto(value, shown)
+            self._step_of_last = committed
 
     def give(self) -> bool:
         """Put an answer where the caller looks; False where there is none and nothing was done."""
-        answer = self._kept if self._kept_at > self._memory.began else self._safe
-        for shown, kept in answer:
-            np.copyto(shown, kept)
+        answer = self._last if self._step_of_last > self._memory.began else self._safe
+        for shown, value in answer:
+            np.copyto(shown, value)
         return bool(answer)

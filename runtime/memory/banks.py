@@ -75,9 +75,6 @@ class Memory:
 
         Args:
             finite: Whether the engine has seen that every gate is; see `Engine.run`.
-
-        Raises:
-            StateFault: A gate is not finite.
         """
         if not finite:
             for slot in self._soft:
@@ -106,9 +103,6 @@ class Memory:
             opened: Gates whose states are written; see `open_gates`.
             swaps_ungated: Whether the states that no hard gate guards are replaced.
             finite: Whether the engine has seen that every output is.
-
-        Raises:
-            StateFault: A next state or an output is not finite.
         """
         parity = self.parity
         if self._ungated is not None:
@@ -133,9 +127,6 @@ class Memory:
             outputs: Outputs of the chunk by name, each ``(1, chunk, ...)``.
             gates: Its gates, the same.
             steps: How many of the chunk's steps are meant.
-
-        Raises:
-            StateFault: A gate, next state or output is not finite. Nothing has changed.
         """
         counters = self._counters
         for slot in gates.values():

@@ -128,11 +128,11 @@ class Governor:
         if self._shown != (self.overdrawn and self._closes, shift):
             self._show()
 
-    def after(self, wanted: bool, wrote: bool) -> tuple[float, float, float]:
+    def after(self, asked: bool, wrote: bool) -> tuple[float, float, float]:
         """What `tokens` are after a step; a step that fails earns nothing.
 
         Args:
-            wanted: Whether a gate was open.
+            asked: Whether a gate was open.
             wrote: Whether a state is committed for it.
         """
         steps, time, shift = self.tokens
@@ -143,7 +143,7 @@ class Governor:
             steps, time = max(0.0, steps - 1.0), max(0.0, time - 1.0)
         if self._span > 0.0:
             gain = self._span / _ADAPT_STEPS
-            shift = min(max(shift + gain * (float(wanted) - self._per_step), 0.0), self._span)
+            shift = min(max(shift + gain * (float(asked) - self._per_step), 0.0), self._span)
         return steps, time, shift
 
     def warn(self) -> None:
@@ -185,7 +185,7 @@ class Governor:
         Infinite where there is no such limit. Setting takes writes away and gives none.
         """
         both = zip(self._limits, self.tokens, strict=False)
-        by_steps, by_time = (math.inf if limit is None else left for limit, left in both)
+        by_steps, by_time = (math.inf if limit is None else amount for limit, amount in both)
         return by_steps, by_time
 
     @writes_left.setter

@@ -112,7 +112,7 @@ class RowGroup:
             for row in state.coming.not_finite(self.writes):
                 yield row, f"next state {state.coming.name!r}"
 
-    def take_over(self) -> None:
+    def copy_writes(self) -> None:
         """Copy what comes in the rows that write."""
         for state in self.states:
             np.copyto(state.live.table, state.coming.table, where=self._column)
@@ -149,11 +149,7 @@ class RowMemory:
         return tuple(self._states)
 
     def view(self, row: int, name: str) -> Array:
-        """One state of one row, ``(1, ...)``; a view.
-
-        Raises:
-            StepInputError: There is no state of that name.
-        """
+        """One state of one row, ``(1, ...)``; a view."""
         if name not in self._states:
             raise StepInputError(f"there is no state {name!r}", expected=", ".join(self._states))
         return self._states[name].live.array[row : row + 1]
@@ -172,9 +168,6 @@ class RowMemory:
             states: An array ``(1, ...)`` for each state; None for their initial values.
             counter: What it counts as.
             past: A ledger from which the row goes on.
-
-        Raises:
-            StepInputError: As in `Pool.load_state`; nothing has changed.
         """
         if states is not None:
             check_states(states, {name: self.view(row, name) for name in self._states})
@@ -248,7 +241,7 @@ class RowMemory:
         if not self._is_owed:
             return
         for group in self._groups:
-            group.take_over()
+            group.copy_writes()
         for answer in self._answers:
             np.copyto(answer.shown.table, answer.computed.table, where=self._shown_column)
         self.counters.count()

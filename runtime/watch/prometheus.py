@@ -65,7 +65,7 @@ def watch(
 
     Args:
         sessions: A registry takes one collector, so give all of a process at once.
-        registry: The default registry, unless told otherwise.
+        registry: Where the collector goes.
 
     Returns:
         The collector; unregister it when its sessions are closed.

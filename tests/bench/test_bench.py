@@ -43,7 +43,7 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.json"
     for raw in (b"{}", b"\xff", b""):
         path.write_bytes(raw)
-        with pytest.raises(EpisodeError, match="not the ledger"):
+        with pytest.raises(EpisodeError, match="the ledger of a run cannot be read"):
             read_run(path)
 
 

@@ -243,7 +243,7 @@ def test_a_zip_that_claims_more_than_it_has_costs_one_block(tmp_path: Path) -> N
 def test_a_real_bomb_is_read_in_blocks_and_never_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stategate.contract.episodes.WHOLE_BYTES", 2**20)
+    monkeypatch.setattr("stategate.contract.npz.WHOLE_BYTES", 2**20)
     np.savez_compressed(tmp_path / "a.npz", **{"input.x": np.zeros((2**18, 4), np.float32)})  # type: ignore[arg-type]
     assert (tmp_path / "a.npz").stat().st_size < 2**14
     episodes = EpisodeSet.open(tmp_path)

@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from stategate.common.compiler import compile_library
+from stategate.common.onnx_runtime import one_thread
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import LowerError
 from stategate.export.c.lower import lower
 from stategate.export.c.products import by_rows
 from stategate.export.c.scratch import off_the_stack
-from stategate.export.timing import one_thread
 
 # No multiples of what the loops take at once; 2 x 3 x 330 elements are worth joining loops for.
 K, N, WIDE = 300, 19, 330
@@ -94,7 +94,9 @@ def feeds() -> dict[str, np.ndarray]:
 def computed(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By ONNX Runtime, which multiplies in float32."""
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), one_thread(), ["CPUExecutionProvider"]
+        model.SerializeToString(),
+        one_thread(onnxruntime.SessionOptions()),
+        ["CPUExecutionProvider"],
     )
     names = list(SPEC.graph_outputs())
     return dict(zip(names, session.run(names, feeds), strict=True))

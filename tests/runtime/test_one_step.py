@@ -203,12 +203,12 @@ def test_a_last_digit_that_falls_on_the_other_side_is_let_through(
     bundles: dict[str, Bundle], form: str, by: float, tmp_path: Path
 ) -> None:
     seen = replayed(bundles[form], other_digits(by), tmp_path / "other")
-    assert seen.passed, seen.told
+    assert seen.passed, seen.summary
     if form == "fed-back":  # whose quantum is less than the tolerance
         assert seen.one_step is None
     else:
         assert seen.max_state_error > seen.tolerance
-        assert seen.one_step is not None and 0 < seen.one_step.parted < 0.1, seen.told
+        assert seen.one_step is not None and 0 < seen.one_step.parted < 0.1, seen.summary
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_wrong_arithmetic_is_refused(
     bundles: dict[str, Bundle], form: str, change: Change, tmp_path: Path
 ) -> None:
     seen = replayed(bundles[form], change, tmp_path / "wrong")
-    assert not seen.passed, seen.told
+    assert not seen.passed, seen.summary
 
 
 @pytest.mark.parametrize("form", [*FORMS, "pool"])

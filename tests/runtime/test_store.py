@@ -29,7 +29,7 @@ from stategate.runtime import Pool, Session, SnapshotPolicy
 from stategate.runtime.base.clock import ManualClock
 from stategate.runtime.keep.account import RECORD_BYTES
 from stategate.runtime.keep.snapshot import Codec
-from stategate.runtime.keep.store import KEPT_ASIDE, SLOTS
+from stategate.runtime.keep.store import DAMAGED_KEPT, SLOTS
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 CLOSED = np.array([[-1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
@@ -102,7 +102,7 @@ def test_starting_afresh_keeps_the_damaged_files(tiny_bundle: Path, tmp_path: Pa
 
 
 @pytest.mark.case("A9", "E2")
-@pytest.mark.parametrize("aside", [0, KEPT_ASIDE])
+@pytest.mark.parametrize("aside", [0, DAMAGED_KEPT])
 def test_slots_that_can_be_read_again_do_not_come_back_into_a_new_history(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aside: int
 ) -> None:
@@ -145,14 +145,14 @@ def test_nor_into_that_of_a_pool_row(
 @pytest.mark.case("A9")
 def test_so_many_damaged_files_are_kept_and_no_more(tiny_bundle: Path, tmp_path: Path) -> None:
     save_times(tiny_bundle, tmp_path, 2)
-    for turn in range(KEPT_ASIDE + 3):
+    for turn in range(DAMAGED_KEPT + 3):
         newest = max((tmp_path / name for name in SLOTS), key=lambda path: path.stat().st_mtime_ns)
         newest.write_bytes(b"damage %d" % turn)
         with opened_with_a_warning(tiny_bundle, tmp_path, newest.name) as session:
             session.step(x=OPEN)
             session.save()
     kept = sorted(path.read_bytes() for path in tmp_path.glob("damaged-*"))
-    assert kept == [b"damage %d" % turn for turn in range(KEPT_ASIDE)]
+    assert kept == [b"damage %d" % turn for turn in range(DAMAGED_KEPT)]
 
 
 @pytest.mark.case("A9")

@@ -1,0 +1,59 @@
+"""Records in JSON files, read strictly, with one sentence for whatever is wrong with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from stategate.contract.errors import StategateError
+from stategate.contract.failures import failures
+from stategate.contract.reading import RECORD_BYTES, decode_json, read_bounded
+
+T = TypeVar("T")
+
+
+def load_record(
+    path: str | Path,
+    kind: type[T],
+    error: type[StategateError],
+    what: str,
+    *,
+    remedy: str | None = None,
+    expected: str | None = None,
+    version: int | None = None,
+    version_key: str = "version",
+) -> T:
+    """Read a record.
+
+    Args:
+        path: Its file.
+        kind: The msgspec class that it is read into.
+        error: The class to raise on failure.
+        what: How the message names the record, such as ``the calibration record``.
+        remedy: What to do then.
+        expected: What would have been accepted.
+        version: The only version that this build reads; None where records have none.
+        version_key: The field that says it; a record without the field is of this version.
+    """
+    try:
+        raw = read_bounded(path, RECORD_BYTES)
+        # Judged before the schema: a newer record deserves its own message.
+        found = decode_json(raw, dict[str, Any]).get(version_key, version) if version else version
+        if found == version:
+            return decode_json(raw, kind)
+    except failures(OSError, msgspec.MsgspecError) as problem:
+        raise error(
+            f"{what} cannot be read",
+            found=f"{path}: {problem}",
+            expected=expected,
+            remedy=remedy,
+        ) from problem
+    newer = isinstance(found, int) and found > (version or 0)
+    raise error(
+        f"{what} is of another version",
+        found=f"{found} in {path}",
+        expected=version,
+        remedy="upgrade stategate" if newer else remedy,
+    )
