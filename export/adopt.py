@@ -14,9 +14,8 @@ from stategate.contract import Bundle, Episode, InputsRef, StepSpec, refuse_to_r
 from stategate.contract.errors import StatePairingError
 from stategate.contract.staging import scratch_folder
 from stategate.export.deploy import Engines, SafeOutputs, deployed, with_safe
-from stategate.export.frontends.adopt import Adopted, OnnxReference
+from stategate.export.frontends.adopt import Adopted, OnnxReference, Request
 from stategate.export.frontends.adopt import adopt as adopt_file
-from stategate.export.frontends.adopt_request import Request
 from stategate.export.frontends.leapp import adopt_export
 from stategate.export.frontends.steering import check_steering, choices
 from stategate.export.inputs import Range, drawn, recorded

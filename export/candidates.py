@@ -16,6 +16,7 @@ from stategate.export.frontends.rows import side_by_side, staggered
 from stategate.export.frontends.steering import choices
 from stategate.export.frontends.trace import trace, trace_chunk
 from stategate.export.inputs import Range, drawn, recorded
+from stategate.export.passes.graph import serialised
 from stategate.export.reference import Reference
 from stategate.export.timing import medians_us, sample
 from stategate.models.lifting.lift import Lifted
@@ -82,7 +83,7 @@ def candidate_from(
     graphs = {}
     for form in wanted:
         try:
-            graphs[form.value] = _serialised(trace(loaded.model, sessions, form))
+            graphs[form.value] = serialised(trace(loaded.model, sessions, form))
         except GraphError:  # one of several that the installed onnx does not know
             if len(wanted) == 1:
                 raise
@@ -98,7 +99,7 @@ def candidate_from(
     chunk = None
     steps = getattr(loaded.model, "chunk_steps", 0)
     if steps and sessions == 1:
-        chunk = _serialised(trace_chunk(cast(ChunkModel, loaded.model), Operators(operators)))
+        chunk = serialised(trace_chunk(cast(ChunkModel, loaded.model), Operators(operators)))
     initial = {
         name: tensor.numpy()
         for name, tensor in initial_states(loaded.model, sessions).items()
@@ -121,8 +122,3 @@ def candidate_from(
         chunk=chunk,
         chunk_steps=steps if chunk else 0,
     )
-
-
-def _serialised(graph: onnx.ModelProto) -> bytes:
-    raw: bytes = graph.SerializeToString(deterministic=True)
-    return raw

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import file_sha256
 from stategate.export.candidate import Candidate
-from stategate.export.frontends.adopt_request import Request
 from stategate.export.frontends.context import context_of, with_context
 from stategate.export.frontends.forgetting import check_nothing_is_forgotten
 from stategate.export.frontends.pairing import Evidence, check_pairs, find_pairs, lookalikes
@@ -24,6 +23,20 @@ from stategate.export.frontends.steering import Branches, choices
 from stategate.export.frontends.untrusted import load_graph, run_within_limits, unoptimised
 from stategate.export.passes.dataflow import read_on, used_inputs
 from stategate.export.passes.graph import check_graph
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user says about a file."""
+
+    dims: Mapping[str, int]  # sizes of named dynamic axes
+    shapes: Mapping[str, tuple[int, ...]]  # whole shapes of inputs, for axes without a name
+    constants: Mapping[str, str]  # inputs that shall be fixed for ever, as text
+    states: Mapping[str, str]  # output by state input; empty to look for pairs
+    # What states start with: an array, or one number as text for all elements; else zeros.
+    initial: Mapping[str, np.ndarray | str] = field(default_factory=dict)
+    # Samples of the window before that an input begins with; see `export.frontends.context`.
+    contexts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

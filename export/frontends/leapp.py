@@ -20,8 +20,7 @@ from stategate.contract import ModelRef, sha256
 from stategate.contract.errors import ExportError
 from stategate.contract.failures import failures
 from stategate.contract.reading import printable, read_bounded, text_with_controls
-from stategate.export.frontends.adopt import Adopted, adopt
-from stategate.export.frontends.adopt_request import Request
+from stategate.export.frontends.adopt import Adopted, Request, adopt
 from stategate.export.frontends.untrusted import GRAPH_BYTES
 
 _MAX_BYTES = 1 << 20  # of the YAML: LEAPP writes some kilobytes, and a megabyte takes seconds

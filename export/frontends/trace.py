@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import cast
 
 import onnx
@@ -15,7 +18,6 @@ from stategate.contract.errors import SpecError, StategateError, TraceError
 from stategate.contract.failures import failures
 from stategate.export.frontends.float64 import Float64Numbers
 from stategate.export.frontends.rows import check_rows_are_independent
-from stategate.export.frontends.trace_settings import quiet, with_operators
 from stategate.export.memory.undeclared import undeclared
 from stategate.export.memory.watch import Watch
 from stategate.export.passes.graph import (
@@ -168,7 +170,7 @@ class _Step(nn.Module):
     def traced(self, operators: Operators, sessions: int = 1) -> onnx.ModelProto:
         """The graph, of the signature ``spec`` and without control flow."""
         example = self.example(sessions)
-        with with_operators(cast(StepModel, self.model), operators), torch.no_grad(), quiet():
+        with _with_operators(cast(StepModel, self.model), operators), torch.no_grad(), _quiet():
             graph = self._converted(self._exported(example), example)
         check_graph(graph, self.spec, branch_free=True)
         return graph
@@ -323,3 +325,36 @@ def _check_results(spec: StepSpec, result: object) -> None:
             raise TraceError(
                 f"step() returns a {kind} that step_spec() does not declare", found=extra
             )
+
+
+@contextmanager
+def _with_operators(model: StepModel, operators: Operators) -> Iterator[None]:
+    """Have the model traced with other operators than the portable ones."""
+    if operators is Operators.PORTABLE:
+        yield
+        return
+    if not isinstance(getattr(model, "operators", None), Operators):
+        raise TraceError(
+            "the model has no form in native operators",
+            found=f"{type(model).__name__}, --operators {operators.value}",
+            expected="a model of the delta family",
+            remedy="export it with --operators portable",
+        )
+    model.operators = operators  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        model.operators = Operators.PORTABLE  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide torch's chatter: deprecations inside of it, and graphs that it prints to stderr."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -41,21 +41,16 @@ PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None), Enum, Num
 _HOLDERS = (functools.partial, functools._lru_cache_wrapper)
 _OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
 _HOOKS = tuple(name for name in _OWN if name.endswith("_hooks"))
-_MANY = 50_000
+_MANY = 50_000  # objects, after which the walk ends; the steps after another past still look
 # Types of the standard library whose contents count; of all others they do not.
 _LIBRARY = ("builtins", "collections", "types", "functools", "threading", "_thread", "_weakref")
 
 
 class Opaque(NamedTuple):
-    """What is known of an object that cannot be looked into.
+    """What is known of an object that has nothing to look into."""
 
-    Attributes:
-        kind: Its type.
-        shown: Where an iterator is; what others say that they hold, such as a `Decimal`.
-    """
-
-    kind: str
-    shown: str
+    kind: str  # its type
+    shown: str  # where an iterator is; what others say that they hold, such as a `Decimal`
 
 
 class Cell(NamedTuple):
@@ -108,19 +103,12 @@ class Contents(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A place, and what it holds.
+    """A place, and what it holds."""
 
-    Attributes:
-        name: Dotted name below the module, or a class, function or file with what is inside.
-        value: A tensor, an array, something plain, or `Opaque`.
-        cell: Where it can be given another value; None where that cannot be done.
-        inside: Whether it is an attribute of the module, which `lift` can take as a state.
-    """
-
-    name: str
-    value: Any
-    cell: Cell | None
-    inside: bool = True
+    name: str  # dotted, below the module; or a class, function or file with what is inside
+    value: Any  # a tensor, an array, something plain, or `Opaque`
+    cell: Cell | None  # where another value can be put; None where that is impossible
+    inside: bool = True  # an attribute of the module, which `lift` can take as a state
 
 
 def places(
@@ -128,10 +116,8 @@ def places(
 ) -> Iterator[Place]:
     """Every place that can be reached from a module, the nearest first.
 
-    Args:
-        module: The module.
-        without: Names of attributes that are left out, with all that is in them.
-        contents: Takes the containers that are met.
+    Attributes named in ``without`` are left out with all that is in them; the containers on the way
+    are added to ``contents``.
     """
     left_out = set(without)
     visited: dict[int, object] = {}  # kept, so that no identity is used again

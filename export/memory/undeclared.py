@@ -25,12 +25,8 @@ def undeclared(
 ) -> UndeclaredStateError:
     """The error for values that change in a step and are no states.
 
-    Args:
-        model: The model.
-        names: What changed.
-        value: What the first of them holds.
-        grown: Whether it becomes larger with every step.
-        outside: Whether it lies where no state can be declared, such as a closure.
+    ``value`` is what the first of them holds, ``grown`` whether it becomes larger with every step,
+    ``outside`` whether it lies where no state can be declared, such as a closure.
     """
     lifted = isinstance(model, Lifted)
     where = "states of lift()" if lifted else "step_spec().states"

@@ -16,6 +16,7 @@ from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SplitError
 from stategate.contract.write_rule import opens
 from stategate.export.candidate import Candidate, Role
+from stategate.export.passes.graph import serialised
 from stategate.export.passes.split import Split, quiet, read_write
 from stategate.export.timing import medians_us, sample
 
@@ -56,9 +57,9 @@ def choose_layout(
     for way in _ORDER if layout == "auto" else (layout,):
         try:
             split = _SPLITS[way](graph, candidate.spec)
-            graphs: dict[Role, bytes] = {"read": _serialised(split.read)}
+            graphs: dict[Role, bytes] = {"read": serialised(split.read)}
             if split.write is not None:
-                graphs["write"] = _serialised(split.write)
+                graphs["write"] = serialised(split.write)
             rate = _proven_write_rate(candidate, graphs, episode)
         except SplitError as problem:
             if layout != "auto":
@@ -162,8 +163,3 @@ class _Runner:
     def __call__(self, feed: Mapping[str, np.ndarray]) -> Arrays:
         results = self._session.run(None, {name: feed[name] for name in self._takes})
         return dict(zip(self._gives, results, strict=True))
-
-
-def _serialised(graph: onnx.ModelProto) -> bytes:
-    raw: bytes = graph.SerializeToString(deterministic=True)
-    return raw

@@ -113,23 +113,21 @@ def evaluated(
 ) -> dict[str, Array] | None:
     """The results of one node by the reference of ONNX, by name; None where it has none for it."""
     names = [str(value.name) for value in node.outputs if value.name]
-    graph = helper.make_graph(
-        [ir.to_proto(node)],
-        "constant",
-        [],
-        [onnx.ValueInfoProto(name=name) for name in names],
-        [numpy_helper.from_array(array, name) for name, array in feeds.items()],
-    )
     imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     try:
-        results: Any = ReferenceEvaluator(helper.make_model(graph, opset_imports=imports)).run(
-            None, {}
+        graph = helper.make_graph(
+            [ir.to_proto(node)],
+            "constant",
+            [],
+            [onnx.ValueInfoProto(name=name) for name in names],
+            [numpy_helper.from_array(array, name) for name, array in feeds.items()],
         )
+        model = helper.make_model(graph, opset_imports=imports)
+        results: Any = ReferenceEvaluator(model).run(None, {})
     except failures():  # the reference raises what numpy raises; the node stays where it is
         return None
-    if not all(isinstance(array, np.ndarray) for array in results):
-        return None
-    return dict(zip(names, results, strict=True))
+    is_array = all(isinstance(array, np.ndarray) for array in results)
+    return dict(zip(names, results, strict=True)) if is_array else None
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:

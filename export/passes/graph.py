@@ -79,6 +79,12 @@ def after_passes(model: onnx.ModelProto, *passes: ir.passes.PassBase) -> onnx.Mo
     return ir.to_proto(work)
 
 
+def serialised(model: onnx.ModelProto) -> bytes:
+    """The bytes of a model, the same ones in every process."""
+    raw: bytes = model.SerializeToString(deterministic=True)
+    return raw
+
+
 def replace_all(values: Any, others: list[ir.Value]) -> None:
     """Let the inputs or outputs of a graph be others."""
     values.clear()

@@ -23,14 +23,10 @@ from stategate.export.passes.graph import after_passes, replace_all
 
 
 def pinned(model: onnx.ModelProto, spec: StepSpec) -> onnx.ModelProto:
-    """A step with the shapes and constants of its signature, and nothing left to fold.
+    """A copy of a step with the shapes and constants of its signature, and nothing left to fold.
 
-    Args:
-        model: The step; left as it is.
-        spec: Its signature. Thresholds stay inputs, because a session changes them.
-
-    Returns:
-        The same step, with shapes inferred. Constant inputs are no inputs of it any more.
+    Its shapes are inferred, and constant inputs are no inputs any more. Thresholds stay inputs,
+    because a session changes them.
 
     Raises:
         GraphError: Its shapes contradict each other, or it has sparse weights.

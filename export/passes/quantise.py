@@ -41,23 +41,14 @@ _KINDS = ("MatMul", "Gemm", "Conv")
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """A node that a plan may quantise.
+    """A node that a plan may quantise."""
 
-    Attributes:
-        group: Its name in plans: that of its weight.
-        node: Its name in the graph.
-        data: The tensor that it projects.
-        weight: The initialiser that it projects with.
-        role: ``gates``, ``recurrence``, or empty.
-        elements: Size of its weight.
-    """
-
-    group: str
-    node: str
-    data: str
-    weight: str
-    role: str
-    elements: int
+    group: str  # its name in plans: that of its weight
+    node: str  # its name in the graph
+    data: str  # the tensor that it projects
+    weight: str  # the initialiser that it projects with
+    role: str  # ``gates``, ``recurrence``, or empty
+    elements: int  # size of its weight
 
 
 def projections(model: onnx.ModelProto, spec: StepSpec) -> list[Projection]:
@@ -159,17 +150,11 @@ def quantised(
     plan: PrecisionPlan,
     limits: Mapping[str, float] | None = None,
 ) -> onnx.ModelProto:
-    """A step with its projections in fewer bits.
+    """A float32 step with its projections in fewer bits, symmetric throughout; states stay.
 
-    Args:
-        model: A float32 step.
-        spec: Its signature.
-        plan: What to do; its weights and activations, not its states.
-        limits: Symmetric range of each tensor, by name; for activations in int8.
-
-    Returns:
-        Opset as before, symmetric throughout. ``int4`` weights become ``com.microsoft``'s
-        MatMulNBits, all else standard QuantizeLinear and DequantizeLinear, or Cast.
+    ``int4`` weights become ``com.microsoft``'s MatMulNBits, all else standard QuantizeLinear and
+    DequantizeLinear, or Cast. Activations in int8 need ``limits``: the symmetric range of each
+    tensor, by name.
 
     Raises:
         SpecError: The plan names groups that the model lacks.

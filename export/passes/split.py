@@ -49,39 +49,27 @@ _SOURCE, _SINK = "read", "write"
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A step in two graphs.
+    """A step in two graphs; work is counted in elements, see `work_of`."""
 
-    Attributes:
-        read: From inputs, constants and states to outputs, gates, next values of the states that
-            no hard gate guards, and the payload.
-        write: From states, constants, payload, what else ``read`` gives, and inputs where the cut
-            goes through them, to the next states that hard gates guard; None where it is the whole
-            step, taken again.
-        payload: What is handed over; inputs are not, they lie where they were given.
-        step_work: Elements that the step computes, those of matrix products times their depth.
-        read_work: The same of ``read``.
-        write_work: The same of ``write``.
-    """
-
+    # From inputs, constants and states to outputs, gates, next values of the states that no hard
+    # gate guards, and the payload.
     read: onnx.ModelProto
+    # From states, constants, payload, what else `read` gives, and inputs where the cut goes through
+    # them, to the next states that hard gates guard; None where it is the whole step, taken again.
     write: onnx.ModelProto | None
-    payload: tuple[TensorSpec, ...]
+    payload: tuple[TensorSpec, ...]  # without inputs, which lie where the caller put them
     step_work: int
     read_work: int
     write_work: int
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes that a read hands over."""
+        """Bytes that a read hands to a write."""
         return sum(tensor.nbytes for tensor in self.payload)
 
 
 def read_write(model: onnx.ModelProto, spec: StepSpec) -> Split:
-    """Cut a step where the payload is smallest.
-
-    Args:
-        model: One step, without branches.
-        spec: Its signature.
+    """Cut a step without branches where the payload is smallest.
 
     Raises:
         SplitError: No hard gate guards a state, or no cut is smaller than what they guard.
@@ -113,10 +101,6 @@ def read_write(model: onnx.ModelProto, spec: StepSpec) -> Split:
 
 def quiet(model: onnx.ModelProto, spec: StepSpec) -> Split:
     """A step as if every gate were closed, to be followed by the whole step where one is not.
-
-    Args:
-        model: One step, without branches.
-        spec: Its signature.
 
     Raises:
         SplitError: No hard gate guards a state, nothing in the graph depends on its threshold, or
