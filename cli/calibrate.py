@@ -1,45 +1,48 @@
-"""``stategate calibrate``."""
+"""``stategate calibrate``, ``recalibrate`` and ``ranges``: numbers that export applies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
+import stategate
 from stategate.calibration.settings import TOLERANCE, Wish
-from stategate.cli.episode_options import (
+from stategate.cli.options import (
+    BUNDLE,
     cluster_option,
-    episodes_for,
+    command_with,
     episodes_option,
     gate_option,
-    record_options,
+    json_option,
+    out_option,
     zoo_options,
 )
-from stategate.common.console import progress
-from stategate.contract import CalibrationRecord, CurvePoint, Episode, EpisodeSet, canonical_json
+from stategate.common.console import note, progress
+from stategate.contract import Bundle, CalibrationRecord, CurvePoint, EpisodeSet, canonical_json
 from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.precision import TensorRange
 from stategate.contract.specs import is_threshold
 from stategate.models.source import model_argument
 
-if TYPE_CHECKING:
-    from stategate.calibration.episodes import Fleet
+_GROWTH = 1.25  # of the root mean square, from one decade of steps to the next
+_record_option = out_option("The record (.json).", folder=False)
+_SHARE = click.FloatRange(min=0, max=1)
+_PRICE = click.FloatRange(min=0)
 
 
-def numbers(text: str, option: str) -> list[float]:
-    """Thresholds separated by commas.
-
-    Raises:
-        BadParameter: One of them is none.
-    """
+def _thresholds(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
+    """Thresholds separated by commas."""
+    if text is None:
+        return None
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError as problem:
-        raise click.BadParameter(str(problem), param_hint=option) from problem
+        raise click.BadParameter(str(problem)) from problem
     if not all(is_threshold(value) for value in values):
-        raise click.BadParameter("thresholds must be finite in float32", param_hint=option)
+        raise click.BadParameter("thresholds must be finite in float32")
     return values
 
 
@@ -50,59 +53,50 @@ def numbers(text: str, option: str) -> list[float]:
 @gate_option
 @click.option(
     "--thresholds",
+    callback=_thresholds,
     help="What to try, separated by commas; from quantiles of the gate's own values, if left out.",
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0, max=1),
+    type=_SHARE,
     default=TOLERANCE,
     show_default=True,
     help="Accuracy that may be given up for fewer writes; the rule if no other is given.",
 )
-@click.option(
-    "--accuracy",
-    type=click.FloatRange(min=0, max=1),
-    help="Choose the fewest writes with this accuracy.",
-)
+@click.option("--accuracy", type=_SHARE, help="Choose the fewest writes with this accuracy.")
 @click.option(
     "--write-rate",
-    type=click.FloatRange(min=0, max=1),
+    type=_SHARE,
     help="Choose the threshold that opens this share of the gate's elements.",
 )
 @click.option(
     "--max-output-error",
-    type=click.FloatRange(min=0),
+    type=_PRICE,
     help="Choose the fewest writes with this error of outputs against the plain model; needs no "
     "labels.",
 )
 @click.option(
     "--cost-missed",
-    type=click.FloatRange(min=0),
+    type=_PRICE,
     help="Choose the least cost; price of a step that should have written.",
 )
 @click.option(
     "--cost-needless",
-    type=click.FloatRange(min=0),
+    type=_PRICE,
     help="Choose the least cost; price of a step that need not have written.",
 )
 @cluster_option
-@record_options
+@_record_option
+@json_option
 def calibrate(
     model: str,
-    episode_paths: tuple[Path, ...],
-    steps: int,
-    count: int,
-    gate_name: str | None,
-    thresholds: str | None,
-    tolerance: float,
-    accuracy: float | None,
-    write_rate: float | None,
-    max_output_error: float | None,
+    episodes: tuple[Path, ...],
     cost_missed: float | None,
     cost_needless: float | None,
     cluster: str | None,
     out: Path,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Choose a gate's threshold for MODEL, a zoo name or path/to/module.py:factory.
 
@@ -113,53 +107,125 @@ def calibrate(
       stategate calibrate my.py:policy --episode logs/ --write-rate 0.2 --out build/calibration.json
       stategate calibrate my.py:policy --episode logs/ --write-rate 0.2 --cluster local --out c.json
     """
-    values = None if thresholds is None else numbers(thresholds, "--thresholds")
     costs = None
     if cost_missed is not None or cost_needless is not None:
         if cost_missed is None or cost_needless is None:
             raise click.UsageError("--cost-missed and --cost-needless go together")
         costs = (cost_missed, cost_needless)
-    wish = Wish(tolerance, accuracy, write_rate, max_output_error, costs)
-    if cluster is not None and not episode_paths:
+    rules = ("tolerance", "accuracy", "write_rate", "max_output_error")
+    Wish(**{rule: options[rule] for rule in rules}, costs=costs)  # refused before torch is imported
+    if cluster is not None and not episodes:
         raise click.UsageError("--cluster rolls files: name them with --episode")
     check_writable(out)
-
-    from stategate.calibration.closed_loop import hard_gate
-    from stategate.calibration.episodes import Fleet, connected
-    from stategate.calibration.thresholds.curve import calibrate_gate
-    from stategate.models.load import load_model
-    from stategate.models.weights import weights_sha256
-
-    loaded = load_model(model)
-    hard_gate(loaded.model.step_spec(), gate_name)  # before anything is asked for
-    sha256 = weights_sha256(loaded.module)
-    episodes: Iterable[Episode] | Fleet
-    episodes, total, source = episodes_for(loaded, episode_paths, steps, count)
-    rounds = wish.rounds(proposed=values is None)
-    with ExitStack() as stack:
-        if cluster is not None:
-            client = stack.enter_context(connected(cluster))
-            found = EpisodeSet.open(*episode_paths)
-            episodes = Fleet(_anywhere(model), sha256, found, client)
-        report = stack.enter_context(progress(total * rounds, "calibrating"))
-        gate = calibrate_gate(loaded.model, episodes, values, wish, gate_name, report)
-    record = CalibrationRecord(sha256, source, total, (gate,))
-    raw = canonical_json(record)
-    write_whole(out, raw)
-    if as_json:
-        click.echo(raw, nl=False)
+    record = stategate.calibrate(model, episodes or None, costs=costs, cluster=cluster, **options)
+    if _written(record, out, as_json):
         return
-    for point in gate.curve:
-        click.echo(line_of(point) + ("  <- chosen" if point.threshold == gate.threshold else ""))
+    (gate,) = record.gates
+    _print_curve(gate.curve, gate.threshold)
     if all(point.write_interval is None for point in gate.curve):
         click.echo("confidence: unknown, from one episode; give two or more")
     click.echo(f"{gate.rule}: {out}")
 
 
-def _anywhere(model: str) -> str:
-    """The same model for a process that stands in another folder."""
-    file, colon, factory = model.rpartition(":")
-    return f"{Path(file).resolve()}:{factory}" if colon else model
+@click.command()
+@click.argument("float_bundle", type=BUNDLE)
+@click.argument("candidate", type=BUNDLE)
+@episodes_option("Held-out inputs", required=True)
+@gate_option
+@_record_option
+@json_option
+def recalibrate(
+    float_bundle: Path,
+    candidate: Path,
+    episodes: tuple[Path, ...],
+    gate: str | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Choose the threshold at which CANDIDATE decides most like FLOATBUNDLE.
+
+    \b
+    Example:
+      stategate recalibrate build/aura build/aura-int8 --episode held-out/ --out build/int8.json
+    """
+    from stategate.calibration.drift.judge import check_judge
+    from stategate.calibration.recordings import names_of
+
+    check_writable(out)
+    files = EpisodeSet.open(*episodes)
+    bundles = Bundle.open(float_bundle), Bundle.open(candidate)
+    check_judge(*bundles, command_with(candidate, float_bundle))
+    weights = [bundle.manifest.model.sha256 for bundle in bundles]
+    if weights[0] != weights[1]:
+        note("note: the two bundles are not of the same weights")
+
+    from stategate.calibration.thresholds.recalibrate import ROUNDS, recalibrate
+
+    with progress(files.steps * ROUNDS, "recalibrating") as report:
+        chosen = recalibrate(float_bundle, candidate, files.loaded, gate, report)
+    record = CalibrationRecord(weights[1], names_of(episodes), files.steps, (chosen,))
+    if _written(record, out, as_json):
+        return
+    _print_curve(chosen.curve, chosen.threshold)
+    click.echo(f"{chosen.rule}: {out}")
+
+
+@click.command()
+@click.argument("bundle", type=BUNDLE)
+@episodes_option("Recorded inputs", required=True)
+@cluster_option
+@_record_option
+@json_option
+def ranges(
+    bundle: Path, episodes: tuple[Path, ...], cluster: str | None, out: Path, as_json: bool
+) -> None:
+    """Measure how large the tensors of BUNDLE become, rolled in closed loop on its own state.
+
+    The bundle is the float one; its model's weights are what the record is good for. Recordings
+    are read a block at a time, however long they are.
+
+    \b
+    Examples:
+      stategate export aura-hard --out build/aura
+      stategate ranges build/aura --episode log.npz --out build/ranges.json
+      stategate export aura-hard --precision int8 --ranges build/ranges.json --out build/small
+    """
+    check_writable(out)
+
+    from stategate.calibration.ranges.measure import measure_ranges
+
+    record = measure_ranges(bundle, episodes, cluster=cluster)
+    if _written(record, out, as_json):
+        return
+    width = max(len(tensor.name) for tensor in record.tensors)
+    for tensor in record.tensors:
+        click.echo(f"{tensor.name:<{width}}  {_by_decade(tensor)}")
+    click.echo(f"{len(record.tensors)} tensors over {record.steps:,} steps: {out}")
+
+
+def _written(record: object, out: Path, as_json: bool) -> bool:
+    """Write a record; print it too, and be done, where JSON is asked for."""
+    raw = canonical_json(record)
+    write_whole(out, raw)
+    if as_json:
+        click.echo(raw, nl=False)
+    return as_json
+
+
+def _by_decade(tensor: TensorRange) -> str:
+    """Largest magnitude by decade of steps, and whether the tensor still grows.
+
+    A maximum grows with the number of samples alone, so growth is told by root mean square.
+    """
+    sizes = [math.hypot(h.mean, h.deviation) for h in tensor.horizons]
+    shown = "  ".join(f"to {h.to_step:,}: {max(-h.low, h.high):.4g}" for h in tensor.horizons)
+    grows = len(sizes) > 1 and sizes[-1] > _GROWTH * sizes[-2]
+    return f"{shown}{'  <- still growing' if grows else ''}"
+
+
+def _print_curve(curve: tuple[CurvePoint, ...], chosen: float) -> None:
+    for point in curve:
+        click.echo(line_of(point) + ("  <- chosen" if point.threshold == chosen else ""))
 
 
 def line_of(point: CurvePoint) -> str:

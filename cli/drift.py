@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from stategate.calibration.drift.judge import check_judge
-from stategate.calibration.drift.loop import drift as compare
+import stategate
 from stategate.calibration.drift.record import DriftLimits, DriftReport, Point
-from stategate.calibration.drift.seal import REPORT, check_sealable, seal
-from stategate.cli.options import command_with
-from stategate.common.console import progress, who_and_why
-from stategate.contract import Bundle, canonical_json, refuse_to_replace
-from stategate.contract.durable import check_writable
-from stategate.contract.episodes import EpisodeSet
+from stategate.cli.options import command_with, json_option
+from stategate.contract import canonical_json
 
 _LIMITS = DriftLimits()
 _SHARE = click.FloatRange(min=0)
@@ -25,7 +21,6 @@ _SHARE = click.FloatRange(min=0)
 @click.argument("candidate", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--episode",
-    "episode_path",
     type=click.Path(exists=True, path_type=Path),
     required=True,
     help="Held-out inputs: one .npz, or a folder of them; labels in them are judged.",
@@ -43,11 +38,13 @@ _SHARE = click.FloatRange(min=0)
 )
 @click.option(
     "--max-output-error",
+    "output_error",
     type=_SHARE,
     help="Largest output error, in units of the largest output; not judged if left out.",
 )
 @click.option(
     "--max-mean-error",
+    "mean_error",
     type=_SHARE,
     default=_LIMITS.mean_error,
     show_default=True,
@@ -55,6 +52,7 @@ _SHARE = click.FloatRange(min=0)
 )
 @click.option(
     "--max-flip-rate",
+    "flip_rate",
     type=_SHARE,
     default=_LIMITS.flip_rate,
     show_default=True,
@@ -62,6 +60,7 @@ _SHARE = click.FloatRange(min=0)
 )
 @click.option(
     "--max-write-change",
+    "write_change",
     type=_SHARE,
     default=_LIMITS.write_change,
     show_default=True,
@@ -69,6 +68,7 @@ _SHARE = click.FloatRange(min=0)
 )
 @click.option(
     "--max-norm-growth",
+    "norm_growth",
     type=_SHARE,
     default=_LIMITS.norm_growth,
     show_default=True,
@@ -76,6 +76,7 @@ _SHARE = click.FloatRange(min=0)
 )
 @click.option(
     "--max-accuracy-loss",
+    "accuracy_loss",
     type=_SHARE,
     default=_LIMITS.accuracy_loss,
     show_default=True,
@@ -99,25 +100,17 @@ _SHARE = click.FloatRange(min=0)
     metavar="WHO: WHY",
     help="Seal a candidate that is beyond its limits; the receipt keeps who did, and why.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.pass_context
+@json_option
 def drift(
-    ctx: click.Context,
     reference: Path,
     candidate: Path,
-    episode_path: Path,
+    episode: Path,
     steps: int | None,
     out: Path,
-    max_output_error: float | None,
-    max_mean_error: float,
-    max_flip_rate: float,
-    max_write_change: float,
-    max_norm_growth: float,
-    max_accuracy_loss: float,
-    diverged_above: float,
     sealed: Path | None,
     accept: str | None,
     as_json: bool,
+    **limits: Any,
 ) -> None:
     """Step FLOAT and CANDIDATE through the same episodes, each on its own state.
 
@@ -129,55 +122,28 @@ def drift(
       stategate drift build/aura build/aura-int8 --episode held-out.npz --out build/drift \\
           --seal build/small
     """
-    if accept is not None and sealed is None:
-        raise click.UsageError("--accept is for a bundle to be sealed: --seal BUNDLE")
-    accept = who_and_why(accept)
-    if {reference.resolve(), candidate.resolve()} & {out.resolve(), *out.resolve().parents}:
-        raise click.UsageError("--out needs a folder outside of the bundles")
-    check_writable(out / REPORT)
-    bundles = Bundle.open(reference), Bundle.open(candidate)
-    check_judge(*bundles, command_with(ctx, candidate, reference))
-    if sealed is not None:
-        if sealed.resolve() in (reference.resolve(), out.resolve(), *out.resolve().parents):
-            raise click.UsageError("--seal needs a folder apart from FLOAT and from the report")
-        check_sealable(*bundles)
-        refuse_to_replace(sealed)
-    limits = DriftLimits(
-        max_output_error,
-        max_mean_error,
-        max_flip_rate,
-        max_write_change,
-        max_norm_growth,
-        max_accuracy_loss,
-        diverged_above,
+    result = stategate.compare(
+        reference,
+        candidate,
+        episode,
+        steps=steps,
+        limits=DriftLimits(**limits),
+        out=out,
+        sealed=sealed,
+        accept=accept,
+        swapped=command_with(candidate, reference),
     )
-    episodes = EpisodeSet.open(episode_path)
-    horizon = steps or max(file.steps for file in episodes.files)
-    total = len(episodes) * steps if steps else episodes.steps
-    with progress(total, "stepping both") as report:
-        result = compare(
-            reference,
-            candidate,
-            episodes,
-            horizon,
-            repeat=steps is not None,
-            limits=limits,
-            report=report,
-        )
-    raw = canonical_json(result)
-    result.save(out / REPORT)
-    result.save(out / "drift.html")
     if as_json:
-        click.echo(raw, nl=False)
+        click.echo(canonical_json(result), nl=False)
     else:
         _tell(result, out)
-    written = None if sealed is None else seal(sealed, *bundles, result, raw, accept)
-    if sealed is not None and written is None:
-        click.echo(f"not sealed: {sealed}", err=True)
-    elif written is not None:
+    takes = sealed is not None and result.may_be_sealed(accept)
+    if takes:
         over = f", accepted by {accept}" if result.findings else ""
         click.echo(f"sealed: {sealed}{over}", err=True)
-    ctx.exit(0 if result.passed or written is not None else 1)
+    elif sealed is not None:
+        click.echo(f"not sealed: {sealed}", err=True)
+    click.get_current_context().exit(0 if result.passed or takes else 1)
 
 
 def _tell(result: DriftReport, out: Path) -> None:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
-import msgspec
 
-from stategate.bench.wear import wear_rows, write_rate, years_text
+import stategate
+from stategate.bench.wear import years_text
+from stategate.cli.options import json_option
 from stategate.cli.wear import finite
-from stategate.contract import Bundle, Manifest
+from stategate.common.console import note
 from stategate.contract.bundle import MANIFEST
 from stategate.contract.c_library import Engine
-from stategate.contract.errors import ParityError
-from stategate.contract.staging import scratch_folder
-from stategate.targets import TargetProfile, generic, load, load_storage, names, recognise
-from stategate.targets.detect import detect
-from stategate.targets.fits import Fit, Footprint, fit, load_costs, predict
 
-HORIZON_STEPS = 100_000
-_ONLY_SIZES = "fits: only its size is asked"
+if TYPE_CHECKING:
+    from stategate.bench.fits.report import FitsReport
+    from stategate.targets.fits import Fit
 
 
 @click.command()
@@ -42,7 +35,7 @@ _ONLY_SIZES = "fits: only its size is asked"
     "--horizon",
     "horizon_steps",
     type=click.IntRange(min=1),
-    default=HORIZON_STEPS,
+    default=100_000,
     show_default=True,
     help="Steps after which the key-value cache that the memory replaces is looked at.",
 )
@@ -66,20 +59,13 @@ _ONLY_SIZES = "fits: only its size is asked"
 @click.option(
     "--measure", is_flag=True, help="Also open and step it here, and compare with the prediction."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.pass_context
+@json_option
 def fits(
-    context: click.Context,
     model: str,
     target: str | None,
     every: bool,
-    sessions: int | None,
-    horizon_steps: int,
-    rate_hz: float,
-    engine: Engine,
-    precision: str | None,
-    measure: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Say whether MODEL, a bundle or what `stategate export` takes, fits a device, and why.
 
@@ -93,128 +79,34 @@ def fits(
     """
     if target and every:
         raise click.UsageError("--target and --all contradict each other; give one")
-    profiles = [load(name) for name in names()] if every else [_device(target)]
-
-    from stategate.bench.fits.footprint import footprint, plan_of
-    from stategate.bench.measure.resident import measure_resident
-
-    with _bundle(context, model, precision, engine) as bundle:
-        manifest, print_ = bundle.manifest, footprint(bundle, engine)
-        if measure and manifest.sessions != 1:
-            raise click.UsageError("--measure opens one session, and this bundle serves several")
-        costs, plan = load_costs(engine), plan_of(bundle)
-        found = [
-            fit(print_, plan, p, costs, sessions=sessions, horizon_steps=horizon_steps)
-            for p in profiles
-        ]
-        measured = measure_resident(bundle.path, engine=engine) if measure else None
-    predicted = predict(print_, costs)
-    count = sessions or print_.sessions
-    wear = {p.name: _wear(p, manifest, print_.snapshot_bytes, rate_hz, count) for p in profiles}
+    if not (Path(model) / MANIFEST).exists():
+        note(f"making a bundle of {model} to look at it")
+    report = stategate.fits(model, "all" if every else target, **options)
+    measured = report.measured
     if as_json:
-        report = {
-            "footprint": asdict(print_),
-            "horizon_steps": horizon_steps,
-            "rate_hz": rate_hz,
-            "measured": asdict(measured) if measured else None,
-            "predicted_added_bytes": predicted.added,
-            "fits": [asdict(one) | {"wear": wear[one.target]} for one in found],
-        }
-        click.echo(json.dumps(report, indent=2))
+        facts = asdict(report)
+        wear = facts.pop("wear")
+        facts["fits"] = [one | {"wear": wear[one["target"]]} for one in facts["fits"]]
+        click.echo(json.dumps(facts, indent=2))
     else:
-        click.echo(f"{'model':<12} {print_.model}, {print_.precision}")
+        click.echo(f"{'model':<12} {report.footprint.model}, {report.footprint.precision}")
         if every:
-            _print_table(found, wear)
+            _print_table(report)
         else:
-            _print_one(found[0], print_, wear[found[0].target], horizon_steps, rate_hz)
+            _print_one(report)
         if measured is not None:
-            error = predicted.added / measured.added - 1
+            error = report.predicted_added_bytes / measured.added - 1
             click.echo(
-                f"{'measured':<12} {measured.added:,} bytes added here, {predicted.added:,} "
-                f"predicted: {error:+.1%}"
+                f"{'measured':<12} {measured.added:,} bytes added here, "
+                f"{report.predicted_added_bytes:,} predicted: {error:+.1%}"
             )
-    if not any(one.verdict == "fits" for one in found):
-        context.exit(1)
+    if not report.passed:
+        click.get_current_context().exit(1)
 
 
-def _device(target: str | None) -> TargetProfile:
-    """The device that is named, or this machine with the memory that it says it has."""
-    if target is not None:
-        return load(target)
-    host = detect()
-    profile = recognise(host.compatible) or generic(host.machine)
-    if profile.memory_bytes.value is not None or host.memory_bytes is None:
-        return profile
-    told = msgspec.structs.replace(
-        profile.memory_bytes,
-        value=host.memory_bytes,
-        source="MemTotal of this machine",
-        date=date.today(),
-    )
-    return msgspec.structs.replace(profile, memory_bytes=told)
-
-
-@contextlib.contextmanager
-def _bundle(
-    context: click.Context, model: str, precision: str | None, engine: Engine
-) -> Iterator[Bundle]:
-    """The bundle at a path, or one that is exported for the moment by the export verb."""
-    path = Path(model)
-    if (path / MANIFEST).exists() or (path.is_dir() and precision is None):
-        if precision is not None:
-            raise click.UsageError("a bundle has its precision; --precision is for a model")
-        yield Bundle.open(path)
-        return
-    # The command line composes verbs of rooms that do not know each other.
-    root = context.find_root().command
-    export = root.get_command(context, "export") if isinstance(root, click.Group) else None
-    if export is None:
-        raise click.UsageError(f"{model} is no bundle, and there is no export verb to make one")
-    with scratch_folder() as scratch:
-        out = Path(scratch) / "bundle"
-        click.echo(f"exporting {model} to look at it", err=True)
-        # Sizes do not depend on how well it was verified, so a few steps and wide limits do.
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                context.invoke(
-                    export,
-                    model=model,
-                    out=out,
-                    steps=32,
-                    precision=precision or "float32",
-                    engines="onnxruntime" if engine == "onnxruntime" else "onnxruntime,native",
-                    accept=None if precision in (None, "float32") else _ONLY_SIZES,
-                )
-        except ParityError as problem:  # its remedy is for options that are not here
-            raise ParityError(
-                problem.what,
-                remedy=f"make the bundle first, on inputs that the model is made for, and look at "
-                f"that: stategate export {model} --episode FILE --out bundle, then stategate fits "
-                "bundle",
-            ) from problem
-        yield Bundle.open(out)
-
-
-def _wear(
-    profile: TargetProfile, manifest: Manifest, snapshot_bytes: int, rate_hz: float, sessions: int
-) -> dict[str, dict[str, float | None]]:
-    """Years of each medium under each snapshot policy; None: it never wears out.
-
-    Each session has snapshots of its own, so the years are shared among them.
-    """
-    writes = write_rate(manifest)
-    return {
-        medium: {
-            row.policy: None if row.years is None else row.years / sessions
-            for row in wear_rows(load_storage(medium), snapshot_bytes, rate_hz, writes)
-        }
-        for medium in profile.storage.value or ()
-    }
-
-
-def _print_one(
-    one: Fit, print_: Footprint, wear: dict[str, Any], horizon_steps: int, rate_hz: float
-) -> None:
+def _print_one(report: FitsReport) -> None:
+    (one,), counted, rate_hz = report.fits, report.footprint, report.rate_hz
+    wear = report.wear[one.target]
     memory = one.memory
     lines = [
         ("target", one.target),
@@ -224,9 +116,9 @@ def _print_one(
         ("", f"{memory.engine:>15,} engine: a session, whatever the model, and its nodes"),
         (
             "",
-            f"{memory.weights:>15,} weights: {print_.graph_bytes:,} of graph or library; copies",
+            f"{memory.weights:>15,} weights: {counted.graph_bytes:,} of graph or library; copies",
         ),
-        ("", f"{memory.states:>15,} states: banks of {print_.state_bytes:,} bytes, all sessions"),
+        ("", f"{memory.states:>15,} states: banks of {counted.state_bytes:,} bytes, all sessions"),
         ("", f"{memory.activations:>15,} activations, inputs and outputs"),
         ("device", f"{_number(one.memory_bytes):>15} bytes"),
         ("reserve", f"{_number(one.reserve_bytes):>15} for firmware and system"),
@@ -235,7 +127,7 @@ def _print_one(
     for engine, peak in one.build_peak_bytes.items():
         lines.append(("build peak", f"{_number(peak):>15} with {engine}"))
     lines.append(("snapshots", f"{one.snapshot_space_bytes:>15,} bytes of storage"))
-    lines.append(("replaces", _replaces(one, horizon_steps)))
+    lines.append(("replaces", _replaces(one, report.horizon_steps)))
     lines.append(("floor", f"{_us(one.bandwidth_floor_us)} a step to read weights and states once"))
     lines.append(("floor", f"{_us(one.compute_floor_us)} a step for products on its accelerator"))
     lines.append(("", "both are bounds and not promises; caches lift the first"))
@@ -250,13 +142,13 @@ def _print_one(
         click.echo(f"{label:<12} {text}")
 
 
-def _print_table(found: list[Fit], wear: dict[str, dict[str, Any]]) -> None:
+def _print_table(report: FitsReport) -> None:
     click.echo(
         f"{'target':<24}{'verdict':<14}{'needs':>13}{'floor':>11}"
         f"{'years':>9}  reason (years: worst medium, every write)"
     )
-    for one in found:
-        years = [p["every write"] for p in wear[one.target].values()]
+    for one in report.fits:
+        years = [p["every write"] for p in report.wear[one.target].values()]
         known = [value for value in years if value is not None]
         worst = "unknown" if not years else years_text(min(known, default=None))
         click.echo(

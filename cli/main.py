@@ -48,22 +48,22 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Choose a gate's threshold from closed-loop episodes.",
     ),
     "recalibrate": (
-        "stategate.cli.recalibrate:recalibrate_command",
+        "stategate.cli.calibrate:recalibrate",
         "export",
         "Choose the threshold at which a quantised bundle decides like the float one.",
     ),
     "train-gate": (
-        "stategate.cli.train_gate:train_gate_command",
+        "stategate.cli.train_gates:train_gate_command",
         "export",
         "Train a write gate for a frozen model.",
     ),
     "train-retention": (
-        "stategate.cli.train_retention:train_retention_command",
+        "stategate.cli.train_gates:train_retention_command",
         "export",
         "Train the retention gates of a frozen TRIM-KV.",
     ),
     "ranges": (
-        "stategate.cli.ranges:ranges",
+        "stategate.cli.calibrate:ranges",
         "export",
         "Measure how large a float bundle's tensors become in closed loop.",
     ),

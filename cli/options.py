@@ -139,6 +139,53 @@ input_options = group_of(
 )
 
 
+BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
+gate_option = click.option("--gate", help="Which hard gate, where there are several.")
+cluster_option = click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Roll the episodes on a Dask cluster, which finds the files under the same paths: local "
+    "for the cores of this machine, or a scheduler such as tcp://10.0.0.7:8786.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything drawn."
+)
+
+
+def episodes_option(text: str, *, required: bool = False) -> Callable[[Verb], Verb]:
+    """``--episode``, files and folders, as often as one likes."""
+    return click.option(
+        "--episode",
+        "episodes",
+        multiple=True,
+        required=required,
+        type=click.Path(exists=True, path_type=Path),
+        help=f"{text} (.npz, or a folder of them); repeat for more."
+        + ("" if required else " For a zoo model its own benchmark, if left out."),
+    )
+
+
+def zoo_options(least: int) -> Callable[[Verb], Verb]:
+    """``--steps`` and ``--episodes`` of a zoo model's own benchmark."""
+    return group_of(
+        click.option(
+            "--steps",
+            type=click.IntRange(min=1),
+            default=2048,
+            show_default=True,
+            help="Of each episode, for the zoo.",
+        ),
+        click.option(
+            "--episodes",
+            "count",
+            type=click.IntRange(min=least),
+            default=4,
+            show_default=True,
+            help="How many, for the zoo.",
+        ),
+    )
+
+
 def by_name(
     texts: Iterable[str],
     option: str,
@@ -216,8 +263,9 @@ def kinds_of(texts: Iterable[str]) -> dict[str, Any]:
     return by_name(texts, "--state-storage", str, "STATE=KIND", everything="*", last=True)
 
 
-def command_with(ctx: click.Context, *arguments: object) -> str:
+def command_with(*arguments: object) -> str:
     """The command that is running, with the same options and other arguments."""
+    ctx = click.get_current_context()
     words = ["stategate", *ctx.command_path.split()[1:], *map(str, arguments)]
     for option in ctx.command.params:
         typed = ctx.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE

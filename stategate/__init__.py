@@ -40,13 +40,27 @@ small runtime steps it for ever and counts every write:
 What is named here loads its room when it is used: importing this package costs NumPy and msgspec.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stategate.contract import Budget, Bundle
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from stategate.bench.fits.report import FitsReport
+    from stategate.calibration.drift.compare import compare
+    from stategate.calibration.ranges.measure import measure_ranges
+    from stategate.calibration.thresholds.calibrate import calibrate
+    from stategate.common.console import Progress
+    from stategate.contract import Budget, Bundle, CalibrationRecord, Episode
+    from stategate.contract.c_library import Engine
+    from stategate.contract.precision import PrecisionPlan, RangeRecord
     from stategate.export.adopt import adopt
+    from stategate.export.deploy import Engines, SafeOutputs
     from stategate.export.make import make
+    from stategate.export.precision import StatePrecision
     from stategate.runtime import Pool, Session, SnapshotPolicy
     from stategate.runtime.check.verification import verify
 
@@ -59,7 +73,12 @@ __all__ = [
     "SnapshotPolicy",
     "__version__",
     "adopt",
+    "calibrate",
+    "compare",
+    "fits",
     "make",
+    "measure_ranges",
+    "quantise",
     "verify",
 ]
 
@@ -71,9 +90,174 @@ _HOMES = {
     "Session": ("runtime", ""),
     "SnapshotPolicy": ("runtime", ""),
     "adopt": ("export.adopt", "export"),
+    "calibrate": ("calibration.thresholds.calibrate", "export"),
+    "compare": ("calibration.drift.compare", "bench"),
     "make": ("export.make", "export"),
+    "measure_ranges": ("calibration.ranges.measure", "export"),
     "verify": ("runtime.check.verification", ""),
 }
+
+
+def quantise(
+    model: object,
+    out: str | Path,
+    precision: str | Path | PrecisionPlan = "int8",
+    *,
+    episode: str | Path | Episode | None = None,
+    steps: int = 1000,
+    calibration: Iterable[CalibrationRecord | str | Path] = (),
+    ranges: RangeRecord | str | Path | None = None,
+    state_precision: StatePrecision | None = None,
+    error_feedback: bool = False,
+    max_output_error: float | None = None,
+    max_flip_rate: float | None = None,
+    accept: str | None = None,
+    engines: Engines = "onnxruntime",
+    safe: SafeOutputs | None = None,
+    target: str | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Make a bundle in lower precision, and measure the ranges that it needs.
+
+    What comes out is a candidate: `compare` judges it beside its float model, and seals it.
+
+        candidate = stategate.quantise(policy, "build/int8", episode="log.npz")
+        report = stategate.compare("build/float", candidate, "held-out.npz", sealed="build/sealed")
+
+    Args:
+        model: See `make`, like all that is not said here.
+        out: The bundle's folder.
+        precision: A preset (``int8``, ``int8-weights``, ``int4-weights``, ``float16-weights``), a
+            plan, or a plan's ``.json``.
+        episode: Recorded inputs: of the check, and of the ranges where activations are quantised.
+            A zoo model has its own.
+        steps: Closed-loop steps of the check.
+        calibration: Records with gates' thresholds.
+        ranges: Of activations; measured here where it is None and the precision needs them, on a
+            float bundle that is thrown away.
+        state_precision: How states are stored between steps.
+        error_feedback: Keep what rounding a state to int8 left over.
+        max_output_error: Largest output error of the check; left to `compare` where it is None.
+        max_flip_rate: Largest share of gate decisions that may differ.
+        accept: ``"WHO: WHY"`` writes a candidate that is beyond these two limits.
+        engines: What the bundle can be stepped with.
+        safe: What each output answers where a step fails before there is a good answer.
+        target: The device.
+        progress: Called with stage, units done and units in all.
+
+    Raises:
+        SpecError: There is no such precision, or it names something that the model lacks.
+        EpisodeError: Ranges are needed and nothing is recorded, or a recording does not fit.
+        ParityError: The candidate is beyond the limits.
+        ExportError: Anything else that `make` raises.
+    """
+    from stategate.calibration.recordings import episodes_for
+    from stategate.calibration.ranges.measure import measure_ranges
+    from stategate.contract.precision import PrecisionPlan
+    from stategate.contract.staging import scratch_folder
+    from stategate.export.make import make
+    from stategate.models.load import load_model
+
+    plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
+    calibration = tuple(calibration)
+    loaded = load_model(model)
+    if ranges is None and plan.activations != "float32":
+        recordings = episode
+        if recordings is None:
+            (recordings,), _, _ = episodes_for(loaded, None, 4096, 1)
+        with scratch_folder() as scratch:
+            exact = make(
+                loaded,
+                f"{scratch}/float",
+                episode=episode,
+                steps=steps,
+                calibration=calibration,
+                split="fused",
+                progress=progress,
+            )
+            ranges = measure_ranges(exact, recordings, progress=progress)
+    return make(
+        loaded,
+        out,
+        episode=episode,
+        steps=steps,
+        calibration=calibration,
+        precision=plan,
+        ranges=ranges,
+        state_precision=state_precision,
+        error_feedback=error_feedback,
+        max_output_error=max_output_error,
+        max_flip_rate=max_flip_rate,
+        accept=accept,
+        engines=engines,
+        safe=safe,
+        target=target,
+        progress=progress,
+    )
+
+
+def fits(
+    model: object,
+    target: str | None = None,
+    *,
+    sessions: int | None = None,
+    horizon_steps: int = 100_000,
+    rate_hz: float = 30.0,
+    engine: Engine = "onnxruntime",
+    precision: str | None = None,
+    measure: bool = False,
+    progress: Progress | None = None,
+) -> FitsReport:
+    """Say whether a model fits a device, is legal there, and what bounds its step.
+
+        report = stategate.fits("build/policy", "jetson-orin-nano-8gb")
+        print(report.passed, report.fits[0].reason)
+
+    Args:
+        model: A bundle or its folder; or what `make` takes, which is made for the moment.
+        target: The device; ``all`` for every one that is known, None for this machine.
+        sessions: Sessions that share the graph; the bundle's where it is None.
+        horizon_steps: Steps after which the key-value cache that the memory replaces is looked at.
+        rate_hz: Steps per second, for the life of the flash.
+        engine: What steps it there.
+        precision: Of a model that is no bundle yet; float32 where it is None.
+        measure: Also open and step it here, and compare with the prediction.
+        progress: Called with stage, steps done and steps in all.
+
+    Raises:
+        TargetError: There is no such target.
+        BundleError: The folder holds no bundle.
+        SpecError: A precision is asked for a bundle, which has its own.
+        ParityError: A model cannot be checked on random inputs: make its bundle first.
+        MeasurementError: It cannot be measured here.
+    """
+    from stategate.bench.fits.report import bundle_at, devices, fits_report, only_for_its_size
+    from stategate.contract.staging import scratch_folder
+
+    profiles = devices(target)
+    with scratch_folder() as scratch:
+        bundle = bundle_at(model, precision)
+        if bundle is None:
+            from stategate.export.make import make
+
+            with only_for_its_size(model):
+                bundle = make(
+                    model,
+                    f"{scratch}/bundle",
+                    steps=32,
+                    precision=precision or "float32",
+                    engines="onnxruntime" if engine == "onnxruntime" else "onnxruntime,native",
+                    progress=progress,
+                )
+        return fits_report(
+            bundle,
+            profiles,
+            sessions=sessions,
+            horizon_steps=horizon_steps,
+            rate_hz=rate_hz,
+            engine=engine,
+            measure=measure,
+        )
 
 
 def __getattr__(name: str) -> object:

@@ -17,10 +17,18 @@ from click.testing import CliRunner
 from torch import nn
 
 import stategate
+from stategate.calibration.drift.record import DriftLimits
 from stategate.cli.main import main
-from stategate.contract import Episode
-from stategate.contract.errors import ParityError, SpecError, StatePairingError, TraceError
+from stategate.contract import Bundle, Episode
+from stategate.contract.errors import (
+    EpisodeError,
+    ParityError,
+    SpecError,
+    StatePairingError,
+    TraceError,
+)
 from stategate.models import lift
+from stategate.targets import names
 
 
 def modules_after(code: str) -> set[str]:
@@ -234,3 +242,75 @@ def test_a_candidate_and_a_refused_bundle_do_not_pass(tmp_path: Path, tiny_bundl
     assert CliRunner().invoke(main, ["verify", str(narrow), "--allow-refused"]).exit_code == 0
     (narrow / "stray").write_text("x")
     assert CliRunner().invoke(main, ["verify", str(narrow), "--allow-refused"]).exit_code == 1
+
+
+@pytest.fixture(scope="module")
+def recording() -> Episode:
+    """400 steps; a quarter of them opens the gate of ``Tiny`` at 0.6745 (Gauss' upper quartile)."""
+    return Episode({"x": np.random.default_rng(5).normal(size=(400, 1, 4)).astype(np.float32)})
+
+
+def test_calibrate_finds_the_quantile_of_what_opens_the_gate(tiny, recording: Episode) -> None:
+    record = stategate.calibrate(tiny, recording, write_rate=0.25)
+    (gate,) = record.gates
+    column = recording.inputs["x"][:, 0, 0]
+    assert np.mean(column > gate.threshold) == pytest.approx(gate.write_rate)
+    assert gate.threshold == pytest.approx(np.quantile(column, 0.75), abs=0.1)
+    with pytest.raises(EpisodeError, match="needs recorded episodes"):
+        stategate.calibrate(tiny, write_rate=0.25)
+
+
+def test_from_a_module_to_a_sealed_bundle_in_eight_bits(
+    tmp_path: Path, tiny, recording: Episode
+) -> None:
+    record = stategate.calibrate(tiny, recording, write_rate=0.25)
+    common = {"episode": recording, "steps": 100, "calibration": [record]}
+    exact = stategate.make(tiny, tmp_path / "float", **common)
+    stages: list[str] = []
+    candidate = stategate.quantise(
+        tiny, tmp_path / "int8", **common, progress=lambda stage, *_: stages.append(stage)
+    )
+    assert list(dict.fromkeys(stages)) == ["verifying", "rolling"]
+    assert stages[-1] == "verifying"
+    assert candidate.manifest.standing == "candidate"
+    assert candidate.manifest.step.thresholds == exact.manifest.step.thresholds
+    ranges = stategate.measure_ranges(exact, recording)
+    again = stategate.quantise(tiny, tmp_path / "again", ranges=ranges, **common)
+    files = [bundle.manifest.step_graph.file.sha256 for bundle in (candidate, again)]
+    assert files[0] == files[1]
+
+    limits = DriftLimits(mean_error=0.1)
+    report = stategate.compare(
+        exact, candidate, recording, limits=limits, sealed=tmp_path / "sealed"
+    )
+    assert report.passed and report.total.steps == 400
+    assert stategate.verify(tmp_path / "sealed").passed
+    report.save(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert "<iframe" in report._repr_html_()
+
+    strict = DriftLimits(mean_error=0.0)
+    refused = stategate.compare(
+        exact, candidate, recording, limits=strict, sealed=tmp_path / "never"
+    )
+    assert not refused.passed and not (tmp_path / "never").exists()
+    with pytest.raises(SpecError, match="when it is sealed"):
+        stategate.compare(exact, candidate, recording, accept="me: why not")
+
+
+def test_ranges_without_recordings_are_refused(tmp_path: Path, tiny) -> None:
+    with pytest.raises(EpisodeError, match="needs recorded episodes"):
+        stategate.quantise(tiny, tmp_path / "int8", steps=5)
+    assert not (tmp_path / "int8").exists()
+
+
+def test_fits_takes_a_bundle_its_folder_and_a_model(tiny_bundle: Path, tiny) -> None:
+    reports = [
+        stategate.fits(thing, "raspberry-pi-5")
+        for thing in (tiny_bundle, Bundle.open(tiny_bundle), tiny)
+    ]
+    assert all(report.passed for report in reports)
+    assert {report.footprint.state_bytes for report in reports} == {20}
+    assert len(stategate.fits(tiny_bundle, "all").fits) == len(names())
+    with pytest.raises(SpecError, match="a bundle has its precision"):
+        stategate.fits(tiny_bundle, precision="int8-weights")

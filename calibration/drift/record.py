@@ -164,6 +164,10 @@ class DriftReport(Record, frozen=True, kw_only=True):
         """Whether every limit was kept and nothing failed."""
         return not self.findings
 
+    def may_be_sealed(self, accept: str | None = None) -> bool:
+        """Whether it passed, or somebody takes it; what failed is taken by nobody."""
+        return self.fault is None and (self.passed or accept is not None)
+
     def save(self, path: str | Path) -> None:
         """Write the report: as a page where the name ends in .html, as data where in .json.
 

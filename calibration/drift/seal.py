@@ -60,7 +60,7 @@ def seal(
     Raises:
         BundleError: Something that is not a bundle is at ``out``.
     """
-    if result.fault is not None or (not result.passed and accepted is None):
+    if not result.may_be_sealed(accepted):
         return None
     old = candidate.manifest
     files = {f.path: candidate.read(f) for f in old.all_files if f.path != REPORT} | {

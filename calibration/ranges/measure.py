@@ -1,0 +1,41 @@
+"""From a float bundle and recordings to ranges of its activations, in one call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stategate.calibration.episodes import Cluster
+from stategate.calibration.recordings import Episodes, on_disk
+from stategate.calibration.ranges.record import Roller, measured
+from stategate.common import console
+from stategate.contract import Bundle
+from stategate.contract.precision import RangeRecord
+
+
+def measure_ranges(
+    bundle: str | Path | Bundle,
+    episodes: Episodes,
+    *,
+    cluster: Cluster | None = None,
+    progress: console.Progress | None = None,
+) -> RangeRecord:
+    """Measure how large the tensors of a float bundle become, in closed loop on its own state.
+
+    Args:
+        bundle: In float32; its model's weights are what the record is good for.
+        episodes: Recordings of any length, read a block at a time.
+        cluster: A Dask cluster that rolls them; it finds bundle and files under the same paths.
+        progress: Called with stage, steps done and steps in all.
+
+    Raises:
+        BundleError: It is no bundle.
+        EpisodeError: An episode does not fit the model.
+        CalibrationError: Something is not finite, or a tensor never changes.
+    """
+    path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
+    roller = Roller(Bundle.open(path.resolve()))  # where a cluster finds it too
+    with (
+        on_disk(episodes) as files,
+        console.progress(files.steps, "rolling", listener=progress) as report,
+    ):
+        return measured(roller, files, cluster, report)
