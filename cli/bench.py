@@ -20,10 +20,8 @@ from stategate.bench.record import BenchResult, Options, read_result, to_json
 from stategate.bench.report.compare import MARGIN, compare
 from stategate.cli.wear import finite
 from stategate.common.console import progress
-from stategate.common.ending import CommandGroup
 from stategate.contract import Bundle, EpisodeSet
 from stategate.contract.durable import check_writable, whole_file, write_whole
-from stategate.contract.names import close_names
 from stategate.contract.staging import scratch_folder
 from stategate.runtime.engines.engine import ENGINES
 
@@ -36,37 +34,7 @@ _PARTS = "bench.part"
 _SECONDS = {"default": 60.0, "quick": 1.5, "official": 600.0}
 
 
-class _Group(CommandGroup):
-    """``stategate bench BUNDLE`` is ``stategate bench run BUNDLE``."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        # What is like a command and no bundle is a mistyped command.
-        like = close_names(args[0], self.commands) and not Path(args[0]).exists()
-        if args[0] not in self.commands and not like:
-            args = ["run", *args]
-        return super().resolve_command(ctx, args)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # Options of `run` may come first; those of the group itself are --help alone.
-        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_Group)
-def bench() -> None:
-    """Measure bundles on this machine; `bench BUNDLE` is short for `bench run BUNDLE`.
-
-    \b
-    Examples:
-      stategate bench build/aura --out build/bench
-      stategate bench compare before/bench.json build/bench/bench.json
-    """
-
-
-@bench.command()
+@click.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--engine",
@@ -143,7 +111,7 @@ def run(
 
     \b
     Examples:
-      stategate bench build/aura --quick
+      stategate bench run build/aura --quick
       stategate bench build/aura --engine all --out build/bench
       stategate bench build/aura build/aura-int8 --rate 100
     """
@@ -262,7 +230,7 @@ def _keep_samples(path: Path, segments: Segments, names: list[str]) -> None:
         save(file, **dict(segments.samples(names)))
 
 
-@bench.command()
+@click.command()
 @click.argument("result", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the paths as JSON.")
 def report(result: Path, as_json: bool) -> None:
@@ -277,7 +245,7 @@ def report(result: Path, as_json: bool) -> None:
     click.echo(json.dumps([str(p) for p in paths]) if as_json else "\n".join(map(str, paths)))
 
 
-@bench.command("compare")
+@click.command("compare")
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
 @click.option(

@@ -81,8 +81,8 @@ def build_engine_command(
 
     \b
     Examples:
-      stategate build-engine build/aura
-      stategate build-engine build/aura --script 8.5
+      stategate device build-engine build/aura
+      stategate device build-engine build/aura --script 8.5
     """
     built = strip_weights or new_timing_cache
     if adopt_plan_path is not None and (built or script is not None):

@@ -30,8 +30,8 @@ def build_native_command(
 
     \b
     Examples:
-      stategate build-native build/aura
-      stategate build-native build/aura --cc aarch64-linux-gnu-gcc
+      stategate device build-native build/aura
+      stategate device build-native build/aura --cc aarch64-linux-gnu-gcc
     """
     manifest = build_native(bundle, cc=cc, isa=isa, flags=flags).manifest
     native = manifest.native

@@ -146,7 +146,7 @@ def recalibrate(
 
     \b
     Example:
-      stategate recalibrate build/aura build/aura-int8 --episode held-out/ --out build/int8.json
+      stategate model recalibrate build/aura build/int8 --episode held-out/ --out build/c.json
     """
     from stategate.calibration.drift.judge import check_judge
     from stategate.calibration.recordings import names_of
@@ -187,7 +187,7 @@ def ranges(
     \b
     Examples:
       stategate export aura-hard --out build/aura
-      stategate ranges build/aura --episode log.npz --out build/ranges.json
+      stategate model ranges build/aura --episode log.npz --out build/ranges.json
       stategate export aura-hard --precision int8 --ranges build/ranges.json --out build/small
     """
     check_writable(out)

@@ -27,7 +27,7 @@ def detect_command(root: Path, as_json: bool) -> None:
 
     \b
     Example:
-      stategate detect
+      stategate device detect
     """
     host = detect(root)
     target, problem = _target_of(host)

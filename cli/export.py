@@ -1,4 +1,4 @@
-"""``stategate export``: a torch module becomes a verified bundle."""
+"""``stategate export`` and ``quantise``: a torch module becomes a bundle."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from typing import Any
 import click
 
 from stategate.cli.options import (
+    STEPS,
     accept_option,
     engine_options,
+    engines_option,
     input_options,
     input_ranges_of,
     json_option,
     kinds_of,
     out_option,
     precision_options,
+    ranges_option,
     safe_of,
+    safe_option,
     state_options,
     target_option,
 )
@@ -25,16 +29,18 @@ from stategate.contract.precision import PrecisionPlan
 from stategate.models.source import model_argument
 from stategate.targets import load
 
-
-@click.command()
-@model_argument
-@out_option("The bundle's folder.")
-@click.option(
+_calibration_option = click.option(
     "--calibration",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Record with a gate's threshold, from: stategate calibrate; repeat for other gates.",
 )
+
+
+@click.command()
+@model_argument
+@out_option("The bundle's folder.")
+@_calibration_option
 @click.option(
     "--sessions",
     type=click.IntRange(min=1),
@@ -106,3 +112,67 @@ def export(
     from stategate.cli.receipt import print_receipt
 
     print_receipt(stategate.make(model, out, **options), as_json)
+
+
+@click.command()
+@model_argument
+@out_option("The bundle's folder.")
+@_calibration_option
+@click.option(
+    "--precision",
+    default="int8",
+    show_default=True,
+    help="int8, int8-weights, int4-weights, float16-weights, or a plan's .json file.",
+)
+@ranges_option
+@state_options
+@accept_option
+@click.option(
+    "--episode",
+    type=click.Path(exists=True, path_type=Path),
+    help="Recorded inputs, a .npz or a folder of them, for ranges and for the check; a zoo model "
+    "has its own.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=STEPS,
+    show_default=True,
+    help="Closed-loop steps of the check.",
+)
+@engines_option
+@safe_option
+@target_option
+@json_option
+def quantise(
+    model: str,
+    out: Path,
+    precision: str,
+    target: str | None,
+    safe: tuple[str, ...],
+    state_storage: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make a bundle of MODEL in lower precision, and measure the ranges that it needs.
+
+    What comes out is a candidate: stategate drift judges it beside the float bundle, and seals it.
+
+    \b
+    Examples:
+      stategate quantise aura-hard --out build/int8
+      stategate quantise my_policy.py:MyPolicy --episode logs/ --out build/int8
+    """
+    options |= {
+        "safe": safe_of(safe),
+        "state_precision": kinds_of(state_storage),
+        "precision": PrecisionPlan.named(precision),
+    }
+    if target:
+        load(target)
+    refuse_to_replace(out)
+
+    import stategate
+    from stategate.export.seal.receipt import print_receipt
+
+    print_receipt(stategate.quantise(model, out, target=target, **options), as_json)

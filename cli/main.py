@@ -1,177 +1,271 @@
-"""The ``stategate`` command: device verbs here, host verbs loaded by name when they are used.
+"""The ``stategate`` command: a table of verbs whose modules are imported when they are used.
 
-The table below is the only tie between rooms on the command line: strings, so that ``inspect``,
-``verify`` and ``run`` work where torch and onnx were never installed.
+The table is the only tie between rooms on the command line: strings, so that ``inspect`` and
+``run`` work where torch and onnx were never installed.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 
 from stategate.common.ending import CommandGroup
 from stategate.contract.errors import MissingDependencyError
+from stategate.contract.names import close_names
 
-# verb -> (module:attribute, extra that it needs, one line for --help)
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "zoo": ("stategate.cli.zoo:zoo", "export", "List the models that come with stategate."),
-    "episode": (
-        "stategate.cli.zoo:episode",
-        "export",
-        "Write a held-out episode of a zoo model.",
+
+class Verb(NamedTuple):
+    """Where a verb is, and what is said of it before it is imported."""
+
+    place: str  # module:attribute below stategate.cli
+    extra: str  # of pip, that brings what it needs
+    line: str  # for the list of verbs
+    old: str = ""  # its name before there were groups, which goes on working
+
+
+class Group(NamedTuple):
+    """Verbs of one kind, and the one that is meant where none is named."""
+
+    line: str
+    verbs: Mapping[str, Verb]
+    default: str | None = None
+
+
+FIRST_SCREEN: dict[str, dict[str, Verb]] = {
+    "Make a bundle": {
+        "export": Verb("export:export", "export", "Make a bundle from a torch module."),
+        "adopt": Verb(
+            "adopt:adopt", "export", "Make a bundle from an ONNX file that carries its own state."
+        ),
+        "calibrate": Verb(
+            "calibrate:calibrate", "export", "Choose a gate's threshold by closed-loop episodes."
+        ),
+        "quantise": Verb(
+            "export:quantise", "export", "Make a bundle in lower precision, ranges and all."
+        ),
+    },
+    "Prove it": {
+        "drift": Verb(
+            "drift:drift", "bench", "Compare a candidate with its float model over many steps."
+        ),
+        "verify": Verb(
+            "device:verify", "ort", "Check a bundle's digests, and its behaviour on this machine."
+        ),
+        "fits": Verb(
+            "fits:fits", "export", "Say whether a bundle or model fits a device, and why."
+        ),
+        "inspect": Verb("device:inspect", "ort", "Show what a bundle promises."),
+    },
+    "Run it": {
+        "run": Verb("run:run", "ort", "Step a bundle through an episode and count its writes."),
+    },
+    "On the device": {
+        "doctor": Verb(
+            "doctor:doctor", "ort", "Say what this machine lacks for an engine, with remedies."
+        ),
+    },
+}
+GROUPS: dict[str, Group] = {
+    "model": Group(
+        "Models of the zoo, and numbers that export applies.",
+        {
+            "list": Verb("zoo:zoo", "export", "List the models that come with stategate.", "zoo"),
+            "ranges": Verb(
+                "calibrate:ranges",
+                "export",
+                "Measure how large a float bundle's tensors become in closed loop.",
+                "ranges",
+            ),
+            "sensitivity": Verb(
+                "sensitivity:sensitivity",
+                "export",
+                "Propose a precision plan under a bound on output error and gate flips.",
+                "sensitivity",
+            ),
+            "recalibrate": Verb(
+                "calibrate:recalibrate",
+                "export",
+                "Choose the threshold at which a quantised bundle decides like the float one.",
+                "recalibrate",
+            ),
+            "train-gate": Verb(
+                "train_gates:train_gate_command",
+                "export",
+                "Train a write gate for a frozen model.",
+                "train-gate",
+            ),
+            "train-retention": Verb(
+                "train_gates:train_retention_command",
+                "export",
+                "Train the retention gates of a frozen TRIM-KV.",
+                "train-retention",
+            ),
+        },
     ),
-    "episode-wav": (
-        "stategate.cli.record:episode_wav",
-        "ort",
-        "Cut sound into episodes.",
+    "episodes": Group(
+        "Recorded inputs: make them, record them, look into them.",
+        {
+            "show": Verb("record:episodes", "ort", "Say what is in recorded episodes."),
+            "zoo": Verb(
+                "zoo:episode", "export", "Write a held-out episode of a zoo model.", "episode"
+            ),
+            "wav": Verb("record:episode_wav", "ort", "Cut sound into episodes.", "episode-wav"),
+            "gym": Verb(
+                "record:episode_gym",
+                "gym",
+                "Write what an expert sees in a Gymnasium environment.",
+                "episode-gym",
+            ),
+            "record": Verb(
+                "record:record", "ort", "Step a bundle and record what it is given.", "record"
+            ),
+        },
+        "show",
     ),
-    "episode-gym": (
-        "stategate.cli.record:episode_gym",
-        "gym",
-        "Write what an expert sees in a Gymnasium environment.",
-    ),
-    "record": (
-        "stategate.cli.record:record",
-        "ort",
-        "Step a bundle and record what it is given.",
-    ),
-    "episodes": (
-        "stategate.cli.record:episodes",
-        "ort",
-        "Say what is in recorded episodes.",
-    ),
-    "calibrate": (
-        "stategate.cli.calibrate:calibrate",
-        "export",
-        "Choose a gate's threshold from closed-loop episodes.",
-    ),
-    "recalibrate": (
-        "stategate.cli.calibrate:recalibrate",
-        "export",
-        "Choose the threshold at which a quantised bundle decides like the float one.",
-    ),
-    "train-gate": (
-        "stategate.cli.train_gates:train_gate_command",
-        "export",
-        "Train a write gate for a frozen model.",
-    ),
-    "train-retention": (
-        "stategate.cli.train_gates:train_retention_command",
-        "export",
-        "Train the retention gates of a frozen TRIM-KV.",
-    ),
-    "ranges": (
-        "stategate.cli.calibrate:ranges",
-        "export",
-        "Measure how large a float bundle's tensors become in closed loop.",
-    ),
-    "sensitivity": (
-        "stategate.cli.sensitivity:sensitivity",
-        "export",
-        "Propose a precision plan under a bound on output error and gate flips.",
-    ),
-    "export": ("stategate.cli.export:export", "export", "Make a bundle from a torch module."),
-    "adopt": (
-        "stategate.cli.adopt:adopt",
-        "export",
-        "Make a bundle from an ONNX file that carries its own state.",
-    ),
-    "build-native": (
-        "stategate.cli.build_native:build_native_command",
-        "ort",
-        "Compile a bundle's C source into a library.",
-    ),
-    "build-engine": (
-        "stategate.cli.build_engine:build_engine_command",
-        "tensorrt",
-        "Build a bundle's TensorRT engine on this device.",
-    ),
-    "drift": (
-        "stategate.cli.drift:drift",
-        "bench",
-        "Compare a candidate with its float model over many steps.",
-    ),
-    "inspect": ("stategate.cli.device:inspect", "ort", "Show what a bundle promises."),
-    "verify": (
-        "stategate.cli.device:verify",
-        "ort",
-        "Check a bundle's digests, and its behaviour on this machine.",
-    ),
-    "run": (
-        "stategate.cli.run:run",
-        "ort",
-        "Step a bundle through an episode and count its writes.",
-    ),
-    "wear": (
-        "stategate.cli.wear:wear",
-        "ort",
-        "Show how long the flash lasts under each snapshot policy.",
-    ),
-    "bench": (
-        "stategate.cli.bench:bench",
-        "bench",
+    "bench": Group(
         "Measure bundles: step times, tails, memory, energy.",
+        {
+            "run": Verb("bench:run", "bench", "Measure bundles on this machine."),
+            "report": Verb("bench:report", "bench", "Draw page and Markdown of a result anew."),
+            "compare": Verb("bench:compare_command", "bench", "Tell whether one is slower."),
+            "overhead": Verb(
+                "measure:bench_overhead",
+                "bench",
+                "Time a counted step beside plain ONNX Runtime.",
+                "bench-overhead",
+            ),
+            "pace": Verb(
+                "measure:pace", "bench", "Time a step of several bundles in one run.", "pace"
+            ),
+            "soak": Verb(
+                "measure:soak",
+                "bench",
+                "Step a bundle a million times and look for growth.",
+                "soak",
+            ),
+            "plot": Verb("measure:plot", "bench", "Draw memory and writes of a run.", "plot"),
+        },
+        "run",
     ),
-    "bench-overhead": (
-        "stategate.cli.measure:bench_overhead",
-        "bench",
-        "Time a counted step beside plain ONNX Runtime.",
+    "device": Group(
+        "Targets, and what is compiled for one.",
+        {
+            "targets": Verb(
+                "targets:targets",
+                "export",
+                "List the devices that are known, each figure with its source.",
+                "targets",
+            ),
+            "detect": Verb(
+                "detect:detect_command",
+                "export",
+                "Say what this machine is, and what could not be found out.",
+                "detect",
+            ),
+            "build-engine": Verb(
+                "build_engine:build_engine_command",
+                "tensorrt",
+                "Build a bundle's TensorRT engine on this device.",
+                "build-engine",
+            ),
+            "build-native": Verb(
+                "build_native:build_native_command",
+                "ort",
+                "Compile a bundle's C source into a library.",
+                "build-native",
+            ),
+            "retarget": Verb(
+                "retarget:retarget_command",
+                "export",
+                "Write bundles again for another device, those that fit.",
+                "retarget",
+            ),
+            "wear": Verb(
+                "wear:wear",
+                "ort",
+                "Show how long the flash lasts under each snapshot policy.",
+                "wear",
+            ),
+        },
     ),
-    "pace": (
-        "stategate.cli.measure:pace",
-        "bench",
-        "Time a step of several bundles in one run.",
-    ),
-    "soak": (
-        "stategate.cli.measure:soak",
-        "bench",
-        "Step a bundle a million times and look for growth.",
-    ),
-    "targets": (
-        "stategate.cli.targets:targets",
-        "export",
-        "List the devices that are known, each figure with its source.",
-    ),
-    "fits": (
-        "stategate.cli.fits:fits",
-        "export",
-        "Say whether a bundle or model fits a device, and why.",
-    ),
-    "retarget": (
-        "stategate.cli.retarget:retarget_command",
-        "export",
-        "Write bundles again for another device, those that fit.",
-    ),
-    "doctor": (
-        "stategate.cli.doctor:doctor",
-        "ort",
-        "Say what this machine lacks for an engine, with remedies.",
-    ),
-    "detect": (
-        "stategate.cli.detect:detect_command",
-        "export",
-        "Say what this machine is, and what could not be told.",
-    ),
-    "plot": ("stategate.cli.measure:plot", "bench", "Draw memory and writes of a run."),
+}
+COMPLETION = Verb("completion:completion", "", "Print what completes verbs and options in a shell.")
+
+# Names of today and of before, as one word each.
+COMMANDS: dict[str, Verb | Group] = {
+    **{name: verb for verbs in FIRST_SCREEN.values() for name, verb in verbs.items()},
+    **GROUPS,
+    "completion": COMPLETION,
+    **{v.old: v for group in GROUPS.values() for v in group.verbs.values() if v.old},
 }
 
 
 class LazyGroup(CommandGroup):
     """A group that imports a verb's module when the verb is used, and not for ``--help``."""
 
+    def __init__(
+        self,
+        name: str | None = None,
+        sections: Mapping[str, Mapping[str, Verb | Group]] | None = None,
+        hidden: Mapping[str, Verb | Group] | None = None,
+        default: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, **options)
+        self._sections = sections or {}
+        self._shown = {n: v for verbs in self._sections.values() for n, v in verbs.items()}
+        self._all = {**(hidden or {}), **self._shown}
+        self.default = default
+
+    def names(self, ctx: click.Context) -> list[str]:
+        """Those that help lists, and old ones."""
+        return list(self._all)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Verbs in the order of work."""
-        return list(COMMANDS)
+        return list(self._shown)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of one verb."""
-        if cmd_name not in COMMANDS:
+        entry = self._all.get(cmd_name)
+        if isinstance(entry, Group):
+            text = entry.line if entry.default is None else f"{entry.line}\n\n{_DEFAULT}"
+            shown = {"Commands": entry.verbs}
+            return LazyGroup(
+                cmd_name,
+                shown,
+                default=entry.default,
+                help=text.format(group=cmd_name, default=entry.default) + _example(cmd_name, entry),
+                short_help=entry.line,
+            )
+        if entry is None:
             return None
-        module, attribute = COMMANDS[cmd_name][0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        module, attribute = entry.place.split(":")
+        command: click.Command = getattr(
+            importlib.import_module(f"stategate.cli.{module}"), attribute
+        )
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a verb, an old name of one, or the default."""
+        if self.default is not None and args[0] not in self._all:
+            # What is like a verb and no file is a mistyped verb.
+            like = close_names(args[0], self._all) and not Path(args[0]).exists()
+            args = args if like else [self.default, *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Options of the default verb may come first; the group itself has --help alone."""
+        options = self.default is not None and args and args[0].startswith("-")
+        if options and args[0] not in ctx.help_option_names:
+            args = [str(self.default), *args]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; its body imports what the verb needs, and its options need nothing.
@@ -182,20 +276,54 @@ class LazyGroup(CommandGroup):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as missing:
-            verb = ctx.invoked_subcommand
-            if verb is None or (missing.name or "").startswith("stategate"):
+            entry = self._all.get(ctx.invoked_subcommand or "")
+            if not isinstance(entry, Verb) or (missing.name or "").startswith("stategate"):
                 raise
-            raise MissingDependencyError(
-                missing.name or "a library", COMMANDS[verb][1]
-            ) from missing
+            raise MissingDependencyError(missing.name or "a library", entry.extra) from missing
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of verbs, from the table alone."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(verb, line) for verb, (_, _, line) in COMMANDS.items()])
+        """The lists of verbs, from the table alone."""
+        for section, verbs in self._sections.items():
+            with formatter.section(section):
+                formatter.write_dl([(name, verb.line) for name, verb in verbs.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+_DEFAULT = "`{group} ...` is short for `{group} {default} ...`."
+
+
+def _example(name: str, group: Group) -> str:
+    verb = next(iter(group.verbs))
+    return f"\n\n\b\nExample:\n  stategate {name} {verb} --help"
+
+
+def every_verb(
+    group: click.Group, ctx: click.Context | None = None, words: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """The words and the command of each verb that help lists, groups before what they hold."""
+    ctx = ctx or click.Context(group)
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        assert command is not None
+        yield (*words, name), command
+        if isinstance(command, click.Group):
+            yield from every_verb(command, ctx, (*words, name))
+
+
+@click.group(
+    cls=LazyGroup,
+    sections={
+        **FIRST_SCREEN,
+        "Run it": {**FIRST_SCREEN["Run it"], "bench": GROUPS["bench"]},
+        "On the device": {**FIRST_SCREEN["On the device"], "device": GROUPS["device"]},
+        "More": {
+            "model": GROUPS["model"],
+            "episodes": GROUPS["episodes"],
+            "completion": COMPLETION,
+        },
+    },
+    hidden=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="stategate")
 def main() -> None:
     """Ship models whose memory never grows.

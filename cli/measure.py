@@ -45,7 +45,7 @@ def plot(ledger: Path, as_json: bool) -> None:
 
     \b
     Example:
-      stategate plot build/run/ledger.json
+      stategate bench plot build/run/ledger.json
     """
     from stategate.bench.report.plots import draw_run, read_run
 
@@ -63,7 +63,7 @@ def bench_overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_j
 
     \b
     Example:
-      stategate bench-overhead build/aura --out build/bench
+      stategate bench overhead build/aura --out build/bench
     """
     path = out / "overhead.json" if out is not None else None
     if path is not None:
@@ -99,7 +99,7 @@ def pace(
 
     \b
     Example:
-      stategate pace build/float build/int8
+      stategate bench pace build/float build/int8
     """
     if out is not None:
         check_writable(out)
@@ -132,7 +132,7 @@ def soak(
 
     \b
     Example:
-      stategate soak build/aura --steps 1000000 --out build/bench
+      stategate bench soak build/aura --steps 1000000 --out build/bench
     """
     path = out / "soak.json" if out is not None else None
     if path is not None:

@@ -37,24 +37,6 @@ def out_option(text: str, *, folder: bool = True) -> Callable[[Verb], Verb]:
     return click.option("--out", type=kind, required=True, help=text)
 
 
-def limit_options(where: str) -> Callable[[Verb], Verb]:
-    """``--max-output-error`` and ``--max-flip-rate`` of a candidate in lower precision."""
-    return group_of(
-        click.option(
-            "--max-output-error",
-            type=click.FloatRange(min=0, min_open=True),
-            help=f"In lower precision: refuse it {where} if an output's error, relative to its "
-            "size, is larger; left to the drift test if left out.",
-        ),
-        click.option(
-            "--max-flip-rate",
-            type=click.FloatRange(min=0, max=1),
-            help=f"In lower precision: refuse it {where} if a larger share of gate decisions "
-            "differs; left to the drift test if left out.",
-        ),
-    )
-
-
 ranges_option = click.option(
     "--ranges",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -87,7 +69,33 @@ state_options = group_of(
         is_flag=True,
         help="Keep what rounding to int8 left over, one more int8 for each element.",
     ),
-    limit_options("in the check"),
+    click.option(
+        "--max-output-error",
+        type=click.FloatRange(min=0, min_open=True),
+        help="In lower precision: refuse it at once if an output's error, relative to its size, is "
+        "larger in the check; left to the drift test if left out.",
+    ),
+    click.option(
+        "--max-flip-rate",
+        type=click.FloatRange(min=0, max=1),
+        help="In lower precision: refuse it at once if a larger share of gate decisions differs in "
+        "the check; left to the drift test if left out.",
+    ),
+)
+engines_option = click.option(
+    "--engines",
+    type=click.Choice(["onnxruntime", "onnxruntime,native", "native"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What the bundle can be stepped with; onnxruntime,native adds C source and a library "
+    "made of it, where that can be had, and native alone refuses a bundle without it.",
+)
+safe_option = click.option(
+    "--safe",
+    multiple=True,
+    metavar="OUTPUT=VALUE",
+    help="What an output answers where a step fails before there is a good answer: one number, "
+    "or one for each element with commas between. Repeat: for every output or none.",
 )
 engine_options = group_of(
     click.option(
@@ -98,21 +106,8 @@ engine_options = group_of(
         help="Whether a step is run in one graph, or in one that reads and one that writes where "
         "a gate opens; auto takes what is cheaper, by measurement where no --target is given.",
     ),
-    click.option(
-        "--engines",
-        type=click.Choice(["onnxruntime", "onnxruntime,native", "native"]),
-        default="onnxruntime",
-        show_default=True,
-        help="What the bundle can be stepped with; onnxruntime,native adds C source and a library "
-        "made of it, where that can be had, and native alone refuses a bundle without it.",
-    ),
-    click.option(
-        "--safe",
-        multiple=True,
-        metavar="OUTPUT=VALUE",
-        help="What an output answers where a step fails before there is a good answer: one "
-        "number, or one for each element with commas between. Repeat: for every output or none.",
-    ),
+    engines_option,
+    safe_option,
 )
 input_options = group_of(
     click.option(

@@ -88,7 +88,7 @@ def episode_wav(
 
     \b
     Example:
-      stategate episode-wav speech.wav --input x --window 512 --out build/speech
+      stategate episodes wav speech.wav --input x --window 512 --out build/speech
     """
     check_writable(out / "x.npz")
     if len({path.stem for path in files}) < len(files):
@@ -134,7 +134,7 @@ def episode_gym(
 
     \b
     Example:
-      stategate episode-gym CartPole-v1 --policy expert.py:make --input obs --out build/cartpole
+      stategate episodes gym CartPole-v1 --policy expert.py:make --input obs --out build/cartpole
     """
     check_source(policy, EpisodeError)
     check_writable(out / "x.npz")
@@ -196,8 +196,8 @@ def record(
 
     \b
     Examples:
-      stategate record build/policy --gym CartPole-v1 --episodes 20 --out build/cartpole
-      stategate record build/aura --episode logs --out build/recorded
+      stategate episodes record build/policy --gym CartPole-v1 --episodes 20 --out build/cartpole
+      stategate episodes record build/aura --episode logs --out build/recorded
     """
     if (env_id is None) == (episode_path is None):
         raise click.UsageError("either --gym ENV or --episode PATH")
@@ -280,7 +280,7 @@ def episodes(path: Path, as_json: bool) -> None:
 
     \b
     Example:
-      stategate episodes build/recorded
+      stategate episodes show build/recorded
     """
     found = EpisodeSet.open(path)
     with progress(found.steps, "reading") as report:

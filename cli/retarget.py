@@ -30,7 +30,7 @@ def retarget_command(
 
     \b
     Example:
-      stategate retarget build/aura build/small --target jetson-orin-nano-8gb --out build/orin
+      stategate device retarget build/aura build/small --target raspberry-pi-5 --out build/pi
     """
     from stategate.bench.fits.retarget import REPORT, retarget
 

@@ -70,7 +70,7 @@ def sensitivity(
 
     \b
     Examples:
-      stategate sensitivity aura-hard --precision int4-weights --out build/plan.json
+      stategate model sensitivity aura-hard --precision int4-weights --out build/plan.json
       stategate export aura-hard --precision build/plan.json --out build/small
     """
     options |= {

@@ -27,8 +27,8 @@ def targets(context: click.Context, as_json: bool, markdown: bool) -> None:
 
     \b
     Examples:
-      stategate targets
-      stategate targets show jetson-orin-nano-8gb
+      stategate device targets
+      stategate device targets show jetson-orin-nano-8gb
     """
     if context.invoked_subcommand is not None:
         return
@@ -48,7 +48,7 @@ def show(target: str, as_json: bool) -> None:
 
     \b
     Example:
-      stategate targets show raspberry-pi-5
+      stategate device targets show raspberry-pi-5
     """
     profile = load(target)
     if as_json:

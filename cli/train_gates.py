@@ -86,7 +86,7 @@ def train_gate_command(
 
     \b
     Example:
-      stategate train-gate my.py:policy --episode logs/ --out build/gate.safetensors
+      stategate model train-gate my.py:policy --episode logs/ --out build/gate.safetensors
     """
     _check_out(out)
 
@@ -161,7 +161,7 @@ def train_retention_command(
 
     \b
     Example:
-      stategate train-retention my.py:policy --episode logs/ --out build/gates.safetensors
+      stategate model train-retention my.py:policy --episode logs/ --out build/gates.safetensors
     """
     _check_out(out)
 

@@ -92,9 +92,9 @@ def wear(
 
     \b
     Examples:
-      stategate wear build/aura --rate 30 --storage emmc-16gb
-      stategate wear build/aura --rate 100 --tbw 150 --write-rate 0.05
-      stategate wear build/aura --rate 30 --storage sd-32gb-consumer --path /var/lib/robot
+      stategate device wear build/aura --rate 30 --storage emmc-16gb
+      stategate device wear build/aura --rate 100 --tbw 150 --write-rate 0.05
+      stategate device wear build/aura --rate 30 --storage sd-32gb-consumer --path /var/lib/robot
     """
     manifest = Bundle.open(bundle).manifest
     storages = _by_figures(tbw, capacity_gb, pe_cycles, waf)

@@ -20,7 +20,7 @@ def zoo(as_json: bool) -> None:
 
     \b
     Example:
-      stategate zoo
+      stategate model list
     """
     rows: list[dict[str, Any]] = []
     for item in ZOO.values():
@@ -84,7 +84,7 @@ def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
 
     \b
     Example:
-      stategate episode aura-hard --steps 100000 --out build/episode.npz
+      stategate episodes zoo aura-hard --steps 100000 --out build/episode.npz
     """
     model = entry(name)
     check_writable(out)

@@ -40,6 +40,9 @@ class _NotesOnStderr(logging.Handler):
 @contextmanager
 def notes_on_stderr() -> Iterator[None]:
     """Print notes while a command runs."""
+    if any(isinstance(handler, _NotesOnStderr) for handler in _NOTES.handlers):
+        yield  # a group within a group
+        return
     handler, level = _NotesOnStderr(), _NOTES.level
     _NOTES.addHandler(handler)
     _NOTES.setLevel(logging.INFO)

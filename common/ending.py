@@ -101,11 +101,15 @@ class CommandGroup(click.Group):
         with _hidden_from_click(), notes_on_stderr():
             return super().invoke(ctx)
 
+    def names(self, ctx: click.Context) -> list[str]:
+        """Every name that a command goes by."""
+        return self.list_commands(ctx)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command, and refuse an option of it that is given twice and counts once."""
-        known = self.list_commands(ctx)
+        known = self.names(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
             question = did_you_mean(close_names(args[0], known))
             ctx.fail(f"No such command {args[0]!r}{question and f'; {question}'}")

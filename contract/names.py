@@ -18,6 +18,7 @@ def close_names(name: str, names: Iterable[str]) -> list[str]:
     plain = {each: _plain(each) for each in names}
     typed = _plain(name)
     matches = [each for each, text in plain.items() if len(typed) > 1 and typed in text]
+    matches.sort(key=lambda each: plain[each] != typed)
     ratios = {each: _ratio(typed, each, text) for each, text in plain.items()}
     likely = sorted(ratios, key=lambda each: -ratios[each])
     return list(dict.fromkeys(matches + [each for each in likely if ratios[each] > 0.7]))[:_MOST]

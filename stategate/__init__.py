@@ -227,9 +227,10 @@ def fits(
     Raises:
         TargetError: There is no such target.
         BundleError: The folder holds no bundle.
-        SpecError: A precision is asked for a bundle, which has its own.
+        SpecError: A precision is asked for a bundle, which has its own; or one of several sessions
+            shall be measured.
         ParityError: A model cannot be checked on random inputs: make its bundle first.
-        MeasurementError: It cannot be measured here.
+        EngineError: It cannot be stepped here, and shall be measured.
     """
     from stategate.bench.fits.report import bundle_at, devices, fits_report, only_for_its_size
     from stategate.contract.staging import scratch_folder

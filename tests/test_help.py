@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from stategate.cli.export import export
-from stategate.cli.main import COMMANDS, main
+from stategate.cli.main import FIRST_SCREEN, GROUPS, every_verb, main
+from stategate.contract import Episode
 from stategate.models.operators import Operators
 
 BASE = {"click", "msgspec", "numpy", "stategate"}
@@ -56,18 +64,17 @@ def with_base_alone(*lines: list[str]) -> tuple[list[list], set[str]]:
     return results, loaded - set(sys.stdlib_module_names)
 
 
-def every_verb() -> list[list[str]]:
-    context = click.Context(main)
-    lines = []
-    for verb in COMMANDS:
-        command = main.get_command(context, verb)
-        lines += [[verb], *([verb, inner] for inner in getattr(command, "commands", {}))]
-    return lines
+VERBS = {" ".join(words): command for words, command in every_verb(main)}
+OLD = [verb.old for group in GROUPS.values() for verb in group.verbs.values() if verb.old]
+
+
+def every_line() -> list[list[str]]:
+    return [line.split() for line in [*VERBS, *OLD]]
 
 
 @pytest.mark.case("D7")
 def test_help_of_every_verb_loads_the_base_dependencies_alone() -> None:
-    lines = [["--help"], ["--version"], *([*line, "--help"] for line in every_verb())]
+    lines = [["--help"], ["--version"], *([*line, "--help"] for line in every_line())]
     results, loaded = with_base_alone(*lines)
     for line, (code, text) in zip(lines, results, strict=True):
         assert code == 0, (line, text)
@@ -77,7 +84,7 @@ def test_help_of_every_verb_loads_the_base_dependencies_alone() -> None:
 
 @pytest.mark.case("D7")
 def test_usage_errors_of_every_verb_load_the_base_dependencies_alone() -> None:
-    lines = [[*line, "--no-such-option"] for line in every_verb()]
+    lines = [[*line, "--no-such-option"] for line in every_line()]
     results, loaded = with_base_alone(*lines, ["no-such-verb"])
     for line, (code, text) in zip([*lines, []], results, strict=True):
         assert code == 2, (line, text)
@@ -121,3 +128,102 @@ def test_a_verb_whose_library_is_missing_names_the_extra_that_brings_it() -> Non
 def test_the_operators_that_help_lists_are_those_of_the_models() -> None:
     (operators,) = [option.type for option in export.params if option.name == "operators"]
     assert list(operators.choices) == [*(one.value for one in Operators), "fastest"]
+
+
+def test_the_first_screen_has_some_fifteen_verbs() -> None:
+    listed = main.list_commands(click.Context(main))
+    assert 12 <= len(listed) <= 16
+    assert set(listed) >= {name for verbs in FIRST_SCREEN.values() for name in verbs}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_has_an_example_that_parses(verb: str) -> None:
+    text = VERBS[verb].get_help(click.Context(VERBS[verb], info_name=f"stategate {verb}"))
+    assert "\b" not in text
+    block = re.split(r"Examples?:\n", text)[1].partition("\n\n")[0]
+    lines = block.replace("\\\n", " ").strip().splitlines()
+    assert any(" ".join(line.split()).startswith(f"stategate {verb}") for line in lines)
+    for line in lines:
+        _, *words = shlex.split(line.partition(">")[0], comments=True)
+        command: click.Command = main
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            context = click.Context(command)
+            inner = command.get_command(context, words[0])
+            if inner is None:
+                inner = command.get_command(context, command.default)  # type: ignore[attr-defined]
+                words = ["", *words]
+            assert inner is not None, line
+            command, words = inner, words[1:]
+        context = click.Context(command)
+        given, _, _ = command.make_parser(context).parse_args(words)
+        for option in command.params:
+            if isinstance(option, click.Option) and option.required and "--help" not in words:
+                assert option.name in given, (line, option.name)
+
+
+@pytest.mark.parametrize("verb", [verb for verb, command in VERBS.items() if command.params])
+def test_every_verb_that_gives_a_result_offers_json(verb: str) -> None:
+    names = {name for option in VERBS[verb].params for name in option.opts}
+    assert "--json" in names or verb == "completion"
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_an_old_name_is_the_same_verb(old: str) -> None:
+    context = click.Context(main)
+    new = [
+        (group, name)
+        for group, verbs in GROUPS.items()
+        for name, verb in verbs.verbs.items()
+        if verb.old == old
+    ]
+    assert main.get_command(context, old) is VERBS[" ".join(new[0])]
+    assert old not in main.list_commands(context)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_that_asks_stategate(shell: str) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("click asks bash for its version")
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0
+    assert "_STATEGATE_COMPLETE" in result.output
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("stategate ver", {"verify"}),
+        ("stategate episodes ", {"show", "zoo", "wav", "gym", "record"}),
+        ("stategate export --sta", {"--state-storage"}),
+        ("stategate export --split q", {"quiet"}),
+    ],
+)
+def test_verbs_and_options_are_completed(line: str, expected: set[str]) -> None:
+    words = line.split(" ")
+    done = subprocess.run(
+        [sys.executable, "-c", "from stategate.cli.main import main; main(prog_name='stategate')"],
+        env={
+            **os.environ,
+            "_STATEGATE_COMPLETE": "zsh_complete",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(words) - 1),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.splitlines()[1::3]) == expected
+
+
+def test_a_group_without_a_verb_means_its_default(tmp_path: Path) -> None:
+    episode = tmp_path / "zooo.npz"
+    episode.write_bytes(Episode({"x": np.zeros((3, 1), np.float32)}).to_bytes())
+    outputs = [
+        CliRunner().invoke(main, ["episodes", *verb, str(episode)]).stdout
+        for verb in ([], ["show"], ["--json"])
+    ]
+    assert outputs[0] == outputs[1]
+    assert json.loads(outputs[2])
+    noted = CliRunner().invoke(main, ["episodes", str(episode)]).stderr
+    assert noted == "reading\n"
+    assert "did you mean zoo?" in CliRunner().invoke(main, ["episodes", "zooo"]).output

@@ -17,7 +17,7 @@ from stategate.bench.wear import wear_rows, write_rate
 from stategate.contract import Bundle, Manifest
 from stategate.contract.bundle import MANIFEST
 from stategate.contract.c_library import Engine
-from stategate.contract.errors import MeasurementError, ParityError, SpecError
+from stategate.contract.errors import ParityError, SpecError
 from stategate.targets import TargetProfile, generic, load, load_storage, names, recognise
 from stategate.targets.detect import detect
 from stategate.targets.fits import Fit, Footprint, fit, load_costs, predict
@@ -57,12 +57,12 @@ def fits_report(
 
     Raises:
         BundleError: A file is missing or altered, or there is no library for the native engine.
-        MeasurementError: It serves several sessions, and shall be measured.
+        SpecError: It serves several sessions, and shall be measured.
         EngineError: It cannot be stepped here.
     """
     manifest, counted = bundle.manifest, footprint(bundle, engine)
     if measure and manifest.sessions != 1:
-        raise MeasurementError(
+        raise SpecError(
             "one session is opened to measure it, and this bundle serves several",
             found=f"{manifest.sessions} sessions",
             remedy="leave --measure out",
