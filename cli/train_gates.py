@@ -92,8 +92,8 @@ def train_gate_command(
 
     import torch
 
-    from stategate.calibration.recordings import episodes_for
     from stategate.calibration.gates.training import at_random, judge, train_gate
+    from stategate.calibration.recordings import episodes_for
     from stategate.models.gates.learned import LearnedGate
     from stategate.models.load import load_model
 
@@ -165,8 +165,8 @@ def train_retention_command(
     """
     _check_out(out)
 
-    from stategate.calibration.recordings import episodes_for
     from stategate.calibration.gates.retention import lived_error, train_retention
+    from stategate.calibration.recordings import episodes_for
     from stategate.models.load import load_model
     from stategate.models.memories.trim_kv.cell import TrimKv
     from stategate.models.weights import save_part, weights_sha256

@@ -151,8 +151,8 @@ def quantise(
         ParityError: The candidate is beyond the limits.
         ExportError: Anything else that `make` raises.
     """
-    from stategate.calibration.recordings import episodes_for
     from stategate.calibration.ranges.measure import measure_ranges
+    from stategate.calibration.recordings import episodes_for
     from stategate.contract.precision import PrecisionPlan
     from stategate.contract.staging import scratch_folder
     from stategate.export.make import make

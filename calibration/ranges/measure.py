@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from stategate.calibration.episodes import Cluster
-from stategate.calibration.recordings import Episodes, on_disk
 from stategate.calibration.ranges.record import Roller, measured
+from stategate.calibration.recordings import Episodes, on_disk
 from stategate.common import console
 from stategate.contract import Bundle
 from stategate.contract.precision import RangeRecord
