@@ -121,7 +121,7 @@ def test_work_between_steps_notes_the_first_signal_and_ends_at_the_second() -> N
 @pytest.mark.case("D9")
 def test_an_interrupt_at_a_question_is_an_interrupt_and_no_answer() -> None:
     read, write = os.pipe()  # a question that nobody answers
-    code = "from tests.contract.test_ending import group\ngroup(['asks'])"
+    code = "from tests.common.test_ending import group\ngroup(['asks'])"
     done = subprocess.run([sys.executable, "-c", code], stdin=read, capture_output=True, text=True)
     os.close(read), os.close(write)
     assert done.returncode == 130
