@@ -173,6 +173,6 @@ def quantise(
     refuse_to_replace(out)
 
     import stategate
-    from stategate.export.seal.receipt import print_receipt
+    from stategate.cli.receipt import print_receipt
 
     print_receipt(stategate.quantise(model, out, target=target, **options), as_json)
