@@ -12,7 +12,7 @@ import msgspec
 import stategate
 from stategate.cli.options import json_option
 from stategate.cli.receipt import doubts, missing_part, result_of
-from stategate.common.c_library import why_not_here
+from stategate.common.c_library import load_obstacle
 from stategate.contract import Bundle, Manifest, TargetRef, canonical_json
 from stategate.contract.c_library import NativeRef
 from stategate.contract.reading import printable
@@ -144,7 +144,7 @@ def described(native: NativeRef, target: TargetRef | None = None) -> str:
         text += f", golden output error {native.max_output_error:.2g}"
     for engine, us in sorted(native.step_us.items()):
         text += f", {engine} {us:.3g} us a step"
-    if (obstacle := why_not_here(native)) is not None:
+    if (obstacle := load_obstacle(native)) is not None:
         return f"{text}; not to be loaded here, auto takes onnxruntime: {obstacle}"
     if target is not None and target.machine != native.machine:
         text += f"; for {native.machine}, so {target.name} ({target.machine}) cannot load it"

@@ -20,7 +20,7 @@ from stategate.contract.errors import EngineError
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "armv7l": 40, "riscv64": 243}
 
 
-def why_not_here(native: NativeRef) -> str | None:
+def load_obstacle(native: NativeRef) -> str | None:
     """Why this machine cannot load a bundle's library; None where it can."""
     if native.library is None:
         return "the bundle holds C source only; compile it with: stategate build-native"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Set
 from functools import cache
 
-from stategate.common.cpuid import asked
+from stategate.common.cpuid import features_of_cpu
 
 # x86-64 psABI, micro-architecture levels: what each needs beyond the one before, as Linux spells
 # it. gcc takes the level's name for -march.
@@ -62,7 +62,7 @@ def features() -> frozenset[str] | None:
             listed = next((x for x in lines if re.match(r"flags|Features", x)), "")
     except OSError:
         listed = ""
-    return frozenset(listed.partition(":")[2].split()) or asked()
+    return frozenset(listed.partition(":")[2].split()) or features_of_cpu()
 
 
 def isa_of_this_machine() -> str | None:

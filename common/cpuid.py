@@ -40,7 +40,7 @@ _HWCAPS = {
 }
 
 
-def asked() -> frozenset[str] | None:
+def features_of_cpu() -> frozenset[str] | None:
     """Features that this CPU has and this system lets be used; None where neither tells."""
     try:
         if platform.machine() == "x86_64":

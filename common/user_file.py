@@ -12,7 +12,7 @@ from stategate.contract.errors import StategateError
 from stategate.contract.names import close_names, did_you_mean
 
 
-def _told(problem: BaseException) -> str:
+def _first_sentence(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {problem}"
 
 
@@ -67,7 +67,7 @@ def _bound(tree: ast.Module) -> set[str]:
 
 def _factories(tree: ast.Module) -> list[str]:
     """Classes and functions at the top of the file that can be called without arguments."""
-    found = []
+    factories = []
     for node in tree.body:
         call: ast.stmt | None = node
         if isinstance(node, ast.ClassDef):
@@ -81,21 +81,21 @@ def _factories(tree: ast.Module) -> list[str]:
             needed = len(arguments.args) - len(arguments.defaults) - (call is not node)
             needed += arguments.kw_defaults.count(None)
         if needed <= 0 and not node.name.startswith("_"):
-            found.append(node.name)
-    return found
+            factories.append(node.name)
+    return factories
 
 
 def build_from_file(
     source: str,
     error: type[StategateError],
-    told: Callable[[BaseException], str] = _told,
+    explain: Callable[[BaseException], str] = _first_sentence,
 ) -> object:
     """Call a factory in a user's file.
 
     Args:
         source: ``path/to/module.py:factory``, a class or a function without arguments.
         error: What is raised if it cannot be done.
-        told: Says what went wrong in the user's code.
+        explain: Says what went wrong in the user's code.
 
     Returns:
         What the factory made.
@@ -112,11 +112,11 @@ def build_from_file(
     sys.path.insert(0, str(path.parent.resolve()))  # as `python path/to/module.py` would
     try:
         spec.loader.exec_module(module)
-        made: object = getattr(module, factory)()
+        result: object = getattr(module, factory)()
     except StategateError:  # of lift(), for one; it says what it has to say
         raise
     except (Exception, SystemExit) as problem:  # a user's file may raise anything
-        raise error(f"{source} cannot be built", found=told(problem)) from problem
+        raise error(f"{source} cannot be built", found=explain(problem)) from problem
     finally:
         sys.path.pop(0)
-    return made
+    return result

@@ -187,11 +187,11 @@ def _reading(folder: Path, name: str) -> Iterator[Path]:
         ) from problem
 
 
-def _check_digest(file: FileRef, found: str, size: int) -> None:
-    if found != file.sha256:
+def _check_digest(file: FileRef, digest: str, size: int) -> None:
+    if digest != file.sha256:
         raise DigestError(
             f"{file.path} is not the file that was sealed",
-            found=f"sha256 {found} ({size} bytes)",
+            found=f"sha256 {digest} ({size} bytes)",
             expected=f"sha256 {file.sha256}",
             remedy="copy the bundle again, or export it again",
         )
@@ -200,10 +200,10 @@ def _check_digest(file: FileRef, found: str, size: int) -> None:
 def _folder_identity(path: Path) -> tuple[int, ...] | None:
     """What changes when another folder takes the place of one."""
     try:
-        found = path.stat()
+        folder = path.stat()
     except failures(OSError):
         return None
-    return found.st_dev, found.st_ino, found.st_ctime_ns
+    return folder.st_dev, folder.st_ino, folder.st_ctime_ns
 
 
 def _names_in(folder: Path) -> Iterator[str]:

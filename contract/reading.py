@@ -56,13 +56,13 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _check_kind(found: os.stat_result, limit: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _check_kind(status: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
         raise OSError(f"it is {kind} and not a file")
-    if found.st_size > limit:
-        raise OSError(f"it has {found.st_size:,} bytes, and at most {limit:,} are read")
+    if status.st_size > limit:
+        raise OSError(f"it has {status.st_size:,} bytes, and at most {limit:,} are read")
 
 
 def read_bounded(path: str | Path, limit: int = FILE_BYTES) -> bytes:
@@ -154,5 +154,5 @@ def printable(text: object, longest: int = LINE_CHARACTERS) -> str:
     return shown if len(whole) <= longest else f"{shown}... ({len(whole):,} characters)"
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return found.group().encode("unicode_escape").decode()
+def _escaped(control: re.Match[str]) -> str:
+    return control.group().encode("unicode_escape").decode()

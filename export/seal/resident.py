@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from stategate.common.c_library import why_not_here
+from stategate.common.c_library import load_obstacle
 from stategate.contract import Bundle
 
 _ROUND_BYTES = 1 << 20
@@ -24,7 +24,7 @@ def added_memory(bundle: Bundle) -> dict[str, tuple[int, int]]:
         return {}
     # The native library first: with the other engine's beside it, it would be measured the same.
     native = bundle.manifest.native
-    able = native is not None and native.library is not None and why_not_here(native) is None
+    able = native is not None and native.library is not None and load_obstacle(native) is None
     engines = ["native", "onnxruntime"] if able else ["onnxruntime"]
     command = [sys.executable, "-m", "stategate.runtime.check.resident", str(bundle.path), *engines]
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from stategate.common.c_library import check_library, why_not_here
+from stategate.common.c_library import check_library, load_obstacle
 from stategate.common.compiler import compile_library
 from stategate.common.timing import TimedCall, time_in_turns
 from stategate.contract import Bundle, Episode, FileRef, sha256, write_bundle
@@ -73,7 +73,7 @@ def build_native(
     others = tuple(file for file in manifest.files if file.path != LIBRARY_PATH)
     files = (*others, FileRef(LIBRARY_PATH, sha256(compiled.library)))
     manifest = msgspec.structs.replace(manifest, files=files, native=native, no_native="")
-    if why_not_here(native) is None:
+    if load_obstacle(native) is None:
         with scratch_folder() as scratch:
             trial = write_bundle(Path(scratch) / "trial", manifest, content)
             error = _checked(trial)

@@ -41,6 +41,10 @@ class Stepper(Protocol):
         """A copy of one state, all rows of it."""
         ...
 
+    def load_state(self, states: Mapping[str, Array]) -> None:
+        """Begin an episode from given states, all rows of each."""
+        ...
+
     def reset(self) -> None:
         """Put every state back to its initial value."""
         ...
@@ -77,14 +81,10 @@ class FullPool:
         """One step of every row; see `Pool.step`."""
         return self._pool.step(**inputs)
 
-    def step_from(
-        self, states: Mapping[str, Array], inputs: dict[str, Array]
-    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-        """One step of every row from given states: outputs, and states after it."""
+    def load_state(self, states: Mapping[str, Array]) -> None:
+        """Begin an episode in every row from given states."""
         for row in self._pool.rows:
             self._pool.load_state(row, {name: a[row : row + 1] for name, a in states.items()})
-        outputs = self._pool.step(**inputs)
-        return outputs, {name: self.state(name) for name in states}
 
     def state(self, name: str) -> Array:
         """A copy of one state of all rows, ``(rows, ...)``."""

@@ -141,7 +141,7 @@ def _open(bundle: Bundle, buffers: Buffers, graph: GraphRef | None, choice: Engi
 
         return open_tensorrt(bundle, buffers)
     if one_step and choice in ("auto", "native"):
-        from stategate.common.c_library import why_not_here
+        from stategate.common.c_library import load_obstacle
 
         native = manifest.native
         if native is None and choice == "native":
@@ -151,7 +151,7 @@ def _open(bundle: Bundle, buffers: Buffers, graph: GraphRef | None, choice: Engi
                 remedy="stategate export MODEL --engines onnxruntime,native",
             )
         if native is not None and (
-            choice == "native" or (native.fastest == "native" and why_not_here(native) is None)
+            choice == "native" or (native.fastest == "native" and load_obstacle(native) is None)
         ):
             from stategate.runtime.engines.native import NativeEngine
 

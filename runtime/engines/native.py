@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from stategate.common.c_library import check_library, why_not_here
+from stategate.common.c_library import check_library, load_obstacle
 from stategate.contract import Bundle, FileRef
 from stategate.contract.c_library import ABI, NativeRef
 from stategate.contract.errors import EngineError
@@ -36,7 +36,7 @@ class NativeEngine:
 
     def __init__(self, bundle: Bundle, native: NativeRef, buffers: Buffers) -> None:
         """Check the library's bytes, map these very bytes, and bind every buffer."""
-        obstacle = why_not_here(native)
+        obstacle = load_obstacle(native)
         if obstacle is not None:
             raise EngineError(
                 "the native engine cannot step this bundle here",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from stategate.contract import Budget, Manifest
@@ -20,7 +19,7 @@ from stategate.contract.failures import failures
 from stategate.runtime.base.clock import Clock
 from stategate.runtime.base.ledger import Counters, Ledger
 from stategate.runtime.keep.account import NOTHING_LEFT, RECORD_BYTES, Account, Record
-from stategate.runtime.keep.snapshot import UNLIMITED_BYTES, Codec, Header, Snapshot
+from stategate.runtime.keep.snapshot import UNLIMITED_BYTES, Codec, Snapshot, next_header
 from stategate.runtime.keep.store import Look, OnDamage, SnapshotStore, folder_error
 from stategate.runtime.memory.banks import Memory
 from stategate.runtime.memory.governor import Bucket, Governor
@@ -283,18 +282,12 @@ class Keeper:
                 self._record()
             except failures(OSError) as problem:
                 raise folder_error(self._store.folder, problem) from problem
-        ledger = counters.read()
-        header = Header(
-            memory_sha256=self._codec.identity,
-            sequence=look.next_sequence,
-            unix_s=int(time.time()),
-            ledger=replace(
-                ledger,
-                snapshots=ledger.snapshots + 1,
-                persisted_bytes=ledger.persisted_bytes + self.stored_bytes,
-            ),
-            governor=self._governor.save() if self._governor is not None else None,
-            persist_tokens=self._bucket.tokens if self._bucket is not None else UNLIMITED_BYTES,
+        header = next_header(
+            self._codec,
+            look.next_sequence,
+            counters.read(),
+            self._governor.save() if self._governor is not None else None,
+            self._bucket.tokens if self._bucket is not None else UNLIMITED_BYTES,
         )
         self._tried = (header.sequence, counters.snapshots + 1)
         snapshot = Snapshot(header, self._memory.live())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.keep.account import RECORD_BYTES, charge
 from stategate.runtime.keep.keeper import Restored
-from stategate.runtime.keep.snapshot import UNLIMITED_BYTES, Codec, Header, Snapshot
+from stategate.runtime.keep.snapshot import Codec, Snapshot, next_header
 from stategate.runtime.keep.store import Look, OnDamage, SnapshotStore, folder_error
 from stategate.runtime.memory.pool_rows import RowMemory
 
@@ -52,19 +50,7 @@ class RowStore:
                 charge(store.folder, codec.cost_bytes, count_record)
             except failures(OSError) as problem:
                 raise folder_error(store.folder, problem) from problem
-            ledger = counters.read(row)
-            header = Header(
-                memory_sha256=codec.identity,
-                sequence=look.next_sequence,
-                unix_s=int(time.time()),
-                ledger=replace(
-                    ledger,
-                    snapshots=ledger.snapshots + 1,
-                    persisted_bytes=ledger.persisted_bytes + codec.stored_bytes,
-                ),
-                governor=None,
-                persist_tokens=UNLIMITED_BYTES,
-            )
+            header = next_header(codec, look.next_sequence, counters.read(row))
             ledger_then = (
                 look.newest.snapshot.header.ledger if look.newest is not None else Ledger()
             )

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -81,6 +82,22 @@ def memory_identity(manifest: Manifest) -> str:
 
 def _states(manifest: Manifest) -> tuple[StateSpec, ...]:
     return manifest.states if manifest.sessions == 1 else one_row(manifest.states)
+
+
+def next_header(
+    codec: Codec,
+    sequence: int,
+    ledger: Ledger,
+    governor: tuple[float, float, float] | None = None,
+    persist_tokens: float = UNLIMITED_BYTES,
+) -> Header:
+    """The header of a snapshot that is about to be written: its ledger counts it already."""
+    ledger = replace(
+        ledger,
+        snapshots=ledger.snapshots + 1,
+        persisted_bytes=ledger.persisted_bytes + codec.stored_bytes,
+    )
+    return Header(codec.identity, sequence, int(time.time()), ledger, governor, persist_tokens)
 
 
 class Codec:

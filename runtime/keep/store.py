@@ -31,7 +31,7 @@ _LOCK = "lock"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class GoodSnapshot:
     """The snapshot that a folder gives back, and why that one.
 
     Attributes:
@@ -56,7 +56,7 @@ class Look:
         damaged: Slots that hold something that cannot be used, and what was found.
     """
 
-    newest: Found | None
+    newest: GoodSnapshot | None
     damaged: dict[str, str]
 
     @property
@@ -79,7 +79,7 @@ class Look:
         """What cannot be used, in words; None where everything can."""
         return "; ".join(self.damaged.values()) or None
 
-    def good(self) -> Found | None:
+    def good(self) -> GoodSnapshot | None:
         """The newest good snapshot, or None where none was ever written."""
         if self.lost:
             raise SnapshotDamagedError(
@@ -145,20 +145,20 @@ class SnapshotStore:
         """What lies in the folder now; see `look_into`."""
         self.check_hold()
         look = look_into(self.folder, self._codec)
-        found = look.newest
-        if found is not None:
-            sequence = found.snapshot.header.sequence
-            is_own = sequence < self._sequence or found.digest in self._digests
+        newest = look.newest
+        if newest is not None:
+            sequence = newest.snapshot.header.sequence
+            is_own = sequence < self._sequence or newest.digest in self._digests
             if self._looked and not is_own:
                 raise SnapshotError(
                     "another session writes to this snapshot folder",
-                    found=f"snapshot {sequence} in {self.folder / found.slot}, "
+                    found=f"snapshot {sequence} in {self.folder / newest.slot}, "
                     f"which this session did not write",
                     expected=f"snapshot {self._sequence} as the newest",
                     remedy="close the other session, then open this one again; nothing was written",
                 )
             self._sequence = max(sequence, self._sequence)
-            self._digests.add(found.digest)
+            self._digests.add(newest.digest)
         self._looked = True
         return look
 
@@ -182,7 +182,7 @@ class SnapshotStore:
         self._sequence = max(self._sequence, snapshot.header.sequence)
         try:
             if slot in look.damaged:
-                self._set_aside(slot)
+                self._rename_damaged(slot)
             with whole_file(self.folder / slot, self.folder / f".{slot}.new") as file:
                 begin()
                 file.write(raw)
@@ -190,11 +190,11 @@ class SnapshotStore:
                 # A new history begins: a slot of the old one must not come back into it, which it
                 # would where a card reads again what it refused for a while.
                 for old in look.damaged.keys() - {slot}:
-                    self._set_aside(old)
+                    self._rename_damaged(old)
         except failures(OSError) as problem:
             raise folder_error(self.folder, problem) from problem
 
-    def _set_aside(self, slot: str) -> None:
+    def _rename_damaged(self, slot: str) -> None:
         for number in range(1, DAMAGED_KEPT + 1):
             place = self.folder / f"damaged-{number}-{slot}"
             if not os.path.lexists(place):
@@ -206,23 +206,23 @@ class SnapshotStore:
         """Raise unless the folder is still there, and still this process's."""
         remedy = "open the session again"
         if os.getpid() != self._owner:
-            found = f"process {os.getpid()}, forked from {self._owner}"
+            place = f"process {os.getpid()}, forked from {self._owner}"
             remedy += " in this process, with a folder of its own"
         elif self._lock < 0:
-            found = f"{self.folder}, closed before"
+            place = f"{self.folder}, closed before"
         else:
             try:
-                there, held = self._lock_path.stat(), os.fstat(self._lock)
+                on_disk, locked = self._lock_path.stat(), os.fstat(self._lock)
             except failures(OSError) as problem:
-                found = f"{self.folder}: {problem.strerror}"
+                place = f"{self.folder}: {problem.strerror}"
                 remedy = "put the folder back, or " + remedy
             else:
-                if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+                if (on_disk.st_dev, on_disk.st_ino) == (locked.st_dev, locked.st_ino):
                     return
-                found = f"{self.folder}: another folder in its place"
+                place = f"{self.folder}: another folder in its place"
         raise SnapshotError(
             "the snapshot folder is no longer held by this session",
-            found=found,
+            found=place,
             expected="the folder that was opened, in the process that opened it",
             remedy=remedy,
         )
@@ -265,12 +265,12 @@ def look_into(folder: Path, codec: Codec) -> Look:
     slot of a newer format or of another memory is an error and not damage, because going on would
     overwrite it; so is a newer ledger that is behind the older one.
     """
-    good: list[Found] = []
+    good: list[GoodSnapshot] = []
     damaged: dict[str, str] = {}
     for name in SLOTS:
         try:
             raw = _read(folder / name, codec)
-            good.append(Found(codec.decode(raw, name), name, "the only slot", raw[-32:]))
+            good.append(GoodSnapshot(codec.decode(raw, name), name, "the only slot", raw[-32:]))
         except FileNotFoundError:
             continue
         except SnapshotDamagedError as problem:
@@ -282,7 +282,7 @@ def look_into(folder: Path, codec: Codec) -> Look:
             damaged[name] = f"{name} cannot be read: {problem.strerror or problem}"
     if not good:
         return Look(None, damaged)
-    good.sort(key=lambda found: found.snapshot.header.sequence)
+    good.sort(key=lambda each: each.snapshot.header.sequence)
     newest = good[-1]
     reason = newest.reason
     if len(good) == 2:
@@ -290,10 +290,10 @@ def look_into(folder: Path, codec: Codec) -> Look:
         reason = "the newer of two good slots"
     for why in damaged.values():
         reason = f"the only good slot; {why}"
-    return Look(Found(newest.snapshot, newest.slot, reason, newest.digest), damaged)
+    return Look(GoodSnapshot(newest.snapshot, newest.slot, reason, newest.digest), damaged)
 
 
-def newest_in(folder: Path, codec: Codec) -> Found | None:
+def newest_in(folder: Path, codec: Codec) -> GoodSnapshot | None:
     """The newest good snapshot in a folder, or None where none was ever written."""
     return look_into(folder, codec).good()
 
@@ -306,7 +306,7 @@ def _read(path: Path, codec: Codec) -> bytes:
         return file.read(codec.most_bytes)
 
 
-def _check_forward(older: Found, newer: Found) -> None:
+def _check_forward(older: GoodSnapshot, newer: GoodSnapshot) -> None:
     behind = newer.snapshot.header.ledger.goes_back_from(older.snapshot.header.ledger)
     if behind:
         raise SnapshotError(

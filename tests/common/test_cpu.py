@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stategate.common import cpu, cpuid
-from stategate.common.c_library import why_not_here
+from stategate.common.c_library import load_obstacle
 from stategate.common.compiler import compile_library
 from stategate.contract import Bundle
 from stategate.contract.errors import BuildError
@@ -81,7 +81,7 @@ def test_what_the_compiler_does_not_know_is_refused(isa: str, extra: tuple[str, 
 @on_x86
 @pytest.mark.case("C9")
 def test_a_cpu_says_of_itself_what_the_kernel_lists() -> None:
-    listed, said = cpu.features(), cpuid.asked()
+    listed, said = cpu.features(), cpuid.features_of_cpu()
     known = {word.partition(":")[2] for row in cpuid._LEAVES.values() for word in row.split()}
     assert listed is not None and said == listed & known
     assert set(cpu._X86_LEVELS["x86-64-v3"]) <= known
@@ -104,7 +104,7 @@ def test_a_hidden_proc_hides_no_feature_or_the_message_says_so(
         monkeypatch.setattr(cpu, "asked", lambda: None)
     cpu.features.cache_clear()
     try:
-        obstacle = why_not_here(native)
+        obstacle = load_obstacle(native)
     finally:
         monkeypatch.undo()
         cpu.features.cache_clear()

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 from stategate.contract import Bundle
 from stategate.runtime.keep.account import RECORD_BYTES
 from stategate.runtime.keep.snapshot import Codec
-from stategate.runtime.keep.store import SLOTS, Found, look_into
+from stategate.runtime.keep.store import SLOTS, GoodSnapshot, look_into
 
 HOUR_NS = 3_600_000_000_000
 METADATA_BYTES = 20 * 1024
@@ -202,7 +202,7 @@ class FolderLife(RuleBasedStateMachine):
 
     # --- what must be so --------------------------------------------------------------------
 
-    def newest(self) -> Found | None:
+    def newest(self) -> GoodSnapshot | None:
         # Raises where the newer ledger is behind the older one.
         return look_into(self.folder, self.codec).newest
 
