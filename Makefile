@@ -25,7 +25,7 @@ EXPORTER = $(call SOURCES,cli common export models contract runtime) targets/pro
 AURA := $(BUILD)/aura-hard
 
 .PHONY: help setup dev view run picture export bench soak test test-slow test-tensorrt test-aarch64 aarch64
-.PHONY: cases house check lint types lock wheel clean distclean
+.PHONY: cases house check lint types lock wheel docs clean distclean
 
 help: ## Show this list
 	@list() { sed -nE 's/^([a-z0-9-]+):.*## /\1\t/p' $$1 | expand -t 21; }; list Makefile; \
@@ -119,6 +119,10 @@ types: $(VENV)/.dev view ## Check types
 	$(BIN)/mypy | sed 's#^\.view/stategate/##'
 
 check: lint types test ## Everything a commit must pass
+
+docs: $(VENV)/.dev view ## Build the searchable site into build/site; a link that leads nowhere fails
+	$(BIN)/python -m lab manual
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 wheel: $(VENV)/.dev ## Build sdist and wheel into dist/
 	$(BIN)/python -m build

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "controlled": ("lab.evidence.controlled.commands:controlled", "The controlled benchmark."),
     "memory": ("lab.evidence.memory.commands:memory", "The memory against a growing cache."),
     "robot": ("lab.evidence.robot.commands:main", "Robots that have to remember."),
+    "manual": ("lab.manual:manual", "Write the pages that the code knows."),
     "pages": ("lab.evidence.pages:pages", "Remake docs/evidence/index.md from its results."),
 }
 

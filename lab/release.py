@@ -65,7 +65,7 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
 
 def make_bundle(binaries: Path, folder: Path) -> None:
     """Follow the quickstart up to its export, which leaves ``build/mine`` in ``folder``."""
-    page = ROOT / "docs/quickstart.md"
+    page = ROOT / "docs/tutorial/index.md"
     for name, text in blocks(page, "python"):
         (folder / name).write_text(text)
     for _, text in blocks(page, "bash"):

@@ -244,7 +244,7 @@ def as_module(model: object) -> nn.Module:
             "this object cannot be exported",
             found=type(model).__name__,
             expected="an nn.Module with step_spec() and step(inputs, states)",
-            remedy="see docs/tutorial/quickstart.md for ten lines that do it",
+            remedy="see docs/tutorial/index.md for ten lines that do it",
         )
     packed = [name for name, part in model.named_modules() if _is_quantised(part)]
     if packed:

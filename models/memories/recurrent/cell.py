@@ -225,7 +225,7 @@ def _check_module(module: object) -> None:
             "RecurrentStep.module is of no kind that it steps",
             found=type(module).__name__,
             expected="nn.LSTM, nn.GRU, nn.LSTMCell or nn.GRUCell",
-            remedy="docs/tutorial/quickstart.md shows how to write a step of your own",
+            remedy="docs/tutorial/index.md shows how to write a step of your own",
         )
     if getattr(module, "bidirectional", False):
         raise SpecError(
