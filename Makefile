@@ -24,7 +24,7 @@ HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
 EXPORTER = $(call SOURCES,cli common export models contract runtime) targets/profile.py targets/toml_tables.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev view run picture export bench soak test test-slow test-tensorrt test-aarch64 aarch64
+.PHONY: help setup dev view run picture export bench soak test test-all test-tensorrt test-aarch64 aarch64
 .PHONY: cases house check lint types lock wheel docs clean distclean
 
 help: ## Show this list
@@ -103,11 +103,11 @@ soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## Step a millio
 
 # --- quality -------------------------------------------------------------------------------------
 
-test: $(VENV)/.test ## Run the tests
+test: $(VENV)/.test ## Run the tests, without those that take long
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
-test-slow: $(VENV)/.test ## Run the tests that take minutes
-	$(BIN)/python -m pytest -m slow --ignore=tests/export/test_aarch64.py
+test-all: $(VENV)/.test ## Run the tests and those that take longer
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore=tests/export/test_aarch64.py
 
 cases: $(VENV)/.test ## Run the case list, a line a row -> build/bench/cases.json
 	$(BIN)/python -m pytest -q -p tests.cases.report -m case --cases $(BUILD)/bench/cases.json

@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: house release-check lock matrix bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
+.PHONY: house browser release-check lock matrix bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page
 
@@ -8,6 +8,10 @@ LAB := $(BIN)/python -m lab
 
 house: $(VENV)/.test ## The house in figures: lines, loads, words -> build/bench/house.json
 	@$(BIN)/python -m lab.house
+
+browser: ## Install the Chromium that tests of pages need (Debian, as root)
+	@command -v chromium > /dev/null || { apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium > /dev/null; }
 
 release-check: $(VENV)/.dev ## Build sdist and wheel, install them on the oldest and newest Python, run the README
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt twine uv

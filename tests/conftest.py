@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import shutil
 import wave
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from importlib.metadata import files
 from pathlib import Path
 
@@ -28,6 +31,45 @@ from stategate.models.step import StepResult
 # A shared machine can be slow for a while; how long an example takes is no property of the code.
 settings.register_profile("stategate", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("stategate")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cases of a grid that are none of its corners are slow; each grid has a corner."""
+    grids: dict[str, list[bool]] = {}
+    for item in items:
+        corners = item.get_closest_marker("corners")
+        if corners:
+            case = item.callspec.id  # type: ignore[attr-defined]
+            is_corner = any(fnmatchcase(case, corner) for corner in corners.args)
+            grids.setdefault(item.nodeid.partition("[")[0], []).append(is_corner)
+            if not is_corner:
+                item.add_marker(pytest.mark.slow)
+    for name, cases in grids.items():
+        if len(cases) > 1 and not any(cases):
+            raise pytest.UsageError(f"no case of {name} is one of its corners")
+
+
+_export = torch.onnx.export
+
+
+def _export_with_one_registry(*arguments: object, **options: object) -> object:
+    """For each export torch translates its 500 ONNX functions anew, most of the time it takes."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    if not hasattr(ONNXRegistry, "whole"):
+        ONNXRegistry.whole = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+
+        def registry_of(**version: int) -> ONNXRegistry:
+            registry = copy.copy(ONNXRegistry.whole(**version))
+            registry.functions = {name: [*them] for name, them in registry.functions.items()}
+            return registry
+
+        ONNXRegistry.from_torchlib = staticmethod(registry_of)
+    return _export(*arguments, **options)
+
+
+torch.onnx.export = _export_with_one_registry
 
 
 @pytest.fixture

@@ -157,11 +157,13 @@ def test_the_quickstart_works_word_for_word(tmp_path: Path) -> None:
     assert "Ledger(steps=1000" in printed[-1]
 
 
+@pytest.mark.slow
 def test_the_page_about_pools_works_word_for_word(tmp_path: Path) -> None:
     printed = follow("guides/pool.md", tmp_path)
     assert "Ledger(steps=100" in printed[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_the_page_about_models_of_your_own_works_word_for_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

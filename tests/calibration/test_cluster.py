@@ -130,6 +130,7 @@ def test_merged_moments_are_those_of_all_values_at_once(episodes: EpisodeSet) ->
     assert merged.m2 / merged.count == pytest.approx(every.var(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_lost_worker_loses_no_episode_and_doubles_none(
     episodes: EpisodeSet, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ def test_ranges_on_a_cluster_are_those_of_one_process_to_the_last_bit(
     assert json.loads(records[0])["steps"] == sum(160 + 13 * i for i in range(5))
 
 
+@pytest.mark.corners("rule0")
 @pytest.mark.parametrize(
     "rule", [["--write-rate", "0.3"], ["--cost-missed=9", "--cost-needless=1"]]
 )

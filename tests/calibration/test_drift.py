@@ -221,6 +221,7 @@ def test_a_report_is_saved_as_a_page_or_as_data_and_shows_itself_in_a_notebook(
         report.save(tmp_path / "drift.txt")
 
 
+@pytest.mark.slow
 def test_int8_loses_speech_that_error_feedback_keeps(
     speech: Callable[[str], tuple[np.ndarray, int]], tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def _sums(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
 
 
+@pytest.mark.corners("names0")
 @needs_compilers
 @pytest.mark.parametrize(
     "names",

@@ -213,6 +213,7 @@ def test_each_mistake_of_a_caller_has_a_name_and_changes_nothing(
     run(tmp_path, folder, folder, SEALED + MISTAKES, "cc", "-fsanitize=address,undefined")
 
 
+@pytest.mark.corners("2")
 @pytest.mark.parametrize("width", [2, 4096])
 def test_a_library_refuses_the_header_of_another_bundle_and_writes_nothing_beyond_it(
     tmp_path: Path, sources: Callable[[int], Path], width: int

@@ -13,6 +13,7 @@ from stategate.models.step import StepResult
 C = 0.1234567890123
 
 
+@pytest.mark.corners("<lambda>0", "<lambda>5")
 @pytest.mark.case("A7")
 @pytest.mark.parametrize(
     "update",

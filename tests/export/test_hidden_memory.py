@@ -452,6 +452,7 @@ class KeepsATable(Idle):
 IDLE = [KeepsAMap, KeepsABuffer, FillsABuffer, KeepsADict, Counts, Warns, BuildsATable, KeepsATable]
 
 
+@pytest.mark.corners("KeepsABuffer", "Counts")
 @pytest.mark.case("B0")
 @pytest.mark.parametrize("kind", IDLE)
 def test_what_is_assigned_and_decides_nothing_is_no_memory(kind, tmp_path, seal_model) -> None:

@@ -85,6 +85,7 @@ def test_a_gru_of_torch_has_a_native_engine(tmp_path: Path) -> None:
     assert error_of(Bundle.open(out)) < 1e-6
 
 
+@pytest.mark.corners("GRU-forward-none", "LSTM-reverse-input")
 @pytest.mark.case("C1", "C4")
 @pytest.mark.parametrize("lens", ["none", "input"])
 @pytest.mark.parametrize(

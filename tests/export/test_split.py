@@ -147,6 +147,7 @@ def _episode(name: str, steps: int) -> list[Arrays]:
     ]
 
 
+@pytest.mark.corners("aura-hard-*", "gru-quiet-*", "kda-read-write-*")
 @pytest.mark.parametrize(
     ("name", "way", "level"),
     [(*case, level) for case in BOTH for level in LEVELS if (*case, level) not in NOT_ALIKE],

@@ -321,6 +321,7 @@ def test_nothing_of_the_exporting_machine_is_in_the_file() -> None:
     assert b"site-packages" not in raw and b".py" not in raw
 
 
+@pytest.mark.slow
 def test_two_processes_in_two_folders_export_the_same_bytes(tmp_path: Path) -> None:
     code = (
         "import hashlib\n"

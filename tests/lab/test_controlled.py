@@ -37,6 +37,7 @@ def command(verb: str, folder: Path, *options: str) -> Result:
     return CliRunner().invoke(controlled, [verb, *where, *options])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_schedule_is_trained_deployed_and_counted_to_the_write(tmp_path: Path) -> None:
     options = ("--arm", "periodic", "--seeds", "1")

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from lab.__main__ import main
 
 
+@pytest.mark.slow
 def test_the_figures_hold_every_key_and_say_which_peers_failed(
     native_bundle: Path, tmp_path: Path
 ) -> None:

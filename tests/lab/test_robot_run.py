@@ -49,6 +49,7 @@ def run(folder: Path, *more: str) -> int:
     return CliRunner().invoke(robot.main, ["run", *options, *files, *more]).exit_code
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(
     workshop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def loss(name: str, model: torch.nn.Module, recipe: Recipe) -> float:
         return float(cross_entropy(answer(label != NO_LABEL), label[label != NO_LABEL]))
 
 
+@pytest.mark.corners("gru-few")
 @pytest.mark.parametrize("name", ["gdn2-hard", "gru-few"])
 def test_a_few_iterations_lower_the_loss_on_unseen_streams(name: str) -> None:
     recipe = replace(short(name, iterations=120), config="few", always_share=1.0)

@@ -152,6 +152,7 @@ def test_a_factory_that_returns_an_rsl_rl_actor_is_exported_as_it_is(tmp_path: P
             np.testing.assert_allclose(ours, theirs[t], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_robots_with_one_actor_share_a_graph(tmp_path: Path) -> None:
     bundle, policy = exported(tmp_path, RSL_RL, "actor", "--sessions", "2")
     obs = torch.randn(STEPS, 2, 235, generator=torch.Generator().manual_seed(6))
@@ -264,6 +265,7 @@ def policy():
 """
 
 
+@pytest.mark.corners("policy-CartPole-v1-int64")
 @pytest.mark.parametrize(
     ("factory", "env", "dtype"),
     [("model", "Pendulum-v1", "float32"), ("policy", "CartPole-v1", "int64")],

@@ -319,6 +319,7 @@ def test_a_stack_by_ragged_chunks_is_the_stack_by_steps(config: DeltaConfig, lay
 BY_UPDATE = replace(GDN2, skip_by="update")
 
 
+@pytest.mark.corners("config5-*")
 @pytest.mark.parametrize(
     ("config", "level", "operators"),
     [
@@ -416,6 +417,7 @@ def test_the_update_of_a_published_dt_range_stays_finite_for_long() -> None:
     assert all(bool((states[f"layers.{i}.S"] == 0).all()) for i in range(2))
 
 
+@pytest.mark.corners("portable")
 @pytest.mark.parametrize("operators", [Operators.PORTABLE, Operators.ORT])
 def test_saturated_gates_are_open_at_a_threshold_of_zero_in_every_engine(
     seal_model: Callable, tmp_path: Path, operators: Operators

@@ -219,6 +219,7 @@ def test_a_bundle_follows_torch_for_a_thousand_steps(seal_model, tmp_path, name:
     assert max(receipt.max_output_error, receipt.max_state_error) < 1e-5
 
 
+@pytest.mark.corners("lstm")
 @pytest.mark.parametrize("name", HARD)
 def test_channels_closed_in_a_bundle_keep_their_bytes_and_are_counted(
     seal_model, tmp_path, name: str
@@ -235,6 +236,7 @@ def test_channels_closed_in_a_bundle_keep_their_bytes_and_are_counted(
         assert session.ledger.state_bytes_written[state] == 4 * openings
 
 
+@pytest.mark.corners("gru")
 @pytest.mark.parametrize("name", HARD)
 @torch.no_grad()
 def test_gates_that_are_nearly_shut_decide_alike_in_the_engine(

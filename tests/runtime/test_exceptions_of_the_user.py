@@ -179,6 +179,7 @@ def test_what_is_held_is_whole_however_the_copy_was_interrupted(
                 break
 
 
+@pytest.mark.corners("step-*", "reset-*", "load_state-*")
 @closed_late
 @pytest.mark.case("A5")
 @pytest.mark.parametrize("rows", [None, [1, 2]])

@@ -139,6 +139,7 @@ def exact(graph: bytes, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, feed), strict=True))
 
 
+@pytest.mark.corners("aura-hard-float32", "sega-int8")
 @pytest.mark.parametrize("precision", ["float32", "float16-weights", "int8-weights", "int8"])
 @pytest.mark.parametrize("name", ["aura-hard", "sega"])
 def test_the_form_for_each_generation_computes_the_same(name: str, precision: str) -> None:
