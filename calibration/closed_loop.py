@@ -140,12 +140,7 @@ class Lanes:
     def run(
         self, thresholds: torch.Tensor, episode: Episode, report: Report, steps: int | None = None
     ) -> Iterator[LaneStep]:
-        """Step every lane through an episode, or its first ``steps``, from the initial state.
-
-        Raises:
-            EpisodeError: The episode does not fit the model.
-            CalibrationError: The model cannot be stepped in lanes, or a gate is not finite.
-        """
+        """Step every lane through an episode, or its first ``steps``, from the initial state."""
         inputs = tensors_of(episode, self.spec)
         states = self.start(len(thresholds))
         for t in range(episode.steps if steps is None else steps):
@@ -176,9 +171,6 @@ class Lanes:
             states: With a leading axis of lanes.
             inputs: Of one step, the same for all lanes.
             own_inputs: Inputs have a leading axis of lanes too.
-
-        Raises:
-            CalibrationError: The model cannot be stepped that way.
         """
         lanes = torch.vmap(self._one, in_dims=(0, 0, 0 if own_inputs else None))
         try:
@@ -209,11 +201,7 @@ class Lanes:
 
 
 def hard_gate(spec: StepSpec, name: str | None = None) -> GateSpec:
-    """The hard gate that is meant: the only one, or the named one.
-
-    Raises:
-        CalibrationError: There is none, or several and no name.
-    """
+    """The hard gate that is meant: the only one, or the named one."""
     hard = {g.name: g for g in spec.gates if g.kind == "hard"}
     if name is None and len(hard) == 1:
         return next(iter(hard.values()))
@@ -246,11 +234,7 @@ def elements_of(gate: GateSpec) -> int:
 
 
 def tensors_of(episode: Episode, spec: StepSpec) -> dict[str, torch.Tensor]:
-    """Inputs ``(steps, *shape)`` of an episode that fits the model.
-
-    Raises:
-        EpisodeError: It does not fit, or holds NaN or Inf.
-    """
+    """Inputs ``(steps, *shape)`` of an episode that fits the model."""
     episode.check(spec)
     return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in episode.inputs.items()}
 
@@ -276,6 +260,7 @@ def roll(
         reference: Threshold of one more lane, whose outputs the others are compared with.
     """
     lanes = Lanes(model, gate)
+    # float32, as the runtime compares: a threshold between two of its numbers decides as one.
     tried = torch.tensor([*thresholds, reference], dtype=torch.float32)
     floats = [t.name for t in lanes.spec.outputs if t.dtype.startswith("float")]
     gap = torch.zeros(len(floats), len(tried), dtype=torch.float64)
@@ -339,9 +324,6 @@ def check_changes(inputs: NDArray[np.float64], steps: int) -> None:
     Args:
         inputs: ``(2, elements)``, see `extremes`, over all episodes.
         steps: Of all episodes.
-
-    Raises:
-        EpisodeError: No input ever changes.
     """
     if steps > 1 and (inputs[0] == inputs[1]).all():
         raise EpisodeError(

@@ -123,10 +123,6 @@ def ask_each(
         episodes: What it is rolled through.
         question: Asked of each.
         report: Called with the number of steps done.
-
-    Raises:
-        EpisodeError: There are none.
-        CalibrationError: A worker loads other weights, or the cluster fails.
     """
     if isinstance(episodes, Fleet):
         work = partial(_on_a_worker, episodes.source, episodes.sha256, question)
@@ -203,12 +199,7 @@ def _loaded(source: str, sha256: str) -> LoadedModel:
 
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[Client]:
-    """A client of the cluster; one that was handed in stays open.
-
-    Raises:
-        CalibrationError: The cluster cannot be reached.
-        MissingDependencyError: Dask is not installed.
-    """
+    """A client of the cluster; one that was handed in stays open."""
     try:
         from distributed import Client, LocalCluster
     except ImportError as missing:

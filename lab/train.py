@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lab.training.aura import GateChooser
+    from lab.training.checkpoints import Measured
     from lab.training.stream import Recipe, Score
     from stategate.models.zoo.binding_stream import World
-    from stategate.models.zoo.checkpoint import Measured
 
 _TEST_SEED = 2_000_003
 _TRAINED = [entry.name for entry in ZOO.values() if entry.weights == "trained"]
@@ -64,10 +64,10 @@ def train_command(
 
     import torch
 
-    from lab.training.checkpoints import save
+    from lab.training.checkpoints import Measured, save
     from lab.training.recipes import TRAININGS
     from lab.training.stream import train
-    from stategate.models.zoo.checkpoint import Card, Measured
+    from stategate.models.zoo.checkpoint import Card
 
     training = TRAININGS[model]
     seed = training.recipe.seed if seed is None else seed
@@ -91,9 +91,8 @@ def train_command(
             ]
     assert kept is not None
     command = f"python -m lab train {model} --seed {seed} --iterations {iterations}"
-    save(
-        out, kept[0], kept[1], Card(command, asdict(kept[2]), str(torch.__version__), tuple(table))
-    )
+    rows = tuple(msgspec.to_builtins(row) for row in table)
+    save(out, kept[0], kept[1], Card(command, asdict(kept[2]), str(torch.__version__), rows))
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(table), indent=2))
         return

@@ -15,12 +15,7 @@ from stategate.models.zoo.catalogue import entry
 
 
 def check_model(source: str) -> None:
-    """Find out without running anything whether a model can be there.
-
-    Raises:
-        ExportError: The zoo has no such model; or it is an ONNX file or a bundle.
-        TraceError: There is no such Python file, or it has no such factory.
-    """
+    """Find out without running anything whether a model can be there."""
     path = Path(source)
     if path.suffix in (".onnx", ".yaml", ".yml"):
         out = shlex.quote(f"build/{path.stem}")

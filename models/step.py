@@ -81,9 +81,6 @@ def initial_states(model: StepModel, sessions: int = 1) -> dict[str, torch.Tenso
     Args:
         model: The model.
         sessions: How many rows of them, all alike.
-
-    Raises:
-        TraceError: The model's own are of unknown names, other forms, or not finite.
     """
     named = dict(getattr(model, "initial_states", dict)())
     states = {}

@@ -33,11 +33,7 @@ def save_part(path: Path, tensors: dict[str, Tensor], model_sha256: str) -> None
 
 
 def load_part(path: str | Path, model_sha256: str) -> dict[str, Tensor]:
-    """Read what `save_part` wrote.
-
-    Raises:
-        SpecError: The file cannot be read, or was trained for other weights.
-    """
+    """Read what `save_part` wrote."""
     try:
         open_regular(path).close()  # opening a pipe would wait for ever
         with safe_open(path, "pt") as file:

@@ -18,9 +18,6 @@ def check_judge(reference: Bundle, candidate: Bundle | None = None, swapped: str
         reference: What stands in its place.
         candidate: What was to be judged by it.
         swapped: The command with the two exchanged, for a reader who mixed them up.
-
-    Raises:
-        CalibrationError: It is in lower precision, or not sealed.
     """
     if can_judge(reference):
         return
@@ -44,9 +41,6 @@ def check_alike(reference: StepSpec, candidate: StepSpec, *, gates: bool = False
         reference: The float model's signature.
         candidate: The other.
         gates: Whether their gates must be alike too.
-
-    Raises:
-        CalibrationError: They differ.
     """
     for what in ("inputs", "outputs", *(("gates",) if gates else ())):
         faces = [

@@ -189,7 +189,7 @@ class _Roll:
             at = t % episode.steps
             inputs = {tensor: array[at, ...] for tensor, array in episode.inputs.items()}
             outputs = self._outputs(reference, candidate, inputs, t)
-            if outputs is None:
+            if outputs is None:  # the candidate failed: figures end with the step before
                 break
             done = t + 1
             errors = [gap.add(*(side[n] for side in outputs)) for n, gap in figures.outputs.items()]

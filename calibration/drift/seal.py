@@ -15,12 +15,7 @@ REPORT = "drift.json"
 
 
 def check_sealable(reference: Bundle, candidate: Bundle) -> None:
-    """Refuse, before they are stepped, two bundles of which one cannot vouch for the other.
-
-    Raises:
-        CalibrationError: They are of different weights, the float one is none or was not sealed,
-            or the candidate was never held against its model.
-    """
+    """Refuse, before they are stepped, two bundles of which one cannot vouch for the other."""
     weights = [bundle.manifest.model.sha256 for bundle in (candidate, reference)]
     if weights[0] != weights[1]:
         raise CalibrationError(
@@ -56,9 +51,6 @@ def seal(
         report: The same as a file.
         accepted: Who takes it beyond its limits, and why. A candidate that failed is taken by
             nobody.
-
-    Raises:
-        BundleError: Something that is not a bundle is at ``out``.
     """
     if not result.may_be_sealed(accepted):
         return None

@@ -43,9 +43,6 @@ def descend(
         remedy: What to do about a training that diverges.
         report: Called with the number of iterations done.
         graph: Holds while a loss is computed and its gradient taken.
-
-    Raises:
-        CalibrationError: A loss, or what came of the training, is not finite.
     """
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)

@@ -125,9 +125,6 @@ def lived_error(model: TrimKv, episode: Episode, report: Report = lambda _: None
 
     Root mean square over the first `JUDGED_STEPS` of an episode, attention over which at once takes
     memory in its square.
-
-    Raises:
-        EpisodeError: The episode does not fit the model.
     """
     spec = model.step_spec()
     x = tensors_of(episode, spec)["x"][:JUDGED_STEPS]

@@ -195,9 +195,6 @@ def judge(model: LearnedGate, episodes: Iterable[Episode], decide: Decide) -> Ju
         model: The model; its gate is asked, ``decide`` decides.
         episodes: Held-out inputs.
         decide: From the gate's logit to whether it opens.
-
-    Raises:
-        EpisodeError: An episode does not fit the model.
     """
     gap = size = 0.0
     writes = steps = 0

@@ -36,9 +36,6 @@ class Roller:
 
     Args:
         bundle: A bundle in float32 for one session.
-
-    Raises:
-        CalibrationError: The bundle is of lower precision, or for a pool.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -63,6 +60,7 @@ class Roller:
         }
         ends = {value.name for value in (*model.graph.output, *model.graph.input)}
         for name in self._watched:
+            # An output of the graph already, or an input, is seen without being listed again.
             if name not in ends:
                 model.graph.output.append(
                     onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
@@ -88,10 +86,6 @@ class Roller:
 
         Returns:
             Statistics by tensor.
-
-        Raises:
-            EpisodeError: The episode does not fit the model, or is empty.
-            CalibrationError: Something in it, or computed from it, is not finite.
         """
         statistics = {name: Statistics() for name in self._watched}
         buffered: dict[str, list[np.ndarray]] = {name: [] for name in self._watched}

@@ -112,11 +112,7 @@ def calibrate_gate(
 
 
 def propose(values: NDArray[np.float32], gate: GateSpec) -> list[float]:
-    """Thresholds in the gate's own units, from values of it, of any shape.
-
-    Raises:
-        CalibrationError: The gate never changes.
-    """
+    """Thresholds in the gate's own units, from values of it, of any shape."""
     low, high = float(values.min()), float(values.max())
     if low == high:
         raise CalibrationError(

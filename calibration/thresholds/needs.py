@@ -82,9 +82,6 @@ def sample_needs(
         reference: Threshold that both lives go by.
         bound: Output difference that counts as worse; None judges by labels.
         seed: Of the sample, beside the inputs themselves.
-
-    Raises:
-        CalibrationError: There are no labels and no bound.
     """
     lanes = Lanes(model, gate)
     if bound is None and not any((a >= 0).any() for a in episode.labels.values()):
@@ -131,6 +128,7 @@ def _two_lives(
         now = {name: array[at + h] for name, array in inputs.items()}
         step = lanes.step(threshold, states, now, own_inputs=True)
         states = step.states
+        # The two lives differ in this one decision; afterwards both go by the reference.
         if h == 0:
             value = step.gate[:n].flatten(1).amax(1).numpy()
             threshold = torch.full((2 * n,), reference)

@@ -105,6 +105,7 @@ def recalibrate(
         change = abs(point.element_rate - rate)
         return point.flip_rate or 0.0, change, abs(point.threshold - reference_threshold)
 
+    # Gate values of the candidate at its old threshold say where to look for a better one.
     first = _trace(candidate, gate, episodes, count)
     tried = [t for t in _proposed(reference_threshold, first, rate) if gate.allows(t)]
     curve = {t: point_of(t) for t in tried}

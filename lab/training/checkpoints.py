@@ -17,6 +17,28 @@ from stategate.models.zoo.binding_stream import World
 from stategate.models.zoo.checkpoint import MODEL, WORLD, Card
 
 
+class Measured(msgspec.Struct, frozen=True):
+    """One row of the table that belongs to a checkpoint.
+
+    Attributes:
+        gate: The rule that it was trained with.
+        threshold: Of a hard gate; None for the others.
+        steps: Horizon of each stream, from empty memory.
+        streams: Streams at that horizon.
+        accuracy: Share of queries answered rightly.
+        write_ratio: Steps per write; of a gate of several elements, per write of one of them.
+        seed: Of the training.
+    """
+
+    gate: str
+    threshold: float | None
+    steps: int
+    streams: int
+    accuracy: float
+    write_ratio: float
+    seed: int
+
+
 def save(path: Path, model: nn.Module, world: World, card: Card) -> None:
     """Write ``path`` and its card beside it, with the suffix ``.json``.
 
@@ -37,3 +59,8 @@ def save(path: Path, model: nn.Module, world: World, card: Card) -> None:
     card = msgspec.structs.replace(card, sha256=hashlib.sha256(raw).hexdigest())
     write_whole(path, raw)
     write_whole(path.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(card)) + b"\n")
+
+
+def rows_of(card: Card) -> list[Measured]:
+    """The table of a card."""
+    return msgspec.convert(card.table, list[Measured])

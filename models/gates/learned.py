@@ -154,6 +154,7 @@ class LearnedGate(nn.Module):
     def lives(self, inputs: Tensors, states: Tensors) -> Lives:
         """The step both ways, and the gate's logit, which gradients reach."""
         own = {name: value for name, value in inputs.items() if name != _THRESHOLD}
+        # Both lives are computed, since the gate looks at what a write would do.
         opened = self.always(own, states)
         closed = self._inner(own, states, _NEVER) if self._inner_thresholds else opened
         quiet = {n: states[n] if n in self._guarded else closed.states[n] for n in closed.states}
@@ -184,11 +185,7 @@ class LearnedGate(nn.Module):
         save_part(path, tensors, weights_sha256(self.model))
 
     def load_gate(self, path: str | Path) -> LearnedGate:
-        """Take a saved gate; gives itself back, for a factory of one line.
-
-        Raises:
-            SpecError: The file cannot be read, or its gate is for other weights.
-        """
+        """Take a saved gate; gives itself back, for a factory of one line."""
         assert isinstance(self.model, nn.Module)
         tensors = load_part(path, weights_sha256(self.model))
         hidden = len(tensors["gate_in.weight"])

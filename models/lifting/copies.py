@@ -15,11 +15,7 @@ from stategate.models.lifting.slots import attributes_of
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A copy that shares nothing with the module but what every copy of it shares.
-
-    Raises:
-        TraceError: It cannot be copied; the parts that stand against it are named.
-    """
+    """A copy that shares nothing with the module but what every copy of it shares."""
     attributes = list(attributes_of(module))
     # What was computed before is refused by deepcopy: the weight of a weight norm, for one.
     computed = [

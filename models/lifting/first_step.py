@@ -61,9 +61,6 @@ def started(
         names: Its attributes that are memory.
         arguments: Its arguments that are memory; `Own.LEFT_OUT` for the argument's default.
         returns: Names of what forward returns, in order, where the user said so.
-
-    Raises:
-        TraceError: It fails, or its memory does not come back.
     """
     own = {name: cloned(value_at(module, name)) for name in names} | dict(arguments)
     memory, after = dict(arguments), list[dict[str, Value]]()
@@ -106,6 +103,7 @@ def slot_of(name: str, start: Start, first_value: Value, axis: int, module: nn.M
         return Slot(name, own, axis)
     if _has_tensors(own) or form_of(own) == form_of(first):
         return Slot(name, own, axis)
+    # None or a number that becomes a tensor: the form that it takes, filled with that number.
     fill = own if isinstance(own, (bool, int, float)) else 0
     value = pytree.tree_map_only(Tensor, lambda tensor: torch.full_like(tensor, fill), first)
     return Slot(name, value, axis, own)
@@ -121,11 +119,7 @@ def draws(example: Tensors) -> Iterator[dict[str, Tensor]]:
 
 
 def answer(call: Callable[[], Tensors]) -> Tensors:
-    """What a call gives; nothing where it cannot take these numbers.
-
-    Raises:
-        StategateError: It has something to say.
-    """
+    """What a call gives; nothing where it cannot take these numbers."""
     try:
         return call()
     except StategateError:

@@ -90,11 +90,7 @@ class Lifted(nn.Module):
         return self._first | flag
 
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
-        """One call of the module with this memory.
-
-        Raises:
-            TraceError: A state or an output does not keep its form.
-        """
+        """One call of the module with this memory."""
         later = self._run(inputs, states)
         if not self._started:
             return StepResult(*later, {})
@@ -123,11 +119,7 @@ class Lifted(nn.Module):
         return {name: tensor for slot in self._slots for name, tensor in slot.first.items()}
 
     def split(self, result: Value) -> tuple[dict[str, Tensor], dict[str, Value]]:
-        """What forward returned: outputs by name, and hidden arguments by name.
-
-        Raises:
-            TraceError: It is something else.
-        """
+        """What forward returned: outputs by name, and hidden arguments by name."""
         hidden: dict[str, Value] = {}
         if self._places:
             if not isinstance(result, (tuple, list)) or len(result) <= max(self._places):
@@ -222,6 +214,7 @@ class Lifted(nn.Module):
         with ExitStack() as stack:
             for slot in self.states:
                 stack.enter_context(holding(module, slot.name, values[slot.name]))
+            # A mode of torch slows every operation down, so it is entered where it is needed.
             with counts if counts else nullcontext():
                 result = module(**inputs, **self.hidden_arguments(values))
             outputs, hidden = self.split(result)
@@ -334,6 +327,7 @@ def lift(
         name: slot_of(name, start, first.get(name, Own.SAME), axes.get(name, 0), module)
         for name in (*names, *arguments)
     }
+    # The module keeps the first values: a state must have the form that the trace will see.
     for name in names:
         put(module, name, slots[name].packed(slots[name].first))
     lifted = Lifted(

@@ -53,9 +53,6 @@ def module_of(program: nn.Module | ExportedProgram) -> nn.Module:
     """A module as it is, and an exported program as one; it then lies below ``program``.
 
     The module of a program takes its inputs by name, those inside of tuples and dicts one by one.
-
-    Raises:
-        TraceError: It is TorchScript.
     """
     import torch
     from torch import nn

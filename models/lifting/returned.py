@@ -32,9 +32,6 @@ def places_of_memory(
         result: What a call of it returned.
         arguments: Hidden arguments, and what each was in the call; None where it has no form yet.
         returns: Names of all that it returns, in order; empty where the user did not say.
-
-    Raises:
-        TraceError: Memory is not returned, or another order fits as well.
     """
     names = list(arguments)
     if not names:

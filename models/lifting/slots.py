@@ -84,6 +84,7 @@ class Slot:
                 )
             tensor = tensor.detach().movedim(axis, 0) if axis else tensor.detach()
             self.first[name + pytree.keystr(path)] = tensor.clone()
+            # Arithmetic with a Python integer is exact where that with a tensor is rounded.
             if isinstance(leaf, (int, np.integer)) and not isinstance(leaf, bool):
                 self._counts.add(name + pytree.keystr(path))
 
@@ -116,9 +117,6 @@ class Slot:
         Args:
             value: What the module has after a step.
             before: What the states were: they have to keep shape and dtype.
-
-        Raises:
-            TraceError: They do not.
         """
         leaves, tree = pytree.tree_flatten(value)
         if not self.first:
@@ -158,11 +156,7 @@ class Slot:
 
 
 def value_at(module: nn.Module, name: str) -> Value:
-    """What a buffer or attribute holds now; None where there is none of this name.
-
-    Raises:
-        TraceError: What it should be an attribute of does not exist, or it is a parameter.
-    """
+    """What a buffer or attribute holds now; None where there is none of this name."""
     owner, attribute = _owner_of(module, name)
     value = getattr(owner, attribute, None)
     if isinstance(value, nn.Parameter):

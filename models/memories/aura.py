@@ -159,6 +159,7 @@ class AuraMem(nn.Module):
         is_open = opens(recall.gate, inputs["threshold"])
         keep = 1.0 - LEAK * p.beta
         change = p.beta * recall.residual
+        # The read after the write, without the written matrix: q (f S + k^T d) = f q S + (q.k) d.
         overlap = (p.k * p.q).sum(-1, keepdim=True)
         written = keep * (recall.read + b) + change * (overlap + self.c2)
         o = torch.where(is_open, written, recall.read + b)

@@ -197,6 +197,7 @@ class Sega(nn.Module):
         is_open = opens(gate, inputs["threshold"])
         share = gate.unsqueeze(-1)
         written = share * self.memory_norm(s) + (1 - share) * placed - self.position
+        # One open row ends the first step: from then on the gate is what attention says.
         any_open = is_open.any(-1, keepdim=True)
         return StepResult(
             outputs={"cond": self.obs_norm(o)},

@@ -162,11 +162,7 @@ ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def entry(name: str) -> ZooEntry:
-    """Look a model up.
-
-    Raises:
-        ExportError: It is not in the zoo.
-    """
+    """Look a model up."""
     if name not in ZOO:
         raise ExportError(
             "the zoo has no such model",

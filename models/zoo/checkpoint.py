@@ -27,28 +27,6 @@ M = TypeVar("M", bound=nn.Module)
 WORLD, MODEL = "world.", "model."  # before the names of tensors
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """One row of the table that belongs to a checkpoint.
-
-    Attributes:
-        gate: The rule that it was trained with.
-        threshold: Of a hard gate; None for the others.
-        steps: Horizon of each stream, from empty memory.
-        streams: Streams at that horizon.
-        accuracy: Share of queries answered rightly.
-        write_ratio: Steps per write; of a gate of several elements, per write of one of them.
-        seed: Of the training.
-    """
-
-    gate: str
-    threshold: float | None
-    steps: int
-    streams: int
-    accuracy: float
-    write_ratio: float
-    seed: int
-
-
 class Card(msgspec.Struct, frozen=True):
     """Where a checkpoint comes from.
 
@@ -56,14 +34,14 @@ class Card(msgspec.Struct, frozen=True):
         command: What remakes it.
         recipe: Every setting of the training, of which ``config`` names the stream.
         torch: Version that trained it.
-        table: What was measured on held-out streams.
+        table: What was measured on held-out streams, a row each; its maker says which.
         sha256: Of the weights' file.
     """
 
     command: str
     recipe: dict[str, Any]
     torch: str
-    table: tuple[Measured, ...]
+    table: tuple[dict[str, Any], ...]
     sha256: str = ""
 
 
@@ -90,9 +68,6 @@ def load(path: Path, model: M) -> tuple[M, World, Card]:
     Args:
         path: The weights' file.
         model: Of the trained shape; takes the weights, and is given back for evaluation.
-
-    Raises:
-        SpecError: A file is missing, damaged, or for another model.
     """
     card = load_record(path.with_suffix(".json"), Card, SpecError, "the checkpoint's card")
     try:

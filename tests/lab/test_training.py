@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lab.training.checkpoints import save
+from lab.training.checkpoints import rows_of, save
 from lab.training.recipes import TRAININGS
 from lab.training.step import score
 from lab.training.stream import Recipe, train
@@ -94,7 +94,7 @@ def test_shipped_weights_answer_from_memory_as_their_card_says(name: str) -> Non
     model, world, card = checkpoint.load(
         checkpoint.folder() / f"{name}.safetensors", SHAPES[name]()
     )
-    row = next(row for row in card.table if row.threshold in (0.0, None))
+    row = next(row for row in rows_of(card) if row.threshold in (0.0, None))
     source = BindingStreams(CONFIGS[card.recipe["config"]], world, 16, UNSEEN_SEED)
     measured = score(model, source, 16, 300)
     # Five standard deviations of so many answers, of which those of one stream are not independent.

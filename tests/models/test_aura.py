@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from lab.training.aura import AuraLearner, drawn, evaluate, hard_gate, scan, schedule
-from lab.training.checkpoints import save
+from lab.training.checkpoints import rows_of, save
 from lab.training.stream import Recipe, train
 from stategate.models.memories.aura import AuraMem
 from stategate.models.step import commit, initial_states
 from stategate.models.weights import weights_sha256
 from stategate.models.zoo.binding_stream import CONFIGS, BindingStreams
-from stategate.models.zoo.checkpoint import Card, Measured, folder, load
+from stategate.models.zoo.checkpoint import Card, folder, load
 
 UNSEEN_SEED = 77_003
 
@@ -123,7 +123,7 @@ def test_the_shipped_policy_remembers_and_schedules_at_its_budget_do_not(shipped
 
 def test_the_card_shows_what_the_issue_of_first_light_asked_for(shipped) -> None:
     _, _, card = shipped
-    rows = {(row.gate, row.threshold, row.steps): row for row in card.table}
+    rows = {(row.gate, row.threshold, row.steps): row for row in rows_of(card)}
     for steps in (4096, 100_000):
         always = rows["always", None, steps]
         learned = rows["learned", -2.0, steps]
@@ -170,7 +170,7 @@ def test_training_leaves_the_callers_random_numbers_and_threads_alone() -> None:
 def test_a_checkpoint_survives_its_file(tmp_path) -> None:
     model, recipe = AuraMem(), Recipe(seed=9)
     world = recipe.world()
-    card = Card("make", asdict(recipe), "2.13", (Measured("learned", 0.0, 10, 1, 1.0, 8.0, 9),))
+    card = Card("make", asdict(recipe), "2.13", ({"gate": "learned", "threshold": 0.0},))
     save(tmp_path / "m.safetensors", model, world, card)
     again, same_world, same_card = load(tmp_path / "m.safetensors", AuraMem())
     assert weights_sha256(again) == weights_sha256(model)

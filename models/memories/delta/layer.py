@@ -152,7 +152,7 @@ class DeltaLayer(nn.Module):
         b = share(self.to_erase(x))
         if c.negative_eigenvalues:
             b = 2.0 * b
-        if self.to_write is None:
+        if self.to_write is None:  # one gate erases and writes
             w = b = b.unsqueeze(-1)
         else:
             g, b = self._shared(g), self._shared(_heads(b, c.heads))

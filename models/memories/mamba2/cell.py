@@ -127,6 +127,7 @@ class Mamba2Layer(nn.Module):
 
     def written(self, p: Projections, h: Tensor) -> Tensor:
         """The next h, ``(rows, heads, P, N)``, if every head is written."""
+        # The exponent is never above zero, so nothing overflows however large dt is.
         decay = torch.exp(-torch.exp(self.A_log) * p.dt)
         gain = (p.dt.unsqueeze(-1) * p.x).unsqueeze(-1) * p.B.unsqueeze(-2)
         return decay[..., None, None] * h + gain
@@ -181,6 +182,7 @@ class Mamba2(nn.Module):
             assert isinstance(mixer, Mamba2Layer)
             h = states[f"layers.{i}.h"]
             p = mixer.project(self.norms[i](u), states[f"layers.{i}.conv"])
+            # The decision comes before the read: a head that is closed is read as it was.
             is_open = opens(p.dt, inputs["threshold"])[..., None, None]
             h = torch.where(is_open, mixer.written(p, h), h)
             u = u + mixer.out(p, mixer.read(p, h))

@@ -147,6 +147,7 @@ class RecurrentStep(nn.Module):
         gate = new if self.write_threshold is None else torch.maximum(new, forgotten)
         c = old["c"] - forgotten * old["c"] + new * torch.tanh(a_g)
         c = _where_open(gate, c, old["c"], inputs)
+        # From c after that decision: a closed channel shows what it still holds.
         h = torch.sigmoid(a_o) * torch.tanh(c)
         if self.config.projection:
             h = linear(h, getattr(self.module, f"weight_hr_l{i}"))
@@ -155,6 +156,7 @@ class RecurrentStep(nn.Module):
     def _gru(self, i: int, x: Tensor, old: dict[str, Tensor], inputs: Tensors) -> _Written:
         from_x, from_h = self._sums(i, x, old["h"])
         r_x, z_x, n_x = torch.chunk(from_x, 3, -1)
+        # Not summed at once: torch multiplies the candidate's recurrent part by its reset gate.
         r_h, z_h, n_h = torch.chunk(from_h, 3, -1)
         gate = share(-(z_x + z_h))
         n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
@@ -179,9 +181,6 @@ class MinGru(nn.Module):
         out_features: Width of the output.
         layers: How many.
         write_threshold: Makes the gate hard; None leaves it soft.
-
-    Raises:
-        SpecError: A size is not positive.
     """
 
     family = "mingru"
@@ -227,28 +226,30 @@ def _check_module(module: object) -> None:
             expected="nn.LSTM, nn.GRU, nn.LSTMCell or nn.GRUCell",
             remedy="docs/tutorial/index.md shows how to write a step of your own",
         )
-    if getattr(module, "bidirectional", False):
-        raise SpecError(
-            "RecurrentStep.module.bidirectional must be off",
-            found="bidirectional=True, whose second direction begins at the end of the sequence",
-            expected="a module that needs the past only",
-            remedy="train it with bidirectional=False",
-        )
-    if getattr(module, "dropout", 0.0) > 0.0 and module.training:
-        raise SpecError(
-            "RecurrentStep.module.dropout is on",
-            found=f"dropout={module.dropout} in training mode",
-            expected="a module in evaluation mode, where torch applies no dropout",
-            remedy="call module.eval() first",
-        )
+    dropout = float(getattr(module, "dropout", 0.0))
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in module.parameters()}
-    if dtypes != {"float32"}:
-        raise SpecError(
-            "RecurrentStep.module has weights of another dtype",
-            found=", ".join(sorted(dtypes)),
-            expected="float32",
-            remedy="call module.float() first",
-        )
+    for fails, what, found, remedy in (
+        (
+            getattr(module, "bidirectional", False),
+            "bidirectional must be off",
+            "bidirectional=True, whose second direction begins at the end of the sequence",
+            "train it with bidirectional=False",
+        ),
+        (
+            dropout > 0.0 and module.training,
+            "dropout is on",
+            f"dropout={dropout} in training mode",
+            "call module.eval() first",
+        ),
+        (
+            dtypes != {"float32"},
+            "has weights of another dtype than float32",
+            ", ".join(sorted(dtypes)),
+            "call module.float() first",
+        ),
+    ):
+        if fails:
+            raise SpecError(f"RecurrentStep.module: {what}", found=found, remedy=remedy)
 
 
 def _features(module: TorchRecurrent, encoder: nn.Module | None, features: int | None) -> int:

@@ -174,6 +174,7 @@ class TrimKv(nn.Module):
             after, gates = self._admitted(token, states, now, inputs["threshold"])
         else:
             after, gates = self._stored(token, states, now), {}
+        # Integers, modulo the period: angles keep their digits after weeks of steps.
         ahead = clock + self.rates
         after["clock"] = torch.where(ahead >= PERIOD, ahead - PERIOD, ahead)
         return StepResult({"y": self.head(self.norm(x))}, after, gates)
@@ -187,11 +188,7 @@ class TrimKv(nn.Module):
         }
 
     def load_gates(self, path: str | Path) -> TrimKv:
-        """Take trained retention gates; gives itself back, for a factory of one line.
-
-        Raises:
-            SpecError: The file cannot be read, or its gates are for other weights.
-        """
+        """Take trained retention gates; gives itself back, for a factory of one line."""
         self.load_state_dict(load_part(path, weights_sha256(self)), strict=False)
         return self.eval()
 
@@ -200,6 +197,7 @@ class TrimKv(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The token replaces the weakest of each head that it beats."""
         score = _scores(states["log_beta"], states["stamp"], now)
+        # The new token's own score, by which it must beat the weakest; its factor is 2.
         gate = 2 * token.log_beta - score.amin(-1)
         is_open = opens(gate, threshold).unsqueeze(-1)
         return _put(token, states, now, self._slot(score.argmin(-1)) & is_open), {"write": gate}
@@ -225,6 +223,7 @@ class TrimKv(nn.Module):
 def _scores(log_beta: Tensor, stamp: Tensor, now: Tensor) -> Tensor:
     """How well each slot's token is retained, float32; below all of them where there is none."""
     elapsed = now - stamp
+    # The clock has started again since that token came.
     elapsed = torch.where(elapsed < 0, elapsed + PERIOD, elapsed)
     return torch.where(stamp > 0, log_beta * (elapsed + 2).to(torch.float32), _NEVER)
 
