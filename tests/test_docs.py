@@ -217,3 +217,12 @@ def test_a_page_about_the_code_names_files_that_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES_FROM_CODE)
 def test_a_page_that_the_code_knows_says_what_the_code_says(page: str) -> None:
     assert (ROOT / "docs" / page).read_text() == filled(page), "run: python -m lab manual"
+
+
+def test_the_ten_lines_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(lines, "README.md", "exec"), {"__name__": "readme"})
+    assert "steps=1" in capsys.readouterr().out
