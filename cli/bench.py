@@ -18,6 +18,7 @@ import numpy as np
 
 from stategate.bench.record import BenchResult, Options, read_result, to_json
 from stategate.bench.report.compare import MARGIN, compare
+from stategate.cli.options import json_option
 from stategate.cli.wear import finite
 from stategate.common.console import progress
 from stategate.contract import Bundle, EpisodeSet
@@ -89,7 +90,7 @@ _SECONDS = {"default": 60.0, "quick": 1.5, "official": 600.0}
 )
 @click.option("--fresh", is_flag=True, help="Throw an interrupted measurement in --out away.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for results.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def run(
     bundles: tuple[Path, ...],
     engines: tuple[str, ...],
@@ -232,7 +233,7 @@ def _keep_samples(path: Path, segments: Segments, names: list[str]) -> None:
 
 @click.command()
 @click.argument("result", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the paths as JSON.")
+@json_option
 def report(result: Path, as_json: bool) -> None:
     """Draw page and Markdown of a RESULT anew, beside it.
 
@@ -256,7 +257,7 @@ def report(result: Path, as_json: bool) -> None:
     callback=finite,
     help="Smallest change that counts, as a share.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@json_option
 def compare_command(before: Path, after: Path, margin: float, as_json: bool) -> None:
     """Tell whether AFTER is slower than BEFORE, or the machine was; exit code 1 if it is.
 

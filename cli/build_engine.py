@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stategate.cli.options import json_option
 from stategate.common.console import progress
 from stategate.contract import Bundle, canonical_json
 from stategate.contract.durable import check_writable
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Take a plan that trtexec built here instead of building one.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the plan's record as JSON.")
+@json_option
 def build_engine_command(
     bundle: Path,
     library: str,

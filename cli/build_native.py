@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stategate.cli.device import described
+from stategate.cli.options import json_option
 from stategate.contract import canonical_json
 from stategate.runtime.check.build_native import build_native
 
@@ -19,7 +20,7 @@ from stategate.runtime.check.build_native import build_native
     help="Instruction set for -march; that of the bundle's target, or the best here, if left out.",
 )
 @click.option("--flag", "flags", multiple=True, help="Further compiler flag; may be repeated.")
-@click.option("--json", "as_json", is_flag=True, help="Print the engine's record as JSON.")
+@json_option
 def build_native_command(
     bundle: Path, cc: str, isa: str | None, flags: tuple[str, ...], as_json: bool
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from stategate.cli.options import json_option
 from stategate.contract.errors import MissingDependencyError
 from stategate.targets.detect import Host, detect
 from stategate.targets.profile import names, recognise
@@ -21,7 +22,7 @@ from stategate.targets.profile import names, recognise
     show_default=True,
     help="Where proc, sys and etc lie; a copy of another machine's.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option
 def detect_command(root: Path, as_json: bool) -> None:
     """Say what this machine is, which target that is, and what could not be told.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from stategate.cli.options import json_option
 from stategate.targets.doctor import examine
 
 
@@ -19,7 +20,7 @@ from stategate.targets.doctor import examine
     show_default=True,
     help="Where etc, usr and dev lie; a copy of another machine's.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@json_option
 @click.pass_context
 def doctor(ctx: click.Context, root: Path, as_json: bool) -> None:
     """Look this machine over, one line a finding with its remedy.

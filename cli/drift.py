@@ -9,7 +9,7 @@ import click
 
 import stategate
 from stategate.calibration.drift.record import DriftLimits, DriftReport, Point
-from stategate.cli.options import command_with, json_option
+from stategate.cli.options import command_with, json_option, out_option
 from stategate.contract import canonical_json
 
 _LIMITS = DriftLimits()
@@ -30,12 +30,7 @@ _SHARE = click.FloatRange(min=0)
     type=click.IntRange(1, 100_000_000),
     help="Steps of each episode, repeated if short; default: its own.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder for drift.json and drift.html.",
-)
+@out_option("Folder for drift.json and drift.html.")
 @click.option(
     "--max-output-error",
     "output_error",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from stategate.cli.options import json_option
 from stategate.common.console import progress
 from stategate.contract import load_episode
 from stategate.contract.durable import check_writable, write_whole
@@ -39,7 +40,7 @@ def _finish(result: Any, out: Path | None, as_json: bool, lines: list[str]) -> N
 
 @click.command()
 @click.argument("ledger", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the paths as JSON.")
+@json_option
 def plot(ledger: Path, as_json: bool) -> None:
     """Draw the memory and the writes of a run next to its LEDGER, as PNG and SVG.
 
@@ -57,7 +58,7 @@ def plot(ledger: Path, as_json: bool) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @_in_turns
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for overhead.json.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def bench_overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:
     """Compare a counted step of BUNDLE with plain ONNX Runtime, in turns and in one run.
 
@@ -91,7 +92,7 @@ def bench_overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_j
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_in_turns
 @click.option("--out", type=click.Path(path_type=Path), help="The list (.json).")
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@json_option
 def pace(
     bundles: tuple[Path, ...], rounds: int, burst: int, out: Path | None, as_json: bool
 ) -> None:
@@ -124,7 +125,7 @@ def pace(
     "--steps", type=click.IntRange(min=40_000), default=1_000_000, show_default=True, help="Steps."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for soak.json.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def soak(
     bundle: Path, episode_path: Path | None, steps: int, out: Path | None, as_json: bool
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from stategate.cli.options import group_of, json_option, out_option
 from stategate.common.console import progress
 from stategate.common.ending import StopRequest, stop_request
 from stategate.common.user_file import build_from_file, check_source
@@ -26,31 +27,22 @@ from stategate.runtime.session import Session
 _SEED = 2_000_003
 
 
-def _out(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that every way of making episodes has."""
-    folder = click.option(
-        "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder."
-    )
-    told = click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-    return folder(told(command))
-
-
-def _loop(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of an environment in closed loop."""
-    episodes = click.option(
+_out = group_of(out_option("The folder."), json_option)
+_loop = group_of(
+    click.option(
         "--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="How many."
-    )
-    seed = click.option(
+    ),
+    click.option(
         "--seed",
         type=click.IntRange(min=0),
         default=_SEED,
         show_default=True,
         help="Of the first episode; the next ones count up.",
-    )
-    rate = click.option(
+    ),
+    click.option(
         "--rate", type=click.FloatRange(min=0, min_open=True), help="Steps per second, if known."
-    )
-    return episodes(seed(rate(command)))
+    ),
+)
 
 
 @click.command("episode-wav")
@@ -274,7 +266,7 @@ def _write(out: Path, made: Iterable[tuple[str, Episode]], as_json: bool) -> Non
 
 @click.command()
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@json_option
 def episodes(path: Path, as_json: bool) -> None:
     """Read PATH, an episode or a folder of them, from end to end, and say what is in it.
 

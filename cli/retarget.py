@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stategate.cli.options import json_option
 from stategate.common.console import progress
 from stategate.contract import canonical_json
 from stategate.contract.durable import check_writable, write_whole
@@ -19,7 +20,7 @@ from stategate.targets.fits import load_costs
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for them and report.json."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option
 @click.pass_context
 def retarget_command(
     context: click.Context, bundles: tuple[Path, ...], target: str, out: Path, as_json: bool

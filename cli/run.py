@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from stategate.cli.options import json_option
 from stategate.common.console import progress
 from stategate.common.ending import stop_request
 from stategate.contract import Bundle, Episode, load_episode
@@ -44,7 +45,7 @@ from stategate.runtime.session import Session
     show_default=True,
     help="What steps it, such as native or tensorrt; several by commas are tried in turn.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def run(
     bundle: Path,
     episode_path: Path | None,

@@ -8,18 +8,18 @@ from typing import Any
 import click
 import msgspec
 
+from stategate.cli.options import json_option
 from stategate.common.ending import CommandGroup
 from stategate.common.tables import markdown_table, text_table
 from stategate.targets.ladder import load_ladder
 from stategate.targets.profile import Figure, Sourced, TargetProfile, load, names
 
 _UNKNOWN = "unknown"
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 HEADS = ("target", "memory", "reserve", "bandwidth", "dense int8", "CPU", "onnxruntime", "tensorrt")
 
 
 @click.group(cls=CommandGroup, invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
+@json_option
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.pass_context
 def targets(context: click.Context, as_json: bool, markdown: bool) -> None:
@@ -42,7 +42,7 @@ def targets(context: click.Context, as_json: bool, markdown: bool) -> None:
 
 @targets.command()
 @click.argument("target")
-@_JSON
+@json_option
 def show(target: str, as_json: bool) -> None:
     """Show every figure of TARGET with its source and date.
 

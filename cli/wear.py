@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from stategate.bench.wear import WearRow, wear_rows, write_rate
+from stategate.cli.options import json_option
 from stategate.common.flash import (
     Storage,
     endurance_bytes,
@@ -70,7 +71,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     type=click.Path(exists=True, path_type=Path),
     help="A folder on this machine: show what its device says of its wear.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
+@json_option
 def wear(
     bundle: Path,
     rate_hz: float,

@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
+from stategate.cli.options import json_option, out_option
 from stategate.contract.durable import check_writable, write_whole
 from stategate.models.zoo.catalogue import HELD_OUT_SEED, ZOO, entry
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+@json_option
 def zoo(as_json: bool) -> None:
     """List the models that come with stategate.
 
@@ -72,13 +73,8 @@ def zoo(as_json: bool) -> None:
     show_default=True,
     help="Of the stream.",
 )
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="The .npz to write.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+@out_option("The .npz to write.", folder=False)
+@json_option
 def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
     """Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.
 

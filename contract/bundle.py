@@ -46,7 +46,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Bundle:
     """An opened bundle whose files were all checked against their digests.
 
@@ -59,6 +59,10 @@ class Bundle:
     path: Path
     manifest: Manifest
     digest: str
+
+    def __repr__(self) -> str:
+        facts = f"{self.manifest.model.name}, {self.manifest.state_bytes} bytes of memory"
+        return f"<Bundle {self.path}: {facts}, {self.manifest.standing}, {self.digest[:12]}>"
 
     @property
     def receipt(self) -> Verification | None:

@@ -13,7 +13,7 @@ from stategate.common import console
 from stategate.contract import Bundle, Episode, InputsRef, StepSpec, refuse_to_replace
 from stategate.contract.errors import StatePairingError
 from stategate.contract.staging import scratch_folder
-from stategate.export.deploy import Engines, SafeOutputs, deployed, with_safe
+from stategate.export.deploy import Engines, SafeOutputs, check_choices, deployed, with_safe
 from stategate.export.frontends.adopt import Adopted, OnnxReference, Request
 from stategate.export.frontends.adopt import adopt as adopt_file
 from stategate.export.frontends.leapp import adopt_export
@@ -89,6 +89,7 @@ def adopt(
         EpisodeError: The inputs do not fit the model.
         BundleError: Something that is not a bundle is at ``out``.
     """
+    check_choices(steps, engines=(engines, Engines), split=(split, Layout))
     out = Path(out)
     request = Request(
         dims=dims or {},

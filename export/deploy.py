@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -16,6 +16,26 @@ from stategate.export.passes.choose_split import Layout, choose_layout
 
 Engines = Literal["onnxruntime", "onnxruntime,native", "native"]
 SafeOutputs = Mapping[str, float | Sequence[float]]
+
+
+def check_choices(steps: int, **choices: tuple[str, object]) -> None:
+    """Refuse what the command line refuses too: no step, and a word that is none of its kind.
+
+    Args:
+        steps: Of the check.
+        choices: By argument: what was given, and the literal type of what there is.
+
+    Raises:
+        SpecError: One is wrong.
+    """
+    if steps < 1:
+        raise SpecError("a check takes at least one step", found=f"steps {steps}")
+    for name, (word, kind) in choices.items():
+        known = get_args(kind)
+        if word not in known:
+            raise SpecError(
+                f"there is no such value of {name}", found=repr(word), expected=" or ".join(known)
+            )
 
 
 def deployed(

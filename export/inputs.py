@@ -56,11 +56,11 @@ def drawn(
         limits = np.array([low, high])
         with np.errstate(all="ignore"):
             stored = limits.astype(tensors[name].dtype).astype(np.float64)
-        if (whole and (stored != limits).any()) or not np.isfinite(stored).all():
+        if not low <= high or (whole and (stored != limits).any()) or not np.isfinite(stored).all():
             raise EpisodeError(
                 f"input {name!r} cannot have this range",
                 found=f"--range {name}={low:g}:{high:g}",
-                expected=f"two numbers of {tensors[name].dtype}",
+                expected=f"two numbers of {tensors[name].dtype}, the lower one first",
             )
     episode = random_episode(spec, steps, ranges=ranges, choices=choices)
     free = [t.name for t in spec.inputs if t.name not in ranges and t.dtype != "bool"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from torch import nn
 
 from stategate.common import console
 from stategate.contract import Budget, Bundle, CalibrationRecord, Episode, refuse_to_replace
+from stategate.contract.errors import SpecError
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.candidates import candidate_from, episode_for, reference_for
-from stategate.export.deploy import Engines, SafeOutputs, deployed, with_safe
+from stategate.export.deploy import Engines, SafeOutputs, check_choices, deployed, with_safe
 from stategate.export.inputs import Range
 from stategate.export.passes.choose_split import Layout
 from stategate.export.precision import StatePrecision, early_limits, in_precision
@@ -24,6 +25,7 @@ from stategate.export.seal.verify import STEPS
 from stategate.models.load import load_model
 from stategate.targets import TargetProfile, generic, load
 
+Record: TypeAlias = CalibrationRecord | str | Path
 Form = Literal["portable", "onnx-27", "ort", "fastest"]
 
 
@@ -34,7 +36,7 @@ def make(
     episode: str | Path | Episode | None = None,
     input_ranges: Mapping[str, Range] | None = None,
     steps: int = STEPS,
-    calibration: Iterable[CalibrationRecord | str | Path] = (),
+    calibration: Record | Iterable[Record] = (),
     precision: str | Path | PrecisionPlan = "float32",
     ranges: RangeRecord | str | Path | None = None,
     state_precision: StatePrecision | None = None,
@@ -69,7 +71,7 @@ def make(
             they are short. Left out: the benchmark of a zoo model, or random numbers.
         input_ranges: Lowest and highest number by input, where random numbers are drawn.
         steps: Closed-loop steps of the check.
-        calibration: Records with gates' thresholds, of `stategate.calibrate`.
+        calibration: A record with a gate's threshold, of `stategate.calibrate`, or several.
         precision: A preset such as ``int8-weights``, a plan, or a plan's ``.json``.
         ranges: Of activations, where the precision needs them; `stategate.quantise` measures them.
         state_precision: How states are stored between steps: ``float16``, ``int8`` (a scale a row)
@@ -100,18 +102,28 @@ def make(
         BundleError: Something that is not a bundle is at ``out``.
         TargetError: There is no such target, or it lacks an element type.
     """
+    check_choices(
+        steps, engines=(engines, Engines), split=(split, Layout), operators=(operators, Form)
+    )
     out = Path(out)
     plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
     if ranges is not None and not isinstance(ranges, RangeRecord):
         ranges = RangeRecord.load(ranges)
     limits = early_limits(max_output_error, max_flip_rate, accept)
+    if limits != early_limits(None, None) and plan.is_float and not state_precision:
+        raise SpecError(
+            "limits of the check are for a candidate in lower precision",
+            found="float32, which has limits of its own, and nobody can accept more",
+            remedy="leave --max-output-error, --max-flip-rate and --accept out",
+        )
     profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
     here = target is None
     refuse_to_replace(out)
     loaded = load_model(model)
     with _left_as_it_was(loaded.module):
         candidate = with_safe(candidate_from(loaded, sessions, operators), safe or {})
-        for record in calibration:
+        records = [calibration] if isinstance(calibration, Record) else calibration
+        for record in records:
             if not isinstance(record, CalibrationRecord):
                 record = CalibrationRecord.load(Path(record))
             candidate = candidate.calibrated(record)

@@ -29,6 +29,7 @@ import click
 import msgspec
 import numpy as np
 
+import stategate
 from stategate.common.console import progress
 from stategate.contract import Bundle, Episode, canonical_json
 from stategate.contract.dtypes import dtype_named
@@ -175,18 +176,12 @@ def both_ways(bundle: Bundle, stored: StoredPlan, steps: int) -> dict[str, Way]:
 
 def zoo(folder: Path) -> list[Path]:
     """Bundles of every zoo model."""
-    from stategate.export.candidates import candidate_from, episode_for, reference_for
-    from stategate.export.seal.pack import seal
-    from stategate.models.load import load_model
     from stategate.models.zoo.catalogue import ZOO
 
     paths = []
     with progress(len(ZOO), "exporting the zoo") as report:
         for name in ZOO:
-            loaded = load_model(name)
-            candidate = candidate_from(loaded)
-            reference = reference_for(loaded.model, candidate)
-            seal(folder / name, candidate, reference, episode_for(loaded, candidate, None, 200)[0])
+            stategate.make(name, folder / name, steps=200, split="fused", progress=lambda *_: None)
             paths.append(folder / name)
             report(len(paths))
     return paths

@@ -54,12 +54,12 @@ if TYPE_CHECKING:
     from stategate.calibration.ranges.measure import measure_ranges
     from stategate.calibration.thresholds.calibrate import calibrate
     from stategate.common.console import Progress
-    from stategate.contract import Budget, Bundle, CalibrationRecord, Episode
+    from stategate.contract import Budget, Bundle, Episode
     from stategate.contract.c_library import Engine
     from stategate.contract.precision import PrecisionPlan, RangeRecord
     from stategate.export.adopt import adopt
     from stategate.export.deploy import Engines, SafeOutputs
-    from stategate.export.make import make
+    from stategate.export.make import Record, make
     from stategate.export.precision import StatePrecision
     from stategate.runtime import Pool, Session, SnapshotPolicy
     from stategate.runtime.check.verification import verify
@@ -105,7 +105,7 @@ def quantise(
     *,
     episode: str | Path | Episode | None = None,
     steps: int = 1000,
-    calibration: Iterable[CalibrationRecord | str | Path] = (),
+    calibration: Record | Iterable[Record] = (),
     ranges: RangeRecord | str | Path | None = None,
     state_precision: StatePrecision | None = None,
     error_feedback: bool = False,
@@ -132,7 +132,7 @@ def quantise(
         episode: Recorded inputs: of the check, and of the ranges where activations are quantised.
             A zoo model has its own.
         steps: Closed-loop steps of the check.
-        calibration: Records with gates' thresholds.
+        calibration: A record with a gate's threshold, or several; no iterator.
         ranges: Of activations; measured here where it is None and the precision needs them, on a
             float bundle that is thrown away.
         state_precision: How states are stored between steps.
@@ -159,7 +159,6 @@ def quantise(
     from stategate.models.load import load_model
 
     plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
-    calibration = tuple(calibration)
     loaded = load_model(model)
     if ranges is None and plan.activations != "float32":
         recordings = episode

@@ -18,11 +18,10 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec, write_bundle
+from stategate.contract import Episode, GateSpec, StateSpec, StepSpec, TensorSpec, write_bundle
 from stategate.contract.bundle import Bundle
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.deploy import with_c
-from stategate.export.frontends.references import TorchReference
 from stategate.export.inputs import random_episode
 from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel, load_model
@@ -144,17 +143,20 @@ Sealer = Callable[..., Bundle]
 
 def _seal(
     out: Path,
-    model: nn.Module,
+    model: nn.Module | LoadedModel,
     steps: int = 40,
     sessions: int = 1,
     operators: str = "portable",
     native: bool = False,
+    episode: Episode | None = None,
 ) -> Bundle:
-    loaded = LoadedModel(type(model).__name__, "custom", "tests", model, model, None)
-    candidate = candidate_from(loaded, sessions, operators)
+    """What `stategate.make` does, without the measurements that a test does not need."""
+    if isinstance(model, nn.Module):
+        model = LoadedModel(type(model).__name__, "custom", "tests", model, model, None)
+    candidate = candidate_from(model, sessions, operators)
     candidate = with_c(candidate) if native else candidate
-    reference = reference_for(model, candidate)
-    return seal(out, candidate, reference, random_episode(candidate.spec, steps))
+    episode = episode or random_episode(candidate.spec, steps)
+    return seal(out, candidate, reference_for(model.model, candidate), episode)
 
 
 @pytest.fixture(scope="session")
@@ -185,10 +187,8 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
 def aura_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped AURA-Mem policy, sealed after 1,000 closed-loop steps beside torch."""
     loaded = load_model("aura-hard")
-    candidate = candidate_from(loaded)
-    reference = TorchReference(loaded.model, candidate.spec.thresholds)
     out = tmp_path_factory.mktemp("aura") / "bundle"
-    return seal(out, candidate, reference, loaded.episode(1000, 11)).path
+    return _seal(out, loaded, episode=loaded.episode(1000, 11)).path
 
 
 @pytest.fixture(scope="session")
@@ -197,10 +197,8 @@ def native_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     loaded = load_model("aura-hard")
-    candidate = with_c(candidate_from(loaded))
-    reference = TorchReference(loaded.model, candidate.spec.thresholds)
     out = tmp_path_factory.mktemp("native") / "bundle"
-    return seal(out, candidate, reference, loaded.episode(300, 11)).path
+    return _seal(out, loaded, native=True, episode=loaded.episode(300, 11)).path
 
 
 def _speech(name: str) -> tuple[np.ndarray, int]:

@@ -21,6 +21,7 @@ from stategate.calibration.drift.record import DriftLimits
 from stategate.cli.main import main
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import (
+    CalibrationError,
     EpisodeError,
     ParityError,
     SpecError,
@@ -112,6 +113,7 @@ def test_a_factory_and_a_file_are_made_like_the_module_itself(
     one = stategate.make(lifted(), tmp_path / "one", steps=20)
     two = stategate.make(model, tmp_path / "two", steps=20)
     assert one.receipt is not None and one.receipt.steps == 20
+    assert repr(one).startswith(f"<Bundle {tmp_path}/one: Filter, 12 bytes of memory, sealed, ")
     assert one.manifest.model.sha256 == two.manifest.model.sha256
     assert one.manifest.step_graph.file.sha256 == two.manifest.step_graph.file.sha256
     assert (one.manifest.model.name, two.manifest.model.name) == ("Filter", "lifted")
@@ -158,6 +160,15 @@ def test_the_exception_of_a_factory_is_the_users_own() -> None:
         ({"safe": {"z": 1.0}}, SpecError, "output that the model lacks"),
         ({"error_feedback": True}, SpecError, "fewer bits"),
         ({"accept": "nobody"}, SpecError, "who overrules"),
+        ({"accept": "me: a toy"}, SpecError, "lower precision"),
+        ({"max_flip_rate": 0.5}, SpecError, "lower precision"),
+        ({"engines": "nativ"}, SpecError, "no such value of engines"),
+        ({"split": "two"}, SpecError, "no such value of split"),
+        ({"operators": "fast"}, SpecError, "no such value of operators"),
+        ({"steps": 0}, SpecError, "at least one step"),
+        ({"calibration": "none.json"}, CalibrationError, "cannot be read"),
+        ({"input_ranges": {"x": (2.0, 1.0)}}, EpisodeError, "cannot have this range"),
+        ({"sessions": 0}, SpecError, "at least one session"),
     ],
 )
 def test_wrong_arguments_are_refused_and_nothing_is_written(
@@ -165,7 +176,7 @@ def test_wrong_arguments_are_refused_and_nothing_is_written(
 ) -> None:
     model = wrong.pop("model", tiny)
     with pytest.raises(error, match=said):
-        stategate.make(model, tmp_path / "b", steps=5, **wrong)
+        stategate.make(model, tmp_path / "b", **{"steps": 5, **wrong})
     assert not (tmp_path / "b").exists()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import stategate
 from lab.evidence.controlled.arms import ARMS, CALIBRATED, TOLERANCE
 from lab.evidence.controlled.cache import GrowingCache, answers
 from lab.evidence.controlled.rows import At, Row
@@ -32,9 +33,6 @@ from lab.evidence.controlled.train import Training, trained
 from lab.evidence.records import digest_of
 from stategate.contract import Episode
 from stategate.contract.specs import Record
-from stategate.export.candidates import candidate_from, reference_for
-from stategate.export.deploy import with_c
-from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel
 from stategate.models.memories.aura import AuraMem
 from stategate.models.zoo.binding_stream import CONFIGS
@@ -150,12 +148,20 @@ def deploy(module: nn.Module, training: Training, threshold: float | None, out: 
     name = f"{training.config}-{training.arm}-{training.seed}"
     family = str(module.family)
     loaded = LoadedModel(name, family, "evidence", module, module, None)  # type: ignore[arg-type]
-    candidate = with_c(candidate_from(loaded))
     held = held_out(training.config, _CHECKED_STEPS, 1, VALIDATION_SEED)
-    inputs = {candidate.spec.inputs[0].name: held.z[0]}
-    if len(candidate.spec.inputs) > 1:
+    observed, *others = loaded.model.step_spec().inputs
+    inputs = {observed.name: held.z[0]}
+    if others:
         inputs["write"] = schedule(training.arm, held, 0)
-    seal(out, candidate, reference_for(loaded.model, candidate), Episode(inputs))
+    stategate.make(
+        loaded,
+        out,
+        episode=Episode(inputs),
+        steps=_CHECKED_STEPS,
+        engines="onnxruntime,native",
+        split="fused",
+        progress=lambda *_: None,
+    )
     return out
 
 
