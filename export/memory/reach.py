@@ -170,7 +170,7 @@ def _inside(place: Place) -> Iterator[Place]:
         for key, item in list(value.items()):
             yield Place(f"{name}[{key!r}]", item, Cell(value, key), inside)
     elif isinstance(value, (list, tuple, set, frozenset, deque)):
-        changeable = isinstance(value, (list, deque))
+        changeable = isinstance(value, (list, deque))  # sets have no place to put a value back
         for i, item in enumerate(list(value)):
             yield Place(f"{name}[{i}]", item, Cell(value, i) if changeable else None, inside)
     elif isinstance(value, FunctionType):
@@ -187,6 +187,7 @@ def _inside(place: Place) -> Iterator[Place]:
         yield Place(name, value.func, None, inside)
     elif isinstance(value, GeneratorType):
         frame = value.gi_frame
+        # Where it stands is a memory too: each next() goes on from there.
         yield Place(name, Opaque("generator", str(frame and frame.f_lasti)), None, False)
         yield from _named(name, frame.f_locals if frame else {}, False)
     elif isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
@@ -228,6 +229,7 @@ def _of_object(name: str, value: object, inside: bool) -> Iterator[Place]:
         return
     with suppress(TypeError):  # it has no attributes
         yield from _named(name, vars(value), inside)
+    # Slots lie outside of vars(); each class of the hierarchy has its own.
     for base in kind.__mro__:
         for key, slot in vars(base).items():
             if isinstance(slot, MemberDescriptorType) and base.__module__ != "builtins":
@@ -295,6 +297,7 @@ def _of_function(function: FunctionType) -> Iterator[Place]:
         yield Place(f"{name}: default of {key}", item, None, False)
     for key, item in vars(function).items():
         yield Place(f"{name}.{key}", item, Cell(function, key, False), False)
+    # Of the globals those that the code names; a file may hold thousands of others.
     names = _names_in(function.__code__)
     scope = function.__globals__
     for key in names & scope.keys():

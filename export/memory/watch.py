@@ -152,6 +152,7 @@ class Watch:
         """One step, with everything followed that reaches into it."""
         before = self._look()
         uses: set[str] = set()
+        # What the first step alone sets is judged by itself, in `_first_is_special`.
         changing = {name for r in rounds[1:] for name in r.assigned}
         counts = {n: m.place for n, m in before.items() if n in changing and m.is_count}
         result, flow = _flow(run, example, before, counts, uses)
@@ -167,6 +168,7 @@ class Watch:
             if name not in before
             or name not in after
             or after[name].differs(before[name])
+            # Writing the same bytes again is assigning too: other inputs may give others.
             or (flow is not None and flow.was_written(before[name].place.value))
         }
         return Round(before, after, assigned, flow, result, uses)
