@@ -25,6 +25,7 @@ from stategate.contract import (
     write_bundle,
 )
 from stategate.contract.errors import EpisodeError
+from stategate.contract.stored import FINER, LEVELS
 from stategate.export.candidate import Candidate
 from stategate.export.inputs import random_episode
 from stategate.export.passes.state_precision import stored
@@ -148,20 +149,25 @@ def other_digits(by: float) -> Change:
     return change
 
 
-def rounds_by(operator: str, tensor: str) -> Change:
+def rounding(graph: onnx.GraphProto, which: int) -> int:
+    """Where a state is rounded: 0 to its levels, 1 what that leaves over to finer ones."""
+    return [i for i, node in enumerate(graph.node) if node.op_type == "Round"][which]
+
+
+def rounds_by(operator: str, which: int) -> Change:
     def change(graph: onnx.GraphProto) -> None:
-        graph.node[made_by(graph, tensor)].op_type = operator
+        graph.node[rounding(graph, which)].op_type = operator
 
     return change
 
 
 def truncates(graph: onnx.GraphProto) -> None:
     """Towards zero, in place of to the nearest integer."""
-    at = made_by(graph, "S/fresh_whole")
-    steps = graph.node[at].input[0]
+    at = rounding(graph, 0)
+    steps, rounded = graph.node[at].input[0], graph.node[at].output[0]
     casts = [
         helper.make_node("Cast", [steps], ["cut"], to=TensorProto.INT32),
-        helper.make_node("Cast", ["cut"], ["S/fresh_whole"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["cut"], [rounded], to=TensorProto.FLOAT),
     ]
     del graph.node[at]
     for node in reversed(casts):
@@ -188,10 +194,20 @@ def truncates_float16(graph: onnx.GraphProto) -> None:
         graph.node.insert(at + 1 + i, extra)
 
 
-def holds(tensor: str, value: float) -> Change:
+def holds(constant: str | float, value: float) -> Change:
+    """Replace a constant, given by its name or, where it is a single number, by its value."""
+
+    def is_meant(tensor: onnx.TensorProto) -> bool:
+        if isinstance(constant, str):
+            return tensor.name == constant
+        array = numpy_helper.to_array(tensor)
+        return array.size == 1 and array.item() == np.float32(constant)
+
     def change(graph: onnx.GraphProto) -> None:
-        constant = next(t for t in graph.initializer if t.name == tensor)
-        constant.CopyFrom(numpy_helper.from_array(np.array(value, np.float32), tensor))
+        meant = [tensor for tensor in graph.initializer if is_meant(tensor)]
+        assert meant
+        for tensor in meant:
+            tensor.CopyFrom(numpy_helper.from_array(np.array(value, np.float32), tensor.name))
 
     return change
 
@@ -217,13 +233,13 @@ def test_a_last_digit_that_falls_on_the_other_side_is_let_through(
         ("float16", truncates_float16),
         ("pool", truncates_float16),
         ("int8", truncates),
-        ("int8", rounds_by("Floor", "S/fresh_whole")),
-        ("int8", holds("S/levels", 126)),
+        ("int8", rounds_by("Floor", 0)),
+        ("int8", holds(LEVELS, 126)),
         ("int8", holds("decay", 0.99)),
         ("fed-back", truncates),
-        ("fed-back", rounds_by("Floor", "S/fresh_left_whole")),
-        ("fed-back", holds("S/finer_levels", 0)),  # nothing is left over
-        ("fed-back", holds("S/finer", 0)),  # what was left over is not read
+        ("fed-back", rounds_by("Floor", 1)),
+        ("fed-back", holds(FINER, 0)),  # nothing is left over
+        ("fed-back", holds(1 / FINER, 0)),  # what was left over is not read
     ],
 )
 def test_wrong_arithmetic_is_refused(

@@ -467,7 +467,7 @@ def test_a_restart_fills_the_wear_budget_only_by_time_that_no_one_can_set(
         monkeypatch.setattr("stategate.runtime.keep.account.since_boot", lambda now=now: now)
         # The clock on the wall jumps a day ahead at each start, or back to 1970: no matter.
         wall_s = 1.8e9 + 86_400 * day if day % 3 else 0.0
-        monkeypatch.setattr("stategate.runtime.keep.keeper.time.time", lambda now=wall_s: now)
+        monkeypatch.setattr("stategate.runtime.keep.snapshot.time.time", lambda now=wall_s: now)
         with Session.open(tiny_bundle, budget=budget, snapshots=tmp_path) as session:
             session.step(x=OPEN)
             for _ in range(affordable):
