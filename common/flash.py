@@ -105,12 +105,7 @@ def _check_at_least(storage: Storage, field: str, low: int, *, inclusive: bool) 
 
 
 def host_bytes_per_snapshot(storage: Storage, snapshot_bytes: int) -> int:
-    """Bytes that the host writes to replace a snapshot atomically: whole blocks and metadata.
-
-    Args:
-        storage: Gives the block and the metadata.
-        snapshot_bytes: Size of the file, header included.
-    """
+    """Bytes that the host writes to replace a snapshot atomically: whole blocks and metadata."""
     _check("snapshot_bytes", snapshot_bytes, zero=True)
     blocks = -(-snapshot_bytes // storage.block_bytes)
     return blocks * storage.block_bytes + storage.metadata_bytes

@@ -17,12 +17,7 @@ def _first_sentence(problem: BaseException) -> str:
 
 
 def check_source(source: str, error: type[StategateError]) -> None:
-    """Find out without running a user's file whether it is there and has the factory.
-
-    Args:
-        source: As in `build_from_file`.
-        error: What is raised if not.
-    """
+    """Find out without running a user's file whether it is there and has the factory."""
     file, colon, factory = source.rpartition(":") if ":" in source else (source, "", "")
     path = Path(file)
     if not path.is_file():

@@ -69,13 +69,7 @@ def _own(staged: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes | memoryview, staged: Path | None = None) -> None:
-    """Write a file beside and move it into place; return when the disk has it.
-
-    Args:
-        path: Where it goes.
-        data: The whole content.
-        staged: As in `whole_file`.
-    """
+    """Write a file beside and move it into place; return when the disk has it."""
     with whole_file(path, staged) as file:
         file.write(data)
 

@@ -9,12 +9,7 @@ _MOST = 6
 
 
 def close_names(name: str, names: Iterable[str]) -> list[str]:
-    """Known names that are like one that is not known, the likeliest first.
-
-    Args:
-        name: As it was typed, such as ``pi5``.
-        names: Those that there are, such as ``raspberry-pi-5``.
-    """
+    """Known names that are like one that is not known, the likeliest first."""
     plain = {each: _plain(each) for each in names}
     typed = _plain(name)
     matches = [each for each, text in plain.items() if len(typed) > 1 and typed in text]

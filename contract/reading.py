@@ -143,12 +143,7 @@ def _texts(record: Any) -> Iterator[str]:
 
 
 def printable(text: object, longest: int = LINE_CHARACTERS) -> str:
-    """A text on one line, in which nothing moves the cursor, colours, or turns the direction.
-
-    Args:
-        text: What comes from a file, or from whoever made one.
-        longest: Characters that are shown.
-    """
+    """A text on one line, in which nothing moves the cursor, colours, or turns the direction."""
     whole = str(text)
     shown = _CONTROLS.sub(_escaped, whole[:longest])
     return shown if len(whole) <= longest else f"{shown}... ({len(whole):,} characters)"

@@ -23,10 +23,6 @@ def staged(path: Path, *, folder: bool = False) -> Iterator[Path]:
 
     What a killed process left there is removed, and so is a link that somebody planted. A living
     one that writes to the same place is waited for.
-
-    Args:
-        path: Where the caller will move it.
-        folder: Whether it is a folder.
     """
     place = shared = path.with_name(f".{path.name}.staged")
     while True:

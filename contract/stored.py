@@ -75,10 +75,6 @@ def quantised(
 def values(states: Iterable[StateSpec], stored: Mapping[str, Array]) -> dict[str, Array]:
     """What the model remembers, in the numbers it computes with.
 
-    Args:
-        states: All states of a bundle.
-        stored: Their arrays by name.
-
     Returns:
         Arrays by name; scales and residuals are taken into the states that they belong to.
     """

@@ -103,9 +103,6 @@ def _checked(bundle: Bundle) -> float | None:
 def measure_us(bundle: Bundle) -> dict[str, float]:
     """Median time of a counted step in the fastest burst of each engine that is here.
 
-    Args:
-        bundle: With a library for this machine.
-
     Returns:
         Microseconds by engine. They take turns, and the fastest burst is what neighbours disturbed
         least.

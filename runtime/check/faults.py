@@ -27,13 +27,7 @@ class FaultyEngine:
     """
 
     def __init__(self, inner: Engine, buffers: Buffers, plan: Mapping[int, Fault]) -> None:
-        """Wrap an engine.
-
-        Args:
-            inner: What really computes.
-            buffers: Those that ``inner`` is bound to.
-            plan: Fault by step, counted from 1.
-        """
+        """Wrap an engine."""
         self.name = f"{inner.name}, with faults"
         self._inner, self._buffers, self._plan = inner, buffers, dict(plan)
         self._step = 0

@@ -101,12 +101,7 @@ class FullPool:
 
 
 def open_stepper(path: str | Path, engine: EngineChoice = "auto") -> Stepper:
-    """Open a bundle as a session, or as a full pool where it serves several.
-
-    Args:
-        path: The bundle's folder.
-        engine: Which engine steps it.
-    """
+    """Open a bundle as a session, or as a full pool where it serves several."""
     if Bundle.open(path).manifest.sessions == 1:
         return Session.open(path, engine=engine)
     return FullPool(Pool.open(path, engine))

@@ -103,10 +103,6 @@ def chunk_gap(path: str | Path, golden: Episode) -> float | None:
 
     Two histories: one of whole chunks, and one that ends within a chunk.
 
-    Args:
-        path: The bundle.
-        golden: Its golden episode.
-
     Returns:
         The largest difference of outputs and states, see `Gaps`; infinity where the ledgers differ.
         None where the bundle has no chunk graph.
@@ -141,10 +137,6 @@ def _history_gap(path: str | Path, golden: Episode, steps: int) -> float:
 
 def fused_gap(path: str | Path, golden: Episode) -> float | None:
     """Step a bundle that runs in two graphs through its golden episode in one.
-
-    Args:
-        path: The bundle.
-        golden: Its golden episode.
 
     Returns:
         The largest difference of outputs, see `Gaps`; None where the bundle runs in one anyway.

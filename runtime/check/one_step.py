@@ -65,11 +65,6 @@ class OneStep:
 def one_step(bundle: Bundle, golden: Episode, choice: EngineChoice) -> OneStep | None:
     """Take each step of a golden episode's trail alone, from the states that it recorded.
 
-    Args:
-        bundle: The bundle.
-        golden: Its golden episode, with a trail.
-        choice: Which engine steps it.
-
     Returns:
         The comparison, or None where the trail writes no element of some state in fewer bits, and
         so shows nothing.

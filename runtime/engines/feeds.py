@@ -128,13 +128,7 @@ def fits(value: object, buffer: Array) -> TypeGuard[Array]:
 
 
 def misfit(what: str, value: object, buffer: Array) -> StepInputError:
-    """The error for a value that does not fit.
-
-    Args:
-        what: How the message names the value.
-        value: What the caller gave.
-        buffer: Where it should have gone.
-    """
+    """The error for a value that does not fit."""
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype != buffer.dtype:
         return StepInputError(
             f"{what} has the wrong dtype",
@@ -151,12 +145,7 @@ def misfit(what: str, value: object, buffer: Array) -> StepInputError:
 
 
 def check_states(states: Mapping[str, Array], places: Mapping[str, Array]) -> None:
-    """Hold states from outside against those of the model.
-
-    Args:
-        states: By name.
-        places: Every state of the model, where it would go.
-    """
+    """Hold states from outside against those of the model."""
     for name in states:
         if name not in places:
             raise StepInputError(f"there is no state {name!r}", expected=", ".join(places))

@@ -19,11 +19,7 @@ LIBRARIES = ("tensorrt", "tensorrt_rtx")
 
 
 def load_tensorrt(library: str = "tensorrt") -> Any:
-    """TensorRT's own bindings.
-
-    Args:
-        library: One of `LIBRARIES`.
-    """
+    """TensorRT's own bindings."""
     try:
         return importlib.import_module(library)
     except ModuleNotFoundError as missing:
@@ -58,15 +54,7 @@ def importable(libraries: Sequence[str]) -> tuple[list[Any], list[EngineError]]:
 def local_fingerprint(
     trt: Any, cuda: Cuda, onnx_sha256: str, flags: tuple[str, ...] = (), root: Path = Path("/")
 ) -> PlanFingerprint:
-    """The fingerprint of a plan that is built here and now.
-
-    Args:
-        trt: TensorRT's bindings.
-        cuda: The GPU.
-        onnx_sha256: Digest of the bundle's step graph.
-        flags: Of the builder.
-        root: Where ``etc`` lies.
-    """
+    """The fingerprint of a plan that is built here and now."""
     text = ""
     with suppress(OSError):  # no Jetson has none
         text = (root / "etc/nv_tegra_release").read_text(errors="replace")
@@ -111,12 +99,7 @@ def make_log(trt: Any) -> Any:
 
 
 def make_with_log(kind: Any, log: Any) -> Any:
-    """A builder or runtime of TensorRT's, made with a log.
-
-    Args:
-        kind: Its class.
-        log: What `make_log` gave.
-    """
+    """A builder or runtime of TensorRT's, made with a log."""
     try:
         return kind(log)
     except TypeError as problem:  # so the bindings say it; the reason is in the log

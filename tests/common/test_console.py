@@ -60,11 +60,22 @@ def test_a_bar_ends_full_where_the_work_needed_less_than_it_might_have() -> None
 
 
 @pytest.mark.case("D10")
-def test_off_a_terminal_there_is_the_label_and_no_frame() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WORK.format(last=50)], capture_output=True, text=True
-    )
-    assert done.stderr == "cold starts, rates, allocations of a bundle with a long name\n"
+def test_off_a_terminal_a_command_shows_the_label_and_no_frame_and_a_library_nothing() -> None:
+    command = """
+from stategate.common.console import notes_on_stderr
+with notes_on_stderr():
+    exec(WORK)
+"""
+    work = WORK.format(last=50)
+    for code, stderr in (
+        (
+            f"WORK = {work!r}{command}",
+            "cold starts, rates, allocations of a bundle with a long name\n",
+        ),
+        (work, ""),
+    ):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stderr == stderr
 
 
 def test_a_bar_gives_up_its_time_and_itself_before_its_label() -> None:
