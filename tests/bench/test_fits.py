@@ -80,7 +80,7 @@ def test_the_native_engine_is_its_library_and_little_more(native_bundle: Path) -
     assert measured.imported + measured.added < 0.8 * predict(SMALL, load_costs()).total
 
 
-def test_a_bundle_without_a_library_is_told_to_have_none(aura_bundle: Path) -> None:
+def test_a_bundle_without_a_library_is_reported_to_have_none(aura_bundle: Path) -> None:
     result = stategate("fits", aura_bundle, "--engine", "native")
     assert result.exit_code == 2 and "no native library" in result.stderr
 
@@ -183,7 +183,7 @@ def test_states_that_are_stored_small_must_be_legal_too(tmp_path: Path) -> None:
     assert stategate("fits", out, "--target", "raspberry-pi-5").exit_code == 0
 
 
-def test_measuring_a_pool_is_told_to_be_wrong(tiny_pool_bundle: Path) -> None:
+def test_measuring_a_pool_is_reported_to_be_wrong(tiny_pool_bundle: Path) -> None:
     result = stategate("fits", tiny_pool_bundle, "--measure")
     assert result.exit_code == 2
     assert "serves several" in result.stderr
@@ -240,13 +240,13 @@ def test_a_model_is_exported_for_the_moment() -> None:
         (("--precision", "int8"), "--precision is for a model"),
     ],
 )
-def test_wrong_use_is_told(aura_bundle: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_use_is_reported(aura_bundle: Path, arguments: tuple[str, ...], said: str) -> None:
     result = stategate("fits", aura_bundle, *arguments)
     assert result.exit_code == 2
     assert said in result.stderr
 
 
-def test_a_folder_that_is_no_bundle_and_a_model_that_is_none_are_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_bundle_and_a_model_that_is_none_are_reported(tmp_path: Path) -> None:
     assert "not a bundle" in stategate("fits", tmp_path).stderr
     assert "zoo has no such model" in stategate("fits", "aurora").stderr
 

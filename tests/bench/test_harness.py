@@ -124,7 +124,7 @@ def test_mallocs_of_a_step_are_counted_and_python_keeps_nothing(measured: Path) 
     assert made.python_blocks_kept < made.steps / 10
 
 
-def test_a_damaged_piece_can_be_thrown_away_and_a_missing_compiler_is_told(
+def test_a_damaged_piece_can_be_thrown_away_and_a_missing_compiler_is_reported(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = tmp_path / "bench.part"

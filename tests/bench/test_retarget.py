@@ -48,7 +48,7 @@ def test_what_is_not_legal_is_refused_in_the_report_and_not_written(
         (("--target", "raspberry-pi-5"), "Missing argument"),
     ],
 )
-def test_wrong_use_of_retarget_is_told(
+def test_wrong_use_of_retarget_is_reported(
     aura_bundle: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     words = [str(aura_bundle) if word == "BUNDLE" else word for word in arguments]

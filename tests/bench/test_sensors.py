@@ -93,7 +93,7 @@ def test_a_counter_that_wraps_goes_on_counting(pc: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["gone", "nonsense"])
-def test_a_sensor_that_vanishes_on_the_way_is_told_and_gives_no_figure(
+def test_a_sensor_that_vanishes_on_the_way_is_reported_and_gives_no_figure(
     pc: Path, broken: str
 ) -> None:
     meter = Meter(pc)
@@ -126,7 +126,7 @@ def test_a_machine_without_sensors_says_which_were_looked_for(tmp_path: Path) ->
     assert temperatures(tmp_path) == {} and core_mhz(0, tmp_path) is None
 
 
-def test_counters_for_administrators_are_told_from_none(tmp_path: Path) -> None:
+def test_counters_for_administrators_are_distinguished_from_none(tmp_path: Path) -> None:
     (tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj").mkdir(parents=True)  # unreadable
     assert "administrators" in Meter(tmp_path).sensor
 

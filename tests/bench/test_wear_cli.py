@@ -174,7 +174,7 @@ def test_a_model_without_a_hard_gate_writes_in_every_step(tiny_bundle: Path) -> 
         (["--tbw", "1", "--path", "/no/such/folder"], "does not exist"),
     ],
 )
-def test_wrong_use_is_told_and_exits_with_2(
+def test_wrong_use_is_reported_and_exits_with_2(
     tiny_bundle: Path, arguments: list[str], message: str
 ) -> None:
     rate = [] if "--rate" in arguments else ["--rate", "30"]

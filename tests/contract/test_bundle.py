@@ -257,7 +257,7 @@ def test_a_bundle_that_is_damaged_and_stays_so_is_read_once(
     assert len(reads) == 1
 
 
-def test_every_error_of_a_bundle_is_one_of_ours() -> None:
+def test_every_error_of_a_bundle_is_one_of_stategate() -> None:
     assert issubclass(BundleError, StategateError)
     assert issubclass(DigestError, BundleError)
 

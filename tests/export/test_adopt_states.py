@@ -298,7 +298,7 @@ def test_a_state_whose_shape_depends_on_what_it_saw_is_refused(tmp_path: Path) -
     assert not (tmp_path / "b").exists()
 
 
-def test_a_model_without_state_is_told_that_it_needs_no_bundle(tmp_path: Path) -> None:
+def test_a_model_without_state_learns_that_it_needs_no_bundle(tmp_path: Path) -> None:
     path = save(
         tmp_path / "plain.onnx",
         [("ReduceSum", ["x"], ["y"], {})],

@@ -191,7 +191,7 @@ class Cache(Breaks):
         (Cache(), "k", "TRIM-KV"),
     ],
 )
-def test_memory_that_lift_was_not_told_of_is_named(module, finding, remedy) -> None:
+def test_memory_that_lift_does_not_know_is_named(module, finding, remedy) -> None:
     with pytest.raises(UndeclaredStateError) as problem:
         trace(lift(module, X, states=["h"]))
     assert f"found: {finding}" in str(problem.value)

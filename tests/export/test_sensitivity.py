@@ -94,7 +94,7 @@ def test_a_damaged_trial_is_made_anew(tmp_path: Path) -> None:
     assert search(tmp_path).propose(LIMITS) == before
 
 
-def test_limits_that_nothing_keeps_are_told_with_the_nearest(trials: Path) -> None:
+def test_limits_that_nothing_keeps_are_reported_with_the_nearest(trials: Path) -> None:
     with pytest.raises(CalibrationError, match="to_beta, the least sensitive of 7"):
         search(trials).propose(Limits(1e-9, 0.0))
 

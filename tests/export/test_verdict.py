@@ -135,7 +135,7 @@ def test_measuring_the_native_engine_takes_no_step_that_was_not_checked(
 @pytest.mark.parametrize(
     "verb", [["run", "--steps", "200"], ["pace", "--rounds", "2"], ["bench-overhead"]]
 )
-def test_a_memory_that_overflows_in_a_command_is_not_told_to_go_on(
+def test_a_memory_that_overflows_in_a_command_is_not_advised_to_go_on(
     growing: Path, tmp_path: Path, verb: list[str]
 ) -> None:
     words = ["adopt", growing, "--state", "h=h_next", "--out", tmp_path / "b"]

@@ -120,7 +120,7 @@ def test_the_decoder_is_trained_by_reconstruction_and_the_memory_is_not(z: Tenso
     assert model.to_v.weight.grad is None and model.to_beta.weight.grad is None
 
 
-def test_a_scheduled_cell_writes_where_it_is_told_and_nowhere_else(z: Tensor) -> None:
+def test_a_scheduled_cell_writes_where_its_schedule_says_and_nowhere_else(z: Tensor) -> None:
     model = Scheduled()
     states = initial_states(model)
     for write in (0.0, 1.0):

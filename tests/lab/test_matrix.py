@@ -55,7 +55,9 @@ def test_the_matrix_tells_what_was_built_and_what_was_refused_and_why(
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"target": 1}'])
-def test_a_folder_without_a_readable_matrix_is_told(tmp_path: Path, content: str | None) -> None:
+def test_a_folder_without_a_readable_matrix_is_reported(
+    tmp_path: Path, content: str | None
+) -> None:
     if content is not None:
         (tmp_path / "targets" / "x").mkdir(parents=True)
         (tmp_path / "targets" / "x" / "report.json").write_text(content)

@@ -56,14 +56,14 @@ def test_the_figures_hold_every_key_and_say_which_peers_failed(
         (["BUNDLE", "--float", "no/folder"], "does not exist"),
     ],
 )
-def test_wrong_use_is_told(native_bundle: Path, words: list[str], says: str) -> None:
+def test_wrong_use_is_reported(native_bundle: Path, words: list[str], says: str) -> None:
     words = [str(native_bundle) if word == "BUNDLE" else word for word in words]
     result = CliRunner().invoke(main, ["bench-native", *words])
     assert result.exit_code == 2
     assert says in result.output
 
 
-def test_a_bundle_without_source_is_told_how_to_get_it(aura_bundle: Path) -> None:
+def test_a_bundle_without_source_shows_how_to_get_it(aura_bundle: Path) -> None:
     result = CliRunner().invoke(main, ["bench-native", str(aura_bundle)])
     assert result.exit_code == 2
     assert "--engines onnxruntime,native" in result.output

@@ -103,7 +103,7 @@ def test_a_page_without_a_place_is_refused(page: str) -> None:
     ],
     ids=["no page", "no place", "other rows", "half of them"],
 )
-def test_pages_that_cannot_be_made_are_told_in_a_sentence(
+def test_pages_that_cannot_be_made_are_reported_in_a_sentence(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     page: str | None,

@@ -114,7 +114,7 @@ def test_a_page_without_a_place_for_tables_is_refused() -> None:
             on_page(page, [])
 
 
-def test_a_folder_that_takes_no_pictures_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_takes_no_pictures_is_reported_in_a_sentence(tmp_path: Path) -> None:
     page = tmp_path / "evidence" / "page.md"
     page.parent.mkdir()
     page.write_text(f"{BEGIN}\n{END}\n")

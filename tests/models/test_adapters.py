@@ -219,7 +219,7 @@ def test_a_normaliser_that_is_elsewhere_has_to_be_said() -> None:
         from_rsl_rl(nn.Linear(1, 1))
 
 
-def test_a_policy_without_a_recurrent_unit_is_none_of_ours() -> None:
+def test_a_policy_without_a_recurrent_unit_is_not_recognised() -> None:
     seen = seen_by_a_robot(1, 0)
     assert adapted(MLPModel(seen, {"actor": ["policy"]}, "actor", 12)) is None
     assert adapted(nn.LSTM(3, 4)) is None and adapted(object()) is None

@@ -95,7 +95,7 @@ def test_h_and_c_are_not_exchanged() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("module", [CASES["CarryFirst"](), Nameless(), Stale()])
-def test_what_cannot_be_told_apart_is_asked_for(module) -> None:
+def test_what_cannot_be_distinguished_is_asked_for(module) -> None:
     size = 8 if hasattr(module.out, "in_features") and module.out.in_features == 8 else 4
     hidden = {"carry": torch.zeros(1, size)}
     with pytest.raises(TraceError, match="more than one thing that forward returns") as problem:

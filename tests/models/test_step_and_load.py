@@ -48,7 +48,7 @@ def test_a_users_class_is_loaded_by_path(module: Path) -> None:
     ("factory", "finding"),
     [("broken", "no weights here"), ("stateless", "Linear"), ("nope", "nope")],
 )
-def test_a_factory_that_fails_is_told_in_a_sentence(
+def test_a_factory_that_fails_is_reported_in_a_sentence(
     module: Path, factory: str, finding: str
 ) -> None:
     with pytest.raises(TraceError, match=finding):

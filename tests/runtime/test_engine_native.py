@@ -326,7 +326,7 @@ def test_a_system_that_runs_no_code_from_memory_leaves_it_to_the_next_engine(
         assert session.engine_name.startswith("onnxruntime")
 
 
-def test_a_system_that_is_not_linux_is_told(
+def test_a_system_that_is_not_linux_is_reported(
     native_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.system", lambda: "Darwin")

@@ -427,7 +427,7 @@ def test_a_failure_without_a_text_is_named_by_its_class(tiny_bundle: Path) -> No
 
 
 @pytest.mark.case("A5")
-def test_a_users_module_and_a_handler_are_told_apart() -> None:
+def test_a_users_module_and_a_handler_are_distinguished() -> None:
     """The kind, away from engines: what a factory raises is explained, an alarm passes."""
 
     def tried(act: Callable[[], object]) -> str:

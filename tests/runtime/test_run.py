@@ -173,7 +173,9 @@ def test_wrong_use_exits_with_2(tiny_bundle: Path, tmp_path: Path) -> None:
     invoke("no-such-verb", code=2)
 
 
-def test_a_bundle_without_golden_episode_is_told_apart(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_golden_episode_is_distinguished(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
     import msgspec
 
     from stategate.contract import write_bundle

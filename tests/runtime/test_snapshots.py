@@ -270,7 +270,7 @@ def test_the_folder_belongs_to_one_session_at_a_time(tiny_bundle: Path, tmp_path
     Session.open(tiny_bundle, snapshots=tmp_path).close()
 
 
-def test_a_damaged_slot_costs_one_snapshot_and_the_reason_is_told(
+def test_a_damaged_slot_costs_one_snapshot_and_the_reason_is_reported(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
     with Session.open(tiny_bundle, snapshots=tmp_path) as session:
@@ -318,14 +318,14 @@ def resealed(path: Path, change: Callable[[bytearray], None]) -> None:
     path.write_bytes(raw + hashlib.sha256(raw).digest())
 
 
-def test_a_newer_format_is_told_apart_from_damage(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_newer_format_is_distinguished_from_damage(tiny_bundle: Path, tmp_path: Path) -> None:
     saved(tiny_bundle, tmp_path)
     resealed(tmp_path / SLOTS[0], lambda raw: struct.pack_into("<I", raw, 8, 2))
     with pytest.raises(SnapshotError, match="upgrade"):
         Session.open(tiny_bundle, snapshots=tmp_path)
 
 
-def test_another_model_is_told_apart_from_damage(
+def test_another_model_is_distinguished_from_damage(
     tiny_bundle: Path, tmp_path: Path, seal_model: Callable, tiny
 ) -> None:
     import torch

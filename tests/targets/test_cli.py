@@ -63,7 +63,7 @@ def test_every_figure_of_every_device_can_be_shown() -> None:
         (("detect", "--root", "/nowhere"), "no such root"),
     ],
 )
-def test_wrong_use_is_told(arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_use_is_reported(arguments: tuple[str, ...], said: str) -> None:
     result = stategate(*arguments)
     assert result.exit_code == 2
     assert said in result.stderr

@@ -77,7 +77,7 @@ def tree(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def test_an_orin_nano_is_told_from_its_files(tmp_path: Path) -> None:
+def test_an_orin_nano_is_recognised_by_its_files(tmp_path: Path) -> None:
     host = detect(tree(tmp_path, ORIN_NANO))
     assert host.board == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
     assert (host.machine, host.soc) == ("aarch64", "nvidia,tegra234")
@@ -91,7 +91,7 @@ def test_an_orin_nano_is_told_from_its_files(tmp_path: Path) -> None:
     assert host.unknowns == ()
 
 
-def test_a_nano_of_2022_is_told_from_its_packages(tmp_path: Path) -> None:
+def test_a_nano_of_2022_is_recognised_by_its_packages(tmp_path: Path) -> None:
     host = detect(tree(tmp_path, NANO))
     assert (host.l4t, host.jetpack, host.cuda, host.tensorrt) == (
         "32.7.1", "4.6.1", "10.2.300", "8.2.1",
@@ -105,7 +105,7 @@ def test_two_kinds_of_cores_are_both_named(tmp_path: Path) -> None:
     assert (host.cpu, host.cores) == ("Cortex-A57 + Denver 2", 6)
 
 
-def test_a_processor_that_is_told_in_no_number_is_unknown(tmp_path: Path) -> None:
+def test_a_processor_that_is_given_by_no_number_is_unknown(tmp_path: Path) -> None:
     told = "processor\t: 0\nCPU implementer\t: none\nCPU part\t: vendor's own\n"
     assert detect(tree(tmp_path, {"proc/cpuinfo": told})).cpu is None
 
@@ -140,7 +140,7 @@ def test_a_release_on_which_the_sources_disagree_names_both(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("status", ["", "pmode:0009", "\xff\xfe garbage"])
-def test_a_power_mode_that_is_not_told_is_not_the_default(tmp_path: Path, status: str) -> None:
+def test_a_power_mode_that_is_not_reported_is_not_the_default(tmp_path: Path, status: str) -> None:
     host = detect(tree(tmp_path, ORIN_NANO | {"var/lib/nvpmodel/status": status}))
     assert host.power_mode is None
     assert any(sentence.startswith("power_mode: ") for sentence in host.unknowns)

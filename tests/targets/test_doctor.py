@@ -130,14 +130,14 @@ def test_a_whole_jetpack_is_well(tmp_path: Path, files: dict[str, str]) -> None:
     }  # fmt: skip
 
 
-def test_the_python_of_jetpack_5_is_too_old_and_the_way_out_is_told(tmp_path: Path) -> None:
+def test_the_python_of_jetpack_5_is_too_old_and_the_way_out_is_reported(tmp_path: Path) -> None:
     found = findings(tmp_path, JETPACK_5)
     assert [what for what, (level, _) in found.items() if level == "missing"] == ["python"]
     assert "3.8, and stategate needs 3.10" in found["python"][1]
     assert "onnxruntime or native" in found["python"][1]
 
 
-def test_jetpack_4_is_told_to_step_in_c(tmp_path: Path) -> None:
+def test_jetpack_4_is_advised_to_step_in_c(tmp_path: Path) -> None:
     found = findings(tmp_path, board("32.7.1", "8.2.1.9", "10.2.300", "3.6"))
     assert "too old for any engine but native" in found["jetpack"][1]
     assert "8.2.1.9, and engines are built by" in found["tensorrt"][1]
@@ -202,14 +202,14 @@ def test_wheels_on_a_pc_are_held_against_its_driver(
     assert "jetpack" not in " ".join(remedy for _, remedy in found.values())
 
 
-def test_a_pc_without_tensorrt_is_told_of_wheels_for_its_driver(tmp_path: Path) -> None:
+def test_a_pc_without_tensorrt_hears_of_wheels_for_its_driver(tmp_path: Path) -> None:
     found = findings(tmp_path, desktop(f"{OPEN} x86_64  550.40.07  Release Build"))
     assert found["tensorrt"][0] == "missing"
     assert "pip install tensorrt-rtx-cu12" in found["tensorrt"][1]
     assert "apt" not in found["tensorrt"][1]
 
 
-def test_too_old_a_driver_is_told_what_to_do(tmp_path: Path) -> None:
+def test_too_old_a_driver_hears_what_to_do(tmp_path: Path) -> None:
     old = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  418.39  Sat Feb  9 19:19:37 CST 2019"
     level, told = findings(tmp_path, desktop(old, RTX_13))["driver"]
     assert level == "missing" and "418.39" in told and "CUDA 11.4" in told
@@ -258,7 +258,7 @@ def test_an_unknown_release_is_a_note(tmp_path: Path) -> None:
     assert found["jetpack"][0] == "note" and "40.1.0" in found["jetpack"][1]
 
 
-def test_a_user_who_may_not_open_the_gpu_is_told_the_groups(
+def test_a_user_who_may_not_open_the_gpu_reads_which_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may be root, who may do all

@@ -217,7 +217,7 @@ def test_what_cannot_be_built_leaves_nothing(bundle: Path, trt: Any, driver: Any
 
 
 @pytest.mark.parametrize("kind", ["Builder", "Runtime"])
-def test_bindings_that_make_nothing_with_an_old_driver_are_told(
+def test_bindings_that_make_nothing_with_an_old_driver_are_reported(
     bundle: Path, trt: Any, driver: Any, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     def nothing(log: Any) -> None:
@@ -314,7 +314,7 @@ def test_a_plan_of_trtexec_is_not_adopted_where_nothing_could_check_it(
     assert not plans_folder(bundle).exists()
 
 
-def test_a_machine_without_a_driver_or_bindings_is_told(
+def test_a_machine_without_a_driver_or_bindings_is_reported(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(name: str) -> None:

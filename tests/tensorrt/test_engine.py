@@ -151,7 +151,7 @@ def test_a_failed_step_says_so_and_the_session_goes_on(built: Path, driver: Any)
         ("recipe", 0, "stategate's graph recipe 0 in the plan, 1 here"),
     ],
 )
-def test_a_plan_of_another_place_is_refused_and_the_difference_told(
+def test_a_plan_of_another_place_is_refused_and_the_difference_reported(
     built: Path, field: str, value: Any, told: str
 ) -> None:
     change_record(built, **{field: value})
@@ -175,7 +175,7 @@ def test_a_bundle_without_an_engine_says_how_to_build_one(
     assert "stategate build-engine BUNDLE" in refusal(copy_of(tiny_bundle))
 
 
-def test_too_little_memory_is_told_before_the_plan_is_loaded(
+def test_too_little_memory_is_reported_before_the_plan_is_loaded(
     built: Path, trt: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def loaded(log: Any) -> None:
@@ -192,7 +192,7 @@ def test_too_little_memory_is_told_before_the_plan_is_loaded(
     assert "end what else runs on the GPU, or use onnxruntime or native" in told
 
 
-def test_too_little_memory_between_layers_is_told_before_it_is_taken(
+def test_too_little_memory_between_layers_is_reported_before_it_is_taken(
     built: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = trt.Runtime.deserialize_cuda_engine
@@ -207,7 +207,7 @@ def test_too_little_memory_between_layers_is_told_before_it_is_taken(
     assert "does not fit the GPU's free memory" in refusal(built, MemoryBudgetError)
 
 
-def test_an_old_driver_is_told(built: Path, driver: Any) -> None:
+def test_an_old_driver_is_reported(built: Path, driver: Any) -> None:
     driver.version = 10020
     assert "the NVIDIA driver is too old" in refusal(built)
     with pytest.raises(EngineError, match="no cuInit"):

@@ -120,7 +120,7 @@ def test_what_cannot_be_measured_or_written_down_is_refused_before_it_is_built(
     assert stored_plans(bundle) == []
 
 
-def test_a_machine_without_tensorrt_is_told_in_a_sentence(
+def test_a_machine_without_tensorrt_is_reported_in_a_sentence(
     script: Any,
     tiny_bundle: Path,
     tmp_path: Path,

@@ -112,7 +112,7 @@ def test_builds_at_other_addresses_have_the_same_bytes_in_another_order_at_most(
     assert len({hashlib.sha256(np.sort(plan).tobytes()).hexdigest() for plan in plans}) == 1
 
 
-def test_progress_is_told_to_the_end() -> None:
+def test_progress_is_reported_to_the_end() -> None:
     told: list[int] = []
     graph = variant(traced("mingru").graph, traced("mingru").spec, ELEVEN).graph
     trt = load_tensorrt("tensorrt_rtx")
