@@ -8,14 +8,26 @@ where they are widened. What the loops look like is up to the templates in ``exp
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from stategate.export.passes.graph import after_passes
+
+Arrays = dict[str, NDArray[Any]]
 
 
 def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same step with its constant weights row by row.
+    """A copy of a step with known shapes, its constant weights row by row; see `TurnWeights`."""
+    return after_passes(model, TurnWeights(), RemoveUnusedNodesPass())
+
+
+class TurnWeights(ir.passes.InPlacePass):
+    """Turn the constant weights of products so that a row is one output.
 
     ``MatMul`` with a matrix of float32 becomes ``Gemm``. With one of int8 behind
     ``DequantizeLinear``, symmetric and with one scale for each column or one for all, it becomes
@@ -23,77 +35,77 @@ def by_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     their sign, which our template alone takes: the same numbers, but that the scale multiplies the
     sum and not its terms.
 
-    Args:
-        model: A step with known shapes; left as it is.
+    Requires known shapes.
     """
-    work = onnx.ModelProto()
-    work.CopyFrom(model)
-    graph = work.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    widened = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
-    rank = {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.value_info)
-    }
-    taken = {*weights, *rank, *(name for node in graph.node for name in node.output)}
-    dots = "."  # in no name, so that no tensor has one of ours
-    while any(dots in name for name in taken):
-        dots += "."
-    for node in graph.node:
-        if node.op_type != "MatMul" or node.domain or rank.get(node.input[0], 0) < 2:
-            continue
-        data, weight = node.input
-        if weight in widened:
-            turned = _of_integers(widened[weight], weights)
-            if turned is None:
-                continue
-            values, scales = turned
-            n, _, k = values.shape
-            names = _kept(weights, f"{weight}{dots}", {"rows": values, "scales": scales})
-            sizes = {"K": k, "N": n, "bits": 8, "block_size": k}
-            form = helper.make_node(
-                "MatMulNBits", [data, *names], node.output, domain="com.microsoft", **sizes
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace each such product; the model, and whether there was one."""
+        graph = model.graph
+        self._names = set(ir.convenience.create_value_mapping(graph))
+        self._turned: dict[ir.Value, list[ir.Value]] = {}
+        products = [node for node in graph if (node.domain, node.op_type) == ("", "MatMul")]
+        before = {node: self._replacement(graph, node) for node in products}
+        for node, replacement in before.items():
+            if replacement is not None:
+                ir.convenience.replace_nodes_and_values(
+                    graph, node, [node], [replacement], node.outputs, replacement.outputs
+                )
+        model.opset_imports.setdefault("com.microsoft", 1)
+        return ir.passes.PassResult(model, any(before.values()))
+
+    def _replacement(self, graph: ir.Graph, node: ir.Node) -> ir.Node | None:
+        data, weight = node.inputs
+        rank = 0 if data is None or data.shape is None else len(data.shape)
+        if weight is None or rank < 2:
+            return None
+        maker = weight.producer()
+        if maker is not None and maker.op_type == "DequantizeLinear":
+            arrays = _integer_rows(maker)
+            if arrays is None:
+                return None
+            n, _, k = arrays["rows"].shape
+            return ir.node(
+                "MatMulNBits",
+                [data, *self._constants(graph, weight, arrays)],
+                {"K": k, "N": n, "bits": 8, "block_size": k},
+                domain="com.microsoft",
+                name=node.name,
             )
-        elif weight in weights and len(weights[weight].dims) == rank[data] == 2:
-            rows = numpy_helper.to_array(weights[weight]).T
-            names = _kept(weights, f"{weight}{dots}", {"rows": rows})
-            form = helper.make_node("Gemm", [data, *names], node.output, transB=1)
-        else:
-            continue
-        form.name = node.name
-        node.CopyFrom(form)
-    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    left = [n for n in graph.node if n.output[0] not in widened or n.output[0] in used]
-    used = {name for node in left for name in node.input}
-    rest = onnx.GraphProto(node=left, initializer=[t for t in weights.values() if t.name in used])
-    for field in ("node", "initializer"):
-        graph.ClearField(field)
-        getattr(graph, field).extend(getattr(rest, field))
-    if all(opset.domain != "com.microsoft" for opset in work.opset_import):
-        work.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    return work
+        if weight.const_value is None or not len(weight.const_value.shape) == rank == 2:
+            return None
+        rows = self._constants(graph, weight, {"rows": weight.const_value.numpy().T})
+        return ir.node("Gemm", [data, *rows], {"transB": 1}, name=node.name)
+
+    def _constants(self, graph: ir.Graph, weight: ir.Value, arrays: Arrays) -> list[ir.Value]:
+        """What was made of a weight, once for all products that read it."""
+        if weight not in self._turned:
+            values = []
+            for part, array in arrays.items():
+                name = f"{weight.name}.{part}"
+                while name in self._names:
+                    name += "."
+                self._names.add(name)
+                tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+                values.append(ir.val(name, const_value=tensor))
+                graph.register_initializer(values[-1])
+            self._turned[weight] = values
+        return self._turned[weight]
 
 
-def _kept(
-    weights: dict[str, onnx.TensorProto], of: str, arrays: dict[str, NDArray[np.generic]]
-) -> list[str]:
-    """Names of what was made of a weight, which is kept once for all who read it."""
-    names = [f"{of}{kind}" for kind in arrays]
-    for name, array in zip(names, arrays.values(), strict=True):
-        weights.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(array), name))
-    return names
-
-
-def _of_integers(
-    node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]
-) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
-    """Values ``(N, 1, K)`` and scales ``(N,)`` of a matrix ``(K, N)``; None if it has none."""
-    if not all(name in weights for name in node.input):
+def _integer_rows(node: ir.Node) -> Arrays | None:
+    """Rows ``(N, 1, K)`` int8 and scales ``(N,)`` of a weight ``(K, N)``; None if it has none."""
+    constants = [
+        v.const_value.numpy() for v in node.inputs if v is not None and v.const_value is not None
+    ]
+    if len(constants) < sum(value is not None for value in node.inputs):
         return None
-    values, scales, *zeros = (numpy_helper.to_array(weights[name]) for name in node.input)
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+    values, scales, *zeros = constants
+    axis = node.attributes.get_int("axis", 1)
     of_columns = scales.size == 1 or (axis in (1, -1) and scales.shape == values.shape[1:])
     symmetric = values.dtype == np.int8 and not any(zero.any() for zero in zeros)
     if values.ndim != 2 or scales.dtype != np.float32 or not (of_columns and symmetric):
         return None
-    return values.T[:, None], np.broadcast_to(scales.reshape(-1), values.shape[1:])
+    return {
+        "rows": values.T[:, None],
+        "scales": np.broadcast_to(scales.reshape(-1), values.shape[1:]),
+    }

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from stategate.contract.errors import GraphError
+from stategate.export.passes.graph import Writer
 from stategate.export.tensorrt.generations import RULES, Generation
 
 # Names of tensors that the rewriting adds begin with this; a graph that has such a name is refused.
@@ -47,19 +48,21 @@ def extents_of(value: ir.Value | None) -> tuple[int, ...]:
     return tuple(extent if isinstance(extent, int) else 0 for extent in shape)
 
 
-def constant_node(tape: ir.tape.Tape, array: NDArray[Any]) -> ir.Value:
-    """The output of a new Constant node on a tape."""
-    return tape.op("Constant", [], {"value": ir.tensor(array)})
+def writer_for(node: ir.Node) -> Writer:
+    """What adds nodes for a node, under names that no other tensor has.
 
-
-def replace_node(node: ir.Node, tape: ir.tape.Tape, result: ir.Value) -> None:
-    """Put the nodes of a tape in the place of a node; ``result`` takes the name of its output."""
-    name = node.outputs[0].name
-    _insert(tape, node, name)
-    ir.convenience.replace_all_uses_with(node.outputs[0], result, replace_graph_outputs=True)
-    result.name, result.type, result.shape = name, node.outputs[0].type, node.outputs[0].shape
+    They stand at the end of its graph, which is to be sorted when all are written.
+    """
     assert node.graph is not None
-    node.graph.remove(node, safe=True)
+    return Writer(node.graph, f"{RESERVED}{node.outputs[0].name}")
+
+
+def replace_node(node: ir.Node, result: ir.Value) -> None:
+    """Put a value into the place of the first output of a node."""
+    assert node.graph is not None
+    ir.convenience.replace_nodes_and_values(
+        node.graph, node, [node], [], node.outputs[:1], [result]
+    )
 
 
 def lower_node(node: ir.Node, opset: int, generation: Generation) -> None:
@@ -82,8 +85,7 @@ def lower_node(node: ir.Node, opset: int, generation: Generation) -> None:
     if decompose is not None and any(output.name for output in node.outputs[1:]):
         raise GraphError("more outputs than the first")
     if decompose is not None and (schema is None or node.op_type in generation.lacks):
-        tape = ir.tape.Tape()
-        replace_node(node, tape, decompose(node, tape))
+        replace_node(node, decompose(node, writer_for(node)))
         return
     if schema is None:
         raise GraphError("an operator that came later")
@@ -96,15 +98,6 @@ def lower_node(node: ir.Node, opset: int, generation: Generation) -> None:
     elif target < 19:
         node.attributes.pop("saturate", None)  # of casts to float8, which come later too
     _check_form(node, schema, target)
-
-
-def _insert(tape: ir.tape.Tape, before: ir.Node, name: str | None) -> None:
-    """Insert nodes under names that nothing has: the prefix is reserved, and outputs are unique."""
-    for i, new in enumerate(tape.nodes):
-        for output in new.outputs:
-            output.name = f"{RESERVED}{name}_{i}"
-    assert before.graph is not None
-    before.graph.insert_before(before, tape.nodes)
 
 
 def _check_form(node: ir.Node, schema: onnx.defs.OpSchema, opset: int) -> None:
@@ -142,11 +135,8 @@ def _split(node: ir.Node) -> None:
     if sizes[-1] < 1:
         raise GraphError(f"{parts} parts of an extent of {extents[axis]}")
     node.attributes.pop("num_outputs", None)
-    tape = ir.tape.Tape()
-    constant = constant_node(tape, np.array(sizes, np.int64))
-    _insert(tape, node, node.outputs[0].name)
     node.resize_inputs(2)
-    node.replace_input_with(1, constant)
+    node.replace_input_with(1, writer_for(node).constant(sizes, np.int64))
 
 
 def _reduce(node: ir.Node) -> None:
@@ -165,41 +155,41 @@ def _reduce(node: ir.Node) -> None:
     node.resize_inputs(1)
 
 
-def _gelu(node: ir.Node, tape: ir.tape.Tape) -> ir.Value:
+def _gelu(node: ir.Node, write: Writer) -> ir.Value:
     """x/2 (1 + erf(x / sqrt 2)), or its approximation by tanh; ONNX, Gelu-20."""
-    op, x = tape.op, node.inputs[0]
+    x = node.inputs[0]
     kind = _float_of(x)
-
-    def number(value: float) -> ir.Value:
-        return constant_node(tape, np.array(value, kind))
-
     if node.attributes.get_string("approximate", "none") == "tanh":
-        cube = op("Mul", [op("Pow", [x, number(3.0)]), number(0.044715)])
-        inner = op("Tanh", [op("Mul", [op("Add", [cube, x]), number(sqrt(2.0 / np.pi))])])
+        cube = write(
+            "Mul", write("Pow", x, write.constant(3.0, kind)), write.constant(0.044715, kind)
+        )
+        slope = write.constant(sqrt(2.0 / np.pi), kind)
+        inner = write("Tanh", write("Mul", write("Add", cube, x), slope))
     else:
-        inner = op("Erf", [op("Mul", [x, number(sqrt(0.5))])])
-    return op("Mul", [op("Mul", [op("Add", [inner, number(1.0)]), x]), number(0.5)])
+        inner = write("Erf", write("Mul", x, write.constant(sqrt(0.5), kind)))
+    share = write("Add", inner, write.constant(1.0, kind))
+    return write("Mul", write("Mul", share, x), write.constant(0.5, kind))
 
 
-def _layer_norm(node: ir.Node, tape: ir.tape.Tape) -> ir.Value:
+def _layer_norm(node: ir.Node, write: Writer) -> ir.Value:
     """(x - mean) / sqrt(var + epsilon) * scale + bias over the last axes; LayerNormalization-17."""
-    op, (x, scale, *bias) = tape.op, node.inputs
+    x, scale, *bias = node.inputs
     if _float_of(x) is not np.float32:
         raise GraphError("an input of float16, whose mean is taken in float32")
     rank, axis = len(extents_of(x)), node.attributes.get_int("axis", -1)
     if not -rank <= axis < rank:
         raise GraphError(f"axis {axis} of {rank} axes that are known")
-    axes = {"axes": list(range(axis - rank if axis >= 0 else axis, 0))}
-    epsilon = constant_node(tape, np.array(node.attributes.get_float("epsilon", 1e-5), np.float32))
-    centred = op("Sub", [x, op("ReduceMean", [x], axes)])
+    axes = list(range(axis - rank if axis >= 0 else axis, 0))
+    epsilon = write.constant(node.attributes.get_float("epsilon", 1e-5), np.float32)
+    centred = write("Sub", x, write("ReduceMean", x, axes=axes))
     # Two passes: the mean of squares less the square of the mean would lose digits.
-    variance = op("ReduceMean", [op("Mul", [centred, centred])], axes)
-    deviation = op("Sqrt", [op("Add", [variance, epsilon])])
-    result = op("Mul", [op("Div", [centred, deviation]), scale])
-    return op("Add", [result, bias[0]]) if bias and bias[0] is not None else result
+    variance = write("ReduceMean", write("Mul", centred, centred), axes=axes)
+    deviation = write("Sqrt", write("Add", variance, epsilon))
+    result = write("Mul", write("Div", centred, deviation), scale)
+    return write("Add", result, bias[0]) if bias and bias[0] is not None else result
 
 
-_DECOMPOSE: dict[str, Callable[[ir.Node, ir.tape.Tape], ir.Value]] = {
+_DECOMPOSE: dict[str, Callable[[ir.Node, Writer], ir.Value]] = {
     "Gelu": _gelu,
     "LayerNormalization": _layer_norm,
 }

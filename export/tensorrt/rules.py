@@ -90,6 +90,8 @@ def _signature(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -
                 state.dtype,
                 "count in int32" if state.dtype == "int64" else "export without --state-storage",
             )
+    for sparse in model.graph.sparse_initializer:
+        yield Finding(f"weight {sparse.values.name}", "dense weights", "a sparse one", "widen it")
     initial = {t.name for t in model.graph.initializer}
     allowed = {"float32", "float16", "int32", "bool"} | ({"int64"} if generation.int64 else set())
     sides = {"input": spec.graph_inputs(), "output": spec.graph_outputs()}

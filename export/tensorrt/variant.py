@@ -21,14 +21,15 @@ from onnx_ir.passes import common
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError
 from stategate.contract.tensorrt_plan import GUARD
+from stategate.export.passes.graph import Writer
 from stategate.export.passes.pinned import pinned
 from stategate.export.tensorrt.generations import Generation
 from stategate.export.tensorrt.rewrite import (
-    constant_node,
     constant_of,
     lower_node,
     read_model,
     replace_node,
+    writer_for,
 )
 from stategate.export.tensorrt.rules import check_legal
 
@@ -101,6 +102,7 @@ class Lower(ir.passes.InPlacePass):
         own = model.graph.opset_imports[""]
         for node in tuple(model.graph):
             lower_node(node, own, self._generation)
+        model.graph.sort()
         model.graph.opset_imports[""] = opset = min(own, self._generation.opset)
         if opset < 19:  # the form of file that the parsers of that time read
             model.ir_version = min(model.ir_version, 8)
@@ -119,8 +121,7 @@ class WidenStoredWeights(ir.passes.InPlacePass):
         wide = [(node, array) for node in model.graph if (array := _widened(node)) is not None]
         # Only now, because a partner of a product must still be seen as quantised.
         for node, array in wide:
-            tape = ir.tape.Tape()
-            replace_node(node, tape, constant_node(tape, array))
+            replace_node(node, writer_for(node).constant(array, np.float32))
         return ir.passes.PassResult(model, modified=bool(wide))
 
 
@@ -161,18 +162,13 @@ class AddGuard(ir.passes.InPlacePass):
         if not self._next:
             return ir.passes.PassResult(model, modified=False)
         outputs = {value.name: value for value in model.graph.outputs}
-        tape = ir.tape.Tape()
-        one = constant_node(tape, np.array([1], np.int64))
-        sums = []
-        for name in self._next:
-            magnitudes = tape.op("Abs", [outputs[name]])
-            total = tape.op("ReduceSum", [magnitudes], {"keepdims": 0})
-            sums.append(tape.op("Reshape", [total, one]))
-        guard = tape.op("Concat", sums, {"axis": 0})
-        for i, node in enumerate(tape.nodes):
-            node.outputs[0].name = f"{GUARD}_{i}"
-        guard.name, guard.type = GUARD, ir.TensorType(ir.DataType.FLOAT)
-        guard.shape = ir.Shape([len(sums)])
-        model.graph.extend(tape.nodes)
+        write = Writer(model.graph, GUARD)
+        one = write.constant([1], np.int64)
+        totals = [
+            write("ReduceSum", write("Abs", outputs[name]), keepdims=0) for name in self._next
+        ]
+        sums = [write("Reshape", total, one) for total in totals]
+        guard = write("Concat", *sums, output=GUARD, axis=0)
+        guard.type, guard.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([len(sums)])
         model.graph.outputs.append(guard)
         return ir.passes.PassResult(model, modified=True)
