@@ -28,7 +28,7 @@ class _Nest:
     """One nest of loops: what it reads by the names of the arguments, and its result.
 
     Attributes:
-        taken: Declaration of each argument that it reads.
+        reads: Declaration of each argument that it reads.
         before: Statements before the one that stores.
         value: What is stored.
         kind: Type of the result.
@@ -36,7 +36,7 @@ class _Nest:
         output: The argument that it fills.
     """
 
-    taken: dict[str, str]
+    reads: dict[str, str]
     before: tuple[str, ...]
     value: str
     kind: str
@@ -60,14 +60,14 @@ class _Nest:
         if other.extents != self.extents or any(f"{read}[" in s for s in (value, *before)):
             return None
         first = f"const {other.kind} one_{other.output} = {other.value};"
-        taken = {name: d for name, d in self.taken.items() if name != other.output}
+        reads = {name: d for name, d in self.reads.items() if name != other.output}
         statements = (*other.before, first, *before)
-        return _Nest(other.taken | taken, statements, value, self.kind, self.extents, self.output)
+        return _Nest(other.reads | reads, statements, value, self.kind, self.extents, self.output)
 
     def function(self, name: str) -> str:
-        """Its C."""
+        """The nest as a C function."""
         result = f"{self.kind} to_{self.output}{self.extents}"
-        lines = [f"EMX_NODE_FN void {name}({', '.join([*self.taken.values(), result])}) {{"]
+        lines = [f"EMX_NODE_FN void {name}({', '.join([*self.reads.values(), result])}) {{"]
         place = ""
         for i, extent in enumerate(self.shape):
             lines.append(f"{'    ' * (i + 1)}for (idx_t i{i} = 0; i{i} < {extent}; ++i{i}) {{")
@@ -79,74 +79,74 @@ class _Nest:
         return "\n".join(lines) + "\n"
 
 
-def fused(text: str) -> str:
+def join_loops(text: str) -> str:
     """The C with such loops joined.
 
     Args:
         text: Of one generated function, which calls one for each node, and of those.
     """
-    functions = {found["name"]: found for found in _FUNCTION.finditer(text)}
+    functions = {match["name"]: match for match in _FUNCTION.finditer(text)}
     calls = list(_CALL.finditer(text))
     readers: dict[str, int] = {}
     for call in calls:
         for name in call["arguments"].split(", ")[:-1]:
             readers[name] = readers.get(name, 0) + 1
     nests: dict[str, tuple[re.Match[str], _Nest]] = {}
-    gone: set[str] = set()
+    dropped: set[str] = set()
     changed: dict[str, _Nest] = {}
     for call in calls:
         nest = _nest(functions.get(call["name"]), call["arguments"].split(", "))
         if nest is None:
             continue
-        for name in list(nest.taken):
+        for name in list(nest.reads):
             feeder = nests.get(name)
             if feeder is not None and name.startswith("tmp") and readers[name] == 1:
                 both = nest.fed_by(feeder[1])
                 if both is not None:
                     nest = changed[call["name"]] = both
-                    gone.add(feeder[0]["name"])
+                    dropped.add(feeder[0]["name"])
         nests[nest.output] = call, nest
 
-    def function(found: re.Match[str]) -> str:
-        name = found["name"]
-        if name in gone:
+    def function(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name in dropped:
             return ""
-        return changed[name].function(name) if name in changed else found[0]
+        return changed[name].function(name) if name in changed else match[0]
 
-    def called(found: re.Match[str]) -> str:
-        name = found["name"]
-        if name in gone:
+    def called(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name in dropped:
             return ""
         if name not in changed:
-            return found[0]
-        return f"    {name}({', '.join([*changed[name].taken, changed[name].output])});\n"
+            return match[0]
+        return f"    {name}({', '.join([*changed[name].reads, changed[name].output])});\n"
 
     text = _CALL.sub(called, _FUNCTION.sub(function, text))
-    lost = [call["arguments"].split(", ")[-1] for call in calls if call["name"] in gone]
-    for name in lost:
+    unused = [call["arguments"].split(", ")[-1] for call in calls if call["name"] in dropped]
+    for name in unused:
         text = re.sub(rf"^    \w+ {name}(?:\[\d+\])+;\n", "", text, flags=re.MULTILINE)
     return text
 
 
-def _nest(found: re.Match[str] | None, arguments: list[str]) -> _Nest | None:
+def _nest(match: re.Match[str] | None, arguments: list[str]) -> _Nest | None:
     """The loops of a function that is called with some arguments; None where they are not such."""
-    if found is None:
+    if match is None:
         return None
-    parameters = [_PARAMETER.fullmatch(one) for one in found["parameters"].split(", ")]
+    parameters = [_PARAMETER.fullmatch(one) for one in match["parameters"].split(", ")]
     if None in parameters or len(parameters) != len(arguments):
         return None
-    value, taken = found["value"], {}
+    value, reads = match["value"], {}
     *inputs, output = [one for one in parameters if one is not None]
-    bounds = re.findall(r"< (\d+);", found["loops"])
-    if output["name"] != found["output"] or re.findall(r"\d+", output["extents"]) != bounds:
+    bounds = re.findall(r"< (\d+);", match["loops"])
+    if output["name"] != match["output"] or re.findall(r"\d+", output["extents"]) != bounds:
         return None
     if prod(map(int, bounds)) < _LARGE:
         return None
     for i, bound in enumerate(bounds):  # the generator writes either where there is one element
         value = value.replace(f"[i{i}]", "[0]") if bound == "1" else value
     for one, argument in zip(inputs, arguments, strict=False):
-        taken[argument] = f"const {one['kind']} from_{argument}{one['extents']}"
+        reads[argument] = f"const {one['kind']} from_{argument}{one['extents']}"
         value = re.sub(rf"\b{one['name']}\[", f"from_{argument}[", value)
         if re.search(rf"\b{one['name']}\b", value):
             return None
-    return _Nest(taken, (), value, output["kind"], output["extents"], arguments[-1])
+    return _Nest(reads, (), value, output["kind"], output["extents"], arguments[-1])

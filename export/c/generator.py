@@ -40,7 +40,7 @@ def name() -> str:
 def templates() -> Iterator[Path]:
     """A folder of the generator's templates with mended ones in place of some.
 
-    Ours fall back on what they replace, which is there as ``generators_...``.
+    The new ones fall back on those, which are there as ``generators_...``.
     """
     own = Path(__file__).parent
     with (
@@ -51,24 +51,24 @@ def templates() -> Iterator[Path]:
         for file in _REPLACED:
             (folder / file).rename(folder / f"generators_{file}")
             copyfile(own / file, folder / file)
-        for file, kept in _RECURRENT.items():
+        for file, memories in _RECURRENT.items():
             text = (folder / file).read_text()
             for place in ("[{}][dir][b][h]", "[b][{}][dir][h]"):
                 wrong, right = (f"output_y }}}}{place.format(i)} = h_new;" for i in ("step", "t"))
                 text = text.replace(wrong, right)
-            zeros = "".join(f" {one}_prev[b][h] = {{{{ zero_literal }}}};" for one in kept)
+            zeros = "".join(f" {one}_prev[b][h] = {{{{ zero_literal }}}};" for one in memories)
             hidden = "(seq_limit ? 0 : {{ hidden_size }})"
             empty = f"            for (int h = 0; h < {hidden}; ++h) {{{zeros} }}"
             (folder / file).write_text(text.replace(_SEQUENCE, f"{empty}\n{_SEQUENCE}"))
         yield folder
 
 
-def written(model: onnx.ModelProto, function: str, folder: Path) -> str:
+def c_of(model: onnx.ModelProto, function: str, folder: Path) -> str:
     """The C of a graph as one function.
 
     Args:
         model: The graph.
-        function: How the function is called.
+        function: Its name.
         folder: Of `templates`.
 
     Raises:

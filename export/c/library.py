@@ -99,7 +99,7 @@ def _built(folder: Path, manifest: Manifest, files: Files, machine: str) -> Bund
 
 def _without_native(manifest: Manifest, files: Files, reason: str) -> tuple[Manifest, Files]:
     native = manifest.native
-    gone = {*native.sources, native.library} if native is not None else set()
-    kept = tuple(file for file in manifest.files if file.path not in gone)
-    manifest = msgspec.structs.replace(manifest, files=kept, native=None, no_native=reason)
-    return manifest, {name: data for name, data in files.items() if name not in gone}
+    parts = {*native.sources, native.library} if native is not None else set()
+    others = tuple(file for file in manifest.files if file.path not in parts)
+    manifest = msgspec.structs.replace(manifest, files=others, native=None, no_native=reason)
+    return manifest, {name: data for name, data in files.items() if name not in parts}

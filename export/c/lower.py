@@ -23,9 +23,9 @@ from stategate.contract import StepSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError, LowerError, SpecError
 from stategate.export.c import generator
-from stategate.export.c.fuse import fused
+from stategate.export.c.fuse import join_loops
 from stategate.export.c.interface import INITIAL, STACK_BYTES, Function, interface, model_source
-from stategate.export.c.names import plain
+from stategate.export.c.names import with_plain_names
 from stategate.export.c.products import by_rows
 from stategate.export.c.scratch import off_the_stack
 from stategate.export.passes.graph import CONTROL_FLOW
@@ -94,7 +94,7 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
     payload: dict[str, None] = {}
     for name, (nodes, _) in parts.items():
         if name != "read":
-            payload |= dict.fromkeys(cut.taken(nodes, reads))
+            payload |= dict.fromkeys(cut.handed_over(reads, nodes))
     files: dict[str, bytes] = {}
     functions = {}
     with generator.templates() as folder:
@@ -143,23 +143,23 @@ class _Cut:
             onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
             for t in graph.initializer
         ]
-        known = (*constants, *graph.value_info, *graph.input, *graph.output)
-        self._values = {value.name: value for value in known}
+        values = (*constants, *graph.value_info, *graph.input, *graph.output)
+        self._values = {value.name: value for value in values}
 
     def above(self, names: Iterable[str]) -> list[int]:
         """Nodes that these tensors need, in the graph's order."""
-        todo, found = list(names), set[int]()
+        todo, needed = list(names), set[int]()
         while todo:
             i = self._producer.get(todo.pop())
-            if i is not None and i not in found:
-                found.add(i)
+            if i is not None and i not in needed:
+                needed.add(i)
                 todo += self.model.graph.node[i].input
-        return sorted(found)
+        return sorted(needed)
 
-    def taken(self, nodes: Sequence[int], before: Sequence[int]) -> list[str]:
-        """Tensors that some nodes take from those before them."""
-        wanted = [name for i in nodes for name in self.model.graph.node[i].input]
-        return [name for name in dict.fromkeys(wanted) if self.made_by(name, before)]
+    def handed_over(self, before: Sequence[int], nodes: Sequence[int]) -> list[str]:
+        """Tensors that nodes read which others before them make."""
+        inputs = [name for i in nodes for name in self.model.graph.node[i].input]
+        return [name for name in dict.fromkeys(inputs) if self.made_by(name, before)]
 
     def made_by(self, name: str, nodes: Sequence[int]) -> bool:
         """Whether one of these nodes makes a tensor."""
@@ -227,17 +227,17 @@ def _part(
     """C of some nodes as one function, and how it is called."""
     graph = cut.model.graph
     chosen = [graph.node[i] for i in nodes]
-    made = {tensor for node in chosen for tensor in node.output}
-    wanted = dict.fromkeys(t for node in chosen for t in node.input if t and t not in made)
+    inner = {tensor for node in chosen for tensor in node.output}
+    outer = dict.fromkeys(t for node in chosen for t in node.input if t and t not in inner)
     constants = {t.name: t for t in graph.initializer}
-    takes = [t for t in wanted if t not in constants or t in weights.offsets]
+    takes = [t for t in outer if t not in constants or t in weights.offsets]
     part = onnx.helper.make_model(
         onnx.helper.make_graph(
             chosen,
             name,
             [cut.value(t) for t in takes],
             [cut.value(t) for t in gives],
-            [constants[t] for t in wanted if t in constants and t not in weights.offsets],
+            [constants[t] for t in outer if t in constants and t not in weights.offsets],
             # The generator infers shapes by itself, but not through operators of com.microsoft.
             value_info=[
                 cut.value(t)
@@ -250,14 +250,14 @@ def _part(
         opset_imports=cut.model.opset_import,
         ir_version=cut.model.ir_version,
     )
-    text = generator.written(plain(part), name, folder)
+    text = generator.c_of(with_plain_names(part), name, folder)
     if "malloc(" in text or "fopen(" in text:
         raise LowerError("the C of this graph would use the heap or files", found=name)
     # Parts are linked together, and number their constants alike.
     text = re.sub(r"^extern const [^;]*;\n", "", text, flags=re.M)
     text = re.sub(r"^const EMX_UNUSED", "static const EMX_UNUSED", text, flags=re.M)
     text = text.replace("#include <math.h>", '#include <math.h>\n#include "stategate_math.h"', 1)
-    text = off_the_stack(fused(text), STACK_BYTES)
+    text = off_the_stack(join_loops(text), STACK_BYTES)
     head = re.search(rf"^void {name}\(.*\)(?= \{{)", text, flags=re.M)
     if head is None:
         raise LowerError("the code generator wrote no function of the expected name", found=name)

@@ -1,4 +1,4 @@
-"""Names of tensors in C, where keywords, macros and other tensors may stand in their way.
+"""Names of tensors in C, which must not be those of keywords, macros or other tensors.
 
 A name comes from whoever made the graph. None of its characters reaches the C unchanged but
 letters, digits and underscores.
@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 
 import onnx
 
-_LONGEST = 48  # C99 5.2.4.1 tells 63 characters apart; a number may follow
+_LONGEST = 48  # C99 5.2.4.1: 63 characters count; a number may follow
 # Keywords and alternative tokens of C11, C23 and C++20, and macros in small letters: of compilers
 # for their systems, of <stdbool.h>, <complex.h>, <errno.h>, <assert.h>, <stdio.h> and <iso646.h>.
-_TAKEN = frozenset(
+_RESERVED = frozenset(
     """
     I alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t
     char32_t char8_t class compl complex concept const const_cast consteval constexpr constinit
@@ -35,45 +35,43 @@ def members(tensors: Iterable[str]) -> dict[str, str]:
     A name that C allows stays what it is. Names in capitals, which look like macros, and those that
     end like the types of ``<stdint.h>`` get a prefix.
     """
-    asked = {tensor: _member(tensor) for tensor in tensors}
+    wishes = {tensor: _member(tensor) for tensor in tensors}
     names: dict[str, str] = {}
-    given: set[str] = set()
     # What stays as it is goes first, so that no other takes its name.
-    for tensor in sorted(asked, key=lambda tensor: asked[tensor] != tensor):
-        name, number = asked[tensor], 1
-        while name in given:
+    for tensor in sorted(wishes, key=lambda tensor: wishes[tensor] != tensor):
+        name, number = wishes[tensor], 1
+        while name in names.values():
             number += 1
-            name = f"{asked[tensor]}_{number}"
+            name = f"{wishes[tensor]}_{number}"
         names[tensor] = name
-        given.add(name)
     return names
 
 
 def _member(tensor: str) -> str:
     plain = _readable(tensor)
     like_a_macro = len(plain) > 1 and plain == plain.upper()
-    taken = like_a_macro or plain.endswith("_t") or plain in _TAKEN
-    if plain[:1].isalpha() and not taken:
+    reserved = like_a_macro or plain.endswith("_t") or plain in _RESERVED
+    if plain[:1].isalpha() and not reserved:
         return plain
     return f"t_{plain}"
 
 
-def plain(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_plain_names(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a graph in which every tensor has a number and nothing else has a name."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
     names: dict[str, str] = {"": ""}
 
-    def named(tensor: str) -> str:
+    def name_of(tensor: str) -> str:
         return names.setdefault(tensor, f"v{len(names)}_{_readable(tensor)}")
 
     for graph in _graphs(model.graph):
         graph.doc_string = ""
         for tensor in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            tensor.name, tensor.doc_string = named(tensor.name), ""
+            tensor.name, tensor.doc_string = name_of(tensor.name), ""
         for node in graph.node:
             node.name, node.doc_string = "", ""
-            node.input[:] = map(named, node.input)
-            node.output[:] = map(named, node.output)
+            node.input[:] = map(name_of, node.input)
+            node.output[:] = map(name_of, node.output)
     return model
 
 

@@ -33,7 +33,7 @@ class _Temporary:
         extents = [int(extent) for extent in re.findall(r"\d+", self.extents)]
         return -(-int(np.prod(extents, dtype=np.int64)) // _ALIGN) * _ALIGN
 
-    def declared(self, at: int) -> str:
+    def declaration(self, at: int) -> str:
         """As a pointer into the pool of its type, to be used as the array that it was."""
         inner = self.extents.partition("]")[2]
         return f"    {self.kind} (*const {self.name}){inner} = (void *)({self.kind}_pool + {at});\n"
@@ -61,19 +61,24 @@ def off_the_stack(text: str, room: int) -> str:
         memory = f"{kind}_memory[{total}] __attribute__((aligned(64)))"
         lines.append(f"    STATEGATE_TEMPORARY {kind} {memory};\n")
         lines.append(f"    {kind} *const {kind}_pool = STATEGATE_ONCE({kind}_memory);\n")
-        lines += [temporary.declared(at) for temporary, at in places.items()]
+        lines += [temporary.declaration(at) for temporary, at in places.items()]
     return text[:begin] + "".join(lines) + body + text[end:]
 
 
 def _lives(declared: Sequence[re.Match[str]], lines: Sequence[str]) -> list[_Temporary]:
     """The temporaries that are used, and from where to where: always, where there are branches."""
-    seen: dict[str, tuple[int, int]] = {}
+    lives: dict[str, tuple[int, int]] = {}
     for i, line in enumerate(lines):
         for name in _NAME.findall(line):
-            seen[name] = (seen.get(name, (i, i))[0], i)
+            lives[name] = (lives.get(name, (i, i))[0], i)
+    # Where the lines are more than calls in a row, their order says nothing of when each is run.
     if not all(_ONE_CALL.fullmatch(line) for line in lines):
-        seen = dict.fromkeys(seen, (0, len(lines)))
-    return [_Temporary(one[1], one[2], one[3], *seen[one[2]]) for one in declared if one[2] in seen]
+        lives = dict.fromkeys(lives, (0, len(lines)))
+    return [
+        _Temporary(kind, name, extents, *lives[name])
+        for kind, name, extents in (match.groups() for match in declared)
+        if name in lives
+    ]
 
 
 def _places(temporaries: Sequence[_Temporary]) -> tuple[dict[_Temporary, int], int]:
