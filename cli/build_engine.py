@@ -133,17 +133,17 @@ def build_engine_command(
                             new_timing_cache=new_timing_cache,
                             report=report,
                         )
-            seen = check_plan(stored, opened, tolerance)
+            result = check_plan(stored, opened, tolerance)
             stored = keep_plan(stored, opened)
     except StategateError:
         log = plans_folder(opened.path) / FAILED_LOG
         if log.exists():
             click.echo(f"what TensorRT said: {log}", err=True)
         raise
-    click.echo(canonical_json(stored.record).decode() if as_json else _told(stored, seen))
+    click.echo(canonical_json(stored.record).decode() if as_json else _summary(stored, result))
 
 
-def _told(stored: StoredPlan, seen: Replay | None) -> str:
+def _summary(stored: StoredPlan, result: Replay | None) -> str:
     record = stored.record
     place = record.fingerprint
     lines = [
@@ -152,11 +152,11 @@ def _told(stored: StoredPlan, seen: Replay | None) -> str:
         f"{place.compute_capability}",
         f"plan         {record.plan_bytes:,} bytes, sha256 {record.plan.sha256[:12]}",
     ]
-    if seen is None:
+    if result is None:
         lines.append("golden       not checked: the bundle carries no golden episode")
     else:
         lines.append(
-            f"golden       {seen.steps} steps: output error {seen.max_output_error:.2g}, state "
-            f"error {seen.max_state_error:.2g}, {seen.gate_flips} gate flips"
+            f"golden       {result.steps} steps: output error {result.max_output_error:.2g}, state "
+            f"error {result.max_state_error:.2g}, {result.gate_flips} gate flips"
         )
     return "\n".join(lines)

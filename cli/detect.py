@@ -24,7 +24,7 @@ from stategate.targets.profile import names, recognise
 )
 @json_option
 def detect_command(root: Path, as_json: bool) -> None:
-    """Say what this machine is, which target that is, and what could not be told.
+    """Say what this machine is, which target that is, and what no file says.
 
     \b
     Example:

@@ -165,10 +165,8 @@ def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
             f"{place.onnx_sha256[:12]}"
         )
         lines.append(("engine", printable(text)))
-        told = (
-            f"not to be loaded here: {'; '.join(hindrances)}" if hindrances else "for this machine"
-        )
-        lines.append(("engine", printable(told)))
+        hindrance = f"not to be loaded here: {'; '.join(hindrances)}"
+        lines.append(("engine", printable(hindrance if hindrances else "for this machine")))
     return lines
 
 

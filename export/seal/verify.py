@@ -299,17 +299,17 @@ def _judge_lower(reference: Reference, result: Comparison, limits: Limits) -> st
     """What is beyond the limits and accepted; None where nothing is beyond them."""
     worst = float(np.max(result.output_error, initial=0.0))
     flip_rate = limits.flip_rate or 0.0
-    found = f"output error {worst:.3g}, {result.flip_rate:.3%} of gate decisions flipped"
+    distance = f"output error {worst:.3g}, {result.flip_rate:.3%} of gate decisions flipped"
     if worst <= limits.error and result.flip_rate <= flip_rate:
         return None
     finite = bool(np.isfinite(worst))
     if limits.accepted and finite:
-        return f"{found}; limits {limits.error:g} and {flip_rate:.3%}"
+        return f"{distance}; limits {limits.error:g} and {flip_rate:.3%}"
     bad = ~(result.output_error <= limits.error) | result.has_flips
     raise ParityError(
         f"the candidate in lower precision parts from {reference.name}, first at step "
         f"{int(bad.argmax())}",
-        found=found,
+        found=distance,
         expected=f"at most {limits.error:g} and {flip_rate:.3%}",
         remedy="keep what is sensitive in float (stategate sensitivity), or say with "
         '--accept "who: why" who takes it as it is; nothing was written'

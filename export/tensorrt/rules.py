@@ -48,7 +48,7 @@ class Finding:
 
 def findings(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -> list[Finding]:
     """Everything in a step that a generation of TensorRT would not take; empty if it is legal."""
-    found = [*_signature(model, spec, generation)]
+    problems = [*_signature(model, spec, generation)]
     # A copy of the check's own, because looking for the form of a node rewrites it.
     graph = read_model(model).graph
     names = [*(v.name for v in model.graph.input), *graph.initializers]
@@ -56,13 +56,14 @@ def findings(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -> 
     for number, node in enumerate(tuple(graph.all_nodes())):
         where = f"node {node.name or number} ({node.op_type})"
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            found += _quantisation(node, where)
-        found += _operator(node, where, graph.opset_imports.get("", 0), generation)
+            problems += _quantisation(node, where)
+        problems += _operator(node, where, graph.opset_imports.get("", 0), generation)
     for name in names:
         if name is not None and name.startswith(RESERVED):
             rule = f"no tensor's name begins with {RESERVED}"
-            found.append(Finding(f"tensor {name}", rule, "one that does", "give it another name"))
-    return found
+            remedy = "give it another name"
+            problems.append(Finding(f"tensor {name}", rule, "one that does", remedy))
+    return problems
 
 
 def check_legal(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -> None:
@@ -71,11 +72,11 @@ def check_legal(model: onnx.ModelProto, spec: StepSpec, generation: Generation) 
     Raises:
         GraphError: It would not; the message has every finding.
     """
-    found = findings(model, spec, generation)
-    if found:
+    problems = findings(model, spec, generation)
+    if problems:
         raise GraphError(
             f"TensorRT {generation.name} would not take the graph",
-            found="\n".join(str(one) for one in found),
+            found="\n".join(str(one) for one in problems),
             expected="no finding",
             remedy="change the model as each finding says, or use onnxruntime or native",
         )
@@ -151,9 +152,9 @@ def _operator(node: ir.Node, where: str, opset: int, generation: Generation) -> 
 def _quantisation(node: ir.Node, where: str) -> Iterator[Finding]:
     rule = "symmetric int8: constant positive scales, zero points that are int8 and zero"
     remedy = "quantise symmetrically, as --precision int8 does"
-    data, scales, zeros = (*node.inputs, None)[:3]
-    for found in (*_scale_problems(node, data, scales), *_zero_problems(node, data, zeros)):
-        yield Finding(where, rule, found, remedy)
+    data, scales, zeros = (*node.inputs, None, None)[:3]
+    for problem in (*_scale_problems(node, data, scales), *_zero_problems(node, data, zeros)):
+        yield Finding(where, rule, problem, remedy)
 
 
 def _scale_problems(node: ir.Node, data: ir.Value | None, scales: ir.Value | None) -> Iterator[str]:
