@@ -35,43 +35,26 @@ _JETSON_ONLY = ("jetpack", "l4t", "power_mode")
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine as it describes itself; None is what no file says.
+    """A machine as it describes itself; None is what no file says."""
 
-    Attributes:
-        machine: Architecture as ``uname -m`` prints it.
-        board: Maker's name of the board or computer.
-        soc: System on a chip, such as ``nvidia,tegra234``; None on a PC.
-        compatible: What the device tree says that it is compatible with, most special first.
-        cpu: Processor, kinds of cores joined by ``+``.
-        cores: Processors that the kernel runs.
-        memory_bytes: What the kernel manages; less than is soldered on, by firmware's share.
-        kernel: Its release.
-        jetpack: Release of JetPack.
-        l4t: Release of Jetson Linux.
-        cuda: Version of the toolkit under ``/usr/local/cuda``.
-        tensorrt: Version whose headers or package are installed.
-        power_mode: Name in ``nvpmodel.conf`` of the mode in force.
-        governor: Frequency governor of the first processor.
-        storage: The device that holds the root file system, its kind and size.
-        unknowns: One sentence for each thing that no file says.
-    """
-
-    machine: str | None
-    board: str | None
-    soc: str | None
+    machine: str | None  # architecture as ``uname -m`` prints it
+    board: str | None  # maker's name of the board or computer
+    soc: str | None  # system on a chip, such as ``nvidia,tegra234``; None on a PC
+    # what the device tree says that it is compatible with, most special first
     compatible: tuple[str, ...]
-    cpu: str | None
-    cores: int | None
+    cpu: str | None  # processor, kinds of cores joined by ``+``
+    cores: int | None  # processors that the kernel runs
+    # what the kernel manages; less than is soldered on, by firmware's share
     memory_bytes: int | None
-    kernel: str | None
-    jetpack: str | None
-    l4t: str | None
-    cuda: str | None
-    tensorrt: str | None
-    power_mode: str | None
-    governor: str | None
-    storage: str | None
-    unknowns: tuple[str, ...]
+    kernel: str | None  # its release
+    jetpack: str | None  # release of JetPack
+    l4t: str | None  # release of Jetson Linux
+    cuda: str | None  # version of the toolkit under ``/usr/local/cuda``
+    tensorrt: str | None  # version whose headers or package are installed
+    power_mode: str | None  # name in ``nvpmodel.conf`` of the mode in force
+    governor: str | None  # frequency governor of the first processor
+    storage: str | None  # the device that holds the root file system, its kind and size
+    unknowns: tuple[str, ...]  # one sentence for each thing that no file says
 
 
 def detect(root: Path = Path("/")) -> Host:

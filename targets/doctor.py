@@ -28,19 +28,13 @@ _LITTLE_MEMORY = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was looked at."""
 
-    Attributes:
-        level: ``ok``; ``note``, which hinders nothing; or ``missing``.
-        what: Its name.
-        found: What is there.
-        remedy: What to do; empty where all is well.
-    """
-
+    # ``ok``; ``note``, which hinders nothing; or ``missing``
     level: Literal["ok", "note", "missing"]
-    what: str
-    found: str
-    remedy: str = ""
+    what: str  # its name
+    found: str  # what is there
+    remedy: str = ""  # what to do; empty where all is well
 
 
 def _ok(what: str, found: str) -> Finding:

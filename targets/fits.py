@@ -21,100 +21,62 @@ Verdict = Literal["fits", "does not fit", "not legal", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a step of a bundle holds and does; all rows of a pool together.
+    """What a step of a bundle holds and does; all rows of a pool together."""
 
-    Attributes:
-        model: Its name.
-        precision: Name of its precision plan.
-        sessions: Sessions that one step serves.
-        graph_bytes: The serialised graph, or the library that the native engine has of it.
-        constant_bytes: Its constants, as they are once those that depend on constants alone are
-            computed, as an engine does when it loads them.
-        dequantized_bytes: Integers that are widened in each step; not among the former.
-        widest_bytes: The largest of them, once it is widened.
-        nodes: Nodes of the graph.
-        state_bytes: One bank of the states.
-        state_buffer_bytes: All that the runtime keeps of them: two banks, and initial values that
-            are not zero.
-        bound_bytes: Inputs, outputs and gates.
-        activation_bytes: Largest sum of values between nodes that are alive at once.
-        multiply_adds: Of matrix products and convolutions; other arithmetic is not counted.
-        unsized: Values whose shape the graph does not tell; they count as nothing.
-        branches: Graphs inside the graph.
-        kv_bytes_per_step: Growth of the key-value cache that the memory replaces; None where it
-            replaces none.
-        snapshot_bytes: A snapshot of one session.
-    """
-
-    model: str
-    precision: str
-    sessions: int
-    graph_bytes: int
+    model: str  # its name
+    precision: str  # name of its precision plan
+    sessions: int  # sessions that one step serves
+    graph_bytes: int  # the serialised graph, or the library that the native engine has of it
+    # its constants, as they are once those that depend on constants alone are computed, as an
+    # engine does when it loads them
     constant_bytes: int
-    dequantized_bytes: int
-    widest_bytes: int
-    nodes: int
-    state_bytes: int
+    dequantized_bytes: int  # integers that are widened in each step; not among the former
+    widest_bytes: int  # the largest of them, once it is widened
+    nodes: int  # nodes of the graph
+    state_bytes: int  # one bank of the states
+    # all that the runtime keeps of them: two banks, and initial values that are not zero
     state_buffer_bytes: int
-    bound_bytes: int
-    activation_bytes: int
-    multiply_adds: int
-    unsized: int
-    branches: int
+    bound_bytes: int  # inputs, outputs and gates
+    activation_bytes: int  # largest sum of values between nodes that are alive at once
+    multiply_adds: int  # of matrix products and convolutions; other arithmetic is not counted
+    unsized: int  # values whose shape the graph does not tell; they count as nothing
+    branches: int  # graphs inside the graph
+    # growth of the key-value cache that the memory replaces; None where it replaces none
     kv_bytes_per_step: int | None
-    snapshot_bytes: int
+    snapshot_bytes: int  # a snapshot of one session
 
 
 class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an engine costs beside the model, each figure as it was measured.
+    """What an engine costs beside the model, each figure as it was measured."""
 
-    Attributes:
-        engine: Which one.
-        process_bytes: Resident memory of Python with the runtime and the engine's library imported.
-        session_bytes: What the first session adds whatever the model.
-        node_bytes: For each node.
-        graph_copies: How often the serialised graph, or the library made of it, is kept.
-        constant_copies: How often a constant is kept beside the serialised graph.
-        dequantized_copies: The same of an integer constant that is widened in each step.
-        widened_copies: How often the largest of those is kept in its widened form.
-        activation_copies: How often the activations are kept.
-        opening_copies: How often the constants, or the serialised graph where that is larger, are
-            held beside all this while the bundle is opened.
-    """
-
-    engine: str
+    engine: str  # which one
+    # resident memory of Python with the runtime and the engine's library imported
     process_bytes: Figure[Count]
-    session_bytes: Figure[Count]
-    node_bytes: Figure[Count]
+    session_bytes: Figure[Count]  # what the first session adds whatever the model
+    node_bytes: Figure[Count]  # for each node
+    # how often the serialised graph, or the library made of it, is kept
     graph_copies: Figure[Count]
-    constant_copies: Figure[Count]
+    constant_copies: Figure[Count]  # how often a constant is kept beside the serialised graph
+    # the same of an integer constant that is widened in each step
     dequantized_copies: Figure[Count]
-    widened_copies: Figure[Count]
-    activation_copies: Figure[Count]
+    widened_copies: Figure[Count]  # how often the largest of those is kept in its widened form
+    activation_copies: Figure[Count]  # how often the activations are kept
+    # how often the constants, or the serialised graph where that is larger, are held beside all
+    # this while the bundle is opened
     opening_copies: Figure[Count]
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Predicted resident memory in bytes, by what takes it.
+    """Predicted resident memory in bytes, by what takes it."""
 
-    Attributes:
-        process: Python, the runtime and the engine's library.
-        engine: What the engine adds for any model: a fixed part, nodes and operators.
-        weights: The engine's copies of the constants and what it widens of them, or the library.
-        states: Banks of all sessions.
-        activations: Workspace of a step, inputs and outputs, of all sessions.
-        opening: What opening takes on top for a moment, and gives back.
-        assumptions: What is not known of it.
-    """
-
-    process: int
-    engine: int
-    weights: int
-    states: int
-    activations: int
-    opening: int
-    assumptions: tuple[str, ...]
+    process: int  # Python, the runtime and the engine's library
+    engine: int  # what the engine adds for any model: a fixed part, nodes and operators
+    weights: int  # the engine's copies of the constants and what it widens of them, or the library
+    states: int  # banks of all sessions
+    activations: int  # workspace of a step, inputs and outputs, of all sessions
+    opening: int  # what opening takes on top for a moment, and gives back
+    assumptions: tuple[str, ...]  # what is not known of it
 
     @property
     def added(self) -> int:
@@ -134,42 +96,26 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A bundle on a device.
+    """A bundle on a device."""
 
-    Attributes:
-        target: The device.
-        verdict: Whether it fits.
-        reason: Why, in a sentence.
-        memory: What it takes.
-        memory_bytes: What the device has; None: unknown.
-        reserve_bytes: What firmware and system keep of that; None: unknown.
-        left_bytes: What is left once it is open, the reserve taken off where it is known; None:
-            unknown.
-        build_peak_bytes: What opening takes at most, by engine; None: unknown.
-        snapshot_space_bytes: Two slots for each session, in whole blocks.
-        kv_bytes: The key-value cache that the memory replaces, at the horizon; None: it replaces
-            none.
-        kv_fits: Whether that would fit beside the rest; None where either is unknown.
-        bandwidth_floor_us: A step's weights and states at the peak bandwidth, in microseconds: a
-            bound for what no cache holds, and not a promise. None: unknown.
-        compute_floor_us: Its products at the accelerator's dense peak; None: unknown.
-        legal: Engines on which its element types are legal.
-    """
-
-    target: str
-    verdict: Verdict
-    reason: str
-    memory: Memory
-    memory_bytes: int | None
-    reserve_bytes: int | None
+    target: str  # the device
+    verdict: Verdict  # whether it fits
+    reason: str  # why, in a sentence
+    memory: Memory  # what it takes
+    memory_bytes: int | None  # what the device has; None: unknown
+    reserve_bytes: int | None  # what firmware and system keep of that; None: unknown
+    # what is left once it is open, the reserve taken off where it is known; None: unknown
     left_bytes: int | None
-    build_peak_bytes: dict[str, int | None]
-    snapshot_space_bytes: int
+    build_peak_bytes: dict[str, int | None]  # what opening takes at most, by engine; None: unknown
+    snapshot_space_bytes: int  # two slots for each session, in whole blocks
+    # the key-value cache that the memory replaces, at the horizon; None: it replaces none
     kv_bytes: int | None
-    kv_fits: bool | None
+    kv_fits: bool | None  # whether that would fit beside the rest; None where either is unknown
+    # a step's weights and states at the peak bandwidth, in microseconds: a bound for what no cache
+    # holds, and not a promise. None: unknown.
     bandwidth_floor_us: float | None
-    compute_floor_us: float | None
-    legal: tuple[str, ...]
+    compute_floor_us: float | None  # its products at the accelerator's dense peak; None: unknown
+    legal: tuple[str, ...]  # engines on which its element types are legal
 
 
 def load_costs(engine: str = "onnxruntime") -> Costs:

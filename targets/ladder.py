@@ -10,27 +10,16 @@ from stategate.targets.toml_tables import read_table
 
 
 class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One rung: what a release of JetPack brings; None is what no source says.
+    """One rung: what a release of JetPack brings; None is what no source says."""
 
-    Attributes:
-        jetpack: Its number.
-        l4t: Releases of Jetson Linux that carry it.
-        ubuntu: Release of the system.
-        python: Version of the system's Python.
-        cuda: Version of CUDA.
-        tensorrt: Version of TensorRT that it ships.
-        source: Who says so.
-        date: When that was read.
-    """
-
-    jetpack: str
-    l4t: tuple[str, ...]
-    ubuntu: str
-    python: str
-    cuda: str | None
-    tensorrt: str | None
-    source: str
-    date: date
+    jetpack: str  # its number
+    l4t: tuple[str, ...]  # releases of Jetson Linux that carry it
+    ubuntu: str  # release of the system
+    python: str  # version of the system's Python
+    cuda: str | None  # version of CUDA
+    tensorrt: str | None  # version of TensorRT that it ships
+    source: str  # who says so
+    date: date  # when that was read
 
 
 class Ladder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -28,19 +28,14 @@ _WHEEL = re.compile(r"(tensorrt(?:_rtx)?)_cu(\d+)_bindings-([\d.]+)\.dist-info")
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """A driver that is installed.
+    """A driver that is installed."""
 
-    Attributes:
-        path: Its library on the machine; None where only the loader finds it.
-        release: What the kernel's module says, such as ``580.126.09``; None where none is loaded.
-        cuda: Newest CUDA that it runs, major and minor; None where nothing says it.
-        is_exact: Whether the library said so; otherwise it is the least that the release runs.
-    """
-
-    path: Path | None
+    path: Path | None  # its library on the machine; None where only the loader finds it
+    # what the kernel's module says, such as ``580.126.09``; None where none is loaded
     release: str | None
+    # newest CUDA that it runs, major and minor; None where nothing says it
     cuda: tuple[int, int] | None
-    is_exact: bool
+    is_exact: bool  # whether the library said so; otherwise it is the least that the release runs
 
     def __str__(self) -> str:
         """Release, CUDA and path, as far as they are known."""
@@ -55,17 +50,11 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """Bindings of TensorRT that pip installed.
+    """Bindings of TensorRT that pip installed."""
 
-    Attributes:
-        library: ``tensorrt`` or ``tensorrt_rtx``.
-        version: Its version.
-        cuda: Major version of the CUDA that it is made for.
-    """
-
-    library: str
-    version: str
-    cuda: int
+    library: str  # ``tensorrt`` or ``tensorrt_rtx``
+    version: str  # its version
+    cuda: int  # major version of the CUDA that it is made for
 
     def name_for(self, cuda: int) -> str:
         """What pip calls the same for another CUDA."""

@@ -35,15 +35,11 @@ Many = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Sourced(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Something that somebody says.
+    """Something that somebody says."""
 
-    Attributes:
-        source: Who says so; for an unknown figure, where it was looked for.
-        date: When that was read.
-    """
-
+    # who says so; for an unknown figure, where it was looked for
     source: Annotated[str, msgspec.Meta(min_length=4)]
-    date: datetime.date
+    date: datetime.date  # when that was read
 
 
 class Figure(Sourced, Generic[Value], frozen=True, kw_only=True):
@@ -71,21 +67,13 @@ class Bandwidth(Sourced, frozen=True, kw_only=True):
 
 
 class Tops(Sourced, frozen=True, kw_only=True):
-    """Peak rate in 10^12 operations a second, a multiply-add being two.
+    """Peak rate in 10^12 operations a second, a multiply-add being two."""
 
-    Attributes:
-        precision: Element type.
-        part: ``gpu``, ``dla``, or ``module`` for all together.
-        dense: Of dense operands.
-        sparse: With 2:4 sparsity.
-        mode: Power mode in which it is reached; None where the source does not say.
-    """
-
-    precision: str
-    part: Text
-    dense: Positive | None
-    sparse: Positive | None
-    mode: str | None
+    precision: str  # element type
+    part: Text  # ``gpu``, ``dla``, or ``module`` for all together
+    dense: Positive | None  # of dense operands
+    sparse: Positive | None  # with 2:4 sparsity
+    mode: str | None  # power mode in which it is reached; None where the source does not say
 
 
 class PowerMode(Sourced, frozen=True, kw_only=True):
@@ -97,41 +85,26 @@ class PowerMode(Sourced, frozen=True, kw_only=True):
 
 
 class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is known about a device.
+    """What is known about a device."""
 
-    Attributes:
-        name: Its name on the command line.
-        description: One line for the reader.
-        machine: Processor architecture as ``uname -m`` prints it.
-        memory_bytes: Memory that processor and accelerator share.
-        system_reserve_bytes: What firmware and system keep of it.
-        cpu: Kind of its cores.
-        cores: How many.
-        storage: Names of the media that it may carry.
-        engines: Element types that are legal there, by engine; none where the engine cannot run.
-        jetpack: Releases of JetPack that support it; None for what is no Jetson.
-        compatible: Parts of what its device tree says it is compatible with.
-        accelerator: Its GPU; None where nothing of it is used.
-        bandwidth: Peaks of the memory, by power mode.
-        tops: Peak rates of arithmetic.
-        power_modes: Names and budgets.
-    """
-
-    name: Text
-    description: Text
-    machine: Text
-    memory_bytes: Figure[Many]
-    system_reserve_bytes: Figure[Count]
-    cpu: Figure[Text]
-    cores: Figure[Many]
-    storage: Figure[tuple[str, ...]]
+    name: Text  # its name on the command line
+    description: Text  # one line for the reader
+    machine: Text  # processor architecture as ``uname -m`` prints it
+    memory_bytes: Figure[Many]  # memory that processor and accelerator share
+    system_reserve_bytes: Figure[Count]  # what firmware and system keep of it
+    cpu: Figure[Text]  # kind of its cores
+    cores: Figure[Many]  # how many
+    storage: Figure[tuple[str, ...]]  # names of the media that it may carry
+    # element types that are legal there, by engine; none where the engine cannot run
     engines: dict[str, Figure[tuple[str, ...]]]
+    # releases of JetPack that support it; None for what is no Jetson
     jetpack: Figure[tuple[str, ...]] | None = None
+    # parts of what its device tree says it is compatible with
     compatible: Figure[tuple[str, ...]] | None = None
-    accelerator: Accelerator | None = None
-    bandwidth: tuple[Bandwidth, ...] = ()
-    tops: tuple[Tops, ...] = ()
-    power_modes: tuple[PowerMode, ...] = ()
+    accelerator: Accelerator | None = None  # its GPU; None where nothing of it is used
+    bandwidth: tuple[Bandwidth, ...] = ()  # peaks of the memory, by power mode
+    tops: tuple[Tops, ...] = ()  # peak rates of arithmetic
+    power_modes: tuple[PowerMode, ...] = ()  # names and budgets
 
     def __post_init__(self) -> None:
         """Refuse figures that contradict each other, by field."""

@@ -25,23 +25,14 @@ _CALL = re.compile(r"^    (?P<name>\w+)\((?P<arguments>[^;{}]*)\);\n", re.MULTIL
 
 @dataclass(frozen=True, slots=True)
 class _Nest:
-    """One nest of loops: what it reads by the names of the arguments, and its result.
+    """One nest of loops: what it reads by the names of the arguments, and its result."""
 
-    Attributes:
-        reads: Declaration of each argument that it reads.
-        before: Statements before the one that stores.
-        value: What is stored.
-        kind: Type of the result.
-        extents: Shape of the result, in brackets.
-        output: The argument that it fills.
-    """
-
-    reads: dict[str, str]
-    before: tuple[str, ...]
-    value: str
-    kind: str
-    extents: str
-    output: str
+    reads: dict[str, str]  # declaration of each argument that it reads
+    before: tuple[str, ...]  # statements before the one that stores
+    value: str  # what is stored
+    kind: str  # type of the result
+    extents: str  # shape of the result, in brackets
+    output: str  # the argument that it fills
 
     @property
     def shape(self) -> list[int]:

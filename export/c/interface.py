@@ -23,17 +23,11 @@ STACK_BYTES = 128 * 1024  # beyond this a small thread may have no room
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One generated function.
+    """One generated function."""
 
-    Attributes:
-        prototype: Its C declaration.
-        takes: Tensors in the order of its arguments, weights included.
-        gives: Tensors that it fills, which follow.
-    """
-
-    prototype: str
-    takes: tuple[str, ...]
-    gives: tuple[str, ...]
+    prototype: str  # its C declaration
+    takes: tuple[str, ...]  # tensors in the order of its arguments, weights included
+    gives: tuple[str, ...]  # tensors that it fills, which follow
 
 
 @dataclass(frozen=True, slots=True)

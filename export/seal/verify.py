@@ -41,21 +41,16 @@ _FAILS = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far a bundle may part from its model in the parity check.
+    """How far a bundle may part from its model in the parity check."""
 
-    Attributes:
-        error: Largest error, see `Gaps`: of outputs and states, or of outputs alone where
-            ``flip_rate`` is given; infinity where that is left to the drift test.
-        flip_rate: Share of gate decisions that may differ, for a candidate in lower precision;
-            None for one in float32, of which none may.
-        accepted: Who takes a candidate that is beyond these limits, and why.
-        because: Why the error is not the usual one, in words.
-    """
-
+    # largest error, see `Gaps`: of outputs and states, or of outputs alone where ``flip_rate`` is
+    # given; infinity where that is left to the drift test
     error: float = TOLERANCE
+    # share of gate decisions that may differ, for a candidate in lower precision; None for one in
+    # float32, of which none may
     flip_rate: float | None = None
-    accepted: str | None = None
-    because: str = ""
+    accepted: str | None = None  # who takes a candidate that is beyond these limits, and why
+    because: str = ""  # why the error is not the usual one, in words
 
 
 STRICT = Limits()
@@ -63,29 +58,18 @@ STRICT = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came of stepping a bundle beside its model.
+    """What came of stepping a bundle beside its model."""
 
-    Attributes:
-        output_error: Largest difference of any output in each step, see `Gaps`; ``(steps,)``.
-        state_error: The same of the states.
-        flipped: Gates that decided differently, step by step.
-        flips: Elements of gates that did, over all steps.
-        decisions: Elements of hard gates over all steps.
-        opened: Steps in which each hard gate of the model was open, over all rows.
-        unchanged: States that kept their first value, though no gate was always shut.
-        engine: What stepped the bundle.
-        golden: The first steps, with the model's answers or the bundle's own.
-    """
-
+    # largest difference of any output in each step, see `Gaps`; ``(steps,)``
     output_error: np.ndarray
-    state_error: np.ndarray
-    flipped: list[list[str]]
-    flips: int
-    decisions: int
-    opened: dict[str, int]
-    unchanged: tuple[str, ...]
-    engine: str
-    golden: Episode
+    state_error: np.ndarray  # the same of the states
+    flipped: list[list[str]]  # gates that decided differently, step by step
+    flips: int  # elements of gates that did, over all steps
+    decisions: int  # elements of hard gates over all steps
+    opened: dict[str, int]  # steps in which each hard gate of the model was open, over all rows
+    unchanged: tuple[str, ...]  # states that kept their first value, though no gate was always shut
+    engine: str  # what stepped the bundle
+    golden: Episode  # the first steps, with the model's answers or the bundle's own
 
     @property
     def has_flips(self) -> np.ndarray:

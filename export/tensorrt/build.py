@@ -26,36 +26,25 @@ _PERCENT = 100
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a build may use.
+    """What a build may use."""
 
-    Attributes:
-        workspace_bytes: Scratch memory of the builder.
-        timing_cache: Measured times of an earlier build of the same graph on the same device. Then
-            none may be missing: with the same times the builder chooses the same kernels.
-        strip_weights: Leave weights out of the plan; they come from the graph at load.
-        compute_capability: For TensorRT-RTX, which can build for a GPU that is not there; such as
-            ``8.6``. None builds for those that it chooses.
-    """
-
-    workspace_bytes: int
+    workspace_bytes: int  # scratch memory of the builder
+    # measured times of an earlier build of the same graph on the same device. Then none may be
+    # missing: with the same times the builder chooses the same kernels.
     timing_cache: bytes | None = None
-    strip_weights: bool = False
+    strip_weights: bool = False  # leave weights out of the plan; they come from the graph at load
+    # for TensorRT-RTX, which can build for a GPU that is not there; such as ``8.6``. None builds
+    # for those that it chooses.
     compute_capability: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What came of a build.
+    """What came of a build."""
 
-    Attributes:
-        plan: The serialised engine.
-        flags: Of the builder.
-        timing_cache: Times that it measured; empty where it keeps none.
-    """
-
-    plan: bytes
-    flags: tuple[str, ...]
-    timing_cache: bytes
+    plan: bytes  # the serialised engine
+    flags: tuple[str, ...]  # of the builder
+    timing_cache: bytes  # times that it measured; empty where it keeps none
 
 
 def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report, logger: Any) -> Built:

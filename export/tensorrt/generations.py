@@ -9,39 +9,25 @@ from stategate.targets.toml_tables import read_toml
 
 
 class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Releases of TensorRT that take the same graphs.
+    """Releases of TensorRT that take the same graphs."""
 
-    Attributes:
-        name: Such as ``8.5``.
-        opset: Newest opset of the default domain that the parser is given.
-        strongly_typed: Whether the graph's own types are obeyed; without that the builder chooses,
-            within its flags.
-        lacks: Standard operators of that opset that its parser does not have; they are written in
-            simpler ones.
-        int64: Whether a graph may take or give int64.
-    """
-
-    name: str
-    opset: int
+    name: str  # such as ``8.5``
+    opset: int  # newest opset of the default domain that the parser is given
+    # whether the graph's own types are obeyed; without that the builder chooses, within its flags
     strongly_typed: bool
+    # standard operators of that opset that its parser does not have; they are written in simpler
+    # ones
     lacks: frozenset[str] = frozenset()
-    int64: bool = True
+    int64: bool = True  # whether a graph may take or give int64
 
 
 class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Operators that no generation takes.
+    """Operators that no generation takes."""
 
-    Attributes:
-        operators: Their names; a star at the end stands for any ending.
-        rule: What is required instead.
-        remedy: What to do.
-        found: What is there; None for the operator itself.
-    """
-
-    operators: tuple[str, ...]
-    rule: str
-    remedy: str
-    found: str | None = None
+    operators: tuple[str, ...]  # their names; a star at the end stands for any ending
+    rule: str  # what is required instead
+    remedy: str  # what to do
+    found: str | None = None  # what is there; None for the operator itself
 
     def covers(self, operator: str) -> bool:
         """Whether an operator is one of them."""

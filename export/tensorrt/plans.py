@@ -207,21 +207,13 @@ def keep_plan(stored: StoredPlan, bundle: Bundle) -> StoredPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """Where a plan lies that is not kept yet, and what it was made with.
+    """Where a plan lies that is not kept yet, and what it was made with."""
 
-    Attributes:
-        folder: Nothing else is in it, and no session looks into it.
-        bundle: What the plan is of.
-        trt: TensorRT's bindings.
-        cuda: The GPU.
-        log: What TensorRT says.
-    """
-
-    folder: Path
-    bundle: Bundle
-    trt: Any
-    cuda: Cuda
-    log: Any
+    folder: Path  # nothing else is in it, and no session looks into it
+    bundle: Bundle  # what the plan is of
+    trt: Any  # TensorRT's bindings
+    cuda: Cuda  # the GPU
+    log: Any  # what TensorRT says
 
 
 @contextmanager

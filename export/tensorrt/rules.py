@@ -28,19 +28,12 @@ from stategate.export.tensorrt.rewrite import (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One reason why TensorRT would not take a graph.
+    """One reason why TensorRT would not take a graph."""
 
-    Attributes:
-        where: The node, or the input, output or state.
-        rule: What is required.
-        found: What is there.
-        remedy: What to do.
-    """
-
-    where: str
-    rule: str
-    found: str
-    remedy: str
+    where: str  # the node, or the input, output or state
+    rule: str  # what is required
+    found: str  # what is there
+    remedy: str  # what to do
 
     def __str__(self) -> str:
         return f"{self.where}: {self.rule}; found {self.found}; {self.remedy}"

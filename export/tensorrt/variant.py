@@ -36,15 +36,10 @@ from stategate.export.tensorrt.rules import check_legal
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A step for one generation of TensorRT.
+    """A step for one generation of TensorRT."""
 
-    Attributes:
-        graph: Serialised ONNX.
-        guarded: States whose next values the guard output sums, in its order.
-    """
-
-    graph: bytes
-    guarded: tuple[str, ...]
+    graph: bytes  # serialised ONNX
+    guarded: tuple[str, ...]  # states whose next values the guard output sums, in its order
 
 
 def variant(raw: bytes, spec: StepSpec, generation: Generation) -> Variant:
