@@ -91,6 +91,8 @@ def join_loops(text: str) -> str:
             continue
         for name in list(nest.reads):
             feeder = nests.get(name)
+            # Whoever else reads the temporary needs it as a whole, and so does the caller of an
+            # output, which has another name.
             if feeder is not None and name.startswith("tmp") and readers[name] == 1:
                 both = nest.fed_by(feeder[1])
                 if both is not None:
@@ -131,13 +133,14 @@ def _nest(match: re.Match[str] | None, arguments: list[str]) -> _Nest | None:
     bounds = re.findall(r"< (\d+);", match["loops"])
     if output["name"] != match["output"] or re.findall(r"\d+", output["extents"]) != bounds:
         return None
-    if prod(map(int, bounds)) < _LARGE:
+    if prod(map(int, bounds)) < _LARGE:  # it stays in the first cache anyway
         return None
     for i, bound in enumerate(bounds):  # the generator writes either where there is one element
         value = value.replace(f"[i{i}]", "[0]") if bound == "1" else value
     for one, argument in zip(inputs, arguments, strict=False):
         reads[argument] = f"const {one['kind']} from_{argument}{one['extents']}"
         value = re.sub(rf"\b{one['name']}\[", f"from_{argument}[", value)
+        # The argument is used whole, or in a place that the replacement above does not know.
         if re.search(rf"\b{one['name']}\b", value):
             return None
     return _Nest(reads, (), value, output["kind"], output["extents"], arguments[-1])

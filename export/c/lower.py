@@ -83,6 +83,7 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
     }
     skipped = {name for names in guarded.values() for name in names}
     always = [name for name in spec.graph_outputs() if name not in skipped]
+    # Whatever an output, a gate or an unguarded state needs runs in every step.
     reads = cut.above(always)
     # A next state that an output needs as well is there anyway.
     always += [name for name in skipped if cut.made_by(name, reads)]
@@ -91,7 +92,7 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
         rest = [name for name in names if name not in always]
         if rest:
             parts[part] = ([n for n in cut.above(rest) if n not in reads], rest)
-    payload: dict[str, None] = {}
+    payload: dict[str, None] = {}  # a dict for its order: the C must not change from run to run
     for name, (nodes, _) in parts.items():
         if name != "read":
             payload |= dict.fromkeys(cut.handed_over(reads, nodes))
