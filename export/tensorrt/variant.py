@@ -86,7 +86,8 @@ def guarded_states(spec: StepSpec) -> tuple[str, ...]:
 class Lower(ir.passes.InPlacePass):
     """Every node in the form of the generation's opset.
 
-    Requires a graph that passed `check_legal`.
+    Requires a graph that passed `check_legal`. Guarantees that no operator is left that the
+    generation's parser lacks.
     """
 
     def __init__(self, generation: Generation) -> None:
@@ -102,6 +103,12 @@ class Lower(ir.passes.InPlacePass):
         if opset < 19:  # the form of file that the parsers of that time read
             model.ir_version = min(model.ir_version, 8)
         return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Look for operators that the parser lacks."""
+        lacking = {node.op_type for node in model.graph} & self._generation.lacks
+        if lacking:
+            raise ir.passes.PostconditionError(f"{lacking} left for {self._generation.name}")
 
 
 class WidenStoredWeights(ir.passes.InPlacePass):
@@ -143,10 +150,7 @@ def _widened(node: ir.Node) -> NDArray[np.float32] | None:
 
 
 class AddGuard(ir.passes.InPlacePass):
-    """One output more, ``GUARD``: the sum of magnitudes of each next state that is guarded.
-
-    Requires an opset in which ReduceSum takes its axes as an input, 13 or newer.
-    """
+    """One output more, ``GUARD``: the sum of magnitudes of each next state that is guarded."""
 
     def __init__(self, spec: StepSpec) -> None:
         guarded = guarded_states(spec)
