@@ -215,7 +215,7 @@ def _written(record: object, out: Path, as_json: bool) -> bool:
 def _by_decade(tensor: TensorRange) -> str:
     """Largest magnitude by decade of steps, and whether the tensor still grows.
 
-    A maximum grows with the number of samples alone, so growth is told by root mean square.
+    A maximum grows with the number of samples alone, so growth is judged by root mean square.
     """
     sizes = [math.hypot(h.mean, h.deviation) for h in tensor.horizons]
     shown = "  ".join(f"to {h.to_step:,}: {max(-h.low, h.high):.4g}" for h in tensor.horizons)

@@ -82,7 +82,7 @@ _SHARE = click.FloatRange(min=0)
     type=_SHARE,
     default=_LIMITS.diverged_above,
     show_default=True,
-    help="Output error of the first diverging step that is told.",
+    help="Output error of the first diverging step that is reported.",
 )
 @click.option(
     "--seal",
@@ -134,8 +134,8 @@ def drift(
         _tell(result, out)
     takes = sealed is not None and result.may_be_sealed(accept)
     if takes:
-        over = f", accepted by {accept}" if result.findings else ""
-        click.echo(f"sealed: {sealed}{over}", err=True)
+        acceptance = f", accepted by {accept}" if result.findings else ""
+        click.echo(f"sealed: {sealed}{acceptance}", err=True)
     elif sealed is not None:
         click.echo(f"not sealed: {sealed}", err=True)
     click.get_current_context().exit(0 if result.passed or takes else 1)
@@ -148,8 +148,8 @@ def _tell(result: DriftReport, out: Path) -> None:
     )
     for point in result.milestones:
         click.echo(_line(point))
-    for name, (theirs, ours) in result.total.norms.items():
-        click.echo(f"largest norm of state {name}: {theirs:.5g} -> {ours:.5g}")
+    for name, (reference, candidate) in result.total.norms.items():
+        click.echo(f"largest norm of state {name}: {reference:.5g} -> {candidate:.5g}")
     for what, first in (
         ("decision that differs", result.first_flip),
         (f"output error above {result.limits.diverged_above:g}", result.first_divergence),
@@ -164,9 +164,9 @@ def _tell(result: DriftReport, out: Path) -> None:
 
 def _line(point: Point) -> str:
     rates, accuracies = point.write_rates, point.accuracies
-    told = f", right {accuracies[0]:.2%} -> {accuracies[1]:.2%}" if accuracies else ""
+    accuracy = f", right {accuracies[0]:.2%} -> {accuracies[1]:.2%}" if accuracies else ""
     return (
         f"{point.step:>9,} steps: output error {point.output_error:.2g} (mean "
         f"{point.output_error_mean:.2g}), state error {point.state_error:.2g}, "
-        f"{point.flips} flips, writes {rates[0]:.2%} -> {rates[1]:.2%}{told}"
+        f"{point.flips} flips, writes {rates[0]:.2%} -> {rates[1]:.2%}{accuracy}"
     )

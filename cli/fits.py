@@ -149,8 +149,8 @@ def _print_table(report: FitsReport) -> None:
     )
     for one in report.fits:
         years = [p["every write"] for p in report.wear[one.target].values()]
-        known = [value for value in years if value is not None]
-        worst = "unknown" if not years else years_text(min(known, default=None))
+        lives = [value for value in years if value is not None]
+        worst = "unknown" if not years else years_text(min(lives, default=None))
         click.echo(
             f"{one.target:<24}{one.verdict:<14}{one.memory.total:>13,}"
             f"{_us(one.bandwidth_floor_us):>11}{worst:>9}  {one.reason}"

@@ -93,10 +93,10 @@ def _print(proposal: Proposal, out: Path) -> None:
     final = proposal.together[-1]
     width = max(len(trial.groups[0]) for trial in proposal.alone)
     for trial in proposal.alone:
-        kept = "" if trial.groups[0] in final.groups else "  <- kept in float"
+        mark = "" if trial.groups[0] in final.groups else "  <- kept in float"
         click.echo(
             f"{trial.groups[0]:<{width}}  {trial.elements:>9,} weights, alone: output error "
-            f"{trial.output_error:.3g}, {trial.flip_rate:.3%} of decisions flipped{kept}"
+            f"{trial.output_error:.3g}, {trial.flip_rate:.3%} of decisions flipped{mark}"
         )
     weights = sum(trial.elements for trial in proposal.alone)
     click.echo(

@@ -77,25 +77,25 @@ def candidate_from(
         operators: One of `Operators`, or ``fastest`` for the fastest of all on this machine.
     """
     spec = batched(loaded.model.step_spec(), sessions)
-    wanted = [Operators(operators)] if operators != "fastest" else [Operators.PORTABLE]
+    forms = [Operators(operators)] if operators != "fastest" else [Operators.PORTABLE]
     if operators == "fastest" and isinstance(getattr(loaded.model, "operators", None), Operators):
-        wanted = list(Operators)
+        forms = list(Operators)
     graphs = {}
-    for form in wanted:
+    for form in forms:
         try:
             graphs[form.value] = serialised(trace(loaded.model, sessions, form))
         except GraphError:  # one of several that the installed onnx does not know
-            if len(wanted) == 1:
+            if len(forms) == 1:
                 raise
-    operators = wanted[0].value
+    operators = forms[0].value
     metadata = {}
     if observations := getattr(loaded.module, "observations", None):
         metadata["observations"] = observations
     if len(graphs) > 1:
         times = medians_us(graphs, sample(spec))
         operators = min(times, key=lambda name: times[name])
-        told = ", ".join(f"{name} {us:.0f} us" for name, us in times.items())
-        metadata["operators"] = f"{operators}, the fastest where it was built: {told}"
+        timings = ", ".join(f"{name} {us:.0f} us" for name, us in times.items())
+        metadata["operators"] = f"{operators}, the fastest where it was built: {timings}"
     chunk = None
     steps = getattr(loaded.model, "chunk_steps", 0)
     if steps and sessions == 1:

@@ -31,10 +31,10 @@ def check_choices(steps: int, **choices: tuple[str, object]) -> None:
     if steps < 1:
         raise SpecError("a check takes at least one step", found=f"steps {steps}")
     for name, (word, kind) in choices.items():
-        known = get_args(kind)
-        if word not in known:
+        names = get_args(kind)
+        if word not in names:
             raise SpecError(
-                f"there is no such value of {name}", found=repr(word), expected=" or ".join(known)
+                f"there is no such value of {name}", found=repr(word), expected=" or ".join(names)
             )
 
 
@@ -84,13 +84,13 @@ def with_safe(candidate: Candidate, safe: SafeOutputs) -> Candidate:
     """
     if not safe:
         return candidate
-    known = [tensor.name for tensor in candidate.spec.outputs]
-    if unknown := sorted(set(safe) - set(known)):
+    names = [tensor.name for tensor in candidate.spec.outputs]
+    if unknown := sorted(set(safe) - set(names)):
         raise SpecError(
             "a safe value is for an output that the model lacks",
             found=", ".join(unknown),
-            expected=", ".join(known),
-            remedy=did_you_mean(close_names(unknown[0], known)) or None,
+            expected=", ".join(names),
+            remedy=did_you_mean(close_names(unknown[0], names)) or None,
         )
     values = {name: v if isinstance(v, int | float) else tuple(v) for name, v in safe.items()}
     outputs = tuple(

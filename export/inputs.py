@@ -64,10 +64,10 @@ def drawn(
             )
     episode = random_episode(spec, steps, ranges=ranges, choices=choices)
     free = [t.name for t in spec.inputs if t.name not in ranges and t.dtype != "bool"]
-    told = ", ".join(f"{name}={low:g}:{high:g}" for name, (low, high) in ranges.items())
+    spans = ", ".join(f"{name}={low:g}:{high:g}" for name, (low, high) in ranges.items())
     if not free:
-        return episode, InputsRef("ranges", told)
-    return episode, InputsRef("noise", f"in {', '.join(free)}" + (f"; {told}" if told else ""))
+        return episode, InputsRef("ranges", spans)
+    return episode, InputsRef("noise", f"in {', '.join(free)}" + (f"; {spans}" if spans else ""))
 
 
 def random_episode(
@@ -99,7 +99,7 @@ def random_episode(
             low, high = map(int, span)
             numbers = rng.integers(low, high, shape, dtype=dtype, endpoint=True)
         else:
-            known = (choices or {}).get(tensor.name, (0, 1))
-            numbers = np.array(known)[rng.integers(len(known), size=shape)]
+            options = (choices or {}).get(tensor.name, (0, 1))
+            numbers = np.array(options)[rng.integers(len(options), size=shape)]
         inputs[tensor.name] = numbers.astype(tensor.dtype)
     return Episode(inputs)

@@ -117,7 +117,7 @@ def make(
             remedy="leave --max-output-error, --max-flip-rate and --accept out",
         )
     profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
-    here = target is None
+    this_machine = target is None
     refuse_to_replace(out)
     loaded = load_model(model)
     with _left_as_it_was(loaded.module):
@@ -135,7 +135,7 @@ def make(
 
             candidate = note_tensorrt(candidate, profile, required=require_tensorrt)
         inputs, source = episode_for(loaded, candidate, episode, steps, input_ranges)
-        candidate = deployed(candidate, engines, split, inputs, here)
+        candidate = deployed(candidate, engines, split, inputs, this_machine)
         if candidate.float_sizes is None:
             with readable_errors(loaded.name, inputs, source, 0):
                 limits = strict_limits(loaded.model, candidate, inputs)
@@ -147,7 +147,7 @@ def make(
                 candidate,
                 reference,
                 inputs,
-                target=profile.ref(this_machine=here),
+                target=profile.ref(this_machine=this_machine),
                 budget=Budget(max_state_bytes),
                 limits=limits,
                 report=report,
