@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 
+from stategate.common.statistics import Floats
 from stategate.contract.errors import ResultError
 from stategate.contract.records import load_record
 from stategate.contract.specs import Record
 
 SCHEMA_VERSION = 1
+BINS_PER_OCTAVE = 16  # of the histograms
 
 _SOME = msgspec.Meta(min_length=1)  # a page cannot be drawn of none
 
@@ -30,8 +33,29 @@ class Times(Record, frozen=True):
     p99_us: float | None  # 99th; None below 100 steps
     p999_us: float | None  # 99.9th; None below 1,000 steps
     max_us: float  # the longest
-    # histogram with bounds 2**(i/16) us: pairs of i and count, empty bins left out
+    # histogram with bounds 2**(i/16) us: pairs of i and count, without empty bins
     bins: Annotated[tuple[tuple[int, int], ...], _SOME]
+
+
+def times(us: Floats) -> Times | None:
+    """Summary of step times in microseconds; None of none."""
+    if not len(us):
+        return None
+    count = len(us)
+    # Nearest rank: every figure is a step that happened.
+    p50, p90, p99, p999 = np.quantile(us, (0.5, 0.9, 0.99, 0.999), method="inverted_cdf").tolist()
+    bins = np.floor(np.log2(np.maximum(us, 1e-3)) * BINS_PER_OCTAVE).astype(int)
+    labels, counts = np.unique(bins, return_counts=True)
+    return Times(
+        count=count,
+        mean_us=float(us.mean()),
+        p50_us=p50,
+        p90_us=p90,
+        p99_us=p99 if count >= 100 else None,
+        p999_us=p999 if count >= 1000 else None,
+        max_us=float(us.max()),
+        bins=tuple(zip(labels.tolist(), counts.tolist(), strict=True)),
+    )
 
 
 class Rounds(Record, frozen=True):

@@ -33,36 +33,36 @@ class WearRow:
     assumed: tuple[str, ...]  # which ones: fields of the storage, and ``write_rate``
 
 
-def write_rate(manifest: Manifest, given: float | None = None) -> WriteRate:
+def write_rate(manifest: Manifest, known_share: float | None = None) -> WriteRate:
     """The share of steps that write, from the best source there is.
 
     Args:
         manifest: Its hard gates carry the rates that calibration measured.
-        given: A rate that the caller knows better.
+        known_share: A share that the caller knows better.
 
     Returns:
-        The given rate, else the manifest's; with several hard gates their sum, an upper bound;
+        The caller's share, else the manifest's; with several hard gates their sum, an upper bound;
         1 where nothing was measured, marked as assumed.
     """
-    if given is not None:
-        return WriteRate(given, "given with --write-rate")
+    if known_share is not None:
+        return WriteRate(known_share, "given with --write-rate")
     hard = [gate for gate in manifest.gates if gate.kind == "hard"]
     if not hard:
         return WriteRate(1.0, "the model has no hard gate, so every step writes")
     rates = [gate.expected_write_rate for gate in hard]
-    known = [rate for rate in rates if rate is not None]
-    if len(known) < len(rates):
+    measured = [rate for rate in rates if rate is not None]
+    if len(measured) < len(rates):
         unknown = ", ".join(gate.name for gate in hard if gate.expected_write_rate is None)
         return WriteRate(
             1.0,
-            f"nobody measured how often {unknown} opens; --write-rate takes a figure",
+            f"it was not measured how often {unknown} opens; --write-rate takes a figure",
             assumed=True,
         )
     if len(hard) > 1:
         return WriteRate(
-            min(1.0, sum(known)), f"upper bound: the sum of {len(hard)} gates", assumed=True
+            min(1.0, sum(measured)), f"upper bound: the sum of {len(hard)} gates", assumed=True
         )
-    return WriteRate(known[0], hard[0].expected_from or "the manifest gives no source")
+    return WriteRate(measured[0], hard[0].expected_from or "the manifest gives no source")
 
 
 def wear_rows(

@@ -142,12 +142,12 @@ def run(
     chosen = contenders(bundles, engines, options.episode)
     if out is not None:
         check_writable(out / "bench.json")
-        kept = f"what was measured is kept in {out}; the same command goes on from there"
-        result = _measure(chosen, options, out / _PARTS, fresh, kept, out)
+        remains = f"what was measured is kept in {out}; the same command goes on from there"
+        result = _measure(chosen, options, out / _PARTS, fresh, remains, out)
     else:
         with scratch_folder() as folder:
-            kept = "nothing is kept without --out"
-            result = _measure(chosen, options, Path(folder) / "results" / _PARTS, fresh, kept)
+            remains = "nothing is kept without --out"
+            result = _measure(chosen, options, Path(folder) / "results" / _PARTS, fresh, remains)
     if as_json:
         click.echo(to_json(result).decode(), nl=False)
         return
@@ -164,10 +164,10 @@ def _measure(
     options: Options,
     parts: Path,
     fresh: bool,
-    kept: str,
+    remains: str,
     out: Path | None = None,
 ) -> BenchResult:
-    """Measure, with what is interrupted kept in ``parts``, and write results to ``out``."""
+    """Measure into ``parts``, from which an interrupted measurement goes on; results to ``out``."""
     from stategate.bench.measure.harness import measure_bursts
     from stategate.bench.measure.result import assemble
     from stategate.bench.measure.segments import Segments
@@ -187,13 +187,13 @@ def _measure(
     notes: list[str] = []
     try:
         idle_watts = _idle_watts(meter, 4 * options.slot_s)
-        with progress(int(10 * options.seconds), "stepping", kept) as report:
+        with progress(int(10 * options.seconds), "stepping", remains) as report:
             hellos = measure_bursts(chosen, options, segments, meter, report)
     finally:
         meter.close()
     if meter.lost is not None:
         notes.append(f"the energy sensor vanished during the measurement: {meter.lost}")
-    with progress(len(chosen), "cold starts, rates, allocations", kept) as report:
+    with progress(len(chosen), "cold starts, rates, allocations", remains) as report:
         result = assemble(
             chosen, options, segments, hellos, idle_watts, meter.sensor, notes, report
         )
@@ -235,7 +235,7 @@ def _keep_samples(path: Path, segments: Segments, names: list[str]) -> None:
 @click.argument("result", type=click.Path(path_type=Path))
 @json_option
 def report(result: Path, as_json: bool) -> None:
-    """Draw page and Markdown of a RESULT anew, beside it.
+    """Draw page and Markdown of a RESULT again, next to it.
 
     \b
     Example:
@@ -259,23 +259,23 @@ def report(result: Path, as_json: bool) -> None:
 )
 @json_option
 def compare_command(before: Path, after: Path, margin: float, as_json: bool) -> None:
-    """Tell whether AFTER is slower than BEFORE, or the machine was; exit code 1 if it is.
+    """Say whether AFTER is slower than BEFORE, or the machine was; exit code 1 if it is.
 
     \b
     Example:
       stategate bench compare before/bench.json build/bench/bench.json
     """
-    found = compare(read_result(before), read_result(after), margin)
+    comparison = compare(read_result(before), read_result(after), margin)
     if as_json:
-        click.echo(json.dumps(asdict(found) | {"regressed": found.regressed}, indent=2))
+        click.echo(json.dumps(asdict(comparison) | {"regressed": comparison.regressed}, indent=2))
     else:
-        for change in found.changes:
+        for change in comparison.changes:
             click.echo(
                 f"{change.subject:<20} {change.figure} {change.before_us:9.1f} us before, "
                 f"{change.after_us:9.1f} after; at the same pace {change.ratio:.3f} "
                 f"({change.low:.3f} to {change.high:.3f}): {change.verdict}"
             )
-        for note in found.notes:
+        for note in comparison.notes:
             click.echo(f"note: {note}")
-    if found.regressed:
+    if comparison.regressed:
         click.get_current_context().exit(1)

@@ -105,18 +105,18 @@ def plan_of(bundle: Bundle) -> PrecisionPlan:
 def _graphs(graph: GraphProto) -> list[GraphProto]:
     """A graph and those inside it: branches that an adopted file may have."""
     inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
-    return [graph, *(found for one in inner for found in _graphs(one))]
+    return [graph, *(branch for one in inner for branch in _graphs(one))]
 
 
 def _nodes(graph: GraphProto) -> list[NodeProto]:
     """All nodes, those of a branch before the node that has it."""
-    found: list[NodeProto] = []
+    nodes: list[NodeProto] = []
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                found += _nodes(attribute.g)
-        found.append(node)
-    return found
+                nodes += _nodes(attribute.g)
+        nodes.append(node)
+    return nodes
 
 
 def _shapes_and_sizes(graphs: list[GraphProto]) -> tuple[Shapes, dict[str, int | None]]:
@@ -152,12 +152,12 @@ def _constants(graphs: list[GraphProto], nodes: list[NodeProto]) -> tuple[set[st
     constants = {tensor.name for graph in graphs for tensor in graph.initializer}
     widened: dict[str, str] = {}
     for node in nodes:
-        given = [name for name in node.input if name]
+        inputs = [name for name in node.input if name]
         # What a branch computes is not seen in the inputs of the node that has it.
         branches = any(attribute.HasField("g") for attribute in node.attribute)
-        if not branches and all(name in constants for name in given):
+        if not branches and all(name in constants for name in inputs):
             if node.op_type == _DEQUANTIZE:
-                widened[node.output[0]] = given[0]
+                widened[node.output[0]] = inputs[0]
             else:
                 constants |= set(node.output)
     return constants, widened
@@ -183,9 +183,9 @@ def _activation_bytes(
     for node in nodes:
         reads.subtract(name for name in node.input if name in moving)
         dying = [name for name in set(node.input) & moving if reads[name] == 0]
-        made = [name for name in node.output if name in moving]
+        results = [name for name in node.output if name in moving]
         freed = sum(sizes.get(name) or 0 for name in dying)
-        needed = sum(sizes.get(name) or 0 for name in made)
+        needed = sum(sizes.get(name) or 0 for name in results)
         in_place = node.op_type not in _PRODUCTS and needed <= freed
         peak = max(peak, alive if in_place else alive + needed)
         alive += needed - freed

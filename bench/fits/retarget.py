@@ -61,24 +61,24 @@ def retarget(
     cells: list[Cell] = []
     for done, path in enumerate(bundles, 1):
         bundle = Bundle.open(path)
-        print_, plan = footprint(bundle), plan_of(bundle)
-        found = fit(print_, plan, target, costs, horizon_steps=1)
-        name = re.sub(r"[^\w.-]+", "-", f"{print_.model}-{print_.precision}").strip("-")
-        if any((c.model, c.precision) == (print_.model, print_.precision) for c in cells):
+        size, plan = footprint(bundle), plan_of(bundle)
+        answer = fit(size, plan, target, costs, horizon_steps=1)
+        name = re.sub(r"[^\w.-]+", "-", f"{size.model}-{size.precision}").strip("-")
+        if any((c.model, c.precision) == (size.model, size.precision) for c in cells):
             raise BundleError("two bundles would go to one folder", found=f"{name}, from {path}")
-        kept = found.verdict in ("fits", "unknown")
-        if kept:
+        is_written = answer.verdict in ("fits", "unknown")
+        if is_written:
             files = {file.path: bundle.read(file) for file in bundle.manifest.all_files}
             manifest = msgspec.structs.replace(bundle.manifest, target=target.ref())
             write_bundle(out / name, manifest, files)
         cells.append(
             Cell(
-                model=print_.model,
-                precision=print_.precision,
-                verdict=found.verdict,
-                reason=found.reason,
-                needs_bytes=found.memory.total,
-                bundle=name if kept else None,
+                model=size.model,
+                precision=size.precision,
+                verdict=answer.verdict,
+                reason=answer.reason,
+                needs_bytes=answer.memory.total,
+                bundle=name if is_written else None,
                 candidate=bundle.manifest.standing == "candidate",
             )
         )

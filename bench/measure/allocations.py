@@ -27,14 +27,14 @@ def counter() -> Iterator[Path]:
     """
     source = (resources.files("stategate.bench.measure") / "malloc_count.c").read_bytes()
     # Its malloc is to be found by everybody else, which is the point of it.
-    made = compile_library(
+    compiled = compile_library(
         {"malloc_count.c": source},
         cc=os.environ.get("CC", "cc"),
         extra=("-fvisibility=default", "-O2", "-fno-builtin"),
     )
     with scratch_folder() as folder:
         library = Path(folder) / "malloc_count.so"
-        library.write_bytes(made.library)
+        library.write_bytes(compiled.library)
         yield library
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from stategate.contract.errors import MeasurementError
 
-OURS = "stategate.bench.measure.subject:open_session"
+OPEN_SESSION = "stategate.bench.measure.subject:open_session"
 
 
 class Driver:
@@ -30,7 +30,7 @@ class Driver:
         bundle: str,
         *,
         episode: str | None = None,
-        maker: str = OURS,
+        maker: str = OPEN_SESSION,
         more: dict[str, Any] | None = None,
         core: int | None = None,
         python: str = sys.executable,
@@ -55,7 +55,9 @@ class Driver:
         spec: dict[str, Any] = {"bundle": bundle, "episode": episode, "maker": maker, "core": core}
         spec["more"] = more or {}
         # Stepping the bundle tells more only where it is our runtime that stepped it.
-        self._remedy = "step the bundle with: stategate verify BUNDLE" if maker == OURS else None
+        self._remedy = (
+            "step the bundle with: stategate verify BUNDLE" if maker == OPEN_SESSION else None
+        )
         self._silence_s = silence_s
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  closed with the driver
         started = time.perf_counter()
@@ -110,10 +112,10 @@ class Driver:
 
     def _last_words(self) -> str:
         self._words.seek(0)
-        said = self._words.read().decode(errors="replace").splitlines()
-        # The exception's own line; what it advises is indented below it.
-        own = [line for line in said if line and line[0] != " "]
-        return own[-1] if own else "it said nothing"
+        lines = self._words.read().decode(errors="replace").splitlines()
+        # The exception's own line; its advice is indented below it.
+        messages = [line for line in lines if line and line[0] != " "]
+        return messages[-1] if messages else "it said nothing"
 
     def close(self) -> None:
         """End the process."""

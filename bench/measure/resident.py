@@ -56,6 +56,6 @@ def measure_resident(bundle: Path, steps: int = STEPS, engine: Engine = "onnxrun
     )
     if done.returncode != 0:
         # The exception's own line; what it advises is indented below it.
-        told = [line for line in done.stderr.splitlines() if line and line[0] != " "]
-        raise EngineError("the bundle could not be stepped", found=(told or ["no message"])[-1])
+        messages = [line for line in done.stderr.splitlines() if line and line[0] != " "]
+        raise EngineError("the bundle could not be stepped", found=(messages or ["no message"])[-1])
     return Resident(**json.loads(done.stdout))

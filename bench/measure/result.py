@@ -14,7 +14,6 @@ from stategate.bench.measure.allocations import measure_allocations
 from stategate.bench.measure.harness import Contender
 from stategate.bench.measure.segments import Burst, Segments
 from stategate.bench.measure.sensors import facts, versions
-from stategate.bench.measure.statistics import times
 from stategate.bench.record import (
     SCHEMA_VERSION,
     AtRate,
@@ -27,6 +26,7 @@ from stategate.bench.record import (
     Ratio,
     Rounds,
     Subject,
+    times,
 )
 from stategate.common.statistics import paired_ratio, slope_per_million
 from stategate.contract import Bundle

@@ -116,7 +116,7 @@ def run_soak(
         rss_slope_bytes_per_million_steps=slope_per_million(
             each * np.arange(float(len(samples))), np.array(samples, float)
         ),
-        engine_rss_growth_bytes=_engine_alone(path, recorded, end),
+        engine_rss_growth_bytes=_engine_growth(path, recorded, end),
         empty_rss_growth_bytes=_empty_loop(end - done, elapsed_ns),
         python_growth_bytes=python_growth,
         window=WINDOW,
@@ -138,7 +138,7 @@ def _traced(session: Session, inputs: list[dict[str, Any]]) -> int:
         tracemalloc.stop()
 
 
-def _engine_alone(path: Path, episode: Episode, steps: int) -> int:
+def _engine_growth(path: Path, episode: Episode, steps: int) -> int:
     """Growth of bare ONNX Runtime from the same step on, in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_bare_growth, path, episode.inputs, steps).result()

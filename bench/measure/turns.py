@@ -123,8 +123,8 @@ def measure_overhead(
         never = SnapshotPolicy(folder, every_writes=999_999_999)
         options["session: + snapshot policy, none due"] = {"snapshots": never}
         steps: dict[str, Step] = {
-            name: _stepper(opened.enter_context(Session.open(path, **given)))
-            for name, given in options.items()
+            name: _stepper(opened.enter_context(Session.open(path, **kwargs)))
+            for name, kwargs in options.items()
         }
         steps[_RUN] = plain_run(bundle)
         bound, private = bound_calls(bundle)

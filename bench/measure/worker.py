@@ -1,4 +1,4 @@
-"""A process that steps one subject and is told over its standard input what to do.
+"""A process that steps one subject, and reads from its standard input what to do.
 
 One process for each subject, so that memory, allocators and caches of one are not those of another.
 A request is a line of JSON; the answer is a line of JSON, which says how many bytes of samples
@@ -165,10 +165,10 @@ class Worker:
         for i in range(200):
             self._turn(i)
         gc.collect()
-        kept = sys.getallocatedblocks()
+        blocks = sys.getallocatedblocks()
         for i in range(steps):
             self._turn(i)
-        kept = sys.getallocatedblocks() - kept
+        blocks = sys.getallocatedblocks() - blocks
         tracemalloc.start()
         self._turn(0)
         tracemalloc.reset_peak()
@@ -177,7 +177,7 @@ class Worker:
             self._turn(i)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return {"kept": kept, "peak_bytes": peak - resting, "steps": steps}, b""
+        return {"kept": blocks, "peak_bytes": peak - resting, "steps": steps}, b""
 
     def mallocs(self, steps: int) -> Answer:
         """Calls of malloc, by the library that was loaded before this process began."""

@@ -97,20 +97,20 @@ def _pairs(before: BenchResult, after: BenchResult) -> list[tuple[Subject, Subje
 
 def _change(old: Subject, new: Subject, figure: str, margin: float) -> Change:
     before, after = _paced(old.rounds, figure), _paced(new.rounds, figure)
-    found = independent_ratio(after, before)
+    ratio = independent_ratio(after, before)
     verdict: Verdict = "no difference shown"
-    if found.low > 1 + margin:
+    if ratio.low > 1 + margin:
         verdict = "slower"
-    elif found.high < 1 / (1 + margin):
+    elif ratio.high < 1 / (1 + margin):
         verdict = "faster"
     return Change(
         subject=new.name,
         figure=figure,
         before_us=float(np.median(_series(old.rounds, figure))),
         after_us=float(np.median(_series(new.rounds, figure))),
-        ratio=found.estimate,
-        low=found.low,
-        high=found.high,
+        ratio=ratio.estimate,
+        low=ratio.low,
+        high=ratio.high,
         verdict=verdict,
     )
 
@@ -137,7 +137,7 @@ def _notes(
             if values[0] != values[1]:
                 notes.append(f"{new.name}: {fact} {values[0]} before, {values[1]} after")
     compared = {new.name for _, new in pairs}
-    left = [s.name for s in after.subjects if s.name not in compared]
-    if left:
-        notes.append(f"not compared: {', '.join(left)}")
+    missing = [s.name for s in after.subjects if s.name not in compared]
+    if missing:
+        notes.append(f"not compared: {', '.join(missing)}")
     return tuple(notes)

@@ -13,8 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stategate.bench.measure.statistics import BINS_PER_OCTAVE
-from stategate.bench.record import BenchResult, Times
+from stategate.bench.record import BINS_PER_OCTAVE, BenchResult, Times
 from stategate.common.page import GRID, INK, SERIES, plot_style, themed_svg
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stategate.bench.measure.statistics import times
-from stategate.bench.record import Times
+from stategate.bench.record import Times, times
 from stategate.runtime.base.process import rss_bytes
 
 LENGTHS = (1_000, 3_000, 10_000, 30_000, 100_000)

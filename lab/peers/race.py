@@ -19,7 +19,7 @@ import numpy as np
 
 from lab.peers.entries import PEERS, Entry
 from lab.peers.growing import LENGTHS, measure
-from stategate.bench.measure.driver import OURS, Driver
+from stategate.bench.measure.driver import OPEN_SESSION, Driver
 from stategate.bench.measure.harness import contenders, last_core
 from stategate.bench.measure.sensors import facts, moment
 from stategate.bench.measure.subject import engines
@@ -141,7 +141,7 @@ def race(
     """
     bundle = Bundle.open(path)
     able, unable = engines(path)
-    ours = [Entry(f"stategate, {engine}", OURS, {"engine": engine}) for engine in able]
+    ours = [Entry(f"stategate, {engine}", OPEN_SESSION, {"engine": engine}) for engine in able]
     alone = [Entry(ALONE, "lab.peers.engine_alone:EngineSubject")] if "native" in able else []
     rows = {
         f"stategate, {text.split(':')[0]}": Row(text.split(":")[0], error=text) for text in unable

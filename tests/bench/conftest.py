@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from stategate.bench.measure.statistics import times
 from stategate.bench.record import (
     Allocations,
     BenchResult,
@@ -17,6 +16,7 @@ from stategate.bench.record import (
     Options,
     Rounds,
     Subject,
+    times,
 )
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stategate.bench.measure.statistics import times
-from stategate.bench.record import BenchResult, read_result, to_json
+from stategate.bench.record import BenchResult, read_result, times, to_json
 from stategate.bench.report.compare import compare
 from stategate.cli.main import main
 from stategate.common.statistics import block_draws, paired_ratio, slope, slope_per_million

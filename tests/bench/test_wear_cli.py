@@ -127,7 +127,7 @@ def test_the_manifests_write_rate_is_used_with_its_source(changed: Changed) -> N
 
 def test_a_rate_that_nobody_measured_is_taken_as_every_step_and_said_so(tiny_bundle: Path) -> None:
     text = wear(tiny_bundle, "--rate", 30, "--tbw", 1)
-    assert "100.0% of steps (nobody measured how often gate opens" in text
+    assert "100.0% of steps (it was not measured how often gate opens" in text
     every_step, every_write, *rest = report(tiny_bundle, "--rate", 30, "--tbw", 1)["tables"][0][
         "rows"
     ]

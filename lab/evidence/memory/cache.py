@@ -18,7 +18,7 @@ import numpy as np
 
 from lab.evidence.records import write_rows
 from lab.peers.growing import LENGTHS, Length, measure
-from stategate.bench.measure.statistics import times
+from stategate.bench.record import times
 from stategate.common.console import progress
 from stategate.contract import Bundle, load_episode
 from stategate.contract.durable import check_writable
