@@ -133,14 +133,14 @@ def timed(session: Session, episode: Episode) -> np.ndarray:
     """Microseconds of each step of an episode, after some that are not counted."""
     session.reset()
     feeds = list(episode)
-    for given in feeds[:WARM_UP]:
-        session.step(**given)
-    taken = np.empty(len(feeds))
-    for t, given in enumerate(feeds):
+    for feed in feeds[:WARM_UP]:
+        session.step(**feed)
+    spans_ns = np.empty(len(feeds))
+    for t, feed in enumerate(feeds):
         start = perf_counter_ns()
-        session.step(**given)
-        taken[t] = perf_counter_ns() - start
-    return taken / 1000.0
+        session.step(**feed)
+        spans_ns[t] = perf_counter_ns() - start
+    return spans_ns / 1000.0
 
 
 def guard_fires(session: Session, episode: Episode) -> bool | None:
@@ -191,14 +191,14 @@ def bindings(library: str | None) -> Any:
     """TensorRT's bindings, or else those of TensorRT-RTX."""
     if library is not None:
         return load_tensorrt(library)
-    found, missing = importable(LIBRARIES)
-    if not found:
+    present, missing = importable(LIBRARIES)
+    if not present:
         raise EngineError(
             "neither TensorRT nor TensorRT-RTX can be imported",
             found="; ".join(str(problem).partition("\n")[0] for problem in missing),
             remedy="stategate doctor says what this machine needs",
         )
-    return found[0]
+    return present[0]
 
 
 def check(paths: list[Path], args: argparse.Namespace) -> int:
@@ -243,9 +243,9 @@ def check(paths: list[Path], args: argparse.Namespace) -> int:
     slug = re.sub(r"[^a-z0-9]+", "-", f"{gpu} {trt.__name__} {trt.__version__}".lower()).strip("-")
     out = args.out / f"{slug}.json"
     write_whole(out, json.dumps(receipt, indent=2).encode() + b"\n")
-    for name, told in models.items():
+    for name, record in models.items():
         for way in ("captured", "ping-pong"):
-            figures = told[way]
+            figures = record[way]
             print(
                 f"{name:<16} {way:<10} error {figures['max_output_error']:.2g}, "
                 f"{figures['gate_flips']} flips, p50 {figures['p50_us']:.1f} us, "

@@ -40,8 +40,8 @@ def matrix_command(folder: Path, as_json: bool) -> None:
     """
     reports, refused = read_matrix(folder)
     if as_json:
-        found = {"targets": reports, "refused_exports": refused}
-        click.echo(json.dumps(msgspec.to_builtins(found), indent=2))
+        cells = {"targets": reports, "refused_exports": refused}
+        click.echo(json.dumps(msgspec.to_builtins(cells), indent=2))
         return
     for line in _table(reports, refused):
         click.echo(line)
@@ -56,16 +56,16 @@ def _table(reports: list[TargetReport], refused: list[Refusal]) -> list[str]:
         row = f"{report.target:<24}"
         for precision in precisions:
             cells = [cell for cell in report.cells if cell.precision == precision]
-            made = sum(cell.bundle is not None for cell in cells)
-            row += f"{f'{made} of {len(cells)}':>17}"
+            built = sum(cell.bundle is not None for cell in cells)
+            row += f"{f'{built} of {len(cells)}':>17}"
             for cell in cells:
                 if cell.bundle is None:
                     reasons[cell.reason].append(cell.model)
         lines.append(row)
-    made = sum(cell.bundle is not None for report in reports for cell in report.cells)
+    built = sum(cell.bundle is not None for report in reports for cell in report.cells)
     total = sum(len(report.cells) for report in reports)
     unjudged = sum(cell.candidate and cell.bundle is not None for r in reports for cell in r.cells)
-    lines += ["", f"{made} bundles; {total - made} refused by devices, and why:"]
+    lines += ["", f"{built} bundles; {total - built} refused by devices, and why:"]
     for reason, models in reasons.items():
         lines.append(f"  {len(models):>3} x {reason}")
     lines.append(f"{unjudged} of the bundles are candidates, to be judged by stategate drift")

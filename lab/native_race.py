@@ -53,7 +53,7 @@ def measure_native(
         The race, and ``native.json``: JSON throughout, a ratio being None where one of its two
         did not run.
     """
-    found = race(
+    result = race(
         path,
         envs,
         rounds,
@@ -66,29 +66,29 @@ def measure_native(
     )
     bundle = Bundle.open(path)
     native = bundle.manifest.native
-    best = {row.name: row.best_p50_us for row in found.rows if row.best_p50_us is not None}
+    best = {row.name: row.best_p50_us for row in result.rows if row.best_p50_us is not None}
     runtimes = [entry.name for entry in peers if entry.is_runtime and entry.name in best]
     fastest = min(runtimes, key=lambda name: best[name], default="")
     sessions = [name for name in (SESSION, "stategate, onnxruntime") if name in best]
-    ours = min(sessions, key=lambda name: best[name], default="")
+    fastest_session = min(sessions, key=lambda name: best[name], default="")
 
-    def ratio(over: str, under: str) -> float | None:
-        return best[over] / best[under] if over in best and under in best else None
+    def ratio(above: str, below: str) -> float | None:
+        return best[above] / best[below] if above in best and below in best else None
 
-    return found, {
+    return result, {
         "speedup_vs_ort_run": ratio("onnxruntime, run", SESSION),
         "speedup_vs_best_peer": ratio(fastest, ALONE),
-        "best_peer_over_ours": ratio(fastest, ours),
+        "best_peer_over_ours": ratio(fastest, fastest_session),
         "c_over_floor": ratio("C generated, write", "C by hand, write"),
         "quiet_over_write": ratio("C generated, quiet", "C generated, write"),
         "library_bytes": (bundle.path / str(native and native.library)).stat().st_size,
         "cold_start_ms": _cold_start_ms(bundle),
         "best_peer": fastest or None,
-        "ours": ours or None,
+        "ours": fastest_session or None,
         "best_burst_p50_us": best,
-        "not_measured": {row.name: row.error for row in found.rows if row.error is not None},
+        "not_measured": {row.name: row.error for row in result.rows if row.error is not None},
         "native": msgspec.to_builtins(native),
-        "race": msgspec.to_builtins(found),
+        "race": msgspec.to_builtins(result),
     }
 
 
@@ -108,11 +108,11 @@ def _cold_start_ms(bundle: Bundle) -> float:
         "print((time.perf_counter_ns() - start) / 1e6)\n"
     )
     words = [sys.executable, "-c", code, str(bundle.path)]
-    seen = [
+    starts_ms = [
         float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
         for _ in range(5)
     ]
-    return min(seen)
+    return min(starts_ms)
 
 
 def ready(path: Path) -> Path:
@@ -181,16 +181,16 @@ def bench_native(
         check_writable(out / "native.json")
     peers = peers_of(Bundle.open(ready(bundle)), source and Bundle.open(source).path)
     with progress(rounds, "measuring") as report:
-        found, result = measure_native(bundle, envs, rounds, report, peers, burst, tolerance)
+        table, result = measure_native(bundle, envs, rounds, report, peers, burst, tolerance)
     text = json.dumps(result, indent=2)
     if out is not None:
         write_whole(out / "native.json", f"{text}\n".encode())
     if as_json:
         click.echo(text)
         return
-    click.echo("\n".join(lines(found)))
+    click.echo("\n".join(lines(table)))
     for key in _RATIOS:
-        told = "not measured" if result[key] is None else f"{result[key]:.2f}"
-        click.echo(f"{key:<22} {told}")
+        text = "not measured" if result[key] is None else f"{result[key]:.2f}"
+        click.echo(f"{key:<22} {text}")
     click.echo(f"library_bytes          {result['library_bytes']}")
     click.echo(f"cold_start_ms          {result['cold_start_ms']:.2f}")

@@ -116,12 +116,12 @@ def _rows_of_model(folder: Path) -> list[Row]:
             continue
         drift = _read(plan / "drift.json", DriftReport)
         bundle = Bundle.open(plan / "bundle")
-        for side, ours in ((drift.reference, float_bundle), (drift.candidate, bundle)):
-            if side.digest != ours.digest:
+        for side, opened in ((drift.reference, float_bundle), (drift.candidate, bundle)):
+            if side.digest != opened.digest:
                 raise CalibrationError(
                     f"{plan / 'drift.json'} is of another bundle",
                     found=f"digest {side.digest[:12]}",
-                    expected=f"{ours.digest[:12]}, of {ours.path}",
+                    expected=f"{opened.digest[:12]}, of {opened.path}",
                     remedy="make them again: delete the folder of the plan",
                 )
         drifts.append(drift)
@@ -202,23 +202,23 @@ def _metric(drift: DriftReport, side: int) -> tuple[float | None, str | None]:
     if total.accuracies is not None:
         return total.accuracies[side], "accuracy"
     if drift.halved:
-        apart = max(drift.halved.values()) if side else 0
-        return 1.0 - apart / total.steps, "agreement"
+        steps_apart = max(drift.halved.values()) if side else 0
+        return 1.0 - steps_apart / total.steps, "agreement"
     return None, None
 
 
 def _refused(plan: Path) -> Row:
     """What a command said instead of making a bundle: from its last error on, in one line."""
     text = (plan / "refused.txt").read_text(errors="replace")
-    found = list(re.finditer(r"^(?:Usage)?\w*Error: ", text, re.MULTILINE))
-    if not found or "Traceback (most recent call last)" in text:
+    errors = list(re.finditer(r"^(?:Usage)?\w*Error: ", text, re.MULTILINE))
+    if not errors or "Traceback (most recent call last)" in text:
         raise CalibrationError(
             f"{plan / 'refused.txt'} gives no reason",
             found=repr(text[-200:]),
             expected="the sentence of a refusal, beginning with the name of an error",
             remedy="a command that crashed is no refusal: run it by hand",
         )
-    reason = "; ".join(line.strip() for line in text[found[-1].end() :].splitlines())
+    reason = "; ".join(line.strip() for line in text[errors[-1].end() :].splitlines())
     return Row(model=plan.parent.name, plan=plan.name, verdict="refused", reason=reason)
 
 
@@ -235,18 +235,18 @@ def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown, one table a model."""
     lines: list[str] = []
     for model in dict.fromkeys(row.model for row in rows):
-        mine = [row for row in rows if row.model == model]
-        metric = next((r.task_metric_name for r in mine if r.task_metric_name), "task metric")
+        model_rows = [row for row in rows if row.model == model]
+        metric = next((r.task_metric_name for r in model_rows if r.task_metric_name), "task metric")
         lines += [
             f"### {model}",
             "",
             "| plan | graph, bytes | state, bytes | p50, µs | x float32 | error at 10,000, mean "
             f"| largest | flips | {metric} | |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
-            *(_line(row) for row in mine),
+            *(_line(row) for row in model_rows),
             "",
         ]
-        broken = [row for row in mine if row.reason]
+        broken = [row for row in model_rows if row.reason]
         lines += [f"* **{row.plan}**, {row.verdict}: {row.reason}" for row in broken]
         lines += [""] if broken else []
     return "\n".join(lines)

@@ -73,13 +73,13 @@ def train_command(
     seed = training.recipe.seed if seed is None else seed
     iterations = iterations or training.recipe.iterations
     table: list[Measured] = []
-    kept: tuple[nn.Module, World, Recipe] | None = None
+    shipped: tuple[nn.Module, World, Recipe] | None = None
     for rule in training.rules:
         recipe = replace(training.recipe, gate=rule, seed=seed, iterations=iterations)
         world = recipe.world()
         with progress(iterations, f"training {rule:<9}") as report:
             trained = train(training.learner, recipe, world, report)
-        kept = kept or (trained, world, recipe)
+        shipped = shipped or (trained, world, recipe)
         hard = rule in ("learned", "soft") and training.thresholds
         for steps, streams in training.horizons:
             scores = _scores(
@@ -89,10 +89,11 @@ def train_command(
                 Measured(rule, threshold, steps, streams, one.accuracy, one.write_ratio, seed)
                 for threshold, one in scores.items()
             ]
-    assert kept is not None
+    assert shipped is not None
     command = f"python -m lab train {model} --seed {seed} --iterations {iterations}"
     rows = tuple(msgspec.to_builtins(row) for row in table)
-    save(out, kept[0], kept[1], Card(command, asdict(kept[2]), str(torch.__version__), rows))
+    module, world, recipe = shipped
+    save(out, module, world, Card(command, asdict(recipe), str(torch.__version__), rows))
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(table), indent=2))
         return

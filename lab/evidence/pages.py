@@ -36,7 +36,7 @@ _STYLE = {
 }
 
 
-class Made(NamedTuple):
+class Contents(NamedTuple):
     """What one maker gives.
 
     Attributes:
@@ -70,15 +70,15 @@ def filled(page: str, pieces: Mapping[str, str]) -> str:
     return page
 
 
-def make(page: Path, made: Made, images: Path) -> None:
+def make(page: Path, contents: Contents, images: Path) -> None:
     """Fill a page and draw its pictures, whose bytes depend on the results alone.
 
     Raises:
         SpecError: As `filled` does.
     """
-    write_whole(page, filled(page.read_text(), made.pieces).encode())
+    write_whole(page, filled(page.read_text(), contents.pieces).encode())
     images.mkdir(parents=True, exist_ok=True)
-    for name, (title, draw) in made.pictures.items():
+    for name, (title, draw) in contents.pictures.items():
         with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
             figure = Figure()
             axes = figure.subplots()
@@ -97,12 +97,12 @@ def pages() -> None:
     results = docs / "evidence"
     make(
         results / "index.md",
-        controlled_page.made(results / "controlled.json", results / "values.json"),
+        controlled_page.contents(results / "controlled.json", results / "values.json"),
         docs / "images",
     )
     make(
         results / "index.md",
-        memory_page.made(results / "cache.json", results / "bound.json"),
+        memory_page.contents(results / "cache.json", results / "bound.json"),
         docs / "images",
     )
 

@@ -15,9 +15,9 @@ from stategate.contract.errors import SpecError
 R = TypeVar("R", bound=msgspec.Struct)
 
 
-def digest_of(*asked: Any) -> str:
+def digest_of(*question: Any) -> str:
     """Identity of a question: 16 hexadecimal digits over its canonical JSON."""
-    return sha256(canonical_json(msgspec.to_builtins(asked)))[:16]
+    return sha256(canonical_json(msgspec.to_builtins(question)))[:16]
 
 
 def read_rows(path: Path, kind: type[R]) -> list[R]:

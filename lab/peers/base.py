@@ -29,11 +29,11 @@ class Peer:
         raise NotImplementedError
 
     def writes(self, timed: int) -> WriteLog:
-        """Nobody counts."""
+        """Not counted."""
         return Always()
 
     def ledger(self) -> dict[str, Any]:
-        """Nobody counts."""
+        """Not counted."""
         return {}
 
 

@@ -84,9 +84,9 @@ def peers_of(bundle: Bundle, source: Path | None = None) -> tuple[Entry, ...]:
     """
     if bundle.manifest.model.family == "aura":
         return PEERS
-    given = {} if source is None else {"source": str(source)}
+    source_path = {} if source is None else {"source": str(source)}
     return tuple(
-        replace(entry, more=entry.more | given) if entry.compresses else entry
+        replace(entry, more=entry.more | source_path) if entry.compresses else entry
         for entry in OF_GRAPHS
-        if given or not entry.compresses
+        if source_path or not entry.compresses
     )

@@ -20,13 +20,13 @@ from stategate.runtime.base.buffers import Array
 
 
 class LiteRT(Peer):
-    """Converted in this process; inputs and outputs are told apart by their numbers."""
+    """Converted in this process; inputs and outputs are matched by their numbers."""
 
     def __init__(self, bundle: str, int8: bool) -> None:
         opened = Bundle.open(bundle)
         module = GraphStep(opened).eval().requires_grad_(False)
-        self._taken = {name: opening(opened)[name] for name in module.takes}
-        example = tuple(torch.from_numpy(array) for array in self._taken.values())
+        self._feeds = {name: opening(opened)[name] for name in module.takes}
+        example = tuple(torch.from_numpy(array) for array in self._feeds.values())
         converted = litert_torch.convert(module, example)
         with scratch_folder() as folder:
             path = Path(folder) / "step.tflite"
@@ -38,39 +38,39 @@ class LiteRT(Peer):
         self._in = _numbered(self._interpreter.get_input_details(), r"args_(\d+)", module.takes)
         self._out = _numbered(self._interpreter.get_output_details(), r"output_(\d+)", module.gives)
         self._carried = [(spec.name, spec.next_name) for spec in opened.manifest.states]
-        self._wanted = [spec.name for spec in opened.manifest.outputs]
+        self._outputs = [spec.name for spec in opened.manifest.outputs]
         how = ", int8 weights" if int8 else ""
         self.engine = f"litert {version('ai-edge-litert')}{how}"
 
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """One step."""
-        self._taken |= inputs
+        self._feeds |= inputs
         for name, index in self._in.items():
-            self._interpreter.set_tensor(index, self._taken[name])
+            self._interpreter.set_tensor(index, self._feeds[name])
         self._interpreter.invoke()
         for name, next_name in self._carried:
-            self._taken[name] = self._interpreter.get_tensor(self._out[next_name])
-        return {name: self._interpreter.get_tensor(self._out[name]) for name in self._wanted}
+            self._feeds[name] = self._interpreter.get_tensor(self._out[next_name])
+        return {name: self._interpreter.get_tensor(self._out[name]) for name in self._outputs}
 
 
 def _numbered(details: list[dict[str, Any]], number: str, names: list[str]) -> dict[str, int]:
     """Index of each tensor by its name, the converter having kept its number alone."""
-    found = {}
+    types = {}
     for detail in details:
         match = re.search(number, detail["name"])
         assert match is not None, detail["name"]
-        found[names[int(match[1])]] = int(detail["index"])
-    return found
+        types[names[int(match[1])]] = int(detail["index"])
+    return types
 
 
 def _in_int8(path: Path) -> Path:
     """With weights in int8, and activations in float32 that are quantised on the way."""
     from ai_edge_quantizer import quantizer, recipe
 
-    made = quantizer.Quantizer(str(path))
-    made.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    converter = quantizer.Quantizer(str(path))
+    converter.load_quantization_recipe(recipe.dynamic_wi8_afp32())
     smaller = path.with_name("int8.tflite")
-    made.quantize().export_model(str(smaller))
+    converter.quantize().export_model(str(smaller))
     return smaller
 
 

@@ -54,7 +54,7 @@ def measure(width: int, lengths: tuple[int, ...] = LENGTHS, repeats: int = 100) 
     warm = np.zeros((9, width), np.float32)
     attend(warm, warm, warm[0])
     times(np.ones(9))  # whatever the first call allocates is none of the cache's
-    empty, filled, found = rss_bytes(), 0, []
+    empty, filled, results = rss_bytes(), 0, []
     for length in lengths:
         for at in range(filled, length):
             keys[at], values[at] = rng.standard_normal((2, width), np.float32)
@@ -70,5 +70,5 @@ def measure(width: int, lengths: tuple[int, ...] = LENGTHS, repeats: int = 100) 
         filled = length + repeats
         summary = times(took)
         assert summary is not None  # repeats is positive
-        found.append(Length(length, summary, resident_bytes))
-    return found
+        results.append(Length(length, summary, resident_bytes))
+    return results

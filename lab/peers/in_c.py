@@ -23,7 +23,7 @@ from stategate.runtime.engines.native_call import pointers
 
 # Steps of the loop in C that share a figure: two looks at a clock would be a tenth of one step.
 _CHUNK = 50
-_HELD = {"open": -1e30, "shut": 1e30}
+_THRESHOLDS = {"open": -1e30, "shut": 1e30}
 
 Held = Literal["open", "shut"]
 
@@ -49,38 +49,38 @@ class InC(Peer):
             )
         if len(step.gates) != 1 or step.gates[0].threshold_input is None:
             raise MeasurementError("the loop in C holds one gate, at an input of the graph")
-        kept = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in step.inputs}
-        self._inputs = dict(kept)
-        kept |= fixed(opened)
+        arrays = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in step.inputs}
+        self._inputs = dict(arrays)
+        arrays |= fixed(opened)
         for spec in step.states:
-            kept[spec.next_name] = np.zeros(spec.shape, spec.dtype)
+            arrays[spec.next_name] = np.zeros(spec.shape, spec.dtype)
         further = []
         if by_hand:
             further = [aura_weights(opened)["c2"]]
-            made, self._compute = _floor(opened)
-            self.engine = f"C by hand, {made.isa}, {made.compiler}"
+            compiled, self._compute = _floor(opened)
+            self.engine = f"C by hand, {compiled.isa}, {compiled.compiler}"
         else:
             self._compute = ctypes.CDLL(str((opened.path / native.library).resolve()))
             self._compute = self._compute.stategate_compute
             self.engine = f"C, {native.isa}, {native.compiler}"
-        kept |= states(opened)
+        arrays |= states(opened)
         self._outputs = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in step.outputs}
         gate = np.zeros(step.gates[0].shape, np.float32)
-        kept |= {**self._outputs, step.gates[0].name: gate}
-        self._gate, self._threshold = gate.reshape(-1), kept[step.gates[0].threshold_input]
+        arrays |= {**self._outputs, step.gates[0].name: gate}
+        self._gate, self._threshold = gate.reshape(-1), arrays[step.gates[0].threshold_input]
         other = {spec.name: spec.next_name for spec in step.states}
         other |= {after: before for before, after in other.items()}
         self._rows = [
             [
-                pointers([*(kept[swapped.get(n, n)] for n in names), *more])
+                pointers([*(arrays[swapped.get(n, n)] for n in names), *more])
                 for swapped in ({}, other)
             ]
             for names, more in ((step.graph_inputs(), further), (step.graph_outputs(), []))
         ]
-        self._kept, self._turn = [kept, further], 0  # the tables point into these
+        self._alive, self._turn = [arrays, further], 0  # the tables point into these
         self.bulk = None
         if held is not None:
-            self._level = _HELD[held]
+            self._level = _THRESHOLDS[held]
             self._nanoseconds = _library({"loop.c": _source("loop.c")})[1].nanoseconds
             self._nanoseconds.restype = ctypes.c_double
             self.bulk = self._loop
@@ -89,8 +89,8 @@ class InC(Peer):
         """One step."""
         for name, array in inputs.items():
             self._inputs[name][...] = array
-        taken, given = self._rows
-        self._compute(ctypes.byref(taken[self._turn]), ctypes.byref(given[self._turn]))
+        input_rows, output_rows = self._rows
+        self._compute(ctypes.byref(input_rows[self._turn]), ctypes.byref(output_rows[self._turn]))
         self._turn ^= bool(self._gate[0] > self._threshold.reshape(-1)[0])
         return self._outputs
 
@@ -108,10 +108,10 @@ def _floor(bundle: Bundle) -> tuple[Compiled, Any]:
     """The floor, with the weights of this bundle in it."""
     listed = {Path(file.path).name: file for file in bundle.manifest.files}
     parts = {name: bundle.read(listed[name]) for name in ("weights.bin", "stategate_math.h")}
-    made, library = _library({"floor.c": _source("aura.c"), **parts})
+    compiled, library = _library({"floor.c": _source("aura.c"), **parts})
     if library.floor_weight_bytes() > len(parts["weights.bin"]) + 63:
         raise MeasurementError("the floor's weights are not those of this bundle")
-    return made, library.floor_compute
+    return compiled, library.floor_compute
 
 
 def _source(name: str) -> bytes:
@@ -119,11 +119,11 @@ def _source(name: str) -> bytes:
 
 
 def _library(sources: Mapping[str, bytes]) -> tuple[Compiled, ctypes.CDLL]:
-    made = compile_library(sources)
+    compiled = compile_library(sources)
     with scratch_folder() as folder:
         path = Path(folder) / "made.so"
-        path.write_bytes(made.library)
-        return made, ctypes.CDLL(str(path))
+        path.write_bytes(compiled.library)
+        return compiled, ctypes.CDLL(str(path))
 
 
 open_peer = InC

@@ -16,7 +16,7 @@ from stategate.runtime.base.buffers import Array
 
 
 class LiteRT(Peer):
-    """Converted in this process; inputs and outputs are told apart by their shapes."""
+    """Converted in this process; inputs and outputs are matched by their shapes."""
 
     def __init__(self, bundle: str) -> None:
         converted = litert_torch.convert(AuraStep(bundle).eval(), example())

@@ -46,7 +46,7 @@ class Bound(Peer):
         self._session = _session(bundle)
         step = bundle.manifest.step
         self._inputs = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in step.inputs}
-        self._kept: list[Any] = []
+        self._alive: list[Any] = []
         outputs = step.graph_outputs()
         self._outputs = {name: np.zeros(s.shape, s.dtype) for name, s in outputs.items()}
         banks = [states(bundle), states(bundle)]
@@ -66,7 +66,7 @@ class Bound(Peer):
 
     def _value(self, array: Array) -> Any:
         value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        self._kept += [array, value]  # a binding does not own what it reads
+        self._alive += [array, value]  # a binding does not own what it reads
         return value
 
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:

@@ -94,7 +94,7 @@ class Race(Record, frozen=True):
         core: Where all of them ran.
         facts: The machine.
         moments: Load and temperature before and after.
-        rows: Ours first.
+        rows: Those of stategate first.
         state_bytes: Our memory, at every step.
         grown: The cache that it replaces; empty where it replaces none.
     """
@@ -141,7 +141,7 @@ def race(
     """
     bundle = Bundle.open(path)
     able, unable = engines(path)
-    ours = [Entry(f"stategate, {engine}", OPEN_SESSION, {"engine": engine}) for engine in able]
+    sessions = [Entry(f"stategate, {engine}", OPEN_SESSION, {"engine": engine}) for engine in able]
     alone = [Entry(ALONE, "lab.peers.engine_alone:EngineSubject")] if "native" in able else []
     rows = {
         f"stategate, {text.split(':')[0]}": Row(text.split(":")[0], error=text) for text in unable
@@ -150,7 +150,7 @@ def race(
     before = moment(0.0, core)
     with ExitStack() as stack:
         running: dict[str, Driver] = {}
-        for entry in (*ours, *alone, *peers):
+        for entry in (*sessions, *alone, *peers):
             opened = _open(entry, path, envs, core, silence_s, tolerance)
             rows[entry.name] = opened[0]
             if opened[1] is not None:
@@ -169,7 +169,7 @@ def race(
                     bursts[name].append(np.frombuffer(raw[: 4 * burst], np.uint32) / 1000)
             report(i)
     best = {name: min(float(np.median(us)) for us in all_us) for name, all_us in bursts.items()}
-    fastest = min((best[entry.name] for entry in ours if entry.name in best), default=None)
+    fastest = min((best[entry.name] for entry in sessions if entry.name in best), default=None)
     return Race(
         schema_version=SCHEMA_VERSION,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -196,11 +196,11 @@ def _open(
     """Start one and hold its answers against the golden ones."""
     python = sys.executable
     if envs is not None and entry.env:
-        failed, found = envs / entry.env / _ERROR, envs / entry.env / _PYTHON
-        if failed.exists() or not found.exists():
-            said = failed.read_text().strip() if failed.exists() else "no environment was made"
-            return Row(entry.name, error=f"cannot be installed: {said}"), None
-        python = str(found)
+        failed, python_path = envs / entry.env / _ERROR, envs / entry.env / _PYTHON
+        if failed.exists() or not python_path.exists():
+            reason = failed.read_text().strip() if failed.exists() else "no environment was made"
+            return Row(entry.name, error=f"cannot be installed: {reason}"), None
+        python = str(python_path)
     try:
         driver = Driver(
             str(path),
@@ -221,8 +221,8 @@ def _open(
         return Row(entry.name, error=" ".join(str(problem).split())), None
     if error is None or not error <= tolerance:
         driver.close()
-        said = f"answers otherwise: error {error}, at most {tolerance} is let pass"
-        return Row(entry.name, max_output_error=error, error=said), None
+        reason = f"answers otherwise: error {error}, at most {tolerance} is let pass"
+        return Row(entry.name, max_output_error=error, error=reason), None
     hello = driver.hello
     row = Row(
         entry.name,
@@ -258,27 +258,29 @@ def _grown(kv_bytes_per_step: int | None, lengths: tuple[int, ...]) -> tuple[Gro
     if kv_bytes_per_step is None or not lengths:
         return ()
     return tuple(
-        Grown(found.steps, found.steps * kv_bytes_per_step, found.times)
-        for found in measure(kv_bytes_per_step // 8, lengths)
+        Grown(length.steps, length.steps * kv_bytes_per_step, length.times)
+        for length in measure(kv_bytes_per_step // 8, lengths)
     )
 
 
-def lines(found: Race) -> list[str]:
+def lines(result: Race) -> list[str]:
     """A table for the terminal."""
-    told = [f"{'us':<30} {'best p50':>9} {'median':>9} {'best p99':>9} {'over ours':>9} {'MiB':>6}"]
-    failed = [row for row in found.rows if row.error is not None]
-    ran = [row for row in found.rows if row not in failed]
+    texts = [
+        f"{'us':<30} {'best p50':>9} {'median':>9} {'best p99':>9} {'over ours':>9} {'MiB':>6}"
+    ]
+    failed = [row for row in result.rows if row.error is not None]
+    ran = [row for row in result.rows if row not in failed]
     for row in sorted(ran, key=lambda row: row.best_p50_us or 0.0):
         us = (row.best_p50_us, row.median_p50_us, row.best_p99_us, row.over_ours)
         figures = " ".join("        -" if value is None else f"{value:9.2f}" for value in us)
-        told.append(f"{row.name:<30} {figures} {(row.resident_bytes or 0) / 2**20:6.0f}")
-    told += [f"{row.name:<30} {row.error}" for row in failed]
-    for grown in found.grown:
-        told.append(
+        texts.append(f"{row.name:<30} {figures} {(row.resident_bytes or 0) / 2**20:6.0f}")
+    texts += [f"{row.name:<30} {row.error}" for row in failed]
+    for grown in result.grown:
+        texts.append(
             f"KV attention after {grown.steps:>7,} steps: p50 {grown.attention.p50_us:9.1f} us, "
-            f"{grown.cache_bytes:>12,} bytes beside {found.state_bytes:,}"
+            f"{grown.cache_bytes:>12,} bytes beside {result.state_bytes:,}"
         )
-    return told
+    return texts
 
 
 @click.command()
@@ -304,7 +306,7 @@ def peers(bundle: Path, envs: Path | None, rounds: int, out: Path | None, as_jso
     if out is not None:
         check_writable(out / "peers.json")
     with progress(rounds, "racing") as report:
-        found = race(bundle, envs, rounds, last_core(), report)
+        result = race(bundle, envs, rounds, last_core(), report)
     if out is not None:
-        write_whole(out / "peers.json", to_json(found))
-    click.echo(to_json(found).decode() if as_json else "\n".join(lines(found)))
+        write_whole(out / "peers.json", to_json(result))
+    click.echo(to_json(result).decode() if as_json else "\n".join(lines(result)))

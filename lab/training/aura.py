@@ -58,16 +58,16 @@ def scan(model: AuraMem, p: Projections, S: Tensor, b: Tensor, choose_gate: Gate
     overlap = (p.k * p.q).sum(-1, keepdim=True) + model.c2
     for t, step in enumerate(zip(*(part.unbind(0) for part in p), strict=True)):
         now = Projections(*step)
-        seen = model.recall(now, S, b)
-        g = choose_gate(t, seen.gate)
+        recall = model.recall(now, S, b)
+        g = choose_gate(t, recall.gate)
         rate = g * now.beta
         keep = 1.0 - LEAK * rate
-        change = rate * seen.residual
-        reads.append(keep * (seen.read + b) + change * overlap[t])
+        change = rate * recall.residual
+        reads.append(keep * (recall.read + b) + change * overlap[t])
         S = torch.baddbmm(keep.unsqueeze(-1) * S, now.k.unsqueeze(-1), change.unsqueeze(-2))
         b = keep * b + model.c2 * change
         gates.append(g)
-        logits.append(seen.gate)
+        logits.append(recall.gate)
     return Scanned(torch.stack(reads), torch.stack(gates), torch.stack(logits), S, b)
 
 
@@ -145,7 +145,7 @@ class AuraLearner:
         p = model.project(z)
         scanned = scan(model, p, states["S"], states["b"], self.chooser(iteration))
         return (
-            lambda asked: model.act(scanned.o[asked], p.x[asked]),
+            lambda queries: model.act(scanned.o[queries], p.x[queries]),
             {"S": scanned.S, "b": scanned.b},
             torch.sigmoid(scanned.logits).mean(),
         )
@@ -190,16 +190,16 @@ def evaluate(
         return torch.cat([rule(t, part) for rule, part in zip(rules, parts, strict=True)])
 
     for start in range(0, steps, chunk):
-        taken = source.take(min(chunk, steps - start))
+        piece = source.take(min(chunk, steps - start))
         # Rule-major rows: row r * streams + i is stream i under rule r.
-        p = model.project(torch.from_numpy(taken.z).repeat(1, len(rules), 1))
+        p = model.project(torch.from_numpy(piece.z).repeat(1, len(rules), 1))
         scanned = scan(model, p, S, b, choose)
         S, b = scanned.S, scanned.b
-        label = torch.from_numpy(taken.label).repeat(1, len(rules))
+        label = torch.from_numpy(piece.label).repeat(1, len(rules))
         answered = (model.act(scanned.o, p.x).argmax(-1) == label) & (label != NO_LABEL)
         right += answered.double().sum(0).view(len(rules), streams).sum(1)
         writes += scanned.g.squeeze(-1).double().sum(0).view(len(rules), streams).sum(1)
-        queries += int((taken.label != NO_LABEL).sum())
+        queries += int((piece.label != NO_LABEL).sum())
         report(min(start + chunk, steps))
     total = steps * streams
     return {

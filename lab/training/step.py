@@ -45,7 +45,7 @@ class DeltaLearner:
             outputs.append(result.outputs["y"])
             gates.append(result.gates["write"])
         y = torch.cat(outputs, 1).transpose(0, 1)
-        return lambda asked: y[asked], states, torch.cat(gates, 1).mean()
+        return lambda queries: y[queries], states, torch.cat(gates, 1).mean()
 
 
 class GruLearner:
@@ -69,7 +69,7 @@ class GruLearner:
         model = self.module
         encoder, head = cast(nn.Module, model.encoder), cast(nn.Module, model.head)
         h, last = model.module(encoder(z), states["h"].transpose(0, 1).contiguous())
-        return lambda asked: head(h[asked]), {"h": last.transpose(0, 1)}, torch.zeros(())
+        return lambda queries: head(h[queries]), {"h": last.transpose(0, 1)}, torch.zeros(())
 
 
 @torch.no_grad()
@@ -101,16 +101,16 @@ def score(
     right = queries = 0
     opened: list[float] = []
     for start in range(0, steps, chunk):
-        taken = source.take(min(chunk, steps - start))
-        label = torch.from_numpy(taken.label)
-        for t, x in enumerate(torch.from_numpy(taken.z)):
+        piece = source.take(min(chunk, steps - start))
+        label = torch.from_numpy(piece.label)
+        for t, x in enumerate(torch.from_numpy(piece.z)):
             result = model.step({"x": x, **limits}, states)
             states = result.states
             right += int((result.outputs["y"].argmax(-1) == label[t]).sum())
             for gate in spec.gates:
                 limit = limits.get(gate.threshold_input or "", torch.zeros(1))
                 opened.append(float(opens(result.gates[gate.name], limit).float().mean()))
-        queries += int((taken.label != NO_LABEL).sum())
+        queries += int((piece.label != NO_LABEL).sum())
         report(min(start + chunk, steps))
     write_rate = sum(opened) / len(opened)
     return Score(right / max(1, queries), write_rate, queries, steps * streams)

@@ -194,8 +194,8 @@ def _train(
         answer, after, writes = learner.run(i, torch.from_numpy(chunk.z), states)
         states = {name: state.detach() for name, state in after.items()}
         label = torch.from_numpy(chunk.label)
-        asked = label != NO_LABEL
-        loss = cross_entropy(answer(asked), label[asked])
+        queries = label != NO_LABEL
+        loss = cross_entropy(answer(queries), label[queries])
         price = recipe.price(i)
         return loss + price * writes if price else loss
 

@@ -21,37 +21,37 @@ Drift = Callable[[np.random.Generator, int], np.ndarray]
 
 def test_the_same_program_on_a_drifting_machine_is_hardly_ever_called_slower(result: Maker) -> None:
     pairs = [compare(result(30.0, 2 * i), result(30.0, 2 * i + 1)) for i in range(40)]
-    assert sum(found.regressed for found in pairs) == 0
+    assert sum(answer.regressed for answer in pairs) == 0
 
 
 def test_a_machine_that_is_half_as_fast_all_the_while_is_no_regression(result: Maker) -> None:
-    found = compare(result(30.0, 1), result(30.0, 2, machine=2.0))
-    assert not found.regressed
-    assert found.changes[0].after_us > 1.5 * found.changes[0].before_us
+    answer = compare(result(30.0, 1), result(30.0, 2, machine=2.0))
+    assert not answer.regressed
+    assert answer.changes[0].after_us > 1.5 * answer.changes[0].before_us
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_step_that_takes_a_fifth_longer_is_found_on_a_drifting_machine(
     seed: int, result: Maker
 ) -> None:
-    found = compare(result(30.0, 100 + seed), result(36.0, 200 + seed))
-    assert [change.verdict for change in found.changes] == ["slower", "slower"]
-    assert found.changes[0].ratio == pytest.approx(1.2, rel=0.02)
+    answer = compare(result(30.0, 100 + seed), result(36.0, 200 + seed))
+    assert [change.verdict for change in answer.changes] == ["slower", "slower"]
+    assert answer.changes[0].ratio == pytest.approx(1.2, rel=0.02)
     back = compare(result(36.0, 200 + seed), result(30.0, 100 + seed))
     assert [change.verdict for change in back.changes] == ["faster", "faster"]
 
 
 def test_intervals_of_a_ratio_hold_the_truth_about_as_often_as_they_say(drifting: Drift) -> None:
-    held = 0
+    inside = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
         both = drifting(rng, 100)
         above = 1.1 * both * np.exp(rng.normal(0, 0.03, 100))
-        found = paired_ratio(above, both)
-        held += found.low < 1.1 < found.high
+        answer = paired_ratio(above, both)
+        inside += answer.low < 1.1 < answer.high
     # Binomial(200, 0.95) lies above 175 in all but one of a hundred thousand cases; the median's
     # bootstrap is known to be a little too wide rather than too narrow.
-    assert held >= 176
+    assert inside >= 176
 
 
 def test_blocks_are_neighbours_and_cover_every_burst_alike() -> None:
@@ -64,14 +64,14 @@ def test_blocks_are_neighbours_and_cover_every_burst_alike() -> None:
 
 def test_percentiles_are_steps_that_happened_and_rare_ones_need_enough_steps() -> None:
     us = np.random.default_rng(3).lognormal(3, 1, 5000)
-    found = times(us)
-    assert found is not None
+    answer = times(us)
+    assert answer is not None
     # The smallest value that so many do not exceed: of 5,000 the 2,500th, the 4,950th, the 4,995th.
     ascending = np.sort(us)
-    assert found.p50_us == ascending[2499]
-    assert found.p99_us == ascending[4949]
-    assert found.p999_us == ascending[4994]
-    assert sum(count for _, count in found.bins) == 5000
+    assert answer.p50_us == ascending[2499]
+    assert answer.p99_us == ascending[4949]
+    assert answer.p999_us == ascending[4994]
+    assert sum(count for _, count in answer.bins) == 5000
     few = times(us[:99])
     assert few is not None and few.p99_us is None and few.p999_us is None
     assert times(us[:0]) is None
@@ -123,10 +123,10 @@ def test_a_result_of_another_version_or_shape_is_refused(
 def test_bursts_that_do_not_agree_on_their_number_are_refused(
     tmp_path: Path, result: Maker
 ) -> None:
-    told = json.loads(to_json(result(30.0, 1)))
-    told["subjects"][0]["rounds"]["pace_us"].pop()
+    record = json.loads(to_json(result(30.0, 1)))
+    record["subjects"][0]["rounds"]["pace_us"].pop()
     path = tmp_path / "bench.json"
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(record))
     with pytest.raises(ResultError, match="lists of"):
         read_result(path)
 

@@ -13,7 +13,7 @@ from lab.evidence.controlled import values as controlled_values
 from lab.evidence.controlled.arms import ARMS, CONFIGS, ITERATIONS
 from lab.evidence.controlled.commands import controlled
 from lab.evidence.controlled.measure import HORIZONS, grown, questions
-from lab.evidence.controlled.page import made
+from lab.evidence.controlled.page import contents
 from lab.evidence.controlled.rows import At, Row, lines_of, order
 from lab.evidence.controlled.streams import held_out, schedule
 from lab.evidence.controlled.train import Training, trainings
@@ -177,7 +177,7 @@ def test_writes_and_answers_are_sorted_by_value(
 def test_the_page_is_what_its_results_make_it() -> None:
     page = (ROOT / "docs" / "evidence" / "index.md").read_text()
     results = ROOT / "docs" / "evidence"
-    pieces = made(results / "controlled.json", results / "values.json").pieces
+    pieces = contents(results / "controlled.json", results / "values.json").pieces
     assert filled(page, pieces) == page
 
 
@@ -185,7 +185,7 @@ def test_a_model_without_rows_is_named_under_its_table(tmp_path: Path) -> None:
     at = (At(64, 2, 30, 29, 16), At(16_384, 1, 30, 29, 16))
     row = Row("learned", "hard", 0, "hard", -2.0, 10, 4224, 256, "native", "0" * 16, at)
     write_rows(tmp_path / "rows.json", [row], order)
-    pieces = made(tmp_path / "rows.json", tmp_path / "none.json").pieces
+    pieces = contents(tmp_path / "rows.json", tmp_path / "none.json").pieces
     assert "AURA-Mem, opens above -2 | 1 | 96.67" in pieces["controlled-ablations"]
     assert "No rows yet: AURA-Mem, gate without surprise; " in pieces["controlled-ablations"]
     assert "No rows yet: AURA-Mem; " in pieces["controlled-easy"]

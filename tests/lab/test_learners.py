@@ -150,7 +150,7 @@ def test_the_cache_answers_as_attention_over_the_whole_past(z: Tensor) -> None:
 
 def test_an_untrained_gate_is_held_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controlled_thresholds, "VALIDATION", (4, 512))
-    monkeypatch.setattr(controlled_thresholds, "_SEEN", 256)
+    monkeypatch.setattr(controlled_thresholds, "_SAMPLED_STEPS", 256)
     torch.manual_seed(0)
     model = Surprise().eval()
     training = Training("surprise", "hard", 0)

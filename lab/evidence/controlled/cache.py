@@ -76,28 +76,28 @@ class CacheLearner:
         model = self.module
         x, q, k, v = (part.transpose(0, 1) for part in model.project(z))
         y = model.answer(model.attend(q, torch.arange(len(z)), k, v), x).transpose(0, 1)
-        return lambda asked: y[asked], {}, torch.zeros(())
+        return lambda queries: y[queries], {}, torch.zeros(())
 
 
 @torch.no_grad()
-def answers(model: GrowingCache, z: Tensor, asked: Tensor) -> Tensor:
+def answers(model: GrowingCache, z: Tensor, queries: Tensor) -> Tensor:
     """What the cache answers in one stream, as stepping it would: each query sees its past.
 
     Args:
         model: The trained attention.
         z: ``(time, 64)``, from an empty cache.
-        asked: Increasing steps ``(asked,)``; only they are attended from, for the read of other
+        queries: Increasing steps ``(queries,)``; only they are attended from, for the read of other
             steps changes nothing.
 
     Returns:
-        Chosen actions ``(asked,)``.
+        Chosen actions ``(queries,)``.
     """
-    if not len(asked):  # a short stream may ask nothing
-        return asked
+    if not len(queries):  # a short stream may ask nothing
+        return queries
     x, q, k, v = model.project(z)
     chosen = []
-    for at in torch.split(asked, _BLOCK):
-        seen = slice(0, int(at[-1]) + 1)
-        o = model.attend(q[None, at], at, k[None, seen], v[None, seen])[0]
+    for at in torch.split(queries, _BLOCK):
+        so_far = slice(0, int(at[-1]) + 1)
+        o = model.attend(q[None, at], at, k[None, so_far], v[None, so_far])[0]
         chosen.append(model.answer(o, x[at]).argmax(-1))
     return torch.cat(chosen)

@@ -69,8 +69,8 @@ def measure_command(
     """Export what is trained, step it through held-out streams, and keep each row when done."""
     check_writable(out)
     rows = {row.digest: row for row in read_rows(out, Row)}
-    known = {q.digest for t in trainings(ARMS, CONFIGS) for group in questions(t) for q in group}
-    rows = {digest: row for digest, row in rows.items() if digest in known}
+    digests = {q.digest for t in trainings(ARMS, CONFIGS) for group in questions(t) for q in group}
+    rows = {digest: row for digest, row in rows.items() if digest in digests}
     for training in trainings(arms or ARMS, configs or CONFIGS, seeds):
         label = f"{training.config} {training.arm}-{training.seed}"
         groups = [[q for q in group if q.digest not in rows] for group in questions(training)]

@@ -59,9 +59,9 @@ class Surprise(AuraMem):
 
     def recall(self, p: Projections, S: Tensor, b: Tensor) -> Recall:
         """As the cell's; the gate is the log of the mean squared residual."""
-        seen = super().recall(p, S, b)
-        squared = seen.residual.detach().square().mean(-1, keepdim=True)
-        return seen._replace(gate=torch.log(squared + 1e-3))
+        recall = super().recall(p, S, b)
+        squared = recall.residual.detach().square().mean(-1, keepdim=True)
+        return recall._replace(gate=torch.log(squared + 1e-3))
 
 
 class Reconstruction(AuraMem):
@@ -108,8 +108,8 @@ class Scheduled(AuraMem):
 
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
         """The cell's step, with a threshold that no gate value reaches, or every one."""
-        told = torch.where(inputs["write"] > inputs["threshold"], ALWAYS, NEVER)
-        result = super().step({"z": inputs["z"], "threshold": told}, states)
+        forced = torch.where(inputs["write"] > inputs["threshold"], ALWAYS, NEVER)
+        result = super().step({"z": inputs["z"], "threshold": forced}, states)
         return result._replace(gates={"gate": inputs["write"]})
 
 
@@ -152,14 +152,16 @@ class BudgetLearner(AuraLearner):
         model = self.module
         p = model.project(z)
         scanned = scan(model, p, states["S"], states["b"], self.chooser(iteration))
-        seen = torch.quantile(scanned.logits.detach(), 1.0 - BUDGET).item()
+        quantile = torch.quantile(scanned.logits.detach(), 1.0 - BUDGET).item()
         first = iteration == 0
-        self._threshold = seen if first else self._threshold + _SMOOTHING * (seen - self._threshold)
+        self._threshold = (
+            quantile if first else self._threshold + _SMOOTHING * (quantile - self._threshold)
+        )
         after = {"S": scanned.S, "b": scanned.b}
         error = torch.zeros(())
         if isinstance(model, Reconstruction):
             error = model.error(p, p.v).mean()
-        return lambda asked: model.act(scanned.o[asked], p.x[asked]), after, error
+        return lambda queries: model.act(scanned.o[queries], p.x[queries]), after, error
 
 
 surprise_learner = partial(BudgetLearner, make=Surprise)

@@ -99,8 +99,8 @@ class LinearAttention(nn.Module):
         # A matrix of differences, masked before the exponential: none of them is above zero.
         between = total - total.transpose(1, 2)
         past = torch.ones_like(between[0]).tril().bool()
-        seen = torch.exp(between.masked_fill(~past, float("-inf")))
-        o = torch.matmul(seen * torch.matmul(q, k.transpose(1, 2)), v)
+        weights = torch.exp(between.masked_fill(~past, float("-inf")))
+        o = torch.matmul(weights * torch.matmul(q, k.transpose(1, 2)), v)
         o = o + torch.exp(total) * torch.matmul(q, S)
         last = total[:, -1:]
         added = torch.matmul((torch.exp(last - total) * k).transpose(1, 2), v)
@@ -137,7 +137,7 @@ class LinearAttentionLearner:
     def run(self, iteration: int, z: Tensor, states: Tensors) -> tuple[Answers, Tensors, Tensor]:
         """Go through a chunk; nothing is priced."""
         y, S = self.module.through(z, states["S"])
-        return lambda asked: y[asked], {"S": S}, torch.zeros(())
+        return lambda queries: y[queries], {"S": S}, torch.zeros(())
 
 
 class RecurrentLearner:
@@ -165,7 +165,7 @@ class RecurrentLearner:
         y, after = model.module(encoder(z), before if len(before) > 1 else before[0])
         after = after if len(before) > 1 else (after,)
         carried = {n: s.transpose(0, 1) for n, s in zip(names, after, strict=True)}
-        return lambda asked: head(y[asked]), carried, torch.zeros(())
+        return lambda queries: head(y[queries]), carried, torch.zeros(())
 
 
 class MinGruLearner:
@@ -192,4 +192,4 @@ class MinGruLearner:
             h = torch.lerp(h, candidate, gate)
             all_h.append(h)
         y = torch.stack(all_h)
-        return lambda asked: model.head(y[asked]), {"h": h.unsqueeze(1)}, torch.zeros(())
+        return lambda queries: model.head(y[queries]), {"h": h.unsqueeze(1)}, torch.zeros(())

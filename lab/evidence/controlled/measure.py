@@ -59,11 +59,11 @@ class Question(Record, frozen=True):
     @property
     def digest(self) -> str:
         """Changes with anything that the answer depends on, but for library versions."""
-        asked = (self.training, self.training.recipe, self.threshold)
-        seen = (STREAMS[self.stream], self.horizons, TEST_SEED)
-        found = (VALIDATION, VALIDATION_SEED) if isinstance(self.threshold, str) else ()
+        question = (self.training, self.training.recipe, self.threshold)
+        streams = (STREAMS[self.stream], self.horizons, TEST_SEED)
+        selection = (VALIDATION, VALIDATION_SEED) if isinstance(self.threshold, str) else ()
         within = (TOLERANCE,) if self.threshold == CALIBRATED else ()
-        return digest_of(*asked, *seen, *found, *within)
+        return digest_of(*question, *streams, *selection, *within)
 
 
 def questions(training: Training) -> list[tuple[Question, ...]]:
@@ -80,12 +80,12 @@ def questions(training: Training) -> list[tuple[Question, ...]]:
 
 
 def answers_to(
-    asked: Sequence[Question], cache: Path, report: Callable[[int], None]
+    group: Sequence[Question], cache: Path, report: Callable[[int], None]
 ) -> Iterator[tuple[Question, Row]]:
     """Measure the rows of one bundle.
 
     Args:
-        asked: Questions about one checkpoint at one threshold, at least one.
+        group: Questions about one checkpoint at one threshold, at least one.
         cache: Folder of the checkpoints.
         report: Called with the number of steps done.
 
@@ -93,7 +93,7 @@ def answers_to(
         SpecError: It was not trained.
         ExportError: The exporter refuses it.
     """
-    training, threshold = asked[0].training, asked[0].threshold
+    training, threshold = group[0].training, group[0].threshold
     module, _ = trained(training, cache)
     calibrated = threshold == CALIBRATED
     if isinstance(threshold, str):
@@ -112,7 +112,7 @@ def answers_to(
             step = partial(roll, session, rule=training.arm)
             state_bytes, engine = session.manifest.state_bytes, session.engine_name
         done = 0
-        for question in asked:
+        for question in group:
             at = []
             for steps, streams in question.horizons:
                 at.append(step(held_out(question.stream, steps, streams)))
@@ -148,11 +148,11 @@ def deploy(module: nn.Module, training: Training, threshold: float | None, out: 
     name = f"{training.config}-{training.arm}-{training.seed}"
     family = str(module.family)
     loaded = LoadedModel(name, family, "evidence", module, module, None)  # type: ignore[arg-type]
-    held = held_out(training.config, _CHECKED_STEPS, 1, VALIDATION_SEED)
+    unseen = held_out(training.config, _CHECKED_STEPS, 1, VALIDATION_SEED)
     observed, *others = loaded.model.step_spec().inputs
-    inputs = {observed.name: held.z[0]}
+    inputs = {observed.name: unseen.z[0]}
     if others:
-        inputs["write"] = schedule(training.arm, held, 0)
+        inputs["write"] = schedule(training.arm, unseen, 0)
     stategate.make(
         loaded,
         out,
@@ -170,13 +170,13 @@ def _nothing(stream: int, step: int) -> None:
 
 
 def roll(
-    session: Session, held: HeldOut, rule: str, look: Callable[[int, int], None] = _nothing
+    session: Session, unseen: HeldOut, rule: str, look: Callable[[int, int], None] = _nothing
 ) -> At:
     """Step a session through streams, each from an empty memory.
 
     Args:
         session: Open; its counters go on.
-        held: The streams.
+        unseen: The streams.
         rule: Of the schedule, where the bundle takes one.
         look: Called after each step with the stream and the step.
     """
@@ -184,26 +184,26 @@ def roll(
     (output,) = session.outputs.values()
     before = session.ledger.writes
     right = 0
-    for i, (z, labels) in enumerate(zip(held.z, held.label.tolist(), strict=True)):
+    for i, (z, labels) in enumerate(zip(unseen.z, unseen.label.tolist(), strict=True)):
         session.reset()
-        columns = [z, schedule(rule, held, i)] if len(names) > 1 else [z]
+        columns = [z, schedule(rule, unseen, i)] if len(names) > 1 else [z]
         for t, (label, *now) in enumerate(zip(labels, *columns, strict=True)):
             session.step(**dict(zip(names, now, strict=True)))
             if label >= 0:
                 right += int(output.argmax()) == label
             look(i, t)
-    judged = int((held.label >= 0).sum())
+    judged = int((unseen.label >= 0).sum())
     writes = session.ledger.writes - before
-    return At(held.label.shape[1], held.label.shape[0], judged, right, writes)
+    return At(unseen.label.shape[1], unseen.label.shape[0], judged, right, writes)
 
 
-def grown(model: GrowingCache, held: HeldOut) -> At:
+def grown(model: GrowingCache, unseen: HeldOut) -> At:
     """Answer with the cache; each of its steps writes."""
     right = judged = 0
-    for z, label in zip(held.z, held.label, strict=True):
-        asked = np.flatnonzero(label >= 0)
-        chosen = answers(model, torch.from_numpy(z[:, 0]), torch.from_numpy(asked))
-        right += int((chosen.numpy() == label[asked]).sum())
-        judged += len(asked)
-    streams, steps = held.label.shape
+    for z, label in zip(unseen.z, unseen.label, strict=True):
+        queries = np.flatnonzero(label >= 0)
+        chosen = answers(model, torch.from_numpy(z[:, 0]), torch.from_numpy(queries))
+        right += int((chosen.numpy() == label[queries]).sum())
+        judged += len(queries)
+    streams, steps = unseen.label.shape
     return At(steps, streams, judged, right, streams * steps)

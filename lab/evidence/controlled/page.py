@@ -15,7 +15,7 @@ from lab.evidence.controlled.streams import HORIZONS, STREAMS
 from lab.evidence.controlled.train import trainings
 from lab.evidence.controlled.values import ByValue
 from lab.evidence.intervals import over_seeds, wilson
-from lab.evidence.pages import Made, table
+from lab.evidence.pages import Contents, table
 from lab.evidence.records import read_rows
 from stategate.models.zoo.binding_stream import VALUES
 
@@ -33,7 +33,7 @@ _PAIRED = {"learned": "always", "tutored": "always", "longer": "always-longer"}
 _OPENS: tuple[Threshold, ...] = (DEPLOYED, 0.0, CALIBRATED)
 
 
-def made(results: Path, values: Path) -> Made:
+def contents(results: Path, values: Path) -> Contents:
     """Everything that the page shows.
 
     Args:
@@ -57,7 +57,7 @@ def made(results: Path, values: Path) -> Made:
         "controlled-shifts": _shifts(rows),
         "controlled-values": _values(read_rows(values, ByValue)),
     }
-    return Made(
+    return Contents(
         pieces,
         {
             "evidence-horizon": ("Errors, hard: means and single trainings", over_horizons(rows)),
@@ -74,22 +74,22 @@ def _arms(config: str) -> Sequence[str]:
 
 def _engines(rows: Iterable[Row]) -> str:
     counts = Counter(row.engine for row in rows)
-    told = "; ".join(f"{engine}, rows: {count}" for engine, count in sorted(counts.items()))
-    return f"Stepped by: {told}."
+    text = "; ".join(f"{engine}, rows: {count}" for engine, count in sorted(counts.items()))
+    return f"Stepped by: {text}."
 
 
 def _missing(rows: Sequence[Row]) -> str:
     """Trainings that the table asks for and the results lack, by configuration."""
-    there = {(row.arm, row.config, row.seed) for row in rows}
-    lacking = [training for training in trainings(ARMS, CONFIGS) if training not in there]
-    told = []
+    done = {(row.arm, row.config, row.seed) for row in rows}
+    lacking = [training for training in trainings(ARMS, CONFIGS) if training not in done]
+    lines = []
     for config in CONFIGS:
         counts = Counter(training.arm for training in lacking if training.config == config)
         arms = "; ".join(f"{ARMS[arm].says} ({count})" for arm, count in counts.items())
-        told += [f"* {config}: {arms}"] if arms else []
-    if not told:
+        lines += [f"* {config}: {arms}"] if arms else []
+    if not lines:
         return "Every training that the tables ask for has its rows."
-    return "\n".join(("Trainings still to come, so many of each:\n", *told))
+    return "\n".join(("Trainings still to come, so many of each:\n", *lines))
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
@@ -102,13 +102,13 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _accuracy(of: Sequence[Row], steps: int) -> str:
     """Per cent over trainings; of a single one with Wilson's interval."""
-    found = [at for row in of if (at := row.up_to(steps)) is not None]
-    if not found:
+    points = [at for row in of if (at := row.up_to(steps)) is not None]
+    if not points:
         return "–"
-    if len(found) == 1:
-        one = wilson(found[0].right, found[0].judged)
+    if len(points) == 1:
+        one = wilson(points[0].right, points[0].judged)
         return f"{100 * one.estimate:.2f} [{100 * one.low:.2f}, {100 * one.high:.2f}]"
-    return _spread([100 * at.accuracy for at in found], 2)
+    return _spread([100 * at.accuracy for at in points], 2)
 
 
 def _bytes(of: Sequence[Row]) -> str:
@@ -135,8 +135,8 @@ def _table(rows: Sequence[Row], config: str, arms: Sequence[str]) -> str:
                 f"{of[0].iterations:,}",
             ]
         )
-    there = {row.arm for row in rows if row.config == config}
-    absent = [ARMS[a].says for a in arms if a not in there and config in ARMS[a].seeds]
+    present = {row.arm for row in rows if row.config == config}
+    absent = [ARMS[a].says for a in arms if a not in present and config in ARMS[a].seeds]
     return table(head, lines) + (f"\n\nNo rows yet: {'; '.join(absent)}." if absent else "")
 
 
@@ -145,17 +145,17 @@ def _pairs(
 ) -> list[tuple[At, At]]:
     """A gated arm and always-write of the same seed."""
 
-    def of(arm: str, asked: Threshold) -> dict[int, At]:
+    def of(arm: str, threshold: Threshold) -> dict[int, At]:
         return {
             row.seed: at
             for row in rows
             if (row.arm, row.config, row.stream) == (arm, config, config)
-            and (asked is None or is_at(row, asked))
+            and (threshold is None or is_at(row, threshold))
             and (at := row.up_to(steps)) is not None
         }
 
-    ours, always = of(arm, threshold), of(_PAIRED[arm], None)
-    return [(ours[seed], always[seed]) for seed in sorted(ours) if seed in always]
+    gated, always = of(arm, threshold), of(_PAIRED[arm], None)
+    return [(gated[seed], always[seed]) for seed in sorted(gated) if seed in always]
 
 
 def _targets(rows: Sequence[Row]) -> str:
@@ -168,8 +168,8 @@ def _targets(rows: Sequence[Row]) -> str:
                 pairs = _pairs(rows, config, arm, threshold, steps)
                 if not pairs:
                     continue
-                lost = [100 * (always.accuracy - ours.accuracy) for ours, always in pairs]
-                ratios = [ours.ratio for ours, _ in pairs]
+                lost = [100 * (always.accuracy - gated.accuracy) for gated, always in pairs]
+                ratios = [gated.ratio for gated, _ in pairs]
                 met = [r >= target and d <= _MOST_LOST for r, d in zip(ratios, lost, strict=True)]
                 lines.append(
                     [
@@ -229,7 +229,7 @@ def _values(rows: Sequence[ByValue]) -> str:
     for row in rows:
         written = ("events written", row.written, row.events)
         right = ("queries answered rightly", row.right, row.asked)
-        for told, part, whole in (written, right):
+        for name, part, whole in (written, right):
             shares = (f"{100 * p / w:.0f}" for p, w in zip(part, whole, strict=True))
-            lines.append([ARMS[row.arm].says, str(row.seed), told, *shares])
+            lines.append([ARMS[row.arm].says, str(row.seed), name, *shares])
     return table(head, lines)

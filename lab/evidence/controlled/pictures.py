@@ -55,8 +55,8 @@ def by_writes(rows: Sequence[Row]) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         lines = _shown(rows, _BY_WRITES)
         for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
-            found = [at for row in of if (at := row.up_to(16_384)) is not None]
-            x, y = [1000 / at.ratio for at in found], [_wrong(at.accuracy) for at in found]
+            points = [at for row in of if (at := row.up_to(16_384)) is not None]
+            x, y = [1000 / at.ratio for at in points], [_wrong(at.accuracy) for at in points]
             axes.scatter(x, y, 30, color=colour, marker=marker, label=f"{name} (n={len(of)})")
         axes.set(xscale="log", xlim=(90, 1150), xlabel="writes in 1,000 steps, by the ledger")
         ticks = (100, 125, 200, 500, 1000)

@@ -80,14 +80,18 @@ def order(row: Row) -> tuple[int, int, int, int, bool, float]:
     return (*place, row.calibrated, row.threshold or 0.0)
 
 
-def is_at(row: Row, asked: Threshold) -> bool:
+def is_at(row: Row, threshold: Threshold) -> bool:
     """Whether the row is of that threshold."""
-    return row.calibrated if asked == CALIBRATED else row.threshold == asked and not row.calibrated
+    return (
+        row.calibrated
+        if threshold == CALIBRATED
+        else row.threshold == threshold and not row.calibrated
+    )
 
 
-def name_of(asked: Threshold) -> str:
+def name_of(threshold: Threshold) -> str:
     """What the page calls a threshold."""
-    return asked if isinstance(asked, str) else f"opens above {asked:g}"
+    return threshold if isinstance(threshold, str) else f"opens above {threshold:g}"
 
 
 Lines = list[tuple[str, list[Row]]]
@@ -99,9 +103,9 @@ def lines_of(rows: Iterable[Row], config: str, stream: str, arms: Iterable[str])
     lines = []
     for arm in arms:
         several = len(ARMS[arm].thresholds) > 1
-        for asked in ARMS[arm].thresholds:
-            of = [r for r in rows if r.arm == arm and (not several or is_at(r, asked))]
-            name = ARMS[arm].says + (f", {name_of(asked)}" if several else "")
+        for threshold in ARMS[arm].thresholds:
+            of = [r for r in rows if r.arm == arm and (not several or is_at(r, threshold))]
+            name = ARMS[arm].says + (f", {name_of(threshold)}" if several else "")
             if of:
                 lines.append((name, of))
     return lines

@@ -62,18 +62,18 @@ def held_out(stream: str, steps: int, count: int, seed: int = TEST_SEED) -> Held
     )
 
 
-def schedule(rule: str, held: HeldOut, i: int) -> NDArray[np.float32]:
+def schedule(rule: str, unseen: HeldOut, i: int) -> NDArray[np.float32]:
     """When a schedule writes: ``(time, 1, 1)``, 1 or 0.
 
     Args:
         rule: ``periodic``, every eighth step from the first; ``oracle``, at events; or ``random``,
             each step with a chance of one in eight.
-        held: The streams.
+        unseen: The streams.
         i: Which of them; the seed of the random one.
     """
-    steps = held.label.shape[1]
+    steps = unseen.label.shape[1]
     if rule == "oracle":
-        writes = held.event[i]
+        writes = unseen.event[i]
     elif rule == "periodic":
         writes = np.arange(steps) % PERIOD == 0
     else:

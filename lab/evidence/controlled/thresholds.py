@@ -16,7 +16,7 @@ from stategate.contract import Episode
 from stategate.models.memories.aura import AuraMem
 from stategate.models.zoo.binding_stream import CONFIGS, BindingStreams
 
-_SEEN = 2048  # steps that show how far a gate's values reach
+_SAMPLED_STEPS = 2048  # steps that show how far a gate's values reach
 
 
 def calibrated_threshold(model: AuraMem, training: Training) -> float:
@@ -26,9 +26,10 @@ def calibrated_threshold(model: AuraMem, training: Training) -> float:
         CalibrationError: Its gate never changes.
     """
     streams, steps = VALIDATION
-    held = held_out(training.config, steps, streams, VALIDATION_SEED)
+    unseen = held_out(training.config, steps, streams, VALIDATION_SEED)
     episodes = [
-        Episode({"z": z}, {"action": label}) for z, label in zip(held.z, held.label, strict=True)
+        Episode({"z": z}, {"action": label})
+        for z, label in zip(unseen.z, unseen.label, strict=True)
     ]
     return calibrate_gate(model, episodes, wish=Wish(TOLERANCE)).threshold
 
@@ -46,7 +47,7 @@ def budget_threshold(model: AuraMem, training: Training) -> float:
     def fresh() -> BindingStreams:
         return BindingStreams(config, world, streams, VALIDATION_SEED)
 
-    low, high = _extremes(model, fresh().take(_SEEN).z)
+    low, high = _extremes(model, fresh().take(_SAMPLED_STEPS).z)
     for _ in range(3):
         tried = np.linspace(low, high, 16).tolist()
         gates = {one: hard_gate(one) for one in tried}

@@ -63,8 +63,8 @@ def trainings(arms: Iterable[str], configs: Iterable[str], most: int = 5) -> Ite
         configs: Of `CONFIGS`.
         most: Seeds of each.
     """
-    wanted = set(configs)
-    for config in (c for c in CONFIGS if c in wanted):
+    chosen = set(configs)
+    for config in (c for c in CONFIGS if c in chosen):
         seeds = {arm: min(most, ARMS[arm].seeds.get(config, 0)) for arm in arms}
         for seed in range(max(seeds.values(), default=0)):
             yield from (Training(arm, config, seed) for arm in seeds if seed < seeds[arm])

@@ -50,8 +50,10 @@ def questions() -> Iterator[tuple[Training, float, str]]:
     for arm, threshold in (("learned", DEPLOYED), ("tutored", DEPLOYED), ("always", ALWAYS)):
         for seed in range(3):
             training = Training(arm, "xhard", seed)
-            asked = digest_of("by value", training, training.recipe, threshold, HORIZON, TEST_SEED)
-            yield training, threshold, asked
+            question = digest_of(
+                "by value", training, training.recipe, threshold, HORIZON, TEST_SEED
+            )
+            yield training, threshold, question
 
 
 def by_value(
@@ -65,7 +67,7 @@ def by_value(
     """
     module, _ = trained(training, cache)
     steps, streams = HORIZON
-    held = held_out(training.config, steps, streams)
+    unseen = held_out(training.config, steps, streams)
     wrote, right = np.zeros((2, streams, steps), dtype=bool)
     with tempfile.TemporaryDirectory(prefix="stategate-evidence-") as scratch:
         bundle = deploy(module, training, threshold, Path(scratch) / "bundle")
@@ -77,23 +79,23 @@ def by_value(
                 nonlocal past
                 writes = session.ledger.writes
                 wrote[i, t], past = writes > past, writes
-                right[i, t] = output.argmax() == held.label[i, t]
+                right[i, t] = output.argmax() == unseen.label[i, t]
                 if t + 1 == steps:
                     report((i + 1) * steps)
 
-            roll(session, held, training.arm, look)
+            roll(session, unseen, training.arm, look)
 
     def count(where: np.ndarray) -> tuple[int, ...]:
-        return tuple(np.bincount(held.value[where], minlength=VALUES).tolist())
+        return tuple(np.bincount(unseen.value[where], minlength=VALUES).tolist())
 
-    asked = held.label >= 0
+    is_query = unseen.label >= 0
     return ByValue(
         training.arm,
         training.config,
         training.seed,
         digest,
-        count(held.event),
-        count(held.event & wrote),
-        count(asked),
-        count(asked & right),
+        count(unseen.event),
+        count(unseen.event & wrote),
+        count(is_query),
+        count(is_query & right),
     )

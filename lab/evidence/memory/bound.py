@@ -13,7 +13,7 @@ and delta is that error times the chance of a repeat. Total variation is the dis
 is at most what a perfect memory earns.
 
 The supremum is the theorem. The 95th percentile and the mean in its place are readings of the same
-formula, and no theorem; both are told beside it.
+formula, and no theorem; both stand next to it.
 """
 
 from __future__ import annotations
@@ -131,14 +131,14 @@ def beliefs(session: Session, episode: Episode) -> tuple[NDArray[np.float64], ND
     Raises:
         EpisodeError: The episode asks nothing.
     """
-    asked = [name for name, array in episode.labels.items() if (array != NO_LABEL).any()]
-    if not asked:
+    labelled = [name for name, array in episode.labels.items() if (array != NO_LABEL).any()]
+    if not labelled:
         raise EpisodeError(
             "there is nothing to judge",
             found="an episode without a labelled query",
             remedy="stategate episode aura-hard --steps 100000 --out episode.npz",
         )
-    name, labels = asked[0], episode.labels[asked[0]]
+    name, labels = labelled[0], episode.labels[labelled[0]]
     errors, right = [], []
     with progress(episode.steps, "stepping") as report:
         for at, label in enumerate(labels):
@@ -167,7 +167,7 @@ def bound_command(bundles: tuple[str, ...], episode: str, config: str, out: Path
     """Step BUNDLES through a labelled episode of the binding stream, and compute their bounds."""
     check_writable(out)
     recorded = load_episode(episode)
-    found = []
+    results = []
     for path in bundles:
         with Session.open(path) as session:
             recorded.check(session.manifest.step)
@@ -175,7 +175,7 @@ def bound_command(bundles: tuple[str, ...], episode: str, config: str, out: Path
             name, digest = session.manifest.model.name, session.bundle_digest
         asking, wrong = len(right) / recorded.steps, 1 - right.mean()
         rows = bound_rows(error, float(wrong), asking, CONFIGS[config].kinds[1])
-        found.append(
+        results.append(
             Bounds(name, digest, config, recorded.steps, len(right), float(right.mean()), rows)
         )
         click.echo(f"{name}: {len(right):,} answers, {right.mean():.4%} right")
@@ -185,4 +185,4 @@ def bound_command(bundles: tuple[str, ...], episode: str, config: str, out: Path
                 f"{row.delta:.2g}, loses at most {row.bound:>10.4g} of {row.earned_at_best:>8.4g}"
                 f"{' (vacuous)' if row.vacuous else ''}; lost {row.lost:.3g}"
             )
-    write_rows(out, found, lambda row: (row.config, row.bundle))
+    write_rows(out, results, lambda row: (row.config, row.bundle))

@@ -59,7 +59,7 @@ def step_memory(bundle: str, episode: str, lengths: tuple[int, ...], repeats: in
     """Step a session to each length, over and over through the episode."""
     inputs = load_episode(episode).inputs
     count = len(next(iter(inputs.values())))
-    found, done = [], 0
+    results, done = [], 0
     with Session.open(bundle) as session:
         session.step(**{name: array[0] for name, array in inputs.items()})
         session.reset()
@@ -78,18 +78,18 @@ def step_memory(bundle: str, episode: str, lengths: tuple[int, ...], repeats: in
             done = length + repeats
             summary = times(took)
             assert summary is not None  # repeats is positive
-            found.append(Length(length, summary, resident_bytes))
-    return found
+            results.append(Length(length, summary, resident_bytes))
+    return results
 
 
 def rows(
     what: Literal["memory", "cache"], bytes_at: dict[int, int], runs: list[list[Length]]
 ) -> list[CacheRow]:
     """One row a length, over all processes."""
-    host, told = detect(), []
+    host, table = detect(), []
     for same in zip(*runs, strict=True):
         medians = [one.times.p50_us for one in same]
-        told.append(
+        table.append(
             CacheRow(
                 what,
                 same[0].steps,
@@ -101,7 +101,7 @@ def rows(
                 f"{host.cpu or 'a processor that does not tell its name'}, {host.machine}",
             )
         )
-    return told
+    return table
 
 
 @click.command("cache")
@@ -137,10 +137,10 @@ def cache_command(bundle: str, episode: str, out: Path) -> None:
                 caches.append(pool.submit(measure, per_step // 8, LENGTHS, REPEATS).result())
             report(done + 1)
     state_bytes = manifest.step.state_bytes
-    found = rows("memory", dict.fromkeys(LENGTHS, state_bytes), memories)
-    found += rows("cache", {length: length * per_step for length in LENGTHS}, caches)
-    write_rows(out, found, lambda row: (row.what, row.steps))
-    for row in found:
+    results = rows("memory", dict.fromkeys(LENGTHS, state_bytes), memories)
+    results += rows("cache", {length: length * per_step for length in LENGTHS}, caches)
+    write_rows(out, results, lambda row: (row.what, row.steps))
+    for row in results:
         click.echo(
             f"{row.what:<7} {row.steps:>8,} steps: {row.bytes:>11,} bytes, resident "
             f"{row.resident_bytes / 1e6:>6.2f} MB, p50 {row.p50_us:>8.1f} us "

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 
 from lab.evidence.memory.bound import Bounds
 from lab.evidence.memory.cache import CacheRow
-from lab.evidence.pages import COLOURS, Made, table
+from lab.evidence.pages import COLOURS, Contents, table
 from lab.evidence.records import read_rows
 
 
-def made(cache: Path, bound: Path) -> Made:
+def contents(cache: Path, bound: Path) -> Contents:
     """Tables and the picture.
 
     Args:
@@ -24,14 +24,14 @@ def made(cache: Path, bound: Path) -> Made:
         SpecError: A file does not hold such rows.
     """
     grown = read_rows(cache, CacheRow)
-    return Made(
+    return Contents(
         {"memory-cache": _cache(grown), "memory-bound": _bound(read_rows(bound, Bounds))},
         {"evidence-cache": ("Step time against the steps so far", _draw(grown))} if grown else {},
     )
 
 
 def _cache(rows: Sequence[CacheRow]) -> str:
-    def told(row: CacheRow) -> list[str]:
+    def cells_of(row: CacheRow) -> list[str]:
         low, high = row.p50_us_range
         return [
             f"{row.bytes:,}",
@@ -44,7 +44,8 @@ def _cache(rows: Sequence[CacheRow]) -> str:
     head = ["steps so far"]
     head += [f"{what}: {one}" for what in ("memory", "cache") for one in ("bytes", "grown", "p50")]
     body = [
-        [f"{steps:,}", *told(by["memory", steps]), *told(by["cache", steps])] for steps in lengths
+        [f"{steps:,}", *cells_of(by["memory", steps]), *cells_of(by["cache", steps])]
+        for steps in lengths
     ]
     machines = ", ".join(sorted({row.machine for row in rows}))
     return f"{table(head, body)}\n\nMeasured on: {machines}."
@@ -67,8 +68,8 @@ def _bound(bundles: Sequence[Bounds]) -> str:
             ]
             for row in one.rows
         ]
-        told = f"{one.bundle}, {one.steps:,} steps of *{one.config}*, {one.asked:,} queries, "
-        parts.append(f"{told}{one.accuracy:.2%} right:\n\n{table(head, rows)}")
+        text = f"{one.bundle}, {one.steps:,} steps of *{one.config}*, {one.asked:,} queries, "
+        parts.append(f"{text}{one.accuracy:.2%} right:\n\n{table(head, rows)}")
     return "\n\n".join(parts)
 
 

@@ -119,15 +119,15 @@ def run(
     table = Table(out)
     for task in tasks or BODIES:
         env = HeldRobot(BODIES[task]())
-        seen = demonstrate(env, 4).x.transpose(0, 1).flatten(0, 1).numpy()
+        observations = demonstrate(env, 4).x.transpose(0, 1).flatten(0, 1).numpy()
         for policy, seed in product(policies or POLICIES, seeds):
             recipe = replace(RECIPES[task, policy], seed=seed)
             weights = robot_checkpoint.path_of(recipe, checkpoints)
             if not weights.exists():
                 _make(recipe, checkpoints)
-            module = build(policy, seen.shape[1], env.body.actions)[0]
+            module = build(policy, observations.shape[1], env.body.actions)[0]
             card = robot_checkpoint.load(weights, module)
-            exporter = Exporter(policy, module, env.body.actions, seen)
+            exporter = Exporter(policy, module, env.body.actions, observations)
             key = digest_of(card.sha256, episodes, PROTOCOL)
             todo = [c for c in cells(task, policy, seed, holds) if not table.has(c, key)]
             with progress(len(todo), f"{task} {policy} {seed}") as report:

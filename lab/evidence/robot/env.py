@@ -34,7 +34,7 @@ class Body(Protocol):
     Attributes:
         name: Of the task.
         sensors: Numbers that it senses of itself.
-        cue: Numbers that a goal is told by.
+        cue: Numbers that describe a goal.
         actions: Numbers that move it, each in -1 to 1.
         limit: Control steps that it has for going there.
     """
@@ -46,7 +46,7 @@ class Body(Protocol):
     limit: int
 
     def start(self, seed: int, goal: int) -> Numbers:
-        """Begin anew; the goal as it is told, ``(cue,)``, in -1 to 1.
+        """Begin anew; the goal as it is shown, ``(cue,)``, in -1 to 1.
 
         Args:
             seed: Of where the robot stands.
@@ -105,15 +105,15 @@ class HeldRobot(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             EpisodeError: The hold is no number of steps.
         """
         seed = 0 if seed is None else seed
-        asked = options or {}
-        self._hold, self._done = asked.get("hold", 0), 0
+        chosen = options or {}
+        self._hold, self._done = chosen.get("hold", 0), 0
         if not isinstance(self._hold, int) or self._hold < 0:
             raise EpisodeError(
                 "a hold is a number of steps", found=repr(self._hold), expected="0 or more"
             )
         self._resting = False
         self._noise = np.random.default_rng((seed, 1))
-        self._goal = self.body.start(seed, asked.get("goal", seed))
+        self._goal = self.body.start(seed, chosen.get("goal", seed))
         return self._observed(), {"go": False}
 
     def step(
@@ -141,6 +141,6 @@ class HeldRobot(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._resting = bool(np.abs(self.body.sense() - before).max() <= AT_REST)
 
     def _observed(self) -> NDArray[np.float32]:
-        told = self._goal if self._done < CUE else np.zeros_like(self._goal)
-        whole = np.concatenate([self.body.sense(), told, [float(self.going)]])
+        cue = self._goal if self._done < CUE else np.zeros_like(self._goal)
+        whole = np.concatenate([self.body.sense(), cue, [float(self.going)]])
         return (whole + NOISE * self._noise.standard_normal(whole.size)).astype(np.float32)

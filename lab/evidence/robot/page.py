@@ -62,16 +62,16 @@ def draw(task: str, rows: Sequence[Row], path: Path) -> None:
 def _draw_policy(axes: Axes, rows: Sequence[Row]) -> None:
     forms = [form for form in _forms(rows) if _main(form)]
     for i, (form, colour) in enumerate(zip(forms, _COLOURS, strict=False)):
-        mine = _by_hold(rows, form)
-        at = [_spread(hold) * 1.03 ** (i - len(forms) / 2) for hold in mine]
-        found = [wilson(row.successes, row.episodes) for (row,) in mine.values()]
+        by_hold = _by_hold(rows, form)
+        at = [_spread(hold) * 1.03 ** (i - len(forms) / 2) for hold in by_hold]
+        intervals = [wilson(row.successes, row.episodes) for (row,) in by_hold.values()]
         # An end of the interval is the rate itself at 0 and 1, give or take its rounding.
-        below = [max(0.0, f.estimate - f.low) for f in found]
-        above = [max(0.0, f.high - f.estimate) for f in found]
+        below = [max(0.0, f.estimate - f.low) for f in intervals]
+        above = [max(0.0, f.high - f.estimate) for f in intervals]
         dashes = _DASHES[form.wiped, form.threshold is None]
         axes.errorbar(
-            at, [f.estimate for f in found], yerr=[below, above], color=colour, lw=1.3,
-            elinewidth=0.6, marker="o", ms=3, ls=dashes, label=_told(form),
+            at, [f.estimate for f in intervals], yerr=[below, above], color=colour, lw=1.3,
+            elinewidth=0.6, marker="o", ms=3, ls=dashes, label=_describe(form),
         )  # fmt: skip
     axes.set(xscale="log", ylim=(-0.05, 1.05), xlabel="idle steps held", ylabel="success")
     axes.set_xticks([_spread(hold) for hold in HOLDS], [f"{hold:,}" for hold in HOLDS])
@@ -101,12 +101,12 @@ def _tables(task: str, rows: Sequence[Row]) -> str:
     ]  # fmt: skip
     for form in _forms(rows):
         cells = _by_hold(rows, form)
-        told = "always" if form.threshold is None else f"gate > {form.threshold:g}"
+        gate = "always" if form.threshold is None else f"gate > {form.threshold:g}"
         longest = cells[max(cells)]
         shown = [_cell(cells[hold]) if hold in cells else "" for hold in holds]
         name = form.policy + (", wiped at go" if form.wiped else "")
         written = fmean(row.written_bytes / row.steps for row in longest)
-        facts = [name, told, form.precision, f"{longest[0].state_bytes:,}", f"{written:,.0f}"]
+        facts = [name, gate, form.precision, f"{longest[0].state_bytes:,}", f"{written:,.0f}"]
         lines.append(f"| {' | '.join([*facts, *shown])} |")
     picture = f"../images/robot-{task}.svg"
     return "\n".join([*lines, "", f"![Success against hold, {TITLES[task]}]({picture})", ""])
@@ -114,13 +114,13 @@ def _tables(task: str, rows: Sequence[Row]) -> str:
 
 def _cell(rows: Sequence[Row]) -> str:
     successes = ", ".join(str(row.successes) for row in rows)
-    found = over_seeds([row.successes / row.episodes for row in rows])
-    if found is None:
+    interval = over_seeds([row.successes / row.episodes for row in rows])
+    if interval is None:
         only = wilson(rows[0].successes, rows[0].episodes)
-        interval = f"{only.low:.2f}-{only.high:.2f}"
+        share = f"{only.low:.2f}-{only.high:.2f}"
     else:
-        interval = f"{found.estimate:.2f} ± {found.high - found.estimate:.2f}"
-    return f"{successes} ({interval}); {fmean(r.writes / r.episodes for r in rows):,.0f}"
+        share = f"{interval.estimate:.2f} ± {interval.high - interval.estimate:.2f}"
+    return f"{successes} ({share}); {fmean(r.writes / r.episodes for r in rows):,.0f}"
 
 
 def _form(row: Row) -> Form:
@@ -130,8 +130,8 @@ def _form(row: Row) -> Form:
 
 def _forms(rows: Iterable[Row]) -> list[Form]:
     """Forms that have a row, in the order in which they are listed."""
-    there = {_form(row) for row in rows}
-    return [form for form in FORMS if form in there]
+    present = {_form(row) for row in rows}
+    return [form for form in FORMS if form in present]
 
 
 def _by_hold(rows: Iterable[Row], form: Form) -> dict[int, list[Row]]:
@@ -148,10 +148,10 @@ def _main(form: Form) -> bool:
     return form.threshold is None or form.precision == "float32"
 
 
-def _told(form: Form) -> str:
+def _describe(form: Form) -> str:
     gate = "" if form.threshold is None else f", gate > {form.threshold:g}"
     return f"{form.precision}{gate}{', wiped' if form.wiped else ''}"
 
 
-def _of(rows: Iterable[Row], **wanted: object) -> list[Row]:
-    return [r for r in rows if all(getattr(r.cell, k) == v for k, v in wanted.items())]
+def _of(rows: Iterable[Row], **fields: object) -> list[Row]:
+    return [r for r in rows if all(getattr(r.cell, k) == v for k, v in fields.items())]

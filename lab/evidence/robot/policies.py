@@ -34,7 +34,7 @@ Policy = Any
 
 
 class TwoFrames(nn.Module):
-    """No memory but the observation before this one: what a velocity can be told from.
+    """No memory but the observation before this one: enough to see a velocity.
 
     Attributes:
         family: Kind of memory.

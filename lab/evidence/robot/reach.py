@@ -1,4 +1,4 @@
-"""Meta-World's reach-v3: a Sawyer arm is told where its hand has to be, once.
+"""Meta-World's reach-v3: a Sawyer arm is shown once where its hand has to be.
 
 Meta-World 3.1 would show the goal in its observation; here hand and goal are read apart. A control
 step is one of Meta-World's, five of physics; what it computes besides, for rewards, is left out.
@@ -39,13 +39,13 @@ class Reach:
 
     def start(self, seed: int, goal: int) -> Numbers:
         """Move the hand to its start, which is the same for all seeds."""
-        told = np.random.default_rng((goal, 2)).uniform(-1.0, 1.0, 3)
-        self._goal = self._low + (self._high - self._low) * (told + 1.0) / 2.0
+        goal_numbers = np.random.default_rng((goal, 2)).uniform(-1.0, 1.0, 3)
+        self._goal = self._low + (self._high - self._low) * (goal_numbers + 1.0) / 2.0
         self._arm._last_rand_vec = np.concatenate([_OBJECT, self._goal])
         self._arm.seed(seed)
         self._arm.reset()
         self._hand = self._before = self._arm.get_endeff_pos().copy()
-        return told
+        return goal_numbers
 
     def sense(self) -> Numbers:
         """Where the hand is, and how it moved."""

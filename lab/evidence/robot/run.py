@@ -45,10 +45,10 @@ class Exporter:
     """
 
     def __init__(
-        self, policy: str, module: nn.Module, actions: int, seen: NDArray[np.float32]
+        self, policy: str, module: nn.Module, actions: int, observations: NDArray[np.float32]
     ) -> None:
         self._policy, self._module, self._actions = policy, module, actions
-        self._episode = Episode({"x": seen[:, None]}).resized(_PARITY_STEPS)
+        self._episode = Episode({"x": observations[:, None]}).resized(_PARITY_STEPS)
         self._traced: dict[bool, Candidate] = {}
 
     def bundle(self, cell: Cell, out: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The T-maze: a ball in a corridor that forks, told at its start which arm is the right one.
+"""The T-maze: a ball in a corridor that forks, shown at its start which arm is the right one.
 
 PointMaze of gymnasium-robotics 1.4 with a map of our own. Its physics runs at 100 Hz; a control
 step is three of those.
@@ -73,6 +73,6 @@ class TMaze:
     def expert(self) -> Numbers:
         """Up the corridor on the side of the arm, then into it, slowing down on the way."""
         far = _ARM_X if self._state[1] > _FORK_Y else _LEAN
-        there = np.array([self._side * far, _JUNCTION_Y])
-        pushed = 4.0 * (there - self._state[:2]) - self._state[2:]
+        end_of_arm = np.array([self._side * far, _JUNCTION_Y])
+        pushed = 4.0 * (end_of_arm - self._state[:2]) - self._state[2:]
         return np.asarray(np.clip(pushed, -1.0, 1.0))

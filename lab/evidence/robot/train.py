@@ -92,8 +92,8 @@ def demonstrate(
         report: Called with the number of episodes done.
     """
     rng = np.random.default_rng(2026)
-    seen: list[Tensor] = []
-    wanted: list[Tensor] = []
+    observations: list[Tensor] = []
+    targets: list[Tensor] = []
     starts: list[int] = []
     reached = 0
     for seed in range(episodes):
@@ -110,13 +110,13 @@ def demonstrate(
             )
             done = ended or late
         reached += bool(info["success"])
-        seen.append(torch.stack(xs))
-        wanted.append(torch.stack(actions))
+        observations.append(torch.stack(xs))
+        targets.append(torch.stack(actions))
         starts.append(CUE + hold)
         report(seed + 1)
-    length = torch.tensor([len(x) for x in seen])
+    length = torch.tensor([len(x) for x in observations])
     pad = nn.utils.rnn.pad_sequence
-    return Demos(pad(seen), pad(wanted), length, torch.tensor(starts), reached / episodes)
+    return Demos(pad(observations), pad(targets), length, torch.tensor(starts), reached / episodes)
 
 
 def clone(
@@ -153,8 +153,8 @@ def _clone(recipe: Recipe, demos: Demos, report: Callable[[int], None]) -> tuple
     errors: list[float] = []
     for i in range(total):
         longest = CUE + LONGEST_HOLD * min(1.0, (i + 1) / (_GROWING * total))
-        known = torch.nonzero(demos.start <= max(longest, _SHORTEST)).squeeze(-1)
-        chosen = known[torch.randint(len(known), (recipe.batch,))]
+        usable = torch.nonzero(demos.start <= max(longest, _SHORTEST)).squeeze(-1)
+        chosen = usable[torch.randint(len(usable), (recipe.batch,))]
         time = torch.arange(int(demos.length[chosen].max()))[:, None]
         alive = time < demos.length[chosen]
         moving = alive & (time >= demos.start[chosen])
