@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from lab.peers.entries import Entry, peers_of
-from lab.peers.race import ALONE, BURST, SESSION, TOLERANCE, Race, lines, race
+from lab.peers.race import BARE, BURST, SESSION, TOLERANCE, Race, lines, race
 from stategate.bench.measure.harness import last_core
 from stategate.common.console import progress
 from stategate.contract import Bundle
@@ -77,7 +77,7 @@ def measure_native(
 
     return result, {
         "speedup_vs_ort_run": ratio("onnxruntime, run", SESSION),
-        "speedup_vs_best_peer": ratio(fastest, ALONE),
+        "speedup_vs_best_peer": ratio(fastest, BARE),
         "best_peer_over_ours": ratio(fastest, fastest_session),
         "c_over_floor": ratio("C generated, write", "C by hand, write"),
         "quiet_over_write": ratio("C generated, quiet", "C generated, write"),

@@ -202,8 +202,8 @@ def _metric(drift: DriftReport, side: int) -> tuple[float | None, str | None]:
     if total.accuracies is not None:
         return total.accuracies[side], "accuracy"
     if drift.halved:
-        steps_apart = max(drift.halved.values()) if side else 0
-        return 1.0 - steps_apart / total.steps, "agreement"
+        difference = max(drift.halved.values()) if side else 0
+        return 1.0 - difference / total.steps, "agreement"
     return None, None
 
 

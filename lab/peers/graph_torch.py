@@ -60,34 +60,34 @@ class GraphStep(nn.Module):
         for i, name in enumerate(sorted(self._names)):
             self.register_buffer(f"c{i}", torch.from_numpy(self._constants[name].copy()))
 
-    def forward(self, *taken: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
         """One step."""
-        values = dict(zip(self.takes, taken, strict=True))
+        values = dict(zip(self.takes, arrays, strict=True))
         values |= {name: getattr(self, f"c{i}") for i, name in enumerate(sorted(self._names))}
-        for call, names, given in self._calls:
-            values[given] = call(*(values[name] for name in names))
+        for call, names, output in self._calls:
+            values[output] = call(*(values[name] for name in names))
         return tuple(values[name] for name in self.gives)
 
     def _call(self, node: onnx.NodeProto) -> tuple[_Call, Sequence[str], str]:
         """What computes a node, from what, and what that is called."""
-        kind, names, given = node.op_type, list(node.input), node.output[0]
+        kind, names, output = node.op_type, list(node.input), node.output[0]
         more = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if kind in ("Gemm", "MatMul") and names[1] in self._constants:
-            return self._linear(names, bool(more.get("transB"))), names[:1], given
+            return self._linear(names, bool(more.get("transB"))), names[:1], output
         if kind in _AS_THEY_ARE:
-            return _AS_THEY_ARE[kind], names, given
+            return _AS_THEY_ARE[kind], names, output
         if kind == "Concat":
-            return (lambda *parts: torch.cat(parts, more["axis"])), names, given
+            return (lambda *parts: torch.cat(parts, more["axis"])), names, output
         rest = [self._constants[name].tolist() if name else None for name in names[1:]]
         if kind in _REDUCTIONS:
             reduce, keep = _REDUCTIONS[kind], bool(more.get("keepdims", 1))
-            return (lambda x: reduce(x, dim=rest[0], keepdim=keep)), names[:1], given
+            return (lambda x: reduce(x, dim=rest[0], keepdim=keep)), names[:1], output
         if kind == "Clip":
             low, high = [*rest, None][:2]
-            return (lambda x: torch.clamp(x, low, high)), names[:1], given
+            return (lambda x: torch.clamp(x, low, high)), names[:1], output
         shaped = _SHAPES.get(kind)
         if shaped is not None:
-            return (lambda x: shaped(x, *rest)), names[:1], given
+            return (lambda x: shaped(x, *rest)), names[:1], output
         raise MeasurementError(
             "the graph has an operator that is not written in torch here", found=kind
         )
@@ -154,7 +154,7 @@ class GraphTorch(Peer):
             quantize_(module, Int8WeightOnlyConfig())
         takes, self._gives = module.takes, module.gives
         self._call: Any = torch.compile(module, fullgraph=True) if compiled else module
-        self._taken = {name: torch.from_numpy(opening(opened)[name]) for name in takes}
+        self._feeds = {name: torch.from_numpy(opening(opened)[name]) for name in takes}
         self._carried = [(spec.name, spec.next_name) for spec in opened.manifest.states]
         self.engine = f"torch {torch.__version__} {how}{'compile' if compiled else 'eager'}"
 
@@ -162,10 +162,10 @@ class GraphTorch(Peer):
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
         """One step."""
         for name, array in inputs.items():
-            self._taken[name] = torch.from_numpy(array)
-        given = dict(zip(self._gives, self._call(*self._taken.values()), strict=True))
+            self._feeds[name] = torch.from_numpy(array)
+        given = dict(zip(self._gives, self._call(*self._feeds.values()), strict=True))
         for name, next_name in self._carried:
-            self._taken[name] = given[next_name]
+            self._feeds[name] = given[next_name]
         return {name: tensor.numpy() for name, tensor in given.items()}
 
 

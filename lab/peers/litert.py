@@ -25,13 +25,13 @@ class LiteRT(Peer):
             converted.export(str(path))
             interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
         interpreter.allocate_tensors()
-        taken = self._by_shape(interpreter.get_input_details())
-        given = self._by_shape(interpreter.get_output_details())
+        inputs_of = self._by_shape(interpreter.get_input_details())
+        outputs_of = self._by_shape(interpreter.get_output_details())
         _, S, b = (tensor.numpy() for tensor in example())
         self._S, self._b = S, b
         self._calls = (interpreter.set_tensor, interpreter.invoke, interpreter.get_tensor)
         shapes = ((1, 64), S.shape, b.shape, (1, 8))
-        self._at = (*(taken[s] for s in shapes[:3]), *(given[s] for s in shapes[1:]))
+        self._at = (*(inputs_of[s] for s in shapes[:3]), *(outputs_of[s] for s in shapes[1:]))
         self.engine = f"litert {version('ai-edge-litert')}"
 
     @staticmethod

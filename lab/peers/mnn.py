@@ -29,8 +29,8 @@ class Mnn(Peer):
         with scratch_folder() as folder:
             self._net = MNN.Interpreter(str(_converted(opened, Path(folder), more)))
         self._session = self._net.createSession({"numThread": 1})
-        taken = self._net.getSessionInputAll(self._session)
-        given = self._net.getSessionOutputAll(self._session)
+        input_tensors = self._net.getSessionInputAll(self._session)
+        output_tensors = self._net.getSessionOutputAll(self._session)
         spec = opened.manifest.step
         fed = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in spec.inputs}
         inputs = {name: _host(a) for name, a in {**fed, **fixed(opened), **states(opened)}.items()}
@@ -38,8 +38,8 @@ class Mnn(Peer):
         # What a step leaves as the next state is what the following one takes.
         carried = {state.next_name: inputs[state.name] for state in spec.states}
         # All inputs anew in each step: MNN lets intermediate results overwrite them.
-        self._in = [(taken[name], host) for name, host in inputs.items()]
-        self._out = [(given[name], host) for name, host in (outputs | carried).items()]
+        self._in = [(input_tensors[name], host) for name, host in inputs.items()]
+        self._out = [(output_tensors[name], host) for name, host in (outputs | carried).items()]
         self._inputs = {name: inputs[name].getNumpyData() for name in fed}
         self._outputs = {name: host.getNumpyData() for name, host in outputs.items()}
         self.engine = f"MNN {MNN.version()}{', int8 weights' if more else ''}"
@@ -63,14 +63,14 @@ def _host(array: Array) -> Any:
 
 def _converted(bundle: Bundle, folder: Path, more: tuple[str, ...]) -> Path:
     graph = bundle.path / bundle.manifest.step_graph.file.path
-    tool, made = Path(sys.executable).with_name("mnnconvert"), folder / "step.mnn"
+    tool, converted = Path(sys.executable).with_name("mnnconvert"), folder / "step.mnn"
     words = [
         "-f",
         "ONNX",
         "--modelFile",
         graph.resolve(),
         "--MNNModel",
-        made,
+        converted,
         "--bizCode",
         "step",
         *more,
@@ -84,7 +84,7 @@ def _converted(bundle: Bundle, folder: Path, more: tuple[str, ...]) -> Path:
         check=True,
         capture_output=True,
     )
-    return made
+    return converted
 
 
 open_peer = Mnn

@@ -37,7 +37,7 @@ _ERROR, _PYTHON = "error.txt", "venv/bin/python"
 BURST = 2000
 # Longer than a compiler or converter takes at open; who says nothing for so long never will.
 SILENCE_S = 900.0
-SESSION, ALONE = "stategate, native", "stategate, native, no session"
+SESSION, BARE = "stategate, native", "stategate, native, no session"
 
 
 class Row(Record, frozen=True):
@@ -142,7 +142,7 @@ def race(
     bundle = Bundle.open(path)
     able, unable = engines(path)
     sessions = [Entry(f"stategate, {engine}", OPEN_SESSION, {"engine": engine}) for engine in able]
-    alone = [Entry(ALONE, "lab.peers.engine_alone:EngineSubject")] if "native" in able else []
+    bare = [Entry(BARE, "lab.peers.bare_engine:EngineSubject")] if "native" in able else []
     rows = {
         f"stategate, {text.split(':')[0]}": Row(text.split(":")[0], error=text) for text in unable
     }
@@ -150,7 +150,7 @@ def race(
     before = moment(0.0, core)
     with ExitStack() as stack:
         running: dict[str, Driver] = {}
-        for entry in (*sessions, *alone, *peers):
+        for entry in (*sessions, *bare, *peers):
             opened = _open(entry, path, envs, core, silence_s, tolerance)
             rows[entry.name] = opened[0]
             if opened[1] is not None:

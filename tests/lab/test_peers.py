@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from lab.__main__ import main
 from lab.peers import aura_numpy, aura_torch, graph_torch, in_c, onnx_runtime
-from lab.peers.engine_alone import EngineSubject
+from lab.peers.bare_engine import EngineSubject
 from lab.peers.entries import OF_GRAPHS, PEERS, Entry, peers_of
 from lab.peers.growing import attend, measure
 from lab.peers.race import Race, race
