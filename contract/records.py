@@ -9,7 +9,7 @@ import msgspec
 
 from stategate.contract.errors import StategateError
 from stategate.contract.failures import failures
-from stategate.contract.reading import RECORD_BYTES, decode_json, read_bounded
+from stategate.contract.reading import RECORD_BYTES, decode_json, printable, read_bounded
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def load_record(
     newer = isinstance(found, int) and found > (version or 0)
     raise error(
         f"{what} is of another version",
-        found=f"{found} in {path}",
+        found=f"{printable(repr(found))} in {path}",
         expected=version,
         remedy="upgrade stategate" if newer else remedy,
     )

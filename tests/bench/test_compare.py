@@ -104,10 +104,10 @@ def test_a_record_is_the_same_after_a_trip_to_disk(tmp_path: Path, result: Maker
     ("change", "said"),
     [
         ({"schema_version": 2}, "another version"),
-        ({"schema_version": "1"}, "not a result"),
-        ({"surprise": 1}, "breaks its schema"),
-        ({"subjects": [{}]}, "breaks its schema"),
-        ({"subjects": []}, "breaks its schema"),
+        ({"schema_version": "1"}, "another version\n  found: '1'"),
+        ({"surprise": 1}, "unknown field `surprise`"),
+        ({"subjects": [{}]}, "required field `name`"),
+        ({"subjects": []}, "length >= 1"),
     ],
 )
 def test_a_result_of_another_version_or_shape_is_refused(
