@@ -82,6 +82,7 @@ def test_a_calibration_on_a_cluster_is_that_of_one_process(
         assert a == b
 
 
+@pytest.mark.slow
 def test_a_cluster_of_this_machine_needs_no_address(
     tiny_bundle: Path, logs: Path, tmp_path: Path
 ) -> None:

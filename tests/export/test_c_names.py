@@ -41,6 +41,7 @@ needs_compilers = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_compilers
 @settings(max_examples=6, deadline=None)
 @given(NAMES)

@@ -160,6 +160,7 @@ def test_an_untrained_gate_is_held_to_the_budget(monkeypatch: pytest.MonkeyPatch
     assert rate == pytest.approx(BUDGET, rel=0.25)
 
 
+@pytest.mark.slow
 def test_a_calibrated_threshold_writes_about_at_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controlled_thresholds, "VALIDATION", (2, 1024))
     model = load_model("aura-hard").module

@@ -84,6 +84,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_refused_and_a_missing_one_is_made(workshop: Path) -> None:
     weights = workshop / "tmaze-gru-0.safetensors"
     raw = weights.read_bytes()

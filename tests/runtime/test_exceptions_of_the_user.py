@@ -113,6 +113,7 @@ OPERATIONS: dict[str, Callable[[Session], object]] = {
 }
 
 
+@pytest.mark.corners("a *", "reset*", "load_state*", "restore-native-*")
 @closed_late
 @pytest.mark.case("A5")
 @pytest.mark.parametrize(
