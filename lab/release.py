@@ -1,7 +1,7 @@
 """What a stranger gets: sdist and wheel, in empty environments of the oldest and newest Python.
 
 ``python -m lab.release`` builds both into ``dist/``, has twine read them, and installs the wheel
-twice with nothing of this folder in reach. With ``[export]`` the quickstart makes a bundle; with
+twice with nothing of this folder in reach. With ``[export]`` the tutorial makes a bundle; with
 ``[ort]``, on each Python, the README's own lines step it.
 """
 
@@ -64,13 +64,14 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
 
 
 def make_bundle(binaries: Path, folder: Path) -> None:
-    """Follow the quickstart up to its export, which leaves ``build/mine`` in ``folder``."""
+    """Follow the tutorial up to its export, which leaves ``build/mine`` in ``folder``."""
     page = ROOT / "docs/tutorial/index.md"
     for name, text in blocks(page, "python"):
         (folder / name).write_text(text)
     for _, text in blocks(page, "bash"):
+        shell("bash", "-euc", f'PATH="{binaries}:$PATH"\n{text}', cwd=folder)
         if "stategate export" in text:
-            shell("bash", "-euc", f'PATH="{binaries}:$PATH"\n{text}', cwd=folder)
+            break
 
 
 def follow_readme(binaries: Path, folder: Path) -> None:
@@ -91,7 +92,7 @@ def main() -> None:
         work.mkdir()
         own = f"{sys.version_info.major}.{sys.version_info.minor}"
         make_bundle(environment(Path(scratch, "export"), own, wheel, "export"), work)
-        print(f"Python {own}: the quickstart makes a bundle with stategate[export]")
+        print(f"Python {own}: the tutorial makes a bundle with stategate[export]")
         for python in PYTHONS:
             follow_readme(environment(Path(scratch, python), python, wheel, "ort"), work)
             print(f"Python {python}: the README steps it with stategate[ort]")

@@ -1,7 +1,8 @@
-"""What the documents say is so: commands exist, links lead somewhere, the quickstart works."""
+"""What the documents say is so: commands exist, links lead somewhere, the tutorial works."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -151,13 +152,34 @@ def follow(page: str, folder: Path, commands: Callable[[str], str] | None = None
     return printed
 
 
-def test_the_quickstart_works_word_for_word(tmp_path: Path) -> None:
-    printed = follow("tutorial/index.md", tmp_path)
-    assert len(printed) >= 3
-    assert "Ledger(steps=1000" in printed[-1]
+@pytest.fixture
+def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Runs a block of stategate's commands here, where torch is loaded already."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(block: str) -> str:
+        done = []
+        for line in block.splitlines():
+            done.append(CliRunner().invoke(main, shlex.split(line)[1:]))
+            assert done[-1].exit_code == 0, f"{line}\n{done[-1].output}"
+        return "".join(result.stdout for result in done)
+
+    return run
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_the_tutorial_works_word_for_word(
+    tmp_path: Path, in_this_process: Callable[[str], str]
+) -> None:
+    printed = follow("tutorial/index.md", tmp_path, in_this_process)
+    first = next(text for text in printed if "restored: None" in text)
+    assert "Ledger(steps=1000" in first
+    assert "restored: Restored(" in printed[-1]
+    assert "Ledger(steps=2000" in printed[-1]
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["expected_write_rate.novel"] == pytest.approx(0.2, abs=0.05)
+
+
 def test_the_page_about_pools_works_word_for_word(tmp_path: Path) -> None:
     printed = follow("guides/pool.md", tmp_path)
     assert "Ledger(steps=100" in printed[-1]
@@ -166,15 +188,8 @@ def test_the_page_about_pools_works_word_for_word(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_the_page_about_models_of_your_own_works_word_for_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, in_this_process: Callable[[str], str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def in_this_process(body: str) -> str:  # torch is loaded here already, and a page has many
-        done = [CliRunner().invoke(main, shlex.split(line)[1:]) for line in body.splitlines()]
-        assert [result.exit_code for result in done] == [0] * len(done), done[-1].output
-        return "".join(result.stdout for result in done)
-
     printed = follow("guides/bring-your-own.md", tmp_path, in_this_process)
     assert "state        h float32 [1, 1, 256]" in printed[0]
     assert printed[-2].startswith("(1, 3) [100] (1, 1, 16)")

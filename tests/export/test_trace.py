@@ -303,7 +303,7 @@ def test_a_state_that_is_handed_through_keeps_its_names() -> None:
 
 
 def test_a_plain_object_is_no_model() -> None:
-    with pytest.raises(TraceError, match="docs/quickstart"):
+    with pytest.raises(TraceError, match="docs/tutorial"):
         trace(nn.Linear(2, 2))
 
 
