@@ -12,9 +12,7 @@ from lab.words import INSTALLED, OUTSIDE, PHRASES, trips, words_of_room
 CEILINGS = {
     "cli": 31,
     "export": 53,
-    "calibration": 1,
     "runtime": 1,
-    "models": 1,
     "targets": 9,
     "common": 7,
     "contract": 1,

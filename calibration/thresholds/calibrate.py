@@ -68,8 +68,8 @@ def calibrate(
     loaded = load_model(model)
     hard_gate(loaded.model.step_spec(), gate)  # before anything is read
     sha256 = weights_sha256(loaded.module)
-    found, total, source = episodes_for(loaded, episodes, steps, count)
-    rolled: Iterable[Episode] | Fleet = found
+    rolled: Iterable[Episode] | Fleet
+    rolled, total, source = episodes_for(loaded, episodes, steps, count)
     with ExitStack() as stack:
         if cluster is not None:
             source_file, files = _anywhere(model), _files(episodes)

@@ -104,12 +104,12 @@ def test_an_rsl_rl_actor_answers_as_in_its_package(kind: str, head: str, layers:
     step = adapted(policy)
     assert step is not None and step.family == kind
     obs = torch.cat([seen["policy"], seen["command"]], dim=-1).numpy()
-    ours = np.stack([o["action"] for o in rolled(step, [{"obs": row[None]} for row in obs])])
-    theirs = answers(policy, seen)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    assert theirs.std() > 0.05
+    stepped = np.stack([o["action"] for o in rolled(step, [{"obs": row[None]} for row in obs])])
+    reference = answers(policy, seen)
+    np.testing.assert_allclose(stepped, reference, atol=1e-5)
+    assert reference.std() > 0.05
     without_reset = rolled(step, [{"obs": row[None]} for row in obs[1:]])
-    assert np.abs(without_reset[RESET - 1]["action"] - theirs[RESET]).max() > 1e-3
+    assert np.abs(without_reset[RESET - 1]["action"] - reference[RESET]).max() > 1e-3
 
 
 RSL_RL = """
@@ -143,13 +143,13 @@ def exported(folder: Path, source: str, factory: str, *options: str) -> tuple[Pa
 def test_a_factory_that_returns_an_rsl_rl_actor_is_exported_as_it_is(tmp_path: Path) -> None:
     bundle, policy = exported(tmp_path, RSL_RL, "actor")
     obs = 2.0 * torch.randn(STEPS, 235, generator=torch.Generator().manual_seed(5))
-    theirs = answers(policy, TensorDict({"policy": obs}, [STEPS]))
+    reference = answers(policy, TensorDict({"policy": obs}, [STEPS]))
     with Session.open(bundle) as session:
         for t in range(STEPS):
             if t == RESET:
                 session.reset()
-            ours = session.step(obs=obs[t : t + 1].numpy())["action"]
-            np.testing.assert_allclose(ours, theirs[t], atol=1e-5)
+            stepped = session.step(obs=obs[t : t + 1].numpy())["action"]
+            np.testing.assert_allclose(stepped, reference[t], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -163,9 +163,9 @@ def test_two_robots_with_one_actor_share_a_graph(tmp_path: Path) -> None:
             if t == RESET:
                 pool.reset(right)
                 policy.reset(torch.tensor([0, 1]))
-            ours = pool.step(obs=obs[t].numpy())["action"]
-            theirs = policy(TensorDict({"policy": obs[t]}, [2])).numpy()
-            np.testing.assert_allclose(ours[[left, right]], theirs, atol=1e-5)
+            stepped = pool.step(obs=obs[t].numpy())["action"]
+            reference = policy(TensorDict({"policy": obs[t]}, [2])).numpy()
+            np.testing.assert_allclose(stepped[[left, right]], reference, atol=1e-5)
 
 
 class Memory(nn.Module):
@@ -202,14 +202,14 @@ def test_policies_of_older_rsl_rl_are_known_by_their_parts(rows: int) -> None:
     normalizer = nn.BatchNorm1d(5, affine=False)
     normalizer(3.0 * seen + 1.0)
     step = from_rsl_rl(policy, normalizer)
-    ours = [o["action"][0] for o in rolled(step, [{"obs": row[None]} for row in seen.numpy()])]
-    theirs = policy.act_inference(normalizer.eval()(seen))
-    np.testing.assert_allclose(np.stack(ours), theirs, atol=1e-6)
+    stepped = [o["action"][0] for o in rolled(step, [{"obs": row[None]} for row in seen.numpy()])]
+    reference = policy.act_inference(normalizer.eval()(seen))
+    np.testing.assert_allclose(np.stack(stepped), reference, atol=1e-6)
     policy.actor_obs_normalizer = normalizer  # since version 3
     found = adapted(policy)
     assert found is not None
     again = [o["action"][0] for o in rolled(found, [{"obs": row[None]} for row in seen.numpy()])]
-    np.testing.assert_array_equal(np.stack(ours), np.stack(again))
+    np.testing.assert_array_equal(np.stack(stepped), np.stack(again))
 
 
 def test_a_normaliser_that_is_elsewhere_has_to_be_said() -> None:
@@ -276,16 +276,16 @@ def test_a_factory_that_returns_a_recurrent_ppo_is_exported_as_it_is(
     bundle, _ = exported(tmp_path, SB3, factory)
     model = runpy.run_path(str(tmp_path / "mine.py"))["model"](env)
     seen = recorded(env)
-    theirs = predictions(model, list(seen))
-    assert len(np.unique(theirs)) > 1
-    assert env != "Pendulum-v1" or theirs.max() == 2.0 > theirs.min()  # clipped
+    reference = predictions(model, list(seen))
+    assert len(np.unique(reference)) > 1
+    assert env != "Pendulum-v1" or reference.max() == 2.0 > reference.min()  # clipped
     with Session.open(bundle) as session:
         assert session.manifest.outputs[0].dtype == dtype
         for t, observation in enumerate(seen):
             if t == RESET:
                 session.reset()
-            ours = session.step(obs=observation[None].astype(np.float32))["action"]
-            np.testing.assert_allclose(ours[0], theirs[t], atol=1e-5)
+            stepped = session.step(obs=observation[None].astype(np.float32))["action"]
+            np.testing.assert_allclose(stepped[0], reference[t], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,8 @@ def test_only_the_actors_lstm_counts(options: dict) -> None:
     step = from_sb3(model)
     shape = model.policy.lstm_hidden_state_shape
     assert [s.shape for s in step.step_spec().states] == [(1, shape[0], shape[2])] * 2
-    ours = [o["action"][0] for o in rolled(step, [{"obs": row[None]} for row in seen])]
-    np.testing.assert_allclose(np.stack(ours), predictions(model, list(seen)), atol=1e-5)
+    stepped = [o["action"][0] for o in rolled(step, [{"obs": row[None]} for row in seen])]
+    np.testing.assert_allclose(np.stack(stepped), predictions(model, list(seen)), atol=1e-5)
 
 
 class Stub(gymnasium.Env):
@@ -343,10 +343,10 @@ def test_every_space_is_answered_as_predict_does(observations, actions, policy, 
         {n: np.asarray(a)[None] for n, a in (s if isinstance(s, dict) else {"obs": s}).items()}
         for s in seen
     ]
-    ours = np.stack([o["action"][0] for o in rolled(from_sb3(model), given)])
-    theirs = predictions(model, seen)
-    np.testing.assert_allclose(ours, theirs.reshape(ours.shape), atol=1e-4)
-    assert len(np.unique(theirs)) > 1
+    stepped = np.stack([o["action"][0] for o in rolled(from_sb3(model), given)])
+    reference = predictions(model, seen)
+    np.testing.assert_allclose(stepped, reference.reshape(stepped.shape), atol=1e-4)
+    assert len(np.unique(reference)) > 1
 
 
 def test_statistics_that_the_policy_was_trained_behind_are_not_forgotten() -> None:
@@ -358,11 +358,11 @@ def test_statistics_that_the_policy_was_trained_behind_are_not_forgotten() -> No
         adapted(model)
     measured = rolled(from_sb3(model, normalizer=env), [{"obs": row[None]} for row in seen])
     normal = env.normalize_obs(seen)
-    theirs = predictions(model, list(normal))
-    np.testing.assert_allclose(np.stack([o["action"][0] for o in measured]), theirs, atol=1e-4)
+    reference = predictions(model, list(normal))
+    np.testing.assert_allclose(np.stack([o["action"][0] for o in measured]), reference, atol=1e-4)
     as_given = from_sb3(model, normalizer=nn.Identity())
     given = rolled(as_given, [{"obs": row[None]} for row in normal])
-    np.testing.assert_allclose(np.stack([o["action"][0] for o in given]), theirs, atol=1e-5)
+    np.testing.assert_allclose(np.stack([o["action"][0] for o in given]), reference, atol=1e-5)
 
 
 @pytest.fixture
@@ -385,12 +385,14 @@ def test_a_loaded_policy_does_not_lose_its_normaliser_in_silence(saved: tuple) -
         with pytest.raises(TraceError, match="VecNormalize.save"):
             adapted(made)
     seen = recorded("Pendulum-v1")
-    theirs = predictions(model, list(env.normalize_obs(seen)))
+    reference = predictions(model, list(env.normalize_obs(seen)))
     for normalizer in (env, folder / "normalizer.pkl", str(folder / "normalizer.pkl")):
         step = from_sb3(model, normalizer=normalizer)
         assert step.observations == "normalised in the graph"
-        ours = rolled(step, [{"obs": row[None]} for row in seen])
-        np.testing.assert_allclose(np.stack([o["action"][0] for o in ours]), theirs, atol=1e-4)
+        stepped = rolled(step, [{"obs": row[None]} for row in seen])
+        np.testing.assert_allclose(
+            np.stack([o["action"][0] for o in stepped]), reference, atol=1e-4
+        )
     assert from_sb3(model, normalizer=nn.Identity()).observations == "as given"
 
 
@@ -399,9 +401,11 @@ def test_a_normaliser_of_rewards_alone_leaves_observations_as_they_are() -> None
     model, seen = learner(env), recorded("Pendulum-v1")
     for step in (from_sb3(model), from_sb3(model.policy, normalizer=env)):
         assert step.observations == "as given"
-        ours = rolled(step, [{"obs": row[None]} for row in seen])
-        theirs = predictions(model, list(seen))
-        np.testing.assert_allclose(np.stack([o["action"][0] for o in ours]), theirs, atol=1e-5)
+        stepped = rolled(step, [{"obs": row[None]} for row in seen])
+        reference = predictions(model, list(seen))
+        np.testing.assert_allclose(
+            np.stack([o["action"][0] for o in stepped]), reference, atol=1e-5
+        )
 
 
 def test_a_dict_of_observations_is_normalised_by_the_keys_that_its_normaliser_has() -> None:
@@ -415,9 +419,9 @@ def test_a_dict_of_observations_is_normalised_by_the_keys_that_its_normaliser_ha
         observation["mast"] = np.float32(10_000 + 0.02 * (observation["mast"] - 10_000) / 1_000)
     model = learner(env, "MultiInputLstmPolicy", lstm_hidden_size=16)
     step = from_sb3(model, normalizer=env)
-    ours = rolled(step, [{n: a[None] for n, a in s.items()} for s in seen])
-    theirs = predictions(model, [env.normalize_obs(s) for s in seen])
-    np.testing.assert_allclose(np.stack([o["action"][0] for o in ours]), theirs, atol=1e-4)
+    stepped = rolled(step, [{n: a[None] for n, a in s.items()} for s in seen])
+    reference = predictions(model, [env.normalize_obs(s) for s in seen])
+    np.testing.assert_allclose(np.stack([o["action"][0] for o in stepped]), reference, atol=1e-4)
 
 
 def test_a_normaliser_that_is_none_or_anothers_is_refused(saved: tuple) -> None:

@@ -228,7 +228,7 @@ def _check_module(module: object) -> None:
         )
     dropout = float(getattr(module, "dropout", 0.0))
     dtypes = {str(weight.dtype).removeprefix("torch.") for weight in module.parameters()}
-    for fails, what, found, remedy in (
+    for fails, what, finding, remedy in (
         (
             getattr(module, "bidirectional", False),
             "bidirectional must be off",
@@ -249,7 +249,7 @@ def _check_module(module: object) -> None:
         ),
     ):
         if fails:
-            raise SpecError(f"RecurrentStep.module: {what}", found=found, remedy=remedy)
+            raise SpecError(f"RecurrentStep.module: {what}", found=finding, remedy=remedy)
 
 
 def _features(module: TorchRecurrent, encoder: nn.Module | None, features: int | None) -> int:
