@@ -27,30 +27,19 @@ OPEN, SHUT = -3.0e38, 3.0e38
 
 @dataclass(frozen=True, slots=True)
 class LoopCounts:
-    """What loops at several thresholds did in one episode, or in several.
+    """What loops at several thresholds did in one episode, or in several."""
 
-    Attributes:
-        thresholds: ``(lanes,)`` float64.
-        steps: ``(episodes,)``.
-        writes: ``(episodes, lanes)`` steps with an open element.
-        openings: ``(episodes, lanes)`` open elements in all.
-        elements: Elements of the gate.
-        right: ``(episodes, lanes)`` answers that are as labelled.
-        judged: ``(episodes,)`` answers that have a label.
-        gaps: ``(float outputs, lanes)`` squared difference to the reference's, summed.
-        sizes: ``(float outputs,)`` squares of the reference's, summed.
-        inputs: ``(2, elements of all inputs)`` smallest and largest value of each.
-    """
-
-    thresholds: NDArray[np.float64]
-    steps: NDArray[np.int64]
-    writes: NDArray[np.int64]
-    openings: NDArray[np.int64]
-    elements: int
-    right: NDArray[np.int64]
-    judged: NDArray[np.int64]
+    thresholds: NDArray[np.float64]  # ``(lanes,)`` float64
+    steps: NDArray[np.int64]  # ``(episodes,)``
+    writes: NDArray[np.int64]  # ``(episodes, lanes)`` steps with an open element
+    openings: NDArray[np.int64]  # ``(episodes, lanes)`` open elements in all
+    elements: int  # elements of the gate
+    right: NDArray[np.int64]  # ``(episodes, lanes)`` answers that are as labelled
+    judged: NDArray[np.int64]  # ``(episodes,)`` answers that have a label
+    # ``(float outputs, lanes)`` squared difference to the reference's, summed
     gaps: NDArray[np.float64]
-    sizes: NDArray[np.float64]
+    sizes: NDArray[np.float64]  # ``(float outputs,)`` squares of the reference's, summed
+    # ``(2, elements of all inputs)`` smallest and largest value of each
     inputs: NDArray[np.float64]
 
     def merged(self, other: LoopCounts) -> LoopCounts:
@@ -77,15 +66,10 @@ class LoopCounts:
 
 @dataclass(frozen=True, slots=True)
 class GateSample:
-    """Values of a gate, thinned evenly to at most ``most`` in constant memory.
+    """Values of a gate, thinned evenly to at most ``most`` in constant memory."""
 
-    Attributes:
-        every: One step of so many is in it.
-        values: ``(steps, elements)`` float32.
-    """
-
-    every: int
-    values: NDArray[np.float32]
+    every: int  # one step of so many is in it
+    values: NDArray[np.float32]  # ``(steps, elements)`` float32
     most: ClassVar[int] = 200_000
 
     def merged(self, other: GateSample) -> GateSample:
@@ -103,19 +87,12 @@ class GateSample:
 
 
 class LaneStep(NamedTuple):
-    """One step of every lane; each tensor has a leading axis of lanes.
+    """One step of every lane; each tensor has a leading axis of lanes."""
 
-    Attributes:
-        t: Number of the step.
-        outputs: By name.
-        states: What the next step sees.
-        gate: Values of the gate.
-    """
-
-    t: int
-    outputs: dict[str, torch.Tensor]
-    states: dict[str, torch.Tensor]
-    gate: torch.Tensor
+    t: int  # number of the step
+    outputs: dict[str, torch.Tensor]  # by name
+    states: dict[str, torch.Tensor]  # what the next step sees
+    gate: torch.Tensor  # values of the gate
 
 
 class Lanes:

@@ -56,19 +56,12 @@ Question = Callable[["StepModel", Episode, Report], One]
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Recorded episodes, and a cluster that rolls a model through them.
+    """Recorded episodes, and a cluster that rolls a model through them."""
 
-    Attributes:
-        source: What every worker loads, see `load_model`.
-        sha256: Digest of the weights that it must have.
-        episodes: Found by the workers under the same paths.
-        cluster: Where they are rolled.
-    """
-
-    source: str
-    sha256: str
-    episodes: EpisodeSet
-    cluster: Cluster
+    source: str  # what every worker loads, see `load_model`
+    sha256: str  # digest of the weights that it must have
+    episodes: EpisodeSet  # found by the workers under the same paths
+    cluster: Cluster  # where they are rolled
 
 
 class Progress:

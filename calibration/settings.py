@@ -14,21 +14,15 @@ REFINEMENTS = 3  # rounds of a search between two thresholds
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the threshold is chosen for; at most one of the four, or none of them.
+    """What the threshold is chosen for; at most one of the four, or none of them."""
 
-    Attributes:
-        tolerance: For none of them: accuracy that may be given up for fewer writes.
-        accuracy: The fewest writes with at least this accuracy.
-        write_rate: The wanted share of elements that open.
-        max_output_error: The fewest writes with at most this output error; beside ``costs``, the
-            difference of outputs that makes a write needed, and no bound.
-        costs: Price of a missed and of a needless write; the least price wins.
-    """
-
-    tolerance: float = TOLERANCE
-    accuracy: float | None = None
-    write_rate: float | None = None
+    tolerance: float = TOLERANCE  # for none of them: accuracy that may be given up for fewer writes
+    accuracy: float | None = None  # the fewest writes with at least this accuracy
+    write_rate: float | None = None  # the wanted share of elements that open
+    # the fewest writes with at most this output error; beside ``costs``, the difference of
+    # outputs that makes a write needed, and no bound
     max_output_error: float | None = None
+    # price of a missed and of a needless write; the least price wins
     costs: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -64,45 +58,27 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class GateRecipe:
-    """Everything that decides a trained gate, apart from the model, its inputs and versions.
+    """Everything that decides a trained gate, apart from the model, its inputs and versions."""
 
-    Attributes:
-        write_price: Price of writing in every step, in units of the error term.
-        seed: Of weights, draws and where streams begin.
-        iterations: Optimiser steps.
-        streams: Parallel streams in a batch.
-        chunk: Steps back-propagated through; memories are carried over, their gradient is not.
-        learning_rate: Peak; cosine down to 3 %.
-        ramp_share: First share, over which the price grows from zero.
-        fresh_probability: Chance that a stream starts afresh, elsewhere, at a chunk's beginning.
-    """
-
-    write_price: float = 0.1
-    seed: int = 0
-    iterations: int = 300
-    streams: int = 16
+    write_price: float = 0.1  # price of writing in every step, in units of the error term
+    seed: int = 0  # of weights, draws and where streams begin
+    iterations: int = 300  # optimiser steps
+    streams: int = 16  # parallel streams in a batch
+    # steps back-propagated through; memories are carried over, their gradient is not
     chunk: int = 32
-    learning_rate: float = 1e-2
-    ramp_share: float = 0.3
+    learning_rate: float = 1e-2  # peak; cosine down to 3 %
+    ramp_share: float = 0.3  # first share, over which the price grows from zero
+    # chance that a stream starts afresh, elsewhere, at a chunk's beginning
     fresh_probability: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionRecipe:
-    """Everything that decides trained gates, apart from the model, its inputs and versions.
+    """Everything that decides trained gates, apart from the model, its inputs and versions."""
 
-    Attributes:
-        capacity_price: Of retaining twice as many tokens as there are slots.
-        seed: Of where windows begin.
-        iterations: Optimiser steps.
-        streams: Windows in a batch.
-        window: Steps of one; longer than the memory, or nothing has to leave.
-        learning_rate: Peak; cosine down to nothing.
-    """
-
-    capacity_price: float = 1.0
-    seed: int = 0
-    iterations: int = 200
-    streams: int = 8
-    window: int = 128
-    learning_rate: float = 1e-2
+    capacity_price: float = 1.0  # of retaining twice as many tokens as there are slots
+    seed: int = 0  # of where windows begin
+    iterations: int = 200  # optimiser steps
+    streams: int = 8  # windows in a batch
+    window: int = 128  # steps of one; longer than the memory, or nothing has to leave
+    learning_rate: float = 1e-2  # peak; cosine down to nothing

@@ -17,47 +17,31 @@ Role = Literal["step", "chunk", "read", "write"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model that is ready to be verified.
+    """A model that is ready to be verified."""
 
-    Attributes:
-        model: Where it comes from.
-        spec: Its signature with all sessions, thresholds as they shall be deployed.
-        graph: Serialised ONNX.
-        made_with: Packages whose versions go into the manifest.
-        initial: Initial states that are not zero, by state name.
-        metadata: Facts that travelled with the model.
-        calibration: The record that set the thresholds.
-        sessions: How many sessions the graph serves at once.
-        chunk: Serialised ONNX of several steps at once, or None.
-        chunk_steps: How many steps that is.
-        plan: What of it is in lower precision.
-        float_sizes: Bytes of its graph and of its states before that; None in float32.
-        way: How its step is run.
-        parts: Serialised ONNX of the parts of a step that the way needs, by role.
-        attached: Files that travel in the bundle and are never loaded, by path: the adopted file
-            where the step was made of it.
-        c_source: The step as C source, by name; empty where it has none.
-        no_native: Why it has none, where one was asked for.
-        needs_native: Whether a bundle without a native engine is refused.
-    """
-
-    model: ModelRef
-    spec: StepSpec
-    graph: bytes
-    made_with: tuple[str, ...]
+    model: ModelRef  # where it comes from
+    spec: StepSpec  # its signature with all sessions, thresholds as they shall be deployed
+    graph: bytes  # serialised ONNX
+    made_with: tuple[str, ...]  # packages whose versions go into the manifest
+    # initial states that are not zero, by state name
     initial: dict[str, np.ndarray] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    calibration: CalibrationRecord | None = None
-    sessions: int = 1
-    chunk: bytes | None = None
-    chunk_steps: int = 0
-    plan: PrecisionPlan = PRESETS["float32"]
+    metadata: dict[str, str] = field(default_factory=dict)  # facts that travelled with the model
+    calibration: CalibrationRecord | None = None  # the record that set the thresholds
+    sessions: int = 1  # how many sessions the graph serves at once
+    chunk: bytes | None = None  # serialised ONNX of several steps at once, or None
+    chunk_steps: int = 0  # how many steps that is
+    plan: PrecisionPlan = PRESETS["float32"]  # what of it is in lower precision
+    # bytes of its graph and of its states before that; None in float32
     float_sizes: tuple[int, int] | None = None
-    way: Way | None = None
+    way: Way | None = None  # how its step is run
+    # serialised ONNX of the parts of a step that the way needs, by role
     parts: dict[Role, bytes] = field(default_factory=dict)
+    # the step as C source, by name; empty where it has none
     c_source: dict[str, bytes] = field(default_factory=dict)
-    no_native: str = ""
-    needs_native: bool = False
+    no_native: str = ""  # why it has none, where one was asked for
+    needs_native: bool = False  # whether a bundle without a native engine is refused
+    # files that travel in the bundle and are never loaded, by path: the adopted file where
+    # the step was made of it
     attached: dict[str, bytes] = field(default_factory=dict)
 
     @property

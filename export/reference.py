@@ -11,13 +11,9 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Reference(Protocol):
-    """The model as it was before export, on its own state.
+    """The model as it was before export, on its own state."""
 
-    Attributes:
-        name: What it is, for the receipt.
-    """
-
-    name: str
+    name: str  # what it is, for the receipt
 
     def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs, states after the step, and gates, by name."""

@@ -41,19 +41,12 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What some groups in fewer bits did to the memory.
+    """What some groups in fewer bits did to the memory."""
 
-    Attributes:
-        groups: Which groups.
-        output_error: Largest error of an output, see `Gaps`; infinity where the step failed.
-        flip_rate: Share of gate decisions that differed.
-        elements: Weights that were made smaller.
-    """
-
-    groups: tuple[str, ...]
-    output_error: float
-    flip_rate: float
-    elements: int
+    groups: tuple[str, ...]  # which groups
+    output_error: float  # largest error of an output, see `Gaps`; infinity where the step failed
+    flip_rate: float  # share of gate decisions that differed
+    elements: int  # weights that were made smaller
 
     def within(self, limits: Limits) -> bool:
         """Whether it keeps the limits."""
@@ -62,17 +55,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A plan, and how it was found.
+    """A plan, and how it was found."""
 
-    Attributes:
-        plan: The plan.
-        alone: A trial of each group by itself, the most sensitive last.
-        together: Trials of what was left, in order; the last is the plan's.
-    """
-
-    plan: PrecisionPlan
-    alone: tuple[Trial, ...]
-    together: tuple[Trial, ...]
+    plan: PrecisionPlan  # the plan
+    alone: tuple[Trial, ...]  # A trial of each group by itself, the most sensitive last
+    together: tuple[Trial, ...]  # trials of what was left, in order; the last is the plan's
 
 
 def propose(

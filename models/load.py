@@ -23,23 +23,14 @@ from stategate.models.zoo.catalogue import entry
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model and what is known of it.
+    """A model and what is known of it."""
 
-    Attributes:
-        name: For the manifest.
-        family: Kind of memory; ``custom`` where the model does not say.
-        source: What the user typed.
-        model: The model, as a step.
-        module: The same object, as an ``nn.Module``.
-        episode: Makes held-out episodes, for zoo models.
-    """
-
-    name: str
-    family: str
-    source: str
-    model: StepModel
-    module: nn.Module
-    episode: Callable[[int, int], Episode] | None
+    name: str  # for the manifest
+    family: str  # kind of memory; ``custom`` where the model does not say
+    source: str  # what the user typed
+    model: StepModel  # the model, as a step
+    module: nn.Module  # the same object, as an ``nn.Module``
+    episode: Callable[[int, int], Episode] | None  # makes held-out episodes, for zoo models
 
 
 def load_model(model: object) -> LoadedModel:

@@ -14,24 +14,17 @@ from stategate.contract.specs import Record
 
 
 class DriftLimits(Record, frozen=True):
-    """How far a candidate may drift; None where something is not judged.
+    """How far a candidate may drift; None where something is not judged."""
 
-    Attributes:
-        output_error: Largest error of any output element in any step.
-        mean_error: Mean over the steps of the largest error of any output element.
-        flip_rate: Share of gate decisions that differ.
-        write_change: Difference of the two write rates, either way.
-        norm_growth: Largest norm of a state, in units of the float model's.
-        accuracy_loss: Accuracy that the candidate may lose, where there are labels.
-        diverged_above: Output error from which a step counts as diverged; shown, not judged.
-    """
-
-    output_error: float | None = None
+    output_error: float | None = None  # largest error of any output element in any step
+    # mean over the steps of the largest error of any output element
     mean_error: float | None = 0.01
-    flip_rate: float | None = 0.001
-    write_change: float | None = 0.01
-    norm_growth: float | None = 1.1
+    flip_rate: float | None = 0.001  # share of gate decisions that differ
+    write_change: float | None = 0.01  # difference of the two write rates, either way
+    norm_growth: float | None = 1.1  # largest norm of a state, in units of the float model's
+    # accuracy that the candidate may lose, where there are labels
     accuracy_loss: float | None = 0.005
+    # output error from which a step counts as diverged; shown, not judged
     diverged_above: float = 0.01
 
 
@@ -39,38 +32,24 @@ class Point(Record, frozen=True):
     """Everything from the first step to this one, over all episodes that reach it.
 
     Errors are in units of the largest magnitude that the float model's tensor has reached.
-
-    Attributes:
-        step: Steps done in each episode.
-        steps: Steps done in all episodes together.
-        output_error: Largest error of an output in any step.
-        recent_output_error: Largest since the point before.
-        output_error_mean: Mean over the steps of the largest error in the step.
-        state_error: As ``output_error``, of the states after each step.
-        recent_state_error: As ``recent_output_error``.
-        flips: Gate decisions that differed.
-        decisions: Gate decisions of one bundle.
-        writes: Steps that wrote: of the float model, of the candidate.
-        norm_growth: Largest norm of any state, in units of the float model's largest.
-        norms: Largest norm of each state: of the float model, of the candidate.
-        right: Labelled answers that were right: of the float model, of the candidate.
-        judged: Labelled answers.
     """
 
-    step: int
-    steps: int
-    output_error: float
+    step: int  # steps done in each episode
+    steps: int  # steps done in all episodes together
+    output_error: float  # largest error of an output in any step
+    # largest since the point before
     recent_output_error: float = msgspec.field(name="output_error_here")
-    output_error_mean: float
-    state_error: float
-    recent_state_error: float = msgspec.field(name="state_error_here")
-    flips: int
-    decisions: int
-    writes: tuple[int, int]
-    norm_growth: float
+    output_error_mean: float  # mean over the steps of the largest error in the step
+    state_error: float  # as ``output_error``, of the states after each step
+    recent_state_error: float = msgspec.field(name="state_error_here")  # as ``recent_output_error``
+    flips: int  # gate decisions that differed
+    decisions: int  # gate decisions of one bundle
+    writes: tuple[int, int]  # steps that wrote: of the float model, of the candidate
+    norm_growth: float  # largest norm of any state, in units of the float model's largest
+    # largest norm of each state: of the float model, of the candidate
     norms: dict[str, tuple[float, float]]
-    right: tuple[int, int]
-    judged: int
+    right: tuple[int, int]  # labelled answers that were right: of the float model, of the candidate
+    judged: int  # labelled answers
 
     def merged(self, other: Point) -> Point:
         """Both together: largest of what is largest, sums of what is counted."""
@@ -122,42 +101,27 @@ class Side(Record, frozen=True):
 
 
 class DriftReport(Record, frozen=True, kw_only=True):
-    """A candidate beside its float model, each in closed loop on its own state.
+    """A candidate beside its float model, each in closed loop on its own state."""
 
-    Attributes:
-        reference: The float model.
-        candidate: What is judged.
-        episodes: Names of what they were stepped through.
-        total: All steps of all episodes.
-        milestones: At 1, 10, 100, ... steps and at the last.
-        samples: The same and more between, for plots.
-        tensors: Largest error of each output and state.
-        gates: Flips of each element of each gate.
-        halved: Steps in which an output of one number was above 0.5 on one side alone: what a
-            detector would have decided otherwise. By output name.
-        not_compared: States and gates that have no counterpart, with the reason.
-        first_flip: Step of the first differing decision, counted from 0, and its episode.
-        first_divergence: The same of the first output error above ``limits.diverged_above``.
-        fault: What stopped the candidate, or None.
-        limits: What the figures were held against.
-        findings: Limits that were broken, one sentence each.
-    """
-
-    reference: Side
-    candidate: Side
-    episodes: tuple[str, ...]
-    total: Point
-    milestones: tuple[Point, ...]
-    samples: tuple[Point, ...]
-    tensors: dict[str, float]
-    gates: dict[str, tuple[int, ...]]
+    reference: Side  # the float model
+    candidate: Side  # what is judged
+    episodes: tuple[str, ...]  # names of what they were stepped through
+    total: Point  # all steps of all episodes
+    milestones: tuple[Point, ...]  # at 1, 10, 100, ... steps and at the last
+    samples: tuple[Point, ...]  # the same and more between, for plots
+    tensors: dict[str, float]  # largest error of each output and state
+    gates: dict[str, tuple[int, ...]]  # flips of each element of each gate
+    # steps in which an output of one number was above 0.5 on one side alone: what a detector
+    # would have decided otherwise. By output name
     halved: dict[str, int]
-    not_compared: dict[str, str]
+    not_compared: dict[str, str]  # states and gates that have no counterpart, with the reason
+    # step of the first differing decision, counted from 0, and its episode
     first_flip: tuple[int, str] | None
+    # the same of the first output error above ``limits.diverged_above``
     first_divergence: tuple[int, str] | None
-    fault: str | None
-    limits: DriftLimits
-    findings: tuple[str, ...] = ()
+    fault: str | None  # what stopped the candidate, or None
+    limits: DriftLimits  # what the figures were held against
+    findings: tuple[str, ...] = ()  # limits that were broken, one sentence each
 
     @property
     def passed(self) -> bool:

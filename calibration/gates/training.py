@@ -39,15 +39,11 @@ Decide = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a gate does in closed loop.
+    """What a gate does in closed loop."""
 
-    Attributes:
-        write_rate: Share of steps that write.
-        output_error: Root mean square difference to the always-writing model's outputs, in units
-            of their root mean square.
-    """
-
-    write_rate: float
+    write_rate: float  # share of steps that write
+    # root mean square difference to the always-writing model's outputs, in units of their
+    # root mean square
     output_error: float
 
 

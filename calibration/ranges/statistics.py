@@ -64,14 +64,10 @@ def decade_of(step: int) -> int:
 
 @dataclass(slots=True)
 class Statistics:
-    """One tensor over any number of episodes.
+    """One tensor over any number of episodes."""
 
-    Attributes:
-        decades: Moments by decade of steps.
-        histogram: Counts of magnitudes, ``(BINS,)``.
-    """
-
-    decades: dict[int, Moments] = field(default_factory=dict)
+    decades: dict[int, Moments] = field(default_factory=dict)  # moments by decade of steps
+    # counts of magnitudes, ``(BINS,)``
     histogram: Counts = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def add(self, values: NDArray[np.float32], first_step: int) -> None:

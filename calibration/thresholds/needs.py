@@ -38,15 +38,10 @@ SAMPLES = 256  # of each episode
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Sampled steps.
+    """Sampled steps."""
 
-    Attributes:
-        gate: ``(samples,)`` largest gate value of the step.
-        needed: ``(samples,)`` bool.
-    """
-
-    gate: NDArray[np.float32]
-    needed: NDArray[np.bool_]
+    gate: NDArray[np.float32]  # ``(samples,)`` largest gate value of the step
+    needed: NDArray[np.bool_]  # ``(samples,)`` bool
 
     def rates(self, threshold: float) -> tuple[float, float]:
         """Share of steps that a threshold misses, and that it writes needlessly."""

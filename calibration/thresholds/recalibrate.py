@@ -43,15 +43,10 @@ Masks = list[NDArray[np.bool_]]
 
 @dataclass(frozen=True, slots=True)
 class _Trace:
-    """What a bundle did, a list entry for each episode.
+    """What a bundle did, a list entry for each episode."""
 
-    Attributes:
-        gates: ``(steps, elements)`` float32 gate values.
-        outputs: By name ``(steps, *shape)``.
-    """
-
-    gates: list[NDArray[np.float32]]
-    outputs: list[dict[str, NDArray[np.float32]]]
+    gates: list[NDArray[np.float32]]  # ``(steps, elements)`` float32 gate values
+    outputs: list[dict[str, NDArray[np.float32]]]  # by name ``(steps, *shape)``
 
     def openings(self, threshold: float) -> Masks:
         """What a threshold would have opened."""

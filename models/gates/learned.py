@@ -33,17 +33,11 @@ _OPEN_AT_FIRST = 2.0  # a closed gate learns nothing
 
 
 class Lives(NamedTuple):
-    """One step both ways.
+    """One step both ways."""
 
-    Attributes:
-        opened: With every write of the model.
-        closed: With none of them.
-        logit: ``(rows, 1)``, what the gate thinks.
-    """
-
-    opened: StepResult
-    closed: StepResult
-    logit: Tensor
+    opened: StepResult  # with every write of the model
+    closed: StepResult  # with none of them
+    logit: Tensor  # ``(rows, 1)``, what the gate thinks
 
 
 class LearnedGate(nn.Module):

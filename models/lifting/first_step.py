@@ -33,17 +33,12 @@ _TOLERANCE = 1e-6
 
 
 class Start(NamedTuple):
-    """What a module does from its own start.
+    """What a module does from its own start."""
 
-    Attributes:
-        own: What each attribute holds before the first step, and what each argument is handed.
-        after: What they hold after each of the first steps.
-        places: Where in what forward returns the arguments come back.
-    """
-
+    # what each attribute holds before the first step, and what each argument is handed
     own: dict[str, Value]
-    after: list[dict[str, Value]]
-    places: tuple[int, ...]
+    after: list[dict[str, Value]]  # what they hold after each of the first steps
+    places: tuple[int, ...]  # where in what forward returns the arguments come back
 
 
 def started(

@@ -29,18 +29,12 @@ EVENT, REPEAT, DISTRACTOR, QUERY, CLUTTER = range(5)
 
 @dataclass(frozen=True, slots=True)
 class StreamConfig:
-    """How hard the stream is.
+    """How hard the stream is."""
 
-    Attributes:
-        relevant: Entities that may be asked for.
-        distractors: Entities that never are.
-        noise: Standard deviation added to every observation element.
-        kinds: Probabilities of EVENT, REPEAT, DISTRACTOR, QUERY; the rest is CLUTTER.
-    """
-
-    relevant: int
-    distractors: int
-    noise: float
+    relevant: int  # entities that may be asked for
+    distractors: int  # entities that never are
+    noise: float  # standard deviation added to every observation element
+    # probabilities of EVENT, REPEAT, DISTRACTOR, QUERY; the rest is CLUTTER
     kinds: tuple[float, float, float, float]
 
 
@@ -59,20 +53,14 @@ class World:
 
     Stored beside the policy's weights: a generator's stream may change between NumPy versions,
     a checkpoint must not.
-
-    Attributes:
-        entities: ``(relevant + distractors, 24)`` float32 codes; the relevant ones come first.
-        values: ``(8, 16)`` float32 codes.
-        w1: ``(42, 160)`` float32.
-        b1: ``(160,)`` float32.
-        w2: ``(160, 64)`` float32.
     """
 
+    # ``(relevant + distractors, 24)`` float32 codes; the relevant ones come first
     entities: NDArray[np.float32]
-    values: NDArray[np.float32]
-    w1: NDArray[np.float32]
-    b1: NDArray[np.float32]
-    w2: NDArray[np.float32]
+    values: NDArray[np.float32]  # ``(8, 16)`` float32 codes
+    w1: NDArray[np.float32]  # ``(42, 160)`` float32
+    b1: NDArray[np.float32]  # ``(160,)`` float32
+    w2: NDArray[np.float32]  # ``(160, 64)`` float32
 
     @classmethod
     def random(cls, config: StreamConfig, seed: int) -> World:
@@ -101,18 +89,13 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive steps of several streams.
+    """Consecutive steps of several streams."""
 
-    Attributes:
-        z: ``(time, streams, 64)`` float32 features.
-        label: ``(time, streams)`` int64; the right action at QUERY steps, -1 elsewhere.
-        kind: ``(time, streams)`` int8; EVENT, REPEAT, DISTRACTOR, QUERY or CLUTTER.
-        value: ``(time, streams)`` int64; what is shown or asked for, nothing at CLUTTER.
-    """
-
-    z: NDArray[np.float32]
+    z: NDArray[np.float32]  # ``(time, streams, 64)`` float32 features
+    # ``(time, streams)`` int64; the right action at QUERY steps, -1 elsewhere
     label: NDArray[np.int64]
-    kind: NDArray[np.int8]
+    kind: NDArray[np.int8]  # ``(time, streams)`` int8; EVENT, REPEAT, DISTRACTOR, QUERY or CLUTTER
+    # ``(time, streams)`` int64; what is shown or asked for, nothing at CLUTTER
     value: NDArray[np.int64]
 
 

@@ -30,25 +30,16 @@ class Sized(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ZooEntry:
-    """One model that can be exported by name.
+    """One model that can be exported by name."""
 
-    Attributes:
-        name: For the command line. Its maker in `stategate.models.zoo.makers` has the same name.
-        weights: ``trained`` ones are in a checkpoint of that name, ``seeded`` ones are drawn.
-        family: Kind of memory.
-        summary: What it does, in one line.
-        write: What counts as a write.
-        paper: Where the memory is published.
-        sizes: Module below ``memories`` that holds published configurations, or nothing.
-    """
-
-    name: str
+    name: str  # for the command line. Its maker in `stategate.models.zoo.makers` has the same name
+    # ``trained`` ones are in a checkpoint of that name, ``seeded`` ones are drawn
     weights: Literal["trained", "seeded"]
-    family: str
-    summary: str
-    write: str
-    paper: str
-    sizes: str = ""
+    family: str  # kind of memory
+    summary: str  # what it does, in one line
+    write: str  # what counts as a write
+    paper: str  # where the memory is published
+    sizes: str = ""  # module below ``memories`` that holds published configurations, or nothing
 
     def build(self) -> StepModel:
         """The model, in evaluation mode; the caller's random numbers are left alone."""

@@ -28,21 +28,14 @@ WORLD, MODEL = "world.", "model."  # before the names of tensors
 
 
 class Card(msgspec.Struct, frozen=True):
-    """Where a checkpoint comes from.
+    """Where a checkpoint comes from."""
 
-    Attributes:
-        command: What remakes it.
-        recipe: Every setting of the training, of which ``config`` names the stream.
-        torch: Version that trained it.
-        table: What was measured on held-out streams, a row each; its maker says which.
-        sha256: Of the weights' file.
-    """
-
-    command: str
-    recipe: dict[str, Any]
-    torch: str
+    command: str  # what remakes it
+    recipe: dict[str, Any]  # every setting of the training, of which ``config`` names the stream
+    torch: str  # version that trained it
+    # what was measured on held-out streams, a row each; its maker says which
     table: tuple[dict[str, Any], ...]
-    sha256: str = ""
+    sha256: str = ""  # of the weights' file
 
 
 def folder() -> Path:
