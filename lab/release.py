@@ -1,8 +1,8 @@
 """What a stranger gets: sdist and wheel, in empty environments of the oldest and newest Python.
 
 ``python -m lab.release`` builds both into ``dist/``, has twine read them, and installs the wheel
-twice with nothing of this folder in reach. With ``[export]`` the tutorial makes a bundle; with
-``[ort]``, on each Python, the README's own lines step it.
+with nothing of this folder in reach. With ``[export]`` the README's own lines make a bundle and
+step it; with ``[ort]``, on each Python, a device checks that bundle and steps it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.13")
-# What the README leaves to the reader: the robot.
-ROBOT = "import numpy\nrobot = [numpy.zeros((1, 6), numpy.float32)] * 100\n"
+# What a device does with the bundle that the README makes.
+PROGRAM = """
+import numpy as np, stategate
+with stategate.Session.open("build/policy") as session:
+    print(session.step(x=np.ones((1, 6), np.float32))["action"], session.ledger)
+"""
 
 
 def shell(*command: object, cwd: Path = ROOT) -> str:
@@ -57,31 +61,20 @@ def environment(folder: Path, python: str, wheel: Path, extra: str) -> Path:
     return binaries
 
 
-def blocks(page: Path, language: str) -> list[tuple[str, str]]:
-    """Name, where one stands above it, and text of each fenced block."""
-    pattern = rf"(?:^`([\w.]+)`\n)?^```{language}\n(.*?)^```"
-    return re.findall(pattern, page.read_text(), re.MULTILINE | re.DOTALL)
-
-
-def make_bundle(binaries: Path, folder: Path) -> None:
-    """Follow the tutorial up to its export, which leaves ``build/mine`` in ``folder``."""
-    page = ROOT / "docs/tutorial/index.md"
-    for name, text in blocks(page, "python"):
-        (folder / name).write_text(text)
-    for _, text in blocks(page, "bash"):
-        shell("bash", "-euc", f'PATH="{binaries}:$PATH"\n{text}', cwd=folder)
-        if "stategate export" in text:
-            break
-
-
 def follow_readme(binaries: Path, folder: Path) -> None:
-    """Check the bundle as a device would, and step it with the README's lines."""
-    for verb in (["--version"], ["inspect"], ["verify"], ["run", "--steps", "500"]):
-        bundle = [] if verb == ["--version"] else ["build/mine"]
-        shell(binaries / "stategate", verb[0], *bundle, *verb[1:], cwd=folder)
-    text = next(text for _, text in blocks(ROOT / "README.md", "python") if "Session" in text)
-    (folder / "readme.py").write_text(ROBOT + text)
+    """Run the first lines of Python in the README, which leave ``build/policy`` in ``folder``."""
+    text = re.search(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert text is not None, "the README has no Python"
+    (folder / "readme.py").write_text(text.group(1))
     print(shell(binaries / "python", "readme.py", cwd=folder).strip())
+
+
+def step_on_device(binaries: Path, folder: Path) -> None:
+    """Check the bundle as a device would, by the command line and in a program."""
+    shell(binaries / "stategate", "--version", cwd=folder)
+    for verb, *options in (["inspect"], ["verify"], ["run", "--steps", "500"]):
+        shell(binaries / "stategate", verb, "build/policy", *options, cwd=folder)
+    print(shell(binaries / "python", "-c", PROGRAM, cwd=folder).strip())
 
 
 def main() -> None:
@@ -91,11 +84,11 @@ def main() -> None:
         work = Path(scratch, "work")
         work.mkdir()
         own = f"{sys.version_info.major}.{sys.version_info.minor}"
-        make_bundle(environment(Path(scratch, "export"), own, wheel, "export"), work)
-        print(f"Python {own}: the tutorial makes a bundle with stategate[export]")
+        follow_readme(environment(Path(scratch, "export"), own, wheel, "export"), work)
+        print(f"Python {own}: the README makes a bundle with stategate[export]")
         for python in PYTHONS:
-            follow_readme(environment(Path(scratch, python), python, wheel, "ort"), work)
-            print(f"Python {python}: the README steps it with stategate[ort]")
+            step_on_device(environment(Path(scratch, python), python, wheel, "ort"), work)
+            print(f"Python {python}: a device steps it with stategate[ort]")
 
 
 if __name__ == "__main__":
