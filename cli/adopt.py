@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stategate.cli.options import (
-    Verb,
+    ANY_PATH,
     by_name,
-    engine_options,
+    engines_option,
+    flag,
     input_options,
     input_ranges_of,
     integer,
     json_option,
     kinds_of,
     out_option,
+    repeated,
     safe_of,
+    safe_option,
+    split_option,
     state_options,
     target_option,
 )
@@ -33,28 +36,28 @@ if TYPE_CHECKING:
     from stategate.export.frontends.adopt import Adopted
 
 
-def _repeated(option: str, metavar: str, text: str) -> Callable[[Verb], Verb]:
-    return click.option(option, multiple=True, metavar=metavar, help=f"{text}; repeat.")
-
-
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=ANY_PATH)
 @out_option("The bundle's folder.")
-@_repeated("--state", "IN=OUT", "A state pair")
-@_repeated("--dim", "NAME=N", "Pin a named dynamic axis")
-@_repeated("--shape", "INPUT=1,2,3", "Pin the shape of an input")
-@_repeated("--const", "INPUT=VALUE", "Fix an input for ever")
-@_repeated(
-    "--init", "STATE=VALUE", "What a state starts with, a number or a .npy file; zeros if left out"
+@repeated("--state", "IN=OUT", "A state pair; repeat.")
+@repeated("--dim", "NAME=N", "Pin a named dynamic axis; repeat.")
+@repeated("--shape", "INPUT=1,2,3", "Pin the shape of an input; repeat.")
+@repeated("--const", "INPUT=VALUE", "Fix an input for ever; repeat.")
+@repeated(
+    "--init",
+    "STATE=VALUE",
+    "What a state starts with, a number or a .npy file; zeros if left out; repeat.",
 )
-@_repeated(
+@repeated(
     "--context",
     "INPUT=N",
     "Keep the last N samples of an input as a state and put them in front of the next ones; the "
-    "file takes both along the last axis",
+    "file takes both along the last axis; repeat.",
 )
-@click.option("--yes", is_flag=True, help="Accept the state pairs that were found.")
-@engine_options
+@flag("--yes", "Accept the state pairs that were found.")
+@split_option
+@engines_option
+@safe_option
 @state_options
 @target_option
 @input_options

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from stategate.cli.options import json_option
+from stategate.cli.options import COUNT, FILE, PRICE, bundle_argument, flag, json_option, option
+from stategate.cli.show import Line, show
 from stategate.common.console import progress
-from stategate.contract import Bundle, canonical_json
+from stategate.contract import Bundle
 from stategate.contract.durable import check_writable
 from stategate.contract.errors import StategateError
 from stategate.contract.tensorrt_plan import StoredPlan, plans_folder
@@ -24,41 +25,37 @@ if TYPE_CHECKING:
 
 
 @click.command("build-engine")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
+@bundle_argument
+@option(
     "--library",
     type=click.Choice(LIBRARIES),
     default=LIBRARIES[0],
-    show_default=True,
     help="Whose plan: TensorRT's, or TensorRT-RTX's for a desktop GPU.",
 )
-@click.option(
+@option(
     "--workspace-mib",
-    type=click.IntRange(min=1),
+    type=COUNT,
     help="Scratch memory of the builder; an eighth of the target's memory, at most 1024, if left "
     "out.",
 )
-@click.option("--strip-weights", is_flag=True, help="Leave weights out of the plan; 10.3 or newer.")
-@click.option("--no-cuda-graph", is_flag=True, help="Enqueue each step instead of capturing it.")
-@click.option(
-    "--new-timing-cache", is_flag=True, help="Time kernels anew; the plan may become another."
-)
-@click.option(
+@flag("--strip-weights", "Leave weights out of the plan; 10.3 or newer.")
+@flag("--no-cuda-graph", "Enqueue each step instead of capturing it.")
+@flag("--new-timing-cache", "Time kernels anew; the plan may become another.")
+@option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=PRICE,
     default=TOLERANCE,
-    show_default=True,
     help="Largest error in the golden episode, relative to each tensor's size.",
 )
-@click.option(
+@option(
     "--script",
     metavar="VERSION",
     help="Only write the graph for this TensorRT and a script that has trtexec build it.",
 )
-@click.option(
+@option(
     "--adopt-plan",
     "adopt_plan_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     help="Take a plan that trtexec built here instead of building one.",
 )
 @json_option
@@ -90,8 +87,6 @@ def build_engine_command(
         raise click.UsageError("--adopt-plan takes a plan as it is: nothing is built")
     if script is not None and (built or no_cuda_graph):
         raise click.UsageError("--script writes a script: it says nothing of how a plan is stepped")
-    if not isfinite(tolerance):
-        raise click.UsageError("--tolerance must be a number")
 
     from stategate.export.tensorrt.build import Settings, workspace_bytes
     from stategate.export.tensorrt.plans import (
@@ -140,23 +135,23 @@ def build_engine_command(
         if log.exists():
             click.echo(f"what TensorRT said: {log}", err=True)
         raise
-    click.echo(canonical_json(stored.record).decode() if as_json else _summary(stored, result))
+    show(stored.record, as_json, _lines(stored, result))
 
 
-def _summary(stored: StoredPlan, result: Replay | None) -> str:
-    record = stored.record
-    place = record.fingerprint
-    lines = [
-        f"engine       {stored.folder}",
-        f"built by     {place.library} {place.version} for {place.gpu}, compute capability "
+def _lines(stored: StoredPlan, result: Replay | None) -> Iterator[Line]:
+    record, place = stored.record, stored.record.fingerprint
+    yield "engine", stored.folder
+    yield (
+        "built by",
+        f"{place.library} {place.version} for {place.gpu}, compute capability "
         f"{place.compute_capability}",
-        f"plan         {record.plan_bytes:,} bytes, sha256 {record.plan.sha256[:12]}",
-    ]
+    )
+    yield "plan", f"{record.plan_bytes:,} bytes, sha256 {record.plan.sha256[:12]}"
     if result is None:
-        lines.append("golden       not checked: the bundle carries no golden episode")
+        yield "golden", "not checked: the bundle carries no golden episode"
     else:
-        lines.append(
-            f"golden       {result.steps} steps: output error {result.max_output_error:.2g}, state "
-            f"error {result.max_state_error:.2g}, {result.gate_flips} gate flips"
+        yield (
+            "golden",
+            f"{result.steps} steps: output error {result.max_output_error:.2g}, state "
+            f"error {result.max_state_error:.2g}, {result.gate_flips} gate flips",
         )
-    return "\n".join(lines)

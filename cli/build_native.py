@@ -7,19 +7,19 @@ from pathlib import Path
 import click
 
 from stategate.cli.device import described
-from stategate.cli.options import json_option
-from stategate.contract import canonical_json
+from stategate.cli.options import bundle_argument, json_option, option
+from stategate.cli.show import show
 from stategate.runtime.check.build_native import build_native
 
 
 @click.command("build-native")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--cc", default="cc", show_default=True, help="C compiler, a cross compiler too.")
-@click.option(
+@bundle_argument
+@option("--cc", default="cc", help="C compiler, a cross compiler too.")
+@option(
     "--isa",
     help="Instruction set for -march; that of the bundle's target, or the best here, if left out.",
 )
-@click.option("--flag", "flags", multiple=True, help="Further compiler flag; may be repeated.")
+@option("--flag", "flags", multiple=True, help="Further compiler flag; may be repeated.")
 @json_option
 def build_native_command(
     bundle: Path, cc: str, isa: str | None, flags: tuple[str, ...], as_json: bool
@@ -37,5 +37,4 @@ def build_native_command(
     manifest = build_native(bundle, cc=cc, isa=isa, flags=flags).manifest
     native = manifest.native
     assert native is not None
-    text = f"native       {described(native, manifest.target)}"
-    click.echo(canonical_json(native).decode() if as_json else text)
+    show(native, as_json, [("native", described(native, manifest.target))])

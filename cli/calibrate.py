@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,27 @@ import stategate
 from stategate.calibration.settings import TOLERANCE, Wish
 from stategate.cli.options import (
     BUNDLE,
+    FILE,
+    PRICE,
+    SHARE,
     cluster_option,
     command_with,
     episodes_option,
     gate_option,
     json_option,
+    option,
     out_option,
     zoo_options,
 )
-from stategate.common.console import note, progress
-from stategate.contract import Bundle, CalibrationRecord, CurvePoint, EpisodeSet, canonical_json
-from stategate.contract.durable import check_writable, write_whole
-from stategate.contract.precision import TensorRange
+from stategate.cli.show import show
+from stategate.contract import CalibrationRecord, CurvePoint
+from stategate.contract.durable import check_writable
+from stategate.contract.precision import RangeRecord, TensorRange
 from stategate.contract.specs import is_threshold
 from stategate.models.source import model_argument
 
 _GROWTH = 1.25  # of the root mean square, from one decade of steps to the next
-_record_option = out_option("The record (.json).", folder=False)
-_SHARE = click.FloatRange(min=0, max=1)
-_PRICE = click.FloatRange(min=0)
+_record_option = out_option("The record (.json).", FILE)
 
 
 def _thresholds(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
@@ -51,38 +54,37 @@ def _thresholds(_: click.Context, __: click.Parameter, text: str | None) -> list
 @episodes_option("Inputs, with labels where the rule needs them")
 @zoo_options(1)
 @gate_option
-@click.option(
+@option(
     "--thresholds",
     callback=_thresholds,
     help="What to try, separated by commas; from quantiles of the gate's own values, if left out.",
 )
-@click.option(
+@option(
     "--tolerance",
-    type=_SHARE,
+    type=SHARE,
     default=TOLERANCE,
-    show_default=True,
     help="Accuracy that may be given up for fewer writes; the rule if no other is given.",
 )
-@click.option("--accuracy", type=_SHARE, help="Choose the fewest writes with this accuracy.")
-@click.option(
+@option("--accuracy", type=SHARE, help="Choose the fewest writes with this accuracy.")
+@option(
     "--write-rate",
-    type=_SHARE,
+    type=SHARE,
     help="Choose the threshold that opens this share of the gate's elements.",
 )
-@click.option(
+@option(
     "--max-output-error",
-    type=_PRICE,
+    type=PRICE,
     help="Choose the fewest writes with this error of outputs against the plain model; needs no "
     "labels.",
 )
-@click.option(
+@option(
     "--cost-missed",
-    type=_PRICE,
+    type=PRICE,
     help="Choose the least cost; price of a step that should have written.",
 )
-@click.option(
+@option(
     "--cost-needless",
-    type=_PRICE,
+    type=PRICE,
     help="Choose the least cost; price of a step that need not have written.",
 )
 @cluster_option
@@ -118,13 +120,7 @@ def calibrate(
         raise click.UsageError("--cluster rolls files: name them with --episode")
     check_writable(out)
     record = stategate.calibrate(model, episodes or None, costs=costs, cluster=cluster, **options)
-    if _written(record, out, as_json):
-        return
-    (gate,) = record.gates
-    _print_curve(gate.curve, gate.threshold)
-    if all(point.write_interval is None for point in gate.curve):
-        click.echo("confidence: unknown, from one episode; give two or more")
-    click.echo(f"{gate.rule}: {out}")
+    show(record, as_json, _curve(record, out), out)
 
 
 @click.command()
@@ -148,26 +144,13 @@ def recalibrate(
     Example:
       stategate model recalibrate build/aura build/int8 --episode held-out/ --out build/c.json
     """
-    from stategate.calibration.drift.judge import check_judge
-    from stategate.calibration.recordings import names_of
-
     check_writable(out)
-    files = EpisodeSet.open(*episodes)
-    bundles = Bundle.open(float_bundle), Bundle.open(candidate)
-    check_judge(*bundles, command_with(candidate, float_bundle))
-    weights = [bundle.manifest.model.sha256 for bundle in bundles]
-    if weights[0] != weights[1]:
-        note("note: the two bundles are not of the same weights")
 
-    from stategate.calibration.thresholds.recalibrate import ROUNDS, recalibrate
+    from stategate.calibration.thresholds import recalibrate as thresholds
 
-    with progress(files.steps * ROUNDS, "recalibrating") as report:
-        chosen = recalibrate(float_bundle, candidate, files.loaded, gate, report)
-    record = CalibrationRecord(weights[1], names_of(episodes), files.steps, (chosen,))
-    if _written(record, out, as_json):
-        return
-    _print_curve(chosen.curve, chosen.threshold)
-    click.echo(f"{chosen.rule}: {out}")
+    swapped = command_with(candidate, float_bundle)
+    record = thresholds.recalibrate(float_bundle, candidate, episodes, gate=gate, swapped=swapped)
+    show(record, as_json, _curve(record, out), out)
 
 
 @click.command()
@@ -195,21 +178,14 @@ def ranges(
     from stategate.calibration.ranges.measure import measure_ranges
 
     record = measure_ranges(bundle, episodes, cluster=cluster)
-    if _written(record, out, as_json):
-        return
+    show(record, as_json, _sizes(record, out), out)
+
+
+def _sizes(record: RangeRecord, out: Path) -> Iterator[str]:
     width = max(len(tensor.name) for tensor in record.tensors)
     for tensor in record.tensors:
-        click.echo(f"{tensor.name:<{width}}  {_by_decade(tensor)}")
-    click.echo(f"{len(record.tensors)} tensors over {record.steps:,} steps: {out}")
-
-
-def _written(record: object, out: Path, as_json: bool) -> bool:
-    """Write a record; print it too, and be done, where JSON is asked for."""
-    raw = canonical_json(record)
-    write_whole(out, raw)
-    if as_json:
-        click.echo(raw, nl=False)
-    return as_json
+        yield f"{tensor.name:<{width}}  {_by_decade(tensor)}"
+    yield f"{len(record.tensors)} tensors over {record.steps:,} steps: {out}"
 
 
 def _by_decade(tensor: TensorRange) -> str:
@@ -223,9 +199,13 @@ def _by_decade(tensor: TensorRange) -> str:
     return f"{shown}{'  <- still growing' if grows else ''}"
 
 
-def _print_curve(curve: tuple[CurvePoint, ...], chosen: float) -> None:
-    for point in curve:
-        click.echo(line_of(point) + ("  <- chosen" if point.threshold == chosen else ""))
+def _curve(record: CalibrationRecord, out: Path) -> Iterator[str]:
+    (gate,) = record.gates
+    for point in gate.curve:
+        yield line_of(point) + ("  <- chosen" if point.threshold == gate.threshold else "")
+    if all(point.write_interval is None for point in gate.curve):
+        yield "confidence: unknown, from one episode; give two or more"
+    yield f"{gate.rule}: {out}"
 
 
 def line_of(point: CurvePoint) -> str:

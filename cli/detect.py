@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from stategate.cli.options import json_option
+from stategate.cli.options import json_option, root_option
+from stategate.cli.show import show
 from stategate.contract.errors import MissingDependencyError
 from stategate.targets.detect import Host, detect
 from stategate.targets.profile import names, recognise
 
 
 @click.command("detect")
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    default=Path("/"),
-    show_default=True,
-    help="Where proc, sys and etc lie; a copy of another machine's.",
-)
+@root_option
 @json_option
 def detect_command(root: Path, as_json: bool) -> None:
     """Say what this machine is, which target that is, and what no file says.
@@ -34,16 +28,13 @@ def detect_command(root: Path, as_json: bool) -> None:
     target, problem = _target_of(host)
     unknowns = (*host.unknowns, *([f"target: {problem}"] if target is None else []))
     facts = asdict(host) | {"target": target, "unknowns": unknowns}
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    for label, value in facts.items():
-        if label in ("unknowns", "compatible"):
-            continue
-        text = "unknown" if value is None else f"{value:,}" if label == "memory_bytes" else value
-        click.echo(f"{label:<13} {text}")
-    for sentence in unknowns:
-        click.echo(f"could not tell {sentence}")
+    memory = None if host.memory_bytes is None else f"{host.memory_bytes:,}"
+    lines = [
+        (label, "unknown" if value is None else value)
+        for label, value in (facts | {"memory_bytes": memory}).items()
+        if label not in ("unknowns", "compatible")
+    ]
+    show(facts, as_json, [*lines, *(f"could not tell {sentence}" for sentence in unknowns)])
 
 
 def _target_of(host: Host) -> tuple[str | None, str]:

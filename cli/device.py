@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,27 +10,35 @@ import click
 import msgspec
 
 import stategate
-from stategate.cli.options import json_option
+from stategate.cli.options import (
+    BUNDLE,
+    PRICE,
+    bundle_argument,
+    engine_option,
+    flag,
+    json_option,
+    option,
+)
 from stategate.cli.receipt import doubts, missing_part, result_of
+from stategate.cli.show import Line, leave_unless, show
 from stategate.common.c_library import load_obstacle
-from stategate.contract import Bundle, Manifest, TargetRef, canonical_json
+from stategate.contract import Bundle, Manifest, TargetRef
 from stategate.contract.c_library import NativeRef
 from stategate.contract.reading import printable
 from stategate.runtime.check.golden import Replay
+from stategate.runtime.check.verification import VerificationReport
 from stategate.runtime.engines.tensorrt_api import local_plans
 from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.keep.store import newest_in
 
 _NAMES = 20  # of undeclared files that are listed
 
-_BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-
 
 @click.command()
-@_BUNDLE
-@click.option(
+@bundle_argument
+@option(
     "--snapshots",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=BUNDLE,
     help="Also show the ledger of the newest snapshot in this folder.",
 )
 @json_option
@@ -44,26 +52,26 @@ def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
       stategate inspect build/aura --snapshots /var/lib/robot
     """
     opened = Bundle.open(bundle)
-    found = newest_in(snapshots, Codec(opened.manifest)) if snapshots is not None else None
-    if as_json:
-        manifest = json.loads(canonical_json(opened.manifest))
-        ledger = asdict(found.snapshot.header.ledger) if found is not None else None
-        engines = [
-            json.loads(canonical_json(stored.record)) | {"hindrances": hindrances}
-            for stored, hindrances in local_plans(opened)
-        ]
-        click.echo(json.dumps(manifest | {"ledger": ledger, "engines": engines}, indent=2))
-        return
-    for label, text in (*describe(opened.manifest), *described_plans(opened)):
-        click.echo(f"{label:<12} {printable(text, 1000)}")
-    click.echo(f"{'digest':<12} {opened.digest}")
-    if snapshots is not None and found is None:
-        click.echo(f"{'snapshot':<12} none in {snapshots}")
-    if found is not None:
-        header = found.snapshot.header
-        click.echo(f"{'snapshot':<12} {header.sequence} in {found.slot}: {found.reason}")
+    newest = newest_in(snapshots, Codec(opened.manifest)) if snapshots is not None else None
+    plans = [
+        msgspec.to_builtins(stored.record) | {"hindrances": hindrances}
+        for stored, hindrances in local_plans(opened)
+    ]
+    ledger = newest.snapshot.header.ledger if newest is not None else None
+    record = msgspec.to_builtins(opened.manifest) | {"ledger": ledger, "engines": plans}
+    lines: list[Line] = [
+        (label, printable(text, 1000))
+        for label, text in (*describe(opened.manifest), *described_plans(opened))
+    ]
+    lines.append(("digest", opened.digest))
+    if snapshots is not None and newest is None:
+        lines.append(("snapshot", f"none in {snapshots}"))
+    if newest is not None:
+        header = newest.snapshot.header
+        lines.append(("snapshot", f"{header.sequence} in {newest.slot}: {newest.reason}"))
         for name, value in asdict(header.ledger).items():
-            click.echo(f"{'ledger':<12} {name} {value}")
+            lines.append(("ledger", f"{name} {value}"))
+    show(record, as_json, lines)
 
 
 def describe(manifest: Manifest) -> list[tuple[str, str]]:
@@ -96,8 +104,8 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         lines.append(("graph", text))
     way = manifest.way
     if way is not None:
-        handed = f", {way.payload_bytes} bytes handed over" if way.payload else ""
-        lines.append(("way", f"{way.way}{handed}: {way.why}"))
+        payload = f", {way.payload_bytes} bytes handed over" if way.payload else ""
+        lines.append(("way", f"{way.way}{payload}: {way.why}"))
     if manifest.native is not None:
         lines.append(("native", described(manifest.native, manifest.target)))
     if manifest.no_native:
@@ -106,7 +114,8 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     lines.append(("target", manifest.target.name if manifest.target else "any"))
     if manifest.is_lower:
         lines.append(("precision", printable(manifest.precision_words)))
-    return [*lines, *_judged(manifest), *_facts(manifest)]
+    facts = [("fact", printable(f"{fact}: {text}")) for fact, text in manifest.metadata.items()]
+    return [*lines, *_judged(manifest), *facts, ("created", manifest.created)]
 
 
 def _judged(manifest: Manifest) -> list[tuple[str, str]]:
@@ -126,13 +135,6 @@ def _judged(manifest: Manifest) -> list[tuple[str, str]]:
     elif manifest.is_lower:
         lines.append(("drift", "not judged: a candidate in lower precision"))
     return lines
-
-
-def _facts(manifest: Manifest) -> list[tuple[str, str]]:
-    lines = []
-    for fact, text in manifest.metadata.items():
-        lines.append(("fact", printable(f"{fact}: {text}")))
-    return [*lines, ("created", manifest.created)]
 
 
 def described(native: NativeRef, target: TargetRef | None = None) -> str:
@@ -171,29 +173,21 @@ def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
 
 
 @click.command()
-@_BUNDLE
-@click.option("--digests", is_flag=True, help="Only check digests; needs no engine.")
-@click.option(
+@bundle_argument
+@flag("--digests", "Only check digests; needs no engine.")
+@option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=PRICE,
     help="Largest error of outputs and states, relative to their size; that of the receipt if left "
     "out, 0.0001 for a bundle in lower precision.",
 )
-@click.option(
-    "--engine",
-    default="auto",
-    show_default=True,
-    help="What replays it, such as native or tensorrt; several by commas are tried in turn.",
-)
-@click.option(
+@engine_option
+@flag(
     "--allow-refused",
-    is_flag=True,
-    help="Pass a bundle that was beyond its limits and that somebody accepted, if it is intact.",
+    "Pass a bundle that was beyond its limits and that somebody accepted, if it is intact.",
 )
 @json_option
-@click.pass_context
 def verify(
-    ctx: click.Context,
     bundle: Path,
     digests: bool,
     tolerance: float | None,
@@ -213,36 +207,34 @@ def verify(
       stategate verify build/aura --digests
       stategate verify build/aura --engine native
     """
-    found = stategate.verify(bundle, digests_only=digests, tolerance=tolerance, engine=engine)
-    manifest = found.bundle.manifest
+    result = stategate.verify(bundle, digests_only=digests, tolerance=tolerance, engine=engine)
+    manifest = result.bundle.manifest
     standing = manifest.standing
-    passed = found.passed or (allow_refused and standing == "refused" and found.intact)
-    if as_json:
-        report = {
-            "passed": passed,
-            "digest": found.bundle.digest,
-            "files": len(manifest.all_files) + 1,
-            "undeclared_files": [printable(name, 4096) for name in found.undeclared_files],
-            "standing": standing,
-            "replay": asdict(found.replay) if found.replay is not None else None,
-        }
-        # msgspec writes infinity as null; JSON has no word for it.
-        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
-    else:
-        click.echo(f"digests   {len(manifest.all_files) + 1} files as sealed")
-        undeclared = found.undeclared_files
-        for name in undeclared[:_NAMES]:
-            click.echo(f"digests   {printable(name)} is not in the manifest; it is never loaded")
-        if len(undeclared) > _NAMES:
-            click.echo(f"digests   and {len(undeclared) - _NAMES:,} more; see --json")
-        for label, text in _judged(manifest):
-            click.echo(f"{label:<9} {text}")
-        if standing in _NOT_SEALED:
-            click.echo(f"receipt   {_NOT_SEALED[standing]}")
-        if not digests:
-            click.echo(f"behaviour {_replayed(found.replay)}")
-        click.echo("passed" if passed else "FAILED")
-    ctx.exit(0 if passed else 1)
+    passed = result.passed or (allow_refused and standing == "refused" and result.intact)
+    record = {
+        "passed": passed,
+        "digest": result.bundle.digest,
+        "files": len(manifest.all_files) + 1,
+        "undeclared_files": [printable(name, 4096) for name in result.undeclared_files],
+        "standing": standing,
+        "replay": result.replay,
+    }
+    behaviour = [] if digests else [("behaviour", _replayed(result.replay))]
+    lines = [*_digests(result), *behaviour, "passed" if passed else "FAILED"]
+    show(record, as_json, lines)
+    leave_unless(passed)
+
+
+def _digests(result: VerificationReport) -> Iterator[Line]:
+    manifest, undeclared = result.bundle.manifest, result.undeclared_files
+    yield "digests", f"{len(manifest.all_files) + 1} files as sealed"
+    for name in undeclared[:_NAMES]:
+        yield "digests", f"{printable(name)} is not in the manifest; it is never loaded"
+    if len(undeclared) > _NAMES:
+        yield "digests", f"and {len(undeclared) - _NAMES:,} more; see --json"
+    yield from _judged(manifest)
+    if manifest.standing in _NOT_SEALED:
+        yield "receipt", _NOT_SEALED[manifest.standing]
 
 
 _NOT_SEALED = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,92 +10,70 @@ import click
 
 import stategate
 from stategate.calibration.drift.record import DriftLimits, DriftReport, Point
-from stategate.cli.options import command_with, json_option, out_option
-from stategate.contract import canonical_json
+from stategate.cli.options import (
+    ANY_PATH,
+    EXISTING,
+    PRICE,
+    Verb,
+    accept_option,
+    command_with,
+    episode_option,
+    json_option,
+    option,
+    out_option,
+    steps_option,
+)
+from stategate.cli.show import leave_unless, show
 
-_LIMITS = DriftLimits()
-_SHARE = click.FloatRange(min=0)
+
+def _limit(name: str, field: str, text: str) -> Callable[[Verb], Verb]:
+    return option(name, field, type=PRICE, default=getattr(DriftLimits(), field), help=text)
 
 
 @click.command()
-@click.argument("reference", metavar="FLOAT", type=click.Path(exists=True, path_type=Path))
-@click.argument("candidate", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--episode",
-    type=click.Path(exists=True, path_type=Path),
+@click.argument("reference", metavar="FLOAT", type=EXISTING)
+@click.argument("candidate", type=EXISTING)
+@episode_option(
+    "",
     required=True,
     help="Held-out inputs: one .npz, or a folder of them; labels in them are judged.",
 )
-@click.option(
-    "--steps",
-    type=click.IntRange(1, 100_000_000),
-    help="Steps of each episode, repeated if short; default: its own.",
+@steps_option(
+    "Steps of each episode, repeated if short; default: its own.",
+    None,
+    click.IntRange(1, 100_000_000),
 )
 @out_option("Folder for drift.json and drift.html.")
-@click.option(
+@_limit(
     "--max-output-error",
     "output_error",
-    type=_SHARE,
-    help="Largest output error, in units of the largest output; not judged if left out.",
+    "Largest output error, in units of the largest output; not judged if left out.",
 )
-@click.option(
-    "--max-mean-error",
-    "mean_error",
-    type=_SHARE,
-    default=_LIMITS.mean_error,
-    show_default=True,
-    help="Mean over the steps of the largest output error.",
-)
-@click.option(
-    "--max-flip-rate",
-    "flip_rate",
-    type=_SHARE,
-    default=_LIMITS.flip_rate,
-    show_default=True,
-    help="Share of gate decisions that may differ.",
-)
-@click.option(
-    "--max-write-change",
-    "write_change",
-    type=_SHARE,
-    default=_LIMITS.write_change,
-    show_default=True,
-    help="Difference of the write rates.",
-)
-@click.option(
+@_limit("--max-mean-error", "mean_error", "Mean over the steps of the largest output error.")
+@_limit("--max-flip-rate", "flip_rate", "Share of gate decisions that may differ.")
+@_limit("--max-write-change", "write_change", "Difference of the write rates.")
+@_limit(
     "--max-norm-growth",
     "norm_growth",
-    type=_SHARE,
-    default=_LIMITS.norm_growth,
-    show_default=True,
-    help="Largest norm of a state, in units of the float model's.",
+    "Largest norm of a state, in units of the float model's.",
 )
-@click.option(
+@_limit(
     "--max-accuracy-loss",
     "accuracy_loss",
-    type=_SHARE,
-    default=_LIMITS.accuracy_loss,
-    show_default=True,
-    help="Accuracy that may be lost, where there are labels.",
+    "Accuracy that may be lost, where there are labels.",
 )
-@click.option(
+@_limit(
     "--diverged-above",
-    type=_SHARE,
-    default=_LIMITS.diverged_above,
-    show_default=True,
-    help="Output error of the first diverging step that is reported.",
+    "diverged_above",
+    "Output error of the first diverging step that is reported.",
 )
-@click.option(
+@option(
     "--seal",
     "sealed",
-    type=click.Path(path_type=Path),
+    type=ANY_PATH,
     help="Write the candidate as a sealed bundle there, if it passes or is accepted.",
 )
-@click.option(
-    "--accept",
-    metavar="WHO: WHY",
-    help="Seal a candidate that is beyond its limits; the receipt keeps who did, and why.",
-)
+@accept_option
 @json_option
 def drift(
     reference: Path,
@@ -128,38 +107,33 @@ def drift(
         accept=accept,
         swapped=command_with(candidate, reference),
     )
-    if as_json:
-        click.echo(canonical_json(result), nl=False)
-    else:
-        _tell(result, out)
-    takes = sealed is not None and result.may_be_sealed(accept)
-    if takes:
+    show(result, as_json, _lines(result, out))
+    seals = sealed is not None and result.may_be_sealed(accept)
+    if seals:
         acceptance = f", accepted by {accept}" if result.findings else ""
         click.echo(f"sealed: {sealed}{acceptance}", err=True)
     elif sealed is not None:
         click.echo(f"not sealed: {sealed}", err=True)
-    click.get_current_context().exit(0 if result.passed or takes else 1)
+    leave_unless(result.passed or seals)
 
 
-def _tell(result: DriftReport, out: Path) -> None:
-    click.echo(
+def _lines(result: DriftReport, out: Path) -> Iterator[str]:
+    yield (
         f"{result.candidate.model}: {result.candidate.state_bytes:,} bytes of state beside "
         f"{result.reference.state_bytes:,}, {len(result.episodes)} episode(s)"
     )
-    for point in result.milestones:
-        click.echo(_line(point))
+    yield from map(_line, result.milestones)
     for name, (reference, candidate) in result.total.norms.items():
-        click.echo(f"largest norm of state {name}: {reference:.5g} -> {candidate:.5g}")
+        yield f"largest norm of state {name}: {reference:.5g} -> {candidate:.5g}"
     for what, first in (
         ("decision that differs", result.first_flip),
         (f"output error above {result.limits.diverged_above:g}", result.first_divergence),
     ):
-        click.echo(f"first {what}: " + (f"step {first[0]:,} of {first[1]}" if first else "none"))
+        yield f"first {what}: " + (f"step {first[0]:,} of {first[1]}" if first else "none")
     for name, reason in result.not_compared.items():
-        click.echo(f"not compared: {name}: {reason}")
-    for finding in result.findings:
-        click.echo(f"beyond: {finding}")
-    click.echo(f"{'passed' if result.passed else 'FAILED'}: {out / 'drift.html'}")
+        yield f"not compared: {name}: {reason}"
+    yield from (f"beyond: {finding}" for finding in result.findings)
+    yield f"{'passed' if result.passed else 'FAILED'}: {out / 'drift.html'}"
 
 
 def _line(point: Point) -> str:

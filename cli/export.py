@@ -8,19 +8,24 @@ from typing import Any
 import click
 
 from stategate.cli.options import (
-    STEPS,
+    COUNT,
+    EXISTING_FILE,
     accept_option,
-    engine_options,
+    check_steps_option,
     engines_option,
+    episode_option,
+    flag,
     input_options,
     input_ranges_of,
     json_option,
     kinds_of,
+    option,
     out_option,
-    precision_options,
+    precision_option,
     ranges_option,
     safe_of,
     safe_option,
+    split_option,
     state_options,
     target_option,
 )
@@ -29,10 +34,10 @@ from stategate.contract.precision import PrecisionPlan
 from stategate.models.source import model_argument
 from stategate.targets import load
 
-_calibration_option = click.option(
+_calibration_option = option(
     "--calibration",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=EXISTING_FILE,
     help="Record with a gate's threshold, from: stategate calibrate; repeat for other gates.",
 )
 
@@ -41,35 +46,37 @@ _calibration_option = click.option(
 @model_argument
 @out_option("The bundle's folder.")
 @_calibration_option
-@click.option(
+@option(
     "--sessions",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=1,
-    show_default=True,
     help="Sessions that one step serves; more than one makes a bundle for a pool.",
 )
-@click.option(
+@option(
     "--operators",
     type=click.Choice(["portable", "onnx-27", "ort", "fastest"]),
     default="portable",
-    show_default=True,
     help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
     "own, or whichever is fastest on this machine, by measurement.",
 )
-@engine_options
-@click.option(
+@split_option
+@engines_option
+@safe_option
+@flag(
     "--require-tensorrt",
-    is_flag=True,
-    help="Refuse a step that a TensorRT of the target would not take, instead of saying so.",
+    "Refuse a step that a TensorRT of the target would not take, instead of saying so.",
 )
-@precision_options
+@precision_option(
+    "float32", "float32, float16-weights, int8-weights, int4-weights, int8, or a plan's .json file."
+)
+@ranges_option
 @state_options
 @accept_option
 @target_option
 @input_options
-@click.option(
+@option(
     "--max-state-bytes",
-    type=click.IntRange(min=1),
+    type=COUNT,
     help="Budget: refuse a larger memory, all sessions together.",
 )
 @json_option
@@ -118,28 +125,14 @@ def export(
 @model_argument
 @out_option("The bundle's folder.")
 @_calibration_option
-@click.option(
-    "--precision",
-    default="int8",
-    show_default=True,
-    help="int8, int8-weights, int4-weights, float16-weights, or a plan's .json file.",
+@precision_option(
+    "int8", "int8, int8-weights, int4-weights, float16-weights, or a plan's .json file."
 )
 @ranges_option
 @state_options
 @accept_option
-@click.option(
-    "--episode",
-    type=click.Path(exists=True, path_type=Path),
-    help="Recorded inputs, a .npz or a folder of them, for ranges and for the check; a zoo model "
-    "has its own.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=STEPS,
-    show_default=True,
-    help="Closed-loop steps of the check.",
-)
+@episode_option(", for ranges and for the check; a zoo model has its own.")
+@check_steps_option
 @engines_option
 @safe_option
 @target_option

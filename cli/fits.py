@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,8 +11,8 @@ import click
 
 import stategate
 from stategate.bench.wear import years_text
-from stategate.cli.options import json_option
-from stategate.cli.wear import finite
+from stategate.cli.options import COUNT, POSITIVE, flag, json_option, option
+from stategate.cli.show import Line, leave_unless, show
 from stategate.common.console import note
 from stategate.contract.bundle import MANIFEST
 from stategate.contract.c_library import Engine
@@ -24,41 +24,31 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("--target", help="Device; this machine if left out.")
-@click.option("--all", "every", is_flag=True, help="Every device that is known.")
-@click.option(
-    "--sessions",
-    type=click.IntRange(min=1),
-    help="Sessions that share the graph; the bundle's if left out.",
-)
-@click.option(
+@option("--target", help="Device; this machine if left out.")
+@flag("--all", "Every device that is known.", "every")
+@option("--sessions", type=COUNT, help="Sessions that share the graph; the bundle's if left out.")
+@option(
     "--horizon",
     "horizon_steps",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=100_000,
-    show_default=True,
     help="Steps after which the key-value cache that the memory replaces is looked at.",
 )
-@click.option(
+@option(
     "--rate",
     "rate_hz",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=finite,
+    type=POSITIVE,
     default=30.0,
-    show_default=True,
-    help="Steps per second, for the life of the storage.",
+    help="Steps per second, for the life of the flash.",
 )
-@click.option(
+@option(
     "--engine",
     type=click.Choice(get_args(Engine)),
     default="onnxruntime",
-    show_default=True,
     help="What shall step it there.",
 )
-@click.option("--precision", help="Of a MODEL that is no bundle yet; float32 if left out.")
-@click.option(
-    "--measure", is_flag=True, help="Also open and step it here, and compare with the prediction."
-)
+@option("--precision", help="Of a MODEL that is no bundle yet; float32 if left out.")
+@flag("--measure", "Also open and step it here, and compare with the prediction.")
 @json_option
 def fits(
     model: str,
@@ -82,68 +72,57 @@ def fits(
     if not (Path(model) / MANIFEST).exists():
         note(f"making a bundle of {model} to look at it")
     report = stategate.fits(model, "all" if every else target, **options)
-    measured = report.measured
-    if as_json:
-        facts = asdict(report)
-        wear = facts.pop("wear")
-        facts["fits"] = [one | {"wear": wear[one["target"]]} for one in facts["fits"]]
-        click.echo(json.dumps(facts, indent=2))
-    else:
-        click.echo(f"{'model':<12} {report.footprint.model}, {report.footprint.precision}")
-        if every:
-            _print_table(report)
-        else:
-            _print_one(report)
-        if measured is not None:
-            error = report.predicted_added_bytes / measured.added - 1
-            click.echo(
-                f"{'measured':<12} {measured.added:,} bytes added here, "
-                f"{report.predicted_added_bytes:,} predicted: {error:+.1%}"
-            )
-    if not report.passed:
-        click.get_current_context().exit(1)
+    record = asdict(report)
+    wear = record.pop("wear")
+    record["fits"] = [one | {"wear": wear[one["target"]]} for one in record["fits"]]
+    show(record, as_json, _lines(report, every))
+    leave_unless(report.passed)
 
 
-def _print_one(report: FitsReport) -> None:
+def _lines(report: FitsReport, every: bool) -> Iterator[Line]:
+    yield "model", f"{report.footprint.model}, {report.footprint.precision}"
+    yield from _table(report) if every else _one(report)
+    if (measured := report.measured) is not None:
+        error = report.predicted_added_bytes / measured.added - 1
+        yield (
+            "measured",
+            f"{measured.added:,} bytes added here, "
+            f"{report.predicted_added_bytes:,} predicted: {error:+.1%}",
+        )
+
+
+def _one(report: FitsReport) -> Iterator[Line]:
     (one,), counted, rate_hz = report.fits, report.footprint, report.rate_hz
-    wear = report.wear[one.target]
-    memory = one.memory
-    lines = [
-        ("target", one.target),
-        ("verdict", f"{one.verdict}: {one.reason}"),
-        ("memory", f"{memory.total:>15,} bytes, predicted"),
-        ("", f"{memory.process:>15,} process: Python and the engine's library; as on x86-64"),
-        ("", f"{memory.engine:>15,} engine: a session, whatever the model, and its nodes"),
-        (
-            "",
-            f"{memory.weights:>15,} weights: {counted.graph_bytes:,} of graph or library; copies",
-        ),
-        ("", f"{memory.states:>15,} states: banks of {counted.state_bytes:,} bytes, all sessions"),
-        ("", f"{memory.activations:>15,} activations, inputs and outputs"),
-        ("device", f"{_number(one.memory_bytes):>15} bytes"),
-        ("reserve", f"{_number(one.reserve_bytes):>15} for firmware and system"),
-        ("left", f"{_number(one.left_bytes):>15}"),
-    ]
+    wear, memory = report.wear[one.target], one.memory
+    yield "target", one.target
+    yield "verdict", f"{one.verdict}: {one.reason}"
+    yield "memory", f"{memory.total:>15,} bytes, predicted"
+    yield "", f"{memory.process:>15,} process: Python and the engine's library; as on x86-64"
+    yield "", f"{memory.engine:>15,} engine: a session, whatever the model, and its nodes"
+    yield "", f"{memory.weights:>15,} weights: {counted.graph_bytes:,} of graph or library; copies"
+    yield "", f"{memory.states:>15,} states: banks of {counted.state_bytes:,} bytes, all sessions"
+    yield "", f"{memory.activations:>15,} activations, inputs and outputs"
+    yield "device", f"{_number(one.memory_bytes):>15} bytes"
+    yield "reserve", f"{_number(one.reserve_bytes):>15} for firmware and system"
+    yield "left", f"{_number(one.left_bytes):>15}"
     for engine, peak in one.build_peak_bytes.items():
-        lines.append(("build peak", f"{_number(peak):>15} with {engine}"))
-    lines.append(("snapshots", f"{one.snapshot_space_bytes:>15,} bytes of storage"))
-    lines.append(("replaces", _replaces(one, report.horizon_steps)))
-    lines.append(("floor", f"{_us(one.bandwidth_floor_us)} a step to read weights and states once"))
-    lines.append(("floor", f"{_us(one.compute_floor_us)} a step for products on its accelerator"))
-    lines.append(("", "both are bounds and not promises; caches lift the first"))
-    lines.append(("legal with", ", ".join(one.legal) or "no engine"))
+        yield "build peak", f"{_number(peak):>15} with {engine}"
+    yield "snapshots", f"{one.snapshot_space_bytes:>15,} bytes of storage"
+    yield "replaces", _replaces(one, report.horizon_steps)
+    yield "floor", f"{_us(one.bandwidth_floor_us)} a step to read weights and states once"
+    yield "floor", f"{_us(one.compute_floor_us)} a step for products on its accelerator"
+    yield "", "both are bounds and not promises; caches lift the first"
+    yield "legal with", ", ".join(one.legal) or "no engine"
     for medium, policies in wear.items():
         years = ", ".join(f"{policy} {years_text(value)}" for policy, value in policies.items())
-        lines.append(("storage", f"{medium} at {rate_hz:g} Hz lasts, in years: {years}"))
+        yield "storage", f"{medium} at {rate_hz:g} Hz lasts, in years: {years}"
     if not wear:
-        lines.append(("storage", "unknown; stategate wear takes a medium's figures"))
-    lines += [("note", note) for note in memory.assumptions]
-    for label, text in lines:
-        click.echo(f"{label:<12} {text}")
+        yield "storage", "unknown; stategate device wear takes a medium's figures"
+    yield from (("note", note) for note in memory.assumptions)
 
 
-def _print_table(report: FitsReport) -> None:
-    click.echo(
+def _table(report: FitsReport) -> Iterator[str]:
+    yield (
         f"{'target':<24}{'verdict':<14}{'needs':>13}{'floor':>11}"
         f"{'years':>9}  reason (years: worst medium, every write)"
     )
@@ -151,7 +130,7 @@ def _print_table(report: FitsReport) -> None:
         years = [p["every write"] for p in report.wear[one.target].values()]
         lives = [value for value in years if value is not None]
         worst = "unknown" if not years else years_text(min(lives, default=None))
-        click.echo(
+        yield (
             f"{one.target:<24}{one.verdict:<14}{one.memory.total:>13,}"
             f"{_us(one.bandwidth_floor_us):>11}{worst:>9}  {one.reason}"
         )

@@ -69,129 +69,106 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
         ),
     },
 }
+_MODEL = {
+    "list": Verb("zoo:zoo", "export", "List the models that come with stategate.", "zoo"),
+    "ranges": Verb(
+        "calibrate:ranges",
+        "export",
+        "Measure how large a bundle's tensors become in closed loop.",
+        "ranges",
+    ),
+    "sensitivity": Verb(
+        "sensitivity:sensitivity",
+        "export",
+        "Propose a precision plan within bounds of error and flips.",
+        "sensitivity",
+    ),
+    "recalibrate": Verb(
+        "calibrate:recalibrate",
+        "export",
+        "Choose the threshold that decides like the float bundle.",
+        "recalibrate",
+    ),
+    "train-gate": Verb(
+        "train_gates:train_gate_command",
+        "export",
+        "Train a write gate for a frozen model.",
+        "train-gate",
+    ),
+    "train-retention": Verb(
+        "train_gates:train_retention_command",
+        "export",
+        "Train the retention gates of a frozen TRIM-KV.",
+        "train-retention",
+    ),
+}
+_EPISODES = {
+    "show": Verb("record:episodes", "ort", "Say what is in recorded episodes."),
+    "zoo": Verb("zoo:episode", "export", "Write a held-out episode of a zoo model.", "episode"),
+    "wav": Verb("record:episode_wav", "ort", "Cut sound into episodes.", "episode-wav"),
+    "gym": Verb(
+        "record:episode_gym",
+        "gym",
+        "Write what an expert sees in a Gymnasium environment.",
+        "episode-gym",
+    ),
+    "record": Verb("record:record", "ort", "Step a bundle and record what it is given.", "record"),
+}
+_BENCH = {
+    "run": Verb("bench:run", "bench", "Measure bundles on this machine."),
+    "report": Verb("bench:report", "bench", "Draw page and Markdown of a result anew."),
+    "compare": Verb("bench:compare_command", "bench", "Tell whether one is slower."),
+    "overhead": Verb(
+        "measure:bench_overhead",
+        "bench",
+        "Time a counted step beside plain ONNX Runtime.",
+        "bench-overhead",
+    ),
+    "pace": Verb("measure:pace", "bench", "Time a step of several bundles in one run.", "pace"),
+    "soak": Verb(
+        "measure:soak", "bench", "Step a bundle a million times and look for growth.", "soak"
+    ),
+    "plot": Verb("measure:plot", "bench", "Draw memory and writes of a run.", "plot"),
+}
+_DEVICE = {
+    "targets": Verb(
+        "targets:targets",
+        "export",
+        "List the devices that are known, each figure with its source.",
+        "targets",
+    ),
+    "detect": Verb(
+        "detect:detect_command",
+        "export",
+        "Say what this machine is, and what no file says.",
+        "detect",
+    ),
+    "build-engine": Verb(
+        "build_engine:build_engine_command",
+        "tensorrt",
+        "Build a bundle's TensorRT engine on this device.",
+        "build-engine",
+    ),
+    "build-native": Verb(
+        "build_native:build_native_command",
+        "ort",
+        "Compile a bundle's C source into a library.",
+        "build-native",
+    ),
+    "retarget": Verb(
+        "retarget:retarget_command", "export", "Write bundles again for another device.", "retarget"
+    ),
+    "wear": Verb(
+        "wear:wear", "ort", "Show how long the flash lasts under each snapshot policy.", "wear"
+    ),
+}
 GROUPS: dict[str, Group] = {
-    "model": Group(
-        "Models of the zoo, and numbers that export applies.",
-        {
-            "list": Verb("zoo:zoo", "export", "List the models that come with stategate.", "zoo"),
-            "ranges": Verb(
-                "calibrate:ranges",
-                "export",
-                "Measure how large a float bundle's tensors become in closed loop.",
-                "ranges",
-            ),
-            "sensitivity": Verb(
-                "sensitivity:sensitivity",
-                "export",
-                "Propose a precision plan under a bound on output error and gate flips.",
-                "sensitivity",
-            ),
-            "recalibrate": Verb(
-                "calibrate:recalibrate",
-                "export",
-                "Choose the threshold at which a quantised bundle decides like the float one.",
-                "recalibrate",
-            ),
-            "train-gate": Verb(
-                "train_gates:train_gate_command",
-                "export",
-                "Train a write gate for a frozen model.",
-                "train-gate",
-            ),
-            "train-retention": Verb(
-                "train_gates:train_retention_command",
-                "export",
-                "Train the retention gates of a frozen TRIM-KV.",
-                "train-retention",
-            ),
-        },
-    ),
+    "model": Group("Models of the zoo, and numbers that export applies.", _MODEL),
     "episodes": Group(
-        "Recorded inputs: make them, record them, look into them.",
-        {
-            "show": Verb("record:episodes", "ort", "Say what is in recorded episodes."),
-            "zoo": Verb(
-                "zoo:episode", "export", "Write a held-out episode of a zoo model.", "episode"
-            ),
-            "wav": Verb("record:episode_wav", "ort", "Cut sound into episodes.", "episode-wav"),
-            "gym": Verb(
-                "record:episode_gym",
-                "gym",
-                "Write what an expert sees in a Gymnasium environment.",
-                "episode-gym",
-            ),
-            "record": Verb(
-                "record:record", "ort", "Step a bundle and record what it is given.", "record"
-            ),
-        },
-        "show",
+        "Recorded inputs: make them, record them, look into them.", _EPISODES, "show"
     ),
-    "bench": Group(
-        "Measure bundles: step times, tails, memory, energy.",
-        {
-            "run": Verb("bench:run", "bench", "Measure bundles on this machine."),
-            "report": Verb("bench:report", "bench", "Draw page and Markdown of a result anew."),
-            "compare": Verb("bench:compare_command", "bench", "Tell whether one is slower."),
-            "overhead": Verb(
-                "measure:bench_overhead",
-                "bench",
-                "Time a counted step beside plain ONNX Runtime.",
-                "bench-overhead",
-            ),
-            "pace": Verb(
-                "measure:pace", "bench", "Time a step of several bundles in one run.", "pace"
-            ),
-            "soak": Verb(
-                "measure:soak",
-                "bench",
-                "Step a bundle a million times and look for growth.",
-                "soak",
-            ),
-            "plot": Verb("measure:plot", "bench", "Draw memory and writes of a run.", "plot"),
-        },
-        "run",
-    ),
-    "device": Group(
-        "Targets, and what is compiled for one.",
-        {
-            "targets": Verb(
-                "targets:targets",
-                "export",
-                "List the devices that are known, each figure with its source.",
-                "targets",
-            ),
-            "detect": Verb(
-                "detect:detect_command",
-                "export",
-                "Say what this machine is, and what could not be found out.",
-                "detect",
-            ),
-            "build-engine": Verb(
-                "build_engine:build_engine_command",
-                "tensorrt",
-                "Build a bundle's TensorRT engine on this device.",
-                "build-engine",
-            ),
-            "build-native": Verb(
-                "build_native:build_native_command",
-                "ort",
-                "Compile a bundle's C source into a library.",
-                "build-native",
-            ),
-            "retarget": Verb(
-                "retarget:retarget_command",
-                "export",
-                "Write bundles again for another device, those that fit.",
-                "retarget",
-            ),
-            "wear": Verb(
-                "wear:wear",
-                "ort",
-                "Show how long the flash lasts under each snapshot policy.",
-                "wear",
-            ),
-        },
-    ),
+    "bench": Group("Measure bundles: step times, tails, memory, energy.", _BENCH, "run"),
+    "device": Group("Targets, and what is compiled for one.", _DEVICE),
 }
 COMPLETION = Verb("completion:completion", "", "Print what completes verbs and options in a shell.")
 

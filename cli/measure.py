@@ -1,45 +1,50 @@
-"""``stategate plot``, ``stategate bench-overhead``, ``stategate pace`` and ``stategate soak``."""
+"""``stategate bench plot``, ``overhead``, ``pace`` and ``soak``."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from stategate.cli.options import json_option
+from stategate.cli.options import (
+    ANY_PATH,
+    COUNT,
+    bundle_argument,
+    bundles_argument,
+    episode_option,
+    group_of,
+    json_option,
+    option,
+    out_option,
+    steps_option,
+)
+from stategate.cli.show import show, show_paths
 from stategate.common.console import progress
 from stategate.contract import load_episode
-from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.durable import check_writable
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from stategate.bench.measure.soak import Soak
+    from stategate.bench.measure.turns import Overhead
 
-
-def _in_turns(command: F) -> F:
-    """The options of what is timed burst by burst."""
-    positive = click.IntRange(min=1)
-    rounds = click.option(
-        "--rounds", type=positive, default=20, show_default=True, help="Bursts of each."
-    )
-    burst = click.option(
-        "--burst", type=positive, default=500, show_default=True, help="Steps in a burst."
-    )
-    return rounds(burst(command))
+_in_turns = group_of(
+    option("--rounds", type=COUNT, default=20, help="Bursts of each."),
+    option("--burst", type=COUNT, default=500, help="Steps in a burst."),
+)
 
 
-def _finish(result: Any, out: Path | None, as_json: bool, lines: list[str]) -> None:
-    """Write a result where it is asked for, and print it as JSON or in words."""
-    record = json.dumps(result, indent=2)
-    if out is not None:
-        write_whole(out, record.encode() + b"\n")
-    click.echo(record if as_json else "\n".join(lines))
+def _record_in(out: Path | None, name: str = "") -> Path | None:
+    """Where a record goes, which is looked at before anything is measured."""
+    path = out / name if out is not None else None
+    if path is not None:
+        check_writable(path)
+    return path
 
 
 @click.command()
-@click.argument("ledger", type=click.Path(path_type=Path))
+@click.argument("ledger", type=ANY_PATH)
 @json_option
 def plot(ledger: Path, as_json: bool) -> None:
     """Draw the memory and the writes of a run next to its LEDGER, as PNG and SVG.
@@ -50,14 +55,13 @@ def plot(ledger: Path, as_json: bool) -> None:
     """
     from stategate.bench.report.plots import draw_run, read_run
 
-    paths = draw_run(read_run(ledger), ledger.with_name("memory"))
-    click.echo(json.dumps([str(p) for p in paths]) if as_json else "\n".join(map(str, paths)))
+    show_paths(draw_run(read_run(ledger), ledger.with_name("memory")), as_json)
 
 
 @click.command("bench-overhead")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@bundle_argument
 @_in_turns
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for overhead.json.")
+@out_option("Folder for overhead.json.", required=False)
 @json_option
 def bench_overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:
     """Compare a counted step of BUNDLE with plain ONNX Runtime, in turns and in one run.
@@ -66,32 +70,33 @@ def bench_overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_j
     Example:
       stategate bench overhead build/aura --out build/bench
     """
-    path = out / "overhead.json" if out is not None else None
-    if path is not None:
-        check_writable(path)
+    path = _record_in(out, "overhead.json")
 
     from stategate.bench.measure.turns import measure_overhead
 
     with progress(rounds + 1, "measuring") as report:
         result = measure_overhead(bundle, rounds, burst, report)
-    lines = [
-        f"{way.name:<44} p50 {way.p50_us:6.1f} us  p99 {way.p99_us:6.1f} us  "
-        f"best round {way.best_round_p50_us:6.1f} us"
-        for way in result.ways
-    ]
-    lines += [
+    show(result, as_json, _overhead(result), path)
+
+
+def _overhead(result: Overhead) -> Iterator[str]:
+    for way in result.ways:
+        yield (
+            f"{way.name:<44} p50 {way.p50_us:6.1f} us  p99 {way.p99_us:6.1f} us  "
+            f"best round {way.best_round_p50_us:6.1f} us"
+        )
+    yield (
         f"checks for NaN and Inf: {result.guard_quiet_us:.2f} us in a quiet step, "
-        f"{result.guard_write_us:.2f} us in a write",
-        f"session with budget over the fastest bound call: {result.ratio:.2f}",
-        f"plain session over run(): {result.session_over_run:.2f}",
-    ]
-    _finish(asdict(result), path, as_json, lines)
+        f"{result.guard_write_us:.2f} us in a write"
+    )
+    yield f"session with budget over the fastest bound call: {result.ratio:.2f}"
+    yield f"plain session over run(): {result.session_over_run:.2f}"
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@bundles_argument
 @_in_turns
-@click.option("--out", type=click.Path(path_type=Path), help="The list (.json).")
+@out_option("The list (.json).", required=False)
 @json_option
 def pace(
     bundles: tuple[Path, ...], rounds: int, burst: int, out: Path | None, as_json: bool
@@ -102,29 +107,21 @@ def pace(
     Example:
       stategate bench pace build/float build/int8
     """
-    if out is not None:
-        check_writable(out)
+    path = _record_in(out)
 
     from stategate.bench.measure.turns import measure_pace
 
     with progress(rounds + 1, "measuring") as report:
         result = measure_pace(bundles, rounds, burst, report)
-    lines = [f"{p.bundle}: p50 {p.p50_us:.1f} us, {p.ratio:.2f} times the first" for p in result]
-    _finish([asdict(one) for one in result], out, as_json, lines)
+    lines = (f"{p.bundle}: p50 {p.p50_us:.1f} us, {p.ratio:.2f} times the first" for p in result)
+    show(result, as_json, lines, path)
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--episode",
-    "episode_path",
-    type=click.Path(exists=True, path_type=Path),
-    help="Recorded inputs, a .npz or a folder of them; the golden episode if left out.",
-)
-@click.option(
-    "--steps", type=click.IntRange(min=40_000), default=1_000_000, show_default=True, help="Steps."
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for soak.json.")
+@bundle_argument
+@episode_option("; the golden episode if left out.", "episode_path")
+@steps_option("Steps.", 1_000_000, click.IntRange(min=40_000))
+@out_option("Folder for soak.json.", required=False)
 @json_option
 def soak(
     bundle: Path, episode_path: Path | None, steps: int, out: Path | None, as_json: bool
@@ -135,25 +132,30 @@ def soak(
     Example:
       stategate bench soak build/aura --steps 1000000 --out build/bench
     """
-    path = out / "soak.json" if out is not None else None
-    if path is not None:
-        check_writable(path)
+    path = _record_in(out, "soak.json")
 
     from stategate.bench.measure.soak import run_soak
 
     episode = load_episode(episode_path, steps) if episode_path else None
     with progress(steps, "soaking") as report:
         result = run_soak(bundle, episode, steps, report)
+    show(result, as_json, _soaked(result), path)
+
+
+def _soaked(result: Soak) -> Iterator[str]:
     slope = result.rss_slope_bytes_per_million_steps
     change = "too few for a slope" if slope is None else f"{slope:+,.0f} bytes per million steps"
-    lines = [
-        f"{result.steps:,} steps of {result.model}, {result.writes:,} writes",
+    yield f"{result.steps:,} steps of {result.model}, {result.writes:,} writes"
+    yield (
         f"resident memory grew by {result.rss_growth_bytes:,} bytes after the first "
-        f"{result.warm_steps:,} steps, in {result.rss_jumps} jumps; {change}",
+        f"{result.warm_steps:,} steps, in {result.rss_jumps} jumps; {change}"
+    )
+    yield (
         f"as long a loop of ONNX Runtime alone grew by {result.engine_rss_growth_bytes:,} bytes, "
-        f"an empty one by {result.empty_rss_growth_bytes:,}",
-        f"Python objects grew by {result.python_growth_bytes:,} bytes",
+        f"an empty one by {result.empty_rss_growth_bytes:,}"
+    )
+    yield f"Python objects grew by {result.python_growth_bytes:,} bytes"
+    yield (
         f"p99 of the first {result.window:,} steps {result.p99_first_us:.1f} us, "
-        f"of the last {result.p99_last_us:.1f} us",
-    ]
-    _finish(asdict(result), path, as_json, lines)
+        f"of the last {result.p99_last_us:.1f} us"
+    )

@@ -13,13 +13,47 @@ import click
 from click.core import ParameterSource
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
-Option = Callable[[Verb], Verb]
 Value = TypeVar("Value")
 
 STEPS = 1000
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-target_option = click.option("--target", help="Device it is for; this machine's if left out.")
+
+class Number(click.FloatRange):
+    """A finite number of a range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Refuse NaN, which is neither too small nor too large, and infinity."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+COUNT, INDEX = click.IntRange(min=1), click.IntRange(min=0)
+SHARE, PRICE, POSITIVE = Number(0, 1), Number(min=0), Number(min=0, min_open=True)
+ANY_PATH = click.Path(path_type=Path)
+EXISTING = click.Path(exists=True, path_type=Path)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def option(*names: str, **settings: Any) -> Callable[[Verb], Verb]:
+    """An option whose help shows its default."""
+    return click.option(*names, show_default=True, **settings)
+
+
+def flag(name: str, text: str, *names: str) -> Callable[[Verb], Verb]:
+    """An option without a value."""
+    return click.option(name, *names, is_flag=True, help=text)
+
+
+def repeated(name: str, metavar: str, text: str, *names: str) -> Callable[[Verb], Verb]:
+    """An option that may stand several times."""
+    return click.option(name, *names, multiple=True, metavar=metavar, help=text)
 
 
 def group_of(*options: Callable[[Any], Any]) -> Callable[[Verb], Verb]:
@@ -31,119 +65,122 @@ def group_of(*options: Callable[[Any], Any]) -> Callable[[Verb], Verb]:
     return add
 
 
-def out_option(text: str, *, folder: bool = True) -> Callable[[Verb], Verb]:
-    """``--out``, which every verb needs that has it."""
-    kind = click.Path(path_type=Path) if folder else click.Path(dir_okay=False, path_type=Path)
-    return click.option("--out", type=kind, required=True, help=text)
+def out_option(text: str, kind: click.Path = ANY_PATH, **settings: Any) -> Callable[[Verb], Verb]:
+    """``--out``, which a verb needs unless ``required`` says otherwise."""
+    return option("--out", type=kind, help=text, **{"required": True, **settings})
 
 
-ranges_option = click.option(
-    "--ranges",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Ranges of activations, from: stategate ranges.",
+def episode_option(text: str, *names: str, **settings: Any) -> Callable[[Verb], Verb]:
+    """``--episode``, one file or folder."""
+    help_ = f"Recorded inputs, a .npz or a folder of them{text}"
+    return click.option("--episode", *names, type=EXISTING, **{"help": help_, **settings})
+
+
+def steps_option(
+    text: str, default: int | None, kind: click.IntRange = COUNT
+) -> Callable[[Verb], Verb]:
+    """``--steps``."""
+    return option("--steps", type=kind, default=default, help=text)
+
+
+def seed_option(text: str = "Of everything drawn.", default: int = 0) -> Callable[[Verb], Verb]:
+    """``--seed``."""
+    return option("--seed", type=INDEX, default=default, help=text)
+
+
+bundle_argument = click.argument("bundle", type=ANY_PATH)
+bundles_argument = click.argument("bundles", nargs=-1, required=True, type=ANY_PATH)
+json_option = flag("--json", "Print the result as JSON.", "as_json")
+root_option = option(
+    "--root",
+    type=ANY_PATH,
+    default=Path("/"),
+    help="Where etc, proc, sys, usr and dev lie; a copy of another machine's.",
 )
-precision_options = group_of(
-    click.option(
-        "--precision",
-        default="float32",
-        show_default=True,
-        help="float32, float16-weights, int8-weights, int4-weights, int8, or a plan's .json file.",
-    ),
-    ranges_option,
+target_option = click.option("--target", help="Device it is for; this machine's if left out.")
+engine_option = option(
+    "--engine",
+    default="auto",
+    help="What steps it, such as native or tensorrt; several by commas are tried in turn.",
+)
+ranges_option = click.option(
+    "--ranges", type=EXISTING_FILE, help="Ranges of activations, from: stategate model ranges."
 )
 accept_option = click.option(
     "--accept",
     metavar="WHO: WHY",
-    help="Write a candidate that is beyond its limits; the receipt keeps who did, and why.",
+    help="Take a candidate that is beyond its limits; the receipt keeps who did, and why.",
 )
+
+
+def precision_option(default: str, text: str) -> Callable[[Verb], Verb]:
+    """``--precision``."""
+    return option("--precision", default=default, help=text)
+
+
 state_options = group_of(
-    click.option(
+    repeated(
         "--state-storage",
-        multiple=True,
-        metavar="STATE=KIND",
-        help="How a state is stored between steps: float16, int8 (a scale for each row) or "
+        "STATE=KIND",
+        "How a state is stored between steps: float16, int8 (a scale for each row) or "
         "int8-tensor; repeat. KIND alone is for every guarded float32 state.",
     ),
-    click.option(
-        "--error-feedback",
-        is_flag=True,
-        help="Keep what rounding to int8 left over, one more int8 for each element.",
-    ),
-    click.option(
+    flag("--error-feedback", "Keep what rounding to int8 left over, one more int8 an element."),
+    option(
         "--max-output-error",
-        type=click.FloatRange(min=0, min_open=True),
+        type=POSITIVE,
         help="In lower precision: refuse it at once if an output's error, relative to its size, is "
         "larger in the check; left to the drift test if left out.",
     ),
-    click.option(
+    option(
         "--max-flip-rate",
-        type=click.FloatRange(min=0, max=1),
+        type=SHARE,
         help="In lower precision: refuse it at once if a larger share of gate decisions differs in "
         "the check; left to the drift test if left out.",
     ),
 )
-engines_option = click.option(
+engines_option = option(
     "--engines",
     type=click.Choice(["onnxruntime", "onnxruntime,native", "native"]),
     default="onnxruntime",
-    show_default=True,
     help="What the bundle can be stepped with; onnxruntime,native adds C source and a library "
     "made of it, where that can be had, and native alone refuses a bundle without it.",
 )
-safe_option = click.option(
+safe_option = repeated(
     "--safe",
-    multiple=True,
-    metavar="OUTPUT=VALUE",
-    help="What an output answers where a step fails before there is a good answer: one number, "
+    "OUTPUT=VALUE",
+    "What an output answers where a step fails before there is a good answer: one number, "
     "or one for each element with commas between. Repeat: for every output or none.",
 )
-engine_options = group_of(
-    click.option(
-        "--split",
-        type=click.Choice(["auto", "read-write", "quiet", "fused"]),
-        default="auto",
-        show_default=True,
-        help="Whether a step is run in one graph, or in one that reads and one that writes where "
-        "a gate opens; auto takes what is cheaper, by measurement where no --target is given.",
-    ),
-    engines_option,
-    safe_option,
+split_option = option(
+    "--split",
+    type=click.Choice(["auto", "read-write", "quiet", "fused"]),
+    default="auto",
+    help="Whether a step is run in one graph, or in one that reads and one that writes where "
+    "a gate opens; auto takes what is cheaper, by measurement where no --target is given.",
 )
+check_steps_option = steps_option("Closed-loop steps of the check.", STEPS)
 input_options = group_of(
-    click.option(
-        "--episode",
-        type=click.Path(exists=True, path_type=Path),
+    episode_option(
+        "",
         help="Inputs of the check, a .npz or a folder of them, repeated if short; the benchmark "
         "of a zoo model or random numbers if left out.",
     ),
-    click.option(
+    repeated(
         "--range",
-        "input_ranges",
-        multiple=True,
-        metavar="INPUT=LOW:HIGH",
-        help="Draw random numbers of an input evenly from LOW to HIGH, both included for "
+        "INPUT=LOW:HIGH",
+        "Draw random numbers of an input evenly from LOW to HIGH, both included for "
         "integers; repeat.",
+        "input_ranges",
     ),
-    click.option(
-        "--steps",
-        type=click.IntRange(min=1),
-        default=STEPS,
-        show_default=True,
-        help="Closed-loop steps of the check.",
-    ),
+    check_steps_option,
 )
-
-
-BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
 gate_option = click.option("--gate", help="Which hard gate, where there are several.")
 cluster_option = click.option(
     "--cluster",
     metavar="ADDRESS",
     help="Roll the episodes on a Dask cluster, which finds the files under the same paths: local "
     "for the cores of this machine, or a scheduler such as tcp://10.0.0.7:8786.",
-)
-seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything drawn."
 )
 
 
@@ -154,7 +191,7 @@ def episodes_option(text: str, *, required: bool = False) -> Callable[[Verb], Ve
         "episodes",
         multiple=True,
         required=required,
-        type=click.Path(exists=True, path_type=Path),
+        type=EXISTING,
         help=f"{text} (.npz, or a folder of them); repeat for more."
         + ("" if required else " For a zoo model its own benchmark, if left out."),
     )
@@ -162,22 +199,10 @@ def episodes_option(text: str, *, required: bool = False) -> Callable[[Verb], Ve
 
 def zoo_options(least: int) -> Callable[[Verb], Verb]:
     """``--steps`` and ``--episodes`` of a zoo model's own benchmark."""
+    most = click.IntRange(min=least)
     return group_of(
-        click.option(
-            "--steps",
-            type=click.IntRange(min=1),
-            default=2048,
-            show_default=True,
-            help="Of each episode, for the zoo.",
-        ),
-        click.option(
-            "--episodes",
-            "count",
-            type=click.IntRange(min=least),
-            default=4,
-            show_default=True,
-            help="How many, for the zoo.",
-        ),
+        steps_option("Of each episode, for the zoo.", 2048),
+        option("--episodes", "count", type=most, default=4, help="How many, for the zoo."),
     )
 
 
@@ -191,16 +216,8 @@ def by_name(
 ) -> dict[str, Value]:
     """What a repeated option of the form ``NAME=VALUE`` says.
 
-    Args:
-        texts: As they were typed.
-        option: Its name, for messages.
-        value: Reads the text behind the equals sign; ValueError where it is no value.
-        form: For messages.
-        everything: The name that a value alone is for; None where a name is needed.
-        last: Whether the last equals sign divides the two, because names may hold others.
-
-    Raises:
-        BadParameter: One is not of its form, or a name is given twice.
+    ``everything`` is the name that a value alone is for; with ``last`` the last equals sign divides
+    name and value, because names may hold others.
     """
     values: dict[str, Value] = {}
     for text in texts:

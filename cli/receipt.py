@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from shlex import quote
 
 import click
-import msgspec
 
+from stategate.cli.show import Line, show
 from stategate.contract import Bundle, Manifest, Verification
 from stategate.contract.reading import printable
 from stategate.contract.receipts import NOISE
@@ -19,29 +19,21 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
     if manifest.no_native:
         reason = printable(manifest.no_native, 1000).replace("BUNDLE", quote(str(bundle.path)))
         _warn(f"no native {missing_part(manifest)}, onnxruntime steps this bundle: {reason}")
-    if as_json:
-        facts = {
-            "path": str(bundle.path),
-            "digest": bundle.digest,
-            "model": manifest.model.name,
-            "target": manifest.target.name if manifest.target else None,
-            "state_bytes": manifest.state_bytes,
-            "sessions": manifest.sessions,
-            "observations": manifest.metadata.get("observations"),
-            "standing": manifest.standing,
-            "verification": msgspec.to_builtins(receipt),
-            "no_native": manifest.no_native,
-        }
-        click.echo(json.dumps(facts, indent=2))
+    record = {
+        "path": str(bundle.path),
+        "digest": bundle.digest,
+        "model": manifest.model.name,
+        "target": manifest.target.name if manifest.target else None,
+        "state_bytes": manifest.state_bytes,
+        "sessions": manifest.sessions,
+        "observations": manifest.metadata.get("observations"),
+        "standing": manifest.standing,
+        "verification": receipt,
+        "no_native": manifest.no_native,
+    }
+    show(record, as_json, _receipt(bundle))
+    if receipt is None or as_json:
         return
-    click.echo(f"{bundle.path}: {manifest.model.name}, {manifest.state_bytes:,} bytes of memory")
-    if "observations" in manifest.metadata:
-        click.echo(f"observations: {printable(manifest.metadata['observations'])}")
-    if manifest.is_lower:
-        click.echo(printable(manifest.precision_words))
-    if receipt is None:
-        return
-    click.echo(f"{manifest.verdict} over {result_of(receipt)}")
     if receipt.accepted is not None:
         _warn(f"accepted beyond its limits by {receipt.accepted}")
     if manifest.standing == "candidate":
@@ -51,6 +43,17 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
         )
     for doubt, remedy in doubts(manifest):
         _warn(f"note: {doubt}{remedy and f'; {remedy}'}")
+
+
+def _receipt(bundle: Bundle) -> Iterator[Line]:
+    manifest = bundle.manifest
+    yield f"{bundle.path}: {manifest.model.name}, {manifest.state_bytes:,} bytes of memory"
+    if "observations" in manifest.metadata:
+        yield f"observations: {printable(manifest.metadata['observations'])}"
+    if manifest.is_lower:
+        yield printable(manifest.precision_words)
+    if manifest.verification is not None:
+        yield f"{manifest.verdict} over {result_of(manifest.verification)}"
 
 
 def result_of(receipt: Verification) -> str:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from stategate.cli.options import group_of, json_option, out_option
+from stategate.cli.options import (
+    COUNT,
+    EXISTING,
+    EXISTING_FILE,
+    INDEX,
+    POSITIVE,
+    bundle_argument,
+    episode_option,
+    group_of,
+    json_option,
+    option,
+    out_option,
+    seed_option,
+    steps_option,
+)
+from stategate.cli.show import show
 from stategate.common.console import progress
 from stategate.common.ending import StopRequest, stop_request
 from stategate.common.user_file import build_from_file, check_source
@@ -26,41 +39,21 @@ from stategate.runtime.session import Session
 
 _SEED = 2_000_003
 
-
 _out = group_of(out_option("The folder."), json_option)
 _loop = group_of(
-    click.option(
-        "--episodes", type=click.IntRange(min=1), default=1, show_default=True, help="How many."
-    ),
-    click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=_SEED,
-        show_default=True,
-        help="Of the first episode; the next ones count up.",
-    ),
-    click.option(
-        "--rate", type=click.FloatRange(min=0, min_open=True), help="Steps per second, if known."
-    ),
+    option("--episodes", type=COUNT, default=1, help="How many."),
+    seed_option("Of the first episode; the next ones count up.", _SEED),
+    option("--rate", type=POSITIVE, help="Steps per second, if known."),
 )
 
 
 @click.command("episode-wav")
-@click.argument(
-    "files",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-)
-@click.option("--input", "name", required=True, help="Input of the model that takes a window.")
-@click.option("--window", type=click.IntRange(min=1), required=True, help="Samples of a step.")
-@click.option(
-    "--hop", type=click.IntRange(min=1), help="Samples between two steps; the window if left out."
-)
-@click.option(
-    "--channel", type=click.IntRange(min=0), default=0, show_default=True, help="Counted from 0."
-)
-@click.option(
+@click.argument("files", nargs=-1, required=True, type=EXISTING_FILE)
+@option("--input", "name", required=True, help="Input of the model that takes a window.")
+@option("--window", type=COUNT, required=True, help="Samples of a step.")
+@option("--hop", type=COUNT, help="Samples between two steps; the window if left out.")
+@option("--channel", type=INDEX, default=0, help="Counted from 0.")
+@option(
     "--rate-hz",
     type=click.IntRange(1, 768_000),
     help="Samples per second that the model hears; those of the file if left out.",
@@ -86,27 +79,18 @@ def episode_wav(
     if len({path.stem for path in files}) < len(files):
         raise ResultError("two files have one name", expected="names that differ")
     cut = (name, window, hop or window, channel, rate_hz)
-    made = ((path.stem, wav_episode(path, *cut)) for path in files)
-    _write(out, made, as_json)
+    _write(out, ((path.stem, wav_episode(path, *cut)) for path in files), as_json)
 
 
 @click.command("episode-gym")
 @click.argument("env_id")
-@click.option(
+@option(
     "--policy",
     required=True,
     help="path/to/file.py:factory; what it makes maps an observation to an action.",
 )
-@click.option(
-    "--input", "name", default="x", show_default=True, help="Input that observations go to."
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Most of an episode.",
-)
+@option("--input", "name", default="x", help="Input that observations go to.")
+@steps_option("Most of an episode.", 1000)
 @_loop
 @_out
 def episode_gym(
@@ -137,33 +121,25 @@ def episode_gym(
         act = build_from_file(policy, EpisodeError)
         if not callable(act):
             raise EpisodeError(f"{policy} gives no function", found=type(act).__name__)
-        seen = gym.observations(env, act, seed + index, steps)
-        array = np.stack([gym.as_input(o, "float32") for o in seen])
-        told = f"{env_id}, seed {seed + index}, acted in by {Path(policy).name}"
-        return Episode({name: array}, rate_hz=rate, provenance=told)
+        observations = gym.observations(env, act, seed + index, steps)
+        array = np.stack([gym.as_input(one, "float32") for one in observations])
+        provenance = f"{env_id}, seed {seed + index}, acted in by {Path(policy).name}"
+        return Episode({name: array}, rate_hz=rate, provenance=provenance)
 
     with gym.make(env_id) as env:
         _write(out, ((f"episode-{i:06d}", one(i)) for i in range(episodes)), as_json)
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--gym", "env_id", help="Gymnasium environment that the bundle acts in.")
-@click.option(
-    "--episode",
-    "episode_path",
-    type=click.Path(exists=True, path_type=Path),
-    help="Recorded inputs, a .npz or a folder of them.",
-)
-@click.option(
-    "--output", help="With --gym: the output that is the action, where there are several."
-)
-@click.option("--steps", type=click.IntRange(min=1), help="Most of an episode; 1000 with --gym.")
-@click.option(
+@bundle_argument
+@option("--gym", "env_id", help="Gymnasium environment that the bundle acts in.")
+@episode_option(".", "episode_path")
+@option("--output", help="With --gym: the output that is the action, where there are several.")
+@steps_option("Most of an episode; 1000 with --gym.", None)
+@option(
     "--block",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=BLOCK_STEPS,
-    show_default=True,
     help="Steps of a file; two blocks are held in memory.",
 )
 @_loop
@@ -196,13 +172,13 @@ def record(
     check_writable(out / "x.npz")
     with stop_request() as stop, Session.open(bundle) as session:
         if episode_path is not None:
-            given = load_episode(episode_path, steps)
-            given.check(session.manifest.step)
-            rate = rate if rate is not None else given.rate_hz
+            played = load_episode(episode_path, steps)
+            played.check(session.manifest.step)
+            rate = rate if rate is not None else played.rate_hz
         with Recorder(session, out, steps=block, rate_hz=rate, wait_for_disk=True) as recorder:
             if episode_path is not None:
-                with progress(given.steps, "recording") as report:
-                    for t, inputs in enumerate(given):
+                with progress(played.steps, "recording") as report:
+                    for t, inputs in enumerate(played):
                         recorder.step(**inputs)
                         report(t + 1)
                         if stop:
@@ -215,7 +191,7 @@ def record(
             f"{done.lost_steps:,} steps were stepped and not recorded", found=done.problem
         )
     text = f"{out}: {done.steps:,} steps in {done.files:,} files, {done.bytes:,} bytes"
-    click.echo(json.dumps(asdict(done), indent=2) if as_json else text)
+    show(done, as_json, [text])
     if stop:
         raise stop.stopped(f"{done.steps:,} steps are recorded")
 
@@ -234,10 +210,11 @@ def _act(
 
     with gym.make(env_id) as env:
         wiring = gym.Wiring(session.manifest.step, env.action_space, output)
-        taken = wiring.input
+        port = wiring.input
 
-        def act(seen: Array) -> Any:
-            outputs = recorder.step(**{taken.name: gym.as_input(seen, taken.dtype, taken.shape)})
+        def act(observation: Array) -> Any:
+            array = gym.as_input(observation, port.dtype, port.shape)
+            outputs = recorder.step(**{port.name: array})
             return wiring.action(outputs[wiring.output])
 
         with progress(episodes, "recording") as report:
@@ -250,22 +227,21 @@ def _act(
                 report(index + 1)
 
 
-def _write(out: Path, made: Iterable[tuple[str, Episode]], as_json: bool) -> None:
+def _write(out: Path, episodes: Iterable[tuple[str, Episode]], as_json: bool) -> None:
     """Write episodes one by one; none takes the place of a file that is there."""
     rows: list[dict[str, Any]] = []
-    for name, episode in made:
+    for name, episode in episodes:
         path = out / f"{name}.npz"
         if path.exists():
             raise ResultError("an episode of that name is there", found=path)
         episode.check_finite(name)
         write_whole(path, episode.to_bytes())
         rows.append({"path": str(path), "steps": episode.steps, "rate_hz": episode.rate_hz})
-    text = "\n".join(f"{row['path']}: {row['steps']:,} steps" for row in rows)
-    click.echo(json.dumps(rows, indent=2) if as_json else text)
+    show(rows, as_json, (f"{row['path']}: {row['steps']:,} steps" for row in rows))
 
 
 @click.command()
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("path", type=EXISTING)
 @json_option
 def episodes(path: Path, as_json: bool) -> None:
     """Read PATH, an episode or a folder of them, from end to end, and say what is in it.
@@ -274,29 +250,31 @@ def episodes(path: Path, as_json: bool) -> None:
     Example:
       stategate episodes show build/recorded
     """
-    found = EpisodeSet.open(path)
-    with progress(found.steps, "reading") as report:
+    recordings = EpisodeSet.open(path)
+    with progress(recordings.steps, "reading") as report:
         done = 0
-        for file in found.files:
+        for file in recordings.files:
             for block in file.blocks():
                 done += block.steps
                 report(done)
     facts = {
-        "episodes": len(found),
-        "steps": found.steps,
-        "rate_hz": found.rate_hz,
-        "form": {key: [dtype, *shape] for key, (dtype, shape) in found.files[0].form.items()},
-        "digest": found.digest,
+        "episodes": len(recordings),
+        "steps": recordings.steps,
+        "rate_hz": recordings.rate_hz,
+        "form": {key: [dtype, *shape] for key, (dtype, shape) in recordings.files[0].form.items()},
+        "digest": recordings.digest,
         "files": [
-            {"name": f.name, "steps": f.steps, "provenance": f.provenance} for f in found.files
+            {"name": f.name, "steps": f.steps, "provenance": f.provenance} for f in recordings.files
         ],
     }
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    rate = f" at {found.rate_hz:g} Hz" if found.rate_hz is not None else ""
-    click.echo(f"{len(found):,} episodes, {found.steps:,} steps{rate}, digest {found.digest}")
-    for key, (dtype, shape) in found.files[0].form.items():
-        click.echo(f"  {key}: {dtype} {list(shape)}")
-    for file in found.files:
-        click.echo(f"  {printable(file.name)}: {file.steps:,} steps  {printable(file.provenance)}")
+    show(facts, as_json, _contents(recordings))
+
+
+def _contents(recordings: EpisodeSet) -> Iterator[str]:
+    rate = f" at {recordings.rate_hz:g} Hz" if recordings.rate_hz is not None else ""
+    count, steps = len(recordings), recordings.steps
+    yield f"{count:,} episodes, {steps:,} steps{rate}, digest {recordings.digest}"
+    for key, (dtype, shape) in recordings.files[0].form.items():
+        yield f"  {key}: {dtype} {list(shape)}"
+    for file in recordings.files:
+        yield f"  {printable(file.name)}: {file.steps:,} steps  {printable(file.provenance)}"

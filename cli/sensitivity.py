@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stategate.cli.options import (
+    FILE,
+    FOLDER,
+    POSITIVE,
+    SHARE,
     input_options,
     input_ranges_of,
     json_option,
+    option,
     out_option,
+    precision_option,
     ranges_option,
 )
+from stategate.cli.show import show
 from stategate.contract import canonical_json
 from stategate.contract.durable import check_writable, write_whole
 from stategate.contract.precision import PrecisionPlan
@@ -26,33 +34,28 @@ if TYPE_CHECKING:
 @click.command()
 @model_argument
 @input_options
-@click.option(
-    "--precision",
-    default="int8-weights",
-    show_default=True,
-    help="Preset or plan to begin with; what it keeps in float is not tried.",
+@precision_option(
+    "int8-weights", "Preset or plan to begin with; what it keeps in float is not tried."
 )
 @ranges_option
-@click.option(
+@option(
     "--max-output-error",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     default=0.05,
-    show_default=True,
     help="Largest error of an output, relative to its size.",
 )
-@click.option(
+@option(
     "--max-flip-rate",
-    type=click.FloatRange(min=0, max=1),
+    type=SHARE,
     default=0.001,
-    show_default=True,
     help="Share of gate decisions that may differ.",
 )
-@click.option(
+@option(
     "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder of trials that were made before; next to the plan if left out.",
 )
-@out_option("The plan (.json).", folder=False)
+@out_option("The plan (.json).", FILE)
 @json_option
 def sensitivity(
     model: str,
@@ -83,23 +86,20 @@ def sensitivity(
 
     proposal = propose(model, cache or out.with_name(f"{out.stem}-trials"), **options)
     write_whole(out, canonical_json(proposal.plan))
-    if as_json:
-        click.echo(canonical_json(proposal), nl=False)
-        return
-    _print(proposal, out)
+    show(proposal, as_json, _lines(proposal, out))
 
 
-def _print(proposal: Proposal, out: Path) -> None:
+def _lines(proposal: Proposal, out: Path) -> Iterator[str]:
     final = proposal.together[-1]
     width = max(len(trial.groups[0]) for trial in proposal.alone)
     for trial in proposal.alone:
         mark = "" if trial.groups[0] in final.groups else "  <- kept in float"
-        click.echo(
+        yield (
             f"{trial.groups[0]:<{width}}  {trial.elements:>9,} weights, alone: output error "
             f"{trial.output_error:.3g}, {trial.flip_rate:.3%} of decisions flipped{mark}"
         )
     weights = sum(trial.elements for trial in proposal.alone)
-    click.echo(
+    yield (
         f"together: {final.elements:,} of {weights:,} weights, output error "
         f"{final.output_error:.3g}, {final.flip_rate:.3%} of decisions flipped: {out}"
     )

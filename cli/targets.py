@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from typing import Any
 
 import click
 import msgspec
 
-from stategate.cli.options import json_option
+from stategate.cli.options import flag, json_option
+from stategate.cli.show import show as print_result
 from stategate.common.ending import CommandGroup
 from stategate.common.tables import markdown_table, text_table
 from stategate.targets.ladder import load_ladder
@@ -20,7 +21,7 @@ HEADS = ("target", "memory", "reserve", "bandwidth", "dense int8", "CPU", "onnxr
 
 @click.group(cls=CommandGroup, invoke_without_command=True)
 @json_option
-@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@flag("--markdown", "Print the table as Markdown.")
 @click.pass_context
 def targets(context: click.Context, as_json: bool, markdown: bool) -> None:
     """List the devices that are known, or show one with `show`.
@@ -33,11 +34,9 @@ def targets(context: click.Context, as_json: bool, markdown: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     profiles = [load(name) for name in names()]
-    if as_json:
-        click.echo(json.dumps([msgspec.to_builtins(profile) for profile in profiles], indent=2))
-        return
     rows = [row(profile) for profile in profiles]
-    click.echo(markdown_table(HEADS, rows) if markdown else text_table([HEADS, *rows]))
+    table = markdown_table(HEADS, rows) if markdown else text_table([HEADS, *rows])
+    print_result(profiles, as_json, [table])
 
 
 @targets.command()
@@ -51,25 +50,26 @@ def show(target: str, as_json: bool) -> None:
       stategate device targets show raspberry-pi-5
     """
     profile = load(target)
-    if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(profile), indent=2))
-        return
-    click.echo(f"{profile.name}: {profile.description} ({profile.machine})")
-    for field in msgspec.structs.fields(profile):
-        value = getattr(profile, field.name)
+    print_result(profile, as_json, _figures(profile))
+
+
+def _figures(profile: TargetProfile) -> Iterator[str]:
+    yield f"{profile.name}: {profile.description} ({profile.machine})"
+    for field in profile.__struct_fields__:
+        value = getattr(profile, field)
         if isinstance(value, Sourced):
-            _print_sourced(field.name, value)
+            yield _sourced(field, value)
         elif isinstance(value, dict):
             for engine, figure in value.items():
-                _print_sourced(f"{field.name}.{engine}", figure)
+                yield _sourced(f"{field}.{engine}", figure)
         elif isinstance(value, tuple):
             for one in value:
-                _print_sourced(field.name, one)
+                yield _sourced(field, one)
     releases = (profile.jetpack.value if profile.jetpack else None) or ()
     for release in load_ladder().release:
         if release.jetpack in releases:
             l4t = ", ".join(release.l4t) or _UNKNOWN
-            click.echo(
+            yield (
                 f"  JetPack {release.jetpack}: L4T {l4t}, CUDA {release.cuda or _UNKNOWN}, "
                 f"TensorRT {release.tensorrt or _UNKNOWN}, Python {release.python}"
             )
@@ -100,14 +100,14 @@ def _legal(figure: Figure[tuple[str, ...]] | None) -> str:
     return ", ".join((figure.value if figure else None) or ()) or "none"
 
 
-def _print_sourced(label: str, value: Sourced) -> None:
+def _sourced(label: str, value: Sourced) -> str:
     fields: dict[str, Any] = msgspec.to_builtins(value)
     source, date = fields.pop("source"), fields.pop("date")
     if set(fields) == {"value"}:
         text = _word(fields["value"])
     else:
         text = ", ".join(f"{name} {_word(inner)}" for name, inner in fields.items())
-    click.echo(f"  {label:<22} {text}\n  {'':<22} ({source}; {date})")
+    return f"  {label:<22} {text}\n  {'':<22} ({source}; {date})"
 
 
 def _word(value: Any) -> str:

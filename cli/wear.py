@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,18 @@ import click
 import msgspec
 
 from stategate.bench.wear import WearRow, wear_rows, write_rate
-from stategate.cli.options import json_option
-from stategate.common.flash import (
-    Storage,
-    endurance_bytes,
-    host_bytes_per_snapshot,
+from stategate.cli.options import (
+    EXISTING,
+    INDEX,
+    POSITIVE,
+    SHARE,
+    Number,
+    bundle_argument,
+    json_option,
+    option,
 )
+from stategate.cli.show import Line, show
+from stategate.common.flash import Storage, endurance_bytes, host_bytes_per_snapshot
 from stategate.common.wear_counters import DeviceWear, read_wear
 from stategate.contract import Bundle, Manifest
 from stategate.runtime.keep.snapshot import Codec
@@ -25,50 +30,31 @@ from stategate.runtime.keep.snapshot import Codec
 _DAYS_PER_YEAR = 365.25
 
 
-def finite(_: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """Refuse NaN and infinity on the command line."""
-    # FloatRange lets "nan" through, for it is neither too small nor too large.
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number", param=parameter)
-    return value
-
-
-_POSITIVE = click.FloatRange(min=0, min_open=True)
-
-
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--rate", "rate_hz", type=_POSITIVE, callback=finite, required=True, help="Steps per second."
+@bundle_argument
+@option("--rate", "rate_hz", type=POSITIVE, required=True, help="Steps per second.")
+@option("--storage", "storage_name", help="Medium by name, such as emmc-16gb.")
+@option("--target", help="Device whose media are shown; the bundle's if left out.")
+@option("--tbw", type=POSITIVE, help="Rated endurance in 10^12 bytes.")
+@option("--capacity-gb", type=POSITIVE, help="Nominal size in 10^9 bytes.")
+@option("--pe-cycles", type=POSITIVE, help="Program/erase cycles of a cell.")
+@option(
+    "--waf", type=Number(min=1), help="Write amplification: bytes in cells for each byte written."
 )
-@click.option("--storage", "storage_name", help="Medium by name, such as emmc-16gb.")
-@click.option("--target", help="Device whose media are shown; the bundle's if left out.")
-@click.option("--tbw", type=_POSITIVE, callback=finite, help="Rated endurance in 10^12 bytes.")
-@click.option("--capacity-gb", type=_POSITIVE, callback=finite, help="Nominal size in 10^9 bytes.")
-@click.option(
-    "--pe-cycles", type=_POSITIVE, callback=finite, help="Program/erase cycles of a cell."
-)
-@click.option(
-    "--waf",
-    type=click.FloatRange(min=1),
-    callback=finite,
-    help="Write amplification: bytes in cells for each byte written.",
-)
-@click.option(
+@option(
     "--metadata-bytes",
-    type=click.IntRange(min=0),
+    type=INDEX,
     help="What a rewrite costs beside the file, as measured; 20480 is an estimate.",
 )
-@click.option(
+@option(
     "--write-rate",
     "share",
-    type=click.FloatRange(min=0, max=1),
-    callback=finite,
+    type=SHARE,
     help="Share of steps that write; the manifest's if left out.",
 )
-@click.option(
+@option(
     "--path",
-    type=click.Path(exists=True, path_type=Path),
+    type=EXISTING,
     help="A folder on this machine: show what its device says of its wear.",
 )
 @json_option
@@ -77,14 +63,11 @@ def wear(
     rate_hz: float,
     storage_name: str | None,
     target: str | None,
-    tbw: float | None,
-    capacity_gb: float | None,
-    pe_cycles: float | None,
-    waf: float | None,
     metadata_bytes: int | None,
     share: float | None,
     path: Path | None,
     as_json: bool,
+    **figures: float | None,
 ) -> None:
     """Show how long the flash lasts when BUNDLE's memory is saved there, by snapshot policy.
 
@@ -98,7 +81,7 @@ def wear(
       stategate device wear build/aura --rate 30 --storage sd-32gb-consumer --path /var/lib/robot
     """
     manifest = Bundle.open(bundle).manifest
-    storages = _by_figures(tbw, capacity_gb, pe_cycles, waf)
+    storages = _by_figures(**figures)
     named = [flag for flag, v in (("--storage", storage_name), ("--target", target)) if v]
     if len(named) + bool(storages) > 1:
         both = " and ".join([*named, *(["the figures of a medium"] if storages else [])])
@@ -110,28 +93,26 @@ def wear(
     snapshot_bytes = Codec(manifest).file_bytes
     tables = [(s, wear_rows(s, snapshot_bytes, rate_hz, writes)) for s in storages]
     device = read_wear(path) if path is not None else None
-    if as_json:
-        report = {
-            "model": manifest.model.name,
-            "state_bytes": manifest.state_bytes,
-            "snapshot_bytes": snapshot_bytes,
-            "rate_hz": rate_hz,
-            "write_rate": asdict(writes),
-            "tables": [_as_json(s, snapshot_bytes, rows) for s, rows in tables],
-            "device": asdict(device) | {"estimate": device.estimate} if device else None,
-        }
-        click.echo(json.dumps(report, indent=2))
-        return
+    record = {
+        "model": manifest.model.name,
+        "state_bytes": manifest.state_bytes,
+        "snapshot_bytes": snapshot_bytes,
+        "rate_hz": rate_hz,
+        "write_rate": writes,
+        "tables": [_as_json(s, snapshot_bytes, rows) for s, rows in tables],
+        "device": asdict(device) | {"estimate": device.estimate} if device else None,
+    }
     states = f"{manifest.state_bytes:,} of state, the rest header and checksum"
-    click.echo(f"{'model':<12} {manifest.model.name} at {rate_hz:g} steps per second")
-    click.echo(f"{'snapshot':<12} {snapshot_bytes:,} bytes: {states}")
-    click.echo(f"{'writes':<12} {writes.share:.1%} of steps ({writes.source})")
+    lines: list[Line] = [
+        ("model", f"{manifest.model.name} at {rate_hz:g} steps per second"),
+        ("snapshot", f"{snapshot_bytes:,} bytes: {states}"),
+        ("writes", f"{writes.share:.1%} of steps ({writes.source})"),
+    ]
     if device is not None:
-        click.echo(f"{'device':<12} {_describe(device)}")
+        lines.append(("device", _describe(device)))
     for storage, rows in tables:
-        click.echo("")
-        for line in _table(storage, snapshot_bytes, rows):
-            click.echo(line)
+        lines += ["", *_table(storage, snapshot_bytes, rows)]
+    show(record, as_json, lines)
 
 
 def _by_figures(
@@ -170,14 +151,14 @@ def _by_name(name: str | None, target: str | None, manifest: Manifest) -> list[S
     if target is None and manifest.target is not None:
         target = manifest.target.name
     media = load(target).storage.value if target is not None else None
-    known = [load_storage(row) for row in media or ()]
-    if not known:
+    storages = [load_storage(row) for row in media or ()]
+    if not storages:
         whose = f"of target {target}" if target is not None else "of a bundle for any target"
         raise click.UsageError(
             f"the storage {whose} is not known; give --storage ({', '.join(storage_names())}), "
             "or --tbw, or --capacity-gb with --pe-cycles and --waf"
         )
-    return known
+    return storages
 
 
 def _with_metadata(storage: Storage, metadata_bytes: int) -> Storage:
@@ -190,30 +171,24 @@ def _with_metadata(storage: Storage, metadata_bytes: int) -> Storage:
 
 def _as_json(storage: Storage, snapshot_bytes: int, rows: tuple[WearRow, ...]) -> dict[str, Any]:
     return {
-        "storage": msgspec.to_builtins(storage),
+        "storage": storage,
         "endurance_bytes": endurance_bytes(storage),
         "host_bytes_per_snapshot": host_bytes_per_snapshot(storage, snapshot_bytes),
-        "rows": [asdict(row) for row in rows],
+        "rows": rows,
     }
 
 
-def _table(storage: Storage, snapshot_bytes: int, rows: tuple[WearRow, ...]) -> list[str]:
+def _table(storage: Storage, snapshot_bytes: int, rows: tuple[WearRow, ...]) -> Iterator[Line]:
     written = host_bytes_per_snapshot(storage, snapshot_bytes)
-    assumed = list(dict.fromkeys(field for row in rows for field in row.assumed))
-    lines = [
-        f"{'storage':<12} {storage.name}, {endurance_bytes(storage) / 1e12:.4g} TBW",
-        f"{'source':<12} {storage.source}",
-        f"{'written':<12} {written:,} bytes for each snapshot: whole blocks and metadata",
-    ]
-    if assumed:
-        lines.append(f"{'assumed':<12} {', '.join(assumed)}")
-    lines.append(f"{'snapshot':<15} {'bytes per day':>20} {'years':>22}  estimate")
+    yield "storage", f"{storage.name}, {endurance_bytes(storage) / 1e12:.4g} TBW"
+    yield "source", storage.source
+    yield "written", f"{written:,} bytes for each snapshot: whole blocks and metadata"
+    if assumed := list(dict.fromkeys(field for row in rows for field in row.assumed)):
+        yield "assumed", ", ".join(assumed)
+    yield f"{'snapshot':<15} {'bytes per day':>20} {'years':>22}  estimate"
     for row in rows:
-        verdict = "yes" if row.estimate else "no"
-        lines.append(
-            f"{row.policy:<15} {row.bytes_per_day:>20,.0f} {_years(row.years):>22}  {verdict}"
-        )
-    return lines
+        estimate = "yes" if row.estimate else "no"
+        yield f"{row.policy:<15} {row.bytes_per_day:>20,.0f} {_years(row.years):>22}  {estimate}"
 
 
 def _years(years: float | None) -> str:

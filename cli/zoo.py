@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from stategate.cli.options import json_option, out_option
+from stategate.cli.options import FILE, json_option, out_option, seed_option, steps_option
+from stategate.cli.show import show
 from stategate.contract.durable import check_writable, write_whole
 from stategate.models.zoo.catalogue import HELD_OUT_SEED, ZOO, entry
 
@@ -44,36 +45,25 @@ def zoo(as_json: bool) -> None:
                 },
             }
         )
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
+    show(rows, as_json, _models(rows))
+
+
+def _models(rows: list[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
-        click.echo(f"{row['name']}: {row['summary']}")
-        click.echo(f"  memory  {row['state_bytes']:,} bytes ({row['family']}, {row['paper']})")
+        yield f"{row['name']}: {row['summary']}"
+        yield f"  memory  {row['state_bytes']:,} bytes ({row['family']}, {row['paper']})"
         for gate in row["gates"]:
-            click.echo(f"  gate    {gate['name']}, {gate['kind']}, by {gate['granularity']}")
-        click.echo(f"  write   {row['write']}")
+            yield f"  gate    {gate['name']}, {gate['kind']}, by {gate['granularity']}"
+        yield f"  write   {row['write']}"
         for name, state_bytes in row["published"].items():
-            click.echo(f"  as in   {name}: {state_bytes:,} bytes in float32")
+            yield f"  as in   {name}: {state_bytes:,} bytes in float32"
 
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--steps",
-    type=click.IntRange(1, 10_000_000),
-    default=4096,
-    show_default=True,
-    help="Length; all of it is held in memory.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=HELD_OUT_SEED,
-    show_default=True,
-    help="Of the stream.",
-)
-@out_option("The .npz to write.", folder=False)
+@steps_option("Length; all of it is held in memory.", 4096, click.IntRange(1, 10_000_000))
+@seed_option("Of the stream.", HELD_OUT_SEED)
+@out_option("The .npz to write.", FILE)
 @json_option
 def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
     """Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.
@@ -88,4 +78,4 @@ def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
     raw = replace(model.episode(steps, seed), provenance=stream).to_bytes()
     write_whole(out, raw)
     facts = {"model": name, "steps": steps, "seed": seed, "bytes": len(raw), "path": str(out)}
-    click.echo(json.dumps(facts, indent=2) if as_json else f"{out}: {steps:,} steps, seed {seed}")
+    show(facts, as_json, [f"{out}: {steps:,} steps, seed {seed}"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from stategate.bench.report.plots import memory_plot, times_plots
 from stategate.bench.wear import WriteRate, wear_rows, years_text
 from stategate.common.page import document, items, plots, table
 from stategate.common.tables import markdown_table
+from stategate.contract.durable import write_whole
 from stategate.targets import load_storage, storage_names
 
 T = TypeVar("T")
@@ -34,6 +36,14 @@ class Section(NamedTuple):
     text: tuple[str, ...] = ()  # a paragraph each
     tables: tuple[Table, ...] = ()
     figures: tuple[str, ...] = ()  # SVG, on the page alone
+
+
+def write_report(result: BenchResult, folder: Path) -> tuple[Path, Path]:
+    """Page and Markdown, from the record alone; returns their paths."""
+    page, text = folder / "bench.html", folder / "bench.md"
+    write_whole(page, html(result).encode())
+    write_whole(text, markdown(result).encode())
+    return page, text
 
 
 def html(result: BenchResult) -> str:

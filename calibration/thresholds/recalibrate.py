@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from stategate.calibration.closed_loop import check_changes, elements_of, extremes, hard_gate
 from stategate.calibration.drift.judge import check_alike, check_judge
 from stategate.calibration.episodes import Progress, Report
+from stategate.calibration.recordings import Episodes, names_of, on_disk
+from stategate.common import console
 from stategate.common.statistics import rate_interval
 from stategate.contract import (
     Bundle,
+    CalibrationRecord,
     CurvePoint,
     Episode,
     GateCalibration,
@@ -54,20 +57,23 @@ class _Trace:
 
 
 def recalibrate(
-    float_bundle: Path,
-    candidate: Path,
-    episodes: Iterable[Episode],
-    gate_name: str | None = None,
-    report: Report = lambda _: None,
-) -> GateCalibration:
+    float_bundle: str | Path,
+    candidate: str | Path,
+    episodes: Episodes,
+    *,
+    gate: str | None = None,
+    swapped: str = "",
+    progress: console.Progress | None = None,
+) -> CalibrationRecord:
     """Choose the candidate's threshold by the float bundle's decisions.
 
     Args:
         float_bundle: What it shall decide like.
         candidate: What gets a threshold; the bundle itself is not changed.
-        episodes: Held-out inputs, gone through several times.
-        gate_name: Which gate; None for the only one.
-        report: Called with the number of steps done.
+        episodes: Held-out recordings, gone through several times.
+        gate: Which gate; None for the only one.
+        swapped: What to do where the two bundles are the wrong way round.
+        progress: Called with stage, steps done and steps in all.
 
     Raises:
         CalibrationError: The first is not sealed in float32, the bundles have other inputs,
@@ -75,15 +81,33 @@ def recalibrate(
         EpisodeError: An episode does not fit them, or there is none.
         BundleError: One of them cannot be opened, or serves several sessions.
     """
-    bundles = Bundle.open(float_bundle), Bundle.open(candidate)
-    check_judge(*bundles)
-    float_spec, spec = (bundle.manifest.step for bundle in bundles)
+    with on_disk(episodes) as files:
+        bundles = Bundle.open(float_bundle), Bundle.open(candidate)
+        check_judge(*bundles, swapped)
+        weights = [bundle.manifest.model.sha256 for bundle in bundles]
+        if weights[0] != weights[1]:
+            console.note("note: the two bundles are not of the same weights")
+        total = files.steps * ROUNDS
+        with console.progress(total, "recalibrating", listener=progress) as report:
+            chosen = recalibrate_gate(*bundles, files.loaded, gate, report)
+        return CalibrationRecord(weights[1], names_of(episodes), files.steps, (chosen,))
+
+
+def recalibrate_gate(
+    float_bundle: Bundle,
+    candidate: Bundle,
+    episodes: Iterable[Episode],
+    gate_name: str | None = None,
+    report: Report = lambda _: None,
+) -> GateCalibration:
+    """Choose one threshold of a candidate; ``report`` is called with the number of steps done."""
+    float_spec, spec = float_bundle.manifest.step, candidate.manifest.step
     check_alike(float_spec, spec, gates=True)
     gate, float_gate = hard_gate(spec, gate_name), hard_gate(float_spec, gate_name)
     assert float_gate.threshold is not None
     reference_threshold = float_gate.threshold
     count = Progress(report)
-    reference = _trace(float_bundle, float_gate, episodes, count)
+    reference = _trace(float_bundle.path, float_gate, episodes, count)
     target = reference.openings(reference_threshold)
     rate = _rate(target)
     ranges = np.stack([extremes(episode) for episode in episodes])
@@ -92,7 +116,7 @@ def recalibrate(
 
     def point_of(threshold: float) -> CurvePoint:
         with scratch_folder() as scratch:
-            moved = _with_threshold(bundles[1], gate.name, threshold, Path(scratch) / "candidate")
+            moved = _with_threshold(candidate, gate.name, threshold, Path(scratch) / "candidate")
             trace = _trace(moved, gate, episodes, count)
         return _point(threshold, trace, reference, target, episodes)
 
@@ -101,7 +125,7 @@ def recalibrate(
         return point.flip_rate or 0.0, change, abs(point.threshold - reference_threshold)
 
     # Gate values of the candidate at its old threshold say where to look for a better one.
-    first = _trace(candidate, gate, episodes, count)
+    first = _trace(candidate.path, gate, episodes, count)
     tried = [t for t in _proposed(reference_threshold, first, rate) if gate.allows(t)]
     curve = {t: point_of(t) for t in tried}
     around = sorted(curve)

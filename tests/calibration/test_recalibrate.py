@@ -44,7 +44,7 @@ def episodes(bundle: Path, count: int = 2):
 def test_a_shifted_gate_gets_the_threshold_that_undoes_the_shift(
     tiny_bundle: Path, shifted_bundle: Path
 ) -> None:
-    gate = recalibrate(tiny_bundle, shifted_bundle, episodes(tiny_bundle))
+    (gate,) = recalibrate(tiny_bundle, shifted_bundle, episodes(tiny_bundle)).gates
     assert gate.threshold == pytest.approx(0.3, abs=0.03)
     points = {point.threshold: point for point in gate.curve}
     before, after = points[0.0], points[gate.threshold]
@@ -55,7 +55,7 @@ def test_a_shifted_gate_gets_the_threshold_that_undoes_the_shift(
 
 
 def test_a_faithful_candidate_keeps_its_threshold(tiny_bundle: Path) -> None:
-    gate = recalibrate(tiny_bundle, tiny_bundle, episodes(tiny_bundle))
+    (gate,) = recalibrate(tiny_bundle, tiny_bundle, episodes(tiny_bundle)).gates
     assert gate.threshold == 0.0
     assert next(p for p in gate.curve if p.threshold == 0.0).flip_rate == 0.0
 

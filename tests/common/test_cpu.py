@@ -101,7 +101,7 @@ def test_a_hidden_proc_hides_no_feature_or_the_message_says_so(
 
     monkeypatch.setattr("builtins.open", hidden)
     if not speaks:
-        monkeypatch.setattr(cpu, "asked", lambda: None)
+        monkeypatch.setattr(cpu, "features_of_cpu", lambda: None)
     cpu.features.cache_clear()
     try:
         obstacle = load_obstacle(native)

@@ -1,0 +1,104 @@
+"""A whole measurement: bursts in turns, what is measured once, and the files of the result."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from stategate.bench.measure.harness import Contender, measure_bursts
+from stategate.bench.measure.result import assemble
+from stategate.bench.measure.segments import Segments
+from stategate.bench.measure.sensors import Meter, versions
+from stategate.bench.record import BenchResult, Options, to_json
+from stategate.bench.report.page import write_report
+from stategate.common.console import note, progress
+from stategate.contract import Bundle, EpisodeSet
+from stategate.contract.durable import whole_file, write_whole
+from stategate.contract.staging import scratch_folder
+
+_PARTS = "bench.part"
+
+
+def measure_bundles(
+    chosen: Sequence[Contender],
+    options: Options,
+    out: Path | None = None,
+    fresh: bool = False,
+) -> BenchResult:
+    """Measure bundles, and write ``bench.json``, ``.html``, ``.md`` and ``.npz`` where asked.
+
+    Args:
+        chosen: Who takes part.
+        options: For how long, and where.
+        out: Folder of the results, from which an interrupted measurement goes on.
+        fresh: Throw away what was begun there.
+    """
+    if out is None:
+        with scratch_folder() as folder:
+            parts = Path(folder) / "results" / _PARTS
+            return _measure(chosen, options, parts, fresh, "nothing is kept without --out")
+    remains = f"what was measured is kept in {out}; the same command goes on from there"
+    return _measure(chosen, options, out / _PARTS, fresh, remains, out)
+
+
+def _measure(
+    chosen: Sequence[Contender],
+    options: Options,
+    parts: Path,
+    fresh: bool,
+    remains: str,
+    out: Path | None = None,
+) -> BenchResult:
+    """Measure into ``parts``, from which an interrupted measurement goes on; results to ``out``."""
+    plan = {
+        "host": platform.node(),
+        "versions": versions(),
+        "options": msgspec.to_builtins(options),
+        "episode": EpisodeSet.open(options.episode).digest if options.episode else None,
+        "subjects": [[Bundle.open(c.bundle).digest, c.engine] for c in chosen],
+    }
+    segments = Segments(parts, plan, fresh)
+    if segments.rounds:
+        note(f"going on after {segments.measured_s:.0f} seconds")
+    meter = Meter()
+    notes: list[str] = []
+    try:
+        idle_watts = _idle_watts(meter, 4 * options.slot_s)
+        with progress(int(10 * options.seconds), "stepping", remains) as report:
+            hellos = measure_bursts(chosen, options, segments, meter, report)
+    finally:
+        meter.close()
+    if meter.lost is not None:
+        notes.append(f"the energy sensor vanished during the measurement: {meter.lost}")
+    with progress(len(chosen), "cold starts, rates, allocations", remains) as report:
+        result = assemble(
+            chosen, options, segments, hellos, idle_watts, meter.sensor, notes, report
+        )
+    if out is not None:
+        write_whole(out / "bench.json", to_json(result))
+        write_report(result, out)
+        _write_samples(out / "bench.npz", segments, [contender.name for contender in chosen])
+    segments.discard()
+    return result
+
+
+def _idle_watts(meter: Meter, seconds: float) -> float | None:
+    """Power of the machine before anything steps."""
+    before, start = meter.joules(), time.monotonic()
+    if before is None:
+        return None
+    time.sleep(seconds)
+    after = meter.joules()
+    return (after - before) / (time.monotonic() - start) if after is not None else None
+
+
+def _write_samples(path: Path, segments: Segments, names: list[str]) -> None:
+    save: Callable[..., Any] = np.savez_compressed  # its stub takes keywords for allow_pickle
+    with whole_file(path) as file:
+        save(file, **dict(segments.samples(names)))

@@ -1,0 +1,50 @@
+"""How a verb prints its result: the record as JSON, or lines for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from stategate.contract import canonical_json
+from stategate.contract.durable import write_whole
+
+Line = str | tuple[str, object]
+"""A sentence, or a label and its value."""
+
+_LABEL = 12  # columns of a label, at least
+
+
+def show(record: object, as_json: bool, lines: Iterable[Line], out: Path | None = None) -> None:
+    """Print a result, and write its record to a file where one is asked for.
+
+    Args:
+        record: What JSON shows, keys sorted: builtins, dataclasses and structs.
+        as_json: Whether JSON is asked for.
+        lines: What a reader sees; a generator runs only for one. Values of labels are aligned.
+        out: The record's file.
+    """
+    if as_json or out is not None:
+        text = canonical_json(record)
+        if out is not None:
+            write_whole(out, text)
+        if as_json:
+            click.echo(text, nl=False)
+            return
+    printed = list(lines)
+    width = max([_LABEL, *(len(line[0]) for line in printed if isinstance(line, tuple))])
+    for line in printed:
+        click.echo(line if isinstance(line, str) else f"{line[0]:<{width}} {line[1]}")
+
+
+def show_paths(paths: Iterable[Path], as_json: bool) -> None:
+    """Print which files were written."""
+    names = [str(path) for path in paths]
+    show(names, as_json, names)
+
+
+def leave_unless(passed: bool) -> None:
+    """End with exit code 1 where the answer is no."""
+    if not passed:
+        click.get_current_context().exit(1)
