@@ -179,6 +179,7 @@ def _loaded(source: str, sha256: str) -> LoadedModel:
     from stategate.models.weights import weights_sha256
 
     loaded = load_model(source)
+    loaded.module.eval()
     digest = weights_sha256(loaded.module)
     if digest != sha256:
         raise CalibrationError(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
-
-from torch import nn
 
 from stategate.common import console
 from stategate.contract import Budget, Bundle, CalibrationRecord, Episode, refuse_to_replace
@@ -22,7 +19,7 @@ from stategate.export.seal.answers import readable_errors
 from stategate.export.seal.pack import seal
 from stategate.export.seal.rounding import strict_limits
 from stategate.export.seal.verify import STEPS
-from stategate.models.load import load_model
+from stategate.models.load import evaluating
 from stategate.targets import TargetProfile, generic, load
 
 Record: TypeAlias = CalibrationRecord | str | Path
@@ -119,8 +116,7 @@ def make(
     profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
     this_machine = target is None
     refuse_to_replace(out)
-    loaded = load_model(model)
-    with _left_as_it_was(loaded.module):
+    with evaluating(model) as loaded:
         candidate = with_safe(candidate_from(loaded, sessions, operators), safe or {})
         records = [calibration] if isinstance(calibration, Record) else calibration
         for record in records:
@@ -154,14 +150,3 @@ def make(
                 inputs=source,
                 measure=True,
             )
-
-
-@contextmanager
-def _left_as_it_was(module: nn.Module) -> Iterator[None]:
-    """Tracing puts a module into evaluation; whoever goes on training it finds it as it was."""
-    training = [part for part in module.modules() if part.training]
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -34,7 +34,7 @@ from stategate.export.reference import Reference
 from stategate.export.seal.answers import Answers
 from stategate.export.seal.pack import draft
 from stategate.export.seal.verify import STEPS, Limits, compare
-from stategate.models.load import load_model
+from stategate.models.load import evaluating
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -95,21 +95,21 @@ def propose(
         ExportError: The plan quantises nothing.
     """
     plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
-    loaded = load_model(model)
-    candidate = candidate_from(loaded)
-    if ranges is not None and not isinstance(ranges, RangeRecord):
-        ranges = RangeRecord.load(ranges)
-    known = None if ranges is None else ranges.limits(candidate.model.sha256, plan.method)
-    inputs, source = episode_for(loaded, candidate, episode, steps, input_ranges)
-    reference = reference_for(loaded.model, candidate)
-    search = Search(candidate, reference, inputs, plan, known, Path(cache), source)
-    # At most so many: each group alone, then all of them, and one less each time.
-    total = 2 * len(search.groups)
-    done = count(1)
-    kept = f"trials are kept in {cache}; the same command goes on from there"
-    with console.progress(total, "trying", kept, progress) as report:
-        limits = Limits(max_output_error, max_flip_rate)
-        return search.propose(limits, lambda trial: report(next(done)))
+    with evaluating(model) as loaded:
+        candidate = candidate_from(loaded)
+        if ranges is not None and not isinstance(ranges, RangeRecord):
+            ranges = RangeRecord.load(ranges)
+        known = None if ranges is None else ranges.limits(candidate.model.sha256, plan.method)
+        inputs, source = episode_for(loaded, candidate, episode, steps, input_ranges)
+        reference = reference_for(loaded.model, candidate)
+        search = Search(candidate, reference, inputs, plan, known, Path(cache), source)
+        # At most so many: each group alone, then all of them, and one less each time.
+        total = 2 * len(search.groups)
+        done = count(1)
+        kept = f"trials are kept in {cache}; the same command goes on from there"
+        with console.progress(total, "trying", kept, progress) as report:
+            limits = Limits(max_output_error, max_flip_rate)
+            return search.propose(limits, lambda trial: report(next(done)))
 
 
 class Recorded:

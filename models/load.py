@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import RLock
 
 from torch import nn
 
@@ -31,6 +33,27 @@ class LoadedModel:
     model: StepModel  # the model, as a step
     module: nn.Module  # the same object, as an ``nn.Module``
     episode: Callable[[int, int], Episode] | None  # makes held-out episodes, for zoo models
+
+
+_ALONE = RLock()  # torch traces with state of the whole process: two at once break each other
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[LoadedModel]:
+    """A model in evaluation, for one thread at a time; afterwards it trains where it trained.
+
+    Raises:
+        StategateError: See `load_model`.
+    """
+    with _ALONE:
+        loaded = load_model(model)
+        training = [part for part in loaded.module.modules() if part.training]
+        loaded.module.eval()
+        try:
+            yield loaded
+        finally:
+            for part in training:
+                part.training = True
 
 
 def load_model(model: object) -> LoadedModel:

@@ -6,6 +6,7 @@ import doctest
 import inspect
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -307,6 +308,35 @@ def test_from_a_module_to_a_sealed_bundle_in_eight_bits(
     assert not refused.passed and not (tmp_path / "never").exists()
     with pytest.raises(SpecError, match="when it is sealed"):
         stategate.compare(exact, candidate, recording, accept="me: why not")
+
+
+def test_a_model_in_training_is_calibrated_as_it_will_be_deployed(
+    tiny_model: type[nn.Module], recording: Episode
+) -> None:
+    class Shaken(tiny_model):  # type: ignore[misc, valid-type]
+        def step(self, inputs: dict, states: dict) -> object:
+            factor = 5.0 if self.training else 1.0
+            return super().step({**inputs, "x": factor * inputs["x"]}, states)
+
+    model = Shaken()
+    model.mix.eval()
+    found = stategate.calibrate(model, recording, write_rate=0.25)
+    assert found == stategate.calibrate(Shaken().eval(), recording, write_rate=0.25)
+    assert model.training and not model.mix.training
+    assert found == stategate.calibrate(Shaken, recording, write_rate=0.25)
+
+
+def test_models_are_made_from_several_threads(tmp_path: Path, tiny_model: type[nn.Module]) -> None:
+    shared = tiny_model()
+    models = [shared, shared, tiny_model, lifted]
+    with ThreadPoolExecutor(len(models)) as pool:
+        made = list(
+            pool.map(
+                lambda i: stategate.make(models[i], tmp_path / str(i), steps=5), range(len(models))
+            )
+        )
+    assert all(stategate.verify(bundle).passed for bundle in made)
+    assert shared.training and shared.mix.training
 
 
 def test_ranges_without_recordings_are_refused(tmp_path: Path, tiny) -> None:

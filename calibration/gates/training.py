@@ -66,7 +66,7 @@ def train_gate(
         CalibrationError: No episode is as long as a chunk, or the loss is not finite.
     """
     recipe = recipe or GateRecipe()
-    trained = model.gate_parameters()
+    trained = model.eval().gate_parameters()  # the model stays as it is: no dropout either
     with torch.random.fork_rng(devices=[]), frozen_but(model, trained):
         torch.manual_seed(recipe.seed)
         source = _Streams(model, episodes, recipe)
@@ -81,7 +81,6 @@ def train_gate(
             report=report,
             graph=partial(_written_in_place, model),
         )
-    model.eval()
 
 
 class _Objective:

@@ -14,7 +14,7 @@ from stategate.calibration.thresholds.curve import calibrate_gate
 from stategate.common import console
 from stategate.contract import CalibrationRecord, Episode, EpisodeSet
 from stategate.contract.errors import CalibrationError
-from stategate.models.load import load_model
+from stategate.models.load import evaluating
 from stategate.models.weights import weights_sha256
 
 
@@ -65,12 +65,12 @@ def calibrate(
         TraceError: The model cannot be stepped.
     """
     wish = Wish(tolerance, accuracy, write_rate, max_output_error, costs)
-    loaded = load_model(model)
-    hard_gate(loaded.model.step_spec(), gate)  # before anything is read
-    sha256 = weights_sha256(loaded.module)
-    rolled: Iterable[Episode] | Fleet
-    rolled, total, source = episodes_for(loaded, episodes, steps, count)
     with ExitStack() as stack:
+        loaded = stack.enter_context(evaluating(model))
+        hard_gate(loaded.model.step_spec(), gate)  # before anything is read
+        sha256 = weights_sha256(loaded.module)
+        rolled: Iterable[Episode] | Fleet
+        rolled, total, source = episodes_for(loaded, episodes, steps, count)
         if cluster is not None:
             source_file, files = _anywhere(model), _files(episodes)
             client = stack.enter_context(connected(cluster))

@@ -46,6 +46,14 @@ def stream(seed: int, steps: int = 256) -> Episode:
     return Episode({"x": x.astype(np.float32)})
 
 
+def test_the_model_inside_is_in_evaluation_while_its_gate_is_trained() -> None:
+    model, seen = gated(delta().train()), set()
+    step = model.model.step
+    model.model.step = lambda *a: (seen.add(model.model.training), step(*a))[1]
+    train_gate(model, [stream(0)], replace(QUICK, iterations=2))
+    assert seen == {False}
+
+
 def test_a_trained_gate_beats_a_random_one_of_equal_write_rate() -> None:
     model = gated(delta())
     before = {n: t.clone() for n, t in model.model.state_dict().items()}
