@@ -64,12 +64,12 @@ def test_every_command_that_is_shown_has_a_verb_and_options_that_exist(page: Pat
             continue
         ctx = click.Context(command)
         try:  # names alone; nothing is run
-            given, _, _ = command.make_parser(ctx).parse_args(words)
+            parsed, _, _ = command.make_parser(ctx).parse_args(words)
         except click.BadOptionUsage:  # prose may name an option without a value
             continue
         for option in command.params:
             if isinstance(option, click.Option) and isinstance(option.type, click.Choice):
-                values = given.get(str(option.name)) or []
+                values = parsed.get(str(option.name)) or []
                 for value in [values] if isinstance(values, str) else values:
                     option.type.convert(value, option, ctx)
 
@@ -86,9 +86,9 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if "://" not in target:
             file, _, heading = target.partition("#")
-            there = page.parent / file if file else page
-            assert there.exists(), target
-            assert not heading or heading in anchors_of(there.read_text()), target
+            linked = page.parent / file if file else page
+            assert linked.exists(), target
+            assert not heading or heading in anchors_of(linked.read_text()), target
 
 
 def anchors_of(text: str) -> set[str]:

@@ -19,7 +19,6 @@ CEILINGS = {
     "lab": 8,
     "scripts": 2,
     "tests": 571,
-    "docs": 10,
 }
 
 
