@@ -1,4 +1,4 @@
-"""``stategate build-engine``: a TensorRT plan of a bundle, built on this device."""
+"""``stategate device build-engine``: a TensorRT plan of a bundle, built on this device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stategate build-native``: the C source of a bundle becomes a library."""
+"""``stategate device build-native``: the C source of a bundle becomes a library."""
 
 from __future__ import annotations
 

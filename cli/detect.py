@@ -1,4 +1,4 @@
-"""``stategate detect``: what this machine is, and what no file says."""
+"""``stategate device detect``: what this machine is, and what no file says."""
 
 from __future__ import annotations
 

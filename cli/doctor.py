@@ -25,7 +25,7 @@ def doctor(root: Path, as_json: bool) -> None:
     """
     findings = examine(root)
     lines = (
-        f"{one.level:<8} {one.what:<12} {one.found}"
+        f"{one.level:<8} {one.what:<12} {one.fact}"
         + (f"; what to do: {one.remedy}" if one.remedy else "")
         for one in findings
     )

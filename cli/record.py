@@ -1,4 +1,4 @@
-"""Making episodes: ``stategate record``, ``episode-gym`` and ``episode-wav``."""
+"""Making episodes: ``stategate episodes record``, ``episode-gym`` and ``episode-wav``."""
 
 from __future__ import annotations
 

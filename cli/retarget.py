@@ -1,4 +1,4 @@
-"""``stategate retarget``: bundles again for another device."""
+"""``stategate device retarget``: bundles again for another device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stategate sensitivity``."""
+"""``stategate model sensitivity``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stategate targets``: the devices that are known, each figure with its source."""
+"""``stategate device targets``: the devices that are known, each figure with its source."""
 
 from __future__ import annotations
 

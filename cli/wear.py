@@ -1,4 +1,4 @@
-"""``stategate wear``: how long the flash lasts under each snapshot policy."""
+"""``stategate device wear``: how long the flash lasts under each snapshot policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stategate zoo`` and ``stategate episode``."""
+"""``stategate model list`` and ``stategate episodes zoo``."""
 
 from __future__ import annotations
 

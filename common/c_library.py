@@ -23,7 +23,7 @@ _ELF_MACHINES = {"x86_64": 62, "aarch64": 183, "armv7l": 40, "riscv64": 243}
 def load_obstacle(native: NativeRef) -> str | None:
     """Why this machine cannot load a bundle's library; None where it can."""
     if native.library is None:
-        return "the bundle holds C source only; compile it with: stategate build-native"
+        return "the bundle holds C source only; compile it with: stategate device build-native"
     if native.abi != ABI:
         return f"the C in the bundle speaks interface {native.abi}, this runtime {ABI}"
     if platform.system() != "Linux":
@@ -73,5 +73,5 @@ def _refused(why: str, found: object, expected: object) -> EngineError:
         f"the native library was not loaded: {why}",
         found=found,
         expected=expected,
-        remedy="build it again: stategate build-native",
+        remedy="build it again: stategate device build-native",
     )

@@ -55,14 +55,14 @@ def notes_on_stderr() -> Iterator[None]:
 
 @contextmanager
 def progress(
-    total: int, label: str, kept: str = "nothing was written", listener: Progress | None = None
+    total: int, label: str, remains: str = "nothing was written", listener: Progress | None = None
 ) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr, on one line of the terminal; off a terminal its label is a note.
 
     Args:
         total: Units of work, or the most that it can be: a bar ends full where its work ends well.
         label: What is being done.
-        kept: What is left of the work if a signal ends it.
+        remains: What is left of the work if a signal ends it.
         listener: Called in place of showing a bar.
 
     Yields:
@@ -76,7 +76,7 @@ def progress(
         with _shown(total, label) as report:
             yield report
     except Stopped as problem:
-        problem.kept = problem.kept or kept
+        problem.remains = problem.remains or remains
         raise
 
 

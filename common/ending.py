@@ -46,12 +46,12 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
         number: Of the signal.
-        kept: What is left of the work, once somebody has said so.
+        remains: What is left of the work, once somebody has said so.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.kept = ""
+        self.remains = ""
         super().__init__(f"stopped by {signal.Signals(number).name}")
 
 
@@ -109,9 +109,9 @@ class CommandGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command, and refuse an option of it that is given twice and counts once."""
-        known = self.names(ctx)
-        if args and args[0] not in known and not args[0].startswith("-"):
-            question = did_you_mean(close_names(args[0], known))
+        names = self.names(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            question = did_you_mean(close_names(args[0], names))
             ctx.fail(f"No such command {args[0]!r}{question and f'; {question}'}")
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None:
@@ -130,14 +130,14 @@ def exit_code_of(problem: BaseException) -> int:
             problem.show()
             return problem.exit_code
         case StateFault():  # its own remedy is for a program that steps on
-            found = str(problem).partition("\n  what to do: ")[0]
-            _say(f"{type(problem).__name__}: {found}\n  what to do: {_OUT_OF_RANGE}")
+            fault = str(problem).partition("\n  what to do: ")[0]
+            _say(f"{type(problem).__name__}: {fault}\n  what to do: {_OUT_OF_RANGE}")
             return problem.exit_code
         case StategateError():
             _say(f"{type(problem).__name__}: {problem}")
             return problem.exit_code
         case Stopped():
-            _say(f"{problem}{problem.kept and f': {problem.kept}'}")
+            _say(f"{problem}{problem.remains and f': {problem.remains}'}")
             return 128 + problem.number
         case KeyboardInterrupt():
             _say("stopped by SIGINT")
@@ -211,10 +211,10 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.number != 0
 
-    def stopped(self, kept: str) -> Stopped:
+    def stopped(self, remains: str) -> Stopped:
         """What a command raises once it has put everything away."""
         problem = Stopped(self.number)
-        problem.kept = kept
+        problem.remains = remains
         return problem
 
 

@@ -105,7 +105,7 @@ class PrecisionPlan(Record, frozen=True):
             "the precision plan",
             expected="an object of weights, activations, method, keep_float, state_storage "
             "and error_feedback",
-            remedy="see docs/guides/precision.md, or have one proposed: stategate sensitivity",
+            remedy="see docs/guides/precision.md, or have it proposed: stategate model sensitivity",
         )
 
 
@@ -162,7 +162,7 @@ class TensorRange(Record, frozen=True):
                     f"tensor {self.name!r} cannot have such a range",
                     found=f"{limit!r} by {method}",
                     expected="more than 0, and finite in float32",
-                    remedy="measure again: stategate ranges",
+                    remedy="measure again: stategate model ranges",
                 )
 
 
@@ -191,7 +191,7 @@ class RangeRecord(Record, frozen=True):
             cls,
             CalibrationError,
             "the record of ranges",
-            remedy="measure again: stategate ranges",
+            remedy="measure again: stategate model ranges",
             version=RANGES_VERSION,
         )
 
@@ -202,7 +202,7 @@ class RangeRecord(Record, frozen=True):
                 "the ranges are for another model",
                 found=f"weights {self.model_sha256[:12]}",
                 expected=f"weights {model_sha256[:12]}",
-                remedy="measure again: stategate ranges",
+                remedy="measure again: stategate model ranges",
             )
         return {
             tensor.name: tensor.limits[method] for tensor in self.tensors if method in tensor.limits

@@ -160,7 +160,7 @@ class StoredPlan:
                 found=f"{len(data)} bytes in {self.folder}",
                 expected=f"sha256 {file.sha256[:12]}"
                 + (f", {self.record.plan_bytes} bytes" if file == self.record.plan else ""),
-                remedy="build it again on this device: stategate build-engine BUNDLE"
+                remedy="build it again on this device: stategate device build-engine BUNDLE"
                 + (" --new-timing-cache" if file.path == TIMING_CACHE else ""),
             )
         return data
@@ -202,12 +202,12 @@ def plan_for(bundle: Path, heres: Sequence[PlanFingerprint]) -> tuple[StoredPlan
         "no TensorRT engine of this bundle was built for this device and this software",
         found="; ".join(nearest) if nearest else f"no engine in {plans_folder(bundle)}",
         expected="an engine with the same fingerprint; another one may load and answer wrongly",
-        remedy="build it here: stategate build-engine BUNDLE",
+        remedy="build it here: stategate device build-engine BUNDLE",
     )
 
 
 def _record(path: Path) -> PlanRecord:
-    remedy = f"delete {path.parent} and build again: stategate build-engine BUNDLE"
+    remedy = f"delete {path.parent} and build again: stategate device build-engine BUNDLE"
     return load_record(path, PlanRecord, EngineError, "the record of an engine", remedy=remedy)
 
 

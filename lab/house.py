@@ -10,6 +10,7 @@ import argparse
 import ast
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from lab.words import INSTALLED, OUTSIDE, ROOT, words_of_room
 PROCESSES = 5
 
 # What NumPy and msgspec load is theirs; times are CPU time, for a busy machine would spoil others.
+# Modules come from bytecode, as pip leaves it: the first process compiles and is not counted.
 IMPORT = """
 import json, sys, time
 import numpy, msgspec
@@ -73,16 +75,20 @@ def follower():
 
 def measure(statement: str) -> tuple[float, list[str]]:
     """Middle milliseconds of CPU time of ``statement`` in fresh processes, and what it loads."""
-    runs = []
-    for _ in range(PROCESSES):
-        process = subprocess.run(
-            [sys.executable, "-c", IMPORT.format(statement=statement)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        runs.append(json.loads(process.stdout.splitlines()[-1]))
-    return round(statistics.median(run[0] for run in runs), 1), runs[0][1]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        runs = []
+        for _ in range(1 + PROCESSES):
+            process = subprocess.run(
+                [sys.executable, "-c", IMPORT.format(statement=statement)],
+                capture_output=True,
+                text=True,
+                check=True,
+                env=environment,
+            )
+            runs.append(json.loads(process.stdout.splitlines()[-1]))
+    return round(statistics.median(run[0] for run in runs[1:]), 1), runs[-1][1]
 
 
 def modules_for_a_bundle() -> dict[str, int]:

@@ -34,7 +34,8 @@ def _cell(text: str) -> str:
 
 def command_page() -> str:
     """Every command with its usage, help and options, as ``--help`` says them."""
-    top = click.Context(main, info_name="stategate")
+    # As a shell opens it: click remembers the names of the help option from the first context.
+    top = click.Context(main, info_name="stategate", **main.context_settings)
     parts = [_fenced(main.get_help(top))]
     for ctx in commands(main, top):
         parts.append(f"\n## `{ctx.command_path}`\n\n")

@@ -11,10 +11,11 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from stategate.contract.errors import MissingDependencyError
 from stategate.targets.detect import Host, detect
@@ -26,27 +27,26 @@ OLDEST_CUDA = (11, 4)  # of the driver; the engine calls cuGraphInstantiateWithF
 _LITTLE_MEMORY = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """One thing that was looked at."""
 
     # ``ok``; ``note``, which hinders nothing; or ``missing``
     level: Literal["ok", "note", "missing"]
     what: str  # its name
-    found: str  # what is there
+    fact: str = msgspec.field(name="found")  # what is there
     remedy: str = ""  # what to do; empty where all is well
 
 
-def _ok(what: str, found: str) -> Finding:
-    return Finding("ok", what, found)
+def _ok(what: str, fact: str) -> Finding:
+    return Finding("ok", what, fact)
 
 
-def _note(what: str, found: str, remedy: str = "") -> Finding:
-    return Finding("note", what, found, remedy)
+def _note(what: str, fact: str, remedy: str = "") -> Finding:
+    return Finding("note", what, fact, remedy)
 
 
-def _missing(what: str, found: str, remedy: str) -> Finding:
-    return Finding("missing", what, found, remedy)
+def _missing(what: str, fact: str, remedy: str) -> Finding:
+    return Finding("missing", what, fact, remedy)
 
 
 def examine(root: Path = Path("/")) -> list[Finding]:
@@ -85,8 +85,8 @@ def _system(host: Host, jetson: bool, release: Release | None) -> Iterator[Findi
             "jetpack", "no release of Jetson Linux is named", "flash the board with JetPack"
         )
     elif release is None:
-        found = f"Jetson Linux {host.l4t} is not in the ladder of releases"
-        yield _note("jetpack", found, "compare CUDA and TensorRT below with docs/guides/jetson.md")
+        fact = f"Jetson Linux {host.l4t} is not in the ladder of releases"
+        yield _note("jetpack", fact, "compare CUDA and TensorRT below with docs/guides/jetson.md")
     elif int(release.jetpack.split(".")[0]) < 5:
         yield _missing(
             "jetpack",
@@ -105,7 +105,7 @@ def _system(host: Host, jetson: bool, release: Release | None) -> Iterator[Findi
 def _as_shipped(what: str, version: str, shipped: str | None) -> Finding:
     if shipped is None or f"{version}.".startswith(f"{shipped}."):
         return _ok(what, version)
-    remedy = "build engines again after every change: stategate build-engine BUNDLE"
+    remedy = "build engines again after every change: stategate device build-engine BUNDLE"
     return _note(what, f"{version}, where this JetPack ships {shipped}", remedy)
 
 
@@ -184,9 +184,9 @@ def _tensorrt(root: Path, host: Host, release: Release | None) -> Iterator[Findi
     numbers = re.match(r"(\d+)\.(\d+)", host.tensorrt)
     major, minor = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     if (major, minor) < (8, 5) or major == 9:
-        found = f"{host.tensorrt}, and engines are built by 8.5, 8.6, 10 and 11"
+        fact = f"{host.tensorrt}, and engines are built by 8.5, 8.6, 10 and 11"
         remedy = "update it (on a Jetson: JetPack), or step with onnxruntime or native"
-        yield _missing("tensorrt", found, remedy)
+        yield _missing("tensorrt", fact, remedy)
     else:
         yield _as_shipped("tensorrt", host.tensorrt, release.tensorrt if release else None)
     parser = f"libnvonnxparser.so.{major}"
@@ -199,15 +199,15 @@ def _tensorrt(root: Path, host: Host, release: Release | None) -> Iterator[Findi
     else:
         yield _bindings(root)
     if not (root / "usr/src/tensorrt/bin/trtexec").exists():
-        found = "not there; only build-engine.sh needs it"
-        yield _note("trtexec", found, "apt install libnvinfer-bin")
+        fact = "not there; only build-engine.sh needs it"
+        yield _note("trtexec", fact, "apt install libnvinfer-bin")
 
 
 def _bindings(root: Path) -> Finding:
     packages = [*root.glob("usr/lib/python3*/dist-packages/tensorrt")]
     if not packages:
-        found = "TensorRT's Python bindings are not there"
-        return _missing("bindings", found, "apt install python3-libnvinfer")
+        fact = "TensorRT's Python bindings are not there"
+        return _missing("bindings", fact, "apt install python3-libnvinfer")
     if root == Path("/"):
         remedy = "make the environment with: python3 -m venv --system-site-packages .venv"
         return _missing("bindings", f"in {packages[0]}, where this Python does not look", remedy)
@@ -223,8 +223,8 @@ def _speed(host: Host) -> Iterator[Finding]:
         remedy = "choose the mode of the robot before building: sudo nvpmodel -q"
         yield _note("power mode", f"{host.power_mode}; a plan built now is timed in it", remedy)
     if host.governor not in (None, "performance"):
-        found = f"{host.governor}; clocks follow the load, and single steps wait for them"
-        yield _note("governor", found, "sudo jetson_clocks, where latency counts more than watts")
+        fact = f"{host.governor}; clocks follow the load, and single steps wait for them"
+        yield _note("governor", fact, "sudo jetson_clocks, where latency counts more than watts")
 
 
 def _release(host: Host) -> Release | None:

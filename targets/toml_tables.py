@@ -42,7 +42,7 @@ def read_table(folder: str, name: str, kind: str, shape: type[Table]) -> Table:
             f"unknown {kind}",
             found=name,
             expected=" or ".join(near or names),
-            remedy="list them with: stategate targets" if kind == "target" else None,
+            remedy="list them with: stategate device targets" if kind == "target" else None,
         )
     return read_toml("stategate.targets", f"{folder}/{name}.toml", f"the {kind} {name}", shape)
 

@@ -92,6 +92,27 @@ def test_usage_errors_of_every_verb_load_the_base_dependencies_alone() -> None:
     assert loaded == BASE
 
 
+def test_help_of_groups_and_a_wrong_verb_load_no_numpy() -> None:
+    lines = [["--help"], ["--version"], ["device", "--help"], ["model", "--help"], ["no-such-verb"]]
+    results, loaded = with_base_alone(*lines)
+    assert [code for code, _ in results] == [0, 0, 0, 0, 2]
+    assert "numpy" not in loaded
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_every_number_on_the_command_line_is_finite(number: str) -> None:
+    options = [
+        (verb, option)
+        for verb, command in VERBS.items()
+        for option in command.params
+        if isinstance(option.type, click.types.FloatParamType)
+    ]
+    assert len(options) > 30
+    for verb, option in options:
+        with pytest.raises(click.BadParameter):
+            option.type.convert(number, option, click.Context(VERBS[verb]))
+
+
 @pytest.mark.case("D7")
 @pytest.mark.parametrize(
     ("line", "said"),

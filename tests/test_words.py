@@ -10,11 +10,8 @@ from lab.words import INSTALLED, OUTSIDE, PHRASES, trips, words_of_room
 
 # How much of the old dialect a room still holds. Ceilings only fall; those not here are 0.
 CEILINGS = {
-    "cli": 13,
     "export": 12,
     "runtime": 1,
-    "targets": 9,
-    "common": 7,
     "contract": 1,
     "lab": 8,
     "scripts": 2,

@@ -67,7 +67,7 @@ def with_library(
     if built is not None:
         return built.manifest, {file.path: built.read(file) for file in built.manifest.all_files}
     cc = compiler_for(machine) or "CC"
-    command = f"stategate build-native BUNDLE --cc {cc}"
+    command = f"stategate device build-native BUNDLE --cc {cc}"
     reason = f"no C compiler for {machine} ({cc}) where it was made"
     if required:
         raise BuildError(f"the native library cannot be built: {reason}", remedy=command)

@@ -295,7 +295,8 @@ def _ranges(nodes: list[Projection], limits: Mapping[str, float] | None) -> dict
         raise CalibrationError(
             "activations in int8 need ranges, and none were given",
             expected=f"ranges of {len(names)} tensors",
-            remedy="stategate export MODEL --out FLOAT; stategate ranges FLOAT --episode FILE.npz "
+            remedy="stategate export MODEL --out FLOAT; "
+            "stategate model ranges FLOAT --episode FILE.npz "
             "--out ranges.json; then --ranges ranges.json",
         )
     missing = [name for name in names if name not in limits]
@@ -304,7 +305,7 @@ def _ranges(nodes: list[Projection], limits: Mapping[str, float] | None) -> dict
             "the ranges lack tensors that the plan quantises",
             found=f"{len(missing)} missing: {', '.join(missing[:4])}",
             expected="ranges of the same graph",
-            remedy="measure again, with the same --operators: stategate ranges",
+            remedy="measure again, with the same --operators: stategate model ranges",
         )
     return {
         name: TensorData(

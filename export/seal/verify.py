@@ -34,8 +34,8 @@ STEPS = 1000
 GOLDEN_STEPS = 256
 TRAIL_BYTES = 1 << 20  # of recorded states in a golden episode
 _FAILS = (
-    "in lower precision keep more of it in float (stategate sensitivity), and a state in float32; "
-    "else look for operations that the engine computes differently; nothing was written"
+    "in lower precision keep more of it in float (stategate model sensitivity), and a state in "
+    "float32; else look for operations that the engine computes differently; nothing was written"
 )
 
 
@@ -295,7 +295,7 @@ def _judge_lower(reference: Reference, result: Comparison, limits: Limits) -> st
         f"{int(bad.argmax())}",
         found=distance,
         expected=f"at most {limits.error:g} and {flip_rate:.3%}",
-        remedy="keep what is sensitive in float (stategate sensitivity), or say with "
+        remedy="keep what is sensitive in float (stategate model sensitivity), or say with "
         '--accept "who: why" who takes it as it is; nothing was written'
         if finite
         else "integers of an output differ, which has no measure to accept; nothing was written",

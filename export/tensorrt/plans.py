@@ -147,7 +147,8 @@ def adopt_plan(
         raise BuildError(
             "nothing shows that the plan is one of this bundle",
             found="a bundle without a golden episode to replay",
-            remedy="build it here from the bundle's own graph: stategate build-engine BUNDLE; or "
+            remedy="build it here from the bundle's own graph: "
+            "stategate device build-engine BUNDLE; or "
             "seal the bundle, which records one: stategate export",
         )
     try:

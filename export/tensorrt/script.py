@@ -82,5 +82,5 @@ if has --skipInference; then flags="$flags --skipInference"; else flags="$flags 
   tail -n 20 trtexec.log >&2
   exit 1
 }}
-stategate build-engine {shlex.quote(f"../../{bundle.name}")} --adopt-plan trtexec.plan
+stategate device build-engine {shlex.quote(f"../../{bundle.name}")} --adopt-plan trtexec.plan
 """

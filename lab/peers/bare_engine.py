@@ -31,7 +31,9 @@ class EngineSubject:
         opened = Bundle.open(bundle)
         native = opened.manifest.native
         if native is None:
-            raise EngineError("the bundle has no native engine", remedy="stategate build-native")
+            raise EngineError(
+                "the bundle has no native engine", remedy="stategate device build-native BUNDLE"
+            )
         buffers = allocate(opened)
         engine, self._parity = NativeEngine(opened, native, buffers), 0
         self._fill, self._run = engine.fill, engine.run

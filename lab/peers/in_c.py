@@ -45,7 +45,7 @@ class InC(Peer):
             raise MeasurementError(
                 "the bundle has no native engine to measure",
                 found=opened.manifest.model.name,
-                remedy="stategate build-native BUNDLE",
+                remedy="stategate device build-native BUNDLE",
             )
         if len(step.gates) != 1 or step.gates[0].threshold_input is None:
             raise MeasurementError("the loop in C holds one gate, at an input of the graph")

@@ -159,6 +159,6 @@ def entry(name: str) -> ZooEntry:
             "the zoo has no such model",
             found=name,
             expected=" or ".join(close_names(name, ZOO) or sorted(ZOO)),
-            remedy="list them with: stategate zoo; your own: path/to/module.py:factory",
+            remedy="list them with: stategate model list; your own: path/to/module.py:factory",
         )
     return ZOO[name]

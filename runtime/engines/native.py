@@ -43,7 +43,7 @@ class NativeEngine:
                 found=obstacle,
                 remedy="export the model again, or engine='onnxruntime'"
                 if native.abi != ABI
-                else "stategate build-native BUNDLE on this machine, or engine='onnxruntime'",
+                else "stategate device build-native BUNDLE here, or engine='onnxruntime'",
             )
         file = next(f for f in bundle.manifest.files if f.path == native.library)
         data = bundle.read(file)
@@ -119,6 +119,6 @@ def _mapped(data: bytes, file: FileRef) -> int:
         raise EngineError(
             f"the system cannot load {file.path}",
             found=problem,
-            remedy="build it again here: stategate build-native BUNDLE; or engine='onnxruntime'",
+            remedy="build it here: stategate device build-native BUNDLE; or engine='onnxruntime'",
         ) from problem
     return _MAPPED[file.sha256]

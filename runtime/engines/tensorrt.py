@@ -302,7 +302,8 @@ class TensorRtEngine:
             raise self._refused("TensorRT cannot put the weights into the plan")
 
     def _refused(self, what: str) -> StategateError:
-        return refusal(what, self._log, remedy="build it again: stategate build-engine BUNDLE")
+        remedy = "build it again: stategate device build-engine BUNDLE"
+        return refusal(what, self._log, remedy=remedy)
 
 
 def _arena_of(slots: list[Slot]) -> _Arena:
@@ -333,7 +334,7 @@ def _check_signature(engine: Any, bundle: Bundle, guarded: tuple[str, ...]) -> N
             "the engine's record does not guard the states of the bundle",
             found=guarded,
             expected=floats,
-            remedy="build it again: stategate build-engine BUNDLE",
+            remedy="build it again: stategate device build-engine BUNDLE",
         )
     part = {constant.name for constant in step.constants}
     feeds = {name: tensor for name, tensor in step.graph_inputs().items() if name not in part}
@@ -360,5 +361,5 @@ def _check_signature(engine: Any, bundle: Bundle, guarded: tuple[str, ...]) -> N
             "the plan's tensors are not those of the manifest",
             found=sorted(found - expected) or "nothing more",
             expected=sorted(expected - found) or "nothing else",
-            remedy="build it again: stategate build-engine BUNDLE",
+            remedy="build it again: stategate device build-engine BUNDLE",
         )

@@ -124,11 +124,11 @@ def test_without_a_compiler_for_the_target_the_bundle_has_the_command_that_build
         done = CliRunner().invoke(main, [*words, "onnxruntime,native", "--out", str(out)])
         refused = CliRunner().invoke(main, [*words, "native", "--out", str(demanded)])
     assert refused.exit_code != 0 and "aarch64" in refused.stderr and not demanded.exists()
-    assert done.exit_code == 0 and f"stategate build-native {out} --cc" in done.stderr
+    assert done.exit_code == 0 and f"stategate device build-native {out} --cc" in done.stderr
     manifest = Bundle.open(out).manifest
     assert manifest.native is not None and manifest.native.library is None
     # The command is pasted, on a machine with that compiler.
-    command = done.stderr.partition("stategate build-native ")[2].splitlines()[0].split()
+    command = done.stderr.partition("stategate device build-native ")[2].splitlines()[0].split()
     built = CliRunner().invoke(main, ["build-native", *command])
     assert built.exit_code == 0, built.output
     manifest = Bundle.open(out).manifest

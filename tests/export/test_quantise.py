@@ -148,7 +148,7 @@ def test_a_plan_that_keeps_all_or_names_the_unknown_is_refused(aura: Traced) -> 
 
 
 def test_activations_without_their_ranges_are_refused(aura: Traced) -> None:
-    with pytest.raises(CalibrationError, match="stategate ranges"):
+    with pytest.raises(CalibrationError, match="stategate model ranges"):
         quantised(*aura, PRESETS["int8"])
     with pytest.raises(CalibrationError, match="3 missing: cat, silu_3, z"):
         quantised(*aura, PRESETS["int8"], {"silu": 1.0})

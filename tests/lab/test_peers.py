@@ -101,7 +101,7 @@ def test_a_gate_held_open_writes_and_one_held_shut_does_not(
 
 @pytest.mark.parametrize("subject", [in_c.InC, EngineSubject])
 def test_a_bundle_without_a_native_engine_shows_how_to_get_one(aura_bundle: Path, subject) -> None:
-    with pytest.raises(StategateError, match="stategate build-native"):
+    with pytest.raises(StategateError, match="stategate device build-native"):
         subject(str(aura_bundle))
 
 

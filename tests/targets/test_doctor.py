@@ -116,7 +116,7 @@ def findings(folder: Path, files: dict[str, str], *without: str) -> dict[str, tu
         if name not in without:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
-    return {one.what: (one.level, f"{one.found}; {one.remedy}") for one in examine(folder)}
+    return {one.what: (one.level, f"{one.fact}; {one.remedy}") for one in examine(folder)}
 
 
 @pytest.mark.parametrize(

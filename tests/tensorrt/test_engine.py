@@ -172,7 +172,7 @@ def test_a_truncated_plan_is_refused_before_it_is_loaded(built: Path) -> None:
 def test_a_bundle_without_an_engine_says_how_to_build_one(
     tiny_bundle: Path, trt: Any, copy_of: Callable[[Path], Path]
 ) -> None:
-    assert "stategate build-engine BUNDLE" in refusal(copy_of(tiny_bundle))
+    assert "stategate device build-engine BUNDLE" in refusal(copy_of(tiny_bundle))
 
 
 def test_too_little_memory_is_reported_before_the_plan_is_loaded(

@@ -112,7 +112,7 @@ def test_a_record_that_names_anything_else_is_refused(
     record.write_bytes(record.read_bytes().replace(old, new))
     with pytest.raises(EngineError, match="the record of an engine cannot be read") as caught:
         Session.open(built, engine="tensorrt")
-    assert told in str(caught.value) and "stategate build-engine" in str(caught.value)
+    assert told in str(caught.value) and "stategate device build-engine" in str(caught.value)
     assert "antigravity" not in sys.modules
     done = CliRunner().invoke(main, ["inspect", str(built)])
     assert done.exit_code == 1 and "the record of an engine cannot be read" in done.output

@@ -136,7 +136,7 @@ def beliefs(session: Session, episode: Episode) -> tuple[NDArray[np.float64], ND
         raise EpisodeError(
             "there is nothing to judge",
             found="an episode without a labelled query",
-            remedy="stategate episode aura-hard --steps 100000 --out episode.npz",
+            remedy="stategate episodes zoo aura-hard --steps 100000 --out episode.npz",
         )
     name, labels = labelled[0], episode.labels[labelled[0]]
     errors, right = [], []
