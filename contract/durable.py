@@ -35,6 +35,9 @@ def whole_file(path: Path, staged: Path | None = None) -> Iterator[IO[bytes]]:
         staged: Where it is written first, in the same folder; whatever is there is replaced, so
             that it needs an owner of the folder. If left out, see `stategate.contract.staging`.
     """
+    obstacle = _not_replaced(path)
+    if obstacle is not None:
+        raise FileExistsError(errno.EEXIST, obstacle, os.fspath(path))
     make_folder(path.parent)
     with staging.staged(path) if staged is None else _own(staged) as place:
         with _naming(path), place.open("r+b") as file:
@@ -43,6 +46,16 @@ def whole_file(path: Path, staged: Path | None = None) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         place.replace(path)
     sync_folder(path.parent)
+
+
+def _not_replaced(path: Path) -> str | None:
+    """Why a file must not be put at ``path``; None where it may.
+
+    A rename puts a file in the place of anything but a folder, and root may do that in ``/dev``.
+    """
+    if not path.exists() or path.is_file() or path.is_dir():
+        return None
+    return "a device, a pipe or a socket is there, and not a file"
 
 
 @contextmanager
@@ -169,3 +182,6 @@ def check_writable(path: Path) -> None:
             found=f"{path}: {folder} is {'read-only' if folder.is_dir() else 'not a folder'}",
             expected="a path below a folder that can be written",
         )
+    obstacle = _not_replaced(path)
+    if obstacle is not None:
+        raise ResultError("nothing can be written there", found=f"{path}: {obstacle}")

@@ -11,7 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from stategate.cli.run import run
-from stategate.contract.durable import make_folder, move_into_place, whole_file, write_whole
+from stategate.contract.durable import (
+    check_writable,
+    make_folder,
+    move_into_place,
+    whole_file,
+    write_whole,
+)
+from stategate.contract.errors import ResultError
 from stategate.runtime import Session
 from stategate.runtime.episodes.recorder import Recorder
 
@@ -164,3 +171,16 @@ def test_a_folder_is_moved_and_its_name_is_on_the_disk(
     move_into_place(staged, path)
     assert [p.name for p in path.iterdir()] == ["new"]
     assert calls == [("sync", str(tmp_path))]
+
+
+def test_a_pipe_is_not_replaced_by_a_file_before_or_after_the_work(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(ResultError, match="a device, a pipe or a socket"):
+            check_writable(path)
+        with pytest.raises(FileExistsError, match="a device, a pipe or a socket"):
+            write_whole(path, b"answer")
+    assert link.is_symlink() and stat.S_ISFIFO(pipe.stat().st_mode)
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
