@@ -204,8 +204,7 @@ class Pool(Closing):
 
         Raises:
             StepInputError: No session has joined this row.
-            StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite
-                (each has its own subclass).
+            StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite.
             RuntimeFault: The pool was closed.
         """
         self._open_engine()
@@ -280,8 +279,7 @@ class Pool(Closing):
 
         Raises:
             StepInputError: A row is not joined, or an input is missing, unknown, of the wrong
-                shape or dtype, or not finite in a stepped row (each has its own subclass); no row
-                has changed.
+                shape or dtype, or not finite in a stepped row; no row has changed.
             EngineError: The engine failed; no row has changed.
             PoolFault: A gate, a next state or an output of some rows is not finite; these were
                 refused and keep the outputs of their last good step, all others were committed.

@@ -1,9 +1,8 @@
 """Resident memory of the process against its budget: after loading, and now and then.
 
 What an engine adds is not known before it is loaded, and may depend on what a step is given. So an
-export steps the bundle once in a process of its own, in
-`stategate.runtime.check.resident`, and what it
-saw stands in the manifest; and a session looks again.
+export steps the bundle once in a process of its own, in `stategate.runtime.check.resident`, and
+what it saw stands in the manifest; and a session looks again.
 """
 
 from __future__ import annotations

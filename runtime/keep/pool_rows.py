@@ -43,7 +43,12 @@ class RowStore:
             look = store.look()
             if on_damage == "raise":
                 look.good()
-            self._counters.go_on_from(row, self._others(row, store.folder, look))
+            ledger_then = (
+                look.newest.snapshot.header.ledger if look.newest is not None else Ledger()
+            )
+            counters.go_on_from(row, self._others(row, store.folder, look))
+            # Counted, and not once more by the next save where this one fails.
+            self._last_ledgers[row, store.folder] = (ledger_then, None)
             self._check_forward(row, look)
             count_record = partial(counters.add_in, row, "persisted_bytes", RECORD_BYTES)
             try:
@@ -51,9 +56,6 @@ class RowStore:
             except failures(OSError) as problem:
                 raise folder_error(store.folder, problem) from problem
             header = next_header(codec, look.next_sequence, counters.read(row))
-            ledger_then = (
-                look.newest.snapshot.header.ledger if look.newest is not None else Ledger()
-            )
             self._last_ledgers[row, store.folder] = (ledger_then, header.ledger)
             count = partial(counters.add_in, row, "persisted_bytes", codec.stored_bytes)
             store.write(Snapshot(header, dict(states)), look, count)

@@ -165,7 +165,7 @@ class SnapshotStore:
     def write(self, snapshot: Snapshot, look: Look, begin: Callable[[], None]) -> None:
         """Write a snapshot to the slot after the newest good one, which is not touched.
 
-        A damaged file in that slot is put aside, as long as fewer than ``KEPT_ASIDE`` are; where
+        A damaged file in that slot is put aside, as long as fewer than ``DAMAGED_KEPT`` are; where
         no slot is good, those in both are. If only the last sync of the folder fails, the new
         snapshot is in place but may not outlive a loss of power.
 

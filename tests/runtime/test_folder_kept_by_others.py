@@ -95,3 +95,28 @@ def test_a_pool_makes_no_account_in_a_folder_without_a_budget(
     with Pool.open(tiny_bundle) as pool:
         pool.save(pool.join(), tmp_path)
     assert not (tmp_path / "account").exists()
+
+
+def test_a_save_that_the_account_refuses_does_not_count_twice_what_others_stepped(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    with Pool.open(tiny_bundle) as pool:
+        row = pool.join()
+        for _ in range(5):
+            pool.step(x=OPEN)
+        pool.save(row, tmp_path)
+        budget = Budget(persisted_bytes_per_day=1e9)
+        with Session.open(tiny_bundle, snapshots=tmp_path, budget=budget) as other:
+            other.restore()
+            for _ in range(7):
+                other.step(x=OPEN)
+            other.save()
+        (tmp_path / "account").unlink()
+        (tmp_path / "account").mkdir()  # nothing can be charged there
+        for _ in range(2):
+            with pytest.raises(SnapshotError):
+                pool.save(row, tmp_path)
+        (tmp_path / "account").rmdir()
+        pool.save(row, tmp_path)
+        assert pool.ledger(row).steps == 5 + 7
+        assert pool.ledger(row).snapshots == 3
