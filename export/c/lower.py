@@ -81,7 +81,7 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
         for i, gate in enumerate(spec.gates)
         if gate.threshold_input is not None
     }
-    skipped = {name for names in guarded.values() for name in names}
+    skipped = [name for names in guarded.values() for name in names]
     always = [name for name in spec.graph_outputs() if name not in skipped]
     # Whatever an output, a gate or an unguarded state needs runs in every step.
     reads = cut.above(always)

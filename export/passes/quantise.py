@@ -326,7 +326,9 @@ class _StoreInHalf(ir.passes.InPlacePass):
         self._weights = weights
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        for name in self._weights:
+        first = model.graph[0]
+        # In the order of the graph: one of a set would give other bytes in every process.
+        for name in [n for n in model.graph.initializers if n in self._weights]:
             wide = model.graph.initializers.pop(name)
             assert wide.const_value is not None
             narrow = wide.const_value.numpy().astype(np.float16)
@@ -343,5 +345,5 @@ class _StoreInHalf(ir.passes.InPlacePass):
                 "Cast", [stored], {"to": ir.DataType.FLOAT}, outputs=[ir.Value(name=name)]
             )
             wide.replace_all_uses_with(cast.outputs[0])
-            model.graph.insert_before(model.graph[0], cast)
+            model.graph.insert_before(first, cast)
         return ir.passes.PassResult(model, True)

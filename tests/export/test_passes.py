@@ -119,16 +119,24 @@ def test_notes_of_the_exporting_machine_leave_every_part_of_a_graph() -> None:
     assert b"/home/someone" in serialised(model)
 
 
-def test_the_parts_of_a_step_have_the_same_bytes_in_every_process() -> None:
+def test_graphs_and_c_have_the_same_bytes_in_every_process() -> None:
     code = (
         "import hashlib\n"
+        "from stategate.contract.precision import PrecisionPlan\n"
+        "from stategate.export.c.lower import lower\n"
         "from stategate.export.passes.graph import serialised\n"
+        "from stategate.export.passes.quantise import quantised\n"
         "from stategate.export.passes.split import read_write\n"
         "from stategate.export.frontends.trace import trace\n"
         "from stategate.models.load import load_model\n"
         "model = load_model('aura-hard').model\n"
-        "split = read_write(trace(model), model.step_spec())\n"
-        "print(hashlib.sha256(serialised(split.read) + serialised(split.write)).hexdigest())\n"
+        "graph, spec = trace(model), model.step_spec()\n"
+        "split = read_write(graph, spec)\n"
+        "plans = [f'{kind}-weights' for kind in ('float16', 'int8', 'int4')]\n"
+        "graphs = [quantised(graph, spec, PrecisionPlan.named(plan)) for plan in plans]\n"
+        "parts = [serialised(g) for g in (split.read, split.write, *graphs)]\n"
+        "parts += lower(serialised(graph), spec, {}).values()\n"
+        "print(*(hashlib.sha256(part).hexdigest()[:8] for part in parts))\n"
     )
     digests = {
         subprocess.run(
