@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from stategate.contract import Episode, EpisodeSet
 from stategate.contract.errors import EpisodeError
@@ -22,7 +22,11 @@ Episodes: TypeAlias = "str | Path | Episode | Iterable[str | Path | Episode]"
 
 def listed(episodes: Episodes) -> list[str | Path | Episode]:
     """Them as a list, however they came."""
-    return [episodes] if isinstance(episodes, str | Path | Episode) else list(episodes)
+    if isinstance(episodes, str | Path | Episode):
+        return [episodes]
+    several = isinstance(episodes, Iterable) and not isinstance(episodes, Mapping)
+    # What is no recording is refused where it is opened.
+    return list(episodes) if several else [cast(Path, episodes)]
 
 
 def names_of(episodes: Episodes) -> str:

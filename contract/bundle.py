@@ -46,6 +46,22 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def folder_of(bundle: str | Path | Bundle) -> Path:
+    """Where a bundle is, by its path or opened.
+
+    Raises:
+        BundleError: It is something else.
+    """
+    try:
+        return Path(bundle)
+    except TypeError:
+        raise BundleError(
+            "this is not a bundle",
+            found=f"a {type(bundle).__name__}",
+            expected="its folder, or the Bundle that make or adopt gave",
+        ) from None
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Bundle:
     """An opened bundle whose files were all checked against their digests.
@@ -60,6 +76,10 @@ class Bundle:
     manifest: Manifest
     digest: str
 
+    def __fspath__(self) -> str:
+        """Its folder: an opened bundle stands wherever a path of one may."""
+        return os.fspath(self.path)
+
     def __repr__(self) -> str:
         facts = f"{self.manifest.model.name}, {self.manifest.state_bytes} bytes of memory"
         return f"<Bundle {self.path}: {facts}, {self.manifest.standing}, {self.digest[:12]}>"
@@ -70,7 +90,7 @@ class Bundle:
         return self.manifest.verification
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
+    def open(cls, path: str | Path | Bundle) -> Bundle:
         """Open a bundle and check every digest.
 
         Raises:
@@ -79,7 +99,7 @@ class Bundle:
             DigestError: A file lies outside the folder.
             ManifestError: The manifest is malformed or of another schema version.
         """
-        path = Path(path)
+        path = folder_of(path)
         for _ in range(_LOOKS - 1):
             folder_before = _folder_identity(path)
             try:

@@ -174,8 +174,14 @@ def try_lock(descriptor: int) -> Literal["held", "in use", "no locks"]:
 def check_writable(path: Path) -> None:
     """Find out before the work whether a file or folder can be made at ``path`` after it."""
     folder = path.absolute().parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    try:
+        path.exists()  # a name may be too long
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+    except failures(OSError) as problem:
+        raise ResultError(
+            "nothing can be written there", found=str(problem), expected="the name of a new file"
+        ) from None
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ResultError(
             "nothing can be written there",

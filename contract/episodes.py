@@ -144,7 +144,8 @@ class EpisodeSet:
                 shapes or rate.
         """
         episode_paths: list[Path] = []
-        for path in map(Path, paths):
+        for one in paths:
+            path = _path_of(one)
             inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
             if not inside:
                 raise EpisodeError(f"{path} holds no episodes", expected="files called *.npz")
@@ -219,6 +220,19 @@ def load_episode(path: str | Path, steps: int | None = None) -> Episode:
     """
     episodes = EpisodeSet.open(path)
     return _joined(episodes.files, min(steps or episodes.steps, episodes.steps))
+
+
+def _path_of(recording: str | Path) -> Path:
+    try:
+        return Path(recording)
+    except TypeError:
+        raise EpisodeError(
+            "this is not a recording",
+            found=f"a {type(recording).__name__}",
+            expected="an Episode, a .npz file, or a folder of them",
+            remedy="arrays of the form [steps, 1, ...] make one: "
+            'stategate.contract.Episode({"NAME": array})',
+        ) from None
 
 
 def _joined(files: tuple[EpisodeFile, ...], steps: int) -> Episode:

@@ -12,6 +12,7 @@ import onnx
 from stategate.common import console
 from stategate.contract import Bundle, Episode, InputsRef, StepSpec, refuse_to_replace
 from stategate.contract.errors import StatePairingError
+from stategate.contract.numbers import whole
 from stategate.contract.staging import scratch_folder
 from stategate.export.deploy import Engines, SafeOutputs, check_choices, deployed, with_safe
 from stategate.export.frontends.adopt import Adopted, OnnxReference, Request
@@ -89,7 +90,8 @@ def adopt(
         EpisodeError: The inputs do not fit the model.
         BundleError: Something that is not a bundle is at ``out``.
     """
-    check_choices(steps, engines=(engines, Engines), split=(split, Layout))
+    check_choices(engines=(engines, Engines), split=(split, Layout))
+    steps = whole("steps", steps)
     out = Path(out)
     request = Request(
         dims=dims or {},
@@ -159,6 +161,6 @@ def _inputs(
         model = onnx.load_model_from_string(graph)
         check_steering(model, spec.inputs, ranges)
         return drawn(spec, steps, ranges, choices(model, spec.inputs))
-    inputs, name = recorded(episode, steps)
+    inputs, name = recorded(episode, steps, ranges)
     inputs.check(spec)
     return inputs.resized(steps), InputsRef("recording", name)

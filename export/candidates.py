@@ -43,7 +43,7 @@ def episode_for(
     """
     sessions = candidate.sessions
     if source is not None:
-        episode, name = recorded(source, steps * sessions)
+        episode, name = recorded(source, steps * sessions, ranges)
         episode = staggered(episode, sessions) if sessions > 1 else episode
         episode.check(candidate.spec)
         return episode.resized(steps), InputsRef("recording", name)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 import msgspec
+import numpy as np
 
 from stategate.contract import Episode
 from stategate.contract.errors import LowerError, SpecError
@@ -18,18 +19,15 @@ Engines = Literal["onnxruntime", "onnxruntime,native", "native"]
 SafeOutputs = Mapping[str, float | Sequence[float]]
 
 
-def check_choices(steps: int, **choices: tuple[str, object]) -> None:
-    """Refuse what the command line refuses too: no step, and a word that is none of its kind.
+def check_choices(**choices: tuple[str, object]) -> None:
+    """Refuse what the command line refuses too: a word that is none of its kind.
 
     Args:
-        steps: Of the check.
         choices: By argument: what was given, and the literal type of what there is.
 
     Raises:
         SpecError: One is wrong.
     """
-    if steps < 1:
-        raise SpecError("a check takes at least one step", found=f"steps {steps}")
     for name, (word, kind) in choices.items():
         names = get_args(kind)
         if word not in names:
@@ -92,9 +90,19 @@ def with_safe(candidate: Candidate, safe: SafeOutputs) -> Candidate:
             expected=", ".join(names),
             remedy=did_you_mean(close_names(unknown[0], names)) or None,
         )
-    values = {name: v if isinstance(v, int | float) else tuple(v) for name, v in safe.items()}
+    try:
+        values = {name: _numbers(value) for name, value in safe.items()}
+    except (TypeError, ValueError):
+        raise SpecError(
+            "a safe value is no number", found=repr(dict(safe)), expected="numbers, by output"
+        ) from None
     outputs = tuple(
         msgspec.structs.replace(tensor, safe=values.get(tensor.name, tensor.safe))
         for tensor in candidate.spec.outputs
     )
     return replace(candidate, spec=msgspec.structs.replace(candidate.spec, outputs=outputs))
+
+
+def _numbers(value: float | Sequence[float]) -> float | tuple[float, ...]:
+    numbers = np.asarray(value, np.float64)
+    return tuple(numbers.ravel().tolist()) if numbers.ndim else float(numbers)

@@ -15,12 +15,20 @@ from stategate.contract.errors import EpisodeError
 Range = tuple[float, float]
 
 
-def recorded(source: str | Path | Episode, steps: int) -> tuple[Episode, str]:
+def recorded(
+    source: str | Path | Episode, steps: int, ranges: Mapping[str, Range] | None = None
+) -> tuple[Episode, str]:
     """An episode of a program, or the first steps of a file or folder; and its name.
 
     Raises:
-        EpisodeError: It cannot be read.
+        EpisodeError: It cannot be read, or ranges are given too, which nothing would be drawn from.
     """
+    if ranges:
+        raise EpisodeError(
+            "inputs are recorded, or drawn from ranges, and not both",
+            found=f"a recording, and --range for {', '.join(ranges)}",
+            remedy="leave one of them out",
+        )
     if isinstance(source, Episode):
         return source, source.provenance or "an episode in memory"
     return load_episode(source, steps), Path(source).name

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from stategate.common import console
 from stategate.contract import Budget, Bundle, CalibrationRecord, Episode, refuse_to_replace
 from stategate.contract.errors import SpecError
+from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.candidates import candidate_from, episode_for, reference_for
 from stategate.export.deploy import Engines, SafeOutputs, check_choices, deployed, with_safe
@@ -99,9 +100,9 @@ def make(
         BundleError: Something that is not a bundle is at ``out``.
         TargetError: There is no such target, or it lacks an element type.
     """
-    check_choices(
-        steps, engines=(engines, Engines), split=(split, Layout), operators=(operators, Form)
-    )
+    check_choices(engines=(engines, Engines), split=(split, Layout), operators=(operators, Form))
+    steps, sessions = whole("steps", steps), whole("sessions", sessions)
+    budget = None if max_state_bytes is None else whole("max_state_bytes", max_state_bytes)
     out = Path(out)
     plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
     if ranges is not None and not isinstance(ranges, RangeRecord):
@@ -144,7 +145,7 @@ def make(
                 reference,
                 inputs,
                 target=profile.ref(this_machine=this_machine),
-                budget=Budget(max_state_bytes),
+                budget=Budget(budget),
                 limits=limits,
                 report=report,
                 inputs=source,

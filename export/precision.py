@@ -12,6 +12,7 @@ import onnx
 from stategate.common.console import note, who_and_why
 from stategate.contract import StepSpec
 from stategate.contract.errors import ExportError, SpecError
+from stategate.contract.numbers import bounded
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.stored import KINDS
 from stategate.export.candidate import Candidate
@@ -65,8 +66,9 @@ def early_limits(
     max_output_error: float | None, max_flip_rate: float | None, accept: str | None = None
 ) -> Limits:
     """What a candidate in lower precision must keep before its drift is looked at."""
-    error = math.inf if max_output_error is None else max_output_error
-    return Limits(error, 1.0 if max_flip_rate is None else max_flip_rate, who_and_why(accept))
+    error = bounded("max_output_error", math.inf if max_output_error is None else max_output_error)
+    flips = bounded("max_flip_rate", 1.0 if max_flip_rate is None else max_flip_rate, 1.0)
+    return Limits(error, flips, who_and_why(accept))
 
 
 def with_stored_states(

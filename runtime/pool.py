@@ -61,12 +61,12 @@ class Pool(Closing):
         self._gates = MappingProxyType({s.name: shown[s.name] for s in buffers.gates})
 
     @classmethod
-    def open(cls, path: str | Path, engine: EngineChoice = "auto") -> Pool:
+    def open(cls, path: str | Path | Bundle, engine: EngineChoice = "auto") -> Pool:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
         Args:
-            path: The bundle's folder. One that was exported for a single session makes a pool of
-                one row.
+            path: The bundle, or its folder. One that was exported for a single session makes a
+                pool of one row.
             engine: As in `Session.open`.
 
         Raises:

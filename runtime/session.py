@@ -87,7 +87,7 @@ class Session(Closing):
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | Path | Bundle,
         *,
         budget: Budget | None = None,
         snapshots: SnapshotPolicy | str | Path | None = None,
@@ -98,7 +98,7 @@ class Session(Closing):
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
         Args:
-            path: The bundle's folder.
+            path: The bundle, or its folder.
             budget: Limits that tighten those of the manifest.
             snapshots: Folder for `save` and `restore`, or a policy that also saves by itself.
             on_fault: After a fault is counted and the old state is in place: ``raise`` it; ``hold``

@@ -22,9 +22,12 @@ from stategate.calibration.drift.record import DriftLimits
 from stategate.cli.main import main
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import (
+    BundleError,
     CalibrationError,
     EpisodeError,
+    ExportError,
     ParityError,
+    ResultError,
     SpecError,
     StatePairingError,
     TraceError,
@@ -166,10 +169,16 @@ def test_the_exception_of_a_factory_is_the_users_own() -> None:
         ({"engines": "nativ"}, SpecError, "no such value of engines"),
         ({"split": "two"}, SpecError, "no such value of split"),
         ({"operators": "fast"}, SpecError, "no such value of operators"),
-        ({"steps": 0}, SpecError, "at least one step"),
+        ({"steps": 0}, SpecError, "steps must be a whole number of at least 1"),
+        ({"steps": 1e3}, SpecError, "steps must be a whole number"),
+        ({"max_state_bytes": 4e9}, SpecError, "max_state_bytes must be a whole"),
+        ({"precision": "int8-weights", "max_flip_rate": 2}, SpecError, "from 0 to 1"),
+        ({"precision": "int8-weights", "max_output_error": -1}, SpecError, "at least 0"),
+        ({"safe": {"y": "half"}}, SpecError, "no number"),
+        ({"episode": {"x": np.zeros((5, 1, 4), np.float32)}}, EpisodeError, "contract.Episode"),
         ({"calibration": "none.json"}, CalibrationError, "cannot be read"),
         ({"input_ranges": {"x": (2.0, 1.0)}}, EpisodeError, "cannot have this range"),
-        ({"sessions": 0}, SpecError, "at least one session"),
+        ({"sessions": 0}, SpecError, "sessions must be a whole number"),
     ],
 )
 def test_wrong_arguments_are_refused_and_nothing_is_written(
@@ -179,6 +188,82 @@ def test_wrong_arguments_are_refused_and_nothing_is_written(
     with pytest.raises(error, match=said):
         stategate.make(model, tmp_path / "b", **{"steps": 5, **wrong})
     assert not (tmp_path / "b").exists()
+
+
+def test_numbers_of_numpy_are_taken_like_those_of_python(tmp_path: Path, tiny) -> None:
+    bundle = stategate.make(
+        tiny,
+        tmp_path / "b",
+        steps=np.int64(5),
+        sessions=np.int64(2),
+        max_state_bytes=np.int64(1000),
+        safe={"y": np.array([0.5, 1.0, 2.0, 3.0], np.float32)},
+        precision="int8-weights",
+        max_output_error=np.float32(0.5),
+        max_flip_rate=np.float32(1.0),
+    )
+    assert bundle.manifest.budget.state_bytes == 1000
+    assert bundle.manifest.step.outputs[0].safe == (0.5, 1.0, 2.0, 3.0)
+
+
+def test_ranges_beside_a_recording_are_refused_and_not_forgotten(tmp_path: Path, tiny) -> None:
+    wave = Episode({"x": np.zeros((5, 1, 3), np.float32)})
+    with pytest.raises(EpisodeError, match="not both"):
+        stategate.adopt(
+            proto(), tmp_path / "a", accept_pairs=True, episode=wave, input_ranges={"x": (0, 1)}
+        )
+    wave = Episode({"x": np.zeros((5, 1, 4), np.float32)})
+    with pytest.raises(EpisodeError, match="not both"):
+        stategate.make(tiny, tmp_path / "a", episode=wave, input_ranges={"x": (0, 1)})
+
+
+def test_an_opened_bundle_stands_wherever_its_folder_may(tmp_path: Path, tiny) -> None:
+    bundle = stategate.make(tiny, tmp_path / "b", steps=5)
+    with stategate.Session.open(bundle) as session, stategate.Pool.open(bundle) as pool:
+        assert session.manifest == pool.manifest == bundle.manifest
+    with pytest.raises(ExportError, match="a bundle already"):
+        stategate.make(bundle, tmp_path / "c")
+    for call in (stategate.verify, stategate.Session.open, stategate.Pool.open):
+        with pytest.raises(BundleError, match="found: a Tiny"):
+            call(tiny)
+    with pytest.raises(BundleError, match="found: a Tiny"):
+        stategate.measure_ranges(tiny, tmp_path)
+
+
+def test_a_path_to_a_file_with_a_factory_is_a_model(tmp_path: Path) -> None:
+    assert stategate.make(Path(f"{__file__}:lifted"), tmp_path / "b", steps=5).receipt
+
+
+def test_a_name_that_is_too_long_is_refused_before_the_work(tmp_path: Path, tiny) -> None:
+    with pytest.raises(ResultError, match="too long"):
+        stategate.make(tiny, tmp_path / ("a" * 300))
+
+
+def test_numbers_that_judge_nothing_are_refused(tiny_bundle: Path, recording: Episode) -> None:
+    compare = partial(stategate.compare, tiny_bundle, tiny_bundle)
+    calls = [
+        partial(compare, recording, steps=0),
+        partial(compare, recording, steps=-5),
+        partial(stategate.verify, tiny_bundle, tolerance=float("nan")),
+        partial(stategate.verify, tiny_bundle, tolerance=-1.0),
+        partial(stategate.fits, tiny_bundle, sessions=0),
+        partial(stategate.fits, tiny_bundle, horizon_steps=-1),
+        partial(stategate.fits, tiny_bundle, rate_hz=float("nan")),
+        partial(stategate.calibrate, "aura-hard", steps=0),
+        partial(stategate.calibrate, "aura-hard", count=0),
+    ]
+    for call in calls:
+        with pytest.raises(SpecError, match="must be a"):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [None, {"x": np.zeros((5, 1, 4), np.float32)}, 3, [[1.0]]])
+def test_what_is_no_recording_is_refused_with_what_makes_one(
+    tiny_bundle: Path, wrong: object
+) -> None:
+    for call in (partial(stategate.compare, tiny_bundle), stategate.measure_ranges):
+        with pytest.raises(EpisodeError, match=r"stategate.contract.Episode\("):
+            call(tiny_bundle, wrong)
 
 
 def proto() -> onnx.ModelProto:

@@ -18,6 +18,7 @@ from stategate.contract import Bundle, Manifest
 from stategate.contract.bundle import MANIFEST
 from stategate.contract.c_library import Engine
 from stategate.contract.errors import ParityError, SpecError
+from stategate.contract.numbers import bounded, whole
 from stategate.targets import TargetProfile, generic, load, load_storage, names, recognise
 from stategate.targets.detect import detect
 from stategate.targets.fits import Fit, Footprint, fit, load_costs, predict
@@ -60,6 +61,8 @@ def fits_report(
         SpecError: It serves several sessions, and shall be measured.
         EngineError: It cannot be stepped here.
     """
+    sessions = None if sessions is None else whole("sessions", sessions)
+    horizon_steps, rate_hz = whole("horizon_steps", horizon_steps), bounded("rate_hz", rate_hz)
     manifest, counted = bundle.manifest, footprint(bundle, engine)
     if measure and manifest.sessions != 1:
         raise SpecError(
@@ -113,8 +116,6 @@ def bundle_at(model: object, precision: str | None) -> Bundle | None:
         SpecError: It is one, and a precision is asked for.
         BundleError: The folder holds none.
     """
-    if isinstance(model, Bundle):
-        model = model.path
     if not isinstance(model, str | os.PathLike):
         return None
     path = Path(model)

@@ -14,6 +14,7 @@ from stategate.common import console
 from stategate.contract import Bundle, canonical_json, refuse_to_replace
 from stategate.contract.durable import check_writable
 from stategate.contract.errors import SpecError
+from stategate.contract.numbers import whole
 
 
 def compare(
@@ -59,10 +60,8 @@ def compare(
         raise SpecError(
             "a candidate is accepted when it is sealed", expected="--seal BUNDLE with --accept"
         )
-    reference, judged = (
-        Bundle.open(one.path if isinstance(one, Bundle) else one)
-        for one in (float_bundle, candidate)
-    )
+    steps = None if steps is None else whole("steps", steps)
+    reference, judged = Bundle.open(float_bundle), Bundle.open(candidate)
     folder = None if out is None else Path(out).resolve()
     around = set() if folder is None else {folder, *folder.parents}
     if folder is not None:

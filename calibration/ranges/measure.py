@@ -9,6 +9,7 @@ from stategate.calibration.ranges.record import Roller, measured
 from stategate.calibration.recordings import Episodes, on_disk
 from stategate.common import console
 from stategate.contract import Bundle
+from stategate.contract.bundle import folder_of
 from stategate.contract.precision import RangeRecord
 
 
@@ -32,8 +33,7 @@ def measure_ranges(
         EpisodeError: An episode does not fit the model.
         CalibrationError: Something is not finite, or a tensor never changes.
     """
-    path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
-    roller = Roller(Bundle.open(path.resolve()))  # where a cluster finds it too
+    roller = Roller(Bundle.open(folder_of(bundle).resolve()))  # where a cluster finds it too
     with (
         on_disk(episodes) as files,
         console.progress(files.steps, "rolling", listener=progress) as report,

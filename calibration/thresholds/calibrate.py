@@ -14,6 +14,7 @@ from stategate.calibration.thresholds.curve import calibrate_gate
 from stategate.common import console
 from stategate.contract import CalibrationRecord, Episode, EpisodeSet
 from stategate.contract.errors import CalibrationError
+from stategate.contract.numbers import whole
 from stategate.models.load import evaluating
 from stategate.models.weights import weights_sha256
 
@@ -64,6 +65,7 @@ def calibrate(
         EpisodeError: There are no episodes, or one does not fit the model.
         TraceError: The model cannot be stepped.
     """
+    steps, count = whole("steps", steps), whole("count", count)
     wish = Wish(tolerance, accuracy, write_rate, max_output_error, costs)
     with ExitStack() as stack:
         loaded = stack.enter_context(evaluating(model))

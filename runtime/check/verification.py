@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stategate.contract import Bundle
+from stategate.contract.numbers import bounded
 from stategate.runtime.check.golden import Replay, replay
 from stategate.runtime.engines.engine import EngineChoice
 
@@ -68,7 +69,8 @@ def verify(
         EngineError: The engine cannot be loaded.
         EpisodeError: The golden episode does not fit the model.
     """
-    opened = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle)
+    tolerance = None if tolerance is None else bounded("tolerance", tolerance)
+    opened = Bundle.open(bundle)
     undeclared = tuple(opened.undeclared_files())
     result = None if digests_only else replay(opened.path, tolerance, engine)
     return VerificationReport(opened, undeclared, result, digests_only)

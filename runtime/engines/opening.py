@@ -12,13 +12,13 @@ from stategate.runtime.base.resident import engine_bytes
 from stategate.runtime.engines.engine import EngineChoice
 
 
-def open_single(path: str | Path) -> Bundle:
+def open_single(path: str | Path | Bundle) -> Bundle:
     """Open a bundle that serves one session."""
     bundle = Bundle.open(path)
     if bundle.manifest.sessions != 1:
         raise BundleError(
             "this is a pool bundle, which a single session cannot step",
-            found=f"{bundle.manifest.sessions} sessions in each step of {path}",
+            found=f"{bundle.manifest.sessions} sessions in each step of {bundle.path}",
             expected="a bundle for one session",
             remedy="open it with stategate.runtime.Pool.open(path), or export the model again "
             "without --sessions",
