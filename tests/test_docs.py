@@ -221,10 +221,11 @@ def test_the_recipe_for_a_new_target_works_word_for_word(
         assert "my-board" in done.output or "My board" in done.output
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+# The changelog is left out: its lines are of the days when they were written.
+@pytest.mark.parametrize(
+    "page", sorted({*PAGES} - {ROOT / "CHANGELOG.md"}), ids=lambda p: p.relative_to(ROOT).as_posix()
+)
 def test_a_page_names_files_of_the_code_that_exist(page: Path) -> None:
-    if page.name == "CHANGELOG.md":
-        return  # its lines are of the days when they were written
     rooms = "|".join((*INSTALLED, *OUTSIDE))
     named = set(re.findall(rf"`((?:{rooms})/[\w./-]*)`", page.read_text()))
     new = {"targets/profiles/my-board.toml"}  # the recipe's
