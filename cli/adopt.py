@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +11,15 @@ import click
 
 from stategate.cli.options import (
     ANY_PATH,
+    Verb,
     by_name,
     engines_option,
     flag,
     input_options,
-    input_ranges_of,
     integer,
     json_option,
-    kinds_of,
     out_option,
     repeated,
-    safe_of,
     safe_option,
     split_option,
     state_options,
@@ -36,23 +35,43 @@ if TYPE_CHECKING:
     from stategate.export.frontends.adopt import Adopted
 
 
+def _pairs(
+    name: str, dest: str, metavar: str, text: str, read: Callable[[str], Any] = str
+) -> Callable[[Verb], Verb]:
+    help_ = f"{text}; repeat."
+    return repeated(name, metavar, help_, dest, read=lambda texts: by_name(texts, name, read))
+
+
+def _start(text: str) -> np.ndarray | str:
+    """The array of a ``.npy`` file; anything else is a number's text."""
+    return load_npy(text) if text.endswith(".npy") else text
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(integer(part) for part in text.split(","))
+
+
 @click.command()
 @click.argument("file", type=ANY_PATH)
 @out_option("The bundle's folder.")
-@repeated("--state", "IN=OUT", "A state pair; repeat.")
-@repeated("--dim", "NAME=N", "Pin a named dynamic axis; repeat.")
-@repeated("--shape", "INPUT=1,2,3", "Pin the shape of an input; repeat.")
-@repeated("--const", "INPUT=VALUE", "Fix an input for ever; repeat.")
-@repeated(
+@_pairs("--state", "states", "IN=OUT", "A state pair")
+@_pairs("--dim", "dims", "NAME=N", "Pin a named dynamic axis", integer)
+@_pairs("--shape", "shapes", "INPUT=1,2,3", "Pin the shape of an input", _shape)
+@_pairs("--const", "constants", "INPUT=VALUE", "Fix an input for ever")
+@_pairs(
     "--init",
+    "initial",
     "STATE=VALUE",
-    "What a state starts with, a number or a .npy file; zeros if left out; repeat.",
+    "What a state starts with, a number or a .npy file; zeros if left out",
+    _start,
 )
-@repeated(
+@_pairs(
     "--context",
+    "contexts",
     "INPUT=N",
     "Keep the last N samples of an input as a state and put them in front of the next ones; the "
-    "file takes both along the last axis; repeat.",
+    "file takes both along the last axis",
+    integer,
 )
 @flag("--yes", "Accept the state pairs that were found.")
 @split_option
@@ -63,21 +82,7 @@ if TYPE_CHECKING:
 @input_options
 @json_option
 def adopt(
-    file: Path,
-    out: Path,
-    state: tuple[str, ...],
-    dim: tuple[str, ...],
-    shape: tuple[str, ...],
-    const: tuple[str, ...],
-    init: tuple[str, ...],
-    context: tuple[str, ...],
-    yes: bool,
-    safe: tuple[str, ...],
-    state_storage: tuple[str, ...],
-    target: str | None,
-    input_ranges: tuple[str, ...],
-    as_json: bool,
-    **options: Any,
+    file: Path, out: Path, yes: bool, target: str | None, as_json: bool, **options: Any
 ) -> None:
     """Make a bundle from FILE, whose state is among its inputs and outputs. Needs no torch.
 
@@ -92,32 +97,16 @@ def adopt(
           --const sr=16000 --state state=stateN --out build/silero
       stategate adopt exported/policy.yaml --engines onnxruntime,native --out build/policy
     """
-    options |= {
-        "states": by_name(state, "--state", str),
-        "dims": by_name(dim, "--dim", integer),
-        "shapes": by_name(
-            shape, "--shape", lambda text: tuple(integer(part) for part in text.split(","))
-        ),
-        "constants": by_name(const, "--const", str),
-        "initial": by_name(init, "--init", _start),
-        "contexts": by_name(context, "--context", integer),
-        "input_ranges": input_ranges_of(input_ranges),
-        "safe": safe_of(safe),
-        "state_precision": kinds_of(state_storage),
-        "target": load(target) if target else None,
-        "accept_pairs": lambda adopted: _accepted(adopted, yes),
-    }
+    options["target"] = load(target) if target else None
     refuse_to_replace(out)  # what is refused here is refused before onnx is imported
 
     import stategate
     from stategate.cli.receipt import print_receipt
 
-    print_receipt(stategate.adopt(file, out, **options), as_json)
-
-
-def _start(text: str) -> np.ndarray | str:
-    """The array of a ``.npy`` file; anything else is a number's text."""
-    return load_npy(text) if text.endswith(".npy") else text
+    bundle = stategate.adopt(
+        file, out, accept_pairs=lambda adopted: _accepted(adopted, yes), **options
+    )
+    print_receipt(bundle, as_json)
 
 
 def _accepted(adopted: Adopted, yes: bool) -> bool:

@@ -140,10 +140,7 @@ def report(result: Path, as_json: bool) -> None:
 @click.argument("before", type=ANY_PATH)
 @click.argument("after", type=ANY_PATH)
 @option(
-    "--margin",
-    type=Number(0, 10),
-    default=MARGIN,
-    help="Smallest change that counts, as a share.",
+    "--margin", type=Number(0, 10), default=MARGIN, help="Smallest change that counts, as a share."
 )
 @json_option
 def compare_command(before: Path, after: Path, margin: float, as_json: bool) -> None:

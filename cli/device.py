@@ -37,9 +37,7 @@ _NAMES = 20  # of undeclared files that are listed
 @click.command()
 @bundle_argument
 @option(
-    "--snapshots",
-    type=BUNDLE,
-    help="Also show the ledger of the newest snapshot in this folder.",
+    "--snapshots", type=BUNDLE, help="Also show the ledger of the newest snapshot in this folder."
 )
 @json_option
 def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:

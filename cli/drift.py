@@ -53,14 +53,10 @@ def _limit(name: str, field: str, text: str) -> Callable[[Verb], Verb]:
 @_limit("--max-flip-rate", "flip_rate", "Share of gate decisions that may differ.")
 @_limit("--max-write-change", "write_change", "Difference of the write rates.")
 @_limit(
-    "--max-norm-growth",
-    "norm_growth",
-    "Largest norm of a state, in units of the float model's.",
+    "--max-norm-growth", "norm_growth", "Largest norm of a state, in units of the float model's."
 )
 @_limit(
-    "--max-accuracy-loss",
-    "accuracy_loss",
-    "Accuracy that may be lost, where there are labels.",
+    "--max-accuracy-loss", "accuracy_loss", "Accuracy that may be lost, where there are labels."
 )
 @_limit(
     "--diverged-above",

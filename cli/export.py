@@ -16,21 +16,17 @@ from stategate.cli.options import (
     episode_option,
     flag,
     input_options,
-    input_ranges_of,
     json_option,
-    kinds_of,
     option,
     out_option,
     precision_option,
     ranges_option,
-    safe_of,
     safe_option,
     split_option,
     state_options,
     target_option,
 )
 from stategate.contract import refuse_to_replace
-from stategate.contract.precision import PrecisionPlan
 from stategate.models.source import model_argument
 from stategate.targets import load
 
@@ -75,19 +71,13 @@ _calibration_option = option(
 @target_option
 @input_options
 @option(
-    "--max-state-bytes",
-    type=COUNT,
-    help="Budget: refuse a larger memory, all sessions together.",
+    "--max-state-bytes", type=COUNT, help="Budget: refuse a larger memory, all sessions together."
 )
 @json_option
 def export(
     model: str,
     out: Path,
-    precision: str,
     target: str | None,
-    input_ranges: tuple[str, ...],
-    safe: tuple[str, ...],
-    state_storage: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -106,19 +96,13 @@ def export(
       stategate export aura-hard --precision int8-weights --out build/small
       stategate export aura-hard --state-storage S=int8 --error-feedback --out build/small
     """
-    options |= {
-        "input_ranges": input_ranges_of(input_ranges),
-        "safe": safe_of(safe),
-        "state_precision": kinds_of(state_storage),
-        "precision": PrecisionPlan.named(precision),
-        "target": load(target) if target else None,
-    }
+    profile = load(target) if target else None
     refuse_to_replace(out)  # what is refused here is refused before torch is imported
 
     import stategate
     from stategate.cli.receipt import print_receipt
 
-    print_receipt(stategate.make(model, out, **options), as_json)
+    print_receipt(stategate.make(model, out, target=profile, **options), as_json)
 
 
 @click.command()
@@ -140,10 +124,7 @@ def export(
 def quantise(
     model: str,
     out: Path,
-    precision: str,
     target: str | None,
-    safe: tuple[str, ...],
-    state_storage: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -156,11 +137,6 @@ def quantise(
       stategate quantise aura-hard --out build/int8
       stategate quantise my_policy.py:MyPolicy --episode logs/ --out build/int8
     """
-    options |= {
-        "safe": safe_of(safe),
-        "state_precision": kinds_of(state_storage),
-        "precision": PrecisionPlan.named(precision),
-    }
     if target:
         load(target)
     refuse_to_replace(out)

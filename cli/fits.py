@@ -50,13 +50,7 @@ if TYPE_CHECKING:
 @option("--precision", help="Of a MODEL that is no bundle yet; float32 if left out.")
 @flag("--measure", "Also open and step it here, and compare with the prediction.")
 @json_option
-def fits(
-    model: str,
-    target: str | None,
-    every: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def fits(model: str, target: str | None, every: bool, as_json: bool, **options: Any) -> None:
     """Say whether MODEL, a bundle or what `stategate export` takes, fits a device, and why.
 
     Exits with 1 where it fits none of the devices.

@@ -61,12 +61,12 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
         "inspect": Verb("device:inspect", "ort", "Show what a bundle promises."),
     },
     "Run it": {
-        "run": Verb("run:run", "ort", "Step a bundle through an episode and count its writes."),
+        "run": Verb("run:run", "ort", "Step a bundle through an episode and count its writes.")
     },
     "On the device": {
         "doctor": Verb(
             "doctor:doctor", "ort", "Say what this machine lacks for an engine, with remedies."
-        ),
+        )
     },
 }
 _MODEL = {

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from stategate.contract.precision import PrecisionPlan
+
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Value = TypeVar("Value")
 
@@ -51,9 +53,18 @@ def flag(name: str, text: str, *names: str) -> Callable[[Verb], Verb]:
     return click.option(name, *names, is_flag=True, help=text)
 
 
-def repeated(name: str, metavar: str, text: str, *names: str) -> Callable[[Verb], Verb]:
-    """An option that may stand several times."""
-    return click.option(name, *names, multiple=True, metavar=metavar, help=text)
+def repeated(
+    name: str, metavar: str, text: str, *names: str, read: Callable[[Any], Any] = tuple
+) -> Callable[[Verb], Verb]:
+    """An option that may stand several times; ``read`` makes of all texts what the verb takes."""
+    return click.option(
+        name,
+        *names,
+        multiple=True,
+        metavar=metavar,
+        callback=lambda ctx, param, texts: read(texts),
+        help=text,
+    )
 
 
 def group_of(*options: Callable[[Any], Any]) -> Callable[[Verb], Verb]:
@@ -115,7 +126,12 @@ accept_option = click.option(
 
 def precision_option(default: str, text: str) -> Callable[[Verb], Verb]:
     """``--precision``."""
-    return option("--precision", default=default, help=text)
+    return option(
+        "--precision",
+        default=default,
+        callback=lambda ctx, param, text: PrecisionPlan.named(text),
+        help=text,
+    )
 
 
 state_options = group_of(
@@ -124,6 +140,8 @@ state_options = group_of(
         "STATE=KIND",
         "How a state is stored between steps: float16, int8 (a scale for each row) or "
         "int8-tensor; repeat. KIND alone is for every guarded float32 state.",
+        "state_precision",
+        read=lambda texts: kinds_of(texts),
     ),
     flag("--error-feedback", "Keep what rounding to int8 left over, one more int8 an element."),
     option(
@@ -151,6 +169,7 @@ safe_option = repeated(
     "OUTPUT=VALUE",
     "What an output answers where a step fails before there is a good answer: one number, "
     "or one for each element with commas between. Repeat: for every output or none.",
+    read=lambda texts: by_name(texts, "--safe", safe_value, "OUTPUT=VALUE", last=True),
 )
 split_option = option(
     "--split",
@@ -172,6 +191,7 @@ input_options = group_of(
         "Draw random numbers of an input evenly from LOW to HIGH, both included for "
         "integers; repeat.",
         "input_ranges",
+        read=lambda texts: by_name(texts, "--range", span, "INPUT=LOW:HIGH, such as x=0:1"),
     ),
     check_steps_option,
 )
@@ -258,16 +278,6 @@ def safe_value(text: str) -> float | tuple[float, ...]:
     """One number, or one for each element with commas between."""
     numbers = tuple(float(part) for part in text.split(","))
     return numbers[0] if len(numbers) == 1 else numbers
-
-
-def input_ranges_of(texts: Iterable[str]) -> dict[str, tuple[float, float]]:
-    """Ranges by input, of ``--range``."""
-    return by_name(texts, "--range", span, "INPUT=LOW:HIGH, such as x=0:1")
-
-
-def safe_of(texts: Iterable[str]) -> dict[str, float | tuple[float, ...]]:
-    """Safe answers by output, of ``--safe``."""
-    return by_name(texts, "--safe", safe_value, "OUTPUT=VALUE", last=True)
 
 
 def kinds_of(texts: Iterable[str]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from stategate.cli.options import (
     POSITIVE,
     SHARE,
     input_options,
-    input_ranges_of,
     json_option,
     option,
     out_option,
@@ -24,7 +23,6 @@ from stategate.cli.options import (
 from stategate.cli.show import show
 from stategate.contract import canonical_json
 from stategate.contract.durable import check_writable, write_whole
-from stategate.contract.precision import PrecisionPlan
 from stategate.models.source import model_argument
 
 if TYPE_CHECKING:
@@ -45,10 +43,7 @@ if TYPE_CHECKING:
     help="Largest error of an output, relative to its size.",
 )
 @option(
-    "--max-flip-rate",
-    type=SHARE,
-    default=0.001,
-    help="Share of gate decisions that may differ.",
+    "--max-flip-rate", type=SHARE, default=0.001, help="Share of gate decisions that may differ."
 )
 @option(
     "--cache",
@@ -59,8 +54,6 @@ if TYPE_CHECKING:
 @json_option
 def sensitivity(
     model: str,
-    input_ranges: tuple[str, ...],
-    precision: str,
     cache: Path | None,
     out: Path,
     as_json: bool,
@@ -76,10 +69,6 @@ def sensitivity(
       stategate model sensitivity aura-hard --precision int4-weights --out build/plan.json
       stategate export aura-hard --precision build/plan.json --out build/small
     """
-    options |= {
-        "input_ranges": input_ranges_of(input_ranges),
-        "precision": PrecisionPlan.named(precision),
-    }
     check_writable(out)
 
     from stategate.export.sensitivity import propose

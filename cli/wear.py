@@ -53,9 +53,7 @@ _DAYS_PER_YEAR = 365.25
     help="Share of steps that write; the manifest's if left out.",
 )
 @option(
-    "--path",
-    type=EXISTING,
-    help="A folder on this machine: show what its device says of its wear.",
+    "--path", type=EXISTING, help="A folder on this machine: show what its device says of its wear."
 )
 @json_option
 def wear(
