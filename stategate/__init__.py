@@ -96,6 +96,16 @@ _HOMES = {
     "measure_ranges": ("calibration.ranges.measure", "export"),
     "verify": ("runtime.check.verification", ""),
 }
+# room: the extra that it needs; ``stategate.models.lift(...)`` in a hint works where it is pasted
+_ROOMS = {
+    "bench": "bench",
+    "calibration": "export",
+    "contract": "",
+    "export": "export",
+    "models": "export",
+    "runtime": "",
+    "targets": "",
+}
 
 
 def quantise(
@@ -261,16 +271,17 @@ def fits(
 
 
 def __getattr__(name: str) -> object:
-    """A name of the front door; its room is imported when it is used.
+    """A name of the front door, or a room, which is imported when it is used.
 
     Raises:
         MissingDependencyError: A library of the room's extra is not installed.
     """
-    if name not in _HOMES:
+    if name not in _HOMES and name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, extra = _HOMES[name]
+    module, extra = _HOMES.get(name) or (name, _ROOMS[name])
     try:
-        return getattr(import_module(f"{__name__}.{module}"), name)
+        room = import_module(f"{__name__}.{module}")
+        return getattr(room, name) if name in _HOMES else room
     except ModuleNotFoundError as missing:
         if not extra or (missing.name or __name__).startswith(__name__):
             raise

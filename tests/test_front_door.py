@@ -77,6 +77,11 @@ def test_a_name_that_the_front_door_lacks_is_an_attribute_error() -> None:
         _ = stategate.nothing  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", ["models.lift", "contract.Episode", "targets.load"])
+def test_a_room_is_there_where_a_hint_is_pasted_after_the_import_of_the_package(name: str) -> None:
+    modules_after(f"import stategate\nstategate.{name}")
+
+
 def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it() -> None:
     code = (
         "import sys\nsys.modules['torch'] = None\nimport stategate\n"
