@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import click
+import msgspec
 
 from stategate.contract import canonical_json
 from stategate.contract.durable import write_whole
@@ -25,17 +27,22 @@ def show(record: object, as_json: bool, lines: Iterable[Line], out: Path | None 
         lines: What a reader sees; a generator runs only for one. Values of labels are aligned.
         out: The record's file.
     """
-    if as_json or out is not None:
-        text = canonical_json(record)
-        if out is not None:
-            write_whole(out, text)
-        if as_json:
-            click.echo(text, nl=False)
-            return
+    if out is not None:
+        write_whole(out, canonical_json(record))
+    if as_json:
+        click.echo(_json(record))
+        return
     printed = list(lines)
     width = max([_LABEL, *(len(line[0]) for line in printed if isinstance(line, tuple))])
     for line in printed:
         click.echo(line if isinstance(line, str) else f"{line[0]:<{width}} {line[1]}")
+
+
+def _json(record: object) -> str:
+    """JSON in ASCII: names from files steer no terminal, and may be bytes that are no UTF-8."""
+    text = json.dumps(msgspec.to_builtins(record, str_keys=True), sort_keys=True)
+    # JSON has no number that is not finite.
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2)
 
 
 def show_paths(paths: Iterable[Path], as_json: bool) -> None:

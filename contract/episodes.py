@@ -183,7 +183,7 @@ class EpisodeSet:
     def digest(self) -> str:
         """SHA-256 over the names and digests of all files, which are read through for it."""
         lines = "".join(f"{file.sha256()}  {file.name}\n" for file in self.files)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
     @property
     def loaded(self) -> Iterable[Episode]:

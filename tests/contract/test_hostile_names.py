@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from stategate.cli.device import inspect, verify
 from stategate.cli.record import episodes
+from stategate.cli.show import show
 from stategate.common.page import document, items, table
 from stategate.contract import Bundle, Episode, EpisodeSet, TensorSpec, sha256
 from stategate.contract.errors import EpisodeError, SpecError, StategateError
@@ -159,3 +160,27 @@ def test_a_graph_whose_name_would_end_a_comment_of_c_puts_nothing_into_the_sourc
     adopted = adopt(tmp_path / "evil.onnx", Request({}, {}, {}, states))
     source = lower(adopted.candidate.graph, adopted.candidate.spec, {})
     assert not any(b"int injected(void)" in text for text in source.values())
+
+
+@pytest.mark.case("E9")
+def test_json_on_the_screen_is_ascii_whatever_travelled_in_the_file(
+    tiny_bundle: Path, copy_of: Copier
+) -> None:
+    evil = "\x9b31m \u202e \x1b[31m"
+    copy = copy_of(tiny_bundle)
+    resealed(copy, metadata={"note": evil})
+    text = shown(inspect, str(copy), "--json")
+    assert text.isascii() and "\x1b" not in text
+    assert json.loads(text)["metadata"] == {"note": evil}
+
+
+def test_an_episode_whose_name_is_no_utf8_is_shown_in_json(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"e\xff.npz")
+    path.write_bytes(Episode({"x": np.zeros((3, 1, 4))}).to_bytes())
+    (row,) = json.loads(shown(episodes, str(path), "--json"))["files"]
+    assert os.fsencode(row["name"]).endswith(b"e\xff.npz")
+
+
+def test_a_number_that_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"b": float("nan"), "a": [float("-inf"), 1.5]}, True, ())
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": None}
