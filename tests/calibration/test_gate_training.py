@@ -142,7 +142,12 @@ class Squares(nn.Module):
 
 
 @pytest.mark.case("B17")
-def test_a_module_that_writes_in_place_trains_the_same_gate_as_one_that_does_not() -> None:
+def test_a_module_that_writes_in_place_trains_the_same_gate_as_one_that_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Adam's first steps have the sign of a gradient and not its size: where one is zero but for its
+    # rounding, which depends on where memory lies, two equal trainings part.
+    monkeypatch.setattr(torch.optim, "Adam", lambda p, lr, betas: torch.optim.SGD(p, lr))
     gates = []
     for in_place in (True, False):
         step = lift(Squares(in_place), {"x": torch.zeros(1, 8)}, states=["h"], outputs=["y"])
