@@ -37,13 +37,13 @@ if TYPE_CHECKING:
         Manifest as Manifest,
         ModelRef as ModelRef,
         TargetRef as TargetRef,
-        canonical_json as canonical_json,
     )
     from stategate.contract.receipts import (
         InputsRef as InputsRef,
         LowerPrecision as LowerPrecision,
         Verification as Verification,
     )
+    from stategate.contract.records import canonical_json as canonical_json
     from stategate.contract.sessions import (
         batched as batched,
         check_rows as check_rows,
@@ -79,8 +79,8 @@ _HOMES = {
         "ModelRef",
         "SCHEMA_VERSION",
         "TargetRef",
-        "canonical_json",
     ],
+    "records": ["canonical_json"],
     "receipts": ["InputsRef", "LowerPrecision", "Verification"],
     "sessions": ["batched", "check_rows", "one_row"],
     "specs": ["ConstantSpec", "GateSpec", "StateSpec", "StepSpec", "TensorSpec"],

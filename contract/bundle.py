@@ -26,9 +26,10 @@ from stategate.contract.durable import (
 )
 from stategate.contract.errors import BundleError, DigestError, EpisodeError, ManifestError
 from stategate.contract.failures import failures
-from stategate.contract.manifest import FileRef, Manifest, canonical_json, decode_manifest
+from stategate.contract.manifest import FileRef, Manifest, decode_manifest
 from stategate.contract.reading import FILE_BYTES, RECORD_BYTES, file_sha256, read_bounded
 from stategate.contract.receipts import Verification
+from stategate.contract.records import canonical_json
 from stategate.contract.staging import staged
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stategate.contract.errors import CalibrationError, SpecError
-from stategate.contract.records import load_record
+from stategate.contract.records import load_record, save_record
 from stategate.contract.specs import Record, is_threshold
 
 CALIBRATION_VERSION = 2
@@ -104,3 +104,7 @@ class CalibrationRecord(Record, frozen=True):
             remedy="calibrate again: stategate calibrate",
             version=CALIBRATION_VERSION,
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write the record where `load` reads it; `ResultError` where it cannot be written."""
+        save_record(self, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -333,12 +333,6 @@ class Manifest(Record, frozen=True, kw_only=True):
     def all_files(self) -> tuple[FileRef, ...]:
         """Every file but the manifest itself."""
         return (*(graph.file for graph in self.graphs), *self.files)
-
-
-def canonical_json(record: Any) -> bytes:
-    """The one way a record is written: sorted keys, two-space indent, a final newline."""
-    raw = msgspec.json.encode(record, order="sorted")
-    return msgspec.json.format(raw, indent=2) + b"\n"
 
 
 def decode_manifest(raw: bytes) -> Manifest:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from stategate.contract.errors import CalibrationError, SpecError
 from stategate.contract.names import close_names, did_you_mean
-from stategate.contract.records import load_record
+from stategate.contract.records import load_record, save_record
 from stategate.contract.specs import Record, is_threshold
 
 RANGES_VERSION = 1
@@ -194,6 +194,10 @@ class RangeRecord(Record, frozen=True):
             remedy="measure again: stategate model ranges",
             version=RANGES_VERSION,
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write the record where `load` reads it; `ResultError` where it cannot be written."""
+        save_record(self, path)
 
     def limits(self, model_sha256: str, method: Method) -> dict[str, float]:
         """Symmetric range of every tensor that can be quantised, by name."""

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import StategateError
 from stategate.contract.failures import failures
 from stategate.contract.reading import RECORD_BYTES, decode_json, printable, read_bounded
@@ -57,3 +58,14 @@ def load_record(
         expected=version,
         remedy="upgrade stategate" if newer else remedy,
     )
+
+
+def canonical_json(record: Any) -> bytes:
+    """The one way a record is written: sorted keys, two-space indent, a final newline."""
+    raw = msgspec.json.encode(record, order="sorted")
+    return msgspec.json.format(raw, indent=2) + b"\n"
+
+
+def save_record(record: Any, path: str | Path) -> None:
+    """Write a record as `canonical_json`, whole or not at all; `ResultError` if it does not go."""
+    write_whole(Path(path), canonical_json(record))

@@ -17,9 +17,9 @@ import msgspec
 from stategate.contract.bundle import sha256
 from stategate.contract.errors import EngineError, SpecError
 from stategate.contract.failures import failures
-from stategate.contract.manifest import FileRef, canonical_json
+from stategate.contract.manifest import FileRef
 from stategate.contract.reading import read_bounded
-from stategate.contract.records import load_record
+from stategate.contract.records import canonical_json, load_record
 from stategate.contract.specs import Record
 
 # Counts up whenever the graph that is built differs in meaning for the same ONNX file.

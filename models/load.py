@@ -36,7 +36,8 @@ class LoadedModel:
     episode: Callable[[int, int], Episode] | None  # makes held-out episodes, for zoo models
 
 
-_ALONE = RLock()  # torch traces with state of the whole process: two at once break each other
+# torch traces with state of the whole process: two at once break each other
+_ONE_AT_A_TIME = RLock()
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def evaluating(model: object) -> Iterator[LoadedModel]:
     Raises:
         StategateError: See `load_model`.
     """
-    with _ALONE:
+    with _ONE_AT_A_TIME:
         loaded = load_model(model)
         training = [part for part in loaded.module.modules() if part.training]
         loaded.module.eval()

@@ -376,8 +376,10 @@ def test_from_a_module_to_a_sealed_bundle_in_eight_bits(
     assert stages[-1] == "verifying"
     assert candidate.manifest.standing == "candidate"
     assert candidate.manifest.step.thresholds == exact.manifest.step.thresholds
-    ranges = stategate.measure_ranges(exact, recording)
-    again = stategate.quantise(tiny, tmp_path / "again", ranges=ranges, **common)
+    stategate.measure_ranges(exact, recording).save(tmp_path / "ranges.json")
+    record.save(tmp_path / "thresholds.json")
+    common["calibration"] = [tmp_path / "thresholds.json"]
+    again = stategate.quantise(tiny, tmp_path / "again", ranges=tmp_path / "ranges.json", **common)
     files = [bundle.manifest.step_graph.file.sha256 for bundle in (candidate, again)]
     assert files[0] == files[1]
 

@@ -9,7 +9,7 @@ import msgspec
 
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import ResultError
-from stategate.contract.manifest import canonical_json
+from stategate.contract.records import canonical_json
 from stategate.contract.specs import Record
 
 

@@ -153,8 +153,8 @@ def test_a_module_that_writes_in_place_trains_the_same_gate_as_one_that_does_not
         step = lift(Squares(in_place), {"x": torch.zeros(1, 8)}, states=["h"], outputs=["y"])
         gates.append(gated(step))
         train_gate(gates[-1], [stream(1)], replace(QUICK, iterations=4))
-    ours, theirs = (gate.gate_parameters() for gate in gates)
-    for one, other in zip(ours, theirs, strict=True):
+    first, second = (gate.gate_parameters() for gate in gates)
+    for one, other in zip(first, second, strict=True):
         torch.testing.assert_close(one, other)
 
 
