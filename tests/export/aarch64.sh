@@ -2,7 +2,8 @@
 # An aarch64 machine in one folder: qemu, Debian's arm64 Python, the wheels that a device installs.
 # Packages are unpacked as plain files: no root, no chroot, nothing of this machine is touched.
 # Usage: aarch64.sh FOLDER CONSTRAINTS; then FOLDER/stategate is the command, emulated, with the
-# rooms of this checkout. Started again after a failure, it goes on with what was fetched.
+# rooms of this checkout; -P, because its root has a folder stategate without them. Started again
+# after a failure, it goes on with what was fetched.
 set -euo pipefail
 mkdir -p "$1"
 machine=$(cd "$1" && pwd)
@@ -60,7 +61,7 @@ cat > "$machine/stategate" <<RUN
 #!/bin/sh
 PYTHONPATH="$rooms:$machine/site" exec "$machine/qemu-aarch64" -cpu cortex-a76 \\
   -L "$machine/root" "$machine/root/usr/bin/python$python" \\
-  -c 'from stategate.cli.main import main; main()' "\$@"
+  -P -c 'from stategate.cli.main import main; main()' "\$@"
 RUN
 chmod +x "$machine/stategate"
 rm -rf "$apt"
