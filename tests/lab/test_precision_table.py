@@ -50,8 +50,8 @@ def original(tmp_path_factory: pytest.TempPathFactory, tiny_model) -> Path:
         out.parent.mkdir(parents=True)
         paths.append(seal(out, candidate, reference, episode, limits=Limits(1e9, 1.0)).path)
         if kind:
-            told = drift(paths[0], out, [("e", held_out)], 10_000, repeat=True)
-            (out.parent / "drift.json").write_bytes(canonical_json(told))
+            report = drift(paths[0], out, [("e", held_out)], 10_000, repeat=True)
+            (out.parent / "drift.json").write_bytes(canonical_json(report))
     pace = [asdict(one) for one in measure_pace(paths, rounds=1, burst=5)]
     (folder / "tiny" / "pace.json").write_text(json.dumps(pace))
     refused = folder / "tiny" / "weights-int4" / "refused.txt"
@@ -87,14 +87,14 @@ def test_every_plan_has_a_row_and_its_figures_are_those_of_its_files(original: P
         "state-int8",
         "weights-int4",
     ]
-    told = msgspec.json.decode(
+    report = msgspec.json.decode(
         (original / "tiny" / "state-int8" / "drift.json").read_bytes(), type=DriftReport
     )
-    assert int8.error_at_10000 == told.milestones[-1].output_error_mean > 0
-    assert int8.flip_rate == told.total.flips / told.total.decisions
-    assert int8.task_metric == told.total.right[1] / told.total.judged
-    assert reference.task_metric == told.total.right[0] / told.total.judged
-    assert int8.reason == "; ".join(told.findings)
+    assert int8.error_at_10000 == report.milestones[-1].output_error_mean > 0
+    assert int8.flip_rate == report.total.flips / report.total.decisions
+    assert int8.task_metric == report.total.right[1] / report.total.judged
+    assert reference.task_metric == report.total.right[0] / report.total.judged
+    assert int8.reason == "; ".join(report.findings)
     assert (reference.state_bytes, float16.state_bytes) == (4 * 4 + 4, 2 * 4 + 4)
     assert reference.p50_ratio == 1.0 and reference.verdict == "reference"
     assert (refused.verdict, refused.bytes) == ("refused", None)
@@ -143,10 +143,10 @@ def test_the_recorded_rows_show_int8_failing_and_error_feedback_mending_it() -> 
 
 def test_a_candidate_that_stopped_says_where(folder: Path) -> None:
     path = folder / "tiny" / "state-int8" / "drift.json"
-    told = msgspec.json.decode(path.read_bytes(), type=DriftReport)
-    early = msgspec.structs.replace(told.total, step=7, steps=7)
+    report = msgspec.json.decode(path.read_bytes(), type=DriftReport)
+    early = msgspec.structs.replace(report.total, step=7, steps=7)
     stopped = msgspec.structs.replace(
-        told, fault="NaN", findings=("NaN",), total=early, milestones=told.milestones[:1]
+        report, fault="NaN", findings=("NaN",), total=early, milestones=report.milestones[:1]
     )
     path.write_bytes(canonical_json(stopped))
     row = next(row for row in rows_of(folder) if row.plan == "state-int8")
@@ -189,8 +189,8 @@ def test_a_drift_report_of_another_bundle_is_refused(folder: Path) -> None:
 
 def test_a_short_drift_report_is_refused(folder: Path) -> None:
     path = folder / "tiny" / "state-int8" / "drift.json"
-    told = msgspec.json.decode(path.read_bytes(), type=DriftReport)
-    short = msgspec.structs.replace(told, milestones=told.milestones[:3])
+    report = msgspec.json.decode(path.read_bytes(), type=DriftReport)
+    short = msgspec.structs.replace(report, milestones=report.milestones[:3])
     path.write_bytes(canonical_json(short))
     with pytest.raises(CalibrationError, match="too short"):
         rows_of(folder)

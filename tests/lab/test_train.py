@@ -28,7 +28,7 @@ def test_train_writes_a_checkpoint_and_the_table_on_its_card(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["lstm"], "is not one of 'aura-hard', 'gdn2-hard', 'gru-few'"),
         (["gru-few", "--iterations", "0"], "0 is not in the range"),
@@ -37,6 +37,6 @@ def test_train_writes_a_checkpoint_and_the_table_on_its_card(tmp_path: Path, mon
         (["gru-few", "--seed", "-1"], "-1 is not in the range"),
     ],
 )
-def test_train_refuses_before_it_trains(arguments: list[str], told: str) -> None:
+def test_train_refuses_before_it_trains(arguments: list[str], message: str) -> None:
     done = CliRunner().invoke(main, ["train", *arguments])
-    assert done.exit_code == 2 and told in done.output
+    assert done.exit_code == 2 and message in done.output

@@ -120,7 +120,7 @@ def test_no_other_source_calls_tensorrt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("config.int8_calibrator = None", "IBuilderConfig.int8_calibrator in 11.0.0.114"),
         ("config.max_workspace_size = 1", "IBuilderConfig.max_workspace_size in 10.3.0"),
@@ -130,5 +130,5 @@ def test_no_other_source_calls_tensorrt() -> None:
         ("trt.IProgressMonitor", "module.IProgressMonitor in 8.6.1"),
     ],
 )
-def test_a_call_that_a_release_lacks_is_found(line: str, told: str) -> None:
-    assert told in missing(line)
+def test_a_call_that_a_release_lacks_is_found(line: str, message: str) -> None:
+    assert message in missing(line)

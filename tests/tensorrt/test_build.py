@@ -49,8 +49,8 @@ def test_an_engine_is_built_replayed_and_stepped(bundle: Path, trt: Any, driver:
     assert driver.open == []
     assert Bundle.open(bundle).undeclared_files() == []
     assert run("verify", bundle, "--engine", "tensorrt").exit_code == 0
-    told = run("run", bundle, "--steps", "20", "--engine", "tensorrt").output
-    assert "on tensorrt 10.3.0, captured" in told
+    message = run("run", bundle, "--steps", "20", "--engine", "tensorrt").output
+    assert "on tensorrt 10.3.0, captured" in message
     text = run("build-engine", bundle).output
     assert "golden       " in text and "0 gate flips" in text
 
@@ -155,7 +155,7 @@ def test_a_builder_that_is_killed_in_its_check_leaves_the_older_engine(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("--script", "10.3", "--strip-weights"), "--script writes a script"),
         (("--script", "10.3", "--no-cuda-graph"), "--script writes a script"),
@@ -170,10 +170,10 @@ def test_a_builder_that_is_killed_in_its_check_leaves_the_older_engine(
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
-    bundle: Path, options: tuple[str, ...], told: str
+    bundle: Path, options: tuple[str, ...], message: str
 ) -> None:
     refused = run("build-engine", bundle, *options)
-    assert refused.exit_code == 2 and told in refused.output
+    assert refused.exit_code == 2 and message in refused.output
     assert not plans_folder(bundle).exists()
 
 
@@ -208,8 +208,8 @@ def test_what_cannot_be_built_leaves_nothing(bundle: Path, trt: Any, driver: Any
     assert refused.exit_code == 1 and "update the NVIDIA driver" in refused.output
     trt.refuses = False
     driver.free_bytes = 1 << 20
-    told = run("build-engine", bundle, "--workspace-mib", str(1 << 40)).output
-    assert "less free memory" in told
+    message = run("build-engine", bundle, "--workspace-mib", str(1 << 40)).output
+    assert "less free memory" in message
     trt.__version__ = "8.2.1"
     assert "not supported" in run("build-engine", bundle).output
     assert run("build-engine", bundle.parent / "nowhere").exit_code == 2
@@ -254,14 +254,14 @@ def test_the_script_has_trtexec_build_the_graph_of_its_version(
     bundle: Path, tmp_path: Path
 ) -> None:
     script = Path(run("build-engine", bundle, "--script", "10.3").output.strip())
-    told = tmp_path / "told"
+    calls = tmp_path / "calls"
     fake = tmp_path / "trtexec"
     fake.write_text(
         '#!/bin/sh\nif [ "$1" = --help ]; then echo "  --skipInference --stronglyTyped"; exit; fi\n'
-        f'echo "$@" > {told}; echo plan > trtexec.plan\n'
+        f'echo "$@" > {calls}; echo plan > trtexec.plan\n'
     )
     stategate = tmp_path / "stategate"
-    stategate.write_text(f'#!/bin/sh\necho "$@" >> {told}\n')
+    stategate.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
     for program in (fake, stategate):
         program.chmod(0o755)
     subprocess.run(
@@ -269,7 +269,7 @@ def test_the_script_has_trtexec_build_the_graph_of_its_version(
         check=True,
         env=os.environ | {"TRTEXEC": str(fake), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )
-    built, adopted = told.read_text().splitlines()
+    built, adopted = calls.read_text().splitlines()
     assert "--onnx=step.onnx --saveEngine=trtexec.plan" in built
     assert "--noTF32 --stronglyTyped --skipInference" in " ".join(built.split())
     assert adopted == f"device build-engine ../../{bundle.name} --adopt-plan trtexec.plan"
@@ -340,8 +340,8 @@ def test_export_says_what_tensorrt_on_the_target_would_not_take(tmp_path: Path) 
     assert "export without --state-storage" in done.output
     assert Bundle.open(out).manifest.metadata["tensorrt"].startswith("8.5 refuses it")
     done = run("export", "gru", *target, "--require-tensorrt", "--out", tmp_path / "c")
-    told = Bundle.open(tmp_path / "c").manifest.metadata["tensorrt"]
-    assert told == "8.5 takes it, 8.6 takes it, 10 takes it"
+    verdict = Bundle.open(tmp_path / "c").manifest.metadata["tensorrt"]
+    assert verdict == "8.5 takes it, 8.6 takes it, 10 takes it"
     refused = run("export", "gru", *target, "--state-storage", "h=float16", "--require-tensorrt",
                   "--out", tmp_path / "d")  # fmt: skip
     assert refused.exit_code == 2 and not (tmp_path / "d").exists()
