@@ -1,9 +1,4 @@
-"""Recurrent policies of RL packages as steps, known by their structure; the packages stay outside.
-
-The step is what the package does on a robot: the deterministic action of one observation. What it
-keeps between calls, the ``h`` and ``c`` of an LSTM or the ``h`` of a GRU, becomes states with the
-session axis first.
-"""
+"""stable-baselines3: the actor of sb3_contrib's RecurrentPPO, and its VecNormalize."""
 
 from __future__ import annotations
 
@@ -18,69 +13,14 @@ from torch import Tensor, nn
 from stategate.contract.dtypes import DTYPES
 from stategate.contract.errors import TraceError
 from stategate.contract.failures import failures
+from stategate.models.lifting.adapters.policy import policy_step, run_once
 from stategate.models.lifting.blame import explained
-from stategate.models.lifting.lift import Lifted, lift
-
-# Where rsl_rl keeps recurrent unit, head and normaliser: 4 and newer, 2 and 3, their students.
-_RSL_RL = (
-    ("rnn", "mlp", "obs_normalizer"),
-    ("memory_a", "actor", "actor_obs_normalizer"),
-    ("memory_s", "student", "student_obs_normalizer"),
-)
+from stategate.models.lifting.lift import Lifted
 
 
-def adapted(policy: object) -> Lifted | None:
-    """The step of a policy whose package is recognised, or None.
-
-    Raises:
-        TraceError: The package is recognised, and this policy cannot be a step.
-    """
-    if isinstance(getattr(getattr(policy, "policy", policy), "lstm_actor", None), nn.LSTM):
-        return from_sb3(policy)
-    return from_rsl_rl(policy) if _rsl_rl_names(policy) else None
-
-
-def from_rsl_rl(policy: Any, normalizer: nn.Module | None = None) -> Lifted:
-    """The actor of rsl_rl's recurrent models, LSTM or GRU, with its normaliser.
-
-    Input ``obs``: the observation groups of the actor, concatenated in their order, ``(1, n)``.
-    Output ``action``: what ``act_inference`` gives, or ``forward`` without ``stochastic_output``.
-
-    Args:
-        policy: ``RNNModel`` (rsl-rl-lib 4 and newer), ``ActorCriticRecurrent`` or
-            ``StudentTeacherRecurrent`` (2 and 3).
-        normalizer: The runner's ``obs_normalizer``, for versions before 3 that keep it there.
-
-    Raises:
-        TraceError: It is none of them, or its normaliser is missing.
-    """
-    names = _rsl_rl_names(policy)
-    if names is None:
-        raise TraceError(
-            "this is no recurrent policy of rsl_rl",
-            found=type(policy).__name__,
-            expected="RNNModel, ActorCriticRecurrent or StudentTeacherRecurrent",
-        )
-    memory, head = getattr(policy, names[0]), getattr(policy, names[1])
-    own = getattr(policy, names[2], None)
-    normalizer = own if own is not None else normalizer
-    if normalizer is None:
-        raise TraceError(
-            "rsl_rl before version 3 keeps the normaliser of observations in its runner",
-            found=f"{type(policy).__name__} without {names[2]}",
-            remedy="from_rsl_rl(policy, normalizer=runner.obs_normalizer), or "
-            "normalizer=torch.nn.Identity() if it was trained without",
-        )
-    mean: nn.Module = nn.Identity()
-    distribution: Any = getattr(policy, "distribution", None)
-    if hasattr(distribution, "as_deterministic_output_module"):  # version 5
-        mean = distribution.as_deterministic_output_module()
-    elif getattr(policy, "state_dependent_std", False):
-        mean = _FirstRow()
-    rnn: nn.RNNBase = memory.rnn
-    step = RslRlActor(normalizer, rnn, nn.Sequential(head, mean))
-    as_given = isinstance(normalizer, nn.Identity)
-    return _lifted(step, rnn, {"obs": torch.zeros(1, rnn.input_size)}, normalised=not as_given)
+def recognises(model: object) -> bool:
+    """Whether it is a RecurrentPPO or its policy."""
+    return isinstance(getattr(getattr(model, "policy", model), "lstm_actor", None), nn.LSTM)
 
 
 def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
@@ -114,7 +54,7 @@ def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
     spaces = dict(space.spaces) if hasattr(space, "spaces") else {"obs": space}
     example = {name: _observation(name, part) for name, part in spaces.items()}
     step = Sb3Actor(policy, normalizer, keyed=hasattr(space, "spaces"))
-    return _lifted(step, rnn, example, normalised=bool(step.normalizers))
+    return policy_step(step, rnn, example, normalised=bool(step.normalizers))
 
 
 def _normalizer(model: Any, normalizer: Any) -> Any:
@@ -160,29 +100,6 @@ def _normalizer(model: Any, normalizer: Any) -> Any:
             expected="a VecNormalize, the file that its save wrote, or torch.nn.Identity()",
         )
     return normalizer
-
-
-class RslRlActor(nn.Module):
-    """Normaliser, recurrent unit and head, of whichever version."""
-
-    def __init__(self, normalizer: nn.Module, rnn: nn.RNNBase, head: nn.Module) -> None:
-        super().__init__()
-        # Copies: the policy may go on learning, on another device.
-        self.normalizer, self.rnn, self.head = (
-            copy.deepcopy(part).cpu() for part in (normalizer, rnn, head)
-        )
-
-    def forward(self, obs: Tensor, **memory: Tensor) -> tuple[Any, ...]:
-        """Action, ``(batch, actions)``, and memory after the step, of ``(batch, n)``."""
-        x, after = _run(self.rnn, self.normalizer(obs), memory)
-        return {"action": self.head(x)}, *after
-
-
-class _FirstRow(nn.Module):
-    """The mean, of a head that gives mean and deviation as rows."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[..., 0, :]
 
 
 class _Normalized(nn.Module):
@@ -256,7 +173,7 @@ class Sb3Actor(nn.Module):
         features = policy.extract_features(inputs if self._keyed else inputs["obs"])
         if not policy.share_features_extractor:
             features = features[0]  # the others are the critic's
-        x, after = _run(policy.lstm_actor, features, memory)
+        x, after = run_once(policy.lstm_actor, features, memory)
         answer = policy.action_net(policy.mlp_extractor.forward_actor(x))
         return self._action(answer), *after
 
@@ -273,40 +190,6 @@ class Sb3Actor(nn.Module):
             parts = torch.split(answer, [int(n) for n in space.nvec], dim=1)
             return {"action": torch.stack([p.argmax(1) for p in parts], 1), "logits": answer}
         return {"action": (answer > 0).float(), "logits": answer}
-
-
-def _run(rnn: nn.Module, x: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One step of nn.LSTM or nn.GRU, ``(batch, n)`` to ``(batch, hidden)``."""
-    before = tuple(memory.values()) if len(memory) > 1 else memory["h"]
-    y, after = rnn(x.unsqueeze(0), before)
-    return y.squeeze(0), after if isinstance(after, tuple) else (after,)
-
-
-def _lifted(
-    step: nn.Module, rnn: nn.RNNBase, example: dict[str, Tensor], *, normalised: bool
-) -> Lifted:
-    zeros = torch.zeros(rnn.num_layers, 1, rnn.hidden_size)
-    names = ("h", "c") if isinstance(rnn, nn.LSTM) else ("h",)
-    lifted = lift(
-        step,
-        example,
-        hidden=dict.fromkeys(names, zeros),
-        session_axes=dict.fromkeys(names, 1),
-        returns=["action", *names],
-    )
-    lifted.family = type(rnn).__name__.lower()
-    lifted.observations = "normalised in the graph" if normalised else "as given"
-    return lifted
-
-
-def _rsl_rl_names(policy: object) -> tuple[str, str, str] | None:
-    for names in _RSL_RL:
-        rnn = getattr(getattr(policy, names[0], None), "rnn", None)
-        if isinstance(rnn, (nn.LSTM, nn.GRU)) and isinstance(
-            getattr(policy, names[1], None), nn.Module
-        ):
-            return names
-    return None
 
 
 def _observation(name: str, space: Any) -> Tensor:

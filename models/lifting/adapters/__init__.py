@@ -1,0 +1,34 @@
+"""Models of other packages as steps: one page a package, which stays outside.
+
+A page knows its models by their structure, so that no package is imported for a model of another.
+A policy's step is what the package does on a robot: the deterministic action of one observation.
+What it keeps between calls becomes states with the session axis first, and what it calls a new
+episode is the session's reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from stategate.models.lifting.adapters import rsl_rl, sb3
+from stategate.models.lifting.adapters.rsl_rl import from_rsl_rl
+from stategate.models.lifting.adapters.sb3 import from_sb3
+from stategate.models.lifting.lift import Lifted
+
+__all__ = ["adapted", "from_rsl_rl", "from_sb3"]
+
+# Whether a page knows a model, and how the model becomes a step; the first that knows it is asked.
+_PAGES: tuple[tuple[Callable[[Any], bool], Callable[[Any], Lifted]], ...] = (
+    (sb3.recognises, from_sb3),
+    (rsl_rl.recognises, from_rsl_rl),
+)
+
+
+def adapted(model: object) -> Lifted | None:
+    """The step of a model whose package is recognised, or None.
+
+    Raises:
+        TraceError: The package is recognised, and this model cannot be a step.
+    """
+    return next((step_of(model) for recognises, step_of in _PAGES if recognises(model)), None)
