@@ -38,6 +38,13 @@ if TYPE_CHECKING:
         ModelRef as ModelRef,
         TargetRef as TargetRef,
     )
+    from stategate.contract.observation import (
+        Joints as Joints,
+        ObservationContract as ObservationContract,
+        ResetRules as ResetRules,
+        Signal as Signal,
+        Term as Term,
+    )
     from stategate.contract.receipts import (
         InputsRef as InputsRef,
         LowerPrecision as LowerPrecision,
@@ -80,6 +87,7 @@ _HOMES = {
         "SCHEMA_VERSION",
         "TargetRef",
     ],
+    "observation": ["Joints", "ObservationContract", "ResetRules", "Signal", "Term"],
     "records": ["canonical_json"],
     "receipts": ["InputsRef", "LowerPrecision", "Verification"],
     "sessions": ["batched", "check_rows", "one_row"],

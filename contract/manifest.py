@@ -16,6 +16,7 @@ from stategate.contract.budget import Budget
 from stategate.contract.c_library import NativeRef
 from stategate.contract.chunks import chunked
 from stategate.contract.errors import ManifestError, SpecError
+from stategate.contract.observation import ObservationContract
 from stategate.contract.reading import decode_json, printable, text_with_controls
 from stategate.contract.receipts import LowerPrecision, Verification
 from stategate.contract.sessions import check_rows
@@ -191,6 +192,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         native: The step as C source and as a library made of it; None where there is neither.
         lower_precision: Sizes before and after; None in float32, and in bundles before version 2.
         no_native: Why a native engine that was asked for is missing, or has no library.
+        observation: What its inputs and outputs mean, as far as somebody said it; None where nobody
+            did.
         resident: By engine, bytes that opening and stepping it added to a process where it was
             made: the first time, and a second time in one process. Empty where not measured.
     """
@@ -218,6 +221,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     native: NativeRef | None = None
     lower_precision: LowerPrecision | None = None
     no_native: str = ""
+    observation: ObservationContract | None = None
     resident: dict[str, tuple[int, int]] = {}
 
     def __post_init__(self) -> None:
@@ -234,6 +238,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         # A graph for one session may have any axis first; see silero-vad's state, (2, 1, 128).
         if self.sessions != 1:
             check_rows(step, self.sessions)
+        if self.observation is not None:
+            self.observation.check(step, self.sessions)
         listed = {file.path for file in self.files}
         needed = {state.init_file for state in self.states} | {self.golden}
         if self.native is not None:

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from stategate.contract import CalibrationRecord, ModelRef, StepSpec, Way
+from stategate.contract import CalibrationRecord, ModelRef, ObservationContract, StepSpec, Way
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import PRESETS, PrecisionPlan
 
@@ -43,6 +43,7 @@ class Candidate:
     # files that travel in the bundle and are never loaded, by path: the adopted file where
     # the step was made of it
     attached: dict[str, bytes] = field(default_factory=dict)
+    observation: ObservationContract | None = None  # what its inputs and outputs mean
 
     @property
     def sizes(self) -> tuple[int, int]:

@@ -118,6 +118,7 @@ def candidate_from(
         made_with=("torch", "onnx", "onnxscript"),
         initial=initial,
         metadata=metadata,
+        observation=getattr(loaded.module, "observes", None),
         sessions=sessions,
         chunk=chunk,
         chunk_steps=steps if chunk else 0,

@@ -32,7 +32,8 @@ class StepModel(Protocol):
     """An ``nn.Module`` whose memory is in its arguments.
 
     A model may also define ``initial_states() -> Mapping[str, Tensor]`` for states that do not
-    start at zero.
+    start at zero, and ``observes``, a `stategate.contract.ObservationContract`, for what its inputs
+    and outputs mean.
     """
 
     def step_spec(self) -> StepSpec:

@@ -158,6 +158,7 @@ def _assemble(
         target=target,
         calibration=calibration,
         metadata=candidate.metadata,
+        observation=candidate.observation,
         sessions=candidate.sessions,
         lower_precision=lower,
         native=native,

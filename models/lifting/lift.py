@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from stategate.contract import StateSpec, StepSpec, TensorSpec
+from stategate.contract import ObservationContract, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import TraceError
 from stategate.contract.failures import failures
 from stategate.models.counts import Counts
@@ -50,6 +50,7 @@ class Lifted(nn.Module):
         arguments: What its forward takes and returns.
         family: Kind of memory.
         observations: Whether a normaliser of them is part of the step; empty where nobody said.
+        observes: What its inputs and outputs mean; an adapter fills it in, None where nobody said.
 
     Args:
         untouched: A copy of the module from before anything was put into it.
@@ -58,6 +59,7 @@ class Lifted(nn.Module):
 
     family = "custom"
     observations = ""
+    observes: ObservationContract | None = None
 
     def __init__(
         self,
