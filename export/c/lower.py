@@ -27,6 +27,7 @@ from stategate.export.c.fuse import join_loops
 from stategate.export.c.interface import INITIAL, STACK_BYTES, Function, interface, model_source
 from stategate.export.c.names import with_plain_names
 from stategate.export.c.products import by_rows
+from stategate.export.c.rewrites import with_known_operators
 from stategate.export.c.scratch import off_the_stack
 from stategate.export.passes.graph import CONTROL_FLOW
 from stategate.export.passes.pinned import pinned
@@ -66,6 +67,7 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
             found=", ".join(branches),
             remedy="the onnxruntime engine steps this model",
         )
+    model = with_known_operators(model)
     _check_products(model)
     hard = sum(gate.kind == "hard" for gate in spec.gates)
     if hard > _MOST_GATES:

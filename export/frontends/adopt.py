@@ -21,7 +21,7 @@ from stategate.export.frontends.forgetting import check_nothing_is_forgotten
 from stategate.export.frontends.pairing import Evidence, check_pairs, find_pairs, lookalikes
 from stategate.export.frontends.steering import Branches, choices
 from stategate.export.frontends.untrusted import load_graph, run_within_limits, unoptimised
-from stategate.export.passes.dataflow import read_on, used_inputs
+from stategate.export.passes.dataflow import copies_of_inputs, read_on, used_inputs
 from stategate.export.passes.graph import check_graph
 
 
@@ -66,9 +66,11 @@ def adopt(path: Path, request: Request) -> Adopted:
     constants = [_filled(specs[n], text, "--const") for n, text in request.constants.items()]
     inputs = {name: spec for name, spec in specs.items() if name not in request.constants}
     outputs = _probe(graph, inputs, constants)
+    # A memory that is handed back unchanged would keep its first value for ever.
+    changed = {name: t for name, t in outputs.items() if name not in copies_of_inputs(model)}
     pairs, pairing = dict(request.states), ""
     if not pairs:
-        pairs, pairing = find_pairs(inputs, outputs, Evidence(used_inputs(model), read_on(model)))
+        pairs, pairing = find_pairs(inputs, changed, Evidence(used_inputs(model), read_on(model)))
     check_pairs(pairs, inputs, outputs)
     if unknown := sorted(set(request.contexts) - (set(inputs) - set(pairs))):
         raise GraphError(
@@ -103,7 +105,7 @@ def adopt(path: Path, request: Request) -> Adopted:
         metadata={entry.key: entry.value for entry in model.metadata_props},
         attached=original,
     )
-    return Adopted(candidate, pairs, pairing, lookalikes(inputs, outputs, pairs))
+    return Adopted(candidate, pairs, pairing, lookalikes(inputs, changed, pairs))
 
 
 class OnnxReference:

@@ -142,6 +142,19 @@ def used_inputs(model: onnx.ModelProto) -> set[str]:
     return {str(value.name) for node in needed_for(graph.outputs) for value in reads(node)}
 
 
+def copies_of_inputs(model: onnx.ModelProto) -> set[str]:
+    """Outputs of a graph that are an input of it, unchanged."""
+    graph = ir.from_proto(model).graph
+    names = set()
+    for value in graph.outputs:
+        source: ir.Value | None = value
+        while source is not None and (node := source.producer()) and node.op_type == "Identity":
+            source = node.inputs[0]
+        if source in graph.inputs:
+            names.add(str(value.name))
+    return names
+
+
 def read_on(model: onnx.ModelProto) -> set[str]:
     """Outputs of a graph from whose numbers it computes another output in the same step.
 

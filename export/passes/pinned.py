@@ -44,10 +44,12 @@ def pinned(model: onnx.ModelProto, spec: StepSpec) -> onnx.ModelProto:
             work = onnx.shape_inference.infer_shapes(work, strict_mode=True, data_prop=True)
         except onnx.shape_inference.InferenceError as problem:
             raise GraphError("the graph has no fixed shapes", found=str(problem)) from problem
-        graph = FoldConstants()(ir.from_proto(work)).model
-        if not branches(graph).modified:
+        folded = FoldConstants()(ir.from_proto(work))
+        graph = folded.model
+        if not (branches(graph).modified or folded.modified):
             break
-        work = ir.to_proto(graph)  # what was inside a branch has shapes to be inferred, too
+        # A size that is a constant by now gives shapes to others, and so does a branch.
+        work = ir.to_proto(graph)
     GiveConstantOutputs()(graph)
     RemoveUnusedNodesPass()(graph)
     return ir.to_proto(graph)

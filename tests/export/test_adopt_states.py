@@ -309,6 +309,22 @@ def test_a_model_without_state_learns_that_it_needs_no_bundle(tmp_path: Path) ->
         adopt(path, NOTHING)
 
 
+def test_an_input_that_is_handed_back_unchanged_is_no_state(tmp_path: Path) -> None:
+    # A mask that went in as False for ever would silence the model.
+    path = save(
+        tmp_path / "masked.onnx",
+        [
+            ("Identity", ["mask"], ["mask_out"], {}),
+            ("Add", ["x", "h"], ["h_out"], {}),
+            ("Where", ["mask", "h_out", "x"], ["y"], {}),
+        ],
+        [("x", F, [1, 3]), ("mask", BOOL, [1, 3]), ("h", F, [1, 3])],
+        [("y", F, [1, 3]), ("h_out", F, [1, 3]), ("mask_out", BOOL, [1, 3])],
+    )
+    adopted = adopt(path, NOTHING)
+    assert adopted.pairs == {"h": "h_out"} and "mask" not in adopted.lookalikes
+
+
 def test_facts_of_the_file_are_kept_and_shown_without_what_a_terminal_obeys(
     ring: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.contract.errors import LowerError
 from stategate.export.c.lower import lower
+from stategate.export.c.rewrites import with_known_operators
 from stategate.export.candidates import candidate_from
 from stategate.export.deploy import with_c
 from stategate.export.frontends.adopt import Adopted, OnnxReference, Request, adopt
@@ -281,6 +283,80 @@ def test_a_picture_that_grows_by_a_constant_has_a_native_engine(tmp_path: Path) 
     inputs: dict[str, list[int | str]] = {"x": [1, 2, 4, 4], "h": [1, 2, 4, 4]}
     outputs: dict[str, list[int | str]] = {"h_next": [1, 2, 4, 4], "y": [1, 2, 8, 8]}
     path = saved(tmp_path, nodes, inputs, outputs, [constant("scales", [1, 1, 2, 2])])
+    bundle = sealed(adopt(path, Request({}, {}, {}, {"h": "h_next"})), tmp_path)
+    assert error_of(bundle) < 1e-6
+
+
+@pytest.mark.case("B18")
+@pytest.mark.parametrize(
+    "equation",
+    [
+        "btgi,gih->btgh",
+        "bhd,bhdm->bhm",
+        "bhd,bhm->bhdm",
+        "bhd,bhd",
+        "dhb,bhx->xh",
+        "bh,bh->hb",
+        "b,->b",
+    ],
+)
+def test_einsum_is_written_out_as_a_product(equation: str) -> None:
+    sizes = {"b": 2, "t": 3, "g": 4, "i": 5, "h": 6, "d": 7, "m": 8, "x": 1}
+    terms = equation.partition("->")[0].split(",")
+    arrays = [np.random.default_rng(1).normal(size=[sizes[c] for c in term]) for term in terms]
+    values = [
+        helper.make_tensor_value_info(n, FLOAT, a.shape)
+        for n, a in zip(("x", "y"), arrays, strict=True)
+    ]
+    given = helper.make_tensor_value_info("z", FLOAT, None)
+    graph = helper.make_graph(
+        [node("Einsum", ["x", "y"], ["z"], equation=equation)], "g", values, [given]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    written = with_known_operators(onnx.shape_inference.infer_shapes(model))
+    assert "Einsum" not in {each.op_type for each in written.graph.node}
+    feeds = {"x": arrays[0].astype(np.float32), "y": arrays[1].astype(np.float32)}
+    answer = onnxruntime.InferenceSession(written.SerializeToString()).run(None, feeds)[0]
+    np.testing.assert_allclose(answer, np.einsum(equation, *feeds.values()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("equation", ["bii,ib->b", "...i,ij->...j"])
+def test_an_unusual_einsum_costs_the_native_engine_alone(tmp_path: Path, equation: str) -> None:
+    nodes = [
+        node("Add", ["x", "h"], ["h_next"]),
+        node("Einsum", ["h_next", "W"], ["y"], equation=equation),
+    ]
+    inputs: dict[str, list[int | str]] = {"x": [2, 3, 3], "h": [2, 3, 3]}
+    outputs: dict[str, list[int | str]] = {
+        "h_next": [2, 3, 3],
+        "y": [2] if "..." not in equation else [2, 3, 2],
+    }
+    path = saved(tmp_path, nodes, inputs, outputs, [weight("W", 3, 2)])
+    bundle = sealed(adopt(path, Request({}, {}, {}, {"h": "h_next"})), tmp_path)
+    assert bundle.manifest.native is None and "Einsum" in bundle.manifest.no_native
+
+
+def test_a_slice_backwards_and_a_size_that_follows_from_another_have_a_native_engine(
+    tmp_path: Path,
+) -> None:
+    nodes = [
+        node("Concat", ["h", "x"], ["longer"], axis=1),
+        node("Slice", ["longer", "one", "huge", "axis"], ["h_next"]),
+        # Both axes backwards, one in steps of two, from the last place and from the second.
+        node("Slice", ["h_next", "from", "to", "axes", "steps"], ["mirrored"]),
+        # How far the last slice goes is known only when the size of another is.
+        node("Shape", ["mirrored"], ["size"]),
+        node("Gather", ["size", "first"], ["rows"]),
+        node("Unsqueeze", ["rows", "zero"], ["end"]),
+        node("Slice", ["mirrored", "zero", "end", "zero"], ["part"]),
+        node("Einsum", ["part", "W"], ["y"], equation="ab,bac->ac"),
+    ]
+    inputs: dict[str, list[int | str]] = {"x": [3, 1], "h": [3, 5]}
+    outputs: dict[str, list[int | str]] = {"h_next": [3, 5], "y": [2, 4]}
+    numbers = {"one": [1], "huge": [2**62], "axis": [1], "zero": [0], "first": 0}
+    numbers |= {"from": [-1, 2], "to": [-(2**62), -(2**62)], "axes": [1, 0], "steps": [-1, -2]}
+    weights = [weight("W", 5, 2, 4), *(constant(n, v, np.int64) for n, v in numbers.items())]
+    path = saved(tmp_path, nodes, inputs, outputs, weights)
     bundle = sealed(adopt(path, Request({}, {}, {}, {"h": "h_next"})), tmp_path)
     assert error_of(bundle) < 1e-6
 
