@@ -17,9 +17,9 @@ from stategate.models.zoo.catalogue import ZOO
 if TYPE_CHECKING:
     from torch import nn
 
-    from lab.training.aura import GateChooser
     from lab.training.checkpoints import Measured
     from lab.training.stream import Recipe, Score
+    from stategate.calibration.gates.scan import GateChooser
     from stategate.models.zoo.binding_stream import World
 
 _TEST_SEED = 2_000_003

@@ -79,3 +79,16 @@ def frozen_but(module: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[N
     finally:
         for parameter, requires in before.items():
             parameter.requires_grad_(requires)
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Train on one thread, by random numbers of its own; the caller's are left alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small matrices: more threads are slower, and sums would differ
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)

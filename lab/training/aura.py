@@ -1,84 +1,21 @@
-"""How AURA-Mem learns, and the schedules that its gate is compared with.
-
-What is priced is the mean opening probability. Gates are Bernoulli draws with a straight-through
-gradient, so what a gate learns is the first-order utility of its write, and it opens where that
-beats the price.
-"""
+"""How AURA-Mem learns the binding stream, and the schedules that its gate is compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lab.training.stream import GateRule, Recipe, Score
-from stategate.models.memories.aura import LEAK, AuraMem, Projections
-from stategate.models.step import Tensors, opens
+from stategate.calibration.gates.scan import GateChooser, always, drawn, hard_gate, scan
+from stategate.models.memories.aura import AuraMem
+from stategate.models.step import Tensors
 from stategate.models.zoo.binding_stream import NO_LABEL, BindingStreams
 
 Rule = TypeVar("Rule")
 PERIOD = 8  # of the periodic schedule; the random one writes with probability 1 / PERIOD
-
-
-GateChooser = Callable[[int, Tensor], Tensor]
-"""From the step's index and gate logits ``(batch, 1)`` to gate values ``(batch, 1)``."""
-
-
-class Scanned(NamedTuple):
-    """Result of a scan.
-
-    Attributes:
-        o: ``(time, batch, 32)`` reads after each write.
-        g: ``(time, batch, 1)`` gate values.
-        logits: ``(time, batch, 1)``.
-        S: ``(batch, 32, 32)`` last matrix.
-        b: ``(batch, 32)`` last bias memory.
-    """
-
-    o: Tensor
-    g: Tensor
-    logits: Tensor
-    S: Tensor
-    b: Tensor
-
-
-def scan(model: AuraMem, p: Projections, S: Tensor, b: Tensor, choose_gate: GateChooser) -> Scanned:
-    """Many steps, differentiable, with a gate value that need not be 0 or 1.
-
-    Args:
-        model: The policy.
-        p: Projections with leading axes ``(time, batch)``.
-        S: ``(batch, 32, 32)``.
-        b: ``(batch, 32)``.
-        choose_gate: From time index and logits ``(batch, 1)`` to gate values ``(batch, 1)``.
-    """
-    reads, gates, logits = [], [], []
-    overlap = (p.k * p.q).sum(-1, keepdim=True) + model.c2
-    for t, step in enumerate(zip(*(part.unbind(0) for part in p), strict=True)):
-        now = Projections(*step)
-        recall = model.recall(now, S, b)
-        g = choose_gate(t, recall.gate)
-        rate = g * now.beta
-        keep = 1.0 - LEAK * rate
-        change = rate * recall.residual
-        reads.append(keep * (recall.read + b) + change * overlap[t])
-        S = torch.baddbmm(keep.unsqueeze(-1) * S, now.k.unsqueeze(-1), change.unsqueeze(-2))
-        b = keep * b + model.c2 * change
-        gates.append(g)
-        logits.append(recall.gate)
-    return Scanned(torch.stack(reads), torch.stack(gates), torch.stack(logits), S, b)
-
-
-def always(t: int, logits: Tensor) -> Tensor:
-    """Write every step."""
-    return torch.ones_like(logits)
-
-
-def hard_gate(threshold: float | Tensor) -> GateChooser:
-    """Open above a threshold, a number or one per row ``(batch, 1)``."""
-    return lambda t, logits: opens(logits, threshold).to(logits.dtype)
 
 
 def schedule(rule: GateRule, seed: int, threshold: float = 0.0) -> GateChooser:
@@ -94,18 +31,6 @@ def schedule(rule: GateRule, seed: int, threshold: float = 0.0) -> GateChooser:
     return lambda t, logits: (torch.rand(logits.shape, generator=draws) < 1 / PERIOD).to(
         logits.dtype
     )
-
-
-def drawn(tutored: int = 0) -> GateChooser:
-    """Bernoulli draws with a straight-through gradient; open in the first ``tutored`` rows."""
-
-    def choose(t: int, logits: Tensor) -> Tensor:
-        p = torch.sigmoid(logits)
-        gate = torch.bernoulli(p.detach())
-        gate[:tutored] = 1.0
-        return gate + p - p.detach()
-
-    return choose
 
 
 class AuraLearner:

@@ -9,8 +9,7 @@ always (`Recipe.tutored_share`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from stategate.calibration.gates.descent import descend
+from stategate.calibration.gates.descent import descend, reproducible
 from stategate.models.step import Tensors
 from stategate.models.zoo.binding_stream import CONFIGS, NO_LABEL, BindingStreams, World
 
@@ -136,19 +135,6 @@ class Score:
     def write_ratio(self) -> float:
         """Steps per write."""
         return 1.0 / self.write_rate if self.write_rate else float("inf")
-
-
-@contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Train on one thread, by random numbers of its own; the caller's are left alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small matrices: more threads are slower, and sums would differ
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def train(

@@ -23,8 +23,9 @@ from lab.evidence.controlled.gates import (
 from lab.evidence.controlled.streams import held_out
 from lab.evidence.controlled.thresholds import budget_threshold, calibrated_threshold
 from lab.evidence.controlled.train import Training
-from lab.training.aura import evaluate, hard_gate
+from lab.training.aura import evaluate
 from lab.training.stream import Recipe
+from stategate.calibration.gates.scan import hard_gate
 from stategate.models.load import load_model
 from stategate.models.memories.aura import AuraMem
 from stategate.models.step import StepModel, initial_states, threshold_inputs

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lab.training.aura import AuraLearner, drawn, evaluate, hard_gate, scan, schedule
+from lab.training.aura import AuraLearner, evaluate, schedule
 from lab.training.checkpoints import rows_of, save
 from lab.training.stream import Recipe, train
+from stategate.calibration.gates.scan import drawn, hard_gate, scan
 from stategate.models.memories.aura import AuraMem
 from stategate.models.step import commit, initial_states
 from stategate.models.weights import weights_sha256

@@ -124,7 +124,7 @@ def test_warning_lets_the_write_through_and_counts_it(tiny_bundle: Path) -> None
 @pytest.fixture(scope="module")
 def recorded() -> tuple[np.ndarray, np.ndarray]:
     """Features of the controlled benchmark, and the gate that the shipped policy gave on them."""
-    from lab.training.aura import hard_gate, scan
+    from stategate.calibration.gates.scan import hard_gate, scan
     from stategate.models.memories.aura import AuraMem
     from stategate.models.zoo.checkpoint import folder, load
 

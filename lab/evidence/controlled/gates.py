@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from lab.training.aura import PERIOD, AuraLearner, GateChooser, always, hard_gate, scan
+from lab.training.aura import PERIOD, AuraLearner
 from lab.training.stream import Recipe
+from stategate.calibration.gates.scan import GateChooser, always, hard_gate, scan
 from stategate.contract import StepSpec, TensorSpec
 from stategate.models.memories.aura import AuraMem, Projections, Recall
 from stategate.models.step import StepResult, Tensors

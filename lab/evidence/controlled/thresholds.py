@@ -9,7 +9,8 @@ from lab.evidence.controlled.arms import TOLERANCE
 from lab.evidence.controlled.gates import ALWAYS, BUDGET, NEVER
 from lab.evidence.controlled.streams import VALIDATION, VALIDATION_SEED, held_out
 from lab.evidence.controlled.train import Training
-from lab.training.aura import evaluate, hard_gate, scan
+from lab.training.aura import evaluate
+from stategate.calibration.gates.scan import hard_gate, scan
 from stategate.calibration.settings import Wish
 from stategate.calibration.thresholds.curve import calibrate_gate
 from stategate.contract import Episode

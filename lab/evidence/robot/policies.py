@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from lab.training.aura import GateChooser, scan
+from stategate.calibration.gates.scan import GateChooser, scan
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import SpecError
 from stategate.models.memories.aura import AuraMem

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from lab.evidence.robot.env import CUE, HeldRobot
 from lab.evidence.robot.policies import build
 from lab.training.aura import AuraLearner
-from lab.training.stream import GateRule, reproducible
+from lab.training.stream import GateRule
 from lab.training.stream import Recipe as Schedule
+from stategate.calibration.gates.descent import reproducible
 from stategate.contract.errors import SpecError
 
 LONGEST_HOLD = 40
