@@ -82,3 +82,41 @@ class RetentionRecipe:
     streams: int = 8  # windows in a batch
     window: int = 128  # steps of one; longer than the memory, or nothing has to leave
     learning_rate: float = 1e-2  # peak; cosine down to nothing
+
+
+@dataclass(frozen=True, slots=True)
+class WrapRecipe:
+    """How a memory behind a frozen backbone is trained; the defaults are those that were tried."""
+
+    iterations: int = 1500  # optimiser steps, a prolonged beginning not counted
+    seed: int = 0  # of weights, draws and where rows begin
+    holdout: float = 0.25  # share of the recordings that nothing is trained on
+    # nats, or squared spreads of a continuous action, that one write must save; None: 0.1, and a
+    # third of it where the gate closes for ever
+    price: float | None = None
+    chunk: int | None = None  # steps back-propagated through; None: by how rare hard labels are
+    rows: int = 32  # places in the recordings that are walked through side by side
+    jump: float = 0.02  # chance that a row goes elsewhere at a chunk's beginning
+    noise: float = 0.3  # on features in training, in units of their spread
+    easy_weight: float = 0.1  # of labels that need no memory, in the loss
+    learning_rate: float = 4e-3  # peak; cosine down to 3 %
+    warm_share: float = 0.2  # first share: every step writes, nothing is priced
+    ramp_share: float = 0.2  # next share, over which the price grows from zero
+    settle_share: float = 0.15  # last share: the gate is frozen and hard
+    ungated: int = 8  # one row in so many is written always, so that the cell goes on learning
+    probe_iterations: int = 300  # of the net without memory that tells hard labels from easy ones
+    least_steps: int = 8000  # in all recordings
+
+    def __post_init__(self) -> None:
+        """Refuse what no training can be done with."""
+        for name, low, high in (
+            ("iterations", 20, 1_000_000),
+            ("holdout", 0.01, 0.9),
+            ("price", 1e-6, 100.0),
+            ("chunk", 8, 4096),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise CalibrationError(
+                    f"{name} is out of its range", found=value, expected=f"{low:g} to {high:g}"
+                )

@@ -44,6 +44,9 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
         "calibrate": Verb(
             "calibrate:calibrate", "export", "Choose a gate's threshold by closed-loop episodes."
         ),
+        "wrap": Verb(
+            "wrap:wrap", "export", "Give a frozen policy a memory, trained on its recordings."
+        ),
         "quantise": Verb(
             "export:quantise", "export", "Make a bundle in lower precision, ranges and all."
         ),

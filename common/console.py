@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import click
 
@@ -25,6 +26,14 @@ _NOTES = logging.getLogger("stategate")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the units that are done, and the units in all."""
+
+
+class Report(Protocol):
+    """Called with the units done so far, and with figures that are shown beside the bar."""
+
+    def __call__(self, done: int, figures: str = "") -> None:
+        """So many units are done."""
+        ...
 
 
 def note(text: str) -> None:
@@ -56,7 +65,7 @@ def notes_on_stderr() -> Iterator[None]:
 @contextmanager
 def progress(
     total: int, label: str, remains: str = "nothing was written", listener: Progress | None = None
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Report]:
     """Show a bar on stderr, on one line of the terminal; off a terminal its label is a note.
 
     Args:
@@ -71,7 +80,7 @@ def progress(
     try:
         if listener is not None:
             listener(label, 0, total)
-            yield lambda done: listener(label, done, total)
+            yield lambda done, figures="": listener(label, done, total)
             return
         with _shown(total, label) as report:
             yield report
@@ -81,25 +90,25 @@ def progress(
 
 
 @contextmanager
-def _shown(total: int, label: str) -> Iterator[Callable[[int], None]]:
+def _shown(total: int, label: str) -> Iterator[Report]:
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         note(label)
-        yield lambda done: None
+        yield lambda done, figures="": None
         return
     start = shown = time.monotonic()
-    done_last = 0
+    done_last, text = 0, label
 
     def draw(done: int) -> None:
         try:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns
         except OSError:
             columns = 0
-        line = bar_line(label, done, total, time.monotonic() - start, columns or 80)
+        line = bar_line(text, done, total, time.monotonic() - start, columns or 80)
         click.echo(f"\r{line}\x1b[K", err=True, nl=False)
 
-    def report(done: int) -> None:
-        nonlocal done_last, shown
-        done_last = done
+    def report(done: int, figures: str = "") -> None:
+        nonlocal done_last, shown, text
+        done_last, text = done, f"{label}: {figures}" if figures else label
         if (now := time.monotonic()) - shown >= _FRAME_S:
             shown = now
             draw(done)

@@ -22,30 +22,36 @@ CONFIDENCE = 0.95
 
 
 def rate_interval(counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Interval | None:
-    """The 95 % interval of a rate in [0, 1]; None of fewer than two episodes.
+    """The 95 % interval of a rate in [0, 1]; see `ratio_interval`."""
+    interval = ratio_interval(counts.astype(np.float64), sizes.astype(np.float64))
+    return interval and Interval(max(0.0, interval.low), min(1.0, interval.high))
+
+
+def ratio_interval(sums: Floats, sizes: Floats) -> Interval | None:
+    """The 95 % interval of a mean; None of fewer than two episodes.
 
     Steps of one episode depend on each other through the memory, so episodes and not steps are the
-    sample. For r = sum(count) / sum(size) over k episodes the standard error is that of a ratio
+    sample. For r = sum(x) / sum(size) over k episodes the standard error is that of a ratio
     (Cochran, Sampling Techniques, 1977, section 6.4),
 
-        se^2 = k / (k - 1) * sum((count_i - r size_i)^2) / sum(size)^2,
+        se^2 = k / (k - 1) * sum((x_i - r size_i)^2) / sum(size)^2,
 
     and the interval is r +- t se with Student's t of k - 1 degrees of freedom.
 
     Args:
-        counts: ``(episodes,)`` how often it happened.
-        sizes: ``(episodes,)`` how often it could have.
+        sums: ``(episodes,)`` how often it happened, or the sum of a figure.
+        sizes: ``(episodes,)`` how often it could have; episodes where it never could do not count.
     """
     used = sizes > 0
-    counts, sizes = counts[used], sizes[used]
+    sums, sizes = sums[used], sizes[used]
     k = len(sizes)
     if k < 2:
         return None
     total = float(sizes.sum())
-    rate = float(counts.sum()) / total
-    spread = float(((counts - rate * sizes) ** 2).sum())
+    ratio = float(sums.sum()) / total
+    spread = float(((sums - ratio * sizes) ** 2).sum())
     half = student_t(k - 1) * math.sqrt(k / (k - 1) * spread) / total
-    return Interval(max(0.0, rate - half), min(1.0, rate + half))
+    return Interval(ratio - half, ratio + half)
 
 
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:

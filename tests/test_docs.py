@@ -196,6 +196,14 @@ def test_the_page_about_models_of_your_own_works_word_for_word(
     assert printed[-2].startswith("(1, 3) [100] (1, 1, 16)")
 
 
+@pytest.mark.slow
+def test_the_page_about_frozen_policies_works_word_for_word(tmp_path: Path) -> None:
+    (printed,) = follow("guides/wrap.md", tmp_path)
+    assert "times fewer writes than always" in printed
+    assert "verified over" in printed
+    assert (tmp_path / "build" / "wrapped.json").exists()
+
+
 def test_the_page_about_episodes_works_word_for_word(tmp_path: Path) -> None:
     printed = follow("guides/episodes.md", tmp_path)
     assert "200 steps at 50 Hz" in printed[0]

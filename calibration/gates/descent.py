@@ -31,6 +31,7 @@ def descend(
     remedy: str,
     report: Report = lambda _: None,
     graph: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ends: Callable[[int], bool] = lambda _: False,
 ) -> None:
     """Train parameters in place.
 
@@ -43,6 +44,7 @@ def descend(
         remedy: What to do about a training that diverges.
         report: Called with the number of iterations done.
         graph: Holds while a loss is computed and its gradient taken.
+        ends: Called likewise; training ends early where it says so.
     """
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
@@ -57,6 +59,8 @@ def descend(
         optimiser.step()
         scheduler.step()
         report(i + 1)
+        if ends(i + 1):
+            break
     optimiser.zero_grad(set_to_none=True)
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise _diverged("NaN or Inf in what was trained", remedy)

@@ -1,0 +1,1 @@
+"""A frozen backbone gets a memory and a gate, trained on recordings."""

@@ -1,0 +1,169 @@
+"""What `stategate.wrap` found: a record, and its lines for a reader. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from stategate.contract.calibration import Interval
+from stategate.contract.errors import ResultError
+from stategate.contract.records import load_record, save_record
+
+VERSION = 1
+
+
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one rule of writing does in closed loop on the held-out recordings.
+
+    Attributes:
+        rule: ``gate``, ``always``, ``never``, ``random`` or ``periodic``; the last two write as
+            often as the gate does.
+        write_rate: Share of steps that write.
+        accuracy: Share of hard labels that are answered; None where actions are continuous.
+        action_error: Root mean square error at hard labels, in units of the action's spread; None
+            where actions are classes.
+        interval: Of the one of the two that is there, with 95 % confidence; None of fewer than two
+            held-out pieces.
+        threshold: Of the gate.
+    """
+
+    rule: str
+    write_rate: float
+    accuracy: float | None
+    action_error: float | None
+    interval: Interval | None
+    threshold: float | None = None
+
+    @property
+    def score(self) -> float:
+        """The accuracy, or the error."""
+        score = self.accuracy if self.action_error is None else self.action_error
+        assert score is not None
+        return score
+
+
+class WrapReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was trained, and what it does on recordings that nothing was trained on.
+
+    A label is hard if a net without memory does not predict it. Accuracies and errors are those of
+    hard labels; easy ones need no memory.
+
+    Attributes:
+        backbone: Where it comes from.
+        backbone_sha256: Digest of its weights or file; empty where it runs elsewhere.
+        features: Numbers that it gives.
+        actions: Classes, or numbers of a continuous action.
+        continuous: Whether actions are numbers and not classes.
+        training_steps: Steps that were trained on.
+        held_out_steps: Steps that were judged on.
+        longest_stream: Steps of the longest held-out recording.
+        hard_rate: Share of steps whose label is hard.
+        hard_judged: Hard labels in the held-out steps.
+        memoryless_accuracy: Of the net without memory, at hard labels; None for continuous actions.
+        memoryless_error: The same, the error of continuous actions.
+        chunk: Steps back-propagated through.
+        price: Of a write.
+        iterations: Optimiser steps in all.
+        warm_iterations: Optimiser steps until the memory had learned.
+        threshold: Of the gate.
+        steps_per_write: Of the gate.
+        lost_points: What the gate loses against writing always, as accuracy or error.
+        lost_bound: Upper end of its 95 % interval; None of fewer than two held-out pieces.
+        rows: The rules side by side.
+        curve: The gate at every threshold that was tried.
+        state_bytes: Of the memory.
+        seconds: Wall time.
+        warnings: What a reader should know before using it.
+        version: Of this record.
+    """
+
+    backbone: str
+    backbone_sha256: str
+    features: int
+    actions: int
+    continuous: bool
+    training_steps: int
+    held_out_steps: int
+    longest_stream: int
+    hard_rate: float
+    hard_judged: int
+    memoryless_accuracy: float | None
+    memoryless_error: float | None
+    chunk: int
+    price: float
+    iterations: int
+    warm_iterations: int
+    threshold: float
+    steps_per_write: float
+    lost_points: float
+    lost_bound: float | None
+    rows: tuple[Row, ...]
+    curve: tuple[Row, ...]
+    state_bytes: int
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    version: int = VERSION
+
+    def row(self, rule: str) -> Row:
+        """What a rule does."""
+        return next(row for row in self.rows if row.rule == rule)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the gate, at hard labels."""
+        return self.row("gate").accuracy
+
+    @property
+    def always_accuracy(self) -> float | None:
+        """Of writing always."""
+        return self.row("always").accuracy
+
+    @property
+    def random_accuracy(self) -> float | None:
+        """Of writing by chance, as often."""
+        return self.row("random").accuracy
+
+    @property
+    def periodic_accuracy(self) -> float | None:
+        """Of writing every so many steps, as often."""
+        return self.row("periodic").accuracy
+
+    def save(self, path: str | Path) -> None:
+        """Write it where `load` reads it."""
+        save_record(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> WrapReport:
+        """Read a report; `ResultError` where it cannot be, or is of another version."""
+        return load_record(path, cls, ResultError, "the report of a wrapping", version=VERSION)
+
+    def lines(self) -> Iterator[str]:
+        """The report for a reader."""
+        what = "error" if self.continuous else "accuracy"
+        without = self.memoryless_error if self.continuous else self.memoryless_accuracy
+        yield (
+            f"{self.hard_rate:.1%} of the steps have a label that needs memory; "
+            f"without one: {_figure(without, self.continuous)}"
+        )
+        yield f"{'writes':<22} {'of steps':>9} {what + ' at hard labels':>24}"
+        for row in self.rows:
+            name = row.rule if row.threshold is None else f"{row.rule} > {row.threshold:g}"
+            interval = ""
+            if row.interval is not None:
+                ends = (row.interval.low, row.interval.high)
+                interval = "  ({} to {})".format(*(_figure(end, self.continuous) for end in ends))
+            score = _figure(row.score, self.continuous)
+            yield f"{name:<22} {row.write_rate:>9.2%} {score:>24}{interval}"
+        bound = "" if self.lost_bound is None else f", {self.lost_bound:.4f} at most"
+        yield (
+            f"{self.steps_per_write:.1f} times fewer writes than always, "
+            f"{self.lost_points:.4f} lost{bound}"
+        )
+        for warning in self.warnings:
+            yield f"warning: {warning}"
+
+
+def _figure(score: float | None, continuous: bool) -> str:
+    return "-" if score is None else f"{score:.4f}" if continuous else f"{score:.2%}"

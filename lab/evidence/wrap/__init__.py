@@ -1,0 +1,1 @@
+"""Frozen policies that get a memory: `stategate.wrap` on tasks of several kinds."""

@@ -1,0 +1,314 @@
+"""A frozen backbone gets a memory: what is learned, and what is refused with nothing left."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from torch import nn
+
+import stategate
+from stategate.calibration.gates.scan import hard_gate
+from stategate.calibration.settings import WrapRecipe
+from stategate.calibration.wrap.judging import Tally, as_often, tallied
+from stategate.calibration.wrap.recordings import Stream
+from stategate.calibration.wrap.report import WrapReport
+from stategate.calibration.wrap.results import chosen
+from stategate.calibration.wrap.training import chunk_for, joined
+from stategate.calibration.wrap.wrap import train_memory
+from stategate.cli.main import main
+from stategate.contract import Episode
+from stategate.contract.errors import CalibrationError, EpisodeError, StategateError
+from stategate.models.memories.wrapped import RememberingPolicy
+from stategate.models.step import commit, initial_states, threshold_inputs
+from stategate.runtime import Session
+
+STEPS, SIZE = 4096, 12
+
+
+def cued(seed: int, steps: int = STEPS, easy: bool = False) -> tuple[NDArray[np.float32], ...]:
+    """Observations ``(steps, 1, 12)`` that show one of three values now and then, and ask for it.
+
+    With ``easy`` the value stands in the question.
+    """
+    rng = np.random.default_rng(seed)
+    x = 0.1 * rng.standard_normal((steps, 1, SIZE)).astype(np.float32)
+    label = np.full(steps, -1, np.int64)
+    value = None
+    for t, kind in enumerate(rng.random(steps)):
+        if kind < 0.08 or value is None:
+            value = int(rng.integers(3))
+            x[t, 0, value] += 2.0
+        elif kind < 0.28:
+            x[t, 0, 4] += 2.0
+            x[t, 0, 5 + value] += 2.0 * easy
+            label[t] = value
+        elif kind < 0.58:  # of no use
+            x[t, 0, 8 + int(rng.integers(4))] += 2.0
+    return x, label
+
+
+def recordings(count: int = 3, steps: int = STEPS, **options: bool) -> list[Episode]:
+    """Labelled episodes for a backbone that takes ``x``."""
+    drawn = (cued(seed, steps, **options) for seed in range(count))
+    return [Episode({"x": x}, {"action": label}) for x, label in drawn]
+
+
+class Backbone(nn.Module):
+    """Frozen and random: 16 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(SIZE, 16), nn.Tanh(), nn.Dropout(0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.net(x)
+        return answer
+
+
+class Counting(Backbone):
+    """A backbone with a memory of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(x) + self.calls
+
+
+class TwoAnswers(Backbone):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return x, x
+
+
+class Blind(Backbone):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) * 0.0
+
+
+class Infinite(Backbone):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / (x[:, :1] > 1.9).logical_not()
+
+
+def numbers(form: str) -> list[Episode]:
+    """Recordings with something wrong about them."""
+    x, label = cued(0)
+    if form == "flat":
+        return [Episode({"x": x[:, 0]}, {"action": label})] * 2
+    if form == "other label":
+        return [Episode({"x": x}, {"act": label})] * 2
+    if form == "matrix":
+        return [Episode({"x": x, "action": np.zeros((STEPS, 2), np.int64)})] * 2
+    assert form == "two inputs"
+    return [Episode({"x": x, "speed": x}, {"action": label})] * 2
+
+
+@pytest.mark.parametrize(
+    ("backbone", "episodes", "options", "expected"),
+    [
+        (Backbone, lambda: recordings(1), {}, r"too short.*4,096 steps.*8,000"),
+        (Backbone, lambda: recordings(easy=True), {}, r"hardly a label needs memory"),
+        (Backbone, lambda: numbers("flat"), {}, r"leading axis of 1.*array\[:, None\]"),
+        (Backbone, lambda: numbers("other label"), {}, r"no labels of this name.*label\.act.*--l"),
+        (Backbone, lambda: numbers("matrix"), {}, r"neither classes nor numbers"),
+        (Backbone, lambda: numbers("two inputs"), {}, r"does not take.*speed, x; forward\(x\)"),
+        (Backbone, recordings, {"actions": 2}, r"no index into the actions.*0 to 2|-1 to 2"),
+        (Backbone, recordings, {"threshold": 1.0}, r"above 0 loses"),
+        (Backbone, recordings, {"iterations": 3}, r"iterations is out of its range.*3"),
+        (Counting, recordings, {}, r"other features for the same inputs.*memory of its own"),
+        (TwoAnswers, recordings, {}, r"one tensor.*tuple"),
+        (Blind, recordings, {}, r"features never change"),
+        (Infinite, recordings, {}, r"not finite.*step \d+"),
+        (lambda: 3, recordings, {}, r"no backbone.*int"),
+        ("nowhere.py:policy", recordings, {}, r"no such Python file.*nowhere\.py"),
+        (None, recordings, {}, r"without a backbone.*input\.x.*input\.features"),
+    ],
+)
+def test_what_cannot_get_a_memory_is_refused_and_nothing_is_left(
+    tmp_path: Path, backbone, episodes, options, expected: str
+) -> None:
+    out = tmp_path / "wrapped"
+    with pytest.raises(StategateError, match=f"(?s){expected}"):
+        stategate.wrap(backbone, episodes(), out, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_memory_that_does_not_learn_is_refused_with_the_figures(tmp_path: Path) -> None:
+    # Labels that nothing shows: no memory helps.
+    x, label = cued(0)
+    noise = np.where(label >= 0, np.random.default_rng(1).integers(3, size=STEPS), -1)
+    episodes = [Episode({"x": x}, {"action": noise})] * 3
+    with pytest.raises(CalibrationError, match=r"(?s)not learned.*after 12 iterations.*every \d"):
+        stategate.wrap(Backbone, episodes, tmp_path / "out", iterations=20, chunk=16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_recordings_are_not_forgotten_where_the_bundle_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(StategateError, match="in the way"):
+        stategate.wrap(Backbone, recordings(), tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_scores_of_the_table_are_those_of_the_step_itself() -> None:
+    """Oracle: the step, one observation after another, by the write rule of the contract."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        policy = RememberingPolicy(SIZE, 3, threshold=-0.1).eval()
+    nn.init.zeros_(policy.memory.gate_out.bias)
+    nn.init.normal_(policy.memory.gate_out.weight)
+    streams, scores = [], []
+    for seed, steps in ((0, 100), (1, 150)):
+        x, label = cued(seed, steps)
+        data = joined([Stream(torch.from_numpy(x[:, 0]), torch.from_numpy(label))], policy)
+        streams.append(data._replace(hard=data.easy))
+        states, spec = initial_states(policy), policy.step_spec()
+        writes = wrong = 0
+        for t in range(steps):
+            inputs = {"features": torch.from_numpy(x[t]), **threshold_inputs(spec)}
+            with torch.no_grad():
+                result = policy.step(inputs, states)
+            states = commit(spec, states, result)
+            writes += bool(result.gates["gate"] > -0.1)
+            wrong += label[t] >= 0 and int(result.outputs["action"].argmax()) != label[t]
+        scores.append((writes, wrong))
+    tally = tallied(policy, streams, {"gate": hard_gate(-0.1)})["gate"]
+    assert 0 < tally.writes.sum() < 250
+    assert (tally.writes.sum(), tally.wrong.sum()) == tuple(map(sum, zip(*scores, strict=True)))
+    assert (tally.steps.sum(), len(tally.steps)) == (250, 8)  # two streams in four pieces each
+
+
+def test_a_recording_begins_with_an_empty_memory_in_training() -> None:
+    policy = RememberingPolicy(SIZE, 3)
+    parts = [Stream(torch.zeros(n, SIZE), torch.zeros(n, dtype=torch.int64)) for n in (5, 3, 4)]
+    assert joined(parts, policy).begins.nonzero().flatten().tolist() == [0, 5, 8]
+
+
+def test_schedules_write_as_often_as_they_are_asked_to() -> None:
+    rules = as_often(0.07, seed=0)
+    for rule in rules.values():
+        writes = torch.cat([rule(t, torch.zeros(4, 1)) for t in range(3000)])
+        assert float(writes.mean()) == pytest.approx(0.07, abs=0.006)
+
+
+@pytest.mark.parametrize(("rate", "chunk"), [(0.15, 64), (0.06, 128), (0.02, 512), (0.001, 512)])
+def test_a_chunk_holds_about_eight_hard_labels(rate: float, chunk: int) -> None:
+    assert chunk_for(rate) == chunk
+
+
+def tally(wrong: float, rate: float = 0.1) -> Tally:
+    pieces = np.full(8, 1000.0)
+    return Tally(pieces * rate, pieces, pieces * wrong, pieces, False)
+
+
+def test_the_threshold_of_zero_is_for_long_recordings_and_none_for_too_large_a_loss() -> None:
+    curve = {0.0: tally(0.012), -2.0: tally(0.011), -4.0: tally(0.010)}
+    assert chosen(curve, tally(0.010), 0.005, longest=8192) == 0.0
+    assert chosen(curve, tally(0.010), 0.005, longest=4096) == -2.0
+    assert chosen(curve, tally(0.010), 0.0005, longest=8192) == -4.0
+    assert chosen(curve, tally(0.001), 0.0005, longest=8192) is None
+    silent = {0.0: tally(0.01, rate=0.0)}
+    assert chosen(silent, tally(0.01), 0.005, longest=8192) is None
+
+
+@pytest.fixture(scope="module")
+def wrapped(tmp_path_factory: pytest.TempPathFactory):
+    """A small policy that was wrapped in half a minute."""
+    out = tmp_path_factory.mktemp("wrap") / "wrapped"
+    backbone = Backbone().train()
+    return backbone, out, stategate.wrap(backbone, recordings(5), out, iterations=300)
+
+
+@pytest.mark.slow
+def test_a_policy_remembers_with_few_writes_and_its_backbone_stays_as_it_was(wrapped) -> None:
+    backbone, out, (bundle, report, policy) = wrapped
+    assert report.accuracy > 0.97 > 0.6 > report.random_accuracy
+    assert report.periodic_accuracy < 0.6
+    assert report.row("never").accuracy < 0.5
+    assert report.steps_per_write > 5
+    assert report.lost_points <= 0.005
+    assert WrapReport.load(f"{out}.json") == report
+    assert backbone.training
+    assert policy.backbone is backbone
+    fresh = Backbone().state_dict()
+    assert all(torch.equal(fresh[name], w) for name, w in backbone.state_dict().items())
+    assert bundle.manifest.verdict == "verified"
+
+
+@pytest.mark.slow
+def test_the_bundle_does_on_unseen_streams_what_the_report_says(wrapped) -> None:
+    _, out, (_, report, _) = wrapped
+    x, label = cued(77)
+    right = judged = 0
+    with Session.open(out) as session:
+        for t in range(STEPS):
+            action = session.step(x=x[t])["action"]
+            if label[t] >= 0:
+                right, judged = right + int(action.argmax() == label[t]), judged + 1
+        writes = session.ledger.writes
+    assert right / judged > report.accuracy - 0.03
+    assert 1 / report.steps_per_write == pytest.approx(writes / STEPS, rel=0.2)
+
+
+@pytest.mark.slow
+def test_continuous_actions_are_judged_by_their_error(tmp_path: Path) -> None:
+    where = np.array([[1.0, 0.0], [-0.5, 3.0], [0.0, -2.0], [0.0, 0.0]], np.float32)
+    episodes = []
+    for seed in range(5):
+        x, label = cued(seed)
+        episodes.append(Episode({"x": x, "action": where[label][:, None]}))
+    _, report, policy = stategate.wrap(
+        Backbone, episodes, tmp_path / "out", iterations=300, allowed_loss=0.02
+    )
+    assert report.continuous
+    assert report.accuracy is None
+    assert report.row("gate").action_error < 0.3 < 0.6 < report.memoryless_error
+    assert report.steps_per_write > 4
+
+
+@pytest.mark.slow
+def test_the_verb_takes_a_folder_and_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for i, episode in enumerate(recordings(5)):
+        (folder / f"{i}.npz").write_bytes(episode.to_bytes())
+    source = tmp_path / "backbone.py"
+    source.write_text(
+        "import torch\n"
+        "def policy():\n"
+        "    torch.manual_seed(0)\n"
+        f"    return torch.nn.Sequential(torch.nn.Linear({SIZE}, 16), torch.nn.Tanh())\n"
+    )
+    out = tmp_path / "out"
+    result = CliRunner().invoke(
+        main,
+        ["wrap", f"{source}:policy", "--recordings", str(folder), "--out", str(out)]
+        + ["--iterations", "300"],
+    )
+    assert result.exit_code == 0, result.output
+    assert re.search(r"gate > -2 +\d\.\d\d%", result.output)
+    assert "times fewer writes than always" in result.output
+    assert "verified over" in result.output
+
+
+def test_recorded_features_need_no_backbone() -> None:
+    x, label = cued(0)
+    episodes = [Episode({"features": x}, {"action": label})] * 2
+    with pytest.raises(CalibrationError, match="not learned"):
+        train_memory(None, episodes, recipe=WrapRecipe(iterations=20, chunk=8, rows=4))
+
+
+def test_an_episode_error_names_the_arrays() -> None:
+    with pytest.raises(EpisodeError, match="no recordings|no such|nothing|not"):
+        stategate.wrap(Backbone, Path("nowhere"), "out")
