@@ -12,6 +12,7 @@ import click
 from stategate.cli.options import (
     ANY_PATH,
     Verb,
+    accept_option,
     by_name,
     engines_option,
     flag,
@@ -19,6 +20,8 @@ from stategate.cli.options import (
     integer,
     json_option,
     out_option,
+    precision_option,
+    ranges_option,
     repeated,
     safe_option,
     split_option,
@@ -77,7 +80,10 @@ def _shape(text: str) -> tuple[int, ...]:
 @split_option
 @engines_option
 @safe_option
+@precision_option("float32")
+@ranges_option
 @state_options
+@accept_option
 @target_option
 @input_options
 @json_option

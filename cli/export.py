@@ -62,9 +62,7 @@ _calibration_option = option(
     "--require-tensorrt",
     "Refuse a step that a TensorRT of the target would not take, instead of saying so.",
 )
-@precision_option(
-    "float32", "float32, float16-weights, int8-weights, int4-weights, int8, or a plan's .json file."
-)
+@precision_option("float32")
 @ranges_option
 @state_options
 @accept_option
@@ -109,9 +107,7 @@ def export(
 @model_argument
 @out_option("The bundle's folder.")
 @_calibration_option
-@precision_option(
-    "int8", "int8, int8-weights, int4-weights, float16-weights, or a plan's .json file."
-)
+@precision_option("int8")
 @ranges_option
 @state_options
 @accept_option

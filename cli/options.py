@@ -124,7 +124,11 @@ accept_option = click.option(
 )
 
 
-def precision_option(default: str, text: str) -> Callable[[Verb], Verb]:
+def precision_option(
+    default: str,
+    text: str = "float32, float16-weights, int8-weights, int4-weights, int8, or a plan's .json "
+    "file.",
+) -> Callable[[Verb], Verb]:
     """``--precision``."""
     return option(
         "--precision",

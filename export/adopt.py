@@ -13,6 +13,7 @@ from stategate.common import console
 from stategate.contract import Bundle, Episode, InputsRef, StepSpec, refuse_to_replace
 from stategate.contract.errors import StatePairingError
 from stategate.contract.numbers import whole
+from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.staging import scratch_folder
 from stategate.export.deploy import Engines, SafeOutputs, check_choices, deployed, with_safe
 from stategate.export.frontends.adopt import Adopted, OnnxReference, Request
@@ -41,10 +42,13 @@ def adopt(
     episode: str | Path | Episode | None = None,
     input_ranges: Mapping[str, Range] | None = None,
     steps: int = STEPS,
+    precision: str | Path | PrecisionPlan = "float32",
+    ranges: RangeRecord | str | Path | None = None,
     state_precision: StatePrecision | None = None,
     error_feedback: bool = False,
     max_output_error: float | None = None,
     max_flip_rate: float | None = None,
+    accept: str | None = None,
     engines: Engines = "onnxruntime",
     split: Layout = "auto",
     safe: SafeOutputs | None = None,
@@ -71,10 +75,15 @@ def adopt(
         episode: Inputs of the check; random numbers where it is None. See `stategate.make`.
         input_ranges: See `stategate.make`, like all that follows.
         steps: Closed-loop steps of the check.
+        precision: A preset such as ``int8-weights``, a plan, or a plan's ``.json``. What comes out
+            is a candidate: `stategate.compare` judges it beside the float bundle.
+        ranges: Of activations, where the precision needs them: `stategate.measure_ranges` of the
+            float bundle.
         state_precision: How states are stored between steps.
         error_feedback: Keep what rounding a state to int8 left over.
         max_output_error: In lower precision, largest output error of the check.
         max_flip_rate: In lower precision, largest share of gate decisions that may differ.
+        accept: ``"WHO: WHY"`` writes a candidate that is beyond these two limits.
         engines: What the bundle can be stepped with.
         split: One graph or two.
         safe: What each output answers where a step fails before there is a good answer.
@@ -93,6 +102,11 @@ def adopt(
     check_choices(engines=(engines, Engines), split=(split, Layout))
     steps = whole("steps", steps)
     out = Path(out)
+    plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
+    if ranges is not None and not isinstance(ranges, RangeRecord):
+        ranges = RangeRecord.load(ranges)
+    lower = not plan.is_float or bool(state_precision)
+    limits = early_limits(max_output_error, max_flip_rate, accept, lower=lower)
     request = Request(
         dims=dims or {},
         shapes=shapes or {},
@@ -102,6 +116,7 @@ def adopt(
         contexts=contexts or {},
     )
     profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
+    profile.check(plan)
     refuse_to_replace(out)
     adopted = _adopted(source, request)
     if adopted.pairing and not (accept_pairs(adopted) if callable(accept_pairs) else accept_pairs):
@@ -115,11 +130,7 @@ def adopt(
             f"note: input {name} looks as if it were fed from {next_name}; it is taken for an "
             f"ordinary input unless you say --state {name}={next_name}"
         )
-    candidate = in_precision(
-        adopted.candidate, adopted.candidate.plan, None, state_precision, error_feedback
-    )
-    lower = candidate.float_sizes is not None
-    limits = early_limits(max_output_error, max_flip_rate) if lower else STRICT
+    candidate = in_precision(adopted.candidate, plan, ranges, state_precision, error_feedback)
     inputs, origin = _inputs(candidate.graph, candidate.spec, episode, steps, input_ranges or {})
     candidate = deployed(
         with_safe(candidate, safe or {}), engines, split, inputs, measure=target is None
@@ -131,7 +142,7 @@ def adopt(
             OnnxReference(adopted.candidate, request.contexts),
             inputs,
             target=profile.ref(this_machine=target is None),
-            limits=limits,
+            limits=limits if lower else STRICT,
             report=report,
             inputs=origin,
             measure=True,

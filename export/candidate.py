@@ -12,6 +12,7 @@ from stategate.contract import CalibrationRecord, ModelRef, ObservationContract,
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import PRESETS, PrecisionPlan
 
+ADOPTED = "adopted"  # family of a model that came as an ONNX file
 Role = Literal["step", "chunk", "read", "write"]
 
 

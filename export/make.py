@@ -8,7 +8,6 @@ from typing import Literal, TypeAlias
 
 from stategate.common import console
 from stategate.contract import Budget, Bundle, CalibrationRecord, Episode, refuse_to_replace
-from stategate.contract.errors import SpecError
 from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.candidates import candidate_from, episode_for, reference_for
@@ -107,13 +106,8 @@ def make(
     plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
     if ranges is not None and not isinstance(ranges, RangeRecord):
         ranges = RangeRecord.load(ranges)
-    limits = early_limits(max_output_error, max_flip_rate, accept)
-    if limits != early_limits(None, None) and plan.is_float and not state_precision:
-        raise SpecError(
-            "limits of the check are for a candidate in lower precision",
-            found="float32, which has limits of its own, and nobody can accept more",
-            remedy="leave --max-output-error, --max-flip-rate and --accept out",
-        )
+    lower = not plan.is_float or bool(state_precision)
+    limits = early_limits(max_output_error, max_flip_rate, accept, lower=lower)
     profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
     this_machine = target is None
     refuse_to_replace(out)

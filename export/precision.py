@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+import msgspec
 import onnx
 
 from stategate.common.console import note, who_and_why
@@ -15,8 +16,11 @@ from stategate.contract.errors import ExportError, SpecError
 from stategate.contract.numbers import bounded
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.stored import KINDS
-from stategate.export.candidate import Candidate
-from stategate.export.passes.quantise import chosen, projections, quantised, weight_bytes
+from stategate.export.candidate import ADOPTED, Candidate
+from stategate.export.passes.graph import serialised
+from stategate.export.passes.pinned import pinned
+from stategate.export.passes.projections import chosen, left_in_float, projections, weight_bytes
+from stategate.export.passes.quantise import quantised
 from stategate.export.passes.state_precision import stored
 from stategate.export.seal.verify import Limits
 from stategate.export.timing import median_us
@@ -50,7 +54,8 @@ def in_precision(
     """
     if {plan.weights, plan.activations} != {"float32"}:
         limits = None if ranges is None else ranges.limits(candidate.model.sha256, plan.method)
-        wide, candidate = candidate, lowered(candidate, plan, limits)
+        sizes, wide = candidate.sizes, with_constant_weights(candidate)
+        candidate = replace(lowered(wide, plan, limits), float_sizes=sizes)
         note(_savings(wide, candidate))
     kinds = dict(plan.narrow_states) | by_name(states, candidate.spec)
     feedback = error_feedback or plan.error_feedback
@@ -62,10 +67,37 @@ def in_precision(
     return with_stored_states(candidate, kinds, feedback)
 
 
+def with_constant_weights(candidate: Candidate) -> Candidate:
+    """An adopted step whose weights a plan can find, or any other as it is.
+
+    A stranger's file computes weights from constants, hides them in branches that a constant input
+    decides, or stores them in fewer bits. Once that is done there is nothing left to feed.
+    """
+    if candidate.model.family != ADOPTED:
+        return candidate
+    model = pinned(onnx.load_model_from_string(candidate.graph), candidate.spec, widened=True)
+    spec = msgspec.structs.replace(candidate.spec, constants=())
+    return replace(candidate, graph=serialised(model), spec=spec, attached={})
+
+
 def early_limits(
-    max_output_error: float | None, max_flip_rate: float | None, accept: str | None = None
+    max_output_error: float | None,
+    max_flip_rate: float | None,
+    accept: str | None = None,
+    *,
+    lower: bool = True,
 ) -> Limits:
-    """What a candidate in lower precision must keep before its drift is looked at."""
+    """What a candidate in lower precision must keep before its drift is looked at.
+
+    Raises:
+        SpecError: There are limits, and nothing is in lower precision.
+    """
+    if not lower and (max_output_error, max_flip_rate, accept) != (None, None, None):
+        raise SpecError(
+            "limits of the check are for a candidate in lower precision",
+            found="float32, which has limits of its own, and nobody can accept more",
+            remedy="leave --max-output-error, --max-flip-rate and --accept out",
+        )
     error = bounded("max_output_error", math.inf if max_output_error is None else max_output_error)
     flips = bounded("max_flip_rate", 1.0 if max_flip_rate is None else max_flip_rate, 1.0)
     return Limits(error, flips, who_and_why(accept))
@@ -126,9 +158,12 @@ def _savings(wide: Candidate, narrow: Candidate) -> str:
             expected="fewer bytes",
             remedy="export in float32, or leave projections with few inputs in keep_float",
         )
+    smaller = chosen(narrow.plan, every)
+    floats = left_in_float(smaller, every, graphs[0])
     return (
-        f"weights: {len(chosen(narrow.plan, every))} of {len(every)} projections in "
+        f"weights: {len(smaller)} of {len(every)} projections in "
         f"{narrow.plan.weights}, {before:,} bytes of constants become {after:,}"
+        + (f"; in float stay {floats}" if floats else "")
     )
 
 

@@ -27,7 +27,7 @@ from stategate.contract.staging import scratch_folder
 from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from, episode_for, reference_for
 from stategate.export.inputs import Range
-from stategate.export.passes.quantise import Projection, chosen, projections
+from stategate.export.passes.projections import Projection, chosen, projections
 from stategate.export.passes.state_precision import stored
 from stategate.export.precision import lowered
 from stategate.export.reference import Reference

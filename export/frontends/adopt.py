@@ -15,7 +15,7 @@ from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import file_sha256
-from stategate.export.candidate import Candidate
+from stategate.export.candidate import ADOPTED, Candidate
 from stategate.export.frontends.context import context_of, with_context
 from stategate.export.frontends.forgetting import check_nothing_is_forgotten
 from stategate.export.frontends.pairing import Evidence, check_pairs, find_pairs, lookalikes
@@ -97,7 +97,7 @@ def adopt(path: Path, request: Request) -> Adopted:
     check_graph(model, spec, branch_free=False)
     check_nothing_is_forgotten(model, spec)
     candidate = Candidate(
-        model=ModelRef(path.stem, "adopted", path.name, file_sha256(path)[0]),
+        model=ModelRef(path.stem, ADOPTED, path.name, file_sha256(path)[0]),
         spec=spec,
         graph=graph,
         made_with=("onnx", "onnxruntime"),

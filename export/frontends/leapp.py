@@ -20,6 +20,7 @@ from stategate.contract import ModelRef, sha256
 from stategate.contract.errors import ExportError
 from stategate.contract.failures import failures
 from stategate.contract.reading import printable, read_bounded, text_with_controls
+from stategate.export.candidate import ADOPTED
 from stategate.export.frontends.adopt import Adopted, Request, adopt
 from stategate.export.frontends.untrusted import GRAPH_BYTES
 
@@ -113,7 +114,7 @@ def adopt_export(path: Path, request: Request) -> Adopted:
     )
     before = adopted.candidate
     source = f"{path.name}:{export.onnx_file.name}"
-    model = ModelRef(path.stem, "adopted", source, before.model.sha256)
+    model = ModelRef(path.stem, ADOPTED, source, before.model.sha256)
     candidate = replace(before, model=model, metadata={**before.metadata, **export.facts})
     return replace(adopted, candidate=candidate)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import count
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -23,21 +23,27 @@ Array = NDArray[Any]
 _STAY = {"Bernoulli", "DequantizeLinear", "Dropout", "Multinomial", "QuantizeLinear"}
 _STAY |= {f"Random{kind}{like}" for kind in ("Normal", "Uniform") for like in ("", "Like")}
 _MAY_GROW = 64 * 1024  # bytes by which a result may be larger than the constants it is made of
-_MAY_WIDEN = 256  # the same of a Cast: weights in fewer bits stay in fewer bits
+MAY_WIDEN = 256  # the same of a Cast: weights in fewer bits stay in fewer bits
 
 
 class FoldConstants(ir.passes.InPlacePass):
     """Compute what depends on constants alone, and the shapes that are known.
 
-    Requires inferred shapes. Guarantees that no weight becomes wider, and that what draws random
-    numbers or has branches stays.
+    Requires inferred shapes. Guarantees that no weight becomes wider than is allowed, and that what
+    draws random numbers or has branches stays.
+
+    Args:
+        may_widen: Bytes by which a Cast may make a constant larger.
     """
+
+    def __init__(self, may_widen: float = MAY_WIDEN) -> None:
+        self._may_widen = may_widen
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace nodes by initialisers; the model, and whether there was such a node."""
         graph, before = model.graph, len(model.graph)
         for node in graph:  # may be changed while it is walked
-            results = _results(node, model.opset_imports)
+            results = _results(node, model.opset_imports, self._may_widen)
             for name, array in (results or {}).items():
                 value = next(v for v in node.outputs if v.name == name)
                 constant = ir.val(name, const_value=ir.tensor(array, name=name))
@@ -134,7 +140,7 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     return None if value is None else value.const_value
 
 
-def _results(node: ir.Node, opsets: Mapping[str, int]) -> dict[str, Array] | None:
+def _results(node: ir.Node, opsets: Mapping[str, int], may_widen: float) -> dict[str, Array] | None:
     """What a node gives, by name; None where that depends on more than constants."""
     if node.domain not in ("", "ai.onnx") or node.op_type in _STAY:
         return None
@@ -153,6 +159,7 @@ def _results(node: ir.Node, opsets: Mapping[str, int]) -> dict[str, Array] | Non
     arrays = evaluated(node, feeds, opsets)
     if arrays is None or any(a.dtype.kind not in "fiub" for a in arrays.values()):
         return None
-    allowed = _MAY_WIDEN if node.op_type == "Cast" else _MAY_GROW
+    # What a Constant gives is in the file already, in another place.
+    allowed = {"Cast": may_widen, "Constant": inf}.get(node.op_type, _MAY_GROW)
     growth = sum(a.nbytes for a in arrays.values()) - sum(a.nbytes for a in feeds.values())
     return None if growth > allowed else arrays

@@ -8,6 +8,8 @@ branch whose condition is known the one that is taken replaces both.
 
 from __future__ import annotations
 
+from math import inf
+
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -15,6 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError
 from stategate.export.passes.constants import (
+    MAY_WIDEN,
     FoldConstants,
     GiveConstantOutputs,
     TakeDecidedBranches,
@@ -22,11 +25,17 @@ from stategate.export.passes.constants import (
 from stategate.export.passes.graph import after_passes, replace_all
 
 
-def pinned(model: onnx.ModelProto, spec: StepSpec) -> onnx.ModelProto:
+def pinned(model: onnx.ModelProto, spec: StepSpec, *, widened: bool = False) -> onnx.ModelProto:
     """A copy of a step with the shapes and constants of its signature, and nothing left to fold.
 
     Its shapes are inferred, and constant inputs are no inputs any more. Thresholds stay inputs,
     because a session changes them.
+
+    Args:
+        model: The step.
+        spec: Its signature.
+        widened: Whether weights that the file stores in fewer bits, behind a Cast, become wide
+            ones: constants that a plan can store in its own way.
 
     Raises:
         GraphError: Its shapes contradict each other, or it has sparse weights.
@@ -44,7 +53,7 @@ def pinned(model: onnx.ModelProto, spec: StepSpec) -> onnx.ModelProto:
             work = onnx.shape_inference.infer_shapes(work, strict_mode=True, data_prop=True)
         except onnx.shape_inference.InferenceError as problem:
             raise GraphError("the graph has no fixed shapes", found=str(problem)) from problem
-        folded = FoldConstants()(ir.from_proto(work))
+        folded = FoldConstants(inf if widened else MAY_WIDEN)(ir.from_proto(work))
         graph = folded.model
         if not (branches(graph).modified or folded.modified):
             break

@@ -17,7 +17,8 @@ from stategate.contract.errors import ExportError, GraphError, SpecError, TraceE
 from stategate.contract.precision import PRESETS
 from stategate.export.candidates import candidate_from
 from stategate.export.frontends.trace import as_module
-from stategate.export.precision import in_precision, lowered
+from stategate.export.frontends.untrusted import unoptimised
+from stategate.export.precision import in_precision
 from stategate.export.seal.rounding import own_rounding, strict_limits
 from stategate.models import lift
 from stategate.models.load import LoadedModel
@@ -145,14 +146,21 @@ def narrow(dtype: torch.dtype) -> nn.Module:
 
 
 @pytest.mark.case("C7")
-@pytest.mark.parametrize("preset", ["float16-weights", "int8-weights", "int4-weights"])
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
-def test_a_preset_names_weights_of_other_types_and_writes_nothing(dtype: str, preset: str) -> None:
+def test_weights_of_other_types_become_smaller_and_are_read_in_their_own(dtype: str) -> None:
     model = narrow(getattr(torch, dtype))
     candidate = candidate_from(LoadedModel("m", "custom", "tests", model, model, None))
-    name = {"float16": "float16", "float64": "double"}[dtype]
-    with pytest.raises(ExportError, match=rf"into in {name}, [\s\S]*module.float\(\)"):
-        lowered(candidate, PRESETS[preset], None)
+    feeds = {n: np.full(t.shape, 0.5, t.dtype) for n, t in candidate.spec.graph_inputs().items()}
+    smaller = [in_precision(candidate, PRESETS["int8-weights"])]
+    if dtype == "float64":
+        smaller.append(in_precision(candidate, PRESETS["float16-weights"]))
+    answers = [unoptimised(c.graph).run(["y"], feeds)[0] for c in (candidate, *smaller)]
+    assert {str(answer.dtype) for answer in answers} == {dtype}
+    for answer, other in zip(answers[1:], smaller, strict=True):
+        assert len(other.graph) < 0.8 * len(candidate.graph)
+        assert 0 < np.abs(answer - answers[0]).max() < 0.01
+    with pytest.raises(ExportError, match=r"matrix in float32 [\s\S]* or in int8-weights"):
+        in_precision(candidate, PRESETS["int4-weights"])
 
 
 def narrow32() -> nn.Module:

@@ -24,7 +24,8 @@ from stategate.contract.errors import (
 )
 from stategate.contract.precision import PRESETS, PrecisionPlan, RangeRecord
 from stategate.export.frontends.trace import trace
-from stategate.export.passes.quantise import projections, quantised
+from stategate.export.passes.projections import projections
+from stategate.export.passes.quantise import quantised
 from stategate.export.seal.verify import Limits, verify
 from stategate.models.load import load_model
 from stategate.runtime import Session

@@ -22,7 +22,8 @@ from stategate.contract.errors import BuildError
 from stategate.contract.precision import PRESETS
 from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
-from stategate.export.passes.quantise import chosen, projections, quantised
+from stategate.export.passes.projections import chosen, projections
+from stategate.export.passes.quantise import quantised
 from stategate.export.tensorrt.build import Built, Settings, build_plan
 from stategate.export.tensorrt.generations import GENERATIONS
 from stategate.export.tensorrt.rules import findings

@@ -16,7 +16,8 @@ from stategate.contract.precision import PRESETS
 from stategate.contract.tensorrt_plan import GUARD
 from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
-from stategate.export.passes.quantise import chosen, projections, quantised
+from stategate.export.passes.projections import chosen, projections
+from stategate.export.passes.quantise import quantised
 from stategate.export.tensorrt.build import Settings, builder_flags
 from stategate.export.tensorrt.generations import GENERATIONS, generation_of
 from stategate.export.tensorrt.rules import check_legal, findings
