@@ -19,6 +19,7 @@ from stategate.cli.options import (
     input_options,
     integer,
     json_option,
+    observes_option,
     out_option,
     precision_option,
     ranges_option,
@@ -86,6 +87,7 @@ def _shape(text: str) -> tuple[int, ...]:
 @accept_option
 @target_option
 @input_options
+@observes_option
 @json_option
 def adopt(
     file: Path, out: Path, yes: bool, target: str | None, as_json: bool, **options: Any

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 import stategate
+from stategate.cli.meaning import meaning_of
 from stategate.cli.options import (
     BUNDLE,
     PRICE,
@@ -112,6 +113,7 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     lines.append(("target", manifest.target.name if manifest.target else "any"))
     if manifest.is_lower:
         lines.append(("precision", printable(manifest.precision_words)))
+    lines += meaning_of(manifest.observation)
     facts = [("fact", printable(f"{fact}: {text}")) for fact, text in manifest.metadata.items()]
     return [*lines, *_judged(manifest), *facts, ("created", manifest.created)]
 

@@ -17,6 +17,7 @@ from stategate.cli.options import (
     flag,
     input_options,
     json_option,
+    observes_option,
     option,
     out_option,
     precision_option,
@@ -68,6 +69,7 @@ _calibration_option = option(
 @accept_option
 @target_option
 @input_options
+@observes_option
 @option(
     "--max-state-bytes", type=COUNT, help="Budget: refuse a larger memory, all sessions together."
 )
@@ -116,6 +118,7 @@ def export(
 @engines_option
 @safe_option
 @target_option
+@observes_option
 @json_option
 def quantise(
     model: str,

@@ -182,6 +182,12 @@ split_option = option(
     help="Whether a step is run in one graph, or in one that reads and one that writes where "
     "a gate opens; auto takes what is cheaper, by measurement where no --target is given.",
 )
+observes_option = click.option(
+    "--observes",
+    type=EXISTING_FILE,
+    help="What the numbers of inputs and outputs mean: names in order, scales, history, joints, "
+    "rate, reset rules; a YAML or JSON file, or the env.yaml of an Isaac Lab or mjlab training.",
+)
 check_steps_option = steps_option("Closed-loop steps of the check.", STEPS)
 input_options = group_of(
     episode_option(

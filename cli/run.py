@@ -63,7 +63,9 @@ def run(
     ):
         restored = session.restore() if snapshots is not None else None
         if restored is not None:
-            click.echo(f"going on after {restored.steps:,} steps ({restored.reason})", err=True)
+            fresh = f"; its rule {restored.fresh} begins the memory anew" if restored.fresh else ""
+            text = f"going on after {restored.steps:,} steps ({restored.reason}){fresh}"
+            click.echo(text, err=True)
         total = steps or episode.steps
         with progress(total, "stepping") as report:
             result = run_episode(session, episode, total, report=report, stop=lambda: bool(stop))

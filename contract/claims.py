@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
-from stategate.contract.errors import SpecError
+from stategate.contract.errors import RateWarning, SpecError
 from stategate.contract.failures import failures
 from stategate.contract.observation import (
     Joints,
@@ -19,6 +20,9 @@ from stategate.contract.observation import (
     is_same_rate,
 )
 from stategate.contract.reading import RECORD_BYTES, decode_json, read_bounded
+
+if TYPE_CHECKING:
+    from stategate.contract.manifest import Manifest
 
 Observes: TypeAlias = "ObservationContract | Mapping[str, Any] | Sequence[str] | Path"
 """A contract, a shorter form of one, or a file of either; see `declared`."""
@@ -105,6 +109,46 @@ def _term(raw: object) -> object:
         return raw
     singles = {k: [raw[k]] for k in ("scale", "offset") if isinstance(raw.get(k), (int, float))}
     return dict(raw) | singles
+
+
+def check_caller(
+    manifest: Manifest, observes: Observes | None, rate_hz: float | None
+) -> ObservationContract | None:
+    """Hold what a caller says against a bundle, before anything is opened.
+
+    Returns:
+        What the bundle says.
+
+    Raises:
+        SpecError: They differ; see `refuse_difference`.
+    """
+    promised = manifest.observation
+    inputs = tuple(tensor.name for tensor in manifest.inputs)
+    if observes is not None:
+        refuse_difference(promised, declared(observes, inputs))
+    if rate_hz is not None:
+        refuse_difference(promised, declared({"rate_hz": rate_hz}))
+    return promised
+
+
+def check_loop_rate(
+    promised: ObservationContract | None, hz: float, policy: Literal["warn", "raise"] = "warn"
+) -> None:
+    """Warn of a loop at another rate than the policy's, or refuse it.
+
+    Raises:
+        SpecError: The rates differ, and the policy is ``raise``; or there is no such policy.
+    """
+    if policy not in ("warn", "raise"):
+        raise SpecError("unknown policy of a wrong rate", found=policy, expected="warn or raise")
+    if promised is None or promised.rate_hz is None:
+        return
+    try:
+        refuse_difference(promised, ObservationContract(rate_hz=hz))
+    except SpecError as problem:
+        if policy == "raise":
+            raise
+        warnings.warn(problem.what, RateWarning, stacklevel=3)
 
 
 def refuse_difference(promised: ObservationContract | None, claimed: ObservationContract) -> None:

@@ -195,6 +195,10 @@ class BudgetWarning(UserWarning):
     """A limit was passed, and its policy is to warn."""
 
 
+class RateWarning(UserWarning):
+    """A loop runs at another rate than the policy that it steps."""
+
+
 class ExportError(StategateError):
     """The model cannot become a bundle; the message names the part to change."""
 

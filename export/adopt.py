@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 
 from stategate.common import console
 from stategate.contract import Bundle, Episode, InputsRef, StepSpec, refuse_to_replace
+from stategate.contract.claims import Observes
 from stategate.contract.errors import StatePairingError
 from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
@@ -19,6 +21,7 @@ from stategate.export.deploy import Engines, SafeOutputs, check_choices, deploye
 from stategate.export.frontends.adopt import Adopted, OnnxReference, Request
 from stategate.export.frontends.adopt import adopt as adopt_file
 from stategate.export.frontends.leapp import adopt_export
+from stategate.export.frontends.observation import observation_of
 from stategate.export.frontends.steering import check_steering, choices
 from stategate.export.inputs import Range, drawn, recorded
 from stategate.export.passes.choose_split import Layout
@@ -53,6 +56,7 @@ def adopt(
     split: Layout = "auto",
     safe: SafeOutputs | None = None,
     target: str | TargetProfile | None = None,
+    observes: Observes | None = None,
     progress: console.Progress | None = None,
 ) -> Bundle:
     """Make a verified bundle of an ONNX file whose state is among its inputs and outputs.
@@ -88,6 +92,7 @@ def adopt(
         split: One graph or two.
         safe: What each output answers where a step fails before there is a good answer.
         target: The device.
+        observes: What inputs and outputs mean; it goes before what the file's metadata says.
         progress: Called with stage, steps done and steps in all.
 
     Raises:
@@ -130,7 +135,13 @@ def adopt(
             f"note: input {name} looks as if it were fed from {next_name}; it is taken for an "
             f"ordinary input unless you say --state {name}={next_name}"
         )
-    candidate = in_precision(adopted.candidate, plan, ranges, state_precision, error_feedback)
+    described = replace(
+        adopted.candidate,
+        observation=observation_of(
+            adopted.candidate.metadata, adopted.candidate.spec, observes=observes
+        ),
+    )
+    candidate = in_precision(described, plan, ranges, state_precision, error_feedback)
     inputs, origin = _inputs(candidate.graph, candidate.spec, episode, steps, input_ranges or {})
     candidate = deployed(
         with_safe(candidate, safe or {}), engines, split, inputs, measure=target is None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from stategate.common import console
 from stategate.contract import Budget, Bundle, CalibrationRecord, Episode, refuse_to_replace
+from stategate.contract.claims import Observes
 from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.candidates import candidate_from, episode_for, reference_for
 from stategate.export.deploy import Engines, SafeOutputs, check_choices, deployed, with_safe
+from stategate.export.frontends.observation import observation_of
 from stategate.export.inputs import Range
 from stategate.export.passes.choose_split import Layout
 from stategate.export.precision import StatePrecision, early_limits, in_precision
@@ -49,6 +52,7 @@ def make(
     target: str | TargetProfile | None = None,
     require_tensorrt: bool = False,
     max_state_bytes: int | None = None,
+    observes: Observes | None = None,
     progress: console.Progress | None = None,
 ) -> Bundle:
     """Make a verified bundle of a torch model.
@@ -86,6 +90,8 @@ def make(
         target: The device, by its name or profile; this machine's kind where it is None.
         require_tensorrt: Refuse a step that a TensorRT of the target would not take.
         max_state_bytes: Budget: refuse a larger memory, all sessions together.
+        observes: What inputs and outputs mean: an `ObservationContract`, names of the elements,
+            names by input, or a YAML or JSON file; it goes before what an adapter says.
         progress: Called with stage, steps done and steps in all; a bar is shown on a terminal
             where it is None.
 
@@ -118,6 +124,12 @@ def make(
             if not isinstance(record, CalibrationRecord):
                 record = CalibrationRecord.load(Path(record))
             candidate = candidate.calibrated(record)
+        candidate = replace(
+            candidate,
+            observation=observation_of(
+                {}, candidate.spec, sessions, observes, candidate.observation
+            ),
+        )
         reference = reference_for(loaded.model, candidate)
         profile.check(plan)
         candidate = in_precision(candidate, plan, ranges, state_precision, error_feedback)

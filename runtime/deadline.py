@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from stategate.contract import Budget
 from stategate.contract.errors import DeadlineError, SpecError
-from stategate.runtime.base.clock import Clock, MonotonicClock
+from stategate.runtime.base.clock import Clock, MonotonicClock, boot_ns
 from stategate.runtime.base.ledger import Counters
 
 WINDOW = 4096
@@ -50,14 +50,68 @@ class LoopStats:
     idle_gap_min_us: float | None
 
 
-class StepDeadline:
-    """Holds each step against the longest time that it may take."""
+class IdleReset:
+    """Begins an episode where the last step was too long ago.
 
-    def __init__(self, budget: Budget, clock: Clock, counters: Counters) -> None:
-        self._limit_ns = int((budget.deadline_ms or 0.0) * 1e6)
+    Args:
+        seconds: How long the memory is good for without a step.
+        clock: Source of time.
+        begin: Begins the episode.
+        on_clock_fault: Called whenever the clock goes backwards.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        clock: Clock,
+        begin: Callable[[], None],
+        on_clock_fault: Callable[[], None],
+    ) -> None:
+        self._limit_ns = round(seconds * _NS_PER_SECOND)
+        # A machine that was suspended has not been stepped; the monotonic clock stands still then.
+        self._now = boot_ns if isinstance(clock, MonotonicClock) else clock.now_ns
+        self._begin, self._on_clock_fault = begin, on_clock_fault
+        self._last_ns: int | None = None
+
+    def look(self) -> None:
+        """A step is about to start."""
+        now_ns, last_ns = self._now(), self._last_ns
+        self._last_ns = now_ns
+        if last_ns is not None:
+            if now_ns < last_ns:
+                self._on_clock_fault()
+            elif now_ns - last_ns > self._limit_ns:
+                self._begin()
+
+    def forget(self) -> None:
+        """The next step is the first one."""
+        self._last_ns = None
+
+
+class StepDeadline:
+    """Looks at the clock before and after each step.
+
+    Args:
+        budget: With the longest time that a step may take, if there is a limit.
+        clock: Source of time.
+        counters: Where late steps are counted.
+        idle: What is asked before a step, if something is.
+    """
+
+    def __init__(
+        self, budget: Budget, clock: Clock, counters: Counters, idle: IdleReset | None = None
+    ) -> None:
+        limit = budget.deadline_ms
+        self._limit_ns = math.inf if limit is None else int(limit * 1e6)
         self._raises = budget.on_deadline == "raise"
         self._counters = counters
-        self.start = clock.now_ns
+        self._idle, self._now = idle, clock.now_ns
+        self.start = clock.now_ns if idle is None else self._start
+
+    def _start(self) -> int:
+        assert self._idle is not None
+        self._idle.look()
+        return self._now()
 
     def check(self, start_ns: int) -> None:
         """Look at the clock after a step.
@@ -65,7 +119,7 @@ class StepDeadline:
         Raises:
             DeadlineError: The step was late and the policy is ``raise``.
         """
-        elapsed_ns = self.start() - start_ns
+        elapsed_ns = self._now() - start_ns
         if elapsed_ns < 0:
             self._counters.clock_faults += 1
         elif elapsed_ns > self._limit_ns:

@@ -8,12 +8,14 @@ with Pool.open("build/pool") as pool:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
+from itertools import compress
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
-from stategate.contract import Budget, Bundle, Manifest, check_rows
+from stategate.contract import Budget, Bundle, ObservationContract, check_rows
+from stategate.contract.claims import Observes, check_caller
 from stategate.contract.errors import (
     EngineError,
     PoolFault,
@@ -22,14 +24,17 @@ from stategate.contract.errors import (
     StepInputError,
 )
 from stategate.runtime.base.buffers import Array, Buffers
+from stategate.runtime.base.clock import Clock, MonotonicClock
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.base.resident import watch_resident
-from stategate.runtime.engines.closing import Closing
+from stategate.runtime.deadline import IdleReset
 from stategate.runtime.engines.engine import Engine, EngineChoice, Resident, open_engine
 from stategate.runtime.engines.feeds import RowFeeds
+from stategate.runtime.engines.open_bundle import OpenBundle
 from stategate.runtime.engines.opening import allocate, check_memory
 from stategate.runtime.keep.keeper import Restored
 from stategate.runtime.keep.pool_rows import RowStore
+from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.keep.store import OnDamage
 from stategate.runtime.memory.pool_rows import RowMemory
 
@@ -37,47 +42,74 @@ from stategate.runtime.memory.pool_rows import RowMemory
 _FIRST_BANKS = 0
 
 
-class Pool(Closing):
+class Pool(OpenBundle):
     """Steps a bundle that was exported with ``--sessions``: one row, one session.
 
     Nothing that one session does changes a bit of another. Not thread-safe. Make one with
     `Pool.open`.
     """
 
-    def __init__(self, bundle: Bundle, buffers: Buffers, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, buffers: Buffers, engine: Engine, clock: Clock) -> None:
         capacity = bundle.manifest.sessions
-        self._bundle = bundle
-        super().__init__(engine)
         self._memory = RowMemory(buffers, bundle.manifest.outputs, capacity)
+        # The engine computes every row; what a caller sees are copies of the stepped ones.
+        shown = self._memory.shown
+        super().__init__(
+            bundle,
+            engine,
+            {slot.name: shown[slot.name] for slot in buffers.outputs},
+            {slot.name: shown[slot.name] for slot in buffers.gates},
+        )
         self._counters = self._memory.counters
-        self._store = RowStore(bundle.manifest, self._memory)
+        self._store = RowStore(Codec(bundle.manifest, bundle.digest), self._memory)
         self._joined = np.zeros(capacity, dtype=bool)
         self._stepped = np.zeros(capacity, dtype=bool)
         self._feeds = RowFeeds(buffers.inputs, self._stepped)
         self._resident = watch_resident(bundle.manifest.budget)
-        # The engine computes every row; what a caller sees are copies of the stepped ones.
-        shown = self._memory.shown
-        self._outputs = MappingProxyType({s.name: shown[s.name] for s in buffers.outputs})
-        self._gates = MappingProxyType({s.name: shown[s.name] for s in buffers.gates})
+        self._rules = rules = (bundle.manifest.observation or ObservationContract()).resets
+        self._idle: list[IdleReset] = []
+        if rules.idle_seconds is not None:
+            for row in range(capacity):
+                begin = partial(self._memory.begin, row)
+                fault = partial(self._counters.add_in, row, "clock_faults")
+                self._idle.append(IdleReset(rules.idle_seconds, clock, begin, fault))
+
+    @property
+    def engine_name(self) -> str:
+        """Engine and version."""
+        return self._open_engine().name
 
     @classmethod
-    def open(cls, path: str | Path | Bundle, engine: EngineChoice = "auto") -> Pool:
+    def open(
+        cls,
+        path: str | Path | Bundle,
+        engine: EngineChoice = "auto",
+        *,
+        clock: Clock | None = None,
+        observes: Observes | None = None,
+        rate_hz: float | None = None,
+    ) -> Pool:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
         Args:
             path: The bundle, or its folder. One that was exported for a single session makes a
                 pool of one row.
             engine: As in `Session.open`.
+            clock: Source of time for the reset rule of a row that is idle.
+            observes: What the caller hands over; see `Session.open`.
+            rate_hz: Steps per second of the caller's loop.
 
         Raises:
             BundleError: A file is missing, altered, or outside the folder.
             ManifestError: The manifest is malformed or of another schema version.
             SpecError: A tensor of the bundle has no row for each session, or its budget limits
-                writes, persisted bytes or step time, which a pool does not keep.
+                writes, persisted bytes or step time, which a pool does not keep; or the caller
+                hands over something else than the bundle takes.
             EngineError: The graph cannot be loaded, or is not what the manifest says.
             MissingDependencyError: The engine's library is not installed.
         """
         bundle = Bundle.open(path)
+        check_caller(bundle.manifest, observes, rate_hz)
         check_rows(bundle.manifest.step, bundle.manifest.sessions)
         check_memory(bundle, bundle.manifest.budget, engine)
         _check_budget(bundle.manifest.budget)
@@ -88,20 +120,10 @@ class Pool(Closing):
             opened.close()
             raise SpecError("a pool cannot step with tensorrt", expected="onnxruntime or native")
         try:
-            return cls(bundle, buffers, opened)
+            return cls(bundle, buffers, opened, clock or MonotonicClock())
         except BaseException:
             opened.close()
             raise
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the bundle promises."""
-        return self._bundle.manifest
-
-    @property
-    def engine_name(self) -> str:
-        """Engine and version."""
-        return self._open_engine().name
 
     @property
     def capacity(self) -> int:
@@ -112,16 +134,6 @@ class Pool(Closing):
     def rows(self) -> tuple[int, ...]:
         """The rows that a session has joined, in ascending order."""
         return tuple(row for row, joined in enumerate(self._joined) if joined)
-
-    @property
-    def outputs(self) -> Mapping[str, Array]:
-        """The mapping that every `step` returns."""
-        return self._outputs
-
-    @property
-    def gates(self) -> Mapping[str, Array]:
-        """Gate values by name, each row's of its own last step; views as in `step`."""
-        return self._gates
 
     def join(self) -> int:
         """Give the lowest free row to a new session, with initial states and an empty ledger.
@@ -140,6 +152,8 @@ class Pool(Closing):
                 self._counters.clear(row)
                 self._store.forget(row)
                 self._joined[row] = True
+                if self._idle:
+                    self._idle[row].forget()
                 return row
         raise PoolFullError(
             "the pool is full",
@@ -288,6 +302,8 @@ class Pool(Closing):
         engine = self._open_engine()
         self._memory.settle()
         some = self._choose(rows)
+        for idle in compress(self._idle, self._stepped):
+            idle.look()
         self._feeds.take(inputs)
         if not some:
             return self._outputs
@@ -298,7 +314,10 @@ class Pool(Closing):
             raise
         refused = self._memory.commit(self._stepped)
         if refused:
-            raise _fault(refused)
+            if self._rules.on_fault:
+                for row in refused:
+                    self._memory.begin(row)
+            raise _fault(refused, self._rules.on_fault)
         if self._resident is not None:
             self._resident.step()
         return self._outputs
@@ -338,11 +357,13 @@ def _check_budget(budget: Budget) -> None:
         )
 
 
-def _fault(refused: Mapping[int, str]) -> PoolFault:
+def _fault(refused: Mapping[int, str], reset: bool) -> PoolFault:
     rows = tuple(sorted(refused))
     return PoolFault(
         "rows of the pool hold NaN or Inf; their writes were refused, all others were committed",
         rows=rows,
         found="; ".join(f"{refused[row]} in row {row}" for row in rows),
-        remedy="these rows have the state before this step: go on, or call reset(row)",
+        remedy="every state of these rows is at its initial value: go on"
+        if reset
+        else "these rows have the state before this step: go on, or call reset(row)",
     )

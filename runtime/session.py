@@ -10,28 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
-from stategate.contract import Budget, Bundle, Manifest
+from stategate.contract import Budget, Bundle, ObservationContract
+from stategate.contract.claims import Observes, check_caller, check_loop_rate
 from stategate.contract.errors import (
     EngineError,
     RuntimeFault,
-    SnapshotError,
     SpecError,
     StateFault,
-    StepInputError,
 )
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.base.clock import Clock, MonotonicClock
 from stategate.runtime.base.ledger import Counters, Ledger
 from stategate.runtime.base.resident import watch_resident
-from stategate.runtime.deadline import Loop, StepDeadline
-from stategate.runtime.engines.closing import Closing
+from stategate.runtime.deadline import IdleReset, Loop, StepDeadline
 from stategate.runtime.engines.engine import Engine, EngineChoice, Resident, open_engine
-from stategate.runtime.engines.feeds import Feeds, check_states
+from stategate.runtime.engines.feeds import Feeds
 from stategate.runtime.engines.opening import allocate, check_memory, open_single
-from stategate.runtime.keep.keeper import Keeper, Restored, SnapshotPolicy
+from stategate.runtime.keep.keeper import Keeper, SnapshotPolicy
+from stategate.runtime.keep.owner import MemoryOwner
+from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
 from stategate.runtime.memory.governor import Governor
@@ -41,7 +40,7 @@ from stategate.runtime.watch.telemetry import metrics
 FaultPolicy = Literal["raise", "hold", "reset"]
 
 
-class Session(Closing):
+class Session(MemoryOwner):
     """Steps a bundle and counts what its memory does.
 
     Not thread-safe: one session is one stream. Make one with `Session.open`.
@@ -57,32 +56,44 @@ class Session(Closing):
         snapshots: SnapshotPolicy | None,
         on_fault: FaultPolicy,
     ) -> None:
-        super().__init__(engine)
-        self._bundle, self._buffers, self._budget = bundle, buffers, budget
-        self._clock, self._on_fault, self._engine_name = clock, on_fault, engine.name
+        super().__init__(
+            bundle,
+            engine,
+            {slot.name: slot.array for slot in buffers.outputs},
+            {slot.name: slot.array for slot in buffers.gates},
+        )
+        self._buffers, self._budget, self._clock = buffers, budget, clock
+        self._on_fault = on_fault
         self._counters = counters = Counters(buffers.groups)
         limits, slots = (budget.writes_per_1000_steps, budget.writes_per_second), buffers.constants
         self._governor: Governor | None = None
         if limits != (None, None):
             self._governor = Governor(budget, buffers.groups, slots, clock, counters)
-        late = budget.deadline_ms is not None
-        self._deadline = StepDeadline(budget, clock, counters) if late else None
         thresholds = self._governor.thresholds if self._governor is not None else None
         resident = engine if isinstance(engine, Resident) else None
         self._memory = memory = Memory(buffers, counters, thresholds, resident)
+        rules = (bundle.manifest.observation or ObservationContract()).resets
+        self._resets_on_fault = on_fault == "reset" or rules.on_fault
+        if self._resets_on_fault:
+            memory.after_fault = "every state is at its initial value: go on"
+        idle = None
+        if rules.idle_seconds is not None:
+            begin, fault = memory.begin, counters.add_clock_fault
+            idle = IdleReset(rules.idle_seconds, clock, begin, fault)
+        late = budget.deadline_ms is not None
+        self._deadline = StepDeadline(budget, clock, counters, idle) if late or idle else None
         outputs = bundle.manifest.outputs
         # Only the policies that answer after a fault pay for the copy.
         self._answers = Answers(buffers.outputs, outputs, memory) if on_fault != "raise" else None
         self._keeper: Keeper | None = None
         if snapshots is not None:
             parts = (counters, memory, self._governor)
-            self._keeper = Keeper(snapshots, budget, bundle.manifest, clock, *parts)
+            codec = Codec(bundle.manifest, bundle.digest)
+            self._keeper = Keeper(snapshots, budget, codec, clock, *parts)
         self._feeds = Feeds(buffers.inputs, engine)
         self._resident = watch_resident(budget, counters.add_overrun)
-        by_step = any((self._answers, self._governor, self._deadline))
+        by_step = any((self._answers, self._governor, late))
         self._prefill = Prefill(bundle, buffers, memory, counters, budget, self._keeper, by_step)
-        self._outputs = MappingProxyType({s.name: s.array for s in buffers.outputs})
-        self._gates = MappingProxyType({s.name: s.array for s in buffers.gates})
 
     @classmethod
     def open(
@@ -94,6 +105,8 @@ class Session(Closing):
         on_fault: FaultPolicy = "raise",
         clock: Clock | None = None,
         engine: EngineChoice = "auto",
+        observes: Observes | None = None,
+        rate_hz: float | None = None,
     ) -> Session:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
@@ -109,10 +122,14 @@ class Session(Closing):
             engine: ``onnxruntime``, ``native``, ``tensorrt``, or ``auto`` for the faster one of the
                 first two by the bundle's measurement. Of several separated by commas the first
                 that loads is used, with a warning for each before it.
+            observes: What the caller hands over: names of the elements in their order, names by
+                input, an `ObservationContract`, or a JSON file of one. Compared with what the
+                bundle was trained on.
+            rate_hz: Steps per second of the caller's loop; compared too.
 
         Raises:
-            SpecError: The budget is looser than the manifest's or contradicts the model, or a
-                policy does not exist.
+            SpecError: The budget is looser than the manifest's or contradicts the model, a policy
+                does not exist, or the caller hands over something else than the bundle takes.
             MemoryBudgetError: The bundle needs more memory than it may; nothing was allocated.
             SnapshotError: The snapshot folder is in use, or belongs to another memory. Snapshots
                 that cannot be read are no error, but a `SnapshotWarning`.
@@ -124,6 +141,7 @@ class Session(Closing):
         if on_fault not in ("raise", "hold", "reset"):
             raise SpecError("unknown fault policy", found=on_fault, expected="raise, hold or reset")
         bundle = open_single(path)
+        check_caller(bundle.manifest, observes, rate_hz)
         limits = bundle.manifest.budget.tightened(budget or Budget())
         check_memory(bundle, limits, engine)
         buffers = allocate(bundle)
@@ -136,21 +154,6 @@ class Session(Closing):
         except BaseException:
             opened.close()
             raise
-
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
-        return self._bundle.manifest
-
-    @property
-    def bundle_digest(self) -> str:
-        """SHA-256 of the manifest, which identifies the bundle."""
-        return self._bundle.digest
-
-    @property
-    def engine_name(self) -> str:
-        """Name and version of the engine."""
-        return self._engine_name
 
     def replace_engine(self, wrap: Callable[[Engine, Buffers], Engine]) -> None:
         """Step with another engine from now on: ``wrap`` makes it from the present one."""
@@ -177,32 +180,6 @@ class Session(Closing):
     def budget(self) -> Budget:
         """The limits in force: the manifest's, tightened by the caller."""
         return self._budget
-
-    @property
-    def snapshot_problem(self) -> str | None:
-        """What in the snapshot folder could not be used at the last look; None where all could."""
-        return self._keeper.problem if self._keeper is not None else None
-
-    @property
-    def outputs(self) -> Mapping[str, Array]:
-        """The mapping that every `step` returns."""
-        return self._outputs
-
-    @property
-    def gates(self) -> Mapping[str, Array]:
-        """Gate values of the last step by name; views of fixed buffers, as in `step`."""
-        return self._gates
-
-    def state(self, name: str) -> Array:
-        """A copy of one state as the next step will see it.
-
-        Raises:
-            StepInputError: There is no state of that name.
-        """
-        live = self._memory.live()
-        if name not in live:
-            raise StepInputError(f"there is no state {name!r}", expected=", ".join(live))
-        return live[name].copy()
 
     def step(self, /, **inputs: Array) -> Mapping[str, Array]:
         """One step of the model.
@@ -301,6 +278,8 @@ class Session(Closing):
             SnapshotError: An automatic snapshot failed; the steps before it are committed.
         """
         self._open_engine()
+        if self._deadline is not None:
+            self._deadline.start()  # a history begins anew too, if the last step was long ago
         answers = self._prefill.take(inputs, self.step)
         if self._resident is not None:
             self._resident.look()
@@ -311,32 +290,14 @@ class Session(Closing):
         if isinstance(fault, EngineError):  # the memory counts what it refuses
             self._counters.faults += 1
         answered = self._answers is not None and self._answers.give()
-        if self._on_fault == "reset":
+        if self._resets_on_fault:
             self._memory.begin()
         if not answered:
             raise fault
 
-    def reset(self) -> None:
-        """Put every state back to its initial value: an episode begins. Counters go on."""
-        self._open_engine()
-        self._memory.begin()
-
-    def load_state(self, states: Mapping[str, Array]) -> None:
-        """Begin an episode from given states, such as those of an encoder; counted as a reset.
-
-        Everything is checked before anything is changed. As with a reset, no written bytes count.
-
-        Args:
-            states: One array for each state of the manifest, as `state` gives them; copied.
-
-        Raises:
-            StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite.
-        """
-        self._open_engine()
-        check_states(states, self._memory.live())
-        self._memory.begin(states)
-
-    def every(self, hz: float, ticks: int | None = None) -> Loop:
+    def every(
+        self, hz: float, ticks: int | None = None, on_rate: Literal["warn", "raise"] = "warn"
+    ) -> Loop:
         """A loop of fixed period whose missed periods count as deadline misses.
 
             for tick in session.every(hz=100):
@@ -345,7 +306,12 @@ class Session(Closing):
         Args:
             hz: Ticks per second.
             ticks: How many; None goes on for ever.
+            on_rate: Whether another rate than the bundle's is refused, or warned of.
+
+        Raises:
+            SpecError: The rates differ, and ``on_rate`` is ``raise``.
         """
+        check_loop_rate(self.manifest.observation, hz, on_rate)
         return Loop(
             hz,
             clock=self._clock,
@@ -353,44 +319,6 @@ class Session(Closing):
             on_miss=self._counters.add_misses,
             on_clock_fault=self._counters.add_clock_fault,
         )
-
-    def save(self) -> int | None:
-        """Write a snapshot of states, counters and governor.
-
-        Returns:
-            Its sequence number, or None where the wear budget's policy ``hold`` skipped it.
-
-        Raises:
-            SnapshotError: No folder was given to `open`, it cannot be written, another session
-                wrote to it, or nothing in it can be read and the policy is ``raise``.
-            PersistBudgetError: The wear budget's policy is ``raise``.
-        """
-        return self._need_keeper().save()
-
-    def restore(self) -> Restored | None:
-        """Take back the newest good snapshot: states, counters, and the shift of ``adapt``.
-
-        Everything is checked before memory is touched. A fresh session goes on counting where the
-        folder stopped; one that already saved to or restored from it keeps its own counters,
-        which only grow. Budgets live with the folder, and do not come back with a snapshot.
-
-        Returns:
-            What was taken and why; None without snapshots, or with damaged ones under ``fresh``.
-
-        Raises:
-            SnapshotError: No folder was given to `open`, it is gone, or nothing in it can be used
-                (damaged, newer format, another model). Nothing was changed.
-        """
-        return self._need_keeper().restore()
-
-    def _need_keeper(self) -> Keeper:
-        self._open_engine()
-        if self._keeper is None:
-            raise SnapshotError(
-                "this session has no snapshot folder",
-                remedy="Session.open(path, snapshots='folder')",
-            )
-        return self._keeper
 
     def close(self) -> None:
         """Free engines and snapshot folder; a second call does nothing. The ledger can be read."""

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from stategate.common.console import Progress
     from stategate.contract import Budget, Bundle, Episode
     from stategate.contract.c_library import Engine
+    from stategate.contract.claims import Observes
     from stategate.contract.precision import PrecisionPlan, RangeRecord
     from stategate.export.adopt import adopt
     from stategate.export.deploy import Engines, SafeOutputs
@@ -130,6 +131,7 @@ def quantise(
     engines: Engines = "onnxruntime",
     safe: SafeOutputs | None = None,
     target: str | None = None,
+    observes: Observes | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Make a bundle in lower precision, and measure the ranges that it needs.
@@ -158,6 +160,7 @@ def quantise(
         engines: What the bundle can be stepped with.
         safe: What each output answers where a step fails before there is a good answer.
         target: The device.
+        observes: What inputs and outputs mean.
         progress: Called with stage, units done and units in all.
 
     Raises:
@@ -206,6 +209,7 @@ def quantise(
         engines=engines,
         safe=safe,
         target=target,
+        observes=observes,
         progress=progress,
     )
 

@@ -13,20 +13,16 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import yaml
 from safetensors.numpy import load as load_safetensors
 
 from stategate.contract import ModelRef, sha256
 from stategate.contract.errors import ExportError
 from stategate.contract.failures import failures
-from stategate.contract.reading import printable, read_bounded, text_with_controls
+from stategate.contract.reading import read_bounded
 from stategate.export.candidate import ADOPTED
 from stategate.export.frontends.adopt import Adopted, Request, adopt
 from stategate.export.frontends.untrusted import GRAPH_BYTES
-
-_MAX_BYTES = 1 << 20  # of the YAML: LEAPP writes some kilobytes, and a megabyte takes seconds
-# Of what the YAML stands for with its aliases written out: nine lines can name a thousand million.
-_MAX_NODES = 1 << 16
+from stategate.export.frontends.yaml_file import load_yaml
 
 Names = list[list[str | None] | str | None]
 
@@ -159,44 +155,13 @@ def read_export(path: Path) -> LeappExport:
 
 def _document(path: Path) -> _Document:
     try:
-        loader = yaml.SafeLoader(read_bounded(path, _MAX_BYTES))
-        root = loader.get_single_node()
-        _check_size(root, {})
-        plain = loader.construct_document(root)
-        controlled = text_with_controls(plain)
-        if controlled is not None:
-            raise ValueError(f"a control character in {printable(controlled)}")
-        return msgspec.convert(plain, _Document)
+        return msgspec.convert(load_yaml(path), _Document)
     except failures() as problem:  # PyYAML lets KeyError, AttributeError and more through
         raise ExportError(
             f"{path} is not the YAML of a LEAPP export",
             found=" ".join(str(problem).split()) or type(problem).__name__,
             expected="models, pipeline and system information, as leapp.compile_graph() writes",
         ) from problem
-
-
-def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Count the nodes that one stands for; an error where they are too many, or a key comes twice.
-
-    An alias is looked into once, and counted as often as it is named.
-    """
-    if id(node) in sizes:
-        return sizes[id(node)]
-    sizes[id(node)] = _MAX_NODES  # until it is known: a node that holds itself is endless
-    inner: list[yaml.Node] = []
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(keys)) < len(keys):
-            # PyYAML would take the last one without a word.
-            raise ValueError(f"two values under one key among {', '.join(keys)}")
-        inner = [part for pair in node.value for part in pair]
-    elif isinstance(node, yaml.SequenceNode):
-        inner = node.value
-    size = 1 + sum(_check_size(part, sizes) for part in inner)
-    if size >= _MAX_NODES:
-        raise ValueError(f"it stands for more than {_MAX_NODES:,} values")
-    sizes[id(node)] = size
-    return size
 
 
 def _read_neighbour(path: Path, name: str) -> tuple[Path, bytes]:

@@ -14,6 +14,7 @@ _NS_PER_SECOND = 1_000_000_000
 SPIN_NS = 100_000
 
 
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -30,8 +31,12 @@ def since_boot() -> tuple[str, int]:
         boot = _BOOT_ID.read_text().strip()
     except failures(OSError, UnicodeDecodeError):
         boot = ""
-    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    return boot, time.clock_gettime_ns(clock)
+    return boot, boot_ns()
+
+
+def boot_ns() -> int:
+    """Nanoseconds since the machine started, those in which it was suspended included."""
+    return time.clock_gettime_ns(_BOOT_CLOCK)
 
 
 class Clock(Protocol):

@@ -19,7 +19,8 @@ from typing import Literal
 
 import numpy as np
 
-from stategate.contract import Episode
+from stategate.contract import Episode, ObservationContract
+from stategate.contract.claims import check_loop_rate
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import ResultError, SpecError
 from stategate.contract.failures import failures
@@ -60,7 +61,7 @@ class Recorder:
         session: The live session; `step` is called here instead of there.
         folder: Where ``<name>-000000.npz`` and so on go; existing files are never replaced.
         steps: Of one file. Memory is that of two blocks of so many steps, and one file.
-        rate_hz: Steps per second, for the files.
+        rate_hz: Steps per second, for the files; that of the bundle where it is None.
         name: What files are called.
         max_bytes: Write no more than so much.
         on_loss: ``count`` goes on and keeps account in `recorded`; ``raise`` raises once, after
@@ -93,6 +94,11 @@ class Recorder:
                 expected="1 step or more; count or raise",
             )
         Episode({}, rate_hz=rate_hz)  # refuses a wrong rate
+        contract = session.manifest.observation or ObservationContract()
+        if rate_hz is None:
+            rate_hz = contract.rate_hz
+        else:
+            check_loop_rate(contract, rate_hz)
         self._session = session
         self._folder = Path(folder)
         self._rate_hz = rate_hz

@@ -9,7 +9,8 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from stategate.contract import Episode
+from stategate.contract import Episode, ObservationContract
+from stategate.contract.claims import check_loop_rate
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.base.process import rss_bytes
@@ -97,6 +98,9 @@ def run_episode(
         stop: Asked after every step whether the run shall end early.
     """
     episode.check(session.manifest.step)
+    contract = session.manifest.observation or ObservationContract()
+    if episode.rate_hz is not None:
+        check_loop_rate(contract, episode.rate_hz)
     steps = episode.steps if steps is None else steps
     if steps <= 0:
         raise EpisodeError("there is nothing to run", found=f"{steps} steps", expected="1 or more")
@@ -108,6 +112,8 @@ def run_episode(
     warm = max(1, steps // 100)
     rss_warm = 0
     for t, inputs in enumerate(itertools.islice(_endless(episode), steps)):
+        if contract.resets.each_episode and t and t % episode.steps == 0:
+            session.reset()  # the recording begins anew
         start = perf_counter_ns()
         session.step(**inputs)
         elapsed_ns[t] = perf_counter_ns() - start

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from stategate.contract import Budget, Manifest
+from stategate.contract import Budget
 from stategate.contract.errors import (
     BudgetWarning,
     PersistBudgetError,
@@ -65,12 +65,15 @@ class Restored:
         reason: Why that one.
         sequence: Number of the snapshot.
         steps: Steps of the ledger that came with it.
+        fresh: The bundle's reset rule by which counters and budgets go on, and the memory began
+            anew; empty where it goes on too.
     """
 
     slot: str
     reason: str
     sequence: int
     steps: int
+    fresh: str = ""
 
 
 class Keeper:
@@ -85,7 +88,7 @@ class Keeper:
         self,
         policy: SnapshotPolicy,
         budget: Budget,
-        manifest: Manifest,
+        codec: Codec,
         clock: Clock,
         counters: Counters,
         memory: Memory,
@@ -94,7 +97,7 @@ class Keeper:
         self._policy, self._clock = policy, clock
         self._counters, self._memory, self._governor = counters, memory, governor
         self._on_persisted = budget.on_persisted or "hold"
-        self._codec = Codec(manifest)
+        self._codec = codec
         self.stored_bytes = self._codec.stored_bytes
         limit = budget.persisted_limit_per_day
         # At least one snapshot fits, even where the budget allows one in several days.
@@ -309,8 +312,11 @@ class Keeper:
             self._governor.move_threshold(header.governor[2])
         self._memory.restore(newest.snapshot.states)
         self._saved_changes = self._changes()
+        fresh = self._codec.staleness(header)
+        if fresh:
+            self._memory.begin()
         self._wait()
-        return Restored(newest.slot, newest.reason, header.sequence, header.ledger.steps)
+        return Restored(newest.slot, newest.reason, header.sequence, header.ledger.steps, fresh)
 
     def _wait(self) -> None:
         """Until the next occasion that the policy names."""

@@ -7,7 +7,6 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from stategate.contract import Manifest
 from stategate.contract.errors import SnapshotError
 from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Array
@@ -22,8 +21,8 @@ from stategate.runtime.memory.pool_rows import RowMemory
 class RowStore:
     """Writes and reads snapshots of single rows; a folder is held only meanwhile."""
 
-    def __init__(self, manifest: Manifest, memory: RowMemory) -> None:
-        self._manifest, self._memory, self._counters = manifest, memory, memory.counters
+    def __init__(self, codec: Codec, memory: RowMemory) -> None:
+        self._codec, self._memory, self._counters = codec, memory, memory.counters
         # For each row and folder: the ledger that lay there when the row last saw it, and one that
         # may lie there since, if an exception came while it was written.
         self._last_ledgers: dict[tuple[int, Path], tuple[Ledger, Ledger | None]] = {}
@@ -38,7 +37,7 @@ class RowStore:
         self, row: int, states: Mapping[str, Array], folder: str | Path, on_damage: OnDamage
     ) -> int:
         """Write a snapshot; see `Pool.save`."""
-        codec, counters = Codec(self._manifest), self._counters
+        codec, counters = self._codec, self._counters
         with closing(SnapshotStore(folder, codec)) as store:
             look = store.look()
             if on_damage == "raise":
@@ -65,7 +64,7 @@ class RowStore:
 
     def restore(self, row: int, folder: str | Path, on_damage: OnDamage) -> Restored | None:
         """Take back a snapshot; see `Pool.restore`."""
-        with closing(SnapshotStore(folder, Codec(self._manifest))) as store:
+        with closing(SnapshotStore(folder, self._codec)) as store:
             look = store.look()
         newest = look.newest if on_damage == "fresh" else look.good()
         if newest is None:
@@ -73,7 +72,10 @@ class RowStore:
         past, header = self._others(row, store.folder, look), newest.snapshot.header
         self._memory.begin(row, newest.snapshot.states, "restores", past)
         self._last_ledgers[row, store.folder] = (header.ledger, None)
-        return Restored(newest.slot, newest.reason, header.sequence, header.ledger.steps)
+        fresh = self._codec.staleness(header)
+        if fresh:
+            self._memory.begin(row)
+        return Restored(newest.slot, newest.reason, header.sequence, header.ledger.steps, fresh)
 
     def _others(self, row: int, folder: Path, look: Look) -> Ledger:
         """What is counted in a folder that the row has not counted."""

@@ -20,7 +20,14 @@ import msgspec
 import numpy as np
 
 from stategate.common.flash import METADATA_BYTES_ESTIMATE
-from stategate.contract import Manifest, StateSpec, canonical_json, one_row, sha256
+from stategate.contract import (
+    Manifest,
+    ObservationContract,
+    StateSpec,
+    canonical_json,
+    one_row,
+    sha256,
+)
 from stategate.contract.errors import SnapshotDamagedError, SnapshotError
 from stategate.contract.reading import decode_json
 from stategate.runtime.base.buffers import Array, is_finite
@@ -35,7 +42,7 @@ _DIGEST_BYTES = 32
 _BLOCK_BYTES = 4096
 
 
-class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a snapshot says about itself.
 
     Attributes:
@@ -46,6 +53,8 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         governor: Tokens in the write buckets, and the threshold's shift; None without a budget.
         persist_tokens: Bytes left in the wear budget's bucket, `UNLIMITED_BYTES` where there is no
             such budget; the folder's account counts where it has one.
+        bundle_sha256: Which bundle wrote it, where a reset rule asks for that; else empty, so that
+            an older runtime reads it.
     """
 
     memory_sha256: str
@@ -54,6 +63,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ledger: Ledger
     governor: tuple[float, float, float] | None
     persist_tokens: float
+    bundle_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +107,8 @@ def next_header(
         snapshots=ledger.snapshots + 1,
         persisted_bytes=ledger.persisted_bytes + codec.stored_bytes,
     )
-    return Header(codec.identity, sequence, int(time.time()), ledger, governor, persist_tokens)
+    now, bundle = int(time.time()), codec.bundle_sha256
+    return Header(codec.identity, sequence, now, ledger, governor, persist_tokens, bundle)
 
 
 class Codec:
@@ -108,11 +119,14 @@ class Codec:
         file_bytes: Size of every snapshot.
         most_bytes: What is read of a file at most.
         stored_bytes: The same in whole blocks of 4 KiB: what `persisted_bytes` counts.
+        bundle_sha256: What a snapshot says of its bundle; see `Header`.
         cost_bytes: With an estimate of journal and metadata, and the record of the charge itself:
             what the wear budget is charged.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, bundle_sha256: str = "") -> None:
+        self._rules = (manifest.observation or ObservationContract()).resets
+        self.bundle_sha256 = bundle_sha256 if self._rules.on_switch else ""
         self.identity = memory_identity(manifest)
         self._specs = _states(manifest)
         # Room for every counter at twenty digits, and for the names of states and gates.
@@ -128,6 +142,20 @@ class Codec:
         self.stored_bytes = -(-self.file_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
         self.cost_bytes = self.stored_bytes + METADATA_BYTES_ESTIMATE + RECORD_BYTES
         self._buffer = bytearray(self.file_bytes)
+
+    def staleness(self, header: Header) -> str:
+        """The reset rule by which a snapshot's memory is too old to go on from; empty for none."""
+        rules = self._rules
+        if rules.on_restore:
+            return "on_restore"
+        if rules.on_switch and header.bundle_sha256 != self.bundle_sha256:
+            return "on_switch"
+        if rules.idle_seconds is not None:
+            age_s = time.time() - header.unix_s
+            # The second of the snapshot is known, not the fraction. A clock behind says nothing.
+            if age_s < 0 or age_s - 1 > rules.idle_seconds:
+                return "idle_seconds"
+        return ""
 
     def encode(self, snapshot: Snapshot) -> memoryview:
         """The file's bytes; the next call overwrites them."""

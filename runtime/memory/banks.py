@@ -25,6 +25,7 @@ class Memory:
         has_gates: Whether there is a hard gate; without one every step is a write.
         has_ungated: Whether there is a state that no hard gate guards.
         committed: Steps whose result was put in place, since the memory was made.
+        after_fault: What a fault says is in place then, and what to do.
         began: What ``committed`` was when the states were last replaced from outside: an episode
             begins there.
     """
@@ -48,6 +49,7 @@ class Memory:
         self._resident = resident
         self.parity = 0
         self.committed = self.began = 0
+        self.after_fault = "the state before this step is in place: go on, or call reset()"
         self._states = buffers.states
         self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}
         self._outputs = tuple(s for s in buffers.outputs if s.array.dtype.kind == "f")
@@ -178,7 +180,7 @@ class Memory:
             f"the {what} {slot.name!r} holds NaN or Inf; the write was refused",
             found=f"in step {self._counters.read().steps + 1}",
             expected="finite numbers",
-            remedy="the state before this step is in place: go on, or call reset()",
+            remedy=self.after_fault,
         )
         self._counters.steps += 1
         self._counters.suppressed_writes += 1

@@ -177,6 +177,9 @@ def test_what_the_export_says_of_its_tensors_is_kept(lstm_yaml: Path, tmp_path: 
     assert facts["leapp.input.obs.kind"] == "state/joint/position"
     names = json.loads(facts["leapp.input.obs.element_names"])
     assert names == [None, [f"joint_{i}" for i in range(OBS)]]
+    contract = Bundle.open(tmp_path / "b").manifest.observation
+    assert contract is not None and contract.rate_hz == 50
+    assert contract.inputs["obs"].elements() == tuple(f"joint_{i}" for i in range(OBS))
     assert "leapp.input.obs.kind: state/joint/position" in cli("inspect", tmp_path / "b").stdout
 
 

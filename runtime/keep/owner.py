@@ -1,0 +1,93 @@
+"""What a session does with its memory besides stepping it: begin, hand over, save, take back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stategate.contract.errors import SnapshotError, StepInputError
+from stategate.runtime.base.buffers import Array
+from stategate.runtime.engines.feeds import check_states
+from stategate.runtime.engines.open_bundle import OpenBundle
+from stategate.runtime.keep.keeper import Keeper, Restored
+from stategate.runtime.memory.banks import Memory
+
+
+class MemoryOwner(OpenBundle):
+    """An open bundle with one memory, and perhaps a folder for its snapshots."""
+
+    _memory: Memory
+    _keeper: Keeper | None
+
+    @property
+    def snapshot_problem(self) -> str | None:
+        """What in the snapshot folder could not be used at the last look; None where all could."""
+        return self._keeper.problem if self._keeper is not None else None
+
+    def state(self, name: str) -> Array:
+        """A copy of one state as the next step will see it.
+
+        Raises:
+            StepInputError: There is no state of that name.
+        """
+        live = self._memory.live()
+        if name not in live:
+            raise StepInputError(f"there is no state {name!r}", expected=", ".join(live))
+        return live[name].copy()
+
+    def reset(self) -> None:
+        """Put every state back to its initial value: an episode begins. Counters go on."""
+        self._open_engine()
+        self._memory.begin()
+
+    def load_state(self, states: Mapping[str, Array]) -> None:
+        """Begin an episode from given states, such as those of an encoder; counted as a reset.
+
+        Everything is checked before anything is changed. As with a reset, no written bytes count.
+
+        Args:
+            states: One array for each state of the manifest, as `state` gives them; copied.
+
+        Raises:
+            StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite.
+        """
+        self._open_engine()
+        check_states(states, self._memory.live())
+        self._memory.begin(states)
+
+    def save(self) -> int | None:
+        """Write a snapshot of states, counters and governor.
+
+        Returns:
+            Its sequence number, or None where the wear budget's policy ``hold`` skipped it.
+
+        Raises:
+            SnapshotError: No folder was given to `open`, it cannot be written, another session
+                wrote to it, or nothing in it can be read and the policy is ``raise``.
+            PersistBudgetError: The wear budget's policy is ``raise``.
+        """
+        return self._need_keeper().save()
+
+    def restore(self) -> Restored | None:
+        """Take back the newest good snapshot: states, counters, and the shift of ``adapt``.
+
+        Everything is checked before memory is touched. A fresh session goes on counting where the
+        folder stopped; one that already saved to or restored from it keeps its own counters,
+        which only grow. Budgets live with the folder, and do not come back with a snapshot.
+
+        Returns:
+            What was taken and why; None without snapshots, or with damaged ones under ``fresh``.
+
+        Raises:
+            SnapshotError: No folder was given to `open`, it is gone, or nothing in it can be used
+                (damaged, newer format, another model). Nothing was changed.
+        """
+        return self._need_keeper().restore()
+
+    def _need_keeper(self) -> Keeper:
+        self._open_engine()
+        if self._keeper is None:
+            raise SnapshotError(
+                "this session has no snapshot folder",
+                remedy="Session.open(path, snapshots='folder')",
+            )
+        return self._keeper
