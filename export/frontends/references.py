@@ -52,7 +52,8 @@ class StatefulReference:
     @torch.no_grad()
     def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs, states after the step and gates, of which there are none, by name."""
-        result = self._module(**_tensors(inputs), **self._model.hidden_arguments(self._arguments))
+        model, fed = self._model, self._model.inputs.arguments(_tensors(inputs))
+        result = self._module(**fed, **model.hidden_arguments(self._arguments))
         outputs, self._arguments = self._model.split(result)
         # Ones that nothing below replaces belong to the state that says there was a first step.
         states = {name: torch.ones_like(tensor) for name, tensor in self._first.items()}

@@ -18,6 +18,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from enum import Enum
 from operator import is_not, length_hint
+from threading import Thread
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -94,9 +95,9 @@ class Contents(NamedTuple):
     def restore(self) -> None:
         """Put in again what was in it, the very objects."""
         if isinstance(self.owner, dict):
-            for key in self.owner.keys() - self.items.keys():
-                del self.owner[key]
-            self.owner.update(self.items)
+            for key in dict.keys(self.owner) - self.items.keys():
+                dict.__delitem__(self.owner, key)
+            dict.update(self.owner, self.items)
         elif len(self.owner) != len(self.items) or any(map(is_not, self.owner, self.items)):
             self.owner.clear()
             self.owner.extend(self.items)
@@ -127,7 +128,8 @@ def places(
         value = place.value
         if place.name in left_out and place.inside:
             continue
-        if isinstance(value, (fx.Graph, fx.Node)):  # the text of a traced program, no memory
+        # The text of a traced program; a thread, such as a bar's, that runs whatever a step does.
+        if isinstance(value, (fx.Graph, fx.Node, Thread)):
             continue
         if isinstance(value, (torch.Tensor, np.ndarray, np.generic, *PLAIN, Opaque)):
             yield place
@@ -140,7 +142,8 @@ def places(
 
 def _contents(value: Any) -> Iterator[Contents]:
     if isinstance(value, (dict, list, deque)):
-        yield Contents(value, dict(value) if isinstance(value, dict) else list(value))
+        is_dict = isinstance(value, dict)
+        yield Contents(value, dict(dict.items(value)) if is_dict else list(value))
     elif isinstance(value, nn.Module):
         stores = (vars(value), value._buffers, value._parameters, value._modules)
         yield from (Contents(store, dict(store)) for store in stores)
@@ -167,7 +170,9 @@ def _inside(place: Place) -> Iterator[Place]:
     if isinstance(value, nn.Module):
         yield from _of_module(name, value, inside)
     elif isinstance(value, (dict, MappingProxyType)):
-        for key, item in list(value.items()):
+        # A dict of a class of its own may load or compute what it is asked for.
+        items = dict.items(value) if isinstance(value, dict) else value.items()
+        for key, item in list(items):
             yield Place(f"{name}[{key!r}]", item, Cell(value, key), inside)
     elif isinstance(value, (list, tuple, set, frozenset, deque)):
         changeable = isinstance(value, (list, deque))  # sets have no place to put a value back

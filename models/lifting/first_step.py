@@ -7,23 +7,30 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from stategate.contract.errors import StategateError, TraceError
 from stategate.contract.failures import failures
 from stategate.models.lifting.blame import explained
-from stategate.models.lifting.returned import places_of_memory
+from stategate.models.lifting.returned import Places, places_of_memory
 from stategate.models.lifting.slots import (
     GROWING,
     Own,
     Slot,
-    Value,
     cloned,
     described,
     form_of,
     is_unset,
     memory_like,
     value_at,
+)
+from stategate.models.lifting.trees import (
+    Inputs,
+    Value,
+    flattened,
+    is_same,
+    leaves_of,
+    mapped,
+    rebuilt,
 )
 from stategate.models.step import Tensors
 
@@ -38,12 +45,12 @@ class Start(NamedTuple):
     # what each attribute holds before the first step, and what each argument is handed
     own: dict[str, Value]
     after: list[dict[str, Value]]  # what they hold after each of the first steps
-    places: tuple[int, ...]  # where in what forward returns the arguments come back
+    places: Places  # where in what forward returns the arguments come back
 
 
 def started(
     module: nn.Module,
-    inputs: Tensors,
+    inputs: Inputs,
     names: Sequence[str],
     arguments: Mapping[str, Value],
     returns: Sequence[str],
@@ -59,49 +66,83 @@ def started(
     """
     own = {name: cloned(value_at(module, name)) for name in names} | dict(arguments)
     memory, after = dict(arguments), list[dict[str, Value]]()
-    places: tuple[int, ...] = ()
+    places: Places = ()
     for t in range(STEPS):
         values = {name: value for name, value in memory.items() if value is not Own.LEFT_OUT}
         try:
             with torch.no_grad():
-                fresh = {name: tensor.clone() for name, tensor in inputs.items()}
+                fresh = inputs.arguments({n: t.clone() for n, t in inputs.tensors.items()})
                 result = module(**fresh, **cloned(values))
         except failures() as problem:  # a user's code may raise anything
             raise _failed(module, own, after, t, problem) from problem
         if t == 0:
             forms = {name: values.get(name) for name in arguments}
             places = places_of_memory(module, result, forms, returns)
-        memory = {name: result[i] for name, i in zip(memory, places, strict=True)}
+        memory = {name: result[place] for name, place in zip(memory, places, strict=True)}
         after.append({n: cloned(value_at(module, n)) for n in names} | cloned(memory))
     return Start(own, after, places)
 
 
-def slot_of(name: str, start: Start, first_value: Value, axis: int, module: nn.Module) -> Slot:
+def slot_of(
+    name: str, start: Start, first_value: Value, axes: Mapping[str, int], module: nn.Module
+) -> Slot:
     """A piece of memory with the value that it has before the first step.
 
     Args:
         name: The attribute or argument.
         start: What the module does from its own start.
         first_value: What the user gives; `Own.SAME` where that is the module's own.
-        axis: The sessions' axis.
+        axes: The sessions' axis, by name; see `Slot`.
         module: An error names what else it has.
     """
     own, first, second, third = (start.own[name], *(after[name] for after in start.after))
     if first_value is not Own.SAME:
-        return Slot(name, first_value, axis, own)
+        changing = _changing([first_value, first, second, third])
+        return Slot(name, first_value, axes, own, changing=changing)
     if is_unset(first) or not (_has_tensors(own) or form_of(first) == form_of(second)):
         raise _unset(module, name, own, [first, second])
     if not _has_tensors(first):
         # A flag: the first step sets it, and no later one changes it.
         if _same(first, second) and _same(second, third) and not _same(own, first):
-            return Slot(name, first, axis, own, is_flag=True)
-        return Slot(name, own, axis)
-    if _has_tensors(own) or form_of(own) == form_of(first):
-        return Slot(name, own, axis)
+            return Slot(name, first, axes, own, is_flag=True)
+        return Slot(name, own, axes, changing=_changing([own, first, second, third]))
+    # A number of an object that the first step sets, and no later one, is a flag.
+    changing = _changing([first, second, third])
+    if form_of(own) == form_of(first):
+        if not changing >= _changing([own, first]):
+            return Slot(name, _with_numbers_of(first, own, changing), axes, own, changing=changing)
+        return Slot(name, own, axes, changing=changing)
+    if isinstance(own, Tensor) or form_of(first) != form_of(second):
+        return Slot(name, own, axes)  # whose form says what is wrong, when it is read back
     # None or a number that becomes a tensor: the form that it takes, filled with that number.
     fill = own if isinstance(own, (bool, int, float)) else 0
-    value = pytree.tree_map_only(Tensor, lambda tensor: torch.full_like(tensor, fill), first)
-    return Slot(name, value, axis, own)
+    value = mapped(lambda tensor: torch.full_like(tensor, fill), first)
+    return Slot(name, value, axes, own, changing=changing)
+
+
+def _changing(values: Sequence[Value]) -> set[str]:
+    """Paths of numbers in objects that are not the same in all of these values."""
+    all_leaves = [flattened(value)[0] for value in values]
+    return {
+        leaves[0].path
+        for leaves in zip(*all_leaves, strict=False)
+        if isinstance(leaves[0].value, (bool, int, float))
+        and leaves[0].is_constant
+        and not all(is_same(leaf.value, leaves[0].value) for leaf in leaves)
+    }
+
+
+def _with_numbers_of(first: Value, own: Value, changing: set[str]) -> Value:
+    """The own value with constants as the first step leaves them."""
+    leaves, form = flattened(own)
+    after = flattened(first)[0]
+    return rebuilt(
+        [
+            b.value if a.is_constant and a.path not in changing else a.value
+            for a, b in zip(leaves, after, strict=True)
+        ],
+        form,
+    )
 
 
 def draws(example: Tensors) -> Iterator[dict[str, Tensor]]:
@@ -155,7 +196,7 @@ def _drawn(
 
 
 def _has_tensors(value: Value) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+    return any(isinstance(leaf, Tensor) for leaf in leaves_of(value))
 
 
 def _same(a: Value, b: Value) -> bool:

@@ -17,7 +17,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from stategate.contract import ObservationContract, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import TraceError
@@ -26,10 +25,10 @@ from stategate.models.counts import Counts
 from stategate.models.lifting.copies import copied
 from stategate.models.lifting.first_step import alike, answer, draws, slot_of, started
 from stategate.models.lifting.programs import module_of
+from stategate.models.lifting.returned import Places
 from stategate.models.lifting.slots import (
     Own,
     Slot,
-    Value,
     as_tensor,
     described,
     holding,
@@ -38,6 +37,7 @@ from stategate.models.lifting.slots import (
     put,
     value_at,
 )
+from stategate.models.lifting.trees import Inputs, Value, flattened, leaves_of
 from stategate.models.step import StepResult, Tensors
 
 
@@ -48,6 +48,7 @@ class Lifted(nn.Module):
         lifted: The user's module.
         states: Its buffers and attributes that are states.
         arguments: What its forward takes and returns.
+        inputs: Example inputs, and how they become arguments.
         family: Kind of memory.
         observations: Whether a normaliser of them is part of the step; empty where nobody said.
         observes: What its inputs and outputs mean; an adapter fills it in, None where nobody said.
@@ -64,23 +65,23 @@ class Lifted(nn.Module):
     def __init__(
         self,
         module: nn.Module,
-        example_inputs: Tensors,
+        inputs: Inputs,
         states: Iterable[Slot],
         arguments: Iterable[Slot],
         outputs: Sequence[str],
         returns: Sequence[str],
         untouched: nn.Module,
-        places: Sequence[int],
+        places: Places,
     ) -> None:
         super().__init__()
-        self.lifted = module
+        self.lifted, self.inputs = module, inputs
         self.states, self.arguments = tuple(states), tuple(arguments)
-        self._outputs, self._places = tuple(outputs), tuple(places)
+        self._outputs, self._places = tuple(outputs), places
         names = {slot.name for slot in self.arguments}
         self._returned = tuple(name for name in returns if name not in names)
         self._untouched = (untouched,)  # in a tuple, so that torch does not take it for a part
         self._started = ""
-        self._spec = self._spec_from(example_inputs)
+        self._spec = self._spec_from(inputs.tensors)
 
     def step_spec(self) -> StepSpec:
         """Signature of one step: the example's inputs, forward's outputs, and no gates."""
@@ -122,17 +123,18 @@ class Lifted(nn.Module):
 
     def split(self, result: Value) -> tuple[dict[str, Tensor], dict[str, Value]]:
         """What forward returned: outputs by name, and hidden arguments by name."""
-        hidden: dict[str, Value] = {}
-        if self._places:
-            if not isinstance(result, (tuple, list)) or len(result) <= max(self._places):
-                raise TraceError(
-                    "forward does not return its memory in every step", found=described(result)
-                )
-            for slot, place in zip(self.arguments, self._places, strict=True):
-                hidden[slot.name] = result[place]
-            result = [part for i, part in enumerate(result) if i not in self._places]
-            result = result[0] if len(result) == 1 else result
-        return self._named(result), hidden
+        if not self._places:
+            return self._named(result), {}
+        try:
+            hidden = {s.name: result[p] for s, p in zip(self.arguments, self._places, strict=True)}
+        except (LookupError, TypeError):
+            raise TraceError(
+                "forward does not return its memory in every step", found=described(result)
+            ) from None
+        if isinstance(result, Mapping):
+            return self._named({n: v for n, v in result.items() if n not in hidden}), hidden
+        result = [part for i, part in enumerate(result) if i not in self._places]
+        return self._named(result[0] if len(result) == 1 else result), hidden
 
     def _named(self, result: Value) -> dict[str, Tensor]:
         if isinstance(result, Mapping):
@@ -172,7 +174,7 @@ class Lifted(nn.Module):
                 result = self.step(inputs, self.initial_states())
         finally:
             self.lifted = original
-        axes = {name: slot.axis for slot in self._slots for name in slot.first}
+        axes = {name: axis for slot in self._slots for name, axis in slot.axes.items()}
         return StepSpec(
             tuple(TensorSpec(n, *_form(t)) for n, t in example_inputs.items()),
             tuple(TensorSpec(n, *_form(t)) for n, t in result.outputs.items()),
@@ -218,7 +220,7 @@ class Lifted(nn.Module):
                 stack.enter_context(holding(module, slot.name, values[slot.name]))
             # A mode of torch slows every operation down, so it is entered where it is needed.
             with counts if counts else nullcontext():
-                result = module(**inputs, **self.hidden_arguments(values))
+                result = module(**self.inputs.arguments(inputs), **self.hidden_arguments(values))
             outputs, hidden = self.split(result)
             for slot in self.states:
                 after |= slot.unpacked(value_at(module, slot.name), states)
@@ -234,7 +236,7 @@ class Lifted(nn.Module):
 
 def lift(
     module: nn.Module | torch.export.ExportedProgram,
-    example_inputs: Mapping[str, Tensor],
+    example_inputs: Mapping[str, Value],
     *,
     states: Sequence[str] | Mapping[str, Value] = (),
     hidden: Mapping[str, Value] | None = None,
@@ -251,7 +253,8 @@ def lift(
         module: Its ``forward`` does one step. Or what `torch.export.load` gives: its buffers then
             have names such as ``program.h``.
         example_inputs: A tensor for each argument of ``forward`` that is an input, by the
-            argument's name. The leading axis is 1 if several sessions shall share one graph.
+            argument's name, or a dict of them: each is an input that has its key's name. The
+            leading axis is 1 if several sessions shall share one graph.
         states: Buffers and attributes that ``forward`` updates, in place or by assignment, by
             dotted name: ``["h", "inner.count"]``. What they hold now is the initial state; where
             that is None, or a flag that the first step sets, the step gets a state ``started``,
@@ -263,14 +266,15 @@ def lift(
         outputs: Names of all else that it returns, in order. A dict has its own.
         session_axes: Which axis belongs to the sessions where it is not the first, by the name
             declared here: ``{"hidden": 1}`` for the ``(layers, batch, hidden)`` of ``nn.LSTM`` and
-            ``nn.GRU``. The step's states then have it first.
+            ``nn.GRU``; or of one part by the state's name, ``{"mem['h']": 1}``. The step's states
+            then have it first.
         returns: Names of all that ``forward`` returns, in its order, hidden arguments by theirs:
             ``["carry", "y"]``. Needed where an output has the form of the memory and the source of
             ``forward`` does not tell them apart.
 
     Returns:
-        A step whose states are named as here; ``hidden[0]`` and ``mem['h']`` are inside of tuples
-        and dicts.
+        A step whose states are named as here; ``hidden[0]``, ``mem['h']`` and ``mem.h`` are inside
+        of tuples, dicts and objects.
 
     Raises:
         TraceError: Something declared does not exist, has no value yet, or changes shape or dtype;
@@ -278,25 +282,15 @@ def lift(
     """
     module = module_of(module)
     module.eval()
-    for name, tensor in example_inputs.items():
-        if not isinstance(tensor, Tensor):
-            raise TraceError(
-                f"the example input {name!r} is no tensor",
-                found=described(tensor),
-                expected="a tensor",
-                remedy="bind what never changes in a module of your own around this one",
-            )
+    inputs = Inputs(example_inputs)
     arguments = dict(hidden or {})
     axes = dict(session_axes or {})
     _check_arguments(module, {**example_inputs, **arguments})
     names = (states,) if isinstance(states, str) else tuple(states)
-    undeclared = ", ".join(sorted(set(axes) - {*names, *arguments}))
-    if not (names or arguments) or undeclared:
+    if not (names or arguments):
         raise TraceError(
             "lift() does not know what the module remembers",
-            found=f"session_axes for {undeclared}"
-            if undeclared
-            else "neither states nor hidden arguments",
+            found="neither states nor hidden arguments",
             expected="states=[names of buffers and attributes], or hidden={argument: first value}",
             remedy=f"what may be memory here: {', '.join(memory_like(module)) or 'no attribute'}",
         )
@@ -307,34 +301,45 @@ def lift(
     first |= {name: value for name, value in arguments.items() if not is_unset(value)}
     parameters = inspect.signature(module.forward).parameters.values()
     optional = {p.name for p in parameters if p.default is not inspect.Parameter.empty}
+    # An object knows itself whether it is empty, as a cache of transformers does.
+    objects = {n for n, v in arguments.items() if any(x.is_constant for x in flattened(v)[0])}
     hidden = {
-        name: Own.LEFT_OUT if name in optional - first.keys() else value
+        name: Own.LEFT_OUT if name in optional - first.keys() - objects else value
         for name, value in arguments.items()
     }
     untouched = copied(module)
     try:
-        start = started(copied(untouched), example_inputs, names, hidden, returns)
+        start = started(copied(untouched), inputs, names, hidden, returns)
     except TraceError:
         if not isinstance(states, Mapping):
             raise
         for name, value in states.items():  # the module has no start of its own
             put(untouched, name, value)
-        start = started(copied(untouched), example_inputs, names, hidden, returns)
+        start = started(copied(untouched), inputs, names, hidden, returns)
     for name, value in arguments.items():
+        if name in objects:
+            start.own[name] = first.pop(name, value)
         # Zeros stand for "no memory yet", which the default of the argument may mean otherwise.
-        if name in first:
+        elif name in first:
             zeros = name in optional and not _holds_numbers(value)
             start.own[name] = Own.LEFT_OUT if zeros else Own.SAME
     slots = {
-        name: slot_of(name, start, first.get(name, Own.SAME), axes.get(name, 0), module)
+        name: slot_of(name, start, first.get(name, Own.SAME), axes, module)
         for name in (*names, *arguments)
     }
+    states_named = [name for slot in slots.values() for name in slot.first]
+    if unknown := sorted(set(axes) - {*slots, *states_named}):
+        raise TraceError(
+            "session_axes names what is no state",
+            found=", ".join(unknown),
+            expected=", ".join(dict.fromkeys([*slots, *states_named])),
+        )
     # The module keeps the first values: a state must have the form that the trace will see.
     for name in names:
         put(module, name, slots[name].packed(slots[name].first))
     lifted = Lifted(
         module,
-        dict(example_inputs),
+        inputs,
         [slots[name] for name in names],
         [slots[name] for name in arguments],
         (outputs,) if isinstance(outputs, str) else outputs,
@@ -362,7 +367,7 @@ def _starts(names: Sequence[str], arguments: Mapping[str, Value]) -> list[str]:
 
 def _holds_numbers(value: Value) -> bool:
     """Whether anything in it is not zero."""
-    leaves = (as_tensor(leaf) for leaf in pytree.tree_leaves(value))
+    leaves = map(as_tensor, leaves_of(value))
     return any(isinstance(leaf, Tensor) and bool(leaf.any()) for leaf in leaves)
 
 

@@ -10,22 +10,25 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from stategate.contract.errors import TraceError
-from stategate.models.lifting.slots import Value, described, form_of, is_unset
+from stategate.models.lifting.slots import described, form_of, is_unset
+from stategate.models.lifting.trees import Value, leaves_of
+
+Places = tuple[int, ...] | tuple[str, ...]
+"""Where in a tuple or list, or under which keys of a dict."""
 
 _AFFIX = re.compile(r"^(new|next)_|_(new|next|out|after|n|t)$|\d+$")
 
 
 def places_of_memory(
     module: nn.Module, result: Value, arguments: Mapping[str, Value], returns: Sequence[str]
-) -> tuple[int, ...]:
+) -> Places:
     """Where in what forward returned each hidden argument comes back.
 
-    The order is that of ``returns``; else memory comes last, in the order of the arguments. That
-    is taken where no other part has the form of a memory, or where the names in forward's
-    ``return`` bear it out.
+    In a dict it has the argument's name. In a tuple the order is that of ``returns``; else memory
+    comes last, in the order of the arguments. That is taken where no other part has the form of a
+    memory, or where the names in forward's ``return`` bear it out.
 
     Args:
         module: Its forward is read for names.
@@ -36,11 +39,14 @@ def places_of_memory(
     names = list(arguments)
     if not names:
         return ()
+    if isinstance(result, Mapping) and set(names) <= result.keys():
+        return tuple(names)
     if not isinstance(result, (tuple, list)) or len(result) <= len(names):
         raise TraceError(
             "forward does not return its memory",
             found=described(result),
-            expected=f"(outputs ..., {', '.join(names)}): the memory last, in this order",
+            expected=f"(outputs ..., {', '.join(names)}), the memory last and in this order, or a "
+            "dict with these keys",
         )
     if returns:
         if len(returns) != len(result) or not set(names) <= set(returns):
@@ -58,7 +64,7 @@ def places_of_memory(
         if all(i in fitting for i, fitting in zip(order, fits, strict=True))
     ]
     # Two names of one tensor are no choice.
-    identities = [tuple(id(leaf) for leaf in pytree.tree_leaves(part)) for part in result]
+    identities = [tuple(map(id, leaves_of(part))) for part in result]
     distinct = {tuple(identities[i] for i in order) for order in orders}
     if len(distinct) == 1:
         return usual if usual in orders else orders[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from functools import reduce
@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from stategate.contract.errors import TraceError
 from stategate.models.counts import Counts
+from stategate.models.lifting.trees import Value, flattened, is_same, leaves_of, mapped, rebuilt
 from stategate.models.step import Tensors
-
-Value = Any
-"""A tensor or a number, or tuples, lists, dicts and deques of them."""
 
 GROWING = (
     "what grows with every step is a KV cache: give it fixed slots, the last N rows as in "
-    "torch.cat((cache[:, 1:], new), 1), or TRIM-KV, which chooses the rows that it keeps"
+    "torch.cat((cache[:, 1:], new), 1), StaticCache(config, max_cache_len=N) of transformers, or "
+    "TRIM-KV, which chooses the rows that it keeps"
 )
 _PARTS = re.compile(r"\[[^]]*\]|[^.\[]+")  # of ``filters[0].inner`` and ``filters['a']``
 # What torch itself keeps in every module, and the views that a recurrent one has of its weights.
@@ -43,50 +41,63 @@ class Slot:
     Args:
         name: Dotted name below the module, or the argument's.
         value: Its first value.
-        axis: Which axis of its tensors is the sessions'; in states it is the first.
+        axes: Which axis of a tensor is the sessions', by ``name`` or by the state's name; in states
+            it is the first.
         own: What the module itself starts with, such as None, where its first step may be another
             than from the first value.
+        changing: Paths of numbers in objects that steps change; other numbers there are constants.
         is_flag: Whether it holds this one value in every step but the first, and is no tensor.
 
     Attributes:
         first: The first value of each of its states, by state name: ``name``, or ``name[0]``,
-            ``name['k']`` and so on for tensors inside of something; of a flag none.
+            ``name['k']``, ``name.keys`` and so on for tensors inside of something; of a flag none.
+        axes: The sessions' axis of each of its states.
     """
 
     def __init__(
         self,
         name: str,
         value: Value,
-        axis: int = 0,
+        axes: Mapping[str, int] | None = None,
         own: Value = Own.SAME,
         *,
+        changing: Collection[str] = (),
         is_flag: bool = False,
     ) -> None:
-        self.name, self.axis, self.own = name, axis, own
+        self.name, self.own = name, own
         self.first: dict[str, Tensor] = {}
-        self._flag, self._counts = value, set[str]()
-        leaves, self._tree = pytree.tree_flatten_with_path(value)
-        for path, leaf in [] if is_flag else leaves:
-            tensor = as_tensor(leaf)
-            if not isinstance(tensor, Tensor) or not tensor.numel():
-                raise TraceError(
-                    f"{name!r} cannot be a state",
-                    found=described(leaf),
-                    expected="tensors or numbers of fixed shape, or tuples, lists and dicts of "
-                    "them",
-                    remedy=GROWING if isinstance(leaf, Tensor) else None,
-                )
-            if axis and tensor.shape[axis : axis + 1] != (1,):
-                raise TraceError(
-                    f"axis {axis} of {name!r} cannot be that of the sessions",
-                    found=described(tensor),
-                    expected="an extent of 1 there, for one session",
-                )
-            tensor = tensor.detach().movedim(axis, 0) if axis else tensor.detach()
-            self.first[name + pytree.keystr(path)] = tensor.clone()
-            # Arithmetic with a Python integer is exact where that with a tensor is rounded.
-            if isinstance(leaf, (int, np.integer)) and not isinstance(leaf, bool):
-                self._counts.add(name + pytree.keystr(path))
+        self.axes: dict[str, int] = {}
+        self._flag, self._counts, self._infinite = value, set[str](), set[str]()
+        self._constants: dict[str, Value] = {}
+        leaves, self._tree = flattened(value)
+        self._names = [name + leaf.path for leaf in leaves]
+        for state, leaf in [] if is_flag else zip(self._names, leaves, strict=True):
+            if leaf.is_constant and leaf.path not in changing:
+                self._constants[state] = leaf.value
+            else:
+                self._add(state, leaf.value, (axes or {}).get(state, (axes or {}).get(name, 0)))
+        if not (self.first or is_flag):
+            raise _no_state(name, value)
+
+    def _add(self, name: str, leaf: Value, axis: int) -> None:
+        tensor = as_tensor(leaf)
+        if not isinstance(tensor, Tensor) or not tensor.numel():
+            raise _no_state(name, leaf)
+        if axis and tensor.shape[axis : axis + 1] != (1,):
+            raise TraceError(
+                f"axis {axis} of {name!r} is not that of the sessions",
+                found=described(tensor),
+                expected="an extent of 1 there, for one session",
+                remedy="name each part by itself, as in "
+                f"session_axes={{{name!r}: AXIS}}; what is not named has it first",
+            )
+        if tensor.is_floating_point() and bool(tensor.isinf().any()):
+            self._infinite.add(name)
+        tensor = tensor.detach().movedim(axis, 0) if axis else tensor.detach()
+        self.axes[name], self.first[name] = axis, self._finite(name, tensor.clone())
+        # Arithmetic with a Python integer is exact where that with a tensor is rounded.
+        if isinstance(leaf, (int, np.integer)) and not isinstance(leaf, bool):
+            self._counts.add(name)
 
     def packed(self, states: Tensors, counts: Counts | None = None) -> Value:
         """The value for the module, of copies: it may write them in place.
@@ -97,15 +108,21 @@ class Slot:
         """
         if not self.first:
             return self._flag
-        leaves = (states[name] for name in self.first)
-        moved = (leaf.movedim(0, self.axis) if self.axis else leaf for leaf in leaves)
-        # nn.LSTM takes contiguous tensors only.
-        copies = [leaf.clone(memory_format=torch.contiguous_format) for leaf in moved]
-        if counts is not None:
-            for name, leaf in zip(self.first, copies, strict=True):
-                if name in self._counts:
-                    counts.hold(leaf)
-        return pytree.tree_unflatten(copies, self._tree)
+        leaves = dict(self._constants)
+        for name in self.first:
+            axis, leaf = self.axes[name], states[name]
+            # nn.LSTM takes contiguous tensors only.
+            leaf = (leaf.movedim(0, axis) if axis else leaf).clone(
+                memory_format=torch.contiguous_format
+            )
+            if name in self._infinite:
+                limit = torch.finfo(leaf.dtype).max
+                leaf = torch.where(leaf >= limit, torch.inf, leaf)
+                leaf = torch.where(leaf <= -limit, -torch.inf, leaf)
+            if counts is not None and name in self._counts:
+                counts.hold(leaf)
+            leaves[name] = leaf
+        return rebuilt([leaves[name] for name in self._names], self._tree)
 
     def own_start(self, states: Tensors, counts: Counts | None = None) -> Value:
         """What the module itself starts with, of copies."""
@@ -118,31 +135,30 @@ class Slot:
             value: What the module has after a step.
             before: What the states were: they have to keep shape and dtype.
         """
-        leaves, tree = pytree.tree_flatten(value)
         if not self.first:
             if value != self._flag:
-                raise TraceError(
-                    f"{self.name!r} does not stay what the first step sets it to",
-                    found=f"{described(value)} after a step",
-                    expected=described(self._flag),
-                    remedy="keep it in a tensor, and choose with torch.where",
-                )
+                raise _not_constant(self.name, value, self._flag)
             return {}
+        leaves, tree = flattened(value)
         if tree != self._tree:
             raise TraceError(
                 f"the state {self.name!r} does not keep its form",
                 found=f"{described(value)} after a step",
                 expected=f"the form it starts in: {', '.join(self.first)}",
-                remedy=GROWING if len(leaves) > len(self.first) else None,
+                remedy=GROWING if len(leaves) > len(self._names) else None,
             )
         after = {}
-        for name, leaf in zip(self.first, leaves, strict=True):
-            old = before[name]
+        for name, leaf in zip(self._names, (leaf.value for leaf in leaves), strict=True):
+            if name in self._constants:
+                if not is_same(leaf, self._constants[name]):
+                    raise _not_constant(name, leaf, self._constants[name])
+                continue
+            old, axis = before[name], self.axes[name]
             new = as_tensor(leaf)
             if isinstance(leaf, (bool, int, float)) and torch.can_cast(new.dtype, old.dtype):
                 new = new.to(old.dtype)  # 0 for 0.0
-            if self.axis and isinstance(new, Tensor) and new.dim() == old.dim():
-                new = new.movedim(self.axis, 0)
+            if axis and isinstance(new, Tensor) and new.dim() == old.dim():
+                new = new.movedim(axis, 0)
             if not isinstance(new, Tensor) or (new.shape, new.dtype) != (old.shape, old.dtype):
                 grown = isinstance(new, Tensor) and new.numel() > old.numel()
                 raise TraceError(
@@ -151,8 +167,33 @@ class Slot:
                     expected=f"{described(old)}, as before it",
                     remedy=GROWING if grown else "write it in the form that it starts in",
                 )
-            after[name] = new
+            after[name] = self._finite(name, new)
         return after
+
+    def _finite(self, name: str, tensor: Tensor) -> Tensor:
+        """What starts at infinity has the last finite number for it: a state is always finite."""
+        if name not in self._infinite:
+            return tensor
+        limit = torch.finfo(tensor.dtype).max
+        return tensor.clamp(-limit, limit)
+
+
+def _no_state(name: str, value: Value) -> TraceError:
+    return TraceError(
+        f"{name!r} cannot be a state",
+        found=described(value),
+        expected="tensors or numbers of fixed shape, or tuples, lists, dicts and objects of them",
+        remedy=GROWING if isinstance(value, Tensor) else None,
+    )
+
+
+def _not_constant(name: str, value: Value, constant: Value) -> TraceError:
+    return TraceError(
+        f"{name!r} does not stay what the first step sets it to",
+        found=f"{described(value)} after a step",
+        expected=described(constant),
+        remedy="keep it in a tensor, and choose with torch.where",
+    )
 
 
 def value_at(module: nn.Module, name: str) -> Value:
@@ -170,8 +211,8 @@ def value_at(module: nn.Module, name: str) -> Value:
 
 def put(module: nn.Module, name: str, value: Value) -> None:
     """Give a buffer or attribute a value, without the history that autograd keeps of it."""
-    if any(getattr(leaf, "requires_grad", False) for leaf in pytree.tree_leaves(value)):
-        value = pytree.tree_map_only(Tensor, Tensor.detach, value)
+    if any(getattr(leaf, "requires_grad", False) for leaf in leaves_of(value)):
+        value = mapped(Tensor.detach, value)
     _set(*_owner_of(module, name), value)
 
 
@@ -201,7 +242,7 @@ def memory_like(module: nn.Module) -> dict[str, Value]:
     torchs = {n for n, m in module.named_modules() if type(m).__module__.startswith("torch.")}
     candidates = {}
     for name, value in attributes_of(module):
-        leaves = pytree.tree_leaves(value)
+        leaves = [leaf.value for leaf in flattened(value)[0] if not leaf.is_constant]
         holds_tensors = bool(leaves) and all(isinstance(leaf, Tensor) for leaf in leaves)
         if name.rpartition(".")[0] not in torchs and (value is None or holds_tensors):
             candidates[name] = value
@@ -212,7 +253,7 @@ def described(value: Value) -> str:
     """A value in few words: dtype and shape of tensors."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    leaves = pytree.tree_leaves(value)
+    leaves = [leaf.value for leaf in flattened(value)[0] if not leaf.is_constant]
     if len(leaves) == 1 and leaves[0] is value:
         return (
             repr(value)
@@ -238,21 +279,21 @@ def zeros_like(value: Value) -> str:
 
 def cloned(value: Value) -> Value:
     """The same containers anew, and copies of their tensors."""
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)
+    return mapped(lambda tensor: tensor.detach().clone(), value)
 
 
 def is_unset(value: Value) -> bool:
     """Whether a value has no form yet: None, nothing, or None inside of it."""
-    leaves = pytree.tree_leaves(value)
+    leaves = [leaf.value for leaf in flattened(value)[0] if not leaf.is_constant]
     return not leaves or any(leaf is None for leaf in leaves)
 
 
 def form_of(value: Value) -> object:
     """What has to stay for ever: containers, shapes and dtypes."""
-    leaves, tree = pytree.tree_flatten(value)
+    leaves, tree = flattened(value)
     forms = [
         (tuple(tensor.shape), tensor.dtype) if isinstance(tensor, Tensor) else type(tensor)
-        for tensor in map(as_tensor, leaves)
+        for tensor in (as_tensor(leaf.value) for leaf in leaves)
     ]
     return tree, forms
 

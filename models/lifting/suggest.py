@@ -16,19 +16,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from stategate.contract.failures import failures
 from stategate.models.lifting.copies import copied
 from stategate.models.lifting.programs import EXPORTED, TORCHSCRIPT, WEIGHTS
 from stategate.models.lifting.slots import (
-    Value,
+    as_tensor,
     attributes_of,
     cloned,
     put,
     value_at,
     zeros_like,
 )
+from stategate.models.lifting.trees import Value, flattened, is_same
 
 # Names of arguments that a step takes and gives back; the rest are inputs.
 _MEMORY_NAME = re.compile(
@@ -273,10 +273,11 @@ def _values(module: nn.Module) -> Iterator[tuple[str, Value]]:
 
 
 def _equal(one: Value, other: Value) -> bool:
-    (a, tree), (b, other_tree) = pytree.tree_flatten(one), pytree.tree_flatten(other)
+    (a, tree), (b, other_tree) = flattened(one), flattened(other)
+    pairs = [(as_tensor(x.value), as_tensor(y.value)) for x, y in zip(a, b, strict=False)]
     return tree == other_tree and all(
-        torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x is y or x == y
-        for x, y in zip(a, b, strict=True)
+        torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else is_same(x, y)
+        for x, y in pairs
     )
 
 

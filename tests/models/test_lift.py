@@ -271,7 +271,11 @@ KV = "TRIM-KV"
         (Breaks(), {"states": ["weight"]}, "parameters are weights[\\s\\S]*register_buffer"),
         (Breaks(), {}, "does not know what the module remembers[\\s\\S]*h, k"),
         (Breaks(), {"states": ["h"], "hidden": {"hx": Z}}, "unexpected keyword argument 'hx'"),
-        (Breaks(), {"states": ["h"], "session_axes": {"g": 1}}, "session_axes for g"),
+        (
+            Breaks(),
+            {"states": ["h"], "session_axes": {"g": 1}},
+            "session_axes names what is no state",
+        ),
         (Breaks(), {"states": ["h"], "session_axes": {"h": 1}}, "axis 1 of 'h'"),
         (Breaks(), {"states": ["h"], "outputs": ["a", "b"]}, "1 outputs, and names for 2"),
         (Returns(), {"states": ["h"], "outputs": ["a", "b"]}, "b: None"),
