@@ -142,8 +142,7 @@ def places(
 
 def _contents(value: Any) -> Iterator[Contents]:
     if isinstance(value, (dict, list, deque)):
-        is_dict = isinstance(value, dict)
-        yield Contents(value, dict(dict.items(value)) if is_dict else list(value))
+        yield Contents(value, dict(dict.items(value)) if isinstance(value, dict) else list(value))
     elif isinstance(value, nn.Module):
         stores = (vars(value), value._buffers, value._parameters, value._modules)
         yield from (Contents(store, dict(store)) for store in stores)

@@ -60,13 +60,8 @@ class _Above:
     levels: int
 
 
-class _Attribute(NamedTuple):
+class _Attribute(pytree.GetAttrKey):
     """The key of an attribute, which is written with a dot."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return f".{self.name}"
 
 
 pytree.register_pytree_node(
@@ -150,7 +145,7 @@ def _closed(value: Value, above: tuple[Value, ...]) -> Value:
             return above[-node.levels]
         if not isinstance(node, _Opened):
             return node
-        made = object.__new__(node.kind)
+        made: Value = object.__new__(node.kind)
         for name, item in node.attributes.items():
             # As for any class, of a frozen dataclass too.
             object.__setattr__(made, name, _closed(item, (*above, made)))
