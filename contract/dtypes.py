@@ -33,6 +33,8 @@ DTYPES: dict[str, Dtype] = {
         Dtype("float32", 1),
         Dtype("uint8", 2),
         Dtype("int8", 3),
+        Dtype("uint16", 4),
+        Dtype("int16", 5),
         Dtype("int32", 6),
         Dtype("int64", 7),
         Dtype("bool", 9),

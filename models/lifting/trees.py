@@ -104,16 +104,16 @@ def is_same(one: Value, other: Value) -> bool:
     return type(one) is type(other)
 
 
-def _opened(value: Value, above: tuple[int, ...], left: list[int]) -> Value:
+def _opened(value: Value, above: tuple[int, ...], budget: list[int]) -> Value:
     def opened(leaf: Value) -> Value:
         attributes = _attributes(leaf)
         if id(leaf) in above:
             return _Above(len(above) - above.index(id(leaf)))
-        if attributes is None or not left[0]:
+        if attributes is None or not budget[0]:
             return leaf
-        left[0] -= 1
+        budget[0] -= 1
         path = (*above, id(leaf))
-        return _Opened(type(leaf), {n: _opened(v, path, left) for n, v in attributes.items()})
+        return _Opened(type(leaf), {n: _opened(v, path, budget) for n, v in attributes.items()})
 
     return pytree.tree_map(opened, value)
 
@@ -145,11 +145,11 @@ def _closed(value: Value, above: tuple[Value, ...]) -> Value:
             return above[-node.levels]
         if not isinstance(node, _Opened):
             return node
-        made: Value = object.__new__(node.kind)
+        copy: Value = object.__new__(node.kind)
         for name, item in node.attributes.items():
             # As for any class, of a frozen dataclass too.
-            object.__setattr__(made, name, _closed(item, (*above, made)))
-        return made
+            object.__setattr__(copy, name, _closed(item, (*above, copy)))
+        return copy
 
     return pytree.tree_map(closed, value, is_leaf=lambda node: isinstance(node, _Opened))
 

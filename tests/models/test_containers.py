@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import stategate
 from stategate.contract.errors import TraceError
 from stategate.models import lift
 from stategate.runtime import Pool, Session
@@ -204,3 +205,29 @@ def test_an_axis_of_a_part_that_does_not_exist_is_refused() -> None:
             hidden={"mem": {"h": torch.zeros(1, 1, 4), "avg": torch.zeros(1, 4)}},
             session_axes={"mem['q']": 1},
         )
+
+
+class Sound(nn.Module):
+    """Pre-emphasis of 16-bit samples: both the input and the memory are integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = torch.zeros(1, 1, dtype=torch.int16)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        past, self.last = torch.cat((self.last, samples[:, :-1]), 1), samples[:, -1:]
+        return (samples.float() - 0.97 * past.float()).round().clamp(-32768, 32767).short()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("engines", ["onnxruntime", "native"])
+def test_sound_of_16_bits_is_an_input_a_state_and_an_output(engines, tmp_path: Path) -> None:
+    step = lift(Sound(), {"samples": torch.zeros(1, 8, dtype=torch.int16)}, states=["last"])
+    bundle = stategate.make(step, tmp_path / "b", steps=50, engines=engines)
+    alone, draw = Sound(), np.random.default_rng(0)
+    with Session.open(bundle.path) as session:
+        for _ in range(20):
+            samples = draw.integers(-32768, 32767, (1, 8), dtype=np.int16, endpoint=True)
+            given = session.step(samples=samples)["output"]
+            assert given.dtype == np.int16
+            np.testing.assert_array_equal(given, alone(torch.from_numpy(samples)))
