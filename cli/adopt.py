@@ -61,7 +61,9 @@ def _shape(text: str) -> tuple[int, ...]:
 @_pairs("--state", "states", "IN=OUT", "A state pair")
 @_pairs("--dim", "dims", "NAME=N", "Pin a named dynamic axis", integer)
 @_pairs("--shape", "shapes", "INPUT=1,2,3", "Pin the shape of an input", _shape)
-@_pairs("--const", "constants", "INPUT=VALUE", "Fix an input for ever")
+@_pairs(
+    "--const", "constants", "INPUT=VALUE", "Fix an input for ever, a number or a .npy file", _start
+)
 @_pairs(
     "--init",
     "initial",
@@ -77,7 +79,12 @@ def _shape(text: str) -> tuple[int, ...]:
     "file takes both along the last axis",
     integer,
 )
-@flag("--yes", "Accept the state pairs that were found.")
+@flag(
+    "--lift",
+    "Make states of the memory that hides between the frames of one call; a step takes one frame.",
+)
+@_pairs("--time-axis", "time_axes", "INPUT=AXIS", "Which axis of an input is time", integer)
+@flag("--yes", "Accept the states that were found.")
 @split_option
 @engines_option
 @safe_option
@@ -103,6 +110,7 @@ def adopt(
       stategate adopt policy.onnx --state h=h_out --dim batch=1 --out build/policy
       stategate adopt silero_vad.onnx --shape input=1,576 --shape state=2,1,128 \\
           --const sr=16000 --state state=stateN --out build/silero
+      stategate adopt sequence.onnx --lift --dim batch=1 --yes --out build/stream
       stategate adopt exported/policy.yaml --engines onnxruntime,native --out build/policy
     """
     options["target"] = load(target) if target else None
@@ -121,5 +129,11 @@ def _accepted(adopted: Adopted, yes: bool) -> bool:
     states = {state.name: state for state in adopted.candidate.spec.states}
     for name, next_name in adopted.pairs.items():
         shown = f"{states[name].dtype} {list(states[name].shape)}"
-        click.echo(f"state {name} is fed from {next_name} ({shown}, {adopted.pairing})", err=True)
+        how = adopted.pairing or "declared"
+        click.echo(f"state {name} is fed from {next_name} ({shown}, {how})", err=True)
+    if adopted.stream:
+        for lift in adopted.stream.lifts:
+            click.echo(str(lift), err=True)
+        frames = ", ".join(f"axis {axis} of {n}" for n, axis in adopted.stream.axes.items())
+        click.echo(f"time is {frames}; a step takes {adopted.stream.hop} of it", err=True)
     return yes or (sys.stdin.isatty() and click.confirm("Is that right?", err=True))

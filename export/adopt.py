@@ -18,8 +18,9 @@ from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.staging import scratch_folder
 from stategate.export.deploy import Engines, SafeOutputs, check_choices, deployed, with_safe
-from stategate.export.frontends.adopt import Adopted, OnnxReference, Request
+from stategate.export.frontends.adopt import Adopted
 from stategate.export.frontends.adopt import adopt as adopt_file
+from stategate.export.frontends.declared import Request
 from stategate.export.frontends.leapp import adopt_export
 from stategate.export.frontends.observation import observation_of
 from stategate.export.frontends.steering import check_steering, choices
@@ -39,9 +40,11 @@ def adopt(
     accept_pairs: bool | Callable[[Adopted], bool] = False,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
-    constants: Mapping[str, str | float] | None = None,
+    constants: Mapping[str, np.ndarray | str | float] | None = None,
     initial: Mapping[str, np.ndarray | str | float] | None = None,
     contexts: Mapping[str, int] | None = None,
+    lift: bool = False,
+    time_axes: Mapping[str, int] | None = None,
     episode: str | Path | Episode | None = None,
     input_ranges: Mapping[str, Range] | None = None,
     steps: int = STEPS,
@@ -70,12 +73,16 @@ def adopt(
         source: An ONNX file, an ``onnx.ModelProto``, or the YAML of a LEAPP export.
         out: The bundle's folder; an older bundle there is replaced.
         states: Output by the state input that it is fed to. Left out: pairs are looked for.
-        accept_pairs: Whether pairs that were found are taken, or who is asked.
+        accept_pairs: Whether states that were found are taken, or who is asked.
         dims: Sizes of named dynamic axes.
         shapes: Whole shapes of inputs, for axes without a name.
-        constants: Inputs that are fixed for ever.
+        constants: Inputs that are fixed for ever: an array, or a number for all elements.
         initial: What a state starts with: an array, or a number for all elements; zeros otherwise.
         contexts: Samples of the window before that an input begins with.
+        lift: Make states of the memory that hides between the frames of one call: recurrent nodes
+            without a state of their own, convolutions over time. The bundle takes one frame a step
+            and is held against the untouched file over whole sequences.
+        time_axes: Axis of frames by input, where the graph does not show it.
         episode: Inputs of the check; random numbers where it is None. See `stategate.make`.
         input_ranges: See `stategate.make`, like all that follows.
         steps: Closed-loop steps of the check.
@@ -115,20 +122,27 @@ def adopt(
     request = Request(
         dims=dims or {},
         shapes=shapes or {},
-        constants={name: str(value) for name, value in (constants or {}).items()},
+        constants=_arrays_or_texts(constants),
         states=states or {},
-        initial={n: v if isinstance(v, np.ndarray) else str(v) for n, v in (initial or {}).items()},
+        initial=_arrays_or_texts(initial),
         contexts=contexts or {},
+        lift=lift,
+        time_axes=time_axes or {},
     )
     profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
     profile.check(plan)
     refuse_to_replace(out)
     adopted = _adopted(source, request)
-    if adopted.pairing and not (accept_pairs(adopted) if callable(accept_pairs) else accept_pairs):
+    to_confirm = adopted.pairing or adopted.stream
+    if to_confirm and not (accept_pairs(adopted) if callable(accept_pairs) else accept_pairs):
+        proposals = [f"{name}={next_name}" for name, next_name in adopted.pairs.items()]
+        if adopted.stream:
+            proposals += map(str, adopted.stream.lifts)
         raise StatePairingError(
-            "the state pairs that were found are not confirmed",
-            found=", ".join(f"{name}={next_name}" for name, next_name in adopted.pairs.items()),
-            remedy="accept them with --yes, or declare them with --state",
+            "the states that were found are not confirmed",
+            found="; ".join(proposals),
+            remedy="accept them with --yes"
+            + ("" if adopted.stream else ", or declare them with --state"),
         )
     for name, next_name in adopted.lookalikes.items():
         console.note(
@@ -150,7 +164,7 @@ def adopt(
         return seal(
             out,
             candidate,
-            OnnxReference(adopted.candidate, request.contexts),
+            adopted.reference(inputs),
             inputs,
             target=profile.ref(this_machine=target is None),
             limits=limits if lower else STRICT,
@@ -158,6 +172,12 @@ def adopt(
             inputs=origin,
             measure=True,
         )
+
+
+def _arrays_or_texts(
+    values: Mapping[str, np.ndarray | str | float] | None,
+) -> dict[str, np.ndarray | str]:
+    return {n: v if isinstance(v, np.ndarray) else str(v) for n, v in (values or {}).items()}
 
 
 def _adopted(source: str | Path | onnx.ModelProto, request: Request) -> Adopted:

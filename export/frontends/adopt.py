@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from stategate.contract import ConstantSpec, ModelRef, StateSpec, StepSpec, TensorSpec
-from stategate.contract.dtypes import dtype_from_onnx
-from stategate.contract.errors import GraphError
+from stategate.contract import ConstantSpec, Episode, ModelRef, StateSpec, StepSpec, TensorSpec
+from stategate.contract.errors import GraphError, StatePairingError
 from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import file_sha256
 from stategate.export.candidate import ADOPTED, Candidate
 from stategate.export.frontends.context import context_of, with_context
+from stategate.export.frontends.declared import (
+    Request,
+    filled,
+    fitting,
+    free_inputs,
+    pinned_inputs,
+    with_constants,
+)
 from stategate.export.frontends.forgetting import check_nothing_is_forgotten
+from stategate.export.frontends.lifting.find import Question, as_stream, remembered
+from stategate.export.frontends.lifting.lift import Lifted
+from stategate.export.frontends.lifting.whole import StreamReference
 from stategate.export.frontends.pairing import Evidence, check_pairs, find_pairs, lookalikes
 from stategate.export.frontends.steering import Branches, choices
 from stategate.export.frontends.untrusted import load_graph, run_within_limits, unoptimised
 from stategate.export.passes.dataflow import copies_of_inputs, read_on, used_inputs
 from stategate.export.passes.graph import check_graph
+from stategate.export.reference import Reference
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the user says about a file."""
-
-    dims: Mapping[str, int]  # sizes of named dynamic axes
-    shapes: Mapping[str, tuple[int, ...]]  # whole shapes of inputs, for axes without a name
-    constants: Mapping[str, str]  # inputs that shall be fixed for ever, as text
-    states: Mapping[str, str]  # output by state input; empty to look for pairs
-    # What states start with: an array, or one number as text for all elements; else zeros.
-    initial: Mapping[str, np.ndarray | str] = field(default_factory=dict)
-    # Samples of the window before that an input begins with; see `export.frontends.context`.
-    contexts: Mapping[str, int] = field(default_factory=dict)
+Pairs = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +43,29 @@ class Adopted:
     """A file that is ready to become a bundle."""
 
     candidate: Candidate
-    pairs: dict[str, str]  # output by state input
-    pairing: str  # what the pairs were found by; empty where they were declared
-    lookalikes: dict[str, str]  # undeclared pairs that look like states, next to declared ones
+    pairs: Pairs  # output by state input
+    pairing: str  # what the pairs were memory by; empty where they were declared
+    lookalikes: Pairs  # undeclared pairs that look like states, next to declared ones
+    original: bytes  # the file, untouched
+    contexts: Mapping[str, int]  # as in the request
+    arrays: Mapping[str, np.ndarray]  # inputs of the file that became constants of the graph
+    stream: Lifted | None = None  # how hidden memory became states; None where none was lifted
+
+    def reference(self, episode: Episode) -> Reference:
+        """What the bundle has to equal: the file, in its own plain calls.
+
+        Args:
+            episode: What both will be stepped through.
+        """
+        if self.stream is None:
+            return OnnxReference(self.candidate, self.original, self.contexts, self.arrays)
+        spec, first = self.candidate.spec, self.candidate.initial
+        fixed = {**self.arrays, **{c.name: c.array() for c in spec.constants}}
+        fixed |= {s.name: first.get(s.name, np.zeros(s.shape, s.dtype)) for s in spec.states}
+        for lift in self.stream.lifts:
+            del fixed[lift.state.name]
+        plain = OnnxReference(self.candidate)
+        return StreamReference(self.original, self.stream, fixed, episode, plain, self.pairs)
 
 
 def adopt(path: Path, request: Request) -> Adopted:
@@ -58,42 +77,55 @@ def adopt(path: Path, request: Request) -> Adopted:
 
     Raises:
         GraphError: The file is no valid ONNX, an axis is still open, a constant or an initial
-            value does not fit, or it forgets or draws random numbers.
-        StatePairingError: Declared pairs do not fit, or none can be found without doubt.
+            value does not fit, it forgets or draws random numbers, or its memory cannot be lifted.
+        StatePairingError: Declared pairs do not fit, or none can be memory without doubt.
     """
-    graph, model = load_graph(path)
-    specs = _pinned_inputs(model, request)
-    constants = [_filled(specs[n], text, "--const") for n, text in request.constants.items()]
-    inputs = {name: spec for name, spec in specs.items() if name not in request.constants}
+    original, model = load_graph(path)
+    fixed = _constants(model, request)
+    arrays = {n: value for n, value in fixed.items() if isinstance(value, np.ndarray)}
+    constants = [value for value in fixed.values() if isinstance(value, ConstantSpec)]
+    if arrays:
+        model = with_constants(model, arrays)
+    numbers = {constant.name: constant.array() for constant in constants}
+    question = Question(request.dims, request.shapes, numbers, request.time_axes)
+    stream = _stream(model, request, question) if request.lift else None
+    axes, hop = (stream.axes, stream.hop) if stream else ({}, 1)
+    specs = pinned_inputs(model, request, axes, hop)
+    inputs = {name: spec for name, spec in specs.items() if name not in fixed}
+    hidden = tuple(lift.state for lift in stream.lifts) if stream else ()
+    if stream is not None:
+        model = stream.model
+        inputs |= {state.name: TensorSpec(state.name, state.shape, state.dtype) for state in hidden}
+    graph = original if stream is None and not arrays else _bytes(model)
     outputs = _probe(graph, inputs, constants)
+    free = {n: spec for n, spec in inputs.items() if n not in {state.name for state in hidden}}
+    answers = {n: t for n, t in outputs.items() if n not in {state.next_name for state in hidden}}
     # A memory that is handed back unchanged would keep its first value for ever.
-    changed = {name: t for name, t in outputs.items() if name not in copies_of_inputs(model)}
-    pairs, pairing = dict(request.states), ""
-    if not pairs:
-        pairs, pairing = find_pairs(inputs, changed, Evidence(used_inputs(model), read_on(model)))
+    changed = {n: t for n, t in answers.items() if n not in copies_of_inputs(model)}
+    pairs, pairing = _pairs(model, request, question, stream, free, changed)
     check_pairs(pairs, inputs, outputs)
-    if unknown := sorted(set(request.contexts) - (set(inputs) - set(pairs))):
+    if unknown := sorted(set(request.contexts) - (set(free) - set(pairs))):
         raise GraphError(
             "a context is for something that is no input",
             found=", ".join(f"--context {name}" for name in unknown),
-            expected=", ".join(sorted(set(inputs) - set(pairs))),
+            expected=", ".join(sorted(set(free) - set(pairs))),
         )
     windows = [context_of(inputs[name], count) for name, count in request.contexts.items()]
-    free = inputs | {new.name: new for new, _ in windows}
+    new_inputs = free | {new.name: new for new, _ in windows}
     spec = StepSpec(
-        inputs=tuple(t for t in free.values() if t.name not in pairs),
-        outputs=tuple(t for t in outputs.values() if t.name not in pairs.values()),
+        inputs=tuple(t for t in new_inputs.values() if t.name not in pairs),
+        outputs=tuple(t for t in answers.values() if t.name not in pairs.values()),
         states=tuple(
             StateSpec(name, inputs[name].shape, inputs[name].dtype, next_name)
             for name, next_name in pairs.items()
         )
+        + hidden
         + tuple(state for _, state in windows),
         constants=tuple(constants),
     )
-    original = {f"adopted/{path.name}": graph} if windows else {}
     for new, state in windows:
         model = with_context(model, new, state)
-        graph = model.SerializeToString(deterministic=True)
+        graph = _bytes(model)
     check_graph(model, spec, branch_free=False)
     check_nothing_is_forgotten(model, spec)
     candidate = Candidate(
@@ -101,11 +133,101 @@ def adopt(path: Path, request: Request) -> Adopted:
         spec=spec,
         graph=graph,
         made_with=("onnx", "onnxruntime"),
-        initial=_initial(spec, request),
+        initial=_initial(spec, request, stream),
         metadata={entry.key: entry.value for entry in model.metadata_props},
-        attached=original,
+        attached={f"adopted/{path.name}": original} if graph is not original else {},
     )
-    return Adopted(candidate, pairs, pairing, lookalikes(inputs, changed, pairs))
+    alike = {} if stream else lookalikes(inputs, changed, pairs)
+    return Adopted(candidate, pairs, pairing, alike, original, request.contexts, arrays, stream)
+
+
+def _bytes(model: onnx.ModelProto) -> bytes:
+    raw: bytes = model.SerializeToString(deterministic=True)
+    return raw
+
+
+def _stream(model: onnx.ModelProto, request: Request, question: Question) -> Lifted:
+    """What hides in the file as states.
+
+    Raises:
+        GraphError: There is nothing, or something that no state can stand for.
+    """
+    if request.contexts:
+        raise GraphError(
+            "a context and what is lifted cannot be in one bundle yet",
+            found=", ".join(f"--context {name}" for name in request.contexts),
+            expected="--lift alone, which finds how much of the past each node reads",
+        )
+    stream = as_stream(model, question)
+    if stream.obstacles:
+        raise GraphError(
+            "the file does not answer frame by frame, and no state can change that",
+            found="; ".join(map(str, stream.obstacles)),
+            expected="nodes that look at frames up to the present one",
+            remedy="export a model with causal parts alone: one direction, padding in front",
+        )
+    if not stream.lifts:
+        raise GraphError(
+            "nothing in the file is hidden between the frames of one call",
+            found=f"time along {', '.join(f'axis {i} of {n}' for n, i in stream.axes.items())}",
+            expected="a recurrent node, a convolution or a sum over it",
+            remedy="leave --lift out, or say with --time-axis INPUT=AXIS which axis is time",
+        )
+    return stream
+
+
+def _pairs(
+    model: onnx.ModelProto,
+    request: Request,
+    question: Question,
+    stream: Lifted | None,
+    inputs: Mapping[str, TensorSpec],
+    outputs: Mapping[str, TensorSpec],
+) -> tuple[Pairs, str]:
+    """State pairs of the file itself, and what they were memory by.
+
+    Raises:
+        StatePairingError: There are none, or several in doubt.
+        GraphError: An input of a stream has no time axis, and is no state.
+    """
+    pairs, pairing = dict(request.states), ""
+    if stream is not None:
+        still = [name for name in inputs if name not in stream.axes]
+        if still and not pairs:
+            pairs, pairing = find_pairs(
+                inputs, outputs, Evidence(used_inputs(model), read_on(model))
+            )
+            pairs = {n: o for n, o in pairs.items() if n in still and not stream.results.get(o)}
+        if others := [name for name in still if name not in pairs]:
+            raise GraphError(
+                "an input has no time axis, and is the same for a whole sequence",
+                found=", ".join(others),
+                expected="a time axis, a state or a constant",
+                remedy="; ".join(f"--const {n}=VALUE (a number or a .npy file)" for n in others)
+                + ", or --state INPUT=OUTPUT, or --time-axis INPUT=AXIS",
+            )
+        return pairs, pairing
+    if pairs:
+        return pairs, pairing
+    try:
+        return find_pairs(inputs, outputs, Evidence(used_inputs(model), read_on(model)))
+    except StatePairingError as problem:
+        memory = remembered(model, question)
+        if memory is None or not (memory.lifts or memory.obstacles):
+            raise
+        raise StatePairingError(
+            "no input is a state, and the graph forgets between two calls what it remembers "
+            "within one",
+            found="; ".join(map(str, [*memory.lifts, *memory.obstacles])),
+            expected="its memory as inputs and outputs",
+            remedy=_remedy(memory),
+        ) from problem
+
+
+def _remedy(memory: Lifted) -> str:
+    if memory.obstacles:
+        return "no state can stand for " + ", ".join(o.node for o in memory.obstacles)
+    return "add --lift, which makes each of these a state"
 
 
 class OnnxReference:
@@ -113,20 +235,28 @@ class OnnxReference:
 
     Args:
         candidate: Of `adopt`.
-        contexts: As in the request; the file itself is run, with the samples put in front here.
+        raw: The file; the candidate's graph where it is left out.
+        contexts: As in the request; the samples are put in front here.
+        arrays: Values of inputs that the candidate has as constants.
     """
 
-    def __init__(self, candidate: Candidate, contexts: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        candidate: Candidate,
+        raw: bytes | None = None,
+        contexts: Mapping[str, int] | None = None,
+        arrays: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.name = f"onnxruntime {onnxruntime.__version__} run(), optimisations off"
         spec = candidate.spec
-        raw = next(iter(candidate.attached.values()), candidate.graph)
+        raw = candidate.graph if raw is None else raw
         model = onnx.load_model_from_string(raw)
         self._branches = Branches(model, (c.name for c in spec.constants))
         self._contexts = {f"{name}.context": name for name in contexts or {}}
         self._session = unoptimised(_with_outputs(model, self._branches.conditions) or raw)
         self._states = {s.name: np.zeros(s.shape, s.dtype) for s in spec.states}
         self._states |= candidate.initial
-        self._fixed = {c.name: c.array() for c in spec.constants}
+        self._fixed = {**(arrays or {}), **{c.name: c.array() for c in spec.constants}}
         self._next = {s.name: s.next_name for s in spec.states if s.name not in self._contexts}
         outputs = [t.name for t in spec.outputs] + [*self._next.values()]
         self._promised = {name: spec.graph_outputs()[name].shape for name in outputs}
@@ -168,95 +298,51 @@ class OnnxReference:
         return outputs, self._states, {}
 
 
-def _pinned_inputs(model: onnx.ModelProto, request: Request) -> dict[str, TensorSpec]:
-    """Every input with the shape that the user pins it to; the graph itself stays untouched."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    values = {v.name: v for v in model.graph.input if v.name not in constants}
-    dims = [dim for value in values.values() for dim in value.type.tensor_type.shape.dim]
-    axes = dict.fromkeys(sorted(dim.dim_param for dim in dims if dim.dim_param))
-    for option, names, candidates, error, hint in (
-        ("--shape", request.shapes, values, "the graph has no such input", ""),
-        ("--const", request.constants, values, "the graph has no such input", ""),
-        (
-            "--dim",
-            request.dims,
-            axes,
-            "no input has a dynamic axis of that name",
-            "none of its axes has a name; use --shape",
-        ),
-    ):
-        unknown = [f"{option} {name}" for name in sorted(set(names) - set(candidates))]
-        if unknown:
-            raise GraphError(
-                error, found=", ".join(unknown), expected=", ".join(candidates) or hint
-            )
-    return {name: _pinned(value, request) for name, value in values.items()}
-
-
-def _pinned(value: onnx.ValueInfoProto, request: Request) -> TensorSpec:
-    dims = value.type.tensor_type.shape.dim
-    shown = f"{value.name}[{', '.join(str(d.dim_value or d.dim_param or '?') for d in dims)}]"
-    shape = tuple(d.dim_value or request.dims.get(d.dim_param, 0) for d in dims)
-    wish = request.shapes.get(value.name, shape)
-    if len(wish) != len(shape) or any(a != s for a, s in zip(wish, shape, strict=True) if s):
-        raise GraphError(
-            f"input {value.name!r} cannot take this shape",
-            found=f"--shape {value.name}={','.join(map(str, wish))}",
-            expected=shown,
-        )
-    if 0 in wish:
-        raise GraphError(
-            f"input {value.name!r} has open axes",
-            found=shown,
-            expected="a fixed shape",
-            remedy="--dim NAME=SIZE for named axes, --shape NAME=1,2,3 for others, or "
-            "--const NAME=VALUE to fix the input itself",
-        )
-    return TensorSpec(value.name, wish, dtype_from_onnx(value.type.tensor_type.elem_type).name)
-
-
-def _filled(spec: TensorSpec | StateSpec, text: str, option: str) -> ConstantSpec:
-    """A tensor with one value everywhere.
-
-    A constant stays an input: baked into the graph, it makes ONNX Runtime 1.32 inline the branches
-    that it decides, and that crashes on silero-vad's graph.
-    """
-    try:
-        if spec.dtype == "bool":
-            value: bool | float = {"true": True, "1": True, "false": False, "0": False}[text]
+def _constants(model: onnx.ModelProto, request: Request) -> dict[str, np.ndarray | ConstantSpec]:
+    """Inputs that never change, by name: one number for all elements, or an array."""
+    values = free_inputs(model)
+    named = {name: values[name] for name in request.constants if name in values}
+    # The other inputs may still be open here; a name that is none of them is refused with them.
+    only = onnx.ModelProto()
+    only.graph.input.extend(
+        named.values() if len(named) == len(request.constants) else values.values()
+    )
+    declared = replace(
+        request,
+        dims={n: size for n, size in request.dims.items() if n in _axes(only)},
+        shapes={n: shape for n, shape in request.shapes.items() if n in named},
+    )
+    specs = pinned_inputs(only, declared)
+    fixed: dict[str, np.ndarray | ConstantSpec] = {}
+    for name, value in request.constants.items():
+        if isinstance(value, str):
+            fixed[name] = filled(specs[name], value, "--const")
         else:
-            value = float(text) if spec.dtype.startswith("float") else int(text)
-        return ConstantSpec(spec.name, spec.shape, spec.dtype, value)
-    except (KeyError, ValueError) as problem:
-        raise GraphError(
-            f"input {spec.name!r} cannot have this value",
-            found=f"{option} {spec.name}={text}",
-            expected=f"one finite {spec.dtype}",
-        ) from problem
+            fixed[name] = fitting(specs[name], value, f"input {name!r} cannot have this value")
+    return fixed
 
 
-def _initial(spec: StepSpec, request: Request) -> dict[str, np.ndarray]:
+def _axes(model: onnx.ModelProto) -> set[str]:
+    return {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim}
+
+
+def _initial(spec: StepSpec, request: Request, stream: Lifted | None) -> dict[str, np.ndarray]:
     """Initial states, those that are zero left out."""
-    states = {state.name: state for state in spec.states}
+    lifted = {lift.state.name: lift.initial for lift in stream.lifts} if stream else {}
+    states = {state.name: state for state in spec.states if state.name not in lifted}
     unknown = sorted(set(request.initial) - set(states))
     if unknown:
         raise GraphError(
-            "an initial value is for an input that is no state",
+            "an initial value is for an input that is no state of the file",
             found=", ".join(unknown),
             expected=", ".join(states),
         )
-    arrays = {}
+    arrays = {name: array for name, array in lifted.items() if array.any()}
     for name, value in request.initial.items():
         state = states[name]
         if isinstance(value, str):
-            value = _filled(state, value, "--init").array()
-        fits = value.shape == state.shape and value.dtype == state.dtype
-        if not fits or not np.isfinite(value).all():
-            raise GraphError(
-                f"state {name!r} cannot start with this value",
-                found=f"{value.dtype} {list(value.shape)}{', not finite' if fits else ''}",
-                expected=f"finite {state.dtype} {list(state.shape)}",
-            )
+            value = filled(state, value, "--init").array()
+        value = fitting(state, value, f"state {name!r} cannot start with this value")
         if value.any():
             arrays[name] = value
     return arrays

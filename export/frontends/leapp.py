@@ -20,7 +20,8 @@ from stategate.contract.errors import ExportError
 from stategate.contract.failures import failures
 from stategate.contract.reading import read_bounded
 from stategate.export.candidate import ADOPTED
-from stategate.export.frontends.adopt import Adopted, Request, adopt
+from stategate.export.frontends.adopt import Adopted, adopt
+from stategate.export.frontends.declared import Request
 from stategate.export.frontends.untrusted import GRAPH_BYTES
 from stategate.export.frontends.yaml_file import load_yaml
 

@@ -140,7 +140,8 @@ def test_a_graph_whose_name_would_end_a_comment_of_c_puts_nothing_into_the_sourc
     tmp_path: Path,
 ) -> None:
     from stategate.export.c.lower import lower
-    from stategate.export.frontends.adopt import Request, adopt
+    from stategate.export.frontends.adopt import adopt
+    from stategate.export.frontends.declared import Request
 
     evil = '*/ int injected(void) { return 1; } /* "\\'
     value = helper.make_tensor_value_info

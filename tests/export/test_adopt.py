@@ -14,7 +14,8 @@ from stategate.cli.main import main
 from stategate.contract import Bundle, TensorSpec, canonical_json
 from stategate.contract.errors import GraphError, ManifestError, StatePairingError
 from stategate.contract.manifest import decode_manifest
-from stategate.export.frontends.adopt import Request, adopt
+from stategate.export.frontends.adopt import adopt
+from stategate.export.frontends.declared import Request
 from stategate.export.frontends.pairing import find_pairs
 from stategate.runtime import Session
 

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from stategate.contract import TensorSpec
 from stategate.contract.errors import GraphError, StatePairingError
-from stategate.export.frontends.adopt import Request, adopt
+from stategate.export.frontends.adopt import adopt
+from stategate.export.frontends.declared import Request
 from stategate.export.frontends.pairing import Evidence, find_pairs
 
 NOTHING = Request({}, {}, {}, {})

@@ -17,7 +17,8 @@ from stategate.contract.errors import ExportError, SpecError
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.export.candidate import Candidate
 from stategate.export.deploy import with_c
-from stategate.export.frontends.adopt import Request, adopt
+from stategate.export.frontends.adopt import adopt
+from stategate.export.frontends.declared import Request
 from stategate.export.frontends.untrusted import unoptimised
 from stategate.export.passes.graph import opset_of
 from stategate.export.precision import in_precision

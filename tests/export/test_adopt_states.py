@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from stategate.cli.main import main
 from stategate.contract import Bundle, TensorSpec
 from stategate.contract.errors import GraphError, StatePairingError
-from stategate.export.frontends.adopt import OnnxReference, Request, adopt
+from stategate.export.frontends.adopt import OnnxReference, adopt
+from stategate.export.frontends.declared import Request
 from stategate.export.frontends.pairing import find_pairs
 from stategate.export.inputs import random_episode
 from stategate.export.seal.pack import seal

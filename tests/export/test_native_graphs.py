@@ -22,7 +22,8 @@ from stategate.export.c.lower import lower
 from stategate.export.c.rewrites import with_known_operators
 from stategate.export.candidates import candidate_from
 from stategate.export.deploy import with_c
-from stategate.export.frontends.adopt import Adopted, OnnxReference, Request, adopt
+from stategate.export.frontends.adopt import Adopted, OnnxReference, adopt
+from stategate.export.frontends.declared import Request
 from stategate.export.inputs import random_episode
 from stategate.export.seal.pack import seal
 from stategate.models import lift

@@ -21,7 +21,8 @@ from stategate.contract import Bundle
 from stategate.contract.errors import ExportError, GraphError, StategateError
 from stategate.contract.npz import load_npy
 from stategate.export.frontends import untrusted
-from stategate.export.frontends.adopt import OnnxReference, Request, adopt
+from stategate.export.frontends.adopt import OnnxReference, adopt
+from stategate.export.frontends.declared import Request
 from stategate.export.frontends.leapp import read_export
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

@@ -1,0 +1,218 @@
+"""Which axis of a file is time, and what it remembers along it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+
+from stategate.contract.errors import GraphError
+from stategate.contract.failures import failures, first_line
+from stategate.export.frontends.lifting.lift import Lifted, lifted
+from stategate.export.frontends.lifting.probe import (
+    Probe,
+    groups_of_axes,
+    is_batch,
+    sequence_axes,
+)
+from stategate.export.frontends.lifting.work import UnevenHop, Work
+from stategate.export.passes.constants import TakeDecidedBranches
+
+_HOPS = 1 << 16  # frames a step, at most; sound has some hundred for each frame of features
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the user says of the axes of a file."""
+
+    dims: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    constants: Mapping[str, np.ndarray]
+    time_axes: Mapping[str, int]
+
+    def extents(self, value: onnx.ValueInfoProto) -> tuple[int, ...]:
+        """Shape of an input, 1 where an axis is open and nobody says anything."""
+        dims = value.type.tensor_type.shape.dim
+        shape = tuple(d.dim_value or self.dims.get(d.dim_param, 1) for d in dims)
+        wish = self.shapes.get(value.name, shape)
+        return wish if len(wish) == len(shape) else shape
+
+
+def as_stream(model: onnx.ModelProto, question: Question) -> Lifted:
+    """A file as a step of a stream, with what it remembers as states.
+
+    Raises:
+        GraphError: No axis is surely time, the file runs with one length only, or a step of so
+            many frames is not possible.
+    """
+    model = onnx.inliner.inline_local_functions(model)
+    groups = groups_of_axes(model, question.dims, question.shapes)
+    axes, probe = _chosen(model, question, groups)
+    pinned = {n for n, axis in axes.items() if n in question.shapes}
+    pinned |= {n for n, axis in axes.items() if _label(model, n, axis) in question.dims}
+    hop = probe.hop if pinned else 1
+    while True:
+        probe = _probe(model, question, axes, hop)
+        model, again = _without_decided_branches(model, probe, [*question.constants])
+        if again:
+            continue
+        try:
+            return lifted(model, probe, [*question.constants])
+        except UnevenHop as uneven:
+            if pinned or hop * uneven.factor > _HOPS:
+                right = hop * uneven.factor
+                raise GraphError(
+                    "a step of so many frames is no whole number of frames inside of the graph",
+                    found=f"{hop} a step",
+                    expected=f"a multiple of {uneven.factor} times that",
+                    remedy=_pin(model, axes, right),
+                ) from uneven
+            hop *= uneven.factor
+
+
+def remembered(model: onnx.ModelProto, question: Question) -> Lifted | None:
+    """The same where an axis is surely time, because something recurrent goes along it."""
+    try:
+        inlined = onnx.inliner.inline_local_functions(model)
+        if not question.time_axes and next(sequence_axes(inlined), None) is None:
+            return None
+        axes, probe = _chosen(
+            inlined, question, groups_of_axes(inlined, question.dims, question.shapes), sure=True
+        )
+        return lifted(inlined, _probe(inlined, question, axes, probe.hop), [*question.constants])
+    except (GraphError, UnevenHop):
+        return None
+
+
+def _chosen(
+    model: onnx.ModelProto,
+    question: Question,
+    groups: list[tuple[str, dict[str, int], int]],
+    *,
+    sure: bool = False,
+) -> tuple[dict[str, int], Probe]:
+    """The time axis by input, and the runs that showed it.
+
+    Raises:
+        GraphError: Nothing says which it is.
+    """
+    if question.time_axes:
+        axes = _declared(model, question.time_axes)
+        return axes, _probe(model, question, axes, None)
+    groups = [(label, axes, n) for label, axes, n in groups if not {*axes} & {*question.constants}]
+    along = list(sequence_axes(model))
+    possible = []
+    for label, axes, extent in groups:
+        if is_batch(label):
+            continue
+        try:
+            probe = _probe(model, question, axes, extent)
+        except GraphError:
+            continue
+        if any(_grows_along(probe, name, axis) for name, axis in along):
+            return axes, probe
+        possible.append((label, axes, probe))
+    open_ones = [(axes, probe) for label, axes, probe in possible if not label.startswith("axis ")]
+    if len(open_ones) == 1 and not sure:
+        return open_ones[0]
+    listed = [f"--time-axis {n}={i}" for _, axes, _ in possible for n, i in axes.items()]
+    raise GraphError(
+        "which axis is time does not show in the graph",
+        found=", ".join(listed) or "no axis along which it takes sequences of any length",
+        expected="a recurrent node, or a single axis that is open and no batch",
+        remedy=f"say which it is: {listed[0]}"
+        if listed
+        else "export the model with a time axis of any length (dynamic_axes or dynamic_shapes of "
+        "torch.onnx.export)",
+    )
+
+
+def _declared(model: onnx.ModelProto, time_axes: Mapping[str, int]) -> dict[str, int]:
+    """The axes that the user named, and those that share their names."""
+    values = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    axes = {}
+    for name, axis in time_axes.items():
+        dims = values.get(name)
+        if dims is None or not -len(dims) <= axis < len(dims):
+            raise GraphError(
+                "a time axis is for something that the graph does not take",
+                found=f"--time-axis {name}={axis}",
+                expected="; ".join(f"{n} with {len(d)} axes" for n, d in values.items()),
+            )
+        axes[name] = axis % len(dims)
+        shared = dims[axis].dim_param
+        if shared:
+            axes |= {
+                n: i for n, d in values.items() for i, e in enumerate(d) if e.dim_param == shared
+            }
+    return axes
+
+
+def _probe(
+    model: onnx.ModelProto, question: Question, axes: Mapping[str, int], hop: int | None
+) -> Probe:
+    """Both runs.
+
+    Raises:
+        GraphError: The file does not run with these lengths.
+    """
+    inputs = {
+        value.name: question.extents(value)
+        for value in model.graph.input
+        if value.name not in {*question.constants, *(t.name for t in model.graph.initializer)}
+    }
+    for name, axis in axes.items():
+        shape = inputs[name]
+        inputs[name] = tuple((hop or e) if i == axis else e for i, e in enumerate(shape))
+    try:
+        return Probe(model, inputs, question.constants, axes)
+    except GraphError:
+        raise
+    except failures() as problem:  # ONNX Runtime raises a dozen unrelated types
+        raise GraphError(
+            "the file does not take sequences of any length",
+            found=first_line(problem),
+            expected="; ".join(f"any length of axis {axis} of {n}" for n, axis in axes.items()),
+            remedy="export the model with a time axis of any length (dynamic_axes or "
+            "dynamic_shapes of torch.onnx.export), or name another axis with --time-axis",
+        ) from problem
+
+
+def _grows_along(probe: Probe, name: str, axis: int) -> bool:
+    try:
+        growth = probe.growth(name)
+    except ValueError:
+        return False
+    return growth is not None and growth.axis == axis % len(probe.runs[0][name].shape)
+
+
+def _label(model: onnx.ModelProto, name: str, axis: int) -> str:
+    value = next(v for v in model.graph.input if v.name == name)
+    return str(value.type.tensor_type.shape.dim[axis].dim_param)
+
+
+def _pin(model: onnx.ModelProto, axes: Mapping[str, int], hop: int) -> str:
+    name, axis = next(iter(axes.items()))
+    label = _label(model, name, axis)
+    return f"--dim {label}={hop}" if label else f"a --shape for {name} with {hop} on axis {axis}"
+
+
+def _without_decided_branches(
+    model: onnx.ModelProto, probe: Probe, constants: list[str]
+) -> tuple[onnx.ModelProto, bool]:
+    """The file with each branch taken that both runs took, where no data decides it."""
+    branches = [node for node in model.graph.node if node.op_type == "If"]
+    if not branches:
+        return model, False
+    work = Work(model, probe, constants)
+    for node in work.graph:
+        decided = work.same(node.inputs[0]) if node.op_type == "If" else None
+        if decided is not None:
+            node.replace_input_with(0, work.write.constant(bool(decided.all()), np.bool_))
+        work.note_lengths(node)
+    changed = TakeDecidedBranches()(work.model).modified
+    return (ir.to_proto(work.model), True) if changed else (model, False)

@@ -1,0 +1,300 @@
+"""Memory that hides between the frames of one call is named, and becomes states on request."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+import stategate
+from stategate.cli.main import main
+from stategate.contract import Bundle, Episode
+from stategate.contract.errors import GraphError
+from stategate.export.frontends.lifting.find import Question, as_stream
+from stategate.runtime import Session
+
+CASES = Path(__file__).parents[1] / "cases"
+F = TensorProto.FLOAT
+END = np.iinfo(np.int64).max
+
+
+class Stack:
+    """A random graph over ``x`` of shape ``(1, channels, T)``; every layer keeps that layout."""
+
+    def __init__(self, seed: int, channels: int = 4) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.value, self.channels, self.inputs = "x", channels, channels
+
+    def weight(self, *shape: int) -> str:
+        return self.constant(self.rng.normal(0, 0.4, shape).astype(np.float32))
+
+    def constant(self, array: object) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: object) -> str:
+        names = [f"v{len(self.nodes)}", *[f"v{len(self.nodes)}.{i}" for i in range(1, outputs)]]
+        self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
+        return names[0]
+
+    def conv(self) -> None:
+        """Causal, with its padding inside, or in a Pad, or on both sides and cut off behind."""
+        kernel, dilation = int(self.rng.integers(2, 5)), int(self.rng.integers(1, 4))
+        reach, form = (kernel - 1) * dilation, self.rng.integers(3)
+        weights = [self.weight(self.channels, self.channels, kernel), self.weight(self.channels)]
+        value, pads = self.value, [reach, 0]
+        if form == 1:
+            value, pads = self.node("Pad", value, self.constant([0, 0, reach, 0, 0, 0])), [0, 0]
+            value = self.node("Tanh", value)  # the padding goes through what follows
+        if form == 2:
+            pads = [reach, reach]
+        value = self.node("Conv", value, *weights, dilations=[dilation], pads=pads)
+        if form == 2:
+            bounds = [self.constant([n]) for n in (0, -reach, 2)]
+            value = self.node("Slice", value, *bounds)
+        self.value = value
+
+    def recurrent(self, kind: str, gates: int) -> None:
+        hidden = int(self.rng.integers(2, 6))
+        turned = self.node("Transpose", self.value, perm=[2, 0, 1])
+        weights = [self.weight(1, gates * hidden, n) for n in (self.channels, hidden)]
+        bias = self.weight(1, 2 * gates * hidden)
+        start = ["", self.weight(1, 1, hidden)] if self.rng.integers(2) else []
+        every = self.node(kind, turned, *weights, bias, *start, hidden_size=hidden)
+        rows = self.node("Reshape", every, self.constant([-1, hidden]))
+        mixed = self.node("MatMul", rows, self.weight(hidden, self.channels))
+        back = self.node("Unsqueeze", mixed, self.constant([0]))
+        self.value = self.node("Transpose", back, perm=[0, 2, 1])
+
+    def gru(self) -> None:
+        self.recurrent("GRU", 3)
+
+    def lstm(self) -> None:
+        self.recurrent("LSTM", 4)
+
+    def residual(self) -> None:
+        before = self.value
+        [self.conv, self.gru][self.rng.integers(2)]()
+        self.value = self.node("Add", self.node("Relu", self.value), before)
+
+    def total(self) -> None:
+        small = self.node("Mul", self.value, self.constant(np.float32(0.02)))
+        self.value = self.node(
+            "CumSum", small, self.constant(2), exclusive=int(self.rng.integers(2))
+        )
+
+    def pool(self) -> None:
+        kind = ["MaxPool", "AveragePool"][self.rng.integers(2)]
+        more = {"count_include_pad": 1} if kind == "AveragePool" else {}
+        self.value = self.node(kind, self.value, kernel_shape=[3], pads=[2, 0], **more)
+
+    def norm(self) -> None:
+        turned = self.node("Transpose", self.value, perm=[0, 2, 1])
+        scale = [self.weight(self.channels), self.weight(self.channels)]
+        self.value = self.node(
+            "Transpose", self.node("LayerNormalization", turned, *scale), perm=[0, 2, 1]
+        )
+
+    def last(self) -> None:
+        self.value = self.node("Gather", self.value, self.constant(-1), axis=2)
+
+    def model(self, rank: int = 3) -> onnx.ModelProto:
+        self.nodes.append(helper.make_node("Identity", [self.value], ["y"]))
+        graph = helper.make_graph(
+            self.nodes,
+            "stack",
+            [helper.make_tensor_value_info("x", F, [1, self.inputs, "T"])],
+            [helper.make_tensor_value_info("y", F, [None] * rank)],
+            self.weights,
+        )
+        opset = [helper.make_opsetid("", 17)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def run(model: onnx.ModelProto) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    names = [value.name for value in session.get_outputs()]
+    return lambda feed: dict(zip(names, session.run(names, feed), strict=True))
+
+
+def in_steps(
+    model: onnx.ModelProto, x: np.ndarray, axis: int, hop: int = 1
+) -> Iterator[np.ndarray]:
+    """Answers of the lifted graph to one piece after another."""
+    question = Question({"T": hop} if hop > 1 else {}, {}, {}, {"x": axis})
+    stream = as_stream(model, question)
+    assert not stream.obstacles, stream.obstacles
+    step = run(stream.model)
+    states = {lift.state.name: lift.initial for lift in stream.lifts}
+    for start in range(0, x.shape[axis], stream.hop):
+        piece = np.take(x, range(start, start + stream.hop), axis)
+        results = step({"x": piece, **states})
+        states = {lift.state.name: results[lift.state.next_name] for lift in stream.lifts}
+        yield results["y"]
+
+
+def assert_streams(model: onnx.ModelProto, x: np.ndarray, axis: int, hop: int = 1) -> None:
+    whole = run(model)({"x": x})["y"]
+    streamed = list(in_steps(model, x, axis, hop))
+    answer = np.concatenate(streamed, axis) if whole.ndim == x.ndim else streamed[-1]
+    np.testing.assert_allclose(answer, whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max())
+
+
+LAYERS = ["conv", "gru", "lstm", "residual", "total", "pool", "norm"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_random_stack_streams_as_it_answers_to_the_whole(seed: int) -> None:
+    stack = Stack(seed)
+    for name in stack.rng.choice(LAYERS, stack.rng.integers(1, 5)):
+        getattr(stack, name)()
+    once = bool(stack.rng.integers(2))
+    if once:
+        stack.last()
+    x = np.random.default_rng(seed).standard_normal((1, 4, 42)).astype(np.float32)
+    assert_streams(stack.model(2 if once else 3), x, 2, hop=int(stack.rng.choice([1, 2, 7])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 300))
+def test_any_random_stack_streams_as_it_answers_to_the_whole(seed: int) -> None:
+    test_a_random_stack_streams_as_it_answers_to_the_whole(seed)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cases")
+    runpy.run_path(str(CASES / "graphs.py"))["main"](folder)
+    return folder
+
+
+@pytest.mark.case("B2")
+def test_a_file_over_a_time_axis_is_offered_to_be_lifted_and_streams_then(
+    cases: Path, tmp_path: Path
+) -> None:
+    file, out = cases / "all_hidden.onnx", tmp_path / "bundle"
+    words = ["adopt", str(file), "--out", str(out)]
+    refused = CliRunner().invoke(main, [*words, "--dim", "frames=1"])
+    assert refused.exit_code == 2 and "--lift" in refused.output
+    assert "GRU that gives y1" in refused.output and "GRU that gives y2" in refused.output
+    shown = CliRunner().invoke(main, [*words, "--lift"])
+    assert shown.exit_code == 2 and "--yes" in shown.output and not out.exists()
+    assert "state y1.h keeps its hidden state (float32 [1, 1, 8], 32 bytes)" in shown.output
+    taken = CliRunner().invoke(main, [*words, "--lift", "--yes", "--steps", "60"])
+    assert taken.exit_code == 0, taken.output
+    assert "against the untouched file over whole sequences" in taken.output
+    x = np.random.default_rng(1).standard_normal((50, 1, 4)).astype(np.float32)
+    whole = onnxruntime.InferenceSession(str(file)).run(None, {"x": x})[0]
+    with Session.open(out) as session:
+        for _ in range(2):
+            session.reset()
+            streamed = [session.step(x=x[t : t + 1])["y"].copy() for t in range(50)]
+            np.testing.assert_allclose(np.concatenate(streamed), whole, atol=1e-5)
+    kept = Bundle.open(out).path / "adopted" / "all_hidden.onnx"
+    assert kept.read_bytes() == file.read_bytes()
+
+
+@pytest.mark.case("B1")
+def test_the_hidden_one_of_two_grus_is_lifted_next_to_the_declared_one(
+    cases: Path, tmp_path: Path
+) -> None:
+    bundle = stategate.adopt(
+        cases / "half_hidden.onnx", tmp_path / "b", lift=True, accept_pairs=True, steps=60
+    )
+    assert [s.name for s in bundle.manifest.states] == ["h1", "y2.h"]
+
+
+def test_a_lifted_recording_is_held_against_the_file_over_all_of_it(tmp_path: Path) -> None:
+    stack = Stack(5)
+    stack.conv()
+    stack.gru()
+    x = np.random.default_rng(2).standard_normal((40, 1, 4, 1)).astype(np.float32)
+    bundle = stategate.adopt(
+        stack.model(),
+        tmp_path / "b",
+        lift=True,
+        accept_pairs=True,
+        steps=40,
+        episode=Episode({"x": x}),
+    )
+    receipt = bundle.manifest.verification
+    assert receipt is not None and receipt.inputs.kind == "recording"
+    assert receipt.max_output_error is not None and receipt.max_output_error < 1e-5
+    assert "whole sequences" in receipt.reference
+
+
+def _obstacle(kind: str) -> onnx.ModelProto:
+    stack, axis = Stack(0), {"axis": 2}
+    if kind == "GRU":
+        turned = stack.node("Transpose", "x", perm=[2, 0, 1])
+        weights = [stack.weight(2, 6, 4), stack.weight(2, 6, 2)]
+        stack.value = stack.node("GRU", turned, *weights, hidden_size=2, direction="bidirectional")
+    elif kind == "Conv":
+        stack.value = stack.node("Conv", "x", stack.weight(4, 4, 3), pads=[1, 1])
+    elif kind == "Pad":
+        stack.value = stack.node("Pad", "x", stack.constant([0, 0, 2, 0, 0, 0]), mode="reflect")
+    elif kind == "CumSum":
+        stack.value = stack.node("CumSum", "x", stack.constant(2), reverse=1)
+    elif kind == "Softmax":
+        stack.value = stack.node("Softmax", "x", **axis)
+    elif kind == "ReduceMean":
+        stack.value = stack.node("Sub", "x", stack.node("ReduceMean", "x", axes=[2]))
+    elif kind == "InstanceNormalization":
+        stack.value = stack.node(kind, "x", stack.weight(4), stack.weight(4))
+    elif kind == "MatMul":
+        turned = stack.node("Transpose", "x", perm=[0, 2, 1])
+        stack.value = stack.node("MatMul", turned, "x")
+    elif kind == "Slice":
+        stack.value = stack.node("Slice", "x", *[stack.constant([n]) for n in (1, END, 2)])
+    elif kind == "Add":
+        stack.value = stack.node(
+            "Add", "x", stack.node("Gather", "x", stack.constant([-1]), **axis)
+        )
+    elif kind == "Mul":
+        shape = stack.node("Shape", "x")
+        length = stack.node("Cast", stack.node("Gather", shape, stack.constant(2)), to=F)
+        stack.value = stack.node("Mul", "x", length)
+    elif kind == "Reshape":
+        stack.value = stack.node("Reshape", "x", stack.constant([1, -1]))
+    return stack.model({"GRU": 4, "Reshape": 2}.get(kind, 3))
+
+
+@pytest.mark.case("B2")
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("GRU", "is bidirectional"),
+        ("Conv", "reads 1 frame of the future"),
+        ("Pad", "pads with frames of the sequence itself"),
+        ("CumSum", "sums from the end"),
+        ("Softmax", "normalises over all frames"),
+        ("ReduceMean", "reduces over all frames"),
+        ("InstanceNormalization", "normalises over all frames"),
+        ("MatMul", "compares every frame with every other"),
+        ("Slice", "leaves out the first 1 frames"),
+        ("Add", "brings the end of the sequence into every frame"),
+        ("Mul", "depends on the length of the sequence"),
+        ("Reshape", "mixes frames with another axis"),
+    ],
+)
+def test_what_looks_at_the_future_is_refused_by_node_and_reason(
+    kind: str, why: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "b"
+    with pytest.raises(GraphError, match=f"{kind} that gives v\\d+ {why}"):
+        stategate.adopt(_obstacle(kind), out, lift=True, accept_pairs=True, time_axes={"x": 2})
+    assert not out.exists()
