@@ -35,6 +35,7 @@ from stategate.runtime.engines.opening import allocate, check_memory
 from stategate.runtime.keep.keeper import Restored
 from stategate.runtime.keep.pool_rows import RowStore
 from stategate.runtime.keep.snapshot import Codec
+from stategate.runtime.keep.state_files import States, read_states, write_states
 from stategate.runtime.keep.store import OnDamage
 from stategate.runtime.memory.pool_rows import RowMemory
 
@@ -207,22 +208,40 @@ class Pool(OpenBundle):
         self._checked(row)
         return self._memory.view(row, name).copy()
 
-    def load_state(self, row: int, states: Mapping[str, Array]) -> None:
+    def load_state(self, row: int, states: States) -> None:
         """Begin an episode in a row from given states, as `state` gave them; counted as a reset.
 
         Everything is checked before anything is changed.
 
         Args:
             row: A row that a session has joined.
-            states: One array ``(1, ...)`` for each state of the manifest.
+            states: One array ``(1, ...)`` for each state of the manifest, or a safetensors file.
 
         Raises:
             StepInputError: No session has joined this row.
             StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite.
+            SnapshotError: The file is damaged, or says that it is of another memory.
             RuntimeFault: The pool was closed.
         """
         self._open_engine()
-        self._memory.begin(self._checked(row), states)
+        self._memory.begin(self._checked(row), read_states(states, self._bundle))
+
+    def save_state(self, row: int, path: str | Path) -> None:
+        """Write the states of one row to a safetensors file, as `Session.save_state` does.
+
+        Args:
+            row: A row that a session has joined.
+            path: The file; one that is there is replaced, whole or not at all.
+
+        Raises:
+            StepInputError: No session has joined this row.
+            ResultError: The file cannot be written.
+            RuntimeFault: The pool was closed.
+        """
+        self._open_engine()
+        states = {name: self.state(row, name) for name in self._memory.names}
+        count = partial(self._counters.add_in, row, "persisted_bytes")
+        write_states(path, states, self._bundle, count)
 
     def save(self, row: int, folder: str | Path, on_damage: OnDamage = "raise") -> int:
         """Write a snapshot of one row: its states and its ledger.

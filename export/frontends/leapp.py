@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from safetensors.numpy import load as load_safetensors
 
 from stategate.contract import ModelRef, sha256
 from stategate.contract.errors import ExportError
 from stategate.contract.failures import failures
 from stategate.contract.reading import read_bounded
+from stategate.contract.state_file import decode_states
 from stategate.export.candidate import ADOPTED
 from stategate.export.frontends.adopt import Adopted, adopt
 from stategate.export.frontends.declared import Request
@@ -219,10 +219,10 @@ def _initial(path: Path, node: str, pipeline: _Pipeline) -> dict[str, np.ndarray
         return {}
     file, raw = _read_neighbour(path, pipeline.initial_values)
     try:
-        arrays: dict[str, np.ndarray] = load_safetensors(raw)
+        arrays, _ = decode_states(raw)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("NaN or Inf")
-    except failures() as problem:  # safetensors and NumPy raise unrelated types
+    except failures(ValueError, msgspec.MsgspecError) as problem:
         raise ExportError(
             f"{file.name} holds no initial values", found=problem, expected="a safetensors file"
         ) from problem

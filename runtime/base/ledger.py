@@ -27,7 +27,7 @@ class Ledger:
             ``warn`` let through.
         memory_bytes_written: Bytes of state replaced in memory, ungated states included.
         snapshots: Snapshots written.
-        persisted_bytes: Bytes of those snapshots.
+        persisted_bytes: Bytes of those snapshots, and of files of `save_state`.
         restores: Snapshots taken back.
         resets: Episodes begun anew: calls of ``reset`` and ``load_state``, resets after a fault.
         faults: Steps that ended in an error of the engine, or in NaN or Inf in a gate, a next
@@ -158,6 +158,10 @@ class Counters:
     def add_overrun(self) -> None:
         """Count memory of the process beyond its budget, under the policy ``warn``."""
         self.budget_overruns += 1
+
+    def add_persisted(self, nbytes: int) -> None:
+        """Count bytes that are about to be written to a medium."""
+        self.persisted_bytes += nbytes
 
     def add_clock_fault(self) -> None:
         """Count a clock that was seen going backwards."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 
-from stategate.contract.errors import SnapshotError, StepInputError
+from stategate.contract import Budget
+from stategate.contract.errors import PersistBudgetError, SnapshotError, StepInputError
 from stategate.runtime.base.buffers import Array
+from stategate.runtime.base.ledger import Counters
 from stategate.runtime.engines.feeds import check_states
 from stategate.runtime.engines.open_bundle import OpenBundle
 from stategate.runtime.keep.keeper import Keeper, Restored
+from stategate.runtime.keep.state_files import States, read_states, write_states
 from stategate.runtime.memory.banks import Memory
 
 
@@ -16,6 +19,8 @@ class MemoryOwner(OpenBundle):
     """An open bundle with one memory, and perhaps a folder for its snapshots."""
 
     _memory: Memory
+    _counters: Counters
+    _budget: Budget
     _keeper: Keeper | None
 
     @property
@@ -39,20 +44,44 @@ class MemoryOwner(OpenBundle):
         self._open_engine()
         self._memory.begin()
 
-    def load_state(self, states: Mapping[str, Array]) -> None:
+    def load_state(self, states: States) -> None:
         """Begin an episode from given states, such as those of an encoder; counted as a reset.
 
         Everything is checked before anything is changed. As with a reset, no written bytes count.
 
         Args:
-            states: One array for each state of the manifest, as `state` gives them; copied.
+            states: One array for each state of the manifest, as `state` gives them; copied. Or a
+                safetensors file of them, of `save_state` or of another program.
 
         Raises:
             StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite.
+            SnapshotError: The file is damaged, or says that it is of another memory.
         """
         self._open_engine()
-        check_states(states, self._memory.live())
-        self._memory.begin(states)
+        arrays = read_states(states, self._bundle)
+        check_states(arrays, self._memory.live())
+        self._memory.begin(arrays)
+
+    def save_state(self, path: str | Path) -> None:
+        """Write every state to a safetensors file, for `load_state` here or elsewhere.
+
+        Its blocks count as `persisted_bytes`. Unlike `save`, it keeps neither ledger nor budgets.
+
+        Args:
+            path: The file; one that is there is replaced, whole or not at all.
+
+        Raises:
+            PersistBudgetError: The session has a wear budget, which knows snapshots alone.
+            ResultError: The file cannot be written.
+        """
+        self._open_engine()
+        if self._budget.persisted_limit_per_day is not None:
+            raise PersistBudgetError(
+                "a file of states would be written beside the wear budget",
+                expected="a snapshot, which the budget counts",
+                remedy="session.save(), with Session.open(path, snapshots='folder')",
+            )
+        write_states(path, self._memory.live(), self._bundle, self._counters.add_persisted)
 
     def save(self) -> int | None:
         """Write a snapshot of states, counters and governor.

@@ -39,7 +39,7 @@ FORMAT_VERSION = 1
 _FIXED = struct.Struct("<8sIIQ")
 UNLIMITED_BYTES = 1e300  # left of a wear budget that there is not; JSON has no infinity
 _DIGEST_BYTES = 32
-_BLOCK_BYTES = 4096
+BLOCK_BYTES = 4096
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -134,12 +134,12 @@ class Codec:
         names += sum(len(g.name.encode()) for g in manifest.gates)
         entries = len(manifest.states) + len(manifest.gates)
         room = 2048 + 6 * names + 32 * entries
-        self._header_bytes = -(-room // _BLOCK_BYTES) * _BLOCK_BYTES - _FIXED.size
+        self._header_bytes = -(-room // BLOCK_BYTES) * BLOCK_BYTES - _FIXED.size
         self._payload_bytes = manifest.state_bytes_per_session
         self.file_bytes = _FIXED.size + self._header_bytes + self._payload_bytes + _DIGEST_BYTES
         # A newer format may need more, and shall be called newer rather than too large.
         self.most_bytes = 2 * self.file_bytes + (1 << 20)
-        self.stored_bytes = -(-self.file_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+        self.stored_bytes = -(-self.file_bytes // BLOCK_BYTES) * BLOCK_BYTES
         self.cost_bytes = self.stored_bytes + METADATA_BYTES_ESTIMATE + RECORD_BYTES
         self._buffer = bytearray(self.file_bytes)
 
