@@ -54,7 +54,9 @@ def in_precision(
     """
     if {plan.weights, plan.activations} != {"float32"}:
         limits = None if ranges is None else ranges.limits(candidate.model.sha256, plan.method)
-        sizes, wide = candidate.sizes, with_constant_weights(candidate)
+        graph, spec = with_constant_weights(candidate.graph, candidate.spec, candidate.model.family)
+        sizes = candidate.sizes
+        wide = replace(candidate, graph=graph, spec=spec, attached={})
         candidate = replace(lowered(wide, plan, limits), float_sizes=sizes)
         note(_savings(wide, candidate))
     kinds = dict(plan.narrow_states) | by_name(states, candidate.spec)
@@ -67,17 +69,16 @@ def in_precision(
     return with_stored_states(candidate, kinds, feedback)
 
 
-def with_constant_weights(candidate: Candidate) -> Candidate:
-    """An adopted step whose weights a plan can find, or any other as it is.
+def with_constant_weights(graph: bytes, spec: StepSpec, family: str) -> tuple[bytes, StepSpec]:
+    """An adopted step, and its signature, with weights that a plan can find; others as they are.
 
     A stranger's file computes weights from constants, hides them in branches that a constant input
-    decides, or stores them in fewer bits. Once that is done there is nothing left to feed.
+    decides, or stores them in fewer bits. Here that is done once, and nothing constant is fed.
     """
-    if candidate.model.family != ADOPTED:
-        return candidate
-    model = pinned(onnx.load_model_from_string(candidate.graph), candidate.spec, widened=True)
-    spec = msgspec.structs.replace(candidate.spec, constants=())
-    return replace(candidate, graph=serialised(model), spec=spec, attached={})
+    if family != ADOPTED:
+        return graph, spec
+    model = pinned(onnx.load_model_from_string(graph), spec, widened=True)
+    return serialised(model), msgspec.structs.replace(spec, constants=())
 
 
 def early_limits(
@@ -92,15 +93,16 @@ def early_limits(
     Raises:
         SpecError: There are limits, and nothing is in lower precision.
     """
+    error = bounded("max_output_error", math.inf if max_output_error is None else max_output_error)
+    flips = bounded("max_flip_rate", 1.0 if max_flip_rate is None else max_flip_rate, 1.0)
+    who = who_and_why(accept)
     if not lower and (max_output_error, max_flip_rate, accept) != (None, None, None):
         raise SpecError(
             "limits of the check are for a candidate in lower precision",
             found="float32, which has limits of its own, and nobody can accept more",
             remedy="leave --max-output-error, --max-flip-rate and --accept out",
         )
-    error = bounded("max_output_error", math.inf if max_output_error is None else max_output_error)
-    flips = bounded("max_flip_rate", 1.0 if max_flip_rate is None else max_flip_rate, 1.0)
-    return Limits(error, flips, who_and_why(accept))
+    return Limits(error, flips, who)
 
 
 def with_stored_states(

@@ -43,6 +43,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 }
 # Part of a room -> part of another that it may import too.
 PARTS: dict[str, tuple[str, ...]] = {
+    # Ranges are those of tensors of the step that export will quantise.
+    "calibration/ranges": ("stategate.export.precision",),
     # A candidate becomes a bundle once the runtime's own checks have stepped it.
     "export/seal": ("stategate.runtime.check",),
     # A TensorRT engine is built where it will be loaded, by the bindings that load it.

@@ -11,6 +11,7 @@ from stategate.common import console
 from stategate.contract import Bundle
 from stategate.contract.bundle import folder_of
 from stategate.contract.precision import RangeRecord
+from stategate.export.precision import with_constant_weights
 
 
 def measure_ranges(
@@ -23,7 +24,7 @@ def measure_ranges(
     """Measure how large the tensors of a float bundle become, in closed loop on its own state.
 
     Args:
-        bundle: In float32; its model's weights are what the record is good for.
+        bundle: In float32, exported or adopted; the record is good for its model's weights.
         episodes: Recordings of any length, read a block at a time.
         cluster: A Dask cluster that rolls them; it finds bundle and files under the same paths.
         progress: Called with stage, steps done and steps in all.
@@ -33,7 +34,11 @@ def measure_ranges(
         EpisodeError: An episode does not fit the model.
         CalibrationError: Something is not finite, or a tensor never changes.
     """
-    roller = Roller(Bundle.open(folder_of(bundle).resolve()))  # where a cluster finds it too
+    opened = Bundle.open(folder_of(bundle).resolve())  # where a cluster finds it too
+    manifest = opened.manifest
+    raw = opened.read(manifest.step_graph.file)
+    graph, _ = with_constant_weights(raw, manifest.step, manifest.model.family)
+    roller = Roller(opened, graph)
     with (
         on_disk(episodes) as files,
         console.progress(files.steps, "rolling", listener=progress) as report,

@@ -36,27 +36,32 @@ class Roller:
 
     Args:
         bundle: A bundle in float32 for one session.
+        graph: Its step with weights that plans find, as serialised ONNX; that of the bundle where
+            it is None.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, graph: bytes | None = None) -> None:
+        self._bundle, self._graph = bundle, graph
         manifest = bundle.manifest
-        graph = manifest.step_graph
+        step = manifest.step_graph
         if not can_judge(bundle) or manifest.sessions != 1:
             raise CalibrationError(
                 "ranges are taken from the sealed float model alone",
-                found=f"{graph.precision}, {manifest.standing}, {manifest.sessions} sessions",
+                found=f"{step.precision}, {manifest.standing}, {manifest.sessions} sessions",
                 expected="a sealed bundle in float32 for one session",
                 remedy="export it once without --precision and without --sessions",
             )
-        model = onnx.load_model_from_string(bundle.read(graph.file))
+        model = onnx.load_model_from_string(self._graph or bundle.read(step.file))
         self.model_sha256 = manifest.model.sha256
         self.spec: StepSpec = manifest.step
         self.quantisable = _projected(model)
         self._watched = _watched(model, self.spec, self.quantisable)
         self._initial = _initial(bundle)
+        takes = {value.name for value in model.graph.input}
         self._fixed = {
-            c.name: np.full(c.shape, c.value, np.dtype(c.dtype)) for c in self.spec.fixed_inputs
+            c.name: np.full(c.shape, c.value, np.dtype(c.dtype))
+            for c in self.spec.fixed_inputs
+            if c.name in takes  # constants may be part of the graph
         }
         ends = {value.name for value in (*model.graph.output, *model.graph.input)}
         for name in self._watched:
@@ -71,9 +76,9 @@ class Roller:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
-    def __reduce__(self) -> tuple[type[Roller], tuple[Bundle]]:
+    def __reduce__(self) -> tuple[type[Roller], tuple[Bundle, bytes | None]]:
         """Goes to a cluster as its bundle, whose files lie there under the same path."""
-        return Roller, (self._bundle,)
+        return Roller, (self._bundle, self._graph)
 
     def roll(
         self, pieces: Iterable[Episode], report: Callable[[int], None] = lambda _: None
@@ -184,13 +189,17 @@ def _rolled(
 
 
 def _projected(model: onnx.ModelProto) -> set[str]:
-    """Tensors that are multiplied with constant weights: what a plan may quantise."""
-    weights = {tensor.name for tensor in model.graph.initializer}
+    """Tensors that are multiplied with constant weights: what a plan may round."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    # Data has the type of its weight, and only float32 is rounded.
+    weights = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     return {
-        node.input[0]
+        node.input[at]
         for node in model.graph.node
-        if node.op_type in _PROJECTIONS and node.input[1] in weights
-    } - weights
+        if node.op_type in _PROJECTIONS and not node.domain
+        for at in (0, 1)
+        if node.input[1 - at] in weights
+    } - constants
 
 
 def _watched(model: onnx.ModelProto, spec: StepSpec, projected: set[str]) -> list[str]:

@@ -187,9 +187,8 @@ def _ranges(nodes: list[Projection], limits: Mapping[str, float] | None) -> dict
         raise CalibrationError(
             "activations in int8 need ranges, and none were given",
             expected=f"ranges of {len(names)} tensors",
-            remedy="stategate export MODEL --out FLOAT; "
-            "stategate model ranges FLOAT --episode FILE.npz "
-            "--out ranges.json; then --ranges ranges.json",
+            remedy="make the bundle without --precision in FLOAT; stategate model ranges FLOAT "
+            "--episode FILE.npz --out ranges.json; then --ranges ranges.json",
         )
     missing = [name for name in names if name not in limits]
     if missing:

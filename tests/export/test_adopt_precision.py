@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ from onnx import helper, numpy_helper
 
 import stategate
 from stategate.cli.main import main
-from stategate.contract import Bundle
+from stategate.contract import Bundle, Episode
 from stategate.contract.errors import ExportError, SpecError
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.export.candidate import Candidate
@@ -44,6 +46,7 @@ def file_of(
     x: list[int],
     path: Path,
     opset: int = 17,
+    extra: Iterable[onnx.ValueInfoProto] = (),
 ) -> Path:
     """A file that projects ``x`` to ``y`` and keeps a running mean of ``x``."""
     half = constant("half", np.array(0.5))
@@ -55,7 +58,7 @@ def file_of(
     ]
     ends = [helper.make_tensor_value_info(name, 1, x) for name in ("x", "h", "h_out")]
     y = helper.make_tensor_value_info("y", 1, [None] * len(x))
-    graph = helper.make_graph(both, "g", ends[:2], [y, ends[2]], [*constants, half])
+    graph = helper.make_graph(both, "g", [*ends[:2], *extra], [y, ends[2]], [*constants, half])
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), path)
     return path
@@ -189,6 +192,45 @@ def test_limits_of_a_candidate_are_refused_where_nothing_is_in_fewer_bits(
     with pytest.raises(SpecError, match="limits of the check are for a candidate"):
         stategate.adopt(file, tmp_path / "b", accept_pairs=True, **words)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.case("D8")
+def test_activations_are_rounded_within_the_range_that_a_recording_has(tmp_path: Path) -> None:
+    file = tmp_path / "f.onnx"
+    nodes = [
+        helper.make_node("If", ["loud"], ["y"], "choose", then_branch=side(W), else_branch=side(-W))
+    ]
+    file_of(nodes, [], [16, 4], file, extra=[helper.make_tensor_value_info("loud", 9, [])])
+    x = np.random.default_rng(6).uniform(-3, 3, (40, 16, 4)).astype(np.float32)
+    log = Episode({"x": x})
+    options: Any = {"states": {"h": "h_out"}, "constants": {"loud": "true"}, "episode": log}
+    wide = stategate.adopt(file, tmp_path / "wide", steps=20, **options)
+    record = stategate.measure_ranges(wide, log)
+    small = stategate.adopt(
+        file, tmp_path / "small", steps=20, precision="int8", ranges=record, **options
+    )
+    model = onnx.load_model_from_string(small.read(small.manifest.step_graph.file))
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    (rounded,) = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    assert rounded.input[0] == "x"
+    assert values[rounded.input[1]] == pytest.approx(np.abs(x).max() / 127, rel=1e-6)
+    assert small.manifest.constants == () and wide.manifest.constants[0].name == "loud"
+    receipt = small.manifest.verification
+    assert receipt is not None and 0 < receipt.max_output_error < 0.05
+    report = stategate.compare(wide, small, log, sealed=tmp_path / "sealed")
+    assert report.passed and Bundle.open(tmp_path / "sealed").manifest.standing == "sealed"
+
+
+def side(left: np.ndarray) -> onnx.GraphProto:
+    """A branch with a weight of its own on the left of a product."""
+    y = helper.make_tensor_value_info("inner", 1, [32, 4])
+    return helper.make_graph(
+        [helper.make_node("MatMul", ["w", "x"], ["inner"], "project")],
+        "side",
+        [],
+        [y],
+        [constant("w", left / LOUD[:, None])],
+    )
 
 
 def recurrent(path: Path, operator: str, gates: int) -> Path:
