@@ -173,10 +173,13 @@ def record(
     with stop_request() as stop, Session.open(bundle) as session:
         if episode_path is not None:
             played = load_episode(episode_path, steps)
-            played.check(session.manifest.step)
+            played.check(session.manifest.step, starts=True)
             rate = rate if rate is not None else played.rate_hz
         with Recorder(session, out, steps=block, rate_hz=rate, wait_for_disk=True) as recorder:
             if episode_path is not None:
+                if played.start:
+                    names = [state.name for state in session.manifest.states]
+                    recorder.load_state({n: played.start.get(n, session.state(n)) for n in names})
                 with progress(played.steps, "recording") as report:
                     for t, inputs in enumerate(played):
                         recorder.step(**inputs)
@@ -254,7 +257,7 @@ def episodes(path: Path, as_json: bool) -> None:
     with progress(recordings.steps, "reading") as report:
         done = 0
         for file in recordings.files:
-            for block in file.blocks():
+            for block in file.blocks(starts=True):
                 done += block.steps
                 report(done)
     facts = {

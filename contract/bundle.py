@@ -170,7 +170,7 @@ class Bundle:
 
         file = next(f for f in self.manifest.files if f.path == self.manifest.golden)
         episode = Episode.load(self.read(file))
-        episode.check(self.manifest.step)
+        episode.check(self.manifest.step, starts=True)
         if not episode.states:
             raise EpisodeError(
                 "the golden episode holds no answers",

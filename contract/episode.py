@@ -4,7 +4,8 @@ Keys: ``input.<name>`` holds ``(steps, *shape)``; ``label.<output>`` holds ``(st
 the right index of the largest element of that output, or -1 where nothing is judged. A golden
 episode also holds what the float model gave: ``output.<name>``, ``gate.<name>`` with a leading
 step axis, ``state.<name>`` after the last step, and, where states are stored in fewer bits,
-``trail.<name>`` before the first step and after each of the first steps. Any may say
+``trail.<name>`` before the first step and after each of the first steps. Any may start from given
+states, ``start.<name>`` in the shape of the state; others start as the model does. Any may say
 ``meta.rate_hz``, one number, and ``meta.provenance``, one text: where it comes from.
 """
 
@@ -12,10 +13,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +28,26 @@ from stategate.contract.specs import StepSpec
 
 Array = NDArray[Any]
 
-_PARTS = ("input", "label", "output", "gate", "state", "trail")
+_PARTS = ("input", "label", "output", "gate", "state", "trail", "start")
 RATE, PROVENANCE = "meta.rate_hz", "meta.provenance"
 FACT_BYTES = 1 << 20
 """Of where an episode comes from, in words; a folder's episodes, joined, name each of its files."""
+
+
+class Stepper(Protocol):
+    """What can begin an episode from given states: a session, or a full pool."""
+
+    def reset(self) -> None:
+        """Put every state back to its initial value."""
+        ...
+
+    def state(self, name: str) -> Array:
+        """A copy of one state."""
+        ...
+
+    def load_state(self, states: Mapping[str, Array], /) -> None:
+        """Begin an episode from given states."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,8 @@ class Episode:
             `stategate.runtime.check.one_step`; none where a run on its own states tells enough.
         rate_hz: Steps per second; None where that is not known.
         provenance: Where it comes from, in words.
+        start: States that it starts from, by name, such as those of an encoder; the model's own
+            initial values where a state is missing.
     """
 
     inputs: dict[str, Array]
@@ -57,6 +76,7 @@ class Episode:
     trail: dict[str, Array] = field(default_factory=dict)
     rate_hz: float | None = None
     provenance: str = ""
+    start: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a rate that no recording has."""
@@ -73,9 +93,24 @@ class Episode:
         for t in range(self.steps):
             yield {name: array[t, ...] for name, array in self.inputs.items()}
 
+    def begin(self, stepper: Stepper, states: Iterable[str]) -> None:
+        """Put the states in place from which the episode starts; else do nothing.
+
+        Args:
+            stepper: At its initial states, or after another episode.
+            states: Names of all its states.
+        """
+        if not self.start:
+            return
+        names = set(states)
+        if names != set(self.start):
+            stepper.reset()
+        stepper.load_state({n: self.start.get(n, stepper.state(n)) for n in names})
+
     def to_bytes(self) -> bytes:
         """As an ``.npz`` file; the same episode gives the same bytes."""
-        parts = (self.inputs, self.labels, self.outputs, self.gates, self.states, self.trail)
+        named = (self.inputs, self.labels, self.outputs, self.gates, self.states, self.trail)
+        parts = (*named, self.start)
         arrays = {
             f"{part}.{name}": array
             for part, group in zip(_PARTS, parts, strict=True)
@@ -108,16 +143,24 @@ class Episode:
                 part, _, tensor = key.partition(".")
                 groups[part][tensor] = file.load(key)
             rate_hz, provenance = facts(file)
-        inputs, labels, outputs, gates, states, trail = groups.values()
-        return cls(inputs, labels, outputs, gates, states, trail, rate_hz, provenance)
+        inputs, labels, outputs, gates, states, trail, start = groups.values()
+        return cls(inputs, labels, outputs, gates, states, trail, rate_hz, provenance, start)
 
-    def check(self, step: StepSpec) -> None:
+    def check(self, step: StepSpec, *, starts: bool = False) -> None:
         """Hold the episode against a model's signature.
+
+        Args:
+            step: The signature.
+            starts: Whether who steps it begins it from its own states, see `begin`.
 
         Raises:
             EpisodeError: Inputs are missing, unknown, of another shape or dtype, of different
-                lengths, or there are none.
+                lengths, or there are none; or it starts from states that nobody would load, or
+                that the model lacks.
         """
+        if not starts:
+            refuse_start("the episode", self.start)
+        check_states({s.name: (s.shape, s.dtype) for s in step.states}, self.start, "starts from")
         expected = {t.name: t for t in step.inputs}
         if set(self.inputs) != set(expected):
             raise EpisodeError(
@@ -230,7 +273,41 @@ class Episode:
             {name: array[at] for name, array in self.labels.items()},
             rate_hz=self.rate_hz,
             provenance=self.provenance,
+            start=self.start,
         )
+
+
+def refuse_start(name: str, states: Iterable[str]) -> None:
+    """Refuse an episode that starts from given states, where nobody would load them.
+
+    Raises:
+        EpisodeError: There are some.
+    """
+    named = ", ".join(f"start.{state}" for state in sorted(states))
+    if named:
+        raise EpisodeError(
+            f"{name} starts from given states, and this cannot begin with them",
+            found=named,
+            remedy="give one that starts as the model does",
+        )
+
+
+def check_states(
+    specs: Mapping[str, tuple[tuple[int, ...], str]], states: Mapping[str, Array], verb: str
+) -> None:
+    """Hold states of an episode against those of the model.
+
+    Raises:
+        EpisodeError: One is unknown, of another shape or dtype, or not finite.
+    """
+    for name, array in states.items():
+        form = (array.shape, str(array.dtype))
+        if form != specs.get(name) or not_finite({name: array}):
+            raise EpisodeError(
+                f"the episode {verb} a state {name!r} that the model cannot have",
+                found=f"{form[1]} {list(form[0])}{', not finite' * (form == specs.get(name))}",
+                expected=", ".join(f"{n} {d} {list(s)}" for n, (s, d) in specs.items()),
+            )
 
 
 def not_finite(arrays: Mapping[str, Array]) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from stategate.contract.episode import Array, Episode, facts, tensor_keys
+from stategate.contract.episode import Array, Episode, facts, refuse_start, tensor_keys
 from stategate.contract.errors import EpisodeError
 from stategate.contract.npz import FILE_BYTES, Npz, refuse_too_large
 from stategate.contract.reading import file_sha256
@@ -19,6 +19,7 @@ from stategate.contract.reading import file_sha256
 BLOCK_STEPS = 4096
 BLOCK_BYTES = 1 << 24
 _TIMED = ("input.", "label.")
+_START = "start."
 
 Form = dict[str, tuple[str, tuple[int, ...]]]
 """By key, such as ``input.x``: dtype, and the shape of one step."""
@@ -34,6 +35,7 @@ class EpisodeFile:
         form: What a step of it consists of.
         rate_hz: Steps per second; None where that is not known.
         provenance: Where it comes from, in words.
+        start: Names of the states that it starts from.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class EpisodeFile:
     form: Form
     rate_hz: float | None
     provenance: str
+    start: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -55,7 +58,9 @@ class EpisodeFile:
             EpisodeError: It is no episode, is empty, or its arrays differ in length.
         """
         with Npz(path) as file:
-            keys = [key for key in tensor_keys(file) if key.startswith(_TIMED)]
+            every = tensor_keys(file)
+            keys = [key for key in every if key.startswith(_TIMED)]
+            start = tuple(key.removeprefix(_START) for key in every if key.startswith(_START))
             rate_hz, provenance = facts(file)
             shapes = {key: file.members[key].shape for key in keys}
             dtypes = {key: str(file.members[key].dtype) for key in keys}
@@ -72,7 +77,7 @@ class EpisodeFile:
             )
         form = {key: (dtypes[key], shapes[key][1:]) for key in sorted(keys)}
         episode = Episode({}, rate_hz=rate_hz, provenance=provenance)  # which checks the rate
-        return cls(path, min(lengths.values()), form, episode.rate_hz, episode.provenance)
+        return cls(path, min(lengths.values()), form, episode.rate_hz, episode.provenance, start)
 
     def load(self) -> Episode:
         """All of its inputs and labels.
@@ -82,18 +87,21 @@ class EpisodeFile:
         """
         return _joined((self,), self.steps)
 
-    def blocks(self, steps: int | None = None) -> Iterator[Episode]:
+    def blocks(self, steps: int | None = None, *, starts: bool = False) -> Iterator[Episode]:
         """The episode in pieces: inputs and labels of so many steps, the last piece shorter.
 
         Memory stays at one piece, however long the file is.
 
         Args:
             steps: Of one piece; as many as fit into 16 MiB if left out, 4,096 at most.
+            starts: Whether it may start from states of its own, which are part of no piece.
 
         Raises:
             EpisodeError: The file is gone, damaged, not the one that was opened, or has an input
-                that is not finite.
+                that is not finite; or it starts from states that nobody would load.
         """
+        if not starts:
+            refuse_start(str(self.path), self.start)
         if not self.path.exists():
             raise EpisodeError(
                 f"{self.path} is gone", expected="files that stay while they are read"
@@ -238,13 +246,20 @@ def _path_of(recording: str | Path) -> Path:
 def _joined(files: tuple[EpisodeFile, ...], steps: int) -> Episode:
     """The first ``steps`` of several files, each read in blocks into one allocation."""
     first = files[0]
+    for other in files[1:]:
+        if other.start:
+            raise EpisodeError(
+                f"{other.name} starts from given states, and the memory goes on from {first.name}",
+                found=", ".join(f"start.{name}" for name in other.start),
+                remedy="step each episode by itself",
+            )
     size = steps * sum(math.prod(s) * np.dtype(d).itemsize for d, s in first.form.values())
     refuse_too_large(first.path, size, "ask for fewer steps, or read it with EpisodeFile.blocks")
     arrays = {key: np.empty((steps, *shape), dtype) for key, (dtype, shape) in first.form.items()}
     provenances = dict.fromkeys(file.provenance for file in files if file.provenance)
-    whole = _episode(arrays, first.rate_hz, "; ".join(provenances))
+    whole = replace(_episode(arrays, first.rate_hz, "; ".join(provenances)), start=_start_of(first))
     done = 0
-    for block in (block for file in files for block in file.blocks()):
+    for block in (block for file in files for block in file.blocks(starts=True)):
         count = min(block.steps, steps - done)
         for into, group in ((whole.inputs, block.inputs), (whole.labels, block.labels)):
             for name, array in group.items():
@@ -253,6 +268,13 @@ def _joined(files: tuple[EpisodeFile, ...], steps: int) -> Episode:
         if done == steps:
             break
     return whole
+
+
+def _start_of(file: EpisodeFile) -> dict[str, Array]:
+    if not file.start:
+        return {}
+    with Npz(file.path) as opened:
+        return {name: opened.load(_START + name) for name in file.start}
 
 
 def _episode(arrays: dict[str, Array], rate_hz: float | None, provenance: str) -> Episode:

@@ -204,5 +204,5 @@ def _inputs(
         check_steering(model, spec.inputs, ranges)
         return drawn(spec, steps, ranges, choices(model, spec.inputs))
     inputs, name = recorded(episode, steps, ranges)
-    inputs.check(spec)
+    inputs.check(spec, starts=True)
     return inputs.resized(steps), InputsRef("recording", name)

@@ -45,7 +45,7 @@ def episode_for(
     if source is not None:
         episode, name = recorded(source, steps * sessions, ranges)
         episode = staggered(episode, sessions) if sessions > 1 else episode
-        episode.check(candidate.spec)
+        episode.check(candidate.spec, starts=True)
         return episode.resized(steps), InputsRef("recording", name)
     if loaded.episode is not None and not ranges:
         seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + sessions)

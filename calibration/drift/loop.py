@@ -65,7 +65,9 @@ def drift(
         with ExitStack() as stack:
             sides = [stack.enter_context(Session.open(path)) for path in (reference, candidate)]
             check_alike(sides[0].manifest.step, sides[1].manifest.step)
-            episode.check(sides[0].manifest.step)
+            for side in sides:
+                episode.check(side.manifest.step, starts=True)
+                episode.begin(side, [state.name for state in side.manifest.states])
             episode.check_finite(name)
             roll.through(name, episode, steps, sides[0], sides[1], report)
         if roll.fault is not None:

@@ -262,6 +262,10 @@ class OnnxReference:
         self._promised = {name: spec.graph_outputs()[name].shape for name in outputs}
         self._names = [*dict.fromkeys([*outputs, *self._branches.conditions])]
 
+    def begin(self, states: Mapping[str, np.ndarray]) -> None:
+        """Start from these states, and from the first values where one is missing."""
+        self._states = {**self._states, **states}
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What the steps so far did not show."""

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from stategate.contract.errors import EpisodeError
 from stategate.export.reference import Arrays, Reference
 from stategate.models.lifting.lift import Lifted
-from stategate.models.lifting.slots import value_at
+from stategate.models.lifting.slots import put, value_at
 from stategate.models.step import StepModel, commit, initial_states, threshold_inputs
 
 
@@ -23,6 +24,10 @@ class TorchReference:
         self._thresholds = dict(thresholds)
         self._fixed = threshold_inputs(self._spec, self._thresholds)
         self._states = initial_states(model)
+
+    def begin(self, states: Arrays) -> None:
+        """Start from these states, and from the model's own where one is missing."""
+        self._states |= _tensors(states)
 
     @torch.no_grad()
     def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
@@ -49,6 +54,27 @@ class StatefulReference:
         self._first = model.initial_states()
         self._arguments = {slot.name: slot.own_start(self._first) for slot in model.arguments}
 
+    def begin(self, states: Arrays) -> None:
+        """Put these states into the module, and its first values where one is missing.
+
+        Raises:
+            EpisodeError: The module's first step is another than later ones, and nothing says
+                which of the two is to come.
+        """
+        whole = {**self._first, **_tensors(states)}
+        flag = set(self._first) - {
+            name for slot in (*self._model.states, *self._model.arguments) for name in slot.first
+        }
+        if any(not bool(whole[name].all()) for name in flag):
+            raise EpisodeError(
+                "the module's first step is another than later ones",
+                found=f"an episode that starts from given states, and not after {', '.join(flag)}",
+                expected=f"start.{min(flag)}, of true",
+            )
+        for slot in self._model.states:
+            put(self._module, slot.name, slot.packed(whole))
+        self._arguments = {slot.name: slot.packed(whole) for slot in self._model.arguments}
+
     @torch.no_grad()
     def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs, states after the step and gates, of which there are none, by name."""
@@ -74,6 +100,12 @@ class RowsReference:
     def __init__(self, references: Sequence[Reference]) -> None:
         self._references = references
         self.name = f"{references[0].name}, {len(references)} sessions alone"
+
+    def begin(self, states: Arrays) -> None:
+        """Start every row from its own of these states."""
+        for row, reference in enumerate(self._references):
+            begin = getattr(reference, "begin")  # noqa: B009  (a reference need not have it)
+            begin({name: array[row : row + 1] for name, array in states.items()})
 
     def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs, states after the step and gates, by name, ``(rows, ...)``."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from stategate.contract import Episode, StateSpec, TensorSpec, batched
-from stategate.contract.errors import TraceError
+from stategate.contract.errors import EpisodeError, TraceError
 from stategate.contract.failures import failures
 from stategate.models.step import StepModel, Tensors, threshold_inputs
 
@@ -29,6 +29,12 @@ def staggered(stream: Episode, sessions: int) -> Episode:
     """
     if any(array.shape[1:2] != (1,) for array in stream.inputs.values()):
         return stream
+    if stream.start:
+        raise EpisodeError(
+            "one stream that starts from given states cannot serve several sessions",
+            found=", ".join(f"start.{name}" for name in stream.start),
+            expected=f"inputs of {sessions} rows, and states of as many",
+        )
     starts = [row * stream.steps // sessions for row in range(sessions)]
     return side_by_side(
         [Episode({n: np.roll(a, -t, axis=0) for n, a in stream.inputs.items()}) for t in starts]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from stategate.contract import Episode, InputsRef
 from stategate.contract.episode import not_finite
-from stategate.contract.errors import ParityError, StategateError
+from stategate.contract.errors import EpisodeError, ParityError, StategateError
 from stategate.contract.failures import failures
 from stategate.export.reference import Arrays, Reference
 
@@ -26,6 +26,15 @@ class Answers:
     def __init__(self, reference: Reference, episode: Episode, inputs: InputsRef) -> None:
         self._reference, self._episode, self._inputs = reference, episode, inputs
         self._holes: dict[str, list[int]] = {}
+        if episode.start:
+            begin = getattr(reference, "begin", None)
+            if begin is None:
+                raise EpisodeError(
+                    "the check of this model cannot start from given states",
+                    found=", ".join(f"start.{name}" for name in episode.start),
+                    remedy="give an episode that starts as the model does",
+                )
+            begin(episode.start)
 
     @property
     def are_finite(self) -> bool:

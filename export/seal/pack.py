@@ -76,7 +76,7 @@ def seal(
         BuildError: The candidate needs a native engine, and no library can be built.
     """
     refuse_to_replace(out)
-    episode.check(candidate.spec)
+    episode.check(candidate.spec, starts=True)
     created = _build_time()
     with scratch_folder() as scratch:
         manifest, files = _assemble(candidate, created, target, budget or Budget())

@@ -115,6 +115,7 @@ def compare(
         opened = dict.fromkeys(thresholds, 0)
         output_gaps, state_gaps = Gaps(rows), Gaps(rows)
         specs = session.manifest.states
+        episode.begin(session, [state.name for state in specs])
         stored = {s.name: session.state(s.name) for s in specs}
         first, unchanged = stored, set(stored)
         trail: list[Arrays] = [stored]
@@ -158,6 +159,7 @@ def compare(
         gates=_stacked([gates for _, gates in first_answers]),
         states=dict(states),
         trail=_stacked(trail) if room > 0 else {},
+        start=episode.start,
     )
     output_error, state_error = (
         gaps.per_step() if gaps.per_step().size else np.zeros(len(flipped))

@@ -42,10 +42,11 @@ def live(
 
     Args:
         stepper: What is stepped.
-        episode: Its inputs.
+        episode: Its inputs, and perhaps the states from which it starts.
         step: Takes a step by its number and inputs in place of the stepper's own ``step``.
     """
     names = [state.name for state in stepper.manifest.states]
+    episode.begin(stepper, names)
     for t, inputs in enumerate(episode):
         outputs = stepper.step(**inputs) if step is None else step(t, inputs)
         ended = t == episode.steps - 1

@@ -122,8 +122,10 @@ def chunk_gap(path: str | Path, golden: Episode) -> float | None:
 
 
 def _history_gap(path: str | Path, golden: Episode, steps: int) -> float:
-    history = Episode({name: array[:steps] for name, array in golden.inputs.items()})
+    inputs = {name: array[:steps] for name, array in golden.inputs.items()}
+    history = Episode(inputs, start=golden.start)
     with Session.open(path) as by_chunk, Session.open(path) as by_step:
+        history.begin(by_chunk, [state.name for state in by_chunk.manifest.states])
         outputs = by_chunk.prefill(**history.inputs)
         ended = {state.name: by_chunk.state(state.name) for state in by_chunk.manifest.states}
         answers = recorded(replace(history, outputs=outputs, states=ended))

@@ -25,6 +25,7 @@ from stategate.contract.durable import write_whole
 from stategate.contract.errors import ResultError, SpecError
 from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Array
+from stategate.runtime.keep.state_files import States
 from stategate.runtime.session import Session
 
 BLOCK_STEPS = 4096
@@ -119,6 +120,7 @@ class Recorder:
         self._at = self._first = self._index = 0
         self._written_steps = self._lost = self._files = self._bytes = 0
         self._problem: str | None = None
+        self._start: dict[str, Array] = {}
         self._warned = False
         self._thread = ThreadPoolExecutor(1, "stategate-recorder")
         self._writing: tuple[int, Future[int]] | None = None
@@ -160,6 +162,17 @@ class Recorder:
             raise ResultError("steps were not recorded", found=self._problem)
         return outputs
 
+    def load_state(self, states: States) -> None:
+        """`Session.load_state`, and begin a file that says from which states it starts.
+
+        Raises:
+            StategateError: Whatever the session raises; nothing has changed then.
+        """
+        self._session.load_state(states)
+        self.cut()
+        names = (state.name for state in self._session.manifest.states)
+        self._start = {name: self._session.state(name) for name in names}
+
     def cut(self) -> None:
         """End the file here; the next step begins another. Waits for the disk."""
         self._settle(wait=True)
@@ -186,13 +199,14 @@ class Recorder:
         self._at, self._first = 0, first + count
         if count == 0:
             return
+        start, self._start = self._start, {}
         if self._writing is not None:
             self._lose(count, "the disk was still busy with the block before")
         elif self._max_bytes is not None and self._bytes >= self._max_bytes:
             self._lose(count, f"{self._max_bytes:,} bytes are written, and no more may be")
         else:
             full, self._filling, self._spare = self._filling, self._spare, self._filling
-            self._writing = count, self._thread.submit(self._write, full, count, first)
+            self._writing = count, self._thread.submit(self._write, full, count, first, start)
 
     def _settle(self, wait: bool) -> None:
         """Account for the block in the thread, if it is done or ``wait`` says to wait for it."""
@@ -211,7 +225,9 @@ class Recorder:
         self._lost += count
         self._problem = problem
 
-    def _write(self, block: Mapping[str, Array], count: int, first: int) -> int:
+    def _write(
+        self, block: Mapping[str, Array], count: int, first: int, start: dict[str, Array]
+    ) -> int:
         """In the thread: one whole file, under the next name that is free."""
         session = self._session
         episode = Episode(
@@ -219,6 +235,7 @@ class Recorder:
             rate_hz=self._rate_hz,
             provenance=f"{session.manifest.model.name}, bundle {session.bundle_digest[:12]}, "
             f"steps {first} to {first + count - 1} of a live session",
+            start=start,
         )
         while (path := self._folder / f"{self._name}-{self._index:06d}.npz").exists():
             self._index += 1

@@ -97,10 +97,11 @@ def run_episode(
         report: Called with the number of steps done, about two hundred times.
         stop: Asked after every step whether the run shall end early.
     """
-    episode.check(session.manifest.step)
-    contract = session.manifest.observation or ObservationContract()
+    episode.check(session.manifest.step, starts=True)
+    manifest = session.manifest
     if episode.rate_hz is not None:
-        check_loop_rate(contract, episode.rate_hz)
+        check_loop_rate(manifest.observation, episode.rate_hz)
+    begins_anew = (manifest.observation or ObservationContract()).resets.each_episode
     steps = episode.steps if steps is None else steps
     if steps <= 0:
         raise EpisodeError("there is nothing to run", found=f"{steps} steps", expected="1 or more")
@@ -111,9 +112,12 @@ def run_episode(
     every = max(1, steps // _SAMPLES)
     warm = max(1, steps // 100)
     rss_warm = 0
+    states = [state.name for state in manifest.states]
+    episode.begin(session, states)
     for t, inputs in enumerate(itertools.islice(_endless(episode), steps)):
-        if contract.resets.each_episode and t and t % episode.steps == 0:
+        if begins_anew and t and t % episode.steps == 0:
             session.reset()  # the recording begins anew
+            episode.begin(session, states)
         start = perf_counter_ns()
         session.step(**inputs)
         elapsed_ns[t] = perf_counter_ns() - start
@@ -129,7 +133,6 @@ def run_episode(
         if stopped:
             break
     done = timeline.step[-1]
-    manifest = session.manifest
     kv = manifest.model.kv_bytes_per_step
     p50, p99 = np.percentile(elapsed_ns[:done], (50, 99)) / 1000.0
     return RunResult(
