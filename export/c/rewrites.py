@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -23,7 +24,8 @@ def with_known_operators(model: onnx.ModelProto) -> onnx.ModelProto:
 class WriteOut(ir.passes.InPlacePass):
     """Write out Einsum as products, and a Slice with a negative step as a Gather.
 
-    Requires known shapes. What has an unusual form stays, and the generator refuses it by name.
+    Requires known shapes. Guarantees the same numbers up to the order of a sum. What has an unusual
+    form stays, and the generator refuses it by name.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -56,57 +58,111 @@ class _New:
         return self._tape.initializer(ir.tensor(np.array(values, np.int64), name=name))
 
 
-def _einsum(node: ir.Node, new: _New) -> ir.Value | None:
-    """Turn two operands into stacks of matrices, multiply, and turn the result back."""
-    terms = _terms(node.attributes.get_string("equation", ""))
-    shapes = [extents(value) for value in node.inputs]
-    if terms is None or len(node.inputs) != 2 or None in shapes:
-        return None
-    (left, right), out = terms
-    sizes: dict[str, int] = {}
-    for term, shape in zip((left, right), shapes, strict=True):
-        # A repeated letter is a diagonal, and an extent of 1 may stand for a larger one.
-        if shape is None or len(term) != len(shape) or len(set(term)) < len(term):
-            return None
-        if any(sizes.setdefault(c, n) != n for c, n in zip(term, shape, strict=True)):
-            return None
-    if len(set(out)) < len(out) or not {*out} <= {*left, *right}:
-        return None
-    both = [c for c in out if c in left and c in right]
-    rows = [c for c in out if c not in right]
-    columns = [c for c in out if c not in left]
-    summed = [c for c in left if c in right and c not in out]
+class _Operand(NamedTuple):
+    """A value with a letter for each of its axes."""
 
-    def matrices(value: ir.Value | None, term: str, first: list[str], last: list[str]) -> ir.Value:
-        extra = [i for i, c in enumerate(term) if c not in {*both, *first, *last}]
-        if extra:  # letters of this operand only, which the result lacks
-            value = new.op("ReduceSum", [value, new.integers(extra)], {"keepdims": 0})
-            term = "".join(c for i, c in enumerate(term) if i not in extra)
+    value: ir.Value | None
+    term: str
+
+
+def _einsum(node: ir.Node, new: _New) -> ir.Value | None:
+    """Products of two operands at a time, then the axes of the result in their order."""
+    shapes = [extents(value) for value in node.inputs]
+    known = [shape for shape in shapes if shape is not None]
+    terms = _terms(node.attributes.get_string("equation", ""), [len(shape) for shape in known])
+    if terms is None or len(known) < len(shapes):
+        return None
+    *terms, out = terms
+    pairs = [pair for t, n in zip(terms, known, strict=True) for pair in zip(t, n, strict=True)]
+    sizes = dict(sorted(pairs, key=lambda pair: pair[1]))  # the largest is last and stays
+    if any(n not in (1, sizes[c]) for c, n in pairs):
+        return None
+    operands = [
+        _simple(_Operand(value, term), shape, sizes, new)
+        for value, term, shape in zip(node.inputs, terms, known, strict=True)
+    ]
+    while len(operands) > 1:
+        left, right, *others = operands
+        needed = {*out}.union(*(other.term for other in others))
+        operands = [_product(left, right, needed, sizes, new), *others]
+    value, term = _summed(operands[0], {*out}, new)
+    return new.op("Transpose", [value], {"perm": [term.index(c) for c in out]})
+
+
+def _terms(equation: str, ranks: Sequence[int]) -> list[str] | None:
+    """Letters of each operand and of the result, with letters for what dots stand for."""
+    inputs, arrow, out = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    letters = "".join(terms).replace(".", "")
+    extra = [rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=False)]
+    dots = [n if "..." in t else 0 for t, n in zip(terms, extra, strict=False)]
+    if len(terms) != len(ranks) or extra != dots or min(dots, default=0) < 0:
+        return None
+    axes = "".join(map(chr, range(0x3B1, 0x3B1 + max(dots, default=0))))
+    if not arrow:
+        out = "..." * any(dots) + "".join(sorted(c for c in letters if letters.count(c) == 1))
+    terms = [t.replace("...", axes[len(axes) - n :]) for t, n in zip(terms, dots, strict=True)]
+    out = out.replace("...", axes)
+    return [*terms, out] if len({*out}) == len(out) and {*out} <= {*"".join(terms)} else None
+
+
+def _simple(
+    operand: _Operand, shape: Sequence[int], sizes: Mapping[str, int], new: _New
+) -> _Operand:
+    """Without axes that are repeated for the other operands, and with the diagonal of two."""
+    value, term = operand
+    kept = [i for i, c in enumerate(term) if shape[i] == sizes[c]]
+    if len(kept) < len(term):
+        value = new.op("Reshape", [value, new.integers([shape[i] for i in kept])])
+        term = "".join(term[i] for i in kept)
+    for letter in {c for c in term if term.count(c) > 1}:
+        while term.count(letter) > 1:
+            first, second = [i for i, c in enumerate(term) if c == letter][:2]
+            others = [i for i in range(len(term)) if i not in (first, second)]
+            term, n = "".join(term[i] for i in others) + letter, sizes[letter]
+            value = new.op("Transpose", [value], {"perm": [*others, first, second]})
+            flat = [*(sizes[c] for c in term[:-1]), n * n]
+            value = new.op("Reshape", [value, new.integers(flat)])
+            places = new.integers([i * (n + 1) for i in range(n)])
+            value = new.op("Gather", [value, places], {"axis": len(flat) - 1})
+    return _Operand(value, term)
+
+
+def _summed(operand: _Operand, needed: set[str], new: _New) -> _Operand:
+    """Without the axes that nothing else has and the result lacks."""
+    value, term = operand
+    extra = [i for i, c in enumerate(term) if c not in needed]
+    if extra:
+        value = new.op("ReduceSum", [value, new.integers(extra)], {"keepdims": 0})
+    return _Operand(value, "".join(c for c in term if c in needed))
+
+
+def _product(
+    left: _Operand, right: _Operand, needed: set[str], sizes: Mapping[str, int], new: _New
+) -> _Operand:
+    """One operand of two: a stack of matrix products, or of numbers where nothing is summed."""
+    left = _summed(left, needed | {*right.term}, new)
+    right = _summed(right, needed | {*left.term}, new)
+    both = [c for c in left.term if c in right.term and c in needed]
+    summed = [c for c in left.term if c in right.term and c not in needed]
+    rows = [c for c in left.term if c not in right.term]
+    columns = [c for c in right.term if c not in left.term]
+
+    def stack(operand: _Operand, first: list[str], last: list[str]) -> ir.Value:
         order = [*both, *first, *last]
-        value = new.op("Transpose", [value], {"perm": [term.index(c) for c in order]})
+        perm = [operand.term.index(c) for c in order]
+        value = new.op("Transpose", [operand.value], {"perm": perm})
         groups = (both, first, last)
         return new.op("Reshape", [value, new.integers([prod(sizes[c] for c in g) for g in groups])])
 
-    product = new.op(
-        "MatMul",
-        [
-            matrices(node.inputs[0], left, rows, summed),
-            matrices(node.inputs[1], right, summed, columns),
-        ],
-    )
+    if summed:
+        factors = [stack(left, rows, summed), stack(right, summed, columns)]
+    else:
+        factors = [stack(left, rows, []), stack(right, [], columns)]
     order = [*both, *rows, *columns]
+    product = new.op("MatMul" if summed else "Mul", factors)
     product = new.op("Reshape", [product, new.integers([sizes[c] for c in order])])
-    return new.op("Transpose", [product], {"perm": [order.index(c) for c in out]})
-
-
-def _terms(equation: str) -> tuple[list[str], str] | None:
-    """Letters of each operand and of the result; None where some stand for several axes."""
-    inputs, arrow, out = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if "." in equation:
-        return None
-    letters = "".join(terms)
-    return terms, out if arrow else "".join(sorted(c for c in letters if letters.count(c) == 1))
+    return _Operand(product, "".join(order))
 
 
 def _backward_slice(node: ir.Node, new: _New) -> ir.Value | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -17,7 +18,9 @@ from stategate.contract import VALID, GateSpec, StateSpec, StepSpec, TensorSpec,
 from stategate.contract.errors import SpecError, StategateError, TraceError
 from stategate.contract.failures import failures
 from stategate.export.frontends.float64 import Float64Numbers
+from stategate.export.frontends.places import TensorsAsPlaces
 from stategate.export.frontends.rows import check_rows_are_independent
+from stategate.export.frontends.unrolled import in_simpler_operations
 from stategate.export.memory.undeclared import undeclared
 from stategate.export.memory.watch import Watch
 from stategate.export.passes.graph import (
@@ -98,7 +101,8 @@ class _Step(nn.Module):
         spec = self.spec
         dtypes = [t.dtype for t in spec.inputs] + [s.dtype for s in spec.states]
         is_wide = not {"float64", "int64"}.isdisjoint(dtypes)
-        with Float64Numbers() if is_wide else nullcontext(), self._watch.forgetting():
+        wide = Float64Numbers() if is_wide else nullcontext()
+        with wide, TensorsAsPlaces(), self._watch.forgetting():
             result = self.run(dict(zip(self._names(), tensors, strict=True)))
         return (
             *(result.outputs[t.name] for t in spec.outputs),
@@ -179,13 +183,18 @@ class _Step(nn.Module):
         try:
             program = torch.export.export(self, tuple(example.values()), strict=False)
         except failures() as problem:  # torch.export raises many unrelated types
+            found = explained(problem, lines=1)
+            # A count that becomes a Python number may be a place, a length or a condition.
+            is_number = re.search(r"data-dependent[^`]*`[^`]*(\bint\(|\.item\(|range\()", found)
             raise TraceError(
                 "torch.export cannot follow the step",
-                found=explained(problem, lines=1),
+                found=found,
                 expected="a step without data-dependent Python branches or shape changes",
-                remedy="choose with torch.where(condition, a, b), keep every shape fixed, write "
-                "tensors without .data, and "
-                "compute in torch alone",
+                remedy="use the tensor itself as a place, ring[:, pointer] and not "
+                "ring[:, int(pointer)], and torch.where(condition, a, b) for a branch"
+                if is_number
+                else "choose with torch.where(condition, a, b), keep every shape fixed, write "
+                "tensors without .data, and compute in torch alone",
             ) from problem
         signature = program.graph_signature
         # The watch looks at values; torch.export sees writes that leave them as they were.
@@ -206,7 +215,7 @@ class _Step(nn.Module):
         names += [s.next_name for s in spec.states]
         try:
             converted = torch.onnx.export(
-                program,
+                in_simpler_operations(program),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(example),
@@ -219,7 +228,10 @@ class _Step(nn.Module):
                 found=blamed_operation(problem, lambda: self(*example.values()))
                 or explained(problem.__cause__ or problem),
                 expected=f"operations of ONNX opset {OPSET}",
-                remedy="write the operation in simpler ones",
+                remedy="write the operation in simpler ones; of linear algebra solve, inv, "
+                "cholesky and solve_triangular of small matrices are taken"
+                if "linalg" in str(problem)
+                else "write the operation in simpler ones",
             ) from problem
         assert converted is not None  # with dynamo=True and no file, a program is returned
         graph = with_choices_of_booleans(without_traces_of_the_build(converted.model_proto))
