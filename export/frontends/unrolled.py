@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
@@ -36,9 +37,10 @@ def in_simpler_operations(program: torch.export.ExportedProgram) -> torch.export
 
 def _has_projection(node: torch.fx.Node) -> bool:
     """Whether a layer has a fifth weight, or a third where there are no biases."""
-    _, _, weights, has_biases, layers, _, _, bidirectional, *_ = node.args
-    directions = layers * (2 if bidirectional else 1)  # type: ignore[operator]
-    return len(weights) > directions * (4 if has_biases else 2)  # type: ignore[arg-type]
+    # input, hidden, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
+    args: Any = node.args
+    directions = args[4] * (2 if args[7] else 1)
+    return bool(len(args[2]) > directions * (4 if args[3] else 2))
 
 
 def _rows(matrix: Tensor) -> int:
@@ -57,7 +59,7 @@ def _rows(matrix: Tensor) -> int:
 def _solved(a: Tensor, b: Tensor) -> Tensor:
     """``x`` of ``a @ x = b`` by Gauss-Jordan elimination, the largest pivot of a column first."""
     n = _rows(a)
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     both = torch.cat((a.expand(*batch, n, n), b.expand(*batch, n, b.shape[-1])), -1)
     for k in range(n):
         below, row = both[..., k:, :], both[..., k, :]
