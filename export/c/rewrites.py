@@ -68,18 +68,18 @@ class _Operand(NamedTuple):
 def _einsum(node: ir.Node, new: _New) -> ir.Value | None:
     """Products of two operands at a time, then the axes of the result in their order."""
     shapes = [extents(value) for value in node.inputs]
-    known = [shape for shape in shapes if shape is not None]
-    terms = _terms(node.attributes.get_string("equation", ""), [len(shape) for shape in known])
-    if terms is None or len(known) < len(shapes):
+    sizes_of = [shape for shape in shapes if shape is not None]
+    terms = _terms(node.attributes.get_string("equation", ""), [len(shape) for shape in sizes_of])
+    if terms is None or len(sizes_of) < len(shapes):
         return None
     *terms, out = terms
-    pairs = [pair for t, n in zip(terms, known, strict=True) for pair in zip(t, n, strict=True)]
+    pairs = [pair for t, n in zip(terms, sizes_of, strict=True) for pair in zip(t, n, strict=True)]
     sizes = dict(sorted(pairs, key=lambda pair: pair[1]))  # the largest is last and stays
     if any(n not in (1, sizes[c]) for c, n in pairs):
         return None
     operands = [
         _simple(_Operand(value, term), shape, sizes, new)
-        for value, term, shape in zip(node.inputs, terms, known, strict=True)
+        for value, term, shape in zip(node.inputs, terms, sizes_of, strict=True)
     ]
     while len(operands) > 1:
         left, right, *others = operands
@@ -111,10 +111,10 @@ def _simple(
 ) -> _Operand:
     """Without axes that are repeated for the other operands, and with the diagonal of two."""
     value, term = operand
-    kept = [i for i, c in enumerate(term) if shape[i] == sizes[c]]
-    if len(kept) < len(term):
-        value = new.op("Reshape", [value, new.integers([shape[i] for i in kept])])
-        term = "".join(term[i] for i in kept)
+    whole = [i for i, c in enumerate(term) if shape[i] == sizes[c]]
+    if len(whole) < len(term):
+        value = new.op("Reshape", [value, new.integers([shape[i] for i in whole])])
+        term = "".join(term[i] for i in whole)
     for letter in {c for c in term if term.count(c) > 1}:
         while term.count(letter) > 1:
             first, second = [i for i, c in enumerate(term) if c == letter][:2]

@@ -25,17 +25,17 @@ class TensorsAsPlaces(TorchFunctionMode):
 
 # The mode is off while it handles an operation, so an index with two pointers comes back here.
 def _get(tensor: Tensor, index: Any) -> Tensor:
-    if (found := _pointer(tensor, index)) is None:
+    if (pointer_in := _pointer(tensor, index)) is None:
         return tensor[index]
-    axis, pointer, rest = found
+    axis, pointer, rest = pointer_in
     return _get(tensor.index_select(axis, pointer), rest)
 
 
 def _set(tensor: Tensor, index: Any, value: Any) -> None:
-    if (found := _pointer(tensor, index)) is None:
+    if (pointer_in := _pointer(tensor, index)) is None:
         tensor[index] = value
         return
-    axis, pointer, rest = found
+    axis, pointer, rest = pointer_in
     part = tensor.index_select(axis, pointer)
     _set(part, rest, value)
     tensor.index_copy_(axis, pointer, part)

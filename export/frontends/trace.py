@@ -183,12 +183,12 @@ class _Step(nn.Module):
         try:
             program = torch.export.export(self, tuple(example.values()), strict=False)
         except failures() as problem:  # torch.export raises many unrelated types
-            found = explained(problem, lines=1)
+            message = explained(problem, lines=1)
             # A count that becomes a Python number may be a place, a length or a condition.
-            is_number = re.search(r"data-dependent[^`]*`[^`]*(\bint\(|\.item\(|range\()", found)
+            is_number = re.search(r"data-dependent[^`]*`[^`]*(\bint\(|\.item\(|range\()", message)
             raise TraceError(
                 "torch.export cannot follow the step",
-                found=found,
+                found=message,
                 expected="a step without data-dependent Python branches or shape changes",
                 remedy="use the tensor itself as a place, ring[:, pointer] and not "
                 "ring[:, int(pointer)], and torch.where(condition, a, b) for a branch"

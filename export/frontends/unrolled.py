@@ -76,12 +76,10 @@ def _solved(a: Tensor, b: Tensor) -> Tensor:
     return both[..., n:]
 
 
-def _solve(
-    a: Tensor, b: Tensor, *, left: bool = True, check_errors: bool = False
-) -> tuple[Tensor, ...]:
+def _solve(a: Tensor, b: Tensor, **options: bool) -> tuple[Tensor, ...]:
     is_vector = b.dim() == a.dim() - 1 and b.shape == a.shape[:-1]
     b = b[..., None] if is_vector else b
-    x = _solved(a, b) if left else _solved(a.mT, b.mT).mT
+    x = _solved(a, b) if options.get("left", True) else _solved(a.mT, b.mT).mT
     # The factors are for gradients and for errors, which nobody reads here.
     return x[..., 0] if is_vector else x, a, _none(a), _none(a)
 
@@ -108,17 +106,16 @@ def _cholesky(
     return lower.mT if upper else lower, _none(a)
 
 
-def _triangular(
-    a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
-) -> Tensor:
-    if not left:
-        return _triangular(a.mT, b.mT, upper=not upper, unitriangular=unitriangular).mT
+def _triangular(a: Tensor, b: Tensor, *, upper: bool, **options: bool) -> Tensor:
+    has_ones = options.get("unitriangular", False)  # on the diagonal, whatever is there
+    if not options.get("left", True):
+        return _triangular(a.mT, b.mT, upper=not upper, unitriangular=has_ones).mT
     rows: dict[int, Tensor] = {}
     for i in reversed(range(_rows(a))) if upper else range(_rows(a)):
         rest = b[..., i, :]
         for j, row in rows.items():
             rest = rest - a[..., i, j : j + 1] * row
-        rows[i] = rest if unitriangular else rest / a[..., i, i : i + 1]
+        rows[i] = rest if has_ones else rest / a[..., i, i : i + 1]
     return torch.stack([rows[i] for i in sorted(rows)], -2)
 
 
@@ -130,7 +127,7 @@ def _cholesky_solve(b: Tensor, a: Tensor, upper: bool = False) -> Tensor:
 _SIMPLER: dict[Any, Callable[..., Any]] = {
     _aten._linalg_solve_ex.default: _solve,
     _aten.linalg_solve_ex.default: lambda a, b, **options: (_solve(a, b, **options)[0], _none(a)),
-    _aten.linalg_solve.default: lambda a, b, left=True: _solve(a, b, left=left)[0],
+    _aten.linalg_solve.default: lambda a, b, **options: _solve(a, b, **options)[0],
     _aten.linalg_inv_ex.default: _inverse,
     _aten.linalg_inv.default: lambda a: _inverse(a)[0],
     _aten.inverse.default: lambda a: _inverse(a)[0],
