@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from stategate.contract import ConstantSpec, Episode, ModelRef, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import GraphError, StatePairingError
@@ -24,12 +23,19 @@ from stategate.export.frontends.declared import (
     pinned_inputs,
     with_constants,
 )
-from stategate.export.frontends.forgetting import check_nothing_is_forgotten
-from stategate.export.frontends.lifting.find import Question, as_stream, remembered
+from stategate.export.frontends.file_reference import OnnxReference
+from stategate.export.frontends.forgetting import check_calls_add_up, check_nothing_is_forgotten
+from stategate.export.frontends.lifting.find import (
+    Question,
+    as_stream,
+    remedy_for,
+    remembered,
+)
 from stategate.export.frontends.lifting.lift import Lifted
 from stategate.export.frontends.lifting.whole import StreamReference
 from stategate.export.frontends.pairing import Evidence, check_pairs, find_pairs, lookalikes
-from stategate.export.frontends.steering import Branches, choices
+from stategate.export.frontends.recurrent import carried_by_nodes
+from stategate.export.frontends.steering import choices
 from stategate.export.frontends.untrusted import load_graph, run_within_limits, unoptimised
 from stategate.export.passes.dataflow import copies_of_inputs, read_on, used_inputs
 from stategate.export.passes.graph import check_graph
@@ -50,6 +56,7 @@ class Adopted:
     contexts: Mapping[str, int]  # as in the request
     arrays: Mapping[str, np.ndarray]  # inputs of the file that became constants of the graph
     stream: Lifted | None = None  # how hidden memory became states; None where none was lifted
+    notes: tuple[str, ...] = ()  # what the file does otherwise over several frames in one call
 
     def reference(self, episode: Episode) -> Reference:
         """What the bundle has to equal: the file, in its own plain calls.
@@ -58,7 +65,9 @@ class Adopted:
             episode: What both will be stepped through.
         """
         if self.stream is None:
-            return OnnxReference(self.candidate, self.original, self.contexts, self.arrays)
+            return OnnxReference(
+                self.candidate, self.original, self.contexts, self.arrays, self.notes
+            )
         spec, first = self.candidate.spec, self.candidate.initial
         fixed = {**self.arrays, **{c.name: c.array() for c in spec.constants}}
         fixed |= {s.name: first.get(s.name, np.zeros(s.shape, s.dtype)) for s in spec.states}
@@ -80,17 +89,16 @@ def adopt(path: Path, request: Request) -> Adopted:
             value does not fit, it forgets or draws random numbers, or its memory cannot be lifted.
         StatePairingError: Declared pairs do not fit, or none can be memory without doubt.
     """
-    original, model = load_graph(path)
-    fixed = _constants(model, request)
+    original, file = load_graph(path)
+    fixed = _constants(file, request)
     arrays = {n: value for n, value in fixed.items() if isinstance(value, np.ndarray)}
     constants = [value for value in fixed.values() if isinstance(value, ConstantSpec)]
-    if arrays:
-        model = with_constants(model, arrays)
+    model = with_constants(file, arrays) if arrays else file
     numbers = {constant.name: constant.array() for constant in constants}
     question = Question(request.dims, request.shapes, numbers, request.time_axes)
     stream = _stream(model, request, question) if request.lift else None
     axes, hop = (stream.axes, stream.hop) if stream else ({}, 1)
-    specs = pinned_inputs(model, request, axes, hop)
+    specs = pinned_inputs(file, request, axes, hop)
     inputs = {name: spec for name, spec in specs.items() if name not in fixed}
     hidden = tuple(lift.state for lift in stream.lifts) if stream else ()
     if stream is not None:
@@ -127,18 +135,22 @@ def adopt(path: Path, request: Request) -> Adopted:
         model = with_context(model, new, state)
         graph = _bytes(model)
     check_graph(model, spec, branch_free=False)
-    check_nothing_is_forgotten(model, spec)
+    initial = _initial(spec, request, stream)
+    check_nothing_is_forgotten(model, spec, question)
+    notes = () if stream or windows else check_calls_add_up(model, spec, question, initial)
     candidate = Candidate(
         model=ModelRef(path.stem, ADOPTED, path.name, file_sha256(path)[0]),
         spec=spec,
         graph=graph,
         made_with=("onnx", "onnxruntime"),
-        initial=_initial(spec, request, stream),
+        initial=initial,
         metadata={entry.key: entry.value for entry in model.metadata_props},
         attached={f"adopted/{path.name}": original} if graph is not original else {},
     )
     alike = {} if stream else lookalikes(inputs, changed, pairs)
-    return Adopted(candidate, pairs, pairing, alike, original, request.contexts, arrays, stream)
+    return Adopted(
+        candidate, pairs, pairing, alike, original, request.contexts, arrays, stream, notes
+    )
 
 
 def _bytes(model: onnx.ModelProto) -> bytes:
@@ -194,9 +206,7 @@ def _pairs(
     if stream is not None:
         still = [name for name in inputs if name not in stream.axes]
         if still and not pairs:
-            pairs, pairing = find_pairs(
-                inputs, outputs, Evidence(used_inputs(model), read_on(model))
-            )
+            pairs, pairing = find_pairs(inputs, outputs, _evidence(model))
             pairs = {n: o for n, o in pairs.items() if n in still and not stream.results.get(o)}
         if others := [name for name in still if name not in pairs]:
             raise GraphError(
@@ -210,7 +220,7 @@ def _pairs(
     if pairs:
         return pairs, pairing
     try:
-        return find_pairs(inputs, outputs, Evidence(used_inputs(model), read_on(model)))
+        return find_pairs(inputs, outputs, _evidence(model))
     except StatePairingError as problem:
         memory = remembered(model, question)
         if memory is None or not (memory.lifts or memory.obstacles):
@@ -220,86 +230,12 @@ def _pairs(
             "within one",
             found="; ".join(map(str, [*memory.lifts, *memory.obstacles])),
             expected="its memory as inputs and outputs",
-            remedy=_remedy(memory),
+            remedy=remedy_for(memory),
         ) from problem
 
 
-def _remedy(memory: Lifted) -> str:
-    if memory.obstacles:
-        return "no state can stand for " + ", ".join(o.node for o in memory.obstacles)
-    return "add --lift, which makes each of these a state"
-
-
-class OnnxReference:
-    """The graph as its author would run it: plain calls, no optimisation, state fed back.
-
-    Args:
-        candidate: Of `adopt`.
-        raw: The file; the candidate's graph where it is left out.
-        contexts: As in the request; the samples are put in front here.
-        arrays: Values of inputs that the candidate has as constants.
-    """
-
-    def __init__(
-        self,
-        candidate: Candidate,
-        raw: bytes | None = None,
-        contexts: Mapping[str, int] | None = None,
-        arrays: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
-        self.name = f"onnxruntime {onnxruntime.__version__} run(), optimisations off"
-        spec = candidate.spec
-        raw = candidate.graph if raw is None else raw
-        model = onnx.load_model_from_string(raw)
-        self._branches = Branches(model, (c.name for c in spec.constants))
-        self._contexts = {f"{name}.context": name for name in contexts or {}}
-        self._session = unoptimised(_with_outputs(model, self._branches.conditions) or raw)
-        self._states = {s.name: np.zeros(s.shape, s.dtype) for s in spec.states}
-        self._states |= candidate.initial
-        self._fixed = {**(arrays or {}), **{c.name: c.array() for c in spec.constants}}
-        self._next = {s.name: s.next_name for s in spec.states if s.name not in self._contexts}
-        outputs = [t.name for t in spec.outputs] + [*self._next.values()]
-        self._promised = {name: spec.graph_outputs()[name].shape for name in outputs}
-        self._names = [*dict.fromkeys([*outputs, *self._branches.conditions])]
-
-    def begin(self, states: Mapping[str, np.ndarray]) -> None:
-        """Start from these states, and from the first values where one is missing."""
-        self._states = {**self._states, **states}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the steps so far did not show."""
-        return self._branches.notes()
-
-    def step(
-        self, inputs: Mapping[str, np.ndarray]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Outputs, states after the step, and no gates.
-
-        Raises:
-            GraphError: An output came in another shape than in the step before.
-        """
-        feed = {**inputs, **self._fixed, **self._states}
-        after = {}
-        for context, name in self._contexts.items():
-            before = feed.pop(context)
-            feed[name] = np.concatenate([before, feed[name]], axis=-1)
-            after[context] = feed[name][..., -before.shape[-1] :]
-        arrays = run_within_limits(self._session, self._names, feed)
-        results = dict(zip(self._names, arrays, strict=True))
-        self._branches.add({**feed, **results})
-        for name, shape in self._promised.items():
-            if results[name].shape != shape:
-                raise GraphError(
-                    f"output {name!r} changes its shape from call to call",
-                    found=f"{list(results[name].shape)} after {list(shape)}",
-                    expected="one shape for ever",
-                    remedy="a memory of changing size is no state; pad it to a fixed shape",
-                )
-        self._states = after | {name: results[output] for name, output in self._next.items()}
-        states = {*self._next.values()}
-        outputs = {name: results[name] for name in self._promised if name not in states}
-        return outputs, self._states, {}
+def _evidence(model: onnx.ModelProto) -> Evidence:
+    return Evidence(used_inputs(model), read_on(model), carried_by_nodes(model))
 
 
 def _constants(model: onnx.ModelProto, request: Request) -> dict[str, np.ndarray | ConstantSpec]:
@@ -350,16 +286,6 @@ def _initial(spec: StepSpec, request: Request, stream: Lifted | None) -> dict[st
         if value.any():
             arrays[name] = value
     return arrays
-
-
-def _with_outputs(model: onnx.ModelProto, conditions: Iterable[str]) -> bytes | None:
-    """The file with the conditions of its branches as outputs; None where it has them all."""
-    visible = {value.name for value in (*model.graph.input, *model.graph.output)}
-    hidden = [name for name in conditions if name not in visible]
-    for name in hidden:
-        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, None)
-        model.graph.output.append(value)
-    return model.SerializeToString() if hidden else None
 
 
 def _probe(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 
+import numpy as np
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 
-from stategate.contract import StepSpec
+from stategate.contract import StepSpec, TensorSpec
 from stategate.contract.errors import GraphError
+from stategate.contract.failures import failures
+from stategate.export.frontends.lifting.find import Question, remedy_for, remembered
+from stategate.export.frontends.lifting.whole import WholeSequence, gap
+from stategate.export.frontends.recurrent import STATES, frames_axis
 from stategate.export.passes.dataflow import (
     constant_values,
     extents,
@@ -18,18 +25,25 @@ from stategate.export.passes.dataflow import (
 )
 from stategate.export.passes.pinned import pinned
 
-_RECURRENT = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}  # which inputs are the initial states
+_LENGTHS = (2, 5, 9)  # steps of the calls that are compared
+_ALIKE = 1e-4
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"}
 _RANDOM |= {"RandomUniform", "RandomUniformLike"}
 
 
-def check_nothing_is_forgotten(model: onnx.ModelProto, spec: StepSpec) -> None:
+def check_nothing_is_forgotten(model: onnx.ModelProto, spec: StepSpec, question: Question) -> None:
     """Refuse a graph that answers otherwise when it is called again, or forgets from step to step.
+
+    Args:
+        model: The step.
+        spec: Its signature.
+        question: What the user says of its axes, to find a remedy.
 
     Raises:
         GraphError: It draws random numbers; or a recurrent node takes one step of time and begins
             it from a constant.
     """
+    model = onnx.inliner.inline_local_functions(model)
     with suppress(GraphError):  # what cannot be pinned is looked at as it is
         model = pinned(model, spec)
     graph = inferred(model).graph
@@ -56,17 +70,92 @@ def check_nothing_is_forgotten(model: onnx.ModelProto, spec: StepSpec) -> None:
         if (starts := _constant_starts(node, constant)) and _steps(node, graph) == 1
     }
     if anew:
+        memory = remembered(model, question)
         raise GraphError(
             "a recurrent node forgets everything after each step",
             found="; ".join(f"{node}, which begins from {starts}" for node, starts in anew.items()),
             expected="its initial state as an input of the graph, and its last one as an output",
-            remedy="export the model with these states as inputs and outputs",
+            remedy=f"{remedy_for(memory)}; or export them"
+            if memory and memory.lifts
+            else "export the model with these states as inputs and outputs",
         )
+
+
+def check_calls_add_up(
+    model: onnx.ModelProto,
+    spec: StepSpec,
+    question: Question,
+    initial: Mapping[str, np.ndarray],
+) -> tuple[str, ...]:
+    """Compare a call over several steps with as many calls, where an axis is surely time.
+
+    Args:
+        model: The file.
+        spec: Its signature with the declared states.
+        question: What the user says of its axes.
+        initial: First states that are not zero.
+
+    Returns:
+        A sentence where they differ and the file takes a window in each step, whose edge may well
+        be the end of its memory.
+
+    Raises:
+        GraphError: They differ, a step is one frame, and some node begins anew in each.
+    """
+    memory = remembered(model, question)
+    if memory is None or not {*memory.axes} <= {tensor.name for tensor in spec.inputs}:
+        return ()
+    results = {n: c for n, c in memory.results.items() if c is None or not (c.lead or c.tail)}
+    states = {s.name: initial.get(s.name, np.zeros(s.shape, s.dtype)) for s in spec.states}
+    whole = WholeSequence(
+        model.SerializeToString(), memory.hop, memory.axes, results, question.constants
+    )
+    distance = 0.0
+    try:
+        for steps in _LENGTHS:
+            inputs = {tensor.name: _noise(tensor, steps) for tensor in spec.inputs}
+            fixed = {n: array[0] for n, array in inputs.items() if n not in memory.axes}
+            running = {n: array for n, array in inputs.items() if n in memory.axes}
+            together = whole.run(running, {**fixed, **states})
+            before = dict(states)
+            for t in range(steps):
+                piece = {name: array[t : t + 1] for name, array in running.items()}
+                answer = whole.run(piece, {**fixed, **before})
+                before = {s.name: answer[s.next_name] for s in spec.states if s.next_name in answer}
+                for name, value in whole.at(together, t).items():
+                    distance = max(distance, gap(answer[name], value))
+            for name, course in results.items():
+                if course is None:
+                    distance = max(distance, gap(answer[name], together[name]))
+    except failures():  # it is no file for several steps in one call
+        return ()
+    if distance <= _ALIKE:
+        return ()
+    parts = [*memory.lifts, *memory.obstacles]
+    names = "; ".join(map(str, parts)) or "no node that could be named"
+    if memory.hop == 1 and memory.lifts:
+        raise GraphError(
+            "the file remembers within one call what it forgets between two",
+            found=f"{distance:.3g} apart over {_LENGTHS[-1]} frames; {names}",
+            expected="a call over several frames that equals as many calls",
+            remedy=remedy_for(memory),
+        )
+    return (
+        f"over several steps in one call the file answers otherwise than step by step "
+        f"({distance:.2g} apart): {names}",
+    )
+
+
+def _noise(tensor: TensorSpec, steps: int) -> np.ndarray:
+    shape = (steps, *tensor.shape)
+    numbers = np.random.default_rng(steps).standard_normal(shape)
+    # Zero is an integer that nearly every graph takes.
+    return (numbers if tensor.dtype.startswith("float") else np.zeros(shape)).astype(tensor.dtype)
 
 
 def _constant_starts(node: ir.Node, constant: set[ir.Value]) -> str:
     """What of the initial states of a recurrent node never changes, in words."""
-    places = _RECURRENT.get(node.op_type, ())
+    places = STATES.get(node.op_type, {})
     starts = [node.inputs[i] if i < len(node.inputs) else None for i in places]
     names = [str(v.name) if v else "zeros" for v in starts if v is None or v in constant]
     return " and ".join(dict.fromkeys(names))
@@ -77,7 +166,7 @@ def _steps(node: ir.Node, graph: ir.Graph) -> int:
     value = node.inputs[0]
     # Inside of a branch a node may well begin anew: that branch can be the one of a first step.
     sequence = extents(value) if value is not None and value.graph is graph else None
-    return sequence[node.attributes.get_int("layout", 0)] if sequence else 0
+    return sequence[frames_axis(node, len(sequence))] if sequence else 0
 
 
 def _drops(node: ir.Node) -> bool:

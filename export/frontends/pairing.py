@@ -6,20 +6,27 @@ import difflib
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stategate.contract import TensorSpec
 from stategate.contract.errors import StatePairingError
 
 Tensors = Mapping[str, TensorSpec]
 
-_DIRECTIONS = re.compile(r"(past|present|prev|next|new|input|output|out|in|_?n$|[^a-z0-9])")
+# ONNX itself calls a last state "Y_h", and torch "hy" what follows "hx".
+_DIRECTIONS = re.compile(
+    r"past|present|prev|next|new|initial|input|output|out|in|^y_(?=[hc])|(?<=^[hc])[xy](?=\d*$)"
+    r"|_?n$|[^a-z0-9]"
+)
+_KINDS = re.compile(r"states?|key_?values?")  # say what it is, and not which one
 _TIMES = re.compile(r"past|present|prev|next|new")
 _MEMORY = re.compile(
     r"past|present|prev|next|new|state|hidden|memory|cache|carry|cell|recurrent|lstm|gru|rnn|ssm"
     r"|(^|[^a-z])(h|c|hn|cn|hx|cx|mem)([^a-z]|$)"
 )
 _CACHES = re.compile(r"past|prev|cache|(^|[^a-z])kv([^a-z]|$)")
+# What goes around through the world outside, and what counts frames, is no memory of the model.
+_OUTSIDE = re.compile(r"(^|[^a-z])(lens?|lengths?|masks?|actions?|rewards?)([^a-z]|$)")
 _ALIKE = 0.6
 _SAME = 0.9
 
@@ -30,6 +37,8 @@ class Evidence:
 
     used: AbstractSet[str]  # inputs that some output depends on
     read_on: AbstractSet[str]  # outputs that another output is computed from in the same step
+    # outputs that are last states of the nodes that begin from an input, by input
+    carried: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
 
 
 def find_pairs(
@@ -37,6 +46,7 @@ def find_pairs(
 ) -> tuple[dict[str, str], str]:
     """State pairs, and what they were found by.
 
+    Recurrent nodes decide where they begin from an input and give its next value as an output.
     Names decide among tensors of equal shape and dtype. Where no names are alike, shapes decide,
     but only if they allow a single assignment that leaves an input to be fed from outside.
     Evidence decides among pairs by name: where some are read on in the step, or are named as a
@@ -49,19 +59,27 @@ def find_pairs(
     """
     _refuse_growing(inputs, outputs)
     used = {n: t for n, t in inputs.items() if evidence is None or n in evidence.used}
-    candidates = _alike_in_form(used, outputs)
+    everything = _alike_in_form(used, outputs)
+    certain = _by_node(everything, evidence.carried if evidence else {})
+    candidates = {
+        name: [o for o in possible if o not in certain.values()]
+        for name, possible in everything.items()
+        if name not in certain and not _OUTSIDE.search(name.lower())
+    }
     pairs, how = _by_name(candidates), "by name"
     if pairs and evidence is not None:
         strong = {i: o for i, o in pairs.items() if o in evidence.read_on or _is_memory(i, o)}
         pairs = strong or {i: o for i, o in pairs.items() if _likeness(i, o) >= _SAME}
+    if certain:
+        pairs, how = certain | pairs, "by name" if pairs else "by its node"
     if not pairs:
         pairs, how = _by_shape(candidates), "by shape alone"
     if not pairs:
-        raise _undecided("no input looks like a state", candidates)
+        raise _undecided("no input looks like a state", everything)
     for side, rest in (("input", {*inputs} - {*pairs}), ("output", {*outputs} - {*pairs.values()})):
         if not rest:
             what = f"every {side} looks like a state, and a step needs one that is none"
-            raise _undecided(what, candidates)
+            raise _undecided(what, everything)
     return pairs, how
 
 
@@ -75,6 +93,21 @@ def _alike_in_form(inputs: Tensors, outputs: Tensors) -> dict[str, list[str]]:
     return {
         i.name: [o.name for o in outputs.values() if (o.shape, o.dtype) == (i.shape, i.dtype)]
         for i in inputs.values()
+    }
+
+
+def _by_node(
+    candidates: Mapping[str, list[str]], carried: Mapping[str, AbstractSet[str]]
+) -> dict[str, str]:
+    """Pairs that recurrent nodes leave no doubt of."""
+    fitting = {
+        name: [o for o in candidates.get(name, []) if o in carried[name]] for name in carried
+    }
+    everything = [output for possible in fitting.values() for output in possible]
+    return {
+        name: possible[0]
+        for name, possible in fitting.items()
+        if len(possible) == 1 and everything.count(possible[0]) == 1
     }
 
 
@@ -186,6 +219,8 @@ def _likeness(a: str, b: str) -> float:
     if not plain_a and not plain_b:
         # "past" and "present" say what they are; "input" and "output" do not.
         return float(all(_TIMES.search(name.lower()) for name in (a, b)))
+    # "state_h" and "new_h" are alike in what is left without "state".
+    plain_a, plain_b = (_KINDS.sub("", plain) or plain for plain in (plain_a, plain_b))
     plain_a, plain_b = plain_a or a.lower(), plain_b or b.lower()
     return difflib.SequenceMatcher(None, plain_a, plain_b).ratio()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import stategate
 from stategate.cli.main import main
-from stategate.contract import Bundle, Episode
-from stategate.contract.errors import GraphError
+from stategate.contract import Bundle, Episode, TensorSpec
+from stategate.contract.errors import GraphError, StatePairingError
 from stategate.export.frontends.lifting.find import Question, as_stream
+from stategate.export.frontends.pairing import find_pairs
 from stategate.runtime import Session
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -42,7 +44,7 @@ class Stack:
         self.weights.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: object) -> str:
+    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
         names = [f"v{len(self.nodes)}", *[f"v{len(self.nodes)}.{i}" for i in range(1, outputs)]]
         self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
         return names[0]
@@ -298,3 +300,216 @@ def test_what_looks_at_the_future_is_refused_by_node_and_reason(
     with pytest.raises(GraphError, match=f"{kind} that gives v\\d+ {why}"):
         stategate.adopt(_obstacle(kind), out, lift=True, accept_pairs=True, time_axes={"x": 2})
     assert not out.exists()
+
+
+def _scan_or_loop(kind: str, rounds: str = "rounds") -> onnx.ModelProto:
+    """A leaky mean ``h = 0.9 h + x`` and ``y = h + 0.5``, one round a frame of ``x`` ``(T, 3)``."""
+    value = helper.make_tensor_value_info
+    leak = [numpy_helper.from_array(np.array(n, np.float32), f"k{n}") for n in (0.9, 0.5)]
+    inner = [
+        helper.make_node("Mul", ["h", "k0.9"], ["m"]),
+        helper.make_node("Add", ["m", "frame"], ["h_next"]),
+        helper.make_node("Add", ["h_next", "k0.5"], ["out"]),
+    ]
+    outs = [value("h_next", F, [3]), value("out", F, [3])]
+    start = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "start")
+    if kind == "Scan":
+        body = helper.make_graph(
+            inner, "body", [value("h", F, [3]), value("frame", F, [3])], outs, leak
+        )
+        nodes = [
+            helper.make_node("Scan", ["start", "x"], ["last", "y"], body=body, num_scan_inputs=1)
+        ]
+        constants = [start]
+    else:
+        inner = [helper.make_node("Gather", ["x", "i"], ["frame"]), *inner]
+        inner += [helper.make_node("Identity", ["go"], ["on"])]
+        ins = [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, [])]
+        body = helper.make_graph(
+            inner,
+            "body",
+            [*ins, value("h", F, [3])],
+            [value("on", TensorProto.BOOL, []), *outs],
+            leak,
+        )
+        nodes = [
+            helper.make_node("Shape", ["x"], ["shape"]),
+            helper.make_node("Gather", ["shape", "zero"], ["rounds"]),
+            helper.make_node("Loop", [rounds, "", "start"], ["last", "y"], body=body),
+        ]
+        constants = [
+            start,
+            *(numpy_helper.from_array(np.array(n), s) for s, n in (("zero", 0), ("five", 5))),
+        ]
+    graph = helper.make_graph(
+        nodes, "g", [value("x", F, ["T", 3])], [value("y", F, [None, 3])], constants
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["Scan", "Loop"])
+@pytest.mark.parametrize("hop", [1, 3])
+def test_what_a_scan_or_a_loop_over_frames_carries_is_lifted(kind: str, hop: int) -> None:
+    x = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
+    assert_streams(_scan_or_loop(kind), x, 0, hop)
+
+
+def test_a_loop_with_its_own_number_of_rounds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="another number of rounds than there are frames"):
+        stategate.adopt(
+            _scan_or_loop("Loop", "five"), tmp_path / "b", lift=True, time_axes={"x": 0}
+        )
+
+
+def test_a_strided_stack_takes_as_many_frames_a_step_as_its_strides_ask_for() -> None:
+    stack = Stack(0)
+    for stride in (2, 3):
+        weight = stack.weight(4, 4, stride)
+        stack.value = stack.node("Conv", stack.value, weight, strides=[stride])
+    model = stack.model()
+    question = Question({}, {}, {}, {"x": 2})
+    assert as_stream(model, question).hop == 6
+    with pytest.raises(GraphError, match="--dim T=12"):
+        as_stream(model, Question({"T": 4}, {}, {}, {"x": 2}))
+
+
+def _explicit_gru(hidden_conv: bool) -> onnx.ModelProto:
+    """A GRU with its state among inputs and outputs; a causal convolution in front forgets."""
+    stack = Stack(3)
+    if hidden_conv:
+        stack.value = stack.node("Conv", "x", stack.weight(4, 4, 3), pads=[2, 0])
+    turned = stack.node("Transpose", stack.value, perm=[2, 0, 1])
+    weights = [stack.weight(1, 12, 4), stack.weight(1, 12, 4)]
+    start = ["", "", "first"]
+    nodes = [helper.make_node("GRU", [turned, *weights, *start], ["all", "17"], hidden_size=4)]
+    nodes += [helper.make_node("Tanh", ["all"], ["y"])]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [*stack.nodes, *nodes],
+        "g",
+        [value("x", F, [1, 4, "T"]), value("first", F, [1, 1, 4])],
+        [value("y", F, [None] * 4), value("17", F, [1, 1, 4])],
+        stack.weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.case("B4")
+def test_a_state_without_a_telling_name_is_found_by_the_node_that_carries_it(
+    tmp_path: Path,
+) -> None:
+    model = _explicit_gru(hidden_conv=False)
+    bundle = stategate.adopt(model, tmp_path / "b", dims={"T": 1}, accept_pairs=True, steps=20)
+    assert [(s.name, s.next_name) for s in bundle.manifest.states] == [("first", "17")]
+
+
+@pytest.mark.case("B1")
+def test_a_convolution_that_forgets_next_to_a_declared_state_is_refused_and_lifted(
+    tmp_path: Path,
+) -> None:
+    model, out = _explicit_gru(hidden_conv=True), tmp_path / "b"
+    with pytest.raises(GraphError, match=r"Conv that gives v0: state[\s\S]*add --lift"):
+        stategate.adopt(model, out, dims={"T": 1}, accept_pairs=True, steps=20)
+    assert not out.exists()
+    bundle = stategate.adopt(model, out, lift=True, accept_pairs=True, steps=20)
+    assert [s.name for s in bundle.manifest.states] == ["first", "v0.history"]
+
+
+def test_a_window_that_is_one_step_gets_a_note_of_what_its_edge_forgets(tmp_path: Path) -> None:
+    model = _explicit_gru(hidden_conv=True)
+    bundle = stategate.adopt(model, tmp_path / "b", dims={"T": 6}, accept_pairs=True, steps=20)
+    receipt = bundle.manifest.verification
+    assert receipt is not None and any("Conv that gives v0" in note for note in receipt.notes)
+
+
+@pytest.mark.case("B7")
+def test_an_input_can_be_fixed_to_an_array_which_the_file_gets_in_the_check(
+    tmp_path: Path,
+) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "voice"], ["scaled"]),
+        helper.make_node("Add", ["h", "scaled"], ["h_next"]),
+        helper.make_node("Tanh", ["h_next"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    names = ("x", "voice", "h")
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value(n, F, ["batch", 3]) for n in names],
+        [value(n, F, ["batch", 3]) for n in ("y", "h_next")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "m.onnx")
+    voice = np.array([[1.0, -2.0, 3.0]], np.float32)
+    np.save(tmp_path / "voice.npy", voice)
+    words = ["adopt", str(tmp_path / "m.onnx"), "--dim", "batch=1", "--yes", "--steps", "20"]
+    out = tmp_path / "b"
+    words += ["--const", f"voice={tmp_path / 'voice.npy'}", "--out", str(out)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    with Session.open(out) as session:
+        answer = session.step(x=np.ones((1, 3), np.float32))["y"]
+        np.testing.assert_allclose(answer, np.tanh(voice), rtol=1e-6)
+    np.save(tmp_path / "voice.npy", voice[:, :2])
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 2 and "voice" in refused.output and "batch, 3" in refused.output
+
+
+@pytest.mark.case("B6")
+def test_open_axes_are_named_all_at_once_with_options_that_can_be_pasted(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["h", "x"], ["h_next"]), helper.make_node("Tanh", ["h"], ["y"])],
+        "g",
+        [value("x", F, ["batch", 3]), value("h", F, [None, 3])],
+        [value("y", F, [None, 3]), value("h_next", F, [None, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "m.onnx")
+    words = [
+        "adopt",
+        str(tmp_path / "m.onnx"),
+        "--yes",
+        "--steps",
+        "20",
+        "--out",
+        str(tmp_path / "b"),
+    ]
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 2 and "x[batch, 3], h[?, 3]" in refused.output
+    remedy = refused.output.split("what to do: ")[1].split(";")[0]
+    pasted = CliRunner().invoke(main, [*words, *remedy.split()])
+    assert pasted.exit_code == 0, pasted.output
+
+
+@pytest.mark.case("B4")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("initial_h initial_c", "Y_h Y_c"),
+        ("hx cx", "hy cy"),
+        ("state_h state_c", "new_h new_c"),
+        ("lstm/h lstm/c", "lstm/h_next lstm/c_next"),
+        ("past_key_values.0.ssm past_key_values.1.ssm", "present.0.ssm present.1.ssm"),
+    ],
+)
+def test_h_and_c_of_one_shape_are_told_apart_by_their_names(before: str, after: str) -> None:
+    inputs = {n: TensorSpec(n, (1, 1, 8)) for n in before.split()} | {"x": TensorSpec("x", (1, 4))}
+    outputs = {n: TensorSpec(n, (1, 1, 8)) for n in after.split()} | {"y": TensorSpec("y", (1, 2))}
+    pairs, _ = find_pairs(inputs, outputs)
+    assert pairs == dict(zip(before.split(), after.split(), strict=True))
+
+
+@pytest.mark.case("B4")
+@pytest.mark.parametrize("pair", ["length encoded_lengths", "prev_action action", "mask new_mask"])
+def test_what_goes_around_outside_of_the_model_is_no_proposal(pair: str) -> None:
+    before, after = pair.split()
+    inputs = {n: TensorSpec(n, (1, 4)) for n in (before, "h_in")} | {"x": TensorSpec("x", (1, 9))}
+    outputs = {n: TensorSpec(n, (1, 4)) for n in (after, "h_out")}
+    assert find_pairs(inputs, outputs)[0] == {"h_in": "h_out"}
+    del inputs["h_in"], outputs["h_out"]
+    with pytest.raises(StatePairingError, match=f"{before} -> {after}"):
+        find_pairs(inputs, outputs)

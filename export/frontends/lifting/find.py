@@ -88,6 +88,16 @@ def remembered(model: onnx.ModelProto, question: Question) -> Lifted | None:
         return None
 
 
+def remedy_for(memory: Lifted) -> str:
+    """What to do about memory that hides between the frames of one call."""
+    if memory.obstacles:
+        return (
+            f"no state can stand for {', '.join(o.node for o in memory.obstacles)}; export a model "
+            "with causal parts alone, or one whose memory is among its inputs and outputs"
+        )
+    return "add --lift, which makes each of these a state"
+
+
 def _chosen(
     model: onnx.ModelProto,
     question: Question,

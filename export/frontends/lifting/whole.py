@@ -43,12 +43,19 @@ class WholeSequence:
         self._names = list(results)
         self.running = {name: course for name, course in results.items() if course is not None}
 
-    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """All outputs of the file for the steps ``(steps, *shape)`` of each input."""
+    def run(self, inputs: Arrays, more: Arrays | None = None) -> dict[str, np.ndarray]:
+        """All outputs of the file.
+
+        Args:
+            inputs: The steps ``(steps, *shape)`` of each input with a time axis.
+            more: What has none.
+        """
         feed = {
             name: np.concatenate(list(array), self._axes[name]) for name, array in inputs.items()
         }
-        arrays = run_within_limits(self._session, self._names, {**feed, **self._fixed})
+        arrays = run_within_limits(
+            self._session, self._names, {**feed, **self._fixed, **(more or {})}
+        )
         return dict(zip(self._names, arrays, strict=True))
 
     def at(self, results: Arrays, step: int) -> dict[str, np.ndarray]:
