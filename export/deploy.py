@@ -66,7 +66,7 @@ def with_c(candidate: Candidate, *, required: bool = False) -> Candidate:
     from stategate.export.c.lower import lower  # a second to import
 
     try:
-        source = lower(candidate.graph, candidate.spec, candidate.initial)
+        source = lower(candidate.graph, candidate.spec, candidate.initial, candidate.observation)
     except LowerError as problem:
         if required:
             raise

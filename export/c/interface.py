@@ -8,8 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from stategate.contract import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec, sha256
+from stategate.contract import (
+    ConstantSpec,
+    GateSpec,
+    ObservationContract,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+    sha256,
+)
 from stategate.contract.c_library import ABI, tag
+from stategate.export.c.meaning import declarations
 from stategate.export.c.names import members
 
 _C_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "float16": "_Float16"}
@@ -73,7 +82,9 @@ def _hard(spec: StepSpec) -> list[GateSpec]:
     return [gate for gate in spec.gates if gate.kind == "hard"]
 
 
-def interface(spec: StepSpec, graph_sha256: str) -> str:
+def interface(
+    spec: StepSpec, graph_sha256: str, observation: ObservationContract | None = None
+) -> str:
     """The public header: what a C or C++ program includes."""
     fields = _fields(spec)
     hard = _hard(spec)
@@ -93,7 +104,9 @@ def interface(spec: StepSpec, graph_sha256: str) -> str:
         "GIVES": len(spec.graph_outputs()),
     }
     defines = "\n".join(f"#define STATEGATE_{name} {value}" for name, value in macros.items())
-    header = _filled("stategate.h.in", DEFINES=defines, STRUCTS=structs)
+    header = _filled(
+        "stategate.h.in", DEFINES=defines, STRUCTS=structs, MEANING=declarations(observation)
+    )
     return header.replace("@LAYOUT@", f"0x{sha256(header.encode())[:16]}")
 
 

@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from stategate.contract import StepSpec, sha256
+from stategate.contract import ObservationContract, StepSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError, LowerError, SpecError
 from stategate.export.c import generator
@@ -40,13 +40,19 @@ _MOST_GATES = 63  # bits of a session's parity, but one for the states that no g
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
 
 
-def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[str, bytes]:
+def lower(
+    graph: bytes,
+    spec: StepSpec,
+    initial: Mapping[str, Array],
+    observation: ObservationContract | None = None,
+) -> dict[str, bytes]:
     """The C source of a step.
 
     Args:
         graph: Serialised ONNX, checked.
         spec: Its signature.
         initial: Initial states that are not zero, by state name.
+        observation: What the header says about inputs and outputs.
 
     Returns:
         Files by name: ``stategate.h``, ``session.c``, ``model.c``, one file for each part of the
@@ -106,7 +112,7 @@ def lower(graph: bytes, spec: StepSpec, initial: Mapping[str, Array]) -> dict[st
             text, functions[name] = _part(f"stategate_{name}", folder, cut, weights, nodes, gives)
             files[f"{name}.c"] = text.encode()
     types = {name: cut.type_of(name) for name in payload}
-    files["stategate.h"] = interface(spec, graph_sha256).encode()
+    files["stategate.h"] = interface(spec, graph_sha256, observation).encode()
     files["model.c"] = model_source(spec, functions, weights.offsets, types, graph_sha256).encode()
     own = Path(__file__).parent
     for static in ("session.c", "python.c", "stategate_math.h", "stategate_model.h"):

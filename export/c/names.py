@@ -48,7 +48,7 @@ def members(tensors: Iterable[str]) -> dict[str, str]:
 
 
 def _member(tensor: str) -> str:
-    plain = _readable(tensor)
+    plain = readable(tensor)
     like_a_macro = len(plain) > 1 and plain == plain.upper()
     reserved = like_a_macro or plain.endswith("_t") or plain in _RESERVED
     if plain[:1].isalpha() and not reserved:
@@ -62,7 +62,7 @@ def with_plain_names(model: onnx.ModelProto) -> onnx.ModelProto:
     names: dict[str, str] = {"": ""}
 
     def name_of(tensor: str) -> str:
-        return names.setdefault(tensor, f"v{len(names)}_{_readable(tensor)}")
+        return names.setdefault(tensor, f"v{len(names)}_{readable(tensor)}")
 
     for graph in _graphs(model.graph):
         graph.doc_string = ""
@@ -75,7 +75,8 @@ def with_plain_names(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _readable(tensor: str) -> str:
+def readable(tensor: str) -> str:
+    """A name with its letters, digits and underscores alone, and not too long."""
     return re.sub(r"\W", "_", tensor, flags=re.ASCII)[:_LONGEST]
 
 

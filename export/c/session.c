@@ -184,6 +184,9 @@ stategate_result stategate_step(
     if (!good || !answered) {
         s->counters.faults += 1;
         answer_safely(out);
+#ifdef STATEGATE_RESET_ON_FAULT
+        (void)stategate_reset(s);
+#endif
         return good ? STATEGATE_BAD_OUTPUT : STATEGATE_FAULT;
     }
     if (STATEGATE_UNGATED && (allowed || MODEL.n_gates > 0)) {
@@ -291,5 +294,9 @@ stategate_result stategate_load(stategate_session *s, const void *buffer, size_t
     }
     s->parity = ~s->parity; /* every spare bank is live now */
     s->counters = counters;
+#ifdef STATEGATE_RESET_ON_RESTORE
+    return stategate_reset(s);
+#else
     return STATEGATE_OK;
+#endif
 }
