@@ -3,11 +3,28 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stategate.models.lifting.adapters import from_rsl_rl, from_sb3
+    from stategate.models.lifting.adapters import (
+        from_cleanrl,
+        from_rl_games,
+        from_rsl_rl,
+        from_sb3,
+        from_skrl,
+        from_torchrl,
+    )
     from stategate.models.lifting.lift import lift
     from stategate.models.step import StepModel, StepResult
 
-__all__ = ["StepModel", "StepResult", "from_rsl_rl", "from_sb3", "lift"]
+__all__ = [
+    "StepModel",
+    "StepResult",
+    "from_cleanrl",
+    "from_rl_games",
+    "from_rsl_rl",
+    "from_sb3",
+    "from_skrl",
+    "from_torchrl",
+    "lift",
+]
 
 _MODULES = {"lift": "lifting.lift", "StepModel": "step", "StepResult": "step"}
 

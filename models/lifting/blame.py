@@ -27,6 +27,8 @@ _MACHINERY = tuple(
 )
 _STANDARD = f"{Path(sysconfig.get_path('stdlib')).resolve()}{os.sep}"
 _INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]")
+# Of torch's own makers: their classes lead to all of torch, and keep no memory of a policy.
+_TORCHS = re.compile(_INSTALLED.pattern + r"(tensordict|torchrl)[\\/]")
 
 
 def explained(problem: BaseException, lines: int = 2) -> str:
@@ -117,6 +119,6 @@ def _innermost(stack: Iterable[traceback.FrameSummary]) -> str | None:
 def is_users(file: str) -> bool:
     """Whether code in a file is neither Python's, nor torch's, nor stategate's."""
     path = str(Path(file).resolve())
-    if file.startswith("<") or path.startswith(_MACHINERY):
+    if file.startswith("<") or path.startswith(_MACHINERY) or _TORCHS.search(path):
         return False
     return not path.startswith(_STANDARD) or _INSTALLED.search(path) is not None

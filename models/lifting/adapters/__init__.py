@@ -11,17 +11,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from stategate.models.lifting.adapters import rsl_rl, sb3
+from stategate.models.lifting.adapters import cleanrl, rl_games, rsl_rl, sb3, skrl, torchrl
+from stategate.models.lifting.adapters.cleanrl import from_cleanrl
+from stategate.models.lifting.adapters.rl_games import from_rl_games
 from stategate.models.lifting.adapters.rsl_rl import from_rsl_rl
 from stategate.models.lifting.adapters.sb3 import from_sb3
+from stategate.models.lifting.adapters.skrl import from_skrl
+from stategate.models.lifting.adapters.torchrl import from_torchrl
 from stategate.models.lifting.lift import Lifted
 
-__all__ = ["adapted", "from_rsl_rl", "from_sb3"]
+__all__ = [
+    "adapted",
+    "from_cleanrl",
+    "from_rl_games",
+    "from_rsl_rl",
+    "from_sb3",
+    "from_skrl",
+    "from_torchrl",
+]
 
 # Whether a page knows a model, and how the model becomes a step; the first that knows it is asked.
 _PAGES: tuple[tuple[Callable[[Any], bool], Callable[[Any], Lifted]], ...] = (
     (sb3.recognises, from_sb3),
     (rsl_rl.recognises, from_rsl_rl),
+    (skrl.recognises, from_skrl),
+    (rl_games.recognises, from_rl_games),
+    (torchrl.recognises, from_torchrl),
+    (cleanrl.recognises, from_cleanrl),
 )
 
 

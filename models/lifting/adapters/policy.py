@@ -1,43 +1,153 @@
-"""What the pages of recurrent policies share: one step of a recurrent unit, and its states."""
+"""What the pages of recurrent policies share: states, normalisers, discrete actions, refusals."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stategate.contract.errors import TraceError
 from stategate.models.lifting.lift import Lifted, lift
 
 
+def policy_step(
+    step: nn.Module,
+    example: Mapping[str, Tensor],
+    memory: Mapping[str, Tensor],
+    *,
+    family: str,
+    normalised: bool,
+    session_axis: int = 1,
+) -> Lifted:
+    """The step of a module that takes observations and memory, and returns actions and memory.
+
+    Args:
+        step: Takes the inputs of ``example`` and the memory by name; returns a dict of outputs,
+            then the memory.
+        example: One observation, with a leading axis of 1.
+        memory: What a new episode begins with.
+        family: Kind of memory.
+        normalised: Whether a normaliser of observations is part of the step.
+        session_axis: Which axis of the memory is the robots'.
+    """
+    clash = ", ".join(sorted({*example} & {*memory}))
+    if clash:
+        raise TraceError(
+            f"the observation {clash!r} cannot be an input",
+            found="an observation and a part of the memory of the same name",
+            expected=f"observations that are not called {', '.join(memory)}",
+        )
+    lifted = lift(
+        step,
+        example,
+        hidden=memory,
+        session_axes=dict.fromkeys(memory, session_axis),
+        returns=["action", *memory],
+    )
+    lifted.family = family
+    lifted.observations = "normalised in the graph" if normalised else "as given"
+    return lifted
+
+
+def memory_of(rnn: nn.RNNBase) -> dict[str, Tensor]:
+    """The zeros that a recurrent unit of torch begins with, ``(layers, 1, hidden)`` each."""
+    layers = rnn.num_layers * (2 if rnn.bidirectional else 1)
+    first = {"h": torch.zeros(layers, 1, rnn.proj_size or rnn.hidden_size)}
+    if rnn.mode == "LSTM":
+        first["c"] = torch.zeros(layers, 1, rnn.hidden_size)
+    return first
+
+
+def family_of(rnn: nn.RNNBase) -> str:
+    """``lstm``, ``gru`` or ``rnn``."""
+    return rnn.mode.partition("_")[0].lower()
+
+
 def run_once(
-    rnn: nn.Module, x: Tensor, memory: dict[str, Tensor]
+    rnn: nn.Module, x: Tensor, memory: Mapping[str, Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One step of nn.LSTM or nn.GRU, ``(batch, n)`` to ``(batch, hidden)``."""
+    """One step of nn.LSTM, nn.GRU or nn.RNN, ``(batch, n)`` to ``(batch, hidden)``."""
     before = tuple(memory.values()) if len(memory) > 1 else memory["h"]
     y, after = rnn(x.unsqueeze(0), before)
     return y.squeeze(0), after if isinstance(after, tuple) else (after,)
 
 
-def policy_step(
-    step: nn.Module, rnn: nn.RNNBase, example: dict[str, Tensor], *, normalised: bool
-) -> Lifted:
-    """The step of a module whose memory is that of ``rnn``, as arguments ``h`` and ``c``.
+class Normalized(nn.Module):
+    """clip((x - mean) / spread, -limit, limit), its statistics frozen.
 
     Args:
-        step: Takes the inputs of ``example`` and the memory, ``(layers, batch, hidden)`` each;
-            returns a dict of outputs and then the memory.
-        rnn: Its recurrent unit.
-        example: One observation, with a leading axis of 1.
-        normalised: Whether a normaliser of observations is part of the step.
+        mean: Of each observation; a float64 mean counts with all its bits.
+        spread: What is divided by, with the package's epsilon where the package adds it.
+        limit: Where the quotient is clipped.
     """
-    zeros = torch.zeros(rnn.num_layers, 1, rnn.hidden_size)
-    names = ("h", "c") if isinstance(rnn, nn.LSTM) else ("h",)
-    lifted = lift(
-        step,
-        example,
-        hidden=dict.fromkeys(names, zeros),
-        session_axes=dict.fromkeys(names, 1),
-        returns=["action", *names],
+
+    mean: Tensor
+    rest: Tensor
+    spread: Tensor
+
+    def __init__(self, mean: Any, spread: Any, limit: float) -> None:
+        super().__init__()
+        self._limit = limit
+        mean = torch.as_tensor(mean).detach()
+        self.register_buffer("mean", mean.float())
+        # What float32 cannot hold of a mean counts where the spread is small beside it.
+        self.register_buffer("rest", (mean - mean.float()).float())
+        self.register_buffer("spread", torch.as_tensor(spread).detach().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised observations, of the same shape."""
+        return ((x - self.mean - self.rest) / self.spread).clamp(-self._limit, self._limit)
+
+
+def choices(logits: Tensor, sizes: Sequence[int] = ()) -> dict[str, Tensor]:
+    """The likeliest choice, and the logits that it is made from.
+
+    Args:
+        logits: ``(batch, n)``.
+        sizes: How many of them belong to each of several choices; of one choice nothing.
+
+    Returns:
+        ``action``, of ``(batch,)``, or ``(batch, choices)`` for several; ``logits`` as given.
+    """
+    if not sizes:
+        return {"action": logits.argmax(-1), "logits": logits}
+    parts = torch.split(logits, list(sizes), dim=-1)
+    return {"action": torch.stack([part.argmax(-1) for part in parts], -1), "logits": logits}
+
+
+def unknown_normalizer(call: str, policy: object, where: str) -> TraceError:
+    """The refusal of a policy that does not say whether its observations are normalised.
+
+    Args:
+        call: How the user calls the page, up to the normaliser: ``from_skrl(policy``.
+        policy: What was handed over.
+        where: An expression for the normaliser where the package keeps it.
+    """
+    page = call.partition("(")[0]
+    return TraceError(
+        "nothing says whether the observations of this policy are normalised",
+        found=f"{type(policy).__name__} without its normaliser",
+        expected=f"the normaliser that it was trained behind: {where}; or a word that there is "
+        "none",
+        remedy=f"from stategate.models import {page}; {call}, normalizer={where}), or {call}, "
+        "normalizer=torch.nn.Identity()) if it was trained without",
     )
-    lifted.family = type(rnn).__name__.lower()
-    lifted.observations = "normalised in the graph" if normalised else "as given"
-    return lifted
+
+
+def no_recurrence(policy: nn.Module, found: str, expected: str) -> TraceError:
+    """The refusal of a policy without a recurrent unit that the page knows."""
+    attention = [
+        f"{name}: {type(part).__name__}"
+        for name, part in policy.named_modules()
+        if isinstance(part, nn.MultiheadAttention) or "attention" in type(part).__name__.lower()
+    ]
+    remedy = "a policy without memory needs no state: export it with torch.onnx"
+    if attention:
+        found = f"{found}, and attention in {', '.join(attention[:3])}"
+        remedy = "give its window of the past a fixed size, keep it in a buffer, and name the "
+        remedy += 'buffer: from stategate.models import lift; lift(policy, ..., states=["window"])'
+    return TraceError(
+        "this policy has no recurrent unit", found=found, expected=expected, remedy=remedy
+    )

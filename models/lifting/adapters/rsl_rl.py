@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stategate.contract.errors import TraceError
-from stategate.models.lifting.adapters.policy import policy_step, run_once
+from stategate.models.lifting.adapters.policy import family_of, memory_of, policy_step, run_once
 from stategate.models.lifting.lift import Lifted
 
 # Where rsl_rl keeps recurrent unit, head and normaliser: 4 and newer, 2 and 3, their students.
@@ -64,8 +64,13 @@ def from_rsl_rl(policy: Any, normalizer: nn.Module | None = None) -> Lifted:
         mean = _FirstRow()
     rnn: nn.RNNBase = memory.rnn
     step = RslRlActor(normalizer, rnn, nn.Sequential(head, mean))
-    as_given = isinstance(normalizer, nn.Identity)
-    return policy_step(step, rnn, {"obs": torch.zeros(1, rnn.input_size)}, normalised=not as_given)
+    return policy_step(
+        step,
+        {"obs": torch.zeros(1, rnn.input_size)},
+        memory_of(rnn),
+        family=family_of(rnn),
+        normalised=not isinstance(normalizer, nn.Identity),
+    )
 
 
 class RslRlActor(nn.Module):

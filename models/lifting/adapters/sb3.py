@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from stategate.contract.dtypes import DTYPES
 from stategate.contract.errors import TraceError
 from stategate.contract.failures import failures
-from stategate.models.lifting.adapters.policy import policy_step, run_once
+from stategate.models.lifting.adapters.policy import (
+    Normalized,
+    choices,
+    memory_of,
+    policy_step,
+    run_once,
+)
 from stategate.models.lifting.blame import explained
 from stategate.models.lifting.lift import Lifted
 
@@ -54,7 +60,9 @@ def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
     spaces = dict(space.spaces) if hasattr(space, "spaces") else {"obs": space}
     example = {name: _observation(name, part) for name, part in spaces.items()}
     step = Sb3Actor(policy, normalizer, keyed=hasattr(space, "spaces"))
-    return policy_step(step, rnn, example, normalised=bool(step.normalizers))
+    return policy_step(
+        step, example, memory_of(rnn), family="lstm", normalised=bool(step.normalizers)
+    )
 
 
 def _normalizer(model: Any, normalizer: Any) -> Any:
@@ -102,26 +110,6 @@ def _normalizer(model: Any, normalizer: Any) -> Any:
     return normalizer
 
 
-class _Normalized(nn.Module):
-    """``VecNormalize``: clip((x - mean) / sqrt(var + epsilon), -c, c), its statistics frozen."""
-
-    mean: Tensor
-    rest: Tensor
-    spread: Tensor
-
-    def __init__(self, moments: Any, epsilon: float, clip: float) -> None:
-        super().__init__()
-        self._clip = clip
-        mean = torch.as_tensor(moments.mean)
-        self.register_buffer("mean", mean.float())
-        # What float32 cannot hold of a mean counts where the spread is small beside it.
-        self.register_buffer("rest", (mean - mean.float()).float())
-        self.register_buffer("spread", torch.as_tensor((moments.var + epsilon) ** 0.5).float())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean - self.rest) / self.spread).clamp(-self._clip, self._clip)
-
-
 class Sb3Actor(nn.Module):
     """The actor's half of a policy, and what ``predict`` does after it."""
 
@@ -161,7 +149,8 @@ class Sb3Actor(nn.Module):
                 )
         self._normalized = list(moments)
         self.normalizers = nn.ModuleList(
-            _Normalized(m, normalizer.epsilon, normalizer.clip_obs) for m in moments.values()
+            Normalized(m.mean, (m.var + normalizer.epsilon) ** 0.5, normalizer.clip_obs)
+            for m in moments.values()
         )
 
     def forward(self, **inputs: Tensor) -> tuple[Any, ...]:
@@ -184,22 +173,19 @@ class Sb3Actor(nn.Module):
             if not self.policy.squash_output:
                 return {"action": answer.clamp(self.low, self.high)}
             return {"action": self.low + 0.5 * (answer.tanh() + 1.0) * (self.high - self.low)}
-        if self._kind == "Discrete":
-            return {"action": answer.argmax(1), "logits": answer}
-        if self._kind == "MultiDiscrete":
-            parts = torch.split(answer, [int(n) for n in space.nvec], dim=1)
-            return {"action": torch.stack([p.argmax(1) for p in parts], 1), "logits": answer}
-        return {"action": (answer > 0).float(), "logits": answer}
+        if self._kind == "MultiBinary":
+            return {"action": (answer > 0).float(), "logits": answer}
+        return choices(answer, space.nvec.tolist() if self._kind == "MultiDiscrete" else ())
 
 
 def _observation(name: str, space: Any) -> Tensor:
     """An example of an observation, with a leading axis of 1."""
     shape = getattr(space, "shape", None)
-    if name in ("h", "c") or shape is None:
+    if shape is None:
         raise TraceError(
             f"the observation {name!r} cannot be an input",
             found=type(space).__name__,
-            expected="a space of one tensor, and a key other than h and c",
+            expected="a space of one tensor",
         )
     # The policy casts all floats to float32; integers keep their type where a graph can have it.
     dtype = str(space.dtype)
