@@ -14,19 +14,21 @@ class InputsRef(Record, frozen=True):
 
     Attributes:
         kind: ``recording`` of the user's; the ``benchmark`` of a zoo model; ``ranges`` that the
-            user declared, drawn from evenly; ``noise`` for at least one input; ``unknown`` where
-            nobody said, as in bundles of version 1.
-        detail: Name of the recording, or the ranges.
+            user declared, drawn from evenly; ``fitting`` where the graph itself says what its
+            inputs are; ``noise`` for at least one input; ``unknown`` where nobody said, as in
+            bundles of version 1.
+        detail: Name of the recording, the ranges, or what the graph says.
     """
 
-    kind: Literal["recording", "benchmark", "ranges", "noise", "unknown"] = "unknown"
+    kind: Literal["recording", "benchmark", "ranges", "fitting", "noise", "unknown"] = "unknown"
     detail: str = ""
 
     @property
     def words(self) -> str:
         """In words, as after "1,000 steps of"."""
-        plain = {"ranges": "declared ranges", "unknown": "unnamed inputs"}.get(self.kind, self.kind)
-        return f"{plain} {self.detail}".strip()
+        names = {"ranges": "declared ranges", "unknown": "unnamed inputs"}
+        names["fitting"] = "random numbers that fit the model:"
+        return f"{names.get(self.kind, self.kind)} {self.detail}".strip()
 
 
 class Verification(Record, frozen=True):

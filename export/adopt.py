@@ -23,7 +23,7 @@ from stategate.export.frontends.adopt import adopt as adopt_file
 from stategate.export.frontends.declared import Request
 from stategate.export.frontends.leapp import adopt_export
 from stategate.export.frontends.observation import observation_of
-from stategate.export.frontends.steering import check_steering, choices
+from stategate.export.frontends.steering import check_steering
 from stategate.export.inputs import Range, drawn, recorded
 from stategate.export.passes.choose_split import Layout
 from stategate.export.precision import StatePrecision, early_limits, in_precision
@@ -202,7 +202,7 @@ def _inputs(
     if episode is None:
         model = onnx.load_model_from_string(graph)
         check_steering(model, spec.inputs, ranges)
-        return drawn(spec, steps, ranges, choices(model, spec.inputs))
+        return drawn(spec, steps, ranges, model)
     inputs, name = recorded(episode, steps, ranges)
     inputs.check(spec, starts=True)
     return inputs.resized(steps), InputsRef("recording", name)

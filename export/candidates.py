@@ -13,7 +13,6 @@ from stategate.contract.errors import GraphError
 from stategate.export.candidate import Candidate
 from stategate.export.frontends.references import RowsReference, StatefulReference, TorchReference
 from stategate.export.frontends.rows import side_by_side, staggered
-from stategate.export.frontends.steering import choices
 from stategate.export.frontends.trace import trace, trace_chunk
 from stategate.export.inputs import Range, drawn, recorded
 from stategate.export.passes.graph import serialised
@@ -52,7 +51,7 @@ def episode_for(
         streams = [loaded.episode(steps, seed) for seed in seeds]
         return side_by_side(streams) if sessions > 1 else streams[0], InputsRef("benchmark")
     model = onnx.load_model_from_string(candidate.graph)
-    return drawn(candidate.spec, steps, ranges or {}, choices(model, candidate.spec.inputs))
+    return drawn(candidate.spec, steps, ranges or {}, model)
 
 
 def reference_for(model: StepModel, candidate: Candidate) -> Reference:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from stategate.contract import Episode, InputsRef, StepSpec, load_episode
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import EpisodeError
+from stategate.export.frontends.domains import Domain, domains
 
 Range = tuple[float, float]
 
@@ -38,16 +40,15 @@ def drawn(
     spec: StepSpec,
     steps: int,
     ranges: Mapping[str, Range],
-    choices: Mapping[str, Sequence[int]] | None = None,
+    graph: onnx.ModelProto,
 ) -> tuple[Episode, InputsRef]:
-    """Random inputs: even in a range that the user declared, noise where nothing is known.
+    """Random inputs: even in a range that the user declared, as the graph says, or else noise.
 
     Args:
         spec: The signature.
         steps: How many.
         ranges: Declared, by input.
-        choices: Numbers of integer inputs that the graph itself knows, by input; see
-            `stategate.export.frontends.steering`.
+        graph: It may say what its inputs are; see `stategate.export.frontends.domains`.
 
     Raises:
         EpisodeError: A range is for an input that the model lacks, or does not fit its dtype.
@@ -70,12 +71,14 @@ def drawn(
                 found=f"--range {name}={low:g}:{high:g}",
                 expected=f"two numbers of {tensors[name].dtype}, the lower one first",
             )
-    episode = random_episode(spec, steps, ranges=ranges, choices=choices)
-    free = [t.name for t in spec.inputs if t.name not in ranges and t.dtype != "bool"]
-    spans = ", ".join(f"{name}={low:g}:{high:g}" for name, (low, high) in ranges.items())
-    if not free:
-        return episode, InputsRef("ranges", spans)
-    return episode, InputsRef("noise", f"in {', '.join(free)}" + (f"; {spans}" if spans else ""))
+    fits = domains(graph, [t for t in spec.inputs if t.name not in ranges])
+    episode = random_episode(spec, steps, ranges=ranges, fits=fits)
+    free = [t.name for t in spec.inputs if t.name not in {*ranges, *fits} and t.dtype != "bool"]
+    spans = [f"{name}={low:g}:{high:g}" for name, (low, high) in ranges.items()]
+    fitting = [domain.words for domain in fits.values()]
+    if free:
+        return episode, InputsRef("noise", "; ".join([f"in {', '.join(free)}", *fitting, *spans]))
+    return episode, InputsRef("fitting" if fitting else "ranges", ", ".join([*fitting, *spans]))
 
 
 def random_episode(
@@ -83,7 +86,7 @@ def random_episode(
     steps: int,
     seed: int = 0,
     ranges: Mapping[str, Range] | None = None,
-    choices: Mapping[str, Sequence[int]] | None = None,
+    fits: Mapping[str, Domain] | None = None,
 ) -> Episode:
     """Random inputs for a model.
 
@@ -91,9 +94,9 @@ def random_episode(
         spec: The signature.
         steps: How many.
         seed: Of the numbers.
-        ranges: Lowest and highest number by input. Where none is given, floats are drawn from a
-            normal distribution, and integers are one of their choices.
-        choices: Numbers of integer inputs, by input; 0 and 1 for others.
+        ranges: Lowest and highest number by input.
+        fits: What other inputs may be. Where that is not known either, floats are drawn from a
+            normal distribution, and integers are 0 and 1.
     """
     rng = np.random.default_rng(seed)
     inputs = {}
@@ -101,13 +104,15 @@ def random_episode(
         shape = (steps, *tensor.shape)
         dtype: Any = dtype_named(tensor.dtype).numpy
         span = (ranges or {}).get(tensor.name)
-        if dtype.kind == "f":
-            numbers: Any = rng.uniform(*span, shape) if span else rng.standard_normal(shape)
+        domain = (fits or {}).get(tensor.name)
+        if domain is not None and not span:
+            numbers: Any = domain.draw(rng, shape)
+        elif dtype.kind == "f":
+            numbers = rng.uniform(*span, shape) if span else rng.standard_normal(shape)
         elif span:
             low, high = map(int, span)
             numbers = rng.integers(low, high, shape, dtype=dtype, endpoint=True)
         else:
-            options = (choices or {}).get(tensor.name, (0, 1))
-            numbers = np.array(options)[rng.integers(len(options), size=shape)]
+            numbers = rng.integers(2, size=shape)
         inputs[tensor.name] = numbers.astype(tensor.dtype)
     return Episode(inputs)

@@ -15,7 +15,7 @@ from stategate.contract.errors import GraphError
 from stategate.export.passes.dataflow import constant_values
 from stategate.export.passes.graph import every_node
 
-_SAME = "Cast Expand Flatten Identity Reshape Squeeze Unsqueeze"
+_SAME = "Cast Expand Flatten Identity Reshape Slice Squeeze Transpose Unsqueeze"
 _COMPARING = "Equal Greater GreaterOrEqual Less LessOrEqual Mod"
 _LOGIC = """Abs Add And Div Gather Max Min Mul Neg Not Or ReduceMax ReduceMin ReduceSum Sign Sub
 Where Xor"""
@@ -62,11 +62,15 @@ def check_steering(
 def choices(model: onnx.ModelProto, inputs: Iterable[TensorSpec]) -> dict[str, Sequence[int]]:
     """Numbers that an integer input may well have, where the graph says so, by input.
 
-    An index has as many as there are rows in what it looks up; what is compared with constants has
-    them first, and then their neighbours.
+    An index has as many as there are rows in what it looks up, or places in a one-hot code; what is
+    compared with constants has them first, and then their neighbours.
     """
     nodes = list(every_node(model.graph))
     constants = _constants(model)
+
+    def is_count(table: np.ndarray) -> bool:
+        return bool((table == np.arange(table.size)).all())
+
     numbers: dict[str, Sequence[int]] = {}
     for tensor in inputs:
         if dtype_named(tensor.dtype).numpy.kind not in "iu":
@@ -79,10 +83,15 @@ def choices(model: onnx.ModelProto, inputs: Iterable[TensorSpec]) -> dict[str, S
             if node.op_type == "Gather" and takes[1] and node.input[0] in constants:
                 axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
                 rows.append(constants[node.input[0]].shape[axis])
+            if node.op_type == "OneHot" and takes[0] and node.input[1] in constants:
+                rows.append(int(constants[node.input[1]].flat[0]))
             if node.op_type in _COMPARES and any(takes):
                 for name in node.input:
+                    table = constants.get(name, np.zeros(0)).ravel()
+                    if node.op_type == "Equal" and table.size > 1 and is_count(table):
+                        rows.append(table.size)  # a one-hot code, as torch writes it
                     # A few: an input may be compared with a whole table.
-                    compared += map(int, constants.get(name, np.zeros(0)).flat[:16])
+                    compared += map(int, table[:16])
         if rows:
             numbers[tensor.name] = range(min(rows))
         elif compared:
@@ -137,7 +146,9 @@ def _reached(nodes: Sequence[onnx.NodeProto], name: str, through: frozenset[str]
     while len(reached) > before:
         before = len(reached)
         for node in nodes:
-            if node.op_type in through and not reached.isdisjoint(node.input):
+            # A Gather moves what it looks up; its index is used up there.
+            moves = node.op_type == "Gather" and node.input[0] in reached
+            if moves or (node.op_type in through and not reached.isdisjoint(node.input)):
                 reached.update(node.output)
     return reached
 
