@@ -25,6 +25,7 @@ from stategate.cli.options import (
     ranges_option,
     repeated,
     safe_option,
+    sessions_option,
     split_option,
     state_options,
     target_option,
@@ -55,6 +56,10 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(integer(part) for part in text.split(","))
 
 
+def _axis(text: str) -> int:
+    return 0 if text == "0" else integer(text)
+
+
 @click.command()
 @click.argument("file", type=ANY_PATH)
 @out_option("The bundle's folder.")
@@ -83,7 +88,16 @@ def _shape(text: str) -> tuple[int, ...]:
     "--lift",
     "Make states of the memory that hides between the frames of one call; a step takes one frame.",
 )
-@_pairs("--time-axis", "time_axes", "INPUT=AXIS", "Which axis of an input is time", integer)
+@_pairs("--time-axis", "time_axes", "INPUT=AXIS", "Which axis of an input is time, from 0", _axis)
+@sessions_option
+@_pairs(
+    "--session-axis",
+    "session_axes",
+    "NAME=AXIS",
+    "Axis of an input, state or output that belongs to the sessions, from 0, where that is no open "
+    "axis called batch",
+    _axis,
+)
 @flag("--yes", "Accept the states that were found.")
 @split_option
 @engines_option

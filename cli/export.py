@@ -23,6 +23,7 @@ from stategate.cli.options import (
     precision_option,
     ranges_option,
     safe_option,
+    sessions_option,
     split_option,
     state_options,
     target_option,
@@ -43,12 +44,7 @@ _calibration_option = option(
 @model_argument
 @out_option("The bundle's folder.")
 @_calibration_option
-@option(
-    "--sessions",
-    type=COUNT,
-    default=1,
-    help="Sessions that one step serves; more than one makes a bundle for a pool.",
-)
+@sessions_option
 @option(
     "--operators",
     type=click.Choice(["portable", "onnx-27", "ort", "fastest"]),

@@ -205,6 +205,12 @@ input_options = group_of(
     ),
     check_steps_option,
 )
+sessions_option = option(
+    "--sessions",
+    type=COUNT,
+    default=1,
+    help="Sessions that one step serves; more than one makes a bundle for a pool.",
+)
 gate_option = click.option("--gate", help="Which hard gate, where there are several.")
 cluster_option = click.option(
     "--cluster",

@@ -15,6 +15,10 @@ from stategate.contract.specs import GateSpec, StateSpec, StepSpec, TensorSpec
 
 # ``Pool.step(rows=None, **inputs)`` keeps this name for itself.
 _RESERVED = "rows"
+_ROWS_FIRST = (
+    "put a batch axis first in every input, output, state and gate of step_spec(), name it in "
+    "lift(..., session_axes={...}), or export for one session"
+)
 
 _Rowed = TypeVar("_Rowed", TensorSpec, StateSpec, GateSpec)
 
@@ -44,7 +48,7 @@ def one_row(states: tuple[StateSpec, ...]) -> tuple[StateSpec, ...]:
     return tuple(_widened(state, 1) for state in states)
 
 
-def check_rows(spec: StepSpec, sessions: int) -> None:
+def check_rows(spec: StepSpec, sessions: int, remedy: str = _ROWS_FIRST) -> None:
     """Check that every input, output, state and gate has one row for each session."""
     _check_count(sessions)
     for kind, name, shape in _leading(spec):
@@ -53,8 +57,7 @@ def check_rows(spec: StepSpec, sessions: int) -> None:
                 f"{kind} {name!r} has no row for each session",
                 found=f"shape {list(shape)}",
                 expected=f"{sessions} as the leading axis",
-                remedy="put a batch axis first in every input, output, state and gate of "
-                "step_spec(), name it in lift(..., session_axes={...}), or export for one session",
+                remedy=remedy,
             )
     if any(tensor.name == _RESERVED for tensor in spec.inputs):
         raise SpecError(

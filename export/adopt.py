@@ -11,18 +11,20 @@ import numpy as np
 import onnx
 
 from stategate.common import console
-from stategate.contract import Bundle, Episode, InputsRef, StepSpec, refuse_to_replace
+from stategate.contract import Bundle, Episode, InputsRef, refuse_to_replace
 from stategate.contract.claims import Observes
 from stategate.contract.errors import StatePairingError
 from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.staging import scratch_folder
+from stategate.export.candidate import Candidate
 from stategate.export.deploy import Engines, SafeOutputs, check_choices, deployed, with_safe
 from stategate.export.frontends.adopt import Adopted
 from stategate.export.frontends.adopt import adopt as adopt_file
 from stategate.export.frontends.declared import Request
 from stategate.export.frontends.leapp import adopt_export
 from stategate.export.frontends.observation import observation_of
+from stategate.export.frontends.pooled import pooled, rows_of, rows_reference
 from stategate.export.frontends.steering import check_steering
 from stategate.export.inputs import Range, drawn, recorded
 from stategate.export.passes.choose_split import Layout
@@ -48,6 +50,8 @@ def adopt(
     episode: str | Path | Episode | None = None,
     input_ranges: Mapping[str, Range] | None = None,
     steps: int = STEPS,
+    sessions: int = 1,
+    session_axes: Mapping[str, int] | None = None,
     precision: str | Path | PrecisionPlan = "float32",
     ranges: RangeRecord | str | Path | None = None,
     state_precision: StatePrecision | None = None,
@@ -86,6 +90,9 @@ def adopt(
         episode: Inputs of the check; random numbers where it is None. See `stategate.make`.
         input_ranges: See `stategate.make`, like all that follows.
         steps: Closed-loop steps of the check.
+        sessions: Sessions that one step serves; more than one makes a bundle for a `Pool`.
+        session_axes: Axis of an input, state or output that belongs to the sessions, where that is
+            no open axis called batch; counted from 0, as the file has it.
         precision: A preset such as ``int8-weights``, a plan, or a plan's ``.json``. What comes out
             is a candidate: `stategate.compare` judges it beside the float bundle.
         ranges: Of activations, where the precision needs them: `stategate.measure_ranges` of the
@@ -112,7 +119,7 @@ def adopt(
         BundleError: Something that is not a bundle is at ``out``.
     """
     check_choices(engines=(engines, Engines), split=(split, Layout))
-    steps = whole("steps", steps)
+    steps, sessions = whole("steps", steps), whole("sessions", sessions)
     out = Path(out)
     plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
     if ranges is not None and not isinstance(ranges, RangeRecord):
@@ -149,14 +156,17 @@ def adopt(
             f"note: input {name} looks as if it were fed from {next_name}; it is taken for an "
             f"ordinary input unless you say --state {name}={next_name}"
         )
+    candidate, axes = adopted.candidate, session_axes or {}
+    if sessions > 1 or axes:
+        candidate, axes = pooled(candidate, sessions, axes)
+        file = f"adopted/{candidate.model.source.rpartition(':')[2]}"
+        candidate = replace(candidate, attached={file: adopted.original})
     described = replace(
-        adopted.candidate,
-        observation=observation_of(
-            adopted.candidate.metadata, adopted.candidate.spec, observes=observes
-        ),
+        candidate,
+        observation=observation_of(candidate.metadata, candidate.spec, observes=observes),
     )
     candidate = in_precision(described, plan, ranges, state_precision, error_feedback)
-    inputs, origin = _inputs(candidate.graph, candidate.spec, episode, steps, input_ranges or {})
+    inputs, origin = _inputs(candidate, axes, episode, steps, input_ranges or {})
     candidate = deployed(
         with_safe(candidate, safe or {}), engines, split, inputs, measure=target is None
     )
@@ -164,7 +174,9 @@ def adopt(
         return seal(
             out,
             candidate,
-            adopted.reference(inputs),
+            adopted.reference(inputs)
+            if sessions == 1
+            else rows_reference(adopted.reference, inputs, axes, sessions),
             inputs,
             target=profile.ref(this_machine=target is None),
             limits=limits if lower else STRICT,
@@ -193,16 +205,19 @@ def _adopted(source: str | Path | onnx.ModelProto, request: Request) -> Adopted:
 
 
 def _inputs(
-    graph: bytes,
-    spec: StepSpec,
+    candidate: Candidate,
+    axes: Mapping[str, int],
     episode: str | Path | Episode | None,
     steps: int,
     ranges: Mapping[str, Range],
 ) -> tuple[Episode, InputsRef]:
+    spec, sessions = candidate.spec, candidate.sessions
     if episode is None:
-        model = onnx.load_model_from_string(graph)
+        model = onnx.load_model_from_string(candidate.graph)
         check_steering(model, spec.inputs, ranges)
         return drawn(spec, steps, ranges, model)
-    inputs, name = recorded(episode, steps, ranges)
+    inputs, name = recorded(episode, steps * sessions, ranges)
+    if sessions > 1:
+        inputs = rows_of(inputs, spec, axes, sessions)
     inputs.check(spec, starts=True)
     return inputs.resized(steps), InputsRef("recording", name)

@@ -11,8 +11,8 @@ import onnx
 from stategate.contract import Episode, InputsRef, ModelRef, batched
 from stategate.contract.errors import GraphError
 from stategate.export.candidate import Candidate
-from stategate.export.frontends.references import RowsReference, StatefulReference, TorchReference
-from stategate.export.frontends.rows import side_by_side, staggered
+from stategate.export.frontends.references import StatefulReference, TorchReference
+from stategate.export.frontends.rows import RowsReference, side_by_side, staggered
 from stategate.export.frontends.trace import trace, trace_chunk
 from stategate.export.inputs import Range, drawn, recorded
 from stategate.export.passes.graph import serialised

@@ -111,7 +111,10 @@ class Pool(OpenBundle):
         """
         bundle = Bundle.open(path)
         check_caller(bundle.manifest, observes, rate_hz)
-        check_rows(bundle.manifest.step, bundle.manifest.sessions)
+        # Only one that was made for a single session can lack rows.
+        verb = "adopt" if bundle.manifest.model.family == "adopted" else "export"
+        remedy = f"step it with Session.open, or {verb} the model again with --sessions"
+        check_rows(bundle.manifest.step, bundle.manifest.sessions, remedy)
         check_memory(bundle, bundle.manifest.budget, engine)
         _check_budget(bundle.manifest.budget)
         buffers = allocate(bundle)
@@ -159,7 +162,7 @@ class Pool(OpenBundle):
         raise PoolFullError(
             "the pool is full",
             found=f"{self.capacity} sessions in {self.capacity} rows",
-            remedy="let one leave, or export the model with more --sessions",
+            remedy="let one leave, or make the bundle again with more --sessions",
         )
 
     def leave(self, row: int) -> Ledger:

@@ -1,14 +1,16 @@
-"""What a traced step is compared with: the user's own module, on its own state."""
+"""What a traced step is compared with: the user's own module, and each row with itself alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from stategate.contract.errors import EpisodeError
-from stategate.export.reference import Arrays, Reference
+from stategate.contract import batched
+from stategate.contract.errors import EpisodeError, TraceError
+from stategate.export.frontends.rows import check_rows_are_independent
+from stategate.export.reference import Arrays
 from stategate.models.lifting.lift import Lifted
 from stategate.models.lifting.slots import put, value_at
 from stategate.models.step import StepModel, commit, initial_states, threshold_inputs
@@ -90,34 +92,31 @@ class StatefulReference:
         return _copies(outputs), _copies(states), {}
 
 
-class RowsReference:
-    """One reference for each session, every one on a state of its own.
+@torch.no_grad()
+def check_rows(model: StepModel, sessions: int) -> None:
+    """Raise `TraceError` where the step does not serve several sessions, each alone."""
+    spec = batched(model.step_spec(), sessions)
 
-    Args:
-        references: In the order of the rows, each at its initial state.
-    """
+    def run(arrays: Arrays) -> Arrays:
+        inputs = {t.name: torch.from_numpy(arrays[t.name].copy()) for t in spec.inputs}
+        states = {s.name: torch.from_numpy(arrays[s.name].copy()) for s in spec.states}
+        result = model.step({**inputs, **threshold_inputs(spec)}, states)
+        kinds = (("output", result.outputs), ("next state", result.states), ("gate", result.gates))
+        return {f"{kind} {n!r}": t.numpy() for kind, part in kinds for n, t in part.items()}
 
-    def __init__(self, references: Sequence[Reference]) -> None:
-        self._references = references
-        self.name = f"{references[0].name}, {len(references)} sessions alone"
-
-    def begin(self, states: Arrays) -> None:
-        """Start every row from its own of these states."""
-        for row, reference in enumerate(self._references):
-            begin = getattr(reference, "begin")  # noqa: B009  (a reference need not have it)
-            begin({name: array[row : row + 1] for name, array in states.items()})
-
-    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Outputs, states after the step and gates, by name, ``(rows, ...)``."""
-        results = [
-            reference.step({name: array[row : row + 1] for name, array in inputs.items()})
-            for row, reference in enumerate(self._references)
-        ]
-        outputs, states, gates = (
-            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            for parts in zip(*results, strict=True)
-        )
-        return outputs, states, gates
+    check_rows_are_independent(
+        run,
+        (*spec.inputs, *spec.states),
+        sessions,
+        TraceError,
+        expected=f"a step for any leading extent, {sessions} rows as well as 1",
+        remedies=(
+            "keep the first axis: x.reshape(len(x), -1) and not x.reshape(1, -1); for what nn.LSTM "
+            'and nn.GRU keep, (layers, batch, hidden): lift(..., session_axes={"hidden": 1})',
+            "never reduce, sort or decide over the first axis: x.mean(-1) and not x.mean(), "
+            "gate > t and not (gate > t).any()",
+        ),
+    )
 
 
 def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:

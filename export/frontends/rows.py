@@ -1,18 +1,17 @@
-"""Several sessions in one graph: is every row alone?"""
+"""Several sessions in one graph: their streams, their references, and is every row alone?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import torch
 
-from stategate.contract import Episode, StateSpec, TensorSpec, batched
-from stategate.contract.errors import EpisodeError, TraceError
-from stategate.contract.failures import failures
-from stategate.models.step import StepModel, Tensors, threshold_inputs
+from stategate.contract import Episode, StateSpec, TensorSpec
+from stategate.contract.errors import EpisodeError, ExportError
+from stategate.contract.failures import failures, first_line
+from stategate.export.reference import Arrays, Reference
 
-_DRAWS = 16  # a gate that mixes rows shows only where they decide differently
+_DRAWS = 32  # a gate that mixes rows shows only where they decide differently
 _TOLERANCE = 1e-3  # a product of many rows rounds differently from that of one
 
 
@@ -41,78 +40,111 @@ def staggered(stream: Episode, sessions: int) -> Episode:
     )
 
 
-@torch.no_grad()
-def check_rows_are_independent(model: StepModel, sessions: int) -> None:
-    """Run the step for several sessions and for one of them alone, and compare.
+class RowsReference:
+    """One reference for each session, every one on a state of its own.
+
+    Args:
+        references: In the order of the rows, each at its initial state.
+    """
+
+    def __init__(self, references: Sequence[Reference]) -> None:
+        self._references = references
+        self.name = f"{references[0].name}, {len(references)} sessions alone"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the steps so far did not show in one session or another."""
+        every = [note for each in self._references for note in getattr(each, "notes", ())]
+        return tuple(dict.fromkeys(every))
+
+    def begin(self, states: Arrays) -> None:
+        """Start every row from its own of these states."""
+        for row, reference in enumerate(self._references):
+            begin = getattr(reference, "begin")  # noqa: B009  (a reference need not have it)
+            begin({name: array[row : row + 1] for name, array in states.items()})
+
+    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs, states after the step and gates, by name, ``(rows, ...)``."""
+        results = [
+            reference.step({name: array[row : row + 1] for name, array in inputs.items()})
+            for row, reference in enumerate(self._references)
+        ]
+        outputs, states, gates = (
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*results, strict=True)
+        )
+        return outputs, states, gates
+
+
+def check_rows_are_independent(
+    run: Callable[[Arrays], Arrays],
+    tensors: Iterable[TensorSpec | StateSpec],
+    sessions: int,
+    error: type[ExportError],
+    *,
+    expected: str,
+    remedies: tuple[str, str],
+) -> None:
+    """Run a step for several sessions and for one of them alone, and compare.
 
     The other sessions hold random numbers first and NaN then; neither may be seen in a row.
 
-    Raises:
-        TraceError: The step fails with several rows, or a row depends on another.
+    Args:
+        run: Everything that a step gives, by kind and name, ``(rows, ...)``; it takes inputs and
+            states of any number of rows by name.
+        tensors: Inputs and states, with a row for each session.
+        sessions: How many.
+        error: What is raised where the step fails with several rows, or a row depends on another.
+        expected: What the step must be able to do.
+        remedies: For a step that fails, and for one whose rows depend on others.
     """
-    spec = batched(model.step_spec(), sessions)
-    generator = torch.Generator().manual_seed(0)
-    for row in [0, sessions - 1] * _DRAWS:
-        drawn = {t.name: _random(t, generator) for t in spec.inputs}
-        drawn |= {s.name: _random(s, generator) for s in spec.states}
-        single = _run(model, {name: tensor[row : row + 1] for name, tensor in drawn.items()})
-        for rows in (drawn, {name: _poisoned(tensor, row) for name, tensor in drawn.items()}):
+
+    def rigid(symptom: str) -> ExportError:
+        return error(
+            f"the step cannot serve {sessions} sessions at once",
+            found=symptom,
+            expected=expected,
+            remedy=remedies[0],
+        )
+
+    tensors = list(tensors)
+    rng = np.random.default_rng(0)
+    for row in [-draw % sessions for draw in range(_DRAWS)]:
+        drawn = {t.name: _random(t, rng) for t in tensors}
+        single = run({name: array[row : row + 1] for name, array in drawn.items()})
+        for rows in (drawn, {name: _poisoned(array, row) for name, array in drawn.items()}):
             try:
-                together = _run(model, rows)
+                together = run(rows)
             except failures() as problem:  # a user's step may raise anything
-                raise _rigid(" ".join(str(problem).split()), sessions) from problem
-            for name, tensor in together.items():
-                if tuple(tensor.shape) != (sessions, *single[name].shape[1:]):
-                    raise _rigid(f"{name} of shape {list(tensor.shape)}", sessions)
-                if not _alike(tensor[row], single[name][0]):
-                    raise TraceError(
+                raise rigid(first_line(problem)) from problem
+            for name, array in together.items():
+                if array.shape != (sessions, *single[name].shape[1:]):
+                    raise rigid(f"{name} of shape {list(array.shape)}")
+                if not _alike(array[row], single[name][0]):
+                    raise error(
                         "the step mixes its sessions",
                         found=f"{name} of row {row} depends on other rows",
                         expected="every row computed from that row alone",
-                        remedy="never reduce, sort or decide over the first axis: x.mean(-1) and "
-                        "not x.mean(), gate > t and not (gate > t).any()",
+                        remedy=remedies[1],
                     )
 
 
-def _run(model: StepModel, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """One step on copies; everything that it gives, by kind and name."""
-    spec = model.step_spec()
-    inputs = {t.name: tensors[t.name].clone() for t in spec.inputs}
-    states = {s.name: tensors[s.name].clone() for s in spec.states}
-    result = model.step({**inputs, **threshold_inputs(spec)}, states)
-    kinds = (("output", result.outputs), ("next state", result.states), ("gate", result.gates))
-    return {f"{kind} {n!r}": tensor for kind, part in kinds for n, tensor in part.items()}
+def _random(tensor: TensorSpec | StateSpec, rng: np.random.Generator) -> np.ndarray:
+    if np.dtype(tensor.dtype).kind == "f":
+        return rng.standard_normal(tensor.shape).astype(tensor.dtype)
+    return rng.integers(0, 2, tensor.shape).astype(tensor.dtype)
 
 
-def _random(tensor: TensorSpec | StateSpec, generator: torch.Generator) -> torch.Tensor:
-    dtype = getattr(torch, tensor.dtype)
-    if dtype.is_floating_point:
-        return torch.randn(tensor.shape, generator=generator, dtype=dtype)
-    return torch.randint(0, 2, tensor.shape, generator=generator).to(dtype)
-
-
-def _poisoned(tensor: torch.Tensor, row: int) -> torch.Tensor:
+def _poisoned(array: np.ndarray, row: int) -> np.ndarray:
     """NaN in every row but one; integers have none and stay."""
-    if not tensor.is_floating_point():
-        return tensor
-    poisoned = torch.full_like(tensor, torch.nan)
-    poisoned[row] = tensor[row]
+    if array.dtype.kind != "f":
+        return array
+    poisoned = np.full_like(array, np.nan)
+    poisoned[row] = array[row]
     return poisoned
 
 
-def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    a, b = a.double(), b.double()
-    scale = float(b.nan_to_num(0.0, 0.0, 0.0).abs().max()) if b.numel() else 0.0
-    tolerance = _TOLERANCE * max(1.0, scale)
-    return torch.allclose(a, b, rtol=0.0, atol=tolerance, equal_nan=True)
-
-
-def _rigid(symptom: str, sessions: int) -> TraceError:
-    """The error of a step that is written for one row alone."""
-    return TraceError(
-        f"the step cannot serve {sessions} sessions at once",
-        found=symptom,
-        expected=f"a step for any leading extent, {sessions} rows as well as 1",
-        remedy="keep the first axis: x.reshape(len(x), -1) and not x.reshape(1, -1); for what "
-        'nn.LSTM and nn.GRU keep, (layers, batch, hidden): lift(..., session_axes={"hidden": 1})',
-    )
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    scale = np.abs(np.nan_to_num(b, nan=0.0, posinf=0.0, neginf=0.0)).max(initial=1.0)
+    return np.allclose(a, b, rtol=0.0, atol=_TOLERANCE * scale, equal_nan=True)

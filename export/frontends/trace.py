@@ -19,7 +19,7 @@ from stategate.contract.errors import SpecError, StategateError, TraceError
 from stategate.contract.failures import failures
 from stategate.export.frontends.float64 import Float64Numbers
 from stategate.export.frontends.places import TensorsAsPlaces
-from stategate.export.frontends.rows import check_rows_are_independent
+from stategate.export.frontends.references import check_rows
 from stategate.export.frontends.unrolled import in_simpler_operations
 from stategate.export.memory.undeclared import undeclared
 from stategate.export.memory.watch import Watch
@@ -69,7 +69,7 @@ def trace(
     step = _Step(model, spec_of(model))
     step.check()
     if sessions > 1:
-        check_rows_are_independent(model, sessions)
+        check_rows(model, sessions)
         step.spec = batched(step.spec, sessions)
     graph = step.traced(operators, sessions)
     check_runs(graph, {name: t.numpy() for name, t in step.example(sessions).items()})

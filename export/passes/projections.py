@@ -29,6 +29,8 @@ from stategate.contract.errors import ExportError, SpecError
 from stategate.contract.precision import GATES, RECURRENCE, PrecisionPlan
 from stategate.export.passes.dataflow import values_of
 
+# What a tensor of the file is called where the graph of a pool hands it over in another layout.
+IN_FILE = " in the file"
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _NAMED = 12  # so many weights that stay in float are named, the largest first
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)

@@ -16,7 +16,7 @@ from stategate.contract import StepSpec
 from stategate.contract.errors import CalibrationError, ExportError
 from stategate.contract.precision import PrecisionPlan
 from stategate.export.passes.graph import after_passes, opset_of, without_traces_of_the_build
-from stategate.export.passes.projections import Projection, chosen, projections
+from stategate.export.passes.projections import IN_FILE, Projection, chosen, projections
 
 INT4_BLOCK = 32
 _SCALES_BY_CHANNEL = 13  # first opset whose DequantizeLinear has a scale for each channel
@@ -190,6 +190,8 @@ def _ranges(nodes: list[Projection], limits: Mapping[str, float] | None) -> dict
             remedy="make the bundle without --precision in FLOAT; stategate model ranges FLOAT "
             "--episode FILE.npz --out ranges.json; then --ranges ranges.json",
         )
+    # A pool has the ranges of one session, whose graph takes its tensors as the file does.
+    limits = {**limits} | {f"{name}{IN_FILE}": limit for name, limit in limits.items()}
     missing = [name for name in names if name not in limits]
     if missing:
         raise CalibrationError(

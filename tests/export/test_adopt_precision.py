@@ -221,7 +221,7 @@ def test_activations_are_rounded_within_the_range_that_a_recording_has(tmp_path:
     assert report.passed and Bundle.open(tmp_path / "sealed").manifest.standing == "sealed"
 
 
-def side(left: np.ndarray) -> onnx.GraphProto:
+def side(matrix: np.ndarray) -> onnx.GraphProto:
     """A branch with a weight of its own on the left of a product."""
     y = helper.make_tensor_value_info("inner", 1, [32, 4])
     return helper.make_graph(
@@ -229,7 +229,7 @@ def side(left: np.ndarray) -> onnx.GraphProto:
         "side",
         [],
         [y],
-        [constant("w", left / LOUD[:, None])],
+        [constant("w", matrix / LOUD[:, None])],
     )
 
 

@@ -15,8 +15,8 @@ from stategate.contract import Bundle, Episode, GateSpec, StateSpec, StepSpec, T
 from stategate.contract.errors import ParityError, SpecError, TraceError
 from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from, reference_for
-from stategate.export.frontends.references import RowsReference, TorchReference
-from stategate.export.frontends.rows import side_by_side, staggered
+from stategate.export.frontends.references import TorchReference
+from stategate.export.frontends.rows import RowsReference, side_by_side, staggered
 from stategate.export.frontends.trace import trace
 from stategate.export.inputs import random_episode
 from stategate.export.seal.pack import seal
