@@ -19,7 +19,7 @@ RATE_TOLERANCE = 0.01
 """Share by which two rates may differ and be one: 29.97 Hz is 30."""
 
 Numbers = tuple[float, ...]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e12)]  # and so neither infinite nor NaN
 
 
 class Term(Record, frozen=True):
@@ -62,8 +62,8 @@ class Term(Record, frozen=True):
                     f"term {self.name!r} has another number of elements than of {field}",
                     found=f"{count} {field} for {self.size} elements",
                 )
-        if not all(map(math.isfinite, (*self.scale, *self.offset))):
-            raise SpecError(f"term {self.name!r} has a scale or offset that is not finite")
+        if not all(map(math.isfinite, (*self.scale, *self.offset, *(self.clip or ())))):
+            raise SpecError(f"term {self.name!r} has a scale, offset or clip that is not finite")
         if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise SpecError(f"term {self.name!r} is clipped to nothing", found=list(self.clip))
 

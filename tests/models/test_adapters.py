@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import runpy
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from stategate.cli.main import main
+from stategate.contract import Bundle
 from stategate.contract.errors import TraceError
 from stategate.models import from_rsl_rl, from_sb3
 from stategate.models.lifting.adapters import adapted
@@ -353,10 +355,17 @@ def test_statistics_that_the_policy_was_trained_behind_are_not_forgotten() -> No
     env = VecNormalize(DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")]), clip_obs=0.5)
     seen = recorded("Pendulum-v1")
     env.obs_rms.update(seen)
-    model = learner(env)
+    model, statistics = learner(env), copy.deepcopy(env.obs_rms)
     with pytest.raises(TraceError, match=r"normalizer=model.get_vec_normalize_env\(\)"):
         adapted(model)
     measured = rolled(from_sb3(model, normalizer=env), [{"obs": row[None]} for row in seen])
+    contract = from_sb3(model, normalizer=env).observes
+    assert contract is not None and contract.inputs["obs"].normaliser == "in-graph"
+    assert contract.outputs["action"].terms[0].clip == (-2.0, 2.0)
+    env.obs_rms.update(seen + 1.0)
+    other = from_sb3(model, normalizer=env).observes
+    assert other is not None and other.inputs["obs"] != contract.inputs["obs"]
+    env.obs_rms = copy.deepcopy(statistics)
     normal = env.normalize_obs(seen)
     reference = predictions(model, list(normal))
     np.testing.assert_allclose(np.stack([o["action"][0] for o in measured]), reference, atol=1e-4)
@@ -446,6 +455,12 @@ def test_export_and_inspect_say_whether_observations_are_normalised(tmp_path: Pa
         bundle, _ = exported(folder, source, factory)
         shown = CliRunner().invoke(main, ["inspect", str(bundle)])
         assert f"observations: {said}" in shown.output
+        contract = Bundle.open(bundle).manifest.observation
+        assert contract is not None
+        obs = contract.inputs["obs"]
+        in_graph = factory == "actor"
+        assert obs.normaliser == ("in-graph" if in_graph else "as-given")
+        assert bool(obs.statistics_sha256) == in_graph and len(obs.elements()) == 235
 
 
 def test_what_no_step_can_take_is_refused() -> None:

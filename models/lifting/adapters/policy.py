@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stategate.contract import ObservationContract, Signal, Term
 from stategate.contract.errors import TraceError
 from stategate.models.lifting.lift import Lifted, lift
+from stategate.models.weights import weights_sha256
 
 
 def policy_step(
@@ -20,6 +23,8 @@ def policy_step(
     family: str,
     normalised: bool,
     session_axis: int = 1,
+    normalisers: Mapping[str, nn.Module] = MappingProxyType({}),
+    terms: Mapping[str, tuple[Term, ...]] = MappingProxyType({}),
 ) -> Lifted:
     """The step of a module that takes observations and memory, and returns actions and memory.
 
@@ -31,6 +36,8 @@ def policy_step(
         family: Kind of memory.
         normalised: Whether a normaliser of observations is part of the step.
         session_axis: Which axis of the memory is the robots'.
+        normalisers: Of each input that has one, where the page knows them one by one.
+        terms: What inputs and outputs consist of, as far as the package says.
     """
     clash = ", ".join(sorted({*example} & {*memory}))
     if clash:
@@ -48,6 +55,19 @@ def policy_step(
     )
     lifted.family = family
     lifted.observations = "normalised in the graph" if normalised else "as given"
+    in_graph = set(normalisers) if normalisers else set(example) if normalised else set()
+    lifted.observes = ObservationContract(
+        {
+            name: Signal(
+                terms.get(name, (Term(name, size=tensor.numel()),)),
+                normaliser="in-graph" if name in in_graph else "as-given",
+                statistics_sha256=weights_sha256(normalisers[name]) if name in normalisers else "",
+            )
+            for name, tensor in example.items()
+        },
+        {name: Signal(parts) for name, parts in terms.items() if name not in example},
+        source=f"the package of {type(step).__name__}",
+    )
     return lifted
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stategate.contract import Term
 from stategate.contract.errors import TraceError
 from stategate.models.lifting.adapters.policy import family_of, memory_of, policy_step, run_once
 from stategate.models.lifting.lift import Lifted
@@ -64,12 +65,15 @@ def from_rsl_rl(policy: Any, normalizer: nn.Module | None = None) -> Lifted:
         mean = _FirstRow()
     rnn: nn.RNNBase = memory.rnn
     step = RslRlActor(normalizer, rnn, nn.Sequential(head, mean))
+    as_given = isinstance(normalizer, nn.Identity)
     return policy_step(
         step,
         {"obs": torch.zeros(1, rnn.input_size)},
         memory_of(rnn),
         family=family_of(rnn),
-        normalised=not isinstance(normalizer, nn.Identity),
+        normalised=not as_given,
+        normalisers={} if as_given else {"obs": normalizer},
+        terms={"obs": _groups(policy, rnn.input_size)},
     )
 
 
@@ -94,6 +98,16 @@ class _FirstRow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[..., 0, :]
+
+
+def _groups(policy: Any, size: int) -> tuple[Term, ...]:
+    """The groups of observations that the actor concatenates; their sizes are nowhere kept."""
+    groups = getattr(policy, "obs_groups", None)
+    if isinstance(groups, dict):  # before version 4
+        groups = groups.get("policy")
+    if not isinstance(groups, list) or len(groups) < 2:
+        return (Term(groups[0] if groups else "obs", size=size),)
+    return tuple(Term(group) for group in groups)
 
 
 def _rsl_rl_names(policy: object) -> tuple[str, str, str] | None:

@@ -7,9 +7,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stategate.contract import Term
 from stategate.contract.dtypes import DTYPES
 from stategate.contract.errors import TraceError
 from stategate.contract.failures import failures
@@ -61,7 +63,13 @@ def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
     example = {name: _observation(name, part) for name, part in spaces.items()}
     step = Sb3Actor(policy, normalizer, keyed=hasattr(space, "spaces"))
     return policy_step(
-        step, example, memory_of(rnn), family="lstm", normalised=bool(step.normalizers)
+        step,
+        example,
+        memory_of(rnn),
+        family="lstm",
+        normalised=bool(step.normalizers),
+        normalisers=step.normalizer_of(),
+        terms=_action_terms(policy.action_space),
     )
 
 
@@ -153,6 +161,10 @@ class Sb3Actor(nn.Module):
             for m in moments.values()
         )
 
+    def normalizer_of(self) -> dict[str, nn.Module]:
+        """The normaliser of each input that has one."""
+        return dict(zip(self._normalized, self.normalizers, strict=True))
+
     def forward(self, **inputs: Tensor) -> tuple[Any, ...]:
         """Action, ``(batch, ...)``, and memory after the step, of observations and memory."""
         memory = {name: inputs.pop(name) for name in ("h", "c")}
@@ -176,6 +188,16 @@ class Sb3Actor(nn.Module):
         if self._kind == "MultiBinary":
             return {"action": (answer > 0).float(), "logits": answer}
         return choices(answer, space.nvec.tolist() if self._kind == "MultiDiscrete" else ())
+
+
+def _action_terms(space: Any) -> dict[str, tuple[Term, ...]]:
+    """The bounds of an action, where they are one for all of it."""
+    if not hasattr(space, "low"):
+        return {}
+    (low, *lows), (high, *highs) = sorted({*space.low.flat}), sorted({*space.high.flat})
+    uniform = not (lows or highs) and np.isfinite([low, high]).all()
+    clip = (float(low), float(high)) if uniform else None
+    return {"action": (Term("action", size=space.low.size, clip=clip),)}
 
 
 def _observation(name: str, space: Any) -> Tensor:
