@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gpu-check": ("lab.gpu_check:gpu_check", "Check TensorRT on this machine's GPU."),
     "controlled": ("lab.evidence.controlled.commands:controlled", "The controlled benchmark."),
     "memory": ("lab.evidence.memory.commands:memory", "The memory against a growing cache."),
+    "wrap-evidence": ("lab.evidence.wrap.commands:wrap_evidence", "Frozen policies get a memory."),
     "robot": ("lab.evidence.robot.commands:main", "Robots that have to remember."),
     "manual": ("lab.manual:manual", "Write the pages that the code knows."),
     "pages": ("lab.evidence.pages:pages", "Remake docs/evidence/index.md from its results."),

@@ -2,7 +2,7 @@
 
 .PHONY: house browser release-check lock matrix bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 evidence-controlled evidence-memory evidence-pages
-.PHONY: evidence-robot evidence-robot-small evidence-robot-page
+.PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
 LAB := $(BIN)/python -m lab
 
@@ -279,6 +279,10 @@ evidence-robot: $(SIMULATORS)/.installed ## Robots that have to remember, driven
 
 evidence-robot-small: $(SIMULATORS)/.installed ## The robots' tests, and a few episodes with the trained policies (a minute)
 	$(ROBOT) pytest tests/lab/test_robot_simulators.py
+
+evidence-wrap: $(SIMULATORS)/.installed ## Frozen policies that get a memory -> docs/evidence/wrap.md (resumable, one core, an hour)
+	$(ROBOT) lab wrap-evidence
+	$(LAB) pages
 
 evidence-robot-page: $(VENV)/.test ## Remake docs/evidence/robots.md and its pictures from docs/evidence/robot.json
 	$(LAB) robot page
