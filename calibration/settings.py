@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 from stategate.contract.errors import CalibrationError
 
@@ -82,6 +83,25 @@ class RetentionRecipe:
     streams: int = 8  # windows in a batch
     window: int = 128  # steps of one; longer than the memory, or nothing has to leave
     learning_rate: float = 1e-2  # peak; cosine down to nothing
+
+
+Place: TypeAlias = Literal["auto", "inside", "apart"]
+"""Where a frozen backbone goes: into the step of the bundle, or beside it."""
+
+
+def check_place(place: Place, *, is_file: bool, is_missing: bool) -> None:
+    """Refuse a place that a backbone cannot have."""
+    if place not in get_args(Place):
+        raise CalibrationError("no such place", found=place, expected=", ".join(get_args(Place)))
+    if place == "inside" and is_file:
+        raise CalibrationError(
+            "an ONNX file cannot be put into a step that is traced from torch",
+            found="a file, inside",
+            expected="a torch module, inside; or a file, apart",
+            remedy="leave --backbone out",
+        )
+    if place != "auto" and is_missing:
+        raise CalibrationError("there is no backbone to place", remedy="leave --backbone out")
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,14 @@ def _threshold(_: click.Context, __: click.Parameter, text: str) -> float | str:
     callback=_threshold,
     help="Of the gate, 0 or less; auto takes the highest that loses no more than is allowed.",
 )
+@option(
+    "--backbone",
+    "place",
+    type=click.Choice(["auto", "inside", "apart"]),
+    default="auto",
+    help="Inside the step; or apart, as backbone.onnx of a bundle whose step takes features, so "
+    "that both can have engines of their own. auto: inside, but a file apart.",
+)
 @seed_option()
 @check_steps_option
 @engines_option
@@ -95,13 +103,14 @@ def wrap(
 ) -> None:
     """Give a frozen policy a memory and a gate, trained on its own recordings.
 
-    BACKBONE gives features: path/to/module.py:factory of a torch module. Left out: the recordings
-    hold features, as input.features. One core and a minute or two; nothing is written where a
-    memory is not needed or was not learned.
+    BACKBONE gives features: path/to/module.py:factory of a torch module, or an .onnx file. Left
+    out: the recordings hold features, as input.features. One core and two minutes. Nothing is
+    written where a memory is not needed or was not learned.
 
     \b
     Examples:
       stategate wrap backbone.py:policy --recordings logs/ --out build/wrapped
+      stategate wrap encoder.onnx --recordings logs/ --out build/wrapped
       stategate wrap --recordings features/ --out build/memory
     """
     if target:

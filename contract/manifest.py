@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from stategate.contract.backbone import BackboneRef
 from stategate.contract.budget import Budget
 from stategate.contract.c_library import NativeRef
 from stategate.contract.chunks import chunked
@@ -194,6 +195,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         no_native: Why a native engine that was asked for is missing, or has no library.
         observation: What its inputs and outputs mean, as far as somebody said it; None where nobody
             did.
+        backbone: What gives the features that the step takes; None where they are no features, or
+            it runs elsewhere.
         resident: By engine, bytes that opening and stepping it added to a process where it was
             made: the first time, and a second time in one process. Empty where not measured.
     """
@@ -222,6 +225,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     lower_precision: LowerPrecision | None = None
     no_native: str = ""
     observation: ObservationContract | None = None
+    backbone: BackboneRef | None = None
     resident: dict[str, tuple[int, int]] = {}
 
     def __post_init__(self) -> None:
@@ -244,6 +248,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         needed = {state.init_file for state in self.states} | {self.golden}
         if self.native is not None:
             needed |= {*self.native.sources, self.native.library}
+        if self.backbone is not None:
+            needed |= {self.backbone.file, self.backbone.check}
         missing = sorted(needed - listed - {None}, key=str)
         if missing:
             raise SpecError("a file is used but not listed", found=missing, expected="in files")

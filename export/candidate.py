@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from stategate.contract import CalibrationRecord, ModelRef, ObservationContract, StepSpec, Way
+from stategate.contract.backbone import BackboneRef
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import PRESETS, PrecisionPlan
 
@@ -45,6 +46,8 @@ class Candidate:
     # the step was made of it
     attached: dict[str, bytes] = field(default_factory=dict)
     observation: ObservationContract | None = None  # what its inputs and outputs mean
+
+    backbone: BackboneRef | None = None  # among these files, where the step takes its features
 
     @property
     def sizes(self) -> tuple[int, int]:

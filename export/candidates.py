@@ -104,6 +104,7 @@ def candidate_from(
         for name, tensor in initial_states(loaded.model, sessions).items()
         if bool(tensor.any())
     }
+    carried = getattr(loaded.module, "carries", None)
     return Candidate(
         model=ModelRef(
             loaded.name,
@@ -121,4 +122,6 @@ def candidate_from(
         sessions=sessions,
         chunk=chunk,
         chunk_steps=steps if chunk else 0,
+        attached=dict(carried.files) if carried else {},
+        backbone=carried.ref if carried else None,
     )

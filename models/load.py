@@ -49,13 +49,20 @@ def evaluating(model: object) -> Iterator[LoadedModel]:
     """
     with _ONE_AT_A_TIME:
         loaded = load_model(model)
-        training = [part for part in loaded.module.modules() if part.training]
-        loaded.module.eval()
-        try:
+        with in_evaluation(loaded.module):
             yield loaded
-        finally:
-            for part in training:
-                part.training = True
+
+
+@contextmanager
+def in_evaluation(module: nn.Module) -> Iterator[None]:
+    """A module in evaluation; afterwards those parts train that trained."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def load_model(model: object) -> LoadedModel:

@@ -8,16 +8,21 @@ from stategate.runtime.keep.keeper import Restored, SnapshotPolicy
 from stategate.runtime.session import Session
 
 if TYPE_CHECKING:
+    from stategate.runtime.behind import WrappedSession
     from stategate.runtime.pool import Pool
 
 silence()
 
-__all__ = ["Ledger", "Pool", "Restored", "Session", "SnapshotPolicy"]
+__all__ = ["Ledger", "Pool", "Restored", "Session", "SnapshotPolicy", "WrappedSession"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Pool":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from stategate.runtime.pool import Pool  # most devices step one session
+    if name == "Pool":
+        from stategate.runtime.pool import Pool  # most devices step one session
 
-    return Pool
+        return Pool
+    if name == "WrappedSession":
+        from stategate.runtime.behind import WrappedSession
+
+        return WrappedSession
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,8 +59,9 @@ IMPORTED_AS = {"pyyaml": "yaml", "dask": "distributed"}
 # Inside of a room: a folder or module imports only what stands before it, and itself.
 FLOORS = {
     "export": """candidate reference timing memory passes frontends c seal tensorrt inputs
-    candidates precision sensitivity deploy make adopt""",
-    "runtime": """base engines deadline memory keep prefill pool watch session episodes check""",
+    candidates precision sensitivity deploy make backbone adopt""",
+    "runtime": """base engines deadline memory keep prefill pool watch session behind episodes
+    check""",
 }
 
 
@@ -98,7 +99,9 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
         for name in imported_names(path):
             top, _, rest = name.partition(".")
             if top == "stategate":
-                other = rest.split(".")[0] or "stategate"
+                other = rest.split(".")[0]
+                if not other or (ROOT / "stategate" / f"{other}.py").exists():
+                    other = "stategate"  # the front door has modules of its own
                 allowed = other in rooms | {room} or name.startswith(parts)
                 assert allowed, f"{rel} imports {name}"
 

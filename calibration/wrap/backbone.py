@@ -21,6 +21,7 @@ from stategate.contract import TensorSpec
 from stategate.contract.errors import CalibrationError, TraceError
 from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import FILE_BYTES, read_bounded
+from stategate.models.load import in_evaluation
 from stategate.models.memories.wrapped import FEATURES
 from stategate.models.weights import weights_sha256
 
@@ -82,16 +83,11 @@ def opened(source: BackboneSource, inputs: Sequence[TensorSpec]) -> Iterator[Bac
     else:
         module, name = _module(source)
         order = _order(module, inputs)
-        training = [part for part in module.modules() if part.training]
-        module.eval()
-        try:
+        with in_evaluation(module):
             by_name = {tensor.name: tensor for tensor in inputs}
             takes = tuple(by_name[each] for each in order)
             run = _torch(module, order)
             yield Backbone(name, weights_sha256(module), module, None, takes, run)
-        finally:
-            for part in training:
-                part.training = True
 
 
 def read_file(path: Path) -> bytes:

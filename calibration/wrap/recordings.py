@@ -153,7 +153,8 @@ def excerpt(files: EpisodeSet, form: Form, training: Sequence[Stream], steps: in
     """
     # Of a single recording the last part is held out.
     lone = len(files) == 1
-    whole = files.files[0 if lone else len(training)].load()
+    file = files.files[0 if lone else len(training)]
+    whole = file.load()
     first = len(training[0].labels) if lone else 0
     inputs = {t.name: whole.inputs[t.name][first : first + steps] for t in form.inputs}
-    return Episode(inputs, rate_hz=whole.rate_hz, provenance=whole.provenance)
+    return Episode(inputs, rate_hz=whole.rate_hz, provenance=f"{file.name}, held out")

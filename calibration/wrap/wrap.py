@@ -72,13 +72,16 @@ class Trained:
         backbone: As it was opened.
         report: What it does on held-out recordings.
         calibration: The threshold of its gate.
-        episode: Held-out inputs of the policy, for the check of its bundle.
+        frames: Held-out inputs of the backbone.
+        episode: Held-out inputs of the policy, for the check of its bundle; the frames, or their
+            features.
     """
 
     policy: RememberingPolicy
     backbone: Backbone
     report: WrapReport
     calibration: CalibrationRecord
+    frames: Episode
     episode: Episode
 
 
@@ -135,17 +138,17 @@ def train_memory(
             count = numbers or classes_of(streams, actions, form.key)
             policy = RememberingPolicy(streams[0].features.shape[1], count)
             results = _Course(policy, parts, recipe, progress).run(allowed_loss, threshold)
-            episode = excerpt(files, form, parts.training, _EXCERPT)
+            episode = frames = excerpt(files, form, parts.training, _EXCERPT)
             if backbone.module is not None and inside:
                 policy.behind(backbone.module, backbone.inputs)
             else:
-                features = backbone.run(episode.inputs)[:, None]
-                episode = replace(episode, inputs={FEATURES: features})
+                features = backbone.run(frames.inputs)[:, None]
+                episode = replace(frames, inputs={FEATURES: features})
     policy.memory.threshold = results.threshold
     report_ = results.report(policy, backbone, parts, time.perf_counter() - started)
     source_name = f"{names_of(recordings)}, held out"
     record = results.calibration(policy, source_name, parts.held_out_steps)
-    return Trained(policy, backbone, report_, record, episode)
+    return Trained(policy, backbone, report_, record, frames, episode)
 
 
 class _Course:

@@ -174,7 +174,7 @@ class _Step(nn.Module):
     def traced(self, operators: Operators, sessions: int = 1) -> onnx.ModelProto:
         """The graph, of the signature ``spec`` and without control flow."""
         example = self.example(sessions)
-        with _with_operators(cast(StepModel, self.model), operators), torch.no_grad(), _quiet():
+        with _with_operators(cast(StepModel, self.model), operators), torch.no_grad(), quiet():
             graph = self._converted(self._exported(example), example)
         check_graph(graph, self.spec, branch_free=True)
         return graph
@@ -360,7 +360,7 @@ def _with_operators(model: StepModel, operators: Operators) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide torch's chatter: deprecations inside of it, and graphs that it prints to stderr."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -163,6 +163,7 @@ def _assemble(
         lower_precision=lower,
         native=native,
         no_native=candidate.no_native,
+        backbone=candidate.backbone,
     )
     files = {graph.file.path: forms[graph.role] for graph in graphs}
     return manifest, files | extra

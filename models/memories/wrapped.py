@@ -43,6 +43,7 @@ class RememberingPolicy(nn.Module):
         super().__init__()
         self.inputs: tuple[TensorSpec, ...] = (TensorSpec(FEATURES, (1, features)),)
         self.backbone: nn.Module | None = None
+        self.carries: object = None  # a backbone that travels beside the step, see export/backbone
         self.reduce = nn.Linear(features, _WIDEST) if features > _WIDEST else nn.Identity()
         self.memory = AuraMem(min(features, _WIDEST), actions=actions, threshold=threshold)
         self.kv_bytes_per_step = self.memory.kv_bytes_per_step

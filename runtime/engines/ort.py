@@ -6,7 +6,7 @@ the banks of a group are exchanged when its parity has changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stategate.common.onnx_runtime import one_thread
@@ -26,6 +26,30 @@ _MAX_PREMADE = 6  # 2**6 bindings of a few KiB, all made at open
 Tensors = dict[str, TensorSpec]
 _Banks = tuple[str, Callable[[str, Any], None], tuple[Any, Any]]
 _ORT_TYPES = {"float32": "float", "float64": "double"}
+
+
+class Function:
+    """A graph without state, such as a backbone: inputs by name, its one output or ``features``.
+
+    Args:
+        raw: The ONNX file.
+        names: What a caller calls its inputs; a single one may have another name in the file.
+    """
+
+    def __init__(self, raw: bytes, names: list[str]) -> None:
+        self._session = onnxruntime.InferenceSession(
+            raw, one_thread(onnxruntime.SessionOptions()), providers=[_CPU]
+        )
+        takes = [tensor.name for tensor in self._session.get_inputs()]
+        self._names = dict(zip(names, takes if len(takes) == 1 else names, strict=True))
+        gives = [tensor.name for tensor in self._session.get_outputs()]
+        self._output = ["features" if "features" in gives else gives[0]]
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Array:
+        """Its answer for one frame."""
+        feeds = {self._names[name]: array for name, array in inputs.items()}
+        answer: Array = self._session.run(self._output, feeds)[0]
+        return answer
 
 
 class OrtGraph:

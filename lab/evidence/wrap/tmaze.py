@@ -73,9 +73,9 @@ class ActorFeatures(nn.Module):
     def forward(self, picture: Tensor, velocity: Tensor) -> Tensor:
         """Features ``(rows, 64)``."""
         actor: Any = self.actor
-        features: Tensor = actor.mlp[:-1](
-            actor.get_latent({"picture": picture, "velocity": velocity})
-        )
+        features: Tensor = actor.get_latent({"picture": picture, "velocity": velocity})
+        for layer in list(actor.mlp)[:-1]:
+            features = layer(features)
         return features
 
 
