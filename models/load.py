@@ -110,9 +110,9 @@ def _checked(
             "this object is no step",
             found=f"{type(step).__name__} from {source}",
             expected="a module with step_spec() and step(inputs, states); or what lift(module, "
-            "...) makes of one that keeps its memory to itself; or a recurrent policy of rsl_rl or "
-            "stable-baselines3",
-            remedy=f"see docs/guides/bring-your-own.md; {offer(built)}",
+            "...) makes of one that keeps its memory to itself; or a recurrent policy of rsl_rl, "
+            "stable-baselines3, skrl, rl_games, torchrl or CleanRL",
+            remedy=f"see docs/guides/bring-your-own.md and docs/guides/adapters.md; {offer(built)}",
         )
     family = str(getattr(step, "family", "custom"))
     return LoadedModel(name, family, source, step, step, episode)

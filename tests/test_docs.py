@@ -192,8 +192,18 @@ def test_the_page_about_models_of_your_own_works_word_for_word(
     tmp_path: Path, in_this_process: Callable[[str], str]
 ) -> None:
     printed = follow("guides/bring-your-own.md", tmp_path, in_this_process)
-    assert "state        h float32 [1, 1, 256]" in printed[0]
     assert printed[-2].startswith("(1, 3) [100] (1, 1, 16)")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_page_about_adapters_works_word_for_word(
+    tmp_path: Path, in_this_process: Callable[[str], str]
+) -> None:
+    printed = follow("guides/adapters.md", tmp_path, in_this_process)
+    assert len(printed) >= 6
+    assert all("verified over" in text for text in printed)
 
 
 @pytest.mark.slow
