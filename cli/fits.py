@@ -90,6 +90,8 @@ def _one(report: FitsReport) -> Iterator[Line]:
     wear, memory = report.wear[one.target], one.memory
     yield "target", one.target
     yield "verdict", f"{one.verdict}: {one.reason}"
+    if one.legal == ("c",):  # no process runs there, whose memory could be predicted
+        return
     yield "memory", f"{memory.total:>15,} bytes, predicted"
     yield "", f"{memory.process:>15,} process: Python and the engine's library; as on x86-64"
     yield "", f"{memory.engine:>15,} engine: a session, whatever the model, and its nodes"

@@ -29,6 +29,11 @@ _COMPILERS = {
     "armv7l": "arm-linux-gnueabihf-gcc",
     "riscv64": "riscv64-linux-gnu-gcc",
 }
+# What compiles the C for a machine that loads no library, as an object for the user's program.
+BARE_METAL = {
+    "armv7e-m": "arm-none-eabi-gcc -mcpu=cortex-m7 -mthumb -mfloat-abi=hard -mfpu=fpv5-d16 -O2 "
+    "-ffunction-sections -fdata-sections",
+}
 
 
 @dataclass(frozen=True, slots=True)

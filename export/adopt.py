@@ -18,7 +18,14 @@ from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.staging import scratch_folder
 from stategate.export.candidate import Candidate
-from stategate.export.deploy import Engines, SafeOutputs, check_choices, deployed, with_safe
+from stategate.export.deploy import (
+    Engines,
+    SafeOutputs,
+    check_choices,
+    deployed,
+    engines_for,
+    with_safe,
+)
 from stategate.export.frontends.adopt import Adopted
 from stategate.export.frontends.adopt import adopt as adopt_file
 from stategate.export.frontends.declared import Request
@@ -137,6 +144,7 @@ def adopt(
         time_axes=time_axes or {},
     )
     profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
+    engines = engines_for(profile, engines)
     profile.check(plan)
     refuse_to_replace(out)
     adopted = _adopted(source, request)

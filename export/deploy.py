@@ -14,6 +14,7 @@ from stategate.contract.errors import LowerError, SpecError
 from stategate.contract.names import close_names, did_you_mean
 from stategate.export.candidate import Candidate
 from stategate.export.passes.choose_split import Layout, choose_layout
+from stategate.targets import TargetProfile
 
 Engines = Literal["onnxruntime", "onnxruntime,native", "native"]
 SafeOutputs = Mapping[str, float | Sequence[float]]
@@ -34,6 +35,11 @@ def check_choices(**choices: tuple[str, object]) -> None:
             raise SpecError(
                 f"there is no such value of {name}", found=repr(word), expected=" or ".join(names)
             )
+
+
+def engines_for(target: TargetProfile, engines: Engines) -> Engines:
+    """What the bundle has to have: for a microcontroller C source, or it is refused."""
+    return "native" if target.is_microcontroller else engines
 
 
 def deployed(

@@ -13,7 +13,14 @@ from stategate.contract.claims import Observes
 from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.candidates import candidate_from, episode_for, reference_for
-from stategate.export.deploy import Engines, SafeOutputs, check_choices, deployed, with_safe
+from stategate.export.deploy import (
+    Engines,
+    SafeOutputs,
+    check_choices,
+    deployed,
+    engines_for,
+    with_safe,
+)
 from stategate.export.frontends.observation import observation_of
 from stategate.export.inputs import Range
 from stategate.export.passes.choose_split import Layout
@@ -115,6 +122,7 @@ def make(
     lower = not plan.is_float or bool(state_precision)
     limits = early_limits(max_output_error, max_flip_rate, accept, lower=lower)
     profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
+    engines = engines_for(profile, engines)
     this_machine = target is None
     refuse_to_replace(out)
     with evaluating(model) as loaded:

@@ -252,6 +252,7 @@ def fits(
     from stategate.contract.staging import scratch_folder
 
     profiles = devices(target)
+    in_c = len(profiles) == 1 and profiles[0].is_microcontroller
     with scratch_folder() as scratch:
         bundle = bundle_at(model, precision)
         if bundle is None:
@@ -264,6 +265,7 @@ def fits(
                     steps=32,
                     precision=precision or "float32",
                     engines="onnxruntime" if engine == "onnxruntime" else "onnxruntime,native",
+                    target=target if in_c else None,
                     progress=progress,
                 )
         return fits_report(

@@ -148,12 +148,22 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         figure = self.engines.get(engine)
         return sorted(plan.kinds - set((figure.value if figure else None) or ()))
 
-    def check(self, plan: PrecisionPlan, engine: str = "onnxruntime") -> None:
+    @property
+    def is_microcontroller(self) -> bool:
+        """Whether a session in C is all that runs there: no Python, and no library is loaded."""
+        return "c" in self.engines
+
+    def check(self, plan: PrecisionPlan, engine: str = "") -> None:
         """Refuse a plan that needs an element type that is not known to work there.
+
+        Args:
+            plan: What a bundle stores and computes in fewer bits.
+            engine: What steps it; ONNX Runtime, or the session in C of a microcontroller, if empty.
 
         Raises:
             TargetError: It does.
         """
+        engine = engine or ("c" if self.is_microcontroller else "onnxruntime")
         if lacking := self.lacks(plan, engine):
             figure = self.engines.get(engine)
             legal = ", ".join((figure.value if figure else None) or ())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from stategate.bench.fits.embedded import fit_in_c
 from stategate.bench.fits.footprint import footprint, plan_of
 from stategate.bench.measure.resident import Resident, measure_resident
 from stategate.bench.wear import wear_rows, write_rate
@@ -72,11 +73,15 @@ def fits_report(
         )
     costs, plan = load_costs(engine), plan_of(bundle)
     count = sessions or counted.sessions
+    verdicts = (
+        fit(counted, plan, profile, costs, sessions=sessions, horizon_steps=horizon_steps)
+        for profile in profiles
+    )
     return FitsReport(
         counted,
         tuple(
-            fit(counted, plan, profile, costs, sessions=sessions, horizon_steps=horizon_steps)
-            for profile in profiles
+            fit_in_c(one, bundle, plan, profile) if profile.is_microcontroller else one
+            for one, profile in zip(verdicts, profiles, strict=True)
         ),
         {p.name: _wear(p, manifest, counted.snapshot_bytes, rate_hz, count) for p in profiles},
         horizon_steps,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from stategate.common.compiler import compiler_for
+from stategate.common.compiler import BARE_METAL, compiler_for
 from stategate.contract import Bundle, Manifest, write_bundle
 from stategate.contract.errors import BuildError, StategateError
 
@@ -49,8 +49,8 @@ def with_library(
         required: Whether a bundle without a library is refused.
 
     Returns:
-        Manifest and files: with a library, with C source alone where a compiler is missing, or
-        without a native engine where the C is not right.
+        Manifest and files: with a library, with C source alone where a compiler is missing or the
+        target is a microcontroller, or without a native engine where the C is not right.
 
     Raises:
         StategateError: The library is required, and cannot be had.
@@ -58,6 +58,11 @@ def with_library(
     machine = manifest.target.machine if manifest.target is not None else platform.machine()
     try:
         built = _built(folder, manifest, files, platform.machine())
+        if machine in BARE_METAL:
+            tried = "" if built is not None else "; no C compiler tried it where it was made"
+            line = f"{BARE_METAL[machine]} -Inative -Wa,-Inative -c native/*.c"
+            reason = f"{machine} loads none; in the bundle: {line}{tried}"
+            return msgspec.structs.replace(manifest, no_native=reason), files
         if built is not None and machine != platform.machine():
             built = _built(folder, manifest, files, machine)
     except StategateError as problem:

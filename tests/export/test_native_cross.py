@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -134,6 +135,34 @@ def test_without_a_compiler_for_the_target_the_bundle_has_the_command_that_build
     manifest = Bundle.open(out).manifest
     assert manifest.native is not None and manifest.native.isa == "armv8.2-a"
     assert manifest.no_native == ""
+
+
+@pytest.mark.case("D6")
+def test_a_microcontroller_gets_c_that_its_compiler_takes_and_fits_says_how_much(
+    tiny_file: str, tmp_path: Path
+) -> None:
+    needs("cc", "arm-none-eabi-gcc", "arm-none-eabi-size")
+    out = tmp_path / "bundle"
+    words = ["export", tiny_file, "--target", "cortex-m7", "--steps", "40", "--out", str(out)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    native = Bundle.open(out).manifest.native
+    assert native is not None and native.library is None and native.sources
+    # The line is pasted, in the bundle.
+    shown = CliRunner().invoke(main, ["inspect", str(out)]).output
+    line = next(part for part in shown.splitlines() if "in the bundle: " in part)
+    command = line.partition("in the bundle: ")[2]
+    subprocess.run(command, shell=True, cwd=out, check=True, capture_output=True)
+    assert (out / "session.o").stat().st_size > 0
+    for made in out.glob("*.o"):
+        made.unlink()
+    fits = CliRunner().invoke(main, ["fits", str(out), "--target", "cortex-m7"])
+    figures = re.search(r"([\d,]+) bytes of flash and ([\d,]+) of RAM", fits.output)
+    assert figures is not None and "not known" in fits.output, fits.output
+    flash, ram = (int(part.replace(",", "")) for part in figures.groups())
+    assert 2_000 < flash < 40_000 and 100 < ram < 10_000
+    refused = CliRunner().invoke(main, [*words, "--precision", "int4-weights"])
+    assert refused.exit_code != 0 and "cortex-m7 does not run int4 with c" in refused.stderr
 
 
 @pytest.mark.case("D5")
