@@ -195,6 +195,14 @@ def test_the_page_about_models_of_your_own_works_word_for_word(
     assert printed[-2].startswith("(1, 3) [100] (1, 1, 16)")
 
 
+def test_the_page_about_chunks_works_word_for_word(
+    tmp_path: Path, in_this_process: Callable[[str], str]
+) -> None:
+    printed = follow("guides/chunks.md", tmp_path, in_this_process)
+    assert "writes 10.0% of steps" in printed[0]
+    assert printed[1].splitlines()[-1] == "(1, 7) 10 times the network ran"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -12,7 +12,6 @@ from stategate.contract.errors import EpisodeError, TraceError
 from stategate.export.frontends.rows import check_rows_are_independent
 from stategate.export.reference import Arrays
 from stategate.models.lifting.lift import Lifted
-from stategate.models.lifting.slots import put, value_at
 from stategate.models.step import StepModel, commit, initial_states, threshold_inputs
 
 
@@ -53,7 +52,7 @@ class StatefulReference:
     def __init__(self, model: Lifted) -> None:
         self.name = f"{type(model.lifted).__name__} alone, torch {torch.__version__}"
         self._model, self._module = model, model.untouched()
-        self._first = model.initial_states()
+        self._first = self._before = model.initial_states()
         self._arguments = {slot.name: slot.own_start(self._first) for slot in model.arguments}
 
     def begin(self, states: Arrays) -> None:
@@ -64,32 +63,25 @@ class StatefulReference:
                 which of the two is to come.
         """
         whole = {**self._first, **_tensors(states)}
-        flag = set(self._first) - {
-            name for slot in (*self._model.states, *self._model.arguments) for name in slot.first
-        }
-        if any(not bool(whole[name].all()) for name in flag):
+        flag = self._model.started
+        if flag and not bool(whole[flag].all()):
             raise EpisodeError(
                 "the module's first step is another than later ones",
-                found=f"an episode that starts from given states, and not after {', '.join(flag)}",
-                expected=f"start.{min(flag)}, of true",
+                found=f"an episode that starts from given states, and not after {flag}",
+                expected=f"start.{flag}, of true",
             )
-        for slot in self._model.states:
-            put(self._module, slot.name, slot.packed(whole))
+        self._model.put(self._module, whole)
+        self._before = whole
         self._arguments = {slot.name: slot.packed(whole) for slot in self._model.arguments}
 
     @torch.no_grad()
     def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Outputs, states after the step and gates, of which there are none, by name."""
+        """Outputs, states after the step and gates, by name."""
         model, fed = self._model, self._model.inputs.arguments(_tensors(inputs))
         result = self._module(**fed, **model.hidden_arguments(self._arguments))
         outputs, self._arguments = self._model.split(result)
-        # Ones that nothing below replaces belong to the state that says there was a first step.
-        states = {name: torch.ones_like(tensor) for name, tensor in self._first.items()}
-        for slot in self._model.states:
-            states |= slot.unpacked(value_at(self._module, slot.name), self._first)
-        for slot in self._model.arguments:
-            states |= slot.unpacked(self._arguments[slot.name], self._first)
-        return _copies(outputs), _copies(states), {}
+        self._before, gates = model.read(self._module, self._arguments, self._before)
+        return _copies(outputs), _copies(self._before), _copies(gates)
 
 
 @torch.no_grad()

@@ -38,8 +38,7 @@ def undeclared(
     elif outside:
         remedy = "keep it in a buffer of the module, and declare that: no state can be kept there"
     elif isinstance(model, Lifted):
-        declared = [slot.name for slot in model.states]
-        states = dict.fromkeys([*declared, *map(root, names)])
+        states = dict.fromkeys([*model.attributes, *map(root, names)])
         remedy = f"lift(..., states={list(states)}), also for what only the first call sets"
     else:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else "(1,)"

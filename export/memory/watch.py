@@ -61,7 +61,7 @@ class Watch:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._module: nn.Module = model.lifted if isinstance(model, Lifted) else model
-        self._declared = [s.name for s in model.states] if isinstance(model, Lifted) else []
+        self._declared = model.attributes if isinstance(model, Lifted) else []
         self._idle: list[Place] = []
 
     @torch.no_grad()
