@@ -170,6 +170,12 @@ class Subject(Record, frozen=True):
     # against the golden outputs, in units of the largest of them; None where the bundle has
     # none
     max_output_error: float | None
+    sessions: int = 1  # rows that a step serves; each of them may write
+
+    @property
+    def decisions(self) -> int:
+        """How often there was a write or none: one for each step and row."""
+        return self.steps * self.sessions
 
 
 class Ratio(Record, frozen=True):

@@ -79,6 +79,8 @@ def run(
 ) -> None:
     """Measure BUNDLES in turns: step times, tails, writes, memory, energy.
 
+    A pool is stepped with a session in every row, and its times are of all rows together.
+
     An interrupted measurement goes on when the same command is given again.
 
     \b

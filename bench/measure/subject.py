@@ -12,7 +12,7 @@ import numpy as np
 from stategate.contract import Bundle
 from stategate.contract.errors import StategateError
 from stategate.contract.write_rule import opens
-from stategate.runtime import Session
+from stategate.runtime import Pool, Session
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.engines.engine import ENGINES, EngineChoice
 
@@ -61,7 +61,7 @@ class Always:
 class GateLog:
     """Keeps the gates of every step; whether they were open is worked out afterwards."""
 
-    def __init__(self, session: Session, timed: int) -> None:
+    def __init__(self, session: Session | Pool, timed: int) -> None:
         gates = [gate for gate in session.manifest.gates if gate.kind == "hard"]
         self._rows = [
             (np.zeros((timed, *gate.shape), np.float32), session.gates[gate.name], gate.threshold)
@@ -82,14 +82,14 @@ class GateLog:
 
 
 class SessionSubject:
-    """A session, as a robot would open it."""
+    """A session, as a robot would open it, or a pool with every row taken."""
 
     def __init__(self, bundle: str, engine: EngineChoice) -> None:
-        self.session = Session.open(bundle, engine=engine)
+        self.session = opened(bundle, engine)
         self.engine = self.session.engine_name
 
     def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
-        """`Session.step`."""
+        """`Session.step`, or `Pool.step` of all rows."""
         return self.session.step(**inputs)
 
     def writes(self, timed: int) -> WriteLog:
@@ -98,8 +98,28 @@ class SessionSubject:
         return GateLog(self.session, timed) if gated else Always()
 
     def ledger(self) -> dict[str, Any]:
-        """The session's own."""
-        return asdict(self.session.ledger)
+        """The session's own; of a pool, the sum over its rows."""
+        if isinstance(self.session, Session):
+            return asdict(self.session.ledger)
+        total: dict[str, Any] = _sum([asdict(self.session.ledger(r)) for r in self.session.rows])
+        return total
+
+
+def _sum(counters: list[Any]) -> Any:
+    """Counters of several rows as one, those by name by their name."""
+    if isinstance(counters[0], dict):
+        return {name: _sum([one[name] for one in counters]) for name in counters[0]}
+    return sum(counters)
+
+
+def opened(bundle: str | Path, engine: EngineChoice) -> Session | Pool:
+    """What steps a bundle: a session, or a pool that a session has joined in every row."""
+    if Bundle.open(bundle).manifest.sessions == 1:
+        return Session.open(bundle, engine=engine)
+    pool = Pool.open(bundle, engine=engine)
+    for _ in range(pool.capacity):
+        pool.join()
+    return pool
 
 
 def open_session(bundle: str, engine: EngineChoice = "auto") -> Subject:
@@ -114,7 +134,7 @@ def engines(bundle: str | Path) -> tuple[list[EngineChoice], list[str]]:
     for engine in ENGINES:
         if engine != "auto":
             try:
-                Session.open(bundle, engine=engine).close()
+                opened(bundle, engine).close()
                 able.append(engine)
             except StategateError as problem:
                 unable.append(f"{engine}: {' '.join(str(problem).split())}")

@@ -120,7 +120,7 @@ def _facts_of(subject: Subject) -> list[tuple[str, str]]:
     mallocs = subject.allocations.native_per_step
     resident = f"{memory.end_bytes / 2**20:.1f} MiB resident, {_slope_text(memory)}"
     return [
-        ("writes", f"{subject.writes:,} of {subject.steps:,} steps"),
+        ("writes", f"{subject.writes:,} of {subject.decisions:,} {_steps_of(subject)}"),
         ("cold", f"{cold.first_answer_s:.2f} s to the first answer, {cold.cpu_s:.2f} s of CPU"),
         ("memory", resident),
         ("malloc", "not measured" if mallocs is None else f"{mallocs:.1f} a step"),
@@ -273,7 +273,11 @@ def _count(value: float | None) -> str:
 
 
 def _share(subject: Subject) -> float:
-    return subject.writes / subject.steps if subject.steps else 0.0
+    return subject.writes / subject.decisions if subject.steps else 0.0
+
+
+def _steps_of(subject: Subject) -> str:
+    return "steps" if subject.sessions == 1 else f"steps of {subject.sessions} sessions together"
 
 
 def _ledger(result: BenchResult) -> Section:
@@ -283,8 +287,9 @@ def _ledger(result: BenchResult) -> Section:
     columns: Columns[Subject] = {
         "": lambda subject: subject.name,
         "steps": lambda subject: f"{subject.steps:,}",
+        "sessions": lambda subject: f"{subject.sessions:,}",
         "writes": lambda subject: f"{subject.writes:,}",
-        "quiet steps": lambda subject: f"{subject.steps - subject.writes:,}",
+        "quiet steps": lambda subject: f"{subject.decisions - subject.writes:,}",
         "write rate": lambda subject: f"{_share(subject):.2%}",
         "bytes replaced in RAM": lambda subject: f"{subject.memory_bytes_written:,}",
         "bytes of a snapshot": lambda subject: f"{subject.snapshot_bytes:,}",

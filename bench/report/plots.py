@@ -71,7 +71,7 @@ def times_plots(result: BenchResult) -> list[str]:
         for subject, colour in zip(shown, SERIES, strict=False):
             rounds = subject.rounds
             steps, done = (np.array((0, *values)) for values in (rounds.steps, rounds.writes))
-            rate = 100 * np.diff(done) / np.diff(steps)
+            rate = 100 * np.diff(done) / np.diff(steps) / subject.sessions
             axes.plot(rounds.at_s, rate, color=colour, label=subject.name)
         axes.set(xlabel="seconds", ylabel="% of steps that wrote")
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])  # a steady rate is no part of the frame

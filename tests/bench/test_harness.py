@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from stategate.bench.measure.driver import Driver
 from stategate.bench.measure.segments import Segments
+from stategate.bench.measure.subject import open_session, parity
 from stategate.bench.record import BenchResult, read_result
 from stategate.cli.main import main
 from stategate.contract import Bundle, TargetRef, write_bundle
@@ -237,3 +238,28 @@ def test_a_process_that_dies_leaves_its_last_words(tiny_bundle: Path) -> None:
 def test_help_of_the_group_and_of_run_is_there(measured: Callable[..., Path]) -> None:
     assert "compare" in bench("--help").output
     assert "--official" in bench("run", "--help").output
+
+
+@pytest.mark.case("D8")
+def test_a_pool_is_stepped_in_every_row_and_counted_over_all_of_them(
+    tiny_pool_bundle: Path,
+) -> None:
+    bundle = Bundle.open(tiny_pool_bundle)
+    rows = bundle.manifest.sessions
+    subject = open_session(str(tiny_pool_bundle), "onnxruntime")
+    error = parity(bundle, subject)
+    assert error is not None and error < 1e-5
+    ledger, golden = subject.ledger(), bundle.golden()
+    assert golden is not None and ledger["steps"] == rows * golden.steps
+    assert ledger["steps"] == ledger["writes"] + ledger["quiet_steps"]
+    assert sum(ledger["state_bytes_written"].values()) == ledger["memory_bytes_written"]
+
+
+@pytest.mark.slow
+@pytest.mark.case("D8")
+def test_the_command_says_how_many_of_all_rows_wrote(tiny_pool_bundle: Path) -> None:
+    done = CliRunner().invoke(main, ["bench", str(tiny_pool_bundle), "--quick"])
+    assert done.exit_code == 0, done.output
+    line = next(line for line in done.output.splitlines() if line.strip().startswith("writes"))
+    written, every = (int(n.replace(",", "")) for n in re.findall(r"[\d,]+", line)[:2])
+    assert written <= every and "steps of 4 sessions together" in line
