@@ -75,6 +75,8 @@ def doubts(manifest: Manifest) -> list[tuple[str, str]]:
     if receipt is None:
         return []
     lines = [(note, "") for note in receipt.notes]
+    if "attention" in manifest.metadata:
+        lines.append((printable(manifest.metadata["attention"], 1000), ""))
     if receipt.inputs.kind == "noise":
         lines.insert(0, (NOISE, "give a recording with --episode, or ranges with --range"))
     # Of a gate by head or slot the receipt counts steps with any of them open.

@@ -88,8 +88,9 @@ def candidate_from(
                 raise
     operators = forms[0].value
     metadata = {}
-    if observations := getattr(loaded.module, "observations", None):
-        metadata["observations"] = observations
+    for fact in ("observations", "attention"):
+        if words := getattr(loaded.module, fact, ""):
+            metadata[fact] = words
     if len(graphs) > 1:
         times = medians_us(graphs, sample(spec))
         operators = min(times, key=lambda name: times[name])

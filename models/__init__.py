@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stategate.models.lifting.adapters import (
         from_cleanrl,
+        from_huggingface,
         from_rl_games,
         from_rsl_rl,
         from_sb3,
@@ -18,6 +19,7 @@ __all__ = [
     "StepModel",
     "StepResult",
     "from_cleanrl",
+    "from_huggingface",
     "from_rl_games",
     "from_rsl_rl",
     "from_sb3",

@@ -111,7 +111,8 @@ def _checked(
             found=f"{type(step).__name__} from {source}",
             expected="a module with step_spec() and step(inputs, states); or what lift(module, "
             "...) makes of one that keeps its memory to itself; or a recurrent policy of rsl_rl, "
-            "stable-baselines3, skrl, rl_games, torchrl or CleanRL",
+            "stable-baselines3, skrl, rl_games, torchrl or CleanRL, or a language model of "
+            "transformers",
             remedy=f"see docs/guides/bring-your-own.md and docs/guides/adapters.md; {offer(built)}",
         )
     family = str(getattr(step, "family", "custom"))

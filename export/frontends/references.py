@@ -50,8 +50,8 @@ class StatefulReference:
     """
 
     def __init__(self, model: Lifted) -> None:
-        self.name = f"{type(model.lifted).__name__} alone, torch {torch.__version__}"
         self._model, self._module = model, model.untouched()
+        self.name = f"{type(self._module).__name__} alone, torch {torch.__version__}"
         self._first = self._before = model.initial_states()
         self._arguments = {slot.name: slot.own_start(self._first) for slot in model.arguments}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import os
 import sys
 import weakref
 from collections import deque
@@ -43,6 +44,9 @@ _HOLDERS = (functools.partial, functools._lru_cache_wrapper)
 _OWN = frozenset(vars(nn.Module()))  # what torch itself keeps in every module
 _HOOKS = tuple(name for name in _OWN if name.endswith("_hooks"))
 _MANY = 50_000  # objects, after which the walk ends; the steps after another past still look
+# Functions of transformers refer to registries of all its models: a walk of ten thousand objects
+# that hold no memory of one. Attributes of its models and caches are looked at as those of others.
+_REGISTRIES = f"site-packages{os.sep}transformers{os.sep}"
 # Types of the standard library whose contents count; of all others they do not.
 _LIBRARY = ("builtins", "collections", "types", "functools", "threading", "_thread", "_weakref")
 
@@ -321,6 +325,8 @@ def _of_file(module: ModuleType, names: set[str]) -> Iterator[Place]:
 
 def _is_theirs(file: str) -> bool:
     """Whether code is the user's; what was typed or made by exec has no file."""
+    if _REGISTRIES in file:
+        return False
     return is_users(file) or (file.startswith("<") and not file.startswith("<frozen"))
 
 

@@ -48,6 +48,7 @@ class Lifted(nn.Module):
         started: Name of the state that says there was a first step; empty where it is like others.
         observations: Whether a normaliser of them is part of the step; empty where nobody said.
         observes: What its inputs and outputs mean; an adapter fills it in, None where nobody said.
+        attention: In what it is another model than the user's; empty where it is the same.
 
     Args:
         untouched: A copy of the module from before anything was put into it.
@@ -57,6 +58,7 @@ class Lifted(nn.Module):
     family = "custom"
     observations = ""
     observes: ObservationContract | None = None
+    attention = ""
 
     def __init__(
         self,
@@ -103,6 +105,10 @@ class Lifted(nn.Module):
     def untouched(self) -> nn.Module:
         """A copy of the module as it was handed to `lift`: what this step must agree with."""
         return copied(self._untouched[0])
+
+    def agree_with(self, reference: nn.Module) -> None:
+        """Let this module, which is called as the lifted one, be what the step must agree with."""
+        self._untouched = (reference,)
 
     @property
     def attributes(self) -> list[str]:

@@ -11,8 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from stategate.models.lifting.adapters import cleanrl, rl_games, rsl_rl, sb3, skrl, torchrl
+from stategate.models.lifting.adapters import (
+    cleanrl,
+    huggingface,
+    rl_games,
+    rsl_rl,
+    sb3,
+    skrl,
+    torchrl,
+)
 from stategate.models.lifting.adapters.cleanrl import from_cleanrl
+from stategate.models.lifting.adapters.huggingface import from_huggingface
 from stategate.models.lifting.adapters.rl_games import from_rl_games
 from stategate.models.lifting.adapters.rsl_rl import from_rsl_rl
 from stategate.models.lifting.adapters.sb3 import from_sb3
@@ -23,6 +32,7 @@ from stategate.models.lifting.lift import Lifted
 __all__ = [
     "adapted",
     "from_cleanrl",
+    "from_huggingface",
     "from_rl_games",
     "from_rsl_rl",
     "from_sb3",
@@ -38,6 +48,7 @@ _PAGES: tuple[tuple[Callable[[Any], bool], Callable[[Any], Lifted]], ...] = (
     (rl_games.recognises, from_rl_games),
     (torchrl.recognises, from_torchrl),
     (cleanrl.recognises, from_cleanrl),
+    (huggingface.recognises, from_huggingface),
 )
 
 
