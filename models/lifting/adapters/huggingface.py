@@ -228,21 +228,21 @@ class TokenStep(nn.Module):
         for i, rows in alone.rings.items():
             ring = cache.layers[i] = _with_methods(cache.layers[i], _Ring)
             ring.rows, ring.longest = rows, self._longest
-        leaves, self._form = flattened(cache)
-        self._constants = [None if isinstance(v, Tensor) else v for _, v in leaves]
-        self._names = [state_name(leaf, self._keyword) for leaf in leaves]
+        self._cache = cache  # its constants are used, its tensors are replaced
 
     def forward(self, token: Tensor, **memory: Tensor) -> tuple[Any, ...]:
         """The answer to a token, ``(batch, 1)``, and the memory after it."""
-        values = [memory.get(n, v) for n, v in zip(self._names, self._constants, strict=True)]
-        cache = rebuilt(values, self._form)
+        leaves, form = flattened(self._cache)
+        names = [state_name(leaf, self._keyword) for leaf in leaves]
+        values = [memory.get(n, leaf.value) for n, leaf in zip(names, leaves, strict=True)]
+        cache = rebuilt(values, form)
         arguments = {self._keyword: cache, "use_cache": True}
         position = memory.get(_POSITION)
         if position is not None:
             # The newest token has age 0; rows older than the episode are padding to the package.
             ages = torch.arange(self._longest - 1, -1, -1)
             arguments |= {"position_ids": position, "attention_mask": ages <= position}
-        held = memory.keys() - {*self._names, _POSITION}
+        held = memory.keys() - {*names, _POSITION}
         with ExitStack() as stack:
             for name in held:
                 stack.enter_context(holding(self.model, name, memory[name]))
@@ -300,18 +300,18 @@ def tensors_of(cache: Any, keyword: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named if name}
 
 
-def _with_methods(layer: Any, first: type, **attributes: Any) -> Any:
+def _with_methods(layer: Any, first: Any, **attributes: Any) -> Any:
     """The same layer with the methods of another class before its own."""
-    own = type(layer)
+    own: Any = type(layer)
     bases = (first,) if issubclass(first, own) else (first, own)
-    kind = type(first.__name__, bases, {**attributes, "__module__": own.__module__})
+    kind: Any = type(first.__name__, bases, {**attributes, "__module__": own.__module__})
     changed = kind.__new__(kind)
     vars(changed).update(vars(layer))
     return changed
 
 
 def _check(model: Any, window: int | None, output: str) -> None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not recognises(model) or getattr(config, "is_encoder_decoder", False):
         raise TraceError(
             "this is no language model of transformers that decodes alone",
