@@ -1,10 +1,12 @@
-"""Language models of transformers, beside the package's own generation and its own batch form."""
+"""Language models of transformers, beside the package's own generation and its own batch form.
+
+The page about adapters is run by `tests/test_docs.py`.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,27 +379,6 @@ def test_a_pool_reads_a_text_for_each_session(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[:, 0], alone, rtol=0.0, atol=1e-5)
     again = generated(copy.deepcopy(model), ids[1:, 10:]).numpy()
     np.testing.assert_allclose(found[10:, 1], again, rtol=0.0, atol=1e-5)
-
-
-def test_three_commands_make_a_bundle_of_a_language_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = (Path(__file__).parents[2] / "docs/guides/adapters.md").read_text()
-    section = page.split("## Hugging Face")[1]
-    source = section.split("`my_lm.py`\n```python\n")[1].split("```")[0]
-    commands = section.split("```bash\n")[1].split("```")[0].splitlines()
-    monkeypatch.chdir(tmp_path)
-    Path("my_lm.py").write_text(source)
-
-    outputs = []
-    for command in commands:
-        program, *arguments = shlex.split(command)
-        assert program == "stategate"
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 0, result.output
-        outputs.append(result.output)
-
-    assert len(commands) == 3 and "verified over" in outputs[0]
 
 
 def llama(**changes: object) -> Any:
