@@ -31,7 +31,7 @@ _WITH_WINDOW = {
     "DynamicLayer": "DynamicSlidingWindowLayer",
     "LinearAttentionAndFullAttentionLayer": "LinearAttentionAndSlidingWindowAttentionLayer",
 }
-_KNOWN = {"LinearAttentionLayer", "DummyLayer", *_WITH_WINDOW, *_WITH_WINDOW.values()}
+_LAYERS = {"LinearAttentionLayer", "DummyLayer", *_WITH_WINDOW, *_WITH_WINDOW.values()}
 # RWKV keeps the largest exponent so far, which starts below all; everything else starts at zero.
 _FIRST = {"state[4]": -1e30}
 
@@ -65,9 +65,9 @@ def from_huggingface(model: Any, window: int | None = None, output: str = "logit
         TraceError: It is no such model, or its memory has no constant size.
     """
     _check(model, window, output)
-    alone = Generation(copied(model).eval().cpu(), window, output)
-    first = alone.explore()
-    step = TokenStep(copied(model).eval().cpu(), alone)
+    reference = Generation(copied(model).eval().cpu(), window, output)
+    first = reference.explore()
+    step = TokenStep(copied(model).eval().cpu(), reference)
     _check_positions(step, first)
     lifted = lift(
         step,
@@ -76,11 +76,11 @@ def from_huggingface(model: Any, window: int | None = None, output: str = "logit
         returns=["answer", *first],
     )
     lifted.family = str(model.config.model_type)
-    lifted.agree_with(alone)
-    if alone.full:
+    lifted.agree_with(reference)
+    if reference.full:
         lifted.attention = (
-            f"{', '.join(alone.full)} had full attention and see the last {window} tokens: after "
-            "more tokens than that the answers are no longer those of the original model"
+            f"{', '.join(reference.full)} had full attention and see the last {window} tokens: "
+            "after more tokens than that the answers are no longer those of the original model"
         )
     return lifted
 
@@ -163,7 +163,7 @@ class Generation(nn.Module):
         """Note what is a ring, and give full attention its window, after the first token."""
         layers = getattr(self.cache, "layers", [])
         kinds = {f"layers[{i}]": type(layer).__name__ for i, layer in enumerate(layers)}
-        if strange := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _KNOWN]:
+        if strange := [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _LAYERS]:
             raise TraceError(
                 "the model has a cache that stategate does not know",
                 found=", ".join(strange),
@@ -213,19 +213,19 @@ class TokenStep(nn.Module):
 
     Args:
         model: A copy of the user's; how it computes attention and experts is changed.
-        alone: Knows what its memory is.
+        reference: Knows what its memory is.
     """
 
-    def __init__(self, model: Any, alone: Generation) -> None:
+    def __init__(self, model: Any, reference: Generation) -> None:
         super().__init__()
         # Without choices that depend on values, which a graph cannot hold.
         model.set_attn_implementation("eager")
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("batched_mm")
-        self.model, self._keyword, self._output = model, alone.keyword, alone.output
-        self._longest = max(alone.rings.values(), default=0) + 1
-        cache = copy.deepcopy(alone.filled)
-        for i, rows in alone.rings.items():
+        self.model, self._keyword, self._output = model, reference.keyword, reference.output
+        self._longest = max(reference.rings.values(), default=0) + 1
+        cache = copy.deepcopy(reference.filled)
+        for i, rows in reference.rings.items():
             ring = cache.layers[i] = _with_methods(cache.layers[i], _Ring)
             ring.rows, ring.longest = rows, self._longest
         self._cache = cache  # its constants are used, its tensors are replaced
@@ -242,12 +242,12 @@ class TokenStep(nn.Module):
             # The newest token has age 0; rows older than the episode are padding to the package.
             ages = torch.arange(self._longest - 1, -1, -1)
             arguments |= {"position_ids": position, "attention_mask": ages <= position}
-        held = memory.keys() - {*names, _POSITION}
+        in_model = memory.keys() - {*names, _POSITION}
         with ExitStack() as stack:
-            for name in held:
+            for name in in_model:
                 stack.enter_context(holding(self.model, name, memory[name]))
             result = self.model(input_ids=token, **arguments)
-            after = {name: value_at(self.model, name) for name in held}
+            after = {name: value_at(self.model, name) for name in in_model}
         after |= tensors_of(cache, self._keyword)
         if position is not None:
             after[_POSITION] = position + 1

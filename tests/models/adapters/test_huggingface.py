@@ -243,8 +243,8 @@ def built(family: str, **changes: object) -> Any:
     name, sizes, _ = FAMILIES[family]
     config = f"{name}TextConfig" if family == "Qwen3.5" else f"{name}Config"
     torch.manual_seed(0)
-    made = getattr(transformers, config)(**{**sizes, **changes})
-    return getattr(transformers, f"{name}ForCausalLM")(made).eval()
+    configuration = getattr(transformers, config)(**{**sizes, **changes})
+    return getattr(transformers, f"{name}ForCausalLM")(configuration).eval()
 
 
 def tokens(count: int = TOKENS, seed: int = 0) -> Tensor:
@@ -292,8 +292,8 @@ def test_a_step_equals_the_packages_generation_and_its_batch_form(family: str) -
     for seed in range(EPISODES):
         ids = tokens(seed=seed)
         answers = stepped(step, ids)
-        alone = generated(copy.deepcopy(model), ids)
-        torch.testing.assert_close(answers, alone, rtol=0.0, atol=1e-5)
+        expected = generated(copy.deepcopy(model), ids)
+        torch.testing.assert_close(answers, expected, rtol=0.0, atol=1e-5)
         with torch.no_grad():
             whole = model(input_ids=ids, use_cache=False).logits[0]
         torch.testing.assert_close(answers, whole, rtol=0.0, atol=1e-5)
@@ -374,11 +374,11 @@ def test_a_pool_reads_a_text_for_each_session(tmp_path: Path) -> None:
                 pool.reset(rows[1])
             answers.append(pool.step(token=ids[:, t : t + 1].numpy())["logits"].copy())
 
-    found = np.stack(answers)
-    alone = generated(copy.deepcopy(model), ids[:1]).numpy()
-    np.testing.assert_allclose(found[:, 0], alone, rtol=0.0, atol=1e-5)
+    answer = np.stack(answers)
+    expected = generated(copy.deepcopy(model), ids[:1]).numpy()
+    np.testing.assert_allclose(answer[:, 0], expected, rtol=0.0, atol=1e-5)
     again = generated(copy.deepcopy(model), ids[1:, 10:]).numpy()
-    np.testing.assert_allclose(found[10:, 1], again, rtol=0.0, atol=1e-5)
+    np.testing.assert_allclose(answer[10:, 1], again, rtol=0.0, atol=1e-5)
 
 
 def llama(**changes: object) -> Any:
@@ -425,8 +425,8 @@ def chunked() -> Any:
         (llama, {"window": 1}, ["no number of tokens", "2 or more"]),
         (llama, {"window": 8, "output": "text"}, ["no such output", "'text'"]),
         (bfloat16, {}, ["not in float32", "bfloat16", "model.float()"]),
-        (encoder, {}, ["decodes alone", "T5ForConditionalGeneration"]),
-        (lambda: nn.Linear(2, 2), {}, ["decodes alone", "Linear"]),
+        (encoder, {}, ["decodes expected", "T5ForConditionalGeneration"]),
+        (lambda: nn.Linear(2, 2), {}, ["decodes expected", "Linear"]),
         (table_of_positions, {"window": 8}, ["a table, which ends", "64 positions"]),
         (changing_frequencies, {"window": 8}, ["model.rotary_emb: rope_type 'dynamic'"]),
         (chunked, {"window": 8}, ["attention in chunks", "layers[0]"]),
