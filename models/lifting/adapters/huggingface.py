@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,11 +20,13 @@ from torch.nn import functional
 
 from stategate.contract.errors import TraceError
 from stategate.models.lifting.copies import copied
-from stategate.models.lifting.lift import Lifted, lift
+from stategate.models.lifting.lift import lift
+from stategate.models.lifting.lifted import Lifted
 from stategate.models.lifting.slots import attributes_of, holding, put, value_at
 from stategate.models.lifting.trees import Leaf, flattened, rebuilt
 
 _POSITION = "position"
+_CACHES = "transformers.cache_utils"  # loaded since the model is
 # What forward calls its cache: most models, xLSTM and its like, RWKV.
 _KEYWORDS = ("past_key_values", "cache_params", "state")
 # Layers of a cache that grow, and what the package has for the same layer with a window.
@@ -88,7 +91,8 @@ def from_huggingface(model: Any, window: int | None = None, output: str = "logit
 class Generation(nn.Module):
     """The package's own generation from its own first step, with a cache that nobody else touches.
 
-    It answers as `TokenStep` does, and does not look at the states that it is handed.
+    It answers as `TokenStep` does. States that it is handed count before its first step alone, and
+    only where an episode starts from other values than the first ones.
 
     Args:
         model: A copy of the user's.
@@ -97,7 +101,7 @@ class Generation(nn.Module):
 
     Attributes:
         keyword: What forward calls its cache.
-        cache: The cache; after `explore`, an empty one, or None where the model makes it.
+        cache: The cache, or None where the model makes it in the first step.
         filled: A cache after its first step.
         attributes: States that the model itself holds.
         rings: Rows of keys and values before the newest, by layer.
@@ -114,10 +118,13 @@ class Generation(nn.Module):
         self.attributes: list[str] = []
         self.rings: dict[int, int] = {}
         self.full: list[str] = []
+        self._first: dict[str, Tensor] = {}
         self._steps = 0
 
-    def forward(self, token: Tensor, **_: Tensor) -> tuple[Any, ...]:
+    def forward(self, token: Tensor, **states: Tensor) -> tuple[Any, ...]:
         """The answer to a token, ``(1, 1)``, and the cache after it, in the form of the states."""
+        if not self._steps and any(not torch.equal(t, self._first[n]) for n, t in states.items()):
+            self._begin(states)
         arguments = {self.keyword: self.cache, "use_cache": True}
         if self.rings:
             arguments["position_ids"] = torch.full((1, 1), self._steps)
@@ -135,10 +142,10 @@ class Generation(nn.Module):
         token = torch.zeros(1, 1, dtype=torch.int64)
         result = self.model(input_ids=token, use_cache=True)
         if not hasattr(result, self.keyword):  # the model takes a cache, and keeps it to itself
-            self.cache = _package().DynamicCache(config=self.model.config)
+            self.cache = sys.modules[_CACHES].DynamicCache(config=self.model.config)
         empty = copy.deepcopy(self.cache)
         self(token)
-        self.filled = self.cache
+        self.filled = self.cache  # `empty` is what the generation goes on with
         self.attributes = [
             name
             for name, value in attributes_of(self.model)
@@ -156,8 +163,26 @@ class Generation(nn.Module):
             )
         for name in self.attributes:
             put(self.model, name, before.get(name))
-        self.cache, self._steps = empty, 0
+        self.cache, self._steps, self._first = empty, 0, first
         return first
+
+    def _begin(self, states: Mapping[str, Tensor]) -> None:
+        """Fill the cache with what is left of a text that somebody else began."""
+        # A text without rings does not count its tokens.
+        self._steps = int(states[_POSITION]) if self.rings else 1
+        leaves, form = flattened(self.filled)
+        names = [state_name(leaf, self.keyword) for leaf in leaves]
+        self.cache = rebuilt(
+            [states.get(n, leaf.value) for n, leaf in zip(names, leaves, strict=True)], form
+        )
+        for i, rows in self.rings.items():
+            layer = self.cache.layers[i]
+            layer.cumulative_length = self._steps
+            if isinstance(layer.keys, Tensor):
+                empty = rows - min(self._steps, rows)
+                layer.keys, layer.values = layer.keys[..., empty:, :], layer.values[..., empty:, :]
+        for name in self.attributes:
+            put(self.model, name, states[name])
 
     def _set_windows(self) -> None:
         """Note what is a ring, and give full attention its window, after the first token."""
@@ -187,7 +212,7 @@ class Generation(nn.Module):
             )
         for i, layer in enumerate(layers):
             if (kind := _WITH_WINDOW.get(type(layer).__name__)) is not None:
-                base = getattr(_package(), kind)
+                base = getattr(sys.modules[_CACHES], kind)
                 # The package makes one mask for full layers and one for sliding ones.
                 layer = layers[i] = _with_methods(layer, base, is_sliding=False)
                 layer.sliding_window, layer.cumulative_length = self._window, 1
@@ -198,10 +223,9 @@ class Generation(nn.Module):
     def _states(self) -> dict[str, Tensor]:
         states = tensors_of(self.cache, self.keyword)
         for i, rows in self.rings.items():
-            for name in (f"layers[{i}].keys", f"layers[{i}].values"):
-                if name in states:
-                    lacking = rows - states[name].shape[-2]
-                    states[name] = functional.pad(states[name], (0, 0, lacking, 0))
+            for name in {f"layers[{i}].keys", f"layers[{i}].values"} & states.keys():
+                empty = rows - states[name].shape[-2]
+                states[name] = functional.pad(states[name], (0, 0, empty, 0))
         states |= {name: value_at(self.model, name) for name in self.attributes}
         if self.rings:
             states[_POSITION] = torch.full((1, 1), self._steps)
@@ -373,8 +397,3 @@ def _check_positions(step: TokenStep, first: dict[str, Tensor]) -> None:
             found=f"{getattr(config, 'max_position_embeddings', 'too few')} positions",
             expected="rotary positions or none, for a memory that lasts",
         ) from None
-
-
-def _package() -> Any:
-    """The package's module of caches, which is loaded since the model is."""
-    return sys.modules["transformers.cache_utils"]

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from stategate.cli.main import main
 from stategate.contract.errors import TraceError
+from stategate.export.frontends.references import StatefulReference
 from stategate.export.make import make
 from stategate.models import from_huggingface
 from stategate.models.lifting.adapters import adapted
-from stategate.models.lifting.lift import Lifted
+from stategate.models.lifting.lifted import Lifted
 from stategate.runtime import Pool, Session
 
 # transformers takes seconds to import, so nothing here is among the fast tests.
@@ -272,12 +273,12 @@ def generated(model: Any, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def stepped(step: Lifted, ids: Tensor) -> Tensor:
-    """Logits of the step in closed loop from its first state, ``(count, vocabulary)``."""
-    states, answers = step.initial_states(), []
+def stepped(step: Lifted, ids: Tensor, states: dict[str, Tensor] | None = None) -> Tensor:
+    """Logits of the step in closed loop, ``(count, vocabulary)``; ``states`` holds its end."""
+    states, answers = step.initial_states() if states is None else states, []
     for t in range(ids.shape[1]):
         result = step.step({"token": ids[:, t : t + 1]}, states)
-        states = dict(result.states)
+        states.update(result.states)
         answers.append(result.outputs["logits"])
     return torch.cat(answers)
 
@@ -297,6 +298,14 @@ def test_a_step_equals_the_packages_generation_and_its_batch_form(family: str) -
         with torch.no_grad():
             whole = model(input_ids=ids, use_cache=False).logits[0]
         torch.testing.assert_close(answers, whole, rtol=0.0, atol=1e-5)
+    # The reference goes on where an episode starts from given states, with rings half full.
+    states = step.initial_states()
+    stepped(step, ids[:, :10], states)
+    reference = StatefulReference(step)
+    reference.begin({name: tensor.numpy() for name, tensor in states.items()})
+    for t in range(10, 30):
+        outputs, _, _ = reference.step({"token": ids[:, t : t + 1].numpy()})
+        np.testing.assert_allclose(outputs["logits"][0], answers[t].numpy(), rtol=0.0, atol=1e-5)
     assert all(tensor.shape[0] == 1 for tensor in step.initial_states().values())
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0.0, atol=0.0)
@@ -425,8 +434,8 @@ def chunked() -> Any:
         (llama, {"window": 1}, ["no number of tokens", "2 or more"]),
         (llama, {"window": 8, "output": "text"}, ["no such output", "'text'"]),
         (bfloat16, {}, ["not in float32", "bfloat16", "model.float()"]),
-        (encoder, {}, ["decodes expected", "T5ForConditionalGeneration"]),
-        (lambda: nn.Linear(2, 2), {}, ["decodes expected", "Linear"]),
+        (encoder, {}, ["decodes alone", "T5ForConditionalGeneration"]),
+        (lambda: nn.Linear(2, 2), {}, ["decodes alone", "Linear"]),
         (table_of_positions, {"window": 8}, ["a table, which ends", "64 positions"]),
         (changing_frequencies, {"window": 8}, ["model.rotary_emb: rope_type 'dynamic'"]),
         (chunked, {"window": 8}, ["attention in chunks", "layers[0]"]),
