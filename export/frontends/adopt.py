@@ -33,7 +33,13 @@ from stategate.export.frontends.lifting.find import (
 )
 from stategate.export.frontends.lifting.lift import Lifted
 from stategate.export.frontends.lifting.whole import StreamReference
-from stategate.export.frontends.pairing import Evidence, check_pairs, find_pairs, lookalikes
+from stategate.export.frontends.pairing import (
+    NO_STATE,
+    Evidence,
+    check_pairs,
+    find_pairs,
+    lookalikes,
+)
 from stategate.export.frontends.recurrent import carried_by_nodes
 from stategate.export.frontends.steering import choices
 from stategate.export.frontends.untrusted import load_graph, run_within_limits, unoptimised
@@ -222,7 +228,8 @@ def _pairs(
     try:
         return find_pairs(inputs, outputs, _evidence(model))
     except StatePairingError as problem:
-        memory = remembered(model, question)
+        nothing = problem.what == NO_STATE
+        memory = remembered(model, question, sure=False) if nothing else None
         if memory is None or not (memory.lifts or memory.obstacles):
             raise
         raise StatePairingError(
@@ -275,7 +282,7 @@ def _initial(spec: StepSpec, request: Request, stream: Lifted | None) -> dict[st
         raise GraphError(
             "an initial value is for an input that is no state of the file",
             found=", ".join(unknown),
-            expected=", ".join(states),
+            expected=", ".join(states) or "a state that the file has itself",
         )
     arrays = {name: array for name, array in lifted.items() if array.any()}
     for name, value in request.initial.items():

@@ -122,8 +122,8 @@ def _refuse_open(values: list[onnx.ValueInfoProto], shapes: Mapping[str, tuple[i
         f"{'inputs have' if len(values) > 1 else f'input {values[0].name!r} has'} open axes",
         found=", ".join(map(_shown, values)),
         expected="a fixed size for each of them",
-        remedy=f"{' '.join(options)}; 1 is right for a batch, and what one step has of time; or "
-        "--const NAME=VALUE to fix an input itself",
+        remedy=f"{' '.join(options)}; 1 is right for a batch, and what one step has of time; "
+        "--lift keeps what a file over a time axis remembers; --const NAME=VALUE fixes an input",
     )
 
 

@@ -15,6 +15,7 @@ from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures
 from stategate.export.frontends.lifting.find import Question, remedy_for, remembered
 from stategate.export.frontends.lifting.whole import WholeSequence, gap
+from stategate.export.frontends.lifting.work import title
 from stategate.export.frontends.recurrent import STATES, frames_axis
 from stategate.export.passes.dataflow import (
     constant_values,
@@ -58,14 +59,14 @@ def check_nothing_is_forgotten(model: onnx.ModelProto, spec: StepSpec, question:
     if random:
         raise GraphError(
             "the graph draws random numbers, which no check can repeat",
-            found=", ".join(map(_title, random)),
+            found=", ".join(map(title, random)),
             expected="the same answers to the same inputs and states",
             remedy="export the model in evaluation mode with the mean as its action, or hand the "
             "random numbers over as an input",
         )
     constant = constant_values(graph, (constant.name for constant in spec.constants))
     anew = {
-        _title(node): starts
+        title(node): starts
         for node in nodes
         if (starts := _constant_starts(node, constant)) and _steps(node, graph) == 1
     }
@@ -175,7 +176,3 @@ def _drops(node: ir.Node) -> bool:
     if training is None:
         return False
     return training.const_value is None or bool(training.const_value.numpy())
-
-
-def _title(node: ir.Node) -> str:
-    return f"{node.op_type} {node.name or f'that gives {node.outputs[0].name}'}"

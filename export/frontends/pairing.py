@@ -13,6 +13,7 @@ from stategate.contract.errors import StatePairingError
 
 Tensors = Mapping[str, TensorSpec]
 
+NO_STATE = "no input looks like a state"
 # ONNX itself calls a last state "Y_h", and torch "hy" what follows "hx".
 _DIRECTIONS = re.compile(
     r"past|present|prev|next|new|initial|input|output|out|in|^y_(?=[hc])|(?<=^[hc])[xy](?=\d*$)"
@@ -75,7 +76,7 @@ def find_pairs(
     if not pairs:
         pairs, how = _by_shape(candidates), "by shape alone"
     if not pairs:
-        raise _undecided("no input looks like a state", everything)
+        raise _undecided(NO_STATE, everything)
     for side, rest in (("input", {*inputs} - {*pairs}), ("output", {*outputs} - {*pairs.values()})):
         if not rest:
             what = f"every {side} looks like a state, and a step needs one that is none"

@@ -7,11 +7,12 @@ import onnx_ir as ir
 
 from stategate.export.frontends.lifting.windows import checked
 from stategate.export.frontends.lifting.work import Course, Mixed, Work
+from stategate.export.frontends.recurrent import STATES, frames_axis
 from stategate.export.passes.dataflow import inner_graphs
 
-RECURRENT = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,), "DynamicQuantizeLSTM": (5, 6)}
-_LABELS = ("h", "c")
-_IN_WORDS = {"h": "its hidden state", "c": "its cell state"}
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+RECALLING = frozenset({"LinearAttention", "CausalConvWithState"})
+_IN_WORDS = {"h": "its hidden state", "c": "its cell state", "state": "its state"}
 # What may stand between the number of a round and the frame that it picks.
 _SAME_NUMBER = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
@@ -46,28 +47,42 @@ def recur(work: Work, node: ir.Node) -> None:
     if course.lead or course.tail:
         raise Mixed("reads frames of padding, which a state would see more than once")
     _whole_length(work, node)
-    places = RECURRENT[node.op_type]
-    hidden = node.attributes.get_int("hidden_size", 0) or work.shape(node.inputs[2])[-1]
-    sample = work.runs(value)[0]
-    rows = sample.shape[1 - layout]
-    shape = (rows, 1, hidden) if layout else (1, rows, hidden)
-    node.resize_inputs(max(len(node.inputs), places[-1] + 1))
-    node.resize_outputs(max(len(node.outputs), len(places) + 1))
-    for label, place, at in zip(_LABELS, places, (1, 2), strict=False):
-        start = node.inputs[place]
-        initial = np.zeros(shape, sample.dtype) if start is None else work.same(start)
+    _begin_from_states(work, node, course, ("h", "c"))
+
+
+def recall(work: Work, node: ir.Node) -> None:
+    """An operator that has a state among its inputs already, and is not given one.
+
+    Raises:
+        Mixed: Its inputs are not at the same frame.
+    """
+    for value in node.inputs[:3] if node.op_type == "LinearAttention" else node.inputs[:1]:
+        course = work.courses.get(value) if value is not None else None
+        if course is None or course.lead or course.tail:
+            raise Mixed("takes inputs that are not at the same frame")
+        if course.axis != frames_axis(node, len(work.shape(value))):
+            raise Mixed("does not go along the frames")
+    if any(value in work.courses for value in node.inputs[3:4]):
+        raise Mixed("begins with a state that is computed from the sequence")
+    _begin_from_states(work, node, course, ("state",))  # type: ignore[arg-type]
+
+
+def _begin_from_states(work: Work, node: ir.Node, course: Course, labels: tuple[str, ...]) -> None:
+    """Make a state of each constant that a node begins with, zeros where it has none."""
+    places = STATES[node.op_type]
+    node.resize_inputs(max(len(node.inputs), max(places) + 1))
+    for label, (place, after) in zip(labels, places.items(), strict=False):
+        start, result = node.inputs[place], node.outputs[after]
+        initial = np.zeros_like(work.runs(result)[0]) if start is None else work.same(start)
         if initial is not None:
-            result = node.outputs[at]
-            if not result.name:
-                result.name = f"{node.name or node.outputs[0].name}.{label} after"
             state = work.carried(node, label, _IN_WORDS[label], initial)
             node.replace_input_with(place, state)
             work.give_next(state, result)
         elif start not in work.starts:
             raise Mixed("begins with a state that is computed from the sequence")
-    if node.outputs[0].name and work.probe.growth(str(node.outputs[0].name)):
+        work.ends.add(result)
+    if node.outputs[0].name:
         work.courses[node.outputs[0]] = checked(work, node.outputs[0], course)
-    work.ends.update(v for v in node.outputs[1:] if v.name)
 
 
 def add_up(work: Work, node: ir.Node) -> None:

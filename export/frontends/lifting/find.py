@@ -20,6 +20,7 @@ from stategate.export.frontends.lifting.probe import (
     sequence_axes,
 )
 from stategate.export.frontends.lifting.work import UnevenHop, Work
+from stategate.export.frontends.recurrent import STATES
 from stategate.export.passes.constants import TakeDecidedBranches
 
 _HOPS = 1 << 16  # frames a step, at most; sound has some hundred for each frame of features
@@ -49,43 +50,84 @@ def as_stream(model: onnx.ModelProto, question: Question) -> Lifted:
         GraphError: No axis is surely time, the file runs with one length only, or a step of so
             many frames is not possible.
     """
-    model = onnx.inliner.inline_local_functions(model)
+    model = _plain(model)
     groups = groups_of_axes(model, question.dims, question.shapes)
     axes, probe = _chosen(model, question, groups)
     pinned = {n for n, axis in axes.items() if n in question.shapes}
     pinned |= {n for n, axis in axes.items() if _label(model, n, axis) in question.dims}
-    hop = probe.hop if pinned else 1
-    while True:
+    if not pinned:
+        return _with_smallest_hop(model, question, axes)
+    try:
+        return _with_hop(model, question, axes, probe.hop)
+    except UnevenHop as uneven:
+        smallest = _with_smallest_hop(model, question, axes).hop
+        raise GraphError(
+            "a step of so many frames is no whole number of frames inside of the graph",
+            found=f"{probe.hop} a step",
+            expected=f"a multiple of {smallest}",
+            remedy=_pin(model, axes, -(-probe.hop // smallest) * smallest),
+        ) from uneven
+
+
+def _with_smallest_hop(
+    model: onnx.ModelProto, question: Question, axes: Mapping[str, int]
+) -> Lifted:
+    """As few frames a step as the strides of the graph allow.
+
+    Raises:
+        GraphError: They ask for more than a step can have.
+    """
+    hop = 1
+    while hop <= _HOPS:
+        try:
+            return _with_hop(model, question, axes, hop)
+        except UnevenHop as uneven:
+            hop *= uneven.factor
+    raise GraphError(
+        "the strides of the graph ask for too many frames a step",
+        found=f"{hop:,} frames",
+        expected=f"at most {_HOPS:,}",
+    )
+
+
+def _with_hop(
+    model: onnx.ModelProto, question: Question, axes: Mapping[str, int], hop: int
+) -> Lifted:
+    again = True
+    while again:  # a branch that is taken may hold others
         probe = _probe(model, question, axes, hop)
         model, again = _without_decided_branches(model, probe, [*question.constants])
-        if again:
-            continue
-        try:
-            return lifted(model, probe, [*question.constants])
-        except UnevenHop as uneven:
-            if pinned or hop * uneven.factor > _HOPS:
-                right = hop * uneven.factor
-                raise GraphError(
-                    "a step of so many frames is no whole number of frames inside of the graph",
-                    found=f"{hop} a step",
-                    expected=f"a multiple of {uneven.factor} times that",
-                    remedy=_pin(model, axes, right),
-                ) from uneven
-            hop *= uneven.factor
+    return lifted(model, probe, [*question.constants])
 
 
-def remembered(model: onnx.ModelProto, question: Question) -> Lifted | None:
-    """The same where an axis is surely time, because something recurrent goes along it."""
+def remembered(model: onnx.ModelProto, question: Question, *, sure: bool = True) -> Lifted | None:
+    """The same for a window as the user pins it; None where nothing is known of time.
+
+    Args:
+        model: The file.
+        question: What the user says of its axes.
+        sure: Whether something recurrent must go along the axis, unless the user names it.
+    """
     try:
-        inlined = onnx.inliner.inline_local_functions(model)
-        if not question.time_axes and next(sequence_axes(inlined), None) is None:
+        inlined = _plain(model)
+        if sure and not question.time_axes and next(sequence_axes(inlined), None) is None:
             return None
-        axes, probe = _chosen(
-            inlined, question, groups_of_axes(inlined, question.dims, question.shapes), sure=True
-        )
-        return lifted(inlined, _probe(inlined, question, axes, probe.hop), [*question.constants])
+        groups = groups_of_axes(inlined, question.dims, question.shapes)
+        axes, probe = _chosen(inlined, question, groups, sure=sure)
+        return _with_hop(inlined, question, axes, probe.hop)
     except (GraphError, UnevenHop):
         return None
+
+
+def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without functions of its own, in which every last state has a name."""
+    work = onnx.ModelProto()
+    work.CopyFrom(onnx.inliner.inline_local_functions(model))
+    for number, node in enumerate(work.graph.node):
+        for place in STATES.get(node.op_type, {}).values():
+            node.output.extend([""] * (place + 1 - len(node.output)))
+            node.output[place] = node.output[place] or f"last state {number}.{place}"
+    return work
 
 
 def remedy_for(memory: Lifted) -> str:

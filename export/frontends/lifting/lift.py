@@ -12,7 +12,15 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from stategate.contract import TensorSpec
 from stategate.contract.dtypes import dtype_from_onnx
-from stategate.export.frontends.lifting.carried import RECURRENT, add_up, loop, recur, scan
+from stategate.export.frontends.lifting.carried import (
+    RECALLING,
+    RECURRENT,
+    add_up,
+    loop,
+    recall,
+    recur,
+    scan,
+)
 from stategate.export.frontends.lifting.mixing import (
     ELEMENTWISE,
     RESHAPING,
@@ -117,6 +125,9 @@ def _walk(work: Work, node: ir.Node) -> None:
     running = [i for i, v in enumerate(node.inputs) if v in work.courses]
     if node.op_type in RECURRENT and running:
         recur(work, node)
+        return
+    if node.op_type in RECALLING and running:
+        recall(work, node)
         return
     if not any(v in work.courses for v in sources):
         if any(work.growth(v) for v in node.outputs if v.name) and any(
@@ -252,7 +263,9 @@ def _go_on_behind(work: Work, node: ir.Node) -> None:
             growth = work.growth(value)
         except Mixed:
             growth = None
-        if growth is not None:
+        if growth is None:
+            work.free.add(value)
+        else:
             work.courses[value] = Course(growth.axis, growth.rate, 0, growth.more)
 
 

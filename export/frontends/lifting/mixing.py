@@ -37,6 +37,7 @@ _SPATIAL = {
 }
 _WHOLE = {
     "DynamicQuantizeLinear": "scales all frames by the largest of them",
+    "DynamicQuantizeLSTM": "scales all frames by the largest of them",
     "MeanVarianceNormalization": "normalises over all frames",
     "Attention": "lets every frame look at every other",
     "MultiHeadAttention": "lets every frame look at every other",

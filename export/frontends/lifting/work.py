@@ -86,7 +86,11 @@ class Work:
         self.model = ir.from_proto(model)
         self.graph, self.probe, self.hop = self.model.graph, probe, probe.hop
         self.opset = opset_of(model)
-        self.write = Writer(self.graph, "lifted")
+        names = [*self.graph.initializers, *(str(n.name) for n in self.graph)]
+        prefix = "lifted"
+        while any(name.startswith(f"{prefix}/") for name in names):  # a file that was lifted before
+            prefix += "_"
+        self.write = Writer(self.graph, prefix)
         self.courses: dict[ir.Value, Course] = {}
         self.starts: set[ir.Value] = set()  # known before the sequence begins, such as a state
         self.ends: set[ir.Value] = set()  # known when it has ended, such as a last state
@@ -191,7 +195,7 @@ class Work:
 
     def carried(self, node: ir.Node, label: str, what: str, initial: Array) -> ir.Value:
         """A new state; `give_next` says what feeds it."""
-        stem = name = f"{node.name or node.outputs[0].name}.{label}"
+        stem = name = f"{node.name or result_of(node)}.{label}"
         number = 1
         while name in self._names or f"{name}_next" in self._names:
             number += 1
@@ -268,4 +272,9 @@ class Work:
 
 def title(node: ir.Node) -> str:
     """A node in words: its operator, and its name or what it gives."""
-    return f"{node.op_type} {node.name or f'that gives {node.outputs[0].name}'}"
+    return f"{node.op_type} {node.name or f'that gives {result_of(node)}'}"
+
+
+def result_of(node: ir.Node) -> str:
+    """The name of the first result that a node has."""
+    return next((str(value.name) for value in node.outputs if value.name), "nothing")
