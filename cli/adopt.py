@@ -11,6 +11,7 @@ import click
 
 from stategate.cli.options import (
     ANY_PATH,
+    EXISTING_FILE,
     Verb,
     accept_option,
     by_name,
@@ -20,6 +21,7 @@ from stategate.cli.options import (
     integer,
     json_option,
     observes_option,
+    option,
     out_option,
     precision_option,
     ranges_option,
@@ -97,6 +99,18 @@ def _axis(text: str) -> int:
     "Axis of an input, state or output that belongs to the sessions, from 0, where that is no open "
     "axis called batch",
     _axis,
+)
+@option(
+    "--prologue",
+    type=EXISTING_FILE,
+    help="An ONNX file that gives the first states of an episode, such as an encoder; its axes are "
+    "prologue.NAME for --dim and --shape.",
+)
+@_pairs(
+    "--prologue-output",
+    "prologue_outputs",
+    "STATE=NAME",
+    "The output of the prologue that fills a state; those of one name if left out",
 )
 @flag("--yes", "Accept the states that were found.")
 @split_option

@@ -247,7 +247,11 @@ _NOT_SEALED = {
 def _replayed(result: Replay | None) -> str:
     if result is None:
         return "not checked: the bundle carries no golden episode"
-    others = {"by the chunk": result.max_chunk_error, "in one graph": result.max_fused_error}
+    others = {
+        "by the chunk": result.max_chunk_error,
+        "in one graph": result.max_fused_error,
+        "of the prologue": result.max_prologue_error,
+    }
     more = "".join(f", output error {how} {e:.2g}" for how, e in others.items() if e is not None)
     return (
         f"{result.steps} golden steps: {result.summary} (errors allowed {result.tolerance:g}){more}"

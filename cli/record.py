@@ -180,6 +180,8 @@ def record(
                 if played.start:
                     names = [state.name for state in session.manifest.states]
                     recorder.load_state({n: played.start.get(n, session.state(n)) for n in names})
+                elif played.prologue:
+                    recorder.begin(**played.prologue)
                 with progress(played.steps, "recording") as report:
                     for t, inputs in enumerate(played):
                         recorder.step(**inputs)

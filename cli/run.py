@@ -127,4 +127,4 @@ def _golden(bundle: Bundle) -> Episode:
         raise EpisodeError(
             "the bundle carries no golden episode", remedy="give one with --episode FILE.npz"
         )
-    return Episode(golden.inputs, start=golden.start)
+    return Episode(golden.inputs, start=golden.start, prologue=golden.prologue)

@@ -5,7 +5,8 @@ the right index of the largest element of that output, or -1 where nothing is ju
 episode also holds what the float model gave: ``output.<name>``, ``gate.<name>`` with a leading
 step axis, ``state.<name>`` after the last step, and, where states are stored in fewer bits,
 ``trail.<name>`` before the first step and after each of the first steps. Any may start from given
-states, ``start.<name>`` in the shape of the state; others start as the model does. Any may say
+states, ``start.<name>`` in the shape of the state; others start as the model does. For a model
+with a prologue ``prologue.<name>`` is what that takes. Any may say
 ``meta.rate_hz``, one number, and ``meta.provenance``, one text: where it comes from.
 """
 
@@ -28,7 +29,7 @@ from stategate.contract.specs import StepSpec
 
 Array = NDArray[Any]
 
-_PARTS = ("input", "label", "output", "gate", "state", "trail", "start")
+_PARTS = ("input", "label", "output", "gate", "state", "trail", "start", "prologue")
 RATE, PROVENANCE = "meta.rate_hz", "meta.provenance"
 FACT_BYTES = 1 << 20
 """Of where an episode comes from, in words; a folder's episodes, joined, name each of its files."""
@@ -49,6 +50,10 @@ class Stepper(Protocol):
         """Begin an episode from given states."""
         ...
 
+    def begin(self, /, **inputs: Array) -> None:
+        """Begin an episode with the bundle's prologue."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Episode:
@@ -66,6 +71,8 @@ class Episode:
         provenance: Where it comes from, in words.
         start: States that it starts from, by name, such as those of an encoder; the model's own
             initial values where a state is missing.
+        prologue: What the model's prologue takes; where ``start`` is there too, it is what that
+            gave.
     """
 
     inputs: dict[str, Array]
@@ -77,6 +84,7 @@ class Episode:
     rate_hz: float | None = None
     provenance: str = ""
     start: dict[str, Array] = field(default_factory=dict)
+    prologue: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a rate that no recording has."""
@@ -101,6 +109,8 @@ class Episode:
             states: Names of all its states.
         """
         if not self.start:
+            if self.prologue:
+                stepper.begin(**self.prologue)
             return
         names = set(states)
         if names != set(self.start):
@@ -110,7 +120,7 @@ class Episode:
     def to_bytes(self) -> bytes:
         """As an ``.npz`` file; the same episode gives the same bytes."""
         named = (self.inputs, self.labels, self.outputs, self.gates, self.states, self.trail)
-        parts = (*named, self.start)
+        parts = (*named, self.start, self.prologue)
         arrays = {
             f"{part}.{name}": array
             for part, group in zip(_PARTS, parts, strict=True)
@@ -143,8 +153,10 @@ class Episode:
                 part, _, tensor = key.partition(".")
                 groups[part][tensor] = file.load(key)
             rate_hz, provenance = facts(file)
-        inputs, labels, outputs, gates, states, trail, start = groups.values()
-        return cls(inputs, labels, outputs, gates, states, trail, rate_hz, provenance, start)
+        *named, start, prologue = groups.values()
+        inputs, labels, outputs, gates, states, trail = named
+        answers = (outputs, gates, states, trail)
+        return cls(inputs, labels, *answers, rate_hz, provenance, start, prologue)
 
     def check(self, step: StepSpec, *, starts: bool = False) -> None:
         """Hold the episode against a model's signature.
@@ -159,7 +171,7 @@ class Episode:
                 that the model lacks.
         """
         if not starts:
-            refuse_start("the episode", self.start)
+            refuse_start("the episode", {*self.start, *self.prologue})
         check_states({s.name: (s.shape, s.dtype) for s in step.states}, self.start, "starts from")
         expected = {t.name: t for t in step.inputs}
         if set(self.inputs) != set(expected):
@@ -274,6 +286,7 @@ class Episode:
             rate_hz=self.rate_hz,
             provenance=self.provenance,
             start=self.start,
+            prologue=self.prologue,
         )
 
 
@@ -283,7 +296,7 @@ def refuse_start(name: str, states: Iterable[str]) -> None:
     Raises:
         EpisodeError: There are some.
     """
-    named = ", ".join(f"start.{state}" for state in sorted(states))
+    named = ", ".join(sorted(states))
     if named:
         raise EpisodeError(
             f"{name} starts from given states, and this cannot begin with them",

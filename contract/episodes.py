@@ -19,7 +19,7 @@ from stategate.contract.reading import file_sha256
 BLOCK_STEPS = 4096
 BLOCK_BYTES = 1 << 24
 _TIMED = ("input.", "label.")
-_START = "start."
+_BEGINNING = ("start.", "prologue.")
 
 Form = dict[str, tuple[str, tuple[int, ...]]]
 """By key, such as ``input.x``: dtype, and the shape of one step."""
@@ -35,7 +35,7 @@ class EpisodeFile:
         form: What a step of it consists of.
         rate_hz: Steps per second; None where that is not known.
         provenance: Where it comes from, in words.
-        start: Names of the states that it starts from.
+        start: Keys of the states that it starts from, and of what a prologue takes.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class EpisodeFile:
         with Npz(path) as file:
             every = tensor_keys(file)
             keys = [key for key in every if key.startswith(_TIMED)]
-            start = tuple(key.removeprefix(_START) for key in every if key.startswith(_START))
+            start = tuple(key for key in every if key.startswith(_BEGINNING))
             rate_hz, provenance = facts(file)
             shapes = {key: file.members[key].shape for key in keys}
             dtypes = {key: str(file.members[key].dtype) for key in keys}
@@ -250,14 +250,18 @@ def _joined(files: tuple[EpisodeFile, ...], steps: int) -> Episode:
         if other.start:
             raise EpisodeError(
                 f"{other.name} starts from given states, and the memory goes on from {first.name}",
-                found=", ".join(f"start.{name}" for name in other.start),
+                found=", ".join(other.start),
                 remedy="step each episode by itself",
             )
     size = steps * sum(math.prod(s) * np.dtype(d).itemsize for d, s in first.form.values())
     refuse_too_large(first.path, size, "ask for fewer steps, or read it with EpisodeFile.blocks")
     arrays = {key: np.empty((steps, *shape), dtype) for key, (dtype, shape) in first.form.items()}
     provenances = dict.fromkeys(file.provenance for file in files if file.provenance)
-    whole = replace(_episode(arrays, first.rate_hz, "; ".join(provenances)), start=_start_of(first))
+    whole = replace(
+        _episode(arrays, first.rate_hz, "; ".join(provenances)),
+        start=_beginning(first, "start."),
+        prologue=_beginning(first, "prologue."),
+    )
     done = 0
     for block in (block for file in files for block in file.blocks(starts=True)):
         count = min(block.steps, steps - done)
@@ -270,11 +274,12 @@ def _joined(files: tuple[EpisodeFile, ...], steps: int) -> Episode:
     return whole
 
 
-def _start_of(file: EpisodeFile) -> dict[str, Array]:
-    if not file.start:
+def _beginning(file: EpisodeFile, part: str) -> dict[str, Array]:
+    keys = [key for key in file.start if key.startswith(part)]
+    if not keys:
         return {}
     with Npz(file.path) as opened:
-        return {name: opened.load(_START + name) for name in file.start}
+        return {key.removeprefix(part): opened.load(key) for key in keys}
 
 
 def _episode(arrays: dict[str, Array], rate_hz: float | None, provenance: str) -> Episode:

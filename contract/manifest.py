@@ -18,6 +18,7 @@ from stategate.contract.c_library import NativeRef
 from stategate.contract.chunks import chunked
 from stategate.contract.errors import ManifestError, SpecError
 from stategate.contract.observation import ObservationContract
+from stategate.contract.prologue import Prologue
 from stategate.contract.reading import decode_json, printable, text_with_controls
 from stategate.contract.receipts import LowerPrecision, Verification
 from stategate.contract.sessions import check_rows
@@ -73,7 +74,7 @@ class GraphRef(Record, frozen=True):
     Attributes:
         role: ``step`` computes outputs, gates and next states in one go; ``chunk`` does so for
             several steps at once, see `stategate.contract.chunked`; ``read`` and ``write`` are
-            parts of the step, see `stategate.contract.Way`.
+            parts of the step, see `stategate.contract.Way`; ``prologue`` gives first states.
         format: File format.
         precision: ``float32``, or the name of the plan by which it was made smaller.
         file: Where it is.
@@ -82,7 +83,7 @@ class GraphRef(Record, frozen=True):
         steps: Steps that it takes at once.
     """
 
-    role: Literal["step", "chunk", "read", "write"]
+    role: Literal["step", "chunk", "read", "write", "prologue"]
     format: Literal["onnx"]
     precision: str
     file: FileRef
@@ -197,6 +198,7 @@ class Manifest(Record, frozen=True, kw_only=True):
             did.
         backbone: What gives the features that the step takes; None where they are no features, or
             it runs elsewhere.
+        prologue: What begins an episode; None where nothing but the initial states does.
         resident: By engine, bytes that opening and stepping it added to a process where it was
             made: the first time, and a second time in one process. Empty where not measured.
     """
@@ -226,6 +228,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     no_native: str = ""
     observation: ObservationContract | None = None
     backbone: BackboneRef | None = None
+    prologue: Prologue | None = None
     resident: dict[str, tuple[int, int]] = {}
 
     def __post_init__(self) -> None:
@@ -258,7 +261,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         paths = [file.path for file in self.all_files]
         if len(set(paths)) != len(paths):
             raise SpecError("a file is listed twice", found=sorted(paths))
-        roles = sorted(graph.role for graph in self.graphs)
+        roles = sorted(graph.role for graph in self.graphs if graph.role != "prologue")
         wanted_roles = sorted({"step", *(self.way.roles if self.way else ())})
         if roles not in (wanted_roles, sorted((*wanted_roles, "chunk"))):
             raise SpecError(
@@ -266,6 +269,10 @@ class Manifest(Record, frozen=True, kw_only=True):
                 found=", ".join(roles) or "none",
                 expected=f"one of each role of {', '.join(wanted_roles)}, and perhaps a 'chunk'",
             )
+        if (self.prologue is None) != (len(roles) == len(self.graphs)):
+            raise SpecError("a graph and a declaration of the prologue go together")
+        if self.prologue is not None:
+            self.prologue.check(step)
         if self.way is not None and self.way.payload:
             check_payload(step, self.way)
         chunk = self.chunk_graph

@@ -57,6 +57,7 @@ class Verification(Record, frozen=True):
         notes: What the check could not see, one sentence each.
         max_fused_error: As `max_output_error` over the golden episode, in one graph where the
             bundle runs in two; None where it does not.
+        max_prologue_error: Largest difference of any state that the prologue fills; None without.
     """
 
     reference: str
@@ -74,6 +75,7 @@ class Verification(Record, frozen=True):
     max_fused_error: float | None = None
     inputs: InputsRef = InputsRef()
     notes: tuple[str, ...] = ()
+    max_prologue_error: float | None = None
 
     @property
     def errors(self) -> str:

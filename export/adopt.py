@@ -32,6 +32,7 @@ from stategate.export.frontends.declared import Request
 from stategate.export.frontends.leapp import adopt_export
 from stategate.export.frontends.observation import observation_of
 from stategate.export.frontends.pooled import pooled, rows_of, rows_reference
+from stategate.export.frontends.prologue import adopted_prologue, split_request, with_prologue
 from stategate.export.frontends.steering import check_steering
 from stategate.export.inputs import Range, drawn, recorded
 from stategate.export.passes.choose_split import Layout
@@ -71,6 +72,8 @@ def adopt(
     safe: SafeOutputs | None = None,
     target: str | TargetProfile | None = None,
     observes: Observes | None = None,
+    prologue: str | Path | None = None,
+    prologue_outputs: Mapping[str, str] | None = None,
     progress: console.Progress | None = None,
 ) -> Bundle:
     """Make a verified bundle of an ONNX file whose state is among its inputs and outputs.
@@ -114,6 +117,10 @@ def adopt(
         safe: What each output answers where a step fails before there is a good answer.
         target: The device.
         observes: What inputs and outputs mean; it goes before what the file's metadata says.
+        prologue: An ONNX file that gives the first states of an episode, such as an encoder; see
+            `Session.begin`. Its axes are ``prologue.NAME`` in ``dims`` and ``shapes``.
+        prologue_outputs: Output of it by the state that it fills; those of the states' names where
+            it is None.
         progress: Called with stage, steps done and steps in all.
 
     Raises:
@@ -143,6 +150,7 @@ def adopt(
         lift=lift,
         time_axes=time_axes or {},
     )
+    request, prologue_request = split_request(request)
     profile = target if isinstance(target, TargetProfile) else load(target) if target else generic()
     engines = engines_for(profile, engines)
     profile.check(plan)
@@ -171,8 +179,15 @@ def adopt(
         candidate = replace(candidate, attached={file: adopted.original})
     described = replace(
         candidate,
-        observation=observation_of(candidate.metadata, candidate.spec, observes=observes),
+        observation=observation_of(
+            candidate.metadata, candidate.spec, candidate.sessions, observes
+        ),
     )
+    if prologue is not None:
+        encoder = adopted_prologue(
+            Path(prologue), prologue_outputs or {}, prologue_request, described.spec
+        )
+        described = with_prologue(described, encoder)
     candidate = in_precision(described, plan, ranges, state_precision, error_feedback)
     inputs, origin = _inputs(candidate, axes, episode, steps, input_ranges or {})
     candidate = deployed(

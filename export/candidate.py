@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -12,9 +13,20 @@ from stategate.contract import CalibrationRecord, ModelRef, ObservationContract,
 from stategate.contract.backbone import BackboneRef
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import PRESETS, PrecisionPlan
+from stategate.contract.prologue import Prologue
 
 ADOPTED = "adopted"  # family of a model that came as an ONNX file
-Role = Literal["step", "chunk", "read", "write"]
+Role = Literal["step", "chunk", "read", "write", "prologue"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrologueGraph:
+    """A graph that gives the first states of an episode, beside what it was made from."""
+
+    signature: Prologue
+    graph: bytes  # serialised ONNX
+    # what it must equal: the states by name, of the inputs by name
+    reference: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,7 @@ class Candidate:
     # files that travel in the bundle and are never loaded, by path: the adopted file where
     # the step was made of it
     attached: dict[str, bytes] = field(default_factory=dict)
+    prologue: PrologueGraph | None = None  # what begins its episodes
     observation: ObservationContract | None = None  # what its inputs and outputs mean
 
     backbone: BackboneRef | None = None  # among these files, where the step takes its features

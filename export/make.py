@@ -22,6 +22,8 @@ from stategate.export.deploy import (
     with_safe,
 )
 from stategate.export.frontends.observation import observation_of
+from stategate.export.frontends.prologue import with_prologue
+from stategate.export.frontends.trace_prologue import Encoder, traced_prologue
 from stategate.export.inputs import Range
 from stategate.export.passes.choose_split import Layout
 from stategate.export.precision import StatePrecision, early_limits, in_precision
@@ -60,6 +62,7 @@ def make(
     require_tensorrt: bool = False,
     max_state_bytes: int | None = None,
     observes: Observes | None = None,
+    prologue: Encoder | None = None,
     progress: console.Progress | None = None,
 ) -> Bundle:
     """Make a verified bundle of a torch model.
@@ -99,6 +102,8 @@ def make(
         max_state_bytes: Budget: refuse a larger memory, all sessions together.
         observes: What inputs and outputs mean: an `ObservationContract`, names of the elements,
             names by input, or a YAML or JSON file; it goes before what an adapter says.
+        prologue: A module that gives the first states of an episode, and an example of each of its
+            inputs; the model's attribute ``prologue`` where it is None. See `Session.begin`.
         progress: Called with stage, steps done and steps in all; a bar is shown on a terminal
             where it is None.
 
@@ -145,6 +150,9 @@ def make(
             from stategate.export.tensorrt.target import note_tensorrt  # for a Jetson only
 
             candidate = note_tensorrt(candidate, profile, required=require_tensorrt)
+        encoder = prologue or getattr(loaded.model, "prologue", None)
+        if encoder is not None:
+            candidate = with_prologue(candidate, traced_prologue(encoder, candidate.spec))
         inputs, source = episode_for(loaded, candidate, episode, steps, input_ranges)
         candidate = deployed(candidate, engines, split, inputs, this_machine)
         if candidate.float_sizes is None:

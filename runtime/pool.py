@@ -32,6 +32,7 @@ from stategate.runtime.engines.engine import Engine, EngineChoice, Resident, ope
 from stategate.runtime.engines.feeds import RowFeeds
 from stategate.runtime.engines.open_bundle import OpenBundle
 from stategate.runtime.engines.opening import allocate, check_memory
+from stategate.runtime.engines.prologue import PrologueRunner
 from stategate.runtime.keep.keeper import Restored
 from stategate.runtime.keep.pool_rows import RowStore
 from stategate.runtime.keep.snapshot import Codec
@@ -55,12 +56,11 @@ class Pool(OpenBundle):
         self._memory = RowMemory(buffers, bundle.manifest.outputs, capacity)
         # The engine computes every row; what a caller sees are copies of the stepped ones.
         shown = self._memory.shown
-        super().__init__(
-            bundle,
-            engine,
-            {slot.name: shown[slot.name] for slot in buffers.outputs},
-            {slot.name: shown[slot.name] for slot in buffers.gates},
+        outputs, gates = (
+            {slot.name: shown[slot.name] for slot in slots}
+            for slots in (buffers.outputs, buffers.gates)
         )
+        super().__init__(bundle, engine, outputs, gates)
         self._counters = self._memory.counters
         self._store = RowStore(Codec(bundle.manifest, bundle.digest), self._memory)
         self._joined = np.zeros(capacity, dtype=bool)
@@ -69,6 +69,7 @@ class Pool(OpenBundle):
         self._resident = watch_resident(bundle.manifest.budget)
         self._rules = rules = (bundle.manifest.observation or ObservationContract()).resets
         self._idle: list[IdleReset] = []
+        self._prologue = PrologueRunner(bundle)
         if rules.idle_seconds is not None:
             for row in range(capacity):
                 begin = partial(self._memory.begin, row)
@@ -93,19 +94,16 @@ class Pool(OpenBundle):
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
         Args:
-            path: The bundle, or its folder. One that was exported for a single session makes a
-                pool of one row.
+            path: The bundle, or its folder; one for a single session makes a pool of one row.
             engine: As in `Session.open`.
             clock: Source of time for the reset rule of a row that is idle.
             observes: What the caller hands over; see `Session.open`.
             rate_hz: Steps per second of the caller's loop.
 
         Raises:
-            BundleError: A file is missing, altered, or outside the folder.
-            ManifestError: The manifest is malformed or of another schema version.
-            SpecError: A tensor of the bundle has no row for each session, or its budget limits
-                writes, persisted bytes or step time, which a pool does not keep; or the caller
-                hands over something else than the bundle takes.
+            BundleError: A file is missing, altered, or outside the folder (or `ManifestError`).
+            SpecError: A tensor of the bundle has no row for each session, its budget limits what a
+                pool does not keep, or the caller hands over something else than the bundle takes.
             EngineError: The graph cannot be loaded, or is not what the manifest says.
             MissingDependencyError: The engine's library is not installed.
         """
@@ -221,13 +219,24 @@ class Pool(OpenBundle):
             states: One array ``(1, ...)`` for each state of the manifest, or a safetensors file.
 
         Raises:
-            StepInputError: No session has joined this row.
-            StepInputError: A state is missing, unknown, of the wrong shape or dtype, or not finite.
+            StepInputError: No session has joined this row; or a state is missing, unknown, of the
+                wrong shape or dtype, or not finite.
             SnapshotError: The file is damaged, or says that it is of another memory.
             RuntimeFault: The pool was closed.
         """
         self._open_engine()
         self._memory.begin(self._checked(row), read_states(states, self._bundle))
+
+    def begin(self, row: int, /, **inputs: Array) -> None:
+        """Begin an episode in a row with the bundle's prologue; see `Session.begin`.
+
+        Args:
+            row: A row that a session has joined.
+            **inputs: One array for each input of ``manifest.prologue``.
+        """
+        self._open_engine()
+        states = self._memory.initial(self._checked(row)) | self._prologue.states(inputs)
+        self._memory.begin(row, states)
 
     def save_state(self, row: int, path: str | Path) -> None:
         """Write the states of one row to a safetensors file, as `Session.save_state` does.
@@ -247,11 +256,9 @@ class Pool(OpenBundle):
         write_states(path, states, self._bundle, count)
 
     def save(self, row: int, folder: str | Path, on_damage: OnDamage = "raise") -> int:
-        """Write a snapshot of one row: its states and its ledger.
+        """Write a snapshot of one row: its states and its ledger; a `Session` can take it back.
 
-        The format is that of `Session.save`, so a `Session` of the same model can take it back.
-        What others counted in the folder is added to the row's ledger first: a folder has one
-        history.
+        What others counted in the folder is added to the row's ledger first: it has one history.
 
         Args:
             row: A row that a session has joined.
@@ -276,10 +283,9 @@ class Pool(OpenBundle):
     def restore(
         self, row: int, folder: str | Path, on_damage: OnDamage = "raise"
     ) -> Restored | None:
-        """Take back the newest good snapshot of a folder into one row.
+        """Take back the newest good snapshot of a folder into one row, and its ledger.
 
-        The row goes on counting where the folder stopped: what others counted there since the row
-        last saved or restored is added.
+        What others counted there since the row last saved or restored is added.
 
         Args:
             row: A row that a session has joined.
@@ -326,6 +332,9 @@ class Pool(OpenBundle):
         some = self._choose(rows)
         for idle in compress(self._idle, self._stepped):
             idle.look()
+        initial = self._prologue.prologue is not None and self._memory.is_initial & self._stepped
+        if np.any(initial):
+            raise self._prologue.not_begun("pool.begin(row, ")
         self._feeds.take(inputs)
         if not some:
             return self._outputs

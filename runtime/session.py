@@ -26,8 +26,9 @@ from stategate.runtime.base.ledger import Counters, Ledger
 from stategate.runtime.base.resident import watch_resident
 from stategate.runtime.deadline import IdleReset, Loop, StepDeadline
 from stategate.runtime.engines.engine import Engine, EngineChoice, Resident, open_engine
-from stategate.runtime.engines.feeds import Feeds
+from stategate.runtime.engines.feeds import Feeds, FeedsOnceBegun
 from stategate.runtime.engines.opening import allocate, check_memory, open_single
+from stategate.runtime.engines.prologue import PrologueRunner
 from stategate.runtime.keep.keeper import Keeper, SnapshotPolicy
 from stategate.runtime.keep.owner import MemoryOwner
 from stategate.runtime.keep.snapshot import Codec
@@ -63,7 +64,7 @@ class Session(MemoryOwner):
             {slot.name: slot.array for slot in buffers.gates},
         )
         self._buffers, self._budget, self._clock = buffers, budget, clock
-        self._on_fault = on_fault
+        self._on_fault, self._prologue = on_fault, PrologueRunner(bundle)
         self._counters = counters = Counters(buffers.groups)
         limits, slots = (budget.writes_per_1000_steps, budget.writes_per_second), buffers.constants
         self._governor: Governor | None = None
@@ -90,7 +91,7 @@ class Session(MemoryOwner):
             parts = (counters, memory, self._governor)
             codec = Codec(bundle.manifest, bundle.digest)
             self._keeper = Keeper(snapshots, budget, codec, clock, *parts)
-        self._feeds = Feeds(buffers.inputs, engine)
+        self._feeds = self._feeds_for(engine)
         self._resident = watch_resident(budget, counters.add_overrun)
         by_step = any((self._answers, self._governor, late))
         self._prefill = Prefill(bundle, buffers, memory, counters, budget, self._keeper, by_step)
@@ -160,7 +161,13 @@ class Session(MemoryOwner):
         self._engine = wrap(self._open_engine(), self._buffers)
         self._prefill.by_step = True  # chunks have an engine of their own
         self._engine_name = self._engine.name
-        self._feeds = Feeds(self._buffers.inputs, self._engine)
+        self._feeds = self._feeds_for(self._engine)
+
+    def _feeds_for(self, engine: Engine) -> Feeds:
+        inputs = self._buffers.inputs
+        if self.manifest.prologue is None:
+            return Feeds(inputs, engine)
+        return FeedsOnceBegun(inputs, engine, self._check_begun)
 
     @property
     def ledger(self) -> Ledger:
@@ -280,6 +287,7 @@ class Session(MemoryOwner):
         self._open_engine()
         if self._deadline is not None:
             self._deadline.start()  # a history begins anew too, if the last step was long ago
+        self._check_begun()
         answers = self._prefill.take(inputs, self.step)
         if self._resident is not None:
             self._resident.look()

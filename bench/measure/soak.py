@@ -20,6 +20,7 @@ from stategate.contract import Budget, Bundle, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
 from stategate.runtime.base.process import rss_bytes
+from stategate.runtime.check.full_pool import begun
 
 WINDOW = 10_000
 _WARM = 20_000  # engines and allocators settle in their first steps
@@ -78,7 +79,7 @@ def run_soak(
     elapsed_ns = np.zeros(WINDOW, dtype=np.int64)
     elapsed_ns.fill(1)  # touch the pages now, so that they do not count as growth
     # A budget that never binds: the governor is on, as it would be on a robot.
-    with Session.open(path, budget=Budget(writes_per_1000_steps=1000)) as session:
+    with begun(Session.open(path, budget=Budget(writes_per_1000_steps=1000))) as session:
 
         def stretch(first: int, last: int) -> None:
             """Steps ``first`` to ``last``, the last ``WINDOW`` of them timed."""

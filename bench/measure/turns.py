@@ -19,6 +19,7 @@ from stategate.contract.errors import EpisodeError
 from stategate.contract.staging import scratch_folder
 from stategate.runtime import Session
 from stategate.runtime.base.buffers import Array, finiteness
+from stategate.runtime.check.full_pool import begun
 from stategate.runtime.keep.keeper import SnapshotPolicy
 
 _PLAIN = "session: ledger and guards"
@@ -88,7 +89,7 @@ def measure_pace(
         EpisodeError: A bundle carries no golden episode.
     """
     with ExitStack() as opened:
-        sessions = [opened.enter_context(Session.open(path)) for path in paths]
+        sessions = [begun(opened.enter_context(Session.open(path))) for path in paths]
         calls = {
             str(i): TimedCall(_stepper(session), _golden_inputs(Bundle.open(path)))
             for i, (session, path) in enumerate(zip(sessions, paths, strict=True))
@@ -123,7 +124,7 @@ def measure_overhead(
         never = SnapshotPolicy(folder, every_writes=999_999_999)
         options["session: + snapshot policy, none due"] = {"snapshots": never}
         steps: dict[str, Step] = {
-            name: _stepper(opened.enter_context(Session.open(path, **kwargs)))
+            name: _stepper(begun(opened.enter_context(Session.open(path, **kwargs))))
             for name, kwargs in options.items()
         }
         steps[_RUN] = plain_run(bundle)

@@ -35,6 +35,7 @@ from stategate.export.c.library import with_library
 from stategate.export.candidate import Candidate, Role
 from stategate.export.passes.graph import domains_of, opset_of
 from stategate.export.reference import Reference
+from stategate.export.seal.prologue import prologue_error, with_beginning
 from stategate.export.seal.resident import added_memory
 from stategate.export.seal.verify import STRICT, Limits, verify
 
@@ -76,12 +77,17 @@ def seal(
         BuildError: The candidate needs a native engine, and no library can be built.
     """
     refuse_to_replace(out)
+    if candidate.prologue is not None:
+        episode = with_beginning(candidate.prologue, episode)
     episode.check(candidate.spec, starts=True)
     created = _build_time()
     with scratch_folder() as scratch:
         manifest, files = _assemble(candidate, created, target, budget or Budget())
         unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
         receipt, golden = verify(unsealed.path, reference, episode, limits, report, inputs)
+        if candidate.prologue is not None:
+            error = prologue_error(unsealed.path, candidate.prologue, episode, limits)
+            receipt = msgspec.structs.replace(receipt, max_prologue_error=error)
         files[GOLDEN_PATH] = golden.to_bytes()
         sealed = msgspec.structs.replace(
             manifest,
@@ -140,6 +146,8 @@ def _assemble(
     forms: dict[Role, bytes] = {"step": candidate.graph, **candidate.parts}
     if candidate.chunk is not None:
         forms["chunk"] = candidate.chunk
+    if candidate.prologue is not None:
+        forms["prologue"] = candidate.prologue.graph
     graphs = tuple(_graph_ref(role, raw, candidate) for role, raw in forms.items())
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -159,6 +167,7 @@ def _assemble(
         calibration=calibration,
         metadata=candidate.metadata,
         observation=candidate.observation,
+        prologue=candidate.prologue.signature if candidate.prologue else None,
         sessions=candidate.sessions,
         lower_precision=lower,
         native=native,
@@ -174,7 +183,7 @@ def _graph_ref(role: Role, raw: bytes, candidate: Candidate) -> GraphRef:
     return GraphRef(
         role,
         "onnx",
-        candidate.plan.label,
+        "float32" if role == "prologue" else candidate.plan.label,
         FileRef(f"graphs/{role}.onnx", sha256(raw)),
         opset_of(model),
         domains_of(model),

@@ -160,6 +160,7 @@ def compare(
         states=dict(states),
         trail=_stacked(trail) if room > 0 else {},
         start=episode.start,
+        prologue=episode.prologue,
     )
     output_error, state_error = (
         gaps.per_step() if gaps.per_step().size else np.zeros(len(flipped))

@@ -117,9 +117,12 @@ def measure_us(bundle: Bundle) -> dict[str, float]:
                 stepper = opened.enter_context(closing(open_stepper(bundle.path, engine)))
             except MissingDependencyError:
                 continue
-            # Reset, so that no step is taken which the golden episode did not take.
+            # Begun anew, so that no step is taken which the golden episode did not take.
             step = partial(_call_with, stepper.step)
-            calls[engine] = TimedCall(step, feeds, prepare=stepper.reset)
+            anew: Callable[[], object] = stepper.reset
+            if golden is not None and golden.start:
+                anew = partial(golden.begin, stepper, [s.name for s in bundle.manifest.states])
+            calls[engine] = TimedCall(step, feeds, prepare=anew)
         spans_ns = time_in_turns(
             calls, rounds=1, burst=min(_BURST, len(feeds)), warm_up=0, seconds=_SECONDS
         )

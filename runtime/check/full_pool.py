@@ -45,6 +45,10 @@ class Stepper(Protocol):
         """Begin an episode from given states, all rows of each."""
         ...
 
+    def begin(self, /, **inputs: Array) -> None:
+        """Begin an episode with the bundle's prologue."""
+        ...
+
     def reset(self) -> None:
         """Put every state back to its initial value."""
         ...
@@ -86,6 +90,11 @@ class FullPool:
         for row in self._pool.rows:
             self._pool.load_state(row, {name: a[row : row + 1] for name, a in states.items()})
 
+    def begin(self, /, **inputs: Array) -> None:
+        """Begin an episode in every row with the bundle's prologue."""
+        for row in self._pool.rows:
+            self._pool.begin(row, **inputs)
+
     def state(self, name: str) -> Array:
         """A copy of one state of all rows, ``(rows, ...)``."""
         return np.concatenate([self._pool.state(row, name) for row in self._pool.rows])
@@ -100,8 +109,16 @@ class FullPool:
         self._pool.close()
 
 
+def begun(session: Session) -> Session:
+    """The same, in an episode of its initial states, where a prologue would have to give others."""
+    if session.manifest.prologue is not None:
+        names = [state.name for state in session.manifest.states]
+        session.load_state({name: session.state(name) for name in names})
+    return session
+
+
 def open_stepper(path: str | Path, engine: EngineChoice = "auto") -> Stepper:
     """Open a bundle as a session, or as a full pool where it serves several."""
     if Bundle.open(path).manifest.sessions == 1:
-        return Session.open(path, engine=engine)
+        return begun(Session.open(path, engine=engine))
     return FullPool(Pool.open(path, engine))

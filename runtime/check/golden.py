@@ -12,7 +12,7 @@ from stategate.contract.episode import not_finite
 from stategate.contract.errors import EpisodeError, ParityError, RuntimeFault
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.check.full_pool import Stepper, open_stepper
-from stategate.runtime.check.gaps import live, recorded, side_by_side
+from stategate.runtime.check.gaps import Gaps, live, recorded, side_by_side
 from stategate.runtime.check.one_step import OneStep, one_step
 from stategate.runtime.engines.engine import Engine, EngineChoice, open_engine
 from stategate.runtime.session import Session
@@ -34,6 +34,7 @@ class Replay:
         tolerance: What the errors are held against.
         max_fused_error: As `max_output_error`, in one graph where the bundle runs in two; None
             where it does not.
+        max_prologue_error: Of the states that the prologue fills; None without one.
         one_step: What came of each step alone, where states in fewer bits took the run on its own
             states beyond the tolerance: it then decides in place of that run.
     """
@@ -45,12 +46,14 @@ class Replay:
     tolerance: float
     max_chunk_error: float | None = None
     max_fused_error: float | None = None
+    max_prologue_error: float | None = None
     one_step: OneStep | None = None
 
     @property
     def passed(self) -> bool:
         """Whether every error is within the tolerance and no gate flipped."""
-        others = (self.max_chunk_error or 0.0, self.max_fused_error or 0.0)
+        errors = (self.max_chunk_error, self.max_fused_error, self.max_prologue_error)
+        others = [error for error in errors if error is not None]
         # Written so that NaN fails.
         if not all(error <= self.tolerance for error in others):
             return False
@@ -123,7 +126,7 @@ def chunk_gap(path: str | Path, golden: Episode) -> float | None:
 
 def _history_gap(path: str | Path, golden: Episode, steps: int) -> float:
     inputs = {name: array[:steps] for name, array in golden.inputs.items()}
-    history = Episode(inputs, start=golden.start)
+    history = Episode(inputs, start=golden.start, prologue=golden.prologue)
     with Session.open(path) as by_chunk, Session.open(path) as by_step:
         history.begin(by_chunk, [state.name for state in by_chunk.manifest.states])
         outputs = by_chunk.prefill(**history.inputs)
@@ -156,6 +159,21 @@ def fused_gap(path: str | Path, golden: Episode) -> float | None:
         return side_by_side(
             bundle.manifest, live(session, golden), recorded(golden)
         ).outputs.worst()
+
+
+def prologue_gap(path: str | Path, golden: Episode) -> float | None:
+    """Begin the golden episode with the bundle's own prologue.
+
+    Returns:
+        The largest difference of the states that it fills; None where there is no prologue.
+    """
+    if not golden.prologue:
+        return None
+    gaps = Gaps()
+    with Session.open(path) as session:
+        session.begin(**golden.prologue)
+        gaps.add({name: session.state(name) for name in golden.start}, golden.start)
+    return gaps.worst()
 
 
 def replay(
@@ -200,5 +218,9 @@ def replay(
     # No other graph is used then, and onnxruntime may not be there.
     if engine in ("native", "tensorrt"):
         return replayed
-    by_chunk, fused = chunk_gap(path, golden), fused_gap(path, golden)
-    return replace(replayed, max_chunk_error=by_chunk, max_fused_error=fused)
+    return replace(
+        replayed,
+        max_chunk_error=chunk_gap(path, golden),
+        max_fused_error=fused_gap(path, golden),
+        max_prologue_error=prologue_gap(path, golden),
+    )

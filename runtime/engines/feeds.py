@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeGuard
 
 import numpy as np
@@ -84,6 +84,27 @@ class Feeds:
                 found=", ".join(sorted(set(inputs) - names)),
                 expected=", ".join(sorted(names)),
             )
+
+
+class FeedsOnceBegun(Feeds):
+    """The inputs of a bundle with a prologue: none is taken before an episode was begun.
+
+    Args:
+        slots: Their buffers.
+        engine: What will step.
+        check: Raises where no episode was begun.
+    """
+
+    def __init__(
+        self, slots: tuple[Slot, ...], engine: Engine | None, check: Callable[[], None]
+    ) -> None:
+        super().__init__(slots, engine)
+        self._check_begun = check
+
+    def take(self, inputs: dict[str, Array]) -> None:
+        """Copy every input into its buffer, if an episode was begun."""
+        self._check_begun()
+        super().take(inputs)
 
 
 class RowFeeds(Feeds):

@@ -87,17 +87,7 @@ class OrtGraph:
                     found=", ".join(onnxruntime.get_available_providers()),
                     remedy="install a build of onnxruntime for this GPU, see docs/guides/jetson.md",
                 )
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                bundle.read(graph.file), options, providers=[provider]
-            )
-        except failures(library="onnxruntime") as problem:
-            raise EngineError(
-                f"ONNX Runtime cannot load {graph.file.path}",
-                found=first_line(problem),
-                remedy="export again, or use a newer onnxruntime (this one is "
-                f"{onnxruntime.__version__})",
-            ) from problem
+        self._session: Any = _loaded(bundle, graph, options, provider)
         # Its wrapper would keep the serialised graph for as long as the session is open.
         self._session._model_bytes = None
         if self._session.get_providers()[0] != provider:
@@ -217,6 +207,39 @@ class OrtEngine:
         """Free both graphs."""
         for graph in self._graphs:
             graph.close()
+
+
+def run_once(
+    bundle: Bundle, graph: GraphRef, outputs: list[str]
+) -> Callable[[Mapping[str, Array]], list[Array]]:
+    """A graph that is not part of a step: called with its inputs, it gives outputs of its own.
+
+    Raises:
+        EngineError: It cannot be loaded; the call, that it failed.
+    """
+    session = _loaded(bundle, graph, one_thread(onnxruntime.SessionOptions()), _CPU)
+
+    def call(inputs: Mapping[str, Array]) -> list[Array]:
+        try:
+            return list(session.run(outputs, dict(inputs)))
+        except failures(library="onnxruntime") as problem:
+            raise EngineError(
+                f"ONNX Runtime failed in {graph.file.path}", found=first_line(problem)
+            ) from problem
+
+    return call
+
+
+def _loaded(bundle: Bundle, graph: GraphRef, options: Any, provider: str) -> Any:
+    try:
+        return onnxruntime.InferenceSession(bundle.read(graph.file), options, providers=[provider])
+    except failures(library="onnxruntime") as problem:
+        raise EngineError(
+            f"ONNX Runtime cannot load {graph.file.path}",
+            found=first_line(problem),
+            remedy="export again, or use a newer onnxruntime (this one is "
+            f"{onnxruntime.__version__})",
+        ) from problem
 
 
 def _value(array: Array) -> Any:

@@ -29,6 +29,8 @@ from stategate.runtime.keep.state_files import States
 from stategate.runtime.session import Session
 
 BLOCK_STEPS = 4096
+Beginning = dict[str, dict[str, Array]]
+"""Arrays by the part of an episode that says how it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class Recorder:
         self._at = self._first = self._index = 0
         self._written_steps = self._lost = self._files = self._bytes = 0
         self._problem: str | None = None
-        self._start: dict[str, Array] = {}
+        self._beginning: Beginning = {}
         self._warned = False
         self._thread = ThreadPoolExecutor(1, "stategate-recorder")
         self._writing: tuple[int, Future[int]] | None = None
@@ -171,7 +173,17 @@ class Recorder:
         self._session.load_state(states)
         self.cut()
         names = (state.name for state in self._session.manifest.states)
-        self._start = {name: self._session.state(name) for name in names}
+        self._beginning = {"start": {name: self._session.state(name) for name in names}}
+
+    def begin(self, /, **inputs: Array) -> None:
+        """`Session.begin`, and begin a file that says what the prologue was given.
+
+        Raises:
+            StategateError: Whatever the session raises; nothing has changed then.
+        """
+        self._session.begin(**inputs)
+        self.cut()
+        self._beginning = {"prologue": {name: array.copy() for name, array in inputs.items()}}
 
     def cut(self) -> None:
         """End the file here; the next step begins another. Waits for the disk."""
@@ -199,14 +211,14 @@ class Recorder:
         self._at, self._first = 0, first + count
         if count == 0:
             return
-        start, self._start = self._start, {}
+        beginning, self._beginning = self._beginning, {}
         if self._writing is not None:
             self._lose(count, "the disk was still busy with the block before")
         elif self._max_bytes is not None and self._bytes >= self._max_bytes:
             self._lose(count, f"{self._max_bytes:,} bytes are written, and no more may be")
         else:
             full, self._filling, self._spare = self._filling, self._spare, self._filling
-            self._writing = count, self._thread.submit(self._write, full, count, first, start)
+            self._writing = count, self._thread.submit(self._write, full, count, first, beginning)
 
     def _settle(self, wait: bool) -> None:
         """Account for the block in the thread, if it is done or ``wait`` says to wait for it."""
@@ -226,7 +238,7 @@ class Recorder:
         self._problem = problem
 
     def _write(
-        self, block: Mapping[str, Array], count: int, first: int, start: dict[str, Array]
+        self, block: Mapping[str, Array], count: int, first: int, beginning: Beginning
     ) -> int:
         """In the thread: one whole file, under the next name that is free."""
         session = self._session
@@ -235,7 +247,8 @@ class Recorder:
             rate_hz=self._rate_hz,
             provenance=f"{session.manifest.model.name}, bundle {session.bundle_digest[:12]}, "
             f"steps {first} to {first + count - 1} of a live session",
-            start=start,
+            start=beginning.get("start", {}),
+            prologue=beginning.get("prologue", {}),
         )
         while (path := self._folder / f"{self._name}-{self._index:06d}.npz").exists():
             self._index += 1

@@ -10,6 +10,7 @@ from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.ledger import Counters
 from stategate.runtime.engines.feeds import check_states
 from stategate.runtime.engines.open_bundle import OpenBundle
+from stategate.runtime.engines.prologue import PrologueRunner
 from stategate.runtime.keep.keeper import Keeper, Restored
 from stategate.runtime.keep.state_files import States, read_states, write_states
 from stategate.runtime.memory.banks import Memory
@@ -21,6 +22,7 @@ class MemoryOwner(OpenBundle):
     _memory: Memory
     _counters: Counters
     _budget: Budget
+    _prologue: PrologueRunner
     _keeper: Keeper | None
 
     @property
@@ -61,6 +63,31 @@ class MemoryOwner(OpenBundle):
         arrays = read_states(states, self._bundle)
         check_states(arrays, self._memory.live())
         self._memory.begin(arrays)
+
+    def begin(self, /, **inputs: Array) -> None:
+        """Begin an episode with the bundle's prologue, such as the encoder of a decoder.
+
+        It runs once, in ONNX Runtime, and fills the states that it is for; the others get their
+        initial values. Counted as a reset.
+
+        Args:
+            **inputs: One array for each input of ``manifest.prologue``.
+
+        Raises:
+            StepInputError: The bundle has no prologue; or an input, or a state that comes of it, is
+                missing, unknown, of the wrong shape or dtype, or not finite. Nothing was changed.
+            EngineError: The graph cannot be loaded, or failed.
+            MissingDependencyError: ONNX Runtime is not installed.
+        """
+        self._open_engine()
+        states = self._memory.initial() | self._prologue.states(inputs)
+        check_states(states, self._memory.live())
+        self._memory.begin(states)
+
+    def _check_begun(self) -> None:
+        """Refuse to step a bundle with a prologue from states that nobody gave."""
+        if self._prologue.prologue is not None and self._memory.is_initial:
+            raise self._prologue.not_begun("session.begin(")
 
     def save_state(self, path: str | Path) -> None:
         """Write every state to a safetensors file, for `load_state` here or elsewhere.

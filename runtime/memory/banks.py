@@ -25,6 +25,7 @@ class Memory:
         has_gates: Whether there is a hard gate; without one every step is a write.
         has_ungated: Whether there is a state that no hard gate guards.
         committed: Steps whose result was put in place, since the memory was made.
+        is_initial: Whether the episode began with the initial states, and not with given ones.
         after_fault: What a fault says is in place then, and what to do.
         began: What ``committed`` was when the states were last replaced from outside: an episode
             begins there.
@@ -49,6 +50,7 @@ class Memory:
         self._resident = resident
         self.parity = 0
         self.committed = self.began = 0
+        self.is_initial = True
         self.after_fault = "the state before this step is in place: go on, or call reset()"
         self._states = buffers.states
         self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}
@@ -196,7 +198,7 @@ class Memory:
     def restore(self, states: Mapping[str, Array]) -> None:
         """Take back a snapshot's states, and count that; ``states`` has an array for each."""
         parity = self._laid_ready(states)
-        self.parity, self.began = parity, self.committed
+        self.parity, self.began, self.is_initial = parity, self.committed, False
         self._counters.restores += 1
 
     def begin(self, states: Mapping[str, Array] | None = None) -> None:
@@ -205,11 +207,14 @@ class Memory:
         Args:
             states: An array for each state; None for their initial values.
         """
-        if states is None:
-            states = {s.spec.name: s.initial for s in self._states}
-        parity = self._laid_ready(states)
-        self.parity, self.began = parity, self.committed
+        is_initial = states is None
+        parity = self._laid_ready(self.initial() if states is None else states)
+        self.parity, self.began, self.is_initial = parity, self.committed, is_initial
         self._counters.resets += 1
+
+    def initial(self) -> dict[str, Array]:
+        """The initial value of each state, by name; not copies."""
+        return {s.spec.name: s.initial for s in self._states}
 
     def _laid_ready(self, states: Mapping[str, Array]) -> int:
         """Copy values into the banks that are not read; the parity with which they will be."""

@@ -124,6 +124,7 @@ class RowMemory:
     Attributes:
         counters: A ledger for each row.
         shown: Outputs and gates as each row shows them, by name.
+        is_initial: Whether the episode of each row began with the initial states, ``(rows,)`` bool.
     """
 
     def __init__(self, buffers: Buffers, outputs: Sequence[TensorSpec], rows: int) -> None:
@@ -139,6 +140,7 @@ class RowMemory:
         self.shown = {answer.shown.name: answer.shown.array for answer in self._answers}
         self.counters = RowCounters(buffers.groups, rows)
         self._is_owed = False
+        self.is_initial = np.ones(rows, dtype=bool)
         # Made once, so that no step makes an array.
         self._refused, self._sound, self._wrote = (np.zeros(rows, dtype=bool) for _ in range(3))
         self._shown_column = self._sound[:, np.newaxis]
@@ -153,6 +155,10 @@ class RowMemory:
         if name not in self._states:
             raise StepInputError(f"there is no state {name!r}", expected=", ".join(self._states))
         return self._states[name].live.array[row : row + 1]
+
+    def initial(self, row: int) -> dict[str, Array]:
+        """The initial value of each state of a row, ``(1, ...)``; views."""
+        return {name: s.initial.array[row : row + 1] for name, s in self._states.items()}
 
     def begin(
         self,
@@ -183,6 +189,7 @@ class RowMemory:
         self.counters.put_in(row, counter)
         if past is not None:
             self.counters.put_past(row, past)
+        self.is_initial[row] = states is None
         self._is_owed = True
         self.settle()
 

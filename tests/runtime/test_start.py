@@ -38,7 +38,7 @@ def test_a_file_keeps_the_states_that_it_starts_from(tmp_path: Path) -> None:
     for read in (Episode.load(file), load_episode(file), load_episode(file, 3)):
         assert read.start["h"].tobytes() == H.tobytes()
     assert EPISODE.resized(30).start == EPISODE.start
-    assert EpisodeSet.open(file).files[0].start == ("h",)
+    assert EpisodeSet.open(file).files[0].start == ("start.h",)
     with pytest.raises(EpisodeError, match="cannot begin with them"):
         next(EpisodeSet.open(file).files[0].blocks())
     (tmp_path / "0.npz").write_bytes(Episode({"x": X}).to_bytes())
