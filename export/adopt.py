@@ -12,6 +12,7 @@ import onnx
 
 from stategate.common import console
 from stategate.contract import Bundle, Episode, InputsRef, refuse_to_replace
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.claims import Observes
 from stategate.contract.errors import StatePairingError
 from stategate.contract.numbers import whole
@@ -42,6 +43,7 @@ from stategate.export.seal.verify import STEPS, STRICT
 from stategate.targets import TargetProfile, generic, load
 
 
+@checks_kinds
 def adopt(
     source: str | Path | onnx.ModelProto,
     out: str | Path,

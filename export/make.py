@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from stategate.common import console
 from stategate.contract import Budget, Bundle, CalibrationRecord, Episode, refuse_to_replace
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.claims import Observes
 from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
@@ -38,6 +39,7 @@ Record: TypeAlias = CalibrationRecord | str | Path
 Form = Literal["portable", "onnx-27", "ort", "fastest"]
 
 
+@checks_kinds
 def make(
     model: object,
     out: str | Path,

@@ -184,6 +184,11 @@ def test_the_exception_of_a_factory_is_the_users_own() -> None:
         ({"calibration": "none.json"}, CalibrationError, "cannot be read"),
         ({"input_ranges": {"x": (2.0, 1.0)}}, EpisodeError, "cannot have this range"),
         ({"sessions": 0}, SpecError, "sessions must be a whole number"),
+        ({"input_ranges": {"x": 3}}, SpecError, r"input_ranges is of the wrong kind[\s\S]*'x': 3"),
+        ({"target": 3}, SpecError, r"target is of the wrong kind\n  found: 3, a value of type int"),
+        ({"calibration": 3}, SpecError, r"calibration is of the wrong kind[\s\S]*Iterable"),
+        ({"state_precision": ["int8"]}, SpecError, "state_precision is of the wrong kind"),
+        ({"safe": 3}, SpecError, "safe is of the wrong kind"),
     ],
 )
 def test_wrong_arguments_are_refused_and_nothing_is_written(
@@ -447,3 +452,14 @@ def test_fits_takes_a_bundle_its_folder_and_a_model(tiny_bundle: Path, tiny) -> 
     assert len(stategate.fits(tiny_bundle, "all").fits) == len(names())
     with pytest.raises(SpecError, match="a bundle has its precision"):
         stategate.fits(tiny_bundle, precision="int8-weights")
+
+
+def test_what_is_of_the_wrong_kind_is_refused_by_every_call_that_makes_or_judges(
+    tmp_path: Path, tiny_bundle: Path
+) -> None:
+    with pytest.raises(SpecError, match=r"states is of the wrong kind\n  found: \['c'\]"):
+        stategate.adopt("f.onnx", tmp_path / "b", states=["c"])  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"out is of the wrong kind\n  found: None"):
+        stategate.adopt("f.onnx", None)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"limits is of the wrong kind[\s\S]*DriftLimits"):
+        stategate.compare(tiny_bundle, tiny_bundle, "log.npz", limits={})  # type: ignore[arg-type]

@@ -12,11 +12,13 @@ from stategate.calibration.drift.seal import REPORT, check_sealable, seal
 from stategate.calibration.recordings import Episodes, on_disk
 from stategate.common import console
 from stategate.contract import Bundle, canonical_json, refuse_to_replace
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.durable import check_writable
 from stategate.contract.errors import SpecError
 from stategate.contract.numbers import whole
 
 
+@checks_kinds
 def compare(
     float_bundle: str | Path | Bundle,
     candidate: str | Path | Bundle,
