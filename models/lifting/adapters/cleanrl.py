@@ -79,6 +79,7 @@ def from_cleanrl(
         memory_of(rnn),
         family=family_of(rnn),
         normalised=not as_given,
+        normalisers={} if as_given else {"obs": normal},
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -135,6 +136,16 @@ def choices(logits: Tensor, sizes: Sequence[int] = ()) -> dict[str, Tensor]:
         return {"action": logits.argmax(-1), "logits": logits}
     parts = torch.split(logits, list(sizes), dim=-1)
     return {"action": torch.stack([part.argmax(-1) for part in parts], -1), "logits": logits}
+
+
+def action_terms(space: Any) -> dict[str, tuple[Term, ...]]:
+    """The bounds of an action, where they are one for all of it."""
+    if not hasattr(space, "low"):
+        return {}
+    (low, *lows), (high, *highs) = sorted({*space.low.flat}), sorted({*space.high.flat})
+    uniform = not (lows or highs) and np.isfinite([low, high]).all()
+    clip = (float(low), float(high)) if uniform else None
+    return {"action": (Term("action", size=space.low.size, clip=clip),)}
 
 
 def unknown_normalizer(call: str, policy: object, where: str) -> TraceError:

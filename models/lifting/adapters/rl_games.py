@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stategate.contract.errors import TraceError
 from stategate.models.lifting.adapters.policy import (
     Normalized,
+    action_terms,
     choices,
     family_of,
     memory_of,
@@ -94,12 +95,15 @@ def from_rl_games(player: Any, action_space: Any = None) -> Lifted:
         is_bytes = str(getattr(spaces.get(name), "dtype", "")) == "uint8"
         dtype = torch.uint8 if is_bytes else torch.float32
         example[name] = torch.zeros(1, *shape, dtype=dtype)
+    step = RlGamesActor(model, action_space, keyed=isinstance(model.obs_shape, dict))
     return policy_step(
-        RlGamesActor(model, action_space, keyed=isinstance(model.obs_shape, dict)),
+        step,
         example,
         memory_of(rnn),
         family=family_of(rnn),
         normalised=bool(model.normalize_input),
+        normalisers=dict(step.normalizers.items()),
+        terms=action_terms(action_space) if step.scaled else {},
     )
 
 
@@ -121,8 +125,8 @@ class RlGamesActor(nn.Module):
             for name, moments in statistics.items():
                 spread = (moments.running_var.float() + moments.epsilon).sqrt()
                 self.normalizers[name] = Normalized(moments.running_mean.float(), spread, 5.0)
-        self._scaled = self.network.is_continuous and not isinstance(action_space, nn.Module)
-        if self._scaled:
+        self.scaled = self.network.is_continuous and not isinstance(action_space, nn.Module)
+        if self.scaled:
             self.register_buffer("low", torch.as_tensor(action_space.low, dtype=torch.float32))
             self.register_buffer("high", torch.as_tensor(action_space.high, dtype=torch.float32))
 
@@ -144,7 +148,7 @@ class RlGamesActor(nn.Module):
             return choices(torch.cat(answer, -1), sizes)
         if self.network.is_discrete:
             return choices(answer)
-        if not self._scaled:
+        if not self.scaled:
             return {"action": answer}
         half, middle = (self.high - self.low) / 2.0, (self.high + self.low) / 2.0
         return {"action": answer.clamp(-1.0, 1.0) * half + middle}

@@ -7,16 +7,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stategate.contract import Term
 from stategate.contract.dtypes import DTYPES
 from stategate.contract.errors import TraceError
 from stategate.contract.failures import failures
 from stategate.models.lifting.adapters.policy import (
     Normalized,
+    action_terms,
     choices,
     memory_of,
     policy_step,
@@ -69,7 +68,7 @@ def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
         family="lstm",
         normalised=bool(step.normalizers),
         normalisers=step.normalizer_of(),
-        terms=_action_terms(policy.action_space),
+        terms=action_terms(policy.action_space),
     )
 
 
@@ -188,16 +187,6 @@ class Sb3Actor(nn.Module):
         if self._kind == "MultiBinary":
             return {"action": (answer > 0).float(), "logits": answer}
         return choices(answer, space.nvec.tolist() if self._kind == "MultiDiscrete" else ())
-
-
-def _action_terms(space: Any) -> dict[str, tuple[Term, ...]]:
-    """The bounds of an action, where they are one for all of it."""
-    if not hasattr(space, "low"):
-        return {}
-    (low, *lows), (high, *highs) = sorted({*space.low.flat}), sorted({*space.high.flat})
-    uniform = not (lows or highs) and np.isfinite([low, high]).all()
-    clip = (float(low), float(high)) if uniform else None
-    return {"action": (Term("action", size=space.low.size, clip=clip),)}
 
 
 def _observation(name: str, space: Any) -> Tensor:

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from stategate.contract.errors import TraceError
-from stategate.models.lifting.adapters.policy import choices, policy_step, unknown_normalizer
+from stategate.models.lifting.adapters.policy import (
+    action_terms,
+    choices,
+    policy_step,
+    unknown_normalizer,
+)
 from stategate.models.lifting.lift import Lifted
 
 # What the mixins of skrl call their options: of a mean, of an action, of probabilities.
@@ -77,12 +82,16 @@ def from_skrl(agent: Any, normalizer: nn.Module | None = None) -> Lifted:
     # Of the environments that it was trained with, a robot is one.
     memory = {n: torch.zeros(s[0], 1, *s[2:]) for n, s in zip(names, sizes, strict=True)}
     units = [type(m).__name__.lower() for m in policy.modules() if isinstance(m, nn.RNNBase)]
+    step = SkrlActor(policy, normalizer, key)
+    as_given = isinstance(normalizer, nn.Identity)
     return policy_step(
-        SkrlActor(policy, normalizer, key),
+        step,
         {"obs": torch.zeros(1, policy.num_observations)},
         memory,
         family=units[0] if len(set(units)) == 1 else "custom",
-        normalised=not isinstance(normalizer, nn.Identity),
+        normalised=not as_given,
+        normalisers={} if as_given else {"obs": step.normalizer},
+        terms=action_terms(policy.action_space) if step.clips else {},
     )
 
 
@@ -123,8 +132,8 @@ class SkrlActor(nn.Module):
                 "DeterministicMixin, CategoricalMixin or MultiCategoricalMixin",
             )
         (self._kind,) = kinds
-        self._clips = any(getattr(policy, name, False) for name in _CLIPS)
-        if self._clips:
+        self.clips = any(getattr(policy, name, False) for name in _CLIPS)
+        if self.clips:
             space = policy.action_space
             self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32))
             self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32))
@@ -144,6 +153,6 @@ class SkrlActor(nn.Module):
 
     def _action(self, answer: Tensor) -> dict[str, Tensor]:
         if self._kind == "mean":
-            return {"action": answer.clamp(self.low, self.high) if self._clips else answer}
+            return {"action": answer.clamp(self.low, self.high) if self.clips else answer}
         sizes = self.policy.action_space.nvec.tolist() if self._kind == "choices" else ()
         return choices(answer, sizes)

@@ -116,6 +116,9 @@ def test_a_policy_of_skrl_answers_as_its_trainers_evaluate_it(
     assert [s.shape for s in step.step_spec().states][0] == (1, layers, HIDDEN)
     if options.get("clip_mean_actions"):
         assert max(o["action"].max() for o in outputs) == np.float32(0.1)
+        (bound,) = step.observes.outputs["action"].terms
+        assert bound.clip == pytest.approx((-0.1, 0.1)) and bound.size == 3
+        assert step.observes.inputs["obs"].statistics_sha256
 
 
 def test_a_categorical_policy_of_skrl_gives_its_likeliest_choice_and_logits(
@@ -158,3 +161,36 @@ def test_what_is_no_recurrent_policy_of_skrl_is_refused_with_a_remedy() -> None:
     forgetful.compute = lambda inputs, role: (inputs["observations"], {})
     with pytest.raises(TraceError, match="does not return its memory"):
         from_skrl(forgetful, nn.Identity())
+
+
+class OfVersion1(nn.Module):
+    """The parts that a policy of version 1 is known by; it calls observations states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.num_observations, self._g_clip_actions = 5, True
+        self.gru, self.head = nn.GRU(5, 8), nn.Linear(8, 2)
+
+    def get_specification(self) -> dict:
+        return {"rnn": {"sequence_length": 8, "sizes": [(1, 64, 8)]}}
+
+    def act(self, inputs: dict, role: str) -> tuple:
+        raise AssertionError("act draws from a distribution")
+
+    def compute(self, inputs: dict, role: str) -> tuple:
+        y, h = self.gru(inputs["states"][None], inputs["rnn"][0])
+        return self.head(y[0]), torch.zeros(2), {"rnn": [h]}
+
+
+def test_policies_of_version_1_are_known_by_their_parts(agrees: Callable, noise: Callable) -> None:
+    policy, h = OfVersion1(), [torch.zeros(1, 1, 8)]
+
+    def answer(observation: dict, begins: bool) -> np.ndarray:
+        x = torch.from_numpy(observation["obs"])
+        y, h[0] = policy.gru(x[None], torch.zeros_like(h[0]) if begins else h[0])
+        return policy.head(y[0]).numpy()
+
+    agrees(from_skrl(policy, nn.Identity()), noise(obs=(5,)), answer)
+    with pytest.raises(TraceError, match=r"agent\._state_preprocessor"):
+        adapted(policy)
