@@ -10,6 +10,7 @@ import torch
 from stategate.contract import batched
 from stategate.contract.errors import EpisodeError, TraceError
 from stategate.export.frontends.rows import check_rows_are_independent
+from stategate.export.memory.anew import Begins
 from stategate.export.reference import Arrays
 from stategate.models.lifting.lift import Lifted
 from stategate.models.step import StepModel, commit, initial_states, threshold_inputs
@@ -52,8 +53,14 @@ class StatefulReference:
     def __init__(self, model: Lifted) -> None:
         self._model, self._module = model, model.untouched()
         self.name = f"{type(self._module).__name__} alone, torch {torch.__version__}"
+        self._begins = Begins(self._module)
         self._first = self._before = model.initial_states()
         self._arguments = {slot.name: slot.own_start(self._first) for slot in model.arguments}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the check cannot see: memory inside of a window of inputs."""
+        return self._begins.notes()
 
     def begin(self, states: Arrays) -> None:
         """Put these states into the module, and its first values where one is missing.
@@ -78,7 +85,8 @@ class StatefulReference:
     def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs, states after the step and gates, by name."""
         model, fed = self._model, self._model.inputs.arguments(_tensors(inputs))
-        result = self._module(**fed, **model.hidden_arguments(self._arguments))
+        with self._begins.watching():
+            result = self._module(**fed, **model.hidden_arguments(self._arguments))
         outputs, self._arguments = self._model.split(result)
         self._before, gates = model.read(self._module, self._arguments, self._before)
         return _copies(outputs), _copies(self._before), _copies(gates)

@@ -21,6 +21,7 @@ from stategate.export.frontends.float64 import Float64Numbers
 from stategate.export.frontends.places import TensorsAsPlaces
 from stategate.export.frontends.references import check_rows
 from stategate.export.frontends.unrolled import in_simpler_operations
+from stategate.export.memory.anew import Begins
 from stategate.export.memory.undeclared import undeclared
 from stategate.export.memory.watch import Watch
 from stategate.export.passes.graph import (
@@ -139,8 +140,10 @@ class _Step(nn.Module):
         tensors = {name: tensor.clone() for name, tensor in example.items()}
         try:
             self._watch.search(self._labelled, example, [t.name for t in self.spec.inputs])
-            with torch.no_grad(), self._watch.forgetting():
+            begins = Begins(self.model)
+            with torch.no_grad(), self._watch.forgetting(), begins.watching():
                 result = self.run(tensors)
+            begins.check()
         except StategateError:
             raise
         except failures() as problem:  # a user's code may raise anything

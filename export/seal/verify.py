@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from stategate.contract.stored import quanta, values
 from stategate.contract.write_rule import opens
 from stategate.export.reference import Arrays, Reference
 from stategate.export.seal.answers import Answers
-from stategate.runtime.check.full_pool import open_stepper
+from stategate.runtime.check.full_pool import Stepper, open_stepper
 from stategate.runtime.check.gaps import Gaps
 from stategate.runtime.check.golden import TOLERANCE, chunk_gap, fused_gap, stepped
 
@@ -32,6 +32,7 @@ __all__ = [
 
 STEPS = 1000
 GOLDEN_STEPS = 256
+SECOND_STEPS = 32  # that are stepped again after a reset
 TRAIL_BYTES = 1 << 20  # of recorded states in a golden episode
 _FAILS = (
     "in lower precision keep more of it in float (stategate model sensitivity), and a state in "
@@ -106,6 +107,7 @@ def compare(
     """
     answers = Answers(reference, episode, inputs)
     flipped: list[list[str]] = []
+    own_first: list[Arrays] = []
     first_answers: list[tuple[Arrays, Arrays]] = []
     states: Arrays = {}
     flips = decisions = 0
@@ -127,6 +129,8 @@ def compare(
             if not answers.are_finite:  # the rest is stepped to count how often
                 continue
             answer = stepped(session, feed, t, reference.name, _FAILS)
+            if t < SECOND_STEPS:
+                own_first.append(_copied(answer))
             output_gaps.add(answer, outputs)
             stored = {s.name: session.state(s.name) for s in specs}
             unchanged -= {name for name in unchanged if not _same(stored[name], first[name])}
@@ -152,6 +156,8 @@ def compare(
                 states = _copied(after)
             report(t + 1)
         engine = session.engine_name
+        if answers.are_finite:
+            _check_reset(session, episode, own_first, reference.name)
     answers.check()
     golden = Episode(
         inputs={name: array[:GOLDEN_STEPS] for name, array in episode.inputs.items()},
@@ -171,6 +177,29 @@ def compare(
     return Comparison(
         output_error, state_error, flipped, flips, decisions, opened, still, engine, golden
     )
+
+
+def _check_reset(
+    session: Stepper, episode: Episode, own_first: Sequence[Arrays], name: str
+) -> None:
+    """Step the first inputs again, after another past: whatever answers otherwise remembers more.
+
+    Raises:
+        ParityError: The bundle has a memory that a reset leaves, and no state holds it.
+    """
+    session.reset()
+    episode.begin(session, [state.name for state in session.manifest.states])
+    for t, (feed, before) in enumerate(zip(episode, own_first, strict=False)):
+        answer = stepped(session, feed, t, name, _FAILS)
+        parted = [n for n, array in before.items() if not _same(np.asarray(answer[n]), array)]
+        if parted:
+            raise ParityError(
+                f"the bundle answers otherwise after a reset, in step {t}",
+                found=f"{', '.join(parted)}, with the same inputs and the same states",
+                expected="a memory that is in the states alone",
+                remedy="look for random numbers and for memory inside of an operator; nothing was "
+                "written",
+            )
 
 
 def verify(

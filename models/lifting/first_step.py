@@ -19,6 +19,7 @@ from stategate.models.lifting.slots import (
     cloned,
     described,
     form_of,
+    has,
     is_unset,
     memory_like,
     value_at,
@@ -64,7 +65,9 @@ def started(
         arguments: Its arguments that are memory; `Own.LEFT_OUT` for the argument's default.
         returns: Names of what forward returns, in order, where the user said so.
     """
-    own = {name: cloned(value_at(module, name)) for name in names} | dict(arguments)
+    own = {
+        name: cloned(value_at(module, name)) if has(module, name) else Own.ABSENT for name in names
+    } | dict(arguments)
     memory, after = dict(arguments), list[dict[str, Value]]()
     places: Places = ()
     for t in range(STEPS):
@@ -209,7 +212,7 @@ def _failed(
 ) -> StategateError:
     if isinstance(why, StategateError):
         return why
-    unset = [name for name in own if is_unset(own[name]) and own[name] is not Own.LEFT_OUT]
+    unset = [name for name in own if is_unset(own[name]) or own[name] is Own.ABSENT]
     if t == 0 and unset:
         return _unset(module, unset[0], own[unset[0]], [None])
     return TraceError(
@@ -221,7 +224,7 @@ def _failed(
 
 
 def _unset(module: nn.Module, name: str, own: Value, after: list[Value]) -> TraceError:
-    if own is None and name not in memory_like(module) and is_unset(after[0]):
+    if own is Own.ABSENT and name not in memory_like(module) and is_unset(after[0]):
         return TraceError(
             "the module has no buffer or attribute of this name",
             found=name,

@@ -33,6 +33,7 @@ class Own(Enum):
 
     SAME = "with the first value"
     LEFT_OUT = "with the default of the argument"
+    ABSENT = "without the attribute"
 
 
 class Slot:
@@ -209,6 +210,11 @@ def value_at(module: nn.Module, name: str) -> Value:
     return value
 
 
+def has(module: nn.Module, name: str) -> bool:
+    """Whether there is a buffer or attribute of this name."""
+    return hasattr(*_owner_of(module, name))
+
+
 def put(module: nn.Module, name: str, value: Value) -> None:
     """Give a buffer or attribute a value, without the history that autograd keeps of it."""
     if any(getattr(leaf, "requires_grad", False) for leaf in leaves_of(value)):
@@ -220,7 +226,7 @@ def put(module: nn.Module, name: str, value: Value) -> None:
 def holding(module: nn.Module, name: str, value: Value) -> Iterator[None]:
     """Let a buffer or attribute have another value for a while."""
     owner, attribute = _owner_of(module, name)
-    before = getattr(owner, attribute, None)
+    before = getattr(owner, attribute, Own.ABSENT)
     _set(owner, attribute, value)
     try:
         yield
@@ -326,7 +332,10 @@ def _part(owner: Any, name: str) -> Any:
 
 
 def _set(owner: object, attribute: str, value: Value) -> None:
-    if not isinstance(owner, nn.Module):
+    if value is Own.ABSENT:
+        if hasattr(owner, attribute):
+            delattr(owner, attribute)
+    elif not isinstance(owner, nn.Module):
         setattr(owner, attribute, value)  # of an object with __slots__ too
     elif attribute in owner._buffers:
         owner._buffers[attribute] = value

@@ -32,9 +32,11 @@ from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from
 from stategate.export.frontends.references import TorchReference
 from stategate.export.inputs import random_episode
+from stategate.export.seal import verify
 from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel
 from stategate.models.step import StepModel
+from stategate.runtime.check.full_pool import Stepper, open_stepper
 
 
 @pytest.fixture
@@ -289,3 +291,31 @@ def test_a_file_that_exits_is_an_error_and_not_a_success(tmp_path: Path) -> None
     out = str(tmp_path / "b")
     result = CliRunner().invoke(main, ["export", f"{tmp_path}/mine.py:M", "--out", out])
     assert result.exit_code == 2 and "SystemExit" in result.output
+
+
+def test_a_memory_that_a_reset_leaves_is_refused(
+    tmp_path: Path, candidate: Candidate, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaks:
+        """A session whose engine remembers that it was reset."""
+
+        def __init__(self, session: Stepper) -> None:
+            self._session, self._resets = session, 0
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._session, name)
+
+        def reset(self) -> None:
+            self._session.reset()
+            self._resets += 1
+
+        def step(self, /, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            answer = self._session.step(**inputs)
+            return {name: array + self._resets * 1e-6 for name, array in answer.items()}
+
+    monkeypatch.setattr(verify, "open_stepper", lambda folder: Leaks(open_stepper(folder)))
+    reference = TorchReference(loaded.model, candidate.spec.thresholds)
+    episode = random_episode(candidate.spec, 20)
+    with pytest.raises(ParityError, match="otherwise after a reset, in step 0"):
+        seal(tmp_path / "b", candidate, reference, episode)
+    assert not (tmp_path / "b").exists()
