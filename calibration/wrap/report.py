@@ -19,7 +19,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         rule: ``gate``, ``always``, ``never``, ``random`` or ``periodic``; the last two write as
-            often as the gate does.
+            often as the gate does. ``always`` is the better one of the memory before its gate was
+            trained, and afterwards.
         write_rate: Share of steps that write.
         accuracy: Share of hard labels that are answered; None where actions are continuous.
         action_error: Root mean square error at hard labels, in units of the action's spread; None

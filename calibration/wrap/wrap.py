@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from stategate.calibration.gates.descent import reproducible
+from stategate.calibration.gates.scan import always
 from stategate.calibration.recordings import Episodes, names_of, on_disk
 from stategate.calibration.settings import WrapRecipe
 from stategate.calibration.wrap.backbone import Backbone, BackboneSource, opened
@@ -193,6 +194,8 @@ class _Course:
             f"error {lesson.error:.3f} at them, {goal / LEARNED:.3f} without a memory"
         )
         state = copy.deepcopy(policy.state_dict())
+        with self._shown(parts.longest, "judging what it remembers") as report:
+            learned = tallied(policy, held_out, {"always": always}, report)["always"]
         tried: list[str] = []
         iterations = warm
         first = recipe.price or PRICE
@@ -200,19 +203,21 @@ class _Course:
             policy.load_state_dict(state)
             with self._shown(lesson.planned, f"the gate learns at price {price:.3g}") as report:
                 iterations += lesson.learn_to_skip(price / data.hard_rate, report)
-            curve, always, never = self._judged(held_out, threshold)
-            if always.mean > LEARNED * memoryless.mean:
-                raise _learned_by_heart(always, memoryless)
-            best = chosen(curve, always, allowed_loss, self._parts.longest, threshold)
+            curve, after, never_tally = self._judged(held_out, threshold)
+            # Training under a price may cost memory too: that is a loss, and not another reference.
+            reference = min(learned, after, key=lambda tally: tally.mean)
+            if reference.mean > LEARNED * memoryless.mean:
+                raise _learned_by_heart(reference, memoryless)
+            best = chosen(curve, reference, allowed_loss, self._parts.longest, threshold)
             gate = curve[max(curve) if best is None else best]
-            lost = gate.lost(always)[0]
+            lost = gate.lost(reference)[0]
             tried.append(
                 f"price {price:.3g}: {gate.write_rate:.2%} of steps written, {lost:.4f} lost"
             )
             console.note(tried[-1])
             if best is None:
                 continue
-            rules = {"gate": gate, "always": always, "never": never}
+            rules = {"gate": gate, "always": reference, "never": never_tally}
             rules |= tallied(policy, held_out, as_often(gate.write_rate, recipe.seed))
             return Results(
                 data.hard_rate, memoryless, lesson.chunk, price, iterations, warm, best,

@@ -89,9 +89,10 @@ def make(page: Path, contents: Contents, images: Path) -> None:
 
 @click.group(cls=CommandGroup, invoke_without_command=True)
 def pages() -> None:
-    """Remake docs/evidence/index.md and its pictures from docs/evidence/*.json."""
+    """Remake index.md and wrap.md in docs/evidence, and pictures, from its results."""
     from lab.evidence.controlled import page as controlled_page
     from lab.evidence.memory import page as memory_page
+    from lab.evidence.wrap import page as wrap_page
 
     docs = Path("docs")
     results = docs / "evidence"
@@ -105,6 +106,7 @@ def pages() -> None:
         memory_page.contents(results / "cache.json", results / "bound.json"),
         docs / "images",
     )
+    make(results / "wrap.md", wrap_page.contents(results / "wrap.json"), docs / "images")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from stategate.calibration.wrap.judging import Tally, as_often, tallied
 from stategate.calibration.wrap.recordings import Stream
 from stategate.calibration.wrap.report import WrapReport
 from stategate.calibration.wrap.results import chosen
-from stategate.calibration.wrap.training import chunk_for, joined
+from stategate.calibration.wrap.training import Lesson, chunk_for, joined
 from stategate.calibration.wrap.wrap import train_memory
 from stategate.cli.main import main
 from stategate.contract import Episode, TensorSpec
@@ -221,6 +221,35 @@ def test_the_threshold_of_zero_is_for_long_recordings_and_none_for_too_large_a_l
     assert chosen(curve, tally(0.001), 0.0005, longest=8192) is None
     silent = {0.0: tally(0.01, rate=0.0)}
     assert chosen(silent, tally(0.01), 0.005, longest=8192) is None
+
+
+def test_whoever_stops_it_finds_nothing(tmp_path: Path) -> None:
+    stages = []
+
+    def stop(stage: str, done: int, total: int) -> None:
+        stages.append(stage)
+        if stage == "the memory learns" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stategate.wrap(Backbone, recordings(), tmp_path / "out", progress=stop)
+    assert "reading recordings" in stages
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_gate_that_costs_memory_is_a_loss_and_lower_prices_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget(lesson: Lesson, price: float, report: object) -> int:
+        # Writing always would be as bad now: against that alone nothing would be lost.
+        nn.init.zeros_(lesson.policy.memory.head_out.weight)
+        return 1
+
+    monkeypatch.setattr(Lesson, "learn_to_skip", forget)
+    with pytest.raises(CalibrationError, match=r"(?s)no gate keeps.*price 0\.1:.*0\.033.*0\.011"):
+        stategate.wrap(Backbone, recordings(), tmp_path / "out", iterations=500)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
