@@ -138,5 +138,5 @@ class WrapRecipe:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise CalibrationError(
-                    f"{name} is out of its range", found=value, expected=f"{low:g} to {high:g}"
+                    f"{name} is out of its range", found=value, expected=f"{low:,} to {high:,}"
                 )

@@ -95,7 +95,9 @@ def read_file(path: Path) -> bytes:
     try:
         return read_bounded(path, FILE_BYTES)
     except failures(OSError) as problem:
-        raise CalibrationError("the backbone cannot be read", found=problem) from problem
+        raise CalibrationError(
+            "the backbone cannot be read", found=problem, expected="an .onnx file"
+        ) from problem
 
 
 def checked_features(backbone: Backbone, inputs: Arrays, first: int = 0) -> NDArray[np.float32]:

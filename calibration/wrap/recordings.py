@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stategate.calibration.episodes import Report
 from stategate.calibration.wrap.backbone import Backbone, checked_features
-from stategate.contract import Episode, EpisodeSet, TensorSpec
+from stategate.contract import Episode, EpisodeSet, TensorSpec, load_episode
 from stategate.contract.errors import EpisodeError
 
 NOT_JUDGED = -1
@@ -154,7 +154,7 @@ def excerpt(files: EpisodeSet, form: Form, training: Sequence[Stream], steps: in
     # Of a single recording the last part is held out.
     lone = len(files) == 1
     file = files.files[0 if lone else len(training)]
-    whole = file.load()
     first = len(training[0].labels) if lone else 0
+    whole = load_episode(file.path, first + steps)  # and no more: a recording may be large
     inputs = {t.name: whole.inputs[t.name][first : first + steps] for t in form.inputs}
     return Episode(inputs, rate_hz=whole.rate_hz, provenance=f"{file.name}, held out")

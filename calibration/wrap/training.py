@@ -2,9 +2,9 @@
 
 1. A net without memory predicts labels from features; labels that it does not predict are *hard*:
    they need memory. Accuracy is theirs, and in the loss easy labels count a tenth.
-2. Every step writes until the memory has learned: its error at hard labels is half of that net's,
-   and falls no more. A gate that is priced before closes for ever, or learns to write for half of
-   what is asked, and the memory forgets the rest.
+2. Every step writes until the memory has learned: its error at hard labels is a tenth of that
+   net's; or after three times as long, half of it. A gate that is priced before closes for ever,
+   or learns to write for half of what is asked, where the memory was about to learn the rest.
 3. The gate opens by chance, with a straight-through gradient; a write has its price. One row in
    eight is never gated, or the cell forgets how to keep what the gate leaves out.
 4. At last the gate is frozen and hard, and the rest settles.
@@ -38,9 +38,9 @@ FAR = 0.25
 PRICE = 0.1
 LEARNED = 0.5
 """Share of the memoryless error at hard labels, below which the memory has learned."""
-_NEARLY_ALL = 0.1  # the same, below which nobody waits for it to fall further
-_LOOK_BACK, _FALLING = 100, 0.9  # it falls while it is below this share of that long ago
-_PATIENCE = 3  # times the planned beginning, after which it is given up
+NEARLY_ALL = 0.1
+"""The same, below which nothing is gained by waiting: errors stand still on their way, at half."""
+_PATIENCE = 3  # times the planned beginning, after which nobody waits
 _SMOOTH = 0.9  # of a figure's past in its running mean
 _CLOSED = 1e-3  # mean chance of a write of a gate that is dead
 _BATCH = 512
@@ -218,10 +218,10 @@ class Lesson:
         return self.recipe.iterations - max(1, int(self.recipe.warm_share * self.recipe.iterations))
 
     def learn_to_remember(self, goal: float, report: console.Report) -> int:
-        """Train with every step written, until the error at hard labels is low and falls no more.
+        """Train with every step written, until the error at hard labels is below ``goal``.
 
         Args:
-            goal: What its running mean must be below.
+            goal: Of the running mean.
             report: Called with the number of iterations done, and figures.
 
         Returns:
@@ -229,16 +229,14 @@ class Lesson:
         """
         recipe = self.recipe
         planned = recipe.iterations - self.planned
-        past: list[float] = []
+        done = 0
         walk = _Walk(self.data, recipe, self.chunk)
 
         def ends(i: int) -> bool:
-            past.append(self.error)
+            nonlocal done
+            done = i
             report(i, self.words())
-            if i < planned or not self.error < goal:
-                return False
-            before = past[-min(i, _LOOK_BACK)]
-            return self.error < _NEARLY_ALL / LEARNED * goal or self.error > _FALLING * before
+            return i >= planned and self.error < goal
 
         descend(
             list(self.policy.parameters()),
@@ -249,7 +247,7 @@ class Lesson:
             remedy="look for features or actions of enormous size",
             ends=ends,
         )
-        return len(past)
+        return done
 
     def learn_to_skip(self, price: float, report: console.Report) -> int:
         """Train the gate by a price on writing; iterations, fewer where it closed for ever."""

@@ -32,6 +32,7 @@ from stategate.calibration.wrap.report import WrapReport
 from stategate.calibration.wrap.results import WELCOME, Parts, Results, Threshold, chosen
 from stategate.calibration.wrap.training import (
     LEARNED,
+    NEARLY_ALL,
     PRICE,
     Labelled,
     Lesson,
@@ -184,14 +185,14 @@ class _Course:
 
         chunk = recipe.chunk or chunk_for(data.hard_rate)
         lesson = Lesson(policy, data, recipe, min(chunk, len(data.labels)))
-        goal = LEARNED * float(probe.errors(data).mean())
+        without = float(probe.errors(data).mean())
         with self._shown(lesson.patience, "the memory learns") as report:
-            warm = lesson.learn_to_remember(goal, report)
-        if not lesson.error < goal:
-            raise self._not_learned(lesson, goal / LEARNED, data.hard_rate, warm)
+            warm = lesson.learn_to_remember(NEARLY_ALL * without, report)
+        if not lesson.error < LEARNED * without:
+            raise self._not_learned(lesson, without, data.hard_rate, warm)
         console.note(
             f"{data.hard_rate:.1%} of the labels need memory; it has learned in {warm} iterations: "
-            f"error {lesson.error:.3f} at them, {goal / LEARNED:.3f} without a memory"
+            f"error {lesson.error:.3f} at them, {without:.3f} without a memory"
         )
         state = copy.deepcopy(policy.state_dict())
         with self._shown(parts.longest, "judging what it remembers") as report:

@@ -10,14 +10,14 @@ import click
 from lab.evidence.records import read_rows, write_rows
 from stategate.contract.durable import check_writable
 
-# Optimiser steps: 1,500 are the default of `stategate.wrap`; the T-maze needs fewer.
+# Optimiser steps: 1,500 are the default of `stategate.wrap`; others are content with fewer.
 _TASKS = {
     "random-backbone": 1500,
-    "tmaze": 600,
-    "own-actions": 1000,
-    "trained-backbone": 1000,
-    "numbers": 1000,
-    "slow": 1000,
+    "tmaze": 400,
+    "own-actions": 800,
+    "trained-backbone": 800,
+    "numbers": 800,
+    "slow": 800,
 }
 
 

@@ -80,13 +80,13 @@ def _driven(rows: Sequence[Row]) -> str:
     for row in rows:
         for hold in sorted({rule.hold for rule in row.rules if rule.hold is not None}):
             gate = row.rule("gate", hold)
-            cells = [row.rule(rule, hold) for rule in rules]
+            driven = {rule.rule: rule for rule in row.rules if rule.hold == hold}
             body.append(
                 [
                     str(row.seed),
                     str(hold),
                     f"{_fewer(gate):.1f}",
-                    *(f"{round(rule.score * rule.judged)} of {rule.judged}" for rule in cells),
+                    *(_reached(driven[rule]) if rule in driven else "" for rule in rules),
                     "{:.0%} to {:.0%}".format(
                         *wilson(round(gate.score * gate.judged), gate.judged)[1:]
                     ),
@@ -100,6 +100,10 @@ def _refused(row: Row) -> str:
     title = TASKS[row.task].title if row.task in TASKS else "T-maze"
     text = "\n".join(f"    {line}" for line in row.refusal.splitlines())
     return f"{title}, training {row.seed}:\n\n{text}"
+
+
+def _reached(rule: Rule) -> str:
+    return f"{round(rule.score * rule.judged)} of {rule.judged}"
 
 
 def _fewer(rule: Rule) -> float:

@@ -154,10 +154,12 @@ def tmaze_row(task: str, seed: int, iterations: int) -> Row:
         for hold in HOLDS:
             gate = _by_bundle(env, out, hold)
             rules.append(gate)
-            choosers = {"always": always, "never": never, **as_often(gate.write_rate, seed)}
+            choosers: dict[str, Any] = {"always": always}
+            if hold == HOLDS[0]:  # what does not remember for so long does not for longer
+                choosers |= {"never": never, **as_often(gate.write_rate, seed)}
+                rules.append(_drive(env, "actor alone", hold, lambda _: _acting(actor)))
             for rule, choose in choosers.items():
                 rules.append(_by_rule(env, wrapped.policy, rule, choose, hold))
-            rules.append(_drive(env, "actor alone", hold, lambda _: _acting(actor)))
         return row_of(task, seed, key, wrapped, tuple(rules))
 
 
