@@ -18,6 +18,7 @@ from stategate.models.weights import weights_sha256
 Threshold: TypeAlias = "float | Literal['auto']"
 
 WELCOME = 65_000  # recorded steps that leave nothing to ask for
+_POOR = 0.2  # share of the memoryless error that a memory which is warned of leaves
 _LONG = 8192
 """Steps of a held-out recording from which on a threshold of 0 can be trusted: from an empty
 memory, short recordings hide what is lost later."""
@@ -112,6 +113,12 @@ class Results:
         if bound is not None and lost <= self.allowed_loss < bound:
             yield (
                 f"{bound:.4f} may be lost and {self.allowed_loss:g} is allowed: record more to know"
+            )
+        always = self.tallies["always"]
+        if always.mean > _POOR * self.memoryless.mean:
+            yield (
+                f"the memory itself has learned a part only: error {always.mean:.3f} at hard "
+                f"labels where every step writes, {self.memoryless.mean:.3f} without a memory"
             )
         if not backbone.sha256:
             yield "the backbone runs elsewhere: nothing notices that its weights are others"

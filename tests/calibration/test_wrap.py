@@ -15,11 +15,12 @@ from torch import nn
 import stategate
 from stategate.calibration.gates.scan import hard_gate
 from stategate.calibration.settings import WrapRecipe
+from stategate.calibration.wrap.backbone import Backbone as OpenedBackbone
 from stategate.calibration.wrap.backbone import checked_features, opened
 from stategate.calibration.wrap.judging import Tally, as_often, tallied
 from stategate.calibration.wrap.recordings import Stream
 from stategate.calibration.wrap.report import WrapReport
-from stategate.calibration.wrap.results import chosen
+from stategate.calibration.wrap.results import Parts, Results, chosen
 from stategate.calibration.wrap.training import Lesson, chunk_for, joined
 from stategate.calibration.wrap.wrap import train_memory
 from stategate.cli.main import main
@@ -201,6 +202,20 @@ def test_schedules_write_as_often_as_they_are_asked_to() -> None:
     for rule in rules.values():
         writes = torch.cat([rule(t, torch.zeros(4, 1)) for t in range(3000)])
         assert float(writes.mean()) == pytest.approx(0.07, abs=0.006)
+
+
+def test_a_memory_that_has_learned_a_part_only_is_warned_of() -> None:
+    def warnings_of(error: float) -> list[str]:
+        rules = {"gate": tally(error), "always": tally(error)}
+        results = Results(0.15, tally(0.7), 64, 0.1, 1500, 300, -2.0, rules, {}, 0.005)
+        streams = [Stream(torch.zeros(70_000, 4), torch.zeros(70_000, dtype=torch.int64))]
+        backbone = OpenedBackbone("x", "digest", None, None, (), lambda inputs: inputs["x"])
+        policy = RememberingPolicy(4, 3)
+        return list(results.report(policy, backbone, Parts(streams, streams), 1.0).warnings)
+
+    assert not warnings_of(0.01)
+    (warning,) = warnings_of(0.39)
+    assert re.search(r"a part only: error 0\.390.*0\.700 without", warning)
 
 
 @pytest.mark.parametrize(("rate", "chunk"), [(0.15, 64), (0.06, 128), (0.02, 512), (0.001, 512)])
