@@ -158,12 +158,14 @@ def _chosen(
     groups = [(label, axes, n) for label, axes, n in groups if not {*axes} & {*question.constants}]
     along = list(sequence_axes(model))
     possible = []
+    reason: GraphError | None = None  # why the likeliest axis is not time
     for label, axes, extent in groups:
         if is_batch(label):
             continue
         try:
             probe = _probe(model, question, axes, extent)
-        except GraphError:
+        except GraphError as problem:
+            reason = reason or problem
             continue
         if any(_grows_along(probe, name, axis) for name, axis in along):
             return axes, probe
@@ -171,6 +173,8 @@ def _chosen(
     open_ones = [(axes, probe) for label, axes, probe in possible if not label.startswith("axis ")]
     if len(open_ones) == 1 and not sure:
         return open_ones[0]
+    if reason is not None and not possible:
+        raise reason
     listed = [f"--time-axis {n}={i}" for _, axes, _ in possible for n, i in axes.items()]
     raise GraphError(
         "which axis is time does not show in the graph",
