@@ -158,14 +158,14 @@ def _chosen(
     groups = [(label, axes, n) for label, axes, n in groups if not {*axes} & {*question.constants}]
     along = list(sequence_axes(model))
     possible = []
-    reason: GraphError | None = None  # why the likeliest axis is not time
+    reason: GraphError | None = None  # why the likeliest axis with a name is not time
     for label, axes, extent in groups:
         if is_batch(label):
             continue
         try:
             probe = _probe(model, question, axes, extent)
         except GraphError as problem:
-            reason = reason or problem
+            reason = reason or (None if label.startswith("axis ") else problem)
             continue
         if any(_grows_along(probe, name, axis) for name, axis in along):
             return axes, probe
