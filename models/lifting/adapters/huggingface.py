@@ -70,7 +70,8 @@ def from_huggingface(model: Any, window: int | None = None, output: str = "logit
     _check(model, window, output)
     reference = Generation(copied(model).eval().cpu(), window, output)
     first = reference.explore()
-    step = TokenStep(copied(model).eval().cpu(), reference)
+    # Of a model that ran before: RWKV scales its weights in its first step.
+    step = TokenStep(copied(reference.model), reference)
     _check_positions(step, first)
     lifted = lift(
         step,

@@ -336,7 +336,7 @@ def test_a_bundle_answers_as_the_package_generates(family: str, tmp_path: Path) 
 
     bundle = make(step, tmp_path / "lm", steps=100, engines="onnxruntime,native")
 
-    assert bundle.manifest.no_native is None, bundle.manifest.no_native
+    assert not bundle.manifest.no_native
     assert bundle.manifest.model.family == model.config.model_type
     drawn = np.load(tmp_path / "lm" / bundle.manifest.golden)["inputs/token"]
     assert drawn.min() >= 0 and 5 < drawn.max() < VOCABULARY
