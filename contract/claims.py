@@ -197,12 +197,17 @@ def _compare_signals(what: str, signal: Signal, claim: Signal) -> None:
                     f"caller gives {wrong}",
                     expected=f"a history of {right} frames, the oldest first, {signal.order}",
                 )
-        if max(frames) > 1 and len(names) > 1 and signal.order != claim.order:
-            raise SpecError(
-                f"the history of {what} is stored {signal.order}, and the caller's {claim.order}: "
-                "they differ from index 1 on",
-            )
-        for field in ("scale", "offset"):
+        if signal.order != claim.order and max(frames) > 1:
+            pairs = zip(signal.elements(), claim.elements(), strict=False)
+            parted = [index for index, (right, wrong) in enumerate(pairs) if right != wrong]
+            # Of one element alone both orders are one; without sizes nobody can tell.
+            if parted or not signal.elements():
+                place = f": they differ from index {parted[0]} on" if parted else ""
+                raise SpecError(
+                    f"the history of {what} is stored {signal.order}, and the caller's "
+                    f"{claim.order}{place}"
+                )
+        for field in ("scale", "offset", "clip", "units"):
             if any(getattr(term, field) for term in claim.terms):
                 _compare(f"{field} of {what}", signal.each(field), claim.each(field))
     if claim.normaliser and signal.normaliser != claim.normaliser:

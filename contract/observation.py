@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -73,10 +73,13 @@ class Term(Record, frozen=True):
             return tuple(f"{self.name}.{e}" if self.name else e for e in self.elements)
         return tuple(f"{self.name}[{i}]" for i in range(self.size)) or (self.name,)
 
-    def each(self, field: str) -> Numbers:
-        """A number for each of `names`."""
-        values: Numbers = getattr(self, field) or (float(field == "scale"),)
-        return values * len(self.names()) if len(values) == 1 else values
+    def each(self, field: str) -> tuple[Any, ...]:
+        """Scale, offset, clip or units of each of `names`."""
+        value = getattr(self, field)
+        if field in ("scale", "offset"):
+            values: Numbers = value or (float(field == "scale"),)
+            return values * len(self.names()) if len(values) == 1 else values
+        return (value,) * len(self.names())
 
 
 class Signal(Record, frozen=True):
@@ -110,8 +113,8 @@ class Signal(Record, frozen=True):
         """Frames of each of `names`."""
         return tuple(term.history for term in self.terms for _ in term.names())
 
-    def each(self, field: str) -> Numbers:
-        """A number for each of `names`."""
+    def each(self, field: str) -> tuple[Any, ...]:
+        """Scale, offset, clip or units of each of `names`."""
         return tuple(value for term in self.terms for value in term.each(field))
 
     def elements(self) -> tuple[str, ...]:

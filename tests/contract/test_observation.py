@@ -69,8 +69,15 @@ def test_a_missing_history_and_its_wrong_order_are_named(order: str) -> None:
         promised, list(JOINTS)
     )
     other = {"time-first": "term-first", "term-first": "time-first"}[order]
-    message = refusal(promised, {"obs": {"elements": JOINTS, "history": 5, "order": other}})
-    assert f"stored {order}, and the caller's {other}" in message
+    # Of one term alone both orders are one.
+    refuse_difference(
+        promised,
+        declared({"obs": {"elements": JOINTS, "history": 5, "order": other}}, ("obs",)),
+    )
+    terms = [{"name": "gyro", "size": 3}, {"name": "position", "elements": JOINTS, "history": 5}]
+    promised = contract(inputs={"obs": {"terms": terms, "order": order}})
+    message = refusal(promised, {"obs": {"terms": terms, "order": other}})
+    assert f"stored {order}, and the caller's {other}: they differ from index 0 on" in message
 
 
 def test_names_with_a_history_stand_in_the_order_of_the_tensor() -> None:
@@ -107,6 +114,13 @@ def test_rates_scales_joints_and_normalisers_are_compared() -> None:
     scale = {"obs": {"elements": JOINTS, "scale": 1}}
     assert "scale of input 'obs' has 0.25 at index 1, and the caller gives 1.0" in refusal(
         promised, scale
+    )
+    clip = {"obs": {"elements": JOINTS, "clip": [-1, 1], "units": "deg"}}
+    assert "clip of input 'obs' has nothing at index 0" in refusal(promised, clip)
+    in_units = contract(inputs={"obs": {"elements": JOINTS, "units": "rad"}})
+    units = {"obs": {"elements": JOINTS, "units": "deg"}}
+    assert "units of input 'obs' has 'rad' at index 0, and the caller gives 'deg'" in refusal(
+        in_units, units
     )
     gains = {"joints": {"names": JOINTS, "stiffness": [40, 40, 40]}}
     assert "stiffness of the joints has 20.0 at index 2" in refusal(promised, gains)
