@@ -77,6 +77,11 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
     """Label and text of each line about a manifest."""
     lines = [("model", f"{manifest.model.name} ({manifest.model.family})")]
     lines += [("input", f"{t.name} {t.dtype} {list(t.shape)}") for t in manifest.inputs]
+    if manifest.backbone is not None:
+        ref = manifest.backbone
+        takes = ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in ref.inputs)
+        behind = f"gives the input, of {takes}; trained behind sha256 {ref.sha256[:12]}"
+        lines.append(("backbone", f"{ref.file} {behind}"))
     for t in manifest.outputs:
         safe = "" if t.safe is None else f", safe {t.safe}"
         lines.append(("output", f"{t.name} {t.dtype} {list(t.shape)}{safe}"))

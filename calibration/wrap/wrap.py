@@ -120,7 +120,7 @@ def train_memory(
         )
     recipe = recipe or WrapRecipe()
     started = time.perf_counter()
-    with reproducible(recipe.seed), on_disk(recordings) as files:
+    with on_disk(recordings) as files:
         form = form_of(files, label)
         if files.steps < recipe.least_steps:
             raise CalibrationError(
@@ -131,26 +131,29 @@ def train_memory(
         with opened(source, form.inputs) as backbone:
             with console.progress(files.steps, "reading recordings", listener=progress) as report:
                 streams = streams_of(files, form, backbone, report)
-            numbers = streams[0].labels.shape[-1] if form.continuous else 0
-            if form.continuous and actions not in (None, numbers):
-                raise CalibrationError(
-                    f"{form.key} does not have so many numbers", found=numbers, expected=actions
-                )
             parts = Parts(*parted(streams, recipe.holdout))
-            count = numbers or classes_of(streams, actions, form.key)
-            policy = RememberingPolicy(streams[0].features.shape[1], count)
-            results = _Course(policy, parts, recipe, progress).run(allowed_loss, threshold)
             episode = frames = excerpt(files, form, parts.training, _EXCERPT)
-            if backbone.module is not None and inside:
-                policy.behind(backbone.module, backbone.inputs)
-            else:
+            is_inside = backbone.module is not None and inside
+            if not is_inside:
                 features = backbone.run(frames.inputs)[:, None]
                 episode = replace(frames, inputs={FEATURES: features})
+    numbers = streams[0].labels.shape[-1] if form.continuous else 0
+    if form.continuous and actions not in (None, numbers):
+        raise CalibrationError(
+            f"{form.key} does not have so many numbers", found=numbers, expected=actions
+        )
+    count = numbers or classes_of(streams, actions, form.key)
+    with reproducible(recipe.seed):
+        policy = RememberingPolicy(streams[0].features.shape[1], count)
+        results = _Course(policy, parts, recipe, progress).run(allowed_loss, threshold)
+    if is_inside:
+        assert backbone.module is not None
+        policy.behind(backbone.module, backbone.inputs)
     policy.memory.threshold = results.threshold
-    report_ = results.report(policy, backbone, parts, time.perf_counter() - started)
-    source_name = f"{names_of(recordings)}, held out"
-    record = results.calibration(policy, source_name, parts.held_out_steps)
-    return Trained(policy, backbone, report_, record, frames, episode)
+    judged_on = f"{names_of(recordings)}, held out"
+    record = results.calibration(policy, judged_on, parts.held_out_steps)
+    summary = results.report(policy, backbone, parts, time.perf_counter() - started)
+    return Trained(policy, backbone, summary, record, frames, episode)
 
 
 class _Course:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import stategate
+from stategate.cli.main import main
 from stategate.contract import Bundle, Episode, TensorSpec
 from stategate.contract.errors import BundleError, DigestError, StateFault, StategateError
 from stategate.export.backbone import carried
@@ -153,6 +156,11 @@ def test_wrong_inputs_are_named_and_change_no_memory(bundle: Bundle) -> None:
         with pytest.raises((StategateError, StateFault)):
             session.step(**{**frame, "speed": np.full((1, 2), np.nan, np.float32)})
         assert session.memory.ledger.writes == 0
+
+
+def test_inspect_names_the_backbone(bundle: Bundle) -> None:
+    printed = CliRunner().invoke(main, ["inspect", str(bundle.path)]).output
+    assert re.search(r"backbone +backbone\.onnx gives the input, of picture float32", printed)
 
 
 def test_a_bundle_without_a_backbone_is_stepped_by_a_plain_session(tiny_bundle: Path) -> None:

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -157,14 +158,18 @@ def tmaze_row(task: str, seed: int, iterations: int) -> Row:
             choosers: dict[str, Any] = {"always": always}
             if hold == HOLDS[0]:  # what does not remember for so long does not for longer
                 choosers |= {"never": never, **as_often(gate.write_rate, seed)}
-                rules.append(_drive(env, "actor alone", hold, lambda _: _acting(actor)))
+                alone = _drive(env, "actor alone", hold, lambda _: _acting(actor))[0]
+                rules.append(alone)
             for rule, choose in choosers.items():
                 rules.append(_by_rule(env, wrapped.policy, rule, choose, hold))
         return row_of(task, seed, key, wrapped, tuple(rules))
 
 
-def _drive(env: HeldRobot, rule: str, hold: int, begin: Callable[[int], Act]) -> Rule:
-    """Success over episodes; a policy begins each with an empty memory."""
+def _drive(env: HeldRobot, rule: str, hold: int, begin: Callable[[int], Act]) -> tuple[Rule, int]:
+    """Success over episodes, as of a rule that never writes; and the steps that they took.
+
+    A policy begins each with an empty memory.
+    """
     reached = steps = 0
     for episode in range(_HELD_OUT, _HELD_OUT + _EPISODES):
         act = begin(episode)
@@ -176,7 +181,7 @@ def _drive(env: HeldRobot, rule: str, hold: int, begin: Callable[[int], Act]) ->
             observation, _, ended, late, info = env.step(np.clip(action, -1, 1))
             steps += 1
         reached += bool(info["success"])
-    return Rule(rule, float(steps), reached / _EPISODES, _EPISODES, hold)
+    return Rule(rule, 0.0, reached / _EPISODES, _EPISODES, hold), steps
 
 
 def _by_bundle(env: HeldRobot, bundle: Path, hold: int) -> Rule:
@@ -188,9 +193,9 @@ def _by_bundle(env: HeldRobot, bundle: Path, hold: int) -> Rule:
                 0
             ]
 
-        rule = _drive(env, "gate", hold, begin)
+        rule, steps = _drive(env, "gate", hold, begin)
         writes = session.ledger.writes
-    return Rule("gate", writes / rule.write_rate, rule.score, rule.judged, hold)
+    return msgspec.structs.replace(rule, write_rate=writes / steps)
 
 
 def _by_rule(env: HeldRobot, policy: RememberingPolicy, rule: str, choose: Any, hold: int) -> Rule:
@@ -217,8 +222,8 @@ def _by_rule(env: HeldRobot, policy: RememberingPolicy, rule: str, choose: Any, 
 
         return act
 
-    driven = _drive(env, rule, hold, begin)
-    return Rule(rule, writes / driven.write_rate, driven.score, driven.judged, hold)
+    driven, steps = _drive(env, rule, hold, begin)
+    return msgspec.structs.replace(driven, write_rate=writes / steps)
 
 
 def _acting(actor: nn.Module) -> Act:
