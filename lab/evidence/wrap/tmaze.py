@@ -158,8 +158,8 @@ def tmaze_row(task: str, seed: int, iterations: int) -> Row:
             choosers: dict[str, Any] = {"always": always}
             if hold == HOLDS[0]:  # what does not remember for so long does not for longer
                 choosers |= {"never": never, **as_often(gate.write_rate, seed)}
-                alone = _drive(env, "actor alone", hold, lambda _: _acting(actor))[0]
-                rules.append(alone)
+                unaided = _drive(env, "actor alone", hold, lambda _: _acting(actor))[0]
+                rules.append(unaided)
             for rule, choose in choosers.items():
                 rules.append(_by_rule(env, wrapped.policy, rule, choose, hold))
         return row_of(task, seed, key, wrapped, tuple(rules))
