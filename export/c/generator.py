@@ -1,7 +1,7 @@
 """emx-onnx-cgen, which writes the C of operators, with its mistakes mended.
 
-Its templates for products are replaced by those in ``export/c``, and its recurrent operators are
-mended.
+Its templates for products are replaced by those in ``export/c``, and its recurrent operators and
+its lookups are mended.
 """
 
 from __future__ import annotations
@@ -28,6 +28,35 @@ _REPLACED = ("gemm_op.c.j2", "matmul_op.c.j2", "matmul_nbits_op.c.j2")
 # What each of these remembers. In a reversed sequence they store the outputs at the wrong end, and
 # of an empty one ONNX Runtime gives zeros, where they give what they began with.
 _RECURRENT = {"gru_op.c.j2": "H", "lstm_op.c.j2": "HC", "rnn_op.c.j2": "H"}
+# Their index has 32 bits, and outside of the table they read what lies there. Now the bytes of such
+# an element are 0xFF: a float is then no number, which the step takes for a fault.
+_AT = "{{ output }}{% for var in loop_vars %}[{{ var }}]{% endfor %}"
+_OUTSIDE = "gather_index < 0 || gather_index >= {{ axis_dim }}"
+_GATHER = (
+    ("idx_t gather_index", "int64_t gather_index"),
+    (f"{_AT} =", f"if ({_OUTSIDE}) memset(&{_AT}, 0xFF, sizeof {_AT});\nelse {_AT} ="),
+)
+_SIZE = "{{ data_shape[batch_dims + idx] }}"
+_LOOKUPS = {
+    "gather_op.c.j2": _GATHER,
+    "gather_elements_op.c.j2": _GATHER,
+    "gather_nd_op.c.j2": (
+        (
+            "{% for idx in range(index_depth) %}\n    idx_t",
+            "    int outside = 0;\n{% for idx in range(index_depth) %}\n    int64_t",
+        ),
+        (
+            f" += {_SIZE};\n    }}\n",
+            f" += {_SIZE};\n    }}\n    outside |= index{{{{ idx }}}} < 0 || "
+            f"index{{{{ idx }}}} >= {_SIZE};\n",
+        ),
+        (
+            "{{ output_index_expr }} =",
+            "if (outside) memset(&{{ output_index_expr }}, 0xFF, sizeof {{ output_index_expr }});\n"
+            "    else {{ output_index_expr }} =",
+        ),
+    ),
+}
 _SEQUENCE = "            for (int step = 0; step < seq_limit; ++step) {\n"
 
 
@@ -51,6 +80,12 @@ def templates() -> Iterator[Path]:
         for file in _REPLACED:
             (folder / file).rename(folder / f"generators_{file}")
             copyfile(own / file, folder / file)
+        for file, replacements in _LOOKUPS.items():
+            text = (folder / file).read_text()
+            for wrong, right in replacements:
+                assert wrong in text, f"{file} of {name()} is another than the one that is mended"
+                text = text.replace(wrong, right)
+            (folder / file).write_text(text)
         for file, memories in _RECURRENT.items():
             text = (folder / file).read_text()
             for place in ("[{}][dir][b][h]", "[b][{}][dir][h]"):

@@ -15,9 +15,10 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+import stategate
 from stategate.cli.main import main
 from stategate.contract import Bundle
-from stategate.contract.errors import LowerError
+from stategate.contract.errors import LowerError, StateFault
 from stategate.export.c.lower import lower
 from stategate.export.c.rewrites import with_known_operators
 from stategate.export.candidates import candidate_from
@@ -411,3 +412,47 @@ def test_a_product_with_zeros_is_not_written_as_c() -> None:
     candidate = candidate_from(LoadedModel("masked", "custom", "tests", model, model, None))
     with pytest.raises(LowerError, match="constant of zeros"):
         lower(candidate.graph, candidate.spec, {})
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "axis"),
+    [
+        ("Gather", [1, 1], {"axis": 0}),
+        ("GatherElements", [1, 3], {"axis": 0}),
+        ("GatherND", [2], {}),
+    ],
+)
+def test_an_index_outside_of_its_table_is_a_fault_and_reads_nothing(
+    operator: str, shape: list[int], axis: dict[str, int], tmp_path: Path
+) -> None:
+    table = numpy_helper.from_array(np.arange(15, dtype=np.float32).reshape(5, 3), "table")
+    nodes = [
+        node(operator, ["table", "token"], ["row"], **axis),
+        node("ReduceSum", ["row"], ["sum"], keepdims=0),
+        node("Add", ["h", "sum"], ["h_out"]),
+        node("Identity", ["h_out"], ["y"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("token", TensorProto.INT64, shape),
+        helper.make_tensor_value_info("h", FLOAT, [1, 1]),
+    ]
+    outputs = [helper.make_tensor_value_info(name, FLOAT, [1, 1]) for name in ("y", "h_out")]
+    graph = helper.make_graph(nodes, "lookup", inputs, outputs, [table])
+    file = tmp_path / "lookup.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), file)
+    bundle = stategate.adopt(
+        file,
+        tmp_path / "lookup",
+        states={"h": "h_out"},
+        engines="onnxruntime,native",
+        input_ranges={"token": (0, 2)},
+        steps=10,
+    )
+
+    with stategate.Session.open(bundle, engine="native") as session:
+        y = session.step(token=np.full(shape, -1))["y"].copy()
+        # Beyond the table, far beyond it, and with a place in it in the low 32 bits.
+        for outside in (5, 10**7, 2**32 + 1, -6):
+            with pytest.raises(StateFault):
+                session.step(token=np.full(shape, outside))
+        np.testing.assert_array_equal(session.state("h"), y)

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from stategate.cli.main import main
+from stategate.contract import load_episode
 from stategate.contract.errors import TraceError
 from stategate.export.frontends.references import StatefulReference
 from stategate.export.make import make
@@ -338,7 +339,7 @@ def test_a_bundle_answers_as_the_package_generates(family: str, tmp_path: Path) 
 
     assert not bundle.manifest.no_native
     assert bundle.manifest.model.family == model.config.model_type
-    drawn = np.load(tmp_path / "lm" / bundle.manifest.golden)["inputs/token"]
+    drawn = load_episode(bundle.path / bundle.manifest.golden).inputs["token"]
     assert drawn.min() >= 0 and 5 < drawn.max() < VOCABULARY
     for engine in ("onnxruntime", "native"):
         with Session.open(bundle, engine=engine) as session:
