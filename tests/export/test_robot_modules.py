@@ -327,9 +327,10 @@ class Largest(nn.Module):
         return self.best * 1.0
 
 
-def test_a_start_at_infinity_is_refused_with_starts_that_work() -> None:
+def test_a_start_at_infinity_is_taken_and_one_at_nan_is_refused_with_starts_that_work() -> None:
+    trace(lift(Largest(torch.full((1, 1), -torch.inf)), X, states=["best"]))
     with pytest.raises(TraceError, match=r"'best' must not start[\s\S]*not finite") as refusal:
-        trace(lift(Largest(torch.full((1, 1), -torch.inf)), X, states=["best"]))
+        trace(lift(Largest(torch.full((1, 1), torch.nan)), X, states=["best"]))
     said = re.search(r"-torch\.finfo\(torch\.float32\)\.max", str(refusal.value))
     assert said and "from None" in str(refusal.value)
     trace(lift(Largest(torch.full((1, 1), eval(said[0]))), X, states=["best"]))
