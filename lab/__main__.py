@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "peers": ("lab.peers.race:peers", "Race a bundle against other people's runtimes."),
     "bench-native": ("lab.native_race:bench_native", "Race a bundle's native engine."),
     "gpu-check": ("lab.gpu_check:gpu_check", "Check TensorRT on this machine's GPU."),
+    "foreign": ("lab.foreign.command:foreign", "Adopt other people's files."),
     "controlled": ("lab.evidence.controlled.commands:controlled", "The controlled benchmark."),
     "memory": ("lab.evidence.memory.commands:memory", "The memory against a growing cache."),
     "wrap-evidence": ("lab.evidence.wrap.commands:wrap_evidence", "Frozen policies get a memory."),

@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: house browser release-check lock matrix bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
+.PHONY: house browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -108,6 +108,11 @@ $(STACK)/%/manifest.json: docs/examples/stack.py $(call SOURCES,export models co
 
 $(BUILD)/bench/stack-%/native.json: $(RACES:%=$(STACK)/%/manifest.json) $(STACKED:%=$(BUILD)/peers/%/.made)
 	$(LAB) bench-native $(STACK)/$* $(stack-$*) --burst 50 --rounds 12 --envs $(BUILD)/peers --out $(@D)
+
+# --- other people's files --------------------------------------------------------------------------
+
+foreign: $(VENV)/.test ## Adopt public ONNX files of 20 packages (80 MB, resumable) -> build/bench/foreign.json
+	@$(LAB) foreign $(BUILD)/foreign --out $(BUILD)/bench/foreign.json --page docs/evidence/foreign.md
 
 # --- drift ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""Other people's ONNX files, adopted as a newcomer would: ``make foreign``."""
