@@ -20,7 +20,7 @@ _ROOT = Path(__file__).parents[2]
 _CODE = ("cli/adopt.py", "contract", "export", "runtime", "lab/foreign")
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _Saved(msgspec.Struct, frozen=True):
     """An outcome, and the digest of the row and the code that it came from."""
 
     key: str
@@ -61,16 +61,16 @@ def code_digest(root: Path = _ROOT) -> str:
 
 def surprises(row: Row, outcome: Outcome) -> list[str]:
     """Where an outcome is otherwise than its row says."""
-    found = [
+    differences = [
         f"{name} is {str(getattr(outcome, name)).lower()}"
         for name in ("adopted", "lifted", "native")
         if getattr(outcome, name) != getattr(row, name)
     ]
     if row.reason not in outcome.reason:
-        found.append(f"the reason is {outcome.reason!r}, without {row.reason!r}")
+        differences.append(f"the reason is {outcome.reason!r}, without {row.reason!r}")
     if outcome.parity is not None and not outcome.parity <= row.tolerance:
-        found.append(f"parity is {outcome.parity:.1e}, and may be {row.tolerance:.0e}")
-    return found
+        differences.append(f"parity is {outcome.parity:.1e}, and may be {row.tolerance:.0e}")
+    return differences
 
 
 def page_tables(outcomes: Sequence[Outcome]) -> dict[str, str]:
@@ -165,12 +165,12 @@ def _outcome(row: Row, folder: Path, code: str) -> Outcome:
     key = hashlib.sha256(code.encode() + msgspec.json.encode(row)).hexdigest()
     file = folder / "outcomes" / f"{row.model}.json"
     if file.exists():
-        kept = msgspec.json.decode(file.read_bytes(), type=_Kept)
-        if kept.key == key:
-            return kept.outcome
+        saved = msgspec.json.decode(file.read_bytes(), type=_Saved)
+        if saved.key == key:
+            return saved.outcome
     outcome = attempt(row, folder)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, msgspec.json.encode(_Kept(key, outcome)))
+    write_whole(file, msgspec.json.encode(_Saved(key, outcome)))
     return outcome
 
 

@@ -51,8 +51,8 @@ def _drawn(spec: TensorSpec, how: str, steps: int) -> NDArray[np.generic]:
 
 def _speech() -> Floats:
     """Ten seconds of a recorded voice, in [-1, 1], from where it speaks."""
-    found = [f for f in files("moonshine-voice") or [] if f.name == "beckett.wav"]
-    with wave.open(str(found[0].locate())) as file:
+    recordings = [f for f in files("moonshine-voice") or [] if f.name == "beckett.wav"]
+    with wave.open(str(recordings[0].locate())) as file:
         if file.getframerate() != RATE_HZ:
             raise ResultError("the recording has another rate", found=file.getframerate())
         raw = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")

@@ -62,8 +62,8 @@ def test_a_row_without_a_reason_is_refused(tmp_path: Path) -> None:
 def test_an_outcome_that_differs_from_its_row_is_a_surprise(
     change: dict[str, object], surprise: str | None
 ) -> None:
-    found = surprises(ROW, replace(OUTCOME, **change))
-    assert [surprise in each for each in found] == [True] if surprise else not found
+    differences = surprises(ROW, replace(OUTCOME, **change))
+    assert [surprise in each for each in differences] == [True] if surprise else not differences
 
 
 def test_the_reason_has_to_hold_the_expected_words() -> None:
@@ -75,7 +75,7 @@ def test_the_reason_has_to_hold_the_expected_words() -> None:
     assert not surprises(row, replace(refused, reason="the LSTM goes both ways"))
 
 
-def test_a_refusal_is_told_in_one_line() -> None:
+def test_a_refusal_fits_in_one_line() -> None:
     message = "state h is fed from y\nGraphError: it forgets\n  found: GRU 'a'\n  expected: more\n"
     assert in_short(message) == "it forgets: GRU 'a'"
 
