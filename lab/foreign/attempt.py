@@ -159,6 +159,12 @@ def _parity(row: Row, path: Path, out: Path, inputs: Episode, native: bool) -> f
         for engine in ("onnxruntime", "native")[: 1 + native]:
             for right, answer in zip(expected, _answers(out, part, engine), strict=True):
                 for name, array in right.items():
+                    if answer[name].shape != array.shape:
+                        raise ResultError(
+                            f"{row.model} gives {name} in another shape",
+                            found=answer[name].shape,
+                            expected=f"{array.shape}; time_axes of the row may lack it",
+                        )
                     difference = np.abs(answer[name] - array.astype(np.float64))
                     worst[name] = max(worst.get(name, 0.0), float(difference.max(initial=0.0)))
                     size[name] = max(size.get(name, 1.0), float(np.abs(array).max(initial=0)))
