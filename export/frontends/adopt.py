@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from stategate.contract import ConstantSpec, Episode, ModelRef, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import GraphError, StatePairingError
@@ -33,6 +34,7 @@ from stategate.export.frontends.lifting.find import (
 )
 from stategate.export.frontends.lifting.lift import Lifted
 from stategate.export.frontends.lifting.whole import StreamReference
+from stategate.export.frontends.lifting.work import title
 from stategate.export.frontends.pairing import (
     NO_STATE,
     Evidence,
@@ -40,7 +42,7 @@ from stategate.export.frontends.pairing import (
     find_pairs,
     lookalikes,
 )
-from stategate.export.frontends.recurrent import carried_by_nodes
+from stategate.export.frontends.recurrent import STATES, carried_by_nodes
 from stategate.export.frontends.steering import choices
 from stategate.export.frontends.untrusted import load_graph, run_within_limits, unoptimised
 from stategate.export.passes.dataflow import copies_of_inputs, read_on, used_inputs
@@ -230,6 +232,16 @@ def _pairs(
     except StatePairingError as problem:
         nothing = problem.what == NO_STATE
         memory = remembered(model, question, sure=False) if nothing else None
+        nodes = ir.from_proto(model).graph.all_nodes()
+        recurrent = [title(node) for node in nodes if node.op_type in STATES]
+        if nothing and memory is None and recurrent:
+            raise StatePairingError(
+                "no input is a state, and the graph has recurrent nodes",
+                found=", ".join(recurrent),
+                expected="their memory as inputs and outputs",
+                remedy="add --lift and say which axis is time, --time-axis INPUT=AXIS; or export "
+                "the model with its states as inputs and outputs",
+            ) from problem
         if memory is None or not (memory.lifts or memory.obstacles):
             raise
         raise StatePairingError(

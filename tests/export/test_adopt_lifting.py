@@ -562,3 +562,28 @@ def test_a_quantised_lstm_that_scales_by_the_whole_sequence_is_named(tmp_path: P
     quantize_dynamic(tmp_path / "a.onnx", tmp_path / "b.onnx", op_types_to_quantize=["LSTM"])
     with pytest.raises(GraphError, match="DynamicQuantizeLSTM .* scales all frames by the largest"):
         stategate.adopt(tmp_path / "b.onnx", tmp_path / "b", lift=True, accept_pairs=True)
+
+
+@pytest.mark.case("B2")
+def test_a_recurrent_node_is_named_where_no_axis_of_time_shows(tmp_path: Path) -> None:
+    """Behind a pooling of many frames its length does not grow with that of the input."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"], perm=[1, 2, 0]),
+        helper.make_node(
+            "AveragePool", ["turned"], ["pooled"], kernel_shape=[64], strides=[64], pads=[0, 63]
+        ),
+        helper.make_node("Transpose", ["pooled"], ["fewer"], perm=[2, 0, 1]),
+        helper.make_node("GRU", ["fewer", "W", "R"], ["", "y"], hidden_size=2),
+    ]
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.normal(size=(1, 6, k)).astype(np.float32), name)
+        for name, k in (("W", 4), ("R", 2))
+    ]
+    value = helper.make_tensor_value_info
+    inputs, outputs = [value("x", F, ["T", 1, 4])], [value("y", F, [1, 1, 2])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    with pytest.raises(StatePairingError, match="has recurrent nodes\n  found: GRU that gives y"):
+        stategate.adopt(model, tmp_path / "b", dims={"T": 1}, accept_pairs=True)
+    assert not (tmp_path / "b").exists()
