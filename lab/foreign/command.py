@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from stategate.contract.errors import ResultError
 ROWS = Path(__file__).with_name("rows.toml")
 _ROOT = Path(__file__).parents[2]
 # What an outcome depends on, besides its row.
-_CODE = ("cli/adopt.py", "contract", "export", "runtime", "lab/foreign")
+_CODE = ["cli/adopt.py", "contract", "export", "runtime"]
+_CODE += [f"lab/foreign/{name}.py" for name in ("attempt", "inputs", "oracle")]
+_LONGEST = 240  # characters of a reason on the page; the list of outcomes has all of it
 
 
 class _Saved(msgspec.Struct, frozen=True):
@@ -54,7 +57,7 @@ def code_digest(root: Path = _ROOT) -> str:
         place = root / name
         files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
         for file in files:
-            if file.suffix != ".pyc" and file.name != ROWS.name:
+            if file.suffix != ".pyc":
                 digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -109,6 +112,7 @@ def _file(one: Outcome) -> str:
 
 
 def _escaped(text: str) -> str:
+    text = textwrap.shorten(text, _LONGEST, placeholder=" ...")
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
