@@ -135,11 +135,15 @@ class AuraMem(nn.Module):
         """Rate of the bias memory relative to the matrix, a scalar in (0, 1)."""
         return torch.sigmoid(self.bias_rate)
 
-    def recall(self, p: Projections, S: Tensor, b: Tensor) -> Recall:
-        """Read both ways and ask the gate; ``(batch, ...)`` projections."""
+    def read(self, p: Projections, S: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The read and the residual of `Recall`; ``(batch, ...)`` projections."""
         # k and q as rows of one product: one pass over the matrix.
         keyed, read = torch.bmm(torch.stack((p.k, p.q), dim=1), S).unbind(1)
-        residual = p.v - keyed - b
+        return read, p.v - keyed - b
+
+    def recall(self, p: Projections, S: Tensor, b: Tensor) -> Recall:
+        """Read both ways and ask the gate; ``(batch, ...)`` projections."""
+        read, residual = self.read(p, S, b)
         # First-order gate: it sees the surprise, it is not trained through it.
         observed = residual.detach()
         surprise = torch.log((observed * observed).mean(-1, keepdim=True) + _SURPRISE_FLOOR)
