@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from stategate.export.frontends.unrolled import in_simpler_operations
 from stategate.export.passes.graph import serialised, without_traces_of_the_build
 from stategate.models.lifting.blame import explained
 
-Encoder = tuple[nn.Module, Mapping[str, Tensor]]
+# As text, so that a wrong one is refused by `traced_prologue`, which says more.
+Encoder: TypeAlias = "tuple[nn.Module, Mapping[str, Tensor]]"
 """A module that gives first states, and an example of each of its inputs, by name."""
 
 

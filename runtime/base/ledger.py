@@ -29,7 +29,8 @@ class Ledger:
         snapshots: Snapshots written.
         persisted_bytes: Bytes of those snapshots, and of files of `save_state`.
         restores: Snapshots taken back.
-        resets: Episodes begun anew: calls of ``reset`` and ``load_state``, resets after a fault.
+        resets: Episodes begun anew: calls of ``reset``, ``load_state`` and ``begin``, resets after
+            a fault, and those of the bundle's reset rules.
         faults: Steps that ended in an error of the engine, or in NaN or Inf in a gate, a next
             state or an output; and automatic snapshots that failed.
         clock_faults: Times that the clock was seen going backwards.
