@@ -24,7 +24,7 @@ from stategate.export.frontends.declared import (
     pinned_inputs,
     with_constants,
 )
-from stategate.export.frontends.file_reference import OnnxReference
+from stategate.export.frontends.file_reference import OnnxReference, Plain
 from stategate.export.frontends.forgetting import check_calls_add_up, check_nothing_is_forgotten
 from stategate.export.frontends.lifting.find import (
     Question,
@@ -65,6 +65,7 @@ class Adopted:
     arrays: Mapping[str, np.ndarray]  # inputs of the file that became constants of the graph
     stream: Lifted | None = None  # how hidden memory became states; None where none was lifted
     notes: tuple[str, ...] = ()  # what the file does otherwise over several frames in one call
+    plain: Plain | None = None  # a step of the files that the graph was merged from
 
     def reference(self, episode: Episode) -> Reference:
         """What the bundle has to equal: the file, in its own plain calls.
@@ -74,7 +75,7 @@ class Adopted:
         """
         if self.stream is None:
             return OnnxReference(
-                self.candidate, self.original, self.contexts, self.arrays, self.notes
+                self.candidate, self.original, self.contexts, self.arrays, self.notes, self.plain
             )
         spec, first = self.candidate.spec, self.candidate.initial
         fixed = {**self.arrays, **{c.name: c.array() for c in spec.constants}}

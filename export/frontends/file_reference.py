@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -12,6 +12,8 @@ from stategate.contract.errors import GraphError
 from stategate.export.candidate import Candidate
 from stategate.export.frontends.steering import Branches
 from stategate.export.frontends.untrusted import run_within_limits, unoptimised
+
+Plain = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 class OnnxReference:
@@ -23,6 +25,7 @@ class OnnxReference:
         contexts: As in the request; the samples are put in front here.
         arrays: Values of inputs that the candidate has as constants.
         notes: What is known of the file before the first step.
+        plain: One step of the files that the graph was merged from: outputs by inputs and states.
     """
 
     def __init__(
@@ -32,8 +35,9 @@ class OnnxReference:
         contexts: Mapping[str, int] | None = None,
         arrays: Mapping[str, np.ndarray] | None = None,
         notes: tuple[str, ...] = (),
+        plain: Plain | None = None,
     ) -> None:
-        self._notes = notes
+        self._notes, self._plain = notes, plain
         self.name = f"onnxruntime {onnxruntime.__version__} run(), optimisations off"
         spec = candidate.spec
         raw = candidate.graph if raw is None else raw
@@ -75,6 +79,8 @@ class OnnxReference:
         arrays = run_within_limits(self._session, self._names, feed)
         results = dict(zip(self._names, arrays, strict=True))
         self._branches.add({**feed, **results})
+        if self._plain is not None:
+            results |= self._plain(feed)
         for name, shape in self._promised.items():
             if results[name].shape != shape:
                 raise GraphError(

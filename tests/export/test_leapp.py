@@ -16,10 +16,12 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 from torch import nn
 
+import stategate
 from stategate.cli.main import main
 from stategate.contract import Bundle
-from stategate.contract.errors import ExportError
+from stategate.contract.errors import ExportError, ParityError
 from stategate.export.frontends.leapp import read_export
+from stategate.export.frontends.leapp_pipeline import Merged, merge
 from stategate.runtime import Session
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="leapp 0.7 is not tested there")
@@ -115,15 +117,7 @@ def gru_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(lstm_yaml: Path, tmp_path: Path) -> Callable[..., Path]:
     """The LSTM's export, its YAML changed by a function."""
 
-    def copy(change: Callable[[dict], object] = lambda _: None) -> Path:
-        for file in lstm_yaml.parent.iterdir():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-        document = yaml.safe_load(lstm_yaml.read_text())
-        change(document)
-        (tmp_path / lstm_yaml.name).write_text(yaml.safe_dump(document))
-        return tmp_path / lstm_yaml.name
-
-    return copy
+    return lambda change=lambda _: None: rewired(lstm_yaml, tmp_path, change)
 
 
 @pytest.mark.parametrize(
@@ -183,24 +177,134 @@ def test_what_the_export_says_of_its_tensors_is_kept(lstm_yaml: Path, tmp_path: 
     assert "leapp.input.obs.kind: state/joint/position" in cli("inspect", tmp_path / "b").stdout
 
 
-def test_a_pipeline_of_two_nodes_is_refused_with_both_names(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def pipeline_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A filter and a policy whose states have one name; the filter reads the last action too."""
+
     def step() -> None:
         from leapp import annotate
 
+        torch.manual_seed(5)
+        cell, head = nn.GRUCell(OBS, HIDDEN), nn.Linear(HIDDEN, OBS)
+        before = {"memory": torch.ones(1, OBS), "last": torch.zeros(1, OBS)}
         obs = annotate.input_tensors("filter", {"obs": torch.randn(1, OBS)})
-        smooth = annotate.state_tensors("filter", {"smooth": torch.zeros(1, OBS)})
-        smooth = 0.9 * smooth + 0.1 * obs
-        annotate.update_state("filter", {"smooth": smooth})
-        out = annotate.output_tensors("filter", {"seen": smooth * 1.0}, export_with="onnx")
+        memory, last = annotate.state_tensors("filter", before)
+        memory = 0.9 * memory + 0.1 * obs - 0.3 * last
+        annotate.update_state("filter", {"memory": memory, "last": obs * 1.0})
+        out = annotate.output_tensors("filter", {"seen": torch.sin(memory)}, export_with="onnx")
         seen = annotate.input_tensors("policy", {"seen": out})
-        annotate.output_tensors("policy", {"action": torch.tanh(seen)}, export_with="onnx")
+        hidden = annotate.state_tensors("policy", {"memory": torch.zeros(1, HIDDEN)})
+        hidden = cell(seen, hidden)
+        annotate.update_state("policy", {"memory": hidden})
+        outputs = {"action": torch.tanh(head(hidden)), "wish": hidden[:, :2] * 2.0}
+        annotate.output_tensors("policy", outputs, export_with="onnx-torchscript")
 
-    path = traced(tmp_path, "two", step)
+    return traced(tmp_path_factory.mktemp("leapp"), "two", step)
+
+
+def rewired(path: Path, folder: Path, change: Callable[[dict], object]) -> Path:
+    """A copy of an export, its YAML changed by a function."""
+    for file in path.parent.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    document = yaml.safe_load(path.read_text())
+    change(document)
+    (folder / path.name).write_text(yaml.safe_dump(document, sort_keys=False))
+    return folder / path.name
+
+
+def action_comes_back(document: dict) -> None:
+    """The policy's action becomes what the filter calls its last observation; and stays one."""
+    flow = document["pipeline"]["feedback_flow"]
+    flow["policy/action"] = flow.pop("filter/last_out")
+    document["pipeline"]["outputs"] = {"policy": ["action", "wish"], "filter": ["seen", "last_out"]}
+
+
+@pytest.mark.parametrize("change", [lambda document: None, action_comes_back])
+def test_a_pipeline_of_two_nodes_is_one_step_as_leapp_runs_it(
+    change: Callable[[dict], object], pipeline_yaml: Path, tmp_path: Path
+) -> None:
+    from leapp import InferenceManager
+
+    path = rewired(pipeline_yaml, tmp_path, change)
+    result = cli("adopt", path, "--steps", 50, "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    manifest = Bundle.open(tmp_path / "b").manifest
+    states = {"filter_memory_in", "last_in", "policy_memory_in"}
+    assert {state.name for state in manifest.states} == states
+    assert manifest.metadata["leapp.node"] == "filter, policy"
+    rng = np.random.default_rng(6)
+    with Session.open(tmp_path / "b") as session:
+        for length in (1, 150, 49):
+            theirs = InferenceManager(str(path))
+            session.reset()
+            for obs in rng.standard_normal((length, 1, OBS)).astype(np.float32):
+                wanted = theirs({"filter/obs": torch.from_numpy(obs)})
+                outputs = session.step(obs=obs)
+                assert {*outputs} == {port.partition("/")[2] for port in wanted}
+                for port, value in wanted.items():
+                    np.testing.assert_allclose(
+                        outputs[port.partition("/")[2]], value.detach(), atol=1e-5
+                    )
+
+
+def flows(document: dict) -> tuple[dict, dict]:
+    return document["pipeline"]["data_flow"], document["pipeline"]["feedback_flow"]
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (
+            lambda d: flows(d)[0].update({"policy/action": flows(d)[1].pop("filter/last_out")}),
+            "data flows in a circle",
+        ),
+        (
+            lambda d: flows(d)[1].update({"filter/seen": flows(d)[0].pop("filter/seen")}),
+            "runs later in the same step",
+        ),
+        (lambda d: flows(d)[0].update({"policy/wish": ["filter/last_in"]}), "two edges lead to"),
+        (lambda d: flows(d)[0].update({"eyes/seen": ["policy/seen"]}), "two edges lead to"),
+        (lambda d: flows(d)[0].update({"filter/seen": ["arm/seen"]}), "arm/seen in data_flow"),
+        (lambda d: flows(d)[0].update({"filter": ["policy/seen"]}), "two edges lead to"),
+        (
+            lambda d: flows(d)[1].update({"policy/wish": flows(d)[1].pop("filter/last_out")}),
+            "FLOAT [1, 2]",
+        ),
+        (lambda d: flows(d)[1].clear(), "feeds nothing back"),
+        (lambda d: d["models"]["filter"]["parameters"].update(backend="jit"), "'filter' is no"),
+        (
+            lambda d: d["models"]["filter"]["parameters"].update(model_path="policy.onnx"),
+            "not the file that",
+        ),
+    ],
+)
+def test_a_pipeline_whose_edges_do_not_fit_is_refused_by_name(
+    change: Callable[[dict], object], finding: str, pipeline_yaml: Path, tmp_path: Path
+) -> None:
+    path = rewired(pipeline_yaml, tmp_path, change)
     result = cli("adopt", path, "--out", tmp_path / "b")
-    assert result.exit_code == 2
-    assert "filter, policy; filter/seen -> policy/seen" in result.output
-    smooth = path.parent / "filter.onnx"
-    assert cli("adopt", smooth, "--yes", "--out", tmp_path / "b").exit_code == 0
+    assert result.exit_code == 2 and finding in result.output, result.output
+    assert not (tmp_path / "b").exists()
+
+
+def test_hidden_memory_of_a_pipeline_is_not_lifted(pipeline_yaml: Path, tmp_path: Path) -> None:
+    result = cli("adopt", pipeline_yaml, "--lift", "--out", tmp_path / "b")
+    assert result.exit_code == 2 and "found: filter, policy" in result.output
+
+
+def test_a_wrong_merge_is_found_by_the_nodes_own_files(
+    pipeline_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*arguments: object) -> Merged:
+        merged = merge(*arguments)
+        (sine,) = (node for node in merged.model.graph.node if node.op_type == "Sin")
+        sine.op_type = "Cos"
+        return merged
+
+    monkeypatch.setattr("stategate.export.frontends.leapp.merge", wrong)
+    with pytest.raises(ParityError):
+        stategate.adopt(pipeline_yaml, tmp_path / "b", steps=10)
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_graph_without_feedback_and_a_torchscript_node_are_refused(tmp_path: Path) -> None:
@@ -241,7 +345,7 @@ def edges(document: dict) -> dict:
     [
         (lambda d: d.pop("models"), "missing required field `models`"),
         (lambda d: d.update(models=[1]), "Expected `object`, got `array`"),
-        (lambda d: d.update(models={}), "no node"),
+        (lambda d: d.update(models={}), "has no node"),
         (lambda d: node(d)["parameters"].update(model_path=7), "got `int`"),
         (lambda d: node(d)["parameters"].update(model_path=None), "backend onnx, None"),
         (lambda d: node(d)["parameters"].update(model_path="../x.onnx"), "outside its folder"),
@@ -263,9 +367,15 @@ def edges(document: dict) -> dict:
         ),
         (lambda d: edges(d).update({"policy/action": ["arm/obs"]}), "leads nowhere"),
         (lambda d: edges(d).update({"policy": ["policy/obs"]}), "leads nowhere"),
-        (lambda d: edges(d).update({"policy/action": ["policy/hidden_in"]}), "two feedback edges"),
-        (lambda d: edges(d)["policy/hidden_out"].append("policy/cell_state_in"), "two feedback"),
-        (lambda d: d["pipeline"].update(data_flow={"a/b": ["c/d"]}), "a/b -> c/d"),
+        (lambda d: edges(d).update({"policy/action": ["policy/hidden_in"]}), "two edges lead to"),
+        (
+            lambda d: edges(d)["policy/hidden_out"].append("policy/cell_state_in"),
+            "two edges lead to",
+        ),
+        (
+            lambda d: d["pipeline"].update(data_flow={"a/b": ["c/d"]}),
+            "data flows in a circle within the only node",
+        ),
         (lambda d: d["pipeline"].update(initial_values="../v"), "outside its folder"),
         (lambda d: d["pipeline"].update(initial_values="policy.onnx"), "holds no initial values"),
         (lambda d: d["pipeline"].update(initial_values="none"), "cannot be read"),
