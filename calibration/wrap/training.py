@@ -3,8 +3,9 @@
 1. A net without memory predicts labels from features; labels that it does not predict are *hard*:
    they need memory. Accuracy is theirs, and in the loss easy labels count a tenth.
 2. Every step writes until the memory has learned: its error at hard labels is a tenth of that
-   net's; or after three times as long, half of it. A gate that is priced before closes for ever,
-   or learns to write for half of what is asked, where the memory was about to learn the rest.
+   net's; or after three times as long, half of it. One that stands still half-way, having learned
+   half of what is asked, begins again from other weights. A gate that is priced before closes for
+   ever, or learns to write for half of what is asked.
 3. The gate opens by chance, with a straight-through gradient; a write has its price. One row in
    eight is never gated, or the cell forgets how to keep what the gate leaves out.
 4. At last the gate is frozen and hard, and the rest settles.
@@ -40,6 +41,8 @@ LEARNED = 0.5
 """Share of the memoryless error at hard labels, below which the memory has learned."""
 NEARLY_ALL = 0.1
 """The same, below which nothing is gained by waiting: errors stand still on their way, at half."""
+HALF_WAY = 0.25
+"""The same, above which a memory that learns no more begins again from other weights."""
 _PATIENCE = 3  # times the planned beginning, after which nobody waits
 _SMOOTH = 0.9  # of a figure's past in its running mean
 _CLOSED = 1e-3  # mean chance of a write of a gate that is dead
@@ -216,6 +219,15 @@ class Lesson:
     def planned(self) -> int:
         """Iterations of the gate's training."""
         return self.recipe.iterations - max(1, int(self.recipe.warm_share * self.recipe.iterations))
+
+    def begin_again(self) -> None:
+        """Draw other weights."""
+        policy = self.policy
+        other = RememberingPolicy(len(policy.mean), len(policy.action_mean))
+        with torch.no_grad():
+            for weights, anew in zip(policy.parameters(), other.parameters(), strict=True):
+                weights.copy_(anew)
+        self.error = float("nan")
 
     def learn_to_remember(self, goal: float, report: console.Report) -> int:
         """Train with every step written, until the error at hard labels is below ``goal``.

@@ -31,6 +31,7 @@ from stategate.calibration.wrap.recordings import (
 from stategate.calibration.wrap.report import WrapReport
 from stategate.calibration.wrap.results import WELCOME, Parts, Results, Threshold, chosen
 from stategate.calibration.wrap.training import (
+    HALF_WAY,
     LEARNED,
     NEARLY_ALL,
     PRICE,
@@ -48,6 +49,7 @@ from stategate.models.memories.wrapped import FEATURES, RememberingPolicy
 
 _TRIED = (0.0, -2.0, -4.0, -6.0)
 _FEWEST_HARD = (200, 30)  # hard labels in what is trained on, and held out
+_ATTEMPTS = 3  # at a memory that does not stand still half-way
 _EXCERPT = 2000  # held-out steps of the check of the bundle
 
 
@@ -189,8 +191,15 @@ class _Course:
         chunk = recipe.chunk or chunk_for(data.hard_rate)
         lesson = Lesson(policy, data, recipe, min(chunk, len(data.labels)))
         without = float(probe.errors(data).mean())
-        with self._shown(lesson.patience, "the memory learns") as report:
-            warm = lesson.learn_to_remember(NEARLY_ALL * without, report)
+        warm = 0
+        for attempt in range(_ATTEMPTS):
+            with self._shown(lesson.patience, "the memory learns") as report:
+                warm += lesson.learn_to_remember(NEARLY_ALL * without, report)
+            half_way = HALF_WAY * without < lesson.error < LEARNED * without
+            if not half_way or attempt == _ATTEMPTS - 1:
+                break
+            console.note(f"it stands still at an error of {lesson.error:.3f}: it begins again")
+            lesson.begin_again()
         if not lesson.error < LEARNED * without:
             raise self._not_learned(lesson, without, data.hard_rate, warm)
         console.note(

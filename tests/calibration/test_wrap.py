@@ -204,6 +204,19 @@ def test_schedules_write_as_often_as_they_are_asked_to() -> None:
         assert float(writes.mean()) == pytest.approx(0.07, abs=0.006)
 
 
+def test_a_memory_that_begins_again_has_other_weights_and_the_same_features() -> None:
+    policy = RememberingPolicy(200, 3)
+    policy.mean.fill_(7.0)
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    features = torch.zeros(5, 200)
+    data = joined([Stream(features, torch.zeros(5, dtype=torch.int64))], policy)
+    Lesson(policy, data, WrapRecipe(), 64, error=0.35).begin_again()
+    after = policy.state_dict()
+    same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    assert {"mean", "scale", "action_mean", "action_scale"} <= same
+    assert not {name for name in same if name.endswith("weight")}
+
+
 def test_a_memory_that_has_learned_a_part_only_is_warned_of() -> None:
     def warnings_of(error: float) -> list[str]:
         rules = {"gate": tally(error), "always": tally(error)}
