@@ -15,6 +15,7 @@ from stategate.export.frontends.references import StatefulReference, TorchRefere
 from stategate.export.frontends.rows import RowsReference, side_by_side, staggered
 from stategate.export.frontends.trace import trace, trace_chunk
 from stategate.export.inputs import Range, drawn, recorded
+from stategate.export.memory.padded import window_notes
 from stategate.export.passes.graph import serialised
 from stategate.export.reference import Reference
 from stategate.export.timing import medians_us, sample
@@ -56,8 +57,9 @@ def episode_for(
 
 def reference_for(model: StepModel, candidate: Candidate) -> Reference:
     """The float model in closed loop; for several sessions, once for each of them."""
+    notes = window_notes(onnx.load_model_from_string(candidate.graph), candidate.spec)
     rows: list[Reference] = [
-        StatefulReference(model)
+        StatefulReference(model, notes)
         if isinstance(model, Lifted)
         else TorchReference(model, candidate.spec.thresholds)
         for _ in range(candidate.sessions)

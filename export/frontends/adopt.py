@@ -145,8 +145,9 @@ def adopt(path: Path, request: Request) -> Adopted:
         graph = _bytes(model)
     check_graph(model, spec, branch_free=False)
     initial = _initial(spec, request, stream)
-    check_nothing_is_forgotten(model, spec, question)
-    notes = () if stream or windows else check_calls_add_up(model, spec, question, initial)
+    notes = check_nothing_is_forgotten(model, spec, question)
+    if not (stream or windows):
+        notes += check_calls_add_up(model, spec, question, initial)
     candidate = Candidate(
         model=ModelRef(path.stem, ADOPTED, path.name, file_sha256(path)[0]),
         spec=spec,

@@ -17,6 +17,7 @@ from stategate.export.frontends.lifting.find import Question, remedy_for, rememb
 from stategate.export.frontends.lifting.whole import WholeSequence, gap
 from stategate.export.frontends.lifting.work import title
 from stategate.export.frontends.recurrent import STATES, frames_axis
+from stategate.export.memory.padded import padded
 from stategate.export.passes.dataflow import (
     constant_values,
     extents,
@@ -32,7 +33,9 @@ _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"}
 _RANDOM |= {"RandomUniform", "RandomUniformLike"}
 
 
-def check_nothing_is_forgotten(model: onnx.ModelProto, spec: StepSpec, question: Question) -> None:
+def check_nothing_is_forgotten(
+    model: onnx.ModelProto, spec: StepSpec, question: Question
+) -> tuple[str, ...]:
     """Refuse a graph that answers otherwise when it is called again, or forgets from step to step.
 
     Args:
@@ -40,9 +43,12 @@ def check_nothing_is_forgotten(model: onnx.ModelProto, spec: StepSpec, question:
         spec: Its signature.
         question: What the user says of its axes, to find a remedy.
 
+    Returns:
+        A sentence for each convolution that runs over a window of time, padded in front.
+
     Raises:
         GraphError: It draws random numbers; or a recurrent node takes one step of time and begins
-            it from a constant.
+            it from a constant, or a convolution takes one and pads it.
     """
     model = onnx.inliner.inline_local_functions(model)
     with suppress(GraphError):  # what cannot be pinned is looked at as it is
@@ -80,6 +86,19 @@ def check_nothing_is_forgotten(model: onnx.ModelProto, spec: StepSpec, question:
             if memory and memory.lifts
             else "export the model with these states as inputs and outputs",
         )
+    windows = padded(graph, spec)
+    if alone := [node for node in windows if node.forgets]:
+        memory = remembered(model, question)
+        raise GraphError(
+            "a window over time forgets everything after each step",
+            found="; ".join(node.found for node in alone),
+            expected="the frames of the steps before, as a state",
+            remedy=remedy_for(memory)
+            if memory and memory.lifts
+            else "export the model with these frames as an input, joined to the new one without "
+            "padding, and with the last of them as an output; or hand over the whole window",
+        )
+    return tuple(node.note for node in windows)
 
 
 def check_calls_add_up(

@@ -48,19 +48,20 @@ class StatefulReference:
 
     Args:
         model: The lifted module.
+        notes: What its graph says of windows of inputs.
     """
 
-    def __init__(self, model: Lifted) -> None:
+    def __init__(self, model: Lifted, notes: tuple[str, ...] = ()) -> None:
         self._model, self._module = model, model.untouched()
         self.name = f"{type(self._module).__name__} alone, torch {torch.__version__}"
-        self._begins = Begins(self._module)
+        self._begins, self._notes = Begins(self._module), notes
         self._first = self._before = model.initial_states()
         self._arguments = {slot.name: slot.own_start(self._first) for slot in model.arguments}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the check cannot see: memory inside of a window of inputs."""
-        return self._begins.notes()
+        return self._begins.notes() + self._notes
 
     def begin(self, states: Arrays) -> None:
         """Put these states into the module, and its first values where one is missing.

@@ -22,6 +22,7 @@ from stategate.export.frontends.places import TensorsAsPlaces
 from stategate.export.frontends.references import check_rows
 from stategate.export.frontends.unrolled import in_simpler_operations
 from stategate.export.memory.anew import Begins
+from stategate.export.memory.padded import check_padding
 from stategate.export.memory.undeclared import undeclared
 from stategate.export.memory.watch import Watch
 from stategate.export.passes.graph import (
@@ -73,6 +74,7 @@ def trace(
         check_rows(model, sessions)
         step.spec = batched(step.spec, sessions)
     graph = step.traced(operators, sessions)
+    check_padding(graph, step.spec)
     check_runs(graph, {name: t.numpy() for name, t in step.example(sessions).items()})
     return graph
 

@@ -1,0 +1,270 @@
+"""Convolutions and pools over time that read padding where frames of earlier steps should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import prod
+from typing import NamedTuple
+
+import onnx
+import onnx_ir as ir
+
+from stategate.contract import StepSpec
+from stategate.contract.errors import UndeclaredStateError
+from stategate.export.passes.dataflow import constant_values, extents, inferred, needed_for
+
+_POOLS = {"AveragePool", "MaxPool", "LpPool"}
+_WINDOWED = {"Conv", *_POOLS}
+_KEEPS_NUMBERS = {"Cast", "Identity", "Squeeze", "Transpose", "Unsqueeze"}
+
+
+class Padded(NamedTuple):
+    """A node whose window along one axis begins in padding."""
+
+    name: str  # of the part in the model, else of the node
+    kind: str  # of its operator
+    shape: tuple[int, ...]  # of what it reads, without the padding
+    axis: int
+    reach: int  # frames from the first to the last of its window
+    forgets: bool  # it is handed one frame of a step, so that nothing else is ever in the window
+
+    @property
+    def found(self) -> str:
+        """What is wrong with it."""
+        return (
+            f"{self.name} ({self.kind}) reads {self.reach} frames along axis {self.axis}: "
+            "one of this step, and padding in place of the steps before"
+        )
+
+    @property
+    def note(self) -> str:
+        """What holds of a window that is handed over whole."""
+        return (
+            f"{self.name} reads a window of {self.shape[self.axis]} frames: what lies before the "
+            "window is padding in every step; hand over the whole window in every step"
+        )
+
+
+def check_padding(model: onnx.ModelProto, spec: StepSpec) -> None:
+    """Refuse a traced step in which a convolution or a pool over time sees only one frame.
+
+    Raises:
+        UndeclaredStateError: With the name of the part, and the lines that make it remember.
+    """
+    for node in padded(inferred(model).graph, spec):
+        if not node.forgets:
+            continue
+        past = [*node.shape]
+        past[node.axis] = node.reach - 1
+        colons = ":, " * node.axis
+        raise UndeclaredStateError(
+            f"a window over time forgets everything after each step: {node.name}",
+            found=node.found,
+            expected="the frames of the steps before",
+            remedy=f'keep them: self.register_buffer("past", torch.zeros({past})) in __init__; in '
+            f"forward, where x is what it reads, x = torch.cat((self.past, x), {node.axis}) and "
+            f"self.past = x[{colons}1:] before it, without padding, and without cutting off its "
+            f'end; then lift(..., states=["past"]). Or hand over {node.reach} frames in each step',
+        )
+
+
+def window_notes(model: onnx.ModelProto, spec: StepSpec) -> tuple[str, ...]:
+    """One sentence for each convolution that runs over a window of time, padded in front."""
+    graph = inferred(model).graph
+    return tuple(node.note for node in padded(graph, spec) if not node.forgets)
+
+
+def padded(graph: ir.Graph, spec: StepSpec) -> list[Padded]:
+    """Convolutions and pools over time that begin in padding, in graph order.
+
+    One axis of a picture may be one row high, and padding around it is no time: with two axes or
+    more, only padding in front alone counts. A longer axis is time where all that the window may
+    lack is padded in front, and nothing, or as much to be cut off again, behind.
+
+    Args:
+        graph: A step; of nodes whose shapes are not known nothing is said.
+        spec: Its signature.
+    """
+    constant = constant_values(graph, (c.name for c in spec.constants))
+    frames = {value for value in graph.inputs if value.name in {t.name for t in spec.inputs}}
+    needed, nodes = needed_for(graph.outputs), list[Padded]()
+    for node in graph:
+        if node in needed and node.op_type in _WINDOWED and extents(node.inputs[0]):
+            nodes += _padded_axes(node, constant, frames)
+    return nodes
+
+
+def _padded_axes(node: ir.Node, constant: set[ir.Value], frames: set[ir.Value]) -> Iterator[Padded]:
+    value, shape = node.inputs[0], extents(node.inputs[0])
+    assert value is not None and shape is not None  # `padded` looked
+    weight = extents(node.inputs[1]) if node.op_type == "Conv" else None
+    kernel = node.attributes.get_ints("kernel_shape", None) or (weight or ())[2:]
+    rank = len(kernel)
+    dilations = node.attributes.get_ints("dilations", None) or [1] * rank
+    wide = [i for i in range(rank) if shape[2 + i] > 1 or kernel[i] > 1]
+    for i in range(rank):
+        axis, reach = 2 + i, (kernel[i] - 1) * dilations[i] + 1
+        front, back = _own_padding(node, i, shape[axis], reach)
+        source, place, more_front, more_back = _without_padding(value, axis, constant)
+        front, back = front + more_front, back + more_back
+        bare = extents(source)
+        if bare is None or reach == 1 or not front:
+            continue
+        # torch pools one axis as two, of which the other is one number wide.
+        is_one_axis = wide == [i]
+        count, name = bare[place], _name(node)
+        read = (*shape[:axis], count, *shape[axis + 1 :])
+        if count == 1:
+            if (is_one_axis or not back) and _is_one_frame(source, place, constant, frames):
+                yield Padded(name, node.op_type, read, axis, reach, forgets=True)
+        elif is_one_axis and front >= reach - 1 and back in (0, reach - 1):
+            yield Padded(name, node.op_type, read, axis, reach, forgets=False)
+
+
+def _own_padding(node: ir.Node, i: int, count: int, reach: int) -> tuple[int, int]:
+    """What a node itself pads in front of one of its axes, and behind."""
+    same = node.attributes.get_string("auto_pad", "NOTSET")
+    if same in ("SAME_UPPER", "SAME_LOWER"):
+        strides = node.attributes.get_ints("strides", None)
+        stride = strides[i] if strides else 1
+        total = max((-(-count // stride) - 1) * stride + reach - count, 0)
+        less, rest = total // 2, total - total // 2
+        return (less, rest) if same == "SAME_UPPER" else (rest, less)
+    pads = node.attributes.get_ints("pads", None)
+    return (pads[i], pads[len(pads) // 2 + i]) if pads and same == "NOTSET" else (0, 0)
+
+
+def _without_padding(
+    value: ir.Value, axis: int, constant: set[ir.Value]
+) -> tuple[ir.Value, int, int, int]:
+    """What a value is without constants around it along an axis, that axis, and their extents."""
+    front = back = 0
+    while (node := value.producer()) is not None:
+        source, place = node.inputs[0], axis
+        if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
+            pads, axes = _numbers(node, 1), _numbers(node, 3)
+            shape = extents(source)
+            if pads is None or shape is None:
+                break
+            axes = [a % len(shape) for a in axes] if axes else [*range(len(shape))]
+            if axis in axes:
+                front += pads[axes.index(axis)]
+                back += pads[len(axes) + axes.index(axis)]
+        elif node.op_type == "Concat":
+            rank = len(extents(value) or ())
+            moving = [v for v in node.inputs if v not in constant]
+            if len(moving) != 1 or not rank or node.attributes.get_int("axis", 0) % rank != axis:
+                break
+            source = moving[0]
+            k = node.inputs.index(source)
+            sizes = [(extents(v) or (0,) * rank)[axis] for v in node.inputs]
+            front, back = front + sum(sizes[:k]), back + sum(sizes[k + 1 :])
+        elif node.op_type in _KEEPS_NUMBERS:
+            before = _axis_before(node, 0, axis)
+            if before is None:
+                break
+            place = before
+        else:
+            break
+        if source is None or extents(source) is None:
+            break
+        value, axis = source, place
+    return value, axis, front, back
+
+
+def _is_one_frame(
+    value: ir.Value, axis: int, constant: set[ir.Value], frames: set[ir.Value]
+) -> bool:
+    """Whether an axis is one long since an input is one step, and not since something reduced it.
+
+    The inner levels of a U-Net are one frame long too, and have seen all the others.
+    """
+    waiting, looked, comes_from_input = [(value, axis)], set[tuple[ir.Value, int]](), False
+    while waiting:
+        value, axis = place = waiting.pop()
+        if place in looked or value in constant:
+            continue
+        looked.add(place)
+        shape = extents(value)
+        if shape is None or shape[axis] != 1:
+            return False
+        node = value.producer()
+        if node is None:
+            comes_from_input |= value in frames
+            continue
+        for i, source in enumerate(node.inputs):
+            if source is None or source in constant or not _carries(node, i, axis - len(shape)):
+                continue
+            if extents(source) is None:
+                return False
+            before = _axis_before(node, i, axis)
+            if before is None:  # the axis begins here, as one step of whatever is read
+                comes_from_input |= any(
+                    v in frames for n in needed_for([source]) for v in n.inputs
+                ) or (source in frames)
+            else:
+                waiting.append((source, before))
+    return comes_from_input
+
+
+def _carries(node: ir.Node, i: int, from_right: int) -> bool:
+    """Whether an axis, counted from the right, can come from this input of a node."""
+    if node.op_type == "MatMul" and from_right >= -2:
+        return i == (0 if from_right == -2 else 1)
+    return i == 0 or node.op_type not in {*_WINDOWED, "Reshape"}
+
+
+def _axis_before(node: ir.Node, i: int, axis: int) -> int | None:
+    """Where an axis of what a node gives lies in one of its inputs; None where it is new.
+
+    Args:
+        node: Its shapes are known.
+        i: Which input.
+        axis: Of its first output.
+    """
+    before, after = extents(node.inputs[i]), extents(node.outputs[0])
+    assert before is not None and after is not None  # those who ask looked
+    if node.op_type == "Transpose":
+        order = node.attributes.get_ints("perm", None)
+        return order[axis] if order else len(after) - 1 - axis
+    if node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+        # Numbers stay in order: an axis is the same if as many numbers lie before and behind it.
+        same = [
+            j
+            for j, extent in enumerate(before)
+            if extent == after[axis] and prod(before[:j]) == prod(after[:axis])
+        ]
+        if node.op_type in ("Squeeze", "Unsqueeze") and (axes := _axes(node)) is not None:
+            longer = len(before) if node.op_type == "Squeeze" else len(after)
+            rest = [j for j in range(longer) if j not in {a % longer for a in axes}]
+            if node.op_type == "Squeeze":
+                return rest[axis]
+            return rest.index(axis) if axis in rest else None
+        return same[0] if same else None
+    if node.op_type == "Gather" and i == 0:
+        at = node.attributes.get_int("axis", 0) % len(before)
+        index_rank = len(after) - len(before) + 1
+        if axis >= at:
+            return None if axis < at + index_rank else axis - index_rank + 1
+        return axis
+    from_left = axis - len(after) + len(before)
+    return from_left if from_left >= 0 else None
+
+
+def _axes(node: ir.Node) -> Iterable[int] | None:
+    return node.attributes.get_ints("axes", None) or _numbers(node, 1)
+
+
+def _numbers(node: ir.Node, i: int) -> list[int] | None:
+    """The integers of a constant input."""
+    value = node.inputs[i] if i < len(node.inputs) else None
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else [int(n) for n in tensor.numpy().reshape(-1)]
+
+
+def _name(node: ir.Node) -> str:
+    """The part of the model that holds the weights, else the node."""
+    weight = node.inputs[1] if node.op_type == "Conv" else None
+    part, _, last = str(weight.name if weight is not None else "").rpartition(".")
+    name = part.removeprefix("model.").removeprefix("lifted.")
+    return name if name and last == "weight" else str(node.name or node.outputs[0].name)
