@@ -89,12 +89,13 @@ def check_nothing_is_forgotten(
     windows = padded(graph, spec)
     if alone := [node for node in windows if node.forgets]:
         memory = remembered(model, question)
+        lifts = memory.lifts if memory else ()
         raise GraphError(
             "a window over time forgets everything after each step",
-            found="; ".join(node.found for node in alone),
+            found="; ".join([*(node.found for node in alone), *map(str, lifts)]),
             expected="the frames of the steps before, as a state",
             remedy=remedy_for(memory)
-            if memory and memory.lifts
+            if memory and lifts
             else "export the model with these frames as an input, joined to the new one without "
             "padding, and with the last of them as an output; or hand over the whole window",
         )

@@ -57,6 +57,11 @@ def check_padding(model: onnx.ModelProto, spec: StepSpec) -> None:
         past = [*node.shape]
         past[node.axis] = node.reach - 1
         colons = ":, " * node.axis
+        several = (
+            '; each such part has a buffer of its own, and one of an inner module is "inner.past"'
+            if "." in node.name
+            else ""
+        )
         raise UndeclaredStateError(
             f"a window over time forgets everything after each step: {node.name}",
             found=node.found,
@@ -64,7 +69,8 @@ def check_padding(model: onnx.ModelProto, spec: StepSpec) -> None:
             remedy=f'keep them: self.register_buffer("past", torch.zeros({past})) in __init__; in '
             f"forward, where x is what it reads, x = torch.cat((self.past, x), {node.axis}) and "
             f"self.past = x[{colons}1:] before it, without padding, and without cutting off its "
-            f'end; then lift(..., states=["past"]). Or hand over {node.reach} frames in each step',
+            f'end; then lift(..., states=["past"]){several}. Or hand over {node.reach} frames in each '
+            "step",
         )
 
 
