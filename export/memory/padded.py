@@ -13,8 +13,7 @@ from stategate.contract import StepSpec
 from stategate.contract.errors import UndeclaredStateError
 from stategate.export.passes.dataflow import constant_values, extents, inferred, needed_for
 
-_POOLS = {"AveragePool", "MaxPool", "LpPool"}
-_WINDOWED = {"Conv", *_POOLS}
+_WINDOWED = {"Conv", "AveragePool", "MaxPool", "LpPool"}
 _KEEPS_NUMBERS = {"Cast", "Identity", "Squeeze", "Transpose", "Unsqueeze"}
 
 
@@ -69,8 +68,8 @@ def check_padding(model: onnx.ModelProto, spec: StepSpec) -> None:
             remedy=f'keep them: self.register_buffer("past", torch.zeros({past})) in __init__; in '
             f"forward, where x is what it reads, x = torch.cat((self.past, x), {node.axis}) and "
             f"self.past = x[{colons}1:] before it, without padding, and without cutting off its "
-            f'end; then lift(..., states=["past"]){several}. Or hand over {node.reach} frames in each '
-            "step",
+            f'end; then lift(..., states=["past"]){several}. Or hand over '
+            f"{node.reach} frames in each step",
         )
 
 
@@ -95,7 +94,7 @@ def padded(graph: ir.Graph, spec: StepSpec) -> list[Padded]:
     frames = {value for value in graph.inputs if value.name in {t.name for t in spec.inputs}}
     needed, nodes = needed_for(graph.outputs), list[Padded]()
     for node in graph:
-        if node in needed and node.op_type in _WINDOWED and extents(node.inputs[0]):
+        if node in needed and node.op_type in {*_WINDOWED, "Gather"} and extents(node.inputs[0]):
             nodes += _padded_axes(node, constant, frames)
     return nodes
 
@@ -103,21 +102,12 @@ def padded(graph: ir.Graph, spec: StepSpec) -> list[Padded]:
 def _padded_axes(node: ir.Node, constant: set[ir.Value], frames: set[ir.Value]) -> Iterator[Padded]:
     value, shape = node.inputs[0], extents(node.inputs[0])
     assert value is not None and shape is not None  # `padded` looked
-    weight = extents(node.inputs[1]) if node.op_type == "Conv" else None
-    kernel = node.attributes.get_ints("kernel_shape", None) or (weight or ())[2:]
-    rank = len(kernel)
-    dilations = node.attributes.get_ints("dilations", None) or [1] * rank
-    wide = [i for i in range(rank) if shape[2 + i] > 1 or kernel[i] > 1]
-    for i in range(rank):
-        axis, reach = 2 + i, (kernel[i] - 1) * dilations[i] + 1
-        front, back = _own_padding(node, i, shape[axis], reach)
-        source, place, more_front, more_back = _without_padding(value, axis, constant)
-        front, back = front + more_front, back + more_back
+    for axis, reach, own_front, own_back, is_one_axis in _windows(node, shape):
+        source, place, front, back = _without_padding(value, axis, constant)
+        front, back = front + own_front, back + own_back
         bare = extents(source)
         if bare is None or reach == 1 or not front:
             continue
-        # torch pools one axis as two, of which the other is one number wide.
-        is_one_axis = wide == [i]
         count, name = bare[place], _name(node)
         read = (*shape[:axis], count, *shape[axis + 1 :])
         if count == 1:
@@ -125,6 +115,25 @@ def _padded_axes(node: ir.Node, constant: set[ir.Value], frames: set[ir.Value]) 
                 yield Padded(name, node.op_type, read, axis, reach, forgets=True)
         elif is_one_axis and front >= reach - 1 and back in (0, reach - 1):
             yield Padded(name, node.op_type, read, axis, reach, forgets=False)
+
+
+def _windows(node: ir.Node, shape: tuple[int, ...]) -> Iterator[tuple[int, int, int, int, bool]]:
+    """Axis, reach, padding in front and behind, and whether it is the only axis with a window."""
+    if node.op_type == "Gather":  # as torch's unfold is written: a row of places for each window
+        index = extents(node.inputs[1])
+        if index and len(index) == 2 and (places := _numbers(node, 1)):
+            axis = node.attributes.get_int("axis", 0) % len(shape)
+            yield axis, max(places) - min(places) + 1, 0, 0, len(shape) == 3
+        return
+    weight = extents(node.inputs[1]) if node.op_type == "Conv" else None
+    kernel = node.attributes.get_ints("kernel_shape", None) or (weight or ())[2:]
+    rank = len(kernel)
+    dilations = node.attributes.get_ints("dilations", None) or [1] * rank
+    # torch pools one axis as two, of which the other is one number wide.
+    wide = [i for i in range(rank) if shape[2 + i] > 1 or kernel[i] > 1]
+    for i in range(rank):
+        reach = (kernel[i] - 1) * dilations[i] + 1
+        yield 2 + i, reach, *_own_padding(node, i, shape[2 + i], reach), wide == [i]
 
 
 def _own_padding(node: ir.Node, i: int, count: int, reach: int) -> tuple[int, int]:
@@ -166,7 +175,7 @@ def _without_padding(
             sizes = [(extents(v) or (0,) * rank)[axis] for v in node.inputs]
             front, back = front + sum(sizes[:k]), back + sum(sizes[k + 1 :])
         elif node.op_type in _KEEPS_NUMBERS:
-            before = _axis_before(node, 0, axis)
+            before = _axis_before(value, 0, axis)
             if before is None:
                 break
             place = before
@@ -203,7 +212,7 @@ def _is_one_frame(
                 continue
             if extents(source) is None:
                 return False
-            before = _axis_before(node, i, axis)
+            before = _axis_before(value, i, axis)
             if before is None:  # the axis begins here, as one step of whatever is read
                 comes_from_input |= any(
                     v in frames for n in needed_for([source]) for v in n.inputs
@@ -220,16 +229,18 @@ def _carries(node: ir.Node, i: int, from_right: int) -> bool:
     return i == 0 or node.op_type not in {*_WINDOWED, "Reshape"}
 
 
-def _axis_before(node: ir.Node, i: int, axis: int) -> int | None:
-    """Where an axis of what a node gives lies in one of its inputs; None where it is new.
+def _axis_before(value: ir.Value, i: int, axis: int) -> int | None:
+    """Where an axis of a value lies in one input of the node that gives it; None where it is new.
 
     Args:
-        node: Its shapes are known.
+        value: Its shape is known.
         i: Which input.
-        axis: Of its first output.
+        axis: Of the value.
     """
-    before, after = extents(node.inputs[i]), extents(node.outputs[0])
-    assert before is not None and after is not None  # those who ask looked
+    node = value.producer()
+    before, after = extents(node.inputs[i]) if node else None, extents(value)
+    if node is None or before is None or after is None:
+        return None
     if node.op_type == "Transpose":
         order = node.attributes.get_ints("perm", None)
         return order[axis] if order else len(after) - 1 - axis

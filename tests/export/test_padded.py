@@ -59,6 +59,11 @@ FORGETS = {
         lambda part, x: part(x)[:, :, :-2],
     ),
     "pool": (nn.AvgPool1d(3), (1, 4, 1), lambda part, x: part(front(x))),
+    "unfold": (
+        nn.Linear(3, 1),
+        (1, 4, 1),
+        lambda part, x: part(front(x).unfold(2, 3, 1)),
+    ),
     "two axes": (
         nn.Conv2d(1, 1, 3),
         (1, 1, 1, 6),
@@ -71,7 +76,7 @@ FORGETS = {
 def test_a_window_that_sees_one_frame_and_padding_is_refused_by_name(kind, tmp_path: Path) -> None:
     part, shape, call = FORGETS[kind]
     step = lift(Averages(part, call), {"x": torch.zeros(shape)}, states=["average"])
-    name = "pool" if kind == "pool" else "part"
+    name = {"pool": "pool", "unfold": "Gather"}.get(kind, "part")
     finding = rf"forgets everything after each step: .*{name}[\s\S]*reads 3 frames[\s\S]*past"
     with pytest.raises(UndeclaredStateError, match=finding):
         stategate.make(step, tmp_path / "b", steps=5)
