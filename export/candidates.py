@@ -11,11 +11,11 @@ import onnx
 from stategate.contract import Episode, InputsRef, ModelRef, batched
 from stategate.contract.errors import GraphError
 from stategate.export.candidate import Candidate
+from stategate.export.frontends.padded import window_notes
 from stategate.export.frontends.references import StatefulReference, TorchReference
 from stategate.export.frontends.rows import RowsReference, side_by_side, staggered
 from stategate.export.frontends.trace import trace, trace_chunk
 from stategate.export.inputs import Range, drawn, recorded
-from stategate.export.memory.padded import window_notes
 from stategate.export.passes.graph import serialised
 from stategate.export.reference import Reference
 from stategate.export.timing import medians_us, sample

@@ -16,8 +16,8 @@ from stategate.contract.failures import failures
 from stategate.export.frontends.lifting.find import Question, remedy_for, remembered
 from stategate.export.frontends.lifting.whole import WholeSequence, gap
 from stategate.export.frontends.lifting.work import title
+from stategate.export.frontends.padded import padded
 from stategate.export.frontends.recurrent import STATES, frames_axis
-from stategate.export.memory.padded import padded
 from stategate.export.passes.dataflow import (
     constant_values,
     extents,

@@ -16,8 +16,8 @@ from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import GraphError, UndeclaredStateError
 from stategate.export.frontends.forgetting import check_nothing_is_forgotten
 from stategate.export.frontends.lifting.find import Question
+from stategate.export.frontends.padded import padded
 from stategate.export.frontends.trace import quiet
-from stategate.export.memory.padded import padded
 from stategate.export.passes.dataflow import inferred
 from stategate.models import lift
 
