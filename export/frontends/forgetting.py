@@ -87,12 +87,12 @@ def check_nothing_is_forgotten(
             else "export the model with these states as inputs and outputs",
         )
     windows = padded(graph, spec)
-    if alone := [node for node in windows if node.forgets]:
+    if forgetful := [node for node in windows if node.forgets]:
         memory = remembered(model, question)
         lifts = memory.lifts if memory else ()
         raise GraphError(
             "a window over time forgets everything after each step",
-            found="; ".join([*(node.found for node in alone), *map(str, lifts)]),
+            found="; ".join([*(node.finding for node in forgetful), *map(str, lifts)]),
             expected="the frames of the steps before, as a state",
             remedy=remedy_for(memory)
             if memory and lifts

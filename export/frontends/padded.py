@@ -28,7 +28,7 @@ class Padded(NamedTuple):
     forgets: bool  # it is handed one frame of a step, so that nothing else is ever in the window
 
     @property
-    def found(self) -> str:
+    def finding(self) -> str:
         """What is wrong with it."""
         return (
             f"{self.name} ({self.kind}) reads {self.reach} frames along axis {self.axis}: "
@@ -63,7 +63,7 @@ def check_padding(model: onnx.ModelProto, spec: StepSpec) -> None:
         )
         raise UndeclaredStateError(
             f"a window over time forgets everything after each step: {node.name}",
-            found=node.found,
+            found=node.finding,
             expected="the frames of the steps before",
             remedy=f'keep them: self.register_buffer("past", torch.zeros({past})) in __init__; in '
             f"forward, where x is what it reads, x = torch.cat((self.past, x), {node.axis}) and "

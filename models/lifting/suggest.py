@@ -113,7 +113,8 @@ def offer(built: object) -> str:
         hidden = call.hidden
         if not (states or hidden or switches):
             return _CLOSURE if _depends_on_the_past(module, call) else _NO_MEMORY
-    return _source(f"module{path}", method, parameters, states, hidden, switches, call)
+    dicts = {} if call else _dicts(module, method)
+    return _source(f"module{path}", method, parameters, states, hidden, switches, call, dicts)
 
 
 def _source(
@@ -124,11 +125,15 @@ def _source(
     hidden: Mapping[str, Value],
     switches: list[str],
     call: _Call | None,
+    dicts: Mapping[str, list[str]],
 ) -> str:
     """One sentence, with a call of lift that can be pasted as far as its forms are known."""
     inputs = call.inputs if call else dict.fromkeys(_inputs_of(parameters))
+    is_vague = call is not None and call.vague
     forms = [
-        f"{n!r}: {'torch.zeros(1, ...)' if t is None or call and call.vague else zeros_like(t)}"
+        f"{n!r}: {_form_of_dict(dicts[n])}"
+        if n in dicts
+        else f"{n!r}: {'torch.zeros(1, ...)' if t is None or is_vague else zeros_like(t)}"
         for n, t in inputs.items()
     ]
     parts = [f"{{{', '.join(forms)}}}"]
@@ -148,7 +153,13 @@ def _source(
     name = module if module.replace(".", "").replace("_", "").isalnum() else "MODULE"
     where = "" if name == module else f", where MODULE is {module}"
     how = "seen in calls of a copy" if call else "read in its code, for no guessed input fitted"
+    if dict_names := [n for n in inputs if n in dicts]:
+        how = f"{method} takes a dict of tensors as {' and '.join(dict_names)}; {how}"
     return f"return stategate.models.lift({name}, {', '.join(parts)}){where}; {how}"
+
+
+def _form_of_dict(keys: list[str]) -> str:
+    return f"{{{', '.join(f'{key!r}: torch.zeros(1, ...)' for key in keys or ['KEY'])}}}"
 
 
 def _defines(module: nn.Module, method: str) -> bool:
@@ -295,6 +306,27 @@ def _changed_in_code(module: nn.Module, method: str) -> list[str]:
         names += [f"{prefix}.{name}" if prefix else name for name in changed if name in read]
     attributes = dict(attributes_of(module))
     return [name for name in names if name in attributes]
+
+
+def _dicts(module: nn.Module, method: str) -> dict[str, list[str]]:
+    """Arguments of a method that are dicts by annotation or by use, and the keys it reads."""
+    function = inspect.unwrap(getattr(type(module), method))
+    keys = {
+        n: list[str]()
+        for n, p in inspect.signature(function).parameters.items()
+        if re.match(r"(typing\.)?(dict|Dict|Mapping)\b", inspect.formatannotation(p.annotation))
+    }
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return keys
+    names = inspect.signature(function).parameters
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            owner, key = getattr(node.value, "id", ""), getattr(node.slice, "value", None)
+            if owner in names and isinstance(key, str) and key not in keys.setdefault(owner, []):
+                keys[owner].append(key)
+    return keys
 
 
 def _scan(

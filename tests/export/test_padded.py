@@ -139,10 +139,10 @@ class Net(nn.Module):
     ],
 )
 def test_pictures_features_and_inner_levels_are_no_time(part: nn.Module, shape) -> None:
-    assert found(part, shape) == []
+    assert windows(part, shape) == []
 
 
-def found(part: nn.Module, shape: tuple[int, ...]) -> list:
+def windows(part: nn.Module, shape: tuple[int, ...]) -> list:
     model, spec = file_of(part, shape)
     return padded(inferred(model).graph, spec)
 

@@ -142,7 +142,15 @@ class Fabric(nn.Module):
 @pytest.mark.parametrize(
     ("module", "named", "unnamed"),
     [
-        (Act(), ["states=['_action_queue']", ".select_action(batch)"], ["net"]),
+        (
+            Act(),
+            [
+                "{'batch': {'observation.state': torch.zeros(1, ...)}}, states=['_action_queue']",
+                ".select_action(batch)",
+                "select_action takes a dict of tensors as batch",
+            ],
+            ["net"],
+        ),
         (MinGru(), ["'x': torch.zeros(1, 8)", "prev_hidden", "return_next_prev_hidden=True"], []),
         (Agent(), ["module.get_action(x, lstm_state)", "(torch.zeros(1, 1, 8), torch"], []),
         (Buffers(), ["lift(module, {'x': torch.zeros(1, 6)}, states=['h'])"], ["hidden"]),
