@@ -111,7 +111,7 @@ $(BUILD)/bench/stack-%/native.json: $(RACES:%=$(STACK)/%/manifest.json) $(STACKE
 
 # --- other people's files --------------------------------------------------------------------------
 
-foreign: $(VENV)/.test ## Adopt public ONNX files of 19 packages (175 MB, resumable) -> build/bench/foreign.json
+foreign: $(VENV)/.test ## Adopt public ONNX files of 20 packages (185 MB, resumable) -> build/bench/foreign.json
 	@$(LAB) foreign $(BUILD)/foreign --out $(BUILD)/bench/foreign.json --page docs/evidence/foreign.md
 
 # --- drift ---------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Adopted:
 
     candidate: Candidate
     pairs: Pairs  # output by state input
-    pairing: str  # what the pairs were memory by; empty where they were declared
+    pairing: str  # what the pairs were found by; empty where they were declared
     lookalikes: Pairs  # undeclared pairs that look like states, next to declared ones
     original: bytes  # the file, untouched
     contexts: Mapping[str, int]  # as in the request
@@ -96,7 +96,7 @@ def adopt(path: Path, request: Request) -> Adopted:
     Raises:
         GraphError: The file is no valid ONNX, an axis is still open, a constant or an initial
             value does not fit, it forgets or draws random numbers, or its memory cannot be lifted.
-        StatePairingError: Declared pairs do not fit, or none can be memory without doubt.
+        StatePairingError: Declared pairs do not fit, or no pair can be found without doubt.
     """
     original, file = load_graph(path)
     fixed = _constants(file, request)
@@ -206,7 +206,7 @@ def _pairs(
     inputs: Mapping[str, TensorSpec],
     outputs: Mapping[str, TensorSpec],
 ) -> tuple[Pairs, str]:
-    """State pairs of the file itself, and what they were memory by.
+    """State pairs of the file itself, and what they were found by.
 
     Raises:
         StatePairingError: There are none, or several in doubt.

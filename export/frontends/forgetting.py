@@ -13,7 +13,13 @@ import onnx_ir as ir
 from stategate.contract import StepSpec, TensorSpec
 from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures
-from stategate.export.frontends.lifting.find import Question, remedy_for, remembered
+from stategate.export.frontends.lifting.find import (
+    Question,
+    memory_along_time,
+    remedy_for,
+    remembered,
+)
+from stategate.export.frontends.lifting.probe import NotTriedError
 from stategate.export.frontends.lifting.whole import WholeSequence, gap
 from stategate.export.frontends.lifting.work import title
 from stategate.export.frontends.padded import padded
@@ -118,12 +124,17 @@ def check_calls_add_up(
 
     Returns:
         A sentence where they differ and the file takes a window in each step, whose edge may well
-        be the end of its memory.
+        be the end of its memory; or where the call takes too much to be tried.
 
     Raises:
         GraphError: They differ, a step is one frame, and some node begins anew in each.
     """
-    memory = remembered(model, question)
+    try:
+        memory = memory_along_time(model, question)
+    except NotTriedError as problem:
+        return (f"a call over several steps is not compared with single steps: {problem.amount}",)
+    except GraphError:
+        return ()
     if memory is None or not {*memory.axes} <= {tensor.name for tensor in spec.inputs}:
         return ()
     results = {n: c for n, c in memory.results.items() if c is None or not (c.lead or c.tail)}

@@ -105,8 +105,17 @@ def run_within_limits(
     session: onnxruntime.InferenceSession,
     names: Sequence[str],
     feed: Mapping[str, np.ndarray],
+    seconds: float = STEP_SECONDS,
+    memory: int | None = None,
 ) -> list[np.ndarray]:
-    """One run that ends after `STEP_SECONDS`, and takes no more memory than the machine has free.
+    """One run that ends in time, and takes no more memory than the machine has free.
+
+    Args:
+        session: The graph.
+        names: Which outputs to give.
+        feed: Its inputs.
+        seconds: How long it may take.
+        memory: Bytes that it may take on top of what the process has, on Linux.
 
     Raises:
         GraphError: It did not end in that time.
@@ -119,11 +128,11 @@ def run_within_limits(
         late.set()
         options.terminate = True
 
-    timer = threading.Timer(STEP_SECONDS, stop)
+    timer = threading.Timer(seconds, stop)
     timer.daemon = True
     timer.start()
     try:
-        with _within_free_memory():
+        with _within_free_memory(memory):
             arrays: list[np.ndarray] = session.run(list(names), dict(feed), options)
         return arrays
     except failures() as problem:
@@ -131,7 +140,7 @@ def run_within_limits(
             raise
         raise GraphError(
             "one step of the graph does not end",
-            found=f"still running after {STEP_SECONDS:g} seconds",
+            found=f"still running after {seconds:g} seconds",
             expected="a step for a device, which takes milliseconds",
             remedy="look for a Loop whose number of rounds is too large, or depends on an input",
         ) from problem
@@ -140,7 +149,7 @@ def run_within_limits(
 
 
 @contextmanager
-def _within_free_memory() -> Iterator[None]:
+def _within_free_memory(most: int | None) -> Iterator[None]:
     """Let an allocation beyond what is free fail, before the system ends some process for it."""
     if sys.platform != "linux":
         yield
@@ -148,7 +157,8 @@ def _within_free_memory() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     free = Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]
-    limit = pages * resource.getpagesize() + int(free) * 1024
+    room = int(free) * 1024
+    limit = pages * resource.getpagesize() + (room if most is None else min(room, most))
     if before[0] != resource.RLIM_INFINITY:
         limit = min(limit, before[0])
     resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import stategate
 from stategate.cli.main import main
 from stategate.contract import Bundle, Episode, TensorSpec
 from stategate.contract.errors import GraphError, StatePairingError
+from stategate.export.frontends.lifting import probe
 from stategate.export.frontends.lifting.find import Question, as_stream
 from stategate.export.frontends.pairing import find_pairs
 from stategate.runtime import Session
@@ -587,3 +589,63 @@ def test_a_recurrent_node_is_named_where_no_axis_of_time_shows(tmp_path: Path) -
     with pytest.raises(StatePairingError, match="has recurrent nodes\n  found: GRU that gives y"):
         stategate.adopt(model, tmp_path / "b", dims={"T": 1}, accept_pairs=True)
     assert not (tmp_path / "b").exists()
+
+
+def _over_a_window(dims: list[Any], kind: str) -> onnx.ModelProto:
+    """Attention over a fixed window of 8 frames, or rows that are repeated many times."""
+    stack = Stack(5)
+    value = stack.node("Add", "x", stack.weight(1, 4, 8) if kind == "attention" else stack.weight())
+    if kind == "attention":
+        turned = stack.node("Transpose", value, perm=[0, 2, 1])
+        looks = stack.node("Softmax", stack.node("MatMul", turned, value), axis=-1)
+        value = stack.node("MatMul", value, looks)
+    elif kind == "many copies":
+        value = stack.node("Expand", value, stack.constant([100_000_000, 1, 1]))
+    nodes = [*stack.nodes, helper.make_node("ReduceMean", [value], ["y"], axes=[1], keepdims=0)]
+    info = helper.make_tensor_value_info
+    inputs, outputs = [info("x", F, dims)], [info("y", F, [dims[0], dims[2]])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, stack.weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize(("lift", "problem"), [(True, GraphError), (False, StatePairingError)])
+def test_an_open_first_axis_of_all_inputs_and_outputs_is_a_batch_unless_it_is_declared_as_time(
+    tmp_path: Path, lift: bool, problem: type[Exception]
+) -> None:
+    model, out = _over_a_window(["s6", 4, 8], "attention"), tmp_path / "b"
+    words = "which axis is time does not show" if lift else "no input looks like a state"
+    with pytest.raises(problem, match=words):
+        stategate.adopt(model, out, dims={"s6": 1}, lift=lift, accept_pairs=True)
+    with pytest.raises(GraphError, match="hidden between the frames of one call"):
+        stategate.adopt(
+            model, out, dims={"s6": 1}, time_axes={"x": 0}, lift=True, accept_pairs=True
+        )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("dims", "kind", "found"),
+    [
+        ([1, 1 << 19, "T"], "rows", "25,165,824 numbers as inputs"),
+        pytest.param(
+            *([1, 1, "T"], "many copies", "more than 2,147,483,648 bytes"),
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory"),
+        ),
+    ],
+)
+def test_a_file_that_takes_too_much_over_a_longer_sequence_is_not_tried(
+    tmp_path: Path, dims: list[Any], kind: str, found: str
+) -> None:
+    with pytest.raises(GraphError, match=rf"is not tried[\s\S]*{found}"):
+        stategate.adopt(_over_a_window(dims, kind), tmp_path / "b", lift=True, accept_pairs=True)
+    assert not (tmp_path / "b").exists()
+
+
+def test_calls_that_are_not_compared_because_they_take_too_much_are_in_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_ELEMENTS", 100)
+    model, out = _explicit_gru(hidden_conv=False), tmp_path / "b"
+    bundle = stategate.adopt(model, out, dims={"T": 1}, accept_pairs=True, steps=20)
+    receipt = bundle.manifest.verification
+    assert receipt is not None and any("is not compared" in note for note in receipt.notes)

@@ -14,9 +14,11 @@ from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures, first_line
 from stategate.export.frontends.lifting.lift import Lifted, lifted
 from stategate.export.frontends.lifting.probe import (
+    NotTriedError,
     Probe,
     groups_of_axes,
     is_batch,
+    is_first_everywhere,
     sequence_axes,
 )
 from stategate.export.frontends.lifting.work import UnevenHop, Work
@@ -109,13 +111,27 @@ def remembered(model: onnx.ModelProto, question: Question, *, sure: bool = True)
         sure: Whether something recurrent must go along the axis, unless the user names it.
     """
     try:
-        inlined = _plain(model)
-        if sure and not question.time_axes and next(sequence_axes(inlined), None) is None:
-            return None
-        groups = groups_of_axes(inlined, question.dims, question.shapes)
-        axes, probe = _chosen(inlined, question, groups, sure=sure)
+        return memory_along_time(model, question, sure=sure)
+    except GraphError:
+        return None
+
+
+def memory_along_time(
+    model: onnx.ModelProto, question: Question, *, sure: bool = True
+) -> Lifted | None:
+    """The same, with the reason why nothing is known of time.
+
+    Raises:
+        GraphError: No axis shows as time, or a longer sequence is not tried.
+    """
+    inlined = _plain(model)
+    if sure and not question.time_axes and next(sequence_axes(inlined), None) is None:
+        return None
+    groups = groups_of_axes(inlined, question.dims, question.shapes)
+    axes, probe = _chosen(inlined, question, groups, sure=sure)
+    try:
         return _with_hop(inlined, question, axes, probe.hop)
-    except (GraphError, UnevenHop):
+    except UnevenHop:
         return None
 
 
@@ -158,32 +174,42 @@ def _chosen(
     groups = [(label, axes, n) for label, axes, n in groups if not {*axes} & {*question.constants}]
     along = list(sequence_axes(model))
     possible = []
+    untried = []
     reason: GraphError | None = None  # why the likeliest axis with a name is not time
     for label, axes, extent in groups:
-        if is_batch(label):
+        rows = is_first_everywhere(model, label)  # time only if a recurrent node goes along it
+        if is_batch(label) or (rows and not along):
             continue
         try:
             probe = _probe(model, question, axes, extent)
         except GraphError as problem:
+            if isinstance(problem, NotTriedError):
+                untried += [
+                    f"axis {i} of {n} is not tried ({problem.amount})" for n, i in axes.items()
+                ]
             reason = reason or (None if label.startswith("axis ") else problem)
             continue
         if any(_grows_along(probe, name, axis) for name, axis in along):
             return axes, probe
-        possible.append((label, axes, probe))
+        if not rows:
+            possible.append((label, axes, probe))
     open_ones = [(axes, probe) for label, axes, probe in possible if not label.startswith("axis ")]
     if len(open_ones) == 1 and not sure:
         return open_ones[0]
-    if reason is not None and not possible:
+    # Whoever must be sure has to know that the likeliest axis was left out.
+    if reason and (not possible or (sure and isinstance(reason, NotTriedError))):
         raise reason
     listed = [f"--time-axis {n}={i}" for _, axes, _ in possible for n, i in axes.items()]
     raise GraphError(
         "which axis is time does not show in the graph",
-        found=", ".join(listed) or "no axis along which it takes sequences of any length",
+        found="; ".join(
+            [", ".join(listed) or "no axis along which it takes sequences of any length", *untried]
+        ),
         expected="a recurrent node, or a single axis that is open and no batch",
         remedy=f"say which it is: {listed[0]}"
         if listed
         else "export the model with a time axis of any length (dynamic_axes or dynamic_shapes of "
-        "torch.onnx.export)",
+        "torch.onnx.export), or say which it is with --time-axis INPUT=AXIS",
     )
 
 

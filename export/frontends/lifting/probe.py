@@ -6,6 +6,7 @@ surely for every exporter as two runs of the file itself.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,29 @@ Axes = Mapping[str, int]  # the time axis by input
 # Steps of the two runs. Strides that divide 24 come out even, and no short kernel lacks frames.
 SHORT, LONG = 24, 48
 _LONGER = (1, 10, 100)  # times that, for kernels that are longer than such a run
+# Limits of one run of a stranger's file: every value in it is kept, so a run is many times as large
+# as its inputs. 48 pictures of 300 by 300 in colour are within them.
+_ELEMENTS, _BYTES, _SECONDS = 1 << 24, 1 << 31, 20.0
 _BATCH = re.compile(r"batch|(^|[^a-z])(b|n|bs)([^a-z]|$)")
+_TIME = re.compile(r"time|seq|frame|len|step|sample|(^|[^a-z])(t|l)([^a-z]|$)")
+
+
+class NotTriedError(GraphError):
+    """A run of a file with a longer sequence takes more than a trial may take.
+
+    Args:
+        amount: How much it takes.
+    """
+
+    def __init__(self, amount: str) -> None:
+        self.amount = amount
+        super().__init__(
+            "a longer sequence is not tried, because the file takes too much for it",
+            found=amount,
+            expected=f"at most {_ELEMENTS:,} numbers as inputs, {_BYTES:,} bytes and {_SECONDS:g} "
+            f"seconds for {LONG} steps in one call",
+            remedy="declare a smaller step with --dim or --shape, or another axis with --time-axis",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +90,10 @@ class Probe:
     def _both(self) -> tuple[Arrays, Arrays]:
         problem: BaseException | None = None
         for factor in _LONGER:
+            count = self._elements(LONG * factor)
+            if count > _ELEMENTS:
+                problem = problem or NotTriedError(f"{count:,} numbers as inputs")
+                break
             try:
                 return self._run(SHORT * factor), self._run(LONG * factor)
             except GraphError:
@@ -76,17 +103,31 @@ class Probe:
         assert problem is not None
         raise problem
 
+    def _extents(self, name: str, steps: int) -> list[int]:
+        return [
+            e * steps if self.axes.get(name) == axis else e
+            for axis, e in enumerate(self.inputs[name])
+        ]
+
+    def _elements(self, steps: int) -> int:
+        return sum(math.prod(self._extents(name, steps)) for name in self.inputs)
+
     def _run(self, steps: int) -> Arrays:
         rng = np.random.default_rng(0)
         feed = dict(self._constants)
-        for name, shape in self.inputs.items():
-            extents = [
-                e * steps if self.axes.get(name) == axis else e for axis, e in enumerate(shape)
-            ]
+        for name in self.inputs:
+            extents = self._extents(name, steps)
             kind = np.dtype(self._dtypes[name]).kind
             numbers = rng.standard_normal(extents) if kind == "f" else np.zeros(extents)
             feed[name] = numbers.astype(self._dtypes[name])
-        arrays = run_within_limits(self._session, self._names, feed)
+        try:
+            arrays = run_within_limits(self._session, self._names, feed, _SECONDS, _BYTES)
+        except GraphError as late:
+            raise NotTriedError(f"more than {_SECONDS:g} seconds") from late
+        except failures() as problem:  # ONNX Runtime has no type for a lack of memory
+            if re.search("bad_alloc|[Ff]ailed to allocate", str(problem)):
+                raise NotTriedError(f"more than {_BYTES:,} bytes") from problem
+            raise
         results = dict(zip(self._names, arrays, strict=True))
         # Sequences and optionals are no arrays; whoever takes one finds nothing here.
         return {n: a for n, a in {**feed, **results}.items() if isinstance(a, np.ndarray)}
@@ -184,3 +225,18 @@ def groups_of_axes(
 def is_batch(label: str) -> bool:
     """Whether an axis is called like one of independent rows."""
     return bool(_BATCH.search(label.lower()))
+
+
+def is_first_everywhere(model: onnx.ModelProto, label: str) -> bool:
+    """Whether an axis comes first in all inputs and outputs, and is not called like time.
+
+    Exporters number open axes (``s6``), so a batch seldom has a name that tells.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    values = [v for v in (*model.graph.input, *model.graph.output) if v.name not in constants]
+    first = {v.type.tensor_type.shape.dim[0].dim_param for v in values if _rank(v)}
+    return first == {label} and all(map(_rank, values)) and not _TIME.search(label.lower())
+
+
+def _rank(value: onnx.ValueInfoProto) -> int:
+    return len(value.type.tensor_type.shape.dim)
