@@ -39,6 +39,8 @@ class OnnxReference:
     ) -> None:
         self._notes, self._plain = notes, plain
         self.name = f"onnxruntime {onnxruntime.__version__} run(), optimisations off"
+        if plain is not None:
+            self.name += ", each node's own file"
         spec = candidate.spec
         raw = candidate.graph if raw is None else raw
         model = onnx.load_model_from_string(raw)

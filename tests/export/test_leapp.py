@@ -229,6 +229,7 @@ def test_a_pipeline_of_two_nodes_is_one_step_as_leapp_runs_it(
     result = cli("adopt", path, "--steps", 50, "--out", tmp_path / "b")
     assert result.exit_code == 0, result.output
     manifest = Bundle.open(tmp_path / "b").manifest
+    assert "each node's own file" in result.output
     states = {"filter_memory_in", "last_in", "policy_memory_in"}
     assert {state.name for state in manifest.states} == states
     assert manifest.metadata["leapp.node"] == "filter, policy"
