@@ -17,9 +17,9 @@ from stategate.contract.manifest import TargetRef
 from stategate.contract.staging import scratch_folder
 
 WARNINGS = ("-Wall", "-Wextra")
-# Sums may be taken in any order, which is what lets a compiler turn them into vector
-# instructions; NaN and infinity keep their meaning, because the session looks for them.
-MATHS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
+# No flag may change a bit: a product and a sum are rounded one after the other, and no sum gets
+# another order. Nobody looks at errno or at traps of the CPU.
+MATHS = ("-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fwrapv")
 _MACHINES = {"arm": "armv7l", "amd64": "x86_64"}
 _DEFAULT_ISA = {**cpu.LEAST, "x86_64": "x86-64-v3"}
 # Names of Debian's packages for other machines, which other distributions and toolchains share.

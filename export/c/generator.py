@@ -1,8 +1,4 @@
-"""emx-onnx-cgen, which writes the C of operators, with its mistakes mended.
-
-Its templates for products are replaced by those in ``export/c``, and its recurrent operators and
-its lookups are mended.
-"""
+"""emx-onnx-cgen, which writes operators that nobody here does, with its mistakes mended."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from dataclasses import replace
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from shutil import copyfile, copytree
+from shutil import copytree
 from typing import Any
 
 import onnx
@@ -24,7 +20,6 @@ from stategate.contract.errors import LowerError
 from stategate.contract.failures import failures
 from stategate.contract.staging import scratch_folder
 
-_REPLACED = ("gemm_op.c.j2", "matmul_op.c.j2", "matmul_nbits_op.c.j2")
 # What each of these remembers. In a reversed sequence they store the outputs at the wrong end, and
 # of an empty one ONNX Runtime gives zeros, where they give what they began with.
 _RECURRENT = {"gru_op.c.j2": "H", "lstm_op.c.j2": "HC", "rnn_op.c.j2": "H"}
@@ -67,19 +62,12 @@ def name() -> str:
 
 @contextmanager
 def templates() -> Iterator[Path]:
-    """A folder of the generator's templates with mended ones in place of some.
-
-    The new ones fall back on those, which are there as ``generators_...``.
-    """
-    own = Path(__file__).parent
+    """A folder of the generator's templates, those of recurrent operators mended."""
     with (
         scratch_folder() as scratch,
         resources.as_file(resources.files("emx_onnx_cgen") / "templates") as generators,
     ):
         folder = Path(copytree(generators, Path(scratch) / "templates"))
-        for file in _REPLACED:
-            (folder / file).rename(folder / f"generators_{file}")
-            copyfile(own / file, folder / file)
         for file, replacements in _LOOKUPS.items():
             text = (folder / file).read_text()
             for wrong, right in replacements:

@@ -157,14 +157,13 @@ def model_source(
         if t.dtype in _KINDS
     )
     refusal = [f"    if (!({finite})) {{", "        return 1;", "    }"] if finite else []
-    body = [*locals_, *refusal, "    const unsigned mode = stategate_enter();"]
+    body = [*locals_, *refusal]
     body += call("read", "    ")
     for i, gate in enumerate(spec.gates):
         if f"write{i}" in functions:
             elements = int(np.prod(gate.shape, dtype=np.int64))
             is_open = f"is_open({at[gate.name]}, {elements}, {at[str(gate.threshold_input)]})"
             body += [f"    if ({is_open}) {{", *call(f"write{i}", "        "), "    }"]
-    body.append("    stategate_leave(mode);")
     prototypes = "\n".join(function.prototype for function in functions.values())
     tables = "\n".join(_tables(spec, weights))
     return _filled("model.c.in", PROTOTYPES=prototypes, BODY="\n".join(body), TABLES=tables)

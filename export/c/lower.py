@@ -1,4 +1,4 @@
-"""A step's graph as C99: emx-onnx-cgen writes the operators, this cuts, names and embeds.
+"""A step's graph as C99: what depends on a gate is cut off, and weights are kept apart.
 
 Nodes that only a guarded state needs go into functions of their own, which run when the gate is
 open: a quiet step then computes no next state and writes no byte of it. The cut needs no proof of
@@ -9,33 +9,28 @@ Weights are not printed as text but kept as one binary that the assembler includ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from stategate.contract import ObservationContract, StepSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError, LowerError, SpecError
 from stategate.export.c import generator
-from stategate.export.c.fuse import join_loops
-from stategate.export.c.interface import INITIAL, STACK_BYTES, Function, interface, model_source
-from stategate.export.c.names import with_plain_names
-from stategate.export.c.products import by_rows
+from stategate.export.c.interface import INITIAL, interface, model_source
+from stategate.export.c.part import write_part
 from stategate.export.c.rewrites import with_known_operators
-from stategate.export.c.scratch import off_the_stack
 from stategate.export.passes.graph import CONTROL_FLOW
 from stategate.export.passes.pinned import pinned
 
 Array = NDArray[Any]
 
 WEIGHTS = "weights.bin"
-_WEIGHT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
 _MOST_GATES = 63  # bits of a session's parity, but one for the states that no gate guards
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
 
@@ -74,16 +69,14 @@ def lower(
             remedy="the onnxruntime engine steps this model",
         )
     model = with_known_operators(model)
-    _check_products(model)
     hard = sum(gate.kind == "hard" for gate in spec.gates)
     if hard > _MOST_GATES:
         raise LowerError(
             "too many gates for a session in C", found=hard, expected=f"at most {_MOST_GATES}"
         )
     graph_sha256 = sha256(graph)
-    model = by_rows(model)
     cut = _Cut(model)
-    weights = _Weights(model, initial)
+    weights = _Weights(initial)
     guarded = {
         f"write{i}": [s.next_name for s in spec.states if s.gate == gate.name]
         for i, gate in enumerate(spec.gates)
@@ -103,42 +96,36 @@ def lower(
     payload: dict[str, None] = {}  # a dict for its order: the C must not change from run to run
     for name, (nodes, _) in parts.items():
         if name != "read":
-            payload |= dict.fromkeys(cut.handed_over(reads, nodes))
+            payload |= dict.fromkeys(cut.payload_of(reads, nodes))
     files: dict[str, bytes] = {}
     functions = {}
     with generator.templates() as folder:
         for name, (nodes, names) in parts.items():
             gives = list(dict.fromkeys([*names, *payload])) if name == "read" else names
-            text, functions[name] = _part(f"stategate_{name}", folder, cut, weights, nodes, gives)
-            files[f"{name}.c"] = text.encode()
+            chosen = [model.graph.node[i] for i in nodes]
+            takes = cut.inputs_of(chosen)
+            written = write_part(f"stategate_{name}", model, chosen, takes, gives, folder)
+            renamed = {weight: f"{name} {weight}" for weight in written.weights}
+            for weight, array in written.weights.items():
+                weights.add(renamed[weight], array)
+            functions[name] = replace(
+                written.function, takes=tuple(renamed.get(t, t) for t in written.function.takes)
+            )
+            files |= {file: text.encode() for file, text in written.files.items()}
     types = {name: cut.type_of(name) for name in payload}
     files["stategate.h"] = interface(spec, graph_sha256, observation).encode()
     files["model.c"] = model_source(spec, functions, weights.offsets, types, graph_sha256).encode()
     own = Path(__file__).parent
-    for static in ("session.c", "python.c", "stategate_math.h", "stategate_model.h"):
+    for static in (
+        "session.c",
+        "python.c",
+        "stategate_kernels.h",
+        "stategate_math.h",
+        "stategate_model.h",
+    ):
         files[static] = (own / static).read_bytes()
     files[WEIGHTS] = weights.blob()
     return files
-
-
-def _check_products(model: onnx.ModelProto) -> None:
-    """Refuse products with a constant of zeros, which compilers get wrong for NaN and infinity.
-
-    Reordering of sums needs ``-fno-signed-zeros``, and with that gcc 12 makes ``x + d * 0`` in a
-    vectorised loop into ``x``, although ``d * 0`` is NaN where ``d`` is not finite.
-    """
-    zeros = {
-        tensor.name
-        for tensor in model.graph.initializer
-        if (values := numpy_helper.to_array(tensor)).dtype.kind == "f" and not values.any()
-    }
-    products = [n for n in model.graph.node if n.op_type == "Mul" and zeros & set(n.input)]
-    if products:
-        raise LowerError(
-            "a product with a constant of zeros would lose NaN and infinity in C",
-            found=", ".join(node.name or node.output[0] for node in products[:3]),
-            remedy="leave the product out of the model; the onnxruntime engine steps it as it is",
-        )
 
 
 class _Cut:
@@ -148,6 +135,7 @@ class _Cut:
         self.model = model
         self._producer = {name: i for i, n in enumerate(model.graph.node) for name in n.output}
         graph = model.graph
+        self._constants = {tensor.name for tensor in graph.initializer}
         constants = [
             onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
             for t in graph.initializer
@@ -165,7 +153,7 @@ class _Cut:
                 todo += self.model.graph.node[i].input
         return sorted(needed)
 
-    def handed_over(self, before: Sequence[int], nodes: Sequence[int]) -> list[str]:
+    def payload_of(self, before: Sequence[int], nodes: Sequence[int]) -> list[str]:
         """Tensors that nodes read which others before them make."""
         inputs = [name for i in nodes for name in self.model.graph.node[i].input]
         return [name for name in dict.fromkeys(inputs) if self.made_by(name, before)]
@@ -173,6 +161,12 @@ class _Cut:
     def made_by(self, name: str, nodes: Sequence[int]) -> bool:
         """Whether one of these nodes makes a tensor."""
         return self._producer.get(name) in nodes
+
+    def inputs_of(self, nodes: Sequence[onnx.NodeProto]) -> list[str]:
+        """Tensors that nodes read and do not make, but constants."""
+        inner = {name for node in nodes for name in node.output}
+        names = dict.fromkeys(n for node in nodes for n in node.input if n)
+        return [n for n in names if n not in inner and n not in self._constants]
 
     def value(self, name: str) -> onnx.ValueInfoProto:
         """Type and shape of a tensor."""
@@ -198,23 +192,20 @@ class _Cut:
 
 
 class _Weights:
-    """Initial states and constants of a graph, but for scalars and indices, in one binary."""
+    """Initial states and constants of a step, in one binary."""
 
-    def __init__(self, model: onnx.ModelProto, initial: Mapping[str, Array]) -> None:
-        # The generator has to see by how much a picture grows.
-        sizes = {name for n in model.graph.node if n.op_type == "Resize" for name in n.input[1:]}
-        self._arrays = {f"{name}{INITIAL}": array for name, array in initial.items()}
-        self._arrays |= {
-            t.name: numpy_helper.to_array(t)
-            for t in model.graph.initializer
-            if t.dims and t.data_type in _WEIGHT_TYPES and t.name not in sizes
-        }
+    def __init__(self, initial: Mapping[str, Array]) -> None:
         self.offsets: dict[str, int] = {}
-        at = 0
-        for name, array in self._arrays.items():
-            self.offsets[name] = at
-            at += -(-array.nbytes // _ALIGN) * _ALIGN
-        self._bytes = at
+        self._arrays: dict[str, Array] = {}
+        self._bytes = 0
+        for name, array in initial.items():
+            self.add(f"{name}{INITIAL}", array)
+
+    def add(self, name: str, array: Array) -> None:
+        """Put an array behind those before it."""
+        self._arrays[name] = array
+        self.offsets[name] = self._bytes
+        self._bytes += -(-array.nbytes // _ALIGN) * _ALIGN
 
     def blob(self) -> bytes:
         """Every array, little endian, each at its offset."""
@@ -223,51 +214,3 @@ class _Weights:
             data = array.astype(array.dtype.newbyteorder("<")).tobytes()
             raw[self.offsets[name] : self.offsets[name] + len(data)] = data
         return bytes(raw)
-
-
-def _part(
-    name: str,
-    folder: Path,
-    cut: _Cut,
-    weights: _Weights,
-    nodes: Sequence[int],
-    gives: Sequence[str],
-) -> tuple[str, Function]:
-    """C of some nodes as one function, and how it is called."""
-    graph = cut.model.graph
-    chosen = [graph.node[i] for i in nodes]
-    inner = {tensor for node in chosen for tensor in node.output}
-    outer = dict.fromkeys(t for node in chosen for t in node.input if t and t not in inner)
-    constants = {t.name: t for t in graph.initializer}
-    takes = [t for t in outer if t not in constants or t in weights.offsets]
-    part = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            chosen,
-            name,
-            [cut.value(t) for t in takes],
-            [cut.value(t) for t in gives],
-            [constants[t] for t in outer if t in constants and t not in weights.offsets],
-            # The generator infers shapes by itself, but not through operators of com.microsoft.
-            value_info=[
-                cut.value(t)
-                for node in chosen
-                if node.domain == "com.microsoft"
-                for t in node.output
-                if t not in gives
-            ],
-        ),
-        opset_imports=cut.model.opset_import,
-        ir_version=cut.model.ir_version,
-    )
-    text = generator.c_of(with_plain_names(part), name, folder)
-    if "malloc(" in text or "fopen(" in text:
-        raise LowerError("the C of this graph would use the heap or files", found=name)
-    # Parts are linked together, and number their constants alike.
-    text = re.sub(r"^extern const [^;]*;\n", "", text, flags=re.M)
-    text = re.sub(r"^const EMX_UNUSED", "static const EMX_UNUSED", text, flags=re.M)
-    text = text.replace("#include <math.h>", '#include <math.h>\n#include "stategate_math.h"', 1)
-    text = off_the_stack(join_loops(text), STACK_BYTES)
-    head = re.search(rf"^void {name}\(.*\)(?= \{{)", text, flags=re.M)
-    if head is None:
-        raise LowerError("the code generator wrote no function of the expected name", found=name)
-    return text, Function(f"{head.group()};", tuple(takes), tuple(gives))

@@ -56,13 +56,18 @@ def _member(tensor: str) -> str:
     return f"t_{plain}"
 
 
-def with_plain_names(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a graph in which every tensor has a number and nothing else has a name."""
+def with_plain_names(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
+    """A copy of a graph in which every tensor has a number and nothing else has a name.
+
+    Args:
+        model: The graph.
+        prefix: Of all names, so that constants of several files are not the same.
+    """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     names: dict[str, str] = {"": ""}
 
     def name_of(tensor: str) -> str:
-        return names.setdefault(tensor, f"v{len(names)}_{readable(tensor)}")
+        return names.setdefault(tensor, f"{prefix}_{len(names)}_{readable(tensor)}")
 
     for graph in _graphs(model.graph):
         graph.doc_string = ""

@@ -168,6 +168,8 @@ def _product(
 def _backward_slice(node: ir.Node, new: _New) -> ir.Value | None:
     """Each axis by itself: a Gather of the places that the slice names."""
     value, *rest = node.inputs
+    if not rest:  # opset 9 has them as attributes, and no steps
+        return None
     shape = extents(value)
     parts = [None if v is None or v.const_value is None else v.const_value.numpy() for v in rest]
     starts, ends, axes, steps = [*parts, None, None][:4]

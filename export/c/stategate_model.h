@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum stategate_type {
     STATEGATE_OTHER, STATEGATE_FLOAT16, STATEGATE_FLOAT32, STATEGATE_FLOAT64, STATEGATE_BOOL
@@ -43,56 +44,41 @@ typedef struct {
 
 extern const stategate_model stategate_this_model;
 
-/* A state that decays in silence comes among the subnormal numbers, and stays there. x86 CPUs take up
- * to a hundred times as long for each; so a step computes in the mode that takes them for zero, and
- * leaves the caller's mode as it was. Elsewhere they cost little, and a next state has them replaced
- * by zero once it is computed. Those of float16 are left: they are widened before they are used. */
-#if defined(__SSE__)
-#include <xmmintrin.h>
-
-static inline unsigned stategate_enter(void)
-{
-    const unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | 0x8040u); /* FTZ and DAZ */
-    return mode;
-}
-
-static inline void stategate_leave(unsigned mode) { _mm_setcsr(mode); }
-
-static inline void stategate_flush(void *values, size_t bytes, enum stategate_type type)
-{
-    (void)values, (void)bytes, (void)type;
-}
-#else
-static inline unsigned stategate_enter(void) { return 0; }
-
-static inline void stategate_leave(unsigned mode) { (void)mode; }
-
+/* A state that decays in silence comes among the subnormal numbers, and stays there; CPUs take up to
+ * a hundred times as long for each. So a next state has what is small replaced by zero: below 2^-100,
+ * and not only below the least normal number, so that its products with weights stay normal too.
+ * A rule in the code, because a mode of the CPU is another on each. Those of float16 are left: they
+ * are widened before they are used. */
 static inline void stategate_flush(void *values, size_t bytes, enum stategate_type type)
 {
     if (type == STATEGATE_FLOAT32) {
         float *x = values;
         for (size_t i = 0; i < bytes / sizeof *x; ++i) {
-            x[i] = fabsf(x[i]) < FLT_MIN ? 0.0f : x[i];
+            x[i] = fabsf(x[i]) < 0x1p-100f ? 0.0f : x[i];
         }
     } else if (type == STATEGATE_FLOAT64) {
         double *x = values;
         for (size_t i = 0; i < bytes / sizeof *x; ++i) {
-            x[i] = fabs(x[i]) < DBL_MIN ? 0.0 : x[i];
+            x[i] = fabs(x[i]) < 0x1p-900 ? 0.0 : x[i];
         }
     }
 }
-#endif
 
 /* Whether no element is NaN or infinity, or a truth value beyond 1; true for integers. */
 static inline bool stategate_finite(const void *values, size_t bytes, enum stategate_type type)
 {
     bool good = true;
     if (type == STATEGATE_FLOAT32) {
-        const float *x = values;
-        for (size_t i = 0; i < bytes / sizeof *x; ++i) {
-            good &= fabsf(x[i]) <= FLT_MAX;
+        /* By the bits: exponents of all ones are NaN and infinity. Compilers make vector
+         * instructions of integers that are brought together, and none of truth values. */
+        const char *at = values;
+        uint32_t bad = 0;
+        for (size_t i = 0; i < bytes / sizeof(float); ++i) {
+            uint32_t bits;
+            memcpy(&bits, at + i * sizeof bits, sizeof bits);
+            bad |= (bits & 0x7F800000u) == 0x7F800000u;
         }
+        good = bad == 0;
     } else if (type == STATEGATE_FLOAT64) {
         const double *x = values;
         for (size_t i = 0; i < bytes / sizeof *x; ++i) {

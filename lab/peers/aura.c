@@ -6,7 +6,7 @@
 #include <math.h>
 #include <stddef.h>
 
-#include "stategate_math.h"
+#include "exp.h"
 
 #define ROW __attribute__((aligned(64)))
 
@@ -41,7 +41,7 @@ __asm__(
 
 __attribute__((visibility("default"))) size_t floor_weight_bytes(void) { return sizeof(weights); }
 
-static inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+static inline float sigmoid(float x) { return 1.0f / (1.0f + stategate_expf(-x)); }
 
 /* out = act(w x + bias) */
 #define DENSE(rows, columns, w, x, bias, out) \

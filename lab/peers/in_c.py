@@ -25,6 +25,9 @@ from stategate.runtime.engines.native_call import pointers
 _CHUNK = 50
 _THRESHOLDS = {"open": -1e30, "shut": 1e30}
 
+# Sums by hand are rows of products, which a compiler may take in any order.
+_ANY_ORDER = ("-fassociative-math", "-fno-signed-zeros")
+
 Held = Literal["open", "shut"]
 
 
@@ -106,10 +109,10 @@ class InC(Peer):
 
 def _floor(bundle: Bundle) -> tuple[Compiled, Any]:
     """The floor, with the weights of this bundle in it."""
-    listed = {Path(file.path).name: file for file in bundle.manifest.files}
-    parts = {name: bundle.read(listed[name]) for name in ("weights.bin", "stategate_math.h")}
-    compiled, library = _library({"floor.c": _source("aura.c"), **parts})
-    if library.floor_weight_bytes() > len(parts["weights.bin"]) + 63:
+    weights = _rows_of_weights(bundle)
+    sources = {"floor.c": _source("aura.c"), "exp.h": _source("exp.h"), "weights.bin": weights}
+    compiled, library = _library(sources, *_ANY_ORDER)
+    if library.floor_weight_bytes() > len(weights) + 63:
         raise MeasurementError("the floor's weights are not those of this bundle")
     return compiled, library.floor_compute
 
@@ -118,8 +121,21 @@ def _source(name: str) -> bytes:
     return (Path(__file__).parent / name).read_bytes()
 
 
-def _library(sources: Mapping[str, bytes]) -> tuple[Compiled, ctypes.CDLL]:
-    compiled = compile_library(sources)
+def _rows_of_weights(bundle: Bundle) -> bytes:
+    """The constants of the graph as they lie in it, each at a multiple of 64 bytes."""
+    import onnx
+    from onnx import numpy_helper
+
+    from stategate.export.passes.pinned import pinned
+
+    graph = onnx.load_model_from_string(bundle.read(bundle.manifest.step_graph.file))
+    arrays = map(numpy_helper.to_array, pinned(graph, bundle.manifest.step).graph.initializer)
+    raw = [a.astype("<f4").tobytes() for a in arrays if a.ndim and a.dtype == np.float32]
+    return b"".join(part + bytes(-len(part) % 64) for part in raw)
+
+
+def _library(sources: Mapping[str, bytes], *flags: str) -> tuple[Compiled, ctypes.CDLL]:
+    compiled = compile_library(sources, extra=flags)
     with scratch_folder() as folder:
         path = Path(folder) / "made.so"
         path.write_bytes(compiled.library)

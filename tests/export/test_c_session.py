@@ -181,7 +181,7 @@ int main(void)
             smallest = held != 0.0f && held < smallest ? held : smallest;
         }
     }
-    EXPECT(smallest >= FLT_MIN && smallest < 4 * FLT_MIN, 1);
+    EXPECT(smallest >= 0x1p-100f && smallest < 0x1p-98f, 1);
     EXPECT(s.bank[0].s[0] == 0.0f && s.bank[1].s[0] == 0.0f, 1);
     volatile float half = FLT_MIN;
     half *= 0.5f;

@@ -217,12 +217,12 @@ def test_temporaries_too_large_for_a_stack_are_static_and_compute_the_same(
 ) -> None:
     bundle = Bundle.open(native_bundle)
     graph = bundle.read(bundle.manifest.step_graph.file)
-    monkeypatch.setattr("stategate.export.c.lower.STACK_BYTES", 0)
+    monkeypatch.setattr("stategate.export.c.part.STACK_BYTES", 0)
     folder = tmp_path / "source"
     folder.mkdir()
     for name, raw in lower(graph, bundle.manifest.step, {}).items():
         (folder / name).write_bytes(raw)
-    assert "STATEGATE_TEMPORARY float float_memory" in (folder / "read.c").read_text()
+    assert "STATEGATE_TEMPORARY float float_pool" in (folder / "read.c").read_text()
     program = compiled(ROOT / "docs/examples/native.c", folder, tmp_path)
     z = golden.inputs["z"].astype("<f4").tobytes()
     run = subprocess.run([program], input=z, capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""Weights turned and temporaries shared for C: the numbers are those of the graph as it was."""
+"""Products and loops in C: the numbers are those of the graph, and temporaries share memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from stategate.common.onnx_runtime import one_thread
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import LowerError
 from stategate.export.c.lower import lower
-from stategate.export.c.products import by_rows
-from stategate.export.c.scratch import off_the_stack
+from stategate.export.c.place import lives_of, placed
 
 # No multiples of what the loops take at once; 2 x 3 x 330 elements are worth joining loops for.
 K, N, WIDE = 300, 19, 330
@@ -107,32 +106,7 @@ def close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-5, err_msg=name)
 
 
-def test_turned_weights_are_used_where_they_can_be_and_give_the_same(
-    feeds: dict[str, np.ndarray],
-) -> None:
-    model = onnx.shape_inference.infer_shapes(graph())
-    turned = by_rows(model)
-    kinds = {node.output[0]: node.op_type for node in turned.graph.node}
-    assert kinds["float"] == "Gemm"
-    assert {kinds[n] for n in ("per_column", "per_matrix", "twice")} == {"MatMulNBits"}
-    # A centre that is not zero, and what is no constant, stay as they are.
-    assert kinds["off_centre"] == kinds["read"] == "MatMul"
-    assert "by_column" not in kinds and "shifted" in kinds
-    rows = [t.name for t in turned.graph.initializer if t.data_type == TensorProto.INT8]
-    assert len([name for name in rows if name.endswith(".rows")]) == 2  # two readers share one
-    # Such blocks are for our C alone: a float product stands in for each in ONNX Runtime.
-    initial = {t.name: numpy_helper.to_array(t) for t in turned.graph.initializer}
-    for node in turned.graph.node:
-        if node.op_type == "MatMulNBits":
-            values, scales = (initial[name] for name in node.input[1:])
-            dense = (values[:, 0].astype(np.float32) * scales[:, None]).T
-            turned.graph.initializer.append(numpy_helper.from_array(dense, f"{node.output[0]}.w"))
-            made = helper.make_node("MatMul", [node.input[0], f"{node.output[0]}.w"], node.output)
-            node.CopyFrom(made)
-    close(computed(turned, feeds), computed(model, feeds))
-
-
-def test_c_of_turned_weights_computes_what_onnxruntime_computes(
+def test_c_of_products_computes_what_onnxruntime_computes(
     feeds: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     sources = lower(graph().SerializeToString(), SPEC, {})
@@ -170,48 +144,24 @@ def test_an_operator_of_unknown_shape_is_named() -> None:
 
 def test_no_weight_is_printed_as_text() -> None:
     sources = lower(graph().SerializeToString(), SPEC, {})
-    assert re.search(rb"const EMX_UNUSED (float|u?int8_t) \w+\[", sources["read.c"]) is None
+    assert not any(b"= {" in text for name, text in sources.items() if name == "read.c")
     assert len(sources["weights.bin"]) > K * N * (4 + 1 + 1)
 
 
-def test_loops_that_only_feed_another_are_part_of_it() -> None:
+def test_operators_that_only_feed_another_share_its_loop() -> None:
     text = lower(graph().SerializeToString(), SPEC, {})["read.c"].decode()
-    calls = text[text.index("void stategate_read(") :]
-    # decayed and written are numbers in the loop of chosen, which the exponential takes.
-    assert not re.search(r"node\w+_v\d+_(decayed|written|chosen)\b", calls)
-    assert {"decayed", "written", "chosen"} <= set(re.findall(r"one_tmp\d+_v\d+_(\w+) =", text))
-    # What is read twice stays an array.
-    assert re.search(r"tmp\d+_v\d+_read_twice", calls)
-
-
-CALLS = """\
-void step(const float x[4], float y[4]) {
-    float tmp0[1][100];
-    float tmp1[200];
-    bool tmp2_mask[1][4];
-    float tmp3[64];
-    one(x, tmp0);
-    two(tmp0, tmp1);
-    three(tmp1, tmp2_mask);
-    four(tmp1, tmp2_mask, tmp3);
-    five(tmp3, y);
-}
-"""
+    written = next(f for f in text.split("STATEGATE_ALONE") if "stategate_expf" in f)
+    # decayed, written, chosen and read_twice are numbers there, and their sum is stored.
+    assert len(re.findall(r"^ +const float t\d+ = ", written, re.MULTILINE)) == 5
+    assert len(re.findall(r"^ +b\d+\[.*\] = ", written, re.MULTILINE)) == 1
 
 
 def test_temporaries_share_memory_where_they_are_never_needed_together() -> None:
-    text = off_the_stack(CALLS, 0)
-    sizes = {kind: int(n) for kind, n in re.findall(r"(\w+)_memory\[(\d+)\]", text)}
-    assert sizes == {"float": 256 + 128, "bool": 64}  # two of the three float32, rounded up
-    places = {n: int(at) for n, at in re.findall(r"\(\*const (\w+)\).*float_pool \+ (\d+)\)", text)}
-    assert places == {"tmp1": 0, "tmp0": 256, "tmp3": 256}
-    assert "float (*const tmp0)[100] = " in text and "bool (*const tmp2_mask)[4] = " in text
-
-
-def test_temporaries_of_code_with_branches_share_nothing() -> None:
-    text = off_the_stack(CALLS.replace("    two(", "    for (;;)\n    two("), 0)
-    assert f"float_memory[{128 + 256 + 64}]" in text
-
-
-def test_few_temporaries_stay_where_they_are() -> None:
-    assert off_the_stack(CALLS, 10**5) == CALLS
+    reads = [["x"], ["a"], ["b"], ["b", "c"], ["d"]]
+    writes = [["a"], ["b"], ["c"], ["d"], ["y"]]
+    lives = lives_of(reads, writes, {"a": 100, "b": 200, "c": 4, "d": 64})
+    assert {name: (life.first, life.last) for name, life in lives.items()} == {
+        "a": (0, 1), "b": (1, 3), "c": (2, 3), "d": (3, 4),
+    }  # fmt: skip
+    places, total = placed(lives)
+    assert places == {"b": 0, "a": 256, "d": 256, "c": 320} and total == 384

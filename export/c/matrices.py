@@ -1,0 +1,174 @@
+"""Products: rows of tensors with constant matrices, and tensors with one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stategate.export.c.loops import Names, nested
+from stategate.export.c.view import View
+
+Array = NDArray[Any]
+Keep = Callable[[str, Array], str]  # puts an array among the weights, and gives its buffer's name
+
+TILE = 128  # columns, as in stategate_kernels.h
+NARROW = 16  # columns that are summed in four chains
+
+
+def padded(columns: int) -> int:
+    """Columns up to whole vectors."""
+    return -(-columns // NARROW) * NARROW
+
+
+def tiles(matrix: Array) -> Array:
+    """A matrix ``(rows, columns)`` as kernels read it: tiles of columns, each row by row."""
+    rows, columns = matrix.shape
+    wide = np.zeros((rows, padded(columns)), matrix.dtype)
+    wide[:, :columns] = matrix
+    return np.concatenate(
+        [wide[:, at : at + TILE].ravel() for at in range(0, wide.shape[1], TILE)] or [wide.ravel()]
+    )
+
+
+def row_of(values: Array) -> Array:
+    """A row of biases up to whole vectors."""
+    row = np.zeros(padded(values.size), np.float32)
+    row[: values.size] = values
+    return row
+
+
+@dataclass(slots=True)
+class Segment:
+    """Columns of one product that stand beside those of others with the same input."""
+
+    matrix: Array  # (rows, columns), float32 or int8
+    start: int
+    bias: Array | None = None  # (columns,)
+    scales: Array | None = None  # (columns,), of int8
+
+    @property
+    def columns(self) -> int:
+        """How many columns there are."""
+        return int(self.matrix.shape[1])
+
+
+@dataclass(slots=True)
+class Product:
+    """Rows of a tensor times constant matrices, all of which take the same rows."""
+
+    x: View  # (m, rows), contiguous
+    buffer: str  # of the results, (m, columns)
+    keep: Keep
+    segments: list[Segment] = field(default_factory=list)
+    _weights: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> int:
+        """Columns with those that fill up vectors."""
+        return sum(padded(segment.columns) for segment in self.segments)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the weights are int8."""
+        return self.segments[0].scales is not None
+
+    def freeze(self) -> None:
+        """Put the weights among those of the step; nothing may join after that."""
+        columns = self.columns
+        rows = self.segments[0].matrix.shape[0]
+        matrix = np.zeros((rows, columns), self.segments[0].matrix.dtype)
+        bias, scales = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
+        for segment in self.segments:
+            part = slice(segment.start, segment.start + segment.columns)
+            matrix[:, part] = segment.matrix
+            if segment.bias is not None:
+                bias[part] = segment.bias
+            if segment.scales is not None:
+                scales[part] = segment.scales
+        self._weights = {
+            "w": self.keep(f"{self.buffer}.w", tiles(matrix)),
+            "init": self.keep(f"{self.buffer}.init", bias),
+        }
+        if self.is_integer:
+            self._weights["scales"] = self.keep(f"{self.buffer}.scales", scales)
+
+    def reads(self) -> list[str]:
+        """Buffers that it reads."""
+        return [self.x.buffer, *self._weights.values()]
+
+    def writes(self) -> list[str]:
+        """Buffers that it fills."""
+        return [self.buffer]
+
+    def body(self, names: Names) -> list[str]:
+        """Its C statements."""
+        m, rows = self.x.shape
+        columns = self.columns
+        weights = {key: names[buffer] for key, buffer in self._weights.items()}
+        x = f"{names[self.x.buffer]} + {self.x.offset}"
+        out = names[self.buffer]
+        if m > 1:
+            x, out = f"{x} + row * {rows}", f"{out} + row * {columns}"
+        if self.is_integer:
+            call = (
+                f"stategate_integer_product({columns}, {weights['w']}, {rows}, {x}, "
+                f"{weights['scales']}, {weights['init']}, {out});"
+            )
+        elif columns == NARROW:
+            call = (
+                f"stategate_narrow_product({weights['w']}, {rows}, {x}, {weights['init']}, {out});"
+            )
+        else:
+            call = (
+                f"stategate_product({columns}, {weights['w']}, {rows}, {x}, 0, NULL, "
+                f"{weights['init']}, {out});"
+            )
+        return nested([("row", m)] if m > 1 else [], [call])
+
+
+@dataclass(slots=True)
+class Contraction:
+    """``out[..., m, n] = sum over k of a[..., m, k] b[..., k, n]``, both computed."""
+
+    a: View
+    b: View  # with stride 1 along k or along n
+    output: View  # contiguous
+
+    def reads(self) -> list[str]:
+        """Buffers that it reads."""
+        return list(dict.fromkeys([self.a.buffer, self.b.buffer]))
+
+    def writes(self) -> list[str]:
+        """Buffers that it fills."""
+        return [self.output.buffer]
+
+    def body(self, names: Names) -> list[str]:
+        """Its C statements."""
+        *batch, m, n = self.output.shape
+        k = self.a.shape[-1]
+        loops = [(f"i{i}", extent) for i, extent in enumerate([*batch, m])]
+        a_strides = self.a.strides[:-1]
+        b_strides = (*self.b.strides[:-2], 0)
+
+        def at(view: View, strides: tuple[int, ...]) -> str:
+            parts = [
+                f"i{i} * {stride}"
+                for i, (stride, (_, extent)) in enumerate(zip(strides, loops, strict=True))
+                if stride and extent > 1
+            ]
+            return " + ".join([names[view.buffer], str(view.offset), *parts])
+
+        a, b = at(self.a, a_strides), at(self.b, b_strides)
+        out = at(self.output, self.output.strides[:-1])
+        if self.b.strides[-1] == 1 or n == 1 and self.b.strides[-2] != 1:
+            step, row = self.a.strides[-1], self.b.strides[-2]
+            lines = [f"stategate_mix({n}, {k}, {a}, {step}, {b}, {row}, {out});"]
+        else:
+            column = self.b.strides[-1]
+            dot = f"stategate_dot({k}, {a}, {b} + j * {column})"
+            lines = nested([("j", n)], [f"({out})[j] = {dot};"])
+        return nested([loop for loop in loops if loop[1] > 1], lines)

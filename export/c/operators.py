@@ -1,0 +1,398 @@
+"""Each operator of ONNX in terms of views, loops, sums and products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from stategate.export.c.convolution import convolution
+from stategate.export.c.loops import REDUCTIONS
+from stategate.export.c.matrices import Contraction
+from stategate.export.c.program import Program
+from stategate.export.c.recurrent import recurrent
+from stategate.export.c.view import View, strides_of, whole
+
+Array = NDArray[Any]
+Attributes = Mapping[str, Any]
+Rule = Callable[[Program, onnx.NodeProto, Attributes], bool]
+
+
+def written(program: Program, node: onnx.NodeProto, opset: int) -> bool:
+    """Add a node of an opset to a program; False where it is not written here."""
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "Softmax" and opset < 13:  # which takes all axes from its own on
+        return _softmax(program, node, {"axis": 1, **attributes, "is_of_rest": True})
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    rule = _RULES.get(node.op_type)
+    if rule is not None:
+        return rule(program, node, attributes)
+    if len(node.output) != 1:
+        return False
+    return program.compute(node.op_type, node.input, node.output[0], attributes)
+
+
+def _integers(program: Program, name: str) -> list[int] | None:
+    array = program.constant(name)
+    return None if array is None else [int(v) for v in array.reshape(-1)]
+
+
+# Operators that only move.
+
+
+def _reshape(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    source, output = node.input[0], node.output[0]
+    view = program.moved(source)
+    shape = program.shape(output)
+    moved = view.reshaped(shape)
+    if moved is None:
+        moved = program.contiguous(source).reshaped(shape)
+        assert moved is not None
+    program.alias({output: moved})
+    return True
+
+
+def _transpose(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    view = program.moved(node.input[0])
+    axes = attributes.get("perm") or range(len(view.shape))[::-1]
+    program.alias({node.output[0]: view.transposed(list(axes))})
+    return True
+
+
+def _slice(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    if len(node.input) < 3:  # opset 9 has them as attributes
+        return False
+    starts, ends, *more = [_integers(program, name) if name else None for name in node.input[1:]]
+    if starts is None or ends is None:
+        return False
+    axes = (more[0] if more and more[0] is not None else None) or range(len(starts))
+    steps = (more[1] if len(more) > 1 and more[1] is not None else None) or [1] * len(starts)
+    if any(name and program.constant(name) is None for name in node.input[1:]):
+        return False
+    view = program.moved(node.input[0])
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        first, last, step = slice(start, end, step).indices(view.shape[axis])
+        view = view.sliced(axis, first, len(range(first, last, step)), step)
+    program.alias({node.output[0]: view})
+    return True
+
+
+def _split(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    view = program.moved(node.input[0])
+    axis = int(attributes.get("axis", 0)) % len(view.shape)
+    start, views = 0, {}
+    for output in node.output:
+        count = program.shape(output)[axis]
+        views[output] = view.sliced(axis, start, count)
+        start += count
+    program.alias(views)
+    return True
+
+
+def _gather(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    indices = program.constant(node.input[1])
+    if indices is None or indices.ndim > 1 or indices.size == 0:
+        return False
+    if program.constant(node.input[0]) is not None:
+        return False
+    view = program.moved(node.input[0])
+    axis = int(attributes.get("axis", 0)) % len(view.shape)
+    at = [int(i) % view.shape[axis] for i in indices.reshape(-1)]
+    steps = set(np.diff(at).tolist())
+    if len(steps) > 1 or 0 in steps:
+        return False
+    view = view.sliced(axis, at[0], len(at), steps.pop() if steps else 1)
+    program.alias({node.output[0]: view.without(axis) if indices.ndim == 0 else view})
+    return True
+
+
+def _expand(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    view = program.moved(node.input[0])
+    program.alias({node.output[0]: view.broadcast(program.shape(node.output[0]))})
+    return True
+
+
+def _concat(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    output = node.output[0]
+    dtype, shape = program.tensors[output]
+    axis = int(attributes["axis"]) % len(shape)
+    target = whole(output, dtype, shape)
+    program.buffer(output, dtype, target.size)
+    start = 0
+    for name in node.input:
+        count = program.shape(name)[axis]
+        program.copy_into(program.view(name), target.sliced(axis, start, count))
+        start += count
+    program.alias({output: target})
+    return True
+
+
+# Sums along axes, and what is made of them.
+
+
+def _reduce(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    name = node.input[0]
+    axes = attributes.get("axes")
+    if len(node.input) > 1 and node.input[1]:
+        axes = _integers(program, node.input[1])
+        if axes is None:
+            return False
+    rank = len(program.shape(name))
+    if not axes:
+        if attributes.get("noop_with_empty_axes"):
+            return False
+        axes = range(rank)
+    kind = program.dtype(name)
+    if kind not in ("float32", "float64", "int32", "int64"):
+        return False
+    if kind != "float32" and node.op_type not in ("ReduceSum", "ReduceMax", "ReduceMin"):
+        return False
+    program.reduce(node.op_type, name, node.output[0], list(axes))
+    return True
+
+
+def _row_wise(program: Program, name: str, axis: int) -> tuple[list[int], tuple[int, ...]]:
+    shape = program.shape(name)
+    axes = list(range(axis % len(shape), len(shape)))
+    return axes, tuple(1 if a in axes else n for a, n in enumerate(shape))
+
+
+def _softmax(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    name, output = node.input[0], node.output[0]
+    shape = program.shape(name)
+    axis = int(attributes.get("axis", -1)) % len(shape)
+    if program.dtype(name) != "float32":
+        return False
+    axes = list(range(axis, len(shape))) if "is_of_rest" in attributes else [axis]
+    row = tuple(1 if a in axes else n for a, n in enumerate(shape))
+    program.view(name)  # it is taken twice
+    most, sums, parts, powers = (
+        program.fresh(f"{output}.{what}", "float32", form).buffer
+        for what, form in (("max", row), ("sum", row), ("minus", shape), ("exp", shape))
+    )
+    program.uses[powers] = 2
+    program.reduce("ReduceMax", name, most, axes)
+    program.compute("Sub", [name, most], parts)
+    program.compute("Exp", [parts], powers)
+    program.view(powers)
+    program.reduce("ReduceSum", powers, sums, axes)
+    return program.compute("Div", [powers, sums], output)
+
+
+def _layer_normalization(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    name, scale, *bias = [n for n in node.input if n]
+    output = node.output[0]
+    if len([o for o in node.output if o]) > 1 or program.dtype(name) != "float32":
+        return False
+    shape = program.shape(name)
+    axes, row = _row_wise(program, name, int(attributes.get("axis", -1)))
+    is_rms = node.op_type == "RMSNormalization"
+    parts = {
+        what: program.fresh(f"{output}.{what}", "float32", form).buffer
+        for what, form in (
+            ("mean", row), ("centred", shape), ("square", shape), ("variance", row),
+            ("plus", row), ("root", row), ("unit", shape), ("scaled", shape),
+        )
+    }  # fmt: skip
+    epsilon = program.fresh(f"{output}.epsilon", "float32", ()).buffer
+    program.constants = {
+        **program.constants,
+        epsilon: np.array(attributes.get("epsilon", 1e-5), np.float32),
+    }
+    centred = name
+    program.view(name)
+    if not is_rms:
+        program.reduce("ReduceMean", name, parts["mean"], axes)
+        program.uses[parts["centred"]] = 2
+        program.compute("Sub", [name, parts["mean"]], parts["centred"])
+        centred = parts["centred"]
+        program.view(centred)
+    program.compute("Mul", [centred, centred], parts["square"])
+    program.reduce("ReduceMean", parts["square"], parts["variance"], axes)
+    program.compute("Add", [parts["variance"], epsilon], parts["plus"])
+    program.compute("Sqrt", [parts["plus"]], parts["root"])
+    program.compute("Div", [centred, parts["root"]], parts["unit"])
+    scaled = parts["scaled"] if bias else output
+    program.compute("Mul", [parts["unit"], scale], scaled)
+    return not bias or program.compute("Add", [scaled, bias[0]], output)
+
+
+# Products.
+
+
+def _rows(program: Program, name: str, rows: int) -> View:
+    """A tensor as ``(m, rows)``, copied where it is not so."""
+    view = program.contiguous(name)
+    moved = view.reshaped((view.size // rows, rows))
+    assert moved is not None
+    return moved
+
+
+def _matrix(program: Program, name: str) -> tuple[Array, Array | None] | None:
+    """A constant matrix, and the scale of each column where it is of int8."""
+    array = program.constant(name)
+    if array is not None:
+        return (array, None) if array.ndim == 2 and array.dtype == np.float32 else None
+    return program.integers.get(name)
+
+
+def _matmul(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    a, b = node.input
+    output = node.output[0]
+    if program.dtype(output) != "float32":
+        return False
+    matrix = _matrix(program, b)
+    if matrix is not None:
+        program.product(_rows(program, a, matrix[0].shape[0]), matrix[0], output, scales=matrix[1])
+        return True
+    first = _matrix(program, a)
+    if first is not None and first[1] is None and len(program.shape(b)) == 2:
+        # A B = (B' A')': rows of B' are columns of B.
+        turned = program.copied(program.view(b).transposed([1, 0]))
+        n, k = turned.shape
+        under = program.fresh(f"{output}.turned", "float32", (n, first[0].shape[0])).buffer
+        program.product(replace(turned, shape=(n, k)), first[0].T, under)
+        program.alias({output: program.view(under).transposed([1, 0])})
+        return True
+    return _contract(program, program.view(a), program.view(b), output)
+
+
+def _contract(program: Program, a: View, b: View, output: str) -> bool:
+    """The product of two computed tensors."""
+    shape = program.shape(output)
+    if len(a.shape) == 1 or len(b.shape) == 1:
+        a = a if len(a.shape) > 1 else replace(a, shape=(1, *a.shape), strides=(0, *a.strides))
+        b = b if len(b.shape) > 1 else replace(b, shape=(*b.shape, 1), strides=(*b.strides, 0))
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    if b.strides[-1] != 1 and b.strides[-2] != 1 and b.shape[-1] != 1:
+        b = program.copied(b)
+    elif b.strides[-1] != 1 and b.strides[-2] == 1 and a.strides[-1] != 1:
+        a = program.copied(a)
+    elif b.shape[-1] == 1 and (b.strides[-2] != 1 or a.strides[-1] != 1):
+        a, b = program.copied(a), program.copied(b)
+        b = replace(b, strides=(*b.strides[:-2], 1, 0))
+    elif b.shape[-1] == 1:
+        b = replace(b, strides=(*b.strides[:-2], 1, 0))
+    full = (*batch, a.shape[-2], b.shape[-1])
+    target = whole(output, "float32", full)
+    program.buffer(output, "float32", target.size)
+    program.add(
+        Contraction(
+            a.broadcast((*batch, *a.shape[-2:])), b.broadcast((*batch, *b.shape[-2:])), target
+        )
+    )
+    program.alias({output: replace(target, shape=shape, strides=strides_of(shape))})
+    return True
+
+
+def _gemm(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    a, b, *rest = node.input
+    output = node.output[0]
+    if program.dtype(output) != "float32":
+        return False
+    alpha, beta = float(attributes.get("alpha", 1)), float(attributes.get("beta", 1))
+    matrix = program.constant(b)
+    bias_name = rest[0] if rest and rest[0] else ""
+    bias = program.constant(bias_name)
+    n = program.shape(output)[1]
+    m = program.shape(output)[0]
+    is_turned = bool(attributes.get("transA"))
+    if is_turned and m > 1:
+        return False
+    if matrix is None:
+        if alpha != 1 or beta != 1:
+            return False
+        turned = [1, 0] if attributes.get("transB") else [0, 1]
+        target = output
+        if bias_name:
+            target = program.fresh(f"{output}.product", "float32", program.shape(output)).buffer
+        x = program.view(a).transposed([1, 0]) if is_turned else program.view(a)
+        _contract(program, x, program.view(b).transposed(turned), target)
+        return not bias_name or program.compute("Add", [target, bias_name], output)
+    if matrix.dtype != np.float32:
+        return False
+    matrix = matrix.T if attributes.get("transB") else matrix
+    if alpha != 1:
+        matrix = matrix * np.float32(alpha)
+    row = None
+    if bias is not None and (bias.ndim < 2 or bias.shape[0] == 1):
+        row = np.broadcast_to(bias.reshape(-1), (n,)) * np.float32(beta)
+    elif bias_name and beta != 1:
+        return False
+    x = _rows(program, a, matrix.shape[0])  # one row, where it is turned
+    if bias_name and row is None:
+        under = program.fresh(f"{output}.product", "float32", program.shape(output)).buffer
+        program.product(x, matrix, under)
+        return program.compute("Add", [under, bias_name], output)
+    program.product(x, matrix, output, row)
+    return True
+
+
+def _add(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    for name, other in (node.input, node.input[::-1]):
+        bias = program.constant(other)
+        if bias is not None and program.add_bias(name, bias, node.output[0]):
+            return True
+    return program.compute("Add", node.input, node.output[0])
+
+
+# Integers with a scale.
+
+
+def _dequantize(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    values, scales, *zeros = node.input
+    zero = zeros[0] if zeros else ""
+    x, s = program.constant(values), program.constant(scales)
+    if attributes.get("block_size") or s is None or s.dtype != np.float32:
+        return False
+    centres = program.constant(zero)
+    if zero and centres is None:
+        return False
+    axis = int(attributes.get("axis", 1))
+    shape = program.shape(values)
+    if s.size > 1 and s.shape != (shape[axis % len(shape)],):
+        return False
+    output = node.output[0]
+    of_columns = x is not None and x.ndim == 2 and (s.size == 1 or axis % 2 == 1)
+    symmetric = centres is None or not centres.any()
+    if x is not None and of_columns and symmetric and x.dtype == np.int8:
+        program.integers[output] = (x, np.broadcast_to(s.reshape(-1), (x.shape[1],)))
+    return program.scaled(values, s, centres, axis, output)
+
+
+def _quantize(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    values, scales, *zeros = node.input
+    s = program.constant(scales)
+    centre = program.constant(zeros[0]) if zeros and zeros[0] else np.array(0, np.uint8)
+    if s is None or s.size != 1 or centre is None or attributes.get("block_size"):
+        return False
+    if centre.dtype not in (np.int8, np.uint8) or program.dtype(values) != "float32":
+        return False
+    return program.rounded(values, float(s.reshape(-1)[0]), centre, node.output[0])
+
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"), _reshape),
+    "Transpose": _transpose,
+    "Slice": _slice,
+    "Split": _split,
+    "Gather": _gather,
+    "Expand": _expand,
+    "Concat": _concat,
+    **dict.fromkeys(REDUCTIONS, _reduce),
+    "Softmax": _softmax,
+    "LayerNormalization": _layer_normalization,
+    "RMSNormalization": _layer_normalization,
+    "Conv": convolution,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Add": _add,
+    "DequantizeLinear": _dequantize,
+    "QuantizeLinear": _quantize,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
+}

@@ -1,0 +1,266 @@
+"""The C of a part of a step: one function for each of its units, and one that calls them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from stategate.contract.errors import LowerError
+from stategate.export.c import generator
+from stategate.export.c.interface import STACK_BYTES, Function, c_type
+from stategate.export.c.loops import Names, Unit, indented
+from stategate.export.c.names import with_plain_names
+from stategate.export.c.operators import written
+from stategate.export.c.place import lives_of, placed
+from stategate.export.c.program import Program
+from stategate.export.c.view import Shape, View, whole
+
+Array = NDArray[Any]
+_WIDEST = 8  # bytes of the widest element
+
+
+@dataclass(slots=True)
+class Foreign:
+    """A node that emx-onnx-cgen writes."""
+
+    function: str
+    takes: list[View]  # contiguous
+    gives: list[View]
+    text: str = field(repr=False)
+
+    def reads(self) -> list[str]:
+        """Buffers that it reads."""
+        return [view.buffer for view in self.takes]
+
+    def writes(self) -> list[str]:
+        """Buffers that it fills."""
+        return [view.buffer for view in self.gives]
+
+    def body(self, names: Names) -> list[str]:
+        """Its C statements."""
+        arguments = ", ".join(
+            f"(void *)(uintptr_t)({names[v.buffer]} + {v.offset})"
+            for v in (*self.takes, *self.gives)
+        )
+        return [f"{self.function}({arguments});"]
+
+    @property
+    def prototype(self) -> str:
+        """Its declaration, as the generator wrote it."""
+        start = self.text.index(f"void {self.function}(")
+        return self.text[start : self.text.index(")", start) + 1] + ";"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A function of generated code.
+
+    Attributes:
+        files: C files by name.
+        function: How it is called.
+        weights: Constants that it reads, by the name among the takes.
+    """
+
+    files: dict[str, str]
+    function: Function
+    weights: dict[str, Array]
+
+
+def write_part(
+    name: str,
+    model: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
+    takes: Sequence[str],
+    gives: Sequence[str],
+    folder: Path,
+) -> Part:
+    """The C of some nodes of a step.
+
+    Args:
+        name: Of the function.
+        model: The step, whose shapes are infos.
+        nodes: In the order of the graph.
+        takes: Tensors that are there before, but constants.
+        gives: Tensors that it fills.
+        folder: Of the generator's templates.
+
+    Raises:
+        LowerError: A node can be written by nobody.
+    """
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    tensors = _tensors_of(model.graph)
+    tensors |= {n: (a.dtype.name, a.shape) for n, a in constants.items()}
+    _add_single_elements(model.graph, tensors)
+    uses = Counter([n for node in nodes for n in node.input] + list(gives))
+    program = Program(tensors, constants, takes, uses)
+    foreign: list[Foreign] = []
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    for node in nodes:
+        is_known = all(n in program.tensors for n in (*node.input, *node.output) if n)
+        if not is_known or not written(program, node, opset):
+            foreign.append(_foreign(f"{name}_{len(foreign)}", program, model, node, folder))
+    places = program.finish(gives)
+    text, prototype, weights = _text(name, program, foreign, takes, gives, places)
+    files = {f"{name.removeprefix('stategate_')}.c": text}
+    files |= {f"{one.function.removeprefix('stategate_')}.c": one.text for one in foreign}
+    return Part(
+        files,
+        Function(prototype + ";", (*takes, *weights), tuple(gives)),
+        {weight: program.weights[weight] for weight in weights},
+    )
+
+
+def _tensors_of(graph: onnx.GraphProto) -> dict[str, tuple[str, Shape]]:
+    """Dtype and shape of every tensor whose shape is known."""
+    infos: dict[str, tuple[str, Shape]] = {}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        tensor = value.type.tensor_type
+        if not tensor.HasField("shape") or not all(d.dim_value for d in tensor.shape.dim):
+            continue
+        try:
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+        except (KeyError, TypeError):
+            continue
+        infos[value.name] = (dtype, tuple(d.dim_value for d in tensor.shape.dim))
+    return infos
+
+
+def _add_single_elements(graph: onnx.GraphProto, tensors: dict[str, tuple[str, Shape]]) -> None:
+    """Add results without axes, which shape inference does not always tell from unknown ones."""
+    kinds = {v.name: v.type.tensor_type.elem_type for v in graph.value_info}
+    for node in graph.node:
+        shapes = [tensors[n][1] if n in tensors else None for n in node.input if n]
+        if node.op_type == "GatherND" and None not in shapes:
+            has_none = shapes[1] == (len(shapes[0] or ()),)
+        else:
+            has_none = bool(shapes) and all(shape == () for shape in shapes)
+        for name in node.output:
+            if has_none and name in kinds and name not in tensors:
+                tensors[name] = (helper.tensor_dtype_to_np_dtype(kinds[name]).name, ())
+
+
+def _foreign(
+    function: str, program: Program, model: onnx.ModelProto, node: onnx.NodeProto, folder: Path
+) -> Foreign:
+    graph = model.graph
+    infos = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
+    initial = {t.name: t for t in graph.initializer}
+    inputs = [n for n in dict.fromkeys(node.input) if n and n not in initial]
+    results = [n for n in node.output if n]
+
+    def value(name: str) -> onnx.ValueInfoProto:
+        info: onnx.ValueInfoProto | None = infos.get(name)
+        if info is None or name not in program.tensors:
+            raise LowerError(
+                "a tensor of the graph has no known shape",
+                found=f"{name}, made by {node.domain or 'ai.onnx'}.{node.op_type}",
+                remedy="the onnxruntime engine steps this model",
+            )
+        return info
+
+    one = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [node],
+            function,
+            [value(n) for n in inputs],
+            [value(n) for n in results],
+            [initial[n] for n in dict.fromkeys(node.input) if n in initial],
+        ),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+    )
+    text = generator.c_of(with_plain_names(one, function), function, folder)
+    takes = [program.contiguous(n) for n in inputs]
+    gives = []
+    for name in results:
+        dtype, shape = program.tensors[name]
+        view = whole(name, dtype, shape)
+        program.buffer(name, dtype, view.size)
+        gives.append(view)
+    unit = Foreign(function, takes, gives, '#include "stategate_math.h"\n' + text)
+    program.add(unit)
+    program.alias({view.buffer: view for view in gives})
+    return unit
+
+
+def _text(
+    name: str,
+    program: Program,
+    foreign: Sequence[Foreign],
+    takes: Sequence[str],
+    gives: Sequence[str],
+    places: Mapping[str, str],
+) -> tuple[str, str, list[str]]:
+    """The C of all units, the prototype of the function that calls them, and its weights."""
+    units = [unit for unit in program.units if unit.writes()]
+    used = dict.fromkeys(b for unit in units for b in (*unit.reads(), *unit.writes()))
+    weights = [b for b in program.weights if b in used]
+    names = {buffer: f"b{i}" for i, buffer in enumerate(program.buffers)}
+    results = {places[result]: result for result in gives}
+    temporaries = {
+        b: program.buffers[b].elements
+        for b in used
+        if program.buffers[b].is_temporary and b not in results
+    }
+    lines = ['#include "stategate_kernels.h"', *(one.prototype for one in foreign), ""]
+    calls = []
+    for i, unit in enumerate(units):
+        filled = dict.fromkeys(unit.writes())
+        arguments = dict.fromkeys([*unit.reads(), *filled])
+        parameters = [
+            ("" if b in filled else "const ")
+            + f"{c_type(program.buffers[b].dtype)} *restrict {names[b]}"
+            for b in arguments
+        ]
+        lines += [
+            f"STATEGATE_ALONE void f{i}({', '.join(parameters)})",
+            "{",
+            *indented(unit.body(names)),
+            "}",
+            "",
+        ]
+        calls.append(f"    f{i}({', '.join(names[b] for b in arguments)});")
+    parameters = [
+        f"const {c_type(program.buffers[b].dtype)} *restrict {names[b]}" for b in (*takes, *weights)
+    ]
+    parameters += [
+        f"{c_type(program.buffers[places[result]].dtype)} *restrict {names[places[result]]}"
+        for result in gives
+    ]
+    prototype = f"void {name}({', '.join(parameters) or 'void'})"
+    lines += [f"{prototype};", prototype, "{", *_pools(program, units, temporaries, names), *calls]
+    unused = [b for b in takes if b not in used]
+    lines += [f"    (void){names[b]};" for b in unused]
+    return "\n".join([*lines, "}", ""]), prototype, weights
+
+
+def _pools(
+    program: Program,
+    units: Sequence[Unit],
+    temporaries: Mapping[str, int],
+    names: Names,
+) -> list[str]:
+    """Memory of temporaries, a pool for each type, so that none is read as another."""
+    lives = lives_of([u.reads() for u in units], [u.writes() for u in units], temporaries)
+    kinds: dict[str, dict[str, Any]] = {}
+    for buffer, life in lives.items():
+        kinds.setdefault(program.buffers[buffer].dtype, {})[buffer] = life
+    pools = {dtype: placed(of_kind) for dtype, of_kind in kinds.items()}
+    large = sum(total for _, total in pools.values()) * _WIDEST > STACK_BYTES
+    lines = []
+    for dtype, (at, total) in pools.items():
+        kind = c_type(dtype)
+        place = "STATEGATE_TEMPORARY " if large else ""
+        lines.append(f"    {place}{kind} {kind}_pool[{total}] STATEGATE_CACHE_LINE;")
+        lines += [
+            f"    {kind} *const {names[b]} = {kind}_pool + {start};" for b, start in at.items()
+        ]
+    return lines

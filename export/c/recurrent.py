@@ -1,0 +1,219 @@
+"""LSTM, GRU and RNN: for each step of time two products, and the gates of all units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from stategate.export.c.loops import Names, indented, nested
+from stategate.export.c.matrices import padded, row_of, tiles
+from stategate.export.c.program import Program
+from stategate.export.c.view import View, whole
+
+Array = NDArray[Any]
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_ACTIVATIONS = {
+    "LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"],
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Recurrent:
+    """One direction of a recurrent operator over a sequence.
+
+    Attributes:
+        kind: ``LSTM``, ``GRU`` or ``RNN``.
+        x: ``(steps, rows, inputs)``, contiguous.
+        y: ``(steps, rows, units)`` of the outputs, or None.
+        last: ``(rows, units)`` of each state after the last step, in order h, c.
+        first: The same before the first, each None for zeros.
+        is_reversed: Whether the sequence is walked from its end.
+        resets_late: Of a GRU: whether the product with h is reset, and not h (ONNX's
+            ``linear_before_reset``).
+    """
+
+    kind: str
+    x: View
+    y: View | None
+    last: list[View]
+    first: list[View | None]
+    is_reversed: bool
+    resets_late: bool
+    buffers: dict[str, str] = field(default_factory=dict)
+
+    def reads(self) -> list[str]:
+        """Buffers that it reads."""
+        views = [self.x, *self.first]
+        return [*(v.buffer for v in views if v is not None), *self.buffers.values()]
+
+    def writes(self) -> list[str]:
+        """Buffers that it fills."""
+        return [*(v.buffer for v in self.last), *([self.y.buffer] if self.y is not None else [])]
+
+    def body(self, names: Names) -> list[str]:
+        """Its C statements."""
+        steps, rows, inputs = self.x.shape
+        units = self.last[0].shape[-1]
+        states = "hc" if self.kind == "LSTM" else "h"
+        buffers = {key: names[buffer] for key, buffer in self.buffers.items()}
+
+        def at(view: View, *indices: str) -> str:
+            parts = [
+                f"{index} * {stride}"
+                for index, stride, extent in zip(indices, view.strides, view.shape, strict=False)
+                if extent > 1
+            ]
+            return " + ".join([names[view.buffer], str(view.offset), *parts])
+
+        lines = []
+        for state, first in zip(states, self.first, strict=True):
+            size = units * 4
+            lines.append(f"float {state}[{padded(units)}] STATEGATE_CACHE_LINE = {{0}};")
+            if first is not None:
+                lines.append(f"memcpy({state}, {at(first, 'row')}, {size});")
+        walk = f"{steps - 1} - t" if self.is_reversed and steps > 1 else "t"
+        step = [f"const float *x = {at(self.x, f'({walk})', 'row')};"]
+        step += self._step(buffers, inputs, units)
+        if self.y is not None:
+            step.append(f"memcpy({at(self.y, f'({walk})', 'row')}, h, {units * 4});")
+        lines += nested([("t", steps)] if steps > 1 else [], step)
+        for state, last in zip(states, self.last, strict=True):
+            lines.append(f"memcpy({at(last, 'row')}, {state}, {units * 4});")
+        if rows > 1:
+            return nested([("row", rows)], lines)
+        return ["{", *indented(lines), "}"]
+
+    def _step(self, buffers: Mapping[str, str], inputs: int, units: int) -> list[str]:
+        columns = padded(_GATES[self.kind] * units)
+        sums = f"float sums[{columns}] STATEGATE_CACHE_LINE;"
+        if self.kind != "GRU":
+            both = f"{inputs}, x, {units}, h"
+            call = f"stategate_product({columns}, {buffers['w']}, {both}, {buffers['b']}, sums);"
+            cell = "lstm" if self.kind == "LSTM" else "rnn"
+            states = "c, h" if self.kind == "LSTM" else "h"
+            return [sums, call, f"stategate_{cell}({units}, sums, {states});"]
+        two, one = padded(2 * units), padded(units)
+        new = f"float fresh[{one}] STATEGATE_CACHE_LINE;"
+        lines = [
+            sums,
+            new,
+            # Update and reset: of both inputs. The new content: of x, and apart from it of h.
+            f"stategate_product({two}, {buffers['w']}, {inputs}, x, {units}, h, "
+            f"{buffers['b']}, sums);",
+            f"float given[{one}] STATEGATE_CACHE_LINE;",
+            f"stategate_product({one}, {buffers['wn']}, {inputs}, x, 0, NULL, "
+            f"{buffers['bn']}, given);",
+        ]
+        if self.resets_late:
+            return [
+                *lines,
+                f"stategate_product({one}, {buffers['rn']}, {units}, h, 0, NULL, "
+                f"{buffers['brn']}, fresh);",
+                f"stategate_gru_late({units}, sums, given, fresh, h);",
+            ]
+        return [
+            *lines,
+            f"float reset[{one}] STATEGATE_CACHE_LINE;",
+            f"stategate_gru_reset({units}, sums, h, reset);",
+            f"stategate_product({one}, {buffers['rn']}, {units}, reset, 0, NULL, given, fresh);",
+            f"stategate_gru({units}, sums, fresh, h);",
+        ]
+
+
+def recurrent(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> bool:
+    """Add a recurrent operator; False where it is of a form that is not written here."""
+    kind = node.op_type
+    names = [*node.input, *[""] * (8 - len(node.input))]
+    x, w, r, b, lengths, h, c, peepholes = names[:8]
+    direction = _text(attributes.get("direction", "forward"))
+    sides = 2 if direction == "bidirectional" else 1
+    defaults = _ACTIVATIONS[kind] * sides
+    activations = [_text(a) for a in attributes.get("activations", defaults)]
+    weights, hidden = program.constant(w), program.constant(r)
+    bias = program.constant(b)
+    plain = (
+        activations == defaults
+        and not lengths
+        and not peepholes
+        and not attributes.get("layout")
+        and not attributes.get("clip")
+        and not attributes.get("input_forget")
+    )
+    if not plain or weights is None or hidden is None or (b and bias is None):
+        return False
+    if weights.dtype != np.float32:
+        return False
+    units = int(hidden.shape[-1])
+    if bias is None:
+        bias = np.zeros((sides, 2 * _GATES[kind] * units), np.float32)
+    sequence = program.contiguous(x)
+    steps, rows, _ = sequence.shape
+    outputs = [*node.output, *[""] * (3 - len(node.output))]
+    states = 2 if kind == "LSTM" else 1
+    starts = [program.contiguous(n) if n else None for n in (h, c)[:states]]
+    y = _target(program, outputs[0], (steps, sides, rows, units))
+    last = (sides, rows, units)
+    lasts = [
+        _target(program, name or program.fresh("last", "float32", last).buffer, last)
+        for name in outputs[1 : 1 + states]
+    ]
+    for side in range(sides):
+        one = Recurrent(
+            kind,
+            sequence,
+            None if y is None else _side(y, 1, side),
+            [_side(target, 0, side) for target in lasts if target is not None],
+            [None if s is None else _side(s, 0, side) for s in starts],
+            direction == "reverse" or side == 1,
+            bool(attributes.get("linear_before_reset")),
+        )
+        prefix = next(o for o in outputs if o)
+        parts = _parts(kind, weights[side], hidden[side], bias[side], units, one.resets_late)
+        one.buffers = {key: program.keep(f"{prefix}.{side}.{key}", a) for key, a in parts.items()}
+        program.add(one)
+    for name, view in zip(outputs, [y, *lasts], strict=False):
+        if name and view is not None:
+            program.alias({name: view})
+    return True
+
+
+def _target(program: Program, name: str, shape: Sequence[int]) -> View | None:
+    if not name:
+        return None
+    view = whole(name, "float32", tuple(shape))
+    program.buffer(name, "float32", view.size)
+    program.tensors.setdefault(name, ("float32", tuple(shape)))
+    return view
+
+
+def _side(view: View, axis: int, side: int) -> View:
+    return view.sliced(axis, side, 1).without(axis)
+
+
+def _parts(kind: str, w: Array, r: Array, bias: Array, units: int, late: bool) -> dict[str, Array]:
+    """Weights in tiles: ``w`` for (x, h), and for the new content of a GRU each for itself."""
+    gates = _GATES[kind] * units
+    both = bias[:gates] + bias[gates:]
+    if kind != "GRU":
+        return {"w": tiles(np.concatenate([w.T, r.T])), "b": row_of(both)}
+    two = 2 * units
+    parts = {
+        "w": tiles(np.concatenate([w[:two].T, r[:two].T])),
+        "b": row_of(both[:two]),
+        "wn": tiles(w[two:].T),
+        "bn": row_of(bias[two:gates] if late else both[two:]),
+        "rn": tiles(r[two:].T),
+    }
+    if late:
+        parts["brn"] = row_of(bias[gates + two :])
+    return parts
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

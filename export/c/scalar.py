@@ -1,0 +1,213 @@
+"""C expressions of the operators that compute each element by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Expression = Callable[[Sequence[str], Mapping[str, Any]], str]
+
+_INFIX = {
+    "Add": "+", "Sub": "-", "Mul": "*", "Div": "/",
+    "And": "&&", "Or": "||", "Xor": "!=",
+    "Equal": "==", "Less": "<", "LessOrEqual": "<=", "Greater": ">", "GreaterOrEqual": ">=",
+}  # fmt: skip
+_COMPARE = {"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
+_LOGIC = {"And", "Or", "Xor", "Not"}
+_NUMBERS = {"float32", "float64"}
+_INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+# float32 only: functions of stategate_math.h. NaN goes through each of them.
+_FUNCTIONS = {
+    "Exp": "stategate_expf({0})",
+    "Log": "stategate_logf({0})",
+    "Tanh": "stategate_tanhf({0})",
+    "Sigmoid": "stategate_sigmoidf({0})",
+    "Softplus": "stategate_softplusf({0})",
+    "Sin": "stategate_sinf({0})",
+    "Cos": "stategate_cosf({0})",
+    "Erf": "stategate_erff({0})",
+    "Softsign": "({0} / (1.0f + fabsf({0})))",
+    "Mish": "({0} * stategate_tanhf(stategate_softplusf({0})))",
+    "Pow": "stategate_powf({0}, {1})",
+}
+_EXACT = {  # of float32 and float64: (float32, float64)
+    "Sqrt": ("sqrtf({0})", "sqrt({0})"),
+    "Abs": ("fabsf({0})", "fabs({0})"),
+    "Floor": ("floorf({0})", "floor({0})"),
+    "Ceil": ("ceilf({0})", "ceil({0})"),
+    "Round": ("rintf({0})", "rint({0})"),
+    "Reciprocal": ("(1.0f / {0})", "(1.0 / {0})"),
+}
+_SMALL = 4  # the largest exponent of a power that is written as products
+
+
+def literal(value: Any, dtype: str) -> str:
+    """A constant in C."""
+    if dtype == "bool":
+        return "true" if value else "false"
+    if dtype in _NUMBERS:
+        number = float(value)
+        if not np.isfinite(number):
+            return "NAN" if np.isnan(number) else ("INFINITY" if number > 0 else "(-INFINITY)")
+        text = number.hex() + ("f" if dtype == "float32" else "")
+        return f"({text})" if number < 0 else text
+    whole = int(value)
+    if whole == np.iinfo(np.int64).min:
+        return "INT64_MIN"
+    return f"({whole})" if whole < 0 else str(whole)
+
+
+def expression(
+    operator: str,
+    dtypes: Sequence[str],
+    result: str,
+    attributes: Mapping[str, Any],
+    constants: Sequence[np.ndarray | None],
+    c_type: Callable[[str], str],
+) -> Callable[[Sequence[str]], str] | None:
+    """How an operator computes one element; None where it is not written here.
+
+    Args:
+        operator: Of the standard's domain.
+        dtypes: Of its operands.
+        result: Dtype of its result.
+        attributes: Of the node.
+        constants: Value of each operand that is constant.
+        c_type: The C type of a dtype.
+
+    Returns:
+        The expression of the operands' expressions, each of which is a name or a literal.
+    """
+    kind = dtypes[0] if operator != "Where" else result
+    real = kind in _NUMBERS
+    if operator in _LOGIC:
+        if operator == "Not":
+            return lambda x: f"(!{x[0]})"
+        return lambda x: f"({x[0]} {_INFIX[operator]} {x[1]})"
+    if operator in _COMPARE and (real or kind in _INTEGERS or kind == "bool"):
+        return lambda x: f"({x[0]} {_INFIX[operator]} {x[1]})"
+    if operator == "Where":
+        return lambda x: f"({x[0]} ? {x[1]} : {x[2]})"
+    if operator == "Cast":
+        return _cast(kind, result, c_type)
+    if operator == "Identity":
+        return lambda x: x[0]
+    if not real and kind not in _INTEGERS:
+        return None
+    suffix = "f" if kind == "float32" else ""
+    zero = f"0.0{suffix}" if real else "0"
+    if operator in _INFIX:
+        if not real and (operator == "Div" or len(kind.lstrip("uint")) < 2):
+            return None  # by zero, and promotions of small integers
+        return lambda x: f"({x[0]} {_INFIX[operator]} {x[1]})"
+    if operator == "Neg":
+        return lambda x: f"(-{x[0]})"
+    if operator in ("Max", "Min"):
+        return _extreme(operator == "Max", real)
+    if operator == "Clip":
+        # Before opset 11 its bounds are attributes.
+        return None if attributes else _clip(constants)
+    if operator == "Relu":
+        return lambda x: f"({x[0]} < {zero} ? {zero} : {x[0]})"
+    if not real:
+        return None
+    if operator == "Sign":
+        return lambda x: (
+            f"({x[0]} > {zero} ? 1.0{suffix} : ({x[0]} < {zero} ? -1.0{suffix} : {x[0]}))"
+        )
+    if operator == "IsNaN":
+        return lambda x: f"({x[0]} != {x[0]})"
+    if operator in _EXACT:
+        form = _EXACT[operator][kind == "float64"]
+        return lambda x: form.format(*x)
+    if operator == "Pow":
+        small = _small_power(constants)
+        if small is not None:
+            return small
+    if kind != "float32" or any(d != "float32" for d in dtypes):
+        return None  # double functions are those of the C library, whose last bits differ
+    if operator in _FUNCTIONS:
+        form = _FUNCTIONS[operator]
+        return lambda x: form.format(*x)
+    return _activation(operator, attributes)
+
+
+def _cast(
+    kind: str, result: str, c_type: Callable[[str], str]
+) -> Callable[[Sequence[str]], str] | None:
+    if "float16" in (kind, result) or {kind, result} - _NUMBERS - _INTEGERS - {"bool"}:
+        return None
+    if result == "bool":
+        return lambda x: f"({x[0]} != 0)"
+    return lambda x: f"(({c_type(result)})({x[0]}))"
+
+
+def _extreme(largest: bool, real: bool) -> Callable[[Sequence[str]], str]:
+    sign = ">" if largest else "<"
+
+    def write(operands: Sequence[str]) -> str:
+        text = operands[0]
+        for other in operands[1:]:
+            nan = f" || {text} != {text}" if real else ""
+            text = f"(({text} {sign} {other}{nan}) ? {text} : {other})"
+        return text
+
+    return write
+
+
+def _clip(constants: Sequence[np.ndarray | None]) -> Callable[[Sequence[str]], str]:
+    def write(operands: Sequence[str]) -> str:
+        text, *bounds = operands
+        if bounds and bounds[0]:
+            text = f"({text} < {bounds[0]} ? {bounds[0]} : {text})"
+        if len(bounds) > 1 and bounds[1]:
+            text = f"({text} > {bounds[1]} ? {bounds[1]} : {text})"
+        return text
+
+    return write
+
+
+def _small_power(constants: Sequence[np.ndarray | None]) -> Callable[[Sequence[str]], str] | None:
+    exponent = constants[1] if len(constants) > 1 else None
+    if exponent is None or exponent.size != 1:
+        return None
+    value = float(exponent.reshape(-1)[0])
+    if value in range(2, _SMALL + 1):
+        return lambda x: "(" + " * ".join([x[0]] * int(value)) + ")"
+    return (lambda x: x[0]) if value == 1 else None
+
+
+def _activation(
+    operator: str, attributes: Mapping[str, Any]
+) -> Callable[[Sequence[str]], str] | None:
+    def number(name: str, default: float) -> str:
+        return literal(np.float32(attributes.get(name, default)), "float32")
+
+    if operator == "LeakyRelu":
+        slope = number("alpha", 0.01)
+        return lambda x: f"({x[0]} < 0.0f ? {slope} * {x[0]} : {x[0]})"
+    if operator == "PRelu":
+        return lambda x: f"({x[0]} < 0.0f ? {x[1]} * {x[0]} : {x[0]})"
+    if operator == "Elu":
+        a = number("alpha", 1.0)
+        return lambda x: f"({x[0]} < 0.0f ? {a} * (stategate_expf({x[0]}) - 1.0f) : {x[0]})"
+    if operator == "HardSigmoid":
+        a, b = number("alpha", 0.2), number("beta", 0.5)
+        inner = "({0} * " + a + " + " + b + ")"
+        return lambda x: _bounded(inner.format(x[0]))
+    if operator == "HardSwish":
+        return lambda x: f"({x[0]} * {_bounded(f'({x[0]} * {1 / 6:.9g}f + 0.5f)')})"
+    if operator == "Gelu" and attributes.get("approximate", b"none") in (b"none", "none"):
+        root = literal(np.float32(0.5**0.5), "float32")
+        return lambda x: f"(0.5f * {x[0]} * (1.0f + stategate_erff({x[0]} * {root})))"
+    if operator == "Gelu":
+        c = literal(np.float32((2 / np.pi) ** 0.5), "float32")
+        inner = "({0} + 0.044715f * {0} * {0} * {0})"
+        return lambda x: f"(0.5f * {x[0]} * (1.0f + stategate_tanhf({c} * {inner.format(x[0])})))"
+    return None
+
+
+def _bounded(text: str) -> str:
+    return f"({text} < 0.0f ? 0.0f : ({text} > 1.0f ? 1.0f : {text}))"
