@@ -196,7 +196,7 @@ class GatelessGate(Model):
 
 class HasNoOnnxForm(Model):
     def remember(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.solve_triangular(torch.eye(3), x.T, upper=True).T
+        return x * torch.linalg.eigvalsh(x.T @ x)
 
 
 class InPlace(Model):
@@ -271,7 +271,7 @@ class ExtraOutput(Model):
         (NumpyStart, "list"),
         (
             HasNoOnnxForm,
-            r"no ONNX form[\s\S]*solve_triangular[\s\S]*test_trace.py:\d+ in rem",
+            r"no ONNX form[\s\S]*eig[\s\S]*test_trace.py:\d+ in rem",
         ),
     ],
 )
