@@ -30,7 +30,14 @@ def fla_naive() -> Callable[[str], ModuleType]:
 
 @pytest.fixture
 def no_fla(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps transformers on its torch code: where it finds fla it calls Triton kernels."""
+    """Keeps transformers on its own torch code.
+
+    Where it finds fla it calls Triton kernels, and where it finds the package xlstm it asks for
+    kernels whose licence is not free.
+    """
     if sys.version_info < (3, 11):
         pytest.skip("transformers 5.23 needs Python 3.11")
+    import transformers.utils
+
+    monkeypatch.setattr(transformers.utils, "is_xlstm_available", lambda: False)
     monkeypatch.setitem(sys.modules, "fla", None)
