@@ -246,7 +246,7 @@ def _onnx(
         session = ort.InferenceSession(
             raw, one_thread(ort.SessionOptions()), providers=["CPUExecutionProvider"]
         )
-    except Exception as problem:  # its errors have no common class
+    except failures() as problem:  # its errors have no common class
         raise CalibrationError(
             "the backbone cannot be opened", found=f"{name}: {first_line(problem)}"
         ) from problem
@@ -270,7 +270,7 @@ def _onnx(
                 feeds = {renamed[n]: np.ascontiguousarray(a[t]) for n, a in inputs.items()}
                 answer = cast("NDArray[Any]", session.run(chosen, feeds)[0])
                 rows.append(np.asarray(answer, np.float32).reshape(-1))
-        except Exception as problem:  # as above
+        except failures() as problem:  # as above
             shapes = {n: f"{a.dtype} {a.shape[1:]}" for n, a in inputs.items()}
             raise CalibrationError(
                 "the backbone cannot take a recorded frame",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -372,8 +373,15 @@ def test_an_episode_error_names_the_arrays() -> None:
         stategate.wrap(Backbone, Path("nowhere"), "out")
 
 
-def test_a_backbone_in_a_file_is_asked_frame_by_frame(tmp_path: Path) -> None:
+class Stop(Exception):
+    """Of the user."""
+
+
+def test_a_backbone_in_a_file_is_asked_frame_by_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import onnx
+    import onnxruntime
     from onnx import TensorProto, helper
 
     weights = np.random.default_rng(0).standard_normal((SIZE, 16)).astype(np.float32)
@@ -389,6 +397,17 @@ def test_a_backbone_in_a_file_is_asked_frame_by_frame(tmp_path: Path) -> None:
     x, label = cued(0, 50)
     with opened(str(path), (TensorSpec("x", (1, SIZE)),)) as backbone:
         features = checked_features(backbone, {"x": x})
+
+        # What a signal's handler raises meanwhile is the user's, and no fault of the backbone.
+        def stops(*_: object) -> None:
+            raise Stop
+
+        before = signal.signal(signal.SIGUSR1, stops)
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            interrupted = lambda *_: signal.raise_signal(signal.SIGUSR1)  # noqa: E731
+            patch.setattr(onnxruntime.InferenceSession, "run", interrupted)
+            checked_features(backbone, {"x": x})
+        signal.signal(signal.SIGUSR1, before)
     assert np.abs(features - x[:, 0] @ weights).max() < 1e-5
     with pytest.raises(CalibrationError, match=r"(?s)does not fit.*pixels.*expected: inputs a, b"):
         stategate.wrap(path, [Episode({"a": x, "b": x}, {"action": label})] * 200, tmp_path / "out")
