@@ -119,13 +119,24 @@ def lower(
     for static in (
         "session.c",
         "python.c",
-        "stategate_kernels.h",
         "stategate_math.h",
         "stategate_model.h",
     ):
         files[static] = (own / static).read_bytes()
+    files["stategate_kernels.h"] = _kernels(own / "stategate_kernels.h")
     files[WEIGHTS] = weights.blob()
     return files
+
+
+def _kernels(header: Path) -> bytes:
+    """One header of all kernels, in place of those that it includes, each without its twin."""
+    lines = []
+    for line in header.read_text("utf-8").splitlines():
+        if line.startswith('#include "kernels/'):
+            text = (header.parent / line.split('"')[1]).read_text("utf-8")
+            line = text.partition("#ifdef STATEGATE_TWINS")[0]
+        lines.append(line)
+    return "\n".join([*lines, ""]).encode()
 
 
 class _Cut:

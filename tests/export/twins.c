@@ -1,9 +1,10 @@
-/* Each kernel of stategate_kernels.h beside a plain loop that says what it computes: the same bits. */
+/* Each kernel beside its plain loop, which says what it computes: the same bits. */
 #include <stdio.h>
 
+#define STATEGATE_TWINS MOST /* columns of their matrices, in a row */
+enum { MOST = 320, ROWS = 150 };
 #include "stategate_kernels.h"
 
-enum { MOST = 320, ROWS = 150 };
 static uint32_t seed = 1;
 static uint64_t digest = 1469598103934665603ull; /* FNV-1a */
 static int different;
@@ -47,80 +48,43 @@ static void fill(int columns, int rows)
     }
 }
 
-static float dot(int n)
+STATEGATE_INLINE void check(int columns, int rows)
 {
-    const int count = n < 128 ? 16 : 64;
-    float lanes[64] = {0};
-    for (int i = 0; i < n; ++i) {
-        lanes[i % count] += x[i] * y[i];
-    }
-    for (int half = count / 2; half > 0; half /= 2) {
-        for (int lane = 0; lane < half; ++lane) {
-            lanes[lane] += lanes[lane + half];
-        }
-    }
-    return lanes[0];
+    fill(columns, rows);
+    const int n_x = rows / 2 + 1, n_y = rows - n_x;
+    stategate_product(columns, tiled, n_x, x, n_y, y, init, out);
+    plain_product(columns, plain, n_x, x, n_y, y, init, wanted);
+    compare("product", columns);
+    stategate_integer_product(columns, integers, rows, x, scales, init, out);
+    plain_integer_product(columns, whole, rows, x, scales, init, wanted);
+    compare("integer product", columns);
+    stategate_mix(columns - 3, rows, x, 1, &plain[0][0], MOST, out);
+    plain_mix(columns - 3, rows, x, 1, &plain[0][0], MOST, wanted);
+    compare("mix", columns - 3);
+    out[0] = stategate_dot(rows, x, y), wanted[0] = plain_dot(rows, x, y);
+    compare("dot", 1);
 }
 
-#define CHECK(columns, rows)                                                                \
-    do {                                                                                    \
-        fill(columns, rows);                                                                \
-        const int n_x = (rows) / 2 + 1, n_y = (rows)-n_x;                                   \
-        stategate_product(columns, tiled, n_x, x, n_y, y, init, out);                       \
-        for (int n = 0; n < (columns); ++n) {                                               \
-            wanted[n] = init[n];                                                            \
-            for (int k = 0; k < (rows); ++k) {                                              \
-                wanted[n] += plain[k][n] * (k < n_x ? x[k] : y[k - n_x]);                   \
-            }                                                                               \
-        }                                                                                   \
-        compare("product", columns);                                                        \
-        stategate_integer_product(columns, integers, rows, x, scales, init, out);           \
-        for (int n = 0; n < (columns); ++n) {                                               \
-            float sum = 0.0f;                                                               \
-            for (int k = 0; k < (rows); ++k) {                                              \
-                sum += (float)whole[k][n] * x[k];                                           \
-            }                                                                               \
-            wanted[n] = init[n] + sum * scales[n];                                          \
-        }                                                                                   \
-        compare("integer product", columns);                                                \
-        stategate_mix((columns)-3, rows, x, 1, &plain[0][0], MOST, out);                    \
-        for (int n = 0; n < (columns)-3; ++n) {                                             \
-            wanted[n] = 0.0f;                                                               \
-            for (int k = 0; k < (rows); ++k) {                                              \
-                wanted[n] += plain[k][n] * x[k];                                            \
-            }                                                                               \
-        }                                                                                   \
-        compare("mix", (columns)-3);                                                        \
-        out[0] = stategate_dot(rows, x, y), wanted[0] = dot(rows);                          \
-        compare("dot", 1);                                                                  \
-    } while (0)
-
-#define NARROW(rows)                                                                        \
-    do {                                                                                    \
-        fill(16, rows);                                                                     \
-        stategate_narrow_product(tiled, rows, x, init, out);                                \
-        for (int n = 0; n < 16; ++n) {                                                      \
-            float sums[4] = {init[n], 0.0f, 0.0f, 0.0f};                                    \
-            for (int k = 0; k < (rows); ++k) {                                              \
-                sums[k % 4] += plain[k][n] * x[k];                                          \
-            }                                                                               \
-            wanted[n] = (sums[0] + sums[1]) + (sums[2] + sums[3]);                          \
-        }                                                                                   \
-        compare("narrow product", 16);                                                      \
-    } while (0)
+STATEGATE_INLINE void narrow(int rows)
+{
+    fill(16, rows);
+    stategate_narrow_product(tiled, rows, x, init, out);
+    plain_narrow_product(plain, rows, x, init, wanted);
+    compare("narrow product", 16);
+}
 
 int main(void)
 {
-    CHECK(16, 1);
-    CHECK(48, 7);
-    CHECK(112, 64);
-    CHECK(128, 33);
-    CHECK(144, 150);
-    CHECK(320, 96);
-    NARROW(1);
-    NARROW(3);
-    NARROW(64);
-    NARROW(149);
+    check(16, 1);
+    check(48, 7);
+    check(112, 64);
+    check(128, 33);
+    check(144, 150);
+    check(320, 96);
+    narrow(1);
+    narrow(3);
+    narrow(64);
+    narrow(149);
     /* Functions of one number have no second form here: their bits go into the digest. */
     for (int i = 0; i < 20000; ++i) {
         const float size = drawn() * 30.0f;

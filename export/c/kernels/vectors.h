@@ -1,0 +1,24 @@
+/* Numbers of one vector, and vectors whose sums fit into the registers at the same time. */
+#if defined(__AVX512F__)
+#define STATEGATE_LANES 16
+#elif defined(__AVX__)
+#define STATEGATE_LANES 8
+#else
+#define STATEGATE_LANES 4
+#endif
+#if defined(__aarch64__)
+#define STATEGATE_SUMS 16
+#else
+#define STATEGATE_SUMS 8
+#endif
+#define STATEGATE_TILE 128
+#define STATEGATE_MOST_VECTORS (STATEGATE_TILE / STATEGATE_LANES)
+
+#if defined(__clang__)
+#define STATEGATE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define STATEGATE_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+typedef float stategate_vector
+    __attribute__((vector_size(4 * STATEGATE_LANES), may_alias, aligned(4)));
