@@ -262,11 +262,35 @@ def live(robots: Robots, bundle: Path, lives: int, events: int) -> None:
     )
 
 
+@pytest.mark.case("E4")
+@pytest.mark.parametrize("fault", [("pwrite", "kill before"), ("pwrite", "fail")])
+def test_a_record_that_never_reached_the_disk_is_not_charged_and_wears_nothing(
+    robots: Robots, tiny_bundle: Path, fault: tuple[str, str]
+) -> None:
+    machine = type("Life", (FolderLife,), {"robots": robots, "bundle": tiny_bundle})()
+    machine.begin()
+    machine.step(1, True)
+    machine.save(fault)
+    if machine.alive:
+        machine.kill()
+    machine.start(restore=False)
+    for _ in range(SAVES_A_DAY):
+        machine.step(1, True)
+        machine.save(None)
+    for _ in range(6):  # each takes the writes and gives them back: two records
+        machine.step(30, False)
+        machine.close()
+        machine.start(restore=False)
+    machine.the_flash_gets_no_more_than_the_wear_budget()
+    assert machine.saved > 1
+    machine.teardown()
+
+
 @pytest.mark.case("E2", "E3", "E4", "E5", "E6")
 def test_budgets_and_snapshots_survive_every_order_of_events(
     robots: Robots, tiny_bundle: Path
 ) -> None:
-    live(robots, tiny_bundle, lives=40, events=30)
+    live(robots, tiny_bundle, lives=20, events=30)
 
 
 @pytest.mark.slow
