@@ -24,7 +24,7 @@ HOST_PROFILE := targets/profiles/cpu-$(subst _,-,$(shell uname -m)).toml
 EXPORTER = $(call SOURCES,cli common export models contract runtime) targets/profile.py targets/toml_tables.py $(HOST_PROFILE)
 AURA := $(BUILD)/aura-hard
 
-.PHONY: help setup dev view run picture export bench soak test test-all test-tensorrt test-aarch64 aarch64
+.PHONY: help setup dev view run picture export bench test test-all test-tensorrt test-aarch64 aarch64
 .PHONY: cases house check lint types lock wheel docs clean distclean
 
 help: ## Show this list
@@ -97,9 +97,6 @@ $(BUILD)/export/$(SLUG)-episode.npz: $(call SOURCES,models contract) | $(VENV)/.
 
 bench: $(AURA)/bundle/manifest.json ## Measure a step's time, tails, memory and energy -> build/bench/bench.html
 	$(BIN)/stategate bench $(AURA)/bundle --out $(BUILD)/bench
-
-soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## Step a million times, look for growth -> build/bench/soak.json
-	$(BIN)/stategate soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench
 
 # --- quality -------------------------------------------------------------------------------------
 

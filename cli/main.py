@@ -121,16 +121,7 @@ _BENCH = {
     "run": Verb("bench:run", "bench", "Measure bundles on this machine."),
     "report": Verb("bench:report", "bench", "Draw page and Markdown of a result anew."),
     "compare": Verb("bench:compare_command", "bench", "Tell whether one is slower."),
-    "overhead": Verb(
-        "measure:bench_overhead",
-        "bench",
-        "Time a counted step beside plain ONNX Runtime.",
-        "bench-overhead",
-    ),
     "pace": Verb("measure:pace", "bench", "Time a step of several bundles in one run.", "pace"),
-    "soak": Verb(
-        "measure:soak", "bench", "Step a bundle a million times and look for growth.", "soak"
-    ),
     "plot": Verb("measure:plot", "bench", "Draw memory and writes of a run.", "plot"),
 }
 _DEVICE = {

@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "matrix": ("lab.matrix:matrix_command", "Show what `make matrix` built and what was refused."),
     "peers": ("lab.peers.race:peers", "Race a bundle against other people's runtimes."),
     "bench-native": ("lab.native_race:bench_native", "Race a bundle's native engine."),
+    "overhead": ("lab.overhead:overhead", "Time a counted step beside plain ONNX Runtime."),
+    "soak": ("lab.soak:soak", "Step a bundle a million times and look for growth."),
     "gpu-check": ("lab.gpu_check:gpu_check", "Check TensorRT on this machine's GPU."),
     "foreign": ("lab.foreign.command:foreign", "Adopt other people's files."),
     "controlled": ("lab.evidence.controlled.commands:controlled", "The controlled benchmark."),

@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: house browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
+.PHONY: house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -59,7 +59,10 @@ $(MATRIX)/targets/%/report.json: targets/profiles/%.toml $(EXPORTS:=.log) $(wild
 # --- races ---------------------------------------------------------------------------------------
 
 bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session costs -> build/bench/overhead.json
-	$(BIN)/stategate bench-overhead $(AURA)/bundle --out $(BUILD)/bench
+	$(LAB) overhead $(AURA)/bundle --out $(BUILD)/bench
+
+soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## Step a million times, look for growth -> build/bench/soak.json
+	$(LAB) soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench
 
 # What each environment of a peer holds beside stategate itself; aura-fast has a native engine too.
 peer-floor := onnx

@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from stategate.bench.measure.turns import measure_overhead
 from stategate.bench.report.plots import Run, Timeline, draw_run, read_run
 from stategate.cli.main import main
 from stategate.contract.errors import EpisodeError
@@ -45,44 +44,3 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
         path.write_bytes(raw)
         with pytest.raises(EpisodeError, match="the ledger of a run cannot be read"):
             read_run(path)
-
-
-def test_every_option_is_timed_beside_the_engine_in_one_run(
-    tiny_bundle: Path, tmp_path: Path
-) -> None:
-    result = measure_overhead(tiny_bundle, rounds=2, burst=10)
-    p50 = {way.name: way.p50_us for way in result.ways}
-    assert sum(name.startswith("session") for name in p50) == 5
-    assert all(us > 0 for us in p50.values())
-    fastest = min(us for name, us in p50.items() if "bound" in name)
-    assert result.ratio == p50["session: + write budget"] / fastest
-    assert result.guard_quiet_us > 0 and result.guard_write_us > 0
-    arguments = [
-        "bench-overhead",
-        str(tiny_bundle),
-        "--rounds",
-        "1",
-        "--burst",
-        "5",
-        "--out",
-        str(tmp_path),
-    ]
-    assert CliRunner().invoke(main, arguments).exit_code == 0
-    assert json.loads((tmp_path / "overhead.json").read_text())["rounds"] == 1
-
-
-@pytest.mark.case("D14")
-def test_a_soak_reports_growth_beside_what_the_engine_alone_grows(
-    tiny_bundle: Path, tmp_path: Path
-) -> None:
-    arguments = ["soak", str(tiny_bundle), "--steps", "40000", "--out", str(tmp_path)]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "soak.json").read_text())
-    assert report["steps"] == 40_000
-    assert report["rss_slope_bytes_per_million_steps"] is None  # of 5,000 steps after warming up
-    assert "per million" not in result.output
-    assert report["python_growth_bytes"] < 1000
-    assert {"rss_growth_bytes", "engine_rss_growth_bytes", "p99_last_us"} <= set(report)
-    few = CliRunner().invoke(main, ["soak", str(tiny_bundle), "--steps", "10"])
-    assert few.exit_code == 2

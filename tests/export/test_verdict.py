@@ -132,9 +132,7 @@ def test_measuring_the_native_engine_takes_no_step_that_was_not_checked(
 
 
 @pytest.mark.case("B9")
-@pytest.mark.parametrize(
-    "verb", [["run", "--steps", "200"], ["pace", "--rounds", "2"], ["bench-overhead"]]
-)
+@pytest.mark.parametrize("verb", [["run", "--steps", "200"], ["pace", "--rounds", "2"]])
 def test_a_memory_that_overflows_in_a_command_is_not_advised_to_go_on(
     growing: Path, tmp_path: Path, verb: list[str]
 ) -> None:

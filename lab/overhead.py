@@ -1,21 +1,26 @@
-"""Steps that are timed in turns, in one run: of several bundles, and beside plain ONNX Runtime."""
+"""What each option of a session costs: steps timed in turns beside plain ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnxruntime
 
+from stategate.bench.measure.pace import Report, Step, golden_inputs, stepper
+from stategate.cli.options import COUNT, bundle_argument, json_option, option, out_option
+from stategate.cli.show import show
+from stategate.common.console import progress
 from stategate.common.onnx_runtime import one_thread
 from stategate.common.timing import TimedCall, time_in_turns
 from stategate.contract import Budget, Bundle
-from stategate.contract.errors import EpisodeError
+from stategate.contract.durable import check_writable
 from stategate.contract.staging import scratch_folder
 from stategate.runtime import Session
 from stategate.runtime.base.buffers import Array, finiteness
@@ -33,19 +38,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "session: + on_fault=hold": {"on_fault": "hold"},
 }
 _GUARD_LOOKS = 5000
-
-Step = Callable[[dict[str, Any]], object]
-Report = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """The pace of one bundle."""
-
-    bundle: str  # where it is
-    digest: str  # of the bundle
-    p50_us: float  # median time of `Session.step` over all bursts
-    ratio: float  # the same over that of the first bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,35 +66,6 @@ class Overhead:
     guard_write_us: float  # the same in a write step: next states too
 
 
-def measure_pace(
-    paths: Sequence[Path], rounds: int, burst: int, report: Report = lambda _: None
-) -> tuple[Pace, ...]:
-    """Step bundles through their golden inputs, each on its own state.
-
-    Args:
-        paths: The bundles; the first is what the others are compared with.
-        rounds: Bursts of each; one more, first, is not counted.
-        burst: Steps in a burst.
-        report: Called with the number of rounds done.
-
-    Raises:
-        EpisodeError: A bundle carries no golden episode.
-    """
-    with ExitStack() as opened:
-        sessions = [begun(opened.enter_context(Session.open(path))) for path in paths]
-        calls = {
-            str(i): TimedCall(_stepper(session), _golden_inputs(Bundle.open(path)))
-            for i, (session, path) in enumerate(zip(sessions, paths, strict=True))
-        }
-        spans_ns = time_in_turns(calls, rounds=rounds, burst=burst, report=report)
-        digests = [session.bundle_digest for session in sessions]
-    p50_us = [float(np.median(spans)) / 1000 for spans in spans_ns.values()]
-    return tuple(
-        Pace(str(path), digest, us, us / p50_us[0])
-        for path, digest, us in zip(paths, digests, p50_us, strict=True)
-    )
-
-
 def measure_overhead(
     path: Path, rounds: int, burst: int, report: Report = lambda _: None
 ) -> Overhead:
@@ -118,13 +81,13 @@ def measure_overhead(
         EpisodeError: The bundle carries no golden episode.
     """
     bundle = Bundle.open(path)
-    inputs = _golden_inputs(bundle)
+    inputs = golden_inputs(bundle)
     with scratch_folder() as folder, ExitStack() as opened:
         options = dict(_OPTIONS)
         never = SnapshotPolicy(folder, every_writes=999_999_999)
         options["session: + snapshot policy, none due"] = {"snapshots": never}
         steps: dict[str, Step] = {
-            name: _stepper(begun(opened.enter_context(Session.open(path, **kwargs))))
+            name: stepper(begun(opened.enter_context(Session.open(path, **kwargs))))
             for name, kwargs in options.items()
         }
         steps[_RUN] = plain_run(bundle)
@@ -146,17 +109,6 @@ def measure_overhead(
         guard_quiet_us=quiet_us,
         guard_write_us=write_us,
     )
-
-
-def _golden_inputs(bundle: Bundle) -> list[dict[str, Array]]:
-    golden = bundle.golden()
-    if golden is None:
-        raise EpisodeError("the bundle carries no golden episode", found=bundle.path)
-    return list(golden)
-
-
-def _stepper(session: Session) -> Step:
-    return lambda feed: session.step(**feed)
 
 
 def _way(name: str, us: Array) -> Way:
@@ -244,3 +196,39 @@ def bound_calls(bundle: Bundle) -> tuple[Step, Step]:
         return arrays
 
     return public, private
+
+
+@click.command()
+@bundle_argument
+@option("--rounds", type=COUNT, default=20, help="Bursts of each.")
+@option("--burst", type=COUNT, default=500, help="Steps in a burst.")
+@out_option("Folder for overhead.json.", required=False)
+@json_option
+def overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:
+    """Compare a counted step of BUNDLE with plain ONNX Runtime, in turns and in one run.
+
+    \b
+    Example:
+      python -m lab overhead build/aura --out build/bench
+    """
+    path = out and out / "overhead.json"
+    if path:
+        check_writable(path)
+
+    with progress(rounds + 1, "measuring") as report:
+        result = measure_overhead(bundle, rounds, burst, report)
+    show(result, as_json, _lines(result), path)
+
+
+def _lines(result: Overhead) -> Iterator[str]:
+    for way in result.ways:
+        yield (
+            f"{way.name:<44} p50 {way.p50_us:6.1f} us  p99 {way.p99_us:6.1f} us  "
+            f"best round {way.best_round_p50_us:6.1f} us"
+        )
+    yield (
+        f"checks for NaN and Inf: {result.guard_quiet_us:.2f} us in a quiet step, "
+        f"{result.guard_write_us:.2f} us in a write"
+    )
+    yield f"session with budget over the fastest bound call: {result.ratio:.2f}"
+    yield f"plain session over run(): {result.session_over_run:.2f}"

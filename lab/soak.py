@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -12,11 +12,22 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
+import click
 import numpy as np
 
-from stategate.bench.measure.turns import bound_calls
+from lab.overhead import bound_calls
+from stategate.cli.options import (
+    bundle_argument,
+    episode_option,
+    json_option,
+    out_option,
+    steps_option,
+)
+from stategate.cli.show import show
+from stategate.common.console import progress
 from stategate.common.statistics import slope_per_million
-from stategate.contract import Budget, Bundle, Episode
+from stategate.contract import Budget, Bundle, Episode, load_episode
+from stategate.contract.durable import check_writable
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
 from stategate.runtime.base.process import rss_bytes
@@ -163,3 +174,47 @@ def _empty_loop(steps: int, elapsed_ns: np.ndarray) -> int:
         start = perf_counter_ns()
         elapsed_ns[t % WINDOW] = perf_counter_ns() - start
     return rss_bytes() - before
+
+
+@click.command()
+@bundle_argument
+@episode_option("; the golden episode if left out.", "episode_path")
+@steps_option("Steps.", 1_000_000, click.IntRange(min=40_000))
+@out_option("Folder for soak.json.", required=False)
+@json_option
+def soak(
+    bundle: Path, episode_path: Path | None, steps: int, out: Path | None, as_json: bool
+) -> None:
+    """Step BUNDLE for a long time, and see whether its memory or its pace changes.
+
+    \b
+    Example:
+      python -m lab soak build/aura --steps 1000000 --out build/bench
+    """
+    path = out and out / "soak.json"
+    if path:
+        check_writable(path)
+
+    episode = load_episode(episode_path, steps) if episode_path else None
+    with progress(steps, "soaking") as report:
+        result = run_soak(bundle, episode, steps, report)
+    show(result, as_json, _soaked(result), path)
+
+
+def _soaked(result: Soak) -> Iterator[str]:
+    slope = result.rss_slope_bytes_per_million_steps
+    change = "too few for a slope" if slope is None else f"{slope:+,.0f} bytes per million steps"
+    yield f"{result.steps:,} steps of {result.model}, {result.writes:,} writes"
+    yield (
+        f"resident memory grew by {result.rss_growth_bytes:,} bytes after the first "
+        f"{result.warm_steps:,} steps, in {result.rss_jumps} jumps; {change}"
+    )
+    yield (
+        f"as long a loop of ONNX Runtime alone grew by {result.engine_rss_growth_bytes:,} bytes, "
+        f"an empty one by {result.empty_rss_growth_bytes:,}"
+    )
+    yield f"Python objects grew by {result.python_growth_bytes:,} bytes"
+    yield (
+        f"p99 of the first {result.window:,} steps {result.p99_first_us:.1f} us, "
+        f"of the last {result.p99_last_us:.1f} us"
+    )
