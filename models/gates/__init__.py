@@ -1,1 +1,1 @@
-"""Gates that are added to a model and learned."""
+"""Gates that are added to a model: hysteresis, and learned ones."""
