@@ -1,7 +1,7 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
 .PHONY: house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
-.PHONY: test-tensorrt test-aarch64 aarch64 evidence-controlled evidence-memory evidence-pages
+.PHONY: test-tensorrt test-aarch64 aarch64 emulators bench-counts evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
 LAB := $(BIN)/python -m lab
@@ -238,14 +238,17 @@ $(TENSORRT)/.installed: | $(VENV)/.test
 test-tensorrt: $(TENSORRT)/.installed ## Parse and build every zoo model with TensorRT-RTX, without a GPU
 	PYTHONPATH=$(TENSORRT) $(BIN)/python -m pytest tests/tensorrt
 
-CROSS := aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
-CROSS_DEBS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+CROSS := gcc clang aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
+CROSS_DEBS := gcc clang libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
 A64 := $(BUILD)/aarch64
 
-test-aarch64: aarch64 ## Run C, library and runtime on emulated aarch64, and C on a Cortex-M7
+emulators: ## Install compilers and emulators of other machines (Debian, as root)
 	@command -v $(CROSS) | wc -l | grep -qx $(words $(CROSS)) \
-	  || if test $$(id -u) = 0; then apt-get -qq update && apt-get -qq install $(CROSS_DEBS) > /dev/null; \
+	  || if test $$(id -u) = 0; then apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(CROSS_DEBS) > /dev/null; \
 	  else echo "missing programs; as root: apt-get install $(CROSS_DEBS)"; exit 1; fi
+
+test-aarch64: emulators aarch64 ## Run C, library and runtime on emulated aarch64, and C on a Cortex-M7
 	$(BIN)/python -m pytest -rP tests/export/test_native_cross.py tests/export/test_aarch64.py
 
 aarch64: $(A64)/stategate ## Prepare an emulated aarch64 machine: 150 MB to fetch, no root

@@ -1,4 +1,4 @@
-"""Libraries for other machines, run by emulators: `make test-aarch64` installs what is missing."""
+"""Libraries for other machines, run by emulators: `make emulators` installs what is missing."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def needs(*programs: str) -> None:
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
-        pytest.skip(f"no {', '.join(missing)}: see make test-aarch64")
+        pytest.skip(f"no {', '.join(missing)}: see make emulators")
 
 
 def golden_of(bundle: Path) -> Episode:

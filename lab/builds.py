@@ -1,0 +1,142 @@
+"""A bundle's C, compiled in one of many ways together with a program, and run here or emulated."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stategate.common.compiler import BARE_METAL, MATHS
+from stategate.common.cpu import isa_of_this_machine
+from stategate.contract import Bundle
+from stategate.contract.c_library import SOURCE_FOLDER
+
+_ROOT = Path(__file__).parents[1]
+LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
+AARCH64, CORTEX_M7 = "aarch64", "cortex-m7"
+INSTALL = "make emulators"  # what installs every program that is named here
+
+_M7 = tuple(word for word in BARE_METAL["armv7e-m"].split()[1:] if word[:2] != "-O")
+# Without an operating system: where memory lies, what starts main, and newlib by semihosting.
+_M7_PROGRAM = (
+    *("-nostartfiles", "-specs=rdimon.specs", "-Wl,--gc-sections", "-Wl,--defsym=end=bss_end"),
+    *(f"-T{_ROOT / 'docs/examples/embedded.ld'}", str(_ROOT / "lab/m7.c")),
+)
+_QEMU_M7 = (
+    *("qemu-system-arm", "-M", "mps2-an500", "-display", "none", "-monitor", "none"),
+    *("-serial", "none", "-semihosting-config", "enable=on,target=native", "-kernel"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One way to compile and run.
+
+    Attributes:
+        compiler: Program that compiles.
+        optimise: Its level, as ``-O2``.
+        isa: x86-64, -v2, -v3, -v4, aarch64 or cortex-m7.
+        flags: Further flags.
+    """
+
+    compiler: str
+    optimise: str
+    isa: str
+    flags: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As ``gcc -O3 x86-64-v3``, with what else is asked for."""
+        return " ".join([self.compiler, self.optimise, self.isa, *self.flags])
+
+    @property
+    def emulator(self) -> tuple[str, ...]:
+        """What a program is started with; nothing where this machine runs it."""
+        return {AARCH64: ("qemu-aarch64",), CORTEX_M7: _QEMU_M7}.get(self.isa, ())
+
+    @property
+    def lacking(self) -> str | None:
+        """Why it cannot be compiled or run here, in words; None if it can."""
+        for program in (self.compiler, *self.emulator[:1]):
+            if shutil.which(program) is None:
+                return f"{program} is not here: {INSTALL}"
+        able = isa_of_this_machine() or ""
+        if self.isa in LEVELS and (
+            able not in LEVELS or LEVELS.index(able) < LEVELS.index(self.isa)
+        ):
+            return f"this machine does not run {self.isa}"
+        return None
+
+    def compile(
+        self, bundle: Path, main: Path, folder: Path, more: Sequence[str | Path] = ()
+    ) -> Path:
+        """The bundle's C and a program's ``main``, compiled into a folder that is there.
+
+        Args:
+            bundle: A bundle with C source.
+            main: What includes ``stategate.h`` and has ``main``.
+            folder: Where the program goes.
+            more: Further words of the compiler, such as ``-D`` and sources.
+
+        Returns:
+            The program.
+        """
+        source = bundle / SOURCE_FOLDER
+        sources = [path for path in sorted(source.glob("*.c")) if path.name != "python.c"]
+        program = folder / self.name.replace(" ", "_").replace("/", "_")
+        march = {AARCH64: ("-march=armv8-a", "-static"), CORTEX_M7: _M7}
+        isa = march.get(self.isa, (f"-march={self.isa}", "-static"))
+        words = [self.compiler, "-std=gnu11", self.optimise, *isa, *MATHS, *self.flags]
+        words += [f"-I{source}", f"-Wa,-I{source}", str(main), *map(str, [*more, *sources])]
+        words += _M7_PROGRAM if self.isa == CORTEX_M7 else ()
+        _checked([*words, "-lm", "-o", str(program)])
+        return program
+
+    def run(self, program: Path, data: bytes = b"", emulator: Sequence[str] = ()) -> bytes:
+        """What a program writes to stdout, having read ``data`` from stdin.
+
+        Args:
+            program: What `compile` made.
+            data: For its stdin.
+            emulator: In place of what the build is run with.
+        """
+        return _checked([*(emulator or self.emulator), str(program)], data).stdout
+
+
+def run_in(build: Build, bundle: Path, main: Path, folder: Path, data: bytes = b"") -> bytes:
+    """Compile and run in one: what the program writes to stdout."""
+    return build.run(build.compile(bundle, main, folder), data)
+
+
+def _checked(words: list[str], data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    done = subprocess.run(words, input=data, capture_output=True)
+    if done.returncode:
+        problem = done.stderr.decode(errors="replace")[-2000:]
+        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}\n{problem}")
+    return done
+
+
+def records(bundle: Bundle, arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+    """Inputs of an episode as ``stategate_inputs`` structs, one after the other.
+
+    Args:
+        bundle: What declares the inputs, in the order of the struct.
+        arrays: By name, steps first.
+    """
+    place, fields = 0, []
+    for spec in bundle.manifest.inputs:
+        kind = np.dtype(spec.dtype)
+        fields.append((spec.name, kind, tuple(spec.shape), place))
+        place += -(-int(np.prod(spec.shape)) * kind.itemsize // 64) * 64
+    names, kinds, shapes, offsets = zip(*fields, strict=True)
+    formats = list(zip(kinds, shapes, strict=True))
+    struct = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": place})
+    table = np.zeros(len(arrays[names[0]]), struct)
+    for name in names:
+        table[name] = arrays[name].reshape(table[name].shape)
+    return table.tobytes()
