@@ -79,6 +79,15 @@ def doubts(manifest: Manifest) -> list[tuple[str, str]]:
         lines.append((printable(manifest.metadata["attention"], 1000), ""))
     if receipt.inputs.kind == "noise":
         lines.insert(0, (NOISE, "give a recording with --episode, or ranges with --range"))
+    if manifest.native is not None and manifest.native.inexact:
+        named = ", ".join(map(printable, manifest.native.inexact))
+        lines.append(
+            (
+                f"the C library decides the last bits of {named} in the native engine, so its "
+                "outputs may differ from one machine to another",
+                "",
+            )
+        )
     # Of a gate by head or slot the receipt counts steps with any of them open.
     whole = {gate.name for gate in manifest.gates if gate.granularity == "step"}
     for gate, openings in receipt.gate_openings.items():

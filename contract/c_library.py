@@ -22,6 +22,8 @@ class NativeRef(Record, frozen=True, kw_only=True):
         abi: Version of the interface between library and runtime.
         sources: Paths of the C source, those that are compiled and those they include.
         generator: What made them of the graph.
+        inexact: Operators whose last bits a C library or a compiler decides. Without any, outputs
+            and states have the same bits in every build of the source.
         library: Path of the shared object, or None until a compiler has run.
         machine: CPU that it is for, as the kernel names it.
         isa: Instruction set that it needs, in the compiler's words for ``-march``.
@@ -38,6 +40,7 @@ class NativeRef(Record, frozen=True, kw_only=True):
     abi: int
     sources: tuple[str, ...]
     generator: str
+    inexact: tuple[str, ...] = ()
     library: str | None = None
     machine: str = ""
     isa: str = ""

@@ -52,6 +52,7 @@ class Candidate:
     parts: dict[Role, bytes] = field(default_factory=dict)
     # the step as C source, by name; empty where it has none
     c_source: dict[str, bytes] = field(default_factory=dict)
+    c_inexact: tuple[str, ...] = ()  # operators of it whose last bits differ between C libraries
     no_native: str = ""  # why it has none, where one was asked for
     needs_native: bool = False  # whether a bundle without a native engine is refused
     # files that travel in the bundle and are never loaded, by path: the adopted file where

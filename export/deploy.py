@@ -69,15 +69,19 @@ def with_c(candidate: Candidate, *, required: bool = False) -> Candidate:
     Raises:
         LowerError: C cannot say it, and that is required.
     """
-    from stategate.export.c.lower import lower  # a second to import
+    from stategate.export.c.lower import source_of  # a second to import
 
     try:
-        source = lower(candidate.graph, candidate.spec, candidate.initial, candidate.observation)
+        source = source_of(
+            candidate.graph, candidate.spec, candidate.initial, candidate.observation
+        )
     except LowerError as problem:
         if required:
             raise
         return replace(candidate, no_native=" ".join(str(problem).split()))
-    return replace(candidate, c_source=source, needs_native=required)
+    return replace(
+        candidate, c_source=source.files, c_inexact=source.inexact, needs_native=required
+    )
 
 
 def with_safe(candidate: Candidate, safe: SafeOutputs) -> Candidate:

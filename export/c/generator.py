@@ -52,6 +52,16 @@ _LOOKUPS = {
         ),
     ),
 }
+# What IEEE 754 and C define to the last bit; of anything else C libraries give other last bits.
+_DEFINED = {
+    "ceil", "copysign", "fabs", "floor", "fmod", "frexp", "isfinite", "isinf", "isnan", "ldexp",
+    "memcpy", "memmove", "memset", "nearbyint", "rint", "round", "sqrt", "trunc",
+    "for", "if", "return", "sizeof", "switch", "while",
+}  # fmt: skip
+_OWN = {"expf", "tanhf", "logf", "log1pf", "erff", "sinf", "cosf"}  # `stategate_math.h` has them
+_CALL = re.compile(r"\b([A-Za-z_]\w*) ?\(")
+_NO_CODE = re.compile(r"/\*.*?\*/|^#.*?$", re.DOTALL | re.MULTILINE)
+_FUNCTION = re.compile(r"^[A-Za-z_][\w *]*?\b(\w+)\(.*\{$", re.MULTILINE)
 _SEQUENCE = "            for (int step = 0; step < seq_limit; ++step) {\n"
 
 
@@ -113,6 +123,20 @@ def c_of(model: onnx.ModelProto, function: str, folder: Path) -> str:
             remedy="the onnxruntime engine steps this model",
         ) from problem
     return text
+
+
+def inexact(text: str) -> bool:
+    """Whether C libraries or compilers may differ in the last bits of what this C computes.
+
+    It may call functions whose last bits a C library decides, or compute in half precision, which
+    compilers widen or not.
+    """
+    code = _NO_CODE.sub("", text)
+    own = set(_FUNCTION.findall(code)) | _OWN
+    called = {name for name in _CALL.findall(code) if name not in own}
+    return "_Float16" in code or any(
+        name not in _DEFINED and name.removesuffix("f") not in _DEFINED for name in called
+    )
 
 
 class _Compiler(Compiler):  # type: ignore[misc]

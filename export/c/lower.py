@@ -10,7 +10,7 @@ Weights are not printed as text but kept as one binary that the assembler includ
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,32 @@ _MOST_GATES = 63  # bits of a session's parity, but one for the states that no g
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The C of a step: its files by name, and what of it is not the same on every machine."""
+
+    files: dict[str, bytes]
+    # operators whose last bits a C library or a compiler decides; without any, one digest of
+    # outputs and states holds for every build
+    inexact: tuple[str, ...]
+
+
 def lower(
     graph: bytes,
     spec: StepSpec,
     initial: Mapping[str, Array],
     observation: ObservationContract | None = None,
 ) -> dict[str, bytes]:
+    """The files of `source_of`."""
+    return source_of(graph, spec, initial, observation).files
+
+
+def source_of(
+    graph: bytes,
+    spec: StepSpec,
+    initial: Mapping[str, Array],
+    observation: ObservationContract | None = None,
+) -> Source:
     """The C source of a step.
 
     Args:
@@ -50,8 +70,8 @@ def lower(
         observation: What the header says about inputs and outputs.
 
     Returns:
-        Files by name: ``stategate.h``, ``session.c``, ``model.c``, one file for each part of the
-        graph, and the weights.
+        Its files: ``stategate.h``, ``session.c``, ``model.c``, one for each part of the graph, and
+        the weights.
 
     Raises:
         LowerError: The graph uses an operator or type that cannot be written in C, or there are
@@ -99,6 +119,7 @@ def lower(
             payload |= dict.fromkeys(cut.payload_of(reads, nodes))
     files: dict[str, bytes] = {}
     functions = {}
+    inexact = set[str]()
     with generator.templates() as folder:
         for name, (nodes, names) in parts.items():
             gives = list(dict.fromkeys([*names, *payload])) if name == "read" else names
@@ -111,6 +132,7 @@ def lower(
             functions[name] = replace(
                 written.function, takes=tuple(renamed.get(t, t) for t in written.function.takes)
             )
+            inexact |= written.inexact
             files |= {file: text.encode() for file, text in written.files.items()}
     types = {name: cut.type_of(name) for name in payload}
     files["stategate.h"] = interface(spec, graph_sha256, observation).encode()
@@ -125,7 +147,7 @@ def lower(
         files[static] = (own / static).read_bytes()
     files["stategate_kernels.h"] = _kernels(own / "stategate_kernels.h")
     files[WEIGHTS] = weights.blob()
-    return files
+    return Source(files, tuple(sorted(inexact)))
 
 
 def _kernels(header: Path) -> bytes:

@@ -31,6 +31,7 @@ _WIDEST = 8  # bytes of the widest element
 class Foreign:
     """A node that emx-onnx-cgen writes."""
 
+    operator: str
     function: str
     takes: list[View]  # contiguous
     gives: list[View]
@@ -67,11 +68,13 @@ class Part:
         files: C files by name.
         function: How it is called.
         weights: Constants that it reads, by the name among the takes.
+        inexact: Operators whose last bits differ from one C library to another.
     """
 
     files: dict[str, str]
     function: Function
     weights: dict[str, Array]
+    inexact: set[str]
 
 
 def write_part(
@@ -115,6 +118,7 @@ def write_part(
         files,
         Function(prototype + ";", (*takes, *weights), tuple(gives)),
         {weight: program.weights[weight] for weight in weights},
+        {one.operator for one in foreign if generator.inexact(one.text)},
     )
 
 
@@ -185,7 +189,8 @@ def _foreign(
         view = whole(name, dtype, shape)
         program.buffer(name, dtype, view.size)
         gives.append(view)
-    unit = Foreign(function, takes, gives, '#include "stategate_math.h"\n' + text)
+    operator = f"{node.domain or 'ai.onnx'}.{node.op_type}"
+    unit = Foreign(operator, function, takes, gives, '#include "stategate_math.h"\n' + text)
     program.add(unit)
     program.alias({view.buffer: view for view in gives})
     return unit

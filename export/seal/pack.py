@@ -139,7 +139,12 @@ def _assemble(
         from stategate.export.c import generator  # a second to import, for whoever wants C
 
         sources = {f"{SOURCE_FOLDER}/{name}": raw for name, raw in candidate.c_source.items()}
-        native = NativeRef(abi=ABI, sources=tuple(sorted(sources)), generator=generator.name())
+        native = NativeRef(
+            abi=ABI,
+            sources=tuple(sorted(sources)),
+            generator=generator.name(),
+            inexact=candidate.c_inexact,
+        )
         extra |= sources
     if not candidate.plan.is_float:
         extra["precision.json"] = canonical_json(candidate.plan)

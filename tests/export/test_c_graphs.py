@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from stategate.common.compiler import compile_library
 from stategate.common.onnx_runtime import one_thread
 from stategate.contract import StateSpec, StepSpec, TensorSpec
-from stategate.export.c.lower import lower
+from stategate.export.c.lower import lower, source_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 RNG = np.random.default_rng(5)
@@ -106,6 +106,24 @@ def test_a_turned_column_may_be_computed_element_by_element(
     ]
     arrays = {"column": np.array([6, 1]), "w": floats(6, 3)}
     agree(tmp_path, nodes, {"x": (1, 6), "m": (6, 3)}, {"y": (1, 3)}, arrays)
+
+
+@pytest.mark.parametrize(
+    ("operator", "dtype", "inexact"),
+    [("Celu", "float32", False), ("Tan", "float32", True), ("Exp", "float64", True)],
+)
+def test_operators_whose_last_bits_a_c_library_decides_are_listed(
+    operator: str, dtype: str, inexact: bool
+) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    x, y, s, after = (helper.make_tensor_value_info(n, kind, (1, 4)) for n in "xyst")
+    nodes = [node(operator, ["x"], ["y"]), node("Neg", ["s"], ["t"])]
+    body = helper.make_graph(nodes, "small", [x, s], [y, after])
+    opsets = [helper.make_opsetid("", 18)]
+    x, y = (TensorSpec(name, (1, 4), dtype) for name in "xy")
+    spec = StepSpec((x,), (y,), (StateSpec("s", (1, 4), dtype, next_name="t"),))
+    graph = helper.make_model(body, opset_imports=opsets, ir_version=8).SerializeToString()
+    assert source_of(graph, spec, {}).inexact == ((f"ai.onnx.{operator}",) if inexact else ())
 
 
 def test_a_graph_may_have_the_names_that_the_engine_gives(tmp_path: Path) -> None:
