@@ -1,0 +1,105 @@
+"""Where the blocks of a record file are: a file that one process holds, or what a test makes up."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import Protocol
+
+from stategate.contract.durable import try_lock
+from stategate.contract.errors import SnapshotError
+
+
+class Medium(Protocol):
+    """Where blocks are: a file, a partition, or what a test simulates.
+
+    Attributes:
+        size_bytes: Of all of it; fixed.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of it; fixed."""
+
+    def read(self, at: int, count: int) -> bytes:
+        """``count`` bytes from ``at`` on; an OSError where that fails."""
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        """Put ``data`` at ``at``."""
+
+    def sync(self) -> None:
+        """Return when the medium has what was written."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class FileMedium:
+    """A file as a medium, held by one process at a time.
+
+    Attributes:
+        path: Where it is.
+        size_bytes: Of the file.
+        unlocked: Whether the file system has no locks, so that another process could hold it too.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
+        """Open a file; ``writes`` asks for the lock too. An OSError passes."""
+        self.path = Path(path).resolve()  # a daemon changes its working directory
+        flags = os.O_RDWR if writes else os.O_RDONLY
+        self._file = os.open(self.path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        self._owner, self.unlocked = os.getpid(), False
+        _OPEN.add(self)
+        try:
+            if writes:
+                lock = try_lock(self._file)
+                self.unlocked = lock == "no locks"
+                if lock == "in use":
+                    raise SnapshotError(
+                        "the record file is in use",
+                        found=self.path,
+                        expected="one process at a time",
+                        remedy="close the other session, or give this one a file of its own",
+                    )
+            self.size_bytes = os.fstat(self._file).st_size
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, at: int, count: int) -> bytes:
+        """See `Medium.read`."""
+        return os.pread(self._file, count, at)
+
+    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
+        """See `Medium.write`."""
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._file, view, at)
+            view, at = view[done:], at + done
+
+    def sync(self) -> None:
+        """See `Medium.sync`."""
+        getattr(os, "fdatasync", os.fsync)(self._file)
+
+    def close(self) -> None:
+        """Close and unlock the file; a second call does nothing."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", -1) >= 0:
+            self.close()
+
+
+_OPEN: weakref.WeakSet[FileMedium] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """A forked child holds no file: it would keep it locked after its parent's death."""
+    for medium in list(_OPEN):
+        medium.close()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
