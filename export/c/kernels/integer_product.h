@@ -1,20 +1,36 @@
-/* Neighbouring int8 weights as floats, which is exact. Compilers take three steps and shuffles where
- * one instruction does it, so it is named. */
-#if defined(__AVX512F__) || defined(__AVX2__)
+/* 16 neighbouring int8 weights as floats, which is exact. Compilers take many steps and shuffles where a
+ * few instructions do it, so these are named. */
+#if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
-STATEGATE_INLINE stategate_vector stategate_widened(const int8_t *w)
+enum { STATEGATE_SIXTEEN = 16 / STATEGATE_LANES }; /* vectors */
+STATEGATE_INLINE void stategate_widen(const int8_t *w, stategate_vector *wide)
 {
 #if defined(__AVX512F__)
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)w)));
+    wide[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)w)));
 #elif defined(__AVX2__)
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)w)));
+    wide[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)w)));
+    wide[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(w + 8))));
+#elif defined(__SSE2__) && !defined(__AVX__)
+    /* Each byte four times over; the shift leaves the one with the sign. */
+    const __m128i all = _mm_loadu_si128((const void *)w);
+    const __m128i low = _mm_unpacklo_epi8(all, all), high = _mm_unpackhi_epi8(all, all);
+    wide[0] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(low, low), 24));
+    wide[1] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(low, low), 24));
+    wide[2] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(high, high), 24));
+    wide[3] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(high, high), 24));
+#elif defined(__aarch64__)
+    const int16x8_t low = vmovl_s8(vld1_s8(w)), high = vmovl_s8(vld1_s8(w + 8));
+    wide[0] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
+    wide[1] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
+    wide[2] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
+    wide[3] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
 #else
-    stategate_vector wide;
-    STATEGATE_UNROLL for (int32_t i = 0; i < STATEGATE_LANES; ++i) {
-        wide[i] = (float)w[i];
+    STATEGATE_UNROLL for (int32_t i = 0; i < 16; ++i) {
+        wide[i / STATEGATE_LANES][i % STATEGATE_LANES] = (float)w[i];
     }
-    return wide;
 #endif
 }
 
@@ -28,8 +44,12 @@ STATEGATE_INLINE void stategate_integer_columns(
     }
     for (int32_t k = 0; k < rows; ++k, w += tile) {
         const float factor = x[k];
-        STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
-            sums[v] += stategate_widened(w + v * STATEGATE_LANES) * factor;
+        STATEGATE_UNROLL for (int32_t v = 0; v < vectors; v += STATEGATE_SIXTEEN) {
+            stategate_vector wide[STATEGATE_SIXTEEN];
+            stategate_widen(w + v * STATEGATE_LANES, wide);
+            STATEGATE_UNROLL for (int32_t i = 0; i < STATEGATE_SIXTEEN; ++i) {
+                sums[v + i] += wide[i] * factor;
+            }
         }
     }
     STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
