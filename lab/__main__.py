@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "overhead": ("lab.overhead:overhead", "Time a counted step beside plain ONNX Runtime."),
     "soak": ("lab.soak:soak", "Step a bundle a million times and look for growth."),
     "gpu-check": ("lab.gpu_check:gpu_check", "Check TensorRT on this machine's GPU."),
+    "power-loss": ("lab.power_loss:power_loss", "Cut the power at every moment of a run."),
     "foreign": ("lab.foreign.command:foreign", "Adopt other people's files."),
     "controlled": ("lab.evidence.controlled.commands:controlled", "The controlled benchmark."),
     "memory": ("lab.evidence.memory.commands:memory", "The memory against a growing cache."),

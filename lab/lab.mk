@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
+.PHONY: power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 emulators bench-counts evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -63,6 +63,9 @@ bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session co
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## Step a million times, look for growth -> build/bench/soak.json
 	$(LAB) soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench
+
+power-loss: $(AURA)/bundle/manifest.json ## Cut the power at every moment of a run -> build/bench/power-loss.json
+	$(LAB) power-loss $(AURA)/bundle --out $(BUILD)/bench
 
 # What each environment of a peer holds beside stategate itself; aura-fast has a native engine too.
 peer-floor := onnx

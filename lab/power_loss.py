@@ -1,0 +1,153 @@
+"""What is left of a memory when the power goes: every cut of a run, on a disk that is made up."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+
+from lab.block_device import PAGE, Cut, Mark, Recorder, cuts_in_order, cuts_out_of_order
+from stategate.common.flash import METADATA_BYTES_ESTIMATE
+from stategate.contract import Bundle
+from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.errors import SnapshotError, SnapshotWarning
+from stategate.contract.staging import scratch_folder
+from stategate.runtime import Session, SnapshotPolicy
+from stategate.runtime.keep.keeper import Keeper
+from stategate.runtime.keep.snapshot import Codec
+
+SEED = 19
+POLICIES = {"snapshot": SnapshotPolicy("", every_writes=1)}
+
+
+class Device:
+    """A bundle that is stepped and saved, and recovered from what a cut leaves."""
+
+    def __init__(self, bundle: Path, policy: SnapshotPolicy) -> None:
+        """Open it once; ``policy`` names no folder that is used."""
+        self._session = Session.open(bundle)
+        opened = Bundle.open(bundle)
+        self.manifest, self._codec = opened.manifest, Codec(opened.manifest, opened.digest)
+        self._policy = policy
+
+    def run(self, folder: Path, steps: int, seed: int) -> Recorder:
+        """Step with random inputs; the digest of the states is marked whenever they are safe."""
+        rng = np.random.default_rng(seed)
+        recorder = Recorder(folder)
+        with recorder.recording(), closing(self._keeper(folder)) as keeper:
+            self._session._keeper = keeper
+            self._session.reset()
+            for _ in range(steps):
+                inputs = {
+                    t.name: rng.standard_normal(t.shape).astype(t.dtype)
+                    for t in self.manifest.step.inputs
+                }
+                before = keeper._saved_changes
+                self._session.step(**inputs)
+                if keeper._saved_changes != before:
+                    recorder.mark(self.digest())
+            self._session._keeper = None
+        return recorder
+
+    def recover(self, folder: Path) -> tuple[str | None, bool]:
+        """The digest of the states that a restart finds, and whether it says that some are lost."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SnapshotWarning)
+            with closing(self._keeper(folder)) as keeper:
+                restored = keeper.restore()
+                return self.digest() if restored is not None else None, keeper.problem is not None
+
+    def digest(self) -> str:
+        """Of the states as they are."""
+        states = self._session._memory.live()
+        return hashlib.sha256(b"".join(array.tobytes() for array in states.values())).hexdigest()
+
+    def _keeper(self, folder: Path) -> Keeper:
+        session = self._session
+        policy = replace(self._policy, folder=folder)
+        parts = (session._clock, session._counters, session._memory, session._governor)
+        return Keeper(policy, session.budget, self._codec, *parts)
+
+
+def judge(device: Device, cuts: Iterable[Cut], committed: set[str]) -> dict[str, int]:
+    """Recover from every cut.
+
+    Returns:
+        ``cuts``; ``lost``, of these the ones whose state is older than the newest safe one, or that
+        gave none back; ``garbage``, whose state is none that was ever committed; ``said``, how
+        many of the lost ones said that something is damaged.
+    """
+    figures = dict.fromkeys(("cuts", "lost", "garbage", "said"), 0)
+    with scratch_folder() as folder:
+        for cut in cuts:
+            for path in list(folder.iterdir()):
+                path.unlink()
+            for name, raw in cut.content.items():
+                (folder / name).write_bytes(raw)
+            try:
+                digest, says = device.recover(folder)
+            except SnapshotError:
+                digest, says = None, True
+            is_lost = digest not in (cut.safe, cut.coming)
+            figures["cuts"] += 1
+            figures["lost"] += is_lost
+            figures["garbage"] += digest is not None and digest not in committed
+            figures["said"] += is_lost and says
+    return figures
+
+
+def lose_power(bundle: Path, policy: SnapshotPolicy, steps: int, samples: int) -> dict[str, Any]:
+    """Cut a run everywhere.
+
+    Args:
+        bundle: What is stepped.
+        policy: How it is saved; the folder is another one.
+        steps: Length of the run.
+        samples: Cuts out of order, and as many on a disk that lies.
+
+    Returns:
+        Figures of `judge` by kind of disk, and what the run wrote.
+    """
+    device = Device(bundle, policy)
+    with scratch_folder() as folder:
+        run = device.run(folder, steps, SEED)
+    committed = {event.what for event in run.events if isinstance(event, Mark)}
+    return {
+        "commits": len(committed),
+        "pages": run.pages,
+        "renames": run.renames,
+        "in_order": judge(device, cuts_in_order(run.events), committed),
+        "out_of_order": judge(device, cuts_out_of_order(run.events, SEED, samples), committed),
+        "lying": judge(device, cuts_out_of_order(run.events, SEED, samples, 0.02), committed),
+    }
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
+@click.option("--steps", default=1000, show_default=True, help="Length of the run.")
+@click.option("--samples", default=2000, show_default=True, help="Cuts out of order.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
+def power_loss(bundle: Path, steps: int, samples: int, out: Path) -> None:
+    """Cut the power at every moment of a run of BUNDLE, and see what a restart finds."""
+    place = out / "power-loss.json"
+    check_writable(place)
+    rows = {name: lose_power(bundle, policy, steps, samples) for name, policy in POLICIES.items()}
+    kinds = [row[kind] for row in rows.values() for kind in ("in_order", "out_of_order")]
+    record: dict[str, Any] = {"model": Bundle.open(bundle).manifest.model.name, "seed": SEED}
+    record |= {name: sum(kind[name] for kind in kinds) for name in ("cuts", "lost", "garbage")}
+    record["garbage"] += sum(row["lying"]["garbage"] for row in rows.values())
+    for name, row in rows.items():
+        written = PAGE * row["pages"] + METADATA_BYTES_ESTIMATE * row["renames"]
+        record[f"flash_bytes_{name}"] = written // row["commits"]
+    write_whole(place, msgspec.json.format(msgspec.json.encode(record | {"rows": rows})))
+    click.echo(f"seed {SEED}; " + "; ".join(f"{k} {v}" for k, v in record.items()))
+    if record["lost"] or record["garbage"]:
+        raise SystemExit(1)
