@@ -158,7 +158,7 @@ class Recorder:
                     self.events.append(Change(number, at // SECTOR, now[at : at + SECTOR]))
 
     def _is_in(self, path: Any) -> bool:
-        return os.path.dirname(os.path.abspath(path)) == str(self.folder)  # noqa: PTH100, PTH120
+        return str(os.path.dirname(os.path.abspath(path))) == str(self.folder)  # noqa: PTH100, PTH120
 
 
 @dataclass
