@@ -184,9 +184,9 @@ class Disk:
         if isinstance(event, Change):
             self.cache.append(event)
         elif isinstance(event, Sync):
-            kept = [change for change in self.cache if change.file != event.file]
+            others = [change for change in self.cache if change.file != event.file]
             self.apply(change for change in self.cache if change.file == event.file)
-            self.cache = kept
+            self.cache = others
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Let changes reach the disk."""
@@ -206,8 +206,8 @@ class Disk:
             else:
                 start = change.at * SECTOR
                 # A sector beyond the size that the disk knows is there and not seen.
-                seen = change.data[: max(0, len(raw) - start)]
-                raw[start : start + len(seen)] = seen
+                part = change.data[: max(0, len(raw) - start)]
+                raw[start : start + len(part)] = part
 
     def torn(self, change: Change, at: int) -> Change:
         """A change of which only the first bytes reach the disk."""
@@ -290,16 +290,16 @@ def cuts_out_of_order(events: list[Event], seed: int, count: int, lies: float = 
             if not (is_lost and not isinstance(event, Mark) and _may_lie(event)):
                 disk.ask(event)
         done = place + 1
-        there = disk.copy()
+        left = disk.copy()
         lucky = [change for change in disk.cache if rng.random() < 0.5]
         # Names are kept in order by every file system that has a journal; sectors are not.
         sectors = [change for change in lucky if change.file >= 0 and change.at >= 0]
         rng.shuffle(sectors)
-        there.apply(change for change in lucky if change not in sectors)
+        left.apply(change for change in lucky if change not in sectors)
         for change in sectors:
             cut_at = rng.randrange(1, SECTOR) if rng.random() < 0.2 else SECTOR
-            there.apply([there.torn(change, cut_at)])
-        cuts.append(Cut(there.content(), *marks[place]))
+            left.apply([left.torn(change, cut_at)])
+        cuts.append(Cut(left.content(), *marks[place]))
     return cuts
 
 
