@@ -290,16 +290,16 @@ def cuts_out_of_order(events: list[Event], seed: int, count: int, lies: float = 
             if not (is_lost and not isinstance(event, Mark) and _may_lie(event)):
                 disk.ask(event)
         done = place + 1
-        left = disk.copy()
+        after = disk.copy()
         lucky = [change for change in disk.cache if rng.random() < 0.5]
         # Names are kept in order by every file system that has a journal; sectors are not.
         sectors = [change for change in lucky if change.file >= 0 and change.at >= 0]
         rng.shuffle(sectors)
-        left.apply(change for change in lucky if change not in sectors)
+        after.apply(change for change in lucky if change not in sectors)
         for change in sectors:
             cut_at = rng.randrange(1, SECTOR) if rng.random() < 0.2 else SECTOR
-            left.apply([left.torn(change, cut_at)])
-        cuts.append(Cut(left.content(), *marks[place]))
+            after.apply([after.torn(change, cut_at)])
+        cuts.append(Cut(after.content(), *marks[place]))
     return cuts
 
 
