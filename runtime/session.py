@@ -56,6 +56,7 @@ class Session(MemoryOwner):
         clock: Clock,
         snapshots: SnapshotPolicy | None,
         on_fault: FaultPolicy,
+        chain: bool = False,
     ) -> None:
         super().__init__(
             bundle,
@@ -93,7 +94,9 @@ class Session(MemoryOwner):
             self._keeper = Keeper(snapshots, budget, codec, clock, *parts)
         self._feeds = self._feeds_for(engine)
         self._resident = watch_resident(budget, counters.add_overrun)
-        by_step = any((self._answers, self._governor, late))
+        if chain:
+            memory.keep_chain(engine)
+        by_step = any((self._answers, self._governor, late, chain))
         self._prefill = Prefill(bundle, buffers, memory, counters, budget, self._keeper, by_step)
 
     @classmethod
@@ -108,6 +111,7 @@ class Session(MemoryOwner):
         engine: EngineChoice = "auto",
         observes: Observes | None = None,
         rate_hz: float | None = None,
+        chain: bool = False,
     ) -> Session:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
@@ -127,6 +131,7 @@ class Session(MemoryOwner):
                 input, an `ObservationContract`, or a JSON file of one. Compared with what the
                 bundle was trained on.
             rate_hz: Steps per second of the caller's loop; compared too.
+            chain: Keep a `chain` of hashes over all states after each step.
 
         Raises:
             SpecError: The budget is looser than the manifest's or contradicts the model, a policy
@@ -151,17 +156,20 @@ class Session(MemoryOwner):
         clock = clock or MonotonicClock()
         opened = open_engine(bundle, buffers, choice=engine)
         try:
-            return cls(bundle, buffers, opened, limits, clock, snapshots, on_fault)
+            return cls(bundle, buffers, opened, limits, clock, snapshots, on_fault, chain)
         except BaseException:
             opened.close()
             raise
 
     def replace_engine(self, wrap: Callable[[Engine, Buffers], Engine]) -> None:
         """Step with another engine from now on: ``wrap`` makes it from the present one."""
+        self._memory.chain_up()  # by the engine that holds the states
         self._engine = wrap(self._open_engine(), self._buffers)
         self._prefill.by_step = True  # chunks have an engine of their own
         self._engine_name = self._engine.name
         self._feeds = self._feeds_for(self._engine)
+        if self._memory.chain is not None:
+            self._memory.keep_chain(self._engine)
 
     def _feeds_for(self, engine: Engine) -> Feeds:
         inputs = self._buffers.inputs
@@ -182,6 +190,24 @@ class Session(MemoryOwner):
     def committed_steps(self) -> int:
         """Steps since it was opened that neither failed nor were refused."""
         return self._memory.committed
+
+    @property
+    def chain(self) -> int:
+        """64 bits that stand for all states after each step since it was opened, in their order.
+
+        Two sessions with the same chain had the same bits in every step; `stategate_chain` gives
+        it in C. Steps that failed are not in it, and neither are resets; see
+        `stategate.contract.chain` for what it cannot tell.
+
+        Raises:
+            SpecError: The session was opened without one.
+        """
+        self._memory.chain_up()
+        if self._memory.chain is None:
+            raise SpecError(
+                "this session keeps no chain of hashes", remedy="Session.open(path, chain=True)"
+            )
+        return self._memory.chain
 
     @property
     def budget(self) -> Budget:
@@ -215,6 +241,8 @@ class Session(MemoryOwner):
         engine = self._engine or self._open_engine()  # no call where it is open
         memory, counters, governor = self._memory, self._counters, self._governor
         deadline, answers = self._deadline, self._answers
+        if memory.chain is not None:
+            memory.chain_up()
         start_ns = deadline.start() if deadline is not None else 0
         self._feeds.take(inputs)
         if governor is not None:
@@ -332,5 +360,6 @@ class Session(MemoryOwner):
         """Free engines and snapshot folder; a second call does nothing. The ledger can be read."""
         if self._keeper is not None:
             self._keeper.close()
+        self._memory.chain_up()  # while the engine can still show its states
         super().close()
         self._prefill.close()

@@ -141,6 +141,7 @@ def source_of(
     for static in (
         "session.c",
         "python.c",
+        "stategate_chain.h",
         "stategate_math.h",
         "stategate_model.h",
     ):

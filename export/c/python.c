@@ -5,6 +5,7 @@
  * https://docs.python.org/3/c-api/stable.html; Py_buffer had this layout before it belonged there.
  */
 #include "stategate.h"
+#include "stategate_chain.h"
 #include "stategate_model.h"
 
 #if defined(__linux__)
@@ -29,6 +30,8 @@ typedef struct {
 PYTHON(void, Py_IncRef, object *);
 PYTHON(void, Py_DecRef, object *);
 PYTHON(object *, PyLong_FromLong, long);
+PYTHON(object *, PyLong_FromUnsignedLongLong, unsigned long long);
+PYTHON(unsigned long long, PyLong_AsUnsignedLongLong, object *);
 PYTHON(void *, PyLong_AsVoidPtr, object *);
 PYTHON(ptrdiff_t, PyDict_Size, object *);
 PYTHON(object *, PyDict_GetItemWithError, object *, object *);
@@ -138,6 +141,31 @@ STATEGATE_API object *stategate_python_look(object *self, object *const *args, p
     const looking_step *bound = PyLong_AsVoidPtr(self);
     (void)args, (void)count;
     return run(&bound->step, bound->results, bound->count);
+}
+
+typedef struct {
+    const void *bank[2];
+    ptrdiff_t bytes;
+    uint64_t bit; /* of the parity: set where the second bank is live */
+} state;
+
+typedef struct {
+    const state *states;
+    ptrdiff_t count;
+} memory;
+
+/* chain(before: int, parity: int) -> the chain of hashes with each live state */
+STATEGATE_API object *stategate_python_chain(object *self, object *const *args, ptrdiff_t count)
+{
+    const memory *bound = PyLong_AsVoidPtr(self);
+    uint64_t chain = PyLong_AsUnsignedLongLong(args[0]);
+    const uint64_t parity = PyLong_AsUnsignedLongLong(args[1]);
+    (void)count;
+    for (ptrdiff_t i = 0; i < bound->count; ++i) {
+        const state *it = &bound->states[i];
+        chain = stategate_chained(chain, it->bank[(parity & it->bit) != 0], (size_t)it->bytes);
+    }
+    return PyLong_FromUnsignedLongLong(chain);
 }
 
 #endif

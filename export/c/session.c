@@ -4,6 +4,7 @@
 #include <float.h>
 #include <string.h>
 
+#include "stategate_chain.h"
 #include "stategate_model.h"
 
 #define MODEL stategate_this_model
@@ -206,6 +207,14 @@ stategate_result stategate_step(
         s->counters.openings[i] += open[i];
     }
     return STATEGATE_WROTE;
+}
+
+uint64_t stategate_chain(const stategate_session *s, uint64_t chain)
+{
+    for (uint32_t i = 0; ready(s) == STATEGATE_OK && i < MODEL.n_states; ++i) {
+        chain = stategate_chained(chain, live_bank(s, &MODEL.states[i]), MODEL.states[i].bytes);
+    }
+    return chain;
 }
 
 /* A saved session: tag, counters, live states one after the other, checksum of all before it. */

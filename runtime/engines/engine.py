@@ -97,6 +97,15 @@ class Filling(Protocol):
     fill: Callable[[dict[str, Array]], int]
 
 
+@runtime_checkable
+class Chaining(Protocol):
+    """An engine that takes states into a chain of hashes faster than NumPy does."""
+
+    def chaining(self) -> Callable[[int, int], int] | None:
+        """Takes a chain and a parity, and returns the chain with the live states; None: NumPy."""
+        ...
+
+
 def open_engine(
     bundle: Bundle,
     buffers: Buffers,

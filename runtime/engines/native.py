@@ -15,7 +15,7 @@ from stategate.contract.errors import EngineError
 from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Buffers
 from stategate.runtime.engines.feeds import refuse_not_finite
-from stategate.runtime.engines.native_call import FINITE, filling, stepping
+from stategate.runtime.engines.native_call import FINITE, chaining, filling, stepping
 
 _MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
 # A step that takes less keeps the interpreter's lock: to give it away and to fetch it again takes
@@ -70,6 +70,10 @@ class NativeEngine:
 
     def write(self, parity: int) -> None:
         """Nothing: `run` has written what an open gate lets through."""
+
+    def chaining(self) -> Callable[[int, int], int] | None:
+        """See `stategate.runtime.engines.engine.Chaining`."""
+        return chaining(self._library, self._buffers)
 
     def _step(self, parity: int) -> Callable[[], int]:
         """The call for one parity."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stategate.runtime.base.buffers import Array, Slot
+from stategate.runtime.base.buffers import Array, Buffers, Slot
 
 Pointers = ctypes.Array[ctypes.c_void_p]
 FINITE = -1  # computed, and every result is finite
@@ -66,6 +66,18 @@ class _Step(ctypes.Structure):
         ("results", ctypes.POINTER(_Result)),
         ("count", ctypes.c_ssize_t),
     )
+
+
+class _State(ctypes.Structure):
+    _fields_ = (
+        ("banks", ctypes.c_void_p * 2),
+        ("bytes", ctypes.c_ssize_t),
+        ("bit", ctypes.c_uint64),
+    )
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("states", ctypes.POINTER(_State)), ("count", ctypes.c_ssize_t))
 
 
 class _Address(int):
@@ -122,6 +134,23 @@ def filling(library: ctypes.CDLL, slots: Sequence[Slot]) -> Callable[[dict[str, 
     )
     data = _Filling(np.ndarray, inputs, len(slots))
     return _function(library.stategate_python_fill, data, slots)
+
+
+def chaining(library: ctypes.CDLL, buffers: Buffers) -> Callable[[int, int], int] | None:
+    """Takes a chain of hashes and a parity, and returns the chain with the live states.
+
+    None where the library was made before it could.
+    """
+    run = getattr(library, "stategate_python_chain", None)
+    if run is None:
+        return None
+    states = (_State * len(buffers.states))(
+        *(
+            _State(pointers([bank.array for bank in s.banks]), s.spec.bytes, buffers.bit_of(s))
+            for s in buffers.states
+        )
+    )
+    return _function(run, _Memory(states, len(states)), buffers)
 
 
 def _function(code: Any, data: ctypes.Structure, owner: object) -> Callable[..., int]:

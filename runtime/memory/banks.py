@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 
 import numpy as np
 
+from stategate.contract.chain import START, chained_all
 from stategate.contract.errors import StateFault
 from stategate.contract.write_rule import opens, opens_number
 from stategate.runtime.base.buffers import Array, Buffers, Group, Slot, StateBanks, is_finite
 from stategate.runtime.base.ledger import Counters
-from stategate.runtime.engines.engine import Resident
+from stategate.runtime.engines.engine import Chaining, Engine, Resident
 
 
 class Memory:
@@ -27,6 +28,8 @@ class Memory:
         committed: Steps whose result was put in place, since the memory was made.
         is_initial: Whether the episode began with the initial states, and not with given ones.
         after_fault: What a fault says is in place then, and what to do.
+        chain: Of hashes, over all states after each step up to the last `chain_up`; None where
+            nobody asked for one.
         began: What ``committed`` was when the states were last replaced from outside: an episode
             begins there.
     """
@@ -51,6 +54,9 @@ class Memory:
         self.parity = 0
         self.committed = self.began = 0
         self.is_initial = True
+        self.chain: int | None = None
+        self._chained_steps = 0
+        self._chaining: Callable[[int, int], int] = self._chained_in_numpy
         self.after_fault = "the state before this step is in place: go on, or call reset()"
         self._states = buffers.states
         self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}
@@ -189,6 +195,29 @@ class Memory:
         self._counters.faults += 1
         return problem
 
+    def keep_chain(self, engine: Engine) -> None:
+        """Chain the states from now on, as fast as an engine can."""
+        self.chain_up()
+        self.chain = START if self.chain is None else self.chain
+        self._chained_steps = self.committed
+        own = engine.chaining() if isinstance(engine, Chaining) else None
+        self._chaining = own or self._chained_in_numpy
+
+    def chain_up(self) -> None:
+        """Take the states after the last step into the chain, if they are not in it yet.
+
+        Called before they can change, and so before the next step and not after the last: an
+        exception of a signal's handler then leaves no step out.
+        """
+        if self.chain is not None and self._chained_steps != self.committed:
+            chain = self._chaining(self.chain, self.parity)
+            self.chain = chain
+            self._chained_steps = self.committed
+
+    def _chained_in_numpy(self, chain: int, parity: int) -> int:
+        del parity  # the same as now
+        return chained_all(chain, self.live())
+
     def live(self) -> dict[str, Array]:
         """The bank of each state that the next step reads, by name; not copies."""
         if self._resident is not None:
@@ -218,6 +247,7 @@ class Memory:
 
     def _laid_ready(self, states: Mapping[str, Array]) -> int:
         """Copy values into the banks that are not read; the parity with which they will be."""
+        self.chain_up()
         parity = self.parity ^ self._every_bit
         for state in self._states:
             np.copyto(self._bank(state, parity), states[state.spec.name])

@@ -117,7 +117,7 @@ def test_only_a_step_known_to_be_short_keeps_the_lock_of_the_interpreter(
 
 def with_step(bundle: Path, step: bytes, path: Path) -> ctypes.CDLL:
     """A library whose step is other C than the bundle's."""
-    names = ("stategate.h", "stategate_model.h", "python.c")
+    names = ("stategate.h", "stategate_chain.h", "stategate_model.h", "python.c")
     source = {name: (bundle / "native" / name).read_bytes() for name in names}
     path.write_bytes(compile_library({**source, "step.c": step}).library)
     return ctypes.CDLL(str(path))
