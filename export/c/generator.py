@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from importlib import resources
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import onnx
@@ -18,7 +15,6 @@ from emx_onnx_cgen.compiler import CompilerOptions
 
 from stategate.contract.errors import LowerError
 from stategate.contract.failures import failures
-from stategate.contract.staging import scratch_folder
 
 # What each of these remembers. In a reversed sequence they store the outputs at the wrong end, and
 # of an empty one ONNX Runtime gives zeros, where they give what they began with.
@@ -70,45 +66,33 @@ def name() -> str:
     return f"emx-onnx-cgen {version('emx-onnx-cgen')}"
 
 
-@contextmanager
-def templates() -> Iterator[Path]:
-    """A folder of the generator's templates, those of recurrent operators mended."""
-    with (
-        scratch_folder() as scratch,
-        resources.as_file(resources.files("emx_onnx_cgen") / "templates") as generators,
-    ):
-        folder = Path(copytree(generators, Path(scratch) / "templates"))
-        for file, replacements in _LOOKUPS.items():
-            text = (folder / file).read_text()
-            for wrong, right in replacements:
-                assert wrong in text, f"{file} of {name()} is another than the one that is mended"
-                text = text.replace(wrong, right)
-            (folder / file).write_text(text)
-        for file, memories in _RECURRENT.items():
-            text = (folder / file).read_text()
-            for place in ("[{}][dir][b][h]", "[b][{}][dir][h]"):
-                wrong, right = (f"output_y }}}}{place.format(i)} = h_new;" for i in ("step", "t"))
-                text = text.replace(wrong, right)
-            zeros = "".join(f" {one}_prev[b][h] = {{{{ zero_literal }}}};" for one in memories)
-            hidden = "(seq_limit ? 0 : {{ hidden_size }})"
-            empty = f"            for (int h = 0; h < {hidden}; ++h) {{{zeros} }}"
-            (folder / file).write_text(text.replace(_SEQUENCE, f"{empty}\n{_SEQUENCE}"))
-        yield folder
+def _mended(file: str, text: str) -> str:
+    """A template of the generator without its mistakes."""
+    for wrong, right in _LOOKUPS.get(file, ()):
+        assert wrong in text, f"{file} of {name()} is another than the one that is mended"
+        text = text.replace(wrong, right)
+    if memories := _RECURRENT.get(file):
+        for place in ("[{}][dir][b][h]", "[b][{}][dir][h]"):
+            wrong, right = (f"output_y }}}}{place.format(i)} = h_new;" for i in ("step", "t"))
+            text = text.replace(wrong, right)
+        zeros = "".join(f" {one}_prev[b][h] = {{{{ zero_literal }}}};" for one in memories)
+        hidden = "(seq_limit ? 0 : {{ hidden_size }})"
+        empty = f"            for (int h = 0; h < {hidden}; ++h) {{{zeros} }}"
+        text = text.replace(_SEQUENCE, f"{empty}\n{_SEQUENCE}")
+    return text
 
 
-def c_of(model: onnx.ModelProto, function: str, folder: Path) -> str:
+def c_of(model: onnx.ModelProto, function: str) -> str:
     """The C of a graph as one function.
 
     Args:
         model: The graph.
         function: Its name.
-        folder: Of `templates`.
 
     Raises:
         LowerError: It cannot be written.
     """
     options = CompilerOptions(
-        template_dir=folder,
         model_name=function,
         large_temp_threshold_bytes=0,
         large_weight_threshold=0,
@@ -139,8 +123,26 @@ def inexact(text: str) -> bool:
     )
 
 
+class _Template:
+    """A template that is read where it is used: the generator asks for all 170 for each node."""
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._load(), name)
+
+
 class _Compiler(Compiler):  # type: ignore[misc]
     """Hands attributes on as text, which ONNX keeps as bytes and GRU and RNN compare with text."""
+
+    def __init__(self, options: CompilerOptions) -> None:
+        super().__init__(options)
+        environment = self._emitter._env
+        source = environment.loader.get_source
+        environment.loader.get_source = lambda *of: (_mended(of[1], source(*of)[0]), None, None)
+        load = environment.get_template
+        environment.get_template = lambda *name: _Template(partial(load, *name))
 
     def _lower_model(self, model: onnx.ModelProto, graph: Any) -> Any:
         nodes = [

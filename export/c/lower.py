@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from stategate.contract import ObservationContract, StepSpec, sha256
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError, LowerError, SpecError
-from stategate.export.c import generator
 from stategate.export.c.interface import INITIAL, interface, model_source
 from stategate.export.c.part import write_part
 from stategate.export.c.rewrites import with_known_operators
@@ -120,20 +119,19 @@ def source_of(
     files: dict[str, bytes] = {}
     functions = {}
     inexact = set[str]()
-    with generator.templates() as folder:
-        for name, (nodes, names) in parts.items():
-            gives = list(dict.fromkeys([*names, *payload])) if name == "read" else names
-            chosen = [model.graph.node[i] for i in nodes]
-            takes = cut.inputs_of(chosen)
-            written = write_part(f"stategate_{name}", model, chosen, takes, gives, folder)
-            renamed = {weight: f"{name} {weight}" for weight in written.weights}
-            for weight, array in written.weights.items():
-                weights.add(renamed[weight], array)
-            functions[name] = replace(
-                written.function, takes=tuple(renamed.get(t, t) for t in written.function.takes)
-            )
-            inexact |= written.inexact
-            files |= {file: text.encode() for file, text in written.files.items()}
+    for name, (nodes, names) in parts.items():
+        gives = list(dict.fromkeys([*names, *payload])) if name == "read" else names
+        chosen = [model.graph.node[i] for i in nodes]
+        takes = cut.inputs_of(chosen)
+        written = write_part(f"stategate_{name}", model, chosen, takes, gives)
+        renamed = {weight: f"{name} {weight}" for weight in written.weights}
+        for weight, array in written.weights.items():
+            weights.add(renamed[weight], array)
+        functions[name] = replace(
+            written.function, takes=tuple(renamed.get(t, t) for t in written.function.takes)
+        )
+        inexact |= written.inexact
+        files |= {file: text.encode() for file, text in written.files.items()}
     types = {name: cut.type_of(name) for name in payload}
     files["stategate.h"] = interface(spec, graph_sha256, observation).encode()
     files["model.c"] = model_source(spec, functions, weights.offsets, types, graph_sha256).encode()

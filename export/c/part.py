@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,6 @@ def write_part(
     nodes: Sequence[onnx.NodeProto],
     takes: Sequence[str],
     gives: Sequence[str],
-    folder: Path,
 ) -> Part:
     """The C of some nodes of a step.
 
@@ -93,7 +91,6 @@ def write_part(
         nodes: In the order of the graph.
         takes: Tensors that are there before, but constants.
         gives: Tensors that it fills.
-        folder: Of the generator's templates.
 
     Raises:
         LowerError: A node can be written by nobody.
@@ -109,7 +106,7 @@ def write_part(
     for node in nodes:
         is_known = all(n in program.tensors for n in (*node.input, *node.output) if n)
         if not is_known or not written(program, node, opset):
-            foreign.append(_foreign(f"{name}_{len(foreign)}", program, model, node, folder))
+            foreign.append(_foreign(f"{name}_{len(foreign)}", program, model, node))
     places = program.finish(gives)
     text, prototype, weights = _text(name, program, foreign, takes, gives, places)
     files = {f"{name.removeprefix('stategate_')}.c": text}
@@ -152,7 +149,7 @@ def _add_single_elements(graph: onnx.GraphProto, tensors: dict[str, tuple[str, S
 
 
 def _foreign(
-    function: str, program: Program, model: onnx.ModelProto, node: onnx.NodeProto, folder: Path
+    function: str, program: Program, model: onnx.ModelProto, node: onnx.NodeProto
 ) -> Foreign:
     graph = model.graph
     infos = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
@@ -181,7 +178,7 @@ def _foreign(
         opset_imports=model.opset_import,
         ir_version=model.ir_version,
     )
-    text = generator.c_of(with_plain_names(one, function), function, folder)
+    text = generator.c_of(with_plain_names(one, function), function)
     takes = [program.contiguous(n) for n in inputs]
     gives = []
     for name in results:

@@ -97,7 +97,6 @@ def paths_renamed(source: Path) -> list[int]:
 def test_nothing_is_put_in_the_place_of_something_else_by_another_mechanism() -> None:
     allowed = {
         "contract/durable.py",
-        "export/c/generator.py",  # in a folder for the moment, which no restart finds again
         "runtime/keep/store.py",  # puts a damaged file aside, within the folder that it then syncs
     }
     found = {
