@@ -1,4 +1,4 @@
-"""Convolutions over one or two axes, as products of patches or tap by tap."""
+"""Convolutions over one or two axes, as products of neighbouring places or tap by tap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from stategate.export.c.loops import Names, indented, nested
-from stategate.export.c.matrices import NARROW, padded, row_of, tiles
+from stategate.export.c.matrices import padded, row_of, tiles
 from stategate.export.c.program import Program
 from stategate.export.c.view import View, whole
 
@@ -37,6 +37,11 @@ class Window:
         return low, max(low, high)
 
     @property
+    def span(self) -> int:
+        """How far the taps of all places reach, padding counted."""
+        return (self.places - 1) * self.stride + (self.taps - 1) * self.dilation + 1
+
+    @property
     def is_padded(self) -> bool:
         """Whether a tap can lie outside of the input."""
         return any(self.inside(tap) != (0, self.places) for tap in range(self.taps))
@@ -53,6 +58,9 @@ class Convolution:
         groups: Groups of channels.
         w: Buffer of the weights: tiles for each group, or ``(results, channels, taps...)``.
         bias: Buffer of the biases.
+        sums: Buffer of the results of a row of places, place by place.
+        band: Buffer of the lines of the input that those places see, with their padding; empty
+            where they are read where they lie.
     """
 
     x: View
@@ -61,6 +69,8 @@ class Convolution:
     groups: int
     w: str
     bias: str
+    sums: str = ""
+    band: str = ""
 
     def reads(self) -> list[str]:
         """Buffers that it reads."""
@@ -68,7 +78,7 @@ class Convolution:
 
     def writes(self) -> list[str]:
         """Buffers that it fills."""
-        return [self.output.buffer]
+        return [self.output.buffer, *filter(None, (self.sums, self.band))]
 
     @property
     def _channels(self) -> int:
@@ -80,7 +90,7 @@ class Convolution:
 
     def body(self, names: Names) -> list[str]:
         """Its C statements."""
-        lines = self._tap_by_tap(names) if self._results < _FEW else self._by_patches(names)
+        lines = self._tap_by_tap(names) if self._results < _FEW else self._by_rows(names)
         loops = [("n", self.x.shape[0]), ("g", self.groups)]
         loops = [loop for loop in loops if loop[1] > 1]
         fixed = [f"const int32_t {name} = 0;" for name in "ng" if name not in dict(loops)]
@@ -93,49 +103,48 @@ class Convolution:
         x = f"{names[self.x.buffer]} + {self.x.offset} + (n * {self.groups} + g) * {inputs}"
         return x, f"{names[self.output.buffer]} + (n * {self.groups} + g) * {outputs}"
 
-    def _by_patches(self, names: Names) -> list[str]:
+    def _by_rows(self, names: Names) -> list[str]:
+        """A row of places at a time: weights that are read once serve some of them."""
         rows, columns = self.windows
-        length = self._channels * rows.taps * columns.taps
         width = padded(self._results)
         x, out = self._places(names)
-
-        def place(window: Window, at: str, tap: str) -> str:
-            return f"{at} * {window.stride} + {tap} * {window.dilation} - {window.pad}"
-
-        value = f"x[(c * {rows.extent} + h) * {columns.extent} + w]"
-        checks = [
-            f"{name} >= 0 && {name} < {window.extent}"
-            for name, window in (("h", rows), ("w", columns))
-            if window.is_padded
+        sums = names[self.sums]
+        lines = self._channels * rows.taps
+        first, line = f"x + oh * {rows.stride * columns.extent}", rows.extent * columns.extent
+        if self.band:
+            first, line = names[self.band], columns.span
+        w, bias = f"{names[self.w]} + g * {width * lines * columns.taps}", names[self.bias]
+        walk = f"{lines}, {line}, {columns.taps}, {columns.dilation}, {first}, {columns.stride}"
+        m = columns.places
+        area = rows.places * m
+        steps = [
+            *(self._fill(names[self.band]) if self.band else []),
+            f"stategate_rows({m}, {width}, {w}, {walk}, {bias} + g * {width}, {sums});",
+            *nested(
+                [("k", self._results), ("ow", m)],
+                [f"out[k * {area} + oh * {m} + ow] = {sums}[ow * {width} + k];"],
+            ),
         ]
-        if checks:
-            value = f"({' && '.join(checks)}) ? {value} : 0.0f"
-        gather = nested(
-            [("c", self._channels), ("i", rows.taps), ("j", columns.taps)],
-            [
-                f"const int32_t h = {place(rows, 'oh', 'i')}, w = {place(columns, 'ow', 'j')};",
-                f"patch[(c * {rows.taps} + i) * {columns.taps} + j] = {value};",
-            ],
-        )
-        tiles_of_group = f"{names[self.w]} + g * {width * length}"
-        bias = f"{names[self.bias]} + g * {width}"
-        product = (
-            f"stategate_narrow_product({tiles_of_group}, {length}, patch, {bias}, sums);"
-            if width == NARROW
-            else f"stategate_product({width}, {tiles_of_group}, {length}, patch, 0, NULL, "
-            f"{bias}, sums);"
-        )
-        area = rows.places * columns.places
-        scatter = nested(
-            [("k", self._results)], [f"out[k * {area} + oh * {columns.places} + ow] = sums[k];"]
-        )
-        steps = nested([("oh", rows.places), ("ow", columns.places)], [*gather, product, *scatter])
         return [
             f"const float *x = {x};",
             f"float *out = {out};",
-            f"float patch[{length}] STATEGATE_CACHE_LINE, sums[{width}] STATEGATE_CACHE_LINE;",
-            *steps,
+            *nested([("oh", rows.places)], steps),
         ]
+
+    def _fill(self, band: str) -> list[str]:
+        """Copy the lines that a row of places sees, with zeros for padding."""
+        rows, columns = self.windows
+        extent = max(0, min(columns.extent, columns.span - columns.pad))
+        copy = [
+            f"float *line = {band} + (c * {rows.taps} + i) * {columns.span};",
+            f"const int32_t h = oh * {rows.stride} + i * {rows.dilation} - {rows.pad};",
+            f"memset(line, 0, {columns.span} * sizeof *line);",
+            f"if (h >= 0 && h < {rows.extent}) {{",
+            f"    memcpy(line + {columns.pad}, x + (c * {rows.extent} + h) * {columns.extent}, "
+            f"{extent} * sizeof *line);",
+            "}",
+        ]
+        return nested([("c", self._channels), ("i", rows.taps)], copy)
 
     def _tap_by_tap(self, names: Names) -> list[str]:
         rows, columns = self.windows
@@ -216,6 +225,12 @@ def convolution(program: Program, node: onnx.NodeProto, attributes: Mapping[str,
     output = node.output[0]
     target = whole(output, "float32", result)
     program.buffer(output, "float32", target.size)
+    sums = band = ""
+    if results >= _FEW:
+        sums = _scratch(program, f"{output}.sums", windows[1].places * padded(results))
+        if windows[0].taps > 1 or any(window.is_padded for window in windows):
+            lines = shape[1] // groups * windows[0].taps
+            band = _scratch(program, f"{output}.band", lines * windows[1].span)
     program.add(
         Convolution(
             program.contiguous(x),
@@ -224,10 +239,18 @@ def convolution(program: Program, node: onnx.NodeProto, attributes: Mapping[str,
             groups,
             program.keep(f"{output}.w", flat),
             program.keep(f"{output}.bias", row),
+            sums,
+            band,
         )
     )
     program.alias({output: target})
     return True
+
+
+def _scratch(program: Program, name: str, elements: int) -> str:
+    view = program.fresh(name, "float32", (elements,))
+    program.buffer(view.buffer, "float32", elements)
+    return view.buffer
 
 
 def _pads(

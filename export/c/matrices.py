@@ -109,25 +109,22 @@ class Product:
         m, rows = self.x.shape
         columns = self.columns
         weights = {key: names[buffer] for key, buffer in self._weights.items()}
-        x = f"{names[self.x.buffer]} + {self.x.offset}"
-        out = names[self.buffer]
-        if m > 1:
-            x, out = f"{x} + row * {rows}", f"{out} + row * {columns}"
+        w, init = weights["w"], weights["init"]
+        x, out = f"{names[self.x.buffer]} + {self.x.offset}", names[self.buffer]
         if self.is_integer:
+            if m > 1:
+                x, out = f"{x} + row * {rows}", f"{out} + row * {columns}"
             call = (
-                f"stategate_integer_product({columns}, {weights['w']}, {rows}, {x}, "
-                f"{weights['scales']}, {weights['init']}, {out});"
+                f"stategate_integer_product({columns}, {w}, {rows}, {x}, {weights['scales']}, "
+                f"{init}, {out});"
             )
-        elif columns == NARROW:
-            call = (
-                f"stategate_narrow_product({weights['w']}, {rows}, {x}, {weights['init']}, {out});"
-            )
-        else:
-            call = (
-                f"stategate_product({columns}, {weights['w']}, {rows}, {x}, 0, NULL, "
-                f"{weights['init']}, {out});"
-            )
-        return nested([("row", m)] if m > 1 else [], [call])
+            return nested([("row", m)] if m > 1 else [], [call])
+        if m > 1:
+            walk = f"1, 0, {rows}, 1, {x}, {rows}"
+            return [f"stategate_rows({m}, {columns}, {w}, {walk}, {init}, {out});"]
+        if columns == NARROW:
+            return [f"stategate_narrow_product({w}, {rows}, {x}, {init}, {out});"]
+        return [f"stategate_product({columns}, {w}, {rows}, {x}, 0, NULL, {init}, {out});"]
 
 
 @dataclass(slots=True)

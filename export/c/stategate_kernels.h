@@ -13,6 +13,7 @@
 
 #include "kernels/vectors.h"
 #include "kernels/product.h"
+#include "kernels/rows.h"
 #include "kernels/narrow_product.h"
 #include "kernels/integer_product.h"
 #include "kernels/mix.h"

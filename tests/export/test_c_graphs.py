@@ -168,6 +168,28 @@ def test_a_narrow_convolution_runs_with_few_optimisations_too(tmp_path: Path) ->
     agree(tmp_path, nodes, {"x": (1, 1, 8)}, {"y": (1, 3, 12)}, {"w": floats(3, 1, 1)}, "-O1")
 
 
+@pytest.mark.parametrize(
+    ("shape", "w", "attributes", "result"),
+    [
+        ((2, 3, 7, 9), (10, 3, 3, 2), {"strides": [2, 3], "pads": [1, 0, 2, 1]}, (2, 10, 4, 3)),
+        ((1, 6, 5, 11), (24, 2, 2, 3), {"dilations": [3, 2], "group": 3}, (1, 24, 2, 7)),
+        ((1, 4, 6, 5), (8, 4, 1, 1), {}, (1, 8, 6, 5)),
+        ((1, 5, 13), (17, 5, 4), {"dilations": [2], "strides": [3], "pads": [6, 0]}, (1, 17, 5)),
+        ((1, 5, 13), (9, 5, 3), {"auto_pad": "SAME_UPPER", "strides": [2]}, (1, 9, 7)),
+        ((1, 3, 2), (8, 3, 2), {"pads": [4, 4], "dilations": [5], "strides": [4]}, (1, 8, 2)),
+    ],
+)
+def test_convolutions_of_many_results_walk_strides_padding_and_groups(
+    tmp_path: Path,
+    shape: tuple[int, ...],
+    w: tuple[int, ...],
+    attributes: dict[str, Any],
+    result: tuple[int, ...],
+) -> None:
+    nodes = [node("Conv", ["x", "w", "b"], ["y"], **attributes)]
+    agree(tmp_path, nodes, {"x": shape}, {"y": result}, {"w": floats(*w), "b": floats(w[0])})
+
+
 def test_a_convolution_whose_taps_all_lie_in_the_padding_is_its_bias(tmp_path: Path) -> None:
     nodes = [node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1], dilations=[2], strides=[2])]
     arrays = {"w": floats(2, 1, 2), "b": floats(2)}

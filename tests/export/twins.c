@@ -9,7 +9,7 @@ static uint32_t seed = 1;
 static uint64_t digest = 1469598103934665603ull; /* FNV-1a */
 static int different;
 static float tiled[MOST * ROWS] STATEGATE_CACHE_LINE, plain[ROWS][MOST], x[ROWS], y[ROWS];
-static float init[MOST], scales[MOST], out[MOST], wanted[MOST];
+static float init[MOST], scales[MOST], out[MOST * 15], wanted[MOST * 15], lines[4 * ROWS];
 static int8_t integers[MOST * ROWS] STATEGATE_CACHE_LINE, whole[ROWS][MOST];
 
 static float drawn(void)
@@ -73,6 +73,18 @@ STATEGATE_INLINE void narrow(int rows)
     compare("narrow product", 16);
 }
 
+/* Several rows: of a matrix, and as a convolution walks a picture. */
+STATEGATE_INLINE void rows(int m, int columns, int taps, int step)
+{
+    fill(columns, 3 * taps);
+    for (int k = 0; k < 4 * ROWS; ++k) {
+        lines[k] = drawn();
+    }
+    stategate_rows(m, columns, tiled, 3, ROWS, taps, 2, lines, step, init, out);
+    plain_rows(m, columns, plain, 3, ROWS, taps, 2, lines, step, init, wanted);
+    compare("rows", m * columns);
+}
+
 int main(void)
 {
     check(16, 1);
@@ -81,6 +93,10 @@ int main(void)
     check(128, 33);
     check(144, 150);
     check(320, 96);
+    rows(2, 16, 1, 7);
+    rows(15, 48, 3, 1);
+    rows(9, 112, 50, 2);
+    rows(4, 320, 5, 3);
     narrow(1);
     narrow(3);
     narrow(64);

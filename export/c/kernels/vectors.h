@@ -1,4 +1,5 @@
-/* Numbers of one vector, and vectors whose sums fit into the registers at the same time. */
+/* Numbers of one vector, vectors whose sums are under way at the same time for one row, and for several
+ * rows, which share what they read. */
 #if defined(__AVX512F__)
 #define STATEGATE_LANES 16
 #elif defined(__AVX__)
@@ -10,6 +11,11 @@
 #define STATEGATE_SUMS 16
 #else
 #define STATEGATE_SUMS 8
+#endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define STATEGATE_BLOCK 16
+#else
+#define STATEGATE_BLOCK 8
 #endif
 #define STATEGATE_TILE 128
 #define STATEGATE_MOST_VECTORS (STATEGATE_TILE / STATEGATE_LANES)
