@@ -64,7 +64,8 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
         "inspect": Verb("device:inspect", "ort", "Show what a bundle promises."),
     },
     "Run it": {
-        "run": Verb("run:run", "ort", "Step a bundle through an episode and count its writes.")
+        "run": Verb("run:run", "ort", "Step a bundle through an episode and count its writes."),
+        "replay": Verb("replay:replay", "ort", "Step again what a black box recorded."),
     },
     "On the device": {
         "doctor": Verb(

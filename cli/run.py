@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 
 from stategate.cli.options import (
+    FILE,
     FOLDER,
+    POSITIVE,
     bundle_argument,
     engine_option,
     episode_option,
@@ -25,6 +27,7 @@ from stategate.contract import Bundle, Episode, load_episode
 from stategate.contract.durable import check_writable
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.episodes.run import RunResult, run_episode
+from stategate.runtime.keep.black_box import BlackBox
 from stategate.runtime.session import Session
 
 
@@ -34,6 +37,16 @@ from stategate.runtime.session import Session
 @steps_option("How many steps; default: the episode.", None, click.IntRange(1, 100_000_000))
 @out_option("Folder for ledger.json; default: none.", required=False)
 @option("--snapshots", type=FOLDER, help="Folder to go on from, and to save to at the end.")
+@option(
+    "--black-box",
+    type=FILE,
+    help="File of fixed size for the last steps, for: stategate replay.",
+)
+@option(
+    "--minutes",
+    type=POSITIVE,
+    help="How many the black box keeps, by the rate of episode or bundle; 16 MiB if left out.",
+)
 @engine_option
 @json_option
 def run(
@@ -42,6 +55,8 @@ def run(
     steps: int | None,
     out: Path | None,
     snapshots: Path | None,
+    black_box: Path | None,
+    minutes: float | None,
     engine: str,
     as_json: bool,
 ) -> None:
@@ -57,9 +72,14 @@ def run(
     if out is not None:
         check_writable(out / "ledger.json")
     episode = load_episode(episode_path, steps) if episode_path else _golden(Bundle.open(bundle))
+    if minutes is not None and black_box is None:
+        raise click.UsageError("--minutes needs --black-box FILE.")
+    box = None
+    if black_box is not None:
+        box = BlackBox(black_box, minutes, rate_hz=episode.rate_hz)
     with (
         stop_request() as stop,
-        Session.open(bundle, snapshots=snapshots, engine=engine) as session,
+        Session.open(bundle, snapshots=snapshots, black_box=box, engine=engine) as session,
     ):
         restored = session.restore() if snapshots is not None else None
         if restored is not None:

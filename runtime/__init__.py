@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from stategate.common.dependencies import silence
 from stategate.runtime.base.ledger import Ledger
+from stategate.runtime.keep.black_box import BlackBox
 from stategate.runtime.keep.keeper import Restored, SnapshotPolicy
 from stategate.runtime.session import Session
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 silence()
 
-__all__ = ["Ledger", "Pool", "Restored", "Session", "SnapshotPolicy", "WrappedSession"]
+__all__ = ["BlackBox", "Ledger", "Pool", "Restored", "Session", "SnapshotPolicy", "WrappedSession"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from stategate.contract.errors import (
     RuntimeFault,
     SpecError,
     StateFault,
+    WriteBudgetError,
 )
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.base.clock import Clock, MonotonicClock
@@ -29,6 +30,8 @@ from stategate.runtime.engines.engine import Engine, EngineChoice, Resident, ope
 from stategate.runtime.engines.feeds import Feeds, FeedsOnceBegun
 from stategate.runtime.engines.opening import allocate, check_memory, open_single
 from stategate.runtime.engines.prologue import PrologueRunner
+from stategate.runtime.keep.black_box import BlackBox
+from stategate.runtime.keep.box_writer import BlackBoxWriter
 from stategate.runtime.keep.keeper import Keeper, SnapshotPolicy
 from stategate.runtime.keep.owner import MemoryOwner
 from stategate.runtime.keep.snapshot import Codec
@@ -57,6 +60,7 @@ class Session(MemoryOwner):
         snapshots: SnapshotPolicy | None,
         on_fault: FaultPolicy,
         chain: bool = False,
+        black_box: BlackBox | None = None,
     ) -> None:
         super().__init__(
             bundle,
@@ -94,9 +98,17 @@ class Session(MemoryOwner):
             self._keeper = Keeper(snapshots, budget, codec, clock, *parts)
         self._feeds = self._feeds_for(engine)
         self._resident = watch_resident(budget, counters.add_overrun)
-        if chain:
+        if chain or black_box is not None:
             memory.keep_chain(engine)
-        by_step = any((self._answers, self._governor, late, chain))
+        if black_box is not None:
+            rest = (memory, counters, self._governor, self._keeper, budget, engine.name)
+            try:
+                self._black_box = BlackBoxWriter(black_box, bundle, buffers, *rest)
+            except BaseException:
+                if self._keeper is not None:
+                    self._keeper.close()
+                raise
+        by_step = any((self._answers, self._governor, late, memory.chain is not None))
         self._prefill = Prefill(bundle, buffers, memory, counters, budget, self._keeper, by_step)
 
     @classmethod
@@ -106,6 +118,7 @@ class Session(MemoryOwner):
         *,
         budget: Budget | None = None,
         snapshots: SnapshotPolicy | str | Path | None = None,
+        black_box: BlackBox | str | Path | None = None,
         on_fault: FaultPolicy = "raise",
         clock: Clock | None = None,
         engine: EngineChoice = "auto",
@@ -119,6 +132,7 @@ class Session(MemoryOwner):
             path: The bundle, or its folder.
             budget: Limits that tighten those of the manifest.
             snapshots: Folder for `save` and `restore`, or a policy that also saves by itself.
+            black_box: File of fixed size for the last steps; see `stategate.replay`.
             on_fault: After a fault is counted and the old state is in place: ``raise`` it; ``hold``
                 answers with the last good outputs of this episode; ``reset`` answers the same and
                 puts the states back to their initial values. Before there are good outputs, both
@@ -153,10 +167,13 @@ class Session(MemoryOwner):
         buffers = allocate(bundle)
         if snapshots is not None and not isinstance(snapshots, SnapshotPolicy):
             snapshots = SnapshotPolicy(snapshots)
+        if black_box is not None and not isinstance(black_box, BlackBox):
+            black_box = BlackBox(black_box)
         clock = clock or MonotonicClock()
         opened = open_engine(bundle, buffers, choice=engine)
         try:
-            return cls(bundle, buffers, opened, limits, clock, snapshots, on_fault, chain)
+            parts = (limits, clock, snapshots, on_fault, chain, black_box)
+            return cls(bundle, buffers, opened, *parts)
         except BaseException:
             opened.close()
             raise
@@ -240,13 +257,15 @@ class Session(MemoryOwner):
         """
         engine = self._engine or self._open_engine()  # no call where it is open
         memory, counters, governor = self._memory, self._counters, self._governor
-        deadline, answers = self._deadline, self._answers
+        deadline, answers, black_box = self._deadline, self._answers, self._black_box
         if memory.chain is not None:
             memory.chain_up()
         start_ns = deadline.start() if deadline is not None else 0
         self._feeds.take(inputs)
         if governor is not None:
             governor.before()
+        if black_box is not None:
+            black_box.before()
         if answers is not None:
             answers.keep()  # of the step before, if an exception of the caller's own came between
         try:
@@ -281,8 +300,16 @@ class Session(MemoryOwner):
             if writes and governor is not None and governor.overdrawn:
                 governor.warn()
         except (EngineError, StateFault) as fault:
+            if black_box is not None:
+                black_box.after(False, fault)
             self._answer(fault)
+        except WriteBudgetError:
+            if black_box is not None:
+                black_box.after(False)
+            raise
         else:
+            if black_box is not None:
+                black_box.after(writes)
             if answers is not None:
                 answers.keep()
             if self._keeper is not None:
@@ -356,8 +383,16 @@ class Session(MemoryOwner):
             on_clock_fault=self._counters.add_clock_fault,
         )
 
+    def follow(self, overdrawn: bool, shift: float, chain: int) -> None:
+        """Find write budget and chain, in the next step, as they were; see `stategate.replay`."""
+        self._memory.chain = chain
+        if self._governor is not None:
+            self._governor.follow(overdrawn, shift)
+
     def close(self) -> None:
-        """Free engines and snapshot folder; a second call does nothing. The ledger can be read."""
+        """Free engines and files; a second call does nothing. The ledger can be read."""
+        if self._black_box is not None:
+            self._black_box.close()
         if self._keeper is not None:
             self._keeper.close()
         self._memory.chain_up()  # while the engine can still show its states

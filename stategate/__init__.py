@@ -62,12 +62,14 @@ if TYPE_CHECKING:
     from stategate.export.deploy import Engines, SafeOutputs
     from stategate.export.make import Record, make
     from stategate.export.precision import StatePrecision
-    from stategate.runtime import Pool, Session, SnapshotPolicy
+    from stategate.runtime import BlackBox, Pool, Session, SnapshotPolicy
+    from stategate.runtime.check.replay import replay
     from stategate.runtime.check.verification import verify
     from stategate.wrapping import wrap
 
 __version__ = "0.2.0"
 __all__ = [
+    "BlackBox",
     "Budget",
     "Bundle",
     "Pool",
@@ -81,12 +83,14 @@ __all__ = [
     "make",
     "measure_ranges",
     "quantise",
+    "replay",
     "verify",
     "wrap",
 ]
 
 # name: the module that has it, and the extra that this needs
 _HOMES = {
+    "BlackBox": ("runtime", ""),
     "Budget": ("contract", ""),
     "Bundle": ("contract", ""),
     "Pool": ("runtime", ""),
@@ -97,6 +101,7 @@ _HOMES = {
     "compare": ("calibration.drift.compare", "bench"),
     "make": ("export.make", "export"),
     "measure_ranges": ("calibration.ranges.measure", "export"),
+    "replay": ("runtime.check.replay", ""),
     "verify": ("runtime.check.verification", ""),
     "wrap": ("wrapping", "export"),
 }

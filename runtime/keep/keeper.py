@@ -168,6 +168,24 @@ class Keeper:
             self._bucket.tokens = max(0.0, self._bucket.tokens - cost_bytes)
         return allowed
 
+    def affords(self, cost_bytes: int) -> bool:
+        """Whether `pay_ahead` would allow so many bytes now."""
+        return self._affordable(cost_bytes + RECORD_BYTES) or self._on_persisted == "warn"
+
+    def pay_ahead(self, cost_bytes: int) -> bool:
+        """Take bytes from the wear budget, durably, for what is written beside the snapshots.
+
+        Returns:
+            False, and nothing taken, where the budget does not allow it. An OSError passes.
+        """
+        is_overrun = not self._affordable(cost_bytes + RECORD_BYTES)
+        if not self._pay(cost_bytes + RECORD_BYTES):
+            return False
+        if is_overrun:
+            self._counters.budget_overruns += 1
+            warnings.warn("a black box beyond the wear budget", BudgetWarning, stacklevel=8)
+        return self._bucket is None or self._record()
+
     def _record(self, *writes: float) -> bool:
         """Write down what is left: of the wear budget, and of the writes where they are given."""
         assert self._account is not None

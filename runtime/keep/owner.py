@@ -11,6 +11,7 @@ from stategate.runtime.base.ledger import Counters
 from stategate.runtime.engines.feeds import check_states
 from stategate.runtime.engines.open_bundle import OpenBundle
 from stategate.runtime.engines.prologue import PrologueRunner
+from stategate.runtime.keep.box_writer import BlackBoxWriter
 from stategate.runtime.keep.keeper import Keeper, Restored
 from stategate.runtime.keep.state_files import States, read_states, write_states
 from stategate.runtime.memory.banks import Memory
@@ -24,6 +25,12 @@ class MemoryOwner(OpenBundle):
     _budget: Budget
     _prologue: PrologueRunner
     _keeper: Keeper | None
+    _black_box: BlackBoxWriter | None = None
+
+    @property
+    def black_box(self) -> BlackBoxWriter | None:
+        """What records it: the number of the last step, steps lost and why; None without one."""
+        return self._black_box
 
     @property
     def snapshot_problem(self) -> str | None:

@@ -39,7 +39,13 @@ _BLOCK = struct.Struct("<IIQIHH8x")
 _RECORD = struct.Struct("<IHHQ")
 _CRC = struct.Struct("<I")
 _ALIGN = 16  # so that no head of a record is split between two blocks
-_ROOM = BLOCK_BYTES - _BLOCK.size
+ROOM = BLOCK_BYTES - _BLOCK.size
+"""Bytes of records in one block."""
+
+
+def stored_bytes(payload_bytes: int) -> int:
+    """What a record takes in its blocks."""
+    return -(-(_RECORD.size + payload_bytes) // _ALIGN) * _ALIGN
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ class Header:
         is_ring: Whether the oldest block is overwritten when all are used.
         life: Drawn by chance for each file, and named by each of its blocks.
         purpose: Number of what it is for, so that no file is read as another kind.
-        bundle_sha256: Of the bundle that it is of.
+        bundle_sha256: SHA-256 of the bundle, or of what of it counts for the owner.
     """
 
     blocks: int
@@ -166,9 +172,9 @@ class RecordFile:
 
     def fits(self, payload_bytes: int) -> bool:
         """Whether a record would still fit; always in a ring that is large enough for it."""
-        room = (self.header.blocks - 1) * _ROOM
+        room = (self.header.blocks - 1) * ROOM
         if not self.header.is_ring:
-            room += BLOCK_BYTES - self._at - self._sequence * _ROOM
+            room += BLOCK_BYTES - self._at - self._sequence * ROOM
         return _RECORD.size + payload_bytes <= room
 
     @property

@@ -193,6 +193,10 @@ class Governor:
         steps, time, shift = self.tokens
         self.tokens = (min(steps, most[0]), min(time, most[1]), shift)
 
+    def follow(self, overdrawn: bool, shift: float) -> None:
+        """Begin the next step with empty or with full buckets, and with this shift."""
+        self.tokens = (0.0, 0.0, shift) if overdrawn else (*self._full, shift)
+
     def move_threshold(self, shift: float) -> None:
         """Put the threshold where a snapshot had it; only ``adapt`` moves it."""
         steps, time, _ = self.tokens
