@@ -19,34 +19,15 @@ from stategate.contract.failures import failures
 # What each of these remembers. In a reversed sequence they store the outputs at the wrong end, and
 # of an empty one ONNX Runtime gives zeros, where they give what they began with.
 _RECURRENT = {"gru_op.c.j2": "H", "lstm_op.c.j2": "HC", "rnn_op.c.j2": "H"}
-# Their index has 32 bits, and outside of the table they read what lies there. Now the bytes of such
-# an element are 0xFF: a float is then no number, which the step takes for a fault.
-_AT = "{{ output }}{% for var in loop_vars %}[{{ var }}]{% endfor %}"
-_OUTSIDE = "gather_index < 0 || gather_index >= {{ axis_dim }}"
-_GATHER = (
-    ("idx_t gather_index", "int64_t gather_index"),
-    (f"{_AT} =", f"if ({_OUTSIDE}) memset(&{_AT}, 0xFF, sizeof {_AT});\nelse {_AT} ="),
-)
-_SIZE = "{{ data_shape[batch_dims + idx] }}"
-_LOOKUPS = {
-    "gather_op.c.j2": _GATHER,
-    "gather_elements_op.c.j2": _GATHER,
-    "gather_nd_op.c.j2": (
-        (
-            "{% for idx in range(index_depth) %}\n    idx_t",
-            "    int outside = 0;\n{% for idx in range(index_depth) %}\n    int64_t",
-        ),
-        (
-            f" += {_SIZE};\n    }}\n",
-            f" += {_SIZE};\n    }}\n    outside |= index{{{{ idx }}}} < 0 || "
-            f"index{{{{ idx }}}} >= {_SIZE};\n",
-        ),
-        (
-            "{{ output_index_expr }} =",
-            "if (outside) memset(&{{ output_index_expr }}, 0xFF, sizeof {{ output_index_expr }});\n"
-            "    else {{ output_index_expr }} =",
-        ),
-    ),
+# Their indices have 32 bits, and outside of a table they read or write what lies there. Now the
+# first place is taken there, and `stategate_place` makes the step a fault.
+_PLACES = {
+    "gather_op.c.j2": ("gather_index = ", "{{ axis_dim }}"),
+    "gather_elements_op.c.j2": ("gather_index = ", "{{ axis_dim }}"),
+    "gather_nd_op.c.j2": ("index{{ idx }} = ", "{{ data_shape[batch_dims + idx] }}"),
+    "scatter_op.c.j2": ("scatter_index = ", "{{ axis_dim }}"),
+    "scatter_elements_op.c.j2": ("scatter_index = ", "{{ axis_dim }}"),
+    "scatter_nd_op.c.j2": ("index{{ idx }} = ", "{{ data_shape[idx] }}"),
 }
 # What IEEE 754 and C define to the last bit; of anything else C libraries give other last bits.
 _DEFINED = {
@@ -54,7 +35,8 @@ _DEFINED = {
     "memcpy", "memmove", "memset", "nearbyint", "rint", "round", "sqrt", "trunc",
     "for", "if", "return", "sizeof", "switch", "while",
 }  # fmt: skip
-_OWN = {"expf", "tanhf", "logf", "log1pf", "erff", "sinf", "cosf"}  # `stategate_math.h` has them
+# `stategate_math.h` has them.
+_OWN = {"expf", "tanhf", "logf", "log1pf", "erff", "sinf", "cosf", "stategate_place"}
 _CALL = re.compile(r"\b([A-Za-z_]\w*) ?\(")
 _NO_CODE = re.compile(r"/\*.*?\*/|^#.*?$", re.DOTALL | re.MULTILINE)
 _FUNCTION = re.compile(r"^[A-Za-z_][\w *]*?\b(\w+)\(.*\{$", re.MULTILINE)
@@ -68,9 +50,12 @@ def name() -> str:
 
 def _mended(file: str, text: str) -> str:
     """A template of the generator without its mistakes."""
-    for wrong, right in _LOOKUPS.get(file, ()):
-        assert wrong in text, f"{file} of {name()} is another than the one that is mended"
-        text = text.replace(wrong, right)
+    if file in _PLACES:
+        start, extent = _PLACES[file]
+        before, found, rest = text.partition(f"idx_t {start}")
+        assert found, f"{file} of {name()} is another than the one that is mended"
+        index, _, rest = rest.partition(";")
+        text = f"{before}{found}stategate_place({index}, {extent});{rest}"
     if memories := _RECURRENT.get(file):
         for place in ("[{}][dir][b][h]", "[b][{}][dir][h]"):
             wrong, right = (f"output_y }}}}{place.format(i)} = h_new;" for i in ("step", "t"))

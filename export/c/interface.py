@@ -116,6 +116,8 @@ def model_source(
     weights: Mapping[str, int],
     payload: Mapping[str, tuple[str, int]],
     graph_sha256: str,
+    *,
+    looks_up: bool,
 ) -> str:
     """``model.c``: the tables, and the step that calls the generated parts.
 
@@ -125,6 +127,7 @@ def model_source(
         weights: Offset of each weight in the binary.
         payload: Dtype and elements of each tensor that a write takes from the read.
         graph_sha256: Digest of the graph's file.
+        looks_up: Whether a part has indices, which may lie outside of their tables.
     """
     at = {name: f"in[{i}]" for i, name in enumerate(spec.graph_inputs())}
     at |= {name: f"out[{i}]" for i, name in enumerate(spec.graph_outputs())}
@@ -165,6 +168,12 @@ def model_source(
             is_open = f"is_open({at[gate.name]}, {elements}, {at[str(gate.threshold_input)]})"
             body += [f"    if ({is_open}) {{", *call(f"write{i}", "        "), "    }"]
     prototypes = "\n".join(function.prototype for function in functions.values())
+    if looks_up:  # what is no number in an output, a gate or a state is a fault for every session
+        prototypes += "\nSTATEGATE_THREAD int stategate_outside;"
+        sizes = [t.nbytes for t in spec.graph_outputs().values()]
+        spoils = [f"        memset(out[{i}], 0xFF, {size});" for i, size in enumerate(sizes)]
+        body = ["    stategate_outside = 0;", *body]
+        body += ["    if (stategate_outside != 0) {", *spoils, "    }"]
     tables = "\n".join(_tables(spec, weights))
     return _filled("model.c.in", PROTOTYPES=prototypes, BODY="\n".join(body), TABLES=tables)
 

@@ -134,7 +134,16 @@ def source_of(
         files |= {file: text.encode() for file, text in written.files.items()}
     types = {name: cut.type_of(name) for name in payload}
     files["stategate.h"] = interface(spec, graph_sha256, observation).encode()
-    files["model.c"] = model_source(spec, functions, weights.offsets, types, graph_sha256).encode()
+    looks_up = any(b"stategate_place(" in text for text in files.values())
+    if looks_up and not any("float" in t.dtype for t in spec.graph_outputs().values()):
+        raise LowerError(
+            "an index may lie outside of its table, which no result could say",
+            found="no output and no state of floats",
+            remedy="the onnxruntime engine steps this model",
+        )
+    files["model.c"] = model_source(
+        spec, functions, weights.offsets, types, graph_sha256, looks_up=looks_up
+    ).encode()
     own = Path(__file__).parent
     for static in (
         "session.c",

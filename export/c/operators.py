@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stategate.export.c.convolution import convolution
 from stategate.export.c.loops import REDUCTIONS
 from stategate.export.c.matrices import Contraction
+from stategate.export.c.norms import layer_normalization, softmax
 from stategate.export.c.program import Program
 from stategate.export.c.recurrent import recurrent
 from stategate.export.c.view import View, strides_of, whole
@@ -26,7 +27,7 @@ def written(program: Program, node: onnx.NodeProto, opset: int) -> bool:
     """Add a node of an opset to a program; False where it is not written here."""
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Softmax" and opset < 13:  # which takes all axes from its own on
-        return _softmax(program, node, {"axis": 1, **attributes, "is_of_rest": True})
+        return softmax(program, node, {"axis": 1, **attributes, "is_of_rest": True})
     if node.domain not in ("", "ai.onnx"):
         return False
     rule = _RULES.get(node.op_type)
@@ -102,7 +103,10 @@ def _gather(program: Program, node: onnx.NodeProto, attributes: Attributes) -> b
         return False
     view = program.moved(node.input[0])
     axis = int(attributes.get("axis", 0)) % len(view.shape)
-    at = [int(i) % view.shape[axis] for i in indices.reshape(-1)]
+    count = view.shape[axis]
+    if indices.min() < -count or indices.max() >= count:
+        return False
+    at = [int(i) % count for i in indices.reshape(-1)]
     steps = set(np.diff(at).tolist())
     if len(steps) > 1 or 0 in steps:
         return False
@@ -132,7 +136,7 @@ def _concat(program: Program, node: onnx.NodeProto, attributes: Attributes) -> b
     return True
 
 
-# Sums along axes, and what is made of them.
+# Sums along axes.
 
 
 def _reduce(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
@@ -154,72 +158,6 @@ def _reduce(program: Program, node: onnx.NodeProto, attributes: Attributes) -> b
         return False
     program.reduce(node.op_type, name, node.output[0], list(axes))
     return True
-
-
-def _row_wise(program: Program, name: str, axis: int) -> tuple[list[int], tuple[int, ...]]:
-    shape = program.shape(name)
-    axes = list(range(axis % len(shape), len(shape)))
-    return axes, tuple(1 if a in axes else n for a, n in enumerate(shape))
-
-
-def _softmax(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
-    name, output = node.input[0], node.output[0]
-    shape = program.shape(name)
-    axis = int(attributes.get("axis", -1)) % len(shape)
-    if program.dtype(name) != "float32":
-        return False
-    axes = list(range(axis, len(shape))) if "is_of_rest" in attributes else [axis]
-    row = tuple(1 if a in axes else n for a, n in enumerate(shape))
-    program.view(name)  # it is taken twice
-    most, sums, parts, powers = (
-        program.fresh(f"{output}.{what}", "float32", form).buffer
-        for what, form in (("max", row), ("sum", row), ("minus", shape), ("exp", shape))
-    )
-    program.uses[powers] = 2
-    program.reduce("ReduceMax", name, most, axes)
-    program.compute("Sub", [name, most], parts)
-    program.compute("Exp", [parts], powers)
-    program.view(powers)
-    program.reduce("ReduceSum", powers, sums, axes)
-    return program.compute("Div", [powers, sums], output)
-
-
-def _layer_normalization(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
-    name, scale, *bias = [n for n in node.input if n]
-    output = node.output[0]
-    if len([o for o in node.output if o]) > 1 or program.dtype(name) != "float32":
-        return False
-    shape = program.shape(name)
-    axes, row = _row_wise(program, name, int(attributes.get("axis", -1)))
-    is_rms = node.op_type == "RMSNormalization"
-    parts = {
-        what: program.fresh(f"{output}.{what}", "float32", form).buffer
-        for what, form in (
-            ("mean", row), ("centred", shape), ("square", shape), ("variance", row),
-            ("plus", row), ("root", row), ("unit", shape), ("scaled", shape),
-        )
-    }  # fmt: skip
-    epsilon = program.fresh(f"{output}.epsilon", "float32", ()).buffer
-    program.constants = {
-        **program.constants,
-        epsilon: np.array(attributes.get("epsilon", 1e-5), np.float32),
-    }
-    centred = name
-    program.view(name)
-    if not is_rms:
-        program.reduce("ReduceMean", name, parts["mean"], axes)
-        program.uses[parts["centred"]] = 2
-        program.compute("Sub", [name, parts["mean"]], parts["centred"])
-        centred = parts["centred"]
-        program.view(centred)
-    program.compute("Mul", [centred, centred], parts["square"])
-    program.reduce("ReduceMean", parts["square"], parts["variance"], axes)
-    program.compute("Add", [parts["variance"], epsilon], parts["plus"])
-    program.compute("Sqrt", [parts["plus"]], parts["root"])
-    program.compute("Div", [centred, parts["root"]], parts["unit"])
-    scaled = parts["scaled"] if bias else output
-    program.compute("Mul", [parts["unit"], scale], scaled)
-    return not bias or program.compute("Add", [scaled, bias[0]], output)
 
 
 # Products.
@@ -385,9 +323,9 @@ _RULES: dict[str, Rule] = {
     "Expand": _expand,
     "Concat": _concat,
     **dict.fromkeys(REDUCTIONS, _reduce),
-    "Softmax": _softmax,
-    "LayerNormalization": _layer_normalization,
-    "RMSNormalization": _layer_normalization,
+    "Softmax": softmax,
+    "LayerNormalization": layer_normalization,
+    "RMSNormalization": layer_normalization,
     "Conv": convolution,
     "MatMul": _matmul,
     "Gemm": _gemm,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -435,15 +436,23 @@ def test_nan_and_infinity_go_through_a_product_with_zero_in_c(tmp_path: Path) ->
         ("Gather", [1, 1], {"axis": 0}),
         ("GatherElements", [1, 3], {"axis": 0}),
         ("GatherND", [2], {}),
+        ("ScatterElements", [1, 3], {"axis": 0}),
+        ("ScatterND", [1, 2], {}),
     ],
 )
-def test_an_index_outside_of_its_table_is_a_fault_and_reads_nothing(
-    operator: str, shape: list[int], axis: dict[str, int], tmp_path: Path
+@pytest.mark.parametrize("kind", [np.float32, pytest.param(np.int64, marks=pytest.mark.slow)])
+def test_an_index_outside_of_its_table_is_a_fault_and_touches_nothing(
+    operator: str, shape: list[int], axis: dict[str, int], kind: type, tmp_path: Path
 ) -> None:
-    table = numpy_helper.from_array(np.arange(15, dtype=np.float32).reshape(5, 3), "table")
+    updates = np.arange(prod(shape) if operator == "ScatterElements" else 1, dtype=kind)
+    arrays = {"table": np.arange(15, dtype=kind).reshape(5, 3)}
+    if "Scatter" in operator:
+        arrays["updates"] = updates.reshape(shape) if "E" in operator else updates
+    table = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     nodes = [
-        node(operator, ["table", "token"], ["row"], **axis),
-        node("ReduceSum", ["row"], ["sum"], keepdims=0),
+        node(operator, ["table", "token", *list(arrays)[1:]], ["row"], **axis),
+        node("Cast", ["row"], ["numbers"], to=FLOAT),
+        node("ReduceSum", ["numbers"], ["sum"], keepdims=0),
         node("Add", ["h", "sum"], ["h_out"]),
         node("Identity", ["h_out"], ["y"]),
     ]
@@ -452,7 +461,7 @@ def test_an_index_outside_of_its_table_is_a_fault_and_reads_nothing(
         helper.make_tensor_value_info("h", FLOAT, [1, 1]),
     ]
     outputs = [helper.make_tensor_value_info(name, FLOAT, [1, 1]) for name in ("y", "h_out")]
-    graph = helper.make_graph(nodes, "lookup", inputs, outputs, [table])
+    graph = helper.make_graph(nodes, "lookup", inputs, outputs, table)
     file = tmp_path / "lookup.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), file)
     bundle = stategate.adopt(
