@@ -86,16 +86,36 @@ class Build:
         Returns:
             The program.
         """
-        source = bundle / SOURCE_FOLDER
-        sources = [path for path in sorted(source.glob("*.c")) if path.name != "python.c"]
+        source = (bundle / SOURCE_FOLDER).resolve()
+        sources = [str(path) for path in sorted(source.glob("*.c")) if path.name != "python.c"]
         program = folder / self.name.replace(" ", "_").replace("/", "_")
+        objects = self._objects(program)
+        shutil.rmtree(objects, ignore_errors=True)
+        objects.mkdir()
         march = {AARCH64: ("-march=armv8-a", "-static"), CORTEX_M7: _M7}
         isa = march.get(self.isa, (f"-march={self.isa}", "-static"))
         words = [self.compiler, "-std=gnu11", self.optimise, *isa, *MATHS, *self.flags]
-        words += [f"-I{source}", f"-Wa,-I{source}", str(main), *map(str, [*more, *sources])]
+        words += [f"-I{source}", f"-Wa,-I{source}"]
+        checked([*words, "-c", *sources], cwd=objects)
+        words += map(str, [main, *more, *sorted(objects.glob("*.o"))])
         words += _M7_PROGRAM if self.isa == CORTEX_M7 else ()
-        _checked([*words, "-lm", "-o", str(program)])
+        checked([*words, "-lm", "-o", str(program)])
         return program
+
+    def sizes(self, program: Path) -> tuple[int, int]:
+        """Bytes of flash and of RAM of the bundle's C in a program that `compile` made.
+
+        Neither the session, which is the program's own, nor stack and C library are in them.
+        """
+        size = {AARCH64: "aarch64-linux-gnu-size", CORTEX_M7: "arm-none-eabi-size"}
+        objects = map(str, sorted(self._objects(program).glob("*.o")))
+        lines = checked([size.get(self.isa, "size"), *objects]).stdout.splitlines()[1:]
+        text, data, zeros = (sum(int(line.split()[i]) for line in lines) for i in range(3))
+        return text + data, data + zeros
+
+    @staticmethod
+    def _objects(program: Path) -> Path:
+        return program.with_name(f"{program.name}.objects")
 
     def run(self, program: Path, data: bytes = b"", emulator: Sequence[str] = ()) -> bytes:
         """What a program writes to stdout, having read ``data`` from stdin.
@@ -105,7 +125,7 @@ class Build:
             data: For its stdin.
             emulator: In place of what the build is run with.
         """
-        return _checked([*(emulator or self.emulator), str(program)], data).stdout
+        return checked([*(emulator or self.emulator), str(program)], data).stdout
 
 
 def run_in(build: Build, bundle: Path, main: Path, folder: Path, data: bytes = b"") -> bytes:
@@ -113,8 +133,15 @@ def run_in(build: Build, bundle: Path, main: Path, folder: Path, data: bytes = b
     return build.run(build.compile(bundle, main, folder), data)
 
 
-def _checked(words: list[str], data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    done = subprocess.run(words, input=data, capture_output=True)
+def checked(
+    words: list[str], data: bytes = b"", cwd: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """A command that must end well.
+
+    Raises:
+        RuntimeError: It did not; with what it wrote to stderr.
+    """
+    done = subprocess.run(words, input=data, capture_output=True, cwd=cwd)
     if done.returncode:
         problem = done.stderr.decode(errors="replace")[-2000:]
         raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}\n{problem}")

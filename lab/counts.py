@@ -1,0 +1,258 @@
+"""What a step costs that no neighbour changes: instructions, stack, flash and RAM, by machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_low
+
+import click
+import msgspec
+
+from lab.builds import AARCH64, CORTEX_M7, INSTALL, Build, checked, records
+from stategate.common.console import progress
+from stategate.common.tables import markdown_table
+from stategate.contract import Bundle
+from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.staging import scratch_folder
+
+_PROGRAM = Path(__file__).with_name("count.c")
+_PLUGIN = Path(__file__).with_name("count_plugin.c")
+EXPECTED = Path(__file__).parents[1] / "docs/evidence/counts.json"
+RENEWS = "make bench-counts"
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where steps are counted.
+
+    Attributes:
+        build: How the C is compiled for it.
+        emulator: What runs it and counts, in place of the build's own; none where this CPU's trap
+            after each instruction counts.
+    """
+
+    build: Build
+    emulator: tuple[str, ...]
+
+    @property
+    def lacking(self) -> str | None:
+        """Why nothing is counted, in words; None if it is."""
+        if not self.emulator:
+            return self.build.lacking
+        for program in (self.build.compiler, self.emulator[0]):
+            if shutil.which(program) is None:
+                return f"{program} is not here: {INSTALL}"
+        return None
+
+
+def _x86(isa: str, *emulator: str) -> Machine:
+    return Machine(Build("gcc", "-O3", isa), emulator)
+
+
+def _other(compiler: str, optimise: str, isa: str, *flags: str) -> Machine:
+    build = Build(compiler, optimise, isa, flags)
+    return Machine(build, build.emulator)
+
+
+# QEMU 7.2 knows x86-64 up to -v3. The CPU decides which copies of memory the C library takes.
+MACHINES = {
+    "x86-64": _x86("x86-64", "qemu-x86_64", "-cpu", "qemu64"),
+    "x86-64-v2": _x86("x86-64-v2", "qemu-x86_64", "-cpu", "Nehalem"),
+    "x86-64-v3": _x86("x86-64-v3", "qemu-x86_64", "-cpu", "max"),
+    "x86-64-v4": _x86("x86-64-v4"),
+    "aarch64": _other("aarch64-linux-gnu-gcc", "-O3", AARCH64),
+    "aarch64 without NEON": _other(
+        "aarch64-linux-gnu-gcc", "-O3", AARCH64, "-march=armv8-a+nosimd"
+    ),
+    "cortex-m7": _other("arm-none-eabi-gcc", "-O2", CORTEX_M7),
+}
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A bundle's step on a machine.
+
+    Attributes:
+        model: Name of the model.
+        precision: As ``float32``.
+        isa: Key of `MACHINES`.
+        instructions_quiet: Of a quiet step; None if no step of the episode is quiet.
+        instructions_write: Of a step that writes; None if none does.
+        stack_bytes: Deepest byte of stack that a step wrote.
+        flash_bytes: Code and constants of the bundle's C.
+        ram_bytes: Its static memory, and one session with its inputs and outputs.
+    """
+
+    model: str
+    precision: str
+    isa: str
+    instructions_quiet: int | None
+    instructions_write: int | None
+    stack_bytes: int
+    flash_bytes: int
+    ram_bytes: int
+
+    @property
+    def name(self) -> str:
+        """As ``lstm, int8, aarch64``."""
+        return f"{self.model}, {self.precision}, {self.isa}"
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """All rows, and what they depend on.
+
+    Attributes:
+        compilers: First line of each compiler's version, by its name.
+        rows: What was counted.
+        not_counted: Why a row is missing, by its name.
+    """
+
+    compilers: dict[str, str]
+    rows: list[Row]
+    not_counted: dict[str, str]
+
+
+def version_of(compiler: str) -> str:
+    """First line of what a compiler says of its version."""
+    return checked([compiler, "--version"]).stdout.decode().splitlines()[0]
+
+
+def count(path: Path, model: str, precision: str, isa: str) -> Row:
+    """Count a bundle's steps over its golden episode on one machine.
+
+    Raises:
+        RuntimeError: It is not compiled, or not stepped, there.
+    """
+    machine, bundle = MACHINES[isa], Bundle.open(path)
+    golden = bundle.golden()
+    if golden is None:
+        raise RuntimeError("the bundle has no golden episode")
+    with scratch_folder() as scratch:
+        folder = Path(scratch)
+        trap = () if machine.emulator else ("-DTRAP",)
+        program = machine.build.compile(path, _PROGRAM, folder, trap)
+        words = [*machine.emulator]
+        if words:
+            plugin = folder / "plugin.so"
+            checked(["cc", "-O2", "-shared", "-fPIC", str(_PLUGIN), "-o", str(plugin)])
+            words[1:1] = ["-plugin", str(plugin)]
+        done = checked([*words, str(program)], records(bundle, golden.inputs))
+        flash, ram = machine.build.sizes(program)
+    # An emulator may warn on stderr as well.
+    marks = [int(line) for line in done.stderr.split() if line.isdigit()]
+    *steps, own = [list(map(int, line.split())) for line in done.stdout.splitlines()]
+    instructions = [end - start for start, end in zip(marks[::2], marks[1::2], strict=True)]
+    kinds: dict[int, list[int]] = {}
+    for (kind, _), one in zip(steps, instructions, strict=True):
+        kinds.setdefault(kind, []).append(one)
+    middle = {kind: median_low(values) for kind, values in kinds.items()}
+    stack = max(step[1] for step in steps)
+    return Row(model, precision, isa, middle.get(0), middle.get(1), stack, flash, ram + own[0])
+
+
+def deviations(expected: Iterable[Row], rows: Iterable[Row]) -> list[str]:
+    """What parts by more than `TOLERANCE`, a sentence a figure."""
+    before_by_name = {row.name: row for row in expected}
+    lines = []
+    for row in rows:
+        for field in row.__struct_fields__[3:]:
+            before, now = getattr(before_by_name.get(row.name), field, None), getattr(row, field)
+            if before == now:
+                continue
+            if not before or now is None or abs(now / before - 1) > TOLERANCE:
+                lines.append(f"{row.name}: {field} is {now}, and {before} in {EXPECTED.name}")
+    return lines
+
+
+_HEAD = """
+# Counts of a step
+
+Instructions of a step do not depend on neighbours, clocks or caches: the same C, compiler and
+inputs give the same count. A figure is the middle one of the first five quiet or written steps of
+the golden episode, from the call of `stategate_step` to its return. Stack, flash and RAM are
+bytes: the deepest byte of stack that a step writes; code and constants; static memory with one
+session, its inputs and outputs. The C library's own code is not in flash.
+
+Written by `{renews}`, with the figures in [counts.json](counts.json). `tests/lab/test_counts.py`
+counts some rows again, and fails where one parts by more than {tolerance:.0%}.
+
+QEMU and a plugin of a few lines count x86-64 up to -v3, aarch64, and a Cortex-M7 without an
+operating system (`mps2-an500`). x86-64-v4 is counted on a CPU that has it, by a trap after each
+instruction. A model without a hard gate has no quiet step. `aarch64 without NEON` is the same C
+compiled with `-march=armv8-a+nosimd`.
+"""
+
+
+def _cell(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def page_of(counts: Counts) -> str:
+    """The page of the evidence."""
+    head = ["model", "precision", "machine", "quiet step", "written step", "stack", "flash", "RAM"]
+    lines, last = [], ("", "")
+    for row in counts.rows:
+        named = (row.model, row.precision)
+        figures = [_cell(getattr(row, field)) for field in row.__struct_fields__[3:]]
+        lines.append([*(("", "") if named == last else named), row.isa, *figures])
+        last = named
+    parts = [
+        _HEAD.format(renews=RENEWS, tolerance=TOLERANCE).strip(),
+        f"Compilers: {'; '.join(sorted(counts.compilers.values()))}.",
+        markdown_table(head, lines, range(3, 8)),
+    ]
+    if counts.not_counted:
+        missing = (f"- {name}: {why}" for name, why in counts.not_counted.items())
+        parts += ["Not counted:", "\n".join(missing)]
+    return "\n\n".join(parts) + "\n"
+
+
+@click.command("counts")
+@click.argument(
+    "bundles",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    nargs=-1,
+    required=True,
+)
+@click.option("--isa", "isas", multiple=True, type=click.Choice(list(MACHINES)), help="Repeat.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The counts (.json).")
+@click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="The page (.md).")
+def counts_command(
+    bundles: Sequence[Path], isas: Sequence[str], out: Path | None, page: Path | None
+) -> None:
+    """Count a step of BUNDLES, each a folder MODEL/PRECISION.
+
+    \b
+    Example:
+      python -m lab counts build/counts/lstm/int8 --isa aarch64
+    """
+    for path in (out, page):
+        if path is not None:
+            check_writable(path)
+    rows, refused = [], {}
+    jobs = [(bundle, isa) for bundle in bundles for isa in isas or MACHINES]
+    with progress(len(jobs), "counting") as report:
+        for done, (bundle, isa) in enumerate(jobs, 1):
+            model, precision = bundle.resolve().parts[-2:]
+            why = MACHINES[isa].lacking
+            try:
+                if why is None:
+                    rows.append(count(bundle, model, precision, isa))
+            except RuntimeError as problem:
+                why = str(problem).strip().splitlines()[-1]
+            if why is not None:
+                refused[f"{model}, {precision}, {isa}"] = why
+            report(done)
+    used = {MACHINES[row.isa].build.compiler for row in rows}
+    counts = Counts({cc: version_of(cc) for cc in sorted(used)}, rows, refused)
+    raw = msgspec.json.format(msgspec.json.encode(counts), indent=1) + b"\n"
+    if page is not None:
+        write_whole(page, page_of(counts).encode())
+    if out is None:
+        click.echo(raw, nl=False)
+        return
+    write_whole(out, raw)
+    click.echo(f"{len(rows)} rows, {len(refused)} not counted: {out}")
