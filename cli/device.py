@@ -149,6 +149,8 @@ def described(native: NativeRef, target: TargetRef | None = None) -> str:
     text = f"{native.isa} by {native.compiler}"
     if native.max_output_error is not None:
         text += f", golden output error {native.max_output_error:.2g}"
+    if native.golden_digest:
+        text += f", golden digest {native.golden_digest}"
     for engine, us in sorted(native.step_us.items()):
         text += f", {engine} {us:.3g} us a step"
     if (obstacle := load_obstacle(native)) is not None:

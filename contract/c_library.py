@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from stategate.contract.errors import SpecError
+from stategate.contract.reading import printable
 from stategate.contract.specs import Record
 
 # Counts up whenever the functions that the runtime calls change their meaning.
@@ -24,6 +26,9 @@ class NativeRef(Record, frozen=True, kw_only=True):
         generator: What made them of the graph.
         inexact: Operators whose last bits a C library or a compiler decides. Without any, outputs
             and states have the same bits in every build of the source.
+        golden_digest: The chain of hashes over outputs, gates and states of the golden episode, 16
+            hexadecimal digits, which every build of the source gives. Empty where none is promised:
+            there are ``inexact`` operators, there was no compiler, or the bundle is older.
         library: Path of the shared object, or None until a compiler has run.
         machine: CPU that it is for, as the kernel names it.
         isa: Instruction set that it needs, in the compiler's words for ``-march``.
@@ -41,6 +46,7 @@ class NativeRef(Record, frozen=True, kw_only=True):
     sources: tuple[str, ...]
     generator: str
     inexact: tuple[str, ...] = ()
+    golden_digest: str = ""
     library: str | None = None
     machine: str = ""
     isa: str = ""
@@ -56,6 +62,18 @@ class NativeRef(Record, frozen=True, kw_only=True):
             raise SpecError(
                 "a native library does not say what it is for",
                 found=f"machine {self.machine!r}, isa {self.isa!r}, compiler {self.compiler!r}",
+            )
+        if self.golden_digest and re.fullmatch("[0-9a-f]{16}", self.golden_digest) is None:
+            raise SpecError(
+                "the digest of the golden episode is malformed",
+                found=printable(self.golden_digest),
+                expected="16 hexadecimal digits, or nothing",
+            )
+        if self.golden_digest and self.inexact:
+            raise SpecError(
+                "a digest of the golden episode is promised, and cannot be kept everywhere",
+                found=f"inexact operators {printable(', '.join(self.inexact))}",
+                expected="one or the other",
             )
 
     @property

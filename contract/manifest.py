@@ -251,6 +251,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         needed = {state.init_file for state in self.states} | {self.golden}
         if self.native is not None:
             needed |= {*self.native.sources, self.native.library}
+            if self.native.golden_digest and self.golden is None:
+                raise SpecError("a digest of the golden episode is promised, and there is none")
         if self.backbone is not None:
             needed |= {self.backbone.file, self.backbone.check}
         missing = sorted(needed - listed - {None}, key=str)

@@ -27,7 +27,7 @@ import sys
 from stategate.contract.errors import StategateError
 from stategate.runtime.check.build_native import build_native
 try:
-    build_native(sys.argv[1], cc=sys.argv[2])
+    build_native(sys.argv[1], cc=sys.argv[2], promise=True)
 except StategateError as problem:
     sys.exit(str(problem))
 """
@@ -58,6 +58,8 @@ def with_library(
     machine = manifest.target.machine if manifest.target is not None else platform.machine()
     try:
         built = _built(folder, manifest, files, platform.machine())
+        if built is not None:
+            manifest = _with_promise(manifest, built.manifest)
         if machine in BARE_METAL:
             tried = "" if built is not None else "; no C compiler tried it where it was made"
             line = f"{BARE_METAL[machine]} -Inative -Wa,-Inative -c native/*.c"
@@ -100,6 +102,15 @@ def _built(folder: Path, manifest: Manifest, files: Files, machine: str) -> Bund
     if done.returncode != 0:
         raise BuildError("the native library was refused", found=done.stderr[-2000:].strip())
     return Bundle.open(trial.path)
+
+
+def _with_promise(manifest: Manifest, built: Manifest) -> Manifest:
+    """The manifest of a target with the digest that was made here: it holds there as well."""
+    native, here = manifest.native, built.native
+    if native is None or here is None:
+        return manifest
+    native = msgspec.structs.replace(native, golden_digest=here.golden_digest)
+    return msgspec.structs.replace(manifest, native=native)
 
 
 def _without_native(manifest: Manifest, files: Files, reason: str) -> tuple[Manifest, Files]:

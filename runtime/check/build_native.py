@@ -19,14 +19,19 @@ from stategate.contract.c_library import ABI, LIBRARY_PATH, Engine
 from stategate.contract.errors import BundleError, MissingDependencyError, ParityError
 from stategate.contract.staging import scratch_folder
 from stategate.runtime.check.full_pool import open_stepper
-from stategate.runtime.check.golden import TOLERANCE, replay
+from stategate.runtime.check.golden import TOLERANCE, Replay, replay
 
 _BURST = 32
 _SECONDS = 0.5
 
 
 def build_native(
-    path: str | Path, *, cc: str = "cc", isa: str | None = None, flags: Sequence[str] = ()
+    path: str | Path,
+    *,
+    cc: str = "cc",
+    isa: str | None = None,
+    flags: Sequence[str] = (),
+    promise: bool = False,
 ) -> Bundle:
     """Compile, check against the golden episode, measure beside ONNX Runtime, and write it down.
 
@@ -38,6 +43,7 @@ def build_native(
         isa: Instruction set for ``-march``; by default that of the bundle's target, or what this
             machine has.
         flags: Further flags.
+        promise: Write down the digest of the golden episode, for every later build to repeat.
     """
     bundle = Bundle.open(path)
     manifest, native = bundle.manifest, bundle.manifest.native
@@ -76,28 +82,31 @@ def build_native(
     if load_obstacle(native) is None:
         with scratch_folder() as scratch:
             trial = write_bundle(Path(scratch) / "trial", manifest, content)
-            error = _checked(trial)
-            native = msgspec.structs.replace(
-                native, max_output_error=error, step_us=measure_us(trial)
-            )
+            result = _checked(trial)
+            if result is not None:
+                digest = result.digest if promise and not native.inexact else native.golden_digest
+                native = msgspec.structs.replace(
+                    native, max_output_error=result.max_output_error, golden_digest=digest
+                )
+            native = msgspec.structs.replace(native, step_us=measure_us(trial))
         manifest = msgspec.structs.replace(manifest, native=native)
     return write_bundle(path, manifest, content)
 
 
-def _checked(bundle: Bundle) -> float | None:
+def _checked(bundle: Bundle) -> Replay | None:
     receipt = bundle.manifest.verification
     tolerance = max(TOLERANCE, (receipt and receipt.tolerance) or 0.0)
+    promised = bundle.manifest.native and bundle.manifest.native.golden_digest
     replayed = replay(bundle.path, tolerance, "native")
-    if replayed is None:
-        return None
-    if not replayed.passed:
+    if replayed is not None and not replayed.passed:
         raise ParityError(
             "the native library does not repeat the golden episode",
             found=replayed.summary,
-            expected=f"at most {tolerance:g} and no flip",
+            expected=f"at most {tolerance:g} and no flip"
+            + (f", and the digest {promised}" if promised else ""),
             remedy="step this bundle with onnxruntime, or try other --flag; nothing was written",
         )
-    return replayed.max_output_error
+    return replayed
 
 
 def measure_us(bundle: Bundle) -> dict[str, float]:

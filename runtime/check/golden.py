@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stategate.contract import Bundle, Episode
+from stategate.contract.chain import START, chained
 from stategate.contract.episode import not_finite
 from stategate.contract.errors import EpisodeError, ParityError, RuntimeFault
 from stategate.runtime.base.buffers import Array, Buffers
@@ -35,6 +36,9 @@ class Replay:
         max_fused_error: As `max_output_error`, in one graph where the bundle runs in two; None
             where it does not.
         max_prologue_error: Of the states that the prologue fills; None without one.
+        digest: Of outputs, gates and states of all steps, see `NativeRef.golden_digest`; empty
+            where another engine than the native one stepped it.
+        promised_digest: What the manifest says of it; empty where it says nothing.
         one_step: What came of each step alone, where states in fewer bits took the run on its own
             states beyond the tolerance: it then decides in place of that run.
     """
@@ -48,10 +52,17 @@ class Replay:
     max_fused_error: float | None = None
     max_prologue_error: float | None = None
     one_step: OneStep | None = None
+    digest: str = ""
+    promised_digest: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether every error is within the tolerance and no gate flipped."""
+        """Whether every error is within the tolerance and no gate flipped.
+
+        Where the native engine stepped it and a digest is promised, every bit must be as promised.
+        """
+        if self.digest and self.promised_digest and self.digest != self.promised_digest:
+            return False
         errors = (self.max_chunk_error, self.max_fused_error, self.max_prologue_error)
         others = [error for error in errors if error is not None]
         # Written so that NaN fails.
@@ -69,6 +80,10 @@ class Replay:
             f"output error {self.max_output_error:.3g}, state error {self.max_state_error:.3g}, "
             f"{self.gate_flips} gate flips"
         )
+        if self.digest and self.promised_digest:
+            same = self.digest == self.promised_digest
+            promise = "every bit as" if same else f"not the {self.promised_digest} that is"
+            own_run += f", digest {self.digest}, {promise} promised"
         if self.one_step is None:
             return own_run
         return f"{self.one_step.summary}; on its own: {own_run}"
@@ -176,6 +191,18 @@ def prologue_gap(path: str | Path, golden: Episode) -> float | None:
     return gaps.worst()
 
 
+def _chained(chain: int, session: Stepper, outputs: Mapping[str, Array]) -> int:
+    """The chain of hashes with all that a step gave, in the order of the manifest."""
+    manifest = session.manifest
+    for output in manifest.outputs:
+        chain = chained(chain, outputs[output.name])
+    for gate in manifest.gates:
+        chain = chained(chain, session.gates[gate.name])
+    for state in manifest.states:
+        chain = chained(chain, session.state(state.name))
+    return chain
+
+
 def replay(
     path: str | Path, tolerance: float | None = None, engine: EngineChoice = "auto"
 ) -> Replay | None:
@@ -206,13 +233,27 @@ def replay(
             expected="finite answers",
             remedy="export the model again, on inputs that it is made for",
         )
+    native, chain = bundle.manifest.native, START
     with closing(open_stepper(path, engine)) as session:
+        is_native = native is not None and session.engine_name.startswith("native ")
 
         def step(t: int, inputs: dict[str, Array]) -> Mapping[str, Array]:
-            return stepped(session, inputs, t, "the model that it was made from", _FAILS)
+            nonlocal chain
+            outputs = stepped(session, inputs, t, "the model that it was made from", _FAILS)
+            if is_native:
+                chain = _chained(chain, session, outputs)
+            return outputs
 
         run = side_by_side(bundle.manifest, live(session, golden, step), recorded(golden))
-    replayed = Replay(golden.steps, run.outputs.worst(), run.states.worst(), run.flips, tolerance)
+    replayed = Replay(
+        golden.steps,
+        run.outputs.worst(),
+        run.states.worst(),
+        run.flips,
+        tolerance,
+        digest=f"{chain:016x}" if is_native else "",
+        promised_digest=native.golden_digest if native is not None else "",
+    )
     if golden.trail and not replayed.passed:
         replayed = replace(replayed, one_step=one_step(bundle, golden, engine))
     # No other graph is used then, and onnxruntime may not be there.

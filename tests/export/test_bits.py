@@ -9,12 +9,19 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+import stategate
 from stategate.common.compiler import MATHS
 from stategate.common.cpu import isa_of_this_machine
-from stategate.contract import Bundle
+from stategate.contract import Bundle, write_bundle
+from stategate.contract.c_library import NativeRef
+from stategate.contract.chain import START, chained_all
+from stategate.contract.errors import ParityError, SpecError
+from stategate.runtime.check.build_native import build_native
+from stategate.runtime.session import Session
 
 FOLDER = Path(__file__).parent
 KERNELS = Path(__file__).parents[2] / "export" / "c"
@@ -129,3 +136,67 @@ def test_what_is_infinite_or_impossible_is_said(functions: ctypes.CDLL) -> None:
     assert math.isnan(functions.call_sinf(math.inf))
     assert math.isnan(functions.call_powf(-2.0, 0.5)) and functions.call_powf(-2.0, 3.0) == -8.0
     assert functions.call_powf(0.0, -1.0) == math.inf and functions.call_powf(5.0, 0.0) == 1.0
+
+
+def test_the_manifest_promises_the_digest_of_the_golden_episode(native_bundle: Path) -> None:
+    bundle = Bundle.open(native_bundle)
+    golden, native = bundle.golden(), bundle.manifest.native
+    assert golden is not None and native is not None
+    chain = START
+    with Session.open(native_bundle, engine="native") as session:
+        for inputs in golden:
+            named = [session.step(**inputs), session.gates]
+            named += [{s.name: session.state(s.name)} for s in bundle.manifest.states]
+            for arrays in named:
+                chain = chained_all(chain, arrays)
+    assert native.golden_digest == f"{chain:016x}"
+    result = stategate.verify(native_bundle, engine="native")
+    assert result.passed and result.replay is not None
+    assert "every bit as promised" in result.replay.summary
+    # Another engine gives other bits, and is held to the tolerance.
+    result = stategate.verify(native_bundle, engine="onnxruntime")
+    assert result.passed and result.replay is not None and result.replay.digest == ""
+
+
+Copier = Callable[[Path], Path]
+
+
+def promising(folder: Path, digest: str) -> Path:
+    bundle = Bundle.open(folder)
+    assert bundle.manifest.native is not None
+    native = msgspec.structs.replace(bundle.manifest.native, golden_digest=digest)
+    manifest = msgspec.structs.replace(bundle.manifest, native=native)
+    content = {f.path: bundle.read(f) for f in bundle.manifest.all_files}
+    return write_bundle(folder, manifest, content).path
+
+
+def test_a_library_that_gives_other_bits_is_refused_and_an_older_bundle_opens(
+    native_bundle: Path, copy_of: Copier
+) -> None:
+    folder = promising(copy_of(native_bundle), "0123456789abcdef")
+    result = stategate.verify(folder, engine="native")
+    assert not result.passed and result.replay is not None
+    assert "not the 0123456789abcdef that is promised" in result.replay.summary
+    assert stategate.verify(folder, engine="onnxruntime").passed
+    promising(folder, "")
+    assert stategate.verify(folder, engine="native").passed
+
+
+@pytest.mark.slow
+def test_a_build_that_fuses_breaks_the_promise_and_is_refused(
+    native_bundle: Path, copy_of: Copier
+) -> None:
+    if isa_of_this_machine() not in ("x86-64-v3", "x86-64-v4"):
+        pytest.skip("this machine does not fuse a product and a sum")
+    folder = copy_of(native_bundle)
+    before = Bundle.open(folder).digest
+    with pytest.raises(ParityError, match="the digest"):
+        build_native(folder, flags=["-ffp-contract=fast"])
+    assert Bundle.open(folder).digest == before
+
+
+def test_a_promise_is_16_digits_and_none_where_operators_are_inexact() -> None:
+    ref = {"abi": 2, "sources": (), "generator": "x"}
+    for digest, inexact in (("12", ()), ("G" * 16, ()), ("0" * 16, ("ai.onnx.Tan",))):
+        with pytest.raises(SpecError, match="digest of the golden episode"):
+            NativeRef(**ref, golden_digest=digest, inexact=inexact)
