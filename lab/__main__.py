@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "matrix": ("lab.matrix:matrix_command", "Show what `make matrix` built and what was refused."),
     "peers": ("lab.peers.race:peers", "Race a bundle against other people's runtimes."),
+    "bits": ("lab.bits:bits", "One digest of each model over all builds."),
     "bench-native": ("lab.native_race:bench_native", "Race a bundle's native engine."),
     "overhead": ("lab.overhead:overhead", "Time a counted step beside plain ONNX Runtime."),
     "soak": ("lab.soak:soak", "Step a bundle a million times and look for growth."),

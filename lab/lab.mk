@@ -1,7 +1,7 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
 .PHONY: power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
-.PHONY: test-tensorrt test-aarch64 aarch64 emulators bench-counts evidence-controlled evidence-memory evidence-pages
+.PHONY: test-tensorrt test-aarch64 aarch64 bits emulators bench-counts evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
 LAB := $(BIN)/python -m lab
@@ -253,6 +253,9 @@ emulators: ## Install compilers and emulators of other machines (Debian, as root
 
 test-aarch64: emulators aarch64 ## Run C, library and runtime on emulated aarch64, and C on a Cortex-M7
 	$(BIN)/python -m pytest -rP tests/export/test_native_cross.py tests/export/test_aarch64.py
+
+bits: $(VENV)/.test emulators ## One digest of each model over compilers, levels and machines -> build/bench/bits.json
+	$(LAB) bits $(if $(ONLY),--only "$(ONLY)") --out $(BUILD)/bench --scratch $(BUILD)/bits
 
 aarch64: $(A64)/stategate ## Prepare an emulated aarch64 machine: 150 MB to fetch, no root
 

@@ -106,10 +106,10 @@ def _built(folder: Path, manifest: Manifest, files: Files, machine: str) -> Bund
 
 def _with_promise(manifest: Manifest, built: Manifest) -> Manifest:
     """The manifest of a target with the digest that was made here: it holds there as well."""
-    native, here = manifest.native, built.native
-    if native is None or here is None:
+    native, tried = manifest.native, built.native
+    if native is None or tried is None:
         return manifest
-    native = msgspec.structs.replace(native, golden_digest=here.golden_digest)
+    native = msgspec.structs.replace(native, golden_digest=tried.golden_digest)
     return msgspec.structs.replace(manifest, native=native)
 
 
