@@ -147,7 +147,9 @@ def source_of(
     own = Path(__file__).parent
     for static in (
         "session.c",
+        "black_box.c",
         "python.c",
+        "stategate_black_box.h",
         "stategate_chain.h",
         "stategate_math.h",
         "stategate_model.h",

@@ -191,19 +191,21 @@ class Recording:
         """
         last: int | None = None  # number of the last step, once one could be stepped again
         for run in self._reader.runs:
-            begun = False
+            begun = is_new = False
             opening = self._opening_of(run)
             if opening is not None:
                 yield opening
             for record in self._reader.records(run):
                 if record.kind == OPENED and record.flags & AGAIN == 0 and begun:
+                    is_new = True
                     yield _opening(record)
                 elif record.kind == KEYFRAME:
                     keyframe = _keyframe(record, manifest.states, not begun)
                     is_missed = record.flags & MISSED or not begun or record.step != last
-                    if last is not None and is_missed:
+                    # What a process lost at its end is no gap: it was killed, and says no more.
+                    if last is not None and is_missed and not is_new:
                         yield Gap(last, record.step + 1, self._why(begun))
-                    begun, last = True, record.step
+                    begun, is_new, last = True, False, record.step
                     yield keyframe
                 elif record.kind == STEP and begun:
                     last = record.step
