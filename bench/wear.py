@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from stategate.common.flash import Storage, bytes_per_day, lifetime_years
+from stategate.common.flash import SECONDS_PER_DAY, Storage, bytes_per_day, years_at
 from stategate.contract import Manifest
+from stategate.runtime.keep.journal import Journal
+from stategate.runtime.keep.records import BLOCK_BYTES, blocks_of
+from stategate.runtime.keep.replay import record_bytes
+from stategate.runtime.keep.snapshot import Codec
 
 # Label and seconds of the policies that follow the clock.
 _PERIODS = (("once a second", 1), ("every 10 s", 10), ("every minute", 60))
@@ -25,7 +29,7 @@ class WriteRate:
 class WearRow:
     """One snapshot policy on one medium."""
 
-    policy: str  # when a snapshot is taken
+    policy: str  # when a snapshot is taken, or a commit made
     snapshots_per_second: float  # how often that is; never more often than there are steps
     bytes_per_day: float  # what the host writes
     years: float | None  # life of a new medium; None: it never wears out, for nothing is written
@@ -85,21 +89,57 @@ def wear_rows(
         # Automatic snapshots are never taken when nothing changed, so never without a step.
         *((label, min(1 / seconds, rate_hz), ()) for label, seconds in _PERIODS),
     ]
+    return tuple(
+        _row(storage, label, per_second, bytes_per_day(storage, snapshot_bytes, per_second), extra)
+        for label, per_second, extra in policies
+    )
+
+
+def journal_rows(
+    storage: Storage, manifest: Manifest, rate_hz: float, writes: WriteRate
+) -> tuple[WearRow, ...]:
+    """What a journal costs by the same policies, its snapshots included.
+
+    Args:
+        storage: Where it is.
+        manifest: Of the bundle whose memory it keeps.
+        rate_hz: Steps per second.
+        writes: How many of them write.
+    """
+    codec, (_, change_bytes) = Codec(manifest), record_bytes(manifest)
+    # A state that no hard gate guards changes in every step.
+    is_gated = all(state.gate for state in manifest.states)
+    every_write = rate_hz * writes.share
+    changes = every_write if is_gated else rate_hz
+    file_bytes = Journal.file_bytes(codec.cost_bytes, math.inf)
+    snapshot_share = 2 * codec.cost_bytes / (file_bytes - BLOCK_BYTES)
+    extra = ("write_rate",) if writes.assumed else ()
+    policies = [("every write", every_write), *((label, 1 / each) for label, each in _PERIODS)]
     rows = []
-    for label, per_second, extra in policies:
-        years = lifetime_years(storage, snapshot_bytes, per_second)
-        assumed = (*storage.assumed, *extra)
-        rows.append(
-            WearRow(
-                policy=label,
-                snapshots_per_second=per_second,
-                bytes_per_day=bytes_per_day(storage, snapshot_bytes, per_second),
-                years=None if math.isinf(years) else years,
-                estimate=bool(assumed),
-                assumed=assumed,
-            )
-        )
+    for label, most in policies:
+        per_second = min(most, changes)
+        payload = 0.0
+        if per_second:
+            payload = min(change_bytes * changes / per_second, manifest.state_bytes_per_session)
+        nbytes = BLOCK_BYTES * blocks_of([math.ceil(payload), codec.commit_bytes])
+        daily = nbytes * (1 + snapshot_share) * per_second * SECONDS_PER_DAY
+        rows.append(_row(storage, f"journal, {label}", per_second, daily, extra))
     return tuple(rows)
+
+
+def _row(
+    storage: Storage, label: str, per_second: float, daily_bytes: float, extra: tuple[str, ...]
+) -> WearRow:
+    years = years_at(storage, daily_bytes)
+    assumed = (*storage.assumed, *extra)
+    return WearRow(
+        policy=label,
+        snapshots_per_second=per_second,
+        bytes_per_day=daily_bytes,
+        years=None if math.isinf(years) else years,
+        estimate=bool(assumed),
+        assumed=assumed,
+    )
 
 
 def years_text(years: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from stategate.bench.wear import WearRow, wear_rows, write_rate
+from stategate.bench.wear import WearRow, journal_rows, wear_rows, write_rate
 from stategate.cli.options import (
     EXISTING,
     INDEX,
@@ -25,6 +25,7 @@ from stategate.cli.show import Line, show
 from stategate.common.flash import Storage, endurance_bytes, host_bytes_per_snapshot
 from stategate.common.wear_counters import DeviceWear, read_wear
 from stategate.contract import Bundle, Manifest
+from stategate.runtime.keep.replay import record_bytes
 from stategate.runtime.keep.snapshot import Codec
 
 _DAYS_PER_YEAR = 365.25
@@ -89,27 +90,38 @@ def wear(
         storages = [_with_metadata(storage, metadata_bytes) for storage in storages]
     writes = write_rate(manifest, share)
     snapshot_bytes = Codec(manifest).file_bytes
-    tables = [(s, wear_rows(s, snapshot_bytes, rate_hz, writes)) for s in storages]
+    what, change_bytes = record_bytes(manifest)
+    tables = [
+        (
+            s,
+            wear_rows(s, snapshot_bytes, rate_hz, writes),
+            journal_rows(s, manifest, rate_hz, writes),
+        )
+        for s in storages
+    ]
     device = read_wear(path) if path is not None else None
     record = {
         "model": manifest.model.name,
         "state_bytes": manifest.state_bytes,
         "snapshot_bytes": snapshot_bytes,
+        "record": what,
+        "record_bytes": change_bytes,
         "rate_hz": rate_hz,
         "write_rate": writes,
-        "tables": [_as_json(s, snapshot_bytes, rows) for s, rows in tables],
+        "tables": [_as_json(s, snapshot_bytes, *rows) for s, *rows in tables],
         "device": asdict(device) | {"estimate": device.estimate} if device else None,
     }
     states = f"{manifest.state_bytes:,} of state, the rest header and checksum"
     lines: list[Line] = [
         ("model", f"{manifest.model.name} at {rate_hz:g} steps per second"),
         ("snapshot", f"{snapshot_bytes:,} bytes: {states}"),
+        ("journal", f"{change_bytes:,} bytes for each change: {what}"),
         ("writes", f"{writes.share:.1%} of steps ({writes.source})"),
     ]
     if device is not None:
         lines.append(("device", _describe(device)))
-    for storage, rows in tables:
-        lines += ["", *_table(storage, snapshot_bytes, rows)]
+    for storage, snapshots, commits in tables:
+        lines += ["", *_table(storage, snapshot_bytes, snapshots + commits)]
     show(record, as_json, lines)
 
 
@@ -167,12 +179,18 @@ def _with_metadata(storage: Storage, metadata_bytes: int) -> Storage:
     )
 
 
-def _as_json(storage: Storage, snapshot_bytes: int, rows: tuple[WearRow, ...]) -> dict[str, Any]:
+def _as_json(
+    storage: Storage,
+    snapshot_bytes: int,
+    rows: tuple[WearRow, ...],
+    journal: tuple[WearRow, ...],
+) -> dict[str, Any]:
     return {
         "storage": storage,
         "endurance_bytes": endurance_bytes(storage),
         "host_bytes_per_snapshot": host_bytes_per_snapshot(storage, snapshot_bytes),
         "rows": rows,
+        "journal_rows": journal,
     }
 
 
@@ -183,10 +201,10 @@ def _table(storage: Storage, snapshot_bytes: int, rows: tuple[WearRow, ...]) -> 
     yield "written", f"{written:,} bytes for each snapshot: whole blocks and metadata"
     if assumed := list(dict.fromkeys(field for row in rows for field in row.assumed)):
         yield "assumed", ", ".join(assumed)
-    yield f"{'snapshot':<15} {'bytes per day':>20} {'years':>22}  estimate"
+    yield f"{'snapshot':<22} {'bytes per day':>20} {'years':>22}  estimate"
     for row in rows:
         estimate = "yes" if row.estimate else "no"
-        yield f"{row.policy:<15} {row.bytes_per_day:>20,.0f} {_years(row.years):>22}  {estimate}"
+        yield f"{row.policy:<22} {row.bytes_per_day:>20,.0f} {_years(row.years):>22}  {estimate}"
 
 
 def _years(years: float | None) -> str:

@@ -124,10 +124,14 @@ def lifetime_years(storage: Storage, snapshot_bytes: int, snapshots_per_second: 
     Returns:
         Years of 365.25 days; infinite where nothing is written.
     """
-    daily = bytes_per_day(storage, snapshot_bytes, snapshots_per_second)
-    if daily == 0:
+    return years_at(storage, bytes_per_day(storage, snapshot_bytes, snapshots_per_second))
+
+
+def years_at(storage: Storage, daily_bytes: float) -> float:
+    """Years until so many bytes a day have worn the medium out; infinite for none."""
+    if daily_bytes == 0:
         return math.inf
-    return endurance_bytes(storage) / daily * SECONDS_PER_DAY / SECONDS_PER_YEAR
+    return endurance_bytes(storage) / daily_bytes * SECONDS_PER_DAY / SECONDS_PER_YEAR
 
 
 def max_bytes_per_day(storage: Storage, years: float) -> float:

@@ -25,7 +25,7 @@ from stategate.contract.staging import scratch_folder
 from stategate.runtime import Session
 from stategate.runtime.base.buffers import Array, finiteness
 from stategate.runtime.check.full_pool import begun
-from stategate.runtime.keep.keeper import SnapshotPolicy
+from stategate.runtime.keep.policy import SnapshotPolicy
 
 _PLAIN = "session: ledger and guards"
 _BUDGETED = "session: + write budget"

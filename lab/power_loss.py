@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import msgspec
@@ -21,11 +22,17 @@ from stategate.contract.durable import check_writable, write_whole
 from stategate.contract.errors import SnapshotError, SnapshotWarning
 from stategate.contract.staging import scratch_folder
 from stategate.runtime import Session, SnapshotPolicy
+from stategate.runtime.keep.journal import Journal
 from stategate.runtime.keep.keeper import Keeper
+from stategate.runtime.keep.replay import Replay
 from stategate.runtime.keep.snapshot import Codec
 
 SEED = 19
-POLICIES = {"snapshot": SnapshotPolicy("", every_writes=1)}
+RING_BYTES = 33 * PAGE  # of a journal that comes around often in a short run
+POLICIES = {
+    "snapshot": SnapshotPolicy("", every_writes=1),
+    "journal": SnapshotPolicy("", journal=True),
+}
 
 
 class Device:
@@ -36,6 +43,7 @@ class Device:
         self._session = Session.open(bundle)
         opened = Bundle.open(bundle)
         self.manifest, self._codec = opened.manifest, Codec(opened.manifest, opened.digest)
+        self._digest = opened.digest
         self._policy = policy
 
     def run(self, folder: Path, steps: int, seed: int) -> Recorder:
@@ -74,7 +82,9 @@ class Device:
         session = self._session
         policy = replace(self._policy, folder=folder)
         parts = (session._clock, session._counters, session._memory, session._governor)
-        return Keeper(policy, session.budget, self._codec, *parts)
+        assert session._engine is not None
+        replay = Replay(self._digest, session._buffers, session._memory, session._engine)
+        return Keeper(policy, session.budget, self._codec, *parts, replay)
 
 
 def judge(device: Device, cuts: Iterable[Cut], committed: set[str]) -> dict[str, int]:
@@ -117,7 +127,7 @@ def lose_power(bundle: Path, policy: SnapshotPolicy, steps: int, samples: int) -
         Figures of `judge` by kind of disk, and what the run wrote.
     """
     device = Device(bundle, policy)
-    with scratch_folder() as folder:
+    with scratch_folder() as folder, patch.object(Journal, "file_bytes", lambda *_: RING_BYTES):
         run = device.run(folder, steps, SEED)
     committed = {event.what for event in run.events if isinstance(event, Mark)}
     return {

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from stategate.common.dependencies import silence
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.keep.black_box import BlackBox
-from stategate.runtime.keep.keeper import Restored, SnapshotPolicy
+from stategate.runtime.keep.policy import Restored, SnapshotPolicy
 from stategate.runtime.session import Session
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from stategate.runtime.engines.feeds import RowFeeds
 from stategate.runtime.engines.open_bundle import OpenBundle
 from stategate.runtime.engines.opening import allocate, check_memory
 from stategate.runtime.engines.prologue import PrologueRunner
-from stategate.runtime.keep.keeper import Restored
+from stategate.runtime.keep.policy import Restored
 from stategate.runtime.keep.pool_rows import RowStore
 from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.keep.state_files import States, read_states, write_states

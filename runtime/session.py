@@ -3,7 +3,6 @@
 with Session.open("build/aura") as session:
     for observation in robot:
         action = session.step(z=observation)["action"]
-    print(session.ledger)
 """
 
 from __future__ import annotations
@@ -32,8 +31,10 @@ from stategate.runtime.engines.opening import allocate, check_memory, open_singl
 from stategate.runtime.engines.prologue import PrologueRunner
 from stategate.runtime.keep.black_box import BlackBox
 from stategate.runtime.keep.box_writer import BlackBoxWriter
-from stategate.runtime.keep.keeper import Keeper, SnapshotPolicy
+from stategate.runtime.keep.keeper import Keeper
 from stategate.runtime.keep.owner import MemoryOwner
+from stategate.runtime.keep.policy import SnapshotPolicy, policy_of
+from stategate.runtime.keep.replay import Replay
 from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
@@ -93,7 +94,8 @@ class Session(MemoryOwner):
         self._answers = Answers(buffers.outputs, outputs, memory) if on_fault != "raise" else None
         self._keeper: Keeper | None = None
         if snapshots is not None:
-            parts = (counters, memory, self._governor)
+            replay = Replay(bundle.digest, buffers, memory, engine)
+            parts = (counters, memory, self._governor, replay)
             codec = Codec(bundle.manifest, bundle.digest)
             self._keeper = Keeper(snapshots, budget, codec, clock, *parts)
         self._feeds = self._feeds_for(engine)
@@ -165,14 +167,12 @@ class Session(MemoryOwner):
         limits = bundle.manifest.budget.tightened(budget or Budget())
         check_memory(bundle, limits, engine)
         buffers = allocate(bundle)
-        if snapshots is not None and not isinstance(snapshots, SnapshotPolicy):
-            snapshots = SnapshotPolicy(snapshots)
         if black_box is not None and not isinstance(black_box, BlackBox):
             black_box = BlackBox(black_box)
         clock = clock or MonotonicClock()
         opened = open_engine(bundle, buffers, choice=engine)
         try:
-            parts = (limits, clock, snapshots, on_fault, chain, black_box)
+            parts = (limits, clock, policy_of(snapshots), on_fault, chain, black_box)
             return cls(bundle, buffers, opened, *parts)
         except BaseException:
             opened.close()

@@ -97,6 +97,7 @@ class OrtGraph:
                 remedy="look for the missing CUDA or TensorRT library: stategate doctor",
             )
         _check_signature(self._session, signature, graph.role in ("read", "write"))
+        self.takes = [node.name for node in self._session.get_inputs()]
         self._mode = flush_to_zero()  # a step costs the same in silence
         self._buffers = buffers  # OrtValues alias this memory without owning it
         self._premade = len(buffers.groups) <= _MAX_PREMADE
@@ -184,7 +185,11 @@ class OrtGraph:
 
 
 class OrtEngine:
-    """Steps a bundle in ONNX Runtime: with one graph, or with one to read and one to write."""
+    """Steps a bundle in ONNX Runtime: with one graph, or with one to read and one to write.
+
+    Attributes:
+        write_takes: Tensors that `write` computes from; None where `run` has done all.
+    """
 
     def __init__(self, step: OrtGraph, write: OrtGraph | None = None) -> None:
         """Take over loaded graphs.
@@ -197,6 +202,7 @@ class OrtEngine:
         self._graphs = [step] if write is None else [step, write]
         self.run = step.run  # no call in between
         self._write = write
+        self.write_takes = write.takes if write is not None else None
 
     def write(self, parity: int) -> None:
         """Compute the guarded next states; see `Engine.write`."""

@@ -181,7 +181,7 @@ class BlackBoxWriter:
     def _keyframe(self, changes: int) -> None:
         """Put down the states as the next step will see them."""
         if self._is_held:
-            if self._keeper is None or not self._keeper.affords(self._lot_bytes):
+            if self._keeper is None or not self._keeper.allowance.affords(self._lot_bytes):
                 return
             self._is_held = False
         counters, memory = self._counters, self._memory
@@ -263,7 +263,7 @@ class BlackBoxWriter:
         """Before a block goes out: pay for it, then count it."""
         if self._lot_bytes and self._keeper is not None:
             if self._paid_bytes < nbytes:
-                if not self._keeper.pay_ahead(self._lot_bytes):
+                if not self._keeper.allowance.pay_ahead(self._lot_bytes, "black box"):
                     raise _NotAffordable
                 self._paid_bytes += self._lot_bytes
             self._paid_bytes -= nbytes

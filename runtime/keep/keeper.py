@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import time
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+
+import msgspec
 
 from stategate.contract import Budget
 from stategate.contract.errors import (
-    BudgetWarning,
     PersistBudgetError,
     SnapshotError,
     SnapshotWarning,
@@ -18,70 +18,31 @@ from stategate.contract.errors import (
 from stategate.contract.failures import failures
 from stategate.runtime.base.clock import Clock
 from stategate.runtime.base.ledger import Counters, Ledger
-from stategate.runtime.keep.account import NOTHING_LEFT, RECORD_BYTES, Account, Record
-from stategate.runtime.keep.snapshot import UNLIMITED_BYTES, Codec, Snapshot, next_header
-from stategate.runtime.keep.store import Look, OnDamage, SnapshotStore, folder_error
+from stategate.runtime.keep.allowance import Allowance
+from stategate.runtime.keep.journal import (
+    LEAST_BLOCKS,
+    Journal,
+    Reading,
+    base_of,
+    read_journal,
+)
+from stategate.runtime.keep.policy import Restored, SnapshotPolicy
+from stategate.runtime.keep.records import BLOCK_BYTES
+from stategate.runtime.keep.replay import Replay
+from stategate.runtime.keep.snapshot import Codec, Snapshot, next_header
+from stategate.runtime.keep.store import Look, SnapshotStore, folder_error
 from stategate.runtime.memory.banks import Memory
-from stategate.runtime.memory.governor import Bucket, Governor
-
-_DAY_NS = 86_400_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotPolicy:
-    """Where snapshots go and when they are written by themselves.
-
-    Attributes:
-        folder: Held by one session at a time; made if it is not there.
-        every_writes: After so many writes, or None.
-        every_seconds: So long after the last, if a state changed since, or None.
-        on_damage: What happens where there are snapshots and none can be read. Opening succeeds
-            and warns in either case. ``raise``: `restore` raises, and `save` does too, so that
-            nothing is overwritten. ``fresh``: `restore` returns None, and the first `save` puts
-            the damaged file aside.
-    """
-
-    folder: str | Path
-    every_writes: int | None = None
-    every_seconds: float | None = None
-    on_damage: OnDamage = "raise"
-
-    def __post_init__(self) -> None:
-        """Refuse intervals that are none, and policies that do not exist."""
-        for name in ("every_writes", "every_seconds"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1e9:
-                raise SpecError(f"{name} must be positive, and below 10^9", found=value)
-        if self.on_damage not in ("raise", "fresh"):
-            raise SpecError("unknown on_damage", found=self.on_damage, expected="raise or fresh")
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What a restore took back.
-
-    Attributes:
-        slot: File that it came from.
-        reason: Why that one.
-        sequence: Number of the snapshot.
-        steps: Steps of the ledger that came with it.
-        fresh: The bundle's reset rule by which counters and budgets go on, and the memory began
-            anew; empty where it goes on too.
-    """
-
-    slot: str
-    reason: str
-    sequence: int
-    steps: int
-    fresh: str = ""
+from stategate.runtime.memory.governor import Governor
 
 
 class Keeper:
-    """Decides and writes snapshots for one session, and keeps what is left of its budgets.
+    """Decides and writes snapshots and commits for one session.
 
     Attributes:
         stored_bytes: Bytes that one snapshot adds to ``persisted_bytes``.
         problem: What in the folder cannot be used, as it was last looked at; None where all can.
+        replay: What steps again what the journal has.
+        allowance: What is left of the budgets.
     """
 
     def __init__(
@@ -93,42 +54,45 @@ class Keeper:
         counters: Counters,
         memory: Memory,
         governor: Governor | None,
+        replay: Replay,
     ) -> None:
         self._policy, self._clock = policy, clock
         self._counters, self._memory, self._governor = counters, memory, governor
-        self._on_persisted = budget.on_persisted or "hold"
-        self._codec = codec
+        self._codec, self.replay = codec, replay
         self.stored_bytes = self._codec.stored_bytes
-        limit = budget.persisted_limit_per_day
-        # At least one snapshot fits, even where the budget allows one in several days.
-        full = max(limit or 0.0, float(self._codec.cost_bytes))
-        self._bucket = None if limit is None else Bucket(full, full)
-        self._per_ns = (limit or 0.0) / _DAY_NS
-        self._filled_ns = self._saved_ns = self._seen_ns = clock.now_ns()
+        self._saved_ns = self._seen_ns = clock.now_ns()
         self._writes_then = counters.writes
-        self._saved_changes = self._changes()
+        self._saved_changes = self._noted = self._changes()
+        self._resets_then = counters.resets
         self._every_ns = int((policy.every_seconds or 0.0) * 1e9)
         self._store = SnapshotStore(policy.folder, self._codec)
-        self._account: Account | None = None
-        self._tried: tuple[int, int] | None = None  # a sequence number, and the count of snapshots
+        # A sequence number, and the count of snapshots.
+        self._tried: tuple[int, int] | None = None
         try:
-            look = self._look()
+            self._journal = self._new_journal()
+            look, reading = self._look()
             newest = look.newest
             # A device has one history; this session counts on from it once it saves or restores.
             self._past = newest.snapshot.header.ledger if newest is not None else Ledger()
-            self._warn(look)
-            if self._bucket is not None or governor is not None:
-                self._open_account(look)
+            if reading.entries:
+                self._past = reading.entries[-1].commit.ledger
+            self._warn(look, reading)
+            folder, cost_bytes = self._store.folder, codec.cost_bytes
+            self.allowance = Allowance(folder, budget, cost_bytes, counters, governor, self._now)
+            self.allowance.open(look)
+            self._open_journal()
         except BaseException:
             self._store.close()
             raise
 
-    def _warn(self, look: Look) -> None:
+    def _warn(self, look: Look, reading: Reading) -> None:
         if look.problem is not None:
             then = (
                 f"slot {look.newest.slot} is good" if look.newest else "the session starts afresh"
             )
             warnings.warn(f"{self._store.folder}: {look.problem}; {then}", SnapshotWarning, 5)
+        if reading.problem:
+            warnings.warn(f"{self._store.folder}: {reading.problem}", SnapshotWarning, 5)
         if self._store.unlocked:
             warnings.warn(
                 f"{self._store.folder} lies on a file system without locks: another session in it "
@@ -137,71 +101,7 @@ class Keeper:
                 5,
             )
 
-    def _open_account(self, look: Look) -> None:
-        """Go on with what earlier sessions left of the budgets, and take the writes."""
-        try:
-            account = Account(self._store.folder)
-        except failures(OSError) as problem:
-            raise folder_error(self._store.folder, problem) from problem
-        self._account = account
-        balance = account.record or _left_by(look)
-        if self._bucket is not None:
-            if balance.persist_bytes is not None:
-                self._bucket.tokens = min(self._bucket.capacity, balance.persist_bytes)
-            self._bucket.fill(balance.running_ns() * self._per_ns)
-        if self._governor is None:
-            return
-        self._governor.writes_left = _writes(balance)
-        if not any(_limited(self._governor.writes_left)):
-            return  # there is nothing that could come back
-        try:
-            durable = self._pay(RECORD_BYTES) and self._record(0.0, 0.0)
-        except failures(OSError, SnapshotError):
-            durable = False
-        if not durable:  # what cannot be taken durably is not taken
-            self._governor.writes_left = (0.0, 0.0)
-
-    def _pay(self, cost_bytes: int) -> bool:
-        """Charge the wear budget in memory, if it allows that."""
-        allowed = self._affordable(cost_bytes) or self._on_persisted == "warn"
-        if allowed and self._bucket is not None:
-            self._bucket.tokens = max(0.0, self._bucket.tokens - cost_bytes)
-        return allowed
-
-    def affords(self, cost_bytes: int) -> bool:
-        """Whether `pay_ahead` would allow so many bytes now."""
-        return self._affordable(cost_bytes + RECORD_BYTES) or self._on_persisted == "warn"
-
-    def pay_ahead(self, cost_bytes: int) -> bool:
-        """Take bytes from the wear budget, durably, for what is written beside the snapshots.
-
-        Returns:
-            False, and nothing taken, where the budget does not allow it. An OSError passes.
-        """
-        is_overrun = not self._affordable(cost_bytes + RECORD_BYTES)
-        if not self._pay(cost_bytes + RECORD_BYTES):
-            return False
-        if is_overrun:
-            self._counters.budget_overruns += 1
-            warnings.warn("a black box beyond the wear budget", BudgetWarning, stacklevel=8)
-        return self._bucket is None or self._record()
-
-    def _record(self, *writes: float) -> bool:
-        """Write down what is left: of the wear budget, and of the writes where they are given."""
-        assert self._account is not None
-        changes = {}
-        if self._bucket is not None:
-            changes["persist_bytes"] = self._bucket.tokens
-        if self._governor is not None and writes:
-            names = ("writes_by_steps", "writes_by_time")
-            both = zip(names, writes, self._governor.writes_left, strict=True)
-            changes |= {name: amount for name, amount, tokens in both if tokens < math.inf}
-        self._account.write(changes, lambda: self._count(RECORD_BYTES))
-        return True
-
-    def _count(self, stored_bytes: int) -> None:
-        """Before the bytes are written: what fails half-way has worn as well."""
-        self._counters.persisted_bytes += stored_bytes
+    # --- when -------------------------------------------------------------------------------
 
     def is_due(self) -> bool:
         """Whether the policy asks for a snapshot now; never while no state has changed.
@@ -222,10 +122,15 @@ class Keeper:
         Args:
             raises: Whether a failure is raised; it is counted as a fault otherwise too.
         """
+        if self._policy.journal:
+            self._note()
         if not self.is_due():
             return
         try:
-            self.save()
+            if self._policy.journal:
+                self._commit()
+            else:
+                self.save()
         except SnapshotError:
             self._counters.faults += 1
             if raises:
@@ -236,122 +141,10 @@ class Keeper:
         counters = self._counters
         return counters.writes + counters.ungated_writes + counters.resets
 
-    def _affordable(self, cost_bytes: int) -> bool:
-        """Whether the wear budget allows so many bytes now."""
-        if self._bucket is None:
-            return True
-        now = self._now()
-        if now > self._filled_ns:  # a clock that goes back and forth earns nothing
-            self._bucket.fill((now - self._filled_ns) * self._per_ns)
-            self._filled_ns = now
-        return self._bucket.tokens >= cost_bytes
-
-    def _look(self) -> Look:
-        """What lies in the folder; counts a snapshot that an exception kept from being counted."""
-        look = self._store.look()
-        if look.newest is not None and self._tried is not None:
-            sequence, snapshots = self._tried
-            if look.newest.snapshot.header.sequence == sequence:
-                self._counters.snapshots = snapshots
-        self._tried = None
-        no_locks = "the file system has no locks" if self._store.unlocked else None
-        self.problem = "; ".join(filter(None, (look.problem, no_locks))) or None
-        return look
-
-    def save(self) -> int | None:
-        """Write a snapshot of states, counters and governor.
-
-        Whatever ends it, an exception of a signal handler included, the newest good snapshot is
-        not touched, and bytes that may have been written are counted.
-
-        Returns:
-            Its sequence number, or None where the wear budget did not allow it.
-        """
-        self._store.check_hold()
-        cost_bytes = self._codec.cost_bytes
-        affordable = self._affordable(cost_bytes)
-        if not affordable:
-            self._wait()
-            if self._on_persisted == "raise":
-                raise PersistBudgetError(
-                    "the wear budget is used up; the snapshot was not written",
-                    found=f"{cost_bytes} bytes wanted, metadata included",
-                    expected=f"{self._per_ns * _DAY_NS:.0f} bytes a day",
-                )
-            if self._on_persisted == "hold":
-                return None
-        try:
-            sequence = self._write(overrun=not affordable)
-        except SnapshotError:
-            self._wait()  # a medium that fails is not asked again at once
-            raise
-        self._wait()
-        return sequence
-
-    def _write(self, overrun: bool) -> int:
-        counters = self._counters
-        look = self._look()
-        if self._policy.on_damage == "raise":
-            look.good()
-        if overrun:
-            counters.budget_overruns += 1
-            warnings.warn("a snapshot beyond the wear budget", BudgetWarning, stacklevel=4)
-        counters.past = self._past
-        self._pay(self._codec.cost_bytes)
-        if self._bucket is not None:
-            try:
-                self._record()
-            except failures(OSError) as problem:
-                raise folder_error(self._store.folder, problem) from problem
-        header = next_header(
-            self._codec,
-            look.next_sequence,
-            counters.read(),
-            self._governor.save() if self._governor is not None else None,
-            self._bucket.tokens if self._bucket is not None else UNLIMITED_BYTES,
-        )
-        self._tried = (header.sequence, counters.snapshots + 1)
-        snapshot = Snapshot(header, self._memory.live())
-        self._store.write(snapshot, look, lambda: self._count(self.stored_bytes))
-        counters.snapshots = self._tried[1]
-        self._tried = None
-        self._saved_changes = self._changes()
-        return header.sequence
-
-    def restore(self) -> Restored | None:
-        """Take back the newest good snapshot, if there is one; see `Session.restore`."""
-        look = self._look()
-        newest = look.newest if self._policy.on_damage == "fresh" else look.good()
-        if newest is None:
-            return None
-        header = newest.snapshot.header
-        self._counters.past = self._past
-        if self._governor is not None and header.governor is not None:
-            self._governor.move_threshold(header.governor[2])
-        self._memory.restore(newest.snapshot.states)
-        self._saved_changes = self._changes()
-        fresh = self._codec.staleness(header)
-        if fresh:
-            self._memory.begin()
-        self._wait()
-        return Restored(newest.slot, newest.reason, header.sequence, header.ledger.steps, fresh)
-
     def _wait(self) -> None:
         """Until the next occasion that the policy names."""
         self._writes_then = self._counters.writes
         self._saved_ns = self._now()
-
-    def close(self) -> None:
-        """Give back the writes that are left, and let go of the folder."""
-        try:
-            if self._governor is not None and any(_limited(self._governor.writes_left)):
-                self._store.check_hold()
-                if self._pay(RECORD_BYTES):
-                    self._record(*self._governor.writes_left)
-        except failures(OSError, SnapshotError):
-            pass  # they are lost, and the next session starts without
-        finally:
-            self._store.close()
 
     def _now(self) -> int:
         """The clock; a step backwards is counted."""
@@ -363,23 +156,207 @@ class Keeper:
         self._seen_ns = now
         return now
 
+    # --- snapshots --------------------------------------------------------------------------
 
-def _left_by(look: Look) -> Record:
-    """What is left where no account was kept: as the snapshots say, or nothing."""
-    if look.newest is None:
-        return NOTHING_LEFT if look.damaged else Record()
-    header = look.newest.snapshot.header
-    steps, seconds, _ = header.governor or (None, None, 0.0)
-    return Record(
-        persist_bytes=header.persist_tokens, writes_by_steps=steps, writes_by_time=seconds
-    )
+    def _look(self) -> tuple[Look, Reading]:
+        """What lies in the folder; counts a snapshot that an exception kept from being counted."""
+        look = self._store.look()
+        if look.newest is not None and self._tried is not None:
+            sequence, snapshots = self._tried
+            if look.newest.snapshot.header.sequence == sequence:
+                self._counters.snapshots = snapshots
+        self._tried = None
+        reading = Reading()
+        if look.newest is not None:
+            reading = read_journal(self._store.folder, base_of(look.newest.digest))
+            if reading.entries and reading.identity != self.replay.identity:
+                raise SnapshotError(
+                    "the journal is of another bundle or engine",
+                    found=f"{len(reading.entries)} commits after {look.newest.slot}",
+                    expected="commits of this bundle, and of the engine that steps it now",
+                    remedy="open the folder as it was written, restore() and save(), and change "
+                    "then; or move the file journal away, and lose the commits",
+                )
+        no_locks = "the file system has no locks" if self._store.unlocked else None
+        self.problem = "; ".join(filter(None, (look.problem, reading.problem, no_locks))) or None
+        return look, reading
 
+    def save(self) -> int | None:
+        """Write a snapshot of states, counters and governor.
 
-def _limited(tokens: tuple[float, float]) -> list[float]:
-    return [amount for amount in tokens if amount < math.inf]
+        Whatever ends it, an exception of a signal handler included, the newest good snapshot is
+        not touched, and bytes that may have been written are counted.
 
+        Returns:
+            Its sequence number, or None where the wear budget did not allow it.
+        """
+        self._store.check_hold()
+        try:
+            permitted = self.allowance.permits(self._codec.cost_bytes, "snapshot")
+            sequence = self._write() if permitted else None
+        except (PersistBudgetError, SnapshotError):
+            self._wait()  # a medium that fails is not asked again at once
+            raise
+        self._wait()
+        return sequence
 
-def _writes(balance: Record) -> tuple[float, float]:
-    both = (balance.writes_by_steps, balance.writes_by_time)
-    by_steps, by_time = (math.inf if tokens is None else tokens for tokens in both)
-    return by_steps, by_time
+    def _write(self) -> int:
+        counters = self._counters
+        look, _ = self._look()
+        if self._policy.on_damage == "raise":
+            look.good()
+        counters.past = self._past
+        self.allowance.charge(self._codec.cost_bytes, "snapshot")
+        header = next_header(
+            self._codec,
+            look.next_sequence,
+            counters.read(),
+            self._governor.save() if self._governor is not None else None,
+            self.allowance.tokens,
+        )
+        self._tried = (header.sequence, counters.snapshots + 1)
+        snapshot = Snapshot(header, self._memory.live())
+        base, self._journal.base = self._journal.base, ""
+        try:
+            digest = self._store.write(
+                snapshot, look, lambda: counters.add_persisted(self.stored_bytes)
+            )
+        except SnapshotError:
+            newest = self._look()[0].newest
+            if newest is not None and base_of(newest.digest) == base:
+                self._journal.base = base  # commits go on from the snapshot before
+            raise
+        counters.snapshots = self._tried[1]
+        self._tried = None
+        self._journal.begin(base_of(digest))
+        self._is_safe()
+        return header.sequence
+
+    def _is_safe(self) -> None:
+        """Everything until now would come back."""
+        self._saved_changes = self._noted = self._changes()
+        self._resets_then = self._counters.resets
+        self.replay.forget()
+
+    def restore(self) -> Restored | None:
+        """Take back the newest good snapshot, if there is one; see `Session.restore`."""
+        look, reading = self._look()
+        newest = look.newest if self._policy.on_damage == "fresh" else look.good()
+        if newest is None:
+            return None
+        header, states, done = newest.snapshot.header, newest.snapshot.states, 0
+        reason = newest.reason
+        if reading.entries:
+            states, done = self.replay.replayed(states, reading.entries)
+            reason += f", and {done} commits of the journal"
+        if done < len(reading.entries):
+            self.problem = f"the journal cannot be taken again after {done} commits"
+            warnings.warn(f"{self._store.folder}: {self.problem}", SnapshotWarning, 4)
+        if done:
+            commit = reading.entries[done - 1].commit
+            header = msgspec.structs.replace(
+                header, unix_s=commit.unix_s, ledger=commit.ledger, governor=commit.governor
+            )
+        self._counters.past = self._past
+        if self._governor is not None and header.governor is not None:
+            self._governor.move_threshold(header.governor[2])
+        self._memory.restore(states)
+        if reading.problem or done < len(reading.entries):
+            self._journal.base = ""  # what is damaged is left behind by a snapshot
+        else:
+            self._journal.go_on(base_of(newest.digest), reading)
+        self._is_safe()
+        fresh = self._codec.staleness(header)
+        if fresh:
+            self._memory.begin()
+        self._wait()
+        return Restored(newest.slot, reason, header.sequence, header.ledger.steps, fresh)
+
+    # --- the journal ------------------------------------------------------------------------
+
+    def _new_journal(self) -> Journal:
+        if self._policy.journal and self._store.unlocked:
+            raise SnapshotError(
+                "a journal needs a file system with locks",
+                found=self._store.folder,
+                remedy="another folder, or snapshots without a journal",
+            )
+        count = self._counters.add_persisted
+        identity, room_bytes = self.replay.identity, self._codec.commit_bytes
+        return Journal(self._store.folder, identity, room_bytes, count)
+
+    def _open_journal(self) -> None:
+        if not self._policy.journal:
+            return
+        size = Journal.file_bytes(self._codec.cost_bytes, self.allowance.capacity / 4)
+        if size < LEAST_BLOCKS * BLOCK_BYTES:
+            raise SpecError(
+                "the wear budget is too small for a journal",
+                found=f"{self.allowance.capacity:.0f} bytes a day",
+                expected=f"at least {4 * LEAST_BLOCKS * BLOCK_BYTES}",
+            )
+        self._journal_bytes = size
+        try:
+            self._journal.open()
+        except failures(OSError) as problem:
+            raise folder_error(self._store.folder, problem) from problem
+
+    def _note(self) -> None:
+        """Note what the last step changed."""
+        changes = self._changes()
+        if changes == self._noted:
+            self.replay.pass_by()
+            return
+        self.replay.note(self._counters.resets == self._resets_then)
+        self._noted, self._resets_then = changes, self._counters.resets
+
+    def _commit(self) -> None:
+        """Append what changed since the last commit; a snapshot where that is not possible."""
+        self._store.check_hold()
+        journal, replay, counters = self._journal, self.replay, self._counters
+        records = replay.records()
+        blocks = journal.blocks([payload for _, payload in records])
+        if not journal.base or not journal.is_open or journal.is_full(blocks):
+            self._snapshot_for_journal()
+            return
+        nbytes = blocks * BLOCK_BYTES
+        self._wait()
+        if not self.allowance.charge_commit(nbytes):
+            return
+        counters.past = self._past
+        ledger = counters.read()
+        ledger = replace(ledger, persisted_bytes=ledger.persisted_bytes + nbytes)
+        governor = self._governor.save() if self._governor is not None else None
+        checksum, now = replay.checksum(), int(time.time())
+        try:
+            journal.commit(records, ledger.steps, checksum, now, ledger, governor)
+        except failures(OSError) as problem:
+            raise folder_error(self._store.folder, problem) from problem
+        self._is_safe()
+        if journal.is_full():
+            self.save()
+
+    def _snapshot_for_journal(self) -> None:
+        """Begin the journal, or begin it again, with a snapshot."""
+        if not self._journal.is_open:
+            cost = self._journal_bytes
+            # Until there is room in the budget, the saves are snapshots.
+            if self.allowance.allows(cost + 2 * self._codec.cost_bytes):
+                self.allowance.charge(cost, "journal")
+                try:
+                    self._journal.create(cost)
+                except failures(OSError) as problem:
+                    self._wait()
+                    raise folder_error(self._store.folder, problem) from problem
+        self.save()
+
+    def close(self) -> None:
+        """Give back what is left of the budgets, and let go of the folder."""
+        try:
+            self._store.check_hold()
+            self.allowance.close()
+        except failures(OSError, SnapshotError):
+            pass  # they are lost, and the next session starts without
+        finally:
+            self._journal.close()
+            self._store.close()

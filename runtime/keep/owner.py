@@ -12,7 +12,8 @@ from stategate.runtime.engines.feeds import check_states
 from stategate.runtime.engines.open_bundle import OpenBundle
 from stategate.runtime.engines.prologue import PrologueRunner
 from stategate.runtime.keep.box_writer import BlackBoxWriter
-from stategate.runtime.keep.keeper import Keeper, Restored
+from stategate.runtime.keep.keeper import Keeper
+from stategate.runtime.keep.policy import Restored
 from stategate.runtime.keep.state_files import States, read_states, write_states
 from stategate.runtime.memory.banks import Memory
 

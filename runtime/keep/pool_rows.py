@@ -12,7 +12,8 @@ from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.keep.account import RECORD_BYTES, charge
-from stategate.runtime.keep.keeper import Restored
+from stategate.runtime.keep.journal import base_of, read_journal
+from stategate.runtime.keep.policy import Restored
 from stategate.runtime.keep.snapshot import Codec, Snapshot, next_header
 from stategate.runtime.keep.store import Look, OnDamage, SnapshotStore, folder_error
 from stategate.runtime.memory.pool_rows import RowMemory
@@ -39,7 +40,7 @@ class RowStore:
         """Write a snapshot; see `Pool.save`."""
         codec, counters = self._codec, self._counters
         with closing(SnapshotStore(folder, codec)) as store:
-            look = store.look()
+            look = _look(store)
             if on_damage == "raise":
                 look.good()
             ledger_then = (
@@ -65,7 +66,7 @@ class RowStore:
     def restore(self, row: int, folder: str | Path, on_damage: OnDamage) -> Restored | None:
         """Take back a snapshot; see `Pool.restore`."""
         with closing(SnapshotStore(folder, self._codec)) as store:
-            look = store.look()
+            look = _look(store)
         newest = look.newest if on_damage == "fresh" else look.good()
         if newest is None:
             return None
@@ -99,3 +100,16 @@ class RowStore:
                 found=", ".join(behind),
                 remedy="leave(row), join(), and restore the folder into the new row",
             )
+
+
+def _look(store: SnapshotStore) -> Look:
+    look = store.look()
+    if look.newest is not None:
+        reading = read_journal(store.folder, base_of(look.newest.digest))
+        if reading.entries:
+            raise SnapshotError(
+                "a row of a pool takes no journal back",
+                found=f"{len(reading.entries)} commits in {store.folder}",
+                remedy="restore() and save() in a session of its own first",
+            )
+    return look

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -170,6 +170,11 @@ class RecordFile:
         before_crc = reader.crc_of(last) if last >= 0 else 0
         return cls(medium, reader.header, last + 1, before_crc, count)
 
+    @property
+    def next_block(self) -> int:
+        """Number of the block that is being filled."""
+        return self._sequence
+
     def fits(self, payload_bytes: int) -> bool:
         """Whether a record would still fit; always in a ring that is large enough for it."""
         room = (self.header.blocks - 1) * ROOM
@@ -271,15 +276,16 @@ class RecordFile:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Blocks that follow each other without a gap.
-
-    Attributes:
-        first: Number of the first block.
-        last: Number of the last one.
-    """
+    """Blocks from number ``first`` to ``last``, without a gap."""
 
     first: int
     last: int
+
+
+def blocks_of(payload_bytes: Iterable[int]) -> int:
+    """Blocks of records that begin in a new one."""
+    used = sum(-(-(_RECORD.size + size) // _ALIGN) * _ALIGN for size in payload_bytes)
+    return -(-used // ROOM)
 
 
 class RecordReader:

@@ -120,6 +120,7 @@ class Codec:
         most_bytes: What is read of a file at most.
         stored_bytes: The same in whole blocks of 4 KiB: what `persisted_bytes` counts.
         bundle_sha256: What a snapshot says of its bundle; see `Header`.
+        commit_bytes: Size of the record that ends a commit of the journal.
         cost_bytes: With an estimate of journal and metadata, and the record of the charge itself:
             what the wear budget is charged.
     """
@@ -134,6 +135,7 @@ class Codec:
         names += sum(len(g.name.encode()) for g in manifest.gates)
         entries = len(manifest.states) + len(manifest.gates)
         room = 2048 + 6 * names + 32 * entries
+        self.commit_bytes = 1024 + 2 * names + 64 * entries
         self._header_bytes = -(-room // BLOCK_BYTES) * BLOCK_BYTES - _FIXED.size
         self._payload_bytes = manifest.state_bytes_per_session
         self.file_bytes = _FIXED.size + self._header_bytes + self._payload_bytes + _DIGEST_BYTES

@@ -162,7 +162,7 @@ class SnapshotStore:
         self._looked = True
         return look
 
-    def write(self, snapshot: Snapshot, look: Look, begin: Callable[[], None]) -> None:
+    def write(self, snapshot: Snapshot, look: Look, begin: Callable[[], None]) -> bytes:
         """Write a snapshot to the slot after the newest good one, which is not touched.
 
         A damaged file in that slot is put aside, as long as fewer than ``DAMAGED_KEPT`` are; where
@@ -173,12 +173,16 @@ class SnapshotStore:
             snapshot: What to write.
             look: From `look`, with nothing written since.
             begin: Called before the first byte goes to the disk.
+
+        Returns:
+            Its checksum.
         """
         self.check_hold()
         slot = look.next_slot
         raw = self._codec.encode(snapshot)
+        digest = bytes(raw[-32:])
         # Noted first: an exception of a signal handler may come right after the rename.
-        self._digests = {bytes(raw[-32:]), *([look.newest.digest] if look.newest else [])}
+        self._digests = {digest, *([look.newest.digest] if look.newest else [])}
         self._sequence = max(self._sequence, snapshot.header.sequence)
         try:
             if slot in look.damaged:
@@ -193,6 +197,7 @@ class SnapshotStore:
                     self._rename_damaged(old)
         except failures(OSError) as problem:
             raise folder_error(self.folder, problem) from problem
+        return digest
 
     def _rename_damaged(self, slot: str) -> None:
         for number in range(1, DAMAGED_KEPT + 1):

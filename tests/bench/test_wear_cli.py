@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from stategate import targets
-from stategate.bench.wear import WriteRate, wear_rows, write_rate
+from stategate.bench.wear import WriteRate, journal_rows, wear_rows, write_rate
 from stategate.cli import wear as wear_cli
 from stategate.cli.main import main
 from stategate.common.flash import Storage, lifetime_years
@@ -246,3 +246,16 @@ def test_figures_need_neither_an_engine_nor_a_toml_reader(tiny_bundle: Path) -> 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "once a second" in done.stdout
+
+
+def test_a_journal_costs_a_block_for_a_commit_and_its_share_of_a_snapshot(
+    tiny_bundle: Path,
+) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    rows = journal_rows(RATED, manifest, 30, WriteRate(0.1, "test"))
+    assert [row.snapshots_per_second for row in rows] == pytest.approx([3, 1, 1 / 10, 1 / 60])
+    for row in rows:
+        each = row.bytes_per_day / row.snapshots_per_second / 86400
+        assert 4096 < each < 4096 * 1.04
+        assert row.years == pytest.approx(10**14 / row.bytes_per_day / 365.25)
+    assert rows[0].policy == "journal, every write"

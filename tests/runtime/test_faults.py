@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stategate.contract.errors import EngineError, SnapshotError, SpecError, StateFault
 from stategate.runtime import Session
 from stategate.runtime.check.faults import inject
-from stategate.runtime.keep.keeper import SnapshotPolicy
+from stategate.runtime.keep.policy import SnapshotPolicy
 
 OPEN = np.array([[1.0, 0.3, -0.2, 0.5]], dtype=np.float32)
 FAULTS = ("engine", "state", "gate", "output")

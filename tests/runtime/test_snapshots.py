@@ -30,7 +30,7 @@ from stategate.runtime import Session
 from stategate.runtime.base.clock import ManualClock
 from stategate.runtime.check.faults import inject
 from stategate.runtime.keep.account import RECORD_BYTES
-from stategate.runtime.keep.keeper import SnapshotPolicy
+from stategate.runtime.keep.policy import SnapshotPolicy
 from stategate.runtime.keep.snapshot import Codec, Snapshot
 from stategate.runtime.keep.store import SLOTS
 

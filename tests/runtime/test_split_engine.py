@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -38,12 +39,13 @@ from stategate.export.passes.choose_split import choose_layout
 from stategate.export.seal.pack import draft, seal
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepResult
-from stategate.runtime import Session
+from stategate.runtime import Session, SnapshotPolicy
 from stategate.runtime.base.buffers import Buffers
 from stategate.runtime.check.faults import inject
 from stategate.runtime.check.golden import replay
 from stategate.runtime.engines.engine import Engine
 from stategate.runtime.engines.opening import planned_bytes
+from stategate.runtime.keep.replay import INPUTS, WRITE, Replay
 from stategate.runtime.pool import Pool
 
 WAYS = ("read-write", "quiet")
@@ -155,6 +157,43 @@ def _same(one: Session, two: Session) -> bool:
         and all(a.tobytes() == two.gates[n].tobytes() for n, a in one.gates.items())
         and _same_states(one, two)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "record"),
+    [
+        ("aura-hard", "read-write", WRITE),
+        ("aura-hard", "quiet", WRITE),
+        ("aura-hard", "fused", INPUTS),
+        ("many-gates", "read-write", INPUTS),
+        # The convolutions of the others remember every step, so a write is not all.
+        *(
+            pytest.param(n, "read-write", WRITE if n == "sega" else INPUTS, marks=pytest.mark.slow)
+            for n in REFUSED
+        ),
+    ],
+)
+def test_a_journal_gives_the_states_back_to_the_bit(
+    made: Callable[[str, str], Path], tmp_path: Path, name: str, way: str, record: int
+) -> None:
+    bundle = made(name, way)
+    policy = SnapshotPolicy(tmp_path / "a", journal=True, every_writes=3)
+    with Session.open(bundle, snapshots=policy) as one:
+        # A replayed step must not depend on what lies in the buffers.
+        for t, inputs in enumerate(_episode(name)):
+            one.step(**inputs)
+            if t > 20 and one._keeper is not None and one._keeper.replay.records() == []:
+                break  # everything until here is committed
+        shutil.copytree(tmp_path / "a", tmp_path / "b")  # as a process leaves it that is killed
+        with Session.open(bundle, snapshots=tmp_path / "b") as two:
+            restored = two.restore()
+            assert restored is not None and " 0 commits" not in restored.reason
+            assert _same_states(one, two)
+            assert restored.steps == one.ledger.steps
+        with Session.open(bundle) as three:
+            assert three._engine is not None
+            parts = (three._buffers, three._memory, three._engine)
+            assert Replay("", *parts).kind == record
 
 
 @pytest.mark.parametrize("way", WAYS)
