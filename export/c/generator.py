@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -40,6 +40,54 @@ _OWN = {"expf", "tanhf", "logf", "log1pf", "erff", "sinf", "cosf", "stategate_pl
 _CALL = re.compile(r"\b([A-Za-z_]\w*) ?\(")
 _NO_CODE = re.compile(r"/\*.*?\*/|^#.*?$", re.DOTALL | re.MULTILINE)
 _FUNCTION = re.compile(r"^[A-Za-z_][\w *]*?\b(\w+)\(.*\{$", re.MULTILINE)
+# What it may write, by the inputs that have to be constants: of others it makes extents, places and
+# numbers of turns without a look at what fits. What is not here has indices without bounds, results
+# of no fixed extent or random numbers, or nobody compared it with ONNX Runtime.
+_TAKES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(
+        (
+            "Acos", "Acosh", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh",
+            "AveragePool", "BatchNormalization", "BitCast", "BitwiseAnd", "BitwiseNot",
+            "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "CausalConvWithState", "Ceil", "Celu",
+            "Clip", "Concat", "Conv", "ConvInteger", "ConvTranspose", "Cos", "Cosh", "DepthToSpace",
+            "DequantizeLinear", "Det", "Div", "DynamicQuantizeLinear", "Einsum", "Elu", "Equal",
+            "Erf", "Exp", "EyeLike", "Floor", "GRU", "Gather", "GatherElements", "GatherND", "Gelu",
+            "Gemm", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater",
+            "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Hardmax",
+            "Identity", "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LSTM",
+            "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "LinearAttention", "Log",
+            "LogSoftmax", "LpNormalization", "LpPool", "MatMul", "MatMulInteger", "Max", "MaxPool",
+            "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or",
+            "PRelu", "Pow", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "RMSNormalization",
+            "RNN", "Reciprocal", "Relu", "ReverseSequence", "Round", "Scatter", "ScatterElements",
+            "ScatterND", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softmax", "Softplus",
+            "Softsign", "SpaceToDepth", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh",
+            "ThresholdedRelu", "Transpose", "Where", "Xor", "Abs", "Add", "Flatten",
+        ),
+        (),
+    ),
+    **dict.fromkeys(
+        (
+            "AffineGrid", "CenterCropPad", "CumProd", "CumSum", "Expand", "OneHot", "ReduceL1",
+            "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
+            "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "Split", "Squeeze", "Tile",
+            "TopK", "Trilu", "Unsqueeze", "Upsample",
+        ),
+        (1,),
+    ),
+    "Attention": (6,),
+    "Col2Im": (1, 2),
+    "DFT": (1, 2),
+    "Dropout": (1, 2),
+    "GridSample": (),
+    "Pad": (1, 3),
+    "Range": (0, 1, 2),
+    "Resize": (1, 2, 3),
+    "RotaryEmbedding": (3,),
+    "STFT": (1, 3),
+    "Slice": (1, 2, 3, 4),
+}  # fmt: skip
+_BY_ZERO = {"Div", "Mod"}  # of integers, which end the process
 _SEQUENCE = "            for (int step = 0; step < seq_limit; ++step) {\n"
 
 
@@ -67,11 +115,41 @@ def _mended(file: str, text: str) -> str:
     return text
 
 
+def refuse(node: onnx.NodeProto, constants: Container[str], dtype: str) -> None:
+    """Refuse a node that it would write without bounds, or that nobody compared.
+
+    Args:
+        node: Of the graph.
+        constants: Names of constant tensors.
+        dtype: Of its result.
+
+    Raises:
+        LowerError: It is such a node; names it, or the input that has to be constant.
+    """
+    name = f"{node.domain or 'ai.onnx'}.{node.op_type}"
+    takes = _TAKES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if takes is None or (node.op_type in _BY_ZERO and "int" in dtype):
+        raise LowerError(
+            "an operator is not written as C",
+            found=f"{name}, which gives {dtype} {node.output[0]!r}",
+            remedy="the onnxruntime engine steps this model",
+        )
+    inputs = [n for i, n in enumerate(node.input) if n and i in takes and n not in constants]
+    if inputs:
+        raise LowerError(
+            "an extent or a place that the step computes is not written as C",
+            found=f"{inputs[0]!r}, an input of {name}",
+            expected="a constant",
+            remedy="let it follow from shapes and numbers that stay the same, or the onnxruntime "
+            "engine steps this model",
+        )
+
+
 def c_of(model: onnx.ModelProto, function: str) -> str:
     """The C of a graph as one function.
 
     Args:
-        model: The graph.
+        model: A graph of one node that `refuse` lets through.
         function: Its name.
 
     Raises:

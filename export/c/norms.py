@@ -24,19 +24,18 @@ def softmax(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any
     axis = int(attributes.get("axis", -1)) % len(shape)
     if program.dtype(name) != "float32":
         return False
-    axes = list(range(axis, len(shape))) if "is_of_rest" in attributes else [axis]
-    row = tuple(1 if a in axes else n for a, n in enumerate(shape))
+    row = tuple(1 if a == axis else n for a, n in enumerate(shape))
     program.view(name)  # it is taken twice
     most, sums, parts, powers = (
         program.fresh(f"{output}.{what}", "float32", form).buffer
         for what, form in (("max", row), ("sum", row), ("minus", shape), ("exp", shape))
     )
     program.uses[powers] = 2
-    program.reduce("ReduceMax", name, most, axes)
+    program.reduce("ReduceMax", name, most, [axis])
     program.compute("Sub", [name, most], parts)
     program.compute("Exp", [parts], powers)
     program.view(powers)
-    program.reduce("ReduceSum", powers, sums, axes)
+    program.reduce("ReduceSum", powers, sums, [axis])
     return program.compute("Div", [powers, sums], output)
 
 

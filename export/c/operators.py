@@ -23,11 +23,9 @@ Attributes = Mapping[str, Any]
 Rule = Callable[[Program, onnx.NodeProto, Attributes], bool]
 
 
-def written(program: Program, node: onnx.NodeProto, opset: int) -> bool:
-    """Add a node of an opset to a program; False where it is not written here."""
+def written(program: Program, node: onnx.NodeProto) -> bool:
+    """Add a node to a program; False where it is not written here."""
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    if node.op_type == "Softmax" and opset < 13:  # which takes all axes from its own on
-        return softmax(program, node, {"axis": 1, **attributes, "is_of_rest": True})
     if node.domain not in ("", "ai.onnx"):
         return False
     rule = _RULES.get(node.op_type)

@@ -102,10 +102,9 @@ def write_part(
     uses = Counter([n for node in nodes for n in node.input] + list(gives))
     program = Program(tensors, constants, takes, uses)
     foreign: list[Foreign] = []
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     for node in nodes:
         is_known = all(n in program.tensors for n in (*node.input, *node.output) if n)
-        if not is_known or not written(program, node, opset):
+        if not is_known or not written(program, node):
             foreign.append(_foreign(f"{name}_{len(foreign)}", program, model, node))
     places = program.finish(gives)
     text, prototype, weights = _text(name, program, foreign, takes, gives, places)
@@ -156,6 +155,7 @@ def _foreign(
     initial = {t.name: t for t in graph.initializer}
     inputs = [n for n in dict.fromkeys(node.input) if n and n not in initial]
     results = [n for n in node.output if n]
+    generator.refuse(node, initial, program.tensors.get(results[0], ("unknown", ()))[0])
 
     def value(name: str) -> onnx.ValueInfoProto:
         info: onnx.ValueInfoProto | None = infos.get(name)

@@ -22,7 +22,7 @@ def with_known_operators(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class WriteOut(ir.passes.InPlacePass):
-    """Write out Einsum as products, and a Slice with a negative step as a Gather.
+    """Write out Einsum as products, a Slice with a negative step as a Gather, and old Softmax.
 
     Requires known shapes. Guarantees the same numbers up to the order of a sum. What has an unusual
     form stays, and the generator refuses it by name.
@@ -185,7 +185,32 @@ def _backward_slice(node: ir.Node, new: _New) -> ir.Value | None:
     return value
 
 
+def _of_last_axes(node: ir.Node, new: _New) -> ir.Value | None:
+    """Before opset 13 these took all axes from theirs on as one."""
+    shape, graph = extents(node.inputs[0]), node.graph
+    if shape is None or graph is None or graph.opset_imports.get("", 13) >= 13:
+        return None
+    axis = node.attributes.get_int("axis", 1)
+    axis += len(shape) if axis < 0 else 0
+    rows = new.op(
+        "Reshape", [node.inputs[0], new.integers([prod(shape[:axis]), prod(shape[axis:])])]
+    )
+    done = new.op(node.op_type, [rows], {"axis": 1})
+    return new.op("Reshape", [done, new.integers(shape)])
+
+
+def _without_roi(node: ir.Node, new: _New) -> ir.Value | None:
+    """Opset 11 wants a roi, which is empty where nothing is cropped, and the generator does not."""
+    value, *rest = node.inputs
+    roi = rest[0].const_value if len(rest) > 1 and rest[0] is not None else None
+    if roi is None or roi.size > 0:
+        return None
+    return new.op("Resize", [value, None, *rest[1:]], dict(node.attributes))
+
+
 _WRITERS: dict[str, Callable[[ir.Node, _New], ir.Value | None]] = {
     "Einsum": _einsum,
     "Slice": _backward_slice,
+    "Resize": _without_roi,
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _of_last_axes),
 }

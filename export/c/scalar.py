@@ -40,6 +40,17 @@ _EXACT = {  # of float32 and float64: (float32, float64)
     "Round": ("rintf({0})", "rint({0})"),
     "Reciprocal": ("(1.0f / {0})", "(1.0 / {0})"),
 }
+# Integers go around at the ends of their type, which C says of unsigned ones alone: `t` is the
+# type, `u` an unsigned one of as many bits or more.
+_AROUND = {
+    "Add": "({t})(({u}){0} + ({u}){1})",
+    "Sub": "({t})(({u}){0} - ({u}){1})",
+    "Mul": "({t})(({u}){0} * ({u}){1})",
+    "Neg": "({t})(0u - ({u}){0})",
+    "Div": "({t})stategate_quotient({0}, {1})",
+    "Mod": "({t})stategate_rest({0}, {1}, {fmod})",
+    "BitShift": "({1} < {bits} ? ({t})(({u}){0} {shift} {1}) : 0)",
+}
 _SMALL = 4  # the largest exponent of a power that is written as products
 
 
@@ -96,11 +107,11 @@ def expression(
         return lambda x: x[0]
     if not real and kind not in _INTEGERS:
         return None
+    if not real and operator in _AROUND:
+        return _integer(operator, kind, attributes, c_type)
     suffix = "f" if kind == "float32" else ""
     zero = f"0.0{suffix}" if real else "0"
     if operator in _INFIX:
-        if not real and (operator == "Div" or len(kind.lstrip("uint")) < 2):
-            return None  # by zero, and promotions of small integers
         return lambda x: f"({x[0]} {_INFIX[operator]} {x[1]})"
     if operator == "Neg":
         return lambda x: f"(-{x[0]})"
@@ -141,7 +152,29 @@ def _cast(
         return None
     if result == "bool":
         return lambda x: f"({x[0]} != 0)"
+    if kind in _NUMBERS and result in _INTEGERS:
+        if result == "uint64":
+            return None  # whose upper half no other integer has
+        by = "int64" if result in ("int64", "uint32") else "int32"
+        return lambda x: f"(({c_type(result)})stategate_{by}({x[0]}))"
     return lambda x: f"(({c_type(result)})({x[0]}))"
+
+
+def _integer(
+    operator: str, kind: str, attributes: Mapping[str, Any], c_type: Callable[[str], str]
+) -> Callable[[Sequence[str]], str] | None:
+    if kind == "uint64" and operator in ("Div", "Mod"):
+        return None  # they are written with signed integers
+    bits = int(kind.removeprefix("u").removeprefix("int"))
+    how = {
+        "t": c_type(kind),
+        "u": "uint64_t" if bits == 64 else "uint32_t",
+        "bits": bits,
+        "fmod": "true" if attributes.get("fmod") else "false",
+        "shift": "<<" if attributes.get("direction") in (b"LEFT", "LEFT") else ">>",
+    }
+    form = _AROUND[operator]
+    return lambda x: f"({form.format(*x, **how)})"
 
 
 def _extreme(largest: bool, real: bool) -> Callable[[Sequence[str]], str]:

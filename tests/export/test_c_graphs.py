@@ -196,19 +196,60 @@ def test_a_convolution_whose_taps_all_lie_in_the_padding_is_its_bias(tmp_path: P
     agree(tmp_path, nodes, {"x": (1, 1, 1)}, {"y": (1, 2, 1)}, arrays)
 
 
+Form = tuple[str, list[str], dict[str, Any], tuple[int, ...]]
+
+
+def forms_of(opset: int) -> tuple[list[Form], dict[str, np.ndarray]]:
+    """Operators whose form or meaning an opset changed, of x (1, 3, 4), and constants of theirs."""
+    x, flat = (1, 3, 4), (1, 1, 3, 4)
+    scale = np.array([1, 1, 2, 2], np.float32)
+    arrays = {"scale": scale, "roi": np.zeros(0, np.float32), "bn": np.full(3, 0.7, np.float32)}
+    forms: list[Form] = [(s, ["x"], {}, x) for s in ("Softmax", "LogSoftmax", "Hardmax", "Dropout")]
+    for axis in (1, -2, 2):
+        forms += [(s, ["x"], {"axis": axis}, x) for s in ("Softmax", "LogSoftmax", "Hardmax")]
+    forms.append(("BatchNormalization", ["x", *["bn"] * 4], {"epsilon": 0.1}, x))
+    if opset < 10:
+        forms.append(("Upsample", ["x4", "scale"], {"mode": "nearest"}, (1, 1, 6, 8)))
+        forms.append(("Upsample", ["x4", "scale"], {"mode": "linear"}, (1, 1, 6, 8)))
+    elif opset > 10:
+        forms.append(("Resize", ["x4", "roi", "scale"], {"mode": "nearest"}, (1, 1, 6, 8)))
+        forms.append(("Resize", ["x4", "roi", "scale"], {"mode": "linear"}, (1, 1, 6, 8)))
+
+    def add(operator: str, since: int, form: tuple[int, ...], **values: Any) -> None:
+        """With these as attributes before an opset, and as inputs from it on."""
+        inputs = [f"{operator} {name}" for name in values]
+        if opset >= since:
+            kinds = {"Clip": np.float32}
+            kind = kinds.get(operator, np.int64)
+            arrays.update(zip(inputs, (np.array(v, kind) for v in values.values()), strict=True))
+        as_inputs, as_attributes = (inputs, {}) if opset >= since else ([], values)
+        forms.append((operator, ["x", *as_inputs], as_attributes, form))
+
+    add("Slice", 10, (1, 2, 2), starts=[1, 0], ends=[3, 2], axes=[1, 2])
+    add("Clip", 11, x, min=-0.2, max=0.3)
+    add("Pad", 11, (1, 4, 6), pads=[0, 1, 2, 0, 0, 0])
+    add("ReduceSum", 13, (1, 3, 1), axes=[-1] if opset > 10 else [2])
+    add("ReduceL2", 18, (1, 1, 4), axes=[1])
+    add("Squeeze", 13, (3, 4), axes=[0])
+    add("Unsqueeze", 13, flat, axes=[0])
+    return forms, arrays
+
+
 @pytest.mark.parametrize(
-    ("opset", "operator", "attributes"),
-    [
-        (9, "Slice", {"starts": [1, 0], "ends": [3, 2], "axes": [1, 2]}),
-        (10, "Clip", {"min": -0.2, "max": 0.3}),
-        (11, "Softmax", {}),
-        (11, "Softmax", {"axis": -2}),
-        (13, "Softmax", {"axis": 1}),
-    ],
+    "opset", [11, 18, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (9, 10, 13))]
 )
-def test_operators_of_old_opsets_mean_what_they_meant_there(
-    tmp_path: Path, opset: int, operator: str, attributes: dict[str, Any]
-) -> None:
-    form = (1, 2, 2) if operator == "Slice" else (1, 3, 4)
-    nodes = [node(operator, ["x"], ["y"], **attributes)]
-    agree(tmp_path, nodes, {"x": (1, 3, 4)}, {"y": form}, {}, opset=opset)
+def test_operators_of_old_opsets_mean_what_they_meant_there(tmp_path: Path, opset: int) -> None:
+    forms, arrays = forms_of(opset)
+    nodes = [node("Reshape", ["x", "four"], ["x4"])]
+    nodes += [node(o, takes, [f"y{i}"], **a) for i, (o, takes, a, _) in enumerate(forms)]
+    # An output has a batch in front.
+    outputs = {f"y{i}": form for i, (*_, form) in enumerate(forms) if form[0] == 1}
+    for i, (*_, form) in enumerate(forms):
+        if form[0] != 1:
+            nodes.append(node("Reshape", [f"y{i}", f"batch{i}"], [f"z{i}"]))
+            arrays[f"batch{i}"] = np.array([1, *form])
+            outputs[f"z{i}"] = (1, *form)
+    arrays["four"] = np.array([1, 1, 3, 4])
+    used = {name for each in nodes for name in each.input}
+    arrays = {name: array for name, array in arrays.items() if name in used}
+    agree(tmp_path, nodes, {"x": (1, 3, 4)}, outputs, arrays, opset=opset)
