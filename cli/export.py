@@ -55,6 +55,11 @@ _calibration_option = option(
 @split_option
 @engines_option
 @safe_option
+@option(
+    "--defer",
+    type=COUNT,
+    help="Write the matrices of the memory once in so many writes, with the same answers.",
+)
 @flag(
     "--require-tensorrt",
     "Refuse a step that a TensorRT of the target would not take, instead of saying so.",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SpecError
 from stategate.contract.reading import printable, text_with_controls
+from stategate.contract.rings import check_rings
 
 
 def _fits(value: float, dtype: str) -> bool:
@@ -156,6 +157,10 @@ class StateSpec(Record, frozen=True):
             otherwise.
         write_bytes: Bytes that one opening of its gate replaces, for gates of heads, slots or
             channels that do not replace an equal share of the state; 0 where they do.
+        cursor: Of a ring: the state that says how many of its rows, along axis 1, are held. A write
+            puts one row behind them, and that row, without axis 1, is what the graph gives as its
+            next value. None for a state that is replaced as a whole.
+        folds: The ring whose rows a write of this state takes in; None for any other state.
     """
 
     name: str
@@ -167,6 +172,8 @@ class StateSpec(Record, frozen=True):
     init_file: str | None = None
     bytes: int = 0
     write_bytes: int = 0
+    cursor: str | None = None
+    folds: str | None = None
 
     def __post_init__(self) -> None:
         """Fill the derived fields and check them."""
@@ -190,6 +197,23 @@ class StateSpec(Record, frozen=True):
             msgspec.structs.force_setattr(self, "next_name", f"{self.name}_next")
         if self.next_name == self.name:
             raise SpecError(f"state {self.name!r} has the same name as input and output")
+        if self.cursor is not None and (len(self.shape) < 2 or self.write_bytes):
+            raise SpecError(
+                f"the ring {self.name!r} has no rows",
+                found=f"shape {list(self.shape)}, write_bytes {self.write_bytes}",
+                expected="rows along axis 1, all of one size",
+            )
+
+    @property
+    def rows(self) -> int:
+        """Rows of a ring."""
+        return self.shape[1]
+
+    @property
+    def next_value(self) -> TensorSpec:
+        """What the graph gives for the next step: all of the state, or the new row of a ring."""
+        shape = self.shape if self.cursor is None else (self.shape[0], *self.shape[2:])
+        return TensorSpec(self.next_name, shape, self.dtype)
 
 
 def is_threshold(value: float) -> bool:
@@ -323,6 +347,7 @@ class StepSpec(Record, frozen=True):
                     found=state.gate,
                     expected=", ".join(sorted(gates)) or "no gates are declared",
                 )
+        check_rings(self.states, set(self.thresholds))
         idle = sorted(set(self.thresholds) - {state.gate for state in self.states})
         if idle:
             raise SpecError(
@@ -356,7 +381,7 @@ class StepSpec(Record, frozen=True):
     def graph_outputs(self) -> dict[str, TensorSpec]:
         """Everything that a step's graph gives, by name: outputs, gates, next states."""
         gates = (TensorSpec(g.name, g.shape) for g in self.gates)
-        states = (TensorSpec(s.next_name, s.shape, s.dtype) for s in self.states)
+        states = (state.next_value for state in self.states)
         return {tensor.name: tensor for tensor in (*self.outputs, *gates, *states)}
 
     @property

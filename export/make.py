@@ -14,6 +14,7 @@ from stategate.contract.claims import Observes
 from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.export.candidates import candidate_from, episode_for, reference_for
+from stategate.export.deferred import DeferredReference, check_deferred, deferred
 from stategate.export.deploy import (
     Engines,
     SafeOutputs,
@@ -32,6 +33,7 @@ from stategate.export.seal.answers import readable_errors
 from stategate.export.seal.pack import seal
 from stategate.export.seal.rounding import strict_limits
 from stategate.export.seal.verify import STEPS
+from stategate.models.deferral import DeferredStep
 from stategate.models.load import evaluating
 from stategate.targets import TargetProfile, generic, load
 
@@ -65,6 +67,7 @@ def make(
     max_state_bytes: int | None = None,
     observes: Observes | None = None,
     prologue: Encoder | None = None,
+    defer: int | None = None,
     progress: console.Progress | None = None,
 ) -> Bundle:
     """Make a verified bundle of a torch model.
@@ -106,6 +109,8 @@ def make(
             names by input, or a YAML or JSON file; it goes before what an adapter says.
         prologue: A module that gives the first states of an episode, and an example of each of its
             inputs; the model's attribute ``prologue`` where it is None. See `Session.begin`.
+        defer: Write the matrices of a delta-rule memory once in so many writes, with the same
+            answers; see docs/guides/defer.md.
         progress: Called with stage, steps done and steps in all; a bar is shown on a terminal
             where it is None.
 
@@ -133,7 +138,11 @@ def make(
     this_machine = target is None
     refuse_to_replace(out)
     with evaluating(model) as loaded:
-        candidate = with_safe(candidate_from(loaded, sessions, operators), safe or {})
+        stepped = loaded
+        if defer is not None:
+            check_deferred(sessions, operators, lower)
+            stepped = deferred(loaded, whole("defer", defer))
+        candidate = with_safe(candidate_from(stepped, sessions, operators), safe or {})
         records = [calibration] if isinstance(calibration, Record) else calibration
         for record in records:
             if not isinstance(record, CalibrationRecord):
@@ -146,6 +155,8 @@ def make(
             ),
         )
         reference = reference_for(loaded.model, candidate)
+        if isinstance(stepped.model, DeferredStep):
+            reference = DeferredReference(reference, stepped.model.model.rings(), candidate)
         profile.check(plan)
         candidate = in_precision(candidate, plan, ranges, state_precision, error_feedback)
         if require_tensorrt or profile.jetpack is not None:

@@ -62,6 +62,7 @@ class Session(MemoryOwner):
         on_fault: FaultPolicy,
         chain: bool = False,
         black_box: BlackBox | None = None,
+        rewind: bool = False,
     ) -> None:
         super().__init__(
             bundle,
@@ -78,7 +79,7 @@ class Session(MemoryOwner):
             self._governor = Governor(budget, buffers.groups, slots, clock, counters)
         thresholds = self._governor.thresholds if self._governor is not None else None
         resident = engine if isinstance(engine, Resident) else None
-        self._memory = memory = Memory(buffers, counters, thresholds, resident)
+        self._memory = memory = Memory(buffers, counters, thresholds, resident, rewind)
         rules = (bundle.manifest.observation or ObservationContract()).resets
         self._resets_on_fault = on_fault == "reset" or rules.on_fault
         if self._resets_on_fault:
@@ -127,6 +128,7 @@ class Session(MemoryOwner):
         observes: Observes | None = None,
         rate_hz: float | None = None,
         chain: bool = False,
+        rewind: bool = False,
     ) -> Session:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
@@ -148,6 +150,7 @@ class Session(MemoryOwner):
                 bundle was trained on.
             rate_hz: Steps per second of the caller's loop; compared too.
             chain: Keep a `chain` of hashes over all states after each step.
+            rewind: Keep what it takes to take steps back; see `rewind`.
 
         Raises:
             SpecError: The budget is looser than the manifest's or contradicts the model, a policy
@@ -167,13 +170,15 @@ class Session(MemoryOwner):
         limits = bundle.manifest.budget.tightened(budget or Budget())
         check_memory(bundle, limits, engine)
         buffers = allocate(bundle)
+        if black_box is not None and rewind:
+            raise SpecError("a black box does not record that steps are taken back")
         if black_box is not None and not isinstance(black_box, BlackBox):
             black_box = BlackBox(black_box)
         clock = clock or MonotonicClock()
         opened = open_engine(bundle, buffers, choice=engine)
         try:
             parts = (limits, clock, policy_of(snapshots), on_fault, chain, black_box)
-            return cls(bundle, buffers, opened, *parts)
+            return cls(bundle, buffers, opened, *parts, rewind)
         except BaseException:
             opened.close()
             raise
@@ -202,34 +207,6 @@ class Session(MemoryOwner):
     def metrics(self) -> dict[str, float | int | str]:
         """Counters, rates and sizes, flat; see `stategate.runtime.watch.telemetry.metrics`."""
         return metrics(self)
-
-    @property
-    def committed_steps(self) -> int:
-        """Steps since it was opened that neither failed nor were refused."""
-        return self._memory.committed
-
-    @property
-    def chain(self) -> int:
-        """64 bits that stand for all states after each step since it was opened, in their order.
-
-        Two sessions with the same chain had the same bits in every step; `stategate_chain` gives
-        it in C. Steps that failed are not in it, and neither are resets; see
-        `stategate.contract.chain` for what it cannot tell.
-
-        Raises:
-            SpecError: The session was opened without one.
-        """
-        self._memory.chain_up()
-        if self._memory.chain is None:
-            raise SpecError(
-                "this session keeps no chain of hashes", remedy="Session.open(path, chain=True)"
-            )
-        return self._memory.chain
-
-    @property
-    def budget(self) -> Budget:
-        """The limits in force: the manifest's, tightened by the caller."""
-        return self._budget
 
     def step(self, /, **inputs: Array) -> Mapping[str, Array]:
         """One step of the model.
@@ -281,6 +258,8 @@ class Session(MemoryOwner):
             ungated = memory.has_ungated and (writes or memory.has_gates)
             # After the write, because that may compute the whole step again.
             parity = memory.check_next(opened, ungated, finite)
+            rings = memory.rings
+            appends, position = memory.lay_rows(opened) if rings is not None else (False, (0, 0))
             openings = counters.with_openings(opened) if opened else counters.openings
             tokens = governor.after(asks, writes) if governor is not None else None
             # From here on nothing is called before all of it is stored: a signal's handler, which
@@ -297,6 +276,9 @@ class Session(MemoryOwner):
             counters.writes += writes
             counters.ungated_writes += ungated
             counters.openings = openings
+            if rings is not None:
+                counters.appends += appends
+                rings.position = position
             if writes and governor is not None and governor.overdrawn:
                 governor.warn()
         except (EngineError, StateFault) as fault:

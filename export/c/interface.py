@@ -100,6 +100,8 @@ def interface(
         "STATE_BYTES": spec.state_bytes,
         "GATES": len(hard),
         "UNGATED": int(ungated),
+        "ROWS": max((s.rows for s in spec.states if s.cursor is not None), default=0),
+        "KEPT_BYTES": _kept_bytes(spec),
         "TAKES": len(spec.graph_inputs()),
         "GIVES": len(spec.graph_outputs()),
     }
@@ -108,6 +110,13 @@ def interface(
         "stategate.h.in", DEFINES=defines, STRUCTS=structs, MEANING=declarations(observation)
     )
     return header.replace("@LAYOUT@", f"0x{sha256(header.encode())[:16]}")
+
+
+def _kept_bytes(spec: StepSpec) -> int:
+    """Bytes of what every step replaces, for each step that can be taken back."""
+    rows = max((s.rows for s in spec.states if s.cursor is not None), default=0)
+    hard = {gate.name for gate in _hard(spec)}
+    return rows * sum(s.bytes for s in spec.states if s.gate not in hard)
 
 
 def model_source(
@@ -144,7 +153,9 @@ def model_source(
         at[name] = f"(void *)(uintptr_t)(stategate_weights + {offset})"
 
     states = {
-        s.next_name: f"{s.bytes}, {_KINDS[s.dtype]}" for s in spec.states if s.dtype in _KINDS
+        s.next_name: f"{s.next_value.nbytes}, {_KINDS[s.dtype]}"
+        for s in spec.states
+        if s.dtype in _KINDS
     }
 
     def call(function: str, indent: str) -> list[str]:
@@ -196,18 +207,20 @@ def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
     hard = _hard(spec)
     group = {gate.name: i for i, gate in enumerate(hard)}
     groups = {s.name: group.get(s.gate or "", len(hard)) for s in spec.states}
+    following = {s.name: s.next_value.nbytes for s in spec.states}
     fields = _fields(spec)
     for kind, listed in fields.items():
         rows = [
             f"    {{offsetof(stategate_{kind}, {f.member}), "
             f"sizeof(((stategate_{kind} *)0)->{f.member}), "
             f"{_TYPES.get(f.dtype, 'STATEGATE_OTHER')}, {groups.get(f.name, 0)}, "
-            f"{initial.get(f.name, 'NULL')}}},"
+            f"{initial.get(f.name, 'NULL')}, {following.get(f.name, 0)}}},"
             for f in listed
         ]
-        yield _array("stategate_tensor", kind, rows, "{0, 0, STATEGATE_OTHER, 0, NULL}")
+        yield _array("stategate_tensor", kind, rows, "{0, 0, STATEGATE_OTHER, 0, NULL, 0}")
     gates = []
     member = {f.name: f.member for kind in ("outputs", "constants") for f in fields[kind]}
+    appending = {s.gate for s in spec.states if s.cursor is not None}
     for gate in hard:
         name = gate.threshold_input
         offset = f"(ptrdiff_t)offsetof(stategate_constants, {member[name]})" if name else "-1"
@@ -215,19 +228,23 @@ def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
         elements = int(np.prod(gate.shape, dtype=np.int64))
         gates.append(
             f"    {{offsetof(stategate_outputs, {member[gate.name]}), {elements}, {whole}, "
+            f"{'true' if gate.name in appending else 'false'}, "
             f"{_literal(gate.threshold)}, {offset}}},"
         )
-    yield _array("stategate_gate", "gates", gates, "{0, 0, false, 0.0f, -1}")
+    yield _array("stategate_gate", "gates", gates, "{0, 0, false, false, 0.0f, -1}")
     values = [
         f"    .{f.member} = {{{', '.join([_literal(c.value, c.dtype)] * f.size)}}},"
         for c, f in zip(spec.fixed_inputs, fields["constants"], strict=True)
     ]
     values = values or ["    .none = 0,"]
     yield "static const stategate_constants constant_values = {\n" + "\n".join(values) + "\n};\n"
+    cursor = next((s.cursor for s in spec.states if s.cursor is not None), None)
+    at = f"&states[{[s.name for s in spec.states].index(cursor)}]" if cursor else "NULL"
     counts = ", ".join(str(len(listed)) for listed in fields.values())
     yield (
         "const stategate_model stategate_this_model = {\n"
-        f"    inputs, constants, outputs, states, gates, {counts}, {len(hard)}, &constant_values\n"
+        f"    inputs, constants, outputs, states, gates, {counts}, {len(hard)}, &constant_values, "
+        f"{at}\n"
         "};"
     )
 

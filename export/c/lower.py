@@ -31,6 +31,8 @@ Array = NDArray[Any]
 
 WEIGHTS = "weights.bin"
 _MOST_GATES = 63  # bits of a session's parity, but one for the states that no gate guards
+# Operators that show what they take in another way; those that cannot are copies, and right.
+_VIEWS = frozenset(("Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"))
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
 
 
@@ -111,7 +113,8 @@ def source_of(
     for part, names in guarded.items():
         rest = [name for name in names if name not in always]
         if rest:
-            parts[part] = ([n for n in cut.above(rest) if n not in reads], rest)
+            # What only shows a state or an input in another way costs nothing, and a payload does.
+            parts[part] = ([n for n in cut.above(rest) if n not in reads or n in cut.views], rest)
     payload: dict[str, None] = {}  # a dict for its order: the C must not change from run to run
     for name, (nodes, _) in parts.items():
         if name != "read":
@@ -148,6 +151,7 @@ def source_of(
     for static in (
         "session.c",
         "black_box.c",
+        "stategate_rings.h",
         "python.c",
         "stategate_black_box.h",
         "stategate_chain.h",
@@ -172,10 +176,20 @@ def _kernels(header: Path) -> bytes:
 
 
 class _Cut:
-    """Which nodes a tensor needs."""
+    """Which nodes a tensor needs.
+
+    Attributes:
+        views: Nodes that show an input, a state or a constant in another way, and move nothing.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
+        self.views: set[int] = set()
+        shown = {tensor.name for tensor in (*model.graph.input, *model.graph.initializer)}
+        for i, node in enumerate(model.graph.node):
+            if node.op_type in _VIEWS and shown.issuperset(filter(None, node.input)):
+                self.views.add(i)
+                shown.update(node.output)
         self._producer = {name: i for i, n in enumerate(model.graph.node) for name in n.output}
         graph = model.graph
         self._constants = {tensor.name for tensor in graph.initializer}
@@ -199,7 +213,8 @@ class _Cut:
     def payload_of(self, before: Sequence[int], nodes: Sequence[int]) -> list[str]:
         """Tensors that nodes read which others before them make."""
         inputs = [name for i in nodes for name in self.model.graph.node[i].input]
-        return [name for name in dict.fromkeys(inputs) if self.made_by(name, before)]
+        own = {name for i in nodes for name in self.model.graph.node[i].output}
+        return [n for n in dict.fromkeys(inputs) if n not in own and self.made_by(n, before)]
 
     def made_by(self, name: str, nodes: Sequence[int]) -> bool:
         """Whether one of these nodes makes a tensor."""

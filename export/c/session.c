@@ -74,9 +74,12 @@ stategate_result stategate_reset(stategate_session *s)
             memset(bank(s, state, false), 0, state->bytes);
         }
     }
+    s->kept_steps = 0;
     s->counters.resets += 1;
     return STATEGATE_OK;
 }
+
+#include "stategate_rings.h"
 
 /* What each gate is compared with in this step; a write that may not be closes every gate. */
 static void show_thresholds(stategate_session *s, bool allowed)
@@ -114,7 +117,7 @@ static bool next_finite(stategate_session *s, uint32_t group)
 {
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
         const stategate_tensor *state = &MODEL.states[i];
-        if (state->group == group && !stategate_finite(bank(s, state, true), state->bytes, state->type)) {
+        if (state->group == group && !stategate_finite(bank(s, state, true), state->next_bytes, state->type)) {
             return false;
         }
     }
@@ -159,6 +162,7 @@ stategate_result stategate_step(
     }
     bool good = true;
     uint64_t swaps = 0;
+    bool wanted = MODEL.n_gates == 0, appends = false;
     uint64_t open[STATEGATE_GATES + 1] = {0};
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
         const stategate_gate *gate = &MODEL.gates[i];
@@ -168,7 +172,9 @@ stategate_result stategate_step(
             open[i] += value[j] > gate->threshold;
         }
         if (open[i] > 0) {
-            swaps |= UINT64_C(1) << i;
+            wanted = true;
+            appends = appends || gate->appends;
+            swaps |= gate->appends ? 0 : UINT64_C(1) << i;
             good = good && (!allowed || next_finite(s, i));
         }
         if (gate->whole && open[i] > 1) {
@@ -177,7 +183,6 @@ stategate_result stategate_step(
     }
     good = good && next_finite(s, MODEL.n_gates);
     const bool answered = outputs_finite(out);
-    const bool wanted = swaps != 0 || MODEL.n_gates == 0;
     s->counters.steps += 1;
     if (!good || !answered || (wanted && !allowed)) {
         s->counters.suppressed_writes += 1;
@@ -190,6 +195,7 @@ stategate_result stategate_step(
 #endif
         return good ? STATEGATE_BAD_OUTPUT : STATEGATE_FAULT;
     }
+    lay_rows(s, appends && allowed); /* before the banks are swapped */
     if (STATEGATE_UNGATED && (allowed || MODEL.n_gates > 0)) {
         s->counters.ungated_writes += 1;
         s->parity ^= UINT64_C(1) << MODEL.n_gates;
@@ -211,7 +217,11 @@ stategate_result stategate_step(
 
 uint64_t stategate_chain(const stategate_session *s, uint64_t chain)
 {
-    for (uint32_t i = 0; ready(s) == STATEGATE_OK && i < MODEL.n_states; ++i) {
+    if (ready(s) != STATEGATE_OK) {
+        return chain;
+    }
+    clear_rest(s);
+    for (uint32_t i = 0; i < MODEL.n_states; ++i) {
         chain = stategate_chained(chain, live_bank(s, &MODEL.states[i]), MODEL.states[i].bytes);
     }
     return chain;
@@ -237,6 +247,7 @@ size_t stategate_save(const stategate_session *s, void *buffer, size_t bytes)
     if (ready(s) != STATEGATE_OK || buffer == NULL || bytes < STATEGATE_SAVED_BYTES) {
         return 0;
     }
+    clear_rest(s);
     memcpy(at, tag, sizeof tag);
     at += sizeof tag;
     memcpy(at, &s->counters, sizeof s->counters);
@@ -255,7 +266,7 @@ static bool possible(const stategate_counters *c)
 {
     if (c->writes > c->steps || c->quiet_steps > c->steps - c->writes
         || c->suppressed_writes != c->steps - c->writes - c->quiet_steps
-        || c->faults > c->suppressed_writes || c->ungated_writes > c->steps) {
+        || c->appends > c->writes || c->faults > c->suppressed_writes || c->ungated_writes > c->steps) {
         return false;
     }
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
@@ -302,6 +313,11 @@ stategate_result stategate_load(stategate_session *s, const void *buffer, size_t
         return STATEGATE_IMPOSSIBLE;
     }
     s->parity = ~s->parity; /* every spare bank is live now */
+    if (!rows_fit(s)) {
+        s->parity = ~s->parity;
+        return STATEGATE_IMPOSSIBLE;
+    }
+    s->kept_steps = 0;
     s->counters = counters;
 #ifdef STATEGATE_RESET_ON_RESTORE
     return stategate_reset(s);

@@ -24,6 +24,7 @@ typedef struct {
     enum stategate_type type;
     uint32_t group;      /* of a state: the gate that guards it, or the number of gates for none */
     const void *initial; /* of a state, or NULL for zeros; of an output what is safe, or NULL */
+    size_t next_bytes;   /* of a state's next value: of one row where it is a ring */
 } stategate_tensor;
 
 /* One hard gate. */
@@ -31,6 +32,7 @@ typedef struct {
     size_t offset; /* in stategate_outputs */
     size_t elements;
     bool whole;               /* open anywhere counts as one opening */
+    bool appends;             /* its states are rings: a write puts a row, and no bank is swapped */
     float threshold;
     ptrdiff_t threshold_offset; /* in stategate_constants, or -1 */
 } stategate_gate;
@@ -40,6 +42,7 @@ typedef struct {
     const stategate_gate *gates;
     uint32_t n_inputs, n_constants, n_outputs, n_states, n_gates;
     const void *constant_values; /* a stategate_constants */
+    const stategate_tensor *cursor; /* state that counts the rows which rings hold, or NULL */
 } stategate_model;
 
 extern const stategate_model stategate_this_model;

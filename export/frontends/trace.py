@@ -328,11 +328,12 @@ def _check_results(spec: StepSpec, result: object) -> None:
                 raise TraceError(f"{kind} {part.name!r} is no tensor", found=type(tensor).__name__)
             dtype = str(tensor.dtype).removeprefix("torch.")
             promised = getattr(part, "dtype", "float32")  # gates are always float32
-            if tuple(tensor.shape) != part.shape or dtype != promised:
+            shape = part.next_value.shape if isinstance(part, StateSpec) else part.shape
+            if tuple(tensor.shape) != shape or dtype != promised:
                 raise TraceError(
                     f"{kind} {part.name!r} is not what step_spec() says",
                     found=f"{dtype} {tuple(tensor.shape)}",
-                    expected=f"{promised} {part.shape}",
+                    expected=f"{promised} {shape}",
                     remedy="a state must keep its shape and dtype for ever"
                     if kind == "next state"
                     else "correct step_spec() or the step",

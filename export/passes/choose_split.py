@@ -14,6 +14,7 @@ from stategate.common.onnx_runtime import one_thread
 from stategate.contract import Episode, StepSpec, Way
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SplitError
+from stategate.contract.rings import following
 from stategate.contract.write_rule import opens
 from stategate.export.candidate import Candidate, Role
 from stategate.export.passes.graph import serialised
@@ -124,7 +125,8 @@ def _proven_write_rate(
             if is_open:
                 parts |= write({**feed, **parts})
             elif chooses:
-                parts |= {s.next_name: feed[s.name] for s in guarded}
+                # Of a ring nobody takes a row that is not appended.
+                parts |= {s.next_name: feed[s.name] for s in guarded if s.cursor is None}
             bad = [n for n in parts if n in whole and whole[n].tobytes() != parts[n].tobytes()]
             if bad:
                 raise SplitError(
@@ -135,7 +137,9 @@ def _proven_write_rate(
             if threshold is None:
                 openings += is_open
                 states = {
-                    s.name: whole[s.next_name] if is_open or s not in guarded else feed[s.name]
+                    s.name: following(s, feed, whole[s.next_name])
+                    if is_open or s not in guarded
+                    else feed[s.name]
                     for s in spec.states
                 }
         count += 1

@@ -16,13 +16,15 @@ excited and accuracy is gone at 100,000 steps.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.models.memories.matrix import Ring, Waiting
 from stategate.models.step import StepResult, Tensors, opens
 
 LEAK = 0.004  # of what is there, for each unit of a write
@@ -135,13 +137,24 @@ class AuraMem(nn.Module):
         """Rate of the bias memory relative to the matrix, a scalar in (0, 1)."""
         return torch.sigmoid(self.bias_rate)
 
-    def read(self, p: Projections, S: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The read and the residual of `Recall`; ``(batch, ...)`` projections."""
+    def read(self, p: Projections, S: Any, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The read and the residual of `Recall`; ``(batch, ...)`` projections.
+
+        Args:
+            p: Of this observation.
+            S: ``(batch, key, value)``, or what waits in its place.
+            b: ``(batch, value)``.
+        """
         # k and q as rows of one product: one pass over the matrix.
-        keyed, read = torch.bmm(torch.stack((p.k, p.q), dim=1), S).unbind(1)
+        queries = torch.stack((p.k, p.q), dim=1)
+        if isinstance(S, Waiting):
+            both = S.read(queries[:, None], torch.ones_like(p.beta)[:, None]).squeeze(1)
+        else:
+            both = torch.bmm(queries, S)
+        keyed, read = both.unbind(1)
         return read, p.v - keyed - b
 
-    def recall(self, p: Projections, S: Tensor, b: Tensor) -> Recall:
+    def recall(self, p: Projections, S: Any, b: Tensor) -> Recall:
         """Read both ways and ask the gate; ``(batch, ...)`` projections."""
         read, residual = self.read(p, S, b)
         # First-order gate: it sees the surprise, it is not trained through it.
@@ -155,10 +168,17 @@ class AuraMem(nn.Module):
         logits: Tensor = self.head_out(silu(self.head_in(torch.cat((o, x), dim=-1))))
         return logits
 
-    def step(self, inputs: Tensors, states: Tensors) -> StepResult:
+    def rings(self) -> tuple[Ring, ...]:
+        """One for both: the bias is a row of the matrix whose key never changes."""
+        return (Ring("ring", 1, 1, self.d_value, {"S": self.d_key, "b": 1}),)
+
+    def step(self, inputs: Tensors, states: Mapping[str, Any]) -> StepResult:
         """One step; a closed gate gives the old states back, bit for bit."""
         S, b = states["S"], states["b"]
         p = self.project(inputs["z"])
+        if isinstance(S, Waiting):
+            b = b.read(torch.ones_like(p.beta)[:, None, None], torch.ones_like(p.beta)[:, None])
+            b = b.flatten(1)
         recall = self.recall(p, S, b)
         is_open = opens(recall.gate, inputs["threshold"])
         keep = 1.0 - LEAK * p.beta
@@ -167,6 +187,14 @@ class AuraMem(nn.Module):
         overlap = (p.k * p.q).sum(-1, keepdim=True)
         written = keep * (recall.read + b) + change * (overlap + self.c2)
         o = torch.where(is_open, written, recall.read + b)
+        if isinstance(S, Waiting):
+            constant = self.c2.expand_as(keep)
+            change, keep, is_open = change[:, None], keep[:, None], is_open[:, None]
+            after = {
+                "S": S.after(keep, p.k[:, None], change, is_open),
+                "b": states["b"].after(keep, constant[:, None], change, is_open),
+            }
+            return StepResult({"action": self.act(o, p.x)}, after, {"gate": recall.gate})
         next_S = keep.unsqueeze(-1) * S + p.k.unsqueeze(-1) * change.unsqueeze(-2)
         next_b = keep * b + self.c2 * change
         return StepResult(

@@ -98,11 +98,17 @@ class StateBanks:
         spec: What it is.
         banks: Two buffers of ``spec.shape``.
         initial: What a reset puts back.
+        row: Of a ring: where the engine leaves the row that a write appends; None for others.
     """
 
     spec: StateSpec
     banks: tuple[Slot, Slot]
     initial: Array
+    row: Slot | None = None
+
+    def target(self, live: bool) -> Slot:
+        """Where the engine leaves the next value, while bank ``live`` is read."""
+        return self.row or self.banks[not live]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,7 @@ class Group:
         gate: The hard gate that decides, or None: every step is a write.
         gate_slot: Where the engine leaves the gate's value, if there is a gate.
         states: The states, possibly none.
+        appends: Whether they are rings: a write appends a row to the live bank, and swaps nothing.
         whole: Whether an opening anywhere in the gate replaces all that it guards.
         open_mask: Scratch for which elements of a vector gate are open; None for a single one.
     """
@@ -124,6 +131,7 @@ class Group:
     states: tuple[StateBanks, ...]
     whole: bool
     open_mask: NDArray[np.bool_] | None
+    appends: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +190,7 @@ class Buffers:
                     states=members,
                     whole=gate_name is None or hard[gate_name].granularity == "step",
                     open_mask=_mask(gates[gate_name]) if gate_name else None,
+                    appends=any(state.row is not None for state in members),
                 )
             )
         return cls(
@@ -239,4 +248,5 @@ def _banks(spec: StateSpec, initial: bytes | None) -> StateBanks:
         for bank in banks:
             np.copyto(bank.array, start)
     # Zeros stay untouched, and so without pages, until the engine has agreed to the graph.
-    return StateBanks(spec, (banks[0], banks[1]), start)
+    row = Slot.allocate(spec.next_name, spec.next_value.shape, spec.dtype) if spec.cursor else None
+    return StateBanks(spec, (banks[0], banks[1]), start, row)

@@ -25,7 +25,10 @@ class Ledger:
             not finite; the old state stayed.
         budget_overruns: Writes, snapshots and times of too much resident memory that the policy
             ``warn`` let through.
-        memory_bytes_written: Bytes of state replaced in memory, ungated states included.
+        memory_bytes_written: Bytes of state written in memory, ungated states included.
+        appends: Steps that appended a row to each ring.
+        appended_bytes: Those of ``memory_bytes_written`` that were rows of rings.
+        folded_bytes: Those that were states into which rings were folded.
         snapshots: Snapshots written.
         persisted_bytes: Bytes of those snapshots, and of files of `save_state`.
         restores: Snapshots taken back.
@@ -39,6 +42,7 @@ class Ledger:
         gate_openings: Openings of each hard gate, in steps, heads, slots or channels by its
             granularity. One of n stands for 1/n of the bytes that the gate guards, unless a state
             says how many.
+        rewound_steps: Steps that were taken back; they stay counted as steps and writes.
         state_bytes_written: ``memory_bytes_written``, by state.
     """
 
@@ -48,6 +52,9 @@ class Ledger:
     suppressed_writes: int = 0
     budget_overruns: int = 0
     memory_bytes_written: int = 0
+    appends: int = 0
+    appended_bytes: int = 0
+    folded_bytes: int = 0
     snapshots: int = 0
     persisted_bytes: int = 0
     restores: int = 0
@@ -56,6 +63,7 @@ class Ledger:
     clock_faults: int = 0
     deadline_misses: int = 0
     ungated_writes: int = 0
+    rewound_steps: int = 0
     gate_openings: dict[str, int] = field(default_factory=dict)
     state_bytes_written: dict[str, int] = field(default_factory=dict)
 
@@ -111,6 +119,8 @@ COUNTED = (
     "clock_faults",
     "deadline_misses",
     "ungated_writes",
+    "appends",
+    "rewound_steps",
 )
 
 
@@ -137,6 +147,8 @@ class Counters:
     clock_faults: int
     deadline_misses: int
     ungated_writes: int
+    appends: int
+    rewound_steps: int
 
     def __init__(self, groups: Sequence[Group]) -> None:
         for name in COUNTED:
@@ -188,6 +200,7 @@ def tally(
     """
     by_gate: dict[str, int] = {}
     nbytes: dict[str, int] = {}
+    appended = folded = 0
     for i, group in enumerate(groups):
         elements, times = 1, counted.get("ungated_writes", 0)
         if group.gate is not None and group.gate_slot is not None:
@@ -199,10 +212,17 @@ def tally(
             spec = state.spec
             once = times * spec.write_bytes
             nbytes[spec.name] = once or times * (spec.bytes // rows) // elements
+            if state.row is not None:  # one row of all heads, however many of them are open
+                nbytes[spec.name] = counted.get("appends", 0) * (spec.next_value.nbytes // rows)
+                appended += nbytes[spec.name]
+            if spec.folds is not None:
+                folded += nbytes[spec.name]
     past = {name: counted.get(name, 0) for name in COUNTED}
     return Ledger(
         quiet_steps=past["steps"] - past["writes"] - past["suppressed_writes"],
         memory_bytes_written=sum(nbytes.values()),
+        appended_bytes=appended,
+        folded_bytes=folded,
         gate_openings=by_gate,
         state_bytes_written=nbytes,
         **past,

@@ -65,7 +65,7 @@ class FaultyEngine:
     def _spoil_state(self, parity: int) -> None:
         state = self._buffers.states[0]
         live = bool(parity & self._buffers.bit_of(state))
-        state.banks[not live].flat[0] = np.nan
+        state.target(live).flat[0] = np.nan
 
     def close(self) -> None:
         """Close the engine that really computes."""

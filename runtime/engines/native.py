@@ -81,7 +81,7 @@ class NativeEngine:
         live = [bool(parity & buffers.bit_of(state)) for state in buffers.states]
         banks = list(zip(buffers.states, live, strict=True))
         inputs = [*buffers.inputs, *buffers.constants, *(s.banks[bank] for s, bank in banks)]
-        outputs = [*buffers.outputs, *buffers.gates, *(s.banks[not bank] for s, bank in banks)]
+        outputs = [*buffers.outputs, *buffers.gates, *(s.target(bank) for s, bank in banks)]
         takes, gives = [slot.array for slot in inputs], [slot.array for slot in outputs]
         results = [slot.array for slot in (*buffers.outputs, *buffers.gates)]
         return stepping(self._library, takes, gives, self._is_long, results)

@@ -116,7 +116,7 @@ class OrtGraph:
         for state in buffers.states:
             live = bool(parity & buffers.bit_of(state))
             values[state.spec.name] = _value(state.banks[live].array)
-            values[state.spec.next_name] = _value(state.banks[not live].array)
+            values[state.spec.next_name] = _value(state.target(live).array)
         for name, bind in self._places(binding):
             bind(name, values[name])
 
@@ -170,12 +170,13 @@ class OrtGraph:
         for group in buffers.groups:
             nodes[group.bit] = []
             for state in group.states:
-                first, second = (_value(bank.array) for bank in state.banks)
+                read = tuple(_value(bank.array) for bank in state.banks)
+                written = tuple(_value(state.target(live).array) for live in (False, True))
                 for name, bind in places:
                     if name == state.spec.name:
-                        nodes[group.bit].append((name, bind, (first, second)))
+                        nodes[group.bit].append((name, bind, (read[0], read[1])))
                     elif name == state.spec.next_name:
-                        nodes[group.bit].append((name, bind, (second, first)))
+                        nodes[group.bit].append((name, bind, (written[0], written[1])))
         return nodes
 
     def close(self) -> None:

@@ -139,7 +139,8 @@ class Keeper:
     def _changes(self) -> int:
         """A number that grows with every change of a state; a snapshot taken back is none."""
         counters = self._counters
-        return counters.writes + counters.ungated_writes + counters.resets
+        changes = counters.writes + counters.ungated_writes + counters.resets
+        return changes + counters.rewound_steps
 
     def _wait(self) -> None:
         """Until the next occasion that the policy names."""

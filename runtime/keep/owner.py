@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from stategate.contract import Budget
-from stategate.contract.errors import PersistBudgetError, SnapshotError, StepInputError
+from stategate.contract.errors import (
+    PersistBudgetError,
+    SnapshotError,
+    SpecError,
+    StepInputError,
+)
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.ledger import Counters
 from stategate.runtime.engines.feeds import check_states
@@ -38,6 +43,34 @@ class MemoryOwner(OpenBundle):
         """What in the snapshot folder could not be used at the last look; None where all could."""
         return self._keeper.problem if self._keeper is not None else None
 
+    @property
+    def committed_steps(self) -> int:
+        """Steps since it was opened that neither failed nor were refused."""
+        return self._memory.committed
+
+    @property
+    def chain(self) -> int:
+        """64 bits that stand for all states after each step since it was opened, in their order.
+
+        Two sessions with the same chain had the same bits in every step; `stategate_chain` gives
+        it in C. Steps that failed are not in it, and neither are resets; see
+        `stategate.contract.chain` for what it cannot tell.
+
+        Raises:
+            SpecError: The session was opened without one.
+        """
+        self._memory.chain_up()
+        if self._memory.chain is None:
+            raise SpecError(
+                "this session keeps no chain of hashes", remedy="Session.open(path, chain=True)"
+            )
+        return self._memory.chain
+
+    @property
+    def budget(self) -> Budget:
+        """The limits in force: the manifest's, tightened by the caller."""
+        return self._budget
+
     def state(self, name: str) -> Array:
         """A copy of one state as the next step will see it.
 
@@ -53,6 +86,23 @@ class MemoryOwner(OpenBundle):
         """Put every state back to its initial value: an episode begins. Counters go on."""
         self._open_engine()
         self._memory.begin()
+
+    def rewind(self, steps: int) -> None:
+        """Take back the last steps: the memory is, bit for bit, as if they had never been.
+
+        The ledger goes on: steps that were taken back stay counted, and count as `rewound_steps`
+        too. Outputs and gates that the session shows stay those of the last step.
+
+        Args:
+            steps: How many; no more than the rings hold since the last fold, and none before the
+                last reset or restore.
+
+        Raises:
+            SpecError: So many steps are not kept; the session was not opened with ``rewind=True``,
+                or the bundle is not in deferred form.
+        """
+        self._open_engine()
+        self._memory.rewind(steps)
 
     def load_state(self, states: States) -> None:
         """Begin an episode from given states, such as those of an encoder; counted as a reset.

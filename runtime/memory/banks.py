@@ -8,11 +8,12 @@ from math import isfinite
 import numpy as np
 
 from stategate.contract.chain import START, chained_all
-from stategate.contract.errors import StateFault
+from stategate.contract.errors import SpecError, StateFault
 from stategate.contract.write_rule import opens, opens_number
 from stategate.runtime.base.buffers import Array, Buffers, Group, Slot, StateBanks, is_finite
 from stategate.runtime.base.ledger import Counters
 from stategate.runtime.engines.engine import Chaining, Engine, Resident
+from stategate.runtime.memory.rings import Rings
 
 
 class Memory:
@@ -40,6 +41,7 @@ class Memory:
         counters: Counters,
         thresholds: list[float] | None = None,
         resident: Resident | None = None,
+        keeps_steps: bool = False,
     ) -> None:
         """Start with every state at its initial value.
 
@@ -49,6 +51,7 @@ class Memory:
             thresholds: Of the hard gates, float32; whoever owns the list may move them. None for
                 those of the manifest.
             resident: The engine, where it keeps the states itself.
+            keeps_steps: Whether steps shall be taken back.
         """
         self._resident = resident
         self.parity = 0
@@ -61,6 +64,8 @@ class Memory:
         self._states = buffers.states
         self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}
         self._outputs = tuple(s for s in buffers.outputs if s.array.dtype.kind == "f")
+        ring = next((group for group in buffers.groups if group.appends), None)
+        self.rings = None if ring is None else Rings(buffers, ring, keeps_steps)
         self._every_bit = (1 << len(buffers.groups)) - 1
         self._counters = counters
         self._gated = tuple(g for g in buffers.groups if g.gate is not None)
@@ -120,8 +125,10 @@ class Memory:
             if swaps_ungated:
                 parity ^= self._ungated.bit
         for i, _ in opened:
-            self._check_group(self._gated[i])
-            parity ^= self._gated[i].bit
+            group = self._gated[i]
+            self._check_group(group)
+            if not group.appends:
+                parity ^= group.bit
         if not finite:
             for slot in self._outputs:
                 if not slot.finite():
@@ -173,14 +180,15 @@ class Memory:
             counters.ungated_writes += steps
 
     def _check_group(self, group: Group) -> None:
-        spare = not self.parity & group.bit
+        live = bool(self.parity & group.bit)
         if self._resident is not None:
             if not self._resident.finite(group, self.parity):
-                raise self._fault(group.states[0].banks[spare], "next state")
+                raise self._fault(group.states[0].target(live), "next state")
             return
         for state in group.states:
-            if not state.banks[spare].finite():
-                raise self._fault(state.banks[spare], "next state")
+            target = state.target(live)
+            if not target.finite():
+                raise self._fault(target, "next state")
 
     def _fault(self, slot: Slot, what: str) -> StateFault:
         """The error for a tensor that is not finite, once it is counted."""
@@ -200,7 +208,8 @@ class Memory:
         self.chain_up()
         self.chain = START if self.chain is None else self.chain
         self._chained_steps = self.committed
-        own = engine.chaining() if isinstance(engine, Chaining) else None
+        # An engine sees all of a ring, and not only the rows that count.
+        own = engine.chaining() if isinstance(engine, Chaining) and self.rings is None else None
         self._chaining = own or self._chained_in_numpy
 
     def chain_up(self) -> None:
@@ -218,11 +227,41 @@ class Memory:
         del parity  # the same as now
         return chained_all(chain, self.live())
 
+    def lay_rows(self, opened: list[tuple[int, int]]) -> tuple[bool, tuple[int, int]]:
+        """See `Rings.step`; there are rings."""
+        assert self.rings is not None
+        return self.rings.step(self.parity, any(self._gated[i].appends for i, _ in opened))
+
+    def rewind(self, steps: int) -> None:
+        """Take back the last steps, and count that.
+
+        Raises:
+            SpecError: So many steps are not kept, or there is nothing that keeps any.
+        """
+        if self.rings is None or self._resident is not None:
+            raise SpecError(
+                "no step of this memory can be taken back",
+                found="an engine that keeps the states itself" if self.rings else "no rings",
+                expected="a bundle in deferred form, stepped in the process's memory",
+                remedy="stategate export MODEL --defer 16; or session.branch()",
+            )
+        self.chain_up()
+        parity, position = self.rings.take_back(steps, self.parity)
+        # From here on nothing is called.
+        self.parity, self.rings.position = parity, position
+        self._counters.rewound_steps += steps
+
     def live(self) -> dict[str, Array]:
-        """The bank of each state that the next step reads, by name; not copies."""
+        """What the next step reads, by name; not copies, but of rings, of which rows are held."""
         if self._resident is not None:
             self._resident.fetch(self.parity)
-        return {s.spec.name: self._bank(s, self.parity) for s in self._states}
+        live = {s.spec.name: self._bank(s, self.parity) for s in self._states}
+        if self.rings is not None:
+            for state in self._states:
+                if state.row is not None:
+                    name = state.spec.name
+                    live[name] = self.rings.readable(live[name], self.parity)
+        return live
 
     def restore(self, states: Mapping[str, Array]) -> None:
         """Take back a snapshot's states, and count that; ``states`` has an array for each."""
@@ -252,6 +291,9 @@ class Memory:
     def _laid_ready(self, states: Mapping[str, Array]) -> int:
         """Copy values into the banks that are not read; the parity with which they will be."""
         self.chain_up()
+        if self.rings is not None:
+            self.rings.check(states)
+            self.rings.position = (0, 0)
         parity = self.parity ^ self._every_bit
         for state in self._states:
             np.copyto(self._bank(state, parity), states[state.spec.name])

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stategate.models.memories.matrix import matrix_of
 from stategate.models.step import opens
 
 CHUNK = 16
@@ -57,7 +58,8 @@ class Carried(NamedTuple):
     """The memory of one layer.
 
     Attributes:
-        S: ``(rows, heads, key, value)``; a value-first state is transposed outside.
+        S: ``(rows, heads, key, value)``; a value-first state is transposed outside. In
+            deferred form a `Waiting` before a step, and a `Deferred` after it.
         log_decay: ``(rows, heads, key or 1)``, the sum of log-decays since the last write.
     """
 
@@ -97,18 +99,17 @@ def step(tokens: Tokens, carried: Carried, threshold: Tensor, skip_by: str) -> W
         skip_by: See `DeltaConfig`.
     """
     q, k, v, g, b, w = tokens
-    S, log_decay = carried.S, carried.log_decay + g
+    matrix, log_decay = matrix_of(carried.S), carried.log_decay + g
     decay = torch.exp(log_decay)
     # Both reads in one pass over the matrix.
-    erased, read = torch.matmul(torch.stack((b * k * decay, q * decay), dim=-2), S).unbind(-2)
+    erased, read = matrix.read(torch.stack((b * k, q), dim=-2), decay).unbind(-2)
     u = w * v - erased
     gate = largest_gate(tokens) if skip_by == "gate" else torch.sqrt((u * u).sum(-1))
     is_open = opens(gate, threshold).unsqueeze(-1)
     scale = k.shape[-1] ** -0.5
     o = scale * (read + torch.where(is_open, (q * k).sum(-1, keepdim=True) * u, 0.0))
-    written = decay.unsqueeze(-1) * S + k.unsqueeze(-1) * u.unsqueeze(-2)
     after = Carried(
-        torch.where(is_open.unsqueeze(-1), written, S),
+        matrix.after(decay, k, u, is_open),
         torch.where(is_open, torch.zeros_like(log_decay), log_decay),
     )
     return Written(o, after, gate)

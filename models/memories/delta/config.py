@@ -18,6 +18,7 @@ from typing import Literal
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.models.configuration import Configuration, Rule
+from stategate.models.memories.matrix import Ring
 
 Family = Literal["gated_deltanet", "kda", "gated_deltanet2"]
 
@@ -124,6 +125,17 @@ class DeltaConfig(Configuration):
                 (1, self.conv_channels, self.conv_width - 1),
                 layout="query key value channels, column",
             ),
+        )
+
+    def ring(self, prefix: str = "") -> Ring:
+        """What waits for the matrix where its writes are deferred."""
+        return Ring(
+            f"{prefix}ring",
+            self.value_heads,
+            self.decay_dim,
+            self.value_dim,
+            {f"{prefix}S": self.key_dim},
+            value_first=self.layout == "value, key",
         )
 
 

@@ -165,8 +165,10 @@ class DeltaLayer(nn.Module):
         return x if times == 1 else x.repeat_interleave(times, dim=-2)
 
     def _key_first(self, S: Tensor) -> Tensor:
-        """Between the state's layout and the cell's; its own inverse."""
-        return S if self.config.layout == "key, value" else S.transpose(-1, -2)
+        """Between the state's layout and the cell's; its own inverse. What waits has the cell's."""
+        if self.config.layout == "key, value" or not isinstance(S, Tensor):
+            return S
+        return S.transpose(-1, -2)
 
     def _out(self, x: Tensor, o: Tensor) -> Tensor:
         c = self.config

@@ -10,6 +10,7 @@ from stategate.contract import StepSpec
 from stategate.models.memories.delta.cell import CHUNK
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.layer import DeltaLayer
+from stategate.models.memories.matrix import Ring
 from stategate.models.operators import Operators
 from stategate.models.step import StepResult, Tensors
 
@@ -51,6 +52,10 @@ class DeltaStack(nn.Module):
     def step_spec(self) -> StepSpec:
         """Signature of one step; see `DeltaStackConfig.step_spec`."""
         return self.config.step_spec()
+
+    def rings(self) -> tuple[Ring, ...]:
+        """One for the matrix of each layer; see `stategate.models.deferral`."""
+        return tuple(self.config.layer.ring(f"layers.{i}.") for i in range(self.config.layers))
 
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
         """One observation ``(rows, features)``; a closed head keeps its matrix bit for bit."""

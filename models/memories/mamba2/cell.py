@@ -19,7 +19,8 @@ the convolution are its inputs, before bias and activation; they move on every s
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from torch.nn.functional import silu, softplus
 
 from stategate.contract import StepSpec
 from stategate.models.memories.mamba2.config import Mamba2Config
+from stategate.models.memories.matrix import Matrix, Plain, Ring, Waiting
 from stategate.models.step import StepResult, Tensors, opens
 
 _DT_AT_START = (1e-3, 1e-1)  # where dt lies before training, log-uniform
@@ -125,17 +127,22 @@ class Mamba2Layer(nn.Module):
         grouped = torch.unflatten(shared, -1, (c.groups, c.state_dim))
         return grouped.repeat_interleave(c.heads // c.groups, -2)
 
-    def written(self, p: Projections, h: Tensor) -> Tensor:
-        """The next h, ``(rows, heads, P, N)``, if every head is written."""
-        # The exponent is never above zero, so nothing overflows however large dt is.
-        decay = torch.exp(-torch.exp(self.A_log) * p.dt)
-        gain = (p.dt.unsqueeze(-1) * p.x).unsqueeze(-1) * p.B.unsqueeze(-2)
-        return decay[..., None, None] * h + gain
+    def scan(self, p: Projections, h: Matrix, threshold: Tensor) -> tuple[Tensor, Any]:
+        """What the heads say, ``(rows, heads, P)``, and what is left of h, keys first.
 
-    def read(self, p: Projections, h: Tensor) -> Tensor:
-        """What the heads say, ``(rows, heads, P)``."""
-        y: Tensor = (h @ p.C.unsqueeze(-1)).squeeze(-1) + self.D.unsqueeze(-1) * p.x
-        return y
+        Args:
+            p: Of this token.
+            h: ``(rows, heads, N, P)``.
+            threshold: ``(1,)``.
+        """
+        # The exponent is never above zero, so nothing overflows however large dt is.
+        decay = torch.exp(-torch.exp(self.A_log) * p.dt).unsqueeze(-1)
+        u = p.dt.unsqueeze(-1) * p.x
+        is_open = opens(p.dt, threshold).unsqueeze(-1)
+        # The decision comes before the read: a head that is closed is read as it was.
+        before = h.read(p.C.unsqueeze(-2), torch.where(is_open, decay, 1.0)).squeeze(-2)
+        own = torch.where(is_open, (p.C * p.B).sum(-1, keepdim=True) * u, 0.0)
+        return before + own + self.D.unsqueeze(-1) * p.x, h.after(decay, p.B, u, is_open)
 
     def out(self, p: Projections, y: Tensor) -> Tensor:
         """``(rows, d_model)`` from the read; gated before the norm, not after it."""
@@ -173,19 +180,28 @@ class Mamba2(nn.Module):
         """Signature of one step with batch 1."""
         return self.config.step_spec(self.threshold)
 
-    def step(self, inputs: Tensors, states: Tensors) -> StepResult:
+    def rings(self) -> tuple[Ring, ...]:
+        """One for the matrix of each layer; see `stategate.models.deferral`."""
+        c = self.config
+        sizes = (c.heads, 1, c.head_dim)
+        layers = [f"layers.{i}." for i in range(c.layers)]
+        return tuple(
+            Ring(f"{at}ring", *sizes, {f"{at}h": c.state_dim}, value_first=True) for at in layers
+        )
+
+    def step(self, inputs: Tensors, states: Mapping[str, Any]) -> StepResult:
         """One step; a closed head gives its old matrix back, bit for bit."""
         u = self.encode(inputs["x"])
-        after: dict[str, Tensor] = {}
+        after: dict[str, Any] = {}
         gates = []
         for i, mixer in enumerate(self.mixers):
             assert isinstance(mixer, Mamba2Layer)
             h = states[f"layers.{i}.h"]
             p = mixer.project(self.norms[i](u), states[f"layers.{i}.conv"])
-            # The decision comes before the read: a head that is closed is read as it was.
-            is_open = opens(p.dt, inputs["threshold"])[..., None, None]
-            h = torch.where(is_open, mixer.written(p, h), h)
-            u = u + mixer.out(p, mixer.read(p, h))
+            waits = isinstance(h, Waiting)
+            y, h = mixer.scan(p, h if waits else Plain(h.transpose(-1, -2)), inputs["threshold"])
+            u = u + mixer.out(p, y)
+            h = h if waits else h.transpose(-1, -2)
             after |= {f"layers.{i}.h": h, f"layers.{i}.conv": p.conv}
             gates.append(p.dt)
         y = self.head(self.norms[-1](u))

@@ -1,0 +1,77 @@
+"""Rings: states that are appended to by the row, and what they are folded into now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from stategate.contract.errors import SpecError
+
+if TYPE_CHECKING:
+    from stategate.contract.specs import StateSpec
+
+Array = NDArray[Any]
+
+
+def following(state: StateSpec, states: Mapping[str, Array], after: Array) -> Array:
+    """A state after a step that writes it.
+
+    Args:
+        state: What it is.
+        states: All states before the step, by name.
+        after: What the graph gives for it: of a ring a row, which full rings do not take.
+    """
+    if state.cursor is None:
+        return after
+    ring, count = states[state.name].copy(), int(states[state.cursor][0])
+    if count < state.rows:
+        ring[:, count] = after
+    return ring
+
+
+def check_rings(states: Sequence[StateSpec], hard: set[str]) -> None:
+    """Check that all rings of a step are appended to together, and that a cursor counts their rows.
+
+    Args:
+        states: All states of the step.
+        hard: Names of its hard gates.
+
+    Raises:
+        SpecError: They are not.
+    """
+    rings = {state.name: state for state in states if state.cursor is not None}
+    if not rings and all(state.folds is None for state in states):
+        return
+    forms = {(ring.cursor, ring.rows, ring.shape[0], ring.gate) for ring in rings.values()}
+    if len(forms) != 1:
+        raise SpecError(
+            "the rings of a step are appended to together",
+            found=", ".join(rings) or "no ring",
+            expected="rings of one length, with one cursor and one gate",
+        )
+    ((name, _, sessions, gate),) = forms
+    if sessions != 1:
+        raise SpecError(
+            "a ring belongs to one session",
+            found=f"{sessions} sessions in one step",
+            expected="1",
+            remedy="export without --sessions, or without --defer",
+        )
+    cursor = next((s for s in states if s.name == name), None)
+    if cursor is None or (cursor.gate, cursor.shape) != (None, (1,)) or cursor.dtype != "int32":
+        raise SpecError(
+            "rings need a count of the rows that they hold",
+            found=f"cursor {name!r}",
+            expected="a state of shape [1] of int32 that no gate guards",
+        )
+    others = [s.name for s in states if s.gate == gate and s.name not in rings]
+    if gate not in hard or others:
+        raise SpecError(
+            "rings are appended to by a hard gate that guards nothing else",
+            found=f"gate {gate!r}, which guards {', '.join([*rings, *others])}",
+        )
+    strangers = [s.name for s in states if s.folds is not None and s.folds not in rings]
+    if strangers:
+        raise SpecError("only the rows of a ring are folded", found=", ".join(strangers))

@@ -1,0 +1,164 @@
+"""The deferred form of a step model: the same answers, its matrices written once in L writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from stategate.contract import GateSpec, StateSpec, StepSpec
+from stategate.contract.errors import SpecError
+from stategate.models.memories.matrix import Deferred, Ring, Waiting
+from stategate.models.step import StepResult, Tensors, opens
+
+FOLD = "fold"  # gate that is open in the steps that fold
+COUNT = "waiting"  # state that counts rows
+LONGEST = 1024
+
+
+@runtime_checkable
+class Deferrable(Protocol):
+    """A step model that leaves its matrices to others.
+
+    Its ``step`` takes a `Waiting` in place of the tensor of a matrix, and then gives a `Deferred`
+    as its next value.
+    """
+
+    def rings(self) -> tuple[Ring, ...]:
+        """What can wait, and for which states."""
+        ...
+
+    def step_spec(self) -> StepSpec:
+        """As of any step model."""
+        ...
+
+    def step(self, inputs: Tensors, states: Mapping[str, Any]) -> StepResult:
+        """As of any step model, but for its matrices."""
+        ...
+
+
+class DeferredStep(nn.Module):
+    """A step model whose matrices wait.
+
+    Args:
+        model: The plain model; weights are shared.
+        length: A fold comes with every so many writes.
+
+    Raises:
+        SpecError: The model has no matrices that can wait, or the length is none.
+    """
+
+    def __init__(self, model: nn.Module, length: int) -> None:
+        super().__init__()
+        if not isinstance(model, Deferrable) or not model.rings():
+            raise SpecError(
+                "this model has no writes that can be deferred",
+                found=type(model).__name__,
+                expected="a memory that decays and adds an outer product: Gated DeltaNet, KDA, "
+                "Gated DeltaNet-2, Mamba-2, AURA-Mem",
+                remedy="export it without --defer",
+            )
+        if type(length) is not int or not 2 <= length <= LONGEST:
+            raise SpecError(
+                "writes are not deferred for so long",
+                found=f"{length!r} writes until a fold",
+                expected=f"2 to {LONGEST}",
+                remedy="--defer 16",
+            )
+        self.model: Any = model
+        self._rows = length - 1  # the last write of each turn is folded with the rows before it
+        (self._gate,) = (gate for gate in model.step_spec().gates if gate.kind == "hard")
+
+    def step_spec(self) -> StepSpec:
+        """That of the plain model, with rings, their cursor, and a gate for folds."""
+        plain: StepSpec = self.model.step_spec()
+        rings = self.model.rings()
+        owner = {state: ring for ring in rings for state in ring.parts}
+        states = [
+            msgspec.structs.replace(s, gate=FOLD, folds=owner[s.name].name)
+            if s.name in owner
+            else s
+            for s in plain.states
+        ]
+        states += [
+            StateSpec(
+                ring.name,
+                (1, self._rows, ring.heads, ring.width),
+                gate=self._gate.name,
+                layout="write, head, decay key value",
+                cursor=COUNT,
+            )
+            for ring in rings
+        ]
+        states.append(StateSpec(COUNT, (1,), "int32", layout="rows in each ring"))
+        fold = GateSpec(FOLD, "hard", (1, 1), 0.5, f"{FOLD}_threshold")
+        return StepSpec(
+            plain.inputs, plain.outputs, tuple(states), (*plain.gates, fold), plain.constants
+        )
+
+    def initial_states(self) -> Mapping[str, Tensor]:
+        """Those of the plain model; rings start empty."""
+        start: Mapping[str, Tensor] = getattr(self.model, "initial_states", dict)()
+        return start
+
+    def step(self, inputs: Tensors, states: Tensors) -> StepResult:
+        """One step; a matrix changes in the steps in which ``fold`` is open, and in no other."""
+        threshold = inputs[f"{FOLD}_threshold"]
+        plain = {name: t for name, t in inputs.items() if name != f"{FOLD}_threshold"}
+        count = states[COUNT]
+        result = self.model.step(plain, self._waiting(states))
+        gate = result.gates[self._gate.name]
+        is_open = opens(gate, plain[str(self._gate.threshold_input)]).flatten(1).any(-1)
+        is_full = count >= self._rows
+        fold = (is_open & is_full).to(torch.float32).unsqueeze(-1)
+        folds = opens(fold, threshold)
+        more = torch.where(folds.squeeze(-1), 0, count + 1).to(count.dtype)
+        after = dict(result.states)
+        for ring in self.model.rings():
+            self._put(ring, states, after, folds)
+        after[COUNT] = torch.where(is_open, more, count)
+        return StepResult(result.outputs, after, {**result.gates, FOLD: fold})
+
+    def _waiting(self, states: Tensors) -> dict[str, Any]:
+        """The states as the plain model takes them, with what waits in place of its matrices."""
+        waiting: dict[str, Any] = dict(states)
+        count = waiting.pop(COUNT)
+        for ring in self.model.rings():
+            rows = waiting.pop(ring.name)
+            start = ring.decay
+            for name, key in ring.parts.items():
+                parts = (
+                    rows[..., : ring.decay],
+                    rows[..., start : start + key],
+                    rows[..., -ring.value :],
+                )
+                own = rows if len(ring.parts) == 1 else torch.cat(parts, dim=-1)
+                waiting[name] = Waiting(self._heads(ring, states[name], key), own, count)
+                start += key
+        return waiting
+
+    def _heads(self, ring: Ring, S: Tensor, key: int) -> Tensor:
+        rows = (ring.value, key) if ring.value_first else (key, ring.value)
+        if S.shape[1:] != (ring.heads, *rows):
+            S = S.reshape(-1, ring.heads, *rows)
+        return S.transpose(-1, -2) if ring.value_first else S
+
+    def _put(self, ring: Ring, states: Tensors, after: dict[str, Any], folds: Tensor) -> None:
+        """Turn what the plain model leaves of a ring's matrices into next states."""
+        deferred: dict[str, Deferred] = {name: after[name] for name in ring.parts}
+        for name, one in deferred.items():
+            folded = one.folded.transpose(-1, -2) if ring.value_first else one.folded
+            S = states[name]
+            wide = folds.view(-1, *[1] * (S.dim() - 1))
+            folded = folded if folded.shape == S.shape else folded.reshape(S.shape)
+            after[name] = torch.where(wide, folded, S)
+        rows = [one.row for one in deferred.values()]
+        keys = [row[..., ring.decay : -ring.value] for row in rows]
+        after[ring.name] = (
+            torch.cat((rows[0][..., : ring.decay], *keys, rows[0][..., -ring.value :]), dim=-1)
+            if len(rows) > 1
+            else rows[0]
+        )

@@ -1,0 +1,163 @@
+"""A matrix memory: read with a few rows, written by one outer product; at once, or deferred.
+
+Every memory that only decays and adds an outer product has one algebra, with S (key, value):
+
+    S <- Diag(d) S + k u^T           d between 0 and 1, one number or one for each key channel
+
+`Plain` does that in every write. `Waiting` leaves S alone and keeps (d, k, u) of the last writes in
+a ring. With S_0 the matrix of the last fold, and everything multiplied from the newest row back,
+
+    w_i = d_now d_n ... d_(i+1)      what row i has decayed by since
+    q^T S = (q w_0)^T S_0 + sum_i ((q w_i)^T k_i) u_i^T
+
+Only products of decays occur, so nothing overflows and nothing cancels however fast a head forgets:
+what underflows has been forgotten. Every L-th write folds the rows, and its own, into S_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """What waits for one matrix or several that are written with the same values.
+
+    Attributes:
+        name: Of the state.
+        heads: Of each row.
+        decay: Decays of a head in one row.
+        value: Values of a head.
+        parts: Key channels of a head, by the state that they are folded into.
+        value_first: Whether the last two axes of those states are value and key.
+    """
+
+    name: str
+    heads: int
+    decay: int
+    value: int
+    parts: Mapping[str, int]
+    value_first: bool = False
+
+    @property
+    def width(self) -> int:
+        """Numbers of a head in one row."""
+        return self.decay + sum(self.parts.values()) + self.value
+
+
+class Deferred(NamedTuple):
+    """What a write leaves while it waits.
+
+    Attributes:
+        folded: ``(rows, heads, key, value)``: S as it is if this write folds the ring.
+        row: ``(rows, heads, decay + key + value)``: what is appended if it does not.
+    """
+
+    folded: Tensor
+    row: Tensor
+
+
+class Matrix(Protocol):
+    """What a step does with its matrix."""
+
+    def read(self, queries: Tensor, decay: Tensor) -> Tensor:
+        """Rows of a product with the decayed matrix, ``(rows, heads, queries, value)``.
+
+        Args:
+            queries: ``(rows, heads, queries, key)``.
+            decay: ``(rows, heads, key or 1)``.
+        """
+        ...
+
+    def after(self, decay: Tensor, k: Tensor, u: Tensor, is_open: Tensor) -> Any:
+        """What is there after this step; of a closed head bit for bit what was.
+
+        Args:
+            decay: ``(rows, heads, key or 1)``.
+            k: ``(rows, heads, key)``.
+            u: ``(rows, heads, value)``.
+            is_open: ``(rows, heads, 1)`` bool.
+        """
+        ...
+
+
+def matrix_of(state: object) -> Matrix:
+    """A state that is a matrix: a tensor is `Plain`, and `Waiting` stays what it is."""
+    if isinstance(state, Waiting):
+        return state
+    assert isinstance(state, Tensor)
+    return Plain(state)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A matrix that every write replaces: ``(rows, heads, key, value)``."""
+
+    S: Tensor
+
+    def read(self, queries: Tensor, decay: Tensor) -> Tensor:
+        """See `Matrix.read`."""
+        return torch.matmul(queries * decay.unsqueeze(-2), self.S)
+
+    def after(self, decay: Tensor, k: Tensor, u: Tensor, is_open: Tensor) -> Tensor:
+        """See `Matrix.after`."""
+        written = decay.unsqueeze(-1) * self.S + k.unsqueeze(-1) * u.unsqueeze(-2)
+        return torch.where(is_open.unsqueeze(-1), written, self.S)
+
+
+class Waiting:
+    """A matrix and the rows that wait to be folded into it; read and written as `Plain` is.
+
+    Args:
+        S: ``(rows, heads, key, value)``, as of the last fold.
+        ring: ``(rows, length, heads, decay + key + value)``, the oldest row first.
+        count: ``(rows,)``, how many rows of it are meant.
+    """
+
+    def __init__(self, S: Tensor, ring: Tensor, count: Tensor) -> None:
+        key, value = S.shape[-2:]
+        length = ring.shape[1]
+        places = torch.arange(length, dtype=count.dtype, device=count.device)
+        waits = (places < count.unsqueeze(-1)).view(-1, 1, length, 1)
+        # What lies behind the rows that wait is left from before.
+        widths = [ring.shape[-1] - key - value, key, value]
+        decay, k, u = torch.split(ring.transpose(1, 2), widths, dim=-1)
+        decay = torch.where(waits, decay, 1.0)
+        later = _products_behind(decay)
+        self._waits = waits.transpose(-1, -2)
+        self._S, self._k, self._u = S, k * later, u
+        self._decay = later[:, :, 0] * decay[:, :, 0]  # of S since its last fold
+
+    def read(self, queries: Tensor, decay: Tensor) -> Tensor:
+        """See `Matrix.read`."""
+        queries = queries * decay.unsqueeze(-2)
+        weights = torch.matmul(queries, self._k.transpose(-1, -2))
+        waiting = torch.matmul(torch.where(self._waits, weights, 0.0), self._u)
+        return torch.matmul(queries * self._decay.unsqueeze(-2), self._S) + waiting
+
+    def after(self, decay: Tensor, k: Tensor, u: Tensor, is_open: Tensor) -> Deferred:
+        """See `Matrix.after`; a closed head appends a row that changes nothing."""
+        decay, u = torch.where(is_open, decay, 1.0), torch.where(is_open, u, 0.0)
+        keys = torch.cat((self._k * decay.unsqueeze(-2), k.unsqueeze(-2)), dim=-2)
+        us = torch.where(self._waits.transpose(-1, -2), self._u, 0.0)
+        us = torch.cat((us, u.unsqueeze(-2)), dim=-2)
+        waiting = torch.matmul(keys.transpose(-1, -2), us)
+        folded = (self._decay * decay).unsqueeze(-1) * self._S + waiting
+        return Deferred(folded, torch.cat((decay, k, u), dim=-1))
+
+
+def _products_behind(x: Tensor) -> Tensor:
+    """For each row the product of all rows behind it, ``(..., length, channels)``.
+
+    Row by row: in C that is one loop over channels with the product in a register.
+    """
+    products = [torch.ones_like(x[..., :1, :])]
+    rows = torch.split(x, [1] * x.shape[-2], dim=-2)
+    for row in reversed(rows[1:]):
+        products.append(products[-1] * row)
+    return torch.cat(products[::-1], dim=-2)

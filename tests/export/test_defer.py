@@ -1,0 +1,210 @@
+"""A bundle in deferred form: what is appended, folded and taken back, in both engines and in C."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import stategate
+from stategate.contract import Bundle, StateSpec
+from stategate.contract.chain import START
+from stategate.contract.errors import SpecError, StepInputError
+from stategate.models.memories.delta.config import DeltaStackConfig
+from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.zoo.makers import GDN2
+from stategate.runtime import Session
+
+LENGTH = 4
+ROW = 4 * 2 * (3 * 8)  # decay, key and value of two heads
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+def small() -> DeltaStack:
+    torch.manual_seed(0)
+    layer = replace(GDN2, width=16, key_dim=8, value_dim=8)
+    return DeltaStack(DeltaStackConfig(4, 2, layers=1, mlp=None, layer=layer, threshold=0.71))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("defer") / "bundle"
+    stategate.make(small(), out, defer=LENGTH, steps=64, engines="onnxruntime,native")
+    return out
+
+
+def inputs(steps: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=(1, 4)).astype(np.float32) for _ in range(steps)]
+
+
+def memory(session: Session) -> dict[str, bytes]:
+    return {s.name: session.state(s.name).tobytes() for s in session.manifest.states}
+
+
+def test_the_receipt_is_of_the_plain_model(bundle: Path) -> None:
+    receipt = Bundle.open(bundle).manifest.verification
+    assert receipt is not None and receipt.gate_flips == 0
+    assert max(receipt.max_output_error or 0, receipt.max_state_error or 0) < 2e-6
+    assert receipt.gate_openings["fold"] == receipt.gate_openings["write"] // LENGTH
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
+def test_a_matrix_changes_by_folds_alone_and_every_byte_is_counted(
+    bundle: Path, engine: str
+) -> None:
+    with Session.open(bundle, engine=engine) as session:
+        writes = 0
+        S = session.state("layers.0.S")
+        for x in inputs(60):
+            session.step(x=x)
+            ledger = session.ledger
+            writes = ledger.writes
+            now = session.state("layers.0.S")
+            assert now.tobytes() == S.tobytes() or writes % LENGTH == 0
+            S = now
+            ring = session.state("layers.0.ring")
+            assert int(session.state("waiting")[0]) == writes % LENGTH
+            assert not ring[:, writes % LENGTH :].any()
+        folds = writes // LENGTH
+        assert 0 < ledger.quiet_steps < 60 and folds > 3
+        assert ledger.appends == writes - folds
+        assert ledger.appended_bytes == ledger.appends * ROW
+        assert ledger.folded_bytes == folds * S.nbytes
+        assert ledger.gate_openings["fold"] == folds
+        rest = 60 * sum(
+            session.state(n).nbytes for n in ("waiting", "layers.0.log_decay", "layers.0.conv")
+        )
+        assert ledger.memory_bytes_written == ledger.appended_bytes + ledger.folded_bytes + rest
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
+def test_steps_that_were_taken_back_leave_the_bits_of_never_having_stepped(
+    bundle: Path, engine: str
+) -> None:
+    with Session.open(bundle, engine=engine, rewind=True) as session:
+        past: list[dict[str, bytes]] = []
+        since = undone = 0
+        for t, x in enumerate(inputs(80)):
+            past.append(memory(session))
+            folds = session.ledger.gate_openings["fold"]
+            session.step(x=x)
+            since = 0 if session.ledger.gate_openings["fold"] > folds else since + 1
+            reach = min(since, LENGTH - 1)
+            if t % 3 == 2:
+                with pytest.raises(SpecError, match="cannot be taken back"):
+                    session.rewind(reach + 1)
+                if reach:
+                    session.rewind(reach)
+                    undone += reach
+                    assert memory(session) == past[t + 1 - reach]
+                    for again in inputs(80)[t + 1 - reach : t + 1]:
+                        session.step(x=again)
+        assert session.ledger.rewound_steps == undone > 20
+
+
+def test_a_session_that_keeps_no_steps_says_how_to(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="black box"):
+        Session.open(bundle, rewind=True, black_box=tmp_path / "box")
+    with Session.open(bundle) as session:
+        session.step(x=inputs(1)[0])
+        with pytest.raises(SpecError, match="rewind=True"):
+            session.rewind(1)
+
+
+def test_a_state_that_counts_more_rows_than_there_are_is_refused(bundle: Path) -> None:
+    with Session.open(bundle) as session:
+        states = {s.name: session.state(s.name) for s in session.manifest.states}
+        for rows in (-1, LENGTH):
+            with pytest.raises(StepInputError, match="counts rows that no ring has"):
+                session.load_state({**states, "waiting": np.array([rows], np.int32)})
+
+
+def test_a_pool_and_lower_precision_are_refused(tmp_path: Path) -> None:
+    for options in ({"sessions": 2}, {"state_precision": "float16"}, {"operators": "ort"}):
+        with pytest.raises(SpecError, match="leave --defer away"):
+            stategate.make(small(), tmp_path / "no", defer=4, **options)
+    assert not (tmp_path / "no").exists()
+
+
+class InC:
+    """A session of the bundle's library, without the runtime."""
+
+    def __init__(self, path: Path) -> None:
+        bundle = Bundle.open(path)
+        native, spec = bundle.manifest.native, bundle.manifest.step
+        assert native is not None and native.library is not None
+        self.library = ctypes.CDLL(str((path / native.library).resolve()))
+        header = (path / native.library).with_name("stategate.h").read_text()
+        self.macro = {
+            name: int(re.search(rf"define {name}\s+(\d+)", header)[1])  # type: ignore[index]
+            for name in ("STATEGATE_KEPT_BYTES", "STATEGATE_STATE_BYTES", "STATEGATE_ROWS")
+        }
+        layout = int(re.search(r"LAYOUT UINT64_C\((0x\w+)\)", header)[1], 16)  # type: ignore[index]
+        self.session = self.aligned(sum(4096 + 2 * s.bytes for s in spec.states))
+        self.history = self.aligned(self.macro["STATEGATE_KEPT_BYTES"])
+        self.x, self.out = self.aligned(64), self.aligned(4096)
+        self.call("init_as", ctypes.c_uint64(layout))
+
+    @staticmethod
+    def aligned(nbytes: int) -> np.ndarray:
+        raw = np.zeros(nbytes + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        return raw[start : start + nbytes]
+
+    def call(self, name: str, *more: object) -> int:
+        function = getattr(self.library, f"stategate_{name}")
+        first = ctypes.c_void_p(self.session.ctypes.data)
+        rest = [ctypes.c_void_p(m.ctypes.data) if isinstance(m, np.ndarray) else m for m in more]
+        return int(function(first, *rest))
+
+    def step(self, x: np.ndarray) -> int:
+        self.x[:16] = x.view(np.uint8).ravel()
+        return self.call("step", self.x, self.out)
+
+    def states(self) -> bytes:
+        saved = self.aligned(1 << 14)
+        self.library.stategate_save.restype = ctypes.c_size_t
+        nbytes = self.call("save", saved, ctypes.c_size_t(saved.size))
+        return saved[nbytes - 4 - self.macro["STATEGATE_STATE_BYTES"] : nbytes - 4].tobytes()
+
+
+def test_a_session_in_c_takes_steps_back_to_the_same_bits(bundle: Path) -> None:
+    c = InC(bundle)
+    assert c.call("rewind", 1) == -10  # nothing is kept
+    assert c.call("keep_steps", c.history, ctypes.c_size_t(c.history.size - 1)) == -10
+    assert c.call("keep_steps", c.history, ctypes.c_size_t(c.history.size)) == 0
+    past, folds = [], 0
+    c.library.stategate_chain.restype = ctypes.c_uint64
+    chain = START
+    with Session.open(bundle, engine="native", chain=True) as session:
+        for t, x in enumerate(inputs(40)):
+            past.append(c.states())
+            assert c.step(x) >= 0
+            session.step(x=x)
+            folded = session.ledger.gate_openings["fold"] > folds
+            folds = session.ledger.gate_openings["fold"]
+            assert c.states() == b"".join(memory(session).values())
+            chain = c.call("chain", ctypes.c_uint64(chain))
+            assert chain == session.chain
+            if folded:
+                assert c.call("rewind", 1) == -10
+            else:
+                assert c.call("rewind", 1) == 0
+                assert c.states() == past[t]
+                assert c.step(x) >= 0
+    assert folds > 3
+    assert c.call("rewind", 0) == -10
+    assert c.call("rewind", LENGTH) == -10
+
+
+def test_a_ring_without_a_cursor_is_refused() -> None:
+    with pytest.raises(SpecError, match="no rows"):
+        StateSpec("ring", (3,), cursor="waiting")
