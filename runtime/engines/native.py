@@ -41,6 +41,7 @@ class NativeEngine:
             raise EngineError(
                 "the native engine cannot step this bundle here",
                 found=obstacle,
+                expected=f"interface {ABI}" if native.abi != ABI else None,
                 remedy="export the model again, or engine='onnxruntime'"
                 if native.abi != ABI
                 else "stategate device build-native BUNDLE here, or engine='onnxruntime'",
