@@ -11,6 +11,7 @@ import stategate
 from stategate.cli.options import ANY_PATH, COUNT, EXISTING_FILE, POSITIVE, json_option, option
 from stategate.cli.show import Line, leave_unless, show
 from stategate.contract.reading import printable
+from stategate.runtime.check.bisect import BisectReport
 from stategate.runtime.check.golden import TOLERANCE
 from stategate.runtime.check.replay import Moment, ReplayReport, Tensor
 
@@ -21,39 +22,78 @@ _FEW = 8  # numbers on a line
 @click.argument("file", type=EXISTING_FILE)
 @option("--bundle", type=ANY_PATH, required=True, help="The bundle that was recorded.")
 @option("--at", type=COUNT, help="Stop after this step and show it.")
+@option(
+    "--bisect",
+    "other",
+    type=ANY_PATH,
+    help="Another bundle: find the first step in which the two decide differently.",
+)
 @option("--engine", help="What steps it; default: what recorded it, where it can be had.")
 @option(
     "--tolerance",
     type=POSITIVE,
     default=TOLERANCE,
-    help="Of states at keyframes, where an engine promises no bits; a share of their size.",
+    help="Of states at keyframes where an engine promises no bits, and of outputs of --bisect; a "
+    "share of their size.",
 )
 @json_option
 def replay(
     file: Path,
     bundle: Path,
     at: int | None,
+    other: Path | None,
     engine: str | None,
     tolerance: float,
     as_json: bool,
 ) -> None:
     """Step what the black box FILE recorded once more, and compare it at every step.
 
-    Exits with 1 where the recording has a gap, or does not come out as it was.
+    Exits with 1 where the recording has a gap, does not come out as it was, or the other bundle
+    decides differently.
 
     \b
     Examples:
       stategate replay robot.rec --bundle build/policy
       stategate replay robot.rec --bundle build/policy --at 48210
+      stategate replay robot.rec --bundle build/policy --bisect build/smaller
     """
+    if other is not None:
+        if at is not None:
+            raise click.UsageError("--at shows one bundle; leave --bisect away, or --at.")
+        compared = stategate.bisect(file, bundle, other, engine=engine, tolerance=tolerance)
+        show(_record(compared), as_json, _differences(compared, bundle, other))
+        leave_unless(compared.passed)
+        return
     report = stategate.replay(file, bundle, at=at, engine=engine, tolerance=tolerance)
     lines = [*_lines(report), *_moment_lines(report.moment)]
-    record = {
-        name: getattr(report, name)
-        for name in (*ReplayReport.__dataclass_fields__, "bit_for_bit", "passed")
-    }
-    show(record, as_json, lines)
+    show(_record(report), as_json, lines)
     leave_unless(report.passed)
+
+
+def _record(report: ReplayReport | BisectReport) -> dict[str, object]:
+    """Fields and properties of a report."""
+    properties = [name for name in ("bit_for_bit", "first", "passed") if hasattr(report, name)]
+    return {name: getattr(report, name) for name in (*report.__dataclass_fields__, *properties)}
+
+
+def _differences(report: BisectReport, bundle: Path, other: Path) -> Iterator[Line]:
+    yield "recorded", f"{bundle} on {report.engines[0]}"
+    yield "other", f"{other} on {report.engines[1]}"
+    yield "steps", f"{report.steps:,}: from {report.first_step} to {report.last_step}"
+    kinds = {
+        "fault": "fault",
+        "gate": "gate",
+        "largest": "largest element",
+        "output": f"output beyond {report.tolerance:g}",
+    }
+    for name, label in kinds.items():
+        difference = getattr(report, name)
+        if difference is not None:
+            yield f"first {label}", f"step {difference.step} {printable(difference.name)}"
+            yield "  recorded", difference.recorded
+            yield "  other", difference.other
+    first = report.first
+    yield "passed: both decide alike" if first is None else f"FAILED: they part at step {first}"
 
 
 def _lines(report: ReplayReport) -> Iterator[Line]:

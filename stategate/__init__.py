@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from stategate.export.make import Record, make
     from stategate.export.precision import StatePrecision
     from stategate.runtime import BlackBox, Pool, Session, SnapshotPolicy
+    from stategate.runtime.check.bisect import bisect
     from stategate.runtime.check.replay import replay
     from stategate.runtime.check.verification import verify
     from stategate.wrapping import wrap
@@ -77,6 +78,7 @@ __all__ = [
     "SnapshotPolicy",
     "__version__",
     "adopt",
+    "bisect",
     "calibrate",
     "compare",
     "fits",
@@ -97,6 +99,7 @@ _HOMES = {
     "Session": ("runtime", ""),
     "SnapshotPolicy": ("runtime", ""),
     "adopt": ("export.adopt", "export"),
+    "bisect": ("runtime.check.bisect", ""),
     "calibrate": ("calibration.thresholds.calibrate", "export"),
     "compare": ("calibration.drift.compare", "bench"),
     "make": ("export.make", "export"),

@@ -229,6 +229,14 @@ def test_the_page_about_episodes_works_word_for_word(tmp_path: Path) -> None:
     assert "logs.npz 200 50.0" in printed[-1]
 
 
+@pytest.mark.slow
+def test_the_page_about_the_black_box_works_word_for_word(tmp_path: Path) -> None:
+    commands, own, parted = follow("guides/black-box.md", tmp_path)
+    assert commands.count("passed: bit for bit") == 2 and "step          2000" in commands
+    assert own.startswith("True ") and "FAILED: they part at step" in parted
+    assert json.loads((tmp_path / "replay.json").read_text())["passed"]
+
+
 def test_the_recipe_for_a_new_target_works_word_for_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,9 +215,9 @@ def replay(
         print(report.passed, report.moment.gates, report.moment.states)
 
     The C engine promises the same bits on every machine: where its chain parts, something is wrong,
-    and the replay stops there. ONNX Runtime and TensorRT promise no bits: from the step on where
-    they part, writes are compared at each step and states at each keyframe, which is then gone on
-    from.
+    and the replay stops there. Other engines, and C with inexact operators, do not: from the step
+    on where they part, writes are compared at each step and states at each keyframe, which is then
+    gone on from.
 
     Args:
         path: The file of the black box, or a copy.
@@ -277,7 +277,9 @@ class _Run:
         session = stepper.session
         self._stepper, self._tolerance = stepper, tolerance
         self.result = ReplayReport(session.manifest.model.name, session.engine_name)
-        self._is_native = session.engine_name.startswith("native")
+        native = session.manifest.native
+        is_exact = native is not None and not native.inexact
+        self._is_exact = is_exact and session.engine_name.startswith("native")
         self._promises_bits = False
         self._gaps, self._unchecked = Gaps(), 0
         self.wrote = self.has_ended = False
@@ -291,7 +293,7 @@ class _Run:
             result.processes += 1
             result.recorded_engine = event.engine
             is_native = event.engine.split(" ")[0] in ("native", "c")
-            self._promises_bits = is_native and self._is_native
+            self._promises_bits = is_native and self._is_exact
         elif isinstance(event, Keyframe):
             self._keyframe(event)
         else:

@@ -293,3 +293,25 @@ def test_a_file_that_is_something_else_is_neither_gone_on_with_nor_replayed(
     with pytest.raises(EpisodeError, match="not replaced"):
         Session.open(tiny_bundle, black_box=box)
     assert box.read_bytes() == b"text"
+
+
+def test_the_first_step_in_which_another_bundle_decides_differently_is_stated(
+    tiny_bundle: Path, tiny_model: type, seal_model: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    box = tmp_path / "box.rec"
+    xs = [x for x, _ in zip(inputs_of(9), range(400), strict=False)]
+    with Session.open(tiny_bundle, black_box=box) as session:
+        for x in xs:
+            session.step(x=x)
+    alike = stategate.bisect(box, tiny_bundle, tiny_bundle)
+    assert alike.passed and alike.steps == 400
+    other = seal_model(tmp_path / "other", tiny_model(threshold=0.01))
+    expected = next(t for t, x in enumerate(xs, 1) if 0.0 < x[0, 0] <= np.float32(0.01))
+    report = stategate.bisect(box, tiny_bundle, other)
+    assert report.gate is not None and report.first == report.gate.step == expected
+    assert report.gate.recorded.startswith("open: ") and "threshold 0.01" in report.gate.other
+    command = ["replay", str(box), "--bundle", str(tiny_bundle), "--bisect", str(other.path)]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("stategate")), *command], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and f"FAILED: they part at step {expected}" in done.stdout
