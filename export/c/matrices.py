@@ -55,6 +55,16 @@ class Segment:
         """How many columns there are."""
         return int(self.matrix.shape[1])
 
+    @property
+    def is_integer(self) -> bool:
+        """Whether the weights are int8."""
+        return self.scales is not None
+
+    @property
+    def is_column(self) -> bool:
+        """Whether it is one column of floats, which is a sum of products, its rows side by side."""
+        return self.columns == 1 and not self.is_integer
+
 
 @dataclass(slots=True)
 class Product:
@@ -69,12 +79,22 @@ class Product:
     @property
     def columns(self) -> int:
         """Columns with those that fill up vectors."""
-        return sum(padded(segment.columns) for segment in self.segments)
+        return 1 if self.is_column else sum(padded(s.columns) for s in self.segments)
+
+    @property
+    def is_column(self) -> bool:
+        """Whether it is one column of floats."""
+        return self.segments[0].is_column
 
     @property
     def is_integer(self) -> bool:
         """Whether the weights are int8."""
-        return self.segments[0].scales is not None
+        return self.segments[0].is_integer
+
+    def has_room_for(self, segment: Segment) -> bool:
+        """Whether columns with the same input can join: of the same type, for one row."""
+        alike = segment.is_integer == self.is_integer
+        return alike and self.x.shape[0] == 1 and not (self.is_column or segment.is_column)
 
     def freeze(self) -> None:
         """Put the weights among those of the step; nothing may join after that."""
@@ -90,7 +110,7 @@ class Product:
             if segment.scales is not None:
                 scales[part] = segment.scales
         self._weights = {
-            "w": self.keep(f"{self.buffer}.w", tiles(matrix)),
+            "w": self.keep(f"{self.buffer}.w", matrix if self.is_column else tiles(matrix)),
             "init": self.keep(f"{self.buffer}.init", bias),
         }
         if self.is_integer:
@@ -111,6 +131,9 @@ class Product:
         weights = {key: names[buffer] for key, buffer in self._weights.items()}
         w, init = weights["w"], weights["init"]
         x, out = f"{names[self.x.buffer]} + {self.x.offset}", names[self.buffer]
+        if self.is_column:
+            dot = f"{init}[0] + stategate_dot({rows}, {w}, {x} + row * {rows})"
+            return nested([("row", m)], [f"{out}[row] = {dot};"])
         if self.is_integer:
             if m > 1:
                 x, out = f"{x} + row * {rows}", f"{out} + row * {columns}"
@@ -147,25 +170,24 @@ class Contraction:
         """Its C statements."""
         *batch, m, n = self.output.shape
         k = self.a.shape[-1]
-        loops = [(f"i{i}", extent) for i, extent in enumerate([*batch, m])]
-        a_strides = self.a.strides[:-1]
-        b_strides = (*self.b.strides[:-2], 0)
+        loops = [(f"i{i}", extent) for i, extent in enumerate(batch)]
 
-        def at(view: View, strides: tuple[int, ...]) -> str:
+        def at(view: View) -> str:
             parts = [
-                f"i{i} * {stride}"
-                for i, (stride, (_, extent)) in enumerate(zip(strides, loops, strict=True))
+                f"{name} * {stride}"
+                for (name, extent), stride in zip(loops, view.strides, strict=False)
                 if stride and extent > 1
             ]
             return " + ".join([names[view.buffer], str(view.offset), *parts])
 
-        a, b = at(self.a, a_strides), at(self.b, b_strides)
-        out = at(self.output, self.output.strides[:-1])
-        if self.b.strides[-1] == 1 or n == 1 and self.b.strides[-2] != 1:
-            step, row = self.a.strides[-1], self.b.strides[-2]
-            lines = [f"stategate_mix({n}, {k}, {a}, {step}, {b}, {row}, {out});"]
+        a, b, out = at(self.a), at(self.b), at(self.output)
+        (next_a, step), (row, column) = self.a.strides[-2:], self.b.strides[-2:]
+        if column == 1 or n == 1 and row != 1:
+            lines = [f"stategate_mix({m}, {n}, {k}, {a}, {step}, {next_a}, {b}, {row}, {out});"]
+        elif n == 1:
+            lines = [f"stategate_dots({m}, {k}, {a}, {next_a}, {b}, 0, {out});"]
         else:
-            column = self.b.strides[-1]
-            dot = f"stategate_dot({k}, {a}, {b} + j * {column})"
-            lines = nested([("j", n)], [f"({out})[j] = {dot};"])
+            a, out = f"{a} + i * {next_a}", f"{out} + i * {n}"
+            dots = f"stategate_dots({n}, {k}, {a}, 0, {b}, {column}, {out});"
+            lines = nested([("i", m)], [dots])
         return nested([loop for loop in loops if loop[1] > 1], lines)

@@ -341,12 +341,7 @@ class Program:
         segment = Segment(matrix, 0, bias, scales)
         for at in range(len(self.units) - 1, self._written.get(x.buffer, -1), -1):
             unit = self.units[at]
-            if (
-                isinstance(unit, Product)
-                and unit.x == x
-                and x.shape[0] == 1
-                and unit.is_integer == (scales is not None)
-            ):
+            if isinstance(unit, Product) and unit.x == x and unit.has_room_for(segment):
                 segment.start = unit.columns
                 unit.segments.append(segment)
                 break

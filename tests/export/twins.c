@@ -46,6 +46,16 @@ static void fill(int columns, int rows)
     for (int k = 0; k < rows; ++k) {
         x[k] = drawn(), y[k] = drawn();
     }
+    for (int k = 0; k < 4 * ROWS; ++k) {
+        lines[k] = drawn();
+    }
+}
+
+STATEGATE_INLINE void mix(int m, int columns, int rows)
+{
+    stategate_mix(m, columns, rows, lines, 1, ROWS / 2, &plain[0][0], MOST, out);
+    plain_mix(m, columns, rows, lines, 1, ROWS / 2, &plain[0][0], MOST, wanted);
+    compare("mix", m * columns);
 }
 
 STATEGATE_INLINE void check(int columns, int rows)
@@ -58,11 +68,13 @@ STATEGATE_INLINE void check(int columns, int rows)
     stategate_integer_product(columns, integers, rows, x, scales, init, out);
     plain_integer_product(columns, whole, rows, x, scales, init, wanted);
     compare("integer product", columns);
-    stategate_mix(columns - 3, rows, x, 1, &plain[0][0], MOST, out);
-    plain_mix(columns - 3, rows, x, 1, &plain[0][0], MOST, wanted);
-    compare("mix", columns - 3);
-    out[0] = stategate_dot(rows, x, y), wanted[0] = plain_dot(rows, x, y);
-    compare("dot", 1);
+    mix(1, columns - 3, rows);
+    mix(5, columns - 3, rows);
+    stategate_dots(7, rows, lines, 1, y, 0, out);
+    for (int j = 0; j < 7; ++j) {
+        wanted[j] = plain_dot(rows, lines + j, y);
+    }
+    compare("dots", 7);
 }
 
 STATEGATE_INLINE void narrow(int rows)
@@ -77,9 +89,6 @@ STATEGATE_INLINE void narrow(int rows)
 STATEGATE_INLINE void rows(int m, int columns, int taps, int step)
 {
     fill(columns, 3 * taps);
-    for (int k = 0; k < 4 * ROWS; ++k) {
-        lines[k] = drawn();
-    }
     stategate_rows(m, columns, tiled, 3, ROWS, taps, 2, lines, step, init, out);
     plain_rows(m, columns, plain, 3, ROWS, taps, 2, lines, step, init, wanted);
     compare("rows", m * columns);

@@ -1,12 +1,19 @@
+/* sigmoid(gate) tanh(x) with one division: 1 / d times e / (e + 2). */
+STATEGATE_INLINE float stategate_gated(float gate, float x)
+{
+    const float e = stategate_growth(x);
+    const float value = copysignf(e / (stategate_logistic(gate) * (e + 2.0f)), x);
+    return gate < -87.0f ? 0.0f : value;
+}
+
 /* One step of an LSTM from the sums of its gates, input, output, forget, cell (ONNX's order). */
 STATEGATE_INLINE void stategate_lstm(int32_t units, const float *sums, float *c, float *h)
 {
     for (int32_t j = 0; j < units; ++j) {
-        const float in = stategate_sigmoidf(sums[j]), out = stategate_sigmoidf(sums[units + j]);
-        const float keep = stategate_sigmoidf(sums[2 * units + j]);
-        const float cell = keep * c[j] + in * stategate_tanhf(sums[3 * units + j]);
+        const float cell = stategate_sigmoidf(sums[2 * units + j]) * c[j] +
+            stategate_gated(sums[j], sums[3 * units + j]);
         c[j] = cell;
-        h[j] = out * stategate_tanhf(cell);
+        h[j] = stategate_gated(sums[units + j], cell);
     }
 }
 

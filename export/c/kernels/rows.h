@@ -4,22 +4,25 @@
 #define STATEGATE_ROWS 8                      /* at most, at the same time */
 #define STATEGATE_VECTORS (STATEGATE_BLOCK / 4) /* of columns beside four rows */
 
-/* Sums of m rows and some vectors of columns. */
+/* Sums of m rows and some vectors of columns, from zero on where init is NULL. */
 STATEGATE_INLINE void stategate_block(
     int32_t m, int32_t vectors, int32_t tile, const float *w, int32_t lines, int32_t line,
     int32_t taps, int32_t dilation, const float *x, int32_t step, const float *init, float *out,
     int32_t stride)
 {
-    stategate_vector sums[STATEGATE_ROWS][STATEGATE_VECTORS];
+    stategate_vector sums[STATEGATE_ROWS][STATEGATE_SUMS];
     STATEGATE_UNROLL for (int32_t row = 0; row < m; ++row) {
         STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
-            sums[row][v] = *(const stategate_vector *)(init + v * STATEGATE_LANES);
+            sums[row][v] = (stategate_vector){0};
+            if (init != NULL) {
+                sums[row][v] = *(const stategate_vector *)(init + v * STATEGATE_LANES);
+            }
         }
     }
     for (int32_t l = 0; l < lines; ++l) {
         const float *at = x + l * line;
         for (int32_t t = 0; t < taps; ++t, w += tile, at += dilation) {
-            stategate_vector weights[STATEGATE_VECTORS];
+            stategate_vector weights[STATEGATE_SUMS];
             STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
                 weights[v] = *(const stategate_vector *)(w + v * STATEGATE_LANES);
             }

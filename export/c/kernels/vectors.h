@@ -28,3 +28,11 @@
 
 typedef float stategate_vector
     __attribute__((vector_size(4 * STATEGATE_LANES), may_alias, aligned(4)));
+/* What every CPU has, for what is shorter. */
+typedef float stategate_four __attribute__((vector_size(16), may_alias, aligned(4)));
+typedef int32_t stategate_places __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define STATEGATE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define STATEGATE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (stategate_places){__VA_ARGS__})
+#endif
