@@ -110,15 +110,19 @@ def _lines(report: ReplayReport) -> Iterator[Line]:
         where = steps if gap.before > gap.after + 1 else f"after step {gap.after}"
         yield "gap", f"{where}: {gap.why}"
     if report.parts_at is not None:
-        yield "bits", f"the same until step {report.parts_at}, and others from there on"
+        yield "bits", f"others from step {report.parts_at} on"
     if report.max_state_error is not None:
         yield "states", f"{report.max_state_error:.3g} of their size apart at keyframes"
     if report.problem:
         yield "FAILED: " + report.problem
     elif report.gaps:
         yield "FAILED: the recording has gaps; what is there was stepped again as it was"
+    elif report.bit_for_bit:
+        yield "passed: bit for bit"
+    elif report.max_state_error is None:
+        yield "passed: writes agree; no keyframe between compares the states"
     else:
-        yield "passed: " + ("bit for bit" if report.bit_for_bit else "within the tolerance")
+        yield "passed: within the tolerance"
 
 
 def _moment_lines(moment: Moment | None) -> Iterator[Line]:

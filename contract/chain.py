@@ -15,7 +15,7 @@ becomes ``mix(chain ^ (sum + bytes of the block))``, which loses nothing of what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,27 @@ def _sums(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> list[int]:
     return sums
 
 
+def sums_of(data: NDArray[Any] | bytes) -> list[int]:
+    """What each block of some bytes adds to a chain; see `chained`."""
+    if isinstance(data, np.ndarray):
+        data = data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
+    whole = len(data) // BLOCK
+    words = np.frombuffer(data, "<u4", whole * 2 * _HALF).reshape(whole, 2, _HALF)
+    sums = [total + BLOCK & _MASK for total in _sums(words[:, 0], words[:, 1])]
+    rest = data[whole * BLOCK :]
+    if rest:
+        words = np.frombuffer(rest + bytes(-len(rest) % 8), "<u4").reshape(1, 2, -1)
+        sums.append(_sums(words[:, 0], words[:, 1])[0] + len(rest) & _MASK)
+    return sums
+
+
+def chained_sums(chain: int, sums: Iterable[int]) -> int:
+    """The chain after blocks with these sums."""
+    for total in sums:
+        chain = mix(chain ^ total)
+    return chain
+
+
 def chained(chain: int, data: NDArray[Any] | bytes) -> int:
     """The chain after some bytes; no bytes leave it as it is.
 
@@ -55,17 +76,7 @@ def chained(chain: int, data: NDArray[Any] | bytes) -> int:
         chain: What it was before; `START` at the beginning.
         data: Bytes, or an array, which is taken in C order and little-endian.
     """
-    if isinstance(data, np.ndarray):
-        data = data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
-    whole = len(data) // BLOCK
-    words = np.frombuffer(data, "<u4", whole * 2 * _HALF).reshape(whole, 2, _HALF)
-    for total in _sums(words[:, 0], words[:, 1]):
-        chain = mix(chain ^ (total + BLOCK & _MASK))
-    rest = data[whole * BLOCK :]
-    if rest:
-        words = np.frombuffer(rest + bytes(-len(rest) % 8), "<u4").reshape(1, 2, -1)
-        chain = mix(chain ^ (_sums(words[:, 0], words[:, 1])[0] + len(rest) & _MASK))
-    return chain
+    return chained_sums(chain, sums_of(data))
 
 
 def chained_all(chain: int, arrays: Mapping[str, NDArray[Any]]) -> int:

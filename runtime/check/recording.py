@@ -33,7 +33,7 @@ from stategate.runtime.keep.black_box import (
     graph_digest,
 )
 from stategate.runtime.keep.medium import FileMedium
-from stategate.runtime.keep.records import Record, RecordReader, Run
+from stategate.runtime.keep.records import MAGIC, Record, RecordReader, Run
 
 
 class Opening(msgspec.Struct, frozen=True):
@@ -142,6 +142,12 @@ class Recording:
                 "the black box cannot be read", found=f"{path}: {problem.strerror or problem}"
             ) from problem
         except SnapshotDamagedError as problem:
+            if not self._medium.read(0, len(MAGIC)).startswith(MAGIC):
+                raise EpisodeError(
+                    f"{self.path.name} is no black box",
+                    found=f"{self._medium.size_bytes} bytes of something else",
+                    expected="a file of Session.open(..., black_box=) or of run --black-box",
+                ) from problem
             raise SnapshotDamagedError(
                 f"{self.path.name} cannot be replayed",
                 found=str(problem).replace("\n  ", "; "),

@@ -97,7 +97,8 @@ class BlackBox:
         if rate_hz is None:
             raise SpecError(
                 "minutes of a black box need the rate of the steps",
-                remedy="BlackBox(path, minutes=..., rate_hz=50), or file_bytes in place of minutes",
+                remedy="BlackBox(path, minutes=..., rate_hz=50), or on the command line an episode "
+                "that has a rate; without minutes it keeps 16 MiB",
             )
         span = math.ceil(self.minutes * 60.0 * rate_hz) * step
         interval = max(span // _KEYFRAMES, 4 * keyframe, 4 * step)

@@ -172,7 +172,7 @@ class BlackBoxWriter:
         if governor is not None:
             self._flags = OVERDRAWN if governor.overdrawn else 0
             self._shift = governor.tokens[2]
-        changes = counters.resets + counters.restores
+        changes = self._memory.replacements
         # Steps that were counted and not recorded: an exception of a signal's handler came between.
         is_missed = counters.steps != self._steps
         if changes != self._changes or is_missed or self._since >= self._interval:
@@ -190,11 +190,11 @@ class BlackBoxWriter:
         if not flags or self._since >= self._interval:
             self._append(OPENED, self._about, AGAIN)
         head = KEYFRAME_HEAD.pack(memory.chain, time.time_ns())
-        if memory.is_initial and memory.committed == memory.began:
+        live = [array.tobytes() for array in memory.live().values()]
+        if memory.is_initial and live == [array.tobytes() for array in memory.initial().values()]:
             self._append(KEYFRAME, head, flags | INITIAL)
         else:
-            states = [array.tobytes() for array in memory.live().values()]
-            self._append(KEYFRAME, b"".join((head, *states)), flags)
+            self._append(KEYFRAME, b"".join((head, *live)), flags)
         self._steps, self._changes, self._since = counters.steps, changes, 0
 
     def after(self, wrote: bool, fault: Exception | None = None) -> None:
