@@ -42,7 +42,8 @@ class Ledger:
         gate_openings: Openings of each hard gate, in steps, heads, slots or channels by its
             granularity. One of n stands for 1/n of the bytes that the gate guards, unless a state
             says how many.
-        rewound_steps: Steps that were taken back; they stay counted as steps and writes.
+        rewound_steps: Steps that were taken back, by `rewind` or at the end of a `branch`; they
+            stay counted as steps and writes.
         state_bytes_written: ``memory_bytes_written``, by state.
     """
 

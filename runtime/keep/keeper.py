@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import msgspec
@@ -63,7 +65,8 @@ class Keeper:
         self._saved_ns = self._seen_ns = clock.now_ns()
         self._writes_then = counters.writes
         self._saved_changes = self._noted = self._changes()
-        self._resets_then = counters.resets
+        self._jumps_then = self._jumps()
+        self._is_paused = False
         self._every_ns = int((policy.every_seconds or 0.0) * 1e9)
         self._store = SnapshotStore(policy.folder, self._codec)
         # A sequence number, and the count of snapshots.
@@ -116,12 +119,23 @@ class Keeper:
             return True
         return self._every_ns > 0 and self._now() - self._saved_ns >= self._every_ns
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Save nothing until the end of a branch, whose memory is none that shall survive."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
     def save_by_policy(self, raises: bool) -> None:
         """Save at the end of a step, where that is due; the step is committed in every case.
 
         Args:
             raises: Whether a failure is raised; it is counted as a fault otherwise too.
         """
+        if self._is_paused:
+            return
         if self._policy.journal:
             self._note()
         if not self.is_due():
@@ -138,9 +152,11 @@ class Keeper:
 
     def _changes(self) -> int:
         """A number that grows with every change of a state; a snapshot taken back is none."""
-        counters = self._counters
-        changes = counters.writes + counters.ungated_writes + counters.resets
-        return changes + counters.rewound_steps
+        return self._counters.writes + self._counters.ungated_writes + self._jumps()
+
+    def _jumps(self) -> int:
+        """A number that grows where states change otherwise than by a step."""
+        return self._counters.resets + self._counters.rewound_steps
 
     def _wait(self) -> None:
         """Until the next occasion that the policy names."""
@@ -191,6 +207,8 @@ class Keeper:
         Returns:
             Its sequence number, or None where the wear budget did not allow it.
         """
+        if self._is_paused:
+            raise SnapshotError("a branch is not saved", remedy="save before or after it")
         self._store.check_hold()
         try:
             permitted = self.allowance.permits(self._codec.cost_bytes, "snapshot")
@@ -236,7 +254,7 @@ class Keeper:
     def _is_safe(self) -> None:
         """Everything until now would come back."""
         self._saved_changes = self._noted = self._changes()
-        self._resets_then = self._counters.resets
+        self._jumps_then = self._jumps()
         self.replay.forget()
 
     def restore(self) -> Restored | None:
@@ -308,8 +326,8 @@ class Keeper:
         if changes == self._noted:
             self.replay.pass_by()
             return
-        self.replay.note(self._counters.resets == self._resets_then)
-        self._noted, self._resets_then = changes, self._counters.resets
+        self.replay.note(self._jumps() == self._jumps_then)
+        self._noted, self._jumps_then = changes, self._jumps()
 
     def _commit(self) -> None:
         """Append what changed since the last commit; a snapshot where that is not possible."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from stategate.contract import Budget
@@ -103,6 +105,27 @@ class MemoryOwner(OpenBundle):
         """
         self._open_engine()
         self._memory.rewind(steps)
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        """Look ahead: at the end the memory is, bit for bit, what it was at the beginning.
+
+            with session.branch():
+                ahead = [session.step(x=x)["y"].copy() for x in plan]
+
+        For every bundle; all states are copied when it begins. Steps in it count in the ledger, in
+        budgets and as `rewound_steps`; nothing of it is saved by a policy. Branches may be nested.
+        Steps before it cannot be taken back after it.
+
+        Raises:
+            SnapshotError: Within it, by `save`.
+            SpecError: The session has a black box, which would not know that it was a branch.
+        """
+        self._open_engine()
+        if self._black_box is not None:
+            raise SpecError("a black box does not record that steps are taken back")
+        with self._memory.branch(), nullcontext() if self._keeper is None else self._keeper.pause():
+            yield
 
     def load_state(self, states: States) -> None:
         """Begin an episode from given states, such as those of an encoder; counted as a reset.

@@ -153,8 +153,11 @@ class Replay:
             at += slot.array.nbytes
         if kind == INPUTS:
             self.engine.run(memory.parity)
-        if swapped & self._gated:
+        if swapped & self._gated or memory.rings is not None:
             self.engine.write(memory.parity)
+        if memory.rings is not None:
+            # An append swaps nothing. A row counts only where the step moves the cursor past it.
+            memory.rings.step(memory.parity, appends=True)
         memory.parity ^= swapped
 
 

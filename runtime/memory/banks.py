@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 
 import numpy as np
@@ -280,6 +281,18 @@ class Memory:
     def put(self, states: Mapping[str, Array]) -> None:
         """Put states in place and count nothing, as somebody does who replays steps."""
         self.parity = self._laid_ready(states)
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        """Put everything back at the end, and count the steps that were taken meanwhile."""
+        began, is_initial, committed = self.began, self.is_initial, self.committed
+        states = {name: array.copy() for name, array in self.live().items()}
+        try:
+            yield
+        finally:
+            self.put(states)
+            self.began, self.is_initial = began, is_initial
+            self._counters.rewound_steps += self.committed - committed
 
     def begin(self, states: Mapping[str, Array] | None = None) -> None:
         """Begin an episode, and count a reset.

@@ -15,11 +15,11 @@ import torch
 import stategate
 from stategate.contract import Bundle, StateSpec
 from stategate.contract.chain import START
-from stategate.contract.errors import SpecError, StepInputError
+from stategate.contract.errors import SnapshotError, SpecError, StepInputError
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.zoo.makers import GDN2
-from stategate.runtime import Session
+from stategate.runtime import Session, SnapshotPolicy
 
 LENGTH = 4
 ROW = 4 * 2 * (3 * 8)  # decay, key and value of two heads
@@ -117,6 +117,51 @@ def test_a_session_that_keeps_no_steps_says_how_to(bundle: Path, tmp_path: Path)
         session.step(x=inputs(1)[0])
         with pytest.raises(SpecError, match="rewind=True"):
             session.rewind(1)
+
+
+def test_a_branch_leaves_the_bits_of_never_having_stepped_and_is_not_saved(
+    bundle: Path, tmp_path: Path
+) -> None:
+    policy = SnapshotPolicy(tmp_path / "s", every_writes=1)
+    with Session.open(bundle, snapshots=policy) as session:
+        for x in inputs(7):
+            session.step(x=x)
+        before, snapshots = memory(session), session.ledger.snapshots
+        with session.branch():
+            for x in inputs(20):
+                session.step(x=x)
+            with session.branch():
+                session.reset()
+            assert memory(session) != before
+            with pytest.raises(SnapshotError, match="a branch is not saved"):
+                session.save()
+        assert memory(session) == before
+        assert (session.ledger.rewound_steps, session.ledger.snapshots) == (20, snapshots)
+
+
+def test_a_journal_gives_back_what_was_appended_folded_and_taken_back(
+    bundle: Path, tmp_path: Path
+) -> None:
+    policy = SnapshotPolicy(tmp_path / "s", every_writes=1, journal=True)
+    before: dict[str, bytes] = {}
+    for again in range(3):
+        with Session.open(bundle, snapshots=policy, rewind=True) as session:
+            assert (session.restore() is not None) == (again > 0)
+            assert not before or memory(session) == before
+            for t, x in enumerate(inputs(33)):
+                session.step(x=x)
+                if t % 5 == 4 and int(session.state("waiting")[0]) > 1:
+                    session.rewind(1)
+                    session.step(x=-x)
+            with session.branch():
+                session.step(x=x)
+            session.step(x=x)
+            for x in inputs(60)[33:]:
+                writes = session.ledger.writes
+                session.step(x=x)
+                if session.ledger.writes > writes:
+                    break  # what is saved is as of a write
+            before = memory(session)
 
 
 def test_a_state_that_counts_more_rows_than_there_are_is_refused(bundle: Path) -> None:
