@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 import shutil
+import signal
 import wave
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
@@ -26,6 +27,11 @@ from stategate.export.inputs import random_episode
 from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepResult
+
+# A shell starts what runs in its background with SIGINT ignored, and programs that tests interrupt
+# would inherit that and wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A shared machine can be slow for a while; how long an example takes is no property of the code.
 settings.register_profile("stategate", deadline=None, derandomize="CI" in os.environ)
