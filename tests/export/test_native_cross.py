@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from lab.builds import CORTEX_M7, Build, records, run_in
+from lab.counts import count
 from stategate.cli.device import describe
 from stategate.cli.main import main
 from stategate.common.compiler import MATHS, WARNINGS
@@ -224,3 +226,25 @@ def test_a_cortex_m7_without_an_operating_system_repeats_the_golden_episode(
     words = ["qemu-system-arm", *machine]
     subprocess.run(words, cwd=tmp_path, timeout=60, check=True, capture_output=True)
     same_answers((tmp_path / "outputs.bin").read_bytes(), golden)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["aura-hard", "lstm"])
+def test_int8_on_a_cortex_m7_carries_the_bits_of_this_machine_through_thousands_of_steps(
+    model: str, tmp_path: Path
+) -> None:
+    m7, here = Build("arm-none-eabi-gcc", "-O2", CORTEX_M7), Build("gcc", "-O3", "x86-64")
+    if (why := m7.lacking or here.lacking) is not None:
+        pytest.skip(why)
+    plan, out = EXAMPLES / "int8-all.json", tmp_path / "bundle"
+    words = ["quantise", model, "--precision", str(plan), "--engines", "onnxruntime,native"]
+    done = CliRunner().invoke(main, [*words, "--steps", "256", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    bundle, golden = Bundle.open(out), golden_of(out)
+    data = records(bundle, golden.inputs) * 12
+    # The program saves its session once, spoils it and loads it again.
+    robot = EXAMPLES / "native.c"
+    assert run_in(m7, out, robot, tmp_path, data) == run_in(here, out, robot, tmp_path, data)
+    row = count(out, model, "int8-all", "cortex-m7")
+    print(row)
+    assert row.flash_bytes < 80_000 and row.ram_bytes + row.stack_bytes < 16_384
