@@ -45,6 +45,7 @@ def builds() -> list[tuple[str, ...]]:
     options += [("cc", "-O0", f"-march={able[-1]}")] if able else []
     options += [("clang", "-O3", f"-march={isa}") for isa in able[-1:]]
     options += [("aarch64-linux-gnu-gcc", o, "-static") for o in ("-O2", "-O3")]
+    options += [("aarch64-linux-gnu-gcc", "-O3", "-march=armv8-a+nosimd", "-static")]
     needed = {"aarch64-linux-gnu-gcc": "qemu-aarch64"}
     return [b for b in options if all(map(shutil.which, (b[0], needed.get(b[0], b[0]))))]
 

@@ -233,8 +233,8 @@ def test_a_cortex_m7_without_an_operating_system_repeats_the_golden_episode(
 def test_int8_on_a_cortex_m7_carries_the_bits_of_this_machine_through_thousands_of_steps(
     model: str, tmp_path: Path
 ) -> None:
-    m7, here = Build("arm-none-eabi-gcc", "-O2", CORTEX_M7), Build("gcc", "-O3", "x86-64")
-    if (why := m7.lacking or here.lacking) is not None:
+    m7, host = Build("arm-none-eabi-gcc", "-O2", CORTEX_M7), Build("gcc", "-O3", "x86-64")
+    if (why := m7.lacking or host.lacking) is not None:
         pytest.skip(why)
     plan, out = EXAMPLES / "int8-all.json", tmp_path / "bundle"
     words = ["quantise", model, "--precision", str(plan), "--engines", "onnxruntime,native"]
@@ -244,7 +244,7 @@ def test_int8_on_a_cortex_m7_carries_the_bits_of_this_machine_through_thousands_
     data = records(bundle, golden.inputs) * 12
     # The program saves its session once, spoils it and loads it again.
     robot = EXAMPLES / "native.c"
-    assert run_in(m7, out, robot, tmp_path, data) == run_in(here, out, robot, tmp_path, data)
+    assert run_in(m7, out, robot, tmp_path, data) == run_in(host, out, robot, tmp_path, data)
     row = count(out, model, "int8-all", "cortex-m7")
     print(row)
     assert row.flash_bytes < 80_000 and row.ram_bytes + row.stack_bytes < 16_384

@@ -2,7 +2,7 @@
  * few instructions do it, so these are named. */
 #if defined(__x86_64__)
 #include <immintrin.h>
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
 enum { STATEGATE_SIXTEEN = 16 / STATEGATE_LANES }; /* vectors */
@@ -21,12 +21,16 @@ STATEGATE_INLINE void stategate_widen(const int8_t *w, stategate_vector *wide)
     wide[1] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(low, low), 24));
     wide[2] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(high, high), 24));
     wide[3] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(high, high), 24));
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && defined(__ARM_NEON)
     const int16x8_t low = vmovl_s8(vld1_s8(w)), high = vmovl_s8(vld1_s8(w + 8));
     wide[0] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_low_s16(low)));
     wide[1] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
     wide[2] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
     wide[3] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
+#elif STATEGATE_LANES == 1
+    STATEGATE_UNROLL for (int32_t i = 0; i < 16; ++i) {
+        wide[i] = (float)w[i];
+    }
 #else
     STATEGATE_UNROLL for (int32_t i = 0; i < 16; ++i) {
         wide[i / STATEGATE_LANES][i % STATEGATE_LANES] = (float)w[i];

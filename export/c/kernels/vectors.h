@@ -4,10 +4,12 @@
 #define STATEGATE_LANES 16
 #elif defined(__AVX__)
 #define STATEGATE_LANES 8
-#else
+#elif defined(__SSE2__) || defined(__ARM_NEON) || defined(__ALTIVEC__)
 #define STATEGATE_LANES 4
+#else
+#define STATEGATE_LANES 1 /* compilers keep vectors of nobody's instructions in memory */
 #endif
-#if defined(__aarch64__)
+#if STATEGATE_LANES == 1 || (defined(__aarch64__) && defined(__ARM_NEON))
 #define STATEGATE_SUMS 16
 #else
 #define STATEGATE_SUMS 8
@@ -26,8 +28,12 @@
 #define STATEGATE_UNROLL _Pragma("GCC unroll 32")
 #endif
 
+#if STATEGATE_LANES == 1
+typedef float stategate_vector;
+#else
 typedef float stategate_vector
     __attribute__((vector_size(4 * STATEGATE_LANES), may_alias, aligned(4)));
+#endif
 /* What every CPU has, for what is shorter. */
 typedef float stategate_four __attribute__((vector_size(16), may_alias, aligned(4)));
 typedef int32_t stategate_places __attribute__((vector_size(16)));
