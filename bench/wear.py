@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from stategate.common.flash import SECONDS_PER_DAY, Storage, bytes_per_day, years_at
 from stategate.contract import Manifest
-from stategate.runtime.keep.journal import Journal
-from stategate.runtime.keep.records import BLOCK_BYTES, blocks_of
+from stategate.runtime.keep.journal import Journal, blocks_of
+from stategate.runtime.keep.records import BLOCK_BYTES
 from stategate.runtime.keep.replay import record_bytes
 from stategate.runtime.keep.snapshot import Codec
 

@@ -29,6 +29,7 @@ from stategate.contract.reading import printable
 from stategate.runtime.check.golden import Replay
 from stategate.runtime.check.verification import VerificationReport
 from stategate.runtime.engines.tensorrt_api import local_plans
+from stategate.runtime.keep.journal import Reading, read_journal
 from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.keep.store import newest_in
 
@@ -37,9 +38,7 @@ _NAMES = 20  # of undeclared files that are listed
 
 @click.command()
 @bundle_argument
-@option(
-    "--snapshots", type=BUNDLE, help="Also show the ledger of the newest snapshot in this folder."
-)
+@option("--snapshots", type=BUNDLE, help="Also show the ledger of the newest save in this folder.")
 @json_option
 def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
     """Show what BUNDLE promises, after checking every digest, and the TensorRT engines beside it.
@@ -56,7 +55,10 @@ def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
         msgspec.to_builtins(stored.record) | {"hindrances": hindrances}
         for stored, hindrances in local_plans(opened)
     ]
-    ledger = newest.snapshot.header.ledger if newest is not None else None
+    ledger, reading = None, Reading()
+    if snapshots is not None and newest is not None:
+        reading = read_journal(snapshots, newest)
+        ledger = reading.newest_ledger(newest.snapshot.header.ledger)
     record = msgspec.to_builtins(opened.manifest) | {"ledger": ledger, "engines": plans}
     lines: list[Line] = [
         (label, printable(text, 1000))
@@ -65,10 +67,12 @@ def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
     lines.append(("digest", opened.digest))
     if snapshots is not None and newest is None:
         lines.append(("snapshot", f"none in {snapshots}"))
-    if newest is not None:
+    if newest is not None and ledger is not None:
         header = newest.snapshot.header
         lines.append(("snapshot", f"{header.sequence} in {newest.slot}: {newest.reason}"))
-        for name, value in asdict(header.ledger).items():
+        if reading.entries:
+            lines.append(("journal", f"{len(reading.entries)} commits after it"))
+        for name, value in asdict(ledger).items():
             lines.append(("ledger", f"{name} {value}"))
     show(record, as_json, lines)
 

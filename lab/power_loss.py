@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import msgspec
 import numpy as np
 
 from lab.block_device import PAGE, Cut, Mark, Recorder, cuts_in_order, cuts_out_of_order
+from lab.ext4 import copies, mounted, obstacle, written_bytes
 from stategate.common.flash import METADATA_BYTES_ESTIMATE
 from stategate.contract import Bundle
 from stategate.contract.durable import check_writable, write_whole
@@ -46,11 +48,11 @@ class Device:
         self._digest = opened.digest
         self._policy = policy
 
-    def run(self, folder: Path, steps: int, seed: int) -> Recorder:
-        """Step with random inputs; the digest of the states is marked whenever they are safe."""
-        rng = np.random.default_rng(seed)
-        recorder = Recorder(folder)
-        with recorder.recording(), closing(self._keeper(folder)) as keeper:
+    def run(self, folder: Path, steps: int, mark: Callable[[str], None]) -> None:
+        """Go on with random inputs; ``mark`` takes the digest of states whenever they are safe."""
+        rng = np.random.default_rng(SEED)
+        with closing(self._keeper(folder)) as keeper:
+            keeper.restore()
             self._session._keeper = keeper
             self._session.reset()
             for _ in range(steps):
@@ -61,9 +63,8 @@ class Device:
                 before = keeper._saved_changes
                 self._session.step(**inputs)
                 if keeper._saved_changes != before:
-                    recorder.mark(self.digest())
+                    mark(self.digest())
             self._session._keeper = None
-        return recorder
 
     def recover(self, folder: Path) -> tuple[str | None, bool]:
         """The digest of the states that a restart finds, and whether it says that some are lost."""
@@ -128,7 +129,9 @@ def lose_power(bundle: Path, policy: SnapshotPolicy, steps: int, samples: int) -
     """
     device = Device(bundle, policy)
     with scratch_folder() as folder, patch.object(Journal, "file_bytes", lambda *_: RING_BYTES):
-        run = device.run(folder, steps, SEED)
+        run = Recorder(folder)
+        with run.recording():
+            device.run(folder, steps, run.mark)
     committed = {event.what for event in run.events if isinstance(event, Mark)}
     return {
         "commits": len(committed),
@@ -138,6 +141,46 @@ def lose_power(bundle: Path, policy: SnapshotPolicy, steps: int, samples: int) -
         "out_of_order": judge(device, cuts_out_of_order(run.events, SEED, samples), committed),
         "lying": judge(device, cuts_out_of_order(run.events, SEED, samples, 0.02), committed),
     }
+
+
+def lose_power_of_ext4(
+    bundle: Path, policy: SnapshotPolicy, steps: int, every: int, flash_steps: int
+) -> dict[str, Any]:
+    """The same with a real file system: copies of its disk while it runs, each mounted anew.
+
+    Args:
+        bundle: What is stepped.
+        policy: How it is saved.
+        steps: Length of the run.
+        every: After how many calls that change a file the disk is copied.
+        flash_steps: Length of another run, of which the disk's own counter says what it wrote.
+    """
+    device, marks = Device(bundle, policy), [""]
+    cuts: list[tuple[Path, int]] = []
+    figures = dict.fromkeys(("cuts", "lost", "garbage"), 0)
+    with scratch_folder() as root:
+        image = root / "image"
+        with (
+            mounted(image, root / "disk") as disk,
+            patch.object(Journal, "file_bytes", lambda *_: RING_BYTES),
+            copies(image, every, lambda copy: cuts.append((copy, len(marks) - 1))),
+        ):
+            device.run(disk / "folder", steps, marks.append)
+        for copy, safe in cuts:
+            with mounted(copy, root / "after") as disk:
+                digest = device.recover(disk / "folder")[0] or ""
+            copy.unlink()
+            figures["cuts"] += 1
+            figures["lost"] += digest not in marks[safe : safe + 2]
+            figures["garbage"] += digest not in marks
+        with mounted(image, root / "disk") as disk:
+            device.run(disk / "flash", 100, lambda _: None)
+            os.sync()
+            before, commits = written_bytes(disk), list[str]()
+            device.run(disk / "flash", flash_steps, commits.append)
+            os.sync()
+            written = written_bytes(disk) - before
+    return figures | {"commits": len(commits), "flash_bytes": written // len(commits)}
 
 
 @click.command()
@@ -150,14 +193,24 @@ def power_loss(bundle: Path, steps: int, samples: int, out: Path) -> None:
     place = out / "power-loss.json"
     check_writable(place)
     rows = {name: lose_power(bundle, policy, steps, samples) for name, policy in POLICIES.items()}
-    kinds = [row[kind] for row in rows.values() for kind in ("in_order", "out_of_order")]
+    for name, row in rows.items():
+        row["ext4"] = obstacle() or lose_power_of_ext4(
+            bundle, POLICIES[name], steps, every=1, flash_steps=10 * steps
+        )
+    honest = ("in_order", "out_of_order", "ext4")
+    kinds = [row[kind] for row in rows.values() for kind in honest if isinstance(row[kind], dict)]
     record: dict[str, Any] = {"model": Bundle.open(bundle).manifest.model.name, "seed": SEED}
     record |= {name: sum(kind[name] for kind in kinds) for name in ("cuts", "lost", "garbage")}
     record["garbage"] += sum(row["lying"]["garbage"] for row in rows.values())
     for name, row in rows.items():
         written = PAGE * row["pages"] + METADATA_BYTES_ESTIMATE * row["renames"]
-        record[f"flash_bytes_{name}"] = written // row["commits"]
+        is_measured = isinstance(row["ext4"], dict)
+        record[f"flash_bytes_{name}"] = (
+            row["ext4"]["flash_bytes"] if is_measured else written // row["commits"]
+        )
     write_whole(place, msgspec.json.format(msgspec.json.encode(record | {"rows": rows})))
-    click.echo(f"seed {SEED}; " + "; ".join(f"{k} {v}" for k, v in record.items()))
+    click.echo("; ".join(f"{name} {value}" for name, value in record.items()))
+    if obstacle():
+        click.echo(f"not tried on ext4, and flash bytes estimated: {obstacle()}")
     if record["lost"] or record["garbage"]:
         raise SystemExit(1)

@@ -9,12 +9,13 @@ ring comes around, which is long after the next snapshot, so a torn one takes no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from stategate.contract.durable import OF_THE_PROCESS
 from stategate.contract.errors import SnapshotDamagedError, SnapshotError
 from stategate.contract.failures import failures
 from stategate.contract.reading import decode_json
@@ -22,11 +23,13 @@ from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.keep.medium import FileMedium
 from stategate.runtime.keep.records import (
     BLOCK_BYTES,
+    ROOM,
     Record,
     RecordFile,
     RecordReader,
-    blocks_of,
+    stored_bytes,
 )
+from stategate.runtime.keep.store import GoodSnapshot, folder_error
 
 NAME = "journal"
 PURPOSE = 2  # of the record file
@@ -82,38 +85,52 @@ class Reading:
     first_block: int = 0
     problem: str = ""
 
+    def newest_ledger(self, of_snapshot: Ledger) -> Ledger:
+        """That of the last commit, or the snapshot's where there is none."""
+        return self.entries[-1].commit.ledger if self.entries else of_snapshot
+
 
 def base_of(digest: bytes) -> str:
     """How commits call a snapshot, by its checksum."""
     return digest[:8].hex()
 
 
-def read_journal(folder: Path, base: str) -> Reading:
-    """The commits after a snapshot; none where there is no journal.
+def read_journal(folder: Path, newest: GoodSnapshot | None) -> Reading:
+    """The commits after a snapshot; none where there is no journal, or no snapshot.
 
     Raises:
-        SnapshotError: The journal is of a newer format.
+        SnapshotError: The journal is of a newer format, or this process cannot read files now.
     """
+    if newest is None:
+        return Reading()
     try:
         medium = FileMedium(folder / NAME, writes=False)
+        try:
+            reader = RecordReader(medium)
+            if reader.header.purpose != PURPOSE:
+                raise SnapshotDamagedError("it is a record file of another kind")
+            entries, has_gap = _after(_entries(reader), newest)
+        finally:
+            medium.close()
     except FileNotFoundError:
         return Reading()
-    except failures(OSError) as problem:
-        return Reading(problem=f"the journal cannot be read: {problem.strerror or problem}")
-    try:
-        reader = RecordReader(medium)
-        if reader.header.purpose != PURPOSE:
-            raise SnapshotDamagedError("it is a record file of another kind")
-        entries, has_gap = _after(_entries(reader), base)
     except SnapshotDamagedError as problem:
         return Reading(problem="the journal is damaged: " + str(problem).splitlines()[0])
     except failures(OSError) as problem:
+        if problem.errno in OF_THE_PROCESS:
+            raise folder_error(folder / NAME, problem) from problem
         return Reading(problem=f"the journal cannot be read: {problem.strerror or problem}")
-    finally:
-        medium.close()
-    gap = f"the journal has a gap after {len(entries)} commits" if has_gap else ""
+    broken = ""
+    last = reader.runs[-1].last if reader.runs else -1
+    if has_gap:
+        broken = f"the journal has a gap after {len(entries)} commits"
+    elif (last + 1) % reader.header.blocks in reader.damaged:
+        broken = (
+            f"the block after {len(entries)} commits of the journal is damaged: of a commit that "
+            "was cut off, or of one that the medium did not keep"
+        )
     first = entries[0].records[0].block if entries else 0
-    return Reading(tuple(entries), reader.header.bundle_sha256, first, gap)
+    return Reading(tuple(entries), reader.header.bundle_sha256, first, broken)
 
 
 def _entries(reader: RecordReader) -> list[Entry]:
@@ -126,8 +143,12 @@ def _entries(reader: RecordReader) -> list[Entry]:
                 continue
             try:
                 commit = decode_json(record.payload, Commit)
-            except msgspec.MsgspecError:
-                continue  # of a version that wrote something else
+            except msgspec.MsgspecError as problem:  # its checksum is right
+                raise SnapshotError(
+                    "the journal is of another format",
+                    found=str(problem),
+                    remedy="upgrade stategate on this device",
+                ) from problem
             # Records of a commit that was cut may come before; some of its own may be missing.
             if 0 < commit.records <= len(before):
                 entries.append(Entry(commit, tuple(before[-commit.records :])))
@@ -135,18 +156,24 @@ def _entries(reader: RecordReader) -> list[Entry]:
     return entries
 
 
-def _after(entries: list[Entry], base: str) -> tuple[list[Entry], bool]:
+def _after(entries: list[Entry], newest: GoodSnapshot) -> tuple[list[Entry], bool]:
     """The commits after a snapshot in their order, and whether some are missing before others."""
     history: list[Entry] = []
     has_gap = False
+    base, ledger = base_of(newest.digest), newest.snapshot.header.ledger
     for entry in entries:
         index = entry.commit.index
         if entry.commit.base != base:
             continue
-        has_gap = index > len(history)
+        has_gap = index > len(history) or bool(entry.commit.ledger.goes_back_from(ledger))
         if not has_gap:  # a place that is used again: the session went on from before it
             history = [*history[:index], entry]
     return history, has_gap
+
+
+def blocks_of(payload_bytes: Iterable[int]) -> int:
+    """Blocks that records take which begin in a new one."""
+    return -(-sum(map(stored_bytes, payload_bytes)) // ROOM)
 
 
 class Journal:
@@ -193,6 +220,10 @@ class Journal:
             file = RecordFile.resume(FileMedium(path), self._count)
         except (FileNotFoundError, SnapshotDamagedError):
             return False
+        except failures(OSError) as problem:
+            if problem.errno in OF_THE_PROCESS:
+                raise folder_error(path, problem) from problem
+            return False  # a disk that is mounted read-only, or a file that it cannot read
         header = file.header
         fits = header.bundle_sha256 == self._identity and header.purpose == PURPOSE
         if not (fits and header.is_ring):

@@ -76,9 +76,9 @@ class Keeper:
             look, reading = self._look()
             newest = look.newest
             # A device has one history; this session counts on from it once it saves or restores.
-            self._past = newest.snapshot.header.ledger if newest is not None else Ledger()
-            if reading.entries:
-                self._past = reading.entries[-1].commit.ledger
+            self._past = reading.newest_ledger(
+                newest.snapshot.header.ledger if newest is not None else Ledger()
+            )
             self._warn(look, reading)
             folder, cost_bytes = self._store.folder, codec.cost_bytes
             self.allowance = Allowance(folder, budget, cost_bytes, counters, governor, self._now)
@@ -183,17 +183,15 @@ class Keeper:
             if look.newest.snapshot.header.sequence == sequence:
                 self._counters.snapshots = snapshots
         self._tried = None
-        reading = Reading()
-        if look.newest is not None:
-            reading = read_journal(self._store.folder, base_of(look.newest.digest))
-            if reading.entries and reading.identity != self.replay.identity:
-                raise SnapshotError(
-                    "the journal is of another bundle or engine",
-                    found=f"{len(reading.entries)} commits after {look.newest.slot}",
-                    expected="commits of this bundle, and of the engine that steps it now",
-                    remedy="open the folder as it was written, restore() and save(), and change "
-                    "then; or move the file journal away, and lose the commits",
-                )
+        reading = read_journal(self._store.folder, look.newest)
+        if reading.entries and reading.identity != self.replay.identity:
+            raise SnapshotError(
+                "the journal is of another bundle or engine",
+                found=f"{len(reading.entries)} commits in {self._store.folder}",
+                expected="commits of this bundle, and of the engine that steps it now",
+                remedy="open the folder as it was written, restore() and save(), and change then; "
+                "or move the file journal away, and lose the commits",
+            )
         no_locks = "the file system has no locks" if self._store.unlocked else None
         self.problem = "; ".join(filter(None, (look.problem, reading.problem, no_locks))) or None
         return look, reading
@@ -315,10 +313,7 @@ class Keeper:
                 expected=f"at least {4 * LEAST_BLOCKS * BLOCK_BYTES}",
             )
         self._journal_bytes = size
-        try:
-            self._journal.open()
-        except failures(OSError) as problem:
-            raise folder_error(self._store.folder, problem) from problem
+        self._journal.open()
 
     def _note(self) -> None:
         """Note what the last step changed."""

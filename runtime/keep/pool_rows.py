@@ -12,7 +12,7 @@ from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.keep.account import RECORD_BYTES, charge
-from stategate.runtime.keep.journal import base_of, read_journal
+from stategate.runtime.keep.journal import read_journal
 from stategate.runtime.keep.policy import Restored
 from stategate.runtime.keep.snapshot import Codec, Snapshot, next_header
 from stategate.runtime.keep.store import Look, OnDamage, SnapshotStore, folder_error
@@ -104,12 +104,11 @@ class RowStore:
 
 def _look(store: SnapshotStore) -> Look:
     look = store.look()
-    if look.newest is not None:
-        reading = read_journal(store.folder, base_of(look.newest.digest))
-        if reading.entries:
-            raise SnapshotError(
-                "a row of a pool takes no journal back",
-                found=f"{len(reading.entries)} commits in {store.folder}",
-                remedy="restore() and save() in a session of its own first",
-            )
+    entries = read_journal(store.folder, look.newest).entries
+    if entries:
+        raise SnapshotError(
+            "a row of a pool takes no journal back",
+            found=f"{len(entries)} commits in {store.folder}",
+            remedy="restore() and save() in a session of its own first",
+        )
     return look

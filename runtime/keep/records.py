@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -280,12 +280,6 @@ class Run:
 
     first: int
     last: int
-
-
-def blocks_of(payload_bytes: Iterable[int]) -> int:
-    """Blocks of records that begin in a new one."""
-    used = sum(-(-(_RECORD.size + size) // _ALIGN) * _ALIGN for size in payload_bytes)
-    return -(-used // ROOM)
 
 
 class RecordReader:

@@ -12,6 +12,7 @@ from stategate.contract.errors import RuntimeFault, SnapshotDamagedError
 from stategate.runtime.base.buffers import Array, Buffers, Slot
 from stategate.runtime.engines.engine import Engine
 from stategate.runtime.keep.journal import Entry
+from stategate.runtime.keep.snapshot import check_sense
 from stategate.runtime.memory.banks import Memory
 
 INPUTS, WRITE, STATES = 1, 2, 3  # kinds of records
@@ -123,6 +124,7 @@ class Replay:
                 try:
                     for record in entry.records:
                         self._take(record.kind, record.payload)
+                    check_sense(entry.commit.ledger, memory.live(), "the journal")
                 except (RuntimeFault, SnapshotDamagedError):
                     break
                 if self.checksum() != entry.commit.states_crc:

@@ -231,11 +231,11 @@ class Codec:
             little = flat.view(np.dtype(spec.dtype).newbyteorder("<"))
             states[spec.name] = little.astype(spec.dtype).reshape(spec.shape)
             end += spec.bytes
-        _check_sense(header.ledger, states, name)
+        check_sense(header.ledger, states, name)
         return Snapshot(header, states)
 
 
-def _check_sense(ledger: Ledger, states: dict[str, Array], name: str) -> None:
+def check_sense(ledger: Ledger, states: dict[str, Array], name: str) -> None:
     """What no session ever writes is not taken back, even under a right checksum."""
     odd = [state for state, array in states.items() if not is_finite(array.reshape(-1))]
     if odd:

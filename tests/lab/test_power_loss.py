@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lab.block_device import Change, Disk, Recorder, Sync
-from lab.power_loss import POLICIES, lose_power
+from lab.ext4 import obstacle
+from lab.power_loss import POLICIES, lose_power, lose_power_of_ext4
 
 pytestmark = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="pathlib calls os by its module from Python 3.11 on"
@@ -58,3 +59,14 @@ def test_so_does_every_cut_of_a_thousand_steps(aura_bundle: Path, name: str) -> 
     assert row["lying"]["garbage"] == 0
     # What a medium breaks that keeps its word about nothing is mostly found, and never believed.
     assert row["lying"]["said"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(obstacle()), reason=obstacle())
+@pytest.mark.parametrize("name", POLICIES)
+def test_so_does_every_copy_of_a_disk_with_ext4(aura_bundle: Path, name: str) -> None:
+    row = lose_power_of_ext4(aura_bundle, POLICIES[name], steps=200, every=1, flash_steps=1000)
+    assert row["cuts"] > 20
+    assert row["lost"] == row["garbage"] == 0
+    if name == "journal":
+        assert row["flash_bytes"] < 1.2 * 4096
