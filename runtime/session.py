@@ -170,8 +170,6 @@ class Session(MemoryOwner):
         limits = bundle.manifest.budget.tightened(budget or Budget())
         check_memory(bundle, limits, engine)
         buffers = allocate(bundle)
-        if black_box is not None and rewind:
-            raise SpecError("a black box does not record that steps are taken back")
         if black_box is not None and not isinstance(black_box, BlackBox):
             black_box = BlackBox(black_box)
         clock = clock or MonotonicClock()

@@ -110,9 +110,20 @@ def test_steps_that_were_taken_back_leave_the_bits_of_never_having_stepped(
         assert session.ledger.rewound_steps == undone > 20
 
 
-def test_a_session_that_keeps_no_steps_says_how_to(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="black box"):
-        Session.open(bundle, rewind=True, black_box=tmp_path / "box")
+def test_steps_that_were_taken_back_are_events_of_a_black_box(bundle: Path, tmp_path: Path) -> None:
+    box = tmp_path / "box.rec"
+    with Session.open(bundle, rewind=True, black_box=box) as session:
+        for t, x in enumerate(inputs(60)):
+            session.step(x=x)
+            if t % 7 == 5 and session.state("waiting")[0]:
+                session.rewind(1)
+        undone = session.ledger.rewound_steps
+    report = stategate.replay(box, bundle)
+    assert report.passed and report.bit_for_bit and report.steps == 60
+    assert report.begins == undone > 2
+
+
+def test_a_session_that_keeps_no_steps_says_how_to(bundle: Path) -> None:
     with Session.open(bundle) as session:
         session.step(x=inputs(1)[0])
         with pytest.raises(SpecError, match="rewind=True"):
