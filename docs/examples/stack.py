@@ -1,6 +1,6 @@
 """Four layers of Gated DeltaNet-2, 512 wide, with four heads of 128 x 128: weights from a seed.
 
-The model of `make bench-stack`: 7.9 million parameters, so large that reading them is what a step
+A model of `make bench-native`: 7.9 million parameters, so large that reading them is what a step
 costs. `stategate export docs/examples/stack.py:stack --out build/stack`
 """
 

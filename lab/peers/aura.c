@@ -6,11 +6,9 @@
 #include <math.h>
 #include <stddef.h>
 
-#include "exp.h"
+#include "rows.h"
 
-#define ROW __attribute__((aligned(64)))
-
-/* weights.bin: the constants of the graph, each at a multiple of 64 bytes. */
+/* The constants of the graph in its order. */
 typedef struct {
     ROW float surprise[32];
     ROW float encode[64][64];
@@ -34,24 +32,7 @@ typedef struct {
     ROW float head_out_bias[8];
 } weights;
 
-extern const unsigned char floor_weights[] __attribute__((visibility("hidden")));
-__asm__(
-    ".section .rodata\n.balign 64\n.hidden floor_weights\nfloor_weights:\n"
-    ".incbin \"weights.bin\"\n.previous\n");
-
-__attribute__((visibility("default"))) size_t floor_weight_bytes(void) { return sizeof(weights); }
-
-static inline float sigmoid(float x) { return 1.0f / (1.0f + stategate_expf(-x)); }
-
-/* out = act(w x + bias) */
-#define DENSE(rows, columns, w, x, bias, out) \
-    for (int i_ = 0; i_ < (rows); ++i_) { \
-        float sum_ = 0.0f; \
-        for (int j_ = 0; j_ < (columns); ++j_) { \
-            sum_ += (w)[i_][j_] * (x)[j_]; \
-        } \
-        (out)[i_] = sum_ + (bias); \
-    }
+WEIGHTS(weights)
 
 #define SILU(count, x) \
     for (int i_ = 0; i_ < (count); ++i_) { \
@@ -59,23 +40,22 @@ static inline float sigmoid(float x) { return 1.0f / (1.0f + stategate_expf(-x))
     }
 
 /* in: z, threshold, S, b, and c2, the rate of the bias memory; out: action, gate, S', b'. */
-__attribute__((visibility("default"))) int floor_compute(void *const *in, void *const *out)
+API int peer_compute(void *const *in, void *const *out)
 {
-    const weights *w = (const weights *)(const void *)floor_weights;
     const float *restrict z = in[0], *restrict S = in[2], *restrict b = in[3];
     const float threshold = *(const float *)in[1], c2 = *(const float *)in[4];
     float *restrict action = out[0], *restrict gate = out[1];
     float *restrict next_S = out[2], *restrict next_b = out[3];
     ROW float cat[96], k[32], q[32], v[32], seen[48], novelty[32], keyed[32], read[32], hidden[64];
     float *x = cat + 32;
-    DENSE(64, 64, w->encode, z, w->encode_bias[i_], x)
+    DENSE(64, 64, w.encode, z, w.encode_bias[i_], x)
     SILU(64, x)
-    DENSE(32, 64, w->k, x, 0.0f, k)
-    DENSE(32, 64, w->q, x, 0.0f, q)
-    DENSE(32, 64, w->v, x, w->v_bias[i_], v)
-    float beta = w->beta_bias[0], kk = 1e-6f, qq = 1e-6f, kq = 0.0f;
+    DENSE(32, 64, w.k, x, 0.0f, k)
+    DENSE(32, 64, w.q, x, 0.0f, q)
+    DENSE(32, 64, w.v, x, w.v_bias[i_], v)
+    float beta = w.beta_bias[0], kk = 1e-6f, qq = 1e-6f, kq = 0.0f;
     for (int i = 0; i < 64; ++i) {
-        beta += w->beta[i] * x[i];
+        beta += w.beta[i] * x[i];
     }
     beta = sigmoid(beta) / (1.0f + c2);
     for (int i = 0; i < 32; ++i) {
@@ -85,9 +65,9 @@ __attribute__((visibility("default"))) int floor_compute(void *const *in, void *
         keyed[i] = read[i] = 0.0f;
     }
     const float k_unit = 1.0f / sqrtf(kk), q_unit = 1.0f / sqrtf(qq);
-    DENSE(48, 64, w->gate_in, z, w->gate_in_bias[i_], seen)
+    DENSE(48, 64, w.gate_in, z, w.gate_in_bias[i_], seen)
     SILU(48, seen)
-    DENSE(32, 48, w->gate_hidden, seen, w->gate_hidden_bias[i_], novelty)
+    DENSE(32, 48, w.gate_hidden, seen, w.gate_hidden_bias[i_], novelty)
     for (int i = 0; i < 32; ++i) {
         k[i] *= k_unit;
         q[i] *= q_unit;
@@ -102,11 +82,11 @@ __attribute__((visibility("default"))) int floor_compute(void *const *in, void *
         squares += v[i] * v[i];
     }
     const float surprise = logf(squares / 32.0f + 1e-3f);
-    DENSE(32, 32, w->gate_residual, v, novelty[i_] + surprise * w->surprise[i_], hidden)
+    DENSE(32, 32, w.gate_residual, v, novelty[i_] + surprise * w.surprise[i_], hidden)
     SILU(32, hidden)
-    *gate = w->gate_out_bias[0];
+    *gate = w.gate_out_bias[0];
     for (int i = 0; i < 32; ++i) {
-        *gate += w->gate_out[i] * hidden[i];
+        *gate += w.gate_out[i] * hidden[i];
     }
     const int is_open = *gate > threshold;
     const float keep = is_open ? 1.0f - 0.004f * beta : 1.0f, rate = is_open ? beta : 0.0f;
@@ -123,8 +103,8 @@ __attribute__((visibility("default"))) int floor_compute(void *const *in, void *
             next_b[i] = keep * b[i] + c2 * beta * v[i];
         }
     }
-    DENSE(64, 96, w->head_in, cat, w->head_in_bias[i_], hidden)
+    DENSE(64, 96, w.head_in, cat, w.head_in_bias[i_], hidden)
     SILU(64, hidden)
-    DENSE(8, 64, w->head_out, hidden, w->head_out_bias[i_], action)
+    DENSE(8, 64, w.head_out, hidden, w.head_out_bias[i_], action)
     return 0;
 }

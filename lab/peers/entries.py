@@ -1,4 +1,4 @@
-"""Who runs beside our engines: those that step AURA-Mem, and those that step any bundle."""
+"""Who runs beside our engines, and the shapes of `make bench-native`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stategate.contract import Bundle
+from lab.peers.in_c import instruction_sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,9 @@ class Entry:
         is_runtime: It is a runtime for any model, and not written by hand or generated for one.
         compresses: It is given the float32 bundle too, as ``source``, and makes its own integers
             of that; it does not run where there is none.
+        group: Who is compared with it: all that are timed in a loop of C, with one instruction set
+            and the gate held alike. Empty for who is stepped from Python.
+        is_ours: It is the generated C.
     """
 
     name: str
@@ -29,64 +32,121 @@ class Entry:
     env: str = ""
     is_runtime: bool = False
     compresses: bool = False
-
-
-def _peer(name: str, module: str, env: str, **more: Any) -> Entry:
-    return Entry(name, f"lab.peers.{module}:open_peer", more, env)
+    group: str = ""
+    is_ours: bool = False
 
 
 def _runtime(name: str, module: str, env: str, **more: Any) -> Entry:
-    return replace(_peer(name, module, env, **more), is_runtime=True)
+    return Entry(name, f"lab.peers.{module}:open_peer", more, env, is_runtime=True)
 
 
 def _own(name: str, module: str, env: str, **more: Any) -> Entry:
     return replace(_runtime(f"{name}, its own int8", module, env, **more), compresses=True)
 
 
-PEERS = (
-    _peer("C by hand, quiet", "in_c", "floor", by_hand=True, held="shut"),
-    _peer("C by hand, write", "in_c", "floor", by_hand=True, held="open"),
-    _peer("C by hand, through ctypes", "in_c", "floor", by_hand=True),
-    _peer("C generated, quiet", "in_c", "", held="shut"),
-    _peer("C generated, write", "in_c", "", held="open"),
-    _peer("numpy", "aura_numpy", "floor"),
+def _in_c(policy: str | None = None) -> tuple[Entry, ...]:
+    """The generated C and those by hand, at each instruction set: of a policy, or of AURA-Mem."""
+    gates = {"quiet": "shut", "write": "open"} if policy is None else {"": "open"}
+    forms = {"generated": "generated", "by hand": "rows"} | ({"Eigen": "eigen"} if policy else {})
+    entries = []
+    for isa in instruction_sets():
+        for gate, held in gates.items():
+            group = ", ".join(filter(None, (gate, isa)))
+            for name, form in forms.items():
+                more = {"form": form, "held": held, "isa": isa, "policy": policy}
+                maker, ours = "lab.peers.in_c:open_peer", form == "generated"
+                entries.append(Entry(f"C {name}, {group}", maker, more, group=group, is_ours=ours))
+    return tuple(entries)
+
+
+ONNX_RUNTIME = (
     _runtime("onnxruntime, run", "onnx_runtime", "onnxruntime"),
     _runtime("onnxruntime, bound", "onnx_runtime", "onnxruntime", bound=True),
+)
+# They take a graph as it lies in the bundle.
+_OF_FILES = (
+    *ONNX_RUNTIME,
+    _runtime("openvino, stateful", "openvino_stateful", "openvino"),
+    _runtime("mnn", "mnn", "mnn"),
+    _runtime("tract", "tract_runtime", "tract"),
+    _runtime("ncnn", "ncnn_runtime", "ncnn"),
+)
+PEERS = (
+    *_in_c(),
+    Entry("C by hand, through ctypes", "lab.peers.in_c:open_peer", {"form": "rows"}),
+    Entry("numpy", "lab.peers.aura_numpy:open_peer"),
+    *_OF_FILES,
     _runtime("torch eager", "aura_torch", "torch"),
     _runtime("torch compile", "aura_torch", "torch", compiled=True),
     _runtime("executorch", "executorch_portable", "executorch"),
-    _runtime("openvino, stateful", "openvino_stateful", "openvino"),
     _runtime("litert", "litert", "litert"),
-    _runtime("mnn", "mnn", "mnn"),
+    _runtime("tflite-micro", "graph_litert", "litert", micro=True),
 )
-
-# From the bundle's graph, whatever the model; converters that start from torch take a float32 one.
+# Whatever the model; converters that start from torch take a float32 one.
 OF_GRAPHS = (
-    _runtime("onnxruntime, run", "onnx_runtime", "onnxruntime"),
-    _runtime("onnxruntime, bound", "onnx_runtime", "onnxruntime", bound=True),
+    *_OF_FILES,
     _runtime("torch compile", "graph_torch", "torch", compiled=True),
-    _own("torch compile", "graph_torch", "torch", compiled=True),
-    _runtime("openvino, stateful", "openvino_stateful", "openvino"),
-    _own("openvino, stateful", "openvino_stateful", "openvino"),
     _runtime("litert", "graph_litert", "litert"),
+    _runtime("tflite-micro", "graph_litert", "litert", micro=True),
+    _own("torch compile", "graph_torch", "torch", compiled=True),
+    _own("openvino, stateful", "openvino_stateful", "openvino"),
     _own("litert", "graph_litert", "litert"),
-    _runtime("mnn", "mnn", "mnn"),
     _own("mnn", "mnn", "mnn"),
 )
 
 
-def peers_of(bundle: Bundle, source: Path | None = None) -> tuple[Entry, ...]:
-    """Everybody who can be tried on a bundle.
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A row of the race, or a row for each instruction set.
 
-    Args:
-        bundle: What is stepped.
-        source: The same model in float32, for those that make their own integers of it.
+    Attributes:
+        peers: Who runs beside our engines.
+        rounds: Bursts of each.
+        burst: Steps of a burst.
+        source: The shape that is the same model in float32; others round weights by themselves,
+            and may be further from the golden answers.
+        bars: At most so many times the time of a peer, by how its name begins; the first that fits.
+        cannot: Peers that are not tried, and why.
     """
-    if bundle.manifest.model.family == "aura":
-        return PEERS
-    source_path = {} if source is None else {"source": str(source)}
+
+    peers: tuple[Entry, ...]
+    rounds: int = 16
+    burst: int = 2000
+    source: str = ""
+    bars: dict[str, float] = field(default_factory=dict)
+    cannot: dict[str, str] = field(default_factory=dict)
+
+
+def _policy(name: str, bars: dict[str, float]) -> Shape:
+    return Shape((*_in_c(name), *_OF_FILES), rounds=24, burst=500, bars=bars)
+
+
+# At 512 bits a row is summed about as fast as a panel is, at 128 and 256 bits it is not.
+_OF_256 = {"C by hand, x86-64-v4": 1.0, "C by hand": 0.7, "onnxruntime": 0.6}
+_ADOPTED = Shape(ONNX_RUNTIME, burst=200, bars={"onnxruntime": 1 / 1.5})
+_STACK = Shape(OF_GRAPHS, rounds=12, burst=50, bars={"": 1.0})
+_ROUNDED = replace(_STACK, source="stack-float32")
+SHAPES = {
+    "aura": Shape(PEERS, bars={"C by hand": 0.8, "": 0.2}),
+    "lstm-64": _policy("lstm_64", {"C Eigen": 0.9}),
+    "gru-64": _policy("gru_64", {"C Eigen": 0.8}),
+    "lstm-256": _policy("lstm_256", _OF_256),
+    "gru-256": _policy("gru_256", _OF_256),
+    "conv-gru": Shape(ONNX_RUNTIME, burst=50, bars={"onnxruntime": 1.3}),
+    "silero": _ADOPTED,
+    "gtcrn": _ADOPTED,
+    "dtln-1": _ADOPTED,
+    "dtln-2": _ADOPTED,
+    "stack-float32": _STACK,
+    "stack-int8-weights": _ROUNDED,
+    "stack-int8-all": _ROUNDED,
+}
+
+
+def entrants(shape: Shape, source: Path | None) -> tuple[Entry, ...]:
+    """Who is tried on a shape, given the bundle of the same model in float32 where there is one."""
     return tuple(
-        replace(entry, more=entry.more | source_path) if entry.compresses else entry
-        for entry in OF_GRAPHS
-        if source_path or not entry.compresses
+        replace(entry, more=entry.more | {"source": str(source)}) if entry.compresses else entry
+        for entry in shape.peers
+        if (source is not None or not entry.compresses) and entry.name not in shape.cannot
     )

@@ -1,4 +1,4 @@
-"""The bundle's float32 graph through torch, LiteRT's converter and its interpreter."""
+"""The bundle's float32 graph through torch and LiteRT's converter: LiteRT, and tflite-micro."""
 
 from __future__ import annotations
 
@@ -24,16 +24,8 @@ class LiteRT(Peer):
 
     def __init__(self, bundle: str, int8: bool) -> None:
         opened = Bundle.open(bundle)
-        module = GraphStep(opened).eval().requires_grad_(False)
-        self._feeds = {name: opening(opened)[name] for name in module.takes}
-        example = tuple(torch.from_numpy(array) for array in self._feeds.values())
-        converted = litert_torch.convert(module, example)
-        with scratch_folder() as folder:
-            path = Path(folder) / "step.tflite"
-            converted.export(str(path))
-            if int8:
-                path = _in_int8(path)
-            self._interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
+        module, self._feeds, model = converted(opened, int8)
+        self._interpreter = Interpreter(model_content=model, num_threads=1)
         self._interpreter.allocate_tensors()
         self._in = _numbered(self._interpreter.get_input_details(), r"args_(\d+)", module.takes)
         self._out = _numbered(self._interpreter.get_output_details(), r"output_(\d+)", module.gives)
@@ -51,6 +43,42 @@ class LiteRT(Peer):
         for name, next_name in self._carried:
             self._feeds[name] = self._interpreter.get_tensor(self._out[next_name])
         return {name: self._interpreter.get_tensor(self._out[name]) for name in self._outputs}
+
+
+class Micro(Peer):
+    """tflite-micro, whose tensors have the order of the graph's, with its reference kernels."""
+
+    def __init__(self, bundle: str) -> None:
+        from tflite_micro.python.tflite_micro import runtime
+
+        opened = Bundle.open(bundle)
+        module, self._feeds, model = converted(opened)
+        self._interpreter = runtime.Interpreter.from_bytes(model, arena_size=2**24)
+        self._at = {name: i for i, name in enumerate(module.gives)}
+        self._carried = [(spec.name, spec.next_name) for spec in opened.manifest.states]
+        self._outputs = [spec.name for spec in opened.manifest.outputs]
+        self.engine = f"tflite-micro {version('tflite-micro')}"
+
+    def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
+        """One step."""
+        self._feeds |= inputs
+        for i, array in enumerate(self._feeds.values()):
+            self._interpreter.set_input(array, i)
+        self._interpreter.invoke()
+        for name, next_name in self._carried:
+            self._feeds[name] = self._interpreter.get_output(self._at[next_name])
+        return {name: self._interpreter.get_output(self._at[name]) for name in self._outputs}
+
+
+def converted(bundle: Bundle, int8: bool = False) -> tuple[GraphStep, dict[str, Array], bytes]:
+    """The graph in torch, what it takes in the first step in its order, and the .tflite file."""
+    module = GraphStep(bundle).eval().requires_grad_(False)
+    feeds = {name: opening(bundle)[name] for name in module.takes}
+    example = tuple(torch.from_numpy(array) for array in feeds.values())
+    with scratch_folder() as folder:
+        path = Path(folder) / "step.tflite"
+        litert_torch.convert(module, example).export(str(path))
+        return module, feeds, (_in_int8(path) if int8 else path).read_bytes()
 
 
 def _numbered(details: list[dict[str, Any]], number: str, names: list[str]) -> dict[str, int]:
@@ -74,6 +102,6 @@ def _in_int8(path: Path) -> Path:
     return smaller
 
 
-def open_peer(bundle: str, source: str | None = None) -> LiteRT:
-    """As it is; or in int8, made of ``source``."""
-    return LiteRT(source or bundle, source is not None)
+def open_peer(bundle: str, source: str | None = None, micro: bool = False) -> Peer:
+    """As it is; or in int8, made of ``source``; or in tflite-micro."""
+    return Micro(bundle) if micro else LiteRT(source or bundle, source is not None)

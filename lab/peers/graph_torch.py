@@ -20,8 +20,10 @@ from stategate.runtime.base.buffers import Array
 _Call = Callable[..., Tensor]
 _AS_THEY_ARE: dict[str, _Call] = {
     "Add": torch.add,
+    "Div": torch.div,
     "Exp": torch.exp,
     "Greater": torch.gt,
+    "Log": torch.log,
     "MatMul": torch.matmul,
     "Max": torch.maximum,
     "Mul": torch.mul,

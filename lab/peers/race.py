@@ -33,7 +33,7 @@ from stategate.contract.specs import Record
 _ROOT = Path(__file__).parents[2]
 SCHEMA_VERSION = 1
 TOLERANCE = 1e-4
-_ERROR, _PYTHON = "error.txt", "venv/bin/python"
+ERROR, _PYTHON = "error.txt", "venv/bin/python"
 BURST = 2000
 # Longer than a compiler or converter takes at open; who says nothing for so long never will.
 SILENCE_S = 900.0
@@ -196,7 +196,7 @@ def _open(
     """Start one and hold its answers against the golden ones."""
     python = sys.executable
     if envs is not None and entry.env:
-        failed, python_path = envs / entry.env / _ERROR, envs / entry.env / _PYTHON
+        failed, python_path = envs / entry.env / ERROR, envs / entry.env / _PYTHON
         if failed.exists() or not python_path.exists():
             reason = failed.read_text().strip() if failed.exists() else "no environment was made"
             return Row(entry.name, error=f"cannot be installed: {reason}"), None

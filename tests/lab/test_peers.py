@@ -15,9 +15,9 @@ import torch
 from click.testing import CliRunner
 
 from lab.__main__ import main
-from lab.peers import aura_numpy, aura_torch, graph_torch, in_c, onnx_runtime
+from lab.peers import aura_numpy, aura_torch, graph_torch, in_c, onnx_runtime, policies
 from lab.peers.bare_engine import EngineSubject
-from lab.peers.entries import OF_GRAPHS, PEERS, Entry, peers_of
+from lab.peers.entries import SHAPES, Entry, entrants
 from lab.peers.growing import attend, measure
 from lab.peers.race import Race, race
 from stategate.bench.measure.driver import Driver
@@ -59,8 +59,8 @@ class Silent(aura_numpy.AuraNumpy):
     "maker",
     [
         in_c.InC,
-        partial(in_c.InC, by_hand=True),
-        partial(in_c.InC, by_hand=True, held="open"),
+        partial(in_c.InC, form="rows"),
+        partial(in_c.InC, form="rows", held="open"),
         EngineSubject,
         aura_numpy.AuraNumpy,
         partial(aura_torch.AuraTorch, compiled=False),
@@ -80,16 +80,16 @@ def test_plain_onnx_runtime_answers_like_the_model_either_way(
     assert error is not None and error < 1e-5
 
 
-@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("form", ["rows", "generated"])
 def test_a_gate_held_open_writes_and_one_held_shut_does_not(
-    native_bundle: Path, by_hand: bool
+    native_bundle: Path, form: in_c.Form
 ) -> None:
     golden = Bundle.open(native_bundle).golden()
     assert golden is not None
     feeds, ns = list(golden), np.zeros(100, np.uint32)
     answers = {}
     for held in ("open", "shut"):
-        subject = in_c.InC(str(native_bundle), by_hand=by_hand, held=held)
+        subject = in_c.InC(str(native_bundle), form=form, held=held)
         assert subject.bulk is not None
         subject.bulk(feeds, 0, ns)
         assert (ns > 0).all()
@@ -122,15 +122,26 @@ def test_an_operator_that_is_not_written_in_torch_is_named(tiny_bundle: Path) ->
 
 
 def test_who_makes_integers_of_his_own_runs_where_the_float_model_is_given(
-    aura_bundle: Path, small_bundle: Path
+    aura_bundle: Path,
 ) -> None:
-    assert peers_of(Bundle.open(aura_bundle)) == PEERS
-    alone = peers_of(Bundle.open(small_bundle))
-    both = peers_of(Bundle.open(small_bundle), aura_bundle)
-    assert {entry.name for entry in both} == {entry.name for entry in OF_GRAPHS}
+    alone, both = (entrants(SHAPES["stack-float32"], source) for source in (None, aura_bundle))
     assert not any(entry.compresses for entry in alone)
     given = [entry for entry in both if entry.more.get("source") == str(aura_bundle)]
     assert given == [entry for entry in both if entry.compresses] != []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["generated", "rows", "eigen"])
+@pytest.mark.parametrize("name", ["lstm_64", "gru_64"])
+def test_policies_by_hand_answer_like_the_model(
+    seal_model: Callable[..., Bundle], tmp_path: Path, name: str, form: in_c.Form
+) -> None:
+    if form == "eigen" and not Path("/usr/include/eigen3").exists():
+        pytest.skip("the headers of Eigen are not installed: make eigen")
+    sealed = seal_model(tmp_path / "bundle", getattr(policies, name)(), steps=20, native=True)
+    subject = in_c.InC(str(sealed.path), form, policy=name)
+    error = parity(sealed, subject)
+    assert error is not None and error < 1e-5
 
 
 def test_attention_over_the_cache_is_that_of_torch() -> None:
@@ -152,7 +163,7 @@ def test_the_cache_is_looked_at_at_every_length() -> None:
 def small_bundle(
     seal_model: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The stack of `make bench-stack` with fewer layers and channels."""
+    """The stack of `make bench-native` with fewer layers and channels."""
     model = DeltaStack(DeltaStackConfig(16, 4, 1, None, GDN2)).eval()
     return seal_model(tmp_path_factory.mktemp("small") / "bundle", model, steps=20).path
 

@@ -1,9 +1,11 @@
-/* The exponential of the step that is written by hand: right also where sums may be taken in any
- * order, which that of the engine is not (it rounds by adding and subtracting a large number).
+/* What steps written by hand share: rows of products, and an exponential that is right also where
+ * sums may be taken in any order, which that of the engine is not (it rounds by adding and
+ * subtracting a large number).
  *
  * exp(x) = 2^n exp(r), n = round(x / ln 2), exp(r) by its Taylor series up to r^7 / 7!.
  */
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -46,3 +48,24 @@ static inline __attribute__((unused)) float stategate_expf(float x)
     const int32_t half = n >> 1;
     return series * stategate_power((uint32_t)half) * stategate_power((uint32_t)(n - half));
 }
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + stategate_expf(-x)); }
+
+#define ROW __attribute__((aligned(64)))
+#define API __attribute__((visibility("default")))
+
+/* out = w x + bias, a row of w at a time; the compiler may sum a row in any order. */
+#define DENSE(rows, columns, w, x, bias, out) \
+    for (int i_ = 0; i_ < (rows); ++i_) { \
+        float sum_ = 0.0f; \
+        for (int j_ = 0; j_ < (columns); ++j_) { \
+            sum_ += (w)[i_][j_] * (x)[j_]; \
+        } \
+        (out)[i_] = sum_ + (bias); \
+    }
+
+/* What each of them keeps of its tensors, which come one after the other at multiples of 64 bytes. */
+#define WEIGHTS(type) \
+    static type w; \
+    API size_t peer_weight_bytes(void) { return sizeof w; } \
+    API void peer_open(const unsigned char *tensors) { memcpy(&w, tensors, sizeof w); }
