@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers drift eigen precision-table train-aura train-delta train-gru
+.PHONY: power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 bits emulators bench-counts evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -111,9 +111,13 @@ $(RACES:%=$(BUILD)/race/%/manifest.json): $(BUILD)/race/%/manifest.json: $(POLIC
 	@$(BIN)/stategate $(race-$*) --engines onnxruntime,native --out $(@D) 2> $(@D).log >&2 \
 	  || { mkdir -p $(@D); tail -n 1 $(@D).log | tee $(@D)/error.txt; }
 
-# ONLY=lstm-64 races that row alone, and leaves the others in the file as they are.
+# ONLY=lstm-64 races that row alone, and leaves the others in the file as they are. STRICT=--strict fails
+# where a peer could not be measured: for a job of every night.
 bench-native: eigen $(PEERS:%=$(BUILD)/peers/%/.made) $(patsubst %,$(BUILD)/race/%/manifest.json,$(or $(ONLY),$(RACES))) ## Native engine, peers and plain C, a row a shape -> build/bench/native.json
-	$(LAB) bench-native $(BUILD)/race $(ONLY:%=--only %) --envs $(BUILD)/peers --out $(BUILD)/bench
+	$(LAB) bench-native $(BUILD)/race $(ONLY:%=--only %) $(STRICT) --envs $(BUILD)/peers --out $(BUILD)/bench
+
+bench-stack: ## The rows of 7.9 million parameters alone, in float32 and int8
+	@$(MAKE) bench-native ONLY="$(filter stack-%,$(RACES))"
 
 # --- other people's files --------------------------------------------------------------------------
 
