@@ -30,44 +30,44 @@ def shape_rows(name: str, shape: Shape, raced: Race, peers: tuple[Entry, ...]) -
     """A row for what is stepped from Python, and one for each loop in C.
 
     Returns:
-        For each: ours, the best peer and every other, in microseconds of the median step of the
-        best burst; why the others have none; and each bar that is missed.
+        For each: our engine, the best peer and every other, in microseconds of the median step in
+        the best burst; why the others have none; and each bar that is missed.
     """
     best = _best_us(raced)
     errors = {row.name: row.error for row in raced.rows if row.error is not None}
     rows = []
     for group in dict.fromkeys(entry.group for entry in peers):
-        ours = next((e.name for e in peers if e.group == group and e.is_ours), BARE)
-        others = [e.name for e in peers if e.group == group and not e.is_ours]
+        engine = next((e.name for e in peers if e.group == group and e.is_generated), BARE)
+        others = [e.name for e in peers if e.group == group and not e.is_generated]
         # What is written by hand and stepped from Python is nobody's runtime, and no rival.
         rivals = [e.name for e in peers if e.name in others and (group or e.is_runtime)]
         us = {other: best[other] for other in others if other in best}
         fastest = min((r for r in rivals if r in us), key=us.__getitem__, default=None)
         row: Table = {
             "name": f"{name}, {group}" if group else name,
-            "ours": ours,
-            "ours_us": best.get(ours),
+            "engine": engine,
+            "ours_us": best.get(engine),
             "best_peer": fastest,
             "best_peer_us": us.get(fastest or ""),
             "peers": us,
-            "not_measured": {o: errors[o] for o in (ours, *others) if o in errors},
+            "not_measured": {o: errors[o] for o in (engine, *others) if o in errors},
         }
         if not group:
             row["session_us"] = {name: best[name] for name in SESSIONS if name in best}
             row["not_measured"] |= shape.cannot
-        row["missed"] = _missed(shape, best.get(ours), {r: us[r] for r in rivals if r in us})
+        row["missed"] = _missed(shape, best.get(engine), {r: us[r] for r in rivals if r in us})
         rows.append(row)
     return rows
 
 
-def _missed(shape: Shape, ours_us: float | None, peers_us: dict[str, float]) -> list[str]:
-    if ours_us is None:
+def _missed(shape: Shape, engine_us: float | None, peers_us: dict[str, float]) -> list[str]:
+    if engine_us is None:
         return ["no native engine"]
     texts = []
     for peer, us in peers_us.items():
         bar = next((bar for start, bar in shape.bars.items() if peer.startswith(start)), None)
-        if bar is not None and ours_us > bar * us:
-            texts.append(f"{ours_us / us:.2f} of {peer}, at most {bar:.2f} was the aim")
+        if bar is not None and engine_us > bar * us:
+            texts.append(f"{engine_us / us:.2f} of {peer}, at most {bar:.2f} was the aim")
     return texts
 
 
@@ -159,12 +159,12 @@ def race_shape(
 
 def lines(rows: list[Table]) -> list[str]:
     """A table for the terminal."""
-    texts = [f"{'us':<28} {'ours':>9} {'best peer':>9} {'ratio':>6}"]
+    texts = [f"{'us':<28} {'native':>9} {'best peer':>9} {'ratio':>6}"]
     for row in rows:
-        ours, theirs = row["ours_us"], row.get("best_peer_us")
-        figures = " ".join("        -" if us is None else f"{us:9.2f}" for us in (ours, theirs))
-        both = ours is not None and theirs is not None
-        ratio = f"{ours / theirs:6.2f} {row['best_peer']}" if both else ""
+        native, peer = row["ours_us"], row.get("best_peer_us")
+        figures = " ".join("        -" if us is None else f"{us:9.2f}" for us in (native, peer))
+        both = native is not None and peer is not None
+        ratio = f"{native / peer:6.2f} {row['best_peer']}" if both else ""
         texts.append(f"{row['name']:<28} {figures} {ratio}")
         texts += [f"    missed: {text}" for text in row["missed"]]
         texts += [f"    {peer}: {why}" for peer, why in row.get("not_measured", {}).items()]

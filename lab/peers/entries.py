@@ -23,7 +23,7 @@ class Entry:
             of that; it does not run where there is none.
         group: Who is compared with it: all that are timed in a loop of C, with one instruction set
             and the gate held alike. Empty for who is stepped from Python.
-        is_ours: It is the generated C.
+        is_generated: It is the generated C.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Entry:
     is_runtime: bool = False
     compresses: bool = False
     group: str = ""
-    is_ours: bool = False
+    is_generated: bool = False
 
 
 def _runtime(name: str, module: str, env: str, **more: Any) -> Entry:
@@ -50,12 +50,12 @@ def _in_c(policy: str | None = None) -> tuple[Entry, ...]:
     forms = {"generated": "generated", "by hand": "rows"} | ({"Eigen": "eigen"} if policy else {})
     entries = []
     for isa in instruction_sets():
-        for gate, held in gates.items():
+        for gate, position in gates.items():
             group = ", ".join(filter(None, (gate, isa)))
             for name, form in forms.items():
-                more = {"form": form, "held": held, "isa": isa, "policy": policy}
-                maker, ours = "lab.peers.in_c:open_peer", form == "generated"
-                entries.append(Entry(f"C {name}, {group}", maker, more, group=group, is_ours=ours))
+                more = {"form": form, "held": position, "isa": isa, "policy": policy}
+                entry = Entry(f"C {name}, {group}", "lab.peers.in_c:open_peer", more, group=group)
+                entries.append(replace(entry, is_generated=form == "generated"))
     return tuple(entries)
 
 

@@ -28,7 +28,7 @@ from stategate.runtime.engines.native_call import pointers
 # Steps of the loop in C that share a figure: two looks at a clock would be a tenth of one step.
 _CHUNK = 50
 _THRESHOLDS = {"open": -1e30, "shut": 1e30}
-_HERE = Path(__file__).parent
+_SOURCES = Path(__file__).parent
 
 # What people give their compilers: products and sums are fused where the CPU can, and rows of
 # products are summed in whatever order is fastest.
@@ -91,7 +91,7 @@ class InC(Peer):
             self._compute = _of_policy(policy, form, isa).peer_compute
         else:
             further = [aura_weights(opened)["c2"]]
-            command = (*_ROWS, str(_HERE / "aura.c"))
+            command = (*_ROWS, str(_SOURCES / "aura.c"))
             self._compute = _opened(command, isa, _graph_weights(opened)).peer_compute
         self.engine = f"C, {form}, {isa}"
         arrays |= states(opened)
@@ -115,7 +115,7 @@ class InC(Peer):
         self.bulk = None
         if held is not None:
             self._level = _THRESHOLDS[held]
-            self._nanoseconds = _library((*_ROWS, str(_HERE / "loop.c"))).nanoseconds
+            self._nanoseconds = _library((*_ROWS, str(_SOURCES / "loop.c"))).nanoseconds
             self._nanoseconds.restype = ctypes.c_double
             self.bulk = self._loop
 
@@ -159,7 +159,7 @@ def _of_policy(name: str, form: Form, isa: str) -> ctypes.CDLL:
     sizes = [f"-DIN={tensors[0].shape[1]}", f"-DUNITS={units}", f"-DOUT={outputs}"]
     sizes += ["-DGRU"] if len(tensors[0]) == 3 * units else []
     command = (*_EIGEN, "eigen.cpp") if form == "eigen" else (*_ROWS, "recurrent.c")
-    return _opened((*command[:-1], str(_HERE / command[-1]), *sizes), isa, tensors)
+    return _opened((*command[:-1], str(_SOURCES / command[-1]), *sizes), isa, tensors)
 
 
 def _graph_weights(bundle: Bundle) -> list[Array]:

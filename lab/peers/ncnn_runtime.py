@@ -66,9 +66,9 @@ class Ncnn(Peer):
 
 
 def _convert(graph: Path) -> None:
-    found = find_spec("pnnx")
-    assert found is not None and found.origin is not None
-    tool = Path(found.origin).parent / "pnnx"
+    spec = find_spec("pnnx")
+    assert spec is not None and spec.origin is not None
+    tool = Path(spec.origin).parent / "pnnx"
     words = [str(tool / "pnnx" if tool.is_dir() else tool), graph.name, "fp16=0"]
     done = subprocess.run(words, cwd=graph.parent, capture_output=True, text=True)
     if done.returncode != 0 or not graph.with_suffix(".ncnn.param").exists():

@@ -60,14 +60,14 @@ def row(name: str, us: float | None = None, error: str | None = None) -> Row:
 
 def test_a_row_names_the_best_peer_and_every_bar_that_is_missed() -> None:
     peers = (
-        Entry("C ours", "", group="v3", is_ours=True),
+        Entry("C generated", "", group="v3", is_generated=True),
         Entry("C Eigen", "", group="v3"),
         Entry("fast", "", is_runtime=True),
         Entry("slow", "", is_runtime=True),
         Entry("dead", "", is_runtime=True),
         Entry("by hand", ""),
     )
-    rows = [row(BARE, 3.0), row("C ours", 1.0), row("C Eigen", 1.0), row("fast", 6.0)]
+    rows = [row(BARE, 3.0), row("C generated", 1.0), row("C Eigen", 1.0), row("fast", 6.0)]
     rows += [row("slow", 9.0), row("by hand", 1.0), row("dead", error="it died")]
     shape = Shape(peers, bars={"C": 0.9, "": 0.4}, cannot={"lame": "has no legs"})
     in_c, called = shape_rows("net", shape, SimpleNamespace(rows=rows), peers)
