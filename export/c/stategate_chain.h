@@ -15,7 +15,26 @@
 
 #define STATEGATE_CHAIN_HALF 128 /* words of half a block */
 
+/* Products of the even words, 64 bits each. gcc finds the instruction in no loop. */
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define STATEGATE_CHAIN_WIDTH 64
+#define STATEGATE_CHAIN_PRODUCTS(a, b) _mm512_mul_epu32((__m512i)(a), (__m512i)(b))
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define STATEGATE_CHAIN_WIDTH 32
+#define STATEGATE_CHAIN_PRODUCTS(a, b) _mm256_mul_epu32((__m256i)(a), (__m256i)(b))
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#define STATEGATE_CHAIN_WIDTH 16
+#define STATEGATE_CHAIN_PRODUCTS(a, b) _mm_mul_epu32((__m128i)(a), (__m128i)(b))
+#endif
+
 typedef uint32_t stategate_word __attribute__((may_alias, aligned(1)));
+#ifdef STATEGATE_CHAIN_WIDTH
+typedef uint32_t stategate_words __attribute__((vector_size(STATEGATE_CHAIN_WIDTH), may_alias, aligned(1)));
+typedef uint64_t stategate_sums __attribute__((vector_size(STATEGATE_CHAIN_WIDTH)));
+#endif
 
 static inline uint64_t stategate_mix(uint64_t z)
 {
@@ -65,7 +84,26 @@ static inline uint64_t stategate_chain_sum(const stategate_word *a, size_t half)
     };
     const stategate_word *b = a + half;
     uint64_t sum = 0;
-    for (size_t i = 0; i < half; ++i) {
+    size_t done = 0;
+#ifdef STATEGATE_CHAIN_WIDTH
+    const size_t width = STATEGATE_CHAIN_WIDTH / sizeof(uint32_t);
+    done = half - half % width;
+    stategate_sums even = {0}, odd = {0};
+    for (size_t i = 0; i < done; i += width) {
+        const stategate_words keyed_a
+            = *(const stategate_words *)(a + i) + *(const stategate_words *)(keys_a + i);
+        const stategate_words keyed_b
+            = *(const stategate_words *)(b + i) + *(const stategate_words *)(keys_b + i);
+        even += (stategate_sums)STATEGATE_CHAIN_PRODUCTS(keyed_a, keyed_b);
+        odd += (stategate_sums)STATEGATE_CHAIN_PRODUCTS(
+            (stategate_sums)keyed_a >> 32, (stategate_sums)keyed_b >> 32);
+    }
+    even += odd;
+    for (size_t j = 0; j < width / 2; ++j) {
+        sum += even[j];
+    }
+#endif
+    for (size_t i = done; i < half; ++i) {
         const uint32_t keyed_a = a[i] + keys_a[i], keyed_b = b[i] + keys_b[i];
         sum += (uint64_t)keyed_a * keyed_b;
     }

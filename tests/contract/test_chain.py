@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stategate.common.cpu import isa_of_this_machine
 from stategate.contract.chain import START, chained, chained_all, mix
 
 C = Path(__file__).parents[2] / "export" / "c"
 LENGTHS = [0, 1, 3, 4, 5, 8, 12, 100, 1016, 1020, 1023, 1024, 1025, 2048, 2052, 70001]
+FLAGS = [["-O0"], ["-O3", "-march=native"]]
+if isa_of_this_machine() in ("x86-64-v3", "x86-64-v4"):
+    FLAGS.append(["-O2", "-march=x86-64-v3"])
 PROGRAM = """#include "stategate_chain.h"
 uint64_t chained(uint64_t chain, const void *data, size_t bytes)
 {
@@ -41,7 +45,7 @@ def test_the_chain_in_numpy_is_the_one_of_its_definition() -> None:
         assert chained(77, data[:length]) == word_by_word(77, data[:length])
 
 
-@pytest.mark.parametrize("flags", [["-O0"], ["-O3", "-march=native"]], ids=" ".join)
+@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
 def test_the_chain_in_c_is_that_of_numpy(tmp_path: Path, flags: list[str]) -> None:
     (tmp_path / "chain.c").write_text(PROGRAM)
     words = ["cc", *flags, "-Wall", "-Wextra", "-Werror", f"-I{C}", "-shared", "-fPIC"]
