@@ -264,6 +264,5 @@ def _replayed(result: Replay | None) -> str:
         "of the prologue": result.max_prologue_error,
     }
     more = "".join(f", output error {how} {e:.2g}" for how, e in others.items() if e is not None)
-    return (
-        f"{result.steps} golden steps: {result.summary} (errors allowed {result.tolerance:g}){more}"
-    )
+    allowed = "" if result.is_exact else f" (errors allowed {result.tolerance:g})"
+    return f"{result.steps} golden steps: {result.summary}{allowed}{more}"

@@ -39,6 +39,8 @@ class Replay:
         digest: Of outputs, gates and states of all steps, see `NativeRef.golden_digest`; empty
             where another engine than the native one stepped it.
         promised_digest: What the manifest says of it; empty where it says nothing.
+        is_exact: Whether the bits decide alone: the native engine has a digest to give, and nobody
+            asked for a tolerance. What errors such bits have was judged when it was promised.
         one_step: What came of each step alone, where states in fewer bits took the run on its own
             states beyond the tolerance: it then decides in place of that run.
     """
@@ -54,6 +56,7 @@ class Replay:
     one_step: OneStep | None = None
     digest: str = ""
     promised_digest: str = ""
+    is_exact: bool = False
 
     @property
     def passed(self) -> bool:
@@ -63,6 +66,8 @@ class Replay:
         """
         if self.digest and self.promised_digest and self.digest != self.promised_digest:
             return False
+        if self.is_exact:
+            return True
         errors = (self.max_chunk_error, self.max_fused_error, self.max_prologue_error)
         others = [error for error in errors if error is not None]
         # Written so that NaN fails.
@@ -221,6 +226,7 @@ def replay(
     golden = bundle.golden()
     if golden is None:
         return None
+    is_asked = tolerance is not None
     if tolerance is None:
         receipt = bundle.manifest.verification
         own = receipt.tolerance if receipt and receipt.max_flip_rate is None else None
@@ -234,6 +240,7 @@ def replay(
             remedy="export the model again, on inputs that it is made for",
         )
     native, chain = bundle.manifest.native, START
+    promised = native.golden_digest if native is not None else ""
     with closing(open_stepper(path, engine)) as session:
         is_native = native is not None and session.engine_name.startswith("native ")
 
@@ -252,7 +259,8 @@ def replay(
         run.flips,
         tolerance,
         digest=f"{chain:016x}" if is_native else "",
-        promised_digest=native.golden_digest if native is not None else "",
+        promised_digest=promised,
+        is_exact=is_native and bool(promised) and not is_asked,
     )
     if golden.trail and not replayed.passed:
         replayed = replace(replayed, one_step=one_step(bundle, golden, engine))

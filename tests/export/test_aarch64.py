@@ -62,6 +62,9 @@ def test_aarch64_verifies_the_bundle(bundle: Path, engine: str) -> None:
     # Zero would be a comparison of the golden episode with itself: sums are taken in other orders.
     assert 0.0 < replayed["max_output_error"] < 1e-5
     assert replayed["max_state_error"] < 1e-5
+    if engine == "native":
+        assert opened.manifest.native is not None
+        assert replayed["digest"] == opened.manifest.native.golden_digest != ""
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "native"])

@@ -264,6 +264,7 @@ def test_the_manifest_promises_the_digest_of_the_golden_episode(native_bundle: P
     result = stategate.verify(native_bundle, engine="native")
     assert result.passed and result.replay is not None
     assert "every bit as promised" in result.replay.summary
+    assert not stategate.verify(native_bundle, engine="native", tolerance=1e-12).passed
     # Another engine gives other bits, and is held to the tolerance.
     result = stategate.verify(native_bundle, engine="onnxruntime")
     assert result.passed and result.replay is not None and result.replay.digest == ""
@@ -291,6 +292,17 @@ def test_a_library_that_gives_other_bits_is_refused_and_an_older_bundle_opens(
     assert stategate.verify(folder, engine="onnxruntime").passed
     promising(folder, "")
     assert stategate.verify(folder, engine="native").passed
+
+
+@pytest.mark.slow
+def test_activations_in_int8_have_a_digest_though_engines_round_them_apart(tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    bundle = stategate.quantise("aura-hard", out, steps=60, engines="onnxruntime,native")
+    native, receipt = bundle.manifest.native, bundle.manifest.verification
+    assert native is not None and receipt is not None and receipt.max_output_error is not None
+    replayed = stategate.verify(out, engine="native").replay
+    assert replayed is not None and replayed.passed and replayed.digest == native.golden_digest
+    assert replayed.max_output_error <= receipt.max_output_error / 4
 
 
 @pytest.mark.slow
