@@ -46,7 +46,8 @@ _FUNCTION = re.compile(r"^[A-Za-z_][\w *]*?\b(\w+)\(.*\{$", re.MULTILINE)
 _TAKES: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(
         (
-            "Acos", "Acosh", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh",
+            "Acos", "Acosh", "And", "ArgMax", "ArgMin",
+            "Attention", "Asin", "Asinh", "Atan", "Atanh",
             "AveragePool", "BatchNormalization", "BitCast", "BitwiseAnd", "BitwiseNot",
             "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "CausalConvWithState", "Ceil", "Celu",
             "Clip", "Concat", "Conv", "ConvInteger", "ConvTranspose", "Cos", "Cosh", "DepthToSpace",
@@ -75,7 +76,6 @@ _TAKES: dict[str, tuple[int, ...]] = {
         ),
         (1,),
     ),
-    "Attention": (6,),
     "Col2Im": (1, 2),
     "DFT": (1, 2),
     "Dropout": (1, 2),
@@ -87,6 +87,11 @@ _TAKES: dict[str, tuple[int, ...]] = {
     "STFT": (1, 3),
     "Slice": (1, 2, 3, 4),
 }  # fmt: skip
+# Forms of them that it gets wrong.
+_WRONG: dict[str, Callable[[onnx.NodeProto], bool]] = {
+    "Attention": lambda node: len(node.input) > 6,  # how much of each row is padding
+    "SpaceToDepth": lambda node: any(a.name == "mode" and a.s != b"DCR" for a in node.attribute),
+}
 _BY_ZERO = {"Div", "Mod"}  # of integers, which end the process
 _SEQUENCE = "            for (int step = 0; step < seq_limit; ++step) {\n"
 
@@ -128,7 +133,8 @@ def refuse(node: onnx.NodeProto, constants: Container[str], dtype: str) -> None:
     """
     name = f"{node.domain or 'ai.onnx'}.{node.op_type}"
     takes = _TAKES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if takes is None or (node.op_type in _BY_ZERO and "int" in dtype):
+    wrong = _WRONG.get(node.op_type)
+    if takes is None or (wrong and wrong(node)) or (node.op_type in _BY_ZERO and "int" in dtype):
         raise LowerError(
             "an operator is not written as C",
             found=f"{name}, which gives {dtype} {node.output[0]!r}",

@@ -126,7 +126,7 @@ def model_source(
     payload: Mapping[str, tuple[str, int]],
     graph_sha256: str,
     *,
-    looks_up: bool,
+    may_fail: bool,
 ) -> str:
     """``model.c``: the tables, and the step that calls the generated parts.
 
@@ -136,7 +136,7 @@ def model_source(
         weights: Offset of each weight in the binary.
         payload: Dtype and elements of each tensor that a write takes from the read.
         graph_sha256: Digest of the graph's file.
-        looks_up: Whether a part has indices, which may lie outside of their tables.
+        may_fail: Whether a part looks something up or divides integers, which may have no result.
     """
     at = {name: f"in[{i}]" for i, name in enumerate(spec.graph_inputs())}
     at |= {name: f"out[{i}]" for i, name in enumerate(spec.graph_outputs())}
@@ -179,7 +179,7 @@ def model_source(
             is_open = f"is_open({at[gate.name]}, {elements}, {at[str(gate.threshold_input)]})"
             body += [f"    if ({is_open}) {{", *call(f"write{i}", "        "), "    }"]
     prototypes = "\n".join(function.prototype for function in functions.values())
-    if looks_up:  # what is no number in an output, a gate or a state is a fault for every session
+    if may_fail:  # what is no number in an output, a gate or a state is a fault for every session
         prototypes += "\nSTATEGATE_THREAD int stategate_outside;"
         sizes = [t.nbytes for t in spec.graph_outputs().values()]
         spoils = [f"        memset(out[{i}], 0xFF, {size});" for i, size in enumerate(sizes)]

@@ -33,6 +33,8 @@ WEIGHTS = "weights.bin"
 _MOST_GATES = 63  # bits of a session's parity, but one for the states that no gate guards
 # Operators that show what they take in another way; those that cannot are copies, and right.
 _VIEWS = frozenset(("Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"))
+# Functions of stategate_math.h that have no result for some integers.
+_MAY_FAIL = (b"stategate_place(", b"stategate_quotient(", b"stategate_rest(")
 _ALIGN = 64  # bytes of a cache line, and of the widest vector
 
 
@@ -81,7 +83,11 @@ def source_of(
     try:
         model = pinned(onnx.load_model_from_string(graph), spec)
     except GraphError as problem:
-        raise LowerError(f"the graph is not written as C: {problem}") from problem
+        raise LowerError(
+            "the graph is not written as C",
+            found=problem,
+            remedy="the onnxruntime engine steps this model",
+        ) from problem
     branches = sorted({node.op_type for node in model.graph.node} & CONTROL_FLOW)
     if branches:
         raise LowerError(
@@ -137,15 +143,15 @@ def source_of(
         files |= {file: text.encode() for file, text in written.files.items()}
     types = {name: cut.type_of(name) for name in payload}
     files["stategate.h"] = interface(spec, graph_sha256, observation).encode()
-    looks_up = any(b"stategate_place(" in text for text in files.values())
-    if looks_up and not any("float" in t.dtype for t in spec.graph_outputs().values()):
+    may_fail = any(call in text for text in files.values() for call in _MAY_FAIL)
+    if may_fail and not any("float" in t.dtype for t in spec.graph_outputs().values()):
         raise LowerError(
-            "an index may lie outside of its table, which no result could say",
+            "a lookup or a division may have no result, and nothing that the step gives can say so",
             found="no output and no state of floats",
             remedy="the onnxruntime engine steps this model",
         )
     files["model.c"] = model_source(
-        spec, functions, weights.offsets, types, graph_sha256, looks_up=looks_up
+        spec, functions, weights.offsets, types, graph_sha256, may_fail=may_fail
     ).encode()
     own = Path(__file__).parent
     for static in (

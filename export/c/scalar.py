@@ -108,7 +108,7 @@ def expression(
     if not real and kind not in _INTEGERS:
         return None
     if not real and operator in _AROUND:
-        return _integer(operator, kind, attributes, c_type)
+        return _integer(operator, kind, attributes, constants, c_type)
     suffix = "f" if kind == "float32" else ""
     zero = f"0.0{suffix}" if real else "0"
     if operator in _INFIX:
@@ -161,8 +161,14 @@ def _cast(
 
 
 def _integer(
-    operator: str, kind: str, attributes: Mapping[str, Any], c_type: Callable[[str], str]
+    operator: str,
+    kind: str,
+    attributes: Mapping[str, Any],
+    constants: Sequence[np.ndarray | None],
+    c_type: Callable[[str], str],
 ) -> Callable[[Sequence[str]], str] | None:
+    if operator == "Div" and constants[1] is not None and not np.isin(constants[1], (0, -1)).any():
+        return lambda x: f"(({c_type(kind)})({x[0]} / {x[1]}))"
     if kind == "uint64" and operator in ("Div", "Mod"):
         return None  # they are written with signed integers
     bits = int(kind.removeprefix("u").removeprefix("int"))

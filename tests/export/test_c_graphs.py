@@ -22,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 RNG = np.random.default_rng(5)
 
 
-def agree(
+def in_c(
     folder: Path,
     nodes: Sequence[onnx.NodeProto],
     inputs: Shapes,
@@ -30,8 +30,8 @@ def agree(
     arrays: Mapping[str, np.ndarray],
     flag: str = "-O0",
     opset: int = 18,
-) -> None:
-    """Compare a graph in C with the same in ONNX Runtime, with a state that only stands by."""
+) -> tuple[bytes, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A graph with a state that only stands by, what it was fed, and what its C gave."""
     spec = StepSpec(
         inputs=tuple(TensorSpec(*item) for item in inputs.items()),
         outputs=tuple(TensorSpec(*item) for item in outputs.items()),
@@ -59,6 +59,12 @@ def agree(
         for side in (takes, results)
     ]
     assert ctypes.CDLL(str(folder / "lib.so")).stategate_compute(*tables) == 0
+    return graph, takes, results
+
+
+def agree(*arguments: Any, **options: Any) -> None:
+    """Compare a graph in C with the same in ONNX Runtime; see `in_c`."""
+    graph, takes, results = in_c(*arguments, **options)
     session = onnxruntime.InferenceSession(
         graph, one_thread(onnxruntime.SessionOptions()), ["CPUExecutionProvider"]
     )
@@ -253,3 +259,49 @@ def test_operators_of_old_opsets_mean_what_they_meant_there(tmp_path: Path, opse
     used = {name for each in nodes for name in each.input}
     arrays = {name: array for name, array in arrays.items() if name in used}
     agree(tmp_path, nodes, {"x": (1, 3, 4)}, outputs, arrays, opset=opset)
+
+
+def test_integers_and_casts_that_c_leaves_open_have_one_answer(tmp_path: Path) -> None:
+    """Quotients towards zero, remainders with the sign that ONNX says, sums that go around."""
+    large = float(2**31)
+    numbers = np.array([[np.nan, np.inf, -np.inf, large, -large, 300.7, -1.5]], np.float32)
+    ends = np.array([[2**31 - 1, -(2**31), 7, -7, -7, 7, 5]], np.int32)
+    by = np.array([[-1, -1, 2, 2, -2, -2, 3]], np.int32)
+    arrays = {"numbers": numbers, "ends": ends, "by": by}
+    nodes = [
+        node("Sub", ["x", "x"], ["zero"]),  # what is constant would be computed at export
+        node("Add", ["numbers", "zero"], ["n"]),
+        node("Cast", ["zero"], ["none"], to=TensorProto.INT32),
+        node("Add", ["ends", "none"], ["a"]),
+        node("Add", ["by", "none"], ["b"]),
+        node("Cast", ["n"], ["i32"], to=TensorProto.INT32),
+        node("Cast", ["n"], ["i64"], to=TensorProto.INT64),
+        node("Cast", ["n"], ["truth"], to=TensorProto.BOOL),
+        node("Add", ["a", "a"], ["sum"]),
+        node("Mul", ["a", "b"], ["product"]),
+        node("Sub", ["b", "a"], ["difference"]),
+        node("Neg", ["a"], ["negative"]),
+        node("Div", ["a", "b"], ["quotient"]),
+        node("Mod", ["a", "b"], ["mod"]),
+        node("Mod", ["a", "b"], ["fmod"], fmod=1),
+    ]
+    c = {
+        "i32": [-large] * 5 + [300, -1], "i64": [-(2.0**63)] * 3 + [large, -large, 300, -1],
+        "truth": [1] * 7, "sum": [-2, 0, 14, -14, -14, 14, 10],
+        "product": [1 - large, -large, 14, -14, 14, -14, 15],
+        "difference": [-large, large - 1, -5, 9, 5, -9, -2],
+        "negative": [1 - large, -large, -7, 7, 7, -7, -5],
+        "quotient": [1 - large, -large, 3, -3, 3, -3, 1],
+        "mod": [0, 0, 1, 1, -1, -1, 2], "fmod": [0, 0, 1, -1, -1, 1, 2],
+    }  # fmt: skip
+    for name, right in c.items():
+        arrays[f"right {name}"] = np.array([right], np.float64)
+        nodes += [
+            node("Cast", [name], [f"double {name}"], to=TensorProto.DOUBLE),
+            node("Equal", [f"double {name}", f"right {name}"], [f"equal {name}"]),
+            node("Cast", [f"equal {name}"], [f"y {name}"], to=TensorProto.FLOAT),
+        ]
+    outputs = {f"y {name}": (1, 7) for name in c}
+    *_, results = in_c(tmp_path, nodes, {"x": (1, 1)}, outputs, arrays)
+    for name in outputs:
+        np.testing.assert_array_equal(results[name], np.ones((1, 7)), err_msg=name)
