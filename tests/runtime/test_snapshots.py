@@ -174,6 +174,7 @@ print(last, cut_short)
 """
 
 
+@pytest.mark.slow  # lost power at every moment is tried in tests/lab/test_power_loss.py
 def test_a_thousand_kills_in_a_tight_loop_of_saves_never_lose_the_last_state(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -782,6 +783,7 @@ print(done)
 """
 
 
+@pytest.mark.slow  # lost power at every moment is tried in tests/lab/test_power_loss.py
 def test_a_robot_killed_while_saving_comes_back_with_state_and_ledger_of_one_moment(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
