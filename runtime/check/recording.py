@@ -213,6 +213,8 @@ class Recording:
                         yield Gap(last, record.step + 1, self._why(begun))
                     begun, is_new, last = True, False, record.step
                     yield keyframe
+                elif record.kind == STEP and begun and last is not None and record.step != last + 1:
+                    begun = False  # until a keyframe
                 elif record.kind == STEP and begun:
                     last = record.step
                     yield _step(record, manifest.inputs)

@@ -126,8 +126,12 @@ class BlackBoxWriter:
         )
         self._append(OPENED, self._about, 0)
 
-    def _open_file(self, digest: str, blocks: int) -> tuple[RecordFile, int]:
-        """The file, and the number of its last step."""
+    def _open_file(self, digest: str, blocks: int) -> tuple[RecordFile | None, int]:
+        """The file, and the number of its last step; None where the wear budget allows no new one.
+
+        Raises:
+            PersistBudgetError: The same, where that is the budget's policy.
+        """
         path = self.path
         try:
             if not path.exists():
@@ -141,6 +145,11 @@ class BlackBoxWriter:
                 )
                 return file, 0
             medium = FileMedium(path)
+        except _NotAffordable as refusal:
+            self.problem = "the wear budget did not allow a new file"
+            if self._raises:
+                raise PersistBudgetError(self.problem, found=f"{path}, a black box") from refusal
+            return None, 0
         except failures(OSError) as problem:
             raise ResultError(
                 "the black box cannot be written",
@@ -209,22 +218,22 @@ class BlackBoxWriter:
             return
         self._memory.chain_up()
         self.step += 1
-        self._steps = self._counters.steps
         if self._is_held:
             self.lost_steps += 1
-            self._steps = -1  # so that a keyframe is the first thing when it goes on
+        else:
+            STEP_HEAD.pack_into(self._payload, 0, self._memory.chain, self._shift)
+            for place, values in self._places:
+                place[...] = values
+            flags = self._flags | (WROTE if wrote else 0)
+            if fault is not None:
+                flags |= SKIPPED if isinstance(fault, EngineError) else FAULT
+            self._unsent += 1
+            self._append(STEP, self._payload, flags)
+            self._since += self._step_bytes
+        # Last: where something ended this before, or the record was lost, a keyframe comes first.
+        self._steps = -1 if self._is_held else self._counters.steps
+        if fault is None:
             self._refuse_once()
-            return
-        STEP_HEAD.pack_into(self._payload, 0, self._memory.chain, self._shift)
-        for place, values in self._places:
-            place[...] = values
-        flags = self._flags | (WROTE if wrote else 0)
-        if fault is not None:
-            flags |= SKIPPED if isinstance(fault, EngineError) else FAULT
-        self._unsent += 1
-        self._append(STEP, self._payload, flags)
-        self._since += self._step_bytes
-        self._refuse_once()
 
     def _refuse_once(self) -> None:
         if self._is_refused:
@@ -236,7 +245,8 @@ class BlackBoxWriter:
             )
 
     def _append(self, kind: int, payload: bytes | bytearray, flags: int) -> None:
-        assert self._file is not None
+        if self._file is None:  # it failed a record ago
+            return
         try:
             self._file.append(kind, self.step, payload, flags)
         except _NotAffordable:
@@ -273,7 +283,7 @@ class BlackBoxWriter:
     def close(self) -> None:
         """Put what is left on the medium; a second call does nothing."""
         if self._file is not None and self._since and not self._is_held:
-            self._keyframe(self._changes)  # engines of other bits are compared by it
+            self._keyframe(self._memory.replacements)  # engines of other bits are compared by it
         if self._file is not None:
             try:
                 self._file.close()

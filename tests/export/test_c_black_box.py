@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -78,17 +79,41 @@ int main(int argc, char **argv)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hook", [(), ("hook",)])
+@pytest.mark.parametrize(
+    ("cc", "emulator", "hook"),
+    [
+        ("cc", (), ()),
+        ("cc", (), ("hook",)),
+        ("aarch64-linux-gnu-gcc", ("qemu-aarch64",), ("hook",)),
+    ],
+)
 def test_a_program_in_c_is_replayed_bit_for_bit_over_two_lives(
-    native_bundle: Path, tmp_path: Path, hook: tuple[str, ...]
+    native_bundle: Path,
+    tmp_path: Path,
+    cc: str,
+    emulator: tuple[str, ...],
+    hook: tuple[str, ...],
 ) -> None:
+    for program in (cc, *emulator):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed: see make test-aarch64")
     bundle = Bundle.open(native_bundle)
     first = bundle.manifest.inputs[0]
     (tmp_path / "robot.c").write_text(ROBOT.replace("FIRST", first.name))
     sources = sorted((native_bundle / "native").glob("*.c"))
     flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
     folder = native_bundle / "native"
-    command = ["cc", *flags, f"-I{folder}", "robot.c", *map(str, sources), "-lm", "-o", "robot"]
+    command = [
+        cc,
+        *flags,
+        f"-I{folder}",
+        "robot.c",
+        *map(str, sources),
+        "-lm",
+        "-static",
+        "-o",
+        "robot",
+    ]
     subprocess.run([*command, f"-Wa,-I{folder}"], cwd=tmp_path, check=True)
     rng = np.random.default_rng(1)
     inputs = (3 * rng.standard_normal((700, *first.shape))).astype(np.float32)
@@ -96,7 +121,7 @@ def test_a_program_in_c_is_replayed_bit_for_bit_over_two_lives(
     inputs.tofile(tmp_path / "inputs")
     writes = 0
     for life in (1, 2):
-        robot = ["./robot", "box.rec", "inputs", "300000", *hook]
+        robot = [*emulator, "./robot", "box.rec", "inputs", "300000", *hook]
         done = subprocess.run(robot, cwd=tmp_path, capture_output=True, text=True, check=True)
         step, wrote, _ = done.stdout.split()
         report = stategate.replay(tmp_path / "box.rec", native_bundle)
@@ -106,6 +131,6 @@ def test_a_program_in_c_is_replayed_bit_for_bit_over_two_lives(
         writes = int(wrote)
     assert writes > 10
     # Another size is left as it is.
-    robot = ["./robot", "box.rec", "inputs", "400000"]
+    robot = [*emulator, "./robot", "box.rec", "inputs", "400000"]
     done = subprocess.run(robot, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "-3\n")

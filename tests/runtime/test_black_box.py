@@ -262,6 +262,15 @@ def test_a_wear_budget_ends_the_recording_for_a_while_and_no_step(
         with pytest.raises(PersistBudgetError, match="black box"):
             drive(session, 6000)
         drive(session, 10)
+    # A file that cannot even begin keeps no robot from starting.
+    opened["black_box"] = tmp_path / "new.rec"
+    with pytest.raises(PersistBudgetError, match="new file"):
+        Session.open(tiny_bundle, budget=raises, **opened)
+    holds = Budget(persisted_bytes_per_day=100_000.0)
+    with Session.open(tiny_bundle, budget=holds, **opened) as session:
+        drive(session, 10)
+        assert session.black_box is not None and session.black_box.lost_steps == 10
+        assert session.black_box.problem == "the wear budget did not allow a new file"
 
 
 def test_a_file_that_is_something_else_is_neither_gone_on_with_nor_replayed(
