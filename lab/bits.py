@@ -266,7 +266,7 @@ def _failures(row: dict[str, Any]) -> list[str]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    text = f"{row['model']:<18}{row['precision']:<9}"
+    text = f"{row['model']:<18}{row['precision']:<14}"
     if "refused" in row:
         return f"{text}{row['refused']}"
     lacking = f", {len(row['lacking'])} lacking" if row["lacking"] else ""
