@@ -9,7 +9,7 @@
 #else
 #define STATEGATE_LANES 1 /* compilers keep vectors of nobody's instructions in memory */
 #endif
-#if STATEGATE_LANES == 1 || (defined(__aarch64__) && defined(__ARM_NEON))
+#if defined(__aarch64__) && defined(__ARM_NEON)
 #define STATEGATE_SUMS 16
 #else
 #define STATEGATE_SUMS 8
