@@ -269,16 +269,20 @@ $(A64)/stategate: tests/export/aarch64.sh constraints.txt | $(VENV)/.test view
 
 # Instructions and bytes of a step, by machine: exact, so a test holds them (tests/lab/test_counts.py).
 COUNTED := $(BUILD)/counts
-COUNTS := $(foreach m,$(MODELS),$(COUNTED)/$(m)/float32 $(COUNTED)/$(m)/int8)
+SMALL := aura-hard lstm gru
+COUNTS := $(foreach m,$(MODELS),$(COUNTED)/$(m)/float32 $(COUNTED)/$(m)/int8) $(SMALL:%=$(COUNTED)/%/int8-all)
 IN_C := --engines onnxruntime,native --steps 256
 
 bench-counts: emulators $(COUNTS:=/manifest.json) ## Instructions, stack, flash and RAM of a step -> build/bench/counts.json, docs/evidence/counts.md
 	@mkdir -p $(BUILD)/bench
-	$(LAB) counts $(COUNTS) --out $(BUILD)/bench/counts.json --page docs/evidence/counts.md
+	$(LAB) counts $(sort $(COUNTS)) --out $(BUILD)/bench/counts.json --page docs/evidence/counts.md
 	@cp $(BUILD)/bench/counts.json docs/evidence/counts.json
 
 $(MODELS:%=$(COUNTED)/%/float32/manifest.json): $(COUNTED)/%/float32/manifest.json: $(EXPORTER) | $(VENV)/.run
 	@rm -rf $(@D) && $(BIN)/stategate export $* $(IN_C) --out $(@D)
+
+$(SMALL:%=$(COUNTED)/%/int8-all/manifest.json): $(COUNTED)/%/int8-all/manifest.json: $(EXPORTER) $(call SOURCES,calibration) $(plan-int8-all) | $(VENV)/.run
+	@rm -rf $(@D) && $(BIN)/stategate quantise $* --precision $(plan-int8-all) $(IN_C) --out $(@D)
 
 $(MODELS:%=$(COUNTED)/%/int8/manifest.json): $(COUNTED)/%/int8/manifest.json: $(EXPORTER) $(call SOURCES,calibration) | $(VENV)/.run
 	@rm -rf $(@D) && $(BIN)/stategate quantise $* --precision int8 $(IN_C) --out $(@D)
