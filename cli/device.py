@@ -91,7 +91,13 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         lines.append(("output", f"{t.name} {t.dtype} {list(t.shape)}{safe}"))
     hard = manifest.step.thresholds
     for state in manifest.states:
-        guard = f"written when {state.gate} opens" if state.gate in hard else "written every step"
+        if state.cursor is not None:
+            guard = f"{state.next_value.nbytes} bytes appended when {state.gate} opens"
+        elif state.folds is not None:
+            guard = f"folds {state.folds} when {state.gate} opens"
+        else:
+            gated = state.gate in hard
+            guard = f"written when {state.gate} opens" if gated else "written every step"
         shape = f"{state.name} {state.dtype} {list(state.shape)}"
         lines.append(("state", f"{shape}, {state.bytes} bytes, {guard}"))
     for gate in manifest.gates:

@@ -118,6 +118,11 @@ def table(result: RunResult) -> Iterator[Line]:
     if result.write_ratio is not None:
         yield "against always-write", f"{result.write_ratio:.2f} times fewer writes"
     yield "memory written", f"{ledger.memory_bytes_written:,} bytes"
+    if ledger.appends:
+        yield "of that appended", f"{ledger.appended_bytes:,} bytes in {ledger.appends:,} steps"
+        yield "of that folded", f"{ledger.folded_bytes:,} bytes"
+    if ledger.persisted_bytes:
+        yield "persisted", f"{ledger.persisted_bytes:,} bytes"
     yield "step time", f"p50 {result.p50_us:.1f} us, p99 {result.p99_us:.1f} us"
     if result.kv_bytes_end is not None:
         yield (

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "overhead": ("lab.overhead:overhead", "Time a counted step beside plain ONNX Runtime."),
     "soak": ("lab.soak:soak", "Step a bundle a million times and look for growth."),
     "counts": ("lab.counts:counts_command", "Count instructions, stack, flash and RAM of a step."),
+    "deferred": ("lab.deferred:deferred", "Deferred writes against plain ones."),
     "gpu-check": ("lab.gpu_check:gpu_check", "Check TensorRT on this machine's GPU."),
     "power-loss": ("lab.power_loss:power_loss", "Cut the power at every moment of a run."),
     "foreign": ("lab.foreign.command:foreign", "Adopt other people's files."),

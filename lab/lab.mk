@@ -1,7 +1,7 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
 .PHONY: power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
-.PHONY: test-tensorrt test-aarch64 aarch64 bits emulators bench-counts evidence-controlled evidence-memory evidence-pages
+.PHONY: test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
 LAB := $(BIN)/python -m lab
@@ -272,6 +272,9 @@ COUNTED := $(BUILD)/counts
 SMALL := aura-hard lstm gru
 COUNTS := $(foreach m,$(MODELS),$(COUNTED)/$(m)/float32 $(COUNTED)/$(m)/int8) $(SMALL:%=$(COUNTED)/%/int8-all)
 IN_C := --engines onnxruntime,native --steps 256
+
+bench-deferred: $(VENV)/.run ## Bytes, time and error of deferred writes -> build/bench/deferred.json
+	$(LAB) deferred --out $(BUILD)/bench/deferred.json
 
 bench-counts: emulators $(COUNTS:=/manifest.json) ## Instructions, stack, flash and RAM of a step -> build/bench/counts.json, docs/evidence/counts.md
 	@mkdir -p $(BUILD)/bench

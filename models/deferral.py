@@ -94,7 +94,9 @@ class DeferredStep(nn.Module):
             for ring in rings
         ]
         states.append(StateSpec(COUNT, (1,), "int32", layout="rows in each ring"))
-        fold = GateSpec(FOLD, "hard", (1, 1), 0.5, f"{FOLD}_threshold")
+        # Of 0 and 1; with any other threshold a full ring would never be folded.
+        between = (0.0, 1.0)
+        fold = GateSpec(FOLD, "hard", (1, 1), 0.5, f"{FOLD}_threshold", threshold_range=between)
         return StepSpec(
             plain.inputs, plain.outputs, tuple(states), (*plain.gates, fold), plain.constants
         )

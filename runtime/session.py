@@ -168,6 +168,7 @@ class Session(MemoryOwner):
         bundle = open_single(path)
         check_caller(bundle.manifest, observes, rate_hz)
         limits = bundle.manifest.budget.tightened(budget or Budget())
+        limits = limits.in_writes(bundle.manifest.states)
         check_memory(bundle, limits, engine)
         buffers = allocate(bundle)
         if black_box is not None and not isinstance(black_box, BlackBox):

@@ -67,6 +67,12 @@ class _Arena:
 
 def open_tensorrt(bundle: Bundle, buffers: Buffers) -> TensorRtEngine:
     """Load the plan that was built for this device; TensorRT's own where both libraries' may be."""
+    if any(state.cursor is not None for state in bundle.manifest.states):
+        raise EngineError(
+            "TensorRT keeps the states itself, and appends no rows to them",
+            found="a bundle in deferred form",
+            remedy="engine='native' or 'onnxruntime'; or export the model without --defer",
+        )
     built = {stored.record.fingerprint.library for stored in stored_plans(bundle.path)}
     bindings, missing = importable([name for name in LIBRARIES if name in built] or LIBRARIES[:1])
     if not bindings:

@@ -92,10 +92,11 @@ class Governor:
         self._shown = (False, 0.0)
         self._span = 0.0
         if self.policy == "adapt":
-            if len(gates) != 1:
+            deciding = [g for g in groups if g.gate and not any(s.spec.folds for s in g.states)]
+            if len(deciding) != 1:
                 raise SpecError(
                     "only a model with one hard gate can adapt its threshold",
-                    found=f"{len(gates)} hard gates",
+                    found=f"{len(deciding)} hard gates",
                     remedy="use on_writes='hold'",
                 )
             self._span = float(budget.adapt_limit or 0.0) - self._start[0]

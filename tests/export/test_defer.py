@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import stategate
-from stategate.contract import Bundle, StateSpec
+from stategate.contract import Budget, Bundle, StateSpec
 from stategate.contract.chain import START
-from stategate.contract.errors import SnapshotError, SpecError, StepInputError
+from stategate.contract.errors import EngineError, SnapshotError, SpecError, StepInputError
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.zoo.makers import GDN2
@@ -181,6 +181,28 @@ def test_a_state_that_counts_more_rows_than_there_are_is_refused(bundle: Path) -
         for rows in (-1, LENGTH):
             with pytest.raises(StepInputError, match="counts rows that no ring has"):
                 session.load_state({**states, "waiting": np.array([rows], np.int32)})
+
+
+def test_a_budget_of_appended_or_folded_bytes_is_held_as_a_rate_of_writes(bundle: Path) -> None:
+    matrix = 4 * 2 * 8 * 8
+    per_write = {
+        "appended_bytes_per_1000_steps": ROW * (LENGTH - 1) / LENGTH,
+        "folded_bytes_per_1000_steps": matrix / LENGTH,
+    }
+    for name, nbytes in per_write.items():
+        with Session.open(bundle, budget=Budget(**{name: 10 * nbytes})) as session:
+            for x in inputs(60):
+                session.step(x=x)
+            # A full bucket of ten, and one more for each hundred steps.
+            assert (session.ledger.writes, session.ledger.suppressed_writes > 0) == (10, True)
+            assert session.ledger.appends + session.ledger.gate_openings["fold"] == 10
+    with pytest.raises(SpecError, match="is for deferred writes"):
+        Budget(folded_bytes_per_1000_steps=1.0).in_writes((StateSpec("S", (1, 2)),))
+
+
+def test_tensorrt_does_not_append_and_says_so(bundle: Path) -> None:
+    with pytest.raises(EngineError, match="appends no rows"):
+        Session.open(bundle, engine="tensorrt")
 
 
 def test_a_pool_and_lower_precision_are_refused(tmp_path: Path) -> None:
