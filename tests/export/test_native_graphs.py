@@ -22,7 +22,7 @@ from stategate.cli.main import main
 from stategate.common.compiler import compile_library
 from stategate.contract import Bundle
 from stategate.contract.errors import StateFault
-from stategate.export.c.lower import lower
+from stategate.export.c.lower import Source, lower, source_of
 from stategate.export.c.rewrites import with_known_operators
 from stategate.export.candidates import candidate_from
 from stategate.export.deploy import with_c
@@ -242,12 +242,12 @@ def crash(source: dict[str, bytes]) -> None:
 def test_wrong_c_costs_the_native_engine_and_not_the_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, says: str
 ) -> None:
-    def wrong(*given: object) -> dict[str, bytes]:
-        source = lower(*given)  # type: ignore[arg-type]
-        change(source)
+    def wrong(*given: object) -> Source:
+        source = source_of(*given)  # type: ignore[arg-type]
+        change(source.files)
         return source
 
-    monkeypatch.setattr("stategate.export.c.lower.lower", wrong)
+    monkeypatch.setattr("stategate.export.c.lower.source_of", wrong)
     words = ["adopt", str(branching(tmp_path)), "--dim", "batch=1", "--const", "mode=7"]
     words += ["--state", "h=h_next", "--steps", "30"]
     out = tmp_path / "with"
