@@ -13,8 +13,9 @@ from torch import nn
 
 from stategate.contract.errors import SpecError
 from stategate.export.inputs import random_episode
-from stategate.models.memories.mamba2.cell import Mamba2, Mamba2Layer
+from stategate.models.memories.mamba2.cell import Mamba2, Mamba2Layer, Projections
 from stategate.models.memories.mamba2.config import PUBLISHED, Mamba2Config
+from stategate.models.memories.matrix import Plain
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
 from stategate.runtime import Session
 
@@ -68,6 +69,17 @@ def run(model: Mamba2, x: torch.Tensor) -> list[tuple[StepResult, dict[str, torc
         results.append((result, states))
         states = commit(spec, states, result)
     return results
+
+
+def after_write(layer: Mamba2Layer, p: Projections, h: torch.Tensor) -> torch.Tensor:
+    """The next h where every head is written."""
+    _, after = layer.scan(p, Plain(h.to(p.x.dtype).transpose(-1, -2)), torch.tensor([-1.0]))
+    return after.transpose(-1, -2)
+
+
+def answer(layer: Mamba2Layer, p: Projections, h: torch.Tensor) -> torch.Tensor:
+    """What the heads say of h as it is: closed heads are read without a write."""
+    return layer.scan(p, Plain(h.to(p.x.dtype).transpose(-1, -2)), torch.tensor([torch.inf]))[0]
 
 
 @pytest.mark.parametrize(
@@ -136,8 +148,8 @@ def test_a_layer_steps_as_the_published_one_runs_over_the_sequence(
     conv = torch.zeros(1, config.conv_channels, config.conv_width - 1)
     for t in range(TOKENS):
         p = layer.project(u[:, t], conv)
-        h, conv = layer.written(p, h), p.conv
-        torch.testing.assert_close(layer.out(p, layer.read(p, h)), expected[:, t], **CLOSE)
+        h, conv = after_write(layer, p, h), p.conv
+        torch.testing.assert_close(layer.out(p, answer(layer, p, h)), expected[:, t], **CLOSE)
     torch.testing.assert_close(h, cache.get_recurrent_state(0, state_idx=0), **CLOSE)
     kept = cache.get_conv_state(0, state_idx=0)[..., 1:]  # its first column is never read again
     torch.testing.assert_close(conv, kept, **CLOSE)
@@ -180,9 +192,9 @@ def test_the_recurrence_is_gated_linear_attention_with_one_decay_for_each_head()
     parts, reads = [], []
     for u in torch.randn(TOKENS, 1, config.d_model, generator=torch.Generator().manual_seed(4)):
         p = layer.project(u, conv)
-        h, conv = layer.written(p, h), p.conv
+        h, conv = after_write(layer, p, h), p.conv
         parts.append(p)
-        reads.append(layer.read(p, h) - layer.D.unsqueeze(-1) * p.x)
+        reads.append(answer(layer, p, h) - layer.D.unsqueeze(-1) * p.x)
     x, B, C, dt = (torch.stack([getattr(p, n) for p in parts], 1) for n in ("x", "B", "C", "dt"))
     o, S = reference("ops/simple_gla/naive.py").naive_recurrent_simple_gla(
         C, B, dt.unsqueeze(-1) * x, -dt * layer.A_log.exp(), scale=1.0
@@ -197,11 +209,11 @@ def branching(model: Mamba2, x: torch.Tensor, states: dict[str, torch.Tensor]) -
     u, after, gates = model.encode(x), {}, []
     for i, (mixer, norm) in enumerate(zip(model.mixers, model.norms, strict=False)):
         p = mixer.project(norm(u), states[f"layers.{i}.conv"])
-        h, written = states[f"layers.{i}.h"].clone(), mixer.written(p, states[f"layers.{i}.h"])
+        h, written = states[f"layers.{i}.h"].clone(), after_write(mixer, p, states[f"layers.{i}.h"])
         for head in range(model.config.heads):
             if float(p.dt[0, head]) > model.threshold:
                 h[0, head] = written[0, head]
-        u = u + mixer.out(p, mixer.read(p, h))
+        u = u + mixer.out(p, answer(mixer, p, h))
         after |= {f"layers.{i}.h": h, f"layers.{i}.conv": p.conv}
         gates.append(p.dt)
     return StepResult(
@@ -253,7 +265,7 @@ def test_a_skip_injects_no_more_error_than_documented() -> None:
     for row, (_, before) in zip(stream(200), run(model, stream(200)), strict=True):
         layer, h = model.mixers[0], before["layers.0.h"].double()
         p = layer.project(model.norms[0](model.encode(row)), before["layers.0.conv"])
-        injected = (layer.written(p, h) - h).flatten(2).norm(dim=-1)
+        injected = (after_write(layer, p, h) - h).flatten(2).norm(dim=-1)
         bound = p.dt * layer.A_log.exp() * h.flatten(2).norm(dim=-1)
         bound = bound + p.dt * p.x.norm(dim=-1) * p.B.norm(dim=-1)
         largest = max(largest, float((injected / bound).max()))
