@@ -46,9 +46,11 @@ class Rings:
         ungated = next(each for each in buffers.groups if each.gate is None)
         self._ungated = ungated
         self._depth = self.rows if keeps_steps else 0
-        # What every step replaces, as it was before each of the last steps.
+        # What every step replaces, as it was before each of the last steps; and one place more,
+        # so that a step that is refused after it was laid ready overwrites none of them.
+        self._slots = self._depth + 1
         self._history = [
-            (state, np.zeros((self._depth, *state.spec.shape), state.spec.dtype))
+            (state, np.zeros((self._slots, *state.spec.shape), state.spec.dtype))
             for state in ungated.states
             if keeps_steps
         ]
@@ -74,7 +76,8 @@ class Rings:
             live = bool(parity & self._ungated.bit)
             for state, past in self._history:
                 np.copyto(past[place], state.banks[live].array)
-            place, undoable = (place + 1) % self._depth, min(undoable + 1, self._depth)
+            place = (place + 1) % self._slots
+            undoable = min(undoable + 1, self._depth)
         if not appends:
             return False, (place, undoable)
         count = self.count(parity)
@@ -104,7 +107,7 @@ class Rings:
                 else "a step since the last fold; there is none",
                 remedy=None if self._depth else "Session.open(path, rewind=True)",
             )
-        place = (place - steps) % self._depth
+        place = (place - steps) % self._slots
         spare = not parity & self._ungated.bit
         for state, past in self._history:
             np.copyto(state.banks[spare].array, past[place])

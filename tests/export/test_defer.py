@@ -15,7 +15,13 @@ import torch
 import stategate
 from stategate.contract import Budget, Bundle, StateSpec
 from stategate.contract.chain import START
-from stategate.contract.errors import EngineError, SnapshotError, SpecError, StepInputError
+from stategate.contract.errors import (
+    EngineError,
+    SnapshotError,
+    SpecError,
+    StepInputError,
+    WriteBudgetError,
+)
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.zoo.makers import GDN2
@@ -108,6 +114,25 @@ def test_steps_that_were_taken_back_leave_the_bits_of_never_having_stepped(
                     for again in inputs(80)[t + 1 - reach : t + 1]:
                         session.step(x=again)
         assert session.ledger.rewound_steps == undone > 20
+
+
+def test_a_refused_step_loses_no_step_of_a_rewind(bundle: Path) -> None:
+    budget = Budget(writes_per_1000_steps=1, on_writes="raise")
+    past: list[dict[str, bytes]] = []
+    rewinds = 0
+    with Session.open(bundle, rewind=True, budget=budget) as session:
+        for x in inputs(60):
+            before = memory(session)
+            try:
+                session.step(x=x)
+                past.append(before)
+            except WriteBudgetError:
+                if len(past) >= LENGTH - 1:
+                    session.rewind(LENGTH - 1)
+                    rewinds += 1
+                    assert memory(session) == past[1 - LENGTH]
+                    past.clear()
+    assert rewinds > 3
 
 
 def test_steps_that_were_taken_back_are_events_of_a_black_box(bundle: Path, tmp_path: Path) -> None:
