@@ -144,6 +144,10 @@ class Gaps:
         """Largest difference of all; infinity where something finite met something that is not."""
         return float(np.max(self.per_step(), initial=0.0))
 
+    def usual(self) -> float:
+        """The median over the steps."""
+        return float(np.median(self.per_step())) if self._gaps else 0.0
+
 
 def _gap(tested: Array, reference_values: Array) -> tuple[float, float]:
     """Largest absolute difference, and largest finite magnitude of the reference."""

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stategate.contract import Bundle, Episode
+from stategate.contract import Bundle, Episode, Manifest
 from stategate.contract.chain import START, chained
 from stategate.contract.episode import not_finite
 from stategate.contract.errors import EpisodeError, ParityError, RuntimeFault
@@ -29,6 +29,7 @@ class Replay:
     Attributes:
         steps: Steps that were compared.
         max_output_error: Largest difference of any output element; see `Gaps`.
+        usual_output_error: Half of the steps have no larger one.
         max_state_error: The same of the states after the last step.
         max_chunk_error: Between chunk and step, see `chunk_gap`; None without a chunk graph.
         gate_flips: Gate decisions that differed.
@@ -57,6 +58,7 @@ class Replay:
     digest: str = ""
     promised_digest: str = ""
     is_exact: bool = False
+    usual_output_error: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -66,13 +68,13 @@ class Replay:
         """
         if self.digest and self.promised_digest and self.digest != self.promised_digest:
             return False
-        if self.is_exact:
-            return True
         errors = (self.max_chunk_error, self.max_fused_error, self.max_prologue_error)
         others = [error for error in errors if error is not None]
-        # Written so that NaN fails.
+        # Other graphs than the step have no digest. Written so that NaN fails.
         if not all(error <= self.tolerance for error in others):
             return False
+        if self.is_exact:
+            return True
         if self.one_step is not None:
             return self.one_step.passes(self.tolerance)
         own = (self.max_output_error, self.max_state_error)
@@ -208,6 +210,15 @@ def _chained(chain: int, session: Stepper, outputs: Mapping[str, Array]) -> int:
     return chain
 
 
+def tolerance_of(manifest: Manifest) -> float:
+    """How far a bundle's engines may be from its golden answers.
+
+    Those of a bundle in lower precision are its own; its receipt is about the float model.
+    """
+    receipt = manifest.verification
+    return (receipt.tolerance if receipt and receipt.max_flip_rate is None else None) or TOLERANCE
+
+
 def replay(
     path: str | Path, tolerance: float | None = None, engine: EngineChoice = "auto"
 ) -> Replay | None:
@@ -228,9 +239,7 @@ def replay(
         return None
     is_asked = tolerance is not None
     if tolerance is None:
-        receipt = bundle.manifest.verification
-        own = receipt.tolerance if receipt and receipt.max_flip_rate is None else None
-        tolerance = own or TOLERANCE
+        tolerance = tolerance_of(bundle.manifest)
     answers = {**golden.outputs, **golden.gates, **golden.states}
     if holes := not_finite(answers):
         raise ParityError(
@@ -261,6 +270,7 @@ def replay(
         digest=f"{chain:016x}" if is_native else "",
         promised_digest=promised,
         is_exact=is_native and bool(promised) and not is_asked,
+        usual_output_error=run.outputs.usual(),
     )
     if golden.trail and not replayed.passed:
         replayed = replace(replayed, one_step=one_step(bundle, golden, engine))

@@ -40,12 +40,14 @@ class OneStep:
         parted: Share of the written elements of a state in fewer bits that are more than half a
             quantum off, in the worst state.
         gate_flips: Gate decisions that differed.
+        usual_output_error: Half of the steps have no larger difference of an output.
     """
 
     steps: int
     max_error: float
     parted: float
     gate_flips: int
+    usual_output_error: float = 0.0
 
     def passes(self, tolerance: float) -> bool:
         """Whether the error is within the tolerance, few elements parted and no gate flipped."""
@@ -108,4 +110,5 @@ def one_step(bundle: Bundle, golden: Episode, choice: EngineChoice) -> OneStep |
             return None
         worst.append(float(np.max(off - quantum)) / size)
         shares.append((judged & (off > quantum / 2)).sum() / max(judged.sum(), _FEWEST))
-    return OneStep(len(stepped), float(np.max(worst)), float(max(shares)), run.flips)
+    parted, usual = float(max(shares)), run.outputs.usual()
+    return OneStep(len(stepped), float(np.max(worst)), parted, run.flips, usual)

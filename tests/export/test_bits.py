@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,15 @@ from lab.bits import BUILDS, compare
 from lab.builds import Build
 from stategate.common.compiler import MATHS
 from stategate.common.cpu import isa_of_this_machine
-from stategate.contract import Bundle, StateSpec, StepSpec, TensorSpec, write_bundle
+from stategate.contract import (
+    Bundle,
+    FileRef,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+    sha256,
+    write_bundle,
+)
 from stategate.contract.c_library import NativeRef
 from stategate.contract.chain import START, chained_all
 from stategate.contract.errors import ParityError, SpecError
@@ -29,6 +38,7 @@ from stategate.export.c.lower import lower
 from stategate.export.frontends.trace import trace
 from stategate.models.step import StepResult
 from stategate.runtime.check.build_native import build_native
+from stategate.runtime.check.golden import Replay
 from stategate.runtime.session import Session
 
 FOLDER = Path(__file__).parent
@@ -294,6 +304,32 @@ def test_a_library_that_gives_other_bits_is_refused_and_an_older_bundle_opens(
     assert stategate.verify(folder, engine="native").passed
 
 
+def with_wrong_sigmoid(folder: Path, **receipt: float) -> None:
+    """C that is off by a thousandth, no promise yet, and a receipt that says something else."""
+    bundle = Bundle.open(folder)
+    manifest = bundle.manifest
+    assert manifest.native is not None and manifest.verification is not None
+    content = {f.path: bundle.read(f) for f in manifest.all_files}
+    maths, right = "native/stategate_math.h", b"1.0f / stategate_logistic(x)"
+    content[maths] = content[maths].replace(right, b"0.999f / stategate_logistic(x)")
+    manifest = msgspec.structs.replace(
+        manifest,
+        files=tuple(FileRef(f.path, sha256(content[f.path])) for f in manifest.files),
+        native=msgspec.structs.replace(manifest.native, golden_digest=""),
+        verification=msgspec.structs.replace(manifest.verification, **receipt),
+    )
+    write_bundle(folder, manifest, content)
+
+
+def test_what_fewer_bits_may_cost_says_nothing_about_the_native_library(
+    native_bundle: Path, copy_of: Copier
+) -> None:
+    folder = copy_of(native_bundle)
+    with_wrong_sigmoid(folder, tolerance=0.5, flip_rate=0.0, max_flip_rate=1.0)
+    with pytest.raises(ParityError, match="at most 0.0001 and no flip"):
+        build_native(folder, flags=["-O1"])
+
+
 @pytest.mark.slow
 def test_activations_in_int8_have_a_digest_though_engines_round_them_apart(tmp_path: Path) -> None:
     out = tmp_path / "int8"
@@ -302,7 +338,19 @@ def test_activations_in_int8_have_a_digest_though_engines_round_them_apart(tmp_p
     assert native is not None and receipt is not None and receipt.max_output_error is not None
     replayed = stategate.verify(out, engine="native").replay
     assert replayed is not None and replayed.passed and replayed.digest == native.golden_digest
-    assert replayed.max_output_error <= receipt.max_output_error / 4
+    assert replayed.max_output_error <= receipt.max_output_error
+
+    # However much int8 costs, C that is wrong by a thousandth parts in more steps than rounding.
+    with_wrong_sigmoid(out, max_output_error=0.5)
+    with pytest.raises(ParityError, match="in half of the steps"):
+        build_native(out)
+
+
+def test_a_promised_digest_speaks_for_the_step_and_for_no_chunk_of_steps() -> None:
+    right = Replay(9, 0.0, 0.0, 0, 1e-4, digest="1" * 16, promised_digest="1" * 16, is_exact=True)
+    assert right.passed
+    for graph in ("max_chunk_error", "max_fused_error", "max_prologue_error"):
+        assert not replace(right, **{graph: 0.1}).passed
 
 
 @pytest.mark.slow
