@@ -156,7 +156,7 @@ class Keeper:
 
     def _jumps(self) -> int:
         """A number that grows where states change otherwise than by a step."""
-        return self._counters.resets + self._counters.rewound_steps
+        return self._memory.replacements
 
     def _wait(self) -> None:
         """Until the next occasion that the policy names."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from stategate.contract import Budget
@@ -22,6 +22,7 @@ from stategate.runtime.keep.box_writer import BlackBoxWriter
 from stategate.runtime.keep.keeper import Keeper
 from stategate.runtime.keep.policy import Restored
 from stategate.runtime.keep.state_files import States, read_states, write_states
+from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
 
 
@@ -34,6 +35,7 @@ class MemoryOwner(OpenBundle):
     _prologue: PrologueRunner
     _keeper: Keeper | None
     _black_box: BlackBoxWriter | None = None
+    _answers: Answers | None = None
 
     @property
     def black_box(self) -> BlackBoxWriter | None:
@@ -124,7 +126,12 @@ class MemoryOwner(OpenBundle):
         self._open_engine()
         if self._black_box is not None:
             raise SpecError("a black box does not record that steps are taken back")
-        with self._memory.branch(), nullcontext() if self._keeper is None else self._keeper.pause():
+        with ExitStack() as stack:
+            if self._keeper is not None:
+                stack.enter_context(self._keeper.pause())
+            if self._answers is not None:
+                stack.enter_context(self._answers.branch())
+            stack.enter_context(self._memory.branch())
             yield
 
     def load_state(self, states: States) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -39,6 +40,18 @@ class Answers:
             for shown, value in self._last:
                 np.copyto(value, shown)
             self._step_of_last = committed
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        """Answer afterwards as before: what a step of a branch gave was never asked for."""
+        self.keep()
+        before = [value.copy() for _, value in self._last]
+        try:
+            yield
+        finally:
+            for (_, value), good in zip(self._last, before, strict=True):
+                np.copyto(value, good)
+            self._step_of_last = self._memory.committed
 
     def give(self) -> bool:
         """Put an answer where the caller looks; False where there is none and nothing was done."""

@@ -254,8 +254,8 @@ class Memory:
                 remedy="stategate export MODEL --defer 16; or session.branch()",
             )
         self.chain_up()
-        self.replacements += 1
         parity, position = self.rings.take_back(steps, self.parity)
+        self.replacements += 1
         # From here on nothing is called.
         self.parity, self.rings.position = parity, position
         self._counters.rewound_steps += steps
@@ -286,13 +286,16 @@ class Memory:
     def branch(self) -> Iterator[None]:
         """Put everything back at the end, and count the steps that were taken meanwhile."""
         began, is_initial, committed = self.began, self.is_initial, self.committed
+        rewound = self._counters.rewound_steps
         states = {name: array.copy() for name, array in self.live().items()}
         try:
             yield
         finally:
             self.put(states)
-            self.began, self.is_initial = began, is_initial
-            self._counters.rewound_steps += self.committed - committed
+            steps = self.committed - committed
+            # The episode is as long as it was; what was taken back within counts once.
+            self.began, self.is_initial = began + steps, is_initial
+            self._counters.rewound_steps = max(self._counters.rewound_steps, rewound + steps)
 
     def begin(self, states: Mapping[str, Array] | None = None) -> None:
         """Begin an episode, and count a reset.
@@ -312,10 +315,10 @@ class Memory:
     def _laid_ready(self, states: Mapping[str, Array]) -> int:
         """Copy values into the banks that are not read; the parity with which they will be."""
         self.chain_up()
-        self.replacements += 1
         if self.rings is not None:
             self.rings.check(states)
             self.rings.position = (0, 0)
+        self.replacements += 1
         parity = self.parity ^ self._every_bit
         for state in self._states:
             np.copyto(self._bank(state, parity), states[state.spec.name])

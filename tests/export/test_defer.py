@@ -19,6 +19,7 @@ from stategate.contract.errors import (
     EngineError,
     SnapshotError,
     SpecError,
+    StateFault,
     StepInputError,
     WriteBudgetError,
 )
@@ -173,6 +174,58 @@ def test_a_branch_leaves_the_bits_of_never_having_stepped_and_is_not_saved(
                 session.save()
         assert memory(session) == before
         assert (session.ledger.rewound_steps, session.ledger.snapshots) == (20, snapshots)
+
+
+def overflow() -> np.ndarray:
+    """An input that no float32 survives."""
+    rows = small().encode.weight.detach().numpy()
+    largest = rows[np.abs(rows).sum(axis=1).argmax()]
+    return np.float32(3.4e38) * np.sign(largest)[None]
+
+
+def test_a_fault_behind_a_branch_is_answered_as_if_there_had_been_none(bundle: Path) -> None:
+    with Session.open(bundle, on_fault="hold") as session:
+        good = session.step(x=inputs(1)[0])["y"].copy()
+        for _ in range(2):
+            with session.branch():
+                for x in inputs(5):
+                    ahead = session.step(x=-x)["y"]
+                    assert ahead.tobytes() != good.tobytes()
+            assert session.step(x=overflow())["y"].tobytes() == good.tobytes()
+        session.reset()
+        with session.branch():
+            session.step(x=inputs(1)[0])
+        with pytest.raises(StateFault):
+            session.step(x=overflow())
+
+
+def test_a_step_that_was_taken_back_twice_counts_once(bundle: Path) -> None:
+    with Session.open(bundle, rewind=True) as session:
+        with session.branch():
+            with session.branch():
+                session.step(x=inputs(1)[0])
+            session.step(x=inputs(1)[0])
+            session.rewind(1)
+        assert (session.ledger.steps, session.ledger.rewound_steps) == (2, 2)
+
+
+def test_a_restore_within_a_branch_breaks_no_journal(bundle: Path, tmp_path: Path) -> None:
+    policy = SnapshotPolicy(tmp_path / "s", every_writes=1, journal=True)
+    with Session.open(bundle, snapshots=policy) as session:
+        for x in inputs(9):
+            session.step(x=x)
+        session.step(x=np.zeros_like(x))  # quiet, and so not saved
+        with session.branch():
+            session.restore()
+        writes = session.ledger.writes
+        for x in inputs(60)[10:]:
+            session.step(x=x)
+            if session.ledger.writes > writes:
+                break
+        before = memory(session)
+    with Session.open(bundle, snapshots=policy) as session:
+        session.restore()
+        assert memory(session) == before
 
 
 def test_a_journal_gives_back_what_was_appended_folded_and_taken_back(
