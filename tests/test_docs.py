@@ -168,6 +168,7 @@ def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_the_tutorial_works_word_for_word(
     tmp_path: Path, in_this_process: Callable[[str], str]
@@ -181,6 +182,7 @@ def test_the_tutorial_works_word_for_word(
     assert line["expected_write_rate.novel"] == pytest.approx(0.2, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_page_about_pools_works_word_for_word(tmp_path: Path) -> None:
     printed = follow("guides/pool.md", tmp_path)
     assert "Ledger(steps=100" in printed[-1]

@@ -367,6 +367,7 @@ def test_calibrate_finds_the_quantile_of_what_opens_the_gate(tiny, recording: Ep
         stategate.calibrate(tiny, write_rate=0.25)
 
 
+@pytest.mark.slow
 def test_from_a_module_to_a_sealed_bundle_in_eight_bits(
     tmp_path: Path, tiny, recording: Episode
 ) -> None:

@@ -76,6 +76,7 @@ def outputs_of(sources: list[Path], folder: Path) -> dict[bytes, list[str]]:
     return printed
 
 
+@pytest.mark.slow
 def test_kernels_give_the_bits_of_their_plain_loops_in_every_build(tmp_path: Path) -> None:
     printed = outputs_of([FOLDER / "twins.c"], tmp_path)
     assert len(printed) == 1, printed

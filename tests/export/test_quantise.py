@@ -269,6 +269,7 @@ def test_nobody_can_accept_what_is_no_number(tiny_bundle: Path) -> None:
         verify(tiny_bundle, Broken(), episode, Limits(1e9, 1.0, "Ada: a toy"))
 
 
+@pytest.mark.slow
 def test_a_candidate_whose_integer_states_part_from_the_model_can_be_opened_and_judged(
     tmp_path: Path,
 ) -> None:

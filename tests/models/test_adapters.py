@@ -267,6 +267,7 @@ def policy():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.corners("policy-CartPole-v1-int64")
 @pytest.mark.parametrize(
     ("factory", "env", "dtype"),

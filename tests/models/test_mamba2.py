@@ -272,6 +272,7 @@ def test_a_skip_injects_no_more_error_than_documented() -> None:
     assert 0.5 < largest < 1.0 + 1e-6
 
 
+@pytest.mark.slow
 def test_a_bundle_follows_torch_for_a_thousand_steps(seal_model, tmp_path) -> None:
     receipt = seal_model(tmp_path / "bundle", stack(), steps=1000).manifest.verification
     assert receipt.steps == 1000

@@ -210,6 +210,7 @@ def test_an_lstm_answers_from_a_kept_cell_with_this_steps_output_gate() -> None:
     assert given[0].abs().min() > 0.0 and not torch.equal(*given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*HARD, "lstm with projection", "gru without bias"])
 def test_a_bundle_follows_torch_for_a_thousand_steps(seal_model, tmp_path, name: str) -> None:
     model = at_median(name) if name in HARD else RecurrentStep(seeded(STACKS[name]))
