@@ -105,7 +105,7 @@ def run_within_limits(
     session: onnxruntime.InferenceSession,
     names: Sequence[str],
     feed: Mapping[str, np.ndarray],
-    seconds: float = STEP_SECONDS,
+    seconds: float | None = None,
     memory: int | None = None,
 ) -> list[np.ndarray]:
     """One run that ends in time, and takes no more memory than the machine has free.
@@ -114,13 +114,14 @@ def run_within_limits(
         session: The graph.
         names: Which outputs to give.
         feed: Its inputs.
-        seconds: How long it may take.
+        seconds: How long it may take; `STEP_SECONDS` if left out.
         memory: Bytes that it may take on top of what the process has, on Linux.
 
     Raises:
         GraphError: It did not end in that time.
         Exception: Whatever ONNX Runtime raises, a lack of memory among it.
     """
+    seconds = STEP_SECONDS if seconds is None else seconds
     options = onnxruntime.RunOptions()
     late = threading.Event()
 

@@ -67,7 +67,6 @@ def saved(graph: onnx.ModelProto, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.case("E11")
 def test_a_loop_that_does_not_end_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -78,7 +77,6 @@ def test_a_loop_that_does_not_end_is_given_up(
         adopt(saved(looped(rounds, []), tmp_path), REQUEST)
 
 
-@pytest.mark.slow
 @pytest.mark.case("E11")
 def test_a_loop_that_only_some_input_makes_endless_is_given_up_when_it_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
