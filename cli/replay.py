@@ -98,7 +98,7 @@ def _differences(report: BisectReport, bundle: Path, other: Path) -> Iterator[Li
 
 def _lines(report: ReplayReport) -> Iterator[Line]:
     yield "model", f"{report.model} on {report.engine}"
-    yield "recorded", f"by {printable(report.recorded_engine)}, {report.processes} processes"
+    yield "recorded", f"by {printable(report.recorded_engine)}, processes: {report.processes}"
     yield "steps", f"{report.steps:,}: from {report.first_step} to {report.last_step}"
     yield "writes", f"{report.writes:,}"
     if report.begins:

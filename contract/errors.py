@@ -76,6 +76,11 @@ class StategateError(Exception):
                 lines.append(f"{label}: {_quoted(part)}")
         super().__init__("\n  ".join(lines))
 
+    @property
+    def reason(self) -> str:
+        """The message on one line, without its remedy: for an error that has another one."""
+        return str(self).partition("\n  what to do")[0].replace("\n  ", "; ")
+
 
 def _quoted(part: object) -> str:
     """Text from a stranger's file, indented so that no line of it looks like one of the message."""

@@ -90,6 +90,7 @@ class Pool(OpenBundle):
         clock: Clock | None = None,
         observes: Observes | None = None,
         rate_hz: float | None = None,
+        black_box: object = None,
     ) -> Pool:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
@@ -99,6 +100,7 @@ class Pool(OpenBundle):
             clock: Source of time for the reset rule of a row that is idle.
             observes: What the caller hands over; see `Session.open`.
             rate_hz: Steps per second of the caller's loop.
+            black_box: None: a pool has no black box.
 
         Raises:
             BundleError: A file is missing, altered, or outside the folder (or `ManifestError`).
@@ -107,6 +109,11 @@ class Pool(OpenBundle):
             EngineError: The graph cannot be loaded, or is not what the manifest says.
             MissingDependencyError: The engine's library is not installed.
         """
+        if black_box is not None:
+            raise SpecError(
+                "a pool has no black box",
+                remedy="Session.open(path, black_box=...), of a bundle for one session",
+            )
         bundle = Bundle.open(path)
         check_caller(bundle.manifest, observes, rate_hz)
         # Only one that was made for a single session can lack rows.

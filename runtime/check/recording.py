@@ -150,7 +150,7 @@ class Recording:
                 ) from problem
             raise SnapshotDamagedError(
                 f"{self.path.name} cannot be replayed",
-                found=str(problem).replace("\n  ", "; "),
+                found=problem.reason,
                 expected="a black box, whole",
                 remedy="copy it again from the robot, with its session closed or killed",
             ) from problem
@@ -162,14 +162,12 @@ class Recording:
         self.graph_sha256 = header.bundle_sha256
         self._damaged = len(self._reader.damaged)
         self.opening = next(
-            reversed([o for o in map(self._opening_of, self._reader.runs) if o]), None
+            reversed([_opening(r) for r in map(self._opened, self._reader.runs) if r]), None
         )
 
-    def _opening_of(self, run: Run) -> Opening | None:
+    def _opened(self, run: Run) -> Record | None:
         """What the first process of a run says of itself."""
-        openings = (r for r in self._reader.records(run) if r.kind == OPENED)
-        first = next(openings, None)
-        return None if first is None else _opening(first)
+        return next((r for r in self._reader.records(run) if r.kind == OPENED), None)
 
     def check_bundle(self, bundle: Bundle) -> None:
         """Refuse a bundle that has not stepped this recording.
@@ -196,15 +194,18 @@ class Recording:
         What is left of a ring before its first keyframe is passed over.
         """
         last: int | None = None  # number of the last step, once one could be stepped again
+        newest: Opening | None = None
         for run in self._reader.runs:
             begun = is_new = False
-            opening = self._opening_of(run)
-            if opening is not None:
-                yield opening
+            if (opened := self._opened(run)) is not None:
+                before, newest = newest, _opening(opened)
+                # A process that says it again may be on both sides of a gap.
+                if opened.flags & AGAIN == 0 or newest != before:
+                    yield newest
             for record in self._reader.records(run):
                 if record.kind == OPENED and record.flags & AGAIN == 0 and begun:
-                    is_new = True
-                    yield _opening(record)
+                    is_new, newest = True, _opening(record)
+                    yield newest
                 elif record.kind == KEYFRAME:
                     keyframe = _keyframe(record, manifest.states, not begun)
                     is_missed = record.flags & MISSED or not begun or record.step != last
@@ -227,7 +228,7 @@ class Recording:
     def _why(self, begun: bool) -> str:
         if begun:
             return "they were not recorded"
-        damaged = f"{self._damaged} damaged blocks"
+        damaged = f"damaged blocks: {self._damaged}"
         return damaged if self._damaged else "their blocks are missing"
 
 

@@ -16,6 +16,7 @@ from stategate.contract.errors import (
     StateFault,
     WriteBudgetError,
 )
+from stategate.contract.numbers import bounded, whole
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.clock import ManualClock
 from stategate.runtime.check.gaps import Gaps
@@ -233,6 +234,9 @@ def replay(
         BundleError: It is the recording of another bundle.
         EngineError: The engine cannot be loaded.
     """
+    bounded("tolerance", tolerance)
+    if at is not None:
+        whole("at", at)
     recording, opened = Recording(path), Bundle.open(bundle)
     recording.check_bundle(opened)
     stepper = open_stepper(opened, recording.opening, engine)

@@ -144,6 +144,12 @@ class BlackBoxWriter:
                     count=self._charge,
                 )
                 return file, 0
+            if not path.is_file():
+                raise ResultError(
+                    "the black box is no file",
+                    found=f"{path}, a folder or a device",
+                    expected="a path where a file is or can be made",
+                )
             medium = FileMedium(path)
         except _NotAffordable as refusal:
             self.problem = "the wear budget did not allow a new file"
@@ -165,7 +171,7 @@ class BlackBoxWriter:
             remedy = f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.old')}"
             raise EpisodeError(
                 "what is at the path of the black box is not replaced",
-                found=str(problem).replace("\n  ", "; "),
+                found=problem.reason,
                 expected="a black box of this bundle and of this size, or no file",
                 remedy=remedy,
             ) from problem

@@ -23,13 +23,14 @@ from stategate.contract.errors import (
     EngineError,
     EpisodeError,
     PersistBudgetError,
+    ResultError,
     SnapshotDamagedError,
     SnapshotError,
     SpecError,
     StateFault,
     WriteBudgetError,
 )
-from stategate.runtime import Session
+from stategate.runtime import Pool, Session
 from stategate.runtime.base.clock import ManualClock
 from stategate.runtime.keep.records import BLOCK_BYTES
 
@@ -148,7 +149,8 @@ def test_what_was_torn_is_a_gap_and_the_steps_around_it_are_stepped(
     (gap,) = report.gaps
     assert not report.passed and not report.problem and report.bit_for_bit
     assert 800 - (gap.before - gap.after - 1) == report.steps
-    assert gap.why == "1 damaged blocks"
+    assert gap.why == "damaged blocks: 1"
+    assert report.processes == 1
 
 
 @pytest.mark.slow
@@ -309,6 +311,16 @@ def test_a_file_that_is_something_else_is_neither_gone_on_with_nor_replayed(
     with pytest.raises(EpisodeError, match="not replaced"):
         Session.open(tiny_bundle, black_box=box)
     assert box.read_bytes() == b"text"
+    # No device is moved out of the way, and an error has one remedy.
+    with pytest.raises(ResultError, match="the black box is no file") as device:
+        Session.open(tiny_bundle, black_box="/dev/null")
+    assert "mv " not in str(device.value) and str(refused.value).count("what to do") == 1
+    with pytest.raises(SpecError, match="a pool has no black box"):
+        Pool.open(tiny_bundle, black_box=box)
+    with pytest.raises(SpecError, match="tolerance must be"):
+        stategate.replay(box, tiny_bundle, tolerance=float("nan"))
+    with pytest.raises(SpecError, match="at must be a whole number"):
+        stategate.replay(box, tiny_bundle, at=0)
 
 
 @pytest.mark.slow
