@@ -110,10 +110,7 @@ class Pool(OpenBundle):
             MissingDependencyError: The engine's library is not installed.
         """
         if black_box is not None:
-            raise SpecError(
-                "a pool has no black box",
-                remedy="Session.open(path, black_box=...), of a bundle for one session",
-            )
+            raise SpecError("a pool has no black box", remedy="Session.open(path, black_box=...)")
         bundle = Bundle.open(path)
         check_caller(bundle.manifest, observes, rate_hz)
         # Only one that was made for a single session can lack rows.
@@ -152,7 +149,6 @@ class Pool(OpenBundle):
 
         Raises:
             PoolFullError: Every row is taken.
-            RuntimeFault: The pool was closed.
         """
         self._open_engine()
         for row, joined in enumerate(self._joined):
@@ -190,7 +186,6 @@ class Pool(OpenBundle):
 
         Raises:
             StepInputError: No session has joined this row.
-            RuntimeFault: The pool was closed.
         """
         self._open_engine()
         self._memory.begin(self._checked(row))
@@ -210,8 +205,7 @@ class Pool(OpenBundle):
             ``(1, ...)``, the shape that it has in a bundle for one session.
 
         Raises:
-            StepInputError: No session has joined this row.
-            StepInputError: There is no state of that name.
+            StepInputError: No session has joined this row, or there is no state of that name.
         """
         self._checked(row)
         return self._memory.view(row, name).copy()
@@ -255,7 +249,6 @@ class Pool(OpenBundle):
         Raises:
             StepInputError: No session has joined this row.
             ResultError: The file cannot be written.
-            RuntimeFault: The pool was closed.
         """
         self._open_engine()
         states = {name: self.state(row, name) for name in self._memory.names}
