@@ -49,8 +49,16 @@ def one_row(states: tuple[StateSpec, ...]) -> tuple[StateSpec, ...]:
 
 
 def check_rows(spec: StepSpec, sessions: int, remedy: str = _ROWS_FIRST) -> None:
-    """Check that every input, output, state and gate has one row for each session."""
+    """Check that every input, output, state and gate has one row for each session, and no ring."""
     _check_count(sessions)
+    if any(state.cursor is not None for state in spec.states):
+        # Rows of a pool are put in place as a whole: nothing would be appended.
+        raise SpecError(
+            "writes are not deferred in a pool",
+            found="a bundle in deferred form",
+            expected="a bundle that was exported with --sessions",
+            remedy="step it with Session.open, or export the model again without --defer",
+        )
     for kind, name, shape in _leading(spec):
         if shape[:1] != (sessions,):
             raise SpecError(

@@ -26,7 +26,7 @@ from stategate.contract.errors import (
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.zoo.makers import GDN2
-from stategate.runtime import Session, SnapshotPolicy
+from stategate.runtime import Pool, Session, SnapshotPolicy
 
 LENGTH = 4
 ROW = 4 * 2 * (3 * 8)  # decay, key and value of two heads
@@ -281,6 +281,11 @@ def test_a_budget_of_appended_or_folded_bytes_is_held_as_a_rate_of_writes(bundle
 def test_tensorrt_does_not_append_and_says_so(bundle: Path) -> None:
     with pytest.raises(EngineError, match="appends no rows"):
         Session.open(bundle, engine="tensorrt")
+
+
+def test_a_pool_does_not_append_and_says_so(bundle: Path) -> None:
+    with pytest.raises(SpecError, match="not deferred in a pool"):
+        Pool.open(bundle)
 
 
 def test_a_pool_and_lower_precision_are_refused(tmp_path: Path) -> None:
