@@ -101,15 +101,14 @@ def read_journal(folder: Path, newest: GoodSnapshot | None) -> Reading:
     Raises:
         SnapshotError: The journal is of a newer format, or this process cannot read files now.
     """
-    if newest is None:
-        return Reading()
     try:
         medium = FileMedium(folder / NAME, writes=False)
         try:
             reader = RecordReader(medium)
             if reader.header.purpose != PURPOSE:
                 raise SnapshotDamagedError("it is a record file of another kind")
-            entries, has_gap = _after(_entries(reader), newest)
+            everything = _entries(reader)
+            entries, has_gap = _after(everything, newest) if newest is not None else ([], False)
         finally:
             medium.close()
     except FileNotFoundError:
@@ -124,6 +123,8 @@ def read_journal(folder: Path, newest: GoodSnapshot | None) -> Reading:
     last = reader.runs[-1].last if reader.runs else -1
     if has_gap:
         broken = f"the journal has a gap after {len(entries)} commits"
+    elif everything and _is_orphan(everything[-1].commit, newest):
+        broken = "the newest commits of the journal go on from a snapshot that is not here"
     elif (last + 1) % reader.header.blocks in reader.damaged:
         broken = (
             f"the block after {len(entries)} commits of the journal is damaged: of a commit that "
@@ -169,6 +170,14 @@ def _after(entries: list[Entry], newest: GoodSnapshot) -> tuple[list[Entry], boo
         if not has_gap:  # a place that is used again: the session went on from before it
             history = [*history[:index], entry]
     return history, has_gap
+
+
+def _is_orphan(last: Commit, newest: GoodSnapshot | None) -> bool:
+    """Whether a commit goes on from another snapshot, and that was no earlier one."""
+    if newest is None:
+        return True
+    is_later = last.ledger.steps > newest.snapshot.header.ledger.steps
+    return last.base != base_of(newest.digest) and is_later
 
 
 def blocks_of(payload_bytes: Iterable[int]) -> int:

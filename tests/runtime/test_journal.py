@@ -111,6 +111,24 @@ def test_a_block_that_breaks_is_reported_and_the_commits_before_it_come_back(
         assert states_of(session) == states
 
 
+def test_commits_whose_snapshot_is_gone_are_reported_and_not_taken(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    commits_of(tiny_bundle, tmp_path, 5)
+    for slot in tmp_path.glob("slot-*"):
+        slot.unlink()
+    with pytest.warns(SnapshotWarning, match="from a snapshot that is not here"):
+        session = Session.open(tiny_bundle, snapshots=SnapshotPolicy(tmp_path, journal=True))
+    with session:
+        assert session.restore() is None
+        for t in range(4):  # a snapshot leaves them behind, and the next commit is the newest
+            session.step(x=row(t))
+        states = states_of(session)
+    with Session.open(tiny_bundle, snapshots=tmp_path) as session:
+        assert session.snapshot_problem is None and session.restore() is not None
+        assert states_of(session) == states
+
+
 def test_a_journal_of_another_engine_is_refused_and_a_snapshot_ends_it(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
