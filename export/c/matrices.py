@@ -24,13 +24,13 @@ def padded(columns: int) -> int:
     return -(-columns // NARROW) * NARROW
 
 
-def tiles(matrix: Array) -> Array:
+def tiles(matrix: Array, tile: int = TILE) -> Array:
     """A matrix ``(rows, columns)`` as kernels read it: tiles of columns, each row by row."""
     rows, columns = matrix.shape
     wide = np.zeros((rows, padded(columns)), matrix.dtype)
     wide[:, :columns] = matrix
     return np.concatenate(
-        [wide[:, at : at + TILE].ravel() for at in range(0, wide.shape[1], TILE)] or [wide.ravel()]
+        [wide[:, at : at + tile].ravel() for at in range(0, wide.shape[1], tile)] or [wide.ravel()]
     )
 
 

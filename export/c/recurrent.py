@@ -17,6 +17,8 @@ from stategate.export.c.view import View, whole
 
 Array = NDArray[Any]
 
+TILE = 64  # columns, as STATEGATE_GATES
+
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _ACTIVATIONS = {
     "LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"],
@@ -71,20 +73,30 @@ class Recurrent:
             ]
             return " + ".join([names[view.buffer], str(view.offset), *parts])
 
-        lines = []
-        for state, first in zip(states, self.first, strict=True):
-            size = units * 4
-            lines.append(f"float {state}[{padded(units)}] STATEGATE_CACHE_LINE = {{0}};")
-            if first is not None:
-                lines.append(f"memcpy({state}, {at(first, 'row')}, {size});")
+        lines, ends = [], []
+        turns = [name for name, extent in (("row", rows), ("t", steps)) if extent > 1]
+        for state, first, last in zip(states, self.first, self.last, strict=True):
+            if first is None or steps > 1:
+                lines.append(f"float {state}_now[{padded(units)}] STATEGATE_CACHE_LINE = {{0}};")
+                lines.append(f"const float *{state} = {state}_now;")
+                if first is not None:
+                    lines.append(f"memcpy({state}_now, {at(first, 'row')}, {units * 4});")
+            else:
+                lines.append(f"const float *{state} = {at(first, 'row')};")
+            if steps > 1:  # each step writes where the next one reads
+                lines.append(f"float *{state}_next = {state}_now;")
+                ends.append(f"memcpy({at(last, 'row')}, {state}, {units * 4});")
+            else:
+                lines.append(f"float *{state}_next = {at(last, 'row')};")
+        turn = f"({' + '.join(turns)}) % 2 != 0" if turns else "STATEGATE_TURN(h, h_next)"
         walk = f"{steps - 1} - t" if self.is_reversed and steps > 1 else "t"
         step = [f"const float *x = {at(self.x, f'({walk})', 'row')};"]
+        step += [f"const bool is_backward = {turn};"]
         step += self._step(buffers, inputs, units)
         if self.y is not None:
-            step.append(f"memcpy({at(self.y, f'({walk})', 'row')}, h, {units * 4});")
+            step.append(f"memcpy({at(self.y, f'({walk})', 'row')}, h_next, {units * 4});")
         lines += nested([("t", steps)] if steps > 1 else [], step)
-        for state, last in zip(states, self.last, strict=True):
-            lines.append(f"memcpy({at(last, 'row')}, {state}, {units * 4});")
+        lines += ends
         if rows > 1:
             return nested([("row", rows)], lines)
         return ["{", *indented(lines), "}"]
@@ -93,37 +105,35 @@ class Recurrent:
         columns = padded(_GATES[self.kind] * units)
         sums = f"float sums[{columns}] STATEGATE_CACHE_LINE;"
         if self.kind != "GRU":
-            both = f"{inputs}, x, {units}, h"
-            call = f"stategate_product({columns}, {buffers['w']}, {both}, {buffers['b']}, sums);"
-            cell = "lstm" if self.kind == "LSTM" else "rnn"
-            states = "c, h" if self.kind == "LSTM" else "h"
-            return [sums, call, f"stategate_{cell}({units}, sums, {states});"]
+            call = _product(columns, buffers["w"], inputs, "x", units, "h", buffers["b"], "sums")
+            if self.kind == "LSTM":
+                return [sums, call, f"stategate_lstm({units}, sums, c, c_next, h_next);"]
+            return [sums, call, f"stategate_rnn({units}, sums, h_next);"]
         two, one = padded(2 * units), padded(units)
-        new = f"float fresh[{one}] STATEGATE_CACHE_LINE;"
-        lines = [
-            sums,
-            new,
-            # Update and reset: of both inputs. The new content: of x, and apart from it of h.
-            f"stategate_product({two}, {buffers['w']}, {inputs}, x, {units}, h, "
-            f"{buffers['b']}, sums);",
-            f"float given[{one}] STATEGATE_CACHE_LINE;",
-            f"stategate_product({one}, {buffers['wn']}, {inputs}, x, 0, NULL, "
-            f"{buffers['bn']}, given);",
-        ]
+        lines = [sums, *(f"float {n}[{one}] STATEGATE_CACHE_LINE;" for n in ("fresh", "given"))]
+        # Update and reset: of both inputs. The new content: of x, and apart from it of h.
+        both = _product(two, buffers["w"], inputs, "x", units, "h", buffers["b"], "sums")
+        of_x = _product(one, buffers["wn"], inputs, "x", 0, "NULL", buffers["bn"], "given")
         if self.resets_late:
-            return [
-                *lines,
-                f"stategate_product({one}, {buffers['rn']}, {units}, h, 0, NULL, "
-                f"{buffers['brn']}, fresh);",
-                f"stategate_gru_late({units}, sums, given, fresh, h);",
-            ]
+            fresh = _product(one, buffers["rn"], units, "h", 0, "NULL", buffers["brn"], "fresh")
+            cell = f"stategate_gru_late({units}, sums, given, fresh, h, h_next);"
+            first, last = f"if (!is_backward) {{ {both} }}", f"if (is_backward) {{ {both} }}"
+            return [*lines, first, of_x, fresh, last, cell]
         return [
             *lines,
+            both,
+            of_x,
             f"float reset[{one}] STATEGATE_CACHE_LINE;",
             f"stategate_gru_reset({units}, sums, h, reset);",
-            f"stategate_product({one}, {buffers['rn']}, {units}, reset, 0, NULL, given, fresh);",
-            f"stategate_gru({units}, sums, fresh, h);",
+            _product(one, buffers["rn"], units, "reset", 0, "NULL", "given", "fresh"),
+            f"stategate_gru({units}, sums, fresh, h, h_next);",
         ]
+
+
+def _product(columns: int, w: str, n_x: int, x: str, n_y: int, y: str, init: str, out: str) -> str:
+    """A call of the product that recurrent operators have."""
+    row = f"{n_x}, {x}, {n_y}, {y}"
+    return f"stategate_gates({columns}, {w}, {row}, {init}, {out}, is_backward);"
 
 
 def recurrent(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> bool:
@@ -201,14 +211,14 @@ def _parts(kind: str, w: Array, r: Array, bias: Array, units: int, late: bool) -
     gates = _GATES[kind] * units
     both = bias[:gates] + bias[gates:]
     if kind != "GRU":
-        return {"w": tiles(np.concatenate([w.T, r.T])), "b": row_of(both)}
+        return {"w": tiles(np.concatenate([w.T, r.T]), TILE), "b": row_of(both)}
     two = 2 * units
     parts = {
-        "w": tiles(np.concatenate([w[:two].T, r[:two].T])),
+        "w": tiles(np.concatenate([w[:two].T, r[:two].T]), TILE),
         "b": row_of(both[:two]),
-        "wn": tiles(w[two:].T),
+        "wn": tiles(w[two:].T, TILE),
         "bn": row_of(bias[two:gates] if late else both[two:]),
-        "rn": tiles(r[two:].T),
+        "rn": tiles(r[two:].T, TILE),
     }
     if late:
         parts["brn"] = row_of(bias[gates + two :])

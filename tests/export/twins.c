@@ -65,6 +65,17 @@ STATEGATE_INLINE void check(int columns, int rows)
     stategate_product(columns, tiled, n_x, x, n_y, y, init, out);
     plain_product(columns, plain, n_x, x, n_y, y, init, wanted);
     compare("product", columns);
+    for (int n = 0; n < columns; ++n) {
+        const int first = n - n % STATEGATE_GATES, left = columns - first;
+        const int tile = left < STATEGATE_GATES ? left : STATEGATE_GATES;
+        for (int k = 0; k < rows; ++k) {
+            tiled[first * rows + k * tile + n - first] = plain[k][n];
+        }
+    }
+    for (int backward = 0; backward < 2; ++backward) {
+        stategate_gates(columns, tiled, n_x, x, n_y, y, init, out, backward != 0);
+        compare("gates", columns);
+    }
     stategate_integer_product(columns, integers, rows, x, scales, init, out);
     plain_integer_product(columns, whole, rows, x, scales, init, wanted);
     compare("integer product", columns);
