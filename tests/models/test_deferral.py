@@ -97,14 +97,14 @@ def test_what_a_fast_head_forgets_makes_nothing_overflow_and_is_forgotten(one_th
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_hundred_thousand_deferred_steps_stay_as_near_as_plain_ones(
-    family: str, one_thread: None
-) -> None:
+def test_many_deferred_steps_stay_as_near_as_plain_ones(family: str, one_thread: None) -> None:
     torch.manual_seed(5)
     model: nn.Module = getattr(makers, family)()
     shape = model.step_spec().inputs[0].shape  # type: ignore[operator]
     pair = Pair(model, 16, 0.0)
-    for _ in range(100_000):
+    # Five minutes each: the other families share the code of these two.
+    steps = 100_000 if family in ("gated_deltanet2", "mamba2") else 10_000
+    for _ in range(steps):
         pair.step(torch.randn(shape))
     assert pair.flips == 0
     assert pair.error < max(1e-6, 1.5 * pair.plain_error)
