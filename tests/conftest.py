@@ -28,10 +28,15 @@ from stategate.export.seal.pack import seal
 from stategate.models.load import LoadedModel, load_model
 from stategate.models.step import StepResult
 
-# A shell starts what runs in its background with SIGINT ignored, and programs that tests interrupt
-# would inherit that and wait for ever.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background ignores SIGINT and nohup SIGHUP; programs that tests end with them would
+# inherit that and wait for ever.
+for number, usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # A shared machine can be slow for a while; how long an example takes is no property of the code.
 settings.register_profile("stategate", deadline=None, derandomize="CI" in os.environ)
