@@ -60,7 +60,7 @@ def happens_at(point: int, act: Callable[[], object]) -> bool:
         return False
     finally:
         sys.setprofile(None)
-    return True
+    return left > 0  # Python drops what is raised in a __del__, and the operation goes on
 
 
 @contextmanager
