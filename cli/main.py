@@ -93,18 +93,6 @@ _MODEL = {
         "Choose the threshold that decides like the float bundle.",
         "recalibrate",
     ),
-    "train-gate": Verb(
-        "train_gates:train_gate_command",
-        "export",
-        "Train a write gate for a frozen model.",
-        "train-gate",
-    ),
-    "train-retention": Verb(
-        "train_gates:train_retention_command",
-        "export",
-        "Train the retention gates of a frozen TRIM-KV.",
-        "train-retention",
-    ),
 }
 _EPISODES = {
     "show": Verb("record:episodes", "ort", "Say what is in recorded episodes."),

@@ -11,6 +11,14 @@ from stategate.common.ending import CommandGroup
 # verb -> (module:attribute, one line for --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("lab.train:train_command", "Remake the checkpoint of a trained zoo model."),
+    "train-gate": (
+        "lab.training.gates.commands:train_gate_command",
+        "Train a write gate for a frozen model.",
+    ),
+    "train-retention": (
+        "lab.training.gates.commands:train_retention_command",
+        "Train the retention gates of a frozen TRIM-KV.",
+    ),
     "precision-table": (
         "lab.precision_table:precision_table",
         "Collect what precision plans cost into one list and one page.",

@@ -46,6 +46,6 @@ def load_part(path: str | Path, model_sha256: str) -> dict[str, Tensor]:
             "the gate was trained for another model",
             found=f"weights {made_for[:12]}",
             expected=f"weights {model_sha256[:12]}",
-            remedy="train it again: stategate model train-gate, or train-retention",
+            remedy="train it again, around these weights",
         )
     return tensors

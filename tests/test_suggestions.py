@@ -72,7 +72,7 @@ def test_an_onnx_file_is_sent_to_adopt_with_a_command_that_adopt_reads(tmp_path:
 
 
 @pytest.mark.case("D13")
-@pytest.mark.parametrize("verb", ["export", "calibrate", "train-gate", "sensitivity"])
+@pytest.mark.parametrize("verb", ["export", "calibrate", "sensitivity"])
 def test_a_file_without_factory_is_answered_with_its_factories_and_not_run(
     verb: str, tmp_path: Path
 ) -> None:

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.nn.functional import cross_entropy
 
+from lab.training.gates.recipes import GateRecipe
 from stategate.calibration.closed_loop import tensors_of
 from stategate.calibration.episodes import Report
 from stategate.calibration.gates.descent import cosine, descend, frozen_but
-from stategate.calibration.settings import GateRecipe
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
 from stategate.models.gates.learned import LearnedGate, Lives, chosen

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from stategate.calibration.gates.retention import lived_error, train_retention
-from stategate.calibration.gates.training import Judged, at_random, judge, train_gate
+from lab.training.gates.recipes import GateRecipe, RetentionRecipe
+from lab.training.gates.retention import lived_error, train_retention
+from lab.training.gates.training import Judged, at_random, judge, train_gate
 from stategate.calibration.recordings import Episodes, episodes_for
-from stategate.calibration.settings import GateRecipe, RetentionRecipe
 from stategate.common import console
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError, EpisodeError
@@ -86,7 +86,7 @@ def make_retention(
             "only a TRIM-KV has retention gates",
             found=f"{type(module).__name__} from {loaded.name}",
             expected="a stategate.models.memories.trim_kv.cell.TrimKv",
-            remedy="for other families: stategate model train-gate",
+            remedy="for other families: python -m lab train-gate",
         )
     untrained = weights_sha256(module)
     training, held_out = _parted(episodes_for(loaded, episodes, steps, count)[0])

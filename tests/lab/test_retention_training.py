@@ -10,7 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from stategate.calibration.gates.retention import RetentionRecipe, answers, train_retention
+from lab.__main__ import main as lab
+from lab.training.gates.retention import RetentionRecipe, answers, train_retention
 from stategate.cli.main import main
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
@@ -152,7 +153,8 @@ def test_the_command_trains_gates_that_a_factory_loads(tmp_path: Path) -> None:
         (logs / f"{i}.npz").write_bytes(Episode({"x": x}).to_bytes())
 
     def run(*arguments: object) -> Result:
-        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+        verbs = lab if arguments[0] == "train-retention" else main
+        return CliRunner().invoke(verbs, [str(argument) for argument in arguments])
 
     common = ["--episode", logs, "--window", 40, "--iterations", 30, "--out"]
     model = f"{tmp_path}/mine.py:policy"

@@ -1,4 +1,4 @@
-"""``stategate model train-gate`` and ``train-retention``: gates for a model that stays as it is."""
+"""``python -m lab train-gate`` and ``train-retention``: gates for a model that stays as it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from stategate.calibration.settings import GateRecipe, RetentionRecipe
+from lab.training.gates.recipes import GateRecipe, RetentionRecipe
 from stategate.cli.options import (
     COUNT,
     FILE,
@@ -72,11 +72,11 @@ def train_gate_command(
 
     \b
     Example:
-      stategate model train-gate my.py:policy --episode logs/ --out build/gate.safetensors
+      python -m lab train-gate my.py:policy --episode logs/ --out build/gate.safetensors
     """
     _check_out(out)
 
-    from stategate.calibration.gates.make import make_gate
+    from lab.training.gates.make import make_gate
 
     result = make_gate(
         model, out, episodes or None, steps=steps, count=count, recipe=GateRecipe(**recipe)
@@ -124,11 +124,11 @@ def train_retention_command(
 
     \b
     Example:
-      stategate model train-retention my.py:policy --episode logs/ --out build/gates.safetensors
+      python -m lab train-retention my.py:policy --episode logs/ --out build/gates.safetensors
     """
     _check_out(out)
 
-    from stategate.calibration.gates.make import make_retention
+    from lab.training.gates.make import make_retention
 
     result = make_retention(
         model, out, episodes or None, steps=steps, count=count, recipe=RetentionRecipe(**recipe)

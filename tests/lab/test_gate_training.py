@@ -9,8 +9,8 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from stategate.calibration.gates.training import GateRecipe, at_random, judge, train_gate
-from stategate.cli.main import main
+from lab.__main__ import main
+from lab.training.gates.training import GateRecipe, at_random, judge, train_gate
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError, SpecError
 from stategate.models import lift

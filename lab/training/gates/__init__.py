@@ -1,0 +1,1 @@
+"""Gates that are trained on a frozen model."""
