@@ -214,7 +214,7 @@ $(UNCHANGED): $(PLANNED)/silero-vad/float32/.done
 	@touch $@
 
 $(PLANNED_MODELS:%=$(PLANNED)/%/pace.json): $(PLANNED)/%/pace.json: $(foreach r,$(RECIPES),$(PLANNED)/%/$(r)/.done)
-	@$(BIN)/stategate pace $(PLANNED)/$*/float32/bundle \
+	@$(LAB) pace $(PLANNED)/$*/float32/bundle \
 	  $(patsubst %/manifest.json,%,$(wildcard $(foreach r,$(RECIPES),$(PLANNED)/$*/$(r)/bundle/manifest.json))) --burst 100 --out $@
 
 precision-table:

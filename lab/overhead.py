@@ -13,7 +13,7 @@ import click
 import numpy as np
 import onnxruntime
 
-from stategate.bench.measure.pace import Report, Step, golden_inputs, stepper
+from lab.pace import Report, Step, golden_inputs, stepper
 from stategate.cli.options import COUNT, bundle_argument, json_option, option, out_option
 from stategate.cli.show import show
 from stategate.common.console import progress

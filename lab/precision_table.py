@@ -2,7 +2,7 @@
 
 A folder has one folder a model, and in it one a plan, as `make precision-table` fills them:
 
-    <model>/pace.json             `stategate bench pace`: float32 first, then every other bundle
+    <model>/pace.json             `python -m lab pace`: float32 first, then every other bundle
     <model>/episode               what all were stepped through; not looked at here
     <model>/float32/bundle        what the others are held against
     <model>/<plan>/bundle         the candidate, and

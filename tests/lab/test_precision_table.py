@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from lab.__main__ import main as lab
+from lab.pace import measure_pace
 from lab.precision_table import BEGIN, END, Row, on_page, rows_of, table
-from stategate.bench.measure.pace import measure_pace
 from stategate.calibration.drift.loop import drift
 from stategate.calibration.drift.record import DriftReport
 from stategate.cli.main import main

@@ -1,4 +1,4 @@
-"""Steps of several bundles, timed in turns and in one run."""
+"""``python -m lab pace``: steps of several bundles, timed in turns and in one run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
+from stategate.cli.options import COUNT, bundles_argument, json_option, option, out_option
+from stategate.cli.show import show
+from stategate.common.console import progress
 from stategate.common.timing import TimedCall, time_in_turns
 from stategate.contract import Bundle
+from stategate.contract.durable import check_writable
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
 from stategate.runtime.base.buffers import Array
@@ -71,3 +76,27 @@ def golden_inputs(bundle: Bundle) -> list[dict[str, Array]]:
 def stepper(session: Session) -> Step:
     """A step of the session as a function of one dict."""
     return lambda feed: session.step(**feed)
+
+
+@click.command()
+@bundles_argument
+@option("--rounds", type=COUNT, default=20, help="Bursts of each.")
+@option("--burst", type=COUNT, default=500, help="Steps in a burst.")
+@out_option("The list (.json).", required=False)
+@json_option
+def pace(
+    bundles: tuple[Path, ...], rounds: int, burst: int, out: Path | None, as_json: bool
+) -> None:
+    """Time a step of each of BUNDLES, in turns and in one run, against the first.
+
+    \b
+    Example:
+      python -m lab pace build/float build/int8
+    """
+    if out is not None:
+        check_writable(out)
+
+    with progress(rounds + 1, "measuring") as report:
+        result = measure_pace(bundles, rounds, burst, report)
+    lines = (f"{p.bundle}: p50 {p.p50_us:.1f} us, {p.ratio:.2f} times the first" for p in result)
+    show(result, as_json, lines, out)
