@@ -17,7 +17,6 @@ from lab.pace import measure_pace
 from lab.precision_table import BEGIN, END, Row, on_page, rows_of, table
 from stategate.calibration.drift.loop import drift
 from stategate.calibration.drift.record import DriftReport
-from stategate.cli.main import main
 from stategate.contract import Episode, canonical_json
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.export.candidates import candidate_from, reference_for
@@ -223,7 +222,7 @@ def test_paces_are_of_one_run_and_the_first_is_the_measure(original: Path, tmp_p
     plans = [original / "tiny" / plan / "bundle" for plan in ("float32", "state-int8")]
     out = tmp_path / "pace.json"
     command = ["pace", *map(str, plans), "--rounds", "2", "--burst", "3", "--out", str(out)]
-    done = CliRunner().invoke(main, command)
+    done = CliRunner().invoke(lab, command)
     assert done.exit_code == 0, done.output
     first, second = json.loads(out.read_text())
     assert first["ratio"] == 1.0 and first["p50_us"] > 0
@@ -233,7 +232,7 @@ def test_paces_are_of_one_run_and_the_first_is_the_measure(original: Path, tmp_p
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere"], ["--rounds", "0"], ["--burst", "x"]])
 def test_pace_refuses_what_it_cannot_time(arguments: list[str]) -> None:
-    assert CliRunner().invoke(main, ["pace", *arguments]).exit_code == 2
+    assert CliRunner().invoke(lab, ["pace", *arguments]).exit_code == 2
 
 
 def test_a_bundle_without_golden_inputs_has_no_pace(original: Path, monkeypatch) -> None:
