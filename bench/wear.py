@@ -40,10 +40,6 @@ class WearRow:
 def write_rate(manifest: Manifest, known_share: float | None = None) -> WriteRate:
     """The share of steps that write, from the best source there is.
 
-    Args:
-        manifest: Its hard gates carry the rates that calibration measured.
-        known_share: A share that the caller knows better.
-
     Returns:
         The caller's share, else the manifest's; with several hard gates their sum, an upper bound;
         1 where nothing was measured, marked as assumed.
@@ -79,9 +75,6 @@ def wear_rows(
         snapshot_bytes: Size of a snapshot, header included.
         rate_hz: Steps per second.
         writes: How many of them write.
-
-    Raises:
-        SpecError: ``rate_hz`` is negative or not finite.
     """
     policies = [
         ("every step", rate_hz, ()),
@@ -98,14 +91,7 @@ def wear_rows(
 def journal_rows(
     storage: Storage, manifest: Manifest, rate_hz: float, writes: WriteRate
 ) -> tuple[WearRow, ...]:
-    """What a journal costs by the same policies, its snapshots included.
-
-    Args:
-        storage: Where it is.
-        manifest: Of the bundle whose memory it keeps.
-        rate_hz: Steps per second.
-        writes: How many of them write.
-    """
+    """What a journal costs by the same policies, its snapshots included."""
     codec, (_, change_bytes) = Codec(manifest), record_bytes(manifest)
     # A state that no hard gate guards changes in every step.
     is_gated = all(state.gate for state in manifest.states)

@@ -96,12 +96,7 @@ class LaneStep(NamedTuple):
 
 
 class Lanes:
-    """Steps a model in several lanes at once, each with a state and a threshold of its own.
-
-    Args:
-        model: The model.
-        gate: The hard gate whose threshold the lanes choose; others keep theirs.
-    """
+    """Steps a model in several lanes at once, each with a state and a threshold of its own."""
 
     def __init__(self, model: StepModel, gate: GateSpec) -> None:
         self.spec: StepSpec = model.step_spec()
@@ -226,16 +221,7 @@ def roll(
     thresholds: Sequence[float],
     reference: float,
 ) -> LoopCounts:
-    """Roll every threshold through an episode, from the initial state.
-
-    Args:
-        model: The model.
-        episode: Inputs, with or without labels.
-        report: Called with the number of steps done.
-        gate: Whose threshold it is.
-        thresholds: What to try.
-        reference: Threshold of one more lane, whose outputs the others are compared with.
-    """
+    """Roll every threshold through an episode, from the initial state."""
     lanes = Lanes(model, gate)
     # float32, as the runtime compares: a threshold between two of its numbers decides as one.
     tried = torch.tensor([*thresholds, reference], dtype=torch.float32)

@@ -109,14 +109,7 @@ def roll_out(
 def ask_each(
     model: StepModel, episodes: Iterable[Episode] | Fleet, question: Question[One], report: Report
 ) -> One:
-    """The answers of all episodes, merged in their order.
-
-    Args:
-        model: The model, where it is rolled in this process.
-        episodes: What it is rolled through.
-        question: Asked of each.
-        report: Called with the number of steps done.
-    """
+    """The answers of all episodes, merged in their order."""
     if isinstance(episodes, Fleet):
         work = partial(_on_a_worker, episodes.source, episodes.sha256, question)
         return roll_out(episodes.episodes, work, episodes.cluster, report)[""]

@@ -39,11 +39,7 @@ def names_of(episodes: Episodes) -> str:
 
 @contextmanager
 def on_disk(episodes: Episodes) -> Iterator[EpisodeSet]:
-    """Episodes as files that are read a block at a time; those of a program are written for that.
-
-    Raises:
-        EpisodeError: There are none, one cannot be read, or they differ in form.
-    """
+    """Episodes as files, read a block at a time; those of a program are written for that."""
     with scratch_folder() as scratch:
         paths = []
         for i, one in enumerate(listed(episodes)):
@@ -58,17 +54,7 @@ def on_disk(episodes: Episodes) -> Iterator[EpisodeSet]:
 def episodes_for(
     loaded: LoadedModel, episodes: Episodes | None, steps: int, count: int
 ) -> tuple[Iterable[Episode], int, str]:
-    """The episodes that a model is calibrated on, their steps in all, and what a record calls them.
-
-    Args:
-        loaded: The model.
-        episodes: None for a zoo model's own benchmark.
-        steps: Of each episode of the zoo.
-        count: How many, of the zoo.
-
-    Raises:
-        EpisodeError: A model of one's own, and no episodes; or they cannot be read.
-    """
+    """The episodes to calibrate a model on, their steps in all, and what a record calls them."""
     if episodes is not None:
         several = listed(episodes)
         if any(isinstance(one, Episode) for one in several):

@@ -45,11 +45,7 @@ class Wish:
         return self.costs is None and self.write_rate is None
 
     def rounds(self, *, proposed: bool) -> int:
-        """Times that the episodes are rolled, at most.
-
-        Args:
-            proposed: Whether the thresholds to try come from the gate's own values.
-        """
+        """Times that the episodes are rolled, at most."""
         if self.write_rate is not None:
             return proposed + 1 + REFINEMENTS
         if self.costs is not None:

@@ -38,23 +38,14 @@ BARE_METAL = {
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A shared object and how it was made.
+    """A shared object and how it was made."""
 
-    Attributes:
-        library: Its bytes.
-        machine: CPU that it is for, as Linux names it.
-        isa: Instruction set, in the words of ``-march``.
-        needs: What it made of that and of the flags; see `NativeRef`.
-        compiler: First line of the compiler's version.
-        flags: Flags of the compiler.
-    """
-
-    library: bytes
-    machine: str
-    isa: str
-    needs: tuple[str, ...]
-    compiler: str
-    flags: tuple[str, ...]
+    library: bytes  # its bytes
+    machine: str  # CPU that it is for, as Linux names it
+    isa: str  # instruction set, in the words of ``-march``
+    needs: tuple[str, ...]  # what it made of that and of the flags; see `NativeRef`
+    compiler: str  # first line of the compiler's version
+    flags: tuple[str, ...]  # flags of the compiler
 
 
 def compiler_for(machine: str) -> str | None:

@@ -123,15 +123,7 @@ def _shown(total: int, label: str) -> Iterator[Report]:
 
 
 def bar_line(label: str, done: int, total: int, elapsed_s: float, columns: int) -> str:
-    """A bar that leaves the last column free; where room is short, the bar and the time go first.
-
-    Args:
-        label: What is being done.
-        done: Units done; more than ``total`` counts as all of it.
-        total: Units in all.
-        elapsed_s: Seconds since the start.
-        columns: Width of the terminal.
-    """
+    """A bar that leaves the last column free; in little room, the bar and the time go first."""
     share = 1.0 if total <= 0 else min(1.0, max(0.0, done / total))
     percent = f" {share:4.0%}"
     room = max(0, columns - 1 - len(percent))
@@ -147,11 +139,7 @@ def bar_line(label: str, done: int, total: int, elapsed_s: float, columns: int) 
 
 
 def who_and_why(accept: str | None) -> str | None:
-    """The value of ``--accept``, which names somebody and a reason.
-
-    Raises:
-        SpecError: It does not.
-    """
+    """The value of ``--accept``, which names somebody and a reason."""
     who, _, why = (accept or "").partition(":")
     plain = text_with_controls(accept) is None  # it is printed wherever the bundle goes
     if accept is not None and not (who.strip() and why.strip() and plain):

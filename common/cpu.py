@@ -78,12 +78,7 @@ def isa_of_this_machine() -> str | None:
 
 
 def used(macros: Set[str], least: Set[str]) -> tuple[str, ...]:
-    """Features that a compiler may use beyond the least of its CPU's kind.
-
-    Args:
-        macros: What it defines with the flags that it gets.
-        least: What it defines for the least.
-    """
+    """Features that a compiler may use beyond the least of its CPU's kind."""
     more = macros - least
     names = {_FEATURES[macro] for macro in more & _FEATURES.keys()}
     return tuple(sorted(names | {m for m in more - _FEATURES.keys() if _SUSPECT.match(m)}))

@@ -120,11 +120,7 @@ class CommandGroup(click.Group):
 
 
 def exit_code_of(problem: BaseException) -> int:
-    """Say why a command ended, in a sentence on stderr, and with which code it exits.
-
-    Raises:
-        SystemExit: The problem itself, where it is one.
-    """
+    """Say why a command ended, in a sentence on stderr, and with which code it exits."""
     match problem:
         case click.ClickException():
             problem.show()

@@ -28,27 +28,19 @@ class Storage(Record, frozen=True):
 
     Its endurance is given in one of two ways: bytes that a host may write, as manufacturers rate
     drives and cards, or program/erase cycles of its cells and a write amplification.
-
-    Attributes:
-        name: Its name on the command line.
-        source: Where the figures come from, in one sentence.
-        capacity_bytes: Nominal size; needed with ``pe_cycles``.
-        endurance_bytes: Bytes that a host may write in all (10^12 to the TBW).
-        pe_cycles: Program/erase cycles that a cell survives.
-        write_amplification: Bytes written to cells for each byte that the host writes, 1 or more.
-        block_bytes: Block of the file system; a file takes whole blocks.
-        metadata_bytes: Journal and metadata that one atomic rewrite costs beside the file.
-        assumed: Fields whose figures are estimates rather than ratings or measurements.
     """
 
-    name: str
-    source: str
-    capacity_bytes: int | None = None
-    endurance_bytes: int | None = None
-    pe_cycles: float | None = None
+    name: str  # its name on the command line
+    source: str  # where the figures come from, in one sentence
+    capacity_bytes: int | None = None  # nominal size; needed with ``pe_cycles``
+    endurance_bytes: int | None = None  # bytes that a host may write in all (10^12 to the TBW)
+    pe_cycles: float | None = None  # program/erase cycles that a cell survives
+    # bytes written to cells for each byte that the host writes, 1 or more
     write_amplification: float | None = None
-    block_bytes: int = 4096
+    block_bytes: int = 4096  # block of the file system; a file takes whole blocks
+    # journal and metadata that one atomic rewrite costs beside the file
     metadata_bytes: int = METADATA_BYTES_ESTIMATE
+    # fields whose figures are estimates rather than ratings or measurements
     assumed: tuple[str, ...] = ("metadata_bytes",)
 
     def __post_init__(self) -> None:

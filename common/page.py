@@ -61,12 +61,7 @@ def _text(text: str) -> str:
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """A whole page.
-
-    Args:
-        title: Plain text.
-        parts: HTML.
-    """
+    """A whole page."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{_text(title)}</title>"
@@ -97,11 +92,7 @@ def plots(figures: Iterable[str]) -> str:
 
 
 def plot_style(title: str) -> dict[str, Any]:
-    """What matplotlib's ``rc_context`` is given for a plot.
-
-    Args:
-        title: Of the plot; identifiers of several plots in one page must differ.
-    """
+    """What matplotlib's ``rc_context`` is given for a plot."""
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": title,

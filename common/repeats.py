@@ -8,13 +8,7 @@ import click
 
 
 def refuse_repeats(command: click.Command, parent: click.Context, args: list[str]) -> None:
-    """Refuse an option that may be given once and is there twice.
-
-    Args:
-        command: What the arguments are for.
-        parent: The group's context.
-        args: As they were typed, without the command's name.
-    """
+    """Refuse an option that may be given once and is there twice."""
     ctx = click.Context(command, parent=parent, info_name=command.name)
     try:
         _, _, order = command.make_parser(ctx).parse_args(list(args))

@@ -137,10 +137,6 @@ def slope_per_million(steps: Floats, values: Floats) -> float | None:
 
     Resident memory moves by pages: one page more over a thousand steps would be called four
     million bytes.
-
-    Args:
-        steps: Steps done at each sample, ascending.
-        values: The figure at each of them.
     """
     if len(steps) < 2 or steps[-1] - steps[0] < _FEWEST_STEPS:
         return None

@@ -6,13 +6,7 @@ from collections.abc import Collection, Sequence
 
 
 def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = (), indent: str = "") -> str:
-    """Columns as wide as their widest cell, two spaces apart.
-
-    Args:
-        rows: The cells, the head included; every row has as many.
-        right: Columns that end at the right, as numbers do.
-        indent: What every line begins with.
-    """
+    """Columns as wide as their widest cell, two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

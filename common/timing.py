@@ -13,17 +13,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class TimedCall:
-    """One contender of a measurement.
+    """One contender of a measurement."""
 
-    Attributes:
-        call: Takes one element of ``feeds``.
-        feeds: Its arguments, one a call, gone through from the first in every burst.
-        prepare: Called before every burst, off the clock.
-    """
-
-    call: Callable[[Any], object]
+    call: Callable[[Any], object]  # takes one element of ``feeds``
+    # its arguments, one a call, gone through from the first in every burst
     feeds: Sequence[Any] = (None,)
-    prepare: Callable[[], object] = lambda: None
+    prepare: Callable[[], object] = lambda: None  # called before every burst, off the clock
 
 
 def time_in_turns(

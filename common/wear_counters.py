@@ -30,21 +30,16 @@ Kind = Literal["emmc", "sd", "nvme", "other"]
 
 @dataclass(frozen=True, slots=True)
 class DeviceWear:
-    """One reading of one block device; None is what the system does not show.
+    """One reading of one block device; None is what the system does not show."""
 
-    Attributes:
-        device: Name of the whole device, such as ``mmcblk0``.
-        kind: What it is.
-        host_bytes_since_boot: Bytes that this host wrote to it since it started, by anyone.
-        life_used_percent: Upper end of the step of ten that an eMMC reports for its worse kind of
-            cell; 110 where the rated life is exceeded.
-        reserve: State of an eMMC's spare blocks: ``warning`` at 80 % used, ``urgent`` at 90 %.
-    """
-
-    device: str | None = None
-    kind: Kind | None = None
+    device: str | None = None  # name of the whole device, such as ``mmcblk0``
+    kind: Kind | None = None  # what it is
+    # bytes that this host wrote to it since it started, by anyone
     host_bytes_since_boot: int | None = None
+    # upper end of the step of ten that an eMMC reports for its worse kind of cell; 110 where the
+    # rated life is exceeded
     life_used_percent: int | None = None
+    # state of an eMMC's spare blocks: ``warning`` at 80 % used, ``urgent`` at 90 %
     reserve: Literal["normal", "warning", "urgent"] | None = None
 
     @property

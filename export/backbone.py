@@ -49,10 +49,6 @@ def carried(
         inputs: What it takes.
         frames: Recorded inputs.
         features: What it gave for them, ``(steps, 1, features)``.
-
-    Raises:
-        TraceError: The module has no ONNX form.
-        ParityError: In ONNX Runtime it gives something else.
     """
     raw = backbone if isinstance(backbone, bytes) else _as_onnx(backbone, inputs)
     at = np.linspace(0, frames.steps - 1, min(_FRAMES, frames.steps)).astype(int)

@@ -69,12 +69,7 @@ class Candidate:
         return self.float_sizes or (len(self.graph), self.spec.state_bytes)
 
     def calibrated(self, record: CalibrationRecord) -> Candidate:
-        """The same model with the thresholds of a calibration record, beside those it has.
-
-        Raises:
-            CalibrationError: The record is for other weights, for a gate that is not there, or for
-                one that another record has set.
-        """
+        """The same model with the thresholds of a calibration record, beside those it has."""
         if record.model_sha256 != self.model.sha256:
             raise CalibrationError(
                 "the calibration record is for another model",

@@ -37,9 +37,6 @@ def episode_for(
     """Inputs of a check for every session, and where they are from.
 
     They are a recording where there is one, else the zoo's benchmark, else random numbers.
-
-    Raises:
-        EpisodeError: The recording cannot be read, or does not fit the model.
     """
     sessions = candidate.sessions
     if source is not None:
@@ -70,13 +67,7 @@ def reference_for(model: StepModel, candidate: Candidate) -> Reference:
 def candidate_from(
     loaded: LoadedModel, sessions: int = 1, operators: str = Operators.PORTABLE.value
 ) -> Candidate:
-    """Trace a model into a candidate, thresholds as its own spec has them.
-
-    Args:
-        loaded: The model.
-        sessions: How many sessions one step serves.
-        operators: One of `Operators`, or ``fastest`` for the fastest of all on this machine.
-    """
+    """Trace a model into a candidate, thresholds as its own spec has them."""
     spec = batched(loaded.model.step_spec(), sessions)
     forms = [Operators(operators)] if operators != "fastest" else [Operators.PORTABLE]
     if operators == "fastest" and isinstance(getattr(loaded.model, "operators", None), Operators):

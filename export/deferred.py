@@ -16,22 +16,12 @@ from stategate.models.memories.matrix import Ring
 
 
 def deferred(loaded: LoadedModel, length: int) -> LoadedModel:
-    """The model in deferred form, known by the same name and the same weights.
-
-    Raises:
-        SpecError: It has nothing to defer, or the length is none.
-    """
+    """The model in deferred form, known by the same name and the same weights."""
     return replace(loaded, model=DeferredStep(loaded.module, length))
 
 
 class DeferredReference:
-    """The plain model, which folds nothing, beside a bundle that does.
-
-    Args:
-        plain: The plain model on its own state.
-        rings: What waits in the bundle.
-        candidate: With its thresholds as they shall be deployed.
-    """
+    """The plain model, which folds nothing, beside a bundle that does."""
 
     def __init__(self, plain: Reference, rings: tuple[Ring, ...], candidate: Candidate) -> None:
         self.name, self.notes = plain.name, getattr(plain, "notes", ())
@@ -41,11 +31,7 @@ class DeferredReference:
         self._writes = 0
 
     def begin(self, states: Arrays) -> None:
-        """Start from these states of the plain model.
-
-        Raises:
-            SpecError: They are those of the deferred form.
-        """
+        """Start from these states of the plain model."""
         if odd := [name for name in states if name == COUNT or name in self._names]:
             raise SpecError(
                 "an episode of the deferred form starts from states of the plain model",
@@ -95,11 +81,7 @@ def folded(ring: Ring, states: Arrays) -> dict[str, np.ndarray]:
 
 
 def check_deferred(sessions: int, operators: str, lower: bool) -> None:
-    """Refuse what the deferred form has not.
-
-    Raises:
-        SpecError: Several sessions, native operators, or states in fewer bits.
-    """
+    """Refuse what the deferred form has not."""
     for problem, choice in (
         ("a pool", sessions > 1 and f"{sessions} sessions"),
         ("operators of their own", operators != "portable" and operators),

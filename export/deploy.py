@@ -21,14 +21,7 @@ SafeOutputs = Mapping[str, float | Sequence[float]]
 
 
 def check_choices(**choices: tuple[str, object]) -> None:
-    """Refuse what the command line refuses too: a word that is none of its kind.
-
-    Args:
-        choices: By argument: what was given, and the literal type of what there is.
-
-    Raises:
-        SpecError: One is wrong.
-    """
+    """Refuse what the command line refuses too: a word that is none of its kind."""
     for name, (word, kind) in choices.items():
         names = get_args(kind)
         if word not in names:
@@ -45,30 +38,14 @@ def engines_for(target: TargetProfile, engines: Engines) -> Engines:
 def deployed(
     candidate: Candidate, engines: Engines, split: Layout, episode: Episode, measure: bool
 ) -> Candidate:
-    """The candidate with its C source where one is asked for, and its step in one graph or two.
-
-    Args:
-        candidate: Its step in the precision in which it is deployed.
-        engines: What shall step it; ``native`` alone refuses a bundle without a native engine.
-        split: See `choose_layout`.
-        episode: See `choose_layout`.
-        measure: See `choose_layout`.
-
-    Raises:
-        SplitError: The split is none for this model, or gives other bits.
-        LowerError: Native alone was asked for, and C cannot say this step.
-    """
+    """The candidate with its C source where one is asked for, and its step in one graph or two."""
     if engines != "onnxruntime":
         candidate = with_c(candidate, required=engines == "native")
     return choose_layout(candidate, split, episode, measure)
 
 
 def with_c(candidate: Candidate, *, required: bool = False) -> Candidate:
-    """The candidate with its step as C source, or with the reason why C cannot say it.
-
-    Raises:
-        LowerError: C cannot say it, and that is required.
-    """
+    """The candidate with its step as C source, or with the reason why C cannot say it."""
     from stategate.export.c.lower import source_of  # a second to import
 
     try:
@@ -85,11 +62,7 @@ def with_c(candidate: Candidate, *, required: bool = False) -> Candidate:
 
 
 def with_safe(candidate: Candidate, safe: SafeOutputs) -> Candidate:
-    """The candidate with what its outputs answer where a step fails before a good answer.
-
-    Raises:
-        SpecError: There is no such output, a value does not fit its output, or one has none.
-    """
+    """The candidate with what its outputs answer where a step fails before a good answer."""
     if not safe:
         return candidate
     names = [tensor.name for tensor in candidate.spec.outputs]

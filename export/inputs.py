@@ -20,11 +20,7 @@ Range = tuple[float, float]
 def recorded(
     source: str | Path | Episode, steps: int, ranges: Mapping[str, Range] | None = None
 ) -> tuple[Episode, str]:
-    """An episode of a program, or the first steps of a file or folder; and its name.
-
-    Raises:
-        EpisodeError: It cannot be read, or ranges are given too, which nothing would be drawn from.
-    """
+    """An episode of a program, or the first steps of a file or folder; and its name."""
     if ranges:
         raise EpisodeError(
             "inputs are recorded, or drawn from ranges, and not both",
@@ -42,17 +38,7 @@ def drawn(
     ranges: Mapping[str, Range],
     graph: onnx.ModelProto,
 ) -> tuple[Episode, InputsRef]:
-    """Random inputs: even in a range that the user declared, as the graph says, or else noise.
-
-    Args:
-        spec: The signature.
-        steps: How many.
-        ranges: Declared, by input.
-        graph: It may say what its inputs are; see `stategate.export.frontends.domains`.
-
-    Raises:
-        EpisodeError: A range is for an input that the model lacks, or does not fit its dtype.
-    """
+    """Random inputs: even in a range that the user declared, as the graph says, or else noise."""
     tensors = {tensor.name: tensor for tensor in spec.inputs}
     if unknown := sorted(set(ranges) - set(tensors)):
         raise EpisodeError(
@@ -88,16 +74,7 @@ def random_episode(
     ranges: Mapping[str, Range] | None = None,
     fits: Mapping[str, Domain] | None = None,
 ) -> Episode:
-    """Random inputs for a model.
-
-    Args:
-        spec: The signature.
-        steps: How many.
-        seed: Of the numbers.
-        ranges: Lowest and highest number by input.
-        fits: What other inputs may be. Where that is not known either, floats are drawn from a
-            normal distribution, and integers are 0 and 1.
-    """
+    """Random inputs for a model."""
     rng = np.random.default_rng(seed)
     inputs = {}
     for tensor in spec.inputs:

@@ -38,20 +38,7 @@ def in_precision(
     states: StatePrecision | None = None,
     error_feedback: bool = False,
 ) -> Candidate:
-    """The candidate in a plan's precision; it has no chunk graph then.
-
-    Args:
-        candidate: In float32.
-        plan: What becomes smaller.
-        ranges: Of activations, where the plan quantises those.
-        states: Counts more than what the plan says of the same states.
-        error_feedback: Whether a stored state carries its rounding error into its next store.
-
-    Raises:
-        CalibrationError: Ranges are missing, or are for another model.
-        SpecError: The plan or ``states`` name something that the model lacks.
-        ExportError: The plan quantises nothing, or a state cannot be stored so.
-    """
+    """The candidate in a plan's precision; it has no chunk graph then."""
     if {plan.weights, plan.activations} != {"float32"}:
         limits = None if ranges is None else ranges.limits(candidate.model.sha256, plan.method)
         graph, spec = with_constant_weights(candidate.graph, candidate.spec, candidate.model.family)
@@ -88,11 +75,7 @@ def early_limits(
     *,
     lower: bool = True,
 ) -> Limits:
-    """What a candidate in lower precision must keep before its drift is looked at.
-
-    Raises:
-        SpecError: There are limits, and nothing is in lower precision.
-    """
+    """What a candidate in lower precision must keep before its drift is looked at."""
     error = bounded("max_output_error", math.inf if max_output_error is None else max_output_error)
     flips = bounded("max_flip_rate", 1.0 if max_flip_rate is None else max_flip_rate, 1.0)
     who = who_and_why(accept)
@@ -108,11 +91,7 @@ def early_limits(
 def with_stored_states(
     candidate: Candidate, kinds: Mapping[str, str], error_feedback: bool = False
 ) -> Candidate:
-    """The candidate with states stored in fewer bits between steps; the same without any.
-
-    Raises:
-        ExportError: A state is not there, or cannot be stored so.
-    """
+    """The candidate with states stored in fewer bits between steps; the same without any."""
     if not kinds:
         return candidate
     narrow = stored(candidate, kinds, error_feedback)
@@ -126,11 +105,7 @@ def with_stored_states(
 
 
 def by_name(states: StatePrecision | None, spec: StepSpec) -> dict[str, str]:
-    """The kind of each state; ``*`` stands for guarded float32 states that are not named.
-
-    Raises:
-        SpecError: No gate guards a float32 state.
-    """
+    """The kind of each state; ``*`` stands for guarded float32 states that are not named."""
     kinds: dict[str, str] = dict({"*": states} if isinstance(states, str) else states or {})
     every = kinds.pop("*", None)
     if every is None:
@@ -172,18 +147,7 @@ def _savings(wide: Candidate, narrow: Candidate) -> str:
 def lowered(
     candidate: Candidate, plan: PrecisionPlan, limits: Mapping[str, float] | None
 ) -> Candidate:
-    """A float candidate with its step quantised.
-
-    Args:
-        candidate: In float32.
-        plan: What becomes smaller.
-        limits: Range of each activation, where the plan quantises those.
-
-    Raises:
-        CalibrationError: Ranges are missing.
-        SpecError: The plan names something that the model lacks.
-        ExportError: The plan quantises nothing.
-    """
+    """A float candidate with its step quantised."""
     graph = quantised(onnx.load_model_from_string(candidate.graph), candidate.spec, plan, limits)
     return replace(
         candidate,

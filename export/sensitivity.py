@@ -138,21 +138,7 @@ class Recorded:
 
 
 class Search:
-    """Trials of one model on one episode.
-
-    Args:
-        candidate: In float32.
-        reference: The model, at its initial state.
-        episode: Inputs of each trial.
-        plan: What is tried; what it keeps in float stays so.
-        ranges: Range of each activation, where the plan quantises those.
-        cache: Folder of trials that were made before.
-        inputs: Where the episode came from, for messages.
-
-    Raises:
-        SpecError: The plan names something that the model lacks.
-        ExportError: The plan quantises nothing.
-    """
+    """Trials of one model on one episode."""
 
     def __init__(
         self,
@@ -179,13 +165,6 @@ class Search:
 
         Groups that break the limits alone stay in float; of the others the most sensitive is put
         back until all that is left keeps the limits together.
-
-        Args:
-            limits: What the plan must keep.
-            report: Called after each trial.
-
-        Raises:
-            CalibrationError: No group keeps the limits.
         """
         alone = []
         for group in self.groups:

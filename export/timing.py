@@ -32,10 +32,6 @@ def sample(spec: StepSpec) -> dict[str, np.ndarray]:
 def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Median time of each graph in ONNX Runtime, one thread, turn by turn.
 
-    Args:
-        graphs: Serialised graphs, by name.
-        feeds: Every input of any of them, by name.
-
     Returns:
         Microseconds by name, of those that this ONNX Runtime can load.
     """
@@ -61,13 +57,6 @@ def check_runs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> None:
     """Run a step once if it computes in other numbers than float32.
 
     ONNX Runtime takes those in some operators only, and says so when a session is opened or run.
-
-    Args:
-        model: The step.
-        feeds: Every input of it, by name.
-
-    Raises:
-        GraphError: It cannot be run; the number types are named.
     """
     codes = {t.data_type for t in model.graph.initializer}
     codes |= {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.value_info)}

@@ -42,11 +42,7 @@ _ONE_AT_A_TIME = RLock()
 
 @contextmanager
 def evaluating(model: object) -> Iterator[LoadedModel]:
-    """A model in evaluation, for one thread at a time; afterwards it trains where it trained.
-
-    Raises:
-        StategateError: See `load_model`.
-    """
+    """A model in evaluation, for one thread at a time; afterwards it trains where it trained."""
     with _ONE_AT_A_TIME:
         loaded = load_model(model)
         with in_evaluation(loaded.module):

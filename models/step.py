@@ -14,17 +14,11 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class StepResult(NamedTuple):
-    """What one step gives, each by its contract name.
+    """What one step gives, each by its contract name."""
 
-    Attributes:
-        outputs: By output name.
-        states: Next states, by *state* name (not by ``next_name``).
-        gates: By gate name; empty for models without gates.
-    """
-
-    outputs: Tensors
-    states: Tensors
-    gates: Tensors
+    outputs: Tensors  # by output name
+    states: Tensors  # next states, by *state* name (not by ``next_name``)
+    gates: Tensors  # by gate name; empty for models without gates
 
 
 @runtime_checkable
@@ -55,13 +49,9 @@ class StepModel(Protocol):
 
 
 class ChunkModel(StepModel, Protocol):
-    """A step model that can also take several steps at once, for recorded history.
+    """A step model that can also take several steps at once, for recorded history."""
 
-    Attributes:
-        chunk_steps: How many; 0 where this one cannot after all.
-    """
-
-    chunk_steps: int
+    chunk_steps: int  # how many; 0 where this one cannot after all
 
     def chunk(self, inputs: Tensors, states: Tensors, valid: torch.Tensor) -> StepResult:
         """Several steps, with the results that as many calls of ``step`` would have.

@@ -58,14 +58,7 @@ class Host:
 
 
 def detect(root: Path = Path("/")) -> Host:
-    """Read what a machine says of itself.
-
-    Args:
-        root: Where ``proc``, ``sys`` and the rest lie; a copied tree in tests.
-
-    Raises:
-        TargetError: ``root`` is no folder.
-    """
+    """Read what a machine says of itself."""
     if not root.is_dir():
         raise TargetError(
             "there is no such root", found=root, expected="a folder with proc and sys"

@@ -54,9 +54,6 @@ def examine(root: Path = Path("/")) -> list[Finding]:
 
     Args:
         root: Where ``etc``, ``usr`` and the rest lie; a copied tree of another machine's.
-
-    Raises:
-        TargetError: ``root`` is no folder.
     """
     host = detect(root)
     jetson = any("tegra" in word for word in host.compatible)

@@ -119,25 +119,12 @@ class Fit:
 
 
 def load_costs(engine: str = "onnxruntime") -> Costs:
-    """Read what an engine costs.
-
-    Raises:
-        TargetError: Nobody measured that engine, or its file contradicts itself.
-    """
+    """Read what an engine costs."""
     return read_table("costs", engine, "engine", Costs)
 
 
 def predict(footprint: Footprint, costs: Costs, sessions: int | None = None) -> Memory:
-    """Resident memory of a bundle.
-
-    Args:
-        footprint: What it holds.
-        costs: What the engine adds.
-        sessions: How many sessions share one graph; those of the bundle if left out.
-
-    Raises:
-        TargetError: A cost is not known.
-    """
+    """Resident memory of a bundle."""
     share = (sessions or footprint.sessions) / footprint.sessions
     weights = (
         _cost(costs, "graph_copies") * footprint.graph_bytes
@@ -180,16 +167,7 @@ def fit(
     sessions: int | None = None,
     horizon_steps: int,
 ) -> Fit:
-    """Whether a bundle fits a device, and what bounds its step there.
-
-    Args:
-        footprint: What the bundle holds.
-        plan: Its precision.
-        target: The device.
-        costs: What the engine adds.
-        sessions: How many sessions; those of the bundle if left out.
-        horizon_steps: Steps after which the cache that the memory replaces is looked at.
-    """
+    """Whether a bundle fits a device, and what bounds its step there."""
     count = sessions or footprint.sessions
     memory = predict(footprint, costs, count)
     has, reserve = target.memory_bytes.value, target.system_reserve_bytes.value

@@ -18,9 +18,5 @@ def storage_names() -> list[str]:
 
 
 def load_storage(name: str) -> Storage:
-    """Read one medium.
-
-    Raises:
-        TargetError: It does not exist, or contradicts itself.
-    """
+    """Read one medium."""
     return read_table(_FOLDER, name, "storage", Storage)

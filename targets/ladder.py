@@ -40,9 +40,5 @@ class Ladder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_ladder() -> Ladder:
-    """Read the ladder.
-
-    Raises:
-        TargetError: It contradicts itself.
-    """
+    """Read the ladder."""
     return read_table("ladders", "jetpack", "ladder", Ladder)

@@ -62,11 +62,7 @@ class Wheel:
 
 
 def driver_of(root: Path) -> Driver | None:
-    """The driver of a machine, or None where there is none.
-
-    Args:
-        root: Where ``usr`` and ``proc`` lie; of a copied tree the library cannot be asked.
-    """
+    """The driver of a machine, or None where there is none."""
     path = library_of(root, _NAME)
     cuda = _cuda_of_library() if root == Path("/") else None
     if path is None and cuda is None:

@@ -154,15 +154,7 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return "c" in self.engines
 
     def check(self, plan: PrecisionPlan, engine: str = "") -> None:
-        """Refuse a plan that needs an element type that is not known to work there.
-
-        Args:
-            plan: What a bundle stores and computes in fewer bits.
-            engine: What steps it; ONNX Runtime, or the session in C of a microcontroller, if empty.
-
-        Raises:
-            TargetError: It does.
-        """
+        """Refuse a plan that needs an element type that is not known to work there."""
         engine = engine or ("c" if self.is_microcontroller else "onnxruntime")
         if lacking := self.lacks(plan, engine):
             figure = self.engines.get(engine)
@@ -191,11 +183,7 @@ class TargetProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return _ISAS.get(self.cpu.value or "", cpu.LEAST.get(self.machine, ""))
 
     def ref(self, *, this_machine: bool = False) -> TargetRef:
-        """What the manifest keeps of it.
-
-        Args:
-            this_machine: Whether the bundle is made there, whose own CPU can be asked.
-        """
+        """What the manifest keeps of it."""
         return TargetRef(self.name, self.machine, "" if this_machine else self.isa)
 
 
@@ -220,11 +208,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> TargetProfile:
-    """Read one profile.
-
-    Raises:
-        TargetError: It does not exist, or contradicts itself.
-    """
+    """Read one profile."""
     profile = read_table(_FOLDER, name, "target", TargetProfile)
     if profile.name != name:
         raise TargetError(
@@ -234,11 +218,7 @@ def load(name: str) -> TargetProfile:
 
 
 def generic(machine: str | None = None) -> TargetProfile:
-    """The profile of any machine of an architecture; of this one's if left out.
-
-    Raises:
-        TargetError: No profile is for this architecture.
-    """
+    """The profile of any machine of an architecture; of this one's if left out."""
     machine = machine or platform.machine()
     generics = {name for name in names() if name.startswith("cpu-")}
     name = f"cpu-{machine.replace('_', '-')}"

@@ -27,14 +27,7 @@ def table_names(folder: str) -> list[str]:
 
 
 def read_table(folder: str, name: str, kind: str, shape: type[Table]) -> Table:
-    """Read one file of a folder of this room, see `read_toml`.
-
-    Args:
-        folder: Where the files lie.
-        name: Which one.
-        kind: What the file describes, for the message of an error.
-        shape: The record.
-    """
+    """Read one file of a folder of this room, see `read_toml`."""
     names = table_names(folder)
     if name not in names:
         near = close_names(name, names)
@@ -48,18 +41,7 @@ def read_table(folder: str, name: str, kind: str, shape: type[Table]) -> Table:
 
 
 def read_toml(room: str, file: str, what: str, shape: type[Table]) -> Table:
-    """Read a file of any room; a value ``"unknown"`` is None in what it returns.
-
-    Args:
-        room: Such as ``stategate.targets``.
-        file: Its path inside of the room.
-        what: What it describes, for the message of an error.
-        shape: The record.
-
-    Raises:
-        TargetError: It contradicts itself.
-        MissingDependencyError: Python 3.10 has no TOML reader, and tomli is not installed.
-    """
+    """Read a file of any room; a value ``"unknown"`` is None in what it returns."""
     text, loads = resources.files(room).joinpath(file).read_text(), _loads()
     try:
         return msgspec.convert(_without_unknowns(loads(text)), shape)

@@ -21,11 +21,7 @@ _SESSION = '#include "stategate.h"\nstategate_session session;\n'
 
 
 def fit_in_c(one: Fit, bundle: Bundle, plan: PrecisionPlan, target: TargetProfile) -> Fit:
-    """The verdict for a microcontroller, which runs the session in C and nothing else.
-
-    Raises:
-        BuildError: Its compiler does not take the C of the bundle.
-    """
+    """The verdict for a microcontroller, which runs the session in C and nothing else."""
     legal: tuple[str, ...] = () if target.lacks(plan, "c") else ("c",)
     if not legal:
         lacks = " and ".join(target.lacks(plan, "c"))
@@ -54,11 +50,7 @@ def fit_in_c(one: Fit, bundle: Bundle, plan: PrecisionPlan, target: TargetProfil
 
 
 def sizes_in_c(bundle: Bundle, compiler: list[str]) -> tuple[int, int]:
-    """Bytes of flash and of RAM of the compiled C and one session, as the objects say.
-
-    Raises:
-        BuildError: The compiler does not take it.
-    """
+    """Bytes of flash and of RAM of the compiled C and one session, as the objects say."""
     native = bundle.manifest.native
     assert native is not None
     with scratch_folder() as scratch:

@@ -25,16 +25,7 @@ Shapes = dict[str, tuple[int, ...] | None]
 
 
 def footprint(bundle: Bundle, engine: Engine = "onnxruntime") -> Footprint:
-    """Count what a step of a bundle holds and does.
-
-    Args:
-        bundle: The bundle.
-        engine: What will step it.
-
-    Raises:
-        BundleError: A file is missing or altered, the graph cannot be read, or there is no library
-            for the native engine.
-    """
+    """Count what a step of a bundle holds and does."""
     manifest, step = bundle.manifest, bundle.manifest.step
     raw = bundle.read(manifest.step_graph.file)
     try:
@@ -85,11 +76,7 @@ def _library_bytes(bundle: Bundle) -> int:
 
 
 def plan_of(bundle: Bundle) -> PrecisionPlan:
-    """The precision that a bundle was made with, stored states included.
-
-    Raises:
-        BundleError: Its plan is missing, altered or no plan.
-    """
+    """The precision that a bundle was made with, stored states included."""
     manifest, plan = bundle.manifest, PRESETS["float32"]
     for file in manifest.files:
         if file.path == "precision.json":

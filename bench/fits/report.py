@@ -55,13 +55,7 @@ def fits_report(
     engine: Engine = "onnxruntime",
     measure: bool = False,
 ) -> FitsReport:
-    """Hold a bundle against devices; see `stategate.fits`.
-
-    Raises:
-        BundleError: A file is missing or altered, or there is no library for the native engine.
-        SpecError: It serves several sessions, and shall be measured.
-        EngineError: It cannot be stepped here.
-    """
+    """Hold a bundle against devices; see `stategate.fits`."""
     sessions = None if sessions is None else whole("sessions", sessions)
     horizon_steps, rate_hz = whole("horizon_steps", horizon_steps), bounded("rate_hz", rate_hz)
     manifest, counted = bundle.manifest, footprint(bundle, engine)
@@ -92,11 +86,7 @@ def fits_report(
 
 
 def devices(target: str | None) -> list[TargetProfile]:
-    """The device that is named, ``all`` of them, or this machine with the memory that it has.
-
-    Raises:
-        TargetError: There is no such target.
-    """
+    """The device that is named, ``all`` of them, or this machine with the memory that it has."""
     if target == "all":
         return [load(name) for name in names()]
     if target is not None:
@@ -115,12 +105,7 @@ def devices(target: str | None) -> list[TargetProfile]:
 
 
 def bundle_at(model: object, precision: str | None) -> Bundle | None:
-    """The bundle that is meant; None where it is a model that no bundle was made of yet.
-
-    Raises:
-        SpecError: It is one, and a precision is asked for.
-        BundleError: The folder holds none.
-    """
+    """The bundle that is meant; None where it is a model that no bundle was made of yet."""
     if not isinstance(model, str | os.PathLike):
         return None
     path = Path(model)

@@ -47,16 +47,6 @@ def retarget(
     """Write bundles again for a device, those that are legal there and fit.
 
     Graphs and receipts stay as they are: a target changes nothing of what is computed.
-
-    Args:
-        bundles: Folders of bundles for any target.
-        target: The device.
-        costs: What the engine adds to a bundle's memory.
-        out: A bundle goes to ``out/MODEL-PRECISION``.
-        report: Called with the number of bundles done.
-
-    Raises:
-        BundleError: One of them is damaged, or two are of the same model and precision.
     """
     cells: list[Cell] = []
     for done, path in enumerate(bundles, 1):

@@ -20,11 +20,7 @@ STEPS = 2000
 
 @contextmanager
 def counter() -> Iterator[Path]:
-    """The counting library, compiled for this machine.
-
-    Raises:
-        BuildError: There is no C compiler, or it fails.
-    """
+    """The counting library, compiled for this machine."""
     source = (resources.files("stategate.bench.measure") / "malloc_count.c").read_bytes()
     # Its malloc is to be found by everybody else, which is the point of it.
     compiled = compile_library(
@@ -46,18 +42,7 @@ def measure_allocations(
     *,
     with_python: bool = True,
 ) -> Allocations:
-    """Count after everything was timed, because counting slows a step down.
-
-    Args:
-        driver: A process that has done everything else.
-        open_driver: Opens the subject anew; takes ``env``.
-        notes: Takes a sentence about what could not be measured.
-        steps: How many to count over.
-        with_python: Also count what Python allocates by itself, in one more process.
-
-    Raises:
-        MeasurementError: A process died.
-    """
+    """Count after everything was timed, because counting slows a step down."""
     traced, _ = driver.ask("traced", steps=steps)
     native: dict[str, Any] | None = None
     everything: dict[str, Any] | None = None

@@ -37,21 +37,7 @@ class Driver:
         env: dict[str, str] | None = None,
         silence_s: float | None = None,
     ) -> None:
-        """Start the process and wait for its first step.
-
-        Args:
-            bundle: Folder of the bundle.
-            episode: Recorded inputs; the golden episode when None.
-            maker: ``module:function`` that opens the subject, given the bundle.
-            more: What else it is given, by name.
-            core: Core to run on; None leaves that to the system.
-            python: Interpreter; another environment's for a peer.
-            env: Variables on top of this process's.
-            silence_s: How long an answer may take; None waits for ever.
-
-        Raises:
-            MeasurementError: It died or was silent; its last words are in the message.
-        """
+        """Start the process and wait for its first step."""
         spec: dict[str, Any] = {"bundle": bundle, "episode": episode, "maker": maker, "core": core}
         spec["more"] = more or {}
         # Stepping the bundle tells more only where it is our runtime that stepped it.
@@ -81,9 +67,6 @@ class Driver:
 
         Returns:
             Its answer, and the bytes of its samples.
-
-        Raises:
-            MeasurementError: The process died, or was silent for too long and was ended.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None

@@ -55,19 +55,7 @@ class Contender:
 def contenders(
     paths: Sequence[Path], choices: Sequence[str] = ("auto",), episode: str | None = None
 ) -> list[Contender]:
-    """Look at the bundles before anything is measured.
-
-    Args:
-        paths: Folders of bundles.
-        choices: Engines that each is stepped with; ``all`` is every one that can.
-        episode: Recorded inputs; the golden episode of each when None.
-
-    Raises:
-        BundleError: One cannot be opened.
-        TargetError: One is for another architecture.
-        EpisodeError: One does not fit the episode, or carries none of its own.
-        EngineError: An engine cannot step one of them.
-    """
+    """Look at the bundles before anything is measured."""
     recorded = load_episode(episode) if episode is not None else None
     entries: list[Contender] = []
     for path in paths:

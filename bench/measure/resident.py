@@ -43,11 +43,7 @@ class Resident:
 
 
 def measure_resident(bundle: Path, steps: int = STEPS, engine: Engine = "onnxruntime") -> Resident:
-    """Open and step a bundle in a fresh process, and see what that adds.
-
-    Raises:
-        EngineError: That process failed.
-    """
+    """Open and step a bundle in a fresh process, and see what that adds."""
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, str(bundle), str(steps), engine],
         capture_output=True,

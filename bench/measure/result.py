@@ -48,21 +48,7 @@ def assemble(
     notes: list[str],
     report: Callable[[int], None],
 ) -> BenchResult:
-    """Measure what is measured once, and put everything together.
-
-    Args:
-        chosen: Who took part.
-        options: What was asked for.
-        segments: The bursts.
-        hellos: What each process said when it started.
-        idle_watts: Power before the first burst.
-        sensor: What measured it.
-        notes: Sentences so far.
-        report: Called with the number of subjects done.
-
-    Raises:
-        MeasurementError: A process died.
-    """
+    """Measure what is measured once, and put everything together."""
     subjects = []
     for i, contender in enumerate(chosen):
         bursts = segments.of(i)

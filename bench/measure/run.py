@@ -31,14 +31,7 @@ def measure_bundles(
     out: Path | None = None,
     fresh: bool = False,
 ) -> BenchResult:
-    """Measure bundles, and write ``bench.json``, ``.html``, ``.md`` and ``.npz`` where asked.
-
-    Args:
-        chosen: Who takes part.
-        options: For how long, and where.
-        out: Folder of the results, from which an interrupted measurement goes on.
-        fresh: Throw away what was begun there.
-    """
+    """Measure bundles, and write ``bench.json``, ``.html``, ``.md`` and ``.npz`` where asked."""
     if out is None:
         with scratch_folder() as folder:
             parts = Path(folder) / "results" / _PARTS

@@ -65,11 +65,7 @@ class Segments:
     """The pieces of one measurement."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], fresh: bool = False) -> None:
-        """Take up what was begun in a folder, or begin; ``fresh`` throws away what was begun.
-
-        Raises:
-            ResultError: Something else was begun there, or is being measured there now.
-        """
+        """Take up what was begun in a folder, or begin; ``fresh`` throws away what was begun."""
         self._folder = folder
         self._lock()
         if fresh:

@@ -53,16 +53,7 @@ class Comparison:
 
 
 def compare(before: BenchResult, after: BenchResult, margin: float = MARGIN) -> Comparison:
-    """Compare the subjects that both results have.
-
-    Args:
-        before: What is compared with.
-        after: What is judged.
-        margin: Smallest change that counts, as a share.
-
-    Raises:
-        ResultError: They have no subject in common, or too few bursts to tell anything.
-    """
+    """Compare the subjects that both results have."""
     pairs = _pairs(before, after)
     changes = []
     for old, new in pairs:

@@ -167,10 +167,6 @@ def read_run(path: Path) -> Run:
 def draw_run(run: Run, stem: Path) -> tuple[Path, Path]:
     """Draw the memory that stays, the cache that grows, and the writes that happen.
 
-    Args:
-        run: What to draw.
-        stem: Path without suffix.
-
     Returns:
         The PNG and the SVG; the SVG's bytes depend on the run alone.
     """

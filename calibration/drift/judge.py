@@ -12,13 +12,7 @@ def can_judge(bundle: Bundle) -> bool:
 
 
 def check_judge(reference: Bundle, candidate: Bundle | None = None, swapped: str = "") -> None:
-    """Refuse a float side that is none.
-
-    Args:
-        reference: What stands in its place.
-        candidate: What was to be judged by it.
-        swapped: The command with the two exchanged, for a reader who mixed them up.
-    """
+    """Refuse a float side that is none."""
     if can_judge(reference):
         return
     manifest = reference.manifest
@@ -35,13 +29,7 @@ def check_judge(reference: Bundle, candidate: Bundle | None = None, swapped: str
 
 
 def check_alike(reference: StepSpec, candidate: StepSpec, *, gates: bool = False) -> None:
-    """Refuse two bundles that do not take and give the same tensors.
-
-    Args:
-        reference: The float model's signature.
-        candidate: The other.
-        gates: Whether their gates must be alike too.
-    """
+    """Refuse two bundles that do not take and give the same tensors."""
     for what in ("inputs", "outputs", *(("gates",) if gates else ())):
         faces = [
             sorted(

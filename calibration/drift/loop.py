@@ -49,12 +49,6 @@ def drift(
         repeat: Whether a shorter episode goes on from its beginning until the horizon.
         limits: What the figures are held against.
         report: Called with the number of steps done in all episodes.
-
-    Raises:
-        CalibrationError: The first is not sealed in float32, the bundles do not take and give the
-            same, or the float model fails.
-        EpisodeError: There are no episodes, or one does not fit the model.
-        StepInputError: An input is not finite.
     """
     check_judge(Bundle.open(reference), Bundle.open(candidate))
     roll = _Roll(horizon, limits)

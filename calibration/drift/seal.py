@@ -41,17 +41,7 @@ def seal(
     report: bytes,
     accepted: str | None,
 ) -> Bundle | None:
-    """Write the candidate with its receipt; None, and nothing written, where it must not be.
-
-    Args:
-        out: Where the bundle goes; an older bundle there is replaced.
-        reference: The float bundle that it was stepped beside.
-        candidate: What was judged.
-        result: The verdict.
-        report: The same as a file.
-        accepted: Who takes it beyond its limits, and why. A candidate that failed is taken by
-            nobody.
-    """
+    """Write the candidate with its receipt; None, and nothing written, where it must not be."""
     if not result.may_be_sealed(accepted):
         return None
     old = candidate.manifest

@@ -33,19 +33,7 @@ def descend(
     graph: Callable[[], AbstractContextManager[object]] = nullcontext,
     ends: Callable[[int], bool] = lambda _: False,
 ) -> None:
-    """Train parameters in place.
-
-    Args:
-        parameters: What is trained; gradients of others are left alone where they are frozen.
-        loss_of: The loss of an iteration, a scalar.
-        iterations: Optimiser steps.
-        learning_rate: Peak.
-        rate: What of it an iteration has.
-        remedy: What to do about a training that diverges.
-        report: Called with the number of iterations done.
-        graph: Holds while a loss is computed and its gradient taken.
-        ends: Called likewise; training ends early where it says so.
-    """
+    """Train parameters in place."""
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     for i in range(iterations):

@@ -24,21 +24,13 @@ _UNASKED = 30.0  # its chance of a write is 1
 
 
 class Scanned(NamedTuple):
-    """Result of a scan.
+    """Result of a scan."""
 
-    Attributes:
-        o: ``(time, batch, 32)`` reads after each write.
-        g: ``(time, batch, 1)`` gate values.
-        logits: ``(time, batch, 1)``; of `always`, which asks no gate, a large number.
-        S: ``(batch, 32, 32)`` last matrix.
-        b: ``(batch, 32)`` last bias memory.
-    """
-
-    o: Tensor
-    g: Tensor
-    logits: Tensor
-    S: Tensor
-    b: Tensor
+    o: Tensor  # ``(time, batch, 32)`` reads after each write
+    g: Tensor  # ``(time, batch, 1)`` gate values
+    logits: Tensor  # ``(time, batch, 1)``; of `always`, which asks no gate, a large number
+    S: Tensor  # ``(batch, 32, 32)`` last matrix
+    b: Tensor  # ``(batch, 32)`` last bias memory
 
 
 def scan(

@@ -32,13 +32,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Roller:
-    """A bundle's float step, with more of its tensors to be seen.
-
-    Args:
-        bundle: A bundle in float32 for one session.
-        graph: Its step with weights that plans find, as serialised ONNX; that of the bundle where
-            it is None.
-    """
+    """A bundle's float step, with more of its tensors to be seen."""
 
     def __init__(self, bundle: Bundle, graph: bytes | None = None) -> None:
         self._bundle, self._graph = bundle, graph
@@ -84,10 +78,6 @@ class Roller:
         self, pieces: Iterable[Episode], report: Callable[[int], None] = lambda _: None
     ) -> dict[str, Statistics]:
         """Statistics of every watched tensor over one episode, from the initial state.
-
-        Args:
-            pieces: The episode in pieces, in order; one piece where it fits in memory.
-            report: Called with the number of steps done.
 
         Returns:
             Statistics by tensor.
@@ -150,19 +140,7 @@ def measured(
     cluster: Cluster | None = None,
     report: Callable[[int], None] = lambda _: None,
 ) -> RangeRecord:
-    """Ranges over several episodes, each from the initial state and read a block at a time.
-
-    Args:
-        roller: The model.
-        episodes: Recordings of any length.
-        cluster: Where they are rolled, see `roll_out`.
-        report: Called with the number of steps done.
-
-    Raises:
-        EpisodeError: An episode does not fit the model.
-        CalibrationError: Something is not finite; a tensor that plans quantise, or an input, is
-            one constant number; the cluster fails.
-    """
+    """Ranges over several episodes, each from the initial state and read a block at a time."""
     total = roll_out(episodes, partial(_rolled, roller), cluster, report)
     inputs = {tensor.name for tensor in roller.spec.inputs}
     for name in sorted(roller.quantisable | (inputs & set(total))):

@@ -49,11 +49,6 @@ def calibrate_gate(
         wish: What to choose for.
         gate_name: Which gate; None for the only one.
         report: Called with the number of steps done, see `Wish.rounds`.
-
-    Raises:
-        CalibrationError: The model has no such gate, the gate never changes, the episodes have no
-            labels for a rule that needs them, or no threshold meets the wish.
-        EpisodeError: An episode does not fit the model, or there is none.
     """
     wish = wish or Wish()
     gate = hard_gate(model.step_spec(), gate_name)

@@ -35,37 +35,20 @@ _ALIKE = 1e-4  # of the features' size: what batching and another order may chan
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """What gives features, as the training sees it.
+    """What gives features, as the training sees it."""
 
-    Attributes:
-        source: What the user named.
-        sha256: Digest of its weights or file; empty where it runs elsewhere.
-        module: It, where it is of torch.
-        onnx: It, where it is a file.
-        inputs: What it takes, in its own order.
-        run: From inputs ``(frames, 1, ...)`` to features ``(frames, features)`` float32.
-    """
-
-    source: str
-    sha256: str
-    module: nn.Module | None
-    onnx: bytes | None
-    inputs: tuple[TensorSpec, ...]
+    source: str  # what the user named
+    sha256: str  # digest of its weights or file; empty where it runs elsewhere
+    module: nn.Module | None  # it, where it is of torch
+    onnx: bytes | None  # it, where it is a file
+    inputs: tuple[TensorSpec, ...]  # what it takes, in its own order
+    # from inputs ``(frames, 1, ...)`` to features ``(frames, features)`` float32
     run: Callable[[Arrays], NDArray[np.float32]]
 
 
 @contextmanager
 def opened(source: BackboneSource, inputs: Sequence[TensorSpec]) -> Iterator[Backbone]:
-    """A backbone that takes the recorded inputs; a module is as before afterwards.
-
-    Args:
-        source: A module, what makes one, ``path/to/module.py:factory``, an ONNX file, or None where
-            features were recorded.
-        inputs: What is recorded.
-
-    Raises:
-        CalibrationError: It cannot be had, or does not take these inputs.
-    """
+    """A backbone that takes the recorded inputs; a module is as before afterwards."""
     if source is None:
         if [tensor.name for tensor in inputs] != [FEATURES] or len(inputs[0].shape) != 2:
             raise CalibrationError(
@@ -107,9 +90,6 @@ def checked_features(backbone: Backbone, inputs: Arrays, first: int = 0) -> NDAr
         backbone: What gives them.
         inputs: By name, ``(frames, 1, ...)``.
         first: Number of the first frame, for messages.
-
-    Raises:
-        CalibrationError: The backbone remembers or draws at random, or features are not finite.
     """
     features = backbone.run(inputs)
     few = {name: array[:_LOOKED_AT] for name, array in inputs.items()}

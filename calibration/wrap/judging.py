@@ -23,21 +23,13 @@ _FEWEST = 8  # pieces that an interval is taken over; long streams are cut into 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What one rule did, piece by piece.
+    """What one rule did, piece by piece."""
 
-    Attributes:
-        writes: ``(pieces,)``.
-        steps: ``(pieces,)``.
-        wrong: ``(pieces,)`` sum of `errors` at hard labels.
-        judged: ``(pieces,)`` hard labels.
-        continuous: Whether errors are squared ones.
-    """
-
-    writes: NDArray[np.float64]
-    steps: NDArray[np.float64]
-    wrong: NDArray[np.float64]
-    judged: NDArray[np.float64]
-    continuous: bool
+    writes: NDArray[np.float64]  # ``(pieces,)``
+    steps: NDArray[np.float64]  # ``(pieces,)``
+    wrong: NDArray[np.float64]  # ``(pieces,)`` sum of `errors` at hard labels
+    judged: NDArray[np.float64]  # ``(pieces,)`` hard labels
+    continuous: bool  # whether errors are squared ones
 
     @property
     def write_rate(self) -> float:
@@ -79,14 +71,7 @@ def tallied(
     rules: Mapping[str, GateChooser],
     report: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Tally]:
-    """Live by several rules side by side, in every stream from an empty memory.
-
-    Args:
-        policy: What was trained.
-        streams: Held-out recordings, marked.
-        rules: By name.
-        report: Called with the number of steps done, of the longest stream.
-    """
+    """Live by several rules side by side, in every stream from an empty memory."""
     longest = max(len(stream.labels) for stream in streams)
     count = len(streams)
     pieces = -(-_FEWEST // count)

@@ -22,17 +22,11 @@ NOT_JUDGED = -1
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a recording holds.
+    """What a recording holds."""
 
-    Attributes:
-        inputs: Of the backbone.
-        key: Of the labels, ``label.NAME`` or ``input.NAME``.
-        continuous: Whether they are numbers and not classes.
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    key: str
-    continuous: bool
+    inputs: tuple[TensorSpec, ...]  # of the backbone
+    key: str  # of the labels, ``label.NAME`` or ``input.NAME``
+    continuous: bool  # whether they are numbers and not classes
 
     @property
     def label(self) -> str:
@@ -42,23 +36,15 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One recording, which begins with an empty memory.
+    """One recording, which begins with an empty memory."""
 
-    Attributes:
-        features: ``(steps, features)`` float32.
-        labels: ``(steps,)`` int64, -1 where nothing is judged; or ``(steps, numbers)`` float32.
-    """
-
-    features: Tensor
+    features: Tensor  # ``(steps, features)`` float32
+    # ``(steps,)`` int64, -1 where nothing is judged; or ``(steps, numbers)`` float32
     labels: Tensor
 
 
 def form_of(files: EpisodeSet, label: str) -> Form:
-    """Which arrays are inputs and which are labels.
-
-    Raises:
-        EpisodeError: There are no such labels, or they are of no usable form.
-    """
+    """Which arrays are inputs and which are labels."""
     form = dict(files.files[0].form)
     keys = [key for key in (f"label.{label}", f"input.{label}") if key in form]
     if not keys:
@@ -143,14 +129,7 @@ def classes_of(streams: Sequence[Stream], actions: int | None, key: str) -> int:
 
 
 def excerpt(files: EpisodeSet, form: Form, training: Sequence[Stream], steps: int) -> Episode:
-    """The first held-out inputs as they were recorded, for the check of the bundle.
-
-    Args:
-        files: All recordings.
-        form: What they hold.
-        training: What is trained on, the rest is held out.
-        steps: At most so many.
-    """
+    """The first held-out inputs as they were recorded, for the check of the bundle."""
     # Of a single recording the last part is held out.
     lone = len(files) == 1
     file = files.files[0 if lone else len(training)]

@@ -15,27 +15,22 @@ VERSION = 1
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one rule of writing does in closed loop on the held-out recordings.
+    """What one rule of writing does in closed loop on the held-out recordings."""
 
-    Attributes:
-        rule: ``gate``, ``always``, ``never``, ``random`` or ``periodic``; the last two write as
-            often as the gate does. ``always`` is the better one of the memory before its gate was
-            trained, and afterwards.
-        write_rate: Share of steps that write.
-        accuracy: Share of hard labels that are answered; None where actions are continuous.
-        action_error: Root mean square error at hard labels, in units of the action's spread; None
-            where actions are classes.
-        interval: Of the one of the two that is there, with 95 % confidence; None of fewer than two
-            held-out pieces.
-        threshold: Of the gate.
-    """
-
+    # ``gate``, ``always``, ``never``, ``random`` or ``periodic``; the last two write as often as
+    # the gate does. ``always`` is the better one of the memory before its gate was trained, and
+    # afterwards
     rule: str
-    write_rate: float
+    write_rate: float  # share of steps that write
+    # share of hard labels that are answered; None where actions are continuous
     accuracy: float | None
+    # root mean square error at hard labels, in units of the action's spread; None where actions are
+    # classes
     action_error: float | None
+    # of the one of the two that is there, with 95 % confidence; None of fewer than two held-out
+    # pieces
     interval: Interval | None
-    threshold: float | None = None
+    threshold: float | None = None  # of the gate
 
     @property
     def score(self) -> float:
@@ -50,62 +45,36 @@ class WrapReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     A label is hard if a net without memory does not predict it. Accuracies and errors are those of
     hard labels; easy ones need no memory.
-
-    Attributes:
-        backbone: Where it comes from.
-        backbone_sha256: Digest of its weights or file; empty where it runs elsewhere.
-        features: Numbers that it gives.
-        actions: Classes, or numbers of a continuous action.
-        continuous: Whether actions are numbers and not classes.
-        training_steps: Steps that were trained on.
-        held_out_steps: Steps that were judged on.
-        longest_stream: Steps of the longest held-out recording.
-        hard_rate: Share of steps whose label is hard.
-        hard_judged: Hard labels in the held-out steps.
-        memoryless_accuracy: Of the net without memory, at hard labels; None for continuous actions.
-        memoryless_error: The same, the error of continuous actions.
-        chunk: Steps back-propagated through.
-        price: Of a write.
-        iterations: Optimiser steps in all.
-        warm_iterations: Optimiser steps until the memory had learned.
-        threshold: Of the gate.
-        steps_per_write: Of the gate.
-        lost_points: What the gate loses against writing always, as accuracy or error.
-        lost_bound: Upper end of its 95 % interval; None of fewer than two held-out pieces.
-        rows: The rules side by side.
-        curve: The gate at every threshold that was tried.
-        state_bytes: Of the memory.
-        seconds: Wall time.
-        warnings: What a reader should know before using it.
-        version: Of this record.
     """
 
-    backbone: str
-    backbone_sha256: str
-    features: int
-    actions: int
-    continuous: bool
-    training_steps: int
-    held_out_steps: int
-    longest_stream: int
-    hard_rate: float
-    hard_judged: int
+    backbone: str  # where it comes from
+    backbone_sha256: str  # digest of its weights or file; empty where it runs elsewhere
+    features: int  # numbers that it gives
+    actions: int  # classes, or numbers of a continuous action
+    continuous: bool  # whether actions are numbers and not classes
+    training_steps: int  # steps that were trained on
+    held_out_steps: int  # steps that were judged on
+    longest_stream: int  # steps of the longest held-out recording
+    hard_rate: float  # share of steps whose label is hard
+    hard_judged: int  # hard labels in the held-out steps
+    # of the net without memory, at hard labels; None for continuous actions
     memoryless_accuracy: float | None
-    memoryless_error: float | None
-    chunk: int
-    price: float
-    iterations: int
-    warm_iterations: int
-    threshold: float
-    steps_per_write: float
-    lost_points: float
+    memoryless_error: float | None  # the same, the error of continuous actions
+    chunk: int  # steps back-propagated through
+    price: float  # of a write
+    iterations: int  # optimiser steps in all
+    warm_iterations: int  # optimiser steps until the memory had learned
+    threshold: float  # of the gate
+    steps_per_write: float  # of the gate
+    lost_points: float  # what the gate loses against writing always, as accuracy or error
+    # upper end of its 95 % interval; None of fewer than two held-out pieces
     lost_bound: float | None
-    rows: tuple[Row, ...]
-    curve: tuple[Row, ...]
-    state_bytes: int
-    seconds: float
-    warnings: tuple[str, ...] = ()
-    version: int = VERSION
+    rows: tuple[Row, ...]  # the rules side by side
+    curve: tuple[Row, ...]  # the gate at every threshold that was tried
+    state_bytes: int  # of the memory
+    seconds: float  # Wall time
+    warnings: tuple[str, ...] = ()  # what a reader should know before using it
+    version: int = VERSION  # of this record
 
     def row(self, rule: str) -> Row:
         """What a rule does."""

@@ -50,21 +50,13 @@ _BATCH = 512
 
 
 class Labelled(NamedTuple):
-    """Recordings one behind another.
+    """Recordings one behind another."""
 
-    Attributes:
-        features: ``(steps, features)``, as the backbone gives them.
-        labels: ``(steps,)`` classes, or ``(steps, numbers)`` in units of the action's spread.
-        hard: ``(steps,)`` bool.
-        easy: ``(steps,)`` bool; neither where nothing is judged.
-        begins: ``(steps,)`` bool, true at the first step of a recording.
-    """
-
-    features: Tensor
-    labels: Tensor
-    hard: Tensor
-    easy: Tensor
-    begins: Tensor
+    features: Tensor  # ``(steps, features)``, as the backbone gives them
+    labels: Tensor  # ``(steps,)`` classes, or ``(steps, numbers)`` in units of the action's spread
+    hard: Tensor  # ``(steps,)`` bool
+    easy: Tensor  # ``(steps,)`` bool; neither where nothing is judged
+    begins: Tensor  # ``(steps,)`` bool, true at the first step of a recording
 
     @property
     def continuous(self) -> bool:
@@ -109,14 +101,7 @@ def standardise(policy: RememberingPolicy, streams: Sequence[Stream]) -> None:
 
 
 class Memoryless:
-    """A net without memory, trained on recordings: what it predicts needs none.
-
-    Args:
-        policy: Whose mean and scale features have.
-        data: What it is trained on.
-        recipe: How.
-        report: Called with the number of iterations done.
-    """
+    """A net without memory, trained on recordings: what it predicts needs none."""
 
     def __init__(
         self,
@@ -192,19 +177,14 @@ def chunk_for(hard_rate: float) -> int:
 
 @dataclass(slots=True)
 class Lesson:
-    """What one training is about, and how far it is.
-
-    Attributes:
-        error: Running mean of `errors` at hard labels.
-        opening: Running mean of the chance of a write.
-    """
+    """What one training is about, and how far it is."""
 
     policy: RememberingPolicy
     data: Labelled
     recipe: WrapRecipe
     chunk: int
-    error: float = float("nan")
-    opening: float = 1.0
+    error: float = float("nan")  # running mean of `errors` at hard labels
+    opening: float = 1.0  # running mean of the chance of a write
 
     def words(self) -> str:
         """Figures for a progress bar."""
@@ -231,10 +211,6 @@ class Lesson:
 
     def learn_to_remember(self, goal: float, report: console.Report) -> int:
         """Train with every step written, until the error at hard labels is below ``goal``.
-
-        Args:
-            goal: Of the running mean.
-            report: Called with the number of iterations done, and figures.
 
         Returns:
             Iterations that it took.

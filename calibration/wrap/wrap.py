@@ -54,38 +54,23 @@ _EXCERPT = 2000  # held-out steps of the check of the bundle
 
 
 class Wrapped(NamedTuple):
-    """What `stategate.wrap` gives.
+    """What `stategate.wrap` gives."""
 
-    Attributes:
-        bundle: Sealed.
-        report: What it does on held-out recordings.
-        policy: The same step in torch, for `stategate.quantise` and the like.
-    """
-
-    bundle: Bundle
-    report: WrapReport
-    policy: RememberingPolicy
+    bundle: Bundle  # sealed
+    report: WrapReport  # what it does on held-out recordings
+    policy: RememberingPolicy  # the same step in torch, for `stategate.quantise` and the like
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A policy whose memory is trained, and what is known of it.
+    """A policy whose memory is trained, and what is known of it."""
 
-    Attributes:
-        policy: It; the backbone is inside where it is a module and shall be.
-        backbone: As it was opened.
-        report: What it does on held-out recordings.
-        calibration: The threshold of its gate.
-        frames: Held-out inputs of the backbone.
-        episode: Held-out inputs of the policy, for the check of its bundle; the frames, or their
-            features.
-    """
-
-    policy: RememberingPolicy
-    backbone: Backbone
-    report: WrapReport
-    calibration: CalibrationRecord
-    frames: Episode
+    policy: RememberingPolicy  # it; the backbone is inside where it is a module and shall be
+    backbone: Backbone  # as it was opened
+    report: WrapReport  # what it does on held-out recordings
+    calibration: CalibrationRecord  # the threshold of its gate
+    frames: Episode  # held-out inputs of the backbone
+    # held-out inputs of the policy, for the check of its bundle; the frames, or their features
     episode: Episode
 
 
@@ -101,19 +86,7 @@ def train_memory(
     inside: bool = True,
     progress: console.Progress | None = None,
 ) -> Trained:
-    """Train memory and gate behind a backbone; see `stategate.wrap`.
-
-    Args:
-        source: The backbone, see `stategate.calibration.wrap.backbone.opened`.
-        recordings: Its inputs, and labels.
-        actions: Classes; as many as the labels show where it is None.
-        label: Name of the labels.
-        allowed_loss: See `stategate.wrap`.
-        threshold: Of the gate, never above 0.
-        recipe: How.
-        inside: Put the backbone into the step, where it is a module; else that takes features.
-        progress: Called with stage, units done and units in all.
-    """
+    """Train memory and gate behind a backbone; see `stategate.wrap`."""
     if threshold != "auto" and not threshold <= 0.0:
         raise CalibrationError(
             "a threshold above 0 loses in long use what held-out recordings do not show",
@@ -172,12 +145,7 @@ class _Course:
         self._progress = progress
 
     def run(self, allowed_loss: float, threshold: Threshold) -> Results:
-        """Learn to remember, then to skip writes at falling prices, and judge.
-
-        Raises:
-            CalibrationError: No label needs a memory, none was learned, or no price leaves a gate
-                that keeps what is needed.
-        """
+        """Learn to remember, then to skip writes at falling prices, and judge."""
         policy, recipe, parts = self._policy, self._recipe, self._parts
         standardise(policy, parts.training)
         data = joined(parts.training, policy)

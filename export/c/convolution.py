@@ -49,27 +49,17 @@ class Window:
 
 @dataclass(slots=True)
 class Convolution:
-    """A convolution with constant weights.
+    """A convolution with constant weights."""
 
-    Attributes:
-        x: ``(batch, channels, *extents)``, contiguous.
-        output: ``(batch, results, *places)``, contiguous.
-        windows: For each of two axes; one axis has a first of extent 1.
-        groups: Groups of channels.
-        w: Buffer of the weights: tiles for each group, or ``(results, channels, taps...)``.
-        bias: Buffer of the biases.
-        sums: Buffer of the results of a row of places, place by place.
-        band: Buffer of the lines of the input that those places see, with their padding; empty
-            where they are read where they lie.
-    """
-
-    x: View
-    output: View
-    windows: tuple[Window, Window]
-    groups: int
-    w: str
-    bias: str
-    sums: str = ""
+    x: View  # ``(batch, channels, *extents)``, contiguous
+    output: View  # ``(batch, results, *places)``, contiguous
+    windows: tuple[Window, Window]  # for each of two axes; one axis has a first of extent 1
+    groups: int  # groups of channels
+    w: str  # buffer of the weights: tiles for each group, or ``(results, channels, taps...)``
+    bias: str  # buffer of the biases
+    sums: str = ""  # buffer of the results of a row of places, place by place
+    # buffer of the lines of the input that those places see, with their padding; empty where they
+    # are read where they lie
     band: str = ""
 
     def reads(self) -> list[str]:

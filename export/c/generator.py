@@ -121,16 +121,7 @@ def _mended(file: str, text: str) -> str:
 
 
 def refuse(node: onnx.NodeProto, constants: Container[str], dtype: str) -> None:
-    """Refuse a node that it would write without bounds, or that nobody compared.
-
-    Args:
-        node: Of the graph.
-        constants: Names of constant tensors.
-        dtype: Of its result.
-
-    Raises:
-        LowerError: It is such a node; names it, or the input that has to be constant.
-    """
+    """Refuse a node that it would write without bounds, or that nobody compared."""
     name = f"{node.domain or 'ai.onnx'}.{node.op_type}"
     takes = _TAKES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     wrong = _WRONG.get(node.op_type)
@@ -152,15 +143,7 @@ def refuse(node: onnx.NodeProto, constants: Container[str], dtype: str) -> None:
 
 
 def c_of(model: onnx.ModelProto, function: str) -> str:
-    """The C of a graph as one function.
-
-    Args:
-        model: A graph of one node that `refuse` lets through.
-        function: Its name.
-
-    Raises:
-        LowerError: It cannot be written.
-    """
+    """The C of a graph as one function."""
     options = CompilerOptions(
         model_name=function,
         large_temp_threshold_bytes=0,

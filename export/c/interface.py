@@ -128,16 +128,7 @@ def model_source(
     *,
     may_fail: bool,
 ) -> str:
-    """``model.c``: the tables, and the step that calls the generated parts.
-
-    Args:
-        spec: Signature of the step.
-        functions: ``read``, and ``write<i>`` for gate ``i``, by name.
-        weights: Offset of each weight in the binary.
-        payload: Dtype and elements of each tensor that a write takes from the read.
-        graph_sha256: Digest of the graph's file.
-        may_fail: Whether a part looks something up or divides integers, which may have no result.
-    """
+    """``model.c``: the tables, and the step that calls the generated parts."""
     at = {name: f"in[{i}]" for i, name in enumerate(spec.graph_inputs())}
     at |= {name: f"out[{i}]" for i, name in enumerate(spec.graph_outputs())}
     locals_ = []

@@ -51,9 +51,6 @@ def with_library(
     Returns:
         Manifest and files: with a library, with C source alone where a compiler is missing or the
         target is a microcontroller, or without a native engine where the C is not right.
-
-    Raises:
-        StategateError: The library is required, and cannot be had.
     """
     machine = manifest.target.machine if manifest.target is not None else platform.machine()
     try:
@@ -82,11 +79,7 @@ def with_library(
 
 
 def _built(folder: Path, manifest: Manifest, files: Files, machine: str) -> Bundle | None:
-    """The bundle with a library for a machine; None where its compiler is not here.
-
-    Raises:
-        BuildError: There is none that compiles and repeats the golden episode.
-    """
+    """The bundle with a library for a machine; None where its compiler is not here."""
     cc = compiler_for(machine)
     if cc is None or shutil.which(cc) is None:
         return None

@@ -92,22 +92,14 @@ class Loop:
 
 @dataclass(slots=True)
 class Reduction:
-    """Elements of a loop brought together along some of its axes.
+    """Elements of a loop brought together along some of its axes."""
 
-    Attributes:
-        operator: Of ONNX.
-        shape: Of the loop, without axes of extent 1.
-        statements: What is computed of each element first.
-        source: What is brought together.
-        output: Where results go, with stride 0 along the axes that end.
-    """
-
-    operator: str
-    shape: Shape
-    statements: dict[str, Statement]
-    source: Operand
+    operator: str  # of ONNX
+    shape: Shape  # of the loop, without axes of extent 1
+    statements: dict[str, Statement]  # what is computed of each element first
+    source: Operand  # what is brought together
     dtype: str
-    output: View
+    output: View  # where results go, with stride 0 along the axes that end
 
     def reads(self) -> list[str]:
         """Buffers that it reads."""

@@ -66,19 +66,9 @@ def source_of(
 ) -> Source:
     """The C source of a step.
 
-    Args:
-        graph: Serialised ONNX, checked.
-        spec: Its signature.
-        initial: Initial states that are not zero, by state name.
-        observation: What the header says about inputs and outputs.
-
     Returns:
         Its files: ``stategate.h``, ``session.c``, ``model.c``, one for each part of the graph, and
         the weights.
-
-    Raises:
-        LowerError: The graph uses an operator or type that cannot be written in C, or there are
-            too many gates.
     """
     try:
         model = pinned(onnx.load_model_from_string(graph), spec)

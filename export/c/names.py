@@ -57,12 +57,7 @@ def _member(tensor: str) -> str:
 
 
 def with_plain_names(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
-    """A copy of a graph in which every tensor has a number and nothing else has a name.
-
-    Args:
-        model: The graph.
-        prefix: Of all names, so that constants of several files are not the same.
-    """
+    """A copy of a graph in which every tensor has a number and nothing else has a name."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
     names: dict[str, str] = {"": ""}
 

@@ -61,19 +61,12 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A function of generated code.
+    """A function of generated code."""
 
-    Attributes:
-        files: C files by name.
-        function: How it is called.
-        weights: Constants that it reads, by the name among the takes.
-        inexact: Operators whose last bits differ from one C library to another.
-    """
-
-    files: dict[str, str]
-    function: Function
-    weights: dict[str, Array]
-    inexact: set[str]
+    files: dict[str, str]  # C files by name
+    function: Function  # how it is called
+    weights: dict[str, Array]  # constants that it reads, by the name among the takes
+    inexact: set[str]  # operators whose last bits differ from one C library to another
 
 
 def write_part(
@@ -83,18 +76,7 @@ def write_part(
     takes: Sequence[str],
     gives: Sequence[str],
 ) -> Part:
-    """The C of some nodes of a step.
-
-    Args:
-        name: Of the function.
-        model: The step, whose shapes are infos.
-        nodes: In the order of the graph.
-        takes: Tensors that are there before, but constants.
-        gives: Tensors that it fills.
-
-    Raises:
-        LowerError: A node can be written by nobody.
-    """
+    """The C of some nodes of a step."""
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     tensors = _tensors_of(model.graph)
     tensors |= {n: (a.dtype.name, a.shape) for n, a in constants.items()}

@@ -45,13 +45,7 @@ def _room(life: Life) -> int:
 def lives_of(
     reads: Sequence[Sequence[str]], writes: Sequence[Sequence[str]], elements: Mapping[str, int]
 ) -> dict[str, Life]:
-    """From the first function that writes each temporary to the last that reads it.
-
-    Args:
-        reads: Buffers that each function reads, in the order of the calls.
-        writes: Buffers that each fills.
-        elements: Of each temporary.
-    """
+    """From the first function that writes each temporary to the last that reads it."""
     spans: dict[str, tuple[int, int]] = {}
     for i, (read, written) in enumerate(zip(reads, writes, strict=True)):
         for name in (*read, *written):

@@ -21,14 +21,7 @@ Array = NDArray[Any]
 
 
 class Program:
-    """Functions of a part of a graph, in the order in which they run.
-
-    Args:
-        tensors: Dtype and shape of every tensor of the graph.
-        constants: Its constants.
-        takes: Tensors that are there when the part begins.
-        uses: How often each tensor is terms inside of the part, outputs counted.
-    """
+    """Functions of a part of a graph, in the order in which they run."""
 
     def __init__(
         self,

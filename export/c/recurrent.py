@@ -27,25 +27,15 @@ _ACTIVATIONS = {
 
 @dataclass(slots=True)
 class Recurrent:
-    """One direction of a recurrent operator over a sequence.
+    """One direction of a recurrent operator over a sequence."""
 
-    Attributes:
-        kind: ``LSTM``, ``GRU`` or ``RNN``.
-        x: ``(steps, rows, inputs)``, contiguous.
-        y: ``(steps, rows, units)`` of the outputs, or None.
-        last: ``(rows, units)`` of each state after the last step, in order h, c.
-        first: The same before the first, each None for zeros.
-        is_reversed: Whether the sequence is walked from its end.
-        resets_late: Of a GRU: whether the product with h is reset, and not h (ONNX's
-            ``linear_before_reset``).
-    """
-
-    kind: str
-    x: View
-    y: View | None
-    last: list[View]
-    first: list[View | None]
-    is_reversed: bool
+    kind: str  # ``LSTM``, ``GRU`` or ``RNN``
+    x: View  # ``(steps, rows, inputs)``, contiguous
+    y: View | None  # ``(steps, rows, units)`` of the outputs, or None
+    last: list[View]  # ``(rows, units)`` of each state after the last step, in order h, c
+    first: list[View | None]  # the same before the first, each None for zeros
+    is_reversed: bool  # whether the sequence is walked from its end
+    # of a GRU: whether the product with h is reset, and not h (ONNX's ``linear_before_reset``)
     resets_late: bool
     buffers: dict[str, str] = field(default_factory=dict)
 

@@ -20,21 +20,13 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Elements of a buffer.
+    """Elements of a buffer."""
 
-    Attributes:
-        buffer: Name of the buffer.
-        dtype: NumPy's name of the elements' type.
-        shape: Extents.
-        strides: From one element of each axis to the next, in elements; 0 repeats.
-        offset: Of the first element.
-    """
-
-    buffer: str
-    dtype: str
-    shape: Shape
-    strides: Shape
-    offset: int = 0
+    buffer: str  # name of the buffer
+    dtype: str  # NumPy's name of the elements' type
+    shape: Shape  # extents
+    strides: Shape  # from one element of each axis to the next, in elements; 0 repeats
+    offset: int = 0  # of the first element
 
     @property
     def size(self) -> int:

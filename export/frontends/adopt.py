@@ -68,11 +68,7 @@ class Adopted:
     plain: Plain | None = None  # a step of the files that the graph was merged from
 
     def reference(self, episode: Episode) -> Reference:
-        """What the bundle has to equal: the file, in its own plain calls.
-
-        Args:
-            episode: What both will be stepped through.
-        """
+        """What the bundle has to equal: the file, in its own plain calls."""
         if self.stream is None:
             return OnnxReference(
                 self.candidate, self.original, self.contexts, self.arrays, self.notes, self.plain
@@ -87,17 +83,7 @@ class Adopted:
 
 
 def adopt(path: Path, request: Request) -> Adopted:
-    """Pin what is open in a graph, pair its states, and describe it; the file stays as it is.
-
-    Args:
-        path: The ONNX file.
-        request: Declared axes, constants and states.
-
-    Raises:
-        GraphError: The file is no valid ONNX, an axis is still open, a constant or an initial
-            value does not fit, it forgets or draws random numbers, or its memory cannot be lifted.
-        StatePairingError: Declared pairs do not fit, or no pair can be found without doubt.
-    """
+    """Pin what is open in a graph, pair its states, and describe it; the file stays as it is."""
     original, file = load_graph(path)
     fixed = _constants(file, request)
     arrays = {n: value for n, value in fixed.items() if isinstance(value, np.ndarray)}
@@ -169,11 +155,7 @@ def _bytes(model: onnx.ModelProto) -> bytes:
 
 
 def _stream(model: onnx.ModelProto, request: Request, question: Question) -> Lifted:
-    """What hides in the file as states.
-
-    Raises:
-        GraphError: There is nothing, or something that no state can stand for.
-    """
+    """What hides in the file as states."""
     if request.contexts:
         raise GraphError(
             "a context and what is lifted cannot be in one bundle yet",
@@ -206,12 +188,7 @@ def _pairs(
     inputs: Mapping[str, TensorSpec],
     outputs: Mapping[str, TensorSpec],
 ) -> tuple[Pairs, str]:
-    """State pairs of the file itself, and what they were found by.
-
-    Raises:
-        StatePairingError: There are none, or several in doubt.
-        GraphError: An input of a stream has no time axis, and is no state.
-    """
+    """State pairs of the file itself, and what they were found by."""
     pairs, pairing = dict(request.states), ""
     if stream is not None:
         still = [name for name in inputs if name not in stream.axes]

@@ -17,15 +17,7 @@ from stategate.export.passes.graph import every_node
 
 
 def context_of(whole: TensorSpec, count: int) -> tuple[TensorSpec, StateSpec]:
-    """The new samples that a caller hands over, and the state of those before.
-
-    Args:
-        whole: What the graph takes, context and all, along its last axis.
-        count: How much of it is context.
-
-    Raises:
-        GraphError: There is no such axis, or nothing new would be left.
-    """
+    """The new samples that a caller hands over, and the state of those before."""
     if not whole.shape or not 0 < count < whole.shape[-1]:
         raise GraphError(
             f"input {whole.name!r} has no room for this context",

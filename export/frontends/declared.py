@@ -36,17 +36,7 @@ class Request:
 def pinned_inputs(
     model: onnx.ModelProto, request: Request, axes: Mapping[str, int] = NO_AXES, hop: int = 1
 ) -> dict[str, TensorSpec]:
-    """Every input with the shape that the user pins it to; the graph itself stays untouched.
-
-    Args:
-        model: The file.
-        request: Declared axes and constants.
-        axes: The time axis by input, where the file becomes a stream.
-        hop: Frames that such an input has in each step.
-
-    Raises:
-        GraphError: A name or shape does not fit, or axes are open: all of them are named.
-    """
+    """Every input with the shape that the user pins it to; the graph itself stays untouched."""
     values = free_inputs(model)
     dims = [dim for value in values.values() for dim in value.type.tensor_type.shape.dim]
     names = dict.fromkeys(sorted(dim.dim_param for dim in dims if dim.dim_param))
@@ -99,11 +89,7 @@ def _wish(
 
 
 def _refuse_open(values: list[onnx.ValueInfoProto], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Name every open axis at once, with options that pin each of them.
-
-    Raises:
-        GraphError: There is one.
-    """
+    """Name every open axis at once, with options that pin each of them."""
     if not values:
         return
     options: dict[str, None] = {}
@@ -141,9 +127,6 @@ def filled(spec: TensorSpec | StateSpec, text: str, option: str) -> ConstantSpec
 
     A constant stays an input: baked into the graph, it makes ONNX Runtime 1.32 inline the branches
     that it decides, and that crashes on silero-vad's graph.
-
-    Raises:
-        GraphError: The text is no such value.
     """
     try:
         if spec.dtype == "bool":
@@ -160,11 +143,7 @@ def filled(spec: TensorSpec | StateSpec, text: str, option: str) -> ConstantSpec
 
 
 def fitting(spec: TensorSpec | StateSpec, value: np.ndarray, what: str) -> np.ndarray:
-    """An array that has the shape and dtype of a tensor, and is finite.
-
-    Raises:
-        GraphError: It does not.
-    """
+    """An array that has the shape and dtype of a tensor, and is finite."""
     fits = value.shape == spec.shape and value.dtype == spec.dtype
     if not fits or not np.isfinite(value).all():
         raise GraphError(

@@ -17,16 +17,7 @@ Plain = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 class OnnxReference:
-    """The graph as its author would run it: plain calls, no optimisation, state fed back.
-
-    Args:
-        candidate: Of `adopt`.
-        raw: The file; the candidate's graph where it is left out.
-        contexts: As in the request; the samples are put in front here.
-        arrays: Values of inputs that the candidate has as constants.
-        notes: What is known of the file before the first step.
-        plain: One step of the files that the graph was merged from: outputs by inputs and states.
-    """
+    """The graph as its author would run it: plain calls, no optimisation, state fed back."""
 
     def __init__(
         self,
@@ -67,11 +58,7 @@ class OnnxReference:
     def step(
         self, inputs: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Outputs, states after the step, and no gates.
-
-        Raises:
-            GraphError: An output came in another shape than in the step before.
-        """
+        """Outputs, states after the step, and no gates."""
         feed = {**inputs, **self._fixed, **self._states}
         after = {}
         for context, name in self._contexts.items():

@@ -44,17 +44,8 @@ def check_nothing_is_forgotten(
 ) -> tuple[str, ...]:
     """Refuse a graph that answers otherwise when it is called again, or forgets from step to step.
 
-    Args:
-        model: The step.
-        spec: Its signature.
-        question: What the user says of its axes, to find a remedy.
-
     Returns:
         A sentence for each convolution that runs over a window of time, padded in front.
-
-    Raises:
-        GraphError: It draws random numbers; or a recurrent node takes one step of time and begins
-            it from a constant, or a convolution takes one and pads it.
     """
     model = onnx.inliner.inline_local_functions(model)
     with suppress(GraphError):  # what cannot be pinned is looked at as it is
@@ -116,18 +107,9 @@ def check_calls_add_up(
 ) -> tuple[str, ...]:
     """Compare a call over several steps with as many calls, where an axis is surely time.
 
-    Args:
-        model: The file.
-        spec: Its signature with the declared states.
-        question: What the user says of its axes.
-        initial: First states that are not zero.
-
     Returns:
         A sentence where they differ and the file takes a window in each step, whose edge may well
         be the end of its memory; or where the call takes too much to be tried.
-
-    Raises:
-        GraphError: They differ, a step is one frame, and some node begins anew in each.
     """
     try:
         memory = memory_along_time(model, question)

@@ -84,18 +84,7 @@ class LeappExport:
 
 
 def adopt_export(path: Path, request: Request) -> Adopted:
-    """Adopt the ONNX files of a LEAPP export with the states that its feedback edges name.
-
-    Args:
-        path: The YAML.
-        request: What the user adds: axes, constants, other initial values. No states.
-
-    Raises:
-        ExportError: The YAML is malformed, its edges do not fit, it has no feedback, or a file
-            beside it is missing, altered or outside its folder.
-        GraphError: See `adopt`.
-        StatePairingError: A feedback edge names what the graph lacks, or does not fit.
-    """
+    """Adopt the ONNX files of a LEAPP export with the states that its feedback edges name."""
     if request.states:
         raise ExportError(
             "a LEAPP export names its states itself",

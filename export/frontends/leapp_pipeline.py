@@ -32,18 +32,7 @@ class Merged:
 def merge(
     nodes: Mapping[str, onnx.ModelProto], data: Edges, feedback: Edges, outputs: set[str]
 ) -> Merged:
-    """Join the nodes; what only travels between them is no output.
-
-    Args:
-        nodes: In the order in which they run.
-        data: Edges within a step.
-        feedback: Edges to the next step.
-        outputs: Ports that are outputs although they feed another node.
-
-    Raises:
-        ExportError: An edge leads nowhere or backwards, or does not fit, or the nodes' operator
-            sets do not go together.
-    """
+    """Join the nodes; what only travels between them is no output."""
     models = _of_one_opset(nodes)
     sources = {v.name or "": v for m in models.values() for v in m.graph.outputs}
     targets = {
@@ -177,12 +166,7 @@ def _type(value: ir.Value) -> tuple[object, ...]:
 
 
 def _names(ports: Sequence[str], nexts: Mapping[str, str]) -> dict[str, str]:
-    """What a port is called in the bundle: its tensor's name, or NODE_TENSOR where others share it.
-
-    Args:
-        ports: Inputs and outputs of the graph.
-        nexts: The source of each next state.
-    """
+    """A port's name in the bundle: its tensor's, or NODE_TENSOR where others share it."""
     several = Counter(nexts.values())
     origin = {port: port for port in ports}
     # A next state has its source's name, unless that is an output too or goes to two states.

@@ -33,18 +33,7 @@ def observation_of(
     observes: Observes | None = None,
     adapter: ObservationContract | None = None,
 ) -> ObservationContract | None:
-    """What is known of a model's inputs and outputs; what a user declares goes first.
-
-    Args:
-        metadata: What travelled in its file.
-        spec: Its signature.
-        sessions: Rows of each tensor.
-        observes: What the user declares, or a YAML or JSON file of it; see `declared`.
-        adapter: What its adapter says.
-
-    Raises:
-        SpecError: What is declared is no contract, or is for other tensors.
-    """
+    """What is known of a model's inputs and outputs; what a user declares goes first."""
     own = None
     if observes is not None:
         own = _declared(observes, spec)

@@ -45,11 +45,7 @@ class Padded(NamedTuple):
 
 
 def check_padding(model: onnx.ModelProto, spec: StepSpec) -> None:
-    """Refuse a traced step in which a convolution or a pool over time sees only one frame.
-
-    Raises:
-        UndeclaredStateError: With the name of the part, and the lines that make it remember.
-    """
+    """Refuse a traced step in which a convolution or a pool over time sees only one frame."""
     for node in padded(inferred(model).graph, spec):
         if not node.forgets:
             continue
@@ -230,13 +226,7 @@ def _carries(node: ir.Node, i: int, from_right: int) -> bool:
 
 
 def _axis_before(value: ir.Value, i: int, axis: int) -> int | None:
-    """Where an axis of a value lies in one input of the node that gives it; None where it is new.
-
-    Args:
-        value: Its shape is known.
-        i: Which input.
-        axis: Of the value.
-    """
+    """Where an axis of a value lies in one input of its node; None where it is new."""
     node = value.producer()
     before, after = extents(node.inputs[i]) if node else None, extents(value)
     if node is None or before is None or after is None:

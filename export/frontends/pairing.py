@@ -53,10 +53,6 @@ def find_pairs(
     Evidence decides among pairs by name: where some are read on in the step, or are named as a
     memory, those that are neither are no proposal (``audio_in`` beside ``state_in``). Where none
     is, names have to be the same but for their direction (``goal`` is no start of ``goal_error``).
-
-    Raises:
-        StatePairingError: Nothing fits, something fits twice, a memory grows, or nothing would be
-            left to be fed from outside, or to be given back.
     """
     _refuse_growing(inputs, outputs)
     used = {n: t for n, t in inputs.items() if evidence is None or n in evidence.used}
@@ -149,12 +145,7 @@ def lookalikes(inputs: Tensors, outputs: Tensors, pairs: Mapping[str, str]) -> d
 
 
 def check_pairs(pairs: Mapping[str, str], inputs: Tensors, outputs: Tensors) -> None:
-    """Compare pairs with the graph.
-
-    Raises:
-        StatePairingError: A name is unknown, shapes or dtypes differ, a memory grows, or two
-            states share an output.
-    """
+    """Compare pairs with the graph."""
     for name, next_name in pairs.items():
         for side, key, tensors in (("input", name, inputs), ("output", next_name, outputs)):
             if key not in tensors:

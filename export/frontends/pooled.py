@@ -35,12 +35,7 @@ _Spec = TypeVar("_Spec", TensorSpec, StateSpec)
 
 
 class RowsFirst:
-    """A file's plain calls for one session, with the axis of the sessions in front.
-
-    Args:
-        reference: The file on its own state.
-        axes: Where it has that axis, by tensor, states by both of their names.
-    """
+    """A file's plain calls for one session, with the axis of the sessions in front."""
 
     def __init__(self, reference: Reference, axes: Axes) -> None:
         self.name = reference.name
@@ -63,18 +58,7 @@ class RowsFirst:
 
 
 def pooled(single: Candidate, sessions: int, declared: Axes) -> tuple[Candidate, Axes]:
-    """The candidate for several sessions, and which axis of the file is theirs, by tensor.
-
-    Args:
-        single: The adopted file for one session.
-        sessions: How many.
-        declared: Axes that the user names, by input, state or output.
-
-    Raises:
-        GraphError: An axis is missing or in doubt, the file has one session written into it, or a
-            row depends on another.
-        SpecError: A tensor has no row for each session.
-    """
+    """The candidate for several sessions, and which axis of the file is theirs, by tensor."""
     spec = single.spec
     model = onnx.load_model_from_string(single.graph)
     names = {*spec.graph_inputs(), *spec.graph_outputs(), *(s.name for s in spec.states)}

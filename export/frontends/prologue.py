@@ -31,18 +31,7 @@ def split_request(request: Request) -> tuple[Request, Request]:
 def adopted_prologue(
     path: Path, outputs: Mapping[str, str], request: Request, spec: StepSpec
 ) -> PrologueGraph:
-    """Pin what is open in the file, and pair its outputs with states.
-
-    Args:
-        path: The ONNX file.
-        outputs: Output by the state that it fills; empty for outputs that are called like states.
-        request: Its axes and shapes.
-        spec: The model whose episodes it begins.
-
-    Raises:
-        GraphError: The file is no valid ONNX, an axis is open, or it does not run.
-        SpecError: A state or an output does not exist, or they differ in shape or dtype.
-    """
+    """Pin what is open in the file, and pair its outputs with states."""
     raw, model = load_graph(path)
     inputs = tuple(pinned_inputs(model, request).values())
     session = unoptimised(raw)
@@ -74,12 +63,7 @@ def check_first_states(
     spec: StepSpec,
     name: str,
 ) -> None:
-    """Run a prologue once, and hold what it gives against the states.
-
-    Raises:
-        GraphError: It does not run.
-        SpecError: A state has another shape or dtype.
-    """
+    """Run a prologue once, and hold what it gives against the states."""
     feed = {t.name: np.zeros(t.shape, t.dtype) for t in signature.inputs}
     try:
         first = reference(feed)
@@ -102,11 +86,7 @@ def check_first_states(
 
 
 def with_prologue(candidate: Candidate, prologue: PrologueGraph | None) -> Candidate:
-    """The candidate with what begins its episodes.
-
-    Raises:
-        SpecError: Its states are stored in fewer bits, or it serves several sessions.
-    """
+    """The candidate with what begins its episodes."""
     if prologue is None:
         return candidate
     if candidate.sessions > 1:

@@ -45,10 +45,6 @@ class StatefulReference:
     It starts as the module itself starts and shares nothing with the wrapper that was traced but
     the names: memory that the wrapper misses, such as two names of one tensor or a flag of the
     first call, parts the two.
-
-    Args:
-        model: The lifted module.
-        notes: What its graph says of windows of inputs.
     """
 
     def __init__(self, model: Lifted, notes: tuple[str, ...] = ()) -> None:
@@ -64,12 +60,7 @@ class StatefulReference:
         return self._begins.notes() + self._notes
 
     def begin(self, states: Arrays) -> None:
-        """Put these states into the module, and its first values where one is missing.
-
-        Raises:
-            EpisodeError: The module's first step is another than later ones, and nothing says
-                which of the two is to come.
-        """
+        """Put these states into the module, and its first values where one is missing."""
         whole = {**self._first, **_tensors(states)}
         flag = self._model.started
         if flag and not bool(whole[flag].all()):

@@ -41,11 +41,7 @@ def staggered(stream: Episode, sessions: int) -> Episode:
 
 
 class RowsReference:
-    """One reference for each session, every one on a state of its own.
-
-    Args:
-        references: In the order of the rows, each at its initial state.
-    """
+    """One reference for each session, every one on a state of its own."""
 
     def __init__(self, references: Sequence[Reference]) -> None:
         self._references = references

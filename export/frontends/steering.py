@@ -27,16 +27,7 @@ _BRANCHES = {"If": 1, "Loop": 2}  # how many of their inputs say whether, or how
 def check_steering(
     model: onnx.ModelProto, inputs: Iterable[TensorSpec], exempt: Iterable[str]
 ) -> None:
-    """Refuse to guess a number that decides which branch is taken.
-
-    Args:
-        model: The graph.
-        inputs: What a caller hands over.
-        exempt: Inputs whose numbers the user has given.
-
-    Raises:
-        GraphError: An integer or boolean input steers a branch, and nobody said what it may be.
-    """
+    """Refuse to guess a number that decides which branch is taken."""
     nodes = list(every_node(model.graph))
     skip = {*exempt}
     for tensor in inputs:
@@ -103,12 +94,7 @@ def choices(model: onnx.ModelProto, inputs: Iterable[TensorSpec]) -> dict[str, S
 
 
 class Branches:
-    """Which sides of the branches of a graph were taken.
-
-    Args:
-        model: The graph; branches within branches are not looked at.
-        constants: Inputs that never change.
-    """
+    """Which sides of the branches of a graph were taken."""
 
     def __init__(self, model: onnx.ModelProto, constants: Iterable[str]) -> None:
         fixed = {v.name for v in constant_values(ir.from_proto(model).graph, constants)}

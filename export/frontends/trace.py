@@ -52,21 +52,9 @@ def trace(
 ) -> onnx.ModelProto:
     """Trace one step of a model into ONNX.
 
-    Args:
-        model: An ``nn.Module`` that offers `StepModel`.
-        sessions: Rows of every leading axis; see `batched`.
-        operators: Which operators it may use.
-
     Returns:
         Opset 20, or 27 with that one's operators; static shapes, no control flow; inputs and
         outputs named by the model's spec.
-
-    Raises:
-        TraceError: The module is no step model, its results are not those of its spec, its rows
-            are not independent, or torch.export cannot follow it.
-        SpecError: Several sessions are asked of a model without a leading axis for them.
-        UndeclaredStateError: Something changes that is not declared as a state.
-        GraphError: The graph breaks a rule.
     """
     step = _Step(model, spec_of(model))
     step.check()

@@ -43,17 +43,7 @@ class _Ordered(nn.Module):
 
 
 def traced_prologue(encoder: object, spec: StepSpec) -> PrologueGraph:
-    """The graph of a module that gives first states.
-
-    Args:
-        encoder: An `Encoder`; its module returns a dict of states by name, or the states in the
-            order of the model's.
-        spec: The model whose episodes it begins.
-
-    Raises:
-        TraceError: It is no encoder, fails, or torch.export cannot follow it.
-        SpecError: It fills a state that the model lacks, or with another shape or dtype.
-    """
+    """The graph of a module that gives first states."""
     if not (isinstance(encoder, tuple) and len(encoder) == 2 and isinstance(encoder[0], nn.Module)):
         raise TraceError(
             "this is no prologue",

@@ -21,11 +21,7 @@ _ROWS = 16  # of a matrix; a row takes a dozen operations
 
 
 def in_simpler_operations(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program without what ONNX has no operation for.
-
-    Raises:
-        TraceError: A matrix has too many rows to write its solution out.
-    """
+    """The program without what ONNX has no operation for."""
     table = {}
     for node in program.graph.nodes:
         if node.target in _SIMPLER:

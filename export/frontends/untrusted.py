@@ -29,11 +29,7 @@ STEP_SECONDS = 60.0
 
 
 def load_graph(path: Path) -> tuple[bytes, onnx.ModelProto]:
-    """A graph as its file has it, and parsed; weights that lie in other files are taken in.
-
-    Raises:
-        GraphError: It cannot be read, is no valid ONNX, or is too large.
-    """
+    """A graph as its file has it, and parsed; weights that lie in other files are taken in."""
     try:
         raw = read_bounded(path, GRAPH_BYTES)
         model = onnx.load_model_from_string(raw)
@@ -116,10 +112,6 @@ def run_within_limits(
         feed: Its inputs.
         seconds: How long it may take; `STEP_SECONDS` if left out.
         memory: Bytes that it may take on top of what the process has, on Linux.
-
-    Raises:
-        GraphError: It did not end in that time.
-        Exception: Whatever ONNX Runtime raises, a lack of memory among it.
     """
     seconds = STEP_SECONDS if seconds is None else seconds
     options = onnxruntime.RunOptions()

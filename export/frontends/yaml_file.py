@@ -30,11 +30,7 @@ _Plain.add_multi_constructor("tag:yaml.org,2002:python/", _as_written)
 
 
 def load_yaml(path: Path) -> Any:
-    """What a file holds, in plain lists, mappings and texts.
-
-    Raises:
-        Exception: PyYAML lets KeyError, AttributeError and more through.
-    """
+    """What a file holds, in plain lists, mappings and texts."""
     loader = _Plain(read_bounded(path, _MAX_BYTES))
     root = loader.get_single_node()
     _check_size(root, {})

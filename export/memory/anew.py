@@ -37,11 +37,7 @@ class Begins:
                 handle.remove()
 
     def check(self) -> None:
-        """Refuse what takes one step of time and begins it from zeros.
-
-        Raises:
-            UndeclaredStateError: With the name of the part, and the lines that make it remember.
-        """
+        """Refuse what takes one step of time and begins it from zeros."""
         parts = dict(self._model.named_modules())
         for name, steps in self.steps.items():
             part, short = parts[name], name.rpartition("lifted.")[2]

@@ -52,11 +52,7 @@ _SECONDS = 2.0
 
 
 class Watch:
-    """Looks for memory in a model, and knows what else it assigns.
-
-    Args:
-        model: The model; of a lifted one, its own module is watched.
-    """
+    """Looks for memory in a model, and knows what else it assigns."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -66,16 +62,7 @@ class Watch:
 
     @torch.no_grad()
     def search(self, run: Run, example: Tensors, inputs: Sequence[str]) -> None:
-        """Run steps, and refuse what remembers.
-
-        Args:
-            run: The step.
-            example: Inputs and states.
-            inputs: Which of them are inputs.
-
-        Raises:
-            UndeclaredStateError: The step has a memory that is not declared; it is named.
-        """
+        """Run steps, and refuse what remembers."""
         view, dice = look(self._module, self._declared), _dice()
         start = view.at
         feeds = [{**example, **drawn} for drawn in draws({n: example[n] for n in inputs})]

@@ -42,9 +42,6 @@ def choose_layout(
         episode: Inputs on which the layouts are compared, and their gates counted.
         measure: Whether the cost is time on this machine, which is then the one that will step
             it, or the number of elements that are computed.
-
-    Raises:
-        SplitError: The model has no such layout, or two graphs give other bits than one.
     """
     if layout == "fused":
         return replace(candidate, way=Way("fused", "asked for"))
@@ -100,9 +97,6 @@ def _proven_write_rate(
     """The share of steps in which a gate is open, over an episode in which both agree.
 
     Each step is compared bit for bit with its gates as they are, all open, and all closed.
-
-    Raises:
-        SplitError: A tensor differs.
     """
     spec = candidate.spec
     step, read = _Runner(candidate.graph), _Runner(graphs["read"])

@@ -31,9 +31,6 @@ class FoldConstants(ir.passes.InPlacePass):
 
     Requires inferred shapes. Guarantees that no weight becomes wider than is allowed, and that what
     draws random numbers or has branches stays.
-
-    Args:
-        may_widen: Bytes by which a Cast may make a constant larger.
     """
 
     def __init__(self, may_widen: float = MAY_WIDEN) -> None:

@@ -109,13 +109,7 @@ def work_of(nodes: Iterable[ir.Node]) -> int:
 
 
 def part(model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> onnx.ModelProto:
-    """A graph of its own from some values to others, without the inputs that it does not need.
-
-    Args:
-        model: The whole; left as it is.
-        inputs: What the part may take; each of known size.
-        outputs: What it gives, none of them an input.
-    """
+    """A graph of its own from some values to others, without the inputs that it does not need."""
     graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
     replace_all(graph.inputs, [value for value in graph.inputs if value.uses()])
     # onnx-ir gathers constants in a set, in another order in each process: the bytes would differ.

@@ -145,11 +145,7 @@ def with_choices_of_booleans(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_opset_of_its_operators(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, importing a newer opset where one of its operators came only then.
-
-    Raises:
-        GraphError: The installed onnx does not know such an operator.
-    """
+    """The model, importing a newer opset where one of its operators came only then."""
     new = {n.op_type for n in model.graph.node if not n.domain and n.op_type in _RECURRENT}
     unknown = sorted(name for name in new if not onnx.defs.has(name))
     if unknown:
@@ -167,12 +163,7 @@ def with_opset_of_its_operators(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_graph(model: onnx.ModelProto, spec: StepSpec, *, branch_free: bool) -> None:
-    """Compare a graph with the signature that it must have.
-
-    Raises:
-        GraphError: It is invalid, has control flow although ``branch_free`` is asked for, or takes
-            or gives something else than ``spec`` says.
-    """
+    """Compare a graph with the signature that it must have."""
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as problem:

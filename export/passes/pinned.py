@@ -30,15 +30,6 @@ def pinned(model: onnx.ModelProto, spec: StepSpec, *, widened: bool = False) -> 
 
     Its shapes are inferred, and constant inputs are no inputs any more. Thresholds stay inputs,
     because a session changes them.
-
-    Args:
-        model: The step.
-        spec: Its signature.
-        widened: Whether weights that the file stores in fewer bits, behind a Cast, become wide
-            ones: constants that a plan can store in its own way.
-
-    Raises:
-        GraphError: Its shapes contradict each other, or it has sparse weights.
     """
     if model.graph.sparse_initializer:  # onnx-ir would drop them without a word
         raise GraphError(

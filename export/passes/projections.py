@@ -201,13 +201,7 @@ def chosen(plan: PrecisionPlan, every: list[Projection]) -> list[Projection]:
 
 
 def left_in_float(narrow: list[Projection], every: list[Projection], wide: onnx.ModelProto) -> str:
-    """Weights that stay in float, the largest first, each with its reason; empty for none.
-
-    Args:
-        narrow: Projections that the plan quantises.
-        every: All of them.
-        wide: The step in float.
-    """
+    """Weights that stay in float, the largest first, each with its reason; empty for none."""
     readers = {name: node.op_type for node in wide.graph.node for name in node.input}
     roles = {p.weight: p.role for p in every}
     smaller = {p.weight for p in narrow}

@@ -33,11 +33,6 @@ def quantised(
     ``int4`` weights become ``com.microsoft``'s MatMulNBits, all else standard QuantizeLinear and
     DequantizeLinear, or Cast. Activations in int8 need ``limits``: the symmetric range of each
     tensor, by name.
-
-    Raises:
-        SpecError: The plan names groups that the model lacks.
-        CalibrationError: A range is missing.
-        ExportError: Nothing is left to quantise, or a weight is not finite.
     """
     if plan.weights == "float32":
         return model
@@ -75,15 +70,7 @@ def _with_scales_by_channel(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _InEightBits(ir.passes.InPlacePass):
-    """Store weights in int8 with a scale for each channel, and round what is multiplied with them.
-
-    Args:
-        projections: What is quantised.
-        ranges: Symmetric range of each tensor that is rounded, by name.
-
-    Raises:
-        ExportError: A weight is not finite, or beyond float32.
-    """
+    """Store weights in int8, a scale for each channel, and round what they are multiplied with."""
 
     def __init__(self, projections: list[Projection], ranges: Mapping[str, float]) -> None:
         self._projections, self._ranges = projections, ranges
@@ -204,11 +191,7 @@ def _ranges(nodes: list[Projection], limits: Mapping[str, float] | None) -> dict
 
 
 class _StoreInHalf(ir.passes.InPlacePass):
-    """Store weights in float16, and widen them where they are read.
-
-    Raises:
-        ExportError: A weight does not fit float16.
-    """
+    """Store weights in float16, and widen them where they are read."""
 
     def __init__(self, weights: set[str]) -> None:
         self._weights = weights

@@ -69,11 +69,7 @@ class Split:
 
 
 def read_write(model: onnx.ModelProto, spec: StepSpec) -> Split:
-    """Cut a step without branches where the payload is smallest.
-
-    Raises:
-        SplitError: No hard gate guards a state, or no cut is smaller than what they guard.
-    """
+    """Cut a step without branches where the payload is smallest."""
     by_read, guarded = given_by_read(spec), _guarded(spec)
     reading, writing = inferred(model), inferred(model)
     if can_only_open_whole(spec):
@@ -100,12 +96,7 @@ def read_write(model: onnx.ModelProto, spec: StepSpec) -> Split:
 
 
 def quiet(model: onnx.ModelProto, spec: StepSpec) -> Split:
-    """A step as if every gate were closed, to be followed by the whole step where one is not.
-
-    Raises:
-        SplitError: No hard gate guards a state, nothing in the graph depends on its threshold, or
-            a gate depends on whether another was open.
-    """
+    """A step as if every gate were closed, to be followed by the whole step where one is not."""
     _guarded(spec)
     whole, rest = inferred(model), inferred(model)
     closed = AssumeGates(spec, is_open=False)

@@ -45,19 +45,8 @@ def store_states(
 ) -> tuple[onnx.ModelProto, StepSpec]:
     """Store states of a step in fewer bits.
 
-    Args:
-        graph: One step with the signature ``spec``; left as it is.
-        spec: What it takes and gives.
-        storage: One of `KINDS` by state name; states not named stay as they are.
-        error_feedback: Whether int8 states keep what rounding left over.
-        sessions: How many one step serves, each with scales of its own.
-
     Returns:
         The new graph and its signature; the parts of a state have its gate.
-
-    Raises:
-        ExportError: A state does not exist, is not float32, or would share a scale with one that a
-            closed element of its gate guards.
     """
     _check(graph, spec, storage, error_feedback, sessions)
     model = ir.from_proto(graph)
@@ -186,11 +175,7 @@ def _check_state(state: StateSpec, kind: str, spec: StepSpec, sessions: int) -> 
 def _parts(
     state: StateSpec, kind: str, axes: tuple[int, ...], error_feedback: bool
 ) -> list[StateSpec]:
-    """What is stored instead of a state; the first has its name.
-
-    Raises:
-        ExportError: The parts are no smaller than the state.
-    """
+    """What is stored instead of a state; the first has its name."""
     layout = stored_layout(state, kind, error_feedback)
     forms = [(state.name, state.shape, "float16" if kind == "float16" else "int8", layout)]
     if kind != "float16":

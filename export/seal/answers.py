@@ -16,11 +16,6 @@ class Answers:
     """Steps a model through an episode, and keeps count of what is NaN or Inf.
 
     The runtime takes such an answer for a fault, so a bundle cannot promise one.
-
-    Args:
-        reference: The model.
-        episode: Every step of it is taken.
-        inputs: Where the episode came from.
     """
 
     def __init__(self, reference: Reference, episode: Episode, inputs: InputsRef) -> None:
@@ -42,11 +37,7 @@ class Answers:
         return not self._holes
 
     def step(self, t: int, feed: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Outputs, states and gates of step ``t``.
-
-        Raises:
-            ParityError: The model raises something.
-        """
+        """Outputs, states and gates of step ``t``."""
         with readable_errors(self._reference.name, self._episode, self._inputs, t):
             outputs, states, gates = self._reference.step(feed)
         for what, arrays in (("output", outputs), ("state", states), ("gate", gates)):
@@ -55,11 +46,7 @@ class Answers:
         return outputs, states, gates
 
     def check(self) -> None:
-        """Refuse a model some answers of which were not finite.
-
-        Raises:
-            ParityError: With the number of steps and the range of each input.
-        """
+        """Refuse a model some answers of which were not finite."""
         if self.are_finite:
             return
         counted = [
@@ -80,11 +67,7 @@ class Answers:
 
 @contextmanager
 def readable_errors(name: str, episode: Episode, inputs: InputsRef, step: int) -> Iterator[None]:
-    """Turn whatever a model raises on the inputs of a step into a sentence.
-
-    Raises:
-        ParityError: The model raised something.
-    """
+    """Turn whatever a model raises on the inputs of a step into a sentence."""
     try:
         yield
     except StategateError:

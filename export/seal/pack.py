@@ -55,27 +55,7 @@ def seal(
     inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
     measure: bool = False,
 ) -> Bundle:
-    """Verify a candidate and write it as a bundle; nothing is written if it fails.
-
-    Args:
-        out: Where the bundle goes; an older bundle there is replaced.
-        candidate: What to pack.
-        reference: The model to compare with, at its initial state.
-        episode: Inputs of the parity check.
-        target: Device that it is for.
-        budget: Limits to write into the manifest.
-        limits: How far the candidate may part from the reference.
-        report: Called with the number of steps done.
-        inputs: Where the episode came from, for the receipt.
-        measure: Whether the memory that its engines add is measured, in another process.
-
-    Raises:
-        ParityError: The candidate does not behave like the reference.
-        BundleError: Something that is not a bundle is at ``out``.
-        SpecError: The states do not fit the budget.
-        EpisodeError: The episode does not fit the model.
-        BuildError: The candidate needs a native engine, and no library can be built.
-    """
+    """Verify a candidate and write it as a bundle; nothing is written if it fails."""
     refuse_to_replace(out)
     if candidate.prologue is not None:
         episode = with_beginning(candidate.prologue, episode)

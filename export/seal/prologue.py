@@ -27,11 +27,7 @@ def with_beginning(prologue: PrologueGraph, episode: Episode) -> Episode:
 def prologue_error(
     bundle: Path, prologue: PrologueGraph, episode: Episode, limits: Limits
 ) -> float:
-    """The largest difference of any state that the prologue fills, over several episodes.
-
-    Raises:
-        ParityError: It is beyond the limits, or what it was made from gives NaN or Inf.
-    """
+    """The largest difference of any state that the prologue fills, over several episodes."""
     gaps = Gaps()
     stepper = open_stepper(bundle)
     try:

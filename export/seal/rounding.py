@@ -35,11 +35,6 @@ def strict_limits(model: StepModel, candidate: Candidate, episode: Episode) -> L
     float32 has the usual tolerance, and float64 as many roundings of its own. float16 rounds so
     coarsely that the model itself has to say how much that does: it is run beside a copy in
     float32, and the bundle may be a few times as far away.
-
-    Args:
-        model: The user's model, at its initial state.
-        candidate: What was traced from it.
-        episode: Inputs of the check.
     """
     kinds = _types_in(model, episode)
     if kinds & _HALVES:

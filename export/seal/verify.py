@@ -92,19 +92,7 @@ def compare(
     own_answers: bool = False,
     inputs: InputsRef = InputsRef(),  # noqa: B008  (frozen)
 ) -> Comparison:
-    """Step a bundle and its model side by side, each on its own state.
-
-    Args:
-        candidate: Folder of the bundle.
-        reference: The model.
-        episode: Inputs; every step of it is taken.
-        report: Called with the number of steps done.
-        own_answers: Whether the golden episode holds what the bundle answered, and not the model.
-        inputs: Where the episode came from, for messages.
-
-    Raises:
-        ParityError: The model or the bundle gives NaN or Inf, or the bundle's engine fails.
-    """
+    """Step a bundle and its model side by side, each on its own state."""
     answers = Answers(reference, episode, inputs)
     # Of a bundle in deferred form the model has other states.
     as_plain: Callable[[Arrays], Arrays] = getattr(reference, "plain_states", lambda states: states)
@@ -186,11 +174,7 @@ def compare(
 def _check_reset(
     session: Stepper, episode: Episode, own_first: Sequence[Arrays], name: str
 ) -> None:
-    """Step the first inputs again, after another past: whatever answers otherwise remembers more.
-
-    Raises:
-        ParityError: The bundle has a memory that a reset leaves, and no state holds it.
-    """
+    """Step the first inputs again, after another past: what answers otherwise remembers more."""
     session.reset()
     episode.begin(session, [state.name for state in session.manifest.states])
     for t, (feed, before) in enumerate(zip(episode, own_first, strict=False)):
@@ -218,21 +202,9 @@ def verify(
 
     A bundle for several sessions has all of them stepped, and every row is judged by itself.
 
-    Args:
-        candidate: Folder of the bundle.
-        reference: The model.
-        episode: Inputs; every step of it is taken.
-        limits: How far they may part.
-        report: Called with the number of steps done.
-        inputs: Where the episode came from, for the receipt.
-
     Returns:
         The receipt, and the golden episode: the first steps with the model's own answers, or, in
         lower precision, with the bundle's, which another machine must repeat.
-
-    Raises:
-        ParityError: They part beyond the limits; with the chunk graph too, where there is one, and
-            in one graph where the bundle runs in two. Or one of them gives NaN or Inf.
     """
     lower = limits.flip_rate is not None
     result = compare(candidate, reference, episode, report, own_answers=lower, inputs=inputs)

@@ -48,19 +48,7 @@ class Built:
 
 
 def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report, logger: Any) -> Built:
-    """Have TensorRT parse a graph and build a plan of it.
-
-    Args:
-        trt: Its bindings.
-        graph: A graph made by `stategate.export.tensorrt.variant.variant`.
-        settings: What it may use.
-        report: Called with the percentage done, where the release can tell.
-        logger: What `make_log` gave; everything that is said goes there.
-
-    Raises:
-        BuildError: The parser or the builder refuses, or a pinned timing cache would change.
-        EngineError: There is no builder to be had: the driver is too old, or the GPU is not there.
-    """
+    """Have TensorRT parse a graph and build a plan of it."""
     generation = generation_of(trt.__version__, trt.__name__)
     builder: Any = make_with_log(trt.Builder, logger)
     flags, bits = [], 0

@@ -58,11 +58,7 @@ GENERATIONS = {generation.name: generation for generation in RULES.generation}
 
 
 def generation_of(version: str, library: str = "tensorrt") -> Generation:
-    """The generation of a version such as ``10.3.0``.
-
-    Raises:
-        TargetError: No generation has it.
-    """
+    """The generation of a version such as ``10.3.0``."""
     major, _, rest = version.partition(".")
     if library == "tensorrt_rtx" and major == "1":
         return GENERATIONS["11"]  # TensorRT-RTX 1.x has the parser and builder of TensorRT 11

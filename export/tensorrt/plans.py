@@ -61,9 +61,6 @@ def lock_plans(bundle: Bundle) -> Iterator[None]:
 
     So is what a killed builder left. The bundle's folder itself is locked, which writes nothing and
     ends with the process.
-
-    Raises:
-        BuildError: Another process builds for this bundle.
     """
     handle = os.open(bundle.path, os.O_RDONLY)
     try:
@@ -96,21 +93,7 @@ def build_engine(
     new_timing_cache: bool = False,
     report: Callable[[int], None] = lambda _: None,
 ) -> StoredPlan:
-    """Build a plan where no session looks for it yet; see `check_plan` and `keep_plan`.
-
-    Args:
-        bundle: What to build of.
-        trt: TensorRT's bindings.
-        cuda: The GPU.
-        settings: What the build may use; its timing cache is that of the older plan.
-        cuda_graph: Whether steps shall be captured.
-        new_timing_cache: Whether to measure anew instead of with the older plan's times.
-        report: Called with the percentage done.
-
-    Raises:
-        GraphError: TensorRT would not take the graph; found before anything is built.
-        BuildError: It cannot be built, or not with the pinned timing cache.
-    """
+    """Build a plan where no session looks for it yet; see `check_plan` and `keep_plan`."""
     form = variant_of(bundle, generation_of(trt.__version__, trt.__name__))
     free = cuda.memory()[0]
     if settings.workspace_bytes > free:
@@ -136,12 +119,7 @@ def adopt_plan(
     *,
     cuda_graph: bool = True,
 ) -> StoredPlan:
-    """Take a plan that trtexec built here, to where no session looks for it yet.
-
-    Raises:
-        BuildError: It cannot be read or loaded, or nothing shows whose plan it is.
-        GraphError: TensorRT would not take the bundle's graph.
-    """
+    """Take a plan that trtexec built here, to where no session looks for it yet."""
     form = variant_of(bundle, generation_of(trt.__version__, trt.__name__))
     if bundle.manifest.golden is None:
         raise BuildError(
@@ -179,10 +157,6 @@ def check_plan(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE)
 
     Returns:
         The comparison, or None where the bundle has no golden episode.
-
-    Raises:
-        ParityError: The plan does not behave like the model.
-        EngineError: It cannot be loaded.
     """
     receipt = bundle.manifest.verification
     allowed = max(tolerance, (receipt.tolerance or 0.0) if receipt else 0.0)

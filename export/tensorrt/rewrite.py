@@ -72,9 +72,6 @@ def lower_node(node: ir.Node, opset: int, generation: Generation) -> None:
         node: Part of a graph; nodes may take its place.
         opset: The graph's own; where the generation's is newer, it is kept.
         generation: Which releases it is for.
-
-    Raises:
-        GraphError: It has no such form; the message is the reason.
     """
     target = min(opset, generation.opset)
     try:

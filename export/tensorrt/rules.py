@@ -60,11 +60,7 @@ def findings(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -> 
 
 
 def check_legal(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -> None:
-    """Refuse a step that a generation of TensorRT would not take.
-
-    Raises:
-        GraphError: It would not; the message has every finding.
-    """
+    """Refuse a step that a generation of TensorRT would not take."""
     problems = findings(model, spec, generation)
     if problems:
         raise GraphError(

@@ -17,12 +17,7 @@ SCRIPT = "build-engine.sh"
 
 
 def variant_of(bundle: Bundle, generation: Generation) -> Variant:
-    """The form of a bundle's step for a generation of TensorRT.
-
-    Raises:
-        GraphError: That generation would not take it.
-        BuildError: The bundle is for a pool.
-    """
+    """The form of a bundle's step for a generation of TensorRT."""
     manifest = bundle.manifest
     if manifest.sessions > 1:
         raise BuildError(
@@ -36,17 +31,8 @@ def variant_of(bundle: Bundle, generation: Generation) -> Variant:
 def write_script(bundle: Bundle, version: str, settings: Settings) -> Path:
     """Write the graph for a version of TensorRT, and a script that has trtexec build it.
 
-    Args:
-        bundle: What to build of.
-        version: Such as ``10.3``; TensorRT need not be here.
-        settings: Its workspace.
-
     Returns:
         The script.
-
-    Raises:
-        GraphError: That version would not take the graph.
-        TargetError: It is not supported.
     """
     generation = generation_of(version)
     form = variant_of(bundle, generation)

@@ -34,18 +34,7 @@ def generations_of(profile: TargetProfile) -> list[Generation]:
 def note_tensorrt(
     candidate: Candidate, profile: TargetProfile, *, required: bool = False
 ) -> Candidate:
-    """Check a step against every TensorRT of its target, and note the result in the bundle.
-
-    Args:
-        candidate: What is exported.
-        profile: Its target.
-        required: Whether a graph that one of them would not take is refused; otherwise the reasons
-            are printed, because other engines run it all the same.
-
-    Raises:
-        GraphError: It would not be taken, and that is required.
-        TargetError: It is required, and no TensorRT of the target is known.
-    """
+    """Check a step against every TensorRT of its target, and note the result in the bundle."""
     generations = generations_of(profile)
     if required and not generations:
         raise TargetError(

@@ -43,16 +43,7 @@ class Variant:
 
 
 def variant(raw: bytes, spec: StepSpec, generation: Generation) -> Variant:
-    """The form of a step that a generation of TensorRT takes.
-
-    Args:
-        raw: The bundle's step graph.
-        spec: Its signature.
-        generation: Which releases it is for.
-
-    Raises:
-        GraphError: That generation would not take it.
-    """
+    """The form of a step that a generation of TensorRT takes."""
     step = pinned(onnx.load_model_from_string(raw), spec)
     check_legal(step, spec, generation)
     model = read_model(step)

@@ -57,10 +57,6 @@ def blamed_operation(problem: BaseException | None, replay: Callable[[], object]
 
     The exporter remembers lines of functions called ``forward`` alone, so the step is run again.
 
-    Args:
-        problem: What ``torch.onnx.export`` raised.
-        replay: Runs the step once, without tracing.
-
     Returns:
         ``aten.op | file:line in function: source``, without the line if no operation of this name
         runs; None where the exporter does not say at which operation it was.

@@ -49,10 +49,6 @@ class Lifted(nn.Module):
         observations: Whether a normaliser of them is part of the step; empty where nobody said.
         observes: What its inputs and outputs mean; an adapter fills it in, None where nobody said.
         attention: In what it is another model than the user's; empty where it is the same.
-
-    Args:
-        untouched: A copy of the module from before anything was put into it.
-        places: Where in what forward returns each of the arguments comes back.
     """
 
     family = "custom"

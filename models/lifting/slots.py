@@ -101,12 +101,7 @@ class Slot:
             self._counts.add(name)
 
     def packed(self, states: Tensors, counts: Counts | None = None) -> Value:
-        """The value for the module, of copies: it may write them in place.
-
-        Args:
-            states: The states.
-            counts: Takes the tensors that stand for Python integers.
-        """
+        """The value for the module, of copies: it may write them in place."""
         if not self.first:
             return self._flag
         leaves = dict(self._constants)
@@ -130,12 +125,7 @@ class Slot:
         return self.packed(states, counts) if self.own is Own.SAME else cloned(self.own)
 
     def unpacked(self, value: Value, before: Tensors) -> dict[str, Tensor]:
-        """The states that a value holds, by name.
-
-        Args:
-            value: What the module has after a step.
-            before: What the states were: they have to keep shape and dtype.
-        """
+        """The states that a value holds, by name."""
         if not self.first:
             if value != self._flag:
                 raise _not_constant(self.name, value, self._flag)

@@ -82,11 +82,7 @@ def unwrapped(built: object) -> tuple[object, str]:
 
 
 def offer(built: object) -> str:
-    """Source of a ``lift`` call with the buffers and arguments that are memory.
-
-    Args:
-        built: What the user's factory returned.
-    """
+    """Source of a ``lift`` call with the buffers and arguments that are memory."""
     if isinstance(built, torch.jit.ScriptModule):
         return TORCHSCRIPT.format(file="policy.pt")
     if isinstance(built, torch.export.ExportedProgram):

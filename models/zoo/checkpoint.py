@@ -56,12 +56,7 @@ def held_out(name: str, model: StepModel, steps: int, seed: int) -> Episode:
 
 
 def load(path: Path, model: M) -> tuple[M, World, Card]:
-    """Read a checkpoint and its card.
-
-    Args:
-        path: The weights' file.
-        model: Of the trained shape; takes the weights, and is given back for evaluation.
-    """
+    """Read a checkpoint and its card."""
     card = load_record(path.with_suffix(".json"), Card, SpecError, "the checkpoint's card")
     try:
         raw = read_bounded(path)

@@ -18,11 +18,7 @@ _SAME_NUMBER = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 def recur(work: Work, node: ir.Node) -> None:
-    """A GRU, LSTM or RNN over frames: what it begins with becomes a state.
-
-    Raises:
-        Mixed: It also reads from the end, or its state is computed from its input.
-    """
+    """A GRU, LSTM or RNN over frames: what it begins with becomes a state."""
     value = node.inputs[0]
     assert value is not None
     course = work.courses.get(value)
@@ -51,11 +47,7 @@ def recur(work: Work, node: ir.Node) -> None:
 
 
 def recall(work: Work, node: ir.Node) -> None:
-    """An operator that has a state among its inputs already, and is not given one.
-
-    Raises:
-        Mixed: Its inputs are not at the same frame.
-    """
+    """An operator that has a state among its inputs already, and is not given one."""
     for value in node.inputs[:3] if node.op_type == "LinearAttention" else node.inputs[:1]:
         course = work.courses.get(value) if value is not None else None
         if course is None or course.lead or course.tail:
@@ -86,11 +78,7 @@ def _begin_from_states(work: Work, node: ir.Node, course: Course, labels: tuple[
 
 
 def add_up(work: Work, node: ir.Node) -> None:
-    """A running sum begins with what it was.
-
-    Raises:
-        Mixed: It sums from the end.
-    """
+    """A running sum begins with what it was."""
     value = node.inputs[0]
     assert value is not None
     course = work.courses[value]
@@ -110,11 +98,7 @@ def add_up(work: Work, node: ir.Node) -> None:
 
 
 def scan(work: Work, node: ir.Node) -> None:
-    """A Scan over frames: what it carries becomes a state.
-
-    Raises:
-        Mixed: It runs backwards, or its body reads the whole sequence.
-    """
+    """A Scan over frames: what it carries becomes a state."""
     count = node.attributes.get_int("num_scan_inputs", 0)
     carried = len(node.inputs) - count
     axes, backwards = (
@@ -139,11 +123,7 @@ def scan(work: Work, node: ir.Node) -> None:
 
 
 def loop(work: Work, node: ir.Node) -> None:
-    """A Loop with one round a frame: what it carries becomes a state.
-
-    Raises:
-        Mixed: Its rounds are not the frames, or it looks at others than the one of its round.
-    """
+    """A Loop with one round a frame: what it carries becomes a state."""
     body = node.attributes["body"].as_graph()
     rounds = node.inputs[0]
     courses = [work.courses[v] for v in _outer(work, body) if v in work.courses]

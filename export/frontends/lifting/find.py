@@ -46,12 +46,7 @@ class Question:
 
 
 def as_stream(model: onnx.ModelProto, question: Question) -> Lifted:
-    """A file as a step of a stream, with what it remembers as states.
-
-    Raises:
-        GraphError: No axis is surely time, the file runs with one length only, or a step of so
-            many frames is not possible.
-    """
+    """A file as a step of a stream, with what it remembers as states."""
     model = _plain(model)
     groups = groups_of_axes(model, question.dims, question.shapes)
     axes, probe = _chosen(model, question, groups)
@@ -74,11 +69,7 @@ def as_stream(model: onnx.ModelProto, question: Question) -> Lifted:
 def _with_smallest_hop(
     model: onnx.ModelProto, question: Question, axes: Mapping[str, int]
 ) -> Lifted:
-    """As few frames a step as the strides of the graph allow.
-
-    Raises:
-        GraphError: They ask for more than a step can have.
-    """
+    """As few frames a step as the strides of the graph allow."""
     hop = 1
     while hop <= _HOPS:
         try:
@@ -119,11 +110,7 @@ def remembered(model: onnx.ModelProto, question: Question, *, sure: bool = True)
 def memory_along_time(
     model: onnx.ModelProto, question: Question, *, sure: bool = True
 ) -> Lifted | None:
-    """The same, with the reason why nothing is known of time.
-
-    Raises:
-        GraphError: No axis shows as time, or a longer sequence is not tried.
-    """
+    """The same, with the reason why nothing is known of time."""
     inlined = _plain(model)
     if sure and not question.time_axes and next(sequence_axes(inlined), None) is None:
         return None
@@ -163,11 +150,7 @@ def _chosen(
     *,
     sure: bool = False,
 ) -> tuple[dict[str, int], Probe]:
-    """The time axis by input, and the runs that showed it.
-
-    Raises:
-        GraphError: Nothing says which it is.
-    """
+    """The time axis by input, and the runs that showed it."""
     if question.time_axes:
         axes = _declared(model, question.time_axes)
         return axes, _probe(model, question, axes, None)
@@ -237,11 +220,7 @@ def _declared(model: onnx.ModelProto, time_axes: Mapping[str, int]) -> dict[str,
 def _probe(
     model: onnx.ModelProto, question: Question, axes: Mapping[str, int], hop: int | None
 ) -> Probe:
-    """Both runs.
-
-    Raises:
-        GraphError: The file does not run with these lengths.
-    """
+    """Both runs."""
     inputs = {
         value.name: question.extents(value)
         for value in model.graph.input

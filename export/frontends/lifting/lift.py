@@ -51,39 +51,20 @@ _LOOPS = {"Scan": scan, "Loop": loop}
 
 @dataclass(frozen=True, slots=True)
 class Lifted:
-    """A file as a step of a stream.
+    """A file as a step of a stream."""
 
-    Attributes:
-        model: The step; of no use where there are obstacles.
-        inputs: What it takes beyond the new states, one step of frames each.
-        hop: Frames a step.
-        axes: Time axis by input.
-        results: How each output of the file runs along time; None where it has the newest answer
-            alone.
-        lifts: Memory that became a state.
-        obstacles: What no state can stand for.
-    """
-
-    model: onnx.ModelProto
-    inputs: dict[str, TensorSpec]
-    hop: int
-    axes: dict[str, int]
+    model: onnx.ModelProto  # the step; of no use where there are obstacles
+    inputs: dict[str, TensorSpec]  # what it takes beyond the new states, one step of frames each
+    hop: int  # frames a step
+    axes: dict[str, int]  # time axis by input
+    # how each output of the file runs along time; None where it has the newest answer alone
     results: dict[str, Course | None]
-    lifts: list[Lift]
-    obstacles: list[Obstacle]
+    lifts: list[Lift]  # memory that became a state
+    obstacles: list[Obstacle]  # what no state can stand for
 
 
 def lifted(model: onnx.ModelProto, probe: Probe, constants: list[str]) -> Lifted:
-    """Walk through a graph from its inputs, and turn each node over frames into one over a step.
-
-    Args:
-        model: The file, without functions of its own.
-        probe: Its two runs.
-        constants: Inputs that never change.
-
-    Raises:
-        UnevenHop: A step of so many frames is no whole number of frames of some value.
-    """
+    """Walk through a graph from its inputs, and turn each node over frames into one over a step."""
     work = Work(model, probe, constants)
     outputs = [str(value.name) for value in work.graph.outputs]
     obstacles = []
@@ -114,11 +95,7 @@ def lifted(model: onnx.ModelProto, probe: Probe, constants: list[str]) -> Lifted
 
 
 def _walk(work: Work, node: ir.Node) -> None:
-    """Turn one node into what it is in a step.
-
-    Raises:
-        Mixed: It has no such form.
-    """
+    """Turn one node into what it is in a step."""
     if work.note_lengths(node):
         return
     sources = reads(node)
@@ -178,11 +155,7 @@ def _is_along(work: Work, node: ir.Node, course: Course) -> bool:
 
 
 def _pass_on(work: Work, node: ir.Node, running: list[int]) -> None:
-    """A node that takes frames one by one: all of its inputs have to be at the same one.
-
-    Raises:
-        Mixed: They are not.
-    """
+    """A node that takes frames one by one: all of its inputs have to be at the same one."""
     courses = {at: work.courses[node.inputs[at]] for at in running}  # type: ignore[index]
     extents = {at: work.shape(node.inputs[at]) for at in running}
     if len({course.rate for course in courses.values()}) > 1:
@@ -207,11 +180,7 @@ def _pass_on(work: Work, node: ir.Node, running: list[int]) -> None:
 
 
 def _reshape(work: Work, node: ir.Node, course: Course, before: tuple[int, ...]) -> None:
-    """Give frames another shape; whatever that was computed from, in a step it is this one.
-
-    Raises:
-        Mixed: Frames are no longer in their order.
-    """
+    """Give frames another shape; whatever that was computed from, in a step it is this one."""
     source, result = node.inputs[0], node.outputs[0]
     growth, shape = work.growth(result), list(work.shape(result))
     assert source is not None

@@ -45,15 +45,7 @@ _WHOLE = {
 
 
 def mixes(node: ir.Node, at: int, axis: int, shapes: Sequence[Extents], opset: int) -> str:
-    """Why a node mixes the frames of an input; empty where each frame goes through by itself.
-
-    Args:
-        node: An operator.
-        at: Which input.
-        axis: The time axis of that input.
-        shapes: Extents of all inputs in one run; empty where one is missing.
-        opset: Of the file.
-    """
+    """Why a node mixes the frames of an input; empty where each frame goes through by itself."""
     kind, rank = node.op_type, len(shapes[at])
     if kind in _WHOLE:
         return _WHOLE[kind]

@@ -34,11 +34,7 @@ _TIME = re.compile(r"time|seq|frame|len|step|sample|(^|[^a-z])(t|l)([^a-z]|$)")
 
 
 class NotTriedError(GraphError):
-    """A run of a file with a longer sequence takes more than a trial may take.
-
-    Args:
-        amount: How much it takes.
-    """
+    """A run of a file with a longer sequence takes more than a trial may take."""
 
     def __init__(self, amount: str) -> None:
         self.amount = amount
@@ -61,14 +57,7 @@ class Growth:
 
 
 class Probe:
-    """Both runs of a file.
-
-    Args:
-        model: The file, without functions of its own.
-        inputs: Its inputs, with the extents of one step.
-        constants: Values of the inputs that never change.
-        axes: Which axis of which input is time.
-    """
+    """Both runs of a file."""
 
     def __init__(
         self,
@@ -139,11 +128,7 @@ class Probe:
         return self.runs[0][name].shape[axis], self.runs[1][name].shape[axis]
 
     def growth(self, name: str) -> Growth | None:
-        """How a value grows; None where it keeps its shape.
-
-        Raises:
-            ValueError: It grows along two axes, or not evenly, or it is no tensor; in words.
-        """
+        """How a value grows; None where it keeps its shape."""
         if any(name not in run for run in self.runs):
             raise ValueError("gives something that is no tensor")
         short, long = (run[name].shape for run in self.runs)

@@ -20,15 +20,7 @@ _ALIKE = 1e-5
 
 
 class WholeSequence:
-    """Runs a file over whole sequences.
-
-    Args:
-        graph: The file.
-        hop: Frames a step.
-        axes: Time axis by input.
-        results: Course of each output.
-        fixed: Constant inputs, and what explicit states start with.
-    """
+    """Runs a file over whole sequences."""
 
     def __init__(
         self,
@@ -121,11 +113,7 @@ class StreamReference:
         return notes
 
     def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-        """Outputs, states after the step, and no gates.
-
-        Raises:
-            ParityError: What the file says of a step changes with the frames after it.
-        """
+        """Outputs, states after the step, and no gates."""
         t = self._steps
         self._steps += 1
         outputs, states, gates = self._plain.step(inputs)

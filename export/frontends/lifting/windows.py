@@ -13,11 +13,7 @@ _FOR_EVER = np.iinfo(np.int64).max
 
 
 def convolve(work: Work, node: ir.Node) -> None:
-    """A convolution or pool over frames reads the frames before from a state.
-
-    Raises:
-        Mixed: It reads frames that are not there yet.
-    """
+    """A convolution or pool over frames reads the frames before from a state."""
     value = node.inputs[0]
     assert value is not None
     course, sample = work.courses[value], work.shape(value)
@@ -65,11 +61,7 @@ def convolve(work: Work, node: ir.Node) -> None:
 
 
 def spread(work: Work, node: ir.Node) -> None:
-    """A transposed convolution whose frames do not overlap gives several for each.
-
-    Raises:
-        Mixed: They overlap.
-    """
+    """A transposed convolution whose frames do not overlap gives several for each."""
     value = node.inputs[0]
     assert value is not None
     course, at = work.courses[value], work.courses[value].axis - 2
@@ -85,11 +77,7 @@ def spread(work: Work, node: ir.Node) -> None:
 
 
 def pad(work: Work, node: ir.Node) -> None:
-    """Padding in front of the first frame is what a history begins with.
-
-    Raises:
-        Mixed: It depends on the length, or repeats frames.
-    """
+    """Padding in front of the first frame is what a history begins with."""
     value = node.inputs[0]
     assert value is not None
     course, rank = work.courses[value], len(work.shape(value))
@@ -138,11 +126,7 @@ def pad(work: Work, node: ir.Node) -> None:
 
 
 def join(work: Work, node: ir.Node) -> None:
-    """What is put in front of the first frame is what a history begins with.
-
-    Raises:
-        Mixed: Two sequences are joined, or something that is computed from the frames.
-    """
+    """What is put in front of the first frame is what a history begins with."""
     running = [i for i, v in enumerate(node.inputs) if v in work.courses]
     if len(running) > 1:
         raise Mixed("joins two sequences, one behind the other")
@@ -172,11 +156,7 @@ def join(work: Work, node: ir.Node) -> None:
 
 
 def piece(work: Work, node: ir.Node) -> None:
-    """A slice over frames: without the first, without the last, or the last alone.
-
-    Raises:
-        Mixed: It takes something else.
-    """
+    """A slice over frames: without the first, without the last, or the last alone."""
     value = node.inputs[0]
     assert value is not None
     course, rank = work.courses[value], len(work.shape(value))
@@ -218,11 +198,7 @@ def piece(work: Work, node: ir.Node) -> None:
 
 
 def pick(work: Work, node: ir.Node) -> None:
-    """One frame: the last is that of the newest step.
-
-    Raises:
-        Mixed: It is another one.
-    """
+    """One frame: the last is that of the newest step."""
     value = node.inputs[0]
     assert value is not None
     course = work.courses[value]
@@ -249,11 +225,7 @@ def follow(work: Work, node: ir.Node, course: Course) -> None:
 
 
 def checked(work: Work, value: ir.Value, course: Course) -> Course:
-    """A course on the axis where the run has it.
-
-    Raises:
-        Mixed: The value has another length than the course says.
-    """
+    """A course on the axis where the run has it."""
     growth = work.growth(value)
     if growth is None or (growth.rate, growth.more) != (course.rate, course.lead + course.tail):
         raise Mixed("gives another number of frames than it should")
@@ -289,11 +261,7 @@ def _set_bounds(work: Work, node: ir.Node, at: int, start: int, end: int) -> Non
 
 
 def _shortened(course: Course, count: int) -> tuple[int, int]:
-    """Lead and tail without the last ``count`` frames.
-
-    Raises:
-        Mixed: Frames of the sequence itself would be missing.
-    """
+    """Lead and tail without the last ``count`` frames."""
     tail = max(0, course.tail - count)
     lead = course.lead - (count - (course.tail - tail))
     if lead < 0:
@@ -302,11 +270,7 @@ def _shortened(course: Course, count: int) -> tuple[int, int]:
 
 
 def _numbers(work: Work, node: ir.Node, at: int, name: str) -> list[list[int]]:
-    """Integers of an input, or of the attribute that it was once, in both runs.
-
-    Raises:
-        Mixed: They are computed from the data.
-    """
+    """Integers of an input, or of the attribute that it was once, in both runs."""
     if name in node.attributes:
         return [list(node.attributes[name].as_ints())] * 2
     value = node.inputs[at] if len(node.inputs) > at else None

@@ -74,13 +74,7 @@ class UnevenHop(Exception):
 
 
 class Work:
-    """A graph on its way to a step.
-
-    Args:
-        model: The file; it is copied.
-        probe: Its two runs.
-        constants: Inputs that never change.
-    """
+    """A graph on its way to a step."""
 
     def __init__(self, model: onnx.ModelProto, probe: Probe, constants: Sequence[str]) -> None:
         self.model = ir.from_proto(model)
@@ -119,22 +113,14 @@ class Work:
         return () if value is None else self.runs(value)[0].shape
 
     def growth(self, value: ir.Value) -> Growth | None:
-        """How a value grows with the sequence.
-
-        Raises:
-            Mixed: It grows in no way that a stream could follow.
-        """
+        """How a value grows with the sequence."""
         try:
             return self.probe.growth(str(value.name))
         except ValueError as problem:
             raise Mixed(str(problem)) from problem
 
     def frames(self, course: Course) -> int:
-        """New frames that a value has in each step.
-
-        Raises:
-            UnevenHop: They are no whole number.
-        """
+        """New frames that a value has in each step."""
         count = course.rate * self.hop
         if count.denominator != 1:
             raise UnevenHop(count.denominator)
@@ -149,16 +135,7 @@ class Work:
         return short if equal else None
 
     def settle(self, node: ir.Node, at: int, frames: int) -> None:
-        """Put a constant in the place of an operand that was computed from the length.
-
-        Args:
-            node: Who takes it.
-            at: Which of its inputs.
-            frames: How many frames it gets where it has one for each.
-
-        Raises:
-            Mixed: Its numbers depend on the length, or on the position in the sequence.
-        """
+        """Put a constant in the place of an operand that was computed from the length."""
         value = node.inputs[at]
         if value is None or value not in self.lengths:
             return
@@ -219,14 +196,7 @@ class Work:
     def with_history(
         self, node: ir.Node, value: ir.Value, course: Course, first: Array
     ) -> tuple[ir.Value, Course]:
-        """Put the frames before in front of a value.
-
-        Args:
-            node: Who needs them.
-            value: Runs along time.
-            course: How.
-            first: What is in front of the first frame, with the shape of that many frames.
-        """
+        """Put the frames before in front of a value."""
         count, new = first.shape[course.axis], self.frames(course)
         longer = Course(course.axis, course.rate, course.lead + count, course.tail)
         if not count:

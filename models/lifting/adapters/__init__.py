@@ -53,9 +53,5 @@ _PAGES: tuple[tuple[Callable[[Any], bool], Callable[[Any], Lifted]], ...] = (
 
 
 def adapted(model: object) -> Lifted | None:
-    """The step of a model whose package is recognised, or None.
-
-    Raises:
-        TraceError: The package is recognised, and this model cannot be a step.
-    """
+    """The step of a model whose package is recognised, or None."""
     return next((step_of(model) for recognises, step_of in _PAGES if recognises(model)), None)

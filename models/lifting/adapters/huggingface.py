@@ -95,11 +95,6 @@ class Generation(nn.Module):
     It answers as `TokenStep` does. States that it is handed count before its first step alone, and
     only where an episode starts from other values than the first ones.
 
-    Args:
-        model: A copy of the user's.
-        window: How many tokens layers of full attention see.
-        output: ``logits`` or ``token``.
-
     Attributes:
         keyword: What forward calls its cache.
         cache: The cache, or None where the model makes it in the first step.
@@ -234,12 +229,7 @@ class Generation(nn.Module):
 
 
 class TokenStep(nn.Module):
-    """One token of a model, whose cache is made anew from the states that are handed in.
-
-    Args:
-        model: A copy of the user's; how it computes attention and experts is changed.
-        reference: Knows what its memory is.
-    """
+    """One token of a model, whose cache is made anew from the states that are handed in."""
 
     def __init__(self, model: Any, reference: Generation) -> None:
         super().__init__()

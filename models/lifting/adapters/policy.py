@@ -27,19 +27,7 @@ def policy_step(
     normalisers: Mapping[str, nn.Module] = MappingProxyType({}),
     terms: Mapping[str, tuple[Term, ...]] = MappingProxyType({}),
 ) -> Lifted:
-    """The step of a module that takes observations and memory, and returns actions and memory.
-
-    Args:
-        step: Takes the inputs of ``example`` and the memory by name; returns a dict of outputs,
-            then the memory.
-        example: One observation, with a leading axis of 1.
-        memory: What a new episode begins with.
-        family: Kind of memory.
-        normalised: Whether a normaliser of observations is part of the step.
-        session_axis: Which axis of the memory is the robots'.
-        normalisers: Of each input that has one, where the page knows them one by one.
-        terms: What inputs and outputs consist of, as far as the package says.
-    """
+    """The step of a module that takes observations and memory, and returns actions and memory."""
     clash = ", ".join(sorted({*example} & {*memory}))
     if clash:
         raise TraceError(
@@ -96,13 +84,7 @@ def run_once(
 
 
 class Normalized(nn.Module):
-    """clip((x - mean) / spread, -limit, limit), its statistics frozen.
-
-    Args:
-        mean: Of each observation; a float64 mean counts with all its bits.
-        spread: What is divided by, with the package's epsilon where the package adds it.
-        limit: Where the quotient is clipped.
-    """
+    """clip((x - mean) / spread, -limit, limit), its statistics frozen."""
 
     mean: Tensor
     rest: Tensor
@@ -149,13 +131,7 @@ def action_terms(space: Any) -> dict[str, tuple[Term, ...]]:
 
 
 def unknown_normalizer(call: str, policy: object, where: str) -> TraceError:
-    """The refusal of a policy that does not say whether its observations are normalised.
-
-    Args:
-        call: How the user calls the page, up to the normaliser: ``from_skrl(policy``.
-        policy: What was handed over.
-        where: An expression for the normaliser where the package keeps it.
-    """
+    """The refusal of a policy that does not say whether its observations are normalised."""
     page = call.partition("(")[0]
     return TraceError(
         "nothing says whether the observations of this policy are normalised",
