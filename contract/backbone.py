@@ -10,16 +10,11 @@ class BackboneRef(Record, frozen=True):
 
     The step may run on another engine than the backbone. The memory was trained behind these
     weights and no others: behind others it answers wrongly without a sign.
-
-    Attributes:
-        file: The backbone as ONNX, a file of the bundle.
-        check: Inputs and features of some frames, a file of the bundle: whatever runs the backbone
-            has to give these.
-        sha256: Digest of the weights or the file that the memory was trained behind.
-        inputs: What it takes.
     """
 
-    file: str
+    file: str  # the backbone as ONNX, a file of the bundle
+    # inputs and features of some frames, a file of the bundle: whatever runs the backbone has to
+    # give these
     check: str
-    sha256: str
-    inputs: tuple[TensorSpec, ...]
+    sha256: str  # digest of the weights or the file that the memory was trained behind
+    inputs: tuple[TensorSpec, ...]  # what it takes

@@ -18,42 +18,33 @@ Engine = Literal["onnxruntime", "native"]
 
 
 class NativeRef(Record, frozen=True, kw_only=True):
-    """The native engine of a bundle; its files are among ``Manifest.files``.
+    """The native engine of a bundle; its files are among ``Manifest.files``."""
 
-    Attributes:
-        abi: Version of the interface between library and runtime.
-        sources: Paths of the C source, those that are compiled and those they include.
-        generator: What made them of the graph.
-        inexact: Operators whose last bits a C library or a compiler decides. Without any, outputs
-            and states have the same bits in every build of the source.
-        golden_digest: The chain of hashes over outputs, gates and states of the golden episode, 16
-            hexadecimal digits, which every build of the source gives. Empty where none is promised:
-            there are ``inexact`` operators, there was no compiler, or the bundle is older.
-        library: Path of the shared object, or None until a compiler has run.
-        machine: CPU that it is for, as the kernel names it.
-        isa: Instruction set that it needs, in the compiler's words for ``-march``.
-        needs: What the compiler made of that and of the flags: each feature of a CPU that it might
-            use, as ``/proc/cpuinfo`` spells it.
-        compiler: First line of the compiler's version.
-        flags: Flags of the compiler.
-        max_output_error: Largest difference of an output from the golden episode, when the
-            library was built; None where it could not be run.
-        step_us: Median microseconds of a step by engine, measured side by side when the library
-            was built; empty where it could not be run.
-    """
-
-    abi: int
-    sources: tuple[str, ...]
-    generator: str
+    abi: int  # version of the interface between library and runtime
+    sources: tuple[
+        str, ...
+    ]  # paths of the C source, those that are compiled and those they include
+    generator: str  # what made them of the graph
+    # operators whose last bits a C library or a compiler decides. Without any, outputs and states
+    # have the same bits in every build of the source
     inexact: tuple[str, ...] = ()
+    # the chain of hashes over outputs, gates and states of the golden episode, 16 hexadecimal
+    # digits, which every build of the source gives. Empty where none is promised: there are
+    # ``inexact`` operators, there was no compiler, or the bundle is older
     golden_digest: str = ""
-    library: str | None = None
-    machine: str = ""
-    isa: str = ""
+    library: str | None = None  # path of the shared object, or None until a compiler has run
+    machine: str = ""  # CPU that it is for, as the kernel names it
+    isa: str = ""  # instruction set that it needs, in the compiler's words for ``-march``
+    # what the compiler made of that and of the flags: each feature of a CPU that it might use, as
+    # ``/proc/cpuinfo`` spells it
     needs: tuple[str, ...] = ()
-    compiler: str = ""
-    flags: tuple[str, ...] = ()
+    compiler: str = ""  # first line of the compiler's version
+    flags: tuple[str, ...] = ()  # flags of the compiler
+    # largest difference of an output from the golden episode, when the library was built; None
+    # where it could not be run
     max_output_error: float | None = None
+    # median microseconds of a step by engine, measured side by side when the library was built;
+    # empty where it could not be run
     step_us: dict[str, float] = {}
 
     def __post_init__(self) -> None:

@@ -70,12 +70,7 @@ def chained_sums(chain: int, sums: Iterable[int]) -> int:
 
 
 def chained(chain: int, data: NDArray[Any] | bytes) -> int:
-    """The chain after some bytes; no bytes leave it as it is.
-
-    Args:
-        chain: What it was before; `START` at the beginning.
-        data: Bytes, or an array, which is taken in C order and little-endian.
-    """
+    """The chain after some bytes; no bytes leave it as it is."""
     return chained_sums(chain, sums_of(data))
 
 

@@ -17,10 +17,6 @@ def chunked(spec: StepSpec, steps: int) -> StepSpec:
     Inputs, outputs and gates get a time axis behind their leading one, ``(1, steps, ...)``; states,
     constants and thresholds are those of the step. The input `VALID`, ``(1, steps)`` bool, is true
     up to the last step that is meant; states are then those after that step.
-
-    Args:
-        spec: Signature of one step, its leading axes all 1.
-        steps: Steps of a chunk, 2 or more.
     """
     if type(steps) is not int or steps < 2:
         raise SpecError("a chunk takes several steps", found=steps, expected="2 or more")

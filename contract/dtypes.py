@@ -11,15 +11,10 @@ from stategate.contract.errors import SpecError
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """One element type.
+    """One element type."""
 
-    Attributes:
-        name: The name used in manifests, equal to NumPy's.
-        onnx: The value of ``onnx.TensorProto.DataType`` (onnx.proto, fixed by the format).
-    """
-
-    name: str
-    onnx: int
+    name: str  # the name used in manifests, equal to NumPy's
+    onnx: int  # the value of ``onnx.TensorProto.DataType`` (onnx.proto, fixed by the format)
 
     @property
     def numpy(self) -> np.dtype[np.generic]:

@@ -29,11 +29,6 @@ def whole_file(path: Path, staged: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write to, which is at ``path`` when the block ends, and durable.
 
     Any exception inside leaves what was at ``path`` as it was. Folders on the way are made.
-
-    Args:
-        path: Where the file goes; what is there is replaced.
-        staged: Where it is written first, in the same folder; whatever is there is replaced, so
-            that it needs an owner of the folder. If left out, see `stategate.contract.staging`.
     """
     obstacle = _not_replaced(path)
     if obstacle is not None:

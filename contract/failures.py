@@ -19,11 +19,6 @@ def failures(*kinds: type[Any], library: str | None = None) -> tuple[type[Any], 
     Code that runs a library or a user's module has to catch nearly everything. But what a signal's
     handler raises meanwhile, or a warning that somebody turned into an error, says nothing of what
     was tried: it passes ``except failures() as problem``, as the very object.
-
-    Args:
-        kinds: What to catch of the rest, every Exception if left out. TimeoutError, which many
-            handlers raise, is an OSError: so ``suppress(OSError)`` would lose it.
-        library: Catch only what this package raises, by its own classes or out of C++.
     """
     problem = sys.exc_info()[1]
     if problem is None or isinstance(problem, Warning) or _comes_from_a_handler(problem):

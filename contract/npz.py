@@ -41,19 +41,12 @@ _SUFFIX = ".npy"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What the header of one array says, found to agree with the zip.
+    """What the header of one array says, found to agree with the zip."""
 
-    Attributes:
-        dtype: Of its elements; never an object.
-        shape: All its axes.
-        fortran: Whether the last axis is the slowest, so that rows are not together.
-        start: Bytes of the header.
-    """
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    fortran: bool
-    start: int
+    dtype: np.dtype[Any]  # of its elements; never an object
+    shape: tuple[int, ...]  # all its axes
+    fortran: bool  # whether the last axis is the slowest, so that rows are not together
+    start: int  # bytes of the header
 
     @property
     def bytes(self) -> int:
@@ -116,10 +109,6 @@ class Npz:
 
         Checksums stand at the end of a zip's member: what is damaged raises at the last block, if
         its length does not give it away before.
-
-        Args:
-            keys: Arrays with one length of their first axis.
-            rows: Rows of a block; the last one may be shorter.
         """
         chosen = {key: self.members[key] for key in keys}
         total = min((m.shape[0] for m in chosen.values()), default=0)

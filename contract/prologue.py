@@ -9,15 +9,10 @@ from stategate.contract.specs import Record, StepSpec, TensorSpec
 
 
 class Prologue(Record, frozen=True):
-    """What a session is given once, before the first step of an episode.
+    """What a session is given once, before the first step of an episode."""
 
-    Attributes:
-        inputs: What the graph takes.
-        outputs: Output of the graph by the state that it fills; other states begin as the model
-            does.
-    """
-
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...]  # what the graph takes
+    # output of the graph by the state that it fills; other states begin as the model does
     outputs: Mapping[str, str]
 
     def __post_init__(self) -> None:
@@ -35,11 +30,7 @@ class Prologue(Record, frozen=True):
                 )
 
     def check(self, step: StepSpec) -> None:
-        """Hold it against the model whose episodes it begins.
-
-        Raises:
-            SpecError: It fills a state that the model lacks.
-        """
+        """Hold it against the model whose episodes it begins."""
         states = [state.name for state in step.states]
         unknown = sorted(set(self.outputs) - set(states))
         if unknown:

@@ -88,13 +88,7 @@ def file_sha256(path: str | Path, limit: int = FILE_BYTES) -> tuple[str, int]:
 
 
 def decode_json(raw: bytes, kind: type[T], free: tuple[str, ...] = ()) -> T:
-    """A record of JSON that says everything once, and nothing that a terminal would obey.
-
-    Args:
-        raw: The text.
-        kind: What it is read into.
-        free: Keys of the outermost object whose texts may hold anything; print them `printable`.
-    """
+    """A record of JSON that says everything once, and nothing that a terminal would obey."""
     try:
         record = msgspec.json.decode(raw, type=kind)
         plain = json.loads(raw, object_pairs_hook=_without_repeats)

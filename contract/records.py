@@ -26,18 +26,7 @@ def load_record(
     version: int | None = None,
     version_key: str = "version",
 ) -> T:
-    """Read a record.
-
-    Args:
-        path: Its file.
-        kind: The msgspec class that it is read into.
-        error: The class to raise on failure.
-        what: How the message names the record, such as ``the calibration record``.
-        remedy: What to do then.
-        expected: What would have been accepted.
-        version: The only version that this build reads; None where records have none.
-        version_key: The field that says it; a record without the field is of this version.
-    """
+    """Read a record."""
     try:
         raw = read_bounded(path, RECORD_BYTES)
         # Judged before the schema: a newer record deserves its own message.

@@ -24,12 +24,7 @@ _Rowed = TypeVar("_Rowed", TensorSpec, StateSpec, GateSpec)
 
 
 def batched(spec: StepSpec, sessions: int) -> StepSpec:
-    """The signature of one step that serves several sessions at once.
-
-    Args:
-        spec: Signature of one session, its leading axes all 1.
-        sessions: Extent that replaces them; 1 gives ``spec`` back, whatever its axes are.
-    """
+    """The signature of one step that serves several sessions at once."""
     _check_count(sessions)
     if sessions == 1:
         return spec

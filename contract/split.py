@@ -12,18 +12,14 @@ Tensors = dict[str, TensorSpec]
 
 
 class Way(Record, frozen=True):
-    """How a bundle's step is run, and why so.
+    """How a bundle's step is run, and why so."""
 
-    Attributes:
-        way: ``fused``: one graph computes everything in every step. ``read-write``: ``read`` in
-            every step, ``write`` after it where a gate is open and may write. ``quiet``: ``read``
-            is the step with every gate closed, and an open one takes the whole step after it.
-        why: What that was chosen by.
-        payload: What ``read`` hands to ``write`` beside what every step gives.
-    """
-
+    # ``fused``: one graph computes everything in every step. ``read-write``: ``read`` in every
+    # step, ``write`` after it where a gate is open and may write. ``quiet``: ``read`` is the step
+    # with every gate closed, and an open one takes the whole step after it
     way: Literal["fused", "read-write", "quiet"]
-    why: str
+    why: str  # what that was chosen by
+    # what ``read`` hands to ``write`` beside what every step gives
     payload: tuple[TensorSpec, ...] = ()
 
     def __post_init__(self) -> None:

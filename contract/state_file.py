@@ -62,15 +62,7 @@ def encode_states(states: Mapping[str, Array], facts: Mapping[str, str]) -> byte
 def load_states(
     path: str | Path, limit: int = FILE_BYTES
 ) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors by name, and the texts of the file's metadata.
-
-    Args:
-        path: The file.
-        limit: Bytes that it has at most.
-
-    Raises:
-        SnapshotDamagedError: It cannot be read, or is no whole file of this format.
-    """
+    """Tensors by name, and the texts of the file's metadata."""
     try:
         return decode_states(read_bounded(path, limit))
     except failures(OSError, ValueError, msgspec.MsgspecError) as problem:
@@ -82,12 +74,7 @@ def load_states(
 
 
 def decode_states(raw: bytes) -> tuple[dict[str, Array], dict[str, str]]:
-    """The same of a file's bytes.
-
-    Raises:
-        ValueError: They break the format.
-        MsgspecError: The header does.
-    """
+    """The same of a file's bytes."""
     size = int.from_bytes(raw[:8], "little")
     if len(raw) < 8 or size > min(len(raw) - 8, RECORD_BYTES):
         raise ValueError(f"{len(raw):,} bytes, which end within the header")

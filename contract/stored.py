@@ -103,10 +103,6 @@ def values(states: Iterable[StateSpec], stored: Mapping[str, Array]) -> dict[str
 def quanta(states: Iterable[StateSpec], stored: Mapping[str, Array]) -> dict[str, Array]:
     """How far apart the values lie between which a state in fewer bits can tell.
 
-    Args:
-        states: All states of a bundle.
-        stored: Their arrays by name, finite, with layouts that `values` takes.
-
     Returns:
         For each state in fewer bits, and no other, an array that broadcasts to its shape: the
         spacing of float16 at each element, or the step of an integer, with error feedback of a

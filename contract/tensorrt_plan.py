@@ -49,35 +49,21 @@ _WORDS = {
 
 
 class PlanFingerprint(Record, frozen=True, kw_only=True):
-    """Everything that must be the same where a plan is loaded.
+    """Everything that must be the same where a plan is loaded."""
 
-    Attributes:
-        library: ``tensorrt`` or ``tensorrt_rtx``; neither loads the other's plans.
-        version: All of its version, such as ``10.3.0``.
-        gpu: The GPU's name.
-        compute_capability: Such as ``8.7``.
-        multiprocessors: How many; Jetson modules of different size share name and capability.
-        machine: Processor architecture.
-        system: Kernel's name, in small letters.
-        cuda: CUDA version of the driver.
-        l4t: Release of Jetson Linux, or None elsewhere.
-        onnx_sha256: Digest of the bundle's step graph.
-        flags: Flags of the builder, in order.
-        recipe: Version of the way from that graph to the one that was built.
-    """
-
+    # ``tensorrt`` or ``tensorrt_rtx``; neither loads the other's plans
     library: Literal["tensorrt", "tensorrt_rtx"]
-    version: str
-    gpu: str
-    compute_capability: str
-    multiprocessors: int
-    machine: str
-    system: str
-    cuda: str
-    l4t: str | None
-    onnx_sha256: str
-    flags: tuple[str, ...] = ()
-    recipe: int = RECIPE
+    version: str  # all of its version, such as ``10.3.0``
+    gpu: str  # the GPU's name
+    compute_capability: str  # such as ``8.7``
+    multiprocessors: int  # how many; Jetson modules of different size share name and capability
+    machine: str  # processor architecture
+    system: str  # kernel's name, in small letters
+    cuda: str  # CUDA version of the driver
+    l4t: str | None  # release of Jetson Linux, or None elsewhere
+    onnx_sha256: str  # digest of the bundle's step graph
+    flags: tuple[str, ...] = ()  # flags of the builder, in order
+    recipe: int = RECIPE  # version of the way from that graph to the one that was built
 
     @property
     def key(self) -> str:
@@ -97,31 +83,20 @@ class PlanFingerprint(Record, frozen=True, kw_only=True):
 
 
 class PlanRecord(Record, frozen=True, kw_only=True):
-    """What lies beside a plan, as ``record.json``.
+    """What lies beside a plan, as ``record.json``."""
 
-    Attributes:
-        fingerprint: Where the plan may be loaded.
-        plan: The plan and its digest.
-        variant: The graph that was given to TensorRT's parser.
-        plan_bytes: Size of the plan.
-        guarded: States whose next value `GUARD` sums, in its order.
-        cuda_graph: Whether steps are captured in CUDA graphs.
-        stripped: Whether the weights are not in the plan and come from the variant at load.
-        workspace_bytes: Scratch memory that the builder might use.
-        timing_cache_sha256: Digest of the timing cache after the build; None where there is none.
-        built_by: ``python`` or ``trtexec``.
-    """
-
-    fingerprint: PlanFingerprint
-    plan: FileRef
-    variant: FileRef
-    plan_bytes: int
-    guarded: tuple[str, ...]
-    cuda_graph: bool = True
+    fingerprint: PlanFingerprint  # where the plan may be loaded
+    plan: FileRef  # the plan and its digest
+    variant: FileRef  # the graph that was given to TensorRT's parser
+    plan_bytes: int  # size of the plan
+    guarded: tuple[str, ...]  # states whose next value `GUARD` sums, in its order
+    cuda_graph: bool = True  # whether steps are captured in CUDA graphs
+    # whether the weights are not in the plan and come from the variant at load
     stripped: bool = False
-    workspace_bytes: int
+    workspace_bytes: int  # scratch memory that the builder might use
+    # digest of the timing cache after the build; None where there is none
     timing_cache_sha256: str | None = None
-    built_by: Literal["python", "trtexec"] = "python"
+    built_by: Literal["python", "trtexec"] = "python"  # ``python`` or ``trtexec``
 
     def __post_init__(self) -> None:
         """Check the sizes; everything else is checked against the bundle or by digest."""
@@ -181,11 +156,6 @@ def stored_plans(bundle: Path) -> list[StoredPlan]:
 
 def plan_for(bundle: Path, heres: Sequence[PlanFingerprint]) -> tuple[StoredPlan, PlanFingerprint]:
     """The plan that was built for exactly this place.
-
-    Args:
-        bundle: The bundle's folder.
-        heres: Fingerprints of this place, one for each library in the order of preference; their
-            flags are not looked at, they are the plan's choice.
 
     Returns:
         The plan, and which of ``heres`` it is for.

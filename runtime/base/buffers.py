@@ -33,9 +33,6 @@ def is_finite(flat: Array) -> bool:
     Zero times a finite number is zero, zero times NaN or Inf is NaN. So one product with zeros
     tells, in the same time for numbers of every size: it neither overflows nor becomes subnormal.
     ``vdot`` and not ``dot``: it does not warn.
-
-    Args:
-        flat: Contiguous; integers and truth values are always finite.
     """
     dtype, size = flat.dtype.char, flat.size
     zeros = _ZEROS.get(dtype)
@@ -66,21 +63,15 @@ def finiteness(flat: Array) -> Callable[[], bool]:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One named tensor of the session.
+    """One named tensor of the session."""
 
-    Attributes:
-        name: Its name in the graph.
-        array: The buffer in the tensor's shape.
-        flat: The same memory as a 1-d view.
-        numbers: The same for Python, which takes one number from it in a third of the time.
-        finite: Whether it holds neither NaN nor Inf now.
-    """
-
-    name: str
-    array: Array
-    flat: Array
-    numbers: memoryview
-    finite: Callable[[], bool]
+    name: str  # its name in the graph
+    array: Array  # the buffer in the tensor's shape
+    flat: Array  # the same memory as a 1-d view
+    numbers: (
+        memoryview  # the same for Python, which takes one number from it in a third of the time
+    )
+    finite: Callable[[], bool]  # whether it holds neither NaN nor Inf now
 
     @classmethod
     def allocate(cls, name: str, shape: tuple[int, ...], dtype: str) -> Slot:
@@ -92,18 +83,12 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class StateBanks:
-    """The two banks of one state.
+    """The two banks of one state."""
 
-    Attributes:
-        spec: What it is.
-        banks: Two buffers of ``spec.shape``.
-        initial: What a reset puts back.
-        row: Of a ring: where the engine leaves the row that a write appends; None for others.
-    """
-
-    spec: StateSpec
-    banks: tuple[Slot, Slot]
-    initial: Array
+    spec: StateSpec  # what it is
+    banks: tuple[Slot, Slot]  # two buffers of ``spec.shape``
+    initial: Array  # what a reset puts back
+    # of a ring: where the engine leaves the row that a write appends; None for others
     row: Slot | None = None
 
     def target(self, live: bool) -> Slot:
@@ -113,48 +98,31 @@ class StateBanks:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """States that swap together.
+    """States that swap together."""
 
-    Attributes:
-        bit: Value of this group's bit in the parity mask.
-        gate: The hard gate that decides, or None: every step is a write.
-        gate_slot: Where the engine leaves the gate's value, if there is a gate.
-        states: The states, possibly none.
-        appends: Whether they are rings: a write appends a row to the live bank, and swaps nothing.
-        whole: Whether an opening anywhere in the gate replaces all that it guards.
-        open_mask: Scratch for which elements of a vector gate are open; None for a single one.
-    """
-
-    bit: int
-    gate: GateSpec | None
-    gate_slot: Slot | None
-    states: tuple[StateBanks, ...]
-    whole: bool
+    bit: int  # value of this group's bit in the parity mask
+    gate: GateSpec | None  # the hard gate that decides, or None: every step is a write
+    gate_slot: Slot | None  # where the engine leaves the gate's value, if there is a gate
+    states: tuple[StateBanks, ...]  # the states, possibly none
+    whole: bool  # whether an opening anywhere in the gate replaces all that it guards
+    # scratch for which elements of a vector gate are open; None for a single one
     open_mask: NDArray[np.bool_] | None
+    # whether they are rings: a write appends a row to the live bank, and swaps nothing
     appends: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """Everything that an engine binds to.
+    """Everything that an engine binds to."""
 
-    Attributes:
-        inputs: What a caller fills each step.
-        constants: Inputs that are filled once: thresholds, and constants of adopted graphs.
-        outputs: What a step gives back.
-        gates: Gate outputs, hard and soft.
-        states: Every state, in the manifest's order.
-        groups: The same states by what decides over them.
-        payload: What a read hands to a write, where the step is run in two.
-    """
-
-    inputs: tuple[Slot, ...]
+    inputs: tuple[Slot, ...]  # what a caller fills each step
+    # inputs that are filled once: thresholds, and constants of adopted graphs
     constants: tuple[Slot, ...]
-    outputs: tuple[Slot, ...]
-    gates: tuple[Slot, ...]
-    states: tuple[StateBanks, ...]
-    groups: tuple[Group, ...]
-    payload: tuple[Slot, ...]
+    outputs: tuple[Slot, ...]  # what a step gives back
+    gates: tuple[Slot, ...]  # gate outputs, hard and soft
+    states: tuple[StateBanks, ...]  # every state, in the manifest's order
+    groups: tuple[Group, ...]  # the same states by what decides over them
+    payload: tuple[Slot, ...]  # what a read hands to a write, where the step is run in two
 
     @classmethod
     def allocate(cls, manifest: Manifest, initial: dict[str, bytes]) -> Buffers:

@@ -22,12 +22,7 @@ class ResidentWatch:
     """Holds the memory of the process against ``peak_resident_bytes``."""
 
     def __init__(self, budget: Budget, on_overrun: Callable[[], object]) -> None:
-        """Start; what the process had used before is not looked at.
-
-        Args:
-            budget: Its limit, and ``on_resident``.
-            on_overrun: Called when the limit is passed, under the policy ``warn``.
-        """
+        """Start; what the process had used before is not looked at."""
         self._limit = budget.peak_resident_bytes or sys.maxsize
         self._warns, self._on_overrun = budget.on_resident == "warn", on_overrun
         self._peak = peak_rss_bytes()
@@ -77,10 +72,6 @@ def watch_resident(budget: Budget, on_overrun: Callable[[], object] = int) -> Re
 
 def engine_bytes(manifest: Manifest, engine: str) -> int:
     """What opening and stepping a bundle added where it was made, by the choice of an engine.
-
-    Args:
-        manifest: Of the bundle.
-        engine: As in `Session.open`; of several the first.
 
     Returns:
         Bytes; 0 where it was not measured.

@@ -25,23 +25,14 @@ _COUNTERS = (
 
 @dataclass(frozen=True, slots=True)
 class RowTensor:
-    """A buffer with a row for each session.
+    """A buffer with a row for each session."""
 
-    Attributes:
-        name: Its name in the graph.
-        array: The buffer in the tensor's shape, ``(rows, ...)``.
-        flat: The same memory, 1-d.
-        table: The same memory as ``(rows, elements of a row)``.
-        rows: The same memory, a 1-d view for each row.
-        finite: Whether no row holds NaN or Inf now.
-    """
-
-    name: str
-    array: Array
-    flat: Array
-    table: Array
-    rows: tuple[Array, ...]
-    finite: Callable[[], bool]
+    name: str  # its name in the graph
+    array: Array  # the buffer in the tensor's shape, ``(rows, ...)``
+    flat: Array  # the same memory, 1-d
+    table: Array  # the same memory as ``(rows, elements of a row)``
+    rows: tuple[Array, ...]  # the same memory, a 1-d view for each row
+    finite: Callable[[], bool]  # whether no row holds NaN or Inf now
 
     @classmethod
     def of(cls, name: str, array: Array) -> RowTensor:

@@ -24,41 +24,30 @@ _FAILS = "copy the bundle again, or try another --engine"
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What came of a replay.
+    """What came of a replay."""
 
-    Attributes:
-        steps: Steps that were compared.
-        max_output_error: Largest difference of any output element; see `Gaps`.
-        usual_output_error: Half of the steps have no larger one.
-        max_state_error: The same of the states after the last step.
-        max_chunk_error: Between chunk and step, see `chunk_gap`; None without a chunk graph.
-        gate_flips: Gate decisions that differed.
-        tolerance: What the errors are held against.
-        max_fused_error: As `max_output_error`, in one graph where the bundle runs in two; None
-            where it does not.
-        max_prologue_error: Of the states that the prologue fills; None without one.
-        digest: Of outputs, gates and states of all steps, see `NativeRef.golden_digest`; empty
-            where another engine than the native one stepped it.
-        promised_digest: What the manifest says of it; empty where it says nothing.
-        is_exact: Whether the bits decide alone: the native engine has a digest to give, and nobody
-            asked for a tolerance. What errors such bits have was judged when it was promised.
-        one_step: What came of each step alone, where states in fewer bits took the run on its own
-            states beyond the tolerance: it then decides in place of that run.
-    """
-
-    steps: int
-    max_output_error: float
-    max_state_error: float
-    gate_flips: int
-    tolerance: float
+    steps: int  # steps that were compared
+    max_output_error: float  # largest difference of any output element; see `Gaps`
+    max_state_error: float  # the same of the states after the last step
+    gate_flips: int  # gate decisions that differed
+    tolerance: float  # what the errors are held against
+    # between chunk and step, see `chunk_gap`; None without a chunk graph
     max_chunk_error: float | None = None
+    # as `max_output_error`, in one graph where the bundle runs in two; None where it does not
     max_fused_error: float | None = None
+    # of the states that the prologue fills; None without one
     max_prologue_error: float | None = None
+    # what came of each step alone, where states in fewer bits took the run on its own states beyond
+    # the tolerance: it then decides in place of that run
     one_step: OneStep | None = None
+    # of outputs, gates and states of all steps, see `NativeRef.golden_digest`; empty where another
+    # engine than the native one stepped it
     digest: str = ""
-    promised_digest: str = ""
+    promised_digest: str = ""  # what the manifest says of it; empty where it says nothing
+    # whether the bits decide alone: the native engine has a digest to give, and nobody asked for a
+    # tolerance. What errors such bits have was judged when it was promised
     is_exact: bool = False
-    usual_output_error: float = 0.0
+    usual_output_error: float = 0.0  # half of the steps have no larger one
 
     @property
     def passed(self) -> bool:
@@ -99,15 +88,7 @@ class Replay:
 def stepped(
     session: Stepper, inputs: dict[str, Array], t: int, reference: str, remedy: str
 ) -> Mapping[str, Array]:
-    """One step of a check, where the reference gave finite numbers.
-
-    Args:
-        session: What is checked.
-        inputs: Inputs of the step.
-        t: Its number, for messages.
-        reference: What it is checked against, for messages.
-        remedy: What to do; that of a session's own error is for a robot that goes on.
-    """
+    """One step of a check, where the reference gave finite numbers."""
     try:
         outputs = session.step(**inputs)
         problem = ", ".join(f"NaN or Inf in output {name!r}" for name in not_finite(outputs))
@@ -223,12 +204,6 @@ def replay(
     path: str | Path, tolerance: float | None = None, engine: EngineChoice = "auto"
 ) -> Replay | None:
     """Step a bundle through its golden episode on this machine.
-
-    Args:
-        path: The bundle.
-        tolerance: Largest error allowed. None is `TOLERANCE`, or that of the receipt where the
-            golden answers are the model's own: float16 cannot keep what float32 can.
-        engine: Which engine steps it.
 
     Returns:
         The comparison, or None where the bundle carries no golden episode.

@@ -31,23 +31,17 @@ _NOISE = 32 * float(np.finfo(np.float32).eps)
 
 @dataclass(frozen=True, slots=True)
 class OneStep:
-    """What came of single steps.
+    """What came of single steps."""
 
-    Attributes:
-        steps: Steps that were compared.
-        max_error: Largest difference of outputs and states, see `Gaps`; of a state in fewer bits
-            what is beyond one quantum.
-        parted: Share of the written elements of a state in fewer bits that are more than half a
-            quantum off, in the worst state.
-        gate_flips: Gate decisions that differed.
-        usual_output_error: Half of the steps have no larger difference of an output.
-    """
-
-    steps: int
+    steps: int  # steps that were compared
+    # largest difference of outputs and states, see `Gaps`; of a state in fewer bits what is beyond
+    # one quantum
     max_error: float
+    # share of the written elements of a state in fewer bits that are more than half a quantum off,
+    # in the worst state
     parted: float
-    gate_flips: int
-    usual_output_error: float = 0.0
+    gate_flips: int  # gate decisions that differed
+    usual_output_error: float = 0.0  # half of the steps have no larger difference of an output
 
     def passes(self, tolerance: float) -> bool:
         """Whether the error is within the tolerance, few elements parted and no gate flipped."""

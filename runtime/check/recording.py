@@ -37,84 +37,49 @@ from stategate.runtime.keep.records import MAGIC, Record, RecordReader, Run
 
 
 class Opening(msgspec.Struct, frozen=True):
-    """What a process says of itself when it begins to record.
+    """What a process says of itself when it begins to record."""
 
-    Attributes:
-        engine: What stepped it; ``c`` for a program that was linked with the bundle's C.
-        bundle: Digest of the bundle; empty where C code recorded, which does not know it.
-        model: Its name.
-        budget: Limits in force; None for a C program, whose own hook decides.
-        unix_s: Wall time.
-        ledger_steps: What the ledger had counted.
-    """
-
-    engine: str
-    bundle: str = ""
-    model: str = ""
-    budget: Budget | None = None
-    unix_s: int = 0
-    ledger_steps: int = 0
+    engine: str  # what stepped it; ``c`` for a program that was linked with the bundle's C
+    bundle: str = ""  # digest of the bundle; empty where C code recorded, which does not know it
+    model: str = ""  # its name
+    budget: Budget | None = None  # limits in force; None for a C program, whose own hook decides
+    unix_s: int = 0  # Wall time
+    ledger_steps: int = 0  # what the ledger had counted
 
 
 @dataclass(frozen=True, slots=True)
 class Keyframe:
-    """States as the next step found them.
+    """States as the next step found them."""
 
-    Attributes:
-        step: Number of the step before.
-        chain: The chain of hashes then.
-        unix_ns: Wall time.
-        states: By name; None for the initial ones.
-        is_jump: Whether something else than the steps before led to them.
-        is_begin: Whether a reset, other states or a snapshot did.
-    """
-
-    step: int
-    chain: int
-    unix_ns: int
-    states: dict[str, Array] | None
-    is_jump: bool
-    is_begin: bool
+    step: int  # number of the step before
+    chain: int  # the chain of hashes then
+    unix_ns: int  # Wall time
+    states: dict[str, Array] | None  # by name; None for the initial ones
+    is_jump: bool  # whether something else than the steps before led to them
+    is_begin: bool  # whether a reset, other states or a snapshot did
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step as it was recorded.
+    """One step as it was recorded."""
 
-    Attributes:
-        step: Its number, from 1 on.
-        chain: The chain of hashes after it.
-        shift: How far the gate's threshold was moved.
-        inputs: By name.
-        overdrawn: Whether the write budget was used up.
-        wrote: Whether a state was written.
-        failed: Whether NaN or Inf refused it.
-        skipped: Whether the engine failed, so that it never was a step.
-    """
-
-    step: int
-    chain: int
-    shift: float
-    inputs: dict[str, Array]
-    overdrawn: bool
-    wrote: bool
-    failed: bool
-    skipped: bool
+    step: int  # its number, from 1 on
+    chain: int  # the chain of hashes after it
+    shift: float  # how far the gate's threshold was moved
+    inputs: dict[str, Array]  # by name
+    overdrawn: bool  # whether the write budget was used up
+    wrote: bool  # whether a state was written
+    failed: bool  # whether NaN or Inf refused it
+    skipped: bool  # whether the engine failed, so that it never was a step
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Steps that were recorded once and cannot be read, or never were.
+    """Steps that were recorded once and cannot be read, or never were."""
 
-    Attributes:
-        after: Number of the last step before it.
-        before: Number of the first step that is there again.
-        why: In words.
-    """
-
-    after: int
-    before: int
-    why: str
+    after: int  # number of the last step before it
+    before: int  # number of the first step that is there again
+    why: str  # in words
 
 
 class Recording:
@@ -127,12 +92,7 @@ class Recording:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open a file and check every block of it.
-
-        Raises:
-            EpisodeError: It cannot be read, is something else, or holds no step.
-            SnapshotDamagedError: Its header is damaged, or it is cut off.
-        """
+        """Open a file and check every block of it."""
         self.path = Path(path)
         try:
             self._medium = FileMedium(self.path, writes=False)
@@ -170,11 +130,7 @@ class Recording:
         return next((r for r in self._reader.records(run) if r.kind == OPENED), None)
 
     def check_bundle(self, bundle: Bundle) -> None:
-        """Refuse a bundle that has not stepped this recording.
-
-        Raises:
-            BundleError: Its graph is another one.
-        """
+        """Refuse a bundle that has not stepped this recording."""
         digest = graph_digest(bundle.manifest)
         if self.graph_sha256 == digest:
             return

@@ -14,12 +14,7 @@ from stategate.runtime.engines.engine import Engine, Filling
 
 
 class Feeds:
-    """The inputs of one session.
-
-    Args:
-        slots: Their buffers.
-        engine: What will step; it may take the inputs itself, see `Filling`.
-    """
+    """The inputs of one session."""
 
     def __init__(self, slots: tuple[Slot, ...], engine: Engine | None = None) -> None:
         self._fill = engine.fill if isinstance(engine, Filling) else None
@@ -28,11 +23,7 @@ class Feeds:
         self._check = slots if self._fill is None else ()
 
     def take(self, inputs: dict[str, Array]) -> None:
-        """Copy every input into its buffer.
-
-        Args:
-            inputs: One array for each input of the manifest, of its shape and dtype.
-        """
+        """Copy every input into its buffer."""
         if self._fill is not None and self._fill(inputs) == 0:
             return
         # Written out for the common case: a step of a small memory takes less time than calls do.
@@ -87,13 +78,7 @@ class Feeds:
 
 
 class FeedsOnceBegun(Feeds):
-    """The inputs of a bundle with a prologue: none is taken before an episode was begun.
-
-    Args:
-        slots: Their buffers.
-        engine: What will step.
-        check: Raises where no episode was begun.
-    """
+    """The inputs of a bundle with a prologue: none is taken before an episode was begun."""
 
     def __init__(
         self, slots: tuple[Slot, ...], engine: Engine | None, check: Callable[[], None]
@@ -124,11 +109,7 @@ class RowFeeds(Feeds):
         )
 
     def take(self, inputs: dict[str, Array]) -> None:
-        """Copy the stepped rows of every input into its buffer; other rows keep what they had.
-
-        Args:
-            inputs: As in `Feeds.take`, with a row for every session of the pool.
-        """
+        """Copy the stepped rows of every input into its buffer; other rows keep what they had."""
         for (name, buffer, _), (rows, mask) in zip(self._feeds, self._rows, strict=True):
             np.copyto(buffer, self._fitting(name, buffer, inputs), where=mask)
             for row in rows.not_finite(self._stepped):

@@ -101,13 +101,6 @@ def stepping(
     """One step between fixed arrays.
 
     What it returns is that of ``stategate_compute``, or `FINITE` in place of 0.
-
-    Args:
-        library: A bundle's.
-        inputs: Inputs, constants and states, in the order of the signature.
-        outputs: Outputs, gates and next states.
-        gives_lock_away: Let other threads of Python run meanwhile.
-        results: Those of ``outputs`` that the library looks at for NaN and infinity.
     """
     checks = (_Result * len(results))(
         *(_Result(a.ctypes.data, a.nbytes, _TYPES.get(a.dtype.name, 0)) for a in results)

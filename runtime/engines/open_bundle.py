@@ -15,14 +15,7 @@ _Self = TypeVar("_Self", bound="OpenBundle")
 
 
 class OpenBundle:
-    """A context manager that holds an engine while it is open.
-
-    Args:
-        bundle: What is stepped.
-        engine: What steps it.
-        outputs: The arrays that a caller sees, by name.
-        gates: The same of the gates.
-    """
+    """A context manager that holds an engine while it is open."""
 
     def __init__(
         self, bundle: Bundle, engine: Engine, outputs: dict[str, Array], gates: dict[str, Array]

@@ -29,12 +29,7 @@ _ORT_TYPES = {"float32": "float", "float64": "double"}
 
 
 class Function:
-    """A graph without state, such as a backbone: inputs by name, its one output or ``features``.
-
-    Args:
-        raw: The ONNX file.
-        names: What a caller calls its inputs; a single one may have another name in the file.
-    """
+    """A graph without state, such as a backbone: inputs by name, its one output or ``features``."""
 
     def __init__(self, raw: bytes, names: list[str]) -> None:
         self._session = onnxruntime.InferenceSession(
@@ -66,15 +61,7 @@ class OrtGraph:
         buffers: Buffers,
         provider: str = _CPU,
     ) -> None:
-        """Load a graph and bind every tensor by its name.
-
-        Args:
-            bundle: Where its file is.
-            graph: Which one.
-            signature: What it may take, and what it gives; a part of a step need not take all.
-            buffers: What it computes from and into.
-            provider: Where it runs, in ONNX Runtime's words; never anywhere else.
-        """
+        """Load a graph and bind every tensor by its name."""
         self.name = f"onnxruntime {onnxruntime.__version__}"
         options = one_thread(onnxruntime.SessionOptions())
         if provider != _CPU:
@@ -193,12 +180,7 @@ class OrtEngine:
     """
 
     def __init__(self, step: OrtGraph, write: OrtGraph | None = None) -> None:
-        """Take over loaded graphs.
-
-        Args:
-            step: What every step computes.
-            write: What a step that writes computes after it; None where ``step`` has done it.
-        """
+        """Take over loaded graphs."""
         self.name = step.name
         self._graphs = [step] if write is None else [step, write]
         self.run = step.run  # no call in between
@@ -219,11 +201,7 @@ class OrtEngine:
 def run_once(
     bundle: Bundle, graph: GraphRef, outputs: list[str]
 ) -> Callable[[Mapping[str, Array]], list[Array]]:
-    """A graph that is not part of a step: called with its inputs, it gives outputs of its own.
-
-    Raises:
-        EngineError: It cannot be loaded; the call, that it failed.
-    """
+    """A graph that is not part of a step: called with its inputs, it gives outputs of its own."""
     session = _loaded(bundle, graph, one_thread(onnxruntime.SessionOptions()), _CPU)
 
     def call(inputs: Mapping[str, Array]) -> list[Array]:

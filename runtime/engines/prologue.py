@@ -24,11 +24,7 @@ class PrologueRunner:
         self._run: Callable[[Mapping[str, Array]], list[Array]] | None = None
 
     def not_begun(self, owner: str) -> StepInputError:
-        """The error for a step from states that nobody gave.
-
-        Args:
-            owner: How the remedy calls ``begin``: ``session.begin(``.
-        """
+        """The error for a step from states that nobody gave."""
         inputs = ", ".join(f"{t.name}=..." for t in self.prologue.inputs) if self.prologue else ""
         return StepInputError(
             "no episode was begun, and this bundle begins one with its prologue",
@@ -37,17 +33,7 @@ class PrologueRunner:
         )
 
     def states(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The states that it fills, by name.
-
-        Args:
-            inputs: One array for each input of the prologue.
-
-        Raises:
-            StepInputError: The bundle has no prologue; or an input is missing, unknown, of the
-                wrong shape or dtype, or not finite.
-            EngineError: The graph cannot be loaded, or failed.
-            MissingDependencyError: ONNX Runtime is not installed.
-        """
+        """The states that it fills, by name."""
         prologue, graph = self.prologue, self._bundle.manifest.graph_of("prologue")
         if prologue is None or graph is None:
             raise StepInputError(

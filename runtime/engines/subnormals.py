@@ -23,17 +23,12 @@ _FENV_BYTES = 64  # more than any of them has
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A way to compute, for one thread at a time; three calls without one of Python's own between.
+    """A way to compute, one thread at a time; three calls, and none of Python between them."""
 
-    Attributes:
-        note: Note how this thread computes.
-        enter: From here on it takes subnormal numbers for zero; what else it does stays.
-        leave: As it was when it was noted last; a second call does nothing more.
-    """
-
-    note: Callable[[], object]
+    note: Callable[[], object]  # note how this thread computes
+    # from here on it takes subnormal numbers for zero; what else it does stays
     enter: Callable[[], object]
-    leave: Callable[[], object]
+    leave: Callable[[], object]  # as it was when it was noted last; a second call does nothing more
 
 
 def flush_to_zero() -> Mode:

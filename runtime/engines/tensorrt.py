@@ -46,15 +46,10 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class _Arena:
-    """Tensors side by side in one piece of memory.
+    """Tensors side by side in one piece of memory."""
 
-    Attributes:
-        offsets: Where each begins.
-        size: Bytes of all.
-    """
-
-    offsets: dict[str, int]
-    size: int
+    offsets: dict[str, int]  # where each begins
+    size: int  # bytes of all
 
     @classmethod
     def of(cls, tensors: Iterable[tuple[str, int]]) -> _Arena:
@@ -100,16 +95,7 @@ class TensorRtEngine:
         cuda: Cuda,
         capture: bool | None = None,
     ) -> None:
-        """Load a plan whose fingerprint was found to be that of this place.
-
-        Args:
-            bundle: What it was built of.
-            buffers: Where inputs are taken from and answers go.
-            stored: The plan.
-            trt: TensorRT's bindings.
-            cuda: The GPU; closed with the engine, and by the caller if this raises.
-            capture: Whether steps are captured; None does as the plan's record says.
-        """
+        """Load a plan whose fingerprint was found to be that of this place."""
         record = stored.record
         self._buffers, self._cuda = buffers, cuda
         self._bits = {s.spec.name: buffers.bit_of(s) for s in buffers.states}

@@ -115,15 +115,7 @@ def refusal(
     expected: str | None = None,
     kind: type[StategateError] = EngineError,
 ) -> StategateError:
-    """The error of something that TensorRT refused, with the reason from its log.
-
-    Args:
-        what: Its first line.
-        log: What `make_log` gave.
-        remedy: What to do, unless the reason is an old driver.
-        expected: What would be right.
-        kind: Class of the error.
-    """
+    """The error of something that TensorRT refused, with the reason from its log."""
     reason = "; ".join(log.problems()[-3:]) or "no reason given"
     # CUDA error 35: cudaErrorInsufficientDriver, which also stands where there is no driver.
     if re.search(

@@ -34,24 +34,16 @@ _NAME = "account"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One state of the account.
+    """One state of the account."""
 
-    Attributes:
-        number: Grows by one with every record.
-        boot: Start of the machine in which it was written; see `since_boot`.
-        boot_ns: When, since that start.
-        persist_bytes: Bytes left in the wear budget's bucket; None where there never was one.
-        writes_by_steps: Writes left of the limit against steps; None likewise. 0 while a session
-            may be using them.
-        writes_by_time: The same of the limit against time.
-    """
-
-    number: int = 0
-    boot: str = ""
-    boot_ns: int = 0
+    number: int = 0  # grows by one with every record
+    boot: str = ""  # start of the machine in which it was written; see `since_boot`
+    boot_ns: int = 0  # when, since that start
+    # bytes left in the wear budget's bucket; None where there never was one
     persist_bytes: float | None = None
+    # writes left of the limit against steps; None likewise. 0 while a session may be using them
     writes_by_steps: float | None = None
-    writes_by_time: float | None = None
+    writes_by_time: float | None = None  # the same of the limit against time
 
     def running_ns(self) -> int:
         """Time that certainly passed since then: while the machine was on."""
@@ -97,12 +89,7 @@ class Account:
             sync_folder(self._path.parent)
 
     def write(self, changes: Mapping[str, float], begin: Callable[[], None]) -> None:
-        """Replace fields of the record, durably; after an OSError the last record stands.
-
-        Args:
-            changes: New values by name.
-            begin: Called before the first byte goes to the disk.
-        """
+        """Replace fields of the record, durably; after an OSError the last record stands."""
         self._make_file()
         on_disk, block_number, _ = self._read()
         number = self.record.number if self.record is not None else 0

@@ -50,21 +50,13 @@ def stored_bytes(payload_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a record file says about itself.
+    """What a record file says about itself."""
 
-    Attributes:
-        blocks: Blocks of 4 KiB for records.
-        is_ring: Whether the oldest block is overwritten when all are used.
-        life: Drawn by chance for each file, and named by each of its blocks.
-        purpose: Number of what it is for, so that no file is read as another kind.
-        bundle_sha256: SHA-256 of the bundle, or of what of it counts for the owner.
-    """
-
-    blocks: int
-    is_ring: bool
-    life: int
-    purpose: int
-    bundle_sha256: str
+    blocks: int  # blocks of 4 KiB for records
+    is_ring: bool  # whether the oldest block is overwritten when all are used
+    life: int  # drawn by chance for each file, and named by each of its blocks
+    purpose: int  # number of what it is for, so that no file is read as another kind
+    bundle_sha256: str  # SHA-256 of the bundle, or of what of it counts for the owner
 
     @property
     def file_bytes(self) -> int:
@@ -81,21 +73,13 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record.
+    """One record."""
 
-    Attributes:
-        kind: What it is; its owner knows.
-        step: Of the session, when it was appended.
-        payload: Its bytes.
-        flags: Sixteen bits of its owner.
-        block: Number of the block in which it begins.
-    """
-
-    kind: int
-    step: int
-    payload: bytes
-    flags: int
-    block: int
+    kind: int  # what it is; its owner knows
+    step: int  # of the session, when it was appended
+    payload: bytes  # its bytes
+    flags: int  # sixteen bits of its owner
+    block: int  # number of the block in which it begins
 
 
 class RecordFile:
@@ -156,12 +140,7 @@ class RecordFile:
 
     @classmethod
     def resume(cls, medium: Medium, count: Callable[[int], None] = lambda _: None) -> RecordFile:
-        """Go on after what is there: after the newest block of a ring, else after the first run.
-
-        Raises:
-            SnapshotDamagedError: The medium has no record file.
-            SnapshotError: It is of a newer format.
-        """
+        """Go on after what is there: after the newest block of a ring, else after the first run."""
         reader = RecordReader(medium)
         if reader.header.is_ring:
             last = reader.runs[-1].last if reader.runs else -1
@@ -190,12 +169,7 @@ class RecordFile:
     def append(
         self, kind: int, step: int, payload: bytes | bytearray | memoryview, flags: int = 0
     ) -> None:
-        """Add a record; blocks that it fills go to the medium, and nothing else is called.
-
-        Raises:
-            SnapshotError: It does not fit; nothing was added.
-            OSError: The medium failed; see the class.
-        """
+        """Add a record; blocks that it fills go to the medium, and nothing else is called."""
         size = len(payload)
         at = self._at
         end = at + _RECORD.size + size
@@ -238,14 +212,7 @@ class RecordFile:
             at = _BLOCK.size
 
     def flush(self, sync: bool = False) -> None:
-        """Send the block that is being filled; what follows begins in a new one.
-
-        Args:
-            sync: Return only when the medium has everything that was sent.
-
-        Raises:
-            OSError: The medium failed; see the class.
-        """
+        """Send the block that is being filled; what follows begins in a new one."""
         if self._at > _BLOCK.size and not self._is_full:
             self._send()
         if sync:
@@ -360,12 +327,7 @@ class RecordReader:
 
 
 def read_header(medium: Medium) -> Header:
-    """The header of a record file.
-
-    Raises:
-        SnapshotDamagedError: There is none, it is damaged, or the file is shorter than it says.
-        SnapshotError: It is of a newer format.
-    """
+    """The header of a record file."""
     raw = medium.read(0, BLOCK_BYTES)
     if len(raw) < BLOCK_BYTES or not raw.startswith(MAGIC):
         raise SnapshotDamagedError(

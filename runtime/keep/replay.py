@@ -67,11 +67,7 @@ class Replay:
         self._parity, self._committed = self._memory.parity, self._memory.committed
 
     def note(self, is_one_step: bool) -> None:
-        """Note what has changed since the last call.
-
-        Args:
-            is_one_step: Whether that is the work of at most one step, whose inputs are still there.
-        """
+        """Note what has changed since the last call."""
         memory = self._memory
         swapped = memory.parity ^ self._parity
         if not is_one_step or memory.committed != self._committed + 1 or not swapped:
@@ -108,10 +104,6 @@ class Replay:
         """The states after commits, and how many of these gave what they should.
 
         Memory and inputs are as before at the end, whatever happens.
-
-        Args:
-            states: Those of the snapshot.
-            entries: Commits after it.
         """
         memory, buffers = self._memory, self._buffers
         slots = (*buffers.inputs, *buffers.constants)

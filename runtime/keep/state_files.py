@@ -38,12 +38,7 @@ def write_states(
 
 
 def read_states(source: States, bundle: Bundle) -> Mapping[str, Array]:
-    """States as they are handed over, or from a file that may be for this memory.
-
-    Raises:
-        SnapshotError: The file is damaged, or says that it is of another memory or, where the
-            bundle's reset rules ask, of another bundle. A file that says nothing is taken.
-    """
+    """States as they are handed over, or from a file that may be for this memory."""
     if isinstance(source, Mapping):
         return source
     manifest = bundle.manifest

@@ -32,32 +32,20 @@ _LOCK = "lock"
 
 @dataclass(frozen=True, slots=True)
 class GoodSnapshot:
-    """The snapshot that a folder gives back, and why that one.
+    """The snapshot that a folder gives back, and why that one."""
 
-    Attributes:
-        snapshot: Its content.
-        slot: File that it was in.
-        reason: Why it was taken, in words.
-        digest: Its checksum.
-    """
-
-    snapshot: Snapshot
-    slot: str
-    reason: str
-    digest: bytes
+    snapshot: Snapshot  # its content
+    slot: str  # file that it was in
+    reason: str  # why it was taken, in words
+    digest: bytes  # its checksum
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What lies in a folder.
+    """What lies in a folder."""
 
-    Attributes:
-        newest: The newest good snapshot; None where there is none.
-        damaged: Slots that hold something that cannot be used, and what was found.
-    """
-
-    newest: GoodSnapshot | None
-    damaged: dict[str, str]
+    newest: GoodSnapshot | None  # the newest good snapshot; None where there is none
+    damaged: dict[str, str]  # slots that hold something that cannot be used, and what was found
 
     @property
     def lost(self) -> bool:
@@ -168,11 +156,6 @@ class SnapshotStore:
         A damaged file in that slot is put aside, as long as fewer than ``DAMAGED_KEPT`` are; where
         no slot is good, those in both are. If only the last sync of the folder fails, the new
         snapshot is in place but may not outlive a loss of power.
-
-        Args:
-            snapshot: What to write.
-            look: From `look`, with nothing written since.
-            begin: Called before the first byte goes to the disk.
 
         Returns:
             Its checksum.

@@ -16,13 +16,7 @@ class Answers:
     """The last good outputs of this episode; before there are any, the declared safe ones."""
 
     def __init__(self, outputs: Sequence[Slot], specs: Sequence[TensorSpec], memory: Memory):
-        """Keep nothing yet.
-
-        Args:
-            outputs: The buffers that a step's caller sees.
-            specs: Their declarations, in the same order; all of them have safe values or none.
-            memory: Tells which steps were committed, and when the episode began.
-        """
+        """Keep nothing yet."""
         self._memory = memory
         self._last = tuple((slot.array, slot.array.copy()) for slot in outputs)
         self._step_of_last = 0

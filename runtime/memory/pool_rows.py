@@ -27,17 +27,11 @@ from stategate.runtime.engines.feeds import check_states
 
 @dataclass(frozen=True, slots=True)
 class RowState:
-    """One state of every session.
+    """One state of every session."""
 
-    Attributes:
-        live: What the next step reads.
-        coming: What the last step computed, committed or not.
-        initial: What a session starts with.
-    """
-
-    live: RowTensor
-    coming: RowTensor
-    initial: RowTensor
+    live: RowTensor  # what the next step reads
+    coming: RowTensor  # what the last step computed, committed or not
+    initial: RowTensor  # what a session starts with
 
     @classmethod
     def of(cls, state: StateBanks) -> RowState:
@@ -48,17 +42,11 @@ class RowState:
 
 @dataclass(frozen=True, slots=True)
 class RowAnswer:
-    """An output or gate of every session.
+    """An output or gate of every session."""
 
-    Attributes:
-        computed: What the engine gave last, for whatever rows.
-        shown: What each row answered in its last good step.
-        start: What a row shows before the first good step of its episode.
-    """
-
-    computed: RowTensor
-    shown: RowTensor
-    start: RowTensor
+    computed: RowTensor  # what the engine gave last, for whatever rows
+    shown: RowTensor  # what each row answered in its last good step
+    start: RowTensor  # what a row shows before the first good step of its episode
 
     @classmethod
     def of(cls, name: str, array: Array, safe: Array | None) -> RowAnswer:
