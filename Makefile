@@ -69,7 +69,7 @@ $(BUILD)/run/ledger.json: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).
 	@$(BIN)/stategate run $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(@D)
 
 $(BUILD)/run/memory.png: $(BUILD)/run/ledger.json
-	@$(BIN)/stategate plot $<
+	@$(LAB) plot $<
 
 picture: run ## Copy the picture of `make run` into the README
 	cp $(BUILD)/run/memory.svg docs/images/memory.svg

@@ -110,7 +110,6 @@ _BENCH = {
     "run": Verb("bench:run", "bench", "Measure bundles on this machine."),
     "report": Verb("bench:report", "bench", "Draw page and Markdown of a result anew."),
     "compare": Verb("bench:compare_command", "bench", "Tell whether one is slower."),
-    "plot": Verb("measure:plot", "bench", "Draw memory and writes of a run.", "plot"),
 }
 _DEVICE = {
     "targets": Verb(

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lab.precision_table:precision_table",
         "Collect what precision plans cost into one list and one page.",
     ),
+    "plot": ("lab.picture:plot", "Draw memory and writes of a run."),
     "pace": ("lab.pace:pace", "Time a step of several bundles in turns."),
     "matrix": ("lab.matrix:matrix_command", "Show what `make matrix` built and what was refused."),
     "peers": ("lab.peers.race:peers", "Race a bundle against other people's runtimes."),

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.picture import read_run
 from stategate.bench.record import read_result
-from stategate.bench.report.plots import read_run
 from stategate.cli.device import describe
 from stategate.contract import Bundle, CalibrationRecord, Episode, sha256, write_bundle
 from stategate.contract.errors import (

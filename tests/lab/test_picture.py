@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from stategate.bench.report.plots import Run, Timeline, draw_run, read_run
+from lab.__main__ import main as lab
+from lab.picture import Run, Timeline, draw_run, read_run
 from stategate.cli.main import main
 from stategate.contract.errors import EpisodeError
 
@@ -34,7 +35,7 @@ def test_run_and_plot_fit_together(tiny_bundle: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     run = ["run", str(tiny_bundle), "--steps", "50", "--out", str(tmp_path)]
     assert runner.invoke(main, run).exit_code == 0
-    plotted = runner.invoke(main, ["plot", str(tmp_path / "ledger.json"), "--json"])
+    plotted = runner.invoke(lab, ["plot", str(tmp_path / "ledger.json"), "--json"])
     assert all(Path(path).exists() for path in json.loads(plotted.output))
 
 
