@@ -30,21 +30,21 @@ static uint32_t crc_of(const unsigned char *data, size_t bytes)
     return ~crc;
 }
 
-static void put32(unsigned char *at, uint32_t value) { memcpy(at, &value, sizeof value); }
+static void put32(unsigned char *at, uint32_t value) { (void)memcpy(at, &value, sizeof value); }
 
-static void put64(unsigned char *at, uint64_t value) { memcpy(at, &value, sizeof value); }
+static void put64(unsigned char *at, uint64_t value) { (void)memcpy(at, &value, sizeof value); }
 
 static uint32_t get32(const unsigned char *at)
 {
     uint32_t value;
-    memcpy(&value, at, sizeof value);
+    (void)memcpy(&value, at, sizeof value);
     return value;
 }
 
 static uint64_t get64(const unsigned char *at)
 {
     uint64_t value;
-    memcpy(&value, at, sizeof value);
+    (void)memcpy(&value, at, sizeof value);
     return value;
 }
 
@@ -85,8 +85,8 @@ static bool set_size(stategate_black_box *box, uint64_t bytes)
 
 static void fill_header(const stategate_black_box *box, unsigned char *block, uint32_t life)
 {
-    memset(block, 0, STATEGATE_BOX_BLOCK);
-    memcpy(block, magic, sizeof magic);
+    (void)memset(block, 0, STATEGATE_BOX_BLOCK);
+    (void)memcpy(block, magic, sizeof magic);
     put32(block + 8, VERSION);
     put32(block + 12, STATEGATE_BOX_BLOCK);
     put32(block + 16, (uint32_t)box->blocks);
@@ -114,7 +114,7 @@ stategate_box_result stategate_black_box_create(
         return STATEGATE_BOX_TOO_SMALL;
     }
     /* The last block first, so that a file has its size and a copy that was cut off is noticed. */
-    memset(box->block, 0, STATEGATE_BOX_BLOCK);
+    (void)memset(box->block, 0, STATEGATE_BOX_BLOCK);
     if (!box->write(box->user, box->blocks * STATEGATE_BOX_BLOCK, box->block, STATEGATE_BOX_BLOCK)) {
         return STATEGATE_BOX_FAILED;
     }
@@ -187,8 +187,8 @@ stategate_box_result stategate_black_box_open(stategate_black_box *box, uint64_t
 static bool send(stategate_black_box *box)
 {
     unsigned char *block = box->block;
-    memset(block + box->at, 0, STATEGATE_BOX_BLOCK - box->at);
-    memset(block, 0, HEAD);
+    (void)memset(block + box->at, 0, STATEGATE_BOX_BLOCK - box->at);
+    (void)memset(block, 0, HEAD);
     put32(block + 4, box->life);
     put64(block + 8, box->sequence);
     put32(block + 16, box->before_crc);
@@ -218,7 +218,7 @@ static void put(stategate_black_box *box, const void *data, size_t bytes)
             (void)send(box);
         }
         const size_t room = STATEGATE_BOX_BLOCK - box->at, part = bytes < room ? bytes : room;
-        memcpy(box->block + box->at, from, part);
+        (void)memcpy(box->block + box->at, from, part);
         box->at += (uint32_t)part;
         from += part;
         bytes -= part;

@@ -13,7 +13,7 @@ import onnx
 from stategate.export.c.loops import Names, indented, nested
 from stategate.export.c.matrices import padded, row_of, tiles
 from stategate.export.c.program import Program
-from stategate.export.c.view import View, whole
+from stategate.export.c.view import View, pointer, whole
 
 _FEW = 8  # channels of a group below which a product would be mostly padding
 
@@ -90,7 +90,7 @@ class Convolution:
         """The first channel of a group in the input, and in the output."""
         inputs = self._channels * prod(w.extent for w in self.windows)
         outputs = self._results * prod(w.places for w in self.windows)
-        x = f"{names[self.x.buffer]} + {self.x.offset} + (n * {self.groups} + g) * {inputs}"
+        x = pointer(names[self.x.buffer], self.x.offset, f"(n * {self.groups} + g) * {inputs}")
         return x, f"{names[self.output.buffer]} + (n * {self.groups} + g) * {outputs}"
 
     def _by_rows(self, names: Names) -> list[str]:
@@ -128,10 +128,10 @@ class Convolution:
         copy = [
             f"float *line = {band} + (c * {rows.taps} + i) * {columns.span};",
             f"const int32_t h = oh * {rows.stride} + i * {rows.dilation} - {rows.pad};",
-            f"memset(line, 0, {columns.span} * sizeof *line);",
+            f"(void)memset(line, 0, {columns.span} * sizeof *line);",
             f"if (h >= 0 && h < {rows.extent}) {{",
-            f"    memcpy(line + {columns.pad}, x + (c * {rows.extent} + h) * {columns.extent}, "
-            f"{extent} * sizeof *line);",
+            f"    (void)memcpy(line + {columns.pad}, "
+            f"x + (c * {rows.extent} + h) * {columns.extent}, {extent} * sizeof *line);",
             "}",
         ]
         return nested([("c", self._channels), ("i", rows.taps)], copy)
@@ -175,7 +175,7 @@ class Convolution:
                 [f"sums[ow] = {names[self.bias]}[g * {self._results} + k];"],
             ),
             *nested([("c", self._channels), ("i", rows.taps)], line),
-            f"memcpy(out + k * {area} + oh * {columns.places}, sums, sizeof sums);",
+            f"(void)memcpy(out + k * {area} + oh * {columns.places}, sums, sizeof sums);",
         ]
         return [
             f"const float *x = {x};",

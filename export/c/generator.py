@@ -35,8 +35,12 @@ _DEFINED = {
     "memcpy", "memmove", "memset", "nearbyint", "rint", "round", "sqrt", "trunc",
     "for", "if", "return", "sizeof", "switch", "while",
 }  # fmt: skip
-# `stategate_math.h` has them.
-_OWN = {"expf", "tanhf", "logf", "log1pf", "erff", "sinf", "cosf", "stategate_place"}
+# `stategate_math.h` has them, with the same bits on every machine.
+_OWN_FUNCTIONS = ("expf", "tanhf", "logf", "log1pf", "erff", "sinf", "cosf")
+# What generated code begins with.
+OPENING = '#include "stategate_math.h"\n' + "".join(
+    f"#define {name} stategate_{name}\n" for name in _OWN_FUNCTIONS
+)
 _CALL = re.compile(r"\b([A-Za-z_]\w*) ?\(")
 _NO_CODE = re.compile(r"/\*.*?\*/|^#.*?$", re.DOTALL | re.MULTILINE)
 _FUNCTION = re.compile(r"^[A-Za-z_][\w *]*?\b(\w+)\(.*\{$", re.MULTILINE)
@@ -168,7 +172,7 @@ def inexact(text: str) -> bool:
     compilers widen or not.
     """
     code = _NO_CODE.sub("", text)
-    own = set(_FUNCTION.findall(code)) | _OWN
+    own = {*_FUNCTION.findall(code), *_OWN_FUNCTIONS, "stategate_place"}
     called = {name for name in _CALL.findall(code) if name not in own}
     return "_Float16" in code or any(
         name not in _DEFINED and name.removesuffix("f") not in _DEFINED for name in called

@@ -20,6 +20,7 @@ from stategate.contract import (
 from stategate.contract.c_library import ABI, tag
 from stategate.export.c.meaning import declarations
 from stategate.export.c.names import members
+from stategate.export.c.view import pointer
 
 _C_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "float16": "_Float16"}
 _KINDS = {f"float{bits}": f"STATEGATE_FLOAT{bits}" for bits in (16, 32, 64)}
@@ -99,13 +100,17 @@ def interface(
         "TAG": f'"{tag(ABI, graph_sha256).decode()}"',
         "STATE_BYTES": spec.state_bytes,
         "GATES": len(hard),
+        "OPENINGS": max(1, len(hard)),
         "UNGATED": int(ungated),
         "ROWS": max((s.rows for s in spec.states if s.cursor is not None), default=0),
         "KEPT_BYTES": _kept_bytes(spec),
         "TAKES": len(spec.graph_inputs()),
         "GIVES": len(spec.graph_outputs()),
     }
-    defines = "\n".join(f"#define STATEGATE_{name} {value}" for name, value in macros.items())
+    defines = "\n".join(
+        f"#define STATEGATE_{name} {value}{'u' if isinstance(value, int) else ''}"
+        for name, value in macros.items()
+    )
     header = _filled(
         "stategate.h.in", DEFINES=defines, STRUCTS=structs, MEANING=declarations(observation)
     )
@@ -141,7 +146,7 @@ def model_source(
                 f"    {place}STATEGATE_ALIGNED {c_type(dtype)} p{i}[{max(1, elements)}];"
             )
     for name, offset in weights.items():
-        at[name] = f"(void *)(uintptr_t)(stategate_weights + {offset})"
+        at[name] = f"(void *)(uintptr_t)({pointer('stategate_weights', offset)})"
 
     states = {
         s.next_name: f"{s.next_value.nbytes}, {_KINDS[s.dtype]}"
@@ -171,11 +176,11 @@ def model_source(
             body += [f"    if ({is_open}) {{", *call(f"write{i}", "        "), "    }"]
     prototypes = "\n".join(function.prototype for function in functions.values())
     if may_fail:  # what is no number in an output, a gate or a state is a fault for every session
-        prototypes += "\nSTATEGATE_THREAD int stategate_outside;"
+        prototypes += "\nSTATEGATE_THREAD uint32_t stategate_outside;"
         sizes = [t.nbytes for t in spec.graph_outputs().values()]
-        spoils = [f"        memset(out[{i}], 0xFF, {size});" for i, size in enumerate(sizes)]
-        body = ["    stategate_outside = 0;", *body]
-        body += ["    if (stategate_outside != 0) {", *spoils, "    }"]
+        spoils = [f"        (void)memset(out[{i}], 0xFF, {size});" for i, size in enumerate(sizes)]
+        body = ["    stategate_outside = 0u;", *body]
+        body += ["    if (stategate_outside != 0u) {", *spoils, "    }"]
     tables = "\n".join(_tables(spec, weights))
     return _filled("model.c.in", PROTOTYPES=prototypes, BODY="\n".join(body), TABLES=tables)
 
@@ -186,7 +191,7 @@ def _members(listed: Sequence[_Field]) -> str:
 
 def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
     initial = {
-        s.name: f"stategate_weights + {weights[s.name + INITIAL]}"
+        s.name: pointer("stategate_weights", weights[s.name + INITIAL])
         for s in spec.states
         if s.name + INITIAL in weights
     }

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stategate.export.c.loops import Names, nested
-from stategate.export.c.view import View
+from stategate.export.c.view import View, pointer
 
 Array = NDArray[Any]
 Keep = Callable[[str, Array], str]  # puts an array among the weights, and gives its buffer's name
@@ -130,7 +130,7 @@ class Product:
         columns = self.columns
         weights = {key: names[buffer] for key, buffer in self._weights.items()}
         w, init = weights["w"], weights["init"]
-        x, out = f"{names[self.x.buffer]} + {self.x.offset}", names[self.buffer]
+        x, out = pointer(names[self.x.buffer], self.x.offset), names[self.buffer]
         if self.is_column:
             dot = f"{init}[0] + stategate_dot({rows}, {w}, {x} + row * {rows})"
             return nested([("row", m)], [f"{out}[row] = {dot};"])

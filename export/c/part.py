@@ -20,7 +20,7 @@ from stategate.export.c.names import with_plain_names
 from stategate.export.c.operators import written
 from stategate.export.c.place import lives_of, placed
 from stategate.export.c.program import Program
-from stategate.export.c.view import Shape, View, whole
+from stategate.export.c.view import Shape, View, pointer, whole
 
 Array = NDArray[Any]
 _WIDEST = 8  # bytes of the widest element
@@ -47,7 +47,7 @@ class Foreign:
     def body(self, names: Names) -> list[str]:
         """Its C statements."""
         arguments = ", ".join(
-            f"(void *)(uintptr_t)({names[v.buffer]} + {v.offset})"
+            f"(void *)(uintptr_t)({pointer(names[v.buffer], v.offset)})"
             for v in (*self.takes, *self.gives)
         )
         return [f"{self.function}({arguments});"]
@@ -169,7 +169,7 @@ def _foreign(
         program.buffer(name, dtype, view.size)
         gives.append(view)
     operator = f"{node.domain or 'ai.onnx'}.{node.op_type}"
-    unit = Foreign(operator, function, takes, gives, '#include "stategate_math.h"\n' + text)
+    unit = Foreign(operator, function, takes, gives, generator.OPENING + text)
     program.add(unit)
     program.alias({view.buffer: view for view in gives})
     return unit
@@ -194,16 +194,17 @@ def _text(
         for b in used
         if program.buffers[b].is_temporary and b not in results
     }
+
+    def parameter(buffer: str, kind: str) -> str:
+        type_ = c_type(program.buffers[buffer].dtype)
+        return f"{kind}{type_} *STATEGATE_RESTRICT {names[buffer]}"
+
     lines = ['#include "stategate_kernels.h"', *(one.prototype for one in foreign), ""]
     calls = []
     for i, unit in enumerate(units):
         filled = dict.fromkeys(unit.writes())
         arguments = dict.fromkeys([*unit.reads(), *filled])
-        parameters = [
-            ("" if b in filled else "const ")
-            + f"{c_type(program.buffers[b].dtype)} *restrict {names[b]}"
-            for b in arguments
-        ]
+        parameters = [parameter(b, "" if b in filled else "const ") for b in arguments]
         lines += [
             f"STATEGATE_ALONE void f{i}({', '.join(parameters)})",
             "{",
@@ -212,13 +213,8 @@ def _text(
             "",
         ]
         calls.append(f"    f{i}({', '.join(names[b] for b in arguments)});")
-    parameters = [
-        f"const {c_type(program.buffers[b].dtype)} *restrict {names[b]}" for b in (*takes, *weights)
-    ]
-    parameters += [
-        f"{c_type(program.buffers[places[result]].dtype)} *restrict {names[places[result]]}"
-        for result in gives
-    ]
+    parameters = [parameter(b, "const ") for b in (*takes, *weights)]
+    parameters += [parameter(places[result], "") for result in gives]
     prototype = f"void {name}({', '.join(parameters) or 'void'})"
     lines += [f"{prototype};", prototype, "{", *_pools(program, units, temporaries, names), *calls]
     unused = [b for b in takes if b not in used]
@@ -245,6 +241,7 @@ def _pools(
         place = "STATEGATE_TEMPORARY " if large else ""
         lines.append(f"    {place}{kind} {kind}_pool[{total}] STATEGATE_CACHE_LINE;")
         lines += [
-            f"    {kind} *const {names[b]} = {kind}_pool + {start};" for b, start in at.items()
+            f"    {kind} *const {names[b]} = {pointer(f'{kind}_pool', start)};"
+            for b, start in at.items()
         ]
     return lines

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from stategate.export.c.loops import Names, indented, nested
 from stategate.export.c.matrices import padded, row_of, tiles
 from stategate.export.c.program import Program
-from stategate.export.c.view import View, whole
+from stategate.export.c.view import View, pointer, whole
 
 Array = NDArray[Any]
 
-TILE = 64  # columns, as STATEGATE_GATES
+TILE = 64  # columns, as STATEGATE_GATE_TILE
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _ACTIVATIONS = {
@@ -61,7 +61,7 @@ class Recurrent:
                 for index, stride, extent in zip(indices, view.strides, view.shape, strict=False)
                 if extent > 1
             ]
-            return " + ".join([names[view.buffer], str(view.offset), *parts])
+            return pointer(names[view.buffer], view.offset, *parts)
 
         lines, ends = [], []
         turns = [name for name, extent in (("row", rows), ("t", steps)) if extent > 1]
@@ -70,12 +70,12 @@ class Recurrent:
                 lines.append(f"float {state}_now[{padded(units)}] STATEGATE_CACHE_LINE = {{0}};")
                 lines.append(f"const float *{state} = {state}_now;")
                 if first is not None:
-                    lines.append(f"memcpy({state}_now, {at(first, 'row')}, {units * 4});")
+                    lines.append(f"(void)memcpy({state}_now, {at(first, 'row')}, {units * 4});")
             else:
                 lines.append(f"const float *{state} = {at(first, 'row')};")
             if steps > 1:  # each step writes where the next one reads
                 lines.append(f"float *{state}_next = {state}_now;")
-                ends.append(f"memcpy({at(last, 'row')}, {state}, {units * 4});")
+                ends.append(f"(void)memcpy({at(last, 'row')}, {state}, {units * 4});")
             else:
                 lines.append(f"float *{state}_next = {at(last, 'row')};")
         turn = f"({' + '.join(turns)}) % 2 != 0" if turns else "STATEGATE_TURN(h, h_next)"
@@ -84,7 +84,7 @@ class Recurrent:
         step += [f"const bool is_backward = {turn};"]
         step += self._step(buffers, inputs, units)
         if self.y is not None:
-            step.append(f"memcpy({at(self.y, f'({walk})', 'row')}, h_next, {units * 4});")
+            step.append(f"(void)memcpy({at(self.y, f'({walk})', 'row')}, h_next, {units * 4});")
         lines += nested([("t", steps)] if steps > 1 else [], step)
         lines += ends
         if rows > 1:

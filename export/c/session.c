@@ -26,37 +26,42 @@ const char *stategate_tag(void) { return tag; }
 
 size_t stategate_state_bytes(void) { return STATEGATE_STATE_BYTES; }
 
+/* Where an object may lie: behind one byte, it lies at its alignment. */
+typedef struct { char before; stategate_session at; } placed_session;
+typedef struct { char before; stategate_inputs at; } placed_inputs;
+typedef struct { char before; stategate_outputs at; } placed_outputs;
+
 /* Why a pointer cannot be used, or STATEGATE_OK. */
 static stategate_result usable(const void *pointer, size_t alignment)
 {
     if (pointer == NULL) {
         return STATEGATE_NO_POINTER;
     }
-    return (uintptr_t)pointer % alignment != 0 ? STATEGATE_UNALIGNED : STATEGATE_OK;
+    return (uintptr_t)pointer % alignment != 0u ? STATEGATE_UNALIGNED : STATEGATE_OK;
 }
 
 /* The same of a session that is to be used. */
 static stategate_result ready(const stategate_session *s)
 {
-    const stategate_result found = usable(s, __alignof__(*s));
+    const stategate_result found = usable(s, offsetof(placed_session, at));
     return found == STATEGATE_OK && s->ready != STATEGATE_LAYOUT ? STATEGATE_NOT_READY : found;
 }
 
 stategate_result stategate_init_as(stategate_session *s, uint64_t layout)
 {
-    const stategate_result found = usable(s, __alignof__(*s));
+    const stategate_result found = usable(s, offsetof(placed_session, at));
     if (found != STATEGATE_OK) {
         return found;
     }
     if (layout != STATEGATE_LAYOUT) {
-        s->ready = 0; /* and no more: its size may be another */
+        s->ready = 0u; /* and no more: its size may be another */
         return STATEGATE_OTHER_MODEL;
     }
-    memset(s, 0, sizeof *s);
-    memcpy(&s->constants, MODEL.constant_values, sizeof s->constants);
+    (void)memset(s, 0, sizeof *s);
+    (void)memcpy(&s->constants, MODEL.constant_values, sizeof s->constants);
     s->ready = STATEGATE_LAYOUT;
     (void)stategate_reset(s);
-    s->counters.resets = 0;
+    s->counters.resets = 0u;
     return STATEGATE_OK;
 }
 
@@ -69,13 +74,13 @@ stategate_result stategate_reset(stategate_session *s)
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
         const stategate_tensor *state = &MODEL.states[i];
         if (state->initial != NULL) {
-            memcpy(bank(s, state, false), state->initial, state->bytes);
+            (void)memcpy(bank(s, state, false), state->initial, state->bytes);
         } else {
-            memset(bank(s, state, false), 0, state->bytes);
+            (void)memset(bank(s, state, false), 0, state->bytes);
         }
     }
-    s->kept_steps = 0;
-    s->counters.resets += 1;
+    s->kept_steps = 0u;
+    s->counters.resets += 1u;
     return STATEGATE_OK;
 }
 
@@ -88,7 +93,7 @@ static void show_thresholds(stategate_session *s, bool allowed)
         const stategate_gate *gate = &MODEL.gates[i];
         if (gate->threshold_offset >= 0) {
             const float shown = allowed ? gate->threshold : FLT_MAX;
-            memcpy((char *)&s->constants + gate->threshold_offset, &shown, sizeof shown);
+            (void)memcpy((char *)&s->constants + gate->threshold_offset, &shown, sizeof shown);
         }
     }
 }
@@ -141,7 +146,7 @@ static void answer_safely(stategate_outputs *out)
     for (uint32_t i = 0; i < MODEL.n_outputs; ++i) {
         const stategate_tensor *output = &MODEL.outputs[i];
         if (output->initial != NULL) {
-            memcpy((char *)out + output->offset, output->initial, output->bytes);
+            (void)memcpy((char *)out + output->offset, output->initial, output->bytes);
         }
     }
 }
@@ -150,8 +155,8 @@ stategate_result stategate_step(
     stategate_session *s, const stategate_inputs *in, stategate_outputs *out)
 {
     stategate_result found = ready(s);
-    found = found == STATEGATE_OK ? usable(in, __alignof__(*in)) : found;
-    found = found == STATEGATE_OK ? usable(out, __alignof__(*out)) : found;
+    found = found == STATEGATE_OK ? usable(in, offsetof(placed_inputs, at)) : found;
+    found = found == STATEGATE_OK ? usable(out, offsetof(placed_outputs, at)) : found;
     if (found != STATEGATE_OK) {
         return found;
     }
@@ -162,33 +167,33 @@ stategate_result stategate_step(
     }
     bool good = true;
     uint64_t swaps = 0;
-    bool wanted = MODEL.n_gates == 0, appends = false;
-    uint64_t open[STATEGATE_GATES + 1] = {0};
+    bool wanted = MODEL.n_gates == 0u, appends = false;
+    uint64_t open[STATEGATE_OPENINGS] = {0};
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
         const stategate_gate *gate = &MODEL.gates[i];
         const float *value = (const float *)(const void *)((const char *)out + gate->offset);
         good = good && stategate_finite(value, gate->elements * sizeof *value, STATEGATE_FLOAT32);
         for (size_t j = 0; j < gate->elements; ++j) {
-            open[i] += value[j] > gate->threshold;
+            open[i] += value[j] > gate->threshold ? 1u : 0u;
         }
-        if (open[i] > 0) {
+        if (open[i] > 0u) {
             wanted = true;
             appends = appends || gate->appends;
-            swaps |= gate->appends ? 0 : UINT64_C(1) << i;
+            swaps |= gate->appends ? UINT64_C(0) : UINT64_C(1) << i;
             good = good && (!allowed || next_finite(s, i));
         }
-        if (gate->whole && open[i] > 1) {
-            open[i] = 1;
+        if (gate->whole && open[i] > 1u) {
+            open[i] = 1u;
         }
     }
     good = good && next_finite(s, MODEL.n_gates);
     const bool answered = outputs_finite(out);
-    s->counters.steps += 1;
+    s->counters.steps += 1u;
     if (!good || !answered || (wanted && !allowed)) {
-        s->counters.suppressed_writes += 1;
+        s->counters.suppressed_writes += 1u;
     }
     if (!good || !answered) {
-        s->counters.faults += 1;
+        s->counters.faults += 1u;
         answer_safely(out);
 #ifdef STATEGATE_RESET_ON_FAULT
         (void)stategate_reset(s);
@@ -196,19 +201,19 @@ stategate_result stategate_step(
         return good ? STATEGATE_BAD_OUTPUT : STATEGATE_FAULT;
     }
     lay_rows(s, appends && allowed); /* before the banks are swapped */
-    if (STATEGATE_UNGATED && (allowed || MODEL.n_gates > 0)) {
-        s->counters.ungated_writes += 1;
+    if (STATEGATE_UNGATED != 0u && (allowed || MODEL.n_gates > 0u)) {
+        s->counters.ungated_writes += 1u;
         s->parity ^= UINT64_C(1) << MODEL.n_gates;
     }
     if (!wanted) {
-        s->counters.quiet_steps += 1;
+        s->counters.quiet_steps += 1u;
         return STATEGATE_QUIET;
     }
     if (!allowed) {
         return STATEGATE_HELD;
     }
     s->parity ^= swaps;
-    s->counters.writes += 1;
+    s->counters.writes += 1u;
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
         s->counters.openings[i] += open[i];
     }
@@ -248,16 +253,16 @@ size_t stategate_save(const stategate_session *s, void *buffer, size_t bytes)
         return 0;
     }
     clear_rest(s);
-    memcpy(at, tag, sizeof tag);
+    (void)memcpy(at, tag, sizeof tag);
     at += sizeof tag;
-    memcpy(at, &s->counters, sizeof s->counters);
+    (void)memcpy(at, &s->counters, sizeof s->counters);
     at += sizeof s->counters;
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
-        memcpy(at, live_bank(s, &MODEL.states[i]), MODEL.states[i].bytes);
+        (void)memcpy(at, live_bank(s, &MODEL.states[i]), MODEL.states[i].bytes);
         at += MODEL.states[i].bytes;
     }
-    const uint32_t sum = checksum(buffer, (size_t)(at - (unsigned char *)buffer));
-    memcpy(at, &sum, sizeof sum);
+    const uint32_t sum = checksum(buffer, STATEGATE_SAVED_BYTES - sizeof sum);
+    (void)memcpy(at, &sum, sizeof sum);
     return STATEGATE_SAVED_BYTES;
 }
 
@@ -270,8 +275,8 @@ static bool possible(const stategate_counters *c)
         return false;
     }
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
-        const uint64_t most = MODEL.gates[i].whole ? 1 : MODEL.gates[i].elements;
-        const uint64_t writes = c->openings[i] / most + (c->openings[i] % most != 0);
+        const uint64_t most = MODEL.gates[i].whole ? 1u : MODEL.gates[i].elements;
+        const uint64_t writes = c->openings[i] / most + (c->openings[i] % most != 0u ? 1u : 0u);
         if (writes > c->writes) {
             return false;
         }
@@ -294,18 +299,18 @@ stategate_result stategate_load(stategate_session *s, const void *buffer, size_t
     if (bytes != STATEGATE_SAVED_BYTES) {
         return STATEGATE_DAMAGED;
     }
-    memcpy(&sum, at + bytes - sizeof sum, sizeof sum);
+    (void)memcpy(&sum, at + bytes - sizeof sum, sizeof sum);
     if (checksum(at, bytes - sizeof sum) != sum) {
         return STATEGATE_DAMAGED;
     }
     at += sizeof tag;
-    memcpy(&counters, at, sizeof counters);
+    (void)memcpy(&counters, at, sizeof counters);
     at += sizeof counters;
     bool good = possible(&counters);
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
         const stategate_tensor *state = &MODEL.states[i];
         char *spare = bank(s, state, true);
-        memcpy(spare, at, state->bytes);
+        (void)memcpy(spare, at, state->bytes);
         good = good && stategate_finite(spare, state->bytes, state->type);
         at += state->bytes;
     }
@@ -317,7 +322,7 @@ stategate_result stategate_load(stategate_session *s, const void *buffer, size_t
         s->parity = ~s->parity;
         return STATEGATE_IMPOSSIBLE;
     }
-    s->kept_steps = 0;
+    s->kept_steps = 0u;
     s->counters = counters;
 #ifdef STATEGATE_RESET_ON_RESTORE
     return stategate_reset(s);

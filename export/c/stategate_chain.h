@@ -13,10 +13,12 @@
 #error "the chain of hashes is over little-endian words"
 #endif
 
-#define STATEGATE_CHAIN_HALF 128 /* words of half a block */
+#define STATEGATE_CHAIN_HALF 128u /* words of half a block */
 
 /* Products of the even words, 64 bits each. gcc finds the instruction in no loop. */
-#if defined(__AVX512F__)
+#if defined(STATEGATE_PORTABLE)
+/* one product after the other */
+#elif defined(__AVX512F__)
 #include <immintrin.h>
 #define STATEGATE_CHAIN_WIDTH 64
 #define STATEGATE_CHAIN_PRODUCTS(a, b) _mm512_mul_epu32((__m512i)(a), (__m512i)(b))
@@ -30,7 +32,11 @@
 #define STATEGATE_CHAIN_PRODUCTS(a, b) _mm_mul_epu32((__m128i)(a), (__m128i)(b))
 #endif
 
+#ifdef STATEGATE_PORTABLE
+typedef uint32_t stategate_word;
+#else
 typedef uint32_t stategate_word __attribute__((may_alias, aligned(1)));
+#endif
 #ifdef STATEGATE_CHAIN_WIDTH
 typedef uint32_t stategate_words __attribute__((vector_size(STATEGATE_CHAIN_WIDTH), may_alias, aligned(1)));
 typedef uint64_t stategate_sums __attribute__((vector_size(STATEGATE_CHAIN_WIDTH)));
@@ -113,17 +119,24 @@ static inline uint64_t stategate_chain_sum(const stategate_word *a, size_t half)
 /* The chain after some bytes; no bytes leave it as it is. */
 static inline uint64_t stategate_chained(uint64_t chain, const void *data, size_t bytes)
 {
-    const size_t block = 8 * STATEGATE_CHAIN_HALF;
+    const size_t block = 8u * STATEGATE_CHAIN_HALF;
     const char *at = data;
-    for (; bytes >= block; at += block, bytes -= block) {
+    uint32_t words[2u * STATEGATE_CHAIN_HALF];
+    for (; bytes >= block; bytes -= block) {
+#ifdef STATEGATE_PORTABLE
+        (void)memcpy(words, at, block);
+        const uint64_t sum = stategate_chain_sum(words, STATEGATE_CHAIN_HALF);
+#else
         const uint64_t sum = stategate_chain_sum((const void *)at, STATEGATE_CHAIN_HALF);
+#endif
         chain = stategate_mix(chain ^ (sum + block));
+        at = &at[block];
     }
-    if (bytes > 0) {
-        uint32_t words[2 * STATEGATE_CHAIN_HALF];
-        const size_t half = (bytes + 7) / 8;
-        words[2 * half - 2] = words[2 * half - 1] = 0; /* what the bytes leave of the last two */
-        memcpy(words, at, bytes);
+    if (bytes > 0u) {
+        const size_t half = (bytes + 7u) / 8u;
+        words[2u * half - 2u] = 0u; /* what the bytes leave of the last two */
+        words[2u * half - 1u] = 0u;
+        (void)memcpy(words, at, bytes);
         chain = stategate_mix(chain ^ (stategate_chain_sum(words, half) + bytes));
     }
     return chain;

@@ -2,7 +2,7 @@
 #ifndef STATEGATE_MODEL_H
 #define STATEGATE_MODEL_H
 
-#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ != 0
 #error "-ffast-math and -ffinite-math-only take the look for NaN out of a session: leave them away"
 #endif
 
@@ -64,6 +64,8 @@ static inline void stategate_flush(void *values, size_t bytes, enum stategate_ty
         for (size_t i = 0; i < bytes / sizeof *x; ++i) {
             x[i] = fabs(x[i]) < 0x1p-900 ? 0.0 : x[i];
         }
+    } else {
+        /* no other type has subnormal numbers that are flushed */
     }
 }
 
@@ -78,25 +80,27 @@ static inline bool stategate_finite(const void *values, size_t bytes, enum state
         uint32_t bad = 0;
         for (size_t i = 0; i < bytes / sizeof(float); ++i) {
             uint32_t bits;
-            memcpy(&bits, at + i * sizeof bits, sizeof bits);
-            bad |= (bits & 0x7F800000u) == 0x7F800000u;
+            (void)memcpy(&bits, at + i * sizeof bits, sizeof bits);
+            bad |= (bits & 0x7F800000u) == 0x7F800000u ? 1u : 0u;
         }
-        good = bad == 0;
+        good = bad == 0u;
     } else if (type == STATEGATE_FLOAT64) {
         const double *x = values;
         for (size_t i = 0; i < bytes / sizeof *x; ++i) {
-            good &= fabs(x[i]) <= DBL_MAX;
+            good = good && fabs(x[i]) <= DBL_MAX;
         }
     } else if (type == STATEGATE_FLOAT16) {
         const uint16_t *x = values; /* by its bits: exponents of all ones are NaN and infinity */
         for (size_t i = 0; i < bytes / sizeof *x; ++i) {
-            good &= (x[i] & 0x7C00u) != 0x7C00u;
+            good = good && (x[i] & 0x7C00u) != 0x7C00u;
         }
     } else if (type == STATEGATE_BOOL) {
         const uint8_t *x = values;
         for (size_t i = 0; i < bytes; ++i) {
-            good &= x[i] <= 1;
+            good = good && x[i] <= 1u;
         }
+    } else {
+        /* every integer is finite */
     }
     return good;
 }

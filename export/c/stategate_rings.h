@@ -13,7 +13,7 @@ static bool is_ring(const stategate_tensor *state)
 static uint32_t held_rows(const stategate_session *s)
 {
     int32_t held;
-    memcpy(&held, live_bank(s, MODEL.cursor), sizeof held);
+    (void)memcpy(&held, live_bank(s, MODEL.cursor), sizeof held);
     return (uint32_t)held; /* below zero: more than any ring holds */
 }
 
@@ -28,7 +28,7 @@ static bool append_rows(stategate_session *s)
         const stategate_tensor *ring = &MODEL.states[i];
         if (is_ring(ring)) {
             char *row = bank(s, ring, false) + held * ring->next_bytes;
-            memcpy(row, bank(s, ring, true), ring->next_bytes);
+            (void)memcpy(row, bank(s, ring, true), ring->next_bytes);
         }
     }
     return true;
@@ -42,7 +42,7 @@ static void clear_rest(const stategate_session *s)
         const stategate_tensor *ring = &MODEL.states[i];
         if (is_ring(ring)) {
             const size_t held = held_rows(s) * ring->next_bytes;
-            memset((char *)(uintptr_t)live_bank(s, ring) + held, 0, ring->bytes - held);
+            (void)memset((char *)(uintptr_t)live_bank(s, ring) + held, 0, ring->bytes - held);
         }
     }
 }
@@ -59,7 +59,7 @@ static void copy_ungated(stategate_session *s, uint32_t place, bool back)
         const stategate_tensor *state = &MODEL.states[i];
         if (state->group == MODEL.n_gates) {
             char *own = bank(s, state, back);
-            memcpy(back ? own : at, back ? at : own, state->bytes);
+            (void)memcpy(back ? own : at, back ? at : own, state->bytes);
             at += state->bytes;
         }
     }
@@ -70,13 +70,13 @@ static void lay_rows(stategate_session *s, bool appends)
 {
     if (s->kept != NULL) {
         copy_ungated(s, s->kept_next, false);
-        s->kept_next = (s->kept_next + 1) % STATEGATE_ROWS;
-        s->kept_steps += s->kept_steps < STATEGATE_ROWS;
+        s->kept_next = (s->kept_next + 1u) % STATEGATE_ROWS;
+        s->kept_steps += s->kept_steps < STATEGATE_ROWS ? 1u : 0u;
     }
     if (appends) {
         const bool put = append_rows(s);
-        s->counters.appends += put;
-        s->kept_steps = put ? s->kept_steps : 0; /* full rings are folded */
+        s->counters.appends += put ? 1u : 0u;
+        s->kept_steps = put ? s->kept_steps : 0u; /* full rings are folded */
     }
 }
 
@@ -90,7 +90,7 @@ stategate_result stategate_keep_steps(stategate_session *s, void *buffer, size_t
         return STATEGATE_NOT_KEPT;
     }
     s->kept = buffer;
-    s->kept_steps = 0;
+    s->kept_steps = 0u;
     return STATEGATE_OK;
 }
 
@@ -100,7 +100,7 @@ stategate_result stategate_rewind(stategate_session *s, uint32_t steps)
     if (found != STATEGATE_OK) {
         return found;
     }
-    if (s->kept == NULL || steps == 0 || steps > s->kept_steps) {
+    if (s->kept == NULL || steps == 0u || steps > s->kept_steps) {
         return STATEGATE_NOT_KEPT;
     }
     s->kept_next = (s->kept_next + STATEGATE_ROWS - steps) % STATEGATE_ROWS;
@@ -113,7 +113,11 @@ stategate_result stategate_rewind(stategate_session *s, uint32_t steps)
 
 #else /* no rings */
 
-static void lay_rows(stategate_session *s, bool appends) { (void)s, (void)appends; }
+static void lay_rows(stategate_session *s, bool appends) 
+{
+    (void)s;
+    (void)appends;
+}
 
 static void clear_rest(const stategate_session *s) { (void)s; }
 

@@ -18,6 +18,11 @@ class Buffer:
     is_temporary: bool = True
 
 
+def pointer(start: str, *terms: object) -> str:
+    """A pointer and what is added to it, in C; zeros are left away."""
+    return " + ".join([start, *(str(term) for term in terms if str(term) != "0")])
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """Elements of a buffer."""

@@ -66,8 +66,8 @@ STATEGATE_INLINE void check(int columns, int rows)
     plain_product(columns, plain, n_x, x, n_y, y, init, wanted);
     compare("product", columns);
     for (int n = 0; n < columns; ++n) {
-        const int first = n - n % STATEGATE_GATES, left = columns - first;
-        const int tile = left < STATEGATE_GATES ? left : STATEGATE_GATES;
+        const int first = n - n % STATEGATE_GATE_TILE, left = columns - first;
+        const int tile = left < STATEGATE_GATE_TILE ? left : STATEGATE_GATE_TILE;
         for (int k = 0; k < rows; ++k) {
             tiled[first * rows + k * tile + n - first] = plain[k][n];
         }

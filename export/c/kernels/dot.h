@@ -1,3 +1,45 @@
+#ifdef STATEGATE_PORTABLE
+/* The sum of 16 lanes, or 64: halves are added until one is left. */
+STATEGATE_INLINE float stategate_halved(int32_t count, float *lanes)
+{
+    for (int32_t half = count / 2; half > 0; half /= 2) {
+        for (int32_t lane = 0; lane < half; ++lane) {
+            lanes[lane] += lanes[lane + half];
+        }
+    }
+    return lanes[0];
+}
+
+STATEGATE_INLINE float stategate_sum_of_lanes(const float *lanes)
+{
+    float sums[16];
+    (void)memcpy(sums, lanes, sizeof sums);
+    return stategate_halved(16, sums);
+}
+
+/* The sum of a[i] b[i] in 16 lanes, lane i modulo 16, or in 64 where there are many. */
+STATEGATE_INLINE float stategate_dot(int32_t n, const float *a, const float *b)
+{
+    float lanes[64] = {0};
+    int32_t count = 64;
+    if (n < 128) {
+        count = 16;
+    }
+    for (int32_t i = 0; i < n; ++i) {
+        lanes[i % count] += a[i] * b[i];
+    }
+    return stategate_halved(count, lanes);
+}
+
+/* out[j] = the same of a + j step and b + j stride. */
+STATEGATE_INLINE void stategate_dots(
+    int32_t m, int32_t n, const float *a, int32_t step, const float *b, int32_t stride, float *out)
+{
+    for (int32_t j = 0; j < m; ++j) {
+        out[j] = stategate_dot(n, a + j * step, b + j * stride);
+    }
+}
+#else
 /* The sum of 16 lanes: halves are added until one is left. */
 STATEGATE_INLINE float stategate_sum_of_lanes(const float *lanes)
 {
@@ -71,6 +113,7 @@ STATEGATE_INLINE void stategate_dots(
         out[j] = stategate_dot(n, a + j * step, b + j * stride);
     }
 }
+#endif
 
 #ifdef STATEGATE_TWINS
 static float plain_dot(int32_t n, const float *a, const float *b)

@@ -46,7 +46,7 @@ STATEGATE_INLINE void stategate_integer_columns(
     STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
         sums[v] = (stategate_vector){0};
     }
-    for (int32_t k = 0; k < rows; ++k, w += tile) {
+    for (int32_t k = 0; k < rows; ++k) {
         const float factor = x[k];
         STATEGATE_UNROLL for (int32_t v = 0; v < vectors; v += STATEGATE_SIXTEEN) {
             stategate_vector wide[STATEGATE_SIXTEEN];
@@ -55,6 +55,7 @@ STATEGATE_INLINE void stategate_integer_columns(
                 sums[v + i] += wide[i] * factor;
             }
         }
+        w = &w[tile];
     }
     STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
         *(stategate_vector *)(out + v * STATEGATE_LANES) = sums[v];

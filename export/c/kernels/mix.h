@@ -4,9 +4,12 @@ STATEGATE_INLINE void stategate_mix(
     int32_t m, int32_t columns, int32_t rows, const float *a, int32_t step, int32_t next,
     const float *b, int32_t stride, float *out)
 {
-    const int32_t most = m == 1 ? STATEGATE_SUMS : STATEGATE_VECTORS;
+    int32_t most = STATEGATE_VECTORS;
+    if (m == 1) {
+        most = STATEGATE_SUMS;
+    }
     const int32_t pass = most * STATEGATE_LANES, whole = columns - columns % pass;
-    const int32_t wide = columns - columns % STATEGATE_LANES, fours = columns - columns % 4;
+    const int32_t wide = columns - columns % STATEGATE_LANES;
     for (int32_t n = 0; n < whole; n += pass) {
         stategate_blocks(m, most, stride, b + n, 1, 0, rows, step, a, next, NULL, out + n, columns);
     }
@@ -14,6 +17,8 @@ STATEGATE_INLINE void stategate_mix(
         stategate_blocks(m, (wide - whole) / STATEGATE_LANES, stride, b + whole, 1, 0, rows, step, a,
             next, NULL, out + whole, columns);
     }
+#if STATEGATE_LANES > 1
+    const int32_t fours = columns - columns % 4;
     for (int32_t i = 0; wide < columns && i < m; ++i) {
         stategate_four sums[STATEGATE_LANES / 4];
         STATEGATE_UNROLL for (int32_t v = 0; v < (fours - wide) / 4; ++v) {
@@ -36,6 +41,7 @@ STATEGATE_INLINE void stategate_mix(
             out[i * columns + n] = sum;
         }
     }
+#endif
 }
 
 #ifdef STATEGATE_TWINS

@@ -11,11 +11,12 @@ STATEGATE_INLINE void stategate_columns(
     for (int32_t part = 0; part < (n_y > 0 ? 2 : 1); ++part) {
         const float *from = part == 0 ? x : y;
         const int32_t rows = part == 0 ? n_x : n_y;
-        for (int32_t k = 0; k < rows; ++k, w += tile) {
+        for (int32_t k = 0; k < rows; ++k) {
             const float factor = from[k];
             STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
                 sums[v] += *(const stategate_vector *)(w + v * STATEGATE_LANES) * factor;
             }
+            w = &w[tile];
         }
     }
     STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {

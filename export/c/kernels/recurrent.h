@@ -1,4 +1,4 @@
-#define STATEGATE_GATES 64 /* columns of a tile: a third of the first cache, where products have more */
+#define STATEGATE_GATE_TILE 64 /* columns of a tile: a third of the first cache, where products have more */
 
 /* Whether a step reads its columns backward, which changes no bit: every second one does, because the
  * weights that were read last are in the first cache still. Banks of states take turns, and so tell
@@ -10,10 +10,10 @@ STATEGATE_INLINE void stategate_gates(
     int32_t columns, const float *w, int32_t n_x, const float *x, int32_t n_y, const float *y,
     const float *init, float *out, bool is_backward)
 {
-    const int32_t whole = columns - columns % STATEGATE_GATES, rows = n_x + n_y;
-    for (int32_t i = 0; i < whole; i += STATEGATE_GATES) {
-        const int32_t n = is_backward ? whole - STATEGATE_GATES - i : i;
-        stategate_product(STATEGATE_GATES, w + n * rows, n_x, x, n_y, y, init + n, out + n);
+    const int32_t whole = columns - columns % STATEGATE_GATE_TILE, rows = n_x + n_y;
+    for (int32_t i = 0; i < whole; i += STATEGATE_GATE_TILE) {
+        const int32_t n = is_backward ? whole - STATEGATE_GATE_TILE - i : i;
+        stategate_product(STATEGATE_GATE_TILE, w + n * rows, n_x, x, n_y, y, init + n, out + n);
     }
     if (whole < columns) {
         const int32_t rest = columns - whole;

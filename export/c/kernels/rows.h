@@ -21,7 +21,7 @@ STATEGATE_INLINE void stategate_block(
     }
     for (int32_t l = 0; l < lines; ++l) {
         const float *at = x + l * line;
-        for (int32_t t = 0; t < taps; ++t, w += tile, at += dilation) {
+        for (int32_t t = 0; t < taps; ++t) {
             stategate_vector weights[STATEGATE_SUMS];
             STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
                 weights[v] = *(const stategate_vector *)(w + v * STATEGATE_LANES);
@@ -31,6 +31,8 @@ STATEGATE_INLINE void stategate_block(
                     sums[row][v] += weights[v] * at[row * step];
                 }
             }
+            w = &w[tile];
+            at = &at[dilation];
         }
     }
     STATEGATE_UNROLL for (int32_t row = 0; row < m; ++row) {
@@ -46,7 +48,10 @@ STATEGATE_INLINE void stategate_blocks(
     int32_t taps, int32_t dilation, const float *x, int32_t step, const float *init, float *out,
     int32_t stride)
 {
-    const int32_t block = STATEGATE_BLOCK / vectors < STATEGATE_ROWS ? 4 : STATEGATE_ROWS;
+    int32_t block = STATEGATE_ROWS;
+    if (STATEGATE_BLOCK / vectors < STATEGATE_ROWS) {
+        block = 4;
+    }
     const int32_t whole = m - m % block;
     for (int32_t row = 0; row < whole; row += block) {
         stategate_block(block, vectors, tile, w, lines, line, taps, dilation, x + row * step, step,

@@ -1,6 +1,8 @@
 /* Numbers of one vector, vectors whose sums are under way at the same time for one row, and for several
  * rows, which share what they read. */
-#if defined(__AVX512F__)
+#if defined(STATEGATE_PORTABLE)
+#define STATEGATE_LANES 1
+#elif defined(__AVX512F__)
 #define STATEGATE_LANES 16
 #elif defined(__AVX__)
 #define STATEGATE_LANES 8
@@ -22,7 +24,9 @@
 #define STATEGATE_TILE 128
 #define STATEGATE_MOST_VECTORS (STATEGATE_TILE / STATEGATE_LANES)
 
-#if defined(__clang__)
+#if defined(STATEGATE_PORTABLE)
+#define STATEGATE_UNROLL
+#elif defined(__clang__)
 #define STATEGATE_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define STATEGATE_UNROLL _Pragma("GCC unroll 32")
@@ -34,6 +38,7 @@ typedef float stategate_vector;
 typedef float stategate_vector
     __attribute__((vector_size(4 * STATEGATE_LANES), may_alias, aligned(4)));
 #endif
+#ifndef STATEGATE_PORTABLE
 /* What every CPU has, for what is shorter. */
 typedef float stategate_four __attribute__((vector_size(16), may_alias, aligned(4)));
 typedef int32_t stategate_places __attribute__((vector_size(16)));
@@ -41,4 +46,5 @@ typedef int32_t stategate_places __attribute__((vector_size(16)));
 #define STATEGATE_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define STATEGATE_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (stategate_places){__VA_ARGS__})
+#endif
 #endif
