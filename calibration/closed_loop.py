@@ -21,9 +21,6 @@ from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.contract.failures import failures, first_line
 from stategate.models.step import StepModel, Tensors, initial_states, opens, threshold_inputs
 
-OPEN, SHUT = -3.0e38, 3.0e38
-"""Thresholds below and above every finite gate value that a model computes with."""
-
 
 @dataclass(frozen=True, slots=True)
 class LoopCounts:
@@ -105,19 +102,13 @@ class Lanes:
         self._fixed = threshold_inputs(self.spec)
         self._others = {g: t for g, t in self.spec.thresholds.items() if g != gate.name}
 
-    def start(self, lanes: int) -> Tensors:
-        """Initial states of every lane."""
-        return {n: t.expand(lanes, *t.shape) for n, t in initial_states(self._model).items()}
-
-    def run(
-        self, thresholds: torch.Tensor, episode: Episode, report: Report, steps: int | None = None
-    ) -> Iterator[LaneStep]:
-        """Step every lane through an episode, or its first ``steps``, from the initial state."""
-        inputs = tensors_of(episode, self.spec)
-        states = self.start(len(thresholds))
-        for t in range(episode.steps if steps is None else steps):
+    def run(self, thresholds: torch.Tensor, episode: Episode, report: Report) -> Iterator[LaneStep]:
+        """Step every lane through an episode, from the initial state."""
+        inputs, first = tensors_of(episode, self.spec), initial_states(self._model)
+        states: Tensors = {n: t.expand(len(thresholds), *t.shape) for n, t in first.items()}
+        for t in range(episode.steps):
             now = {name: array[t] for name, array in inputs.items()}
-            step = self.step(thresholds, states, now)._replace(t=t)
+            step = self._step(t, thresholds, states, now)
             if not step.gate.isfinite().all():
                 raise CalibrationError(
                     f"gate {self.gate.name!r} is not finite",
@@ -128,25 +119,10 @@ class Lanes:
             states = step.states
             report(t + 1)
 
-    def step(
-        self,
-        thresholds: torch.Tensor,
-        states: Tensors,
-        inputs: Tensors,
-        *,
-        own_inputs: bool = False,
-    ) -> LaneStep:
-        """One step of every lane.
-
-        Args:
-            thresholds: ``(lanes,)``.
-            states: With a leading axis of lanes.
-            inputs: Of one step, the same for all lanes.
-            own_inputs: Inputs have a leading axis of lanes too.
-        """
-        lanes = torch.vmap(self._one, in_dims=(0, 0, 0 if own_inputs else None))
+    def _step(self, t: int, thresholds: torch.Tensor, states: Tensors, inputs: Tensors) -> LaneStep:
+        lanes = torch.vmap(self._one, in_dims=(0, 0, None))
         try:
-            return LaneStep(0, *lanes(thresholds, states, inputs))
+            return LaneStep(t, *lanes(thresholds, states, inputs))
         except failures(RuntimeError) as problem:
             raise CalibrationError(
                 "the step cannot be run for several thresholds at once",

@@ -15,41 +15,26 @@ REFINEMENTS = 3  # rounds of a search between two thresholds
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the threshold is chosen for; at most one of the four, or none of them."""
+    """What the threshold is chosen for; at most one of three rules, or none."""
 
     tolerance: float = TOLERANCE  # for none of them: accuracy that may be given up for fewer writes
     accuracy: float | None = None  # the fewest writes with at least this accuracy
     write_rate: float | None = None  # the wanted share of elements that open
-    # the fewest writes with at most this output error; beside ``costs``, the difference of
-    # outputs that makes a write needed, and no bound
-    max_output_error: float | None = None
-    # price of a missed and of a needless write; the least price wins
-    costs: tuple[float, float] | None = None
+    max_output_error: float | None = None  # the fewest writes with at most this output error
 
     def __post_init__(self) -> None:
-        """Refuse wishes that contradict each other, that are NaN, and prices that say nothing."""
+        """Refuse wishes that contradict each other, and NaN."""
         wished = (self.tolerance, self.accuracy, self.write_rate, self.max_output_error)
         if any(wish is not None and math.isnan(wish) for wish in wished):
             raise CalibrationError("NaN is nothing to choose a threshold by", expected="a number")
-        bound = None if self.costs is not None else self.max_output_error
-        rules = [w for w in (self.accuracy, self.write_rate, bound, self.costs) if w is not None]
+        rules = [wish for wish in wished[1:] if wish is not None]
         if len(rules) > 1:
             raise CalibrationError("a threshold is chosen by one rule", found=f"{len(rules)} rules")
-        costs = (0.0, 1.0) if self.costs is None else self.costs
-        if not all(math.isfinite(cost) and cost >= 0 for cost in costs) or not any(costs):
-            raise CalibrationError("no such costs", found=costs, expected="0 or more, not both 0")
-
-    @property
-    def bounded(self) -> bool:
-        """Whether the fewest writes are looked for that still meet a bound."""
-        return self.costs is None and self.write_rate is None
 
     def rounds(self, *, proposed: bool) -> int:
         """Times that the episodes are rolled, at most."""
         if self.write_rate is not None:
             return proposed + 1 + REFINEMENTS
-        if self.costs is not None:
-            return proposed + 2
         return 3 if proposed else 1  # a bound is looked for more closely between proposals alone
 
 

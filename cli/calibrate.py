@@ -77,24 +77,12 @@ def _thresholds(_: click.Context, __: click.Parameter, text: str | None) -> list
     help="Choose the fewest writes with this error of outputs against the plain model; needs no "
     "labels.",
 )
-@option(
-    "--cost-missed",
-    type=PRICE,
-    help="Choose the least cost; price of a step that should have written.",
-)
-@option(
-    "--cost-needless",
-    type=PRICE,
-    help="Choose the least cost; price of a step that need not have written.",
-)
 @cluster_option
 @_record_option
 @json_option
 def calibrate(
     model: str,
     episodes: tuple[Path, ...],
-    cost_missed: float | None,
-    cost_needless: float | None,
     cluster: str | None,
     out: Path,
     as_json: bool,
@@ -109,17 +97,12 @@ def calibrate(
       stategate calibrate my.py:policy --episode logs/ --write-rate 0.2 --out build/calibration.json
       stategate calibrate my.py:policy --episode logs/ --write-rate 0.2 --cluster local --out c.json
     """
-    costs = None
-    if cost_missed is not None or cost_needless is not None:
-        if cost_missed is None or cost_needless is None:
-            raise click.UsageError("--cost-missed and --cost-needless go together")
-        costs = (cost_missed, cost_needless)
     rules = ("tolerance", "accuracy", "write_rate", "max_output_error")
-    Wish(**{rule: options[rule] for rule in rules}, costs=costs)  # refused before torch is imported
+    Wish(**{rule: options[rule] for rule in rules})  # refused before torch is imported
     if cluster is not None and not episodes:
         raise click.UsageError("--cluster rolls files: name them with --episode")
     check_writable(out)
-    record = stategate.calibrate(model, episodes or None, costs=costs, cluster=cluster, **options)
+    record = stategate.calibrate(model, episodes or None, cluster=cluster, **options)
     show(record, as_json, _curve(record, out), out)
 
 
@@ -222,8 +205,6 @@ def line_of(point: CurvePoint) -> str:
             parts[-1] += f" ({low:.4f} to {high:.4f})"
     if point.output_error is not None:
         parts.append(f"output error {point.output_error:.3g}")
-    if point.missed_rate is not None and point.needless_rate is not None:
-        parts.append(f"missed {point.missed_rate:.2%}, needless {point.needless_rate:.2%}")
     if point.flip_rate is not None:
         parts.append(f"flips {point.flip_rate:.3%}")
     return ", ".join(parts)

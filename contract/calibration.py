@@ -29,8 +29,8 @@ class CurvePoint(Record, frozen=True):
         accuracy: Share of labelled answers that are right; None without labels.
         output_error: Root mean square difference to the outputs of the reference model, in units
             of their root mean square; the largest of any output. None where nothing was compared.
-        missed_rate: Share of steps that are quiet and should have written; None where no costs
-            were given. See `stategate.calibration.thresholds.needs`.
+        missed_rate: Share of steps that are quiet and should have written, in records of a rule
+            of before; None in those of today.
         needless_rate: Share of steps that write and need not have; None likewise.
         flip_rate: Share of gate elements that decide otherwise than the float bundle's, for a
             recalibrated bundle; None for others.

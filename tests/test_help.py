@@ -121,7 +121,6 @@ def test_every_number_on_the_command_line_is_finite(number: str) -> None:
         ("export aura-hard --out b --precision int3", "no such precision"),
         ("export aura-hard --out b --target abacus", "unknown target"),
         ("export nothing.py:make --out b", "no such Python file"),
-        ("calibrate aura-hard --out c.json --cost-missed 1", "go together"),
         ("calibrate aura-hard --out c.json --accuracy 0.9 --write-rate 0.1", "by one rule"),
         ("build-engine b --adopt-plan p --script 8.5", "--adopt-plan takes a plan as it is"),
         ("bench b --quick --official", "contradict each other"),

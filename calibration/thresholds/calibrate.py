@@ -29,7 +29,6 @@ def calibrate(
     accuracy: float | None = None,
     write_rate: float | None = None,
     max_output_error: float | None = None,
-    costs: tuple[float, float] | None = None,
     steps: int = 2048,
     count: int = 4,
     cluster: Cluster | None = None,
@@ -53,7 +52,6 @@ def calibrate(
         write_rate: Rule: this share of the gate's elements opens.
         max_output_error: Rule: the fewest writes with at most this error of outputs, relative to
             their size, against the plain model.
-        costs: Rule: the least cost, of a missed and of a needless write.
         steps: Of each episode, for the zoo.
         count: Episodes, for the zoo.
         cluster: A Dask cluster that rolls recordings: ``local``, an address, or a client.
@@ -66,7 +64,7 @@ def calibrate(
         TraceError: The model cannot be stepped.
     """
     steps, count = whole("steps", steps), whole("count", count)
-    wish = Wish(tolerance, accuracy, write_rate, max_output_error, costs)
+    wish = Wish(tolerance, accuracy, write_rate, max_output_error)
     with ExitStack() as stack:
         loaded = stack.enter_context(evaluating(model))
         hard_gate(loaded.model.step_spec(), gate)  # before anything is read

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +17,6 @@ from stategate.calibration.closed_loop import (
 )
 from stategate.calibration.episodes import Fleet, Progress, Report, ask_each
 from stategate.calibration.settings import REFINEMENTS, Wish
-from stategate.calibration.thresholds.needs import HORIZON, Needs, sample_needs
 from stategate.common.statistics import rate_interval
 from stategate.contract import CurvePoint, Episode, GateCalibration, GateSpec
 from stategate.contract.errors import CalibrationError
@@ -84,18 +82,8 @@ def calibrate_gate(
             if not between:
                 break
             curve = _merged(curve, curve_of(between))
-    elif wish.costs is not None:
-        bound = wish.max_output_error
-        ask = partial(sample_needs, gate=gate, reference=reference, bound=bound)
-        needs = ask_each(model, episodes, ask, count)
-        if not needs.gate.size:
-            raise CalibrationError(
-                "no episode is long enough to see what a write is good for",
-                expected=f"more than {HORIZON} steps",
-            )
-        curve = [_priced(point, needs) for point in curve]
     chosen, rule = _choose(curve, wish)
-    if proposed and wish.bounded:
+    if proposed and wish.write_rate is None:
         # The bound is crossed between this threshold and the next that was tried.
         rest = [point.threshold for point in curve if point.threshold > chosen.threshold]
         finer = _inside(chosen.threshold, rest[0]) if rest else []
@@ -143,11 +131,6 @@ def _points(rolled: LoopCounts) -> list[CurvePoint]:
     return points
 
 
-def _priced(point: CurvePoint, needs: Needs) -> CurvePoint:
-    missed, needless = needs.rates(point.threshold)
-    return msgspec.structs.replace(point, missed_rate=missed, needless_rate=needless)
-
-
 def _between(curve: Sequence[CurvePoint], rate: float) -> list[float]:
     """Thresholds between the two neighbours whose write rates enclose the wanted one."""
     if min(abs(point.element_rate - rate) for point in curve) <= _RATE_TOLERANCE * rate / 10:
@@ -171,16 +154,6 @@ def _merged(curve: Sequence[CurvePoint], more: Sequence[CurvePoint]) -> list[Cur
 def _choose(curve: Sequence[CurvePoint], wish: Wish) -> tuple[CurvePoint, str]:
     if wish.write_rate is not None:
         return _by_rate(curve, wish.write_rate)
-    if wish.costs is not None:
-        missed, needless = wish.costs
-
-        def price(point: CurvePoint) -> float:
-            assert point.missed_rate is not None and point.needless_rate is not None
-            return missed * point.missed_rate + needless * point.needless_rate
-
-        best = min(curve, key=lambda point: (price(point), point.element_rate))
-        rule = f"least cost at {missed:g} a missed and {needless:g} a needless write"
-        return best, f"{rule} ({1000 * price(best):.3g} in 1,000 steps)"
     if wish.max_output_error is not None:
         bound = wish.max_output_error
         return _fewest(

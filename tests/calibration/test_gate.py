@@ -11,7 +11,6 @@ from torch import nn
 
 from stategate.calibration.settings import Wish
 from stategate.calibration.thresholds.curve import calibrate_gate
-from stategate.calibration.thresholds.needs import HORIZON, sample_needs
 from stategate.cli.main import main
 from stategate.common.statistics import rate_interval, student_t
 from stategate.contract import (
@@ -184,47 +183,6 @@ def test_without_labels_the_output_error_chooses() -> None:
         calibrate_gate(gru(), plain)
     with pytest.raises(CalibrationError, match="no threshold meets"):
         calibrate_gate(gru(), plain, (0.5,), Wish(max_output_error=0.0))
-
-
-class Latch(nn.Module):
-    """Remembers the last x that was written; y asks for it when the second input is up."""
-
-    def step_spec(self) -> StepSpec:
-        return StepSpec(
-            (TensorSpec("x", (1, 3)),),
-            (TensorSpec("y", (1, 2)),),
-            (StateSpec("h", (1, 1), gate="gate"),),
-            (GateSpec("gate", "hard", (1, 1), 0.0, "threshold"),),
-        )
-
-    def step(self, inputs: dict, states: dict) -> StepResult:
-        value, gate = inputs["x"][:, :1], inputs["x"][:, 1:2]
-        h = torch.where(gate > inputs["threshold"], value, states["h"])
-        return StepResult({"y": torch.cat((h, -h), -1)}, {"h": h}, {"gate": gate})
-
-
-def test_a_write_is_needed_when_a_life_without_it_answers_worse() -> None:
-    steps = HORIZON + 60
-    x = np.zeros((steps, 1, 3), np.float32)
-    x[:, 0, 1] = -1.0
-    x[0, 0, :2] = (-1.0, 3.0)  # written, and soon asked for: needed
-    x[20, 0, :2] = (1.0, 2.0)  # written, and written over before anybody asks: not needed
-    x[30, 0, :2] = (-1.0, 3.0)  # what was there at first, but 20 came between: needed
-    labels = np.full(steps, -1)
-    labels[[5, 40, 150]] = 1
-    gate = Latch().step_spec().gates[0]
-    episode = Episode({"x": x}, {"y": labels})
-    needs = sample_needs(Latch(), episode, print, gate=gate, reference=0.0, bound=None)
-    assert needs.needed.sum() == 2 and len(needs.gate) == 60
-    assert needs.rates(2.5) == (0.0, 0.0)
-    assert needs.rates(0.0) == (0.0, 1 / 60)
-    assert needs.rates(9.0) == (2 / 60, 0.0)
-    chosen = calibrate_gate(Latch(), [episode], (-2.0, 0.0, 2.5, 9.0),
-                          Wish(costs=(10.0, 1.0)))  # fmt: skip
-    assert chosen.threshold == 2.5
-    dear = calibrate_gate(Latch(), [episode], (-2.0, 0.0, 9.0),
-                          Wish(costs=(0.1, 10.0)))  # fmt: skip
-    assert dear.threshold == 9.0
 
 
 @pytest.mark.parametrize("name", ["tolerance", "accuracy", "write_rate", "max_output_error"])
