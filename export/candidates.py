@@ -8,8 +8,9 @@ from typing import cast
 
 import onnx
 
+from stategate.common.build_time import may_measure
 from stategate.contract import Episode, InputsRef, ModelRef, batched
-from stategate.contract.errors import GraphError
+from stategate.contract.errors import ExportError, GraphError
 from stategate.export.candidate import Candidate
 from stategate.export.frontends.padded import window_notes
 from stategate.export.frontends.references import StatefulReference, TorchReference
@@ -85,6 +86,13 @@ def candidate_from(
         if words := getattr(loaded.module, fact, ""):
             metadata[fact] = words
     if len(graphs) > 1:
+        if not may_measure():
+            raise ExportError(
+                "the fastest operators are found by measuring, and no two measurements are alike",
+                found="SOURCE_DATE_EPOCH, which asks for the same bytes every time",
+                expected=", ".join(graphs),
+                remedy="name one of them, such as --operators portable",
+            )
         times = medians_us(graphs, sample(spec))
         operators = min(times, key=lambda name: times[name])
         timings = ", ".join(f"{name} {us:.0f} us" for name, us in times.items())

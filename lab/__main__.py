@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "soak": ("lab.soak:soak", "Step a bundle a million times and look for growth."),
     "counts": ("lab.counts:counts_command", "Count instructions, stack, flash and RAM of a step."),
     "deferred": ("lab.deferred:deferred", "Deferred writes against plain ones."),
+    "reproducible": ("lab.reproducible:reproducible", "Build everything twice, and compare."),
     "gpu-check": ("lab.gpu_check:gpu_check", "Check TensorRT on this machine's GPU."),
     "power-loss": ("lab.power_loss:power_loss", "Cut the power at every moment of a run."),
     "foreign": ("lab.foreign.command:foreign", "Adopt other people's files."),

@@ -1,10 +1,13 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
+.PHONY: reproducible power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
 LAB := $(BIN)/python -m lab
+
+reproducible: $(VENV)/.test ## Build bundles twice, at other times, paths, users and locales -> build/bench/reproducible.json
+	@$(LAB) reproducible --out $(BUILD)/bench/reproducible.json --scratch $(BUILD)/reproducible
 
 house: $(VENV)/.test ## The house in figures: lines, loads, words -> build/bench/house.json
 	@$(BIN)/python -m lab.house

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from stategate.common.build_time import may_measure
 from stategate.common.onnx_runtime import one_thread
 from stategate.contract import Episode, StepSpec, Way
 from stategate.contract.dtypes import dtype_named
@@ -41,7 +42,8 @@ def choose_layout(
         layout: ``auto``: the first split that works, if it costs less.
         episode: Inputs on which the layouts are compared, and their gates counted.
         measure: Whether the cost is time on this machine, which is then the one that will step
-            it, or the number of elements that are computed.
+            it, or the number of elements that are computed. The latter too where
+            SOURCE_DATE_EPOCH asks for the same bytes every time.
     """
     if layout == "fused":
         return replace(candidate, way=Way("fused", "asked for"))
@@ -81,7 +83,7 @@ def _costs(
     candidate: Candidate, split: Split, graphs: dict[Role, bytes], rate: float, measure: bool
 ) -> tuple[float, float, str]:
     """Mean cost of a step in one graph and in two, and its unit."""
-    if not measure:
+    if not (measure and may_measure()):
         two = split.read_work + rate * split.write_work
         return float(split.step_work), two, "estimated elements computed in"
     feeds = sample(candidate.spec)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
 import onnx
 
+from stategate.common.build_time import build_time
 from stategate.contract import (
     SCHEMA_VERSION,
     Budget,
@@ -29,7 +28,6 @@ from stategate.contract import (
 )
 from stategate.contract.c_library import ABI, SOURCE_FOLDER, NativeRef
 from stategate.contract.episode import Episode
-from stategate.contract.errors import ExportError
 from stategate.contract.staging import scratch_folder
 from stategate.export.c.library import with_library
 from stategate.export.candidate import Candidate, Role
@@ -60,7 +58,7 @@ def seal(
     if candidate.prologue is not None:
         episode = with_beginning(candidate.prologue, episode)
     episode.check(candidate.spec, starts=True)
-    created = _build_time()
+    created = build_time()
     with scratch_folder() as scratch:
         manifest, files = _assemble(candidate, created, target, budget or Budget())
         unsealed = write_bundle(Path(scratch) / "candidate", manifest, files)
@@ -86,7 +84,7 @@ def seal(
 
 def draft(path: Path, candidate: Candidate) -> Bundle:
     """An unsealed bundle: to be stepped and thrown away."""
-    return write_bundle(path, *_assemble(candidate, _build_time(), None, Budget()))
+    return write_bundle(path, *_assemble(candidate, build_time(), None, Budget()))
 
 
 def _assemble(
@@ -181,21 +179,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _build_time() -> str:
-    """UTC time of the build; SOURCE_DATE_EPOCH (reproducible-builds.org) overrules the clock."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    try:
-        moment = (
-            datetime.fromtimestamp(int(epoch), timezone.utc)
-            if epoch
-            else datetime.now(timezone.utc)
-        )
-    except (ValueError, OverflowError, OSError) as problem:
-        raise ExportError(
-            "SOURCE_DATE_EPOCH is not a time",
-            found=epoch,
-            expected="seconds since 1970 as an integer",
-        ) from problem
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

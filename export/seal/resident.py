@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
+from stategate.common.build_time import may_measure
 from stategate.common.c_library import load_obstacle
 from stategate.contract import Bundle
 
@@ -20,7 +20,7 @@ def added_memory(bundle: Bundle) -> dict[str, tuple[int, int]]:
     Nothing is measured where SOURCE_DATE_EPOCH asks for the same bytes every time, nor where the
     bundle cannot be stepped here: the budget is then held by looking after the engine is loaded.
     """
-    if "SOURCE_DATE_EPOCH" in os.environ:
+    if not may_measure():
         return {}
     # The native library first: with the other engine's beside it, it would be measured the same.
     native = bundle.manifest.native

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from stategate.common.build_time import may_measure
 from stategate.common.c_library import check_library, load_obstacle
 from stategate.common.compiler import compile_library
 from stategate.common.timing import TimedCall, time_in_turns
@@ -35,6 +36,8 @@ def build_native(
     promise: bool = False,
 ) -> Bundle:
     """Compile, check against the golden episode, measure beside ONNX Runtime, and write it down.
+
+    Nothing is measured where SOURCE_DATE_EPOCH asks for the same bytes every time.
 
     A library for another machine is neither run nor measured here.
 
@@ -89,7 +92,8 @@ def build_native(
                 native = msgspec.structs.replace(
                     native, max_output_error=result.max_output_error, golden_digest=digest
                 )
-            native = msgspec.structs.replace(native, step_us=measure_us(trial))
+            if may_measure():
+                native = msgspec.structs.replace(native, step_us=measure_us(trial))
         manifest = msgspec.structs.replace(manifest, native=native)
     return write_bundle(path, manifest, content)
 

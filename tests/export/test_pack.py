@@ -68,18 +68,6 @@ def test_the_receipt_says_what_was_compared(
     assert receipt.gate_openings == {"gate": opened} and 0 < opened < 50
 
 
-def test_the_same_model_gives_the_same_bundle_bytes(
-    candidate: Candidate, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    for name in ("a", "b"):
-        again = candidate_from(loaded)
-        reference = TorchReference(loaded.model, candidate.spec.thresholds)
-        seal(tmp_path / name, again, reference, random_episode(candidate.spec, 20))
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert Bundle.open(tmp_path / "a").manifest.created == "2023-11-14T22:13:20Z"
-
-
 def test_a_build_time_that_is_none_is_refused(
     candidate: Candidate, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
