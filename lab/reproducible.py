@@ -175,7 +175,7 @@ def reproducible(out: Path, scratch: Path, only: str) -> None:
     scratch.mkdir(parents=True)
     scratch.chmod(0o755)
     cases = {name: commands for name, commands in CASES.items() if only in name}
-    rows = []
+    rows: list[dict[str, Any]] = []
     with progress(2 * len(cases), "building") as report:
         for name, commands in cases.items():
             bundles, times = [], []
