@@ -20,7 +20,7 @@ from stategate.common.console import progress
 from stategate.contract.errors import ResultError
 from stategate.contract.records import canonical_json
 
-# A model that is not ours: the file lies at another path in each of the two places.
+# A model of a user: the file lies at another path in each of the two places.
 MODEL = '''\
 import torch
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
