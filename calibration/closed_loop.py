@@ -150,7 +150,7 @@ class Lanes:
 
 def hard_gate(spec: StepSpec, name: str | None = None) -> GateSpec:
     """The hard gate that is meant: the only one, or the named one."""
-    hard = {g.name: g for g in spec.gates if g.kind == "hard"}
+    hard = {g.name: g for g in spec.deciding_gates if g.kind == "hard"}
     if name is None and len(hard) == 1:
         return next(iter(hard.values()))
     if name in hard:

@@ -57,7 +57,7 @@ _calibration_option = option(
 @safe_option
 @option(
     "--defer",
-    type=COUNT,
+    metavar="WRITES",
     help="Write the matrices of the memory once in so many writes, with the same answers.",
 )
 @flag(

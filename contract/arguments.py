@@ -6,6 +6,7 @@ import inspect
 import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from functools import wraps
 from numbers import Real
 from pathlib import Path
@@ -35,26 +36,48 @@ def checks_kinds(call: Callable[_Arguments, _Result]) -> Callable[_Arguments, _R
     @wraps(call)
     def checked(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
-            kind = _kind(call, texts[name]) if name in texts else Any
-            if kind in (int, int | None, float, float | None) or _is_a(value, kind):
-                continue
-            text = repr(value)
-            raise SpecError(
-                f"{name} is of the wrong kind",
-                found=f"{text[:_SHOWN]}{'...' * (len(text) > _SHOWN)}, "
-                f"a value of type {type(value).__name__}",
-                expected=str(texts[name]),
-            )
+            if name in texts:
+                _check(call, name, value, texts[name])
         return call(*args, **kwargs)
 
     return checked
 
 
-def _kind(call: Callable[..., Any], annotation: object) -> Any:
+def check_kinds(record: Any) -> None:
+    """Refuse fields of a dataclass that are not of the kind of their annotation; numbers pass.
+
+    Raises:
+        SpecError: One is of another kind.
+    """
+    for field in fields(record):
+        _check(type(record), field.name, getattr(record, field.name), field.type)
+
+
+def _check(owner: object, name: str, value: object, annotation: object) -> None:
+    kind = _kind(owner, annotation)
+    if kind in (int, int | None, float, float | None) or _is_a(value, kind):
+        return
+    text = repr(value)
+    raise SpecError(
+        f"{name} is of the wrong kind",
+        found=f"{text[:_SHOWN]}{'...' * (len(text) > _SHOWN)}, "
+        f"a value of type {type(value).__name__}",
+        expected=_in_words(kind, annotation),
+    )
+
+
+def _in_words(kind: Any, annotation: object) -> str:
+    """What may be given: the words themselves, and a class where the annotation is an alias."""
+    if get_origin(kind) is typing.Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return kind.__name__ if inspect.isclass(kind) else str(annotation)
+
+
+def _kind(owner: object, annotation: object) -> Any:
     """What an annotation says; anything where it names an alias that is itself only text."""
     hint = SimpleNamespace(__annotations__={"kind": annotation})
     try:
-        return typing.get_type_hints(hint, vars(inspect.getmodule(call)))["kind"]
+        return typing.get_type_hints(hint, vars(inspect.getmodule(owner)))["kind"]
     except (NameError, TypeError):
         return Any
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from numbers import Real
 from typing import SupportsFloat, SupportsIndex
 
 from stategate.contract.errors import SpecError
@@ -25,6 +26,20 @@ def whole(name: str, value: SupportsIndex, least: int = 1) -> int:
     if number < least:
         raise SpecError(f"{name} must be a whole number of at least {least}", found=repr(value))
     return number
+
+
+def positive(name: str, value: SupportsFloat, most: float) -> None:
+    """Refuse what is no number above 0, or one above the most that it can be.
+
+    Raises:
+        SpecError: It is that.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and 0 < float(value) <= most):
+        raise SpecError(
+            f"{name} must be positive, and at most {most:g}",
+            found=f"{value!r}, a value of type {type(value).__name__}",
+        )
 
 
 def bounded(name: str, value: SupportsFloat, most: float = math.inf) -> float:

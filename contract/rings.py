@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from stategate.contract.errors import SpecError
+from stategate.contract.errors import SpecError, StepInputError
 
 if TYPE_CHECKING:
     from stategate.contract.specs import StateSpec
@@ -29,6 +29,35 @@ def following(state: StateSpec, states: Mapping[str, Array], after: Array) -> Ar
     if count < state.rows:
         ring[:, count] = after
     return ring
+
+
+def check_form(values: Mapping[str, Array], states: Sequence[StateSpec]) -> None:
+    """Refuse states of the plain form in place of the deferred one, and the other way round.
+
+    Raises:
+        StepInputError: They are that; whatever else is wrong with them is not looked at.
+    """
+    own = {state.name for state in states}
+    waiting = {state.name for state in states if state.cursor is not None}
+    waiting |= {str(state.cursor) for state in states if state.cursor is not None}
+    more = sorted(values.keys() - own)
+    if own < values.keys():
+        raise StepInputError(
+            f"there is no state {more[0]!r}",
+            found=f"{', '.join(more)} besides those of this memory",
+            expected=", ".join(sorted(own)),
+            remedy="step the bundle that they are of: where it was exported with --defer, its "
+            "matrices lack the rows that wait",
+        )
+    if waiting and values.keys() == own - waiting:
+        names = ", ".join(map(repr, sorted(waiting)))
+        raise StepInputError(
+            "these states are of the plain form of the model, and this one is deferred",
+            found=f"no {', '.join(sorted(waiting))}",
+            expected=", ".join(sorted(own)),
+            remedy="if they are of a bundle without --defer, nothing waits: session.reset(); "
+            "session.load_state({**states, **{n: session.state(n) for n in [" + names + "]}})",
+        )
 
 
 def check_rings(states: Sequence[StateSpec], hard: set[str]) -> None:

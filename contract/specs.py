@@ -372,6 +372,12 @@ class StepSpec(Record, frozen=True):
         """Thresholds of the hard gates, by gate name."""
         return {g.name: g.threshold for g in self.gates if g.threshold is not None}
 
+    @property
+    def deciding_gates(self) -> tuple[GateSpec, ...]:
+        """Gates that decide what is remembered; that of folds only says where it is put."""
+        folds = {state.gate for state in self.states if state.folds is not None}
+        return tuple(gate for gate in self.gates if gate.name not in folds)
+
     def graph_inputs(self) -> dict[str, TensorSpec]:
         """Everything that a step's graph takes, by name: inputs, constants, states."""
         constants = (TensorSpec(c.name, c.shape, c.dtype) for c in self.fixed_inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from stategate.models.load import LoadedModel
 from stategate.models.memories.matrix import Ring
 
 
-def deferred(loaded: LoadedModel, length: int) -> LoadedModel:
+def deferred(loaded: LoadedModel, length: SupportsIndex | str) -> LoadedModel:
     """The model in deferred form, known by the same name and the same weights."""
     return replace(loaded, model=DeferredStep(loaded.module, length))
 

@@ -67,7 +67,7 @@ def make(
     max_state_bytes: int | None = None,
     observes: Observes | None = None,
     prologue: Encoder | None = None,
-    defer: int | None = None,
+    defer: int | str | None = None,
     progress: console.Progress | None = None,
 ) -> Bundle:
     """Make a verified bundle of a torch model.
@@ -141,7 +141,7 @@ def make(
         stepped = loaded
         if defer is not None:
             check_deferred(sessions, operators, lower)
-            stepped = deferred(loaded, whole("defer", defer))
+            stepped = deferred(loaded, defer)
         candidate = with_safe(candidate_from(stepped, sessions, operators), safe or {})
         records = [calibration] if isinstance(calibration, Record) else calibration
         for record in records:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from operator import index
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import msgspec
 import torch
@@ -40,6 +41,26 @@ class Deferrable(Protocol):
         ...
 
 
+def _checked(length: SupportsIndex | str) -> int:
+    """How many writes there are until a fold."""
+    try:
+        number = (
+            0
+            if isinstance(length, bool)
+            else index(int(length) if isinstance(length, str) else length)
+        )
+    except (TypeError, ValueError):
+        number = 0
+    if 2 <= number <= LONGEST:
+        return number
+    raise SpecError(
+        "writes are not deferred for so long",
+        found=f"{length!r} writes until a fold",
+        expected=f"2 to {LONGEST}",
+        remedy="--defer 16, or defer=16 in Python",
+    )
+
+
 class DeferredStep(nn.Module):
     """A step model whose matrices wait.
 
@@ -51,7 +72,7 @@ class DeferredStep(nn.Module):
         SpecError: The model has no matrices that can wait, or the length is none.
     """
 
-    def __init__(self, model: nn.Module, length: int) -> None:
+    def __init__(self, model: nn.Module, length: SupportsIndex | str) -> None:
         super().__init__()
         if not isinstance(model, Deferrable) or not model.rings():
             raise SpecError(
@@ -61,15 +82,10 @@ class DeferredStep(nn.Module):
                 "Gated DeltaNet-2, Mamba-2, AURA-Mem",
                 remedy="export it without --defer",
             )
-        if type(length) is not int or not 2 <= length <= LONGEST:
-            raise SpecError(
-                "writes are not deferred for so long",
-                found=f"{length!r} writes until a fold",
-                expected=f"2 to {LONGEST}",
-                remedy="--defer 16",
-            )
         self.model: Any = model
-        self._rows = length - 1  # the last write of each turn is folded with the rows before it
+        self._rows = (
+            _checked(length) - 1
+        )  # the last write of each turn is folded with the rows before it
         (self._gate,) = (gate for gate in model.step_spec().gates if gate.kind == "hard")
 
     def step_spec(self) -> StepSpec:

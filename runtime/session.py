@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from stategate.contract import Budget, Bundle, ObservationContract
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.claims import Observes, check_caller, check_loop_rate
 from stategate.contract.errors import (
     EngineError,
@@ -115,6 +116,7 @@ class Session(MemoryOwner):
         self._prefill = Prefill(bundle, buffers, memory, counters, budget, self._keeper, by_step)
 
     @classmethod
+    @checks_kinds
     def open(
         cls,
         path: str | Path | Bundle,

@@ -30,7 +30,7 @@ def check_judge(reference: Bundle, candidate: Bundle | None = None, swapped: str
 
 def check_alike(reference: StepSpec, candidate: StepSpec, *, gates: bool = False) -> None:
     """Refuse two bundles that do not take and give the same tensors."""
-    for what in ("inputs", "outputs", *(("gates",) if gates else ())):
+    for what in ("inputs", "outputs", *(("deciding_gates",) if gates else ())):
         faces = [
             sorted(
                 f"{t.name} {getattr(t, 'dtype', None) or t.granularity} {list(t.shape)}"
@@ -40,7 +40,8 @@ def check_alike(reference: StepSpec, candidate: StepSpec, *, gates: bool = False
         ]
         if faces[0] != faces[1]:
             raise CalibrationError(
-                f"the two bundles have different {what} and are not of one model",
+                f"the two bundles have different {what.removeprefix('deciding_')} and are not of "
+                "one model",
                 found=", ".join(faces[0]),
                 expected=", ".join(faces[1]),
                 remedy="give the float bundle of the model that the candidate was made from",

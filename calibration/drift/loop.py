@@ -283,12 +283,25 @@ class _Roll:
             for m in (reference, candidate)
         ]
         shapes, others = ({n: list(a.shape) for n, a in arrays.items()} for arrays in blank)
+        rows, other_rows = (
+            {s.name: s.rows for s in m.states if s.cursor is not None}
+            for m in (reference, candidate)
+        )
+        if rows != other_rows:  # between two folds the matrices lack what waits
+            for state in (*reference.states, *candidate.states):
+                if state.folds is not None or state.cursor is not None:
+                    for name in {state.name, state.cursor} - {None}:
+                        shapes.pop(str(name), None)
+                    self._not_compared[f"state {state.name}"] = (
+                        "writes are deferred in one bundle and not, or for longer, in the other"
+                    )
         for name, shape in shapes.items():
             if others.get(name) != shape:
                 other = others.get(name, "nothing of that name")
                 self._not_compared[f"state {name}"] = f"the candidate has {other}, not {shape}"
         hard, other_hard = (
-            {g.name: g.shape for g in m.gates if g.kind == "hard"} for m in (reference, candidate)
+            {g.name: g.shape for g in m.step.deciding_gates if g.kind == "hard"}
+            for m in (reference, candidate)
         )
         for name, gate_shape in hard.items():
             if other_hard.get(name) != gate_shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stategate.contract.failures import failures
 
@@ -39,6 +39,7 @@ def boot_ns() -> int:
     return time.clock_gettime_ns(_BOOT_CLOCK)
 
 
+@runtime_checkable
 class Clock(Protocol):
     """What a loop needs of time."""
 

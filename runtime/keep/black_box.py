@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stategate.contract import Manifest
+from stategate.contract.arguments import check_kinds
 from stategate.contract.errors import SpecError
+from stategate.contract.numbers import positive, whole
 from stategate.runtime.keep.records import BLOCK_BYTES, ROOM, stored_bytes
 
 PURPOSE = 1
@@ -65,12 +67,14 @@ class BlackBox:
 
     def __post_init__(self) -> None:
         """Refuse sizes that are none."""
+        check_kinds(self)
         if self.minutes is not None and self.file_bytes is not None:
             raise SpecError("a black box has minutes or file_bytes, and not both")
         for name, most in (("minutes", 1e6), ("file_bytes", 1 << 40), ("rate_hz", 1e6)):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= most:
-                raise SpecError(f"{name} must be positive, and at most {most:g}", found=value)
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name), most)
+        if self.file_bytes is not None:
+            object.__setattr__(self, "file_bytes", whole("file_bytes", self.file_bytes))
 
     def geometry(self, manifest: Manifest) -> tuple[int, int]:
         """Blocks of the file, and bytes of steps between two keyframes.

@@ -101,6 +101,7 @@ def read_journal(folder: Path, newest: GoodSnapshot | None) -> Reading:
     Raises:
         SnapshotError: The journal is of a newer format, or this process cannot read files now.
     """
+    mark = newest.snapshot.header.journal if newest is not None else 0
     try:
         medium = FileMedium(folder / NAME, writes=False)
         try:
@@ -112,7 +113,8 @@ def read_journal(folder: Path, newest: GoodSnapshot | None) -> Reading:
         finally:
             medium.close()
     except FileNotFoundError:
-        return Reading()
+        absent = "the journal is gone that the newest snapshot names; its commits are lost"
+        return Reading(problem=absent if mark else "")
     except SnapshotDamagedError as problem:
         return Reading(problem="the journal is damaged: " + str(problem).splitlines()[0])
     except failures(OSError) as problem:
@@ -123,6 +125,9 @@ def read_journal(folder: Path, newest: GoodSnapshot | None) -> Reading:
     last = reader.runs[-1].last if reader.runs else -1
     if has_gap:
         broken = f"the journal has a gap after {len(entries)} commits"
+    elif everything and mark not in (0, reader.header.life):
+        # A new file without a commit is one whose first snapshot was cut off.
+        broken = "the journal is another one than the newest snapshot names: of another folder?"
     elif everything and _is_orphan(everything[-1].commit, newest):
         broken = "the newest commits of the journal go on from a snapshot that is not here"
     elif (last + 1) % reader.header.blocks in reader.damaged:
@@ -221,6 +226,11 @@ class Journal:
     def is_open(self) -> bool:
         """Whether there is a file to append to."""
         return self._file is not None
+
+    @property
+    def mark(self) -> int:
+        """The number by which a snapshot knows this file again; 0 where there is none."""
+        return self._file.header.life if self._file is not None else 0
 
     def open(self) -> bool:
         """Open the file that is there, if it is of this bundle and engine."""

@@ -230,6 +230,7 @@ class Keeper:
             counters.read(),
             self._governor.save() if self._governor is not None else None,
             self.allowance.tokens,
+            self._journal.mark,
         )
         self._tried = (header.sequence, counters.snapshots + 1)
         snapshot = Snapshot(header, self._memory.live())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import SupportsIndex
 
 from stategate.contract import Budget
 from stategate.contract.errors import (
@@ -13,6 +14,7 @@ from stategate.contract.errors import (
     SpecError,
     StepInputError,
 )
+from stategate.contract.rings import check_form
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.ledger import Counters
 from stategate.runtime.engines.feeds import check_states
@@ -91,7 +93,7 @@ class MemoryOwner(OpenBundle):
         self._open_engine()
         self._memory.begin()
 
-    def rewind(self, steps: int) -> None:
+    def rewind(self, steps: SupportsIndex) -> None:
         """Take back the last steps: the memory is, bit for bit, as if they had never been.
 
         The ledger goes on: steps that were taken back stay counted, and count as `rewound_steps`
@@ -149,6 +151,7 @@ class MemoryOwner(OpenBundle):
         """
         self._open_engine()
         arrays = read_states(states, self._bundle)
+        check_form(arrays, self._bundle.manifest.states)
         check_states(arrays, self._memory.live())
         self._memory.begin(arrays)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from stategate.contract.arguments import check_kinds
 from stategate.contract.errors import SpecError
+from stategate.contract.numbers import positive, whole
 from stategate.runtime.keep.store import OnDamage
 
 
@@ -33,12 +35,14 @@ class SnapshotPolicy:
 
     def __post_init__(self) -> None:
         """Refuse intervals that are none, and policies that do not exist."""
+        check_kinds(self)
         if self.journal and (self.every_writes, self.every_seconds) == (None, None):
             object.__setattr__(self, "every_writes", 1)
+        if self.every_writes is not None:
+            object.__setattr__(self, "every_writes", whole("every_writes", self.every_writes))
         for name in ("every_writes", "every_seconds"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1e9:
-                raise SpecError(f"{name} must be positive, and below 10^9", found=value)
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name), 1e9)
         if self.on_damage not in ("raise", "fresh"):
             raise SpecError("unknown on_damage", found=self.on_damage, expected="raise or fresh")
 

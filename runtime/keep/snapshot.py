@@ -55,6 +55,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
             such budget; the folder's account counts where it has one.
         bundle_sha256: Which bundle wrote it, where a reset rule asks for that; else empty, so that
             an older runtime reads it.
+        journal: What the journal of the folder was called then; see `Journal.mark`. 0 for none.
     """
 
     memory_sha256: str
@@ -64,6 +65,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     governor: tuple[float, float, float] | None
     persist_tokens: float
     bundle_sha256: str = ""
+    journal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ def next_header(
     ledger: Ledger,
     governor: tuple[float, float, float] | None = None,
     persist_tokens: float = UNLIMITED_BYTES,
+    journal: int = 0,
 ) -> Header:
     """The header of a snapshot that is about to be written: its ledger counts it already."""
     ledger = replace(
@@ -108,7 +111,8 @@ def next_header(
         persisted_bytes=ledger.persisted_bytes + codec.stored_bytes,
     )
     now, bundle = int(time.time()), codec.bundle_sha256
-    return Header(codec.identity, sequence, now, ledger, governor, persist_tokens, bundle)
+    identity = codec.identity
+    return Header(identity, sequence, now, ledger, governor, persist_tokens, bundle, journal)
 
 
 class Codec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -240,7 +241,7 @@ class Memory:
         assert self.rings is not None
         return self.rings.step(self.parity, any(self._gated[i].appends for i, _ in opened))
 
-    def rewind(self, steps: int) -> None:
+    def rewind(self, steps: SupportsIndex) -> None:
         """Take back the last steps, and count that.
 
         Raises:
@@ -254,11 +255,12 @@ class Memory:
                 remedy="stategate export MODEL --defer 16; or session.branch()",
             )
         self.chain_up()
+        before = self.rings.position[1]
         parity, position = self.rings.take_back(steps, self.parity)
         self.replacements += 1
         # From here on nothing is called.
         self.parity, self.rings.position = parity, position
-        self._counters.rewound_steps += steps
+        self._counters.rewound_steps += before - position[1]
 
     def live(self) -> dict[str, Array]:
         """What the next step reads, by name; not copies, but of rings, of which rows are held."""

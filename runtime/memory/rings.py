@@ -9,6 +9,8 @@ to what they were, and rows behind the cursor are forgotten.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import index
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -88,7 +90,7 @@ class Rings:
             np.copyto(banks[live][count], row)
         return True, (place, undoable)
 
-    def take_back(self, steps: int, parity: int) -> tuple[int, tuple[int, int]]:
+    def take_back(self, steps: SupportsIndex, parity: int) -> tuple[int, tuple[int, int]]:
         """Lay ready what was before the last steps.
 
         Returns:
@@ -97,11 +99,16 @@ class Rings:
         Raises:
             SpecError: So many steps are not kept.
         """
+        number: object = steps
         place, undoable = self.position
-        if type(steps) is not int or not 1 <= steps <= undoable:
+        try:
+            steps = 0 if isinstance(steps, bool) else index(steps)
+        except TypeError:
+            steps = 0
+        if not 1 <= steps <= undoable:
             raise SpecError(
                 "so many steps cannot be taken back",
-                found=f"{steps!r} steps",
+                found=f"{number!r} steps",
                 expected=f"1 to {undoable}: what the rings hold since the last fold"
                 if undoable
                 else "a step since the last fold; there is none",

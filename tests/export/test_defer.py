@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import stategate
-from stategate.contract import Budget, Bundle, StateSpec
+from stategate.calibration.thresholds.recalibrate import recalibrate
+from stategate.contract import Budget, Bundle, Episode, StateSpec
 from stategate.contract.chain import START
 from stategate.contract.errors import (
     EngineError,
@@ -259,6 +260,57 @@ def test_a_state_that_counts_more_rows_than_there_are_is_refused(bundle: Path) -
         for rows in (-1, LENGTH):
             with pytest.raises(StepInputError, match="counts rows that no ring has"):
                 session.load_state({**states, "waiting": np.array([rows], np.int32)})
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("defer") / "plain"
+    stategate.make(small(), out, steps=64)
+    return out
+
+
+@pytest.mark.slow
+def test_states_of_the_plain_form_are_no_states_of_the_deferred_one(
+    bundle: Path, plain: Path
+) -> None:
+    with Session.open(bundle) as session, Session.open(plain) as other:
+        for x in inputs(LENGTH + 1):
+            session.step(x=x)
+            other.step(x=x)
+        deferred, states = (
+            {s.name: one.state(s.name) for s in one.manifest.states} for one in (session, other)
+        )
+        with pytest.raises(StepInputError, match=r"no state 'layers\.0\.ring'"):
+            other.load_state(deferred)
+        with pytest.raises(StepInputError, match="this one is deferred") as refusal:
+            session.load_state(states)
+        remedy = str(refusal.value).partition("waits: ")[2]
+        exec(remedy, {"session": session, "states": states})
+        x = inputs(9)[-1]
+        assert np.abs(session.step(x=x)["y"] - other.step(x=x)["y"]).max() < 1e-6
+
+
+@pytest.mark.slow
+def test_a_plain_and_a_deferred_bundle_are_compared_and_decide_alike(
+    bundle: Path, plain: Path
+) -> None:
+    episode = Episode({"x": np.stack(inputs(64))})
+    for pair in ((plain, bundle), (bundle, plain)):
+        report = stategate.compare(*pair, episode)
+        assert report.passed and report.total.state_error < 1e-6
+        assert "state layers.0.S" in report.not_compared
+        assert recalibrate(*pair, episode).gates[0].curve
+
+
+def test_any_whole_number_of_steps_is_taken_back_and_nothing_else(bundle: Path) -> None:
+    with Session.open(bundle, rewind=True) as session:
+        for x in inputs(LENGTH - 1):
+            session.step(x=x)
+        session.rewind(np.int64(1))
+        for wrong in (True, 1.0, "1", None):
+            with pytest.raises(SpecError, match="cannot be taken back"):
+                session.rewind(wrong)  # type: ignore[arg-type]
+        assert session.ledger.rewound_steps == 1
 
 
 def test_a_budget_of_appended_or_folded_bytes_is_held_as_a_rate_of_writes(bundle: Path) -> None:

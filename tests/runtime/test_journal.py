@@ -129,6 +129,34 @@ def test_commits_whose_snapshot_is_gone_are_reported_and_not_taken(
         assert states_of(session) == states
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_a_journal_that_is_gone_or_of_another_folder_is_reported(
+    other: bool, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    for name, steps in (("a", 9), ("b", 4)):
+        policy = SnapshotPolicy(tmp_path / name, journal=True)
+        with Session.open(tiny_bundle, snapshots=policy) as session:
+            for t in range(steps):
+                session.step(x=row(t))
+    (tmp_path / "a" / "journal").unlink()
+    if other:
+        shutil.copy(tmp_path / "b" / "journal", tmp_path / "a")
+    word = "journal is another one" if other else "journal is gone"
+    policy = SnapshotPolicy(tmp_path / "a", journal=True)
+    with (
+        pytest.warns(SnapshotWarning, match=word),
+        Session.open(tiny_bundle, snapshots=policy) as session,
+    ):
+        assert word in str(session.snapshot_problem)
+        session.restore()
+        for t in range(9, 18):
+            session.step(x=row(t))
+        before = states_of(session)
+    with Session.open(tiny_bundle, snapshots=policy) as session:
+        session.restore()
+        assert session.snapshot_problem is None and states_of(session) == before
+
+
 def test_a_journal_of_another_engine_is_refused_and_a_snapshot_ends_it(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
