@@ -29,7 +29,6 @@ UNUSED = (
     "stategate.calibration",
     "stategate.export.c.lower",
     "stategate.export.tensorrt",
-    "stategate.models.gates",
     "stategate.models.training",
     "stategate.models.zoo.makers",
     "stategate.models.zoo.checkpoint",

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from torch import nn
 
 from lab.__main__ import main
+from lab.training.gates.learned import LearnedGate
 from lab.training.gates.training import GateRecipe, at_random, judge, train_gate
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError, SpecError
 from stategate.models import lift
-from stategate.models.gates.learned import LearnedGate
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.recurrent.cell import RecurrentStep

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from docs.examples.hysteresis import Hysteresis
 from stategate.contract.errors import SpecError
 from stategate.export.inputs import random_episode
-from stategate.models.gates.hysteresis import Hysteresis
 from stategate.models.memories.recurrent.cell import RecurrentStep
 from stategate.models.step import commit, initial_states, threshold_inputs
 from stategate.runtime.session import Session

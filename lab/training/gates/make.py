@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lab.training.gates.learned import LearnedGate
 from lab.training.gates.recipes import GateRecipe, RetentionRecipe
 from lab.training.gates.retention import lived_error, train_retention
 from lab.training.gates.training import Judged, at_random, judge, train_gate
@@ -15,7 +16,6 @@ from stategate.calibration.recordings import Episodes, episodes_for
 from stategate.common import console
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError, EpisodeError
-from stategate.models.gates.learned import LearnedGate
 from stategate.models.load import load_model
 from stategate.models.memories.trim_kv.cell import TrimKv
 from stategate.models.weights import save_part, weights_sha256

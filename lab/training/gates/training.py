@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.nn.functional import cross_entropy
 
+from lab.training.gates.learned import LearnedGate, Lives, chosen
 from lab.training.gates.recipes import GateRecipe
 from stategate.calibration.closed_loop import tensors_of
 from stategate.calibration.episodes import Report
 from stategate.calibration.gates.descent import cosine, descend, frozen_but
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
-from stategate.models.gates.learned import LearnedGate, Lives, chosen
 from stategate.models.lifting.lift import Lifted
 from stategate.models.step import StepResult, Tensors, initial_states
 

@@ -8,6 +8,8 @@ The contract compares a gate with T alone, so what comes out is l where both agr
 a number just above T, or T itself: the runtime decides as the model did, exactly, and T stays
 data. The model inside is shown C instead of T while the gate is open. Whether it is open is a state
 of one number, which no gate guards: it changes in quiet steps too.
+
+Copy this file beside your model; it needs nothing else of stategate than what a model needs.
 """
 
 from __future__ import annotations
@@ -57,8 +59,7 @@ class Hysteresis(nn.Module):
             raise SpecError(
                 "Hysteresis needs a model with one hard gate of one element, fed its threshold",
                 found="; ".join(f"{g.name} {list(g.shape)}" for g in hard) or "no hard gate",
-                remedy="for a gate of heads, slots or channels raise its threshold instead; "
-                "LearnedGate has one element for the whole memory",
+                remedy="for a gate of heads, slots or channels raise its threshold instead",
             )
         self._gate: GateSpec = hard[0]
         self._input = hard[0].threshold_input

@@ -1,1 +1,0 @@
-"""Gates that are added to a model: hysteresis, and learned ones."""
