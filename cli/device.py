@@ -19,6 +19,7 @@ from stategate.cli.options import (
     flag,
     json_option,
     option,
+    trust_option,
 )
 from stategate.cli.receipt import doubts, missing_part, result_of
 from stategate.cli.show import Line, leave_unless, show
@@ -199,6 +200,7 @@ def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
     "out, 0.0001 for a bundle in lower precision.",
 )
 @engine_option
+@trust_option
 @flag(
     "--allow-refused",
     "Pass a bundle that was beyond its limits and that somebody accepted, if it is intact.",
@@ -209,6 +211,7 @@ def verify(
     digests: bool,
     tolerance: float | None,
     engine: str,
+    trust: Path | None,
     allow_refused: bool,
     as_json: bool,
 ) -> None:
@@ -223,8 +226,11 @@ def verify(
       stategate verify build/aura
       stategate verify build/aura --digests
       stategate verify build/aura --engine native
+      stategate verify build/aura --trust author.pub
     """
-    result = stategate.verify(bundle, digests_only=digests, tolerance=tolerance, engine=engine)
+    result = stategate.verify(
+        bundle, digests_only=digests, tolerance=tolerance, engine=engine, trust=trust
+    )
     manifest = result.bundle.manifest
     standing = manifest.standing
     passed = result.passed or (allow_refused and standing == "refused" and result.intact)
@@ -234,6 +240,7 @@ def verify(
         "files": len(manifest.all_files) + 1,
         "undeclared_files": [printable(name, 4096) for name in result.undeclared_files],
         "standing": standing,
+        "signer": printable(result.signer),
         "replay": result.replay,
     }
     behaviour = [] if digests else [("behaviour", _replayed(result.replay))]
@@ -245,6 +252,8 @@ def verify(
 def _digests(result: VerificationReport) -> Iterator[Line]:
     manifest, undeclared = result.bundle.manifest, result.undeclared_files
     yield "digests", f"{len(manifest.all_files) + 1} files as sealed"
+    if result.signer:
+        yield "signed", f"by {printable(result.signer)}"
     for name in undeclared[:_NAMES]:
         yield "digests", f"{printable(name)} is not in the manifest; it is never loaded"
     if len(undeclared) > _NAMES:

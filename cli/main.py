@@ -61,6 +61,7 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
         "fits": Verb(
             "fits:fits", "export", "Say whether a bundle or model fits a device, and why."
         ),
+        "sign": Verb("sign:sign", "trust", "Sign a bundle as its author."),
         "inspect": Verb("device:inspect", "ort", "Show what a bundle promises."),
     },
     "Run it": {
@@ -136,6 +137,7 @@ _DEVICE = {
         "Compile a bundle's C source into a library.",
         "build-native",
     ),
+    "trust": Verb("sign:trust", "ort", "Accept a bundle's native code, once.", "trust"),
     "retarget": Verb(
         "retarget:retarget_command", "export", "Write bundles again for another device.", "retarget"
     ),

@@ -290,6 +290,13 @@ def span(text: str) -> tuple[float, float]:
     return numbers
 
 
+trust_option = option(
+    "--trust",
+    type=EXISTING_FILE,
+    help="Public key, certificate or policy: refuse a bundle that none of them signed.",
+)
+
+
 def safe_value(text: str) -> float | tuple[float, ...]:
     """One number, or one for each element with commas between."""
     numbers = tuple(float(part) for part in text.split(","))

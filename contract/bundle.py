@@ -2,7 +2,7 @@
 
 ``manifest.json`` carries the SHA-256 of every other file, ``manifest.sha256`` that of the manifest,
 in the format of ``sha256sum``. The digest of the manifest is the identity of the whole bundle.
-Digests find accidents and careless edits; they are no signature.
+Digests find accidents and careless edits; who made it is said by ``model.sig``, where there is one.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
+# Signs the manifest and all that this lists, so it cannot be in that list.
+SIGNATURE = "model.sig"
 # A writer swaps the folder in one step; a reader that it overtakes so often in a row gives up.
 _LOOKS = 5
 _SEAL_BYTES = 4096
@@ -136,7 +138,7 @@ class Bundle:
         if os.path.lexists(path / SEAL):
             with _reading(path, SEAL) as full:
                 seal = read_bounded(full, _SEAL_BYTES)
-        if seal != _seal_of(digest):
+        if seal != seal_of(digest):
             raise DigestError(
                 f"{MANIFEST} and {SEAL} do not belong together: one is altered or missing",
                 found=digest,
@@ -180,7 +182,7 @@ class Bundle:
 
     def undeclared_files(self) -> list[str]:
         """Files in the folder that the manifest does not list; they are never loaded."""
-        listed = {file.path for file in self.manifest.all_files} | {MANIFEST, SEAL}
+        listed = {file.path for file in self.manifest.all_files} | {MANIFEST, SEAL, SIGNATURE}
         return sorted(set(_names_in(self.path)) - listed)
 
 
@@ -264,7 +266,7 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     with staged(path, folder=True) as new:
         for name, data in {**files, MANIFEST: raw}.items():
             write_synced(new / name, data)
-        write_synced(new / SEAL, _seal_of(sha256(raw)))
+        write_synced(new / SEAL, seal_of(sha256(raw)))
         for folder in (new, *(p for p in new.rglob("*") if p.is_dir())):
             sync_folder(folder)
         new.chmod(0o755)
@@ -305,7 +307,7 @@ def _strays(path: Path) -> list[str]:
     """
     try:
         raw = read_bounded(path / MANIFEST, RECORD_BYTES)
-        sealed = read_bounded(path / SEAL, _SEAL_BYTES) == _seal_of(sha256(raw))
+        sealed = read_bounded(path / SEAL, _SEAL_BYTES) == seal_of(sha256(raw))
     except failures(OSError):
         sealed = False
     if not sealed:
@@ -314,7 +316,7 @@ def _strays(path: Path) -> list[str]:
         listed = set(_paths_in(msgspec.json.decode(raw)))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return [f"a {MANIFEST} that cannot be read"]
-    return sorted(set(_names_in(path)) - listed - {MANIFEST, SEAL})
+    return sorted(set(_names_in(path)) - listed - {MANIFEST, SEAL, SIGNATURE})
 
 
 def _paths_in(record: Any) -> Iterator[str]:
@@ -327,5 +329,6 @@ def _paths_in(record: Any) -> Iterator[str]:
             yield from _paths_in(item)
 
 
-def _seal_of(digest: str) -> bytes:
+def seal_of(digest: str) -> bytes:
+    """What `SEAL` holds."""
     return f"{digest}  {MANIFEST}\n".encode()

@@ -7,7 +7,8 @@ and what to do. Which class it is says who can do something about it::
     ├── SpecError                a description contradicts itself
     │   └── ManifestError
     ├── BundleError              a folder is no bundle, or is for something else
-    │   └── DigestError
+    │   ├── DigestError
+    │   └── TrustError
     ├── StepInputError           the caller gave a step something that it does not take
     │   └── NonFiniteInputError
     ├── RuntimeFault             the device side failed; the last good state is in place
@@ -108,6 +109,15 @@ class BundleError(StategateError):
 
 class DigestError(BundleError):
     """A file of the bundle is missing, altered, or outside its folder; copy the bundle again."""
+
+    exit_code = 1
+
+
+class TrustError(BundleError):
+    """A signature is missing, wrong or of somebody else, or a policy refuses the bundle.
+
+    Ask its author for a signature that this machine accepts; nothing of the bundle was run.
+    """
 
     exit_code = 1
 

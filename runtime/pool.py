@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stategate.contract import Budget, Bundle, ObservationContract, check_rows
+from stategate.contract import Bundle, ObservationContract, check_rows
 from stategate.contract.claims import Observes, check_caller
 from stategate.contract.errors import (
     EngineError,
@@ -31,7 +31,7 @@ from stategate.runtime.deadline import IdleReset
 from stategate.runtime.engines.engine import Engine, EngineChoice, Resident, open_engine
 from stategate.runtime.engines.feeds import RowFeeds
 from stategate.runtime.engines.open_bundle import OpenBundle
-from stategate.runtime.engines.opening import allocate, check_memory
+from stategate.runtime.engines.opening import allocate, check_memory, check_pool_budget
 from stategate.runtime.engines.prologue import PrologueRunner
 from stategate.runtime.keep.policy import Restored
 from stategate.runtime.keep.pool_rows import RowStore
@@ -39,6 +39,8 @@ from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.keep.state_files import States, read_states, write_states
 from stategate.runtime.keep.store import OnDamage
 from stategate.runtime.memory.pool_rows import RowMemory
+from stategate.runtime.trust.accepted import accepted
+from stategate.runtime.trust.policy import Trust
 
 # An engine's parity mask: every state is read from its first bank and written to its second.
 _FIRST_BANKS = 0
@@ -91,6 +93,7 @@ class Pool(OpenBundle):
         observes: Observes | None = None,
         rate_hz: float | None = None,
         black_box: object = None,
+        trust: Trust | None = None,
     ) -> Pool:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
@@ -98,30 +101,30 @@ class Pool(OpenBundle):
             path: The bundle, or its folder; one for a single session makes a pool of one row.
             engine: As in `Session.open`.
             clock: Source of time for the reset rule of a row that is idle.
-            observes: What the caller hands over; see `Session.open`.
-            rate_hz: Steps per second of the caller's loop.
+            observes: As in `Session.open`.
+            rate_hz: As in `Session.open`.
+            trust: As in `Session.open`.
             black_box: None: a pool has no black box.
 
         Raises:
-            BundleError: A file is missing, altered, or outside the folder (or `ManifestError`).
             SpecError: A tensor of the bundle has no row for each session, its budget limits what a
                 pool does not keep, or the caller hands over something else than the bundle takes.
-            EngineError: The graph cannot be loaded, or is not what the manifest says.
-            MissingDependencyError: The engine's library is not installed.
+            StategateError: Anything else that `Session.open` raises.
         """
         if black_box is not None:
             raise SpecError("a pool has no black box", remedy="Session.open(path, black_box=...)")
         bundle = Bundle.open(path)
+        accepts = accepted(bundle, trust)
         check_caller(bundle.manifest, observes, rate_hz)
         # Only one that was made for a single session can lack rows.
         verb = "adopt" if bundle.manifest.model.family == "adopted" else "export"
         remedy = f"step it with Session.open, or {verb} the model again with --sessions"
         check_rows(bundle.manifest.step, bundle.manifest.sessions, remedy)
         check_memory(bundle, bundle.manifest.budget, engine)
-        _check_budget(bundle.manifest.budget)
+        check_pool_budget(bundle.manifest.budget)
         buffers = allocate(bundle)
         # Rows have gates of their own: nearly every step of a pool writes somewhere.
-        opened = open_engine(bundle, buffers, bundle.manifest.step_graph, engine)
+        opened = open_engine(bundle, buffers, bundle.manifest.step_graph, engine, accepts)
         if isinstance(opened, Resident):
             opened.close()
             raise SpecError("a pool cannot step with tensorrt", expected="onnxruntime or native")
@@ -374,18 +377,6 @@ class Pool(OpenBundle):
                 remedy="use the row that join() gave",
             )
         return int(row)
-
-
-def _check_budget(budget: Budget) -> None:
-    allowed = {"state_bytes", "peak_resident_bytes", "on_resident"}
-    limits = {n for n in budget.__struct_fields__ if getattr(budget, n) is not None} - allowed
-    if limits:
-        raise SpecError(
-            "a pool does not keep this budget, and will not pretend to",
-            found=", ".join(sorted(limits)),
-            expected="none but state_bytes and peak_resident_bytes",
-            remedy="step it as single sessions, or export it without these limits",
-        )
 
 
 def _fault(refused: Mapping[int, str], reset: bool) -> PoolFault:

@@ -41,6 +41,8 @@ from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
 from stategate.runtime.memory.governor import Governor
 from stategate.runtime.prefill import Prefill
+from stategate.runtime.trust.accepted import accepted
+from stategate.runtime.trust.policy import Trust
 from stategate.runtime.watch.telemetry import metrics
 
 FaultPolicy = Literal["raise", "hold", "reset"]
@@ -131,6 +133,7 @@ class Session(MemoryOwner):
         rate_hz: float | None = None,
         chain: bool = False,
         rewind: bool = False,
+        trust: Trust | None = None,
     ) -> Session:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
@@ -153,6 +156,9 @@ class Session(MemoryOwner):
             rate_hz: Steps per second of the caller's loop; compared too.
             chain: Keep a `chain` of hashes over all states after each step.
             rewind: Keep what it takes to take steps back; see `rewind`.
+            trust: File with a public key, a certificate or a policy: the bundle is opened only if
+                its signature is by one of these. With None no signature is asked for, and native
+                code runs only if it was made on this machine or accepted by ``stategate trust``.
 
         Raises:
             SpecError: The budget is looser than the manifest's or contradicts the model, a policy
@@ -161,6 +167,7 @@ class Session(MemoryOwner):
             SnapshotError: The snapshot folder is in use, or belongs to another memory. Snapshots
                 that cannot be read are no error, but a `SnapshotWarning`.
             BundleError: A file is missing or altered, or the bundle serves several sessions.
+            TrustError: Nobody who is trusted signed it, or the policy refuses it.
             ManifestError: The manifest is malformed or of another schema version.
             EngineError: The graph cannot be loaded, or is not what the manifest says.
             MissingDependencyError: The engine's library is not installed.
@@ -168,6 +175,7 @@ class Session(MemoryOwner):
         if on_fault not in ("raise", "hold", "reset"):
             raise SpecError("unknown fault policy", found=on_fault, expected="raise, hold or reset")
         bundle = open_single(path)
+        accepts = accepted(bundle, trust)
         check_caller(bundle.manifest, observes, rate_hz)
         limits = bundle.manifest.budget.tightened(budget or Budget())
         limits = limits.in_writes(bundle.manifest.states)
@@ -176,7 +184,7 @@ class Session(MemoryOwner):
         if black_box is not None and not isinstance(black_box, BlackBox):
             black_box = BlackBox(black_box)
         clock = clock or MonotonicClock()
-        opened = open_engine(bundle, buffers, choice=engine)
+        opened = open_engine(bundle, buffers, choice=engine, accepts=accepts)
         try:
             parts = (limits, clock, policy_of(snapshots), on_fault, chain, black_box)
             return cls(bundle, buffers, opened, *parts, rewind)

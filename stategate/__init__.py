@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from stategate.runtime.check.bisect import bisect
     from stategate.runtime.check.replay import replay
     from stategate.runtime.check.verification import verify
+    from stategate.runtime.trust.signature import sign
     from stategate.wrapping import wrap
 
 __version__ = "0.2.0"
@@ -86,6 +87,7 @@ __all__ = [
     "measure_ranges",
     "quantise",
     "replay",
+    "sign",
     "verify",
     "wrap",
 ]
@@ -105,6 +107,7 @@ _HOMES = {
     "make": ("export.make", "export"),
     "measure_ranges": ("calibration.ranges.measure", "export"),
     "replay": ("runtime.check.replay", ""),
+    "sign": ("runtime.trust.signature", "trust"),
     "verify": ("runtime.check.verification", ""),
     "wrap": ("wrapping", "export"),
 }

@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import signal
+import tempfile
 import wave
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
@@ -37,6 +38,11 @@ for number, usual in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
+
+# What tests seal is accepted by tests alone; workers and programs that they start inherit the list.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    accepted = tempfile.TemporaryDirectory(prefix="stategate-tests-")
+    os.environ["STATEGATE_TRUST"] = f"{accepted.name}/accepted"
 
 # A shared machine can be slow for a while; how long an example takes is no property of the code.
 settings.register_profile("stategate", deadline=None, derandomize="CI" in os.environ)

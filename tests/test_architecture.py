@@ -46,9 +46,14 @@ PARTS: dict[str, tuple[str, ...]] = {
     # Ranges are those of tensors of the step that export will quantise.
     "calibration/ranges": ("stategate.export.precision",),
     # A candidate becomes a bundle once the runtime's own checks have stepped it.
-    "export/seal": ("stategate.runtime.check",),
+    # What is sealed here may run here: its maker is the user.
+    "export/seal": ("stategate.runtime.check", "stategate.runtime.trust"),
     # A TensorRT engine is built where it will be loaded, by the bindings that load it.
-    "export/tensorrt": ("stategate.runtime.check", "stategate.runtime.engines"),
+    "export/tensorrt": (
+        "stategate.runtime.check",
+        "stategate.runtime.engines",
+        "stategate.runtime.trust",
+    ),
 }
 # These have no door for a library that an extra brings; what is on every device has one for what
 # a device can have.
@@ -60,7 +65,7 @@ IMPORTED_AS = {"pyyaml": "yaml", "dask": "distributed"}
 FLOORS = {
     "export": """candidate reference timing memory passes frontends c seal tensorrt inputs
     candidates precision sensitivity deploy make backbone adopt""",
-    "runtime": """base engines deadline memory keep prefill pool watch session behind episodes
+    "runtime": """base trust engines deadline memory keep prefill pool watch session behind episodes
     check""",
 }
 
@@ -108,7 +113,7 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
 
 @pytest.mark.parametrize("room", RULES)
 def test_a_library_that_few_have_enters_a_room_in_one_module(room: str) -> None:
-    optional = packages_of_extras("ort", "export", "bench", "metrics", "cluster", "gym")
+    optional = packages_of_extras("ort", "export", "bench", "metrics", "cluster", "gym", "trust")
     if room in ON_DEVICES:
         optional -= packages_of_extras("export") - {"tomli"}
     doors: dict[str, list[str]] = defaultdict(list)

@@ -6,6 +6,7 @@ bundle, which ONNX Runtime steps as well.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import signal
@@ -24,8 +25,11 @@ Files = dict[str, bytes]
 # In a process of its own: code that nobody has run yet may end it, hang, or write anywhere.
 _BUILD = """\
 import sys
+from stategate.contract import Bundle
 from stategate.contract.errors import StategateError
 from stategate.runtime.check.build_native import build_native
+from stategate.runtime.trust.code import accept_own
+accept_own(Bundle.open(sys.argv[1]).manifest)
 try:
     build_native(sys.argv[1], cc=sys.argv[2], promise=True)
 except StategateError as problem:
@@ -86,7 +90,9 @@ def _built(folder: Path, manifest: Manifest, files: Files, machine: str) -> Bund
     trial = write_bundle(folder, manifest, files)
     command = [sys.executable, "-c", _BUILD, str(trial.path), cc]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        # What is only tried goes into no list that outlives the trial.
+        trials = os.environ | {"STATEGATE_TRUST": f"{folder}.accepted"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=trials)
     except (OSError, subprocess.TimeoutExpired) as problem:
         raise BuildError("the native library cannot be tried", found=problem) from problem
     if done.returncode < 0:

@@ -36,6 +36,7 @@ from stategate.export.reference import Reference
 from stategate.export.seal.prologue import prologue_error, with_beginning
 from stategate.export.seal.resident import added_memory
 from stategate.export.seal.verify import STRICT, Limits, verify
+from stategate.runtime.trust.code import accept_own
 
 GOLDEN_PATH = "golden.npz"
 
@@ -79,7 +80,9 @@ def seal(
         if measure:
             whole = write_bundle(Path(scratch) / "measured", sealed, files)
             sealed = msgspec.structs.replace(sealed, resident=added_memory(whole))
-    return write_bundle(out, sealed, files)
+    written = write_bundle(out, sealed, files)
+    accept_own(sealed)
+    return written
 
 
 def draft(path: Path, candidate: Candidate) -> Bundle:

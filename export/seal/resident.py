@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from stategate.common.build_time import may_measure
 from stategate.common.c_library import load_obstacle
 from stategate.contract import Bundle
+from stategate.runtime.trust.code import VARIABLE, accept, code_digest
 
 _ROUND_BYTES = 1 << 20
 _LONGEST_S = 600
@@ -28,7 +30,11 @@ def added_memory(bundle: Bundle) -> dict[str, tuple[int, int]]:
     engines = ["native", "onnxruntime"] if able else ["onnxruntime"]
     command = [sys.executable, "-m", "stategate.runtime.check.resident", str(bundle.path), *engines]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S)
+        trials = os.environ | {VARIABLE: f"{bundle.path}.accepted"}
+        accept(code_digest(bundle.manifest) or "", "trial", Path(trials[VARIABLE]))
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_LONGEST_S, env=trials
+        )
         bytes_of: dict[str, list[int]] = json.loads(done.stdout) if done.returncode == 0 else {}
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return {}

@@ -17,10 +17,13 @@ from stategate.common.compiler import compile_library
 from stategate.common.timing import TimedCall, time_in_turns
 from stategate.contract import Bundle, Episode, FileRef, sha256, write_bundle
 from stategate.contract.c_library import ABI, LIBRARY_PATH, Engine
-from stategate.contract.errors import BundleError, MissingDependencyError, ParityError
+from stategate.contract.errors import BundleError, MissingDependencyError, ParityError, TrustError
 from stategate.contract.staging import scratch_folder
 from stategate.runtime.check.full_pool import open_stepper
 from stategate.runtime.check.golden import TOLERANCE, Replay, replay, tolerance_of
+from stategate.runtime.trust.accepted import accepted
+from stategate.runtime.trust.code import accept_own
+from stategate.runtime.trust.policy import Trust
 
 _BURST = 32
 _SECONDS = 0.5
@@ -34,6 +37,7 @@ def build_native(
     isa: str | None = None,
     flags: Sequence[str] = (),
     promise: bool = False,
+    trust: Trust | None = None,
 ) -> Bundle:
     """Compile, check against the golden episode, measure beside ONNX Runtime, and write it down.
 
@@ -48,6 +52,7 @@ def build_native(
             machine has.
         flags: Further flags.
         promise: Write down the digest of the golden episode, for every later build to repeat.
+        trust: Who may have signed the bundle; see `stategate.runtime.Session.open`.
     """
     bundle = Bundle.open(path)
     manifest, native = bundle.manifest, bundle.manifest.native
@@ -63,6 +68,14 @@ def build_native(
             found=f"interface {native.abi}",
             expected=f"interface {ABI}",
             remedy="stategate export MODEL --engines onnxruntime,native",
+        )
+    accepts = accepted(bundle, trust)
+    if accepts.refusal is not None:
+        raise TrustError(
+            "the C source of this bundle is not compiled, because it would be run here",
+            found=accepts.refusal,
+            expected="code that was made on this machine, or that somebody here vouches for",
+            remedy=accepts.remedy,
         )
     content = {file.path: bundle.read(file) for file in manifest.all_files}
     sources = {PurePosixPath(name).name: content[name] for name in native.sources}
@@ -83,6 +96,7 @@ def build_native(
     others = tuple(file for file in manifest.files if file.path != LIBRARY_PATH)
     files = (*others, FileRef(LIBRARY_PATH, sha256(compiled.library)))
     manifest = msgspec.structs.replace(manifest, files=files, native=native, no_native="")
+    accept_own(manifest)
     if load_obstacle(native) is None:
         with scratch_folder() as scratch:
             trial = write_bundle(Path(scratch) / "trial", manifest, content)

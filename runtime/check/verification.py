@@ -9,6 +9,8 @@ from stategate.contract import Bundle
 from stategate.contract.numbers import bounded
 from stategate.runtime.check.golden import Replay, replay
 from stategate.runtime.engines.engine import EngineChoice
+from stategate.runtime.trust.accepted import accepted
+from stategate.runtime.trust.policy import Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +22,14 @@ class VerificationReport:
         undeclared_files: Names in its folder that the manifest does not list; never loaded.
         replay: Its golden episode, stepped here; None where it has none, or nobody asked for it.
         digests_only: Whether nobody did.
+        signer: Whose signature was accepted; empty where none was asked for.
     """
 
     bundle: Bundle
     undeclared_files: tuple[str, ...]
     replay: Replay | None
     digests_only: bool
+    signer: str = ""
 
     @property
     def sealed(self) -> bool:
@@ -50,6 +54,7 @@ def verify(
     digests_only: bool = False,
     tolerance: float | None = None,
     engine: EngineChoice = "auto",
+    trust: Trust | None = None,
 ) -> VerificationReport:
     """Check every digest of a bundle, and replay its golden episode on this machine.
 
@@ -62,15 +67,20 @@ def verify(
             receipt where it is None, 0.0001 for a bundle in lower precision.
         engine: What replays it: ``auto``, ``onnxruntime``, ``native`` or ``tensorrt``; several by
             commas are tried in turn.
+        trust: Who may have signed it; see `stategate.runtime.Session.open`.
 
     Raises:
         BundleError: It is no bundle, or a file was altered (`DigestError`).
+        TrustError: Nobody who is trusted signed it, or the policy refuses it.
         ManifestError: The manifest is malformed, or of a newer schema.
         EngineError: The engine cannot be loaded.
         EpisodeError: The golden episode does not fit the model.
     """
     tolerance = None if tolerance is None else bounded("tolerance", tolerance)
     opened = Bundle.open(bundle)
+    accepts = accepted(opened, trust)
     undeclared = tuple(opened.undeclared_files())
+    if engine == "auto" and accepts.engines:
+        engine = ",".join(accepts.engines)
     result = None if digests_only else replay(opened.path, tolerance, engine)
-    return VerificationReport(opened, undeclared, result, digests_only)
+    return VerificationReport(opened, undeclared, result, digests_only, accepts.signer)

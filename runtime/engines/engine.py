@@ -16,6 +16,7 @@ from stategate.contract.errors import (
 )
 from stategate.runtime.base.buffers import Array, Buffers, Group
 from stategate.runtime.base.process import give_back_freed_memory
+from stategate.runtime.trust.accepted import Accepted, accepted
 
 # One of `ENGINES`, or several separated by commas, to be tried in that order.
 EngineChoice = str
@@ -111,6 +112,7 @@ def open_engine(
     buffers: Buffers,
     graph: GraphRef | None = None,
     choice: EngineChoice = "auto",
+    accepts: Accepted | None = None,
 ) -> Engine:
     """Load the engine for a graph; its library is imported here and not before.
 
@@ -122,29 +124,45 @@ def open_engine(
         choice: Which engine steps; ``auto`` is the faster one by the bundle's own measurement,
             where this machine can load it. Of several, separated by commas, the first that can
             be had, with a warning for each before it. A chunk graph runs in onnxruntime.
+        accepts: What this machine accepts of the bundle; asked here where it is None.
     """
     unknown = sorted(set(choice.split(",")) - set(ENGINES))
     if unknown:
         raise SpecError("unknown engine", found=unknown, expected=", ".join(ENGINES))
-    engine = _open(bundle, buffers, graph, choice)
+    accepts = accepts or accepted(bundle)
+    if choice == "auto" and accepts.engines and "onnxruntime" not in accepts.engines:
+        choice = ",".join(accepts.engines)
+    engine = _open(bundle, buffers, graph, choice, accepts)
     give_back_freed_memory()  # what was read and parsed is several times the graph
     return engine
 
 
-def _open(bundle: Bundle, buffers: Buffers, graph: GraphRef | None, choice: EngineChoice) -> Engine:
+def _open(
+    bundle: Bundle,
+    buffers: Buffers,
+    graph: GraphRef | None,
+    choice: EngineChoice,
+    accepts: Accepted,
+) -> Engine:
     first, _, others = choice.partition(",")
     if others:
         try:
-            return _open(bundle, buffers, graph, first)
+            return _open(bundle, buffers, graph, first, accepts)
         except (RuntimeFault, MissingDependencyError) as problem:
             warnings.warn(
                 f"{first} cannot be had, trying {others}: {problem}",
                 EngineFallbackWarning,
                 stacklevel=3,
             )
-            return _open(bundle, buffers, graph, others)
+            return _open(bundle, buffers, graph, others, accepts)
     manifest, spec = bundle.manifest, bundle.manifest.step
     one_step = graph is None or graph.role == "step"
+    if accepts.engines and choice.partition("-")[0] not in ("auto", *accepts.engines):
+        raise EngineError(
+            "the policy of this machine does not let this engine step the bundle",
+            found=choice,
+            expected=", ".join(accepts.engines),
+        )
     if one_step and choice == "tensorrt":
         from stategate.runtime.engines.tensorrt import open_tensorrt
 
@@ -159,9 +177,17 @@ def _open(bundle: Bundle, buffers: Buffers, graph: GraphRef | None, choice: Engi
                 expected="C source in it",
                 remedy="stategate export MODEL --engines onnxruntime,native",
             )
-        if native is not None and (
+        prefers_native = native is not None and (
             choice == "native" or (native.fastest == "native" and load_obstacle(native) is None)
-        ):
+        )
+        if prefers_native and choice == "auto" and accepts.refusal is not None:
+            warnings.warn(
+                f"stepping with onnxruntime, which is slower here: {accepts.refusal}\n"
+                f"  what to do: {accepts.remedy}",
+                EngineFallbackWarning,
+                stacklevel=4,
+            )
+        elif native is not None and prefers_native:
             from stategate.runtime.engines.native import NativeEngine
 
             return NativeEngine(bundle, native, buffers)

@@ -16,6 +16,7 @@ from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Buffers
 from stategate.runtime.engines.feeds import refuse_not_finite
 from stategate.runtime.engines.native_call import FINITE, chaining, filling, stepping
+from stategate.runtime.trust import code
 
 _MAX_PREMADE = 6  # 2**6 tables of some pointers, all made at open
 # A step that takes less keeps the interpreter's lock: to give it away and to fetch it again takes
@@ -35,7 +36,7 @@ class NativeEngine:
     """
 
     def __init__(self, bundle: Bundle, native: NativeRef, buffers: Buffers) -> None:
-        """Check the library's bytes, map these very bytes, and bind every buffer."""
+        """Check the library's bytes and who accepts them, map them, and bind every buffer."""
         obstacle = load_obstacle(native)
         if obstacle is not None:
             raise EngineError(
@@ -49,6 +50,14 @@ class NativeEngine:
         file = next(f for f in bundle.manifest.files if f.path == native.library)
         data = bundle.read(file)
         check_library(data, native, bundle.manifest.step_graph.file.sha256)
+        refusal = code.refusal(bundle)
+        if refusal is not None:
+            raise EngineError(
+                "the native code of this bundle is not run",
+                found=refusal,
+                expected="code that was made on this machine, or that somebody here vouches for",
+                remedy=code.remedy(bundle),
+            )
         self.name = f"native {native.isa} ({native.compiler})"
         self._library = ctypes.CDLL(file.path, handle=_mapped(data, file))
         self._is_long = native.step_us.get("native", _SHORT_US) >= _SHORT_US

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stategate.contract import Budget, Bundle
-from stategate.contract.errors import BundleError, MemoryBudgetError
+from stategate.contract.errors import BundleError, MemoryBudgetError, SpecError
 from stategate.runtime.base.buffers import Buffers, initial_bytes
 from stategate.runtime.base.process import rss_bytes
 from stategate.runtime.base.resident import engine_bytes
@@ -59,6 +59,19 @@ def check_memory(bundle: Bundle, budget: Budget, engine: EngineChoice = "auto") 
                 expected=f"at most {limit} bytes",
                 remedy="choose a smaller model, or give it more memory",
             )
+
+
+def check_pool_budget(budget: Budget) -> None:
+    """Refuse limits that a pool does not keep."""
+    allowed = {"state_bytes", "peak_resident_bytes", "on_resident"}
+    limits = {n for n in budget.__struct_fields__ if getattr(budget, n) is not None} - allowed
+    if limits:
+        raise SpecError(
+            "a pool does not keep this budget, and will not pretend to",
+            found=", ".join(sorted(limits)),
+            expected="none but state_bytes and peak_resident_bytes",
+            remedy="step it as single sessions, or export it without these limits",
+        )
 
 
 def allocate(bundle: Bundle) -> Buffers:

@@ -30,6 +30,7 @@ from stategate.runtime import Session
 from stategate.runtime.check.golden import replay
 from stategate.runtime.engines.native import NativeEngine
 from stategate.runtime.engines.native_call import FINITE
+from stategate.runtime.trust.code import accept_own
 
 
 def golden_of(path: Path) -> list[dict[str, np.ndarray]]:
@@ -261,7 +262,8 @@ def test_a_library_made_again_in_its_folder_is_the_one_that_runs(
     library, weights = ((copy / "native" / n).read_bytes() for n in ("libstep.so", "weights.bin"))
     with Session.open(copy, engine="native") as first:
         before = first.step(**feed)["action"].copy()
-        relabelled(copy, library.replace(weights, bytes(len(weights))))
+        again = relabelled(copy, library.replace(weights, bytes(len(weights))))
+        accept_own(Bundle.open(again).manifest)
         with Session.open(copy, engine="native") as second:
             assert not second.step(**feed)["action"].any()
         first.reset()

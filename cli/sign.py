@@ -1,0 +1,111 @@
+"""``stategate sign`` and ``stategate trust``: who made a bundle, and whose code may run here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import stategate
+from stategate.cli.options import EXISTING_FILE, bundle_argument, flag, json_option, option
+from stategate.cli.show import leave_unless, show
+from stategate.contract import Bundle
+from stategate.contract.errors import ResultError
+from stategate.runtime.trust import code
+
+
+@click.command()
+@bundle_argument
+@option("--key", type=EXISTING_FILE, help="Private key in PEM, on the curve P-256, P-384 or P-521.")
+@option("--password", envvar="STATEGATE_KEY_PASSWORD", help="Of the key, where it has one.")
+@option("--certificate", type=EXISTING_FILE, help="Certificate of the key, in PEM.")
+@option(
+    "--chain",
+    type=EXISTING_FILE,
+    multiple=True,
+    help="Certificate between that one and the one that others know; may be repeated.",
+)
+@flag("--sigstore", "Sign without a key, by a login at an identity provider; needs a network.")
+@json_option
+def sign(
+    bundle: Path,
+    key: Path | None,
+    password: str | None,
+    certificate: Path | None,
+    chain: tuple[Path, ...],
+    sigstore: bool,
+    as_json: bool,
+) -> None:
+    """Sign BUNDLE as its author, in the form of OpenSSF Model Signing.
+
+    Writes model.sig into BUNDLE. Whoever has the public key, or knows who issued the certificate,
+    can tell that every file is as you signed it: stategate verify BUNDLE --trust author.pub
+
+    \b
+    Make a key, and the public key that others get:
+      openssl ecparam -name prime256v1 -genkey -noout -out author.pem
+      openssl pkey -in author.pem -pubout -out author.pub
+
+    \b
+    Example:
+      stategate sign build/aura --key author.pem
+    """
+    path = stategate.sign(
+        bundle,
+        key=key,
+        password=password,
+        certificate=certificate,
+        chain=chain,
+        sigstore=sigstore,
+    )
+    show({"signature": str(path)}, as_json, [("signed", path)])
+
+
+@click.command()
+@bundle_argument
+@flag("--withdraw", "Take it back: its native code is not run again.")
+@json_option
+def trust(bundle: Path, withdraw: bool, as_json: bool) -> None:
+    """Accept the native code of BUNDLE on this machine, once and for good.
+
+    A native library is a program: it runs with all your rights, on your files and devices, and
+    nothing contains it. Bundles that were made on this machine are accepted already. Accept another
+    one only if you know who made it, and got it from them. Nothing in BUNDLE is run by this verb.
+
+    Where the author signs, trust the key instead: stategate run BUNDLE --trust author.pub
+
+    \b
+    Example:
+      stategate device trust build/aura
+    """
+    opened = Bundle.open(bundle)
+    digest, listed = code.code_digest(opened.manifest), code.list_path()
+    record = {"bundle": opened.digest, "code": digest, "list": str(listed)}
+    if digest is None:
+        show(record, as_json, ["There is no native code in it; nothing needs to be accepted."])
+        return
+    if withdraw:
+        withdrawn = code.withdraw(digest)
+        text = f"taken out of {listed}" if withdrawn else f"it was not in {listed}"
+        show(record, as_json, [("native code", text)])
+        leave_unless(withdrawn)
+        return
+    problem = code.accept(digest, opened.manifest.model.name)
+    if problem is not None:
+        raise ResultError(
+            "it cannot be written down that the code is accepted",
+            found=problem,
+            expected="a file that only you can write",
+            remedy=f"export {code.VARIABLE}=/PATH/OF/A/FILE",
+        )
+    show(
+        record,
+        as_json,
+        [
+            f"The native code of {opened.manifest.model.name} may now run as you, "
+            "with everything that you may do.",
+            ("code", digest),
+            ("written to", listed),
+            ("take it back", f"stategate trust {bundle} --withdraw"),
+        ],
+    )

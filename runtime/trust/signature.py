@@ -1,0 +1,258 @@
+"""Signatures of OpenSSF Model Signing (OMS) 1.0: made, and checked against an opened bundle."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from stategate.contract import Bundle
+from stategate.contract.bundle import MANIFEST, SEAL, SIGNATURE, seal_of, sha256
+from stategate.contract.durable import write_whole
+from stategate.contract.errors import MissingDependencyError, TrustError
+from stategate.contract.failures import failures, first_line
+from stategate.contract.reading import read_bounded
+from stategate.contract.staging import scratch_folder
+from stategate.runtime.trust.policy import Policy
+
+try:
+    from cryptography import x509
+    from model_signing import hashing, manifest, signing, verifying
+except ImportError as missing:
+    raise MissingDependencyError("model-signing", "trust") from missing
+
+_SIGNATURE_BYTES = 1 << 24
+_DOCS = "see docs/guides/trust.md"
+
+
+class _Contents(hashing.Config):  # type: ignore[misc]
+    """What a bundle was found to hold when it was opened: no file of it is read a second time.
+
+    So what the signature is held against are the digests that every later reading is held against,
+    and nothing in the signature decides which files count.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self._digests = {file.path: file.sha256 for file in bundle.manifest.all_files}
+        self._digests |= {MANIFEST: bundle.digest, SEAL: sha256(seal_of(bundle.digest))}
+        self._name = bundle.path.name
+
+    def hash(self, model_path: object, *, files_to_hash: object = None) -> Any:
+        """Every file of the bundle with its digest."""
+        kind = manifest.SerializationType.from_args(
+            {
+                "method": "files",
+                "hash_type": "sha256",
+                "allow_symlinks": False,
+                "ignore_paths": [SIGNATURE],
+            }
+        )
+        items = (
+            manifest.FileManifestItem(
+                path=PurePosixPath(path), digest=hashing.hashing.Digest("sha256", bytes.fromhex(d))
+            )
+            for path, d in sorted(self._digests.items())
+        )
+        return manifest.Manifest(self._name, items, kind)
+
+
+def sign(
+    bundle: str | Path | Bundle,
+    *,
+    key: str | Path | None = None,
+    password: str | None = None,
+    certificate: str | Path | None = None,
+    chain: Iterable[str | Path] = (),
+    sigstore: bool = False,
+    identity_token: str | None = None,
+) -> Path:
+    """Sign a bundle as its author: its manifest and every file that this lists.
+
+        stategate.sign("build/policy", key="author.pem")
+
+    Args:
+        bundle: Its folder; ``model.sig`` is written there, in the place of an older one.
+        key: Private key in PEM, on the curve P-256, P-384 or P-521.
+        password: Of the key, where it has one.
+        certificate: Certificate of the key, where those who verify know who issues it.
+        chain: Certificates between that one and the one that they know.
+        sigstore: Sign without a key, by a login at an identity provider; needs a network.
+        identity_token: That login, where nobody sits at a browser.
+
+    Returns:
+        Path of the signature.
+
+    Raises:
+        BundleError: It is no bundle, or a file was altered (`DigestError`).
+        TrustError: It cannot be signed: the key is missing, of another kind or not the
+            certificate's, or the folder holds files that the manifest does not list.
+        MissingDependencyError: The library for signatures is not installed.
+    """
+    opened = Bundle.open(bundle)
+    _refuse_strays(opened)
+    if (key is None) == (not sigstore):
+        raise TrustError(
+            "a bundle is signed with a key or with sigstore",
+            found="neither" if key is None else "both",
+            remedy="openssl ecparam -name prime256v1 -genkey -noout -out author.pem; "
+            f"stategate sign {opened.path} --key author.pem",
+        )
+    config = signing.Config().set_hashing_config(_Contents(opened))
+    path = opened.path / SIGNATURE
+    with scratch_folder() as scratch:
+        fresh = Path(scratch) / SIGNATURE
+        try:
+            if key is None:
+                config.use_sigstore_signer(
+                    use_ambient_credentials=True, identity_token=identity_token
+                )
+            elif certificate is None:
+                config.use_elliptic_key_signer(
+                    private_key=key, password=password.encode() if password else None
+                )
+            else:
+                config.use_certificate_signer(
+                    private_key=key, signing_certificate=certificate, certificate_chain=chain
+                )
+            config.sign(opened.path, fresh)
+        except failures() as problem:  # a library of five libraries has many ways to say no
+            raise TrustError(
+                "the bundle cannot be signed",
+                found=first_line(problem),
+                expected="a private key in PEM on the curve P-256, P-384 or P-521"
+                + (", and its certificate" if certificate else "")
+                if key
+                else "a network, and a login at an identity provider",
+                remedy=_DOCS,
+            ) from problem
+        write_whole(path, fresh.read_bytes())
+    return path
+
+
+def check_signature(bundle: Bundle, policy: Policy, folder: Path) -> str:
+    """Hold a bundle's signature against those whom a policy names.
+
+    Args:
+        bundle: Opened.
+        policy: Who is accepted.
+        folder: Where the paths of the policy start from.
+
+    Returns:
+        Whose it is, in words.
+
+    Raises:
+        TrustError: It is missing, wrong, or of nobody who is accepted.
+    """
+    _refuse_strays(bundle)
+    path = bundle.path / SIGNATURE
+    try:
+        raw = read_bounded(path, _SIGNATURE_BYTES)
+    except FileNotFoundError:
+        raise TrustError(
+            "the bundle is not signed",
+            found=f"no {SIGNATURE} in {bundle.path}",
+            remedy=f"its author signs it with: stategate sign {bundle.path} --key author.pem",
+        ) from None
+    except failures(OSError) as problem:
+        raise TrustError("the signature cannot be read", found=problem) from problem
+    return check_signed(raw, bundle.path, policy, folder, _Contents(bundle))
+
+
+def check_signed(
+    raw: bytes, model: Path, policy: Policy, folder: Path, contents: Any = None
+) -> str:
+    """Hold a signature over any model against those whom a policy names.
+
+    Args:
+        raw: The signature.
+        model: A folder or a file; read only where ``contents`` is left out.
+        policy: Who is accepted.
+        folder: Where the paths of the policy start from.
+        contents: What the model holds, see `_Contents`.
+
+    Returns:
+        Whose it is, in words.
+
+    Raises:
+        TrustError: It is wrong, or of nobody who is accepted.
+    """
+    with scratch_folder() as scratch:
+        # The library wants a path; what it reads there are the bytes that were read once.
+        copy = Path(scratch) / SIGNATURE
+        copy.write_bytes(raw)
+        tried: list[str] = []
+        try:
+            for who, config in _signers(raw, policy, folder):
+                if contents is not None:
+                    config.set_hashing_config(contents)
+                try:
+                    config.verify(model, copy)
+                    return who
+                except failures() as problem:
+                    tried.append(f"{who}: {_in_words(problem)}")
+        except failures() as problem:  # what no library expects in a signature
+            tried.append(_in_words(problem))
+    raise TrustError(
+        "the signature is not one that this machine accepts",
+        found="; ".join(tried) or "it is of another kind than what is trusted",
+        expected="a signature over exactly these files, by one of those who are trusted",
+        remedy="get the bundle again from its author; do not use this one",
+    )
+
+
+def _in_words(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {first_line(problem)}"
+
+
+def _signers(raw: bytes, policy: Policy, folder: Path) -> Iterator[tuple[str, Any]]:
+    """Who might have signed so, each with how the library checks it."""
+    record = json.loads(raw)
+    material = record["verificationMaterial"]
+    if len(record["dsseEnvelope"]["signatures"]) != 1:
+        raise ValueError("it does not hold one signature")  # others would be looked at by nobody
+    if "publicKey" in material:
+        for name in policy.keys:
+            yield (
+                f"key {name}",
+                verifying.Config().use_elliptic_key_verifier(public_key=folder / name),
+            )
+    elif "x509CertificateChain" in material:
+        raws = (c["rawBytes"] for c in material["x509CertificateChain"]["certificates"])
+        chain = [x509.load_der_x509_certificate(b64decode(raw)) for raw in raws]
+        now = datetime.now(timezone.utc)
+        for certificate in chain:  # the library takes the time at which the first one began
+            if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+                first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+                raise ValueError(
+                    f"a certificate is good from {first:%Y-%m-%d} to {last:%Y-%m-%d}, and the "
+                    f"clock of this machine says {now:%Y-%m-%d}"
+                )
+        for name in policy.certificates:
+            yield (
+                f"{chain[0].subject.rfc4514_string()}, known by {name}",
+                verifying.Config().use_certificate_verifier(certificate_chain=[folder / name]),
+            )
+    else:
+        config = folder / policy.sigstore if policy.sigstore else None
+        for signer in policy.identities:
+            yield (
+                f"{signer.identity}, known by {signer.issuer}",
+                verifying.Config().use_sigstore_verifier(
+                    identity=signer.identity, oidc_issuer=signer.issuer, trust_config=config
+                ),
+            )
+
+
+def _refuse_strays(bundle: Bundle) -> None:
+    strays = bundle.undeclared_files()
+    if strays:
+        raise TrustError(
+            "the bundle holds files that its manifest does not list",
+            found=", ".join(strays[:5]),
+            expected=f"its own files, and {SIGNATURE}",
+            remedy="take them away",
+        )
