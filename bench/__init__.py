@@ -1,5 +1,5 @@
 """Measurement and pictures. Never imports torch."""
 
-from stategate.common.dependencies import silence
+from stategate.common.onnx_runtime import silence
 
 silence()

@@ -1,5 +1,5 @@
 """Decides numbers: which threshold a gate gets, from closed-loop episodes."""
 
-from stategate.common.dependencies import silence
+from stategate.common.onnx_runtime import silence
 
 silence()

@@ -158,7 +158,7 @@ def ranges(
     """
     check_writable(out)
 
-    from stategate.calibration.ranges.measure import measure_ranges
+    from stategate.calibration.ranges.record import measure_ranges
 
     record = measure_ranges(bundle, episodes, cluster=cluster)
     show(record, as_json, _sizes(record, out), out)

@@ -1,5 +1,5 @@
 """From a model to a bundle: trace or adopt, check the graph, verify, seal."""
 
-from stategate.common.dependencies import silence
+from stategate.common.onnx_runtime import silence
 
 silence()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -14,6 +14,19 @@ from stategate.contract.backbone import BackboneRef
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.contract.prologue import Prologue
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Reference(Protocol):
+    """The model as it was before export, on its own state."""
+
+    name: str  # what it is, for the receipt
+
+    def step(self, inputs: Arrays) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs, states after the step, and gates, by name."""
+        ...
+
 
 ADOPTED = "adopted"  # family of a model that came as an ONNX file
 Role = Literal["step", "chunk", "read", "write", "prologue"]

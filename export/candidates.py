@@ -11,14 +11,13 @@ import onnx
 from stategate.common.build_time import may_measure
 from stategate.contract import Episode, InputsRef, ModelRef, batched
 from stategate.contract.errors import ExportError, GraphError
-from stategate.export.candidate import Candidate
+from stategate.export.candidate import Candidate, Reference
 from stategate.export.frontends.padded import window_notes
 from stategate.export.frontends.references import StatefulReference, TorchReference
 from stategate.export.frontends.rows import RowsReference, side_by_side, staggered
 from stategate.export.frontends.trace import trace, trace_chunk
 from stategate.export.inputs import Range, drawn, recorded
 from stategate.export.passes.graph import serialised
-from stategate.export.reference import Reference
 from stategate.export.timing import medians_us, sample
 from stategate.models.lifting.lift import Lifted
 from stategate.models.load import LoadedModel

@@ -9,8 +9,7 @@ import numpy as np
 
 from stategate.contract.errors import SpecError
 from stategate.contract.write_rule import opens
-from stategate.export.candidate import Candidate
-from stategate.export.reference import Arrays, Reference
+from stategate.export.candidate import Arrays, Candidate, Reference
 from stategate.models.deferral import COUNT, FOLD, DeferredStep
 from stategate.models.load import LoadedModel
 from stategate.models.memories.matrix import Ring

@@ -24,13 +24,12 @@ from stategate.contract.durable import write_whole
 from stategate.contract.errors import CalibrationError, ParityError
 from stategate.contract.precision import PrecisionPlan, RangeRecord
 from stategate.contract.staging import scratch_folder
-from stategate.export.candidate import Candidate
+from stategate.export.candidate import Candidate, Reference
 from stategate.export.candidates import candidate_from, episode_for, reference_for
 from stategate.export.inputs import Range
 from stategate.export.passes.projections import Projection, chosen, projections
 from stategate.export.passes.state_precision import stored
 from stategate.export.precision import lowered
-from stategate.export.reference import Reference
 from stategate.export.seal.answers import Answers
 from stategate.export.seal.pack import draft
 from stategate.export.seal.verify import STEPS, Limits, compare

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from stategate.common.dependencies import silence
+from stategate.common.onnx_runtime import silence
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.keep.black_box import BlackBox
 from stategate.runtime.keep.policy import Restored, SnapshotPolicy

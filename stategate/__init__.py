@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from stategate.bench.fits.report import FitsReport
     from stategate.calibration.drift.compare import compare
-    from stategate.calibration.ranges.measure import measure_ranges
+    from stategate.calibration.ranges.record import measure_ranges
     from stategate.calibration.thresholds.calibrate import calibrate
     from stategate.common.console import Progress
     from stategate.contract import Budget, Bundle, Episode
@@ -105,7 +105,7 @@ _HOMES = {
     "calibrate": ("calibration.thresholds.calibrate", "export"),
     "compare": ("calibration.drift.compare", "bench"),
     "make": ("export.make", "export"),
-    "measure_ranges": ("calibration.ranges.measure", "export"),
+    "measure_ranges": ("calibration.ranges.record", "export"),
     "replay": ("runtime.check.replay", ""),
     "sign": ("runtime.trust.signature", "trust"),
     "verify": ("runtime.check.verification", ""),
@@ -178,7 +178,7 @@ def quantise(
         ParityError: The candidate is beyond the limits.
         ExportError: Anything else that `make` raises.
     """
-    from stategate.calibration.ranges.measure import measure_ranges
+    from stategate.calibration.ranges.record import measure_ranges
     from stategate.calibration.recordings import episodes_for
     from stategate.contract.precision import PrecisionPlan
     from stategate.contract.staging import scratch_folder

@@ -63,7 +63,7 @@ ON_DEVICES = {"runtime", "targets"}
 IMPORTED_AS = {"pyyaml": "yaml", "dask": "distributed"}
 # Inside of a room: a folder or module imports only what stands before it, and itself.
 FLOORS = {
-    "export": """candidate reference timing memory passes frontends c seal tensorrt inputs
+    "export": """candidate timing memory passes frontends c seal tensorrt inputs
     candidates precision sensitivity deploy make backbone adopt""",
     "runtime": """base trust engines deadline memory keep prefill pool watch session behind episodes
     check""",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,15 @@ import onnxruntime
 from stategate.calibration.drift.judge import can_judge
 from stategate.calibration.episodes import Cluster, roll_out
 from stategate.calibration.ranges.statistics import Statistics, decade_of
+from stategate.calibration.recordings import Episodes, on_disk
+from stategate.common import console
 from stategate.common.onnx_runtime import one_thread
 from stategate.contract import Bundle, Episode, EpisodeFile, EpisodeSet, StepSpec
+from stategate.contract.bundle import folder_of
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import RangeRecord, TensorRange
 from stategate.contract.write_rule import opens
+from stategate.export.precision import with_constant_weights
 from stategate.runtime.base.buffers import initial_bytes
 
 _BUFFERED_STEPS = 64
@@ -198,3 +203,35 @@ def _initial(bundle: Bundle) -> Arrays:
         else np.zeros(s.shape, s.dtype)
         for s in bundle.manifest.states
     }
+
+
+def measure_ranges(
+    bundle: str | Path | Bundle,
+    episodes: Episodes,
+    *,
+    cluster: Cluster | None = None,
+    progress: console.Progress | None = None,
+) -> RangeRecord:
+    """Measure how large the tensors of a float bundle become, in closed loop on its own state.
+
+    Args:
+        bundle: In float32, exported or adopted; the record is good for its model's weights.
+        episodes: Recordings of any length, read a block at a time.
+        cluster: A Dask cluster that rolls them; it finds bundle and files under the same paths.
+        progress: Called with stage, steps done and steps in all.
+
+    Raises:
+        BundleError: It is no bundle.
+        EpisodeError: An episode does not fit the model.
+        CalibrationError: Something is not finite, or a tensor never changes.
+    """
+    opened = Bundle.open(folder_of(bundle).resolve())  # where a cluster finds it too
+    manifest = opened.manifest
+    raw = opened.read(manifest.step_graph.file)
+    graph, _ = with_constant_weights(raw, manifest.step, manifest.model.family)
+    roller = Roller(opened, graph)
+    with (
+        on_disk(episodes) as files,
+        console.progress(files.steps, "rolling", listener=progress) as report,
+    ):
+        return measured(roller, files, cluster, report)

@@ -14,15 +14,16 @@ from stategate.contract import ConstantSpec, Episode, ModelRef, StateSpec, StepS
 from stategate.contract.errors import GraphError, StatePairingError
 from stategate.contract.failures import failures, first_line
 from stategate.contract.reading import file_sha256
-from stategate.export.candidate import ADOPTED, Candidate
-from stategate.export.frontends.context import context_of, with_context
+from stategate.export.candidate import ADOPTED, Candidate, Reference
 from stategate.export.frontends.declared import (
     Request,
+    context_of,
     filled,
     fitting,
     free_inputs,
     pinned_inputs,
     with_constants,
+    with_context,
 )
 from stategate.export.frontends.file_reference import OnnxReference, Plain
 from stategate.export.frontends.forgetting import check_calls_add_up, check_nothing_is_forgotten
@@ -47,7 +48,6 @@ from stategate.export.frontends.steering import choices
 from stategate.export.frontends.untrusted import load_graph, run_within_limits, unoptimised
 from stategate.export.passes.dataflow import copies_of_inputs, read_on, used_inputs
 from stategate.export.passes.graph import check_graph
-from stategate.export.reference import Reference
 
 Pairs = dict[str, str]
 

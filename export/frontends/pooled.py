@@ -19,7 +19,7 @@ from onnx import helper
 from stategate.contract import Episode, StateSpec, StepSpec, TensorSpec, check_rows
 from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures, first_line
-from stategate.export.candidate import Candidate
+from stategate.export.candidate import Arrays, Candidate, Reference
 from stategate.export.frontends.rows import (
     RowsReference,
     check_rows_are_independent,
@@ -28,7 +28,6 @@ from stategate.export.frontends.rows import (
 from stategate.export.frontends.untrusted import run_within_limits, unoptimised
 from stategate.export.passes.graph import every_node, serialised
 from stategate.export.passes.projections import IN_FILE
-from stategate.export.reference import Arrays, Reference
 
 Axes = Mapping[str, int]
 _Spec = TypeVar("_Spec", TensorSpec, StateSpec)

@@ -9,9 +9,9 @@ import torch
 
 from stategate.contract import batched
 from stategate.contract.errors import EpisodeError, TraceError
+from stategate.export.candidate import Arrays
 from stategate.export.frontends.rows import check_rows_are_independent
 from stategate.export.memory.anew import Begins
-from stategate.export.reference import Arrays
 from stategate.models.lifting.lift import Lifted
 from stategate.models.step import StepModel, commit, initial_states, threshold_inputs
 

@@ -9,7 +9,7 @@ import numpy as np
 from stategate.contract import Episode, StateSpec, TensorSpec
 from stategate.contract.errors import EpisodeError, ExportError
 from stategate.contract.failures import failures, first_line
-from stategate.export.reference import Arrays, Reference
+from stategate.export.candidate import Arrays, Reference
 
 _DRAWS = 32  # a gate that mixes rows shows only where they decide differently
 _TOLERANCE = 1e-3  # a product of many rows rounds differently from that of one

@@ -17,14 +17,12 @@ from torch import nn
 from stategate.contract import VALID, GateSpec, StateSpec, StepSpec, TensorSpec, batched, chunked
 from stategate.contract.errors import SpecError, StategateError, TraceError
 from stategate.contract.failures import failures
-from stategate.export.frontends.float64 import Float64Numbers
 from stategate.export.frontends.padded import check_padding
-from stategate.export.frontends.places import TensorsAsPlaces
+from stategate.export.frontends.places import Float64Numbers, TensorsAsPlaces
 from stategate.export.frontends.references import check_rows
 from stategate.export.frontends.unrolled import in_simpler_operations
 from stategate.export.memory.anew import Begins
-from stategate.export.memory.undeclared import undeclared
-from stategate.export.memory.watch import Watch
+from stategate.export.memory.watch import Watch, undeclared
 from stategate.export.passes.graph import (
     check_graph,
     with_choices_of_booleans,

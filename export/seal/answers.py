@@ -9,7 +9,7 @@ from stategate.contract import Episode, InputsRef
 from stategate.contract.episode import not_finite
 from stategate.contract.errors import EpisodeError, ParityError, StategateError
 from stategate.contract.failures import failures
-from stategate.export.reference import Arrays, Reference
+from stategate.export.candidate import Arrays, Reference
 
 
 class Answers:

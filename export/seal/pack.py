@@ -30,9 +30,8 @@ from stategate.contract.c_library import ABI, SOURCE_FOLDER, NativeRef
 from stategate.contract.episode import Episode
 from stategate.contract.staging import scratch_folder
 from stategate.export.c.library import with_library
-from stategate.export.candidate import Candidate, Role
+from stategate.export.candidate import Candidate, Reference, Role
 from stategate.export.passes.graph import domains_of, opset_of
-from stategate.export.reference import Reference
 from stategate.export.seal.prologue import prologue_error, with_beginning
 from stategate.export.seal.resident import added_memory
 from stategate.export.seal.verify import STRICT, Limits, verify

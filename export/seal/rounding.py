@@ -14,9 +14,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stategate.contract import Episode, StepSpec
-from stategate.export.candidate import Candidate
+from stategate.export.candidate import Arrays, Candidate
 from stategate.export.frontends.trace import as_module
-from stategate.export.reference import Arrays
 from stategate.export.seal.verify import STRICT, TOLERANCE, Gaps, Limits
 from stategate.models.step import StepModel, Tensors, commit, initial_states, threshold_inputs
 

@@ -14,7 +14,7 @@ from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
 from stategate.contract.stored import quanta, values
 from stategate.contract.write_rule import opens
-from stategate.export.reference import Arrays, Reference
+from stategate.export.candidate import Arrays, Reference
 from stategate.export.seal.answers import Answers
 from stategate.runtime.check.full_pool import Stepper, open_stepper
 from stategate.runtime.check.gaps import Gaps

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from stategate.contract import ObservationContract, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import TraceError
 from stategate.contract.failures import failures
-from stategate.models.counts import Counts
 from stategate.models.lifting.copies import copied
 from stategate.models.lifting.first_step import alike, answer, draws
 from stategate.models.lifting.returned import Places
 from stategate.models.lifting.slots import (
+    Counts,
     Own,
     Slot,
     described,

@@ -17,7 +17,7 @@ from torch import nn
 
 from stategate.bench.fits import footprint as footprints
 from stategate.bench.fits.footprint import footprint
-from stategate.bench.measure.resident import measure_resident
+from stategate.bench.fits.report import measure_resident
 from stategate.cli.main import main
 from stategate.contract import Bundle, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import EngineError

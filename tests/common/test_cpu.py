@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stategate.common import cpu, cpuid
+from stategate.common import cpu
 from stategate.common.c_library import load_obstacle
 from stategate.common.compiler import compile_library
 from stategate.contract import Bundle
@@ -81,8 +81,8 @@ def test_what_the_compiler_does_not_know_is_refused(isa: str, extra: tuple[str, 
 @on_x86
 @pytest.mark.case("C9")
 def test_a_cpu_says_of_itself_what_the_kernel_lists() -> None:
-    listed, said = cpu.features(), cpuid.features_of_cpu()
-    known = {word.partition(":")[2] for row in cpuid._LEAVES.values() for word in row.split()}
+    listed, said = cpu.features(), cpu.features_of_cpu()
+    known = {word.partition(":")[2] for row in cpu._LEAVES.values() for word in row.split()}
     assert listed is not None and said == listed & known
     assert set(cpu._X86_LEVELS["x86-64-v3"]) <= known
 

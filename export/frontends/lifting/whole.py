@@ -10,10 +10,10 @@ import onnxruntime
 
 from stategate.contract import Episode
 from stategate.contract.errors import ParityError
+from stategate.export.candidate import Arrays, Reference
 from stategate.export.frontends.lifting.lift import Lifted
 from stategate.export.frontends.lifting.work import Course
 from stategate.export.frontends.untrusted import run_within_limits, unoptimised
-from stategate.export.reference import Arrays, Reference
 
 _FRAMES = 40_000  # of all runs together, for answers that a sequence has once
 _ALIKE = 1e-5
