@@ -68,6 +68,9 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
         "run": Verb("run:run", "ort", "Step a bundle through an episode and count its writes."),
         "replay": Verb("replay:replay", "ort", "Step again what a black box recorded."),
     },
+    "Carry it": {
+        "bill": Verb("bill:bill_command", "", "Say what is in a bundle: CycloneDX or SPDX."),
+    },
     "On the device": {
         "doctor": Verb(
             "doctor:doctor", "ort", "Say what this machine lacks for an engine, with remedies."

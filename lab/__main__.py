@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "counts": ("lab.counts:counts_command", "Count instructions, stack, flash and RAM of a step."),
     "deferred": ("lab.deferred:deferred", "Deferred writes against plain ones."),
     "reproducible": ("lab.reproducible:reproducible", "Build everything twice, and compare."),
+    "sbom": ("lab.bill:sbom", "Score bills of materials by a published measure."),
     "gpu-check": ("lab.gpu_check:gpu_check", "Check TensorRT on this machine's GPU."),
     "power-loss": ("lab.power_loss:power_loss", "Cut the power at every moment of a run."),
     "foreign": ("lab.foreign.command:foreign", "Adopt other people's files."),

@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: reproducible power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
+.PHONY: reproducible sbom power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -8,6 +8,15 @@ LAB := $(BIN)/python -m lab
 
 reproducible: $(VENV)/.test ## Build bundles twice, at other times, paths, users and locales -> build/bench/reproducible.json
 	@$(LAB) reproducible --out $(BUILD)/bench/reproducible.json --scratch $(BUILD)/reproducible
+
+# The measure is OWASP's; AIBOM may name a copy of its repository on this machine.
+AIBOM ?= https://github.com/GenAI-Security-Project/aibom-generator
+AIBOM_AT := c5a3f2f647b801ab4ab7569aade4a6cdaf1f9591
+
+$(BUILD)/aibom-generator: ; @git clone -q $(AIBOM) $@ && git -C $@ checkout -q $(AIBOM_AT)
+
+sbom: $(AURA)/bundle/manifest.json | $(VENV)/.test $(BUILD)/aibom-generator ## Bills of materials, scored by OWASP's measure -> build/bench/sbom.json
+	@$(LAB) sbom $(AURA)/bundle --about docs/examples/about.json --out $(BUILD)/bench/sbom.json
 
 house: $(VENV)/.test ## The house in figures: lines, loads, words -> build/bench/house.json
 	@$(BIN)/python -m lab.house

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from stategate.contract.claims import Observes
     from stategate.contract.precision import PrecisionPlan, RangeRecord
     from stategate.export.adopt import adopt
+    from stategate.export.bill.write import bill
     from stategate.export.deploy import Engines, SafeOutputs
     from stategate.export.make import Record, make
     from stategate.export.precision import StatePrecision
@@ -79,6 +80,7 @@ __all__ = [
     "SnapshotPolicy",
     "__version__",
     "adopt",
+    "bill",
     "bisect",
     "calibrate",
     "compare",
@@ -101,6 +103,7 @@ _HOMES = {
     "Session": ("runtime", ""),
     "SnapshotPolicy": ("runtime", ""),
     "adopt": ("export.adopt", "export"),
+    "bill": ("export.bill.write", ""),
     "bisect": ("runtime.check.bisect", ""),
     "calibrate": ("calibration.thresholds.calibrate", "export"),
     "compare": ("calibration.drift.compare", "bench"),
