@@ -1,4 +1,4 @@
-"""``stategate fits``: will it fit a device, is it legal there, and what bounds its step."""
+"""``stategate fits`` and ``device retarget``: will it fit a device, and bundles for another one."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ from stategate.contract.c_library import Engine
 if TYPE_CHECKING:
     from stategate.bench.fits.report import FitsReport
     from stategate.targets.fits import Fit
+
+
+from stategate.cli.options import bundles_argument, out_option
+from stategate.common.console import progress
+from stategate.contract.durable import check_writable
+from stategate.targets import load
+from stategate.targets.fits import load_costs
 
 
 @click.command()
@@ -145,3 +152,28 @@ def _number(value: int | None) -> str:
 
 def _us(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g} us"
+
+
+@click.command("retarget")
+@bundles_argument
+@option("--target", required=True, help="Device that they shall be for.")
+@out_option("Folder for them and report.json.")
+@json_option
+def retarget_command(bundles: tuple[Path, ...], target: str, out: Path, as_json: bool) -> None:
+    """Write BUNDLES again for another device, those that are legal there and fit.
+
+    Graphs and receipts stay as they are. Exits with 1 where one was refused.
+
+    \b
+    Example:
+      stategate device retarget build/aura build/small --target raspberry-pi-5 --out build/pi
+    """
+    from stategate.bench.fits.retarget import REPORT, retarget
+
+    profile, costs = load(target), load_costs()
+    check_writable(out / REPORT)
+    with progress(len(bundles), target, "bundles that are done stay") as report:
+        result = retarget(list(bundles), profile, costs, out, report)
+    lines = (f"{c.model} {c.precision}: {c.verdict}: {c.reason}" for c in result.cells)
+    show(result, as_json, lines, out / REPORT)
+    leave_unless(all(cell.bundle is not None for cell in result.cells))

@@ -73,7 +73,7 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
     },
     "On the device": {
         "doctor": Verb(
-            "doctor:doctor", "ort", "Say what this machine lacks for an engine, with remedies."
+            "targets:doctor", "ort", "Say what this machine lacks for an engine, with remedies."
         )
     },
 }
@@ -123,7 +123,7 @@ _DEVICE = {
         "targets",
     ),
     "detect": Verb(
-        "detect:detect_command",
+        "targets:detect_command",
         "export",
         "Say what this machine is, and what no file says.",
         "detect",
@@ -142,7 +142,7 @@ _DEVICE = {
     ),
     "trust": Verb("sign:trust", "ort", "Accept a bundle's native code, once.", "trust"),
     "retarget": Verb(
-        "retarget:retarget_command", "export", "Write bundles again for another device.", "retarget"
+        "fits:retarget_command", "export", "Write bundles again for another device.", "retarget"
     ),
     "wear": Verb(
         "wear:wear", "ort", "Show how long the flash lasts under each snapshot policy.", "wear"

@@ -1,19 +1,25 @@
-"""``stategate device targets``: the devices that are known, each figure with its source."""
+"""``stategate device targets`` and ``detect``, ``doctor``: devices that are known, and this one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from stategate.cli.options import flag, json_option
+from stategate.cli.options import flag, json_option, root_option
+from stategate.cli.show import leave_unless
 from stategate.cli.show import show as print_result
 from stategate.common.ending import CommandGroup
 from stategate.common.tables import markdown_table, text_table
+from stategate.contract.errors import MissingDependencyError
+from stategate.targets.detect import Host, detect
+from stategate.targets.doctor import examine
 from stategate.targets.ladder import load_ladder
-from stategate.targets.profile import Figure, Sourced, TargetProfile, load, names
+from stategate.targets.profile import Figure, Sourced, TargetProfile, load, names, recognise
 
 _UNKNOWN = "unknown"
 HEADS = ("target", "memory", "reserve", "bandwidth", "dense int8", "CPU", "onnxruntime", "tensorrt")
@@ -118,3 +124,60 @@ def _word(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@click.command("detect")
+@root_option
+@json_option
+def detect_command(root: Path, as_json: bool) -> None:
+    """Say what this machine is, which target that is, and what no file says.
+
+    \b
+    Example:
+      stategate device detect
+    """
+    host = detect(root)
+    target, problem = _target_of(host)
+    unknowns = (*host.unknowns, *([f"target: {problem}"] if target is None else []))
+    facts = asdict(host) | {"target": target, "unknowns": unknowns}
+    memory = None if host.memory_bytes is None else f"{host.memory_bytes:,}"
+    lines = [
+        (label, "unknown" if value is None else value)
+        for label, value in (facts | {"memory_bytes": memory}).items()
+        if label not in ("unknowns", "compatible")
+    ]
+    print_result(facts, as_json, [*lines, *(f"could not tell {sentence}" for sentence in unknowns)])
+
+
+def _target_of(host: Host) -> tuple[str | None, str]:
+    """Name of the machine's profile, or None and why there is none."""
+    try:
+        profile = recognise(host.compatible)
+    except MissingDependencyError:
+        return None, "the profiles cannot be read without tomli"
+    if profile is not None:
+        return profile.name, ""
+    generic = f"cpu-{(host.machine or '').replace('_', '-')}"
+    return (generic, "") if generic in names() else (None, "no profile is for this machine")
+
+
+@click.command("doctor")
+@root_option
+@json_option
+def doctor(root: Path, as_json: bool) -> None:
+    """Look this machine over, one line a finding with its remedy.
+
+    Exits with 1 where something is missing that an engine of this machine needs.
+
+    \b
+    Example:
+      stategate doctor
+    """
+    findings = examine(root)
+    lines = (
+        f"{one.level:<8} {one.what:<12} {one.fact}"
+        + (f"; what to do: {one.remedy}" if one.remedy else "")
+        for one in findings
+    )
+    print_result(findings, as_json, lines)
+    leave_unless(all(one.level != "missing" for one in findings))

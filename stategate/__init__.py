@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from stategate.bench.fits.report import FitsReport
     from stategate.calibration.drift.compare import compare
     from stategate.calibration.ranges.record import measure_ranges
-    from stategate.calibration.thresholds.calibrate import calibrate
+    from stategate.calibration.thresholds.curve import calibrate
     from stategate.common.console import Progress
     from stategate.contract import Budget, Bundle, Episode
     from stategate.contract.c_library import Engine
@@ -105,7 +105,7 @@ _HOMES = {
     "adopt": ("export.adopt", "export"),
     "bill": ("export.bill.write", ""),
     "bisect": ("runtime.check.bisect", ""),
-    "calibrate": ("calibration.thresholds.calibrate", "export"),
+    "calibrate": ("calibration.thresholds.curve", "export"),
     "compare": ("calibration.drift.compare", "bench"),
     "make": ("export.make", "export"),
     "measure_ranges": ("calibration.ranges.record", "export"),

@@ -61,19 +61,6 @@ def _diverged(finding: str, remedy: str) -> CalibrationError:
 
 
 @contextmanager
-def frozen_but(module: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let gradients reach some parameters of a module alone; afterwards all are as before."""
-    before = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    try:
-        for parameter in before:
-            parameter.requires_grad_(any(parameter is one for one in trained))
-        yield
-    finally:
-        for parameter, requires in before.items():
-            parameter.requires_grad_(requires)
-
-
-@contextmanager
 def reproducible(seed: int) -> Iterator[None]:
     """Train on one thread, by random numbers of its own; the caller's are left alone."""
     threads = torch.get_num_threads()

@@ -8,7 +8,7 @@ two graphs leaves it out (see ``--split``).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,8 @@ from stategate.contract import GateSpec, StateSpec, StepSpec
 from stategate.contract.errors import TraceError
 from stategate.models.lifting.first_step import Start
 from stategate.models.lifting.lifted import Lifted, chosen
-from stategate.models.lifting.returned import Places
-from stategate.models.lifting.slots import Own, Slot, form_of, holding, value_at
-from stategate.models.lifting.trees import Inputs, Value
+from stategate.models.lifting.slots import Own, form_of, holding, value_at
+from stategate.models.lifting.trees import Value
 from stategate.models.step import StepResult, Tensors
 
 _GATE, _THRESHOLD = "refill", "refill_threshold"
@@ -46,24 +45,11 @@ class Queued(Lifted):
         rows: What the first step leaves in it, each ``(1, ...)``.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        inputs: Inputs,
-        states: Iterable[Slot],
-        arguments: Iterable[Slot],
-        outputs: Sequence[str],
-        returns: Sequence[str],
-        untouched: nn.Module,
-        places: Places,
-        *,
-        queue: str,
-        rows: Sequence[Tensor],
-    ) -> None:
+    def __init__(self, module: nn.Module, *parts: Any, queue: str, rows: Sequence[Tensor]) -> None:
         self._queue, self._count, self._rows = queue, f"{queue}.left", len(rows)
         self._empty = value_at(module, queue)
         self._zeros = torch.zeros_like(torch.stack(list(rows), 1))
-        super().__init__(module, inputs, states, arguments, outputs, returns, untouched, places)
+        super().__init__(module, *parts)  # as `Lifted` takes them
 
     @property
     def attributes(self) -> list[str]:

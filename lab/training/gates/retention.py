@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from lab.training.gates.frozen import frozen_but
 from lab.training.gates.recipes import RetentionRecipe
 from stategate.calibration.closed_loop import tensors_of
 from stategate.calibration.episodes import Report
-from stategate.calibration.gates.descent import cosine, descend, frozen_but
+from stategate.calibration.gates.descent import cosine, descend
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
 from stategate.models.memories.trim_kv.cell import PERIOD, TrimKv, log_sigmoid, rotated

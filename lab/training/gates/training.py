@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.nn.functional import cross_entropy
 
+from lab.training.gates.frozen import frozen_but
 from lab.training.gates.learned import LearnedGate, Lives, chosen
 from lab.training.gates.recipes import GateRecipe
 from stategate.calibration.closed_loop import tensors_of
 from stategate.calibration.episodes import Report
-from stategate.calibration.gates.descent import cosine, descend, frozen_but
+from stategate.calibration.gates.descent import cosine, descend
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
 from stategate.models.lifting.lift import Lifted
