@@ -47,7 +47,7 @@ def declared(
     if isinstance(observes, ObservationContract):
         return observes
     if isinstance(observes, (str, Path)):
-        return declared(_read(Path(observes)), inputs, source or Path(observes).name)
+        return declared_in(_read(Path(observes)), inputs, source or Path(observes).name)
     if isinstance(observes, (list, tuple)):
         if len(inputs) != 1:
             raise SpecError(
@@ -77,6 +77,18 @@ def declared(
             + ", ".join(ObservationContract.__struct_fields__),
             remedy="see docs/guides/observations.md",
         ) from problem
+
+
+def declared_in(plain: object, inputs: tuple[str, ...], file: str) -> ObservationContract:
+    """The same of what a file holds: a text in it is no path to go on with."""
+    if isinstance(plain, str):
+        raise SpecError(
+            "this is no observation contract",
+            found=f"a text in {file}",
+            expected="names of elements, names by input, or a mapping",
+            remedy="see docs/guides/observations.md",
+        )
+    return declared(plain, inputs, file)
 
 
 def _read(path: Path) -> object:

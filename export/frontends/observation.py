@@ -17,7 +17,7 @@ import msgspec
 
 from stategate.common import console
 from stategate.contract import Joints, ObservationContract, Signal, StepSpec, TensorSpec, Term
-from stategate.contract.claims import Observes, declared
+from stategate.contract.claims import Observes, declared, declared_in
 from stategate.contract.errors import SpecError
 from stategate.contract.failures import failures, first_line
 from stategate.export.frontends.yaml_file import load_yaml
@@ -71,7 +71,7 @@ def _declared(observes: Observes, spec: StepSpec) -> ObservationContract:
             expected="a YAML or JSON file",
         ) from problem
     if not isinstance(plain, dict) or not {"decimation", "sim"} <= set(plain):
-        return declared(plain, inputs, path.name)
+        return declared_in(plain, inputs, path.name)
     try:
         return _typed(_from_training(plain, spec, path.name))
     except failures(ValueError, TypeError, AttributeError) as problem:

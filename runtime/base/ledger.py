@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import msgspec
+
 from stategate.runtime.base.buffers import Group
 
 
@@ -186,6 +188,25 @@ class Counters:
         # Steps last: a reader in another thread then never sees more writes than steps.
         counted = {name: getattr(self, name) for name in reversed(COUNTED)}
         return tally(self._groups, counted, self.openings).after(self.past)
+
+
+class _Counted(msgspec.Struct):
+    ledger: dict[str, msgspec.Raw]
+
+
+def refuse_unknown_counters(raw: bytes) -> None:
+    """Refuse a record whose ledger has other counters: they would be lost in the next one.
+
+    Args:
+        raw: In JSON, and read already; msgspec passes over what a dataclass does not have.
+
+    Raises:
+        ValidationError: There is one.
+    """
+    counters = msgspec.json.decode(raw, type=_Counted).ledger
+    unknown = sorted(set(counters) - {field.name for field in fields(Ledger)})
+    if unknown:
+        raise msgspec.ValidationError(f"the ledger has an unknown counter {unknown[0]!r}")
 
 
 def tally(

@@ -19,6 +19,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -31,19 +32,21 @@ from stategate.runtime.base.clock import since_boot
 RECORD_BYTES = 4096  # a block
 _DIGEST_BYTES = 32
 _NAME = "account"
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Left = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One state of the account."""
 
-    number: int = 0  # grows by one with every record
+    number: _Count = 0  # grows by one with every record
     boot: str = ""  # start of the machine in which it was written; see `since_boot`
-    boot_ns: int = 0  # when, since that start
+    boot_ns: _Count = 0  # when, since that start
     # bytes left in the wear budget's bucket; None where there never was one
-    persist_bytes: float | None = None
+    persist_bytes: _Left | None = None
     # writes left of the limit against steps; None likewise. 0 while a session may be using them
-    writes_by_steps: float | None = None
-    writes_by_time: float | None = None  # the same of the limit against time
+    writes_by_steps: _Left | None = None
+    writes_by_time: _Left | None = None  # the same of the limit against time
 
     def running_ns(self) -> int:
         """Time that certainly passed since then: while the machine was on."""

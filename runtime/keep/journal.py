@@ -19,7 +19,7 @@ from stategate.contract.durable import OF_THE_PROCESS
 from stategate.contract.errors import SnapshotDamagedError, SnapshotError
 from stategate.contract.failures import failures
 from stategate.contract.reading import decode_json
-from stategate.runtime.base.ledger import Ledger
+from stategate.runtime.base.ledger import Ledger, refuse_unknown_counters
 from stategate.runtime.keep.medium import FileMedium
 from stategate.runtime.keep.records import (
     BLOCK_BYTES,
@@ -149,6 +149,7 @@ def _entries(reader: RecordReader) -> list[Entry]:
                 continue
             try:
                 commit = decode_json(record.payload, Commit)
+                refuse_unknown_counters(record.payload)
             except msgspec.MsgspecError as problem:  # its checksum is right
                 raise SnapshotError(
                     "the journal is of another format",

@@ -31,7 +31,7 @@ from stategate.contract import (
 from stategate.contract.errors import SnapshotDamagedError, SnapshotError
 from stategate.contract.reading import decode_json
 from stategate.runtime.base.buffers import Array, is_finite
-from stategate.runtime.base.ledger import Ledger
+from stategate.runtime.base.ledger import Ledger, refuse_unknown_counters
 from stategate.runtime.keep.account import RECORD_BYTES
 
 MAGIC = b"SGSNAP\r\n"  # \r\n: a transfer in text mode breaks it visibly
@@ -214,6 +214,7 @@ class Codec:
         end = _FIXED.size + header_bytes
         try:
             header = decode_json(raw[_FIXED.size : end], Header)
+            refuse_unknown_counters(raw[_FIXED.size : end])
         except msgspec.MsgspecError as problem:
             raise SnapshotDamagedError(f"{name} has no header", found=str(problem)) from problem
         if header.memory_sha256 != self.identity:

@@ -1,0 +1,105 @@
+"""Every fuzzer for a share of the time; what breaks a door becomes a file to try again."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from lab.attack.doors import DOORS
+from lab.attack.fuzz_door import enter
+from lab.attack.places import PLACE
+
+INPUT_SECONDS = 20  # of one input; the slowest right one takes a hundredth
+RSS_MEGABYTES = 3000
+_LEAST_SECONDS = 2
+_RUNS = re.compile(r"^(?:Done |#)(\d+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Fuzzed:
+    """What came of one door."""
+
+    door: str
+    tried: int
+    seconds: float
+    broken: tuple[str, ...]  # what was let through, and the file that did it
+
+
+def fuzz_door(door: str, seconds: float, seed: int, place: Path) -> Fuzzed:
+    """Fuzz one door in a child of this process.
+
+    Args:
+        door: Its name.
+        seconds: How long; loading comes on top.
+        seed: Of chance; 0 draws one.
+        place: Where inputs that reach new branches are kept, and those that break something.
+    """
+    kept, broken = place / door, place / f"{door}.broken"
+    for folder in (kept, broken):
+        folder.mkdir(parents=True, exist_ok=True)
+    before = set(broken.iterdir())
+    options = [
+        f"-max_total_time={max(_LEAST_SECONDS, round(seconds))}",
+        f"-timeout={INPUT_SECONDS}",
+        f"-rss_limit_mb={RSS_MEGABYTES}",
+        f"-seed={seed}",
+        f"-artifact_prefix={broken}/",
+        str(kept),
+        str(PLACE / "corpus" / door),
+    ]
+    start, log = time.monotonic(), place / f"{door}.log"
+    with log.open("wb") as file:
+        child = os.fork()
+        if child == 0:
+            for descriptor in (1, 2):
+                os.dup2(file.fileno(), descriptor)
+            try:
+                enter(door, options)
+            finally:
+                traceback.print_exc()
+                os._exit(3)
+        _, status = os.waitpid(child, 0)
+    said = log.read_text(errors="replace")
+    counts = [int(count) for count in _RUNS.findall(said)]
+    found = [f"{file}: {_last_word(said)}" for file in set(broken.iterdir()) - before]
+    if status != 0 and not found:
+        found = [f"{door} ended with status {status}: {said[-800:]}"]
+    elapsed = time.monotonic() - start
+    return Fuzzed(door, max(counts, default=0), elapsed, tuple(found))
+
+
+def _last_word(text: str) -> str:
+    """What Python or libFuzzer says went wrong."""
+    lines = [
+        line for line in text.splitlines() if re.match(r"[\w.]*(Error|Broken|Exception)\b", line)
+    ]
+    said = [line for line in text.splitlines() if "ERROR: libFuzzer" in line]
+    return (lines or said or [text[-200:]])[-1][:300]
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(sorted(DOORS)))
+@click.option("--seconds", default=60.0, show_default=True, help="For all of them together.")
+@click.option("--hours", type=float, help="The same, in hours.")
+@click.option("--seed", default=0, help="Of chance; 0 draws one.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/fuzz"))
+def fuzz(names: tuple[str, ...], seconds: float, hours: float | None, seed: int, out: Path) -> None:
+    """Fuzz every place where a file of a stranger comes in, or those that are NAMED."""
+    chosen = names or tuple(DOORS)
+    share = (seconds if hours is None else 3600 * hours) / len(chosen)
+    broken: list[str] = []
+    for name in chosen:
+        result = fuzz_door(name, share, seed, out.absolute())
+        words = f"{result.tried:,} inputs in {result.seconds:.0f} s"
+        click.echo(f"{name}: {words}, {len(result.broken)} broke it")
+        broken += result.broken
+    for line in broken:
+        click.echo(line)
+    if broken:
+        raise SystemExit(1)
