@@ -387,8 +387,15 @@ _NEVER = (
     "socket.connect", "socket.bind", "socket.getaddrinfo", "pickle.find_class", "ctypes.dlopen",
 )  # fmt: skip
 _READABLE = tuple(
-    str(Path(place).resolve())
-    for place in (sys.prefix, sys.base_prefix, PLACE.parents[1], *np.__path__, "/proc", "/sys")
+    str(Path(str(place)).resolve())
+    for place in (
+        sys.prefix,
+        sys.base_prefix,
+        PLACE.parents[1],
+        Path(np.__file__).parents[1],
+        "/proc",
+        "/sys",
+    )
 )
 
 

@@ -270,7 +270,10 @@ def _change_field(message: Any, rng: random.Random) -> None:
     content = getattr(message, field.name)
     if field.message_type is not None:
         if not field.is_repeated:
-            rng.choice((content.SetInParent, lambda: message.ClearField(field.name)))()
+            if rng.random() < 0.5:
+                content.SetInParent()
+            else:
+                message.ClearField(field.name)
         elif content and rng.random() < 0.5:
             del content[rng.randrange(len(content))]
         elif content:
@@ -278,9 +281,20 @@ def _change_field(message: Any, rng: random.Random) -> None:
         else:
             content.add()
         return
-    texts = ("", "x", "h", "../secret", "/etc/hostname", "Loop", "If", "Scan", "a" * 300, "\x1b[2J")
+    texts: tuple[str, ...] = (
+        "",
+        "x",
+        "h",
+        "../secret",
+        "/etc/hostname",
+        "Loop",
+        "If",
+        "Scan",
+        "a" * 300,
+        "\x1b[2J",
+    )
     texts += ("location", "graph.onnx", "MatMul", "Reshape", "Expand", "length", "99999999999")
-    kinds = {
+    kinds: dict[int, Callable[[], Any]] = {
         field.TYPE_STRING: lambda: rng.choice(texts),
         field.TYPE_BYTES: lambda: rng.randbytes(rng.choice((0, 1, 8, 100))),
         field.TYPE_FLOAT: lambda: rng.choice((0.0, 1.0, -1.0, 1e38, float("nan"), float("inf"))),
