@@ -18,13 +18,14 @@ with atheris.instrument_imports(
     include=[*(f"stategate.{room}" for room in _READERS), "wave", "zipfile", "yaml", "tomllib"]
 ):
     from lab.attack import doors
+    from lab.attack.around import quiet
     from lab.attack.places import PLACE
 
 
 def enter(name: str, options: list[str]) -> None:
     """Fuzz a door until the options of libFuzzer say stop, and end the process."""
     door = doors.DOORS[name]
-    with doors.quiet():  # everything that is loaded late is loaded now
+    with quiet():  # everything that is loaded late is loaded now
         doors.knock(name, next(iter((PLACE / "corpus" / name).iterdir())).read_bytes())
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + doors.MEMORY_BYTES
@@ -38,5 +39,5 @@ def enter(name: str, options: list[str]) -> None:
 
     arguments = ["fuzz", *options, f"-max_len={door.most_bytes}"]
     atheris.Setup(arguments, lambda raw: doors.knock(name, raw), custom_mutator=mutated)
-    with doors.quiet():
+    with quiet():
         atheris.Fuzz()
