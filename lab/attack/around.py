@@ -19,6 +19,14 @@ import numpy as np
 
 from lab.attack.places import PLACE
 
+MEMORY_BYTES = 1 << 30
+"""More than a process needs for any small file. What asks for more is a file that was believed."""
+
+
+class Broken(AssertionError):
+    """A door did what none may do."""
+
+
 _PATHS_OF = {
     "open": 1, "os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2,
     "os.symlink": 2, "os.truncate": 1, "os.chmod": 1, "os.utime": 1, "shutil.rmtree": 1,
@@ -76,6 +84,7 @@ class Watch:
 
 @cache
 def watch() -> Watch:
+    """The only one of this process."""
     return Watch()
 
 

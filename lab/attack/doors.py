@@ -12,6 +12,7 @@ import io
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -21,11 +22,10 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 import safetensors.numpy
-import tomllib
 import yaml
 
 from lab.attack import mutate
-from lab.attack.around import empty_folder, watch
+from lab.attack.around import Broken, empty_folder, watch
 from lab.attack.places import BUNDLE, PLACE, SLOT, observation
 from stategate.contract import Bundle, Episode, StateSpec, StepSpec, TensorSpec
 from stategate.contract.bundle import MANIFEST, SEAL
@@ -52,13 +52,12 @@ from stategate.runtime.keep.snapshot import Codec
 from stategate.targets.profile import TargetProfile
 from stategate.targets.toml_tables import parse_toml
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 Read: TypeAlias = Callable[[bytes, Path], None]
-MEMORY_BYTES = 1 << 30
-"""More than a process needs for any small file. What asks for more is a file that was believed."""
-
-
-class Broken(AssertionError):
-    """A door did what none may do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +113,6 @@ def _put(folder: Path, name: str, raw: bytes) -> Path:
     return path
 
 
-# --- bundles --------------------------------------------------------------------------------------
-
-
 def _manifest(raw: bytes, _: Path) -> None:
     record = decode_manifest(raw)
     again = canonical_json(record)
@@ -143,9 +139,6 @@ def _session(raw: bytes, folder: Path) -> None:
             _must(like == (tensor.shape, tensor.dtype), "an output is not as its manifest says")
         session.save()
         _must(session.restore() is not None, "a snapshot does not come back")
-
-
-# --- memory ---------------------------------------------------------------------------------------
 
 
 def _snapshot(raw: bytes, _: Path) -> None:
@@ -225,9 +218,6 @@ def _safetensors(raw: bytes, folder: Path) -> None:
     _must(all(isinstance(text, str) for text in facts.values()), "a fact that is no text")
 
 
-# --- recordings -----------------------------------------------------------------------------------
-
-
 def _npz(raw: bytes, _: Path) -> None:
     episode = Episode.load(raw)
     with np.load(io.BytesIO(raw), allow_pickle=False) as file:
@@ -280,9 +270,6 @@ def _riff(raw: bytes) -> tuple[int, int, bytes]:
             return channels, width, body
         at += 8 + size + size % 2
     raise Broken("sound was read out of a file without samples")
-
-
-# --- models and words about them ------------------------------------------------------------------
 
 
 def _yaml(raw: bytes, folder: Path) -> None:

@@ -18,7 +18,7 @@ with atheris.instrument_imports(
     include=[*(f"stategate.{room}" for room in _READERS), "wave", "zipfile", "yaml", "tomllib"]
 ):
     from lab.attack import doors
-    from lab.attack.around import quiet
+    from lab.attack.around import MEMORY_BYTES, quiet
     from lab.attack.places import PLACE
 
 
@@ -28,7 +28,7 @@ def enter(name: str, options: list[str]) -> None:
     with quiet():  # everything that is loaded late is loaded now
         doors.knock(name, next(iter((PLACE / "corpus" / name).iterdir())).read_bytes())
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + doors.MEMORY_BYTES
+    most = pages * resource.getpagesize() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
     def change(raw: bytes) -> bytes:

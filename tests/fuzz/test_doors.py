@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.attack.around import quiet
+from lab.attack.around import Broken, quiet
 from lab.attack.corpus import seeds
-from lab.attack.doors import DOORS, Broken, Door, knock
+from lab.attack.doors import DOORS, Door, knock
 from lab.attack.places import PLACE
 from stategate.contract.claims import declared
 from stategate.contract.errors import SpecError, StateFault
