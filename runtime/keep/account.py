@@ -33,7 +33,7 @@ RECORD_BYTES = 4096  # a block
 _DIGEST_BYTES = 32
 _NAME = "account"
 _Count = Annotated[int, msgspec.Meta(ge=0)]
-_Left = Annotated[float, msgspec.Meta(ge=0)]
+_Balance = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,10 +43,10 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boot: str = ""  # start of the machine in which it was written; see `since_boot`
     boot_ns: _Count = 0  # when, since that start
     # bytes left in the wear budget's bucket; None where there never was one
-    persist_bytes: _Left | None = None
+    persist_bytes: _Balance | None = None
     # writes left of the limit against steps; None likewise. 0 while a session may be using them
-    writes_by_steps: _Left | None = None
-    writes_by_time: _Left | None = None  # the same of the limit against time
+    writes_by_steps: _Balance | None = None
+    writes_by_time: _Balance | None = None  # the same of the limit against time
 
     def running_ns(self) -> int:
         """Time that certainly passed since then: while the machine was on."""
