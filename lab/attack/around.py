@@ -54,7 +54,7 @@ class Watch:
     def __init__(self) -> None:
         """Start; a hook stays for the life of the process."""
         self.folder: str | None = None
-        self.seen: list[str] = []
+        self.events: list[str] = []
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
@@ -65,7 +65,7 @@ class Watch:
             if event in _NEVER:
                 if event == "ctypes.dlopen" and args[0] is None:
                     return  # the process itself
-                self.seen.append(f"{event} {args[:2]!r:.200}")
+                self.events.append(f"{event} {args[:2]!r:.200}")
                 return
             writes = event != "open" or bool(
                 isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -75,7 +75,7 @@ class Watch:
                     full = os.path.realpath(os.fsdecode(path))
                     allowed = (folder,) if writes else (folder, *_READABLE)
                     if not full.startswith(allowed):
-                        self.seen.append(f"{event} {full!r:.200}")
+                        self.events.append(f"{event} {full!r:.200}")
         except ValueError:
             pass  # a name with a zero byte, which nothing opens
         finally:

@@ -49,7 +49,7 @@ class Small(nn.Module):
         )
 
     def step(self, inputs: Tensors, states: Tensors) -> StepResult:
-        """A leaky mean, kept where the first input is not positive."""
+        """A leaky mean, held where the first input is not positive."""
         x, gate = inputs["x"], inputs["x"][:, :1]
         h = torch.where(gate > inputs["threshold"], 0.5 * states["h"] + x, states["h"])
         return StepResult({"y": 2.0 * h}, {"h": h, "count": states["count"] + 1.0}, {"gate": gate})
@@ -81,10 +81,10 @@ def _memory(scratch: Path) -> dict[str, bytes]:
             for t in range(1, 9):
                 session.step(x=observation(t))
             shutil.copytree(folder, scratch / "killed")
-    kept = {path.name: path.read_bytes() for path in (scratch / "killed").iterdir()}
+    files = {path.name: path.read_bytes() for path in (scratch / "killed").iterdir()}
     newest = look_into(scratch / "killed", Codec(Bundle.open(BUNDLE).manifest)).newest
     assert newest is not None
-    return {**kept, SLOT: kept[newest.slot]}
+    return {**files, SLOT: files[newest.slot]}
 
 
 def _black_box(scratch: Path) -> bytes:
@@ -168,7 +168,7 @@ def seeds(scratch: Path) -> dict[str, dict[str, bytes]]:
     manifest = (BUNDLE / "manifest.json").read_bytes()
     golden = bundle.golden()
     assert golden is not None
-    kept = _memory(scratch)
+    files = _memory(scratch)
     states = {"h": np.array([[0.5, -1.0]], np.float32), "count": np.zeros((1, 1), np.float32)}
     plain = Episode({"x": golden.inputs["x"][:3]}, {"y": np.array([0, 1, -1])}, rate_hz=50.0)
     compressed = io.BytesIO()
@@ -181,9 +181,9 @@ def seeds(scratch: Path) -> dict[str, dict[str, bytes]]:
     return {
         "manifest": {"small": manifest},
         "session": {"small": manifest},
-        "snapshot": {"small": kept[SLOT]},
-        "journal": {"small": kept["journal"]},
-        "account": {"small": kept["account"]},
+        "snapshot": {"small": files[SLOT]},
+        "journal": {"small": files["journal"]},
+        "account": {"small": files["account"]},
         "black-box": {"small": _black_box(scratch)},
         "npz": {"golden": golden.to_bytes(), "labels": plain.to_bytes()},
         "episode-file": {"labels": plain.to_bytes(), "packed": compressed.getvalue()},

@@ -143,15 +143,15 @@ def _session(raw: bytes, folder: Path) -> None:
 
 def _snapshot(raw: bytes, _: Path) -> None:
     codec = Codec(_bundle().manifest)
-    found = codec.decode(raw, SLOT)
-    payload = b"".join(array.tobytes() for array in found.states.values())
+    snapshot = codec.decode(raw, SLOT)
+    payload = b"".join(array.tobytes() for array in snapshot.states.values())
     _must(raw[-32 - len(payload) : -32] == payload, "the states are not the file's")
-    _must(all(np.isfinite(a).all() for a in found.states.values()), "a state is no number")
-    ledger = msgspec.to_builtins(found.header.ledger)
+    _must(all(np.isfinite(a).all() for a in snapshot.states.values()), "a state is no number")
+    ledger = msgspec.to_builtins(snapshot.header.ledger)
     numbers = [n for n in ledger.values() if isinstance(n, int | float)]
     _must(all(n >= 0 and math.isfinite(n) for n in numbers), "a counter below zero")
     text = json.loads(raw[24 : 24 + int.from_bytes(raw[12:16], "little")])
-    _must(_says(msgspec.to_builtins(found.header), text), "the header says something else")
+    _must(_says(msgspec.to_builtins(snapshot.header), text), "the header says something else")
     if raw != _corpus("snapshot"):
         sealed = hashlib.sha256(raw[:-32]).digest() == raw[-32:]
         _must(sealed, "a snapshot of another checksum was taken")
@@ -170,12 +170,12 @@ def _restored(folder: Path, policy: SnapshotPolicy) -> tuple[Session, bytes | No
 @cache
 def _commits() -> frozenset[bytes | None]:
     """States that the journal of the corpus, cut after any block, leads to."""
-    raw, found = _corpus("journal"), set()
+    raw, committed = _corpus("journal"), set()
     for blocks in range(17):
         with empty_folder() as folder:
             cut = raw[: 4096 * (1 + blocks)].ljust(len(raw), b"\0")
-            found.add(_with_journal(cut, folder))
-    return frozenset(found)
+            committed.add(_with_journal(cut, folder))
+    return frozenset(committed)
 
 
 def _with_journal(raw: bytes, folder: Path) -> bytes | None:
@@ -185,23 +185,23 @@ def _with_journal(raw: bytes, folder: Path) -> bytes | None:
 
 
 def _journal(raw: bytes, folder: Path) -> None:
-    known = _commits()
+    committed = _commits()
     states = _with_journal(raw, folder)
     own = {_corpus("journal")[at : at + 4096] for at in range(0, len(_corpus("journal")), 4096)}
     blocks = {raw[at : at + 4096] for at in range(0, len(raw), 4096)}
     forged = mutate.right_blocks(raw) == raw and not blocks <= own
-    _must(forged or states in known, "a journal gave states that were never committed")
+    _must(forged or states in committed, "a journal gave states that were never committed")
 
 
 def _account(raw: bytes, folder: Path) -> None:
     _put(folder, "account", raw)
-    found = Account(folder).record
-    left = () if found is None else (found.persist_bytes, found.writes_by_steps)
-    _must(all(n is None or n >= 0 for n in left), "an account gives less than nothing")
+    record = Account(folder).record
+    balance = () if record is None else (record.persist_bytes, record.writes_by_steps)
+    _must(all(n is None or n >= 0 for n in balance), "an account gives less than nothing")
     halves = (raw[:RECORD_BYTES], raw[RECORD_BYTES : 2 * RECORD_BYTES])
     good = [hashlib.sha256(h[:-32]).digest() == h[-32:] for h in halves]
     if raw and not any(good):
-        _must(found is not None and not any(left), "a damaged account has something left")
+        _must(record is not None and not any(balance), "a damaged account has something left")
 
 
 def _black_box(raw: bytes, folder: Path) -> None:
@@ -375,15 +375,15 @@ def knock(name: str, raw: bytes) -> str:
         watching.folder = str(folder)
         try:
             door.read(raw, folder)
-            said = "read"
+            answer = "read"
         except StategateError as problem:
             _check_refusal(problem)
-            said = "refused"
+            answer = "refused"
         finally:
             watching.folder = None
-        seen, watching.seen = watching.seen, []
-    _must(not seen, f"it did something outside of its folder: {'; '.join(seen)}")
-    return said
+        events, watching.events = watching.events, []
+    _must(not events, f"it did something outside of its folder: {'; '.join(events)}")
+    return answer
 
 
 def _check_refusal(problem: StategateError) -> None:

@@ -40,8 +40,8 @@ def fuzz_door(door: str, seconds: float, seed: int, place: Path) -> Fuzzed:
         seed: Of chance; 0 draws one.
         place: Where inputs that reach new branches are kept, and those that break something.
     """
-    kept, broken = place / door, place / f"{door}.broken"
-    for folder in (kept, broken):
+    inputs, broken = place / door, place / f"{door}.broken"
+    for folder in (inputs, broken):
         folder.mkdir(parents=True, exist_ok=True)
     before = set(broken.iterdir())
     options = [
@@ -50,7 +50,7 @@ def fuzz_door(door: str, seconds: float, seed: int, place: Path) -> Fuzzed:
         f"-rss_limit_mb={RSS_MEGABYTES}",
         f"-seed={seed}",
         f"-artifact_prefix={broken}/",
-        str(kept),
+        str(inputs),
         str(PLACE / "corpus" / door),
     ]
     start, log = time.monotonic(), place / f"{door}.log"
@@ -65,13 +65,13 @@ def fuzz_door(door: str, seconds: float, seed: int, place: Path) -> Fuzzed:
                 traceback.print_exc()
                 os._exit(3)
         _, status = os.waitpid(child, 0)
-    said = log.read_text(errors="replace")
-    counts = [int(count) for count in _RUNS.findall(said)]
-    found = [f"{file}: {_last_word(said)}" for file in set(broken.iterdir()) - before]
-    if status != 0 and not found:
-        found = [f"{door} ended with status {status}: {said[-800:]}"]
+    text = log.read_text(errors="replace")
+    counts = [int(count) for count in _RUNS.findall(text)]
+    problems = [f"{file}: {_last_word(text)}" for file in set(broken.iterdir()) - before]
+    if status != 0 and not problems:
+        problems = [f"{door} ended with status {status}: {text[-800:]}"]
     elapsed = time.monotonic() - start
-    return Fuzzed(door, max(counts, default=0), elapsed, tuple(found))
+    return Fuzzed(door, max(counts, default=0), elapsed, tuple(problems))
 
 
 def _last_word(text: str) -> str:
@@ -79,8 +79,8 @@ def _last_word(text: str) -> str:
     lines = [
         line for line in text.splitlines() if re.match(r"[\w.]*(Error|Broken|Exception)\b", line)
     ]
-    said = [line for line in text.splitlines() if "ERROR: libFuzzer" in line]
-    return (lines or said or [text[-200:]])[-1][:300]
+    libfuzzer = [line for line in text.splitlines() if "ERROR: libFuzzer" in line]
+    return (lines or libfuzzer or [text[-200:]])[-1][:300]
 
 
 @click.command()

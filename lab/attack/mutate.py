@@ -66,8 +66,8 @@ def value(tree: Any, rng: random.Random) -> Any:
     if choice == 0:
         del holder[key]
     elif choice == 1:
-        other, there = rng.choice(places)
-        holder[key] = json.loads(json.dumps(other[there]))
+        other, place = rng.choice(places)
+        holder[key] = json.loads(json.dumps(other[place]))
     elif choice == 2 and isinstance(holder, dict):
         holder[str(rng.choice(HOSTILE))] = holder.pop(key)
     elif choice == 3 and isinstance(holder, list):

@@ -20,15 +20,15 @@ CORPUS = sorted((PLACE / "corpus").glob("*/*"))
 @pytest.mark.parametrize("file", CORPUS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_every_file_of_a_corpus_is_read_rightly_or_refused_in_words(file: Path) -> None:
     with quiet():
-        said = knock(file.parent.name, file.read_bytes())
+        answer = knock(file.parent.name, file.read_bytes())
     kind = file.name.partition("-")[0]
-    assert said in {"wrong": ("refused",), "odd": ("read", "refused")}.get(kind, ("read",))
+    assert answer in {"wrong": ("refused",), "odd": ("read", "refused")}.get(kind, ("read",))
 
 
 def test_the_right_files_are_those_that_the_script_writes(tmp_path: Path) -> None:
     names = {f"{door}/{name}" for door, files in seeds(tmp_path).items() for name in files}
-    there = {f"{path.parent.name}/{path.name}" for path in CORPUS}
-    assert names == {name for name in there if "/wrong-" not in name and "/odd-" not in name}
+    committed = {f"{path.parent.name}/{path.name}" for path in CORPUS}
+    assert names == {name for name in committed if "/wrong-" not in name and "/odd-" not in name}
     assert set(DOORS) == {path.parent.name for path in CORPUS}
 
 
