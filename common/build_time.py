@@ -16,11 +16,7 @@ def may_measure() -> bool:
 
 
 def build_time() -> str:
-    """UTC time of the build; SOURCE_DATE_EPOCH overrules the clock.
-
-    Raises:
-        ExportError: It is no time.
-    """
+    """UTC time of the build; SOURCE_DATE_EPOCH overrules the clock."""
     epoch = os.environ.get(_VARIABLE)
     try:
         moment = (

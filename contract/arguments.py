@@ -24,9 +24,6 @@ def checks_kinds(call: Callable[_Arguments, _Result]) -> Callable[_Arguments, _R
     """Refuse keywords, and ``out``, that are not of the kind of their annotation.
 
     Numbers by themselves and recordings are left to those who read them, and say more.
-
-    Raises:
-        SpecError: One is of another kind.
     """
     signature = inspect.signature(call)
     names = {"out"} | {n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -44,11 +41,7 @@ def checks_kinds(call: Callable[_Arguments, _Result]) -> Callable[_Arguments, _R
 
 
 def check_kinds(record: Any) -> None:
-    """Refuse fields of a dataclass that are not of the kind of their annotation; numbers pass.
-
-    Raises:
-        SpecError: One is of another kind.
-    """
+    """Refuse fields of a dataclass that are not of the kind of their annotation; numbers pass."""
     for field in fields(record):
         _check(type(record), field.name, getattr(record, field.name), field.type)
 

@@ -14,11 +14,7 @@ from stategate.contract.errors import SpecError
 
 
 def whole(name: str, value: SupportsIndex, least: int = 1) -> int:
-    """A whole number of at least this size.
-
-    Raises:
-        SpecError: It is another.
-    """
+    """A whole number of at least this size."""
     try:
         number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -29,11 +25,7 @@ def whole(name: str, value: SupportsIndex, least: int = 1) -> int:
 
 
 def positive(name: str, value: SupportsFloat, most: float) -> None:
-    """Refuse what is no number above 0, or one above the most that it can be.
-
-    Raises:
-        SpecError: It is that.
-    """
+    """Refuse what is no number above 0, or one above the most that it can be."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not (is_number and 0 < float(value) <= most):
         raise SpecError(
@@ -43,11 +35,7 @@ def positive(name: str, value: SupportsFloat, most: float) -> None:
 
 
 def bounded(name: str, value: SupportsFloat, most: float = math.inf) -> float:
-    """A number from 0 to the most that it can be, and not NaN.
-
-    Raises:
-        SpecError: It is another.
-    """
+    """A number from 0 to the most that it can be, and not NaN."""
     try:
         number = math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError):

@@ -16,13 +16,7 @@ Array = NDArray[Any]
 
 
 def following(state: StateSpec, states: Mapping[str, Array], after: Array) -> Array:
-    """A state after a step that writes it.
-
-    Args:
-        state: What it is.
-        states: All states before the step, by name.
-        after: What the graph gives for it: of a ring a row, which full rings do not take.
-    """
+    """A state after a step that writes it."""
     if state.cursor is None:
         return after
     ring, count = states[state.name].copy(), int(states[state.cursor][0])
@@ -32,11 +26,7 @@ def following(state: StateSpec, states: Mapping[str, Array], after: Array) -> Ar
 
 
 def check_form(values: Mapping[str, Array], states: Sequence[StateSpec]) -> None:
-    """Refuse states of the plain form in place of the deferred one, and the other way round.
-
-    Raises:
-        StepInputError: They are that; whatever else is wrong with them is not looked at.
-    """
+    """Refuse states of the plain form in place of the deferred one, and the other way round."""
     own = {state.name for state in states}
     waiting = {state.name for state in states if state.cursor is not None}
     waiting |= {str(state.cursor) for state in states if state.cursor is not None}
@@ -61,15 +51,7 @@ def check_form(values: Mapping[str, Array], states: Sequence[StateSpec]) -> None
 
 
 def check_rings(states: Sequence[StateSpec], hard: set[str]) -> None:
-    """Check that all rings of a step are appended to together, and that a cursor counts their rows.
-
-    Args:
-        states: All states of the step.
-        hard: Names of its hard gates.
-
-    Raises:
-        SpecError: They are not.
-    """
+    """Check that rings of a step are appended to together, and that a cursor counts their rows."""
     rings = {state.name: state for state in states if state.cursor is not None}
     if not rings and all(state.folds is None for state in states):
         return

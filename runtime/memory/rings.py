@@ -27,13 +27,7 @@ class Rings:
     """
 
     def __init__(self, buffers: Buffers, group: Group, keeps_steps: bool) -> None:
-        """Prepare a view for every row.
-
-        Args:
-            buffers: All buffers of the session.
-            group: The rings.
-            keeps_steps: Whether steps shall be taken back.
-        """
+        """Prepare a view for every row."""
         rings = [state for state in group.states if state.row is not None]
         self._group = group
         self.rows = rings[0].spec.rows
@@ -65,10 +59,6 @@ class Rings:
     def step(self, parity: int, appends: bool) -> tuple[bool, tuple[int, int]]:
         """Lay a step ready: keep what it replaces, and put its rows behind those that are held.
 
-        Args:
-            parity: Before the step.
-            appends: Whether the gate of the rings is open, and may be.
-
         Returns:
             Whether rows were put, and the next `position`. Full rings take none: that step folds
             them, and its own row with the others.
@@ -95,9 +85,6 @@ class Rings:
 
         Returns:
             The parity with which it is read, and the next `position`.
-
-        Raises:
-            SpecError: So many steps are not kept.
         """
         number: object = steps
         place, undoable = self.position
