@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from stategate.contract.errors import SpecError
-from stategate.contract.specs import Record, StateSpec, is_threshold
+from stategate.contract.specs import Record, is_threshold
 
 WritePolicy = Literal["warn", "adapt", "hold", "raise"]
 PersistPolicy = Literal["warn", "hold", "raise"]
@@ -55,9 +54,10 @@ class Budget(Record, frozen=True):
         writes_per_1000_steps: Mean rate; a bucket of as many writes allows for bursts, so any n
             steps in a row hold at most ``limit + n * limit / 1000`` writes.
         writes_per_second: The same against time, with a bucket of one second's worth.
-        appended_bytes_per_1000_steps: Bytes that go to rings, where writes are deferred; held as
-            the rate of writes that appends so many.
-        folded_bytes_per_1000_steps: The same of the states into which rings are folded.
+        appended_bytes_per_1000_steps: Bytes that go to rings, where writes are deferred, with a
+            bucket of as many bytes, and of one row at least.
+        folded_bytes_per_1000_steps: The same of the states into which rings are folded; one fold
+            at least.
         on_writes: What happens to a write beyond either: ``hold`` keeps the old state, ``raise``
             keeps it and raises, ``adapt`` also raises the gate's threshold until the rate is met,
             ``warn`` lets it through and counts it. ``hold`` unless named.
@@ -125,37 +125,17 @@ class Budget(Record, frozen=True):
             )
 
     @property
+    def limits_writes(self) -> bool:
+        """Whether a write may be refused."""
+        return any(getattr(self, limit) is not None for limit in _POLICIES["on_writes"][1])
+
+    @property
     def persisted_limit_per_day(self) -> float | None:
         """Bytes a day from both ways of saying it, the smaller one."""
         limits = [self.persisted_bytes_per_day]
         if self.lifetime_years is not None and self.storage_endurance_bytes is not None:
             limits.append(self.storage_endurance_bytes / (self.lifetime_years * 365.25))
         return min((limit for limit in limits if limit is not None), default=None)
-
-    def in_writes(self, states: Sequence[StateSpec]) -> Budget:
-        """This budget with its bytes of rings and folds as a rate of writes.
-
-        Raises:
-            SpecError: There are such limits, and no ring.
-        """
-        appended, folded = self.appended_bytes_per_1000_steps, self.folded_bytes_per_1000_steps
-        if appended is None and folded is None:
-            return self
-        rings = [state for state in states if state.cursor is not None]
-        if not rings:
-            raise SpecError(
-                "a budget of appended or folded bytes is for deferred writes",
-                found="a bundle without rings",
-                remedy="stategate export MODEL --defer 16, or limit writes_per_1000_steps",
-            )
-        # Of so many writes in a row the last one folds, and the others append.
-        turn = rings[0].rows + 1
-        row = sum(ring.next_value.nbytes for ring in rings) * rings[0].rows / turn
-        fold = sum(state.bytes for state in states if state.folds is not None) / turn
-        rates = [self.writes_per_1000_steps]
-        rates += [None if b is None else b / size for b, size in ((appended, row), (folded, fold))]
-        strictest = min(rate for rate in rates if rate is not None)
-        return msgspec.structs.replace(self, writes_per_1000_steps=strictest)
 
     def tightened(self, by: Budget) -> Budget:
         """This budget with every limit of another that is stricter."""

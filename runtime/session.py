@@ -76,10 +76,10 @@ class Session(MemoryOwner):
         self._buffers, self._budget, self._clock = buffers, budget, clock
         self._on_fault, self._prologue = on_fault, PrologueRunner(bundle)
         self._counters = counters = Counters(buffers.groups)
-        limits, slots = (budget.writes_per_1000_steps, budget.writes_per_second), buffers.constants
         self._governor: Governor | None = None
-        if limits != (None, None):
-            self._governor = Governor(budget, buffers.groups, slots, clock, counters)
+        if budget.limits_writes:
+            parts = (buffers.groups, buffers.constants, clock, counters)
+            self._governor = Governor(budget, *parts)
         thresholds = self._governor.thresholds if self._governor is not None else None
         resident = engine if isinstance(engine, Resident) else None
         self._memory = memory = Memory(buffers, counters, thresholds, resident, rewind)
@@ -178,7 +178,6 @@ class Session(MemoryOwner):
         accepts = accepted(bundle, trust)
         check_caller(bundle.manifest, observes, rate_hz)
         limits = bundle.manifest.budget.tightened(budget or Budget())
-        limits = limits.in_writes(bundle.manifest.states)
         check_memory(bundle, limits, engine)
         buffers = allocate(bundle)
         if black_box is not None and not isinstance(black_box, BlackBox):
@@ -249,7 +248,7 @@ class Session(MemoryOwner):
         start_ns = deadline.start() if deadline is not None else 0
         self._feeds.take(inputs)
         if governor is not None:
-            governor.before()
+            governor.before(memory.is_full)
         if black_box is not None:
             black_box.before()
         if answers is not None:

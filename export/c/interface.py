@@ -104,6 +104,8 @@ def interface(
         "UNGATED": int(ungated),
         "ROWS": max((s.rows for s in spec.states if s.cursor is not None), default=0),
         "KEPT_BYTES": _kept_bytes(spec),
+        "ROW_BYTES": sum(s.next_value.nbytes for s in spec.states if s.cursor is not None),
+        "FOLD_BYTES": sum(s.bytes for s in spec.states if s.folds is not None),
         "TAKES": len(spec.graph_inputs()),
         "GIVES": len(spec.graph_outputs()),
     }

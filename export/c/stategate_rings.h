@@ -80,6 +80,11 @@ static void lay_rows(stategate_session *s, bool appends)
     }
 }
 
+uint32_t stategate_rows_held(const stategate_session *s)
+{
+    return ready(s) == STATEGATE_OK ? held_rows(s) : 0u;
+}
+
 stategate_result stategate_keep_steps(stategate_session *s, void *buffer, size_t bytes)
 {
     const stategate_result found = ready(s);

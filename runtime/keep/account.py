@@ -36,7 +36,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Balance = Annotated[float, msgspec.Meta(ge=0)]
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One state of the account."""
 
     number: _Count = 0  # grows by one with every record
@@ -47,6 +47,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # writes left of the limit against steps; None likewise. 0 while a session may be using them
     writes_by_steps: _Balance | None = None
     writes_by_time: _Balance | None = None  # the same of the limit against time
+    appended_bytes: _Balance | None = None  # bytes left to append to rings, likewise
+    folded_bytes: _Balance | None = None  # bytes left to fold, likewise
 
     def running_ns(self) -> int:
         """Time that certainly passed since then: while the machine was on."""
@@ -56,7 +58,9 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(0, now_ns - self.boot_ns) if boot == self.boot else now_ns
 
 
-NOTHING_LEFT = Record(persist_bytes=0.0, writes_by_steps=0.0, writes_by_time=0.0)
+USED = ("writes_by_steps", "writes_by_time", "appended_bytes", "folded_bytes")
+"""What a session takes as a whole, in the order of `Governor.left`."""
+NOTHING_LEFT = Record(persist_bytes=0.0, **dict.fromkeys(USED, 0.0))
 
 
 class Account:

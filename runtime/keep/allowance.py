@@ -11,7 +11,7 @@ from stategate.contract import Budget
 from stategate.contract.errors import BudgetWarning, PersistBudgetError, SnapshotError
 from stategate.contract.failures import failures
 from stategate.runtime.base.ledger import Counters
-from stategate.runtime.keep.account import NOTHING_LEFT, RECORD_BYTES, Account, Record
+from stategate.runtime.keep.account import NOTHING_LEFT, RECORD_BYTES, USED, Account, Record
 from stategate.runtime.keep.snapshot import UNLIMITED_BYTES
 from stategate.runtime.keep.store import Look, folder_error
 from stategate.runtime.memory.governor import Bucket, Governor
@@ -74,15 +74,19 @@ class Allowance:
             self._bucket.fill(balance.running_ns() * self._per_ns)
         if self._governor is None:
             return
-        self._governor.writes_left = _writes(balance)
-        if not any(_limited(self._governor.writes_left)):
+        by_steps, by_time, appended, folded = (
+            math.inf if (left := getattr(balance, name)) is None else left for name in USED
+        )
+        self._governor.left = (by_steps, by_time, appended, folded)
+        if not any(_limited(self._governor.left)):
             return  # there is nothing that could come back
+        nothing = (0.0, 0.0, 0.0, 0.0)
         try:
-            durable = self._pay_record() and self._record(0.0, 0.0)
+            durable = self._pay_record() and self._record(*nothing)
         except failures(OSError, SnapshotError):
             durable = False
         if not durable:  # what cannot be taken durably is not taken
-            self._governor.writes_left = (0.0, 0.0)
+            self._governor.left = nothing
 
     def allows(self, cost_bytes: float) -> bool:
         """Whether the wear budget has so many bytes left now."""
@@ -155,7 +159,7 @@ class Allowance:
 
     def close(self) -> None:
         """Give back what is left; the caller holds the folder."""
-        writes = self._governor.writes_left if self._governor is not None else ()
+        writes = self._governor.left if self._governor is not None else ()
         if any(_limited(writes)) or self._ahead > RECORD_BYTES:
             if self._bucket is not None:
                 self._bucket.fill(self._ahead)
@@ -180,8 +184,7 @@ class Allowance:
         if self._bucket is not None:
             changes["persist_bytes"] = self._bucket.tokens
         if self._governor is not None and writes:
-            names = ("writes_by_steps", "writes_by_time")
-            both = zip(names, writes, self._governor.writes_left, strict=True)
+            both = zip(USED, writes, self._governor.left, strict=True)
             changes |= {name: amount for name, amount, tokens in both if tokens < math.inf}
         self._account.write(changes, lambda: self._counters.add_persisted(RECORD_BYTES))
         return True
@@ -192,17 +195,10 @@ def _left_by(look: Look) -> Record:
     if look.newest is None:
         return NOTHING_LEFT if look.damaged else Record()
     header = look.newest.snapshot.header
-    steps, seconds, _ = header.governor or (None, None, 0.0)
-    return Record(
-        persist_bytes=header.persist_tokens, writes_by_steps=steps, writes_by_time=seconds
-    )
+    steps, seconds, _, *more = header.governor or (None, None, 0.0)
+    left = dict(zip(USED, (steps, seconds, *more), strict=False))
+    return Record(persist_bytes=header.persist_tokens, **left)
 
 
 def _limited(tokens: tuple[float, ...]) -> list[float]:
     return [amount for amount in tokens if amount < math.inf]
-
-
-def _writes(balance: Record) -> tuple[float, float]:
-    both = (balance.writes_by_steps, balance.writes_by_time)
-    by_steps, by_time = (math.inf if tokens is None else tokens for tokens in both)
-    return by_steps, by_time

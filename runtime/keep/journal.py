@@ -29,6 +29,7 @@ from stategate.runtime.keep.records import (
     RecordReader,
     stored_bytes,
 )
+from stategate.runtime.keep.snapshot import LeftBy
 from stategate.runtime.keep.store import GoodSnapshot, folder_error
 
 NAME = "journal"
@@ -58,7 +59,7 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     states_crc: int
     unix_s: int
     ledger: Ledger
-    governor: tuple[float, float, float] | None
+    governor: LeftBy | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +311,7 @@ class Journal:
         states_crc: int,
         unix_s: int,
         ledger: Ledger,
-        governor: tuple[float, float, float] | None,
+        governor: tuple[float, ...] | None,
     ) -> None:
         """Append records and what ends them, and return when the medium has them.
 

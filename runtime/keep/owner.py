@@ -93,6 +93,12 @@ class MemoryOwner(OpenBundle):
         self._open_engine()
         self._memory.begin()
 
+    @property
+    def rewindable_steps(self) -> int:
+        """How many steps `rewind` can take back now; 0 where it can take none."""
+        rings = self._memory.rings
+        return rings.position[1] if rings is not None else 0
+
     def rewind(self, steps: SupportsIndex) -> None:
         """Take back the last steps: the memory is, bit for bit, as if they had never been.
 

@@ -15,6 +15,7 @@ import hashlib
 import struct
 import time
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -42,6 +43,10 @@ _DIGEST_BYTES = 32
 BLOCK_BYTES = 4096
 
 
+LeftBy = Annotated[tuple[float, ...], msgspec.Meta(min_length=3, max_length=5)]
+"""What a governor leaves; see `Governor.save`."""
+
+
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a snapshot says about itself.
 
@@ -62,7 +67,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     sequence: int
     unix_s: int
     ledger: Ledger
-    governor: tuple[float, float, float] | None
+    governor: LeftBy | None
     persist_tokens: float
     bundle_sha256: str = ""
     journal: int = 0
@@ -100,7 +105,7 @@ def next_header(
     codec: Codec,
     sequence: int,
     ledger: Ledger,
-    governor: tuple[float, float, float] | None = None,
+    governor: tuple[float, ...] | None = None,
     persist_tokens: float = UNLIMITED_BYTES,
     journal: int = 0,
 ) -> Header:

@@ -236,6 +236,12 @@ class Memory:
             self._sums_key = key
         return chained_sums(chain, self._sums)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there are rings, and no row more fits: the next write folds them."""
+        rings = self.rings
+        return rings is not None and rings.count(self.parity) >= rings.rows
+
     def lay_rows(self, opened: list[tuple[int, int]]) -> tuple[bool, tuple[int, int]]:
         """See `Rings.step`; there are rings."""
         assert self.rings is not None

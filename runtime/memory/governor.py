@@ -5,6 +5,9 @@ full and refills at the budget's rate; a committed write takes one token. With a
 step may not write: models that take their threshold as an input are shown one that no gate
 reaches, so that their outputs agree with the state that stays.
 
+Rings have two buckets more, of bytes: a write takes a row from the one where there is room for it,
+and a fold from the other where there is none, whatever led to that.
+
 ``adapt`` adds an integral controller on the threshold, one step at a time::
 
     threshold <- clip(threshold + gain * (opened - rate), start, limit)
@@ -34,6 +37,14 @@ from stategate.runtime.base.ledger import Counters
 
 # From start to limit in this many over-budget steps: slow against the gate, fast against a shift.
 _ADAPT_STEPS = 200.0
+_LIMITS = (
+    "writes in 1,000 steps",
+    "writes in a second",
+    "bytes appended in 1,000 steps",
+    "bytes folded in 1,000 steps",
+)
+Tokens = tuple[float, float, float, float, float]
+Left = tuple[float, float, float, float]
 _NEVER = float(np.finfo(np.float32).max)
 
 
@@ -60,8 +71,9 @@ class Governor:
     Attributes:
         thresholds: Effective threshold of each hard gate, as the session must compare it.
         policy: What happens to a write beyond the budget.
-        tokens: In the bucket of steps and in that of seconds, and the threshold's shift. Replaced
-            as a whole: whoever is interrupted leaves the old ones or the new ones.
+        tokens: In the bucket of steps and in that of seconds, the threshold's shift, and bytes to
+            append and to fold. Replaced as a whole: whoever is interrupted leaves the old ones or
+            the new ones.
         overdrawn: Whether the step that was begun last finds a bucket empty.
     """
 
@@ -86,7 +98,26 @@ class Governor:
         per_step, per_second = (limit or 0.0 for limit in self._limits)
         self._per_step, self._per_ns = per_step / 1000.0, per_second / 1e9
         self._full = (max(1.0, per_step), max(1.0, per_second))
-        self.tokens = (*self._full, 0.0)
+        self._bytes = (budget.appended_bytes_per_1000_steps, budget.folded_bytes_per_1000_steps)
+        states = [state.spec for group in groups for state in group.states]
+        # Of a write that appends, and of one that folds.
+        self._costs = (
+            float(sum(s.next_value.nbytes for s in states if s.cursor is not None)),
+            float(sum(s.bytes for s in states if s.folds is not None)),
+        )
+        if self._bytes != (None, None) and not self._costs[0]:
+            raise SpecError(
+                "a budget of appended or folded bytes is for deferred writes",
+                found="a bundle without rings",
+                remedy="stategate export MODEL --defer 16, or limit writes_per_1000_steps",
+            )
+        self._bytes_per_step = tuple((limit or 0.0) / 1000.0 for limit in self._bytes)
+        self._full_bytes = tuple(
+            math.inf if limit is None else max(limit, cost)
+            for limit, cost in zip(self._bytes, self._costs, strict=True)
+        )
+        self._folds = False  # whether a write in the step that was begun last folds
+        self.tokens: Tokens = (*self._full, 0.0, *self._full_bytes)
         self.overdrawn = False
         self._seen_ns = self._filled_ns = clock.now_ns()
         self._shown = (False, 0.0)
@@ -112,40 +143,53 @@ class Governor:
         """Whether the step that was begun last may write."""
         return not self.overdrawn or self.policy == "warn"
 
-    def before(self) -> None:
-        """Look into the buckets before a step, and show the graph a threshold to match."""
-        steps, time, shift = self.tokens
+    def before(self, folds: bool) -> None:
+        """Look into the buckets before a step, and show the graph a threshold to match.
+
+        Args:
+            folds: Whether the rings are full, so that a write folds them.
+        """
+        steps, time, shift, *left = self.tokens
         if self._limits[1] is not None:
             now = self._clock.now_ns()
             # A clock that goes back and forth earns nothing.
             time = min(self._full[1], time + max(0, now - self._filled_ns) * self._per_ns)
             self._counters.clock_faults += now < self._seen_ns
             self._seen_ns, self._filled_ns = now, max(now, self._filled_ns)
-            self.tokens = (steps, time, shift)
+            self.tokens = (steps, time, shift, left[0], left[1])
+        self._folds = folds
         per_step, per_second = self._limits
         self.overdrawn = (per_step is not None and steps < 1.0) or (
             per_second is not None and time < 1.0
         )
+        self.overdrawn = self.overdrawn or left[folds] < self._costs[folds]
         if self._shown != (self.overdrawn and self._closes, shift):
             self._show()
 
-    def after(self, asked: bool, wrote: bool) -> tuple[float, float, float]:
+    def after(self, asked: bool, wrote: bool) -> Tokens:
         """What `tokens` are after a step; a step that fails earns nothing.
 
         Args:
             asked: Whether a gate was open.
             wrote: Whether a state is committed for it.
         """
-        steps, time, shift = self.tokens
+        steps, time, shift, appended, folded = self.tokens
         steps += self._per_step
         if steps > self._full[0]:  # `min` would be one more call in every step
             steps = self._full[0]
         if wrote:
             steps, time = max(0.0, steps - 1.0), max(0.0, time - 1.0)
+        if self._costs[0]:
+            left = [appended + self._bytes_per_step[0], folded + self._bytes_per_step[1]]
+            appended, folded = map(min, left, self._full_bytes)
+            if wrote and self._folds:
+                folded = max(0.0, folded - self._costs[1])
+            elif wrote:
+                appended = max(0.0, appended - self._costs[0])
         if self._span > 0.0:
             gain = self._span / _ADAPT_STEPS
             shift = min(max(shift + gain * (float(asked) - self._per_step), 0.0), self._span)
-        return steps, time, shift
+        return steps, time, shift, appended, folded
 
     def warn(self) -> None:
         """Say that a write beyond the budget went through."""
@@ -157,8 +201,11 @@ class Governor:
         return WriteBudgetError(
             "the write budget is used up; the old state stays",
             found=f"{ledger.writes} writes in {ledger.steps} steps",
-            expected=f"{1000 * self._per_step:g} in 1,000 steps, "
-            f"{1e9 * self._per_ns:g} in a second (0: no limit)",
+            expected=", ".join(
+                f"{limit:g} {what}"
+                for limit, what in zip((*self._limits, *self._bytes), _LIMITS, strict=True)
+                if limit is not None
+            ),
             remedy="open with on_writes='hold' or 'adapt', or raise the gate's threshold",
         )
 
@@ -173,33 +220,43 @@ class Governor:
                 array.fill(_NEVER if shut else threshold)
         self._shown = (shut, shift)
 
-    def save(self) -> tuple[float, float, float]:
-        """What a snapshot keeps: tokens, 0 of a bucket that there is not, and the shift."""
-        steps, time, shift = self.tokens
-        per_step, per_second = self._limits
-        return (0.0 if per_step is None else steps, 0.0 if per_second is None else time, shift)
+    def save(self) -> tuple[float, ...]:
+        """What a snapshot keeps: tokens, 0 of a bucket that there is not, and the shift.
+
+        Bytes only where they are limited, so that an older runtime reads the rest.
+        """
+        steps, time, appended, folded = (0.0 if n == math.inf else n for n in self.left)
+        more = () if self._bytes == (None, None) else (appended, folded)
+        return (steps, time, self.tokens[2], *more)
 
     @property
-    def writes_left(self) -> tuple[float, float]:
-        """Writes that may be made at once: by the limit against steps, and by that against time.
+    def left(self) -> Left:
+        """What may be used at once: writes by steps and by time, bytes to append and to fold.
 
-        Infinite where there is no such limit. Setting takes writes away and gives none.
+        Infinite where there is no such limit. Setting takes away and gives nothing.
         """
-        both = zip(self._limits, self.tokens, strict=False)
-        by_steps, by_time = (math.inf if limit is None else amount for limit, amount in both)
-        return by_steps, by_time
+        steps, time, _, appended, folded = self.tokens
+        by_steps, by_time = self._limits
+        return (
+            math.inf if by_steps is None else steps,
+            math.inf if by_time is None else time,
+            appended,
+            folded,
+        )
 
-    @writes_left.setter
-    def writes_left(self, most: tuple[float, float]) -> None:
-        steps, time, shift = self.tokens
-        self.tokens = (min(steps, most[0]), min(time, most[1]), shift)
+    @left.setter
+    def left(self, most: Left) -> None:
+        steps, time, shift, appended, folded = self.tokens
+        counts = min(steps, most[0]), min(time, most[1])
+        self.tokens = (*counts, shift, min(appended, most[2]), min(folded, most[3]))
 
     def follow(self, overdrawn: bool, shift: float) -> None:
         """Begin the next step with empty or with full buckets, and with this shift."""
-        self.tokens = (0.0, 0.0, shift) if overdrawn else (*self._full, shift)
+        full = (*self._full, shift, *self._full_bytes)
+        self.tokens = (0.0, 0.0, shift, 0.0, 0.0) if overdrawn else full
 
     def move_threshold(self, shift: float) -> None:
         """Put the threshold where a snapshot had it; only ``adapt`` moves it."""
-        steps, time, _ = self.tokens
-        self.tokens = (steps, time, min(max(shift, 0.0), self._span))
+        steps, time, _, *left = self.tokens
+        self.tokens = (steps, time, min(max(shift, 0.0), self._span), left[0], left[1])
         self._show()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from stategate.models.zoo.makers import GDN2
 from stategate.runtime import Pool, Session, SnapshotPolicy
 
 LENGTH = 4
+FOLD = 4 * 2 * 8 * 8  # the matrices of two heads
 ROW = 4 * 2 * (3 * 8)  # decay, key and value of two heads
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -262,6 +264,16 @@ def test_a_state_that_counts_more_rows_than_there_are_is_refused(bundle: Path) -
                 session.load_state({**states, "waiting": np.array([rows], np.int32)})
 
 
+def test_a_budget_of_bytes_lets_through_what_it_promises(bundle: Path) -> None:
+    with Session.open(bundle, budget=Budget(folded_bytes_per_1000_steps=FOLD)) as session:
+        for x in inputs(60):
+            session.step(x=x)
+        ledger = session.ledger
+        # One fold at the beginning; the rings are filled once more, and the next fold waits.
+        assert (ledger.folded_bytes, ledger.appends) == (FOLD, 2 * (LENGTH - 1))
+        assert ledger.suppressed_writes > 20
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("defer") / "plain"
@@ -311,23 +323,6 @@ def test_any_whole_number_of_steps_is_taken_back_and_nothing_else(bundle: Path) 
             with pytest.raises(SpecError, match="cannot be taken back"):
                 session.rewind(wrong)  # type: ignore[arg-type]
         assert session.ledger.rewound_steps == 1
-
-
-def test_a_budget_of_appended_or_folded_bytes_is_held_as_a_rate_of_writes(bundle: Path) -> None:
-    matrix = 4 * 2 * 8 * 8
-    per_write = {
-        "appended_bytes_per_1000_steps": ROW * (LENGTH - 1) / LENGTH,
-        "folded_bytes_per_1000_steps": matrix / LENGTH,
-    }
-    for name, nbytes in per_write.items():
-        with Session.open(bundle, budget=Budget(**{name: 10 * nbytes})) as session:
-            for x in inputs(60):
-                session.step(x=x)
-            # A full bucket of ten, and one more for each hundred steps.
-            assert (session.ledger.writes, session.ledger.suppressed_writes > 0) == (10, True)
-            assert session.ledger.appends + session.ledger.gate_openings["fold"] == 10
-    with pytest.raises(SpecError, match="is for deferred writes"):
-        Budget(folded_bytes_per_1000_steps=1.0).in_writes((StateSpec("S", (1, 2)),))
 
 
 def test_tensorrt_does_not_append_and_says_so(bundle: Path) -> None:
@@ -416,6 +411,55 @@ def test_a_session_in_c_takes_steps_back_to_the_same_bits(bundle: Path) -> None:
     assert folds > 3
     assert c.call("rewind", 0) == -10
     assert c.call("rewind", LENGTH) == -10
+
+
+def test_a_budget_of_bytes_holds_in_c_as_it_does_in_python(bundle: Path, tmp_path: Path) -> None:
+    limits = (2.0 * ROW, 1.0 * FOLD)
+    source = tmp_path / "main.c"
+    source.write_text(f"""
+#include <stdio.h>
+#include "stategate.h"
+static stategate_session session;
+static STATEGATE_ALIGNED stategate_inputs in;
+static STATEGATE_ALIGNED stategate_outputs out;
+static char kept[STATEGATE_KEPT_BYTES] STATEGATE_ALIGNED;
+int main(void) {{
+    stategate_byte_budget budget;
+    stategate_init(&session);
+    stategate_keep_steps(&session, kept, sizeof kept);
+    stategate_budget_init(&budget, {limits[0]}, {limits[1]});
+    while (fread(&in.x, sizeof in.x, 1, stdin) == 1) {{
+        int result = stategate_step_within(&budget, &session, &in, &out);
+        printf("%d %lu\\n", result, (unsigned long)session.counters.appends);
+        if (session.counters.steps % 5 == 4) {{ stategate_rewind(&session, 1); }}
+    }}
+    return 0;
+}}
+""")
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.native is not None and manifest.native.library is not None
+    library = bundle / manifest.native.library
+    program = tmp_path / "main"
+    flags = ["-I", str(library.parent), str(library), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run(["cc", "-Wall", "-Werror", str(source), *flags, "-o", str(program)], check=True)
+    raw = b"".join(x.tobytes() for x in inputs(900))
+    lines = subprocess.run([program], input=raw, capture_output=True, check=True).stdout.split(
+        b"\n"
+    )
+    budget = Budget(appended_bytes_per_1000_steps=limits[0], folded_bytes_per_1000_steps=limits[1])
+    seen = set()
+    with Session.open(bundle, budget=budget, rewind=True, engine="native") as session:
+        for t, (x, line) in enumerate(zip(inputs(900), lines, strict=False)):
+            before = session.ledger
+            session.step(x=x)
+            ledger = session.ledger
+            held = ledger.suppressed_writes > before.suppressed_writes
+            result = 2 if held else ledger.writes - before.writes
+            assert line.split() == [str(result).encode(), str(ledger.appends).encode()], t
+            seen.add(result)
+            if (t + 1) % 5 == 4 and session.rewindable_steps:
+                session.rewind(1)
+    assert seen == {0, 1, 2}
 
 
 def test_a_ring_without_a_cursor_is_refused() -> None:
