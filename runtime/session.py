@@ -78,8 +78,8 @@ class Session(MemoryOwner):
         self._counters = counters = Counters(buffers.groups)
         self._governor: Governor | None = None
         if budget.limits_writes:
-            parts = (buffers.groups, buffers.constants, clock, counters)
-            self._governor = Governor(budget, *parts)
+            groups, constants = buffers.groups, buffers.constants
+            self._governor = Governor(budget, groups, constants, clock, counters)
         thresholds = self._governor.thresholds if self._governor is not None else None
         resident = engine if isinstance(engine, Resident) else None
         self._memory = memory = Memory(buffers, counters, thresholds, resident, rewind)

@@ -60,7 +60,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 USED = ("writes_by_steps", "writes_by_time", "appended_bytes", "folded_bytes")
 """What a session takes as a whole, in the order of `Governor.left`."""
-NOTHING_LEFT = Record(persist_bytes=0.0, **dict.fromkeys(USED, 0.0))
+NOTHING_LEFT = msgspec.convert(dict.fromkeys(("persist_bytes", *USED), 0.0), Record)
 
 
 class Account:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stategate.contract import Budget
 from stategate.contract.errors import BudgetWarning, PersistBudgetError, SnapshotError
@@ -196,7 +197,7 @@ def _left_by(look: Look) -> Record:
         return NOTHING_LEFT if look.damaged else Record()
     header = look.newest.snapshot.header
     steps, seconds, _, *more = header.governor or (None, None, 0.0)
-    left = dict(zip(USED, (steps, seconds, *more), strict=False))
+    left: dict[str, Any] = dict(zip(USED, (steps, seconds, *more), strict=False))
     return Record(persist_bytes=header.persist_tokens, **left)
 
 

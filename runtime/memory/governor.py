@@ -112,10 +112,11 @@ class Governor:
                 remedy="stategate export MODEL --defer 16, or limit writes_per_1000_steps",
             )
         self._bytes_per_step = tuple((limit or 0.0) / 1000.0 for limit in self._bytes)
-        self._full_bytes = tuple(
+        full = [
             math.inf if limit is None else max(limit, cost)
             for limit, cost in zip(self._bytes, self._costs, strict=True)
-        )
+        ]
+        self._full_bytes = (full[0], full[1])
         self._folds = False  # whether a write in the step that was begun last folds
         self.tokens: Tokens = (*self._full, 0.0, *self._full_bytes)
         self.overdrawn = False
