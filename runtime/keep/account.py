@@ -59,7 +59,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 USED = ("writes_by_steps", "writes_by_time", "appended_bytes", "folded_bytes")
-"""What a session takes as a whole, in the order of `Governor.left`."""
+"""What a session takes as a whole, in the order of `Governor.balance`."""
 NOTHING_LEFT = msgspec.convert(dict.fromkeys(("persist_bytes", *USED), 0.0), Record)
 
 

@@ -76,10 +76,10 @@ class Allowance:
         if self._governor is None:
             return
         by_steps, by_time, appended, folded = (
-            math.inf if (left := getattr(balance, name)) is None else left for name in USED
+            math.inf if (amount := getattr(balance, name)) is None else amount for name in USED
         )
-        self._governor.left = (by_steps, by_time, appended, folded)
-        if not any(_limited(self._governor.left)):
+        self._governor.balance = (by_steps, by_time, appended, folded)
+        if not any(_limited(self._governor.balance)):
             return  # there is nothing that could come back
         nothing = (0.0, 0.0, 0.0, 0.0)
         try:
@@ -87,7 +87,7 @@ class Allowance:
         except failures(OSError, SnapshotError):
             durable = False
         if not durable:  # what cannot be taken durably is not taken
-            self._governor.left = nothing
+            self._governor.balance = nothing
 
     def allows(self, cost_bytes: float) -> bool:
         """Whether the wear budget has so many bytes left now."""
@@ -160,7 +160,7 @@ class Allowance:
 
     def close(self) -> None:
         """Give back what is left; the caller holds the folder."""
-        writes = self._governor.left if self._governor is not None else ()
+        writes = self._governor.balance if self._governor is not None else ()
         if any(_limited(writes)) or self._ahead > RECORD_BYTES:
             if self._bucket is not None:
                 self._bucket.fill(self._ahead)
@@ -185,7 +185,7 @@ class Allowance:
         if self._bucket is not None:
             changes["persist_bytes"] = self._bucket.tokens
         if self._governor is not None and writes:
-            both = zip(USED, writes, self._governor.left, strict=True)
+            both = zip(USED, writes, self._governor.balance, strict=True)
             changes |= {name: amount for name, amount, tokens in both if tokens < math.inf}
         self._account.write(changes, lambda: self._counters.add_persisted(RECORD_BYTES))
         return True
@@ -197,8 +197,8 @@ def _left_by(look: Look) -> Record:
         return NOTHING_LEFT if look.damaged else Record()
     header = look.newest.snapshot.header
     steps, seconds, _, *more = header.governor or (None, None, 0.0)
-    left: dict[str, Any] = dict(zip(USED, (steps, seconds, *more), strict=False))
-    return Record(persist_bytes=header.persist_tokens, **left)
+    balance: dict[str, Any] = dict(zip(USED, (steps, seconds, *more), strict=False))
+    return Record(persist_bytes=header.persist_tokens, **balance)
 
 
 def _limited(tokens: tuple[float, ...]) -> list[float]:

@@ -44,7 +44,7 @@ _LIMITS = (
     "bytes folded in 1,000 steps",
 )
 Tokens = tuple[float, float, float, float, float]
-Left = tuple[float, float, float, float]
+Balance = tuple[float, float, float, float]
 _NEVER = float(np.finfo(np.float32).max)
 
 
@@ -150,20 +150,20 @@ class Governor:
         Args:
             folds: Whether the rings are full, so that a write folds them.
         """
-        steps, time, shift, *left = self.tokens
+        steps, time, shift, *room = self.tokens
         if self._limits[1] is not None:
             now = self._clock.now_ns()
             # A clock that goes back and forth earns nothing.
             time = min(self._full[1], time + max(0, now - self._filled_ns) * self._per_ns)
             self._counters.clock_faults += now < self._seen_ns
             self._seen_ns, self._filled_ns = now, max(now, self._filled_ns)
-            self.tokens = (steps, time, shift, left[0], left[1])
+            self.tokens = (steps, time, shift, room[0], room[1])
         self._folds = folds
         per_step, per_second = self._limits
         self.overdrawn = (per_step is not None and steps < 1.0) or (
             per_second is not None and time < 1.0
         )
-        self.overdrawn = self.overdrawn or left[folds] < self._costs[folds]
+        self.overdrawn = self.overdrawn or room[folds] < self._costs[folds]
         if self._shown != (self.overdrawn and self._closes, shift):
             self._show()
 
@@ -181,8 +181,8 @@ class Governor:
         if wrote:
             steps, time = max(0.0, steps - 1.0), max(0.0, time - 1.0)
         if self._costs[0]:
-            left = [appended + self._bytes_per_step[0], folded + self._bytes_per_step[1]]
-            appended, folded = map(min, left, self._full_bytes)
+            room = [appended + self._bytes_per_step[0], folded + self._bytes_per_step[1]]
+            appended, folded = map(min, room, self._full_bytes)
             if wrote and self._folds:
                 folded = max(0.0, folded - self._costs[1])
             elif wrote:
@@ -226,12 +226,12 @@ class Governor:
 
         Bytes only where they are limited, so that an older runtime reads the rest.
         """
-        steps, time, appended, folded = (0.0 if n == math.inf else n for n in self.left)
+        steps, time, appended, folded = (0.0 if n == math.inf else n for n in self.balance)
         more = () if self._bytes == (None, None) else (appended, folded)
         return (steps, time, self.tokens[2], *more)
 
     @property
-    def left(self) -> Left:
+    def balance(self) -> Balance:
         """What may be used at once: writes by steps and by time, bytes to append and to fold.
 
         Infinite where there is no such limit. Setting takes away and gives nothing.
@@ -245,8 +245,8 @@ class Governor:
             folded,
         )
 
-    @left.setter
-    def left(self, most: Left) -> None:
+    @balance.setter
+    def balance(self, most: Balance) -> None:
         steps, time, shift, appended, folded = self.tokens
         counts = min(steps, most[0]), min(time, most[1])
         self.tokens = (*counts, shift, min(appended, most[2]), min(folded, most[3]))
@@ -258,6 +258,6 @@ class Governor:
 
     def move_threshold(self, shift: float) -> None:
         """Put the threshold where a snapshot had it; only ``adapt`` moves it."""
-        steps, time, _, *left = self.tokens
-        self.tokens = (steps, time, min(max(shift, 0.0), self._span), left[0], left[1])
+        steps, time, _, *room = self.tokens
+        self.tokens = (steps, time, min(max(shift, 0.0), self._span), room[0], room[1])
         self._show()
