@@ -447,7 +447,7 @@ int main(void) {{
         b"\n"
     )
     budget = Budget(appended_bytes_per_1000_steps=limits[0], folded_bytes_per_1000_steps=limits[1])
-    seen = set()
+    results = set()
     with Session.open(bundle, budget=budget, rewind=True, engine="native") as session:
         for t, (x, line) in enumerate(zip(inputs(900), lines, strict=False)):
             before = session.ledger
@@ -456,10 +456,10 @@ int main(void) {{
             held = ledger.suppressed_writes > before.suppressed_writes
             result = 2 if held else ledger.writes - before.writes
             assert line.split() == [str(result).encode(), str(ledger.appends).encode()], t
-            seen.add(result)
+            results.add(result)
             if (t + 1) % 5 == 4 and session.rewindable_steps:
                 session.rewind(1)
-    assert seen == {0, 1, 2}
+    assert results == {0, 1, 2}
 
 
 def test_a_ring_without_a_cursor_is_refused() -> None:
