@@ -453,8 +453,8 @@ int main(void) {{
             before = session.ledger
             session.step(x=x)
             ledger = session.ledger
-            held = ledger.suppressed_writes > before.suppressed_writes
-            result = 2 if held else ledger.writes - before.writes
+            refused = ledger.suppressed_writes > before.suppressed_writes
+            result = 2 if refused else ledger.writes - before.writes
             assert line.split() == [str(result).encode(), str(ledger.appends).encode()], t
             results.add(result)
             if (t + 1) % 5 == 4 and session.rewindable_steps:
