@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stategate.cli.device import described
-from stategate.cli.options import bundle_argument, json_option, option
+from stategate.cli.options import bundle_argument, json_option, option, trust_option
 from stategate.cli.show import show
 from stategate.runtime.check.build_native import build_native
 
@@ -20,21 +20,28 @@ from stategate.runtime.check.build_native import build_native
     help="Instruction set for -march; that of the bundle's target, or the best here, if left out.",
 )
 @option("--flag", "flags", multiple=True, help="Further compiler flag; may be repeated.")
+@trust_option
 @json_option
 def build_native_command(
-    bundle: Path, cc: str, isa: str | None, flags: tuple[str, ...], as_json: bool
+    bundle: Path,
+    cc: str,
+    isa: str | None,
+    flags: tuple[str, ...],
+    trust: Path | None,
+    as_json: bool,
 ) -> None:
     """Compile the C source in BUNDLE, check it, and measure it beside onnxruntime.
 
     The library is written into the bundle only if it repeats the golden episode. One for another
-    machine cannot be run here; it is checked when that machine verifies the bundle.
+    machine cannot be run here; it is checked when that machine verifies the bundle. A signature is
+    over the bundle as it was before, and goes: sign it again.
 
     \b
     Examples:
       stategate device build-native build/aura
       stategate device build-native build/aura --cc aarch64-linux-gnu-gcc
     """
-    manifest = build_native(bundle, cc=cc, isa=isa, flags=flags).manifest
+    manifest = build_native(bundle, cc=cc, isa=isa, flags=flags, trust=trust).manifest
     native = manifest.native
     assert native is not None
     show(native, as_json, [("native", described(native, manifest.target))])

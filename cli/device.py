@@ -25,6 +25,7 @@ from stategate.cli.receipt import doubts, missing_part, result_of
 from stategate.cli.show import Line, leave_unless, show
 from stategate.common.c_library import load_obstacle
 from stategate.contract import Bundle, Manifest, TargetRef
+from stategate.contract.bundle import SIGNATURE
 from stategate.contract.c_library import NativeRef
 from stategate.contract.reading import printable
 from stategate.runtime.check.golden import Replay
@@ -33,6 +34,7 @@ from stategate.runtime.engines.tensorrt_api import local_plans
 from stategate.runtime.keep.journal import Reading, read_journal
 from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.keep.store import newest_in
+from stategate.runtime.trust import code
 
 _NAMES = 20  # of undeclared files that are listed
 
@@ -65,6 +67,11 @@ def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
         (label, printable(text, 1000))
         for label, text in (*describe(opened.manifest), *described_plans(opened))
     ]
+    refusal = code.refusal(opened)
+    if refusal is not None:
+        lines.append(("native", f"not run here: {refusal}; {code.remedy(opened)}"))
+    if (opened.path / SIGNATURE).exists():
+        lines.append(("signature", f"{SIGNATURE}, not checked here: stategate verify --trust KEY"))
     lines.append(("digest", opened.digest))
     if snapshots is not None and newest is None:
         lines.append(("snapshot", f"none in {snapshots}"))

@@ -19,6 +19,7 @@ from stategate.cli.options import (
     option,
     out_option,
     steps_option,
+    trust_option,
 )
 from stategate.cli.show import Line, show
 from stategate.common.console import progress
@@ -48,6 +49,7 @@ from stategate.runtime.session import Session
     help="How many the black box keeps, by the rate of episode or bundle; 16 MiB if left out.",
 )
 @engine_option
+@trust_option
 @json_option
 def run(
     bundle: Path,
@@ -58,6 +60,7 @@ def run(
     black_box: Path | None,
     minutes: float | None,
     engine: str,
+    trust: Path | None,
     as_json: bool,
 ) -> None:
     """Step BUNDLE on this machine and print what its memory did.
@@ -79,7 +82,9 @@ def run(
         box = BlackBox(black_box, minutes, rate_hz=episode.rate_hz)
     with (
         stop_request() as stop,
-        Session.open(bundle, snapshots=snapshots, black_box=box, engine=engine) as session,
+        Session.open(
+            bundle, snapshots=snapshots, black_box=box, engine=engine, trust=trust
+        ) as session,
     ):
         restored = session.restore() if snapshots is not None else None
         if restored is not None:

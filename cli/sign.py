@@ -11,6 +11,7 @@ from stategate.cli.options import EXISTING_FILE, bundle_argument, flag, json_opt
 from stategate.cli.show import leave_unless, show
 from stategate.contract import Bundle
 from stategate.contract.errors import ResultError
+from stategate.contract.tensorrt_plan import stored_plans
 from stategate.runtime.trust import code
 
 
@@ -72,29 +73,32 @@ def trust(bundle: Path, withdraw: bool, as_json: bool) -> None:
     nothing contains it. Bundles that were made on this machine are accepted already. Accept another
     one only if you know who made it, and got it from them. Nothing in BUNDLE is run by this verb.
 
-    Where the author signs, trust the key instead: stategate run BUNDLE --trust author.pub
+    TensorRT engines that lie beside BUNDLE are accepted with it. Where the author signs, trust the
+    key instead: stategate run BUNDLE --trust author.pub
 
     \b
     Example:
       stategate device trust build/aura
     """
     opened = Bundle.open(bundle)
-    digest, listed = code.code_digest(opened.manifest), code.list_path()
-    record = {"bundle": opened.digest, "code": digest, "list": str(listed)}
-    if digest is None:
+    library, listed = code.code_digest(opened.manifest), code.list_path()
+    plans = [stored.record.plan.sha256 for stored in stored_plans(opened.path)]
+    digests = [*([library] if library else []), *plans]
+    record = {"bundle": opened.digest, "code": digests, "list": str(listed)}
+    if not digests:
         show(record, as_json, ["There is no native code in it; nothing needs to be accepted."])
         return
     if withdraw:
-        withdrawn = code.withdraw(digest)
+        withdrawn = any([code.withdraw(digest) for digest in digests])
         text = f"taken out of {listed}" if withdrawn else f"it was not in {listed}"
         show(record, as_json, [("native code", text)])
         leave_unless(withdrawn)
         return
-    problem = code.accept(digest, opened.manifest.model.name)
-    if problem is not None:
+    problems = [code.accept(digest, opened.manifest.model.name) for digest in digests]
+    if any(problems):
         raise ResultError(
             "it cannot be written down that the code is accepted",
-            found=problem,
+            found=next(filter(None, problems)),
             expected="a file that only you can write",
             remedy=f"export {code.VARIABLE}=/PATH/OF/A/FILE",
         )
@@ -104,7 +108,7 @@ def trust(bundle: Path, withdraw: bool, as_json: bool) -> None:
         [
             f"The native code of {opened.manifest.model.name} may now run as you, "
             "with everything that you may do.",
-            ("code", digest),
+            *(("code", digest) for digest in digests),
             ("written to", listed),
             ("take it back", f"stategate trust {bundle} --withdraw"),
         ],

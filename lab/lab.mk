@@ -25,6 +25,13 @@ browser: ## Install the Chromium that tests of pages need (Debian, as root)
 	@command -v chromium > /dev/null || { apt-get -qq update && \
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium > /dev/null; }
 
+OMS := 114b0f72da8d7502cfdc3c83003c9d2d4a30682e
+conformance: $(VENV)/.test ## The public conformance cases of OpenSSF Model Signing (fetches them)
+	@test -d $(BUILD)/oms-conformance || { \
+	  git clone --quiet https://github.com/sampras343/model-signing-conformance $(BUILD)/oms-conformance && \
+	  git -C $(BUILD)/oms-conformance checkout --quiet $(OMS); }
+	@$(BIN)/python -m pytest -q tests/runtime/test_oms_conformance.py
+
 release-check: $(VENV)/.dev ## Build sdist and wheel, install them on the oldest and newest Python, run the README
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt twine uv
 	@$(BIN)/python -m lab.release

@@ -28,8 +28,8 @@ import sys
 from stategate.contract import Bundle
 from stategate.contract.errors import StategateError
 from stategate.runtime.check.build_native import build_native
-from stategate.runtime.trust.code import accept_own
-accept_own(Bundle.open(sys.argv[1]).manifest)
+from stategate.runtime.trust.code import accept_for_this_process, code_digest
+accept_for_this_process(code_digest(Bundle.open(sys.argv[1]).manifest))
 try:
     build_native(sys.argv[1], cc=sys.argv[2], promise=True)
 except StategateError as problem:

@@ -35,7 +35,7 @@ from stategate.export.passes.graph import domains_of, opset_of
 from stategate.export.seal.prologue import prologue_error, with_beginning
 from stategate.export.seal.resident import added_memory
 from stategate.export.seal.verify import STRICT, Limits, verify
-from stategate.runtime.trust.code import accept_own
+from stategate.runtime.trust.code import accept_own, code_digest
 
 GOLDEN_PATH = "golden.npz"
 
@@ -80,7 +80,7 @@ def seal(
             whole = write_bundle(Path(scratch) / "measured", sealed, files)
             sealed = msgspec.structs.replace(sealed, resident=added_memory(whole))
     written = write_bundle(out, sealed, files)
-    accept_own(sealed)
+    accept_own(code_digest(sealed), sealed.model.name)
     return written
 
 

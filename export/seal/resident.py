@@ -32,7 +32,8 @@ def added_memory(bundle: Bundle) -> dict[str, tuple[int, int]]:
     command = [sys.executable, "-m", "stategate.runtime.check.resident", str(bundle.path), *engines]
     try:
         trials = os.environ | {VARIABLE: f"{bundle.path}.accepted"}
-        accept(code_digest(bundle.manifest) or "", "trial", Path(trials[VARIABLE]))
+        if digest := code_digest(bundle.manifest):
+            accept(digest, "trial", Path(trials[VARIABLE]))
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_LONGEST_S, env=trials
         )

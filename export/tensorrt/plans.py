@@ -50,6 +50,7 @@ from stategate.runtime.engines.tensorrt_api import (
     make_with_log,
     refusal,
 )
+from stategate.runtime.trust.code import accept_for_this_process, accept_own
 
 # What the last build said that came to nothing.
 FAILED_LOG = "failed-build.log"
@@ -177,6 +178,7 @@ def keep_plan(stored: StoredPlan, bundle: Bundle) -> StoredPlan:
     folder = parent / stored.folder.name
     move_into_place(stored.folder, folder)
     shutil.rmtree(staged_bundle(stored, bundle).parent)
+    accept_own(stored.record.plan.sha256, bundle.manifest.model.name)
     return StoredPlan(folder, stored.record)
 
 
@@ -256,6 +258,7 @@ def _store(
     }
     if built.timing_cache:
         files[TIMING_CACHE] = built.timing_cache
+    accept_for_this_process(record.plan.sha256)
     folder = plans_folder(stage.folder / bundle.path.name) / record.fingerprint.key
     for name, data in files.items():
         write_synced(folder / name, data)

@@ -22,7 +22,7 @@ from stategate.contract.staging import scratch_folder
 from stategate.runtime.check.full_pool import open_stepper
 from stategate.runtime.check.golden import TOLERANCE, Replay, replay, tolerance_of
 from stategate.runtime.trust.accepted import accepted
-from stategate.runtime.trust.code import accept_own
+from stategate.runtime.trust.code import accept_own, code_digest
 from stategate.runtime.trust.policy import Trust
 
 _BURST = 32
@@ -96,7 +96,7 @@ def build_native(
     others = tuple(file for file in manifest.files if file.path != LIBRARY_PATH)
     files = (*others, FileRef(LIBRARY_PATH, sha256(compiled.library)))
     manifest = msgspec.structs.replace(manifest, files=files, native=native, no_native="")
-    accept_own(manifest)
+    accept_own(code_digest(manifest), manifest.model.name)
     if load_obstacle(native) is None:
         with scratch_folder() as scratch:
             trial = write_bundle(Path(scratch) / "trial", manifest, content)

@@ -61,7 +61,14 @@ class NativeEngine:
         self.name = f"native {native.isa} ({native.compiler})"
         self._library = ctypes.CDLL(file.path, handle=_mapped(data, file))
         self._is_long = native.step_us.get("native", _SHORT_US) >= _SHORT_US
-        self.fill = filling(self._library, buffers.inputs)
+        try:
+            self.fill = filling(self._library, buffers.inputs)
+        except AttributeError as missing:
+            raise EngineError(
+                "the native library lacks what the runtime calls",
+                found=missing,
+                remedy="build it here: stategate device build-native BUNDLE",
+            ) from missing
         self._buffers = buffers
         self._steps: Any = (
             [self._step(parity) for parity in range(1 << len(buffers.groups))]

@@ -32,9 +32,7 @@ class Function:
     """A graph without state, such as a backbone: inputs by name, its one output or ``features``."""
 
     def __init__(self, raw: bytes, names: list[str]) -> None:
-        self._session = onnxruntime.InferenceSession(
-            raw, one_thread(onnxruntime.SessionOptions()), providers=[_CPU]
-        )
+        self._session = onnxruntime.InferenceSession(raw, _options(), providers=[_CPU])
         takes = [tensor.name for tensor in self._session.get_inputs()]
         self._names = dict(zip(names, takes if len(takes) == 1 else names, strict=True))
         gives = [tensor.name for tensor in self._session.get_outputs()]
@@ -63,7 +61,7 @@ class OrtGraph:
     ) -> None:
         """Load a graph and bind every tensor by its name."""
         self.name = f"onnxruntime {onnxruntime.__version__}"
-        options = one_thread(onnxruntime.SessionOptions())
+        options = _options()
         if provider != _CPU:
             self.name += f", {provider}"
             # ONNX Runtime would put what the GPU cannot run on the CPU, and say so in a log.
@@ -213,6 +211,16 @@ def run_once(
             ) from problem
 
     return call
+
+
+def _options() -> Any:
+    options = one_thread(onnxruntime.SessionOptions())
+    # A graph may name files with its weights, which ONNX Runtime would take from where the program
+    # was started. What is not in the bundle was not checked; nothing can lie in this folder.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", "/dev/null/nothing"
+    )
+    return options
 
 
 def _loaded(bundle: Bundle, graph: GraphRef, options: Any, provider: str) -> Any:

@@ -32,6 +32,7 @@ from stategate.runtime.engines.tensorrt_api import (
     make_with_log,
     refusal,
 )
+from stategate.runtime.trust import code
 
 _MAX_CAPTURED = 4  # 2**4 graphs, all captured at open
 _ALIGNMENT = 256  # what cuMemAlloc gives, and enough for every kernel
@@ -114,6 +115,14 @@ class TensorRtEngine:
         copies = 1 if cuda.integrated else 2
         own = self._banks.size + copies * (self._feed_arena.size + self._answer_arena.size)
         plan = stored.read(record.plan)
+        if not code.is_accepted(record.plan.sha256):
+            raise EngineError(
+                "the TensorRT engine beside the bundle is not loaded: it holds machine code",
+                found=f"nobody on this machine has accepted the one in {stored.folder}",
+                expected="one that was built here",
+                remedy="build it here: stategate device build-engine BUNDLE; or, if you know who "
+                "made it: stategate trust BUNDLE",
+            )
         _check_free(cuda, record.plan_bytes + own)
         self._log = make_log(trt)
         self._runtime: Any = make_with_log(trt.Runtime, self._log)

@@ -57,7 +57,9 @@ def accepted(bundle: Bundle, trust: Trust | None = None) -> Accepted:
             remedy="install a bundle that it accepts, or ask whoever keeps the policy",
         )
     if not policy.native or (policy.engines and "native" not in policy.engines):
-        refusal = f"{trust} accepts no native code"
-        return Accepted(signer, refusal, "ask whoever keeps this policy", policy.engines)
+        # A TensorRT engine is native code as well.
+        refusal, others = f"{trust} accepts no native code", "ask whoever keeps this policy"
+        engines = policy.engines if policy.native else ("onnxruntime",)
+        return Accepted(signer, refusal, others, engines)
     code.accept_for_this_process(code.code_digest(bundle.manifest))
     return Accepted(signer, engines=policy.engines)

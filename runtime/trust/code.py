@@ -125,16 +125,15 @@ def accept(digest: str, name: str, path: Path | None = None) -> str | None:
     return None if digest in _listed(path)[0] else f"{path}: the line is not there"
 
 
-def accept_own(manifest: Manifest) -> None:
+def accept_own(digest: str | None, name: str) -> None:
     """Accept what was sealed or built on this machine; a list that cannot be written costs a word.
 
     This process may run it in any case.
     """
-    digest = code_digest(manifest)
     if digest is None:
         return
     accept_for_this_process(digest)
-    problem = accept(digest, manifest.model.name)
+    problem = accept(digest, name)
     if problem is not None:
         warnings.warn(
             "it cannot be written down that the native code made here is accepted, so other "

@@ -40,6 +40,7 @@ from stategate.models.step import StepResult
 from stategate.runtime.check.build_native import build_native
 from stategate.runtime.check.golden import Replay
 from stategate.runtime.session import Session
+from stategate.runtime.trust.code import accept_for_this_process, code_digest
 
 FOLDER = Path(__file__).parent
 KERNELS = Path(__file__).parents[2] / "export" / "c"
@@ -320,6 +321,7 @@ def with_wrong_sigmoid(folder: Path, **receipt: float) -> None:
         verification=msgspec.structs.replace(manifest.verification, **receipt),
     )
     write_bundle(folder, manifest, content)
+    accept_for_this_process(code_digest(manifest))
 
 
 def test_what_fewer_bits_may_cost_says_nothing_about_the_native_library(

@@ -30,7 +30,7 @@ from stategate.runtime import Session
 from stategate.runtime.check.golden import replay
 from stategate.runtime.engines.native import NativeEngine
 from stategate.runtime.engines.native_call import FINITE
-from stategate.runtime.trust.code import accept_own
+from stategate.runtime.trust.code import accept_for_this_process, code_digest
 
 
 def golden_of(path: Path) -> list[dict[str, np.ndarray]]:
@@ -263,7 +263,7 @@ def test_a_library_made_again_in_its_folder_is_the_one_that_runs(
     with Session.open(copy, engine="native") as first:
         before = first.step(**feed)["action"].copy()
         again = relabelled(copy, library.replace(weights, bytes(len(weights))))
-        accept_own(Bundle.open(again).manifest)
+        accept_for_this_process(code_digest(Bundle.open(again).manifest))
         with Session.open(copy, engine="native") as second:
             assert not second.step(**feed)["action"].any()
         first.reset()

@@ -41,6 +41,7 @@ from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session
 from stategate.runtime.check.faults import inject
 from stategate.runtime.engines.cuda import Cuda, checked_driver
+from stategate.runtime.trust import code
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -235,7 +236,9 @@ def test_an_engine_without_a_context_is_refused(built: Path, trt: Any) -> None:
     assert "magic tag does not match" in refusal(built)
 
 
-def test_a_plan_whose_tensors_are_not_the_manifests_is_refused(built: Path, trt: Any) -> None:
+def test_a_plan_whose_tensors_are_not_the_manifests_is_refused(
+    built: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (stored,) = stored_plans(built)
     plan = stored.folder / PLAN
     graph = onnx.load_model_from_string(plan.read_bytes().removeprefix(b"plan of a fake:"))
@@ -246,6 +249,9 @@ def test_a_plan_whose_tensors_are_not_the_manifests_is_refused(built: Path, trt:
         stored.record, plan=FileRef(PLAN, sha256(raw)), plan_bytes=len(raw)
     )
     (stored.folder / RECORD).write_bytes(canonical_json(record))
+    monkeypatch.setattr(code, "_THIS_PROCESS", set())
+    assert "it holds machine code" in refusal(built)  # a stranger's, as far as this machine knows
+    code.accept_for_this_process(sha256(raw))
     assert "the plan's tensors are not those of the manifest" in refusal(built)
 
 
