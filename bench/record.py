@@ -115,17 +115,15 @@ class Memory(Record, frozen=True):
 
 
 class Allocations(Record, frozen=True):
-    """What a step allocates, counted in processes of their own, less what an empty loop does."""
+    """What Python and NumPy hold for steps; `python -m lab allocations` counts calls of malloc."""
 
-    steps: int  # steps that were counted
-    # calls of malloc, calloc and realloc, and what stands for them in C++; Python's own small
-    # objects come from its own pools and are not among them
-    native_per_step: float | None
-    native_bytes_per_step: float | None  # what they asked for
-    all_per_step: float | None  # the same with Python's objects taken from malloc too
-    # largest memory that Python and NumPy held at once beyond what they held between steps
-    python_peak_bytes: int
+    steps: int  # steps that were traced
+    python_peak_bytes: int  # largest memory beyond what is held between steps
     python_blocks_kept: int  # Python objects kept over all of these steps
+    # calls of malloc a step, their bytes, and calls with Python's objects; in results of before
+    native_per_step: float | None = None
+    native_bytes_per_step: float | None = None
+    all_per_step: float | None = None
 
 
 class Energy(Record, frozen=True):

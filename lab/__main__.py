@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Collect what precision plans cost into one list and one page.",
     ),
     "plot": ("lab.picture:plot", "Draw memory and writes of a run."),
+    "allocations": ("lab.allocations:allocations", "Count what a step asks malloc for."),
     "pace": ("lab.pace:pace", "Time a step of several bundles in turns."),
     "matrix": ("lab.matrix:matrix_command", "Show what `make matrix` built and what was refused."),
     "peers": ("lab.peers.race:peers", "Race a bundle against other people's runtimes."),

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from stategate.bench.measure.allocations import measure_allocations
 from stategate.bench.measure.harness import Contender
 from stategate.bench.measure.segments import Burst, Segments
 from stategate.bench.measure.sensors import facts, versions
 from stategate.bench.record import (
     SCHEMA_VERSION,
+    Allocations,
     AtRate,
     BenchResult,
     ColdStart,
@@ -34,6 +34,7 @@ from stategate.runtime.keep.snapshot import Codec
 
 COLD_PROCESSES = 3
 IDLE_GAPS = 20
+TRACED_STEPS = 2000
 EXCERPT = 300
 _FEW_ROUNDS = 20
 
@@ -52,7 +53,7 @@ def assemble(
     subjects = []
     for i, contender in enumerate(chosen):
         bursts = segments.of(i)
-        subjects.append(_subject(contender, options, bursts, hellos[i], idle_watts, notes))
+        subjects.append(_subject(contender, options, bursts, hellos[i], idle_watts))
         report(i + 1)
     empty = times(np.concatenate([burst.ns for burst in segments.of(-1)]) / 1000.0)
     assert empty is not None  # every round has one
@@ -97,7 +98,6 @@ def _subject(
     bursts: list[Burst],
     hello: dict[str, Any],
     idle_watts: float | None,
-    notes: list[str],
 ) -> Subject:
     bundle = Bundle.open(contender.bundle)
     manifest = bundle.manifest
@@ -116,7 +116,7 @@ def _subject(
             driver.ask("rate", hz=hz, ticks=max(2, round(hz * slot_s)))[0]
             for hz in options.rates_hz
         ]
-        allocations = measure_allocations(driver, opener, notes, with_python=not quick)
+        traced = driver.ask("traced", steps=TRACED_STEPS)[0]
     us = np.concatenate([burst.ns for burst in bursts]) / 1000.0
     wrote = np.concatenate([burst.wrote for burst in bursts]).astype(bool)
     excerpt = bursts[len(bursts) // 2]
@@ -147,7 +147,7 @@ def _subject(
         rates=tuple(msgspec.convert(rate, AtRate) for rate in rates),
         cold=_cold(hellos),
         memory=_memory(bursts, hello),
-        allocations=allocations,
+        allocations=Allocations(TRACED_STEPS, traced["peak_bytes"], traced["kept"]),
         energy=_energy(bursts, idle_watts),
         max_output_error=error,
     )

@@ -69,7 +69,7 @@ def _measure(
         meter.close()
     if meter.lost is not None:
         notes.append(f"the energy sensor vanished during the measurement: {meter.lost}")
-    with progress(len(chosen), "cold starts, rates, allocations", remains) as report:
+    with progress(len(chosen), "cold starts, rates, memory", remains) as report:
         result = assemble(
             chosen, options, segments, hellos, idle_watts, meter.sensor, notes, report
         )

@@ -11,7 +11,6 @@ import time
 
 _STARTED = time.perf_counter()
 
-import ctypes  # noqa: E402
 import gc  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
@@ -26,7 +25,6 @@ import numpy as np  # noqa: E402
 
 from stategate.bench.measure.subject import Subject, parity  # noqa: E402
 from stategate.contract import Bundle, load_episode  # noqa: E402
-from stategate.runtime.base.buffers import Array  # noqa: E402
 from stategate.runtime.base.process import rss_bytes  # noqa: E402
 from stategate.runtime.deadline import Loop, first_step_after_idle_us  # noqa: E402
 
@@ -178,25 +176,6 @@ class Worker:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return {"kept": blocks, "peak_bytes": peak - resting, "steps": steps}, b""
-
-    def mallocs(self, steps: int) -> Answer:
-        """Calls of malloc, by the library that was loaded before this process began."""
-        library = ctypes.CDLL(None)
-        read: Array = np.zeros(2, np.int64)
-        pointer = read.ctypes.data_as(ctypes.c_void_p)
-
-        def counted(turn: Callable[[int], None]) -> Array:
-            for i in range(200):
-                turn(i)
-            library.stategate_malloc_counts(pointer)
-            before = read.copy()
-            for i in range(steps):
-                turn(i)
-            library.stategate_malloc_counts(pointer)
-            return read - before
-
-        calls, nbytes = (counted(self._turn) - counted(lambda i: None)).tolist()
-        return {"calls": calls, "bytes": nbytes, "steps": steps}, b""
 
     def _turn(self, i: int) -> None:
         self._subject.step(self._feeds[i % len(self._feeds)])

@@ -117,13 +117,11 @@ def _times_line(times: Times) -> str:
 
 def _facts_of(subject: Subject) -> list[tuple[str, str]]:
     memory, cold = subject.memory, subject.cold
-    mallocs = subject.allocations.native_per_step
     resident = f"{memory.end_bytes / 2**20:.1f} MiB resident, {_slope_text(memory)}"
     return [
         ("writes", f"{subject.writes:,} of {subject.decisions:,} {_steps_of(subject)}"),
         ("cold", f"{cold.first_answer_s:.2f} s to the first answer, {cold.cpu_s:.2f} s of CPU"),
         ("memory", resident),
-        ("malloc", "not measured" if mallocs is None else f"{mallocs:.1f} a step"),
         *(
             (f"{rate.hz:g} Hz", f"{rate.misses} of {rate.ticks + rate.misses} missed")
             for rate in subject.rates
@@ -253,9 +251,7 @@ def _memory(result: BenchResult) -> Section:
         "resident, MiB": lambda subject: f"{subject.memory.end_bytes / 2**20:.1f}",
         "of it the model's": grown,
         "slope, bytes per 10^6 steps": slope,
-        "mallocs a step": lambda subject: _count(subject.allocations.native_per_step),
-        "bytes a step": lambda subject: _count(subject.allocations.native_bytes_per_step),
-        "with Python's": lambda subject: _count(subject.allocations.all_per_step),
+        "objects kept": lambda subject: f"{subject.allocations.python_blocks_kept:,}",
         "Python's peak, bytes": lambda subject: f"{subject.allocations.python_peak_bytes:,}",
     }
     spans = min(subject.memory.spans_steps for subject in result.subjects)
@@ -266,10 +262,6 @@ def _memory(result: BenchResult) -> Section:
     )
     each = _filled(columns, result.subjects)
     return Section("Memory", (text,), (each,), (memory_plot(result),))
-
-
-def _count(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:,.1f}"
 
 
 def _share(subject: Subject) -> float:

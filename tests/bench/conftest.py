@@ -69,7 +69,7 @@ def _result(step_us: float, seed: int, machine: float = 1.0, count: int = 120) -
         rates=(),
         cold=ColdStart(1, 0.3, 0.2, 0.2, 0.05, 300.0),
         memory=Memory(1 << 24, 1 << 24, 1 << 24, 0.0, 1000),
-        allocations=Allocations(1000, None, None, None, 0, 0),
+        allocations=Allocations(1000, 0, 0),
         energy=None,
         max_output_error=None,
     )
@@ -82,7 +82,7 @@ def _result(step_us: float, seed: int, machine: float = 1.0, count: int = 120) -
         subjects=(subject,),
         ratios=(),
         interruptions=0,
-        notes=("native allocations are not measured",),
+        notes=("something is not measured",),
     )
 
 

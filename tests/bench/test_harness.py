@@ -116,18 +116,12 @@ def test_a_page_says_everything_from_the_record_alone(measured: Path, tmp_path: 
     assert not re.search(r'(src|href)="(?!#)', (tmp_path / "bench.html").read_text())
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is here to count mallocs")
-def test_mallocs_of_a_step_are_counted_and_python_keeps_nothing(measured: Path) -> None:
+def test_python_keeps_nothing_of_a_step(measured: Path) -> None:
     made = read_result(measured / "bench.json").subjects[0].allocations
-    # ONNX Runtime allocates in every node; how often is its own affair.
-    assert made.native_per_step is not None and made.native_per_step > 1
-    assert made.all_per_step is not None and made.all_per_step > made.native_per_step
     assert made.python_blocks_kept < made.steps / 10
 
 
-def test_a_damaged_piece_can_be_thrown_away_and_a_missing_compiler_is_reported(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_piece_can_be_thrown_away(tiny_bundle: Path, tmp_path: Path) -> None:
     part = tmp_path / "bench.part"
     part.mkdir()
     (part / "segment-0000.npz").write_bytes(b"torn")
@@ -142,13 +136,8 @@ def test_a_damaged_piece_can_be_thrown_away_and_a_missing_compiler_is_reported(
         assert f"other {differing}" in bench(tiny_bundle, *QUICK, "--out", tmp_path).output
     (part / "plan.json").write_text(plan.replace("numpy", "numpi"))
     assert "other versions\n" in bench(tiny_bundle, *QUICK, "--out", tmp_path).output
-    monkeypatch.setenv("CC", "no-such-compiler")
     done = bench(tiny_bundle, *QUICK, "--out", tmp_path, "--fresh")
     assert done.exit_code == 0, done.output
-    result = read_result(tmp_path / "bench.json")
-    assert result.subjects[0].allocations.native_per_step is None
-    assert any("no-such-compiler" in note for note in result.notes)
-    assert "not measured" in (tmp_path / "bench.md").read_text()
 
 
 @pytest.mark.slow
