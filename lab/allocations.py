@@ -68,7 +68,7 @@ def _counted(bundle: Path, engine: str, steps: int, **env: str) -> list[int]:
     return counts
 
 
-def count_here(bundle: str, engine: str, steps: int) -> list[int]:
+def count_mallocs(bundle: str, engine: str, steps: int) -> list[int]:
     """Calls and bytes of all steps, by the library that was loaded before this process began."""
     golden = Bundle.open(bundle).golden()
     if golden is None:
@@ -105,13 +105,13 @@ def allocations(bundle: Path, engine: str, steps: int, as_json: bool) -> None:
     Example:
       python -m lab allocations build/aura --engine native
     """
-    found = measure_mallocs(bundle, engine, steps)
+    counts = measure_mallocs(bundle, engine, steps)
     lines = [
-        ("mallocs", f"{found.native:.1f} a step, {found.native_bytes:.0f} bytes"),
-        ("with Python's", f"{found.all:.1f} a step"),
+        ("mallocs", f"{counts.native:.1f} a step, {counts.native_bytes:.0f} bytes"),
+        ("with Python's", f"{counts.all:.1f} a step"),
     ]
-    show(asdict(found), as_json, lines)
+    show(asdict(counts), as_json, lines)
 
 
 if __name__ == "__main__":
-    print(json.dumps(count_here(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(count_mallocs(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
