@@ -23,6 +23,7 @@ and what to do. Which class it is says who can do something about it::
     │       └── DeadlineError
     ├── SnapshotError            a snapshot cannot be written or taken back
     │   └── SnapshotDamagedError
+    ├── InstallError             an update is refused, or an installation has nothing to run
     ├── ExportError              the model cannot become a bundle
     │   ├── TraceError
     │   │   └── UndeclaredStateError
@@ -196,6 +197,15 @@ class SnapshotError(StategateError):
 
 class SnapshotDamagedError(SnapshotError):
     """Checksum, length or header of a snapshot are wrong; the other slot may be good."""
+
+
+class InstallError(StategateError):
+    """A bundle is refused as an update, or an installation has nothing that it can run.
+
+    What was installed before goes on.
+    """
+
+    exit_code = 1
 
 
 class EngineFallbackWarning(UserWarning):

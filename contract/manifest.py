@@ -17,6 +17,7 @@ from stategate.contract.budget import Budget
 from stategate.contract.c_library import NativeRef
 from stategate.contract.chunks import chunked
 from stategate.contract.errors import ManifestError, SpecError
+from stategate.contract.migration import Migration
 from stategate.contract.observation import ObservationContract
 from stategate.contract.prologue import Prologue
 from stategate.contract.reading import decode_json, printable, text_with_controls
@@ -201,6 +202,9 @@ class Manifest(Record, frozen=True, kw_only=True):
         prologue: What begins an episode; None where nothing but the initial states does.
         resident: By engine, bytes that opening and stepping it added to a process where it was
             made: the first time, and a second time in one process. Empty where not measured.
+        release: Number that its author gives it, for installations, which refuse to go back to a
+            lower one; 0 where nobody gave one.
+        migrations: How memories of other bundles become its own.
     """
 
     schema_version: int
@@ -230,6 +234,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     backbone: BackboneRef | None = None
     prologue: Prologue | None = None
     resident: dict[str, tuple[int, int]] = {}
+    release: int = 0
+    migrations: tuple[Migration, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the signature, the references between fields, and the budget."""
@@ -255,6 +261,10 @@ class Manifest(Record, frozen=True, kw_only=True):
                 raise SpecError("a digest of the golden episode is promised, and there is none")
         if self.backbone is not None:
             needed |= {self.backbone.file, self.backbone.check}
+        if not 0 <= self.release < 2**32:
+            raise SpecError("a release is a number of 32 bits", found=self.release)
+        for migration in self.migrations:
+            migration.check(self.states)
         missing = sorted(needed - listed - {None}, key=str)
         if missing:
             raise SpecError("a file is used but not listed", found=missing, expected="in files")

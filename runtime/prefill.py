@@ -111,7 +111,7 @@ class Prefill:
             by_step: Whether something in the session must see every single step.
         """
         self._bundle, self._buffers, self._memory = bundle, buffers, memory
-        self._counters, self._budget, self._keeper = counters, budget, keeper
+        self._counters, self._budget, self.keeper = counters, budget, keeper
         # A chunk's engine would not see what the step's engine keeps on a device.
         self.by_step = by_step or memory.on_device
         self._chunks: Chunks | None = None
@@ -149,8 +149,8 @@ class Prefill:
             except EngineError:
                 self._counters.faults += 1
                 raise
-            if self._keeper is not None:
-                self._keeper.save_by_policy(raises=True)
+            if self.keeper is not None:
+                self.keeper.save_by_policy(raises=True)
         return answers
 
     def close(self) -> None:

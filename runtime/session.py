@@ -32,11 +32,8 @@ from stategate.runtime.engines.opening import allocate, check_memory, open_singl
 from stategate.runtime.engines.prologue import PrologueRunner
 from stategate.runtime.keep.black_box import BlackBox
 from stategate.runtime.keep.box_writer import BlackBoxWriter
-from stategate.runtime.keep.keeper import Keeper
 from stategate.runtime.keep.owner import MemoryOwner
 from stategate.runtime.keep.policy import SnapshotPolicy, policy_of
-from stategate.runtime.keep.replay import Replay
-from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
 from stategate.runtime.memory.governor import Governor
@@ -76,7 +73,7 @@ class Session(MemoryOwner):
         self._buffers, self._budget, self._clock = buffers, budget, clock
         self._on_fault, self._prologue = on_fault, PrologueRunner(bundle)
         self._counters = counters = Counters(buffers.groups)
-        self._governor: Governor | None = None
+        self._governor = None
         if budget.limits_writes:
             groups, constants = buffers.groups, buffers.constants
             self._governor = Governor(budget, groups, constants, clock, counters)
@@ -96,12 +93,7 @@ class Session(MemoryOwner):
         outputs = bundle.manifest.outputs
         # Only the policies that answer after a fault pay for the copy.
         self._answers = Answers(buffers.outputs, outputs, memory) if on_fault != "raise" else None
-        self._keeper: Keeper | None = None
-        if snapshots is not None:
-            replay = Replay(bundle.digest, buffers, memory, engine)
-            parts = (counters, memory, self._governor, replay)
-            codec = Codec(bundle.manifest, bundle.digest)
-            self._keeper = Keeper(snapshots, budget, codec, clock, *parts)
+        self._keeper = self._new_keeper(snapshots) if snapshots is not None else None
         self._feeds = self._feeds_for(engine)
         self._resident = watch_resident(budget, counters.add_overrun)
         if chain or black_box is not None:
@@ -190,6 +182,12 @@ class Session(MemoryOwner):
         except BaseException:
             opened.close()
             raise
+
+    def keep_in(self, snapshots: SnapshotPolicy | None) -> None:
+        """See `MemoryOwner.keep_in`."""
+        self._prefill.keeper = None
+        super().keep_in(snapshots)
+        self._prefill.keeper = self._keeper
 
     def replace_engine(self, wrap: Callable[[Engine, Buffers], Engine]) -> None:
         """Step with another engine from now on: ``wrap`` makes it from the present one."""

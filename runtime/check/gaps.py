@@ -126,7 +126,7 @@ class Gaps:
                 key = (name, row)
                 # A state without axes has no rows to take.
                 own_rows = ... if self._sessions == 1 else slice(row, row + 1)
-                gap, magnitude = _gap(tested[name][own_rows], reference_values[own_rows])
+                gap, magnitude = gap_of(tested[name][own_rows], reference_values[own_rows])
                 self._gaps.setdefault(key, []).append(gap)
                 self._units[key] = max(self._units.get(key, 0.0), magnitude)
 
@@ -149,7 +149,7 @@ class Gaps:
         return float(np.median(self.per_step())) if self._gaps else 0.0
 
 
-def _gap(tested: Array, reference_values: Array) -> tuple[float, float]:
+def gap_of(tested: Array, reference_values: Array) -> tuple[float, float]:
     """Largest absolute difference, and largest finite magnitude of the reference."""
     if tested.shape != reference_values.shape or tested.dtype != reference_values.dtype:
         return float("inf"), 0.0

@@ -104,6 +104,13 @@ class Keeper:
                 5,
             )
 
+    def count_from(self, counters: Counters) -> None:
+        """Let the ledger go on from the folder's, with nothing of what was counted until now."""
+        counters.past = Ledger()
+        until_now = counters.read()
+        past = until_now.after(self._past)
+        self._past = counters.past = past.since(until_now).since(until_now)
+
     # --- when -------------------------------------------------------------------------------
 
     def is_due(self) -> bool:

@@ -15,25 +15,32 @@ from stategate.contract.errors import (
     StepInputError,
 )
 from stategate.contract.rings import check_form
-from stategate.runtime.base.buffers import Array
+from stategate.runtime.base.buffers import Array, Buffers
+from stategate.runtime.base.clock import Clock
 from stategate.runtime.base.ledger import Counters
 from stategate.runtime.engines.feeds import check_states
 from stategate.runtime.engines.open_bundle import OpenBundle
 from stategate.runtime.engines.prologue import PrologueRunner
 from stategate.runtime.keep.box_writer import BlackBoxWriter
 from stategate.runtime.keep.keeper import Keeper
-from stategate.runtime.keep.policy import Restored
+from stategate.runtime.keep.policy import Restored, SnapshotPolicy
+from stategate.runtime.keep.replay import Replay
+from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.keep.state_files import States, read_states, write_states
 from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
+from stategate.runtime.memory.governor import Governor
 
 
 class MemoryOwner(OpenBundle):
     """An open bundle with one memory, and perhaps a folder for its snapshots."""
 
+    _buffers: Buffers
     _memory: Memory
     _counters: Counters
+    _governor: Governor | None
     _budget: Budget
+    _clock: Clock
     _prologue: PrologueRunner
     _keeper: Keeper | None
     _black_box: BlackBoxWriter | None = None
@@ -206,6 +213,29 @@ class MemoryOwner(OpenBundle):
                 remedy="session.save(), with Session.open(path, snapshots='folder')",
             )
         write_states(path, self._memory.live(), self._bundle, self._counters.add_persisted)
+
+    def _new_keeper(self, snapshots: SnapshotPolicy) -> Keeper:
+        replay = Replay(self.bundle_digest, self._buffers, self._memory, self._open_engine())
+        parts = (self._counters, self._memory, self._governor, replay)
+        codec = Codec(self.manifest, self.bundle_digest)
+        return Keeper(snapshots, self._budget, codec, self._clock, *parts)
+
+    def keep_in(self, snapshots: SnapshotPolicy | None) -> None:
+        """Let go of the snapshot folder, and keep this memory in another one from now on.
+
+        The memory stays. The ledger counts on from that folder's, and budgets are what is left of
+        its own; what was stepped until now counts nowhere. Not for a session with a black box.
+
+        Raises:
+            SnapshotError: As when a session is opened; it has no folder then.
+        """
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+        if snapshots is not None:
+            keeper = self._new_keeper(snapshots)
+            keeper.count_from(self._counters)
+            self._keeper = keeper
 
     def save(self) -> int | None:
         """Write a snapshot of states, counters and governor.
