@@ -148,7 +148,17 @@ _DEVICE = {
         "wear:wear", "ort", "Show how long the flash lasts under each snapshot policy.", "wear"
     ),
 }
+_INSTALL = {
+    "bundle": Verb("install:bundle", "ort", "Put a bundle beside the one that runs."),
+    "confirm": Verb("install:confirm_command", "ort", "Let the bundle on trial stay."),
+    "go-back": Verb("install:go_back_command", "ort", "Run the bundle from before."),
+    "status": Verb("install:status_command", "ort", "Say which bundle runs, and why."),
+    "release": Verb(
+        "install:release_command", "ort", "Give a bundle a release number and a migration."
+    ),
+}
 GROUPS: dict[str, Group] = {
+    "install": Group("Put updates on a device that can be taken back.", _INSTALL, "bundle"),
     "model": Group("Models of the zoo, and numbers that export applies.", _MODEL),
     "episodes": Group(
         "Recorded inputs: make them, record them, look into them.", _EPISODES, "show"
@@ -277,7 +287,11 @@ def every_verb(
     sections={
         **FIRST_SCREEN,
         "Run it": {**FIRST_SCREEN["Run it"], "bench": GROUPS["bench"]},
-        "On the device": {**FIRST_SCREEN["On the device"], "device": GROUPS["device"]},
+        "On the device": {
+            **FIRST_SCREEN["On the device"],
+            "install": GROUPS["install"],
+            "device": GROUPS["device"],
+        },
         "More": {
             "model": GROUPS["model"],
             "episodes": GROUPS["episodes"],

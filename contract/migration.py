@@ -47,16 +47,22 @@ class Migration(Record, frozen=True):
 
     def check(self, specs: Sequence[StateSpec]) -> None:
         """Refuse a migration that leaves a state open, or names one twice."""
-        here = sorted(spec.name for spec in specs)
-        if sorted(origin.state for origin in self.states) != here:
+        names = sorted(spec.name for spec in specs)
+        if sorted(origin.state for origin in self.states) != names:
             raise SpecError(
                 "a migration says of every state where it comes from",
                 found=", ".join(origin.state for origin in self.states) or "none",
-                expected=", ".join(here),
+                expected=", ".join(names),
             )
-        taken = [origin.source for origin in self.states if origin.source is not None]
-        if len({*taken, *self.dropped}) != len(taken) + len(self.dropped):
-            raise SpecError("a migration takes or drops a state twice", found=sorted(taken))
+        sources = [origin.source for origin in self.states if origin.source is not None]
+        if len({*sources, *self.dropped}) != len(sources) + len(self.dropped):
+            raise SpecError("a migration takes or drops a state twice", found=sorted(sources))
+
+    def try_on(self, older: Sequence[StateSpec], specs: Sequence[StateSpec]) -> None:
+        """Refuse a migration that could not take any memory of these forms; see `apply`."""
+        empty = ({s.name: np.zeros(s.shape, s.dtype) for s in each} for each in (older, specs))
+        states, initial = empty
+        self.apply(states, specs, initial)
 
     def apply(
         self,
@@ -97,7 +103,7 @@ class Migration(Record, frozen=True):
 def _put(array: Array, values: Array, origin: StateOrigin) -> None:
     """Put values to the beginning of an array, and refuse what would not be the same numbers."""
     pairs = list(zip(array.shape, values.shape, strict=False))
-    fits = array.ndim == values.ndim and (origin.crop or all(here >= old for here, old in pairs))
+    fits = array.ndim == values.ndim and (origin.crop or all(new >= old for new, old in pairs))
     if not fits:
         raise SpecError(
             f"state {origin.source!r} does not fit into {origin.state!r}",

@@ -67,6 +67,10 @@ if TYPE_CHECKING:
     from stategate.runtime.check.bisect import bisect
     from stategate.runtime.check.replay import replay
     from stategate.runtime.check.verification import verify
+    from stategate.runtime.install.install import install
+    from stategate.runtime.install.installation import Installation
+    from stategate.runtime.install.record import Trial
+    from stategate.runtime.install.release import release
     from stategate.runtime.trust.signature import sign
     from stategate.wrapping import wrap
 
@@ -75,9 +79,11 @@ __all__ = [
     "BlackBox",
     "Budget",
     "Bundle",
+    "Installation",
     "Pool",
     "Session",
     "SnapshotPolicy",
+    "Trial",
     "__version__",
     "adopt",
     "bill",
@@ -85,9 +91,11 @@ __all__ = [
     "calibrate",
     "compare",
     "fits",
+    "install",
     "make",
     "measure_ranges",
     "quantise",
+    "release",
     "replay",
     "sign",
     "verify",
@@ -99,16 +107,20 @@ _HOMES = {
     "BlackBox": ("runtime", ""),
     "Budget": ("contract", ""),
     "Bundle": ("contract", ""),
+    "Installation": ("runtime.install.installation", ""),
     "Pool": ("runtime", ""),
     "Session": ("runtime", ""),
     "SnapshotPolicy": ("runtime", ""),
+    "Trial": ("runtime.install.record", ""),
     "adopt": ("export.adopt", "export"),
     "bill": ("export.bill.write", ""),
     "bisect": ("runtime.check.bisect", ""),
     "calibrate": ("calibration.thresholds.curve", "export"),
     "compare": ("calibration.drift.compare", "bench"),
+    "install": ("runtime.install.install", ""),
     "make": ("export.make", "export"),
     "measure_ranges": ("calibration.ranges.record", "export"),
+    "release": ("runtime.install.release", ""),
     "replay": ("runtime.check.replay", ""),
     "sign": ("runtime.trust.signature", "trust"),
     "verify": ("runtime.check.verification", ""),

@@ -66,7 +66,7 @@ FLOORS = {
     "export": """candidate timing memory passes frontends c seal tensorrt inputs
     candidates precision sensitivity deploy make backbone adopt""",
     "runtime": """base trust engines deadline memory keep prefill pool watch session behind episodes
-    check""",
+    check install""",
 }
 
 

@@ -218,6 +218,14 @@ def test_the_page_about_adapters_works_word_for_word(
 
 
 @pytest.mark.slow
+def test_the_page_about_updates_works_word_for_word(tmp_path: Path) -> None:
+    first, updated = follow("guides/install.md", tmp_path)
+    assert "release 2" in first and "steady: the first bundle" in first
+    assert "steady 2 2500 confirmed after" in updated
+    assert updated.splitlines()[-1].startswith("steady 0 2600 taken back by a person")
+
+
+@pytest.mark.slow
 def test_the_page_about_frozen_policies_works_word_for_word(tmp_path: Path) -> None:
     (printed,) = follow("guides/wrap.md", tmp_path)
     assert "times fewer writes than always" in printed

@@ -174,7 +174,7 @@ def test_help_of_every_verb_has_an_example_that_parses(verb: str) -> None:
             assert inner is not None, line
             command, words = inner, words[1:]
         context = click.Context(command)
-        given, _, _ = command.make_parser(context).parse_args(words)
+        given, _, _ = command.make_parser(context).parse_args([*words])
         for option in command.params:
             if isinstance(option, click.Option) and option.required and "--help" not in words:
                 assert option.name in given, (line, option.name)

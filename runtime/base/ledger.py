@@ -185,9 +185,18 @@ class Counters:
 
     def read(self) -> Ledger:
         """A copy that no longer counts."""
+        return self.own().after(self.past)
+
+    def own(self) -> Ledger:
+        """The same without what was counted before."""
         # Steps last: a reader in another thread then never sees more writes than steps.
         counted = {name: getattr(self, name) for name in reversed(COUNTED)}
-        return tally(self._groups, counted, self.openings).after(self.past)
+        return tally(self._groups, counted, self.openings)
+
+    def begin_anew(self) -> None:
+        """Let the ledger be zero now, and count on from there."""
+        own = self.own()
+        self.past = own.since(own).since(own)
 
 
 class _Counted(msgspec.Struct):

@@ -104,12 +104,11 @@ class Keeper:
                 5,
             )
 
-    def count_from(self, counters: Counters) -> None:
-        """Let the ledger go on from the folder's, with nothing of what was counted until now."""
-        counters.past = Ledger()
-        until_now = counters.read()
-        past = until_now.after(self._past)
-        self._past = counters.past = past.since(until_now).since(until_now)
+    def count_on(self) -> None:
+        """Let the ledger go on from the folder's, with what the session has counted until now."""
+        self._past = self._counters.past = (
+            self._counters.read().after(self._past).since(self._counters.own())
+        )
 
     # --- when -------------------------------------------------------------------------------
 

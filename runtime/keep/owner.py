@@ -29,7 +29,7 @@ from stategate.runtime.keep.snapshot import Codec
 from stategate.runtime.keep.state_files import States, read_states, write_states
 from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
-from stategate.runtime.memory.governor import Governor
+from stategate.runtime.memory.governor import Balance, Governor
 
 
 class MemoryOwner(OpenBundle):
@@ -223,19 +223,39 @@ class MemoryOwner(OpenBundle):
     def keep_in(self, snapshots: SnapshotPolicy | None) -> None:
         """Let go of the snapshot folder, and keep this memory in another one from now on.
 
-        The memory stays. The ledger counts on from that folder's, and budgets are what is left of
-        its own; what was stepped until now counts nowhere. Not for a session with a black box.
+        The memory stays. The ledger goes on from that folder's, and budgets are what is left in
+        its account. Not for a session with a black box.
 
         Raises:
             SnapshotError: As when a session is opened; it has no folder then.
         """
-        if self._keeper is not None:
-            self._keeper.close()
-            self._keeper = None
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
         if snapshots is not None:
             keeper = self._new_keeper(snapshots)
-            keeper.count_from(self._counters)
+            keeper.count_on()
             self._keeper = keeper
+
+    @property
+    def allowed(self) -> tuple[Balance, float] | None:
+        """What the write budget allows at once, and what ``adapt`` adds; None without a budget.
+
+        Setting gives nothing back that was used.
+        """
+        if self._governor is None:
+            return None
+        return self._governor.balance, self._governor.tokens[2]
+
+    @allowed.setter
+    def allowed(self, most: tuple[Balance, float] | None) -> None:
+        if self._governor is not None and most is not None:
+            self._governor.balance = most[0]
+            self._governor.move_threshold(most[1])
+
+    def count_anew(self) -> None:
+        """Let the ledger be zero now: what was stepped until now was tried, and did not act."""
+        self._counters.begin_anew()
 
     def save(self) -> int | None:
         """Write a snapshot of states, counters and governor.

@@ -1,0 +1,374 @@
+"""Installations: an update is tried beside what runs, acts, and stays or is taken back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stategate import Installation, Session, Trial, install, release
+from stategate.contract import Budget, Bundle, StateSpec
+from stategate.contract.errors import InstallError, SpecError
+from stategate.contract.migration import Migration, StateOrigin
+from stategate.runtime.install import unpack as unpacking
+from stategate.runtime.install.record import InstallFolder
+
+SHORT = Trial(shadow_steps=64, steps=96)
+
+
+def inputs(seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    while True:
+        yield {"x": rng.standard_normal((1, 4)).astype(np.float32)}
+
+
+class Both:
+    """An installation, and a session of its first bundle that no update ever touched."""
+
+    def __init__(self, folder: Path, plain: Session, **opening: object) -> None:
+        self.robot, self.plain = Installation.open(folder, **opening), plain
+        self.inputs = inputs()
+        self.phases: list[str] = []
+
+    def step(self, same: bool = True, **x: np.ndarray) -> None:
+        x = x or next(self.inputs)
+        answer = self.robot.step(**x)["y"]
+        expected = self.plain.step(**x)["y"]
+        time.sleep(0.0002)  # as a loop of a robot does, so that a shadow keeps pace
+        assert not same or np.array_equal(answer, expected)
+        if self.robot.phase not in self.phases[-1:]:
+            self.phases.append(self.robot.phase)
+
+    def until(self, phase: str, same: bool = True, most: int = 20_000) -> None:
+        for _ in range(most):
+            self.step(same)
+            if self.robot.phase == phase:
+                return
+        raise AssertionError(f"{self.phases}: {self.robot.why}")
+
+    def close(self) -> None:
+        self.robot.close()
+        self.plain.close()
+
+
+@pytest.fixture(scope="module")
+def sealed(
+    tmp_path_factory: pytest.TempPathFactory, seal_model: Callable, tiny_model: type
+) -> Callable[..., Path]:
+    """Seals the tiny model with its weights scaled, or of a class of its own."""
+
+    def seal(scale: float = 1.0, kind: type = tiny_model) -> Path:
+        model = kind()
+        with torch.no_grad():
+            model.mix.weight.mul_(scale)
+        return seal_model(tmp_path_factory.mktemp("sealed") / "bundle", model).path
+
+    return seal
+
+
+@pytest.fixture(scope="module")
+def other_weights(sealed: Callable[..., Path]) -> Path:
+    return sealed(1.001)
+
+
+@pytest.fixture(scope="module")
+def brittle(sealed: Callable[..., Path], tiny_model: type) -> Path:
+    class Brittle(tiny_model):
+        """The same numbers, and NaN where an input is above 5."""
+
+        def step(self, inputs: dict, states: dict) -> object:
+            result = super().step(inputs, states)
+            result.outputs["y"] = result.outputs["y"] + 0 * torch.sqrt(5 - inputs["x"][:, 1:2])
+            return result
+
+    return sealed(kind=Brittle)
+
+
+@pytest.fixture
+def second(tiny_bundle: Path, copy_of: Callable[[Path], Path]) -> Bundle:
+    """The same model as release 2."""
+    return release(copy_of(tiny_bundle), 2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_bundle: Path) -> Path:
+    install(tiny_bundle, tmp_path / "robot")
+    return tmp_path / "robot"
+
+
+@pytest.fixture
+def both(folder: Path, tiny_bundle: Path) -> Iterator[Both]:
+    with closing(Both(folder, Session.open(tiny_bundle))) as pair:
+        yield pair
+
+
+def test_an_update_of_the_same_weights_changes_no_bit_of_any_answer_and_no_counter(
+    both: Both, folder: Path, second: Bundle
+) -> None:
+    both.step()
+    install(second, folder, trial=SHORT)
+    both.until("trial")
+    assert both.robot.manifest.release == 2
+    both.until("steady")
+    for _ in range(50):
+        both.step()
+    assert both.phases == ["steady", "staged", "trial", "steady"]
+    assert "the memory goes on: its schema is the same" in both.robot.why
+    robot, plain = both.robot.ledger, both.plain.ledger
+    for name in ("steps", "writes", "quiet_steps", "memory_bytes_written", "gate_openings"):
+        assert getattr(robot, name) == getattr(plain, name), name
+    assert Installation.go_back(folder).runs == "a"
+    for _ in range(40):
+        both.robot.step(**next(both.inputs))
+    assert both.robot.manifest.release == 0
+
+
+def test_counters_and_bytes_on_flash_go_on_over_updates_and_restarts(
+    both: Both, folder: Path, second: Bundle
+) -> None:
+    both.robot.save()
+    install(second, folder, trial=SHORT)
+    both.until("trial")
+    both.until("steady")
+    both.robot.save()
+    live = both.robot.ledger
+    both.robot.close()
+    assert Installation.status(folder).ledger.persisted_bytes == live.persisted_bytes > 0
+    with Installation.open(folder) as again:
+        assert again.ledger.steps == live.steps == both.plain.ledger.steps
+        assert again.ledger.persisted_bytes == live.persisted_bytes
+    install(release(second, 3), folder)  # the slot of release 0 and its memory are x up
+    status = Installation.status(folder).ledger
+    assert (status.steps, status.persisted_bytes) == (live.steps, live.persisted_bytes)
+
+
+def test_an_update_that_answers_otherwise_is_refused_and_never_acts(
+    both: Both, folder: Path, sealed: Callable[..., Path]
+) -> None:
+    install(sealed(-3.0), folder, trial=SHORT)
+    both.until("staged")
+    both.until("steady")
+    for _ in range(40):
+        both.step()
+    assert both.phases == ["staged", "steady"] and "refused: difference" in both.robot.why
+
+
+def test_a_step_that_fails_on_trial_is_answered_by_the_bundle_before(
+    both: Both, folder: Path, brittle: Path
+) -> None:
+    install(brittle, folder, trial=SHORT)
+    both.until("trial")
+    assert both.robot.bundle_digest == Bundle.open(brittle).digest
+    both.step(x=np.full((1, 4), 6.0, np.float32))
+    assert both.robot.bundle_digest == Bundle.open(folder / "a").digest
+    both.until("steady")
+    for _ in range(40):
+        both.step()
+    assert "NaN" in both.robot.why
+    assert both.robot.ledger.steps == both.plain.ledger.steps + 1  # the one that failed counts
+
+
+def test_a_bundle_that_writes_too_often_on_trial_is_taken_back(
+    both: Both, folder: Path, second: Bundle
+) -> None:
+    install(second, folder, trial=Trial(64, steps=10_000, write_rate=0.6))
+    both.until("trial")
+    for _ in range(2000):  # inputs that open the gate in every step
+        x = np.abs(next(both.inputs)["x"])
+        both.step(x=x)
+        if both.robot.phase == "steady":
+            break
+    assert "of steps write, at most 60.00% allowed" in both.robot.why
+    both.step()
+
+
+def test_three_starts_without_a_confirmation_are_enough(folder: Path, second: Bundle) -> None:
+    install(second, folder, trial=Trial(32, steps=10**6))
+    with Installation.open(folder) as robot:
+        for x in inputs():
+            robot.step(**x)
+            if robot.phase == "trial":
+                break
+    for runs in (2, 2, 2, 0, 0):
+        with Installation.open(folder) as robot:
+            assert robot.manifest.release == runs
+    assert "no confirmation" in Installation.status(folder).why
+
+
+def test_a_memory_of_other_weights_is_not_handed_over_and_waits_for_the_way_back(
+    both: Both, folder: Path, other_weights: Path
+) -> None:
+    for _ in range(10):
+        both.step()
+    install(other_weights, folder, trial=SHORT)
+    both.until("trial", same=False)
+    assert "begins anew: another schema" in both.robot.why
+    assert both.robot.state("count") < both.plain.state("count")
+    Installation.go_back(folder)
+    both.until("steady", same=False)
+    both.step()  # the bits of a session that never left
+
+
+def test_a_migration_hands_a_memory_to_other_weights(
+    both: Both, folder: Path, other_weights: Path, tiny_bundle: Path, copy_of: Callable
+) -> None:
+    both.step()
+    update = release(copy_of(other_weights), 2, older=tiny_bundle)
+    install(update, folder, trial=SHORT)
+    both.until("trial", same=False)
+    assert "as the bundle's migration says" in both.robot.why
+    assert both.robot.state("count") == both.plain.state("count")
+
+
+def test_a_migration_renames_casts_pads_crops_fills_and_drops() -> None:
+    specs = (
+        StateSpec("h", (1, 3), "float16"),
+        StateSpec("n", (1, 2), "int32"),
+        StateSpec("new", (1, 2)),
+    )
+    migration = Migration(
+        "0" * 64,
+        (StateOrigin("h", "old"), StateOrigin("n", "many", crop=True), StateOrigin("new", fill=7)),
+        ("gone",),
+    )
+    older = {
+        "old": np.array([[1.5, 2.5]], np.float32),
+        "many": np.array([[4.0, 5.0, 6.0]]),
+        "gone": np.zeros(1),
+    }
+    initial = {s.name: np.full(s.shape, 9, s.dtype) for s in specs}
+    states = migration.apply(older, specs, initial)
+    assert [states[s.name].tolist() for s in specs] == [[[1.5, 2.5, 9.0]], [[4, 5]], [[7.0, 7.0]]]
+    assert [states[s.name].dtype for s in specs] == ["float16", "int32", "float32"]
+    for name, wrong in (("old", 1e6), ("many", 0.5), ("many", 1e12)):
+        broken = {**older, name: np.full_like(older[name], wrong)}
+        with pytest.raises(SpecError, match="without losing its value"):
+            migration.apply(broken, specs, initial)
+    with pytest.raises(SpecError, match="every older state"):
+        migration.apply({**older, "more": np.zeros(1)}, specs, initial)
+
+
+def test_an_older_release_needs_somebody_who_wants_it(
+    folder: Path, tiny_bundle: Path, second: Bundle, copy_of: Callable
+) -> None:
+    shutil.rmtree(folder)
+    install(second, folder)
+    first = release(shutil.copytree(second, folder.parent / "first"), 1)
+    with pytest.raises(InstallError, match="older than one that was confirmed"):
+        install(first, folder)
+    with pytest.raises(InstallError, match="who wants it"):
+        install(first, folder, older="because")
+    status = install(first, folder, older="ada: release 2 shakes")
+    assert (status.phase, status.floor) == ("staged", 2) and "ada" in status.why
+
+
+@pytest.mark.parametrize("slot", ["a", "b"])
+def test_where_the_bytes_of_a_slot_rot_the_other_one_runs(
+    both: Both, folder: Path, second: Bundle, slot: str
+) -> None:
+    install(second, folder, trial=SHORT)
+    both.until("trial")
+    both.robot.close()
+    graph = next((folder / slot / "graphs").iterdir())
+    graph.write_bytes(graph.read_bytes()[:-1] + b"!")
+    if slot == "a":  # nobody reads it while b runs on trial
+        with Installation.open(folder) as robot:
+            assert robot.manifest.release == 2
+    else:
+        with pytest.warns(UserWarning, match="slot b is damaged"):
+            robot = Installation.open(folder)
+        assert robot.manifest.release == 0
+        robot.close()
+    assert Installation.status(folder).slots["ab".index(slot)].problem is not None
+
+
+def test_rot_in_one_copy_of_the_record_is_harmless_and_in_both_is_an_error(folder: Path) -> None:
+    record = folder / "installed"
+    first, second, _ = record.read_bytes().split(b"\n")
+    record.write_bytes(first.replace(b"steady", b"stead?").replace(b"a", b"b", 1) + b"\n" + second)
+    assert Installation.status(folder).runs == "a"
+    record.write_bytes(b"\n".join([first[:-1], second[:-1]]))
+    with pytest.raises(InstallError, match="install .*a --into NEW"):
+        Installation.open(folder)
+
+
+def test_a_full_disk_in_the_middle_leaves_what_runs(
+    both: Both, folder: Path, second: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, copied = unpacking._copy, []
+
+    def full(source: Path, goal: Path) -> str:
+        copied.append(goal)
+        if len(copied) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(goal))
+        return copy(source, goal)
+
+    monkeypatch.setattr(unpacking, "_copy", full)
+    with pytest.raises(OSError, match="No space"):
+        install(second, folder)
+    status = Installation.status(folder)
+    assert status.phase == "steady" and "No space" in status.why
+    assert not (folder / "b").exists() and not list(folder.glob(".b*"))
+    for _ in range(40):
+        both.step()
+
+
+def test_one_process_installs_and_one_runs(folder: Path, second: Bundle, both: Both) -> None:
+    with pytest.raises(InstallError, match="another process is running"):
+        Installation.open(folder)
+    lock = InstallFolder(folder).exclusive("installing", "")
+    with lock, pytest.raises(InstallError, match="another process is installing"):
+        install(second, folder)
+    both.step()
+
+
+def test_budgets_are_not_filled_by_an_update(
+    folder: Path, second: Bundle, tiny_bundle: Path
+) -> None:
+    budget = Budget(writes_per_1000_steps=100, persisted_bytes_per_day=200_000)
+    install(second, folder, trial=Trial(32, steps=64))
+    saved = steps = 0
+    with Installation.open(folder, budget=budget) as robot:
+        before = robot.ledger.writes
+        for x, steps in zip(inputs(), range(1, 5000), strict=False):
+            robot.step(x=np.abs(x["x"]))  # every step asks for a write
+            saved += steps % 50 == 0 and robot.save() is not None
+            if robot.manifest.release == 2 and robot.phase == "steady":
+                break
+        assert robot.manifest.release == 2, robot.why
+        writes = robot.ledger.writes - before
+        assert robot.ledger.suppressed_writes > 0
+    assert writes <= 100 + steps * 0.1
+    with Installation.open(folder, budget=budget) as robot:
+        assert robot.save() is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("target", {"name": "elsewhere", "machine": "pdp11", "isa": ""}, "another machine"),
+        ("inputs", None, "other inputs"),
+    ],
+)
+def test_a_bundle_for_another_machine_or_loop_is_refused(
+    folder: Path, tiny_bundle: Path, copy_of: Callable, field: str, value: object, match: str
+) -> None:
+    update = copy_of(tiny_bundle)
+    manifest = json.loads((update / "manifest.json").read_text())
+    manifest[field] = value or [{**manifest["inputs"][0], "shape": [1, 5]}]
+    raw = json.dumps(manifest).encode()
+    (update / "manifest.json").write_bytes(raw)
+    from stategate.contract.bundle import sha256
+
+    (update / "manifest.sha256").write_text(f"{sha256(raw)}  manifest.json\n")
+    with pytest.raises(InstallError, match=match):
+        install(update, folder)
+    assert Installation.status(folder).phase == "steady"
