@@ -68,9 +68,6 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
         "run": Verb("run:run", "ort", "Step a bundle through an episode and count its writes."),
         "replay": Verb("replay:replay", "ort", "Step again what a black box recorded."),
     },
-    "Carry it": {
-        "bill": Verb("bill:bill_command", "", "Say what is in a bundle: CycloneDX or SPDX."),
-    },
     "On the device": {
         "doctor": Verb(
             "targets:doctor", "ort", "Say what this machine lacks for an engine, with remedies."
@@ -157,8 +154,14 @@ _INSTALL = {
         "install:release_command", "ort", "Give a bundle a release number and a migration."
     ),
 }
+_CARRY = {
+    "bill": Verb("bill:bill_command", "", "Say what is in a bundle: CycloneDX or SPDX.", "bill"),
+    "push": Verb("push:push_command", "carry", "Put a bundle into a registry.", "push"),
+    "pull": Verb("push:pull_command", "carry", "Take a bundle out of a registry.", "pull"),
+}
 GROUPS: dict[str, Group] = {
     "install": Group("Put updates on a device that can be taken back.", _INSTALL, "bundle"),
+    "carry": Group("Bills of materials, and bundles in a registry.", _CARRY),
     "model": Group("Models of the zoo, and numbers that export applies.", _MODEL),
     "episodes": Group(
         "Recorded inputs: make them, record them, look into them.", _EPISODES, "show"
@@ -293,6 +296,7 @@ def every_verb(
             "device": GROUPS["device"],
         },
         "More": {
+            "carry": GROUPS["carry"],
             "model": GROUPS["model"],
             "episodes": GROUPS["episodes"],
             "completion": COMPLETION,

@@ -35,6 +35,7 @@ and what to do. Which class it is says who can do something about it::
     ├── BuildError               a compiler or TensorRT cannot build here
     ├── CalibrationError         no threshold meets the request
     ├── EpisodeError             a recording does not fit the model
+    ├── RegistryError            a registry does not answer, or holds something else
     ├── ResultError              a file of results cannot be written or read
     ├── MeasurementError         a measurement stopped
     ├── TargetError              an unknown or contradictory target
@@ -272,6 +273,12 @@ class CalibrationError(StategateError):
 
 class EpisodeError(StategateError):
     """A recording does not fit the model, or cannot be read; record it again."""
+
+
+class RegistryError(StategateError):
+    """A registry does not answer, refuses, or holds something else; nothing was written."""
+
+    exit_code = 1
 
 
 class ResultError(StategateError):

@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: fuzz attack reproducible sbom power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
+.PHONY: fuzz attack reproducible sbom registry power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
 .PHONY: test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -17,6 +17,10 @@ $(BUILD)/aibom-generator: ; @git clone -q $(AIBOM) $@ && git -C $@ checkout -q $
 
 sbom: $(AURA)/bundle/manifest.json | $(VENV)/.test $(BUILD)/aibom-generator ## Bills of materials, scored by OWASP's measure -> build/bench/sbom.json
 	@$(LAB) sbom $(AURA)/bundle --about docs/examples/about.json --out $(BUILD)/bench/sbom.json
+
+registry: ## Install the registry that tests push to (Debian, as root)
+	@command -v docker-registry > /dev/null || { apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends docker-registry > /dev/null; }
 
 house: $(VENV)/.test ## The house in figures: lines, loads, words -> build/bench/house.json
 	@$(BIN)/python -m lab.house

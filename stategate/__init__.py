@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from stategate.export.make import Record, make
     from stategate.export.precision import StatePrecision
     from stategate.runtime import BlackBox, Pool, Session, SnapshotPolicy
+    from stategate.runtime.carry.pull import pull
+    from stategate.runtime.carry.push import push
     from stategate.runtime.check.bisect import bisect
     from stategate.runtime.check.replay import replay
     from stategate.runtime.check.verification import verify
@@ -94,6 +96,8 @@ __all__ = [
     "install",
     "make",
     "measure_ranges",
+    "pull",
+    "push",
     "quantise",
     "release",
     "replay",
@@ -118,6 +122,8 @@ _HOMES = {
     "calibrate": ("calibration.thresholds.curve", "export"),
     "compare": ("calibration.drift.compare", "bench"),
     "install": ("runtime.install.install", ""),
+    "pull": ("runtime.carry.pull", "carry"),
+    "push": ("runtime.carry.push", "carry"),
     "make": ("export.make", "export"),
     "measure_ranges": ("calibration.ranges.record", "export"),
     "release": ("runtime.install.release", ""),

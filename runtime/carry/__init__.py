@@ -1,0 +1,1 @@
+"""Bundles in a registry: pushed and pulled as OCI artifacts of the CNCF's ModelPack."""
