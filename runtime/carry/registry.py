@@ -18,10 +18,10 @@ try:
     from oras.container import Container
     from oras.provider import Registry
     from requests.adapters import HTTPAdapter
+    from urllib3.exceptions import HTTPError
 except ModuleNotFoundError as missing:
     raise MissingDependencyError("oras", "carry") from missing
 
-_BROKEN = requests.packages.urllib3.exceptions.HTTPError  # while a body is read
 _TIMEOUT_S = (10, 60)  # to connect, and of silence while reading
 _CHUNK_BYTES = 1 << 20
 _WHOLE_BYTES = 1 << 26  # of a file that is sent in one request, which is held in memory
@@ -121,8 +121,7 @@ class Repository:
             self._check(answer)
             place = start if answer.status_code == 206 else 0
             # What has arrived and no more, so that nothing is lost where the line breaks.
-            read = getattr(answer.raw, "read1", answer.raw.read)
-            while piece := read(_CHUNK_BYTES):
+            while piece := answer.raw.read1(_CHUNK_BYTES):
                 if place + len(piece) > size:
                     answer.close()
                     raise DigestError(
@@ -181,7 +180,7 @@ class Repository:
         """Whatever the libraries raise becomes a sentence."""
         try:
             yield
-        except (requests.RequestException, _BROKEN, ValueError, OSError) as problem:
+        except (requests.RequestException, HTTPError, ValueError, OSError) as problem:
             login = f"docker login {self._reference.host}"
             raise RegistryError(
                 f"the registry {self._reference.host} cannot be used",
