@@ -116,10 +116,10 @@ def unpacked(raw: bytes) -> Artifact:
     return artifact
 
 
-def _refused(found: str) -> RegistryError:
+def _refused(reason: str) -> RegistryError:
     return RegistryError(
         "this is no bundle of stategate",
-        found=found,
+        found=reason,
         expected=f"an artifact of type {MODEL}, one uncompressed layer a file",
         remedy="stategate push BUNDLE oci://... writes such a one",
     )

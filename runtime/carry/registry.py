@@ -64,8 +64,8 @@ class Repository:
             self._client = self._opened(insecure, "token")
             # The library's tokens do not answer a registry that wants name and password itself.
             answer = self._client.session.get(f"{self._client.prefix}://{reference.host}/v2/")
-            wanted = answer.headers.get("Www-Authenticate", "")
-            if answer.status_code == 401 and wanted.lower().startswith("basic"):
+            scheme = answer.headers.get("Www-Authenticate", "")
+            if answer.status_code == 401 and scheme.lower().startswith("basic"):
                 self._client = self._opened(insecure, "basic")
                 if not hasattr(self._client.auth, "_basic_auth"):
                     self._check(answer)

@@ -67,8 +67,8 @@ def serving(shelf: Shelf) -> Iterator[Shelf]:
             path, _, query = self.path.partition("?")
             body = self.take()
             shelf.requests.append((self.command, path, self.headers.get("Range", "")))
-            given = self.headers.get("Authorization")
-            if shelf.password is not None and given != f"Basic {shelf.password}":
+            login = self.headers.get("Authorization")
+            if shelf.password is not None and login != f"Basic {shelf.password}":
                 self.reply(401, WWW_Authenticate='Basic realm="a registry"')
             elif path == "/v2/":
                 self.reply(200)

@@ -228,10 +228,10 @@ def test_a_reference_says_where_and_what(text: str, loopback: bool, asked_for: s
 def test_no_other_host_is_asked_than_the_one_that_is_named(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    urls: list[str] = []
 
     def send(adapter: object, request: Any, **_: Any) -> None:
-        asked.append(request.url)
+        urls.append(request.url)
         raise requests.ConnectionError("nobody is there")
 
     monkeypatch.setattr("requests.adapters.HTTPAdapter.send", send)
@@ -239,7 +239,7 @@ def test_no_other_host_is_asked_than_the_one_that_is_named(
         stategate.pull(text, tmp_path / "out")
     host = text.split("/")[2]
     scheme = "http" if host == "localhost" else "https"
-    assert asked == [f"{scheme}://{host}/v2/"]
+    assert urls == [f"{scheme}://{host}/v2/"]
     container = Repository.container_of(Reference.parse(text))
     assert container.manifest_url("1") == f"{host}/v2/{text.partition(host + '/')[2]}/manifests/1"
 
