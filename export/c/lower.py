@@ -151,6 +151,7 @@ def source_of(
         "python.c",
         "stategate_black_box.h",
         "stategate_chain.h",
+        "stategate_install.h",
         "stategate_math.h",
         "stategate_model.h",
     ):

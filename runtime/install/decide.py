@@ -1,4 +1,7 @@
-"""Which of two bundles runs: one pure function of a small state and of what happened."""
+"""Which of two bundles runs: one pure function of a small state and of what happened.
+
+`stategate_install.h` is the same table in C; a test holds both against each other for every pair.
+"""
 
 from __future__ import annotations
 
