@@ -47,10 +47,10 @@ _calibration_option = option(
 @sessions_option
 @option(
     "--operators",
-    type=click.Choice(["portable", "onnx-27", "ort", "fastest"]),
+    type=click.Choice(["portable", "onnx-27", "ort"]),
     default="portable",
-    help="Primitive operators that every engine has, opset 27's linear attention, ONNX Runtime's "
-    "own, or whichever is fastest on this machine, by measurement.",
+    help="Primitive operators that every engine has, opset 27's linear attention, or ONNX "
+    "Runtime's own, which is the fastest there.",
 )
 @split_option
 @engines_option

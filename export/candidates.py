@@ -8,9 +8,7 @@ from typing import cast
 
 import onnx
 
-from stategate.common.build_time import may_measure
 from stategate.contract import Episode, InputsRef, ModelRef, batched
-from stategate.contract.errors import ExportError, GraphError
 from stategate.export.candidate import Candidate, Reference
 from stategate.export.frontends.padded import window_notes
 from stategate.export.frontends.references import StatefulReference, TorchReference
@@ -18,7 +16,6 @@ from stategate.export.frontends.rows import RowsReference, side_by_side, stagger
 from stategate.export.frontends.trace import trace, trace_chunk
 from stategate.export.inputs import Range, drawn, recorded
 from stategate.export.passes.graph import serialised
-from stategate.export.timing import medians_us, sample
 from stategate.models.lifting.lift import Lifted
 from stategate.models.load import LoadedModel
 from stategate.models.operators import Operators
@@ -68,34 +65,10 @@ def candidate_from(
     loaded: LoadedModel, sessions: int = 1, operators: str = Operators.PORTABLE.value
 ) -> Candidate:
     """Trace a model into a candidate, thresholds as its own spec has them."""
-    spec = batched(loaded.model.step_spec(), sessions)
-    forms = [Operators(operators)] if operators != "fastest" else [Operators.PORTABLE]
-    if operators == "fastest" and isinstance(getattr(loaded.model, "operators", None), Operators):
-        forms = list(Operators)
-    graphs = {}
-    for form in forms:
-        try:
-            graphs[form.value] = serialised(trace(loaded.model, sessions, form))
-        except GraphError:  # one of several that the installed onnx does not know
-            if len(forms) == 1:
-                raise
-    operators = forms[0].value
     metadata = {}
     for fact in ("observations", "attention"):
         if words := getattr(loaded.module, fact, ""):
             metadata[fact] = words
-    if len(graphs) > 1:
-        if not may_measure():
-            raise ExportError(
-                "the fastest operators are found by measuring, and no two measurements are alike",
-                found="SOURCE_DATE_EPOCH, which asks for the same bytes every time",
-                expected=", ".join(graphs),
-                remedy="name one of them, such as --operators portable",
-            )
-        times = medians_us(graphs, sample(spec))
-        operators = min(times, key=lambda name: times[name])
-        timings = ", ".join(f"{name} {us:.0f} us" for name, us in times.items())
-        metadata["operators"] = f"{operators}, the fastest where it was built: {timings}"
     chunk = None
     steps = getattr(loaded.model, "chunk_steps", 0)
     if steps and sessions == 1:
@@ -114,8 +87,8 @@ def candidate_from(
             weights_sha256(loaded.module),
             getattr(loaded.module, "kv_bytes_per_step", None),
         ),
-        spec=spec,
-        graph=graphs[operators],
+        spec=batched(loaded.model.step_spec(), sessions),
+        graph=serialised(trace(loaded.model, sessions, Operators(operators))),
         made_with=("torch", "onnx", "onnxscript"),
         initial=initial,
         metadata=metadata,

@@ -38,7 +38,7 @@ from stategate.models.load import evaluating
 from stategate.targets import TargetProfile, generic, load
 
 Record: TypeAlias = CalibrationRecord | str | Path
-Form = Literal["portable", "onnx-27", "ort", "fastest"]
+Form = Literal["portable", "onnx-27", "ort"]
 
 
 @checks_kinds
@@ -99,7 +99,7 @@ def make(
         accept: ``"WHO: WHY"`` writes a candidate that is beyond these two limits.
         engines: What the bundle can be stepped with; ``native`` alone refuses one without C.
         split: One graph, or one that reads and one that writes where a gate opens.
-        operators: Primitive operators, opset 27's, ONNX Runtime's own, or the fastest here.
+        operators: Primitive operators, opset 27's, or ONNX Runtime's own.
         sessions: Sessions that one step serves; more than one makes a bundle for a `Pool`.
         safe: What each output answers where a step fails before there is a good answer.
         target: The device, by its name or profile; this machine's kind where it is None.

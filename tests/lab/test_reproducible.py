@@ -10,7 +10,6 @@ import pytest
 import stategate
 from lab.reproducible import CASES, MODEL, build, differences, digests, places
 from stategate.contract import Bundle
-from stategate.contract.errors import ExportError
 
 
 def made_in(folder: Path, monkeypatch: pytest.MonkeyPatch, zone: str) -> Bundle:
@@ -36,17 +35,6 @@ def test_a_bundle_has_the_same_bytes_at_another_path_and_time(
     content = b"".join(path.read_bytes() for path in one.path.rglob("*") if path.is_file())
     assert str(tmp_path).encode() not in content
     assert os.fsencode(Path(stategate.__file__).parents[1]) not in content
-
-
-def test_the_fastest_operators_are_refused_where_nothing_may_be_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    monkeypatch.setattr("stategate.export.candidates.trace", lambda *_: None)
-    monkeypatch.setattr("stategate.export.candidates.serialised", lambda _: b"")
-    with pytest.raises(ExportError, match="no two measurements are alike") as caught:
-        stategate.make("gated-deltanet", tmp_path / "b", operators="fastest")
-    assert "--operators portable" in str(caught.value)
 
 
 def test_what_differs_is_named_by_its_place() -> None:
