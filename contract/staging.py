@@ -27,7 +27,7 @@ def staged(path: Path, *, folder: bool = False) -> Iterator[Path]:
     place = shared = path.with_name(f".{path.name}.staged")
     while True:
         is_new = _make(place, folder)
-        descriptor, locked = _hold(place, wait=True)
+        descriptor, locked = hold(place, wait=True)
         if descriptor is not None:
             if is_new and (locked or place != shared):
                 break
@@ -64,7 +64,7 @@ def scratch_folder() -> Iterator[Path]:
     while True:
         place = parent / f"stategate-scratch-{os.urandom(8).hex()}"
         _make(place, folder=True)
-        descriptor, _ = _hold(place, wait=True)
+        descriptor, _ = hold(place, wait=True)
         if descriptor is not None:
             break
     try:
@@ -76,7 +76,7 @@ def scratch_folder() -> Iterator[Path]:
 
 def _remove_unheld(place: Path) -> None:
     with suppress(OSError):
-        descriptor, locked = _hold(place, wait=False)
+        descriptor, locked = hold(place, wait=False)
         if locked:
             remove(place)
         if descriptor is not None:
@@ -100,7 +100,7 @@ def _make(place: Path, folder: bool) -> bool:
     return True
 
 
-def _hold(place: Path, wait: bool) -> tuple[int | None, bool]:
+def hold(place: Path, wait: bool) -> tuple[int | None, bool]:
     """Open and lock what is at ``place``.
 
     Returns:

@@ -10,7 +10,7 @@ import msgspec
 
 from stategate.contract import Bundle, Manifest, sha256
 from stategate.contract.bundle import MANIFEST, SEAL, SIGNATURE
-from stategate.contract.errors import RegistryError, SpecError
+from stategate.contract.errors import DigestError, RegistryError, SpecError
 from stategate.contract.manifest import checked_path
 from stategate.contract.reading import FILE_BYTES, decode_json, file_sha256
 from stategate.contract.records import canonical_json
@@ -60,7 +60,10 @@ class Artifact(msgspec.Struct, frozen=True, rename="camel"):
 
 def files_of(bundle: Bundle) -> list[str]:
     """Everything that travels: the files of the manifest, its digest, and a signature."""
-    signed = [SIGNATURE] if (bundle.path / SIGNATURE).exists() else []
+    signature = bundle.path / SIGNATURE
+    if signature.is_symlink():  # what it points to would be sent to strangers
+        raise DigestError("the signature is a link", found=f"{signature} -> {signature.readlink()}")
+    signed = [SIGNATURE] if signature.exists() else []
     return [MANIFEST, SEAL, *signed, *sorted(file.path for file in bundle.manifest.all_files)]
 
 

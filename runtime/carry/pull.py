@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from stategate.contract import Bundle, refuse_to_replace
@@ -14,7 +14,7 @@ from stategate.contract.durable import make_folder, move_into_place, sync_folder
 from stategate.contract.errors import BundleError, RegistryError
 from stategate.contract.failures import failures
 from stategate.contract.reading import file_sha256
-from stategate.contract.staging import remove, staged
+from stategate.contract.staging import hold, remove, staged
 from stategate.runtime.carry.artifact import Descriptor, unpacked
 from stategate.runtime.carry.reference import Reference
 from stategate.runtime.carry.registry import Repository, check_digest
@@ -97,17 +97,17 @@ def _load(repository: Repository, layer: Descriptor, file: Path) -> None:
 @contextmanager
 def _loading(out: Path) -> Iterator[Path]:
     """A folder next to ``out`` that outlives this process, for one process at a time."""
-    folder = out.with_name(f".{out.name}.pulled")
+    folder, descriptor = out.with_name(f".{out.name}.pulled"), None
+    while descriptor is None:  # another process has just finished, and removed it
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            descriptor, _ = hold(folder, wait=True)
+        except failures(OSError) as problem:
+            raise _foreign(folder) from problem
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except failures(OSError) as problem:
-        raise _foreign(folder) from problem
-    try:
-        if os.fstat(descriptor).st_uid != os.getuid():
+        status = os.fstat(descriptor)
+        if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
             raise _foreign(folder)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder
     finally:
         os.close(descriptor)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,21 @@ def test_a_planted_link_is_no_place_for_a_download(shelf: Shelf, tmp_path: Path)
     with pytest.raises(BundleError, match="not a folder of yours"):
         pulled(shelf, tmp_path / "out")
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_link_in_the_place_of_a_signature_is_not_sent(shelf: Shelf, signed: Path) -> None:
+    (signed / "model.sig").unlink()
+    (signed / "model.sig").symlink_to("/etc/hostname")
+    with pytest.raises(DigestError, match="the signature is a link"):
+        stategate.push(signed, f"oci://{shelf.host}/policies/tiny:3")
+    assert not shelf.requests
+
+
+def test_two_pulls_to_one_place_take_turns(shelf: Shelf, signed: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        bundles = list(pool.map(lambda _: pulled(shelf, tmp_path / "new" / "out"), range(8)))
+    assert {contents(bundle.path) == contents(signed) for bundle in bundles} == {True}
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]
 
 
 def test_a_registry_is_asked_with_the_password_of_docker(
