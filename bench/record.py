@@ -157,6 +157,8 @@ class Subject(Record, frozen=True):
     steps: int  # steps in all, untimed ones included
     writes: int  # of which writes
     memory_bytes_written: int  # bytes of state replaced in memory
+    appended_bytes: int = 0  # of those, bytes put into rings
+    folded_bytes: int = 0  # of those, bytes into which rings were folded
     snapshot_bytes: int  # size of one snapshot
     idle_us: tuple[float, ...]  # first steps after an idle gap
     busy_us: tuple[float, ...]  # as many without one

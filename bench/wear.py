@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from stategate.common.flash import SECONDS_PER_DAY, Storage, bytes_per_day, years_at
-from stategate.contract import Manifest
+from stategate.contract import Manifest, one_row
 from stategate.runtime.keep.journal import Journal, blocks_of
 from stategate.runtime.keep.records import BLOCK_BYTES
 from stategate.runtime.keep.replay import record_bytes
@@ -46,7 +47,7 @@ def write_rate(manifest: Manifest, known_share: float | None = None) -> WriteRat
     """
     if known_share is not None:
         return WriteRate(known_share, "given with --write-rate")
-    hard = [gate for gate in manifest.gates if gate.kind == "hard"]
+    hard = [gate for gate in manifest.step.deciding_gates if gate.kind == "hard"]
     if not hard:
         return WriteRate(1.0, "the model has no hard gate, so every step writes")
     rates = [gate.expected_write_rate for gate in hard]
@@ -63,6 +64,54 @@ def write_rate(manifest: Manifest, known_share: float | None = None) -> WriteRat
             min(1.0, sum(measured)), f"upper bound: the sum of {len(hard)} gates", assumed=True
         )
     return WriteRate(measured[0], hard[0].expected_from or "the manifest gives no source")
+
+
+@dataclass(frozen=True, slots=True)
+class StateBytes:
+    """What one state costs, by the kind of its bytes."""
+
+    state: str  # its name
+    kind: Literal["written", "appended", "folded"]  # see docs/concepts/bytes.md
+    each: int  # bytes of one write
+    per_step: float  # at the write rate
+    persisted: int  # in each snapshot
+
+
+def state_bytes(manifest: Manifest, writes: WriteRate) -> tuple[StateBytes, ...]:
+    """Bytes of each state of one session: rings take rows in all writes but those that fold."""
+    states = manifest.states if manifest.sessions == 1 else one_row(manifest.states)
+    turn = 1 + max((s.rows for s in states if s.cursor is not None), default=0)
+    hard = manifest.step.thresholds
+    costs = []
+    for s in states:
+        share = writes.share if s.gate in hard else 1.0
+        each = s.next_value.nbytes
+        if s.cursor is not None:
+            share *= (turn - 1) / turn
+        elif s.folds is not None:
+            share /= turn
+        kind: Literal["written", "appended", "folded"] = (
+            "appended" if s.cursor is not None else "written" if s.folds is None else "folded"
+        )
+        costs.append(StateBytes(s.name, kind, each, each * share, s.bytes))
+    return tuple(costs)
+
+
+def state_lines(costs: tuple[StateBytes, ...]) -> list[tuple[str, str]]:
+    """One line for each state, and one for all."""
+    lines = [
+        (
+            "bytes" if i == 0 else "",
+            f"{cost.state}: {cost.each:,} {cost.kind} at a time, {cost.per_step:,.0f} a step; "
+            f"{cost.persisted:,} in a snapshot",
+        )
+        for i, cost in enumerate(costs)
+    ]
+    kinds = {kind: 0.0 for kind in ("written", "appended", "folded")}
+    for cost in costs:
+        kinds[cost.kind] += cost.per_step
+    sums = ", ".join(f"{total:,.0f} {kind}" for kind, total in kinds.items() if total)
+    return [*lines, ("", f"all states: {sums} a step")]
 
 
 def wear_rows(

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 import stategate
+from stategate.bench.wear import state_bytes, state_lines, write_rate
 from stategate.cli.meaning import meaning_of
 from stategate.cli.options import (
     BUNDLE,
@@ -72,6 +73,8 @@ def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
         lines.append(("native", f"not run here: {refusal}; {code.remedy(opened)}"))
     if (opened.path / SIGNATURE).exists():
         lines.append(("signature", f"{SIGNATURE}, not checked here: stategate verify --trust KEY"))
+    costs = state_bytes(opened.manifest, write_rate(opened.manifest))
+    lines.append(("bytes", state_lines(costs)[-1][1]))
     lines.append(("digest", opened.digest))
     if snapshots is not None and newest is None:
         lines.append(("snapshot", f"none in {snapshots}"))

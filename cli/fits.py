@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 import stategate
-from stategate.bench.wear import years_text
+from stategate.bench.wear import state_lines, years_text
 from stategate.cli.options import COUNT, POSITIVE, flag, json_option, option
 from stategate.cli.show import Line, leave_unless, show
 from stategate.common.console import note
@@ -111,6 +111,7 @@ def _one(report: FitsReport) -> Iterator[Line]:
     for engine, peak in one.build_peak_bytes.items():
         yield "build peak", f"{_number(peak):>15} with {engine}"
     yield "snapshots", f"{one.snapshot_space_bytes:>15,} bytes of storage"
+    yield from state_lines(report.bytes)
     yield "replaces", _replaces(one, report.horizon_steps)
     yield "floor", f"{_us(one.bandwidth_floor_us)} a step to read weights and states once"
     yield "floor", f"{_us(one.compute_floor_us)} a step for products on its accelerator"

@@ -10,7 +10,14 @@ from typing import Any
 import click
 import msgspec
 
-from stategate.bench.wear import WearRow, journal_rows, wear_rows, write_rate
+from stategate.bench.wear import (
+    WearRow,
+    journal_rows,
+    state_bytes,
+    state_lines,
+    wear_rows,
+    write_rate,
+)
 from stategate.cli.options import (
     EXISTING,
     INDEX,
@@ -108,6 +115,7 @@ def wear(
         "record_bytes": change_bytes,
         "rate_hz": rate_hz,
         "write_rate": writes,
+        "bytes": state_bytes(manifest, writes),
         "tables": [_as_json(s, snapshot_bytes, *rows) for s, *rows in tables],
         "device": asdict(device) | {"estimate": device.estimate} if device else None,
     }
@@ -118,6 +126,7 @@ def wear(
         ("journal", f"{change_bytes:,} bytes for each change: {what}"),
         ("writes", f"{writes.share:.1%} of steps ({writes.source})"),
     ]
+    lines += state_lines(state_bytes(manifest, writes))
     if device is not None:
         lines.append(("device", _describe(device)))
     for storage, snapshots, commits in tables:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from stategate.bench.fits.footprint import footprint, plan_of
-from stategate.bench.wear import wear_rows, write_rate
+from stategate.bench.wear import StateBytes, journal_rows, state_bytes, wear_rows, write_rate
 from stategate.common.compiler import BARE_METAL
 from stategate.contract import Bundle, Manifest
 from stategate.contract.bundle import MANIFEST
@@ -150,6 +150,7 @@ class FitsReport:
     rate_hz: float  # steps per second, for the life of the flash
     predicted_added_bytes: int  # of memory, by the engine and the model
     measured: Resident | None  # the same, measured here
+    bytes: tuple[StateBytes, ...] = ()  # of each state, appended, folded and persisted
 
     @property
     def passed(self) -> bool:
@@ -194,6 +195,7 @@ def fits_report(
         rate_hz,
         predict(counted, costs).added,
         measure_resident(bundle.path, engine=engine) if measure else None,
+        state_bytes(manifest, write_rate(manifest)),
     )
 
 
@@ -250,7 +252,10 @@ def _wear(
     return {
         medium: {
             row.policy: None if row.years is None else row.years / sessions
-            for row in wear_rows(load_storage(medium), snapshot_bytes, rate_hz, writes)
+            for row in (
+                *wear_rows(load_storage(medium), snapshot_bytes, rate_hz, writes),
+                *journal_rows(load_storage(medium), manifest, rate_hz, writes)[: sessions == 1],
+            )
         }
         for medium in profile.storage.value or ()
     }

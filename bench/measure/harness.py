@@ -161,6 +161,8 @@ def _burst(
         "steps": header["steps"],
         "writes": now["writes"] - ledger["writes"],
         "memory_bytes": now["memory_bytes_written"] - ledger["memory_bytes_written"],
+        "appended_bytes": now["appended_bytes"] - ledger["appended_bytes"],
+        "folded_bytes": now["folded_bytes"] - ledger["folded_bytes"],
         "rss_bytes": header["rss_bytes"],
         "joules": after - joules if after is not None and joules is not None else None,
         "seconds": seconds,

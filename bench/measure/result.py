@@ -140,6 +140,8 @@ def _subject(
         steps=sum(burst.steps for burst in bursts),
         writes=sum(burst.writes for burst in bursts),
         memory_bytes_written=sum(burst.memory_bytes for burst in bursts),
+        appended_bytes=sum(burst.appended_bytes for burst in bursts),
+        folded_bytes=sum(burst.folded_bytes for burst in bursts),
         sessions=manifest.sessions,
         snapshot_bytes=Codec(manifest).file_bytes,
         idle_us=tuple(idle["idle_us"]),

@@ -43,6 +43,8 @@ class Burst:
     steps: int = 0  # steps made, untimed ones included
     writes: int = 0  # of which writes, by the ledger
     memory_bytes: int = 0  # bytes of state replaced
+    appended_bytes: int = 0  # of those, into rings
+    folded_bytes: int = 0  # of those, from rings
     rss_bytes: int = 0  # resident memory of the process after it
     joules: float | None = None  # energy taken meanwhile
     seconds: float = 0.0  # how long it took

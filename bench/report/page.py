@@ -284,6 +284,8 @@ def _ledger(result: BenchResult) -> Section:
         "quiet steps": lambda subject: f"{subject.decisions - subject.writes:,}",
         "write rate": lambda subject: f"{_share(subject):.2%}",
         "bytes replaced in RAM": lambda subject: f"{subject.memory_bytes_written:,}",
+        "of these appended": lambda subject: f"{subject.appended_bytes:,}",
+        "and folded": lambda subject: f"{subject.folded_bytes:,}",
         "bytes of a snapshot": lambda subject: f"{subject.snapshot_bytes:,}",
         "output error": error,
     }

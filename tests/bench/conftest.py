@@ -63,6 +63,8 @@ def _result(step_us: float, seed: int, machine: float = 1.0, count: int = 120) -
         steps=1000 * count,
         writes=100 * count,
         memory_bytes_written=422_400 * count,
+        appended_bytes=0,
+        folded_bytes=0,
         snapshot_bytes=8352,
         idle_us=(30.0,),
         busy_us=(20.0,),

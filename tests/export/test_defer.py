@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import stategate
+from stategate.bench.wear import WriteRate, state_bytes, write_rate
 from stategate.calibration.thresholds.recalibrate import recalibrate
 from stategate.contract import Budget, Bundle, Episode, StateSpec
 from stategate.contract.chain import START
@@ -137,6 +138,20 @@ def test_a_refused_step_loses_no_step_of_a_rewind(bundle: Path) -> None:
                     assert memory(session) == past[1 - LENGTH]
                     past.clear()
     assert rewinds > 3
+
+
+def test_what_each_state_costs_a_step_is_what_the_ledger_counts(bundle: Path) -> None:
+    with Session.open(bundle) as session:
+        for x in inputs(90):
+            session.step(x=x)
+        ledger = session.ledger
+        share = WriteRate(ledger.writes / ledger.steps, "measured")
+        costs = state_bytes(session.manifest, share)
+        assert write_rate(session.manifest).source.find("fold") < 0
+    for cost in costs:
+        counted = ledger.state_bytes_written[cost.state]
+        assert abs(counted - 90 * cost.per_step) <= cost.each, cost
+    assert {cost.kind for cost in costs} == {"written", "appended", "folded"}
 
 
 def test_steps_that_were_taken_back_are_events_of_a_black_box(bundle: Path, tmp_path: Path) -> None:
