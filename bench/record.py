@@ -157,8 +157,6 @@ class Subject(Record, frozen=True):
     steps: int  # steps in all, untimed ones included
     writes: int  # of which writes
     memory_bytes_written: int  # bytes of state replaced in memory
-    appended_bytes: int = 0  # of those, bytes put into rings
-    folded_bytes: int = 0  # of those, bytes into which rings were folded
     snapshot_bytes: int  # size of one snapshot
     idle_us: tuple[float, ...]  # first steps after an idle gap
     busy_us: tuple[float, ...]  # as many without one
@@ -171,6 +169,8 @@ class Subject(Record, frozen=True):
     # none
     max_output_error: float | None
     sessions: int = 1  # rows that a step serves; each of them may write
+    appended_bytes: int = 0  # of ``memory_bytes_written``, bytes put into rings
+    folded_bytes: int = 0  # of ``memory_bytes_written``, bytes into which rings were folded
 
     @property
     def decisions(self) -> int:
