@@ -18,7 +18,12 @@ from stategate.runtime.trust import code
 @click.command()
 @bundle_argument
 @option("--key", type=EXISTING_FILE, help="Private key in PEM, on the curve P-256, P-384 or P-521.")
-@option("--password", envvar="STATEGATE_KEY_PASSWORD", help="Of the key, where it has one.")
+@option(
+    "--password",
+    envvar="STATEGATE_KEY_PASSWORD",
+    show_envvar=True,
+    help="Of the key, where it has one.",
+)
 @option("--certificate", type=EXISTING_FILE, help="Certificate of the key, in PEM.")
 @option(
     "--chain",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from base64 import b64decode
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
@@ -25,7 +26,7 @@ except ImportError as missing:
     raise MissingDependencyError("model-signing", "trust") from missing
 
 _SIGNATURE_BYTES = 1 << 24
-_DOCS = "see docs/guides/trust.md"
+_NEW_KEY = "[ -e author.pem ] || openssl ecparam -name prime256v1 -genkey -noout -out author.pem"
 
 
 class _Contents(hashing.Config):  # type: ignore[misc]
@@ -68,7 +69,6 @@ def sign(
     certificate: str | Path | None = None,
     chain: Iterable[str | Path] = (),
     sigstore: bool = False,
-    identity_token: str | None = None,
 ) -> Path:
     """Sign a bundle as its author: its manifest and every file that this lists.
 
@@ -81,7 +81,6 @@ def sign(
         certificate: Certificate of the key, where those who verify know who issues it.
         chain: Certificates between that one and the one that they know.
         sigstore: Sign without a key, by a login at an identity provider; needs a network.
-        identity_token: That login, where nobody sits at a browser.
 
     Returns:
         Path of the signature.
@@ -98,8 +97,7 @@ def sign(
         raise TrustError(
             "a bundle is signed with a key or with sigstore",
             found="neither" if key is None else "both",
-            remedy="openssl ecparam -name prime256v1 -genkey -noout -out author.pem; "
-            f"stategate sign {opened.path} --key author.pem",
+            remedy=f"{_NEW_KEY}; stategate sign {shlex.quote(str(opened.path))} --key author.pem",
         )
     config = signing.Config().set_hashing_config(_Contents(opened))
     path = opened.path / SIGNATURE
@@ -107,9 +105,7 @@ def sign(
         fresh = Path(scratch) / SIGNATURE
         try:
             if key is None:
-                config.use_sigstore_signer(
-                    use_ambient_credentials=True, identity_token=identity_token
-                )
+                config.use_sigstore_signer(use_ambient_credentials=True)
             elif certificate is None:
                 config.use_elliptic_key_signer(
                     private_key=key, password=password.encode() if password else None
@@ -127,7 +123,7 @@ def sign(
                 + (", and its certificate" if certificate else "")
                 if key
                 else "a network, and a login at an identity provider",
-                remedy=_DOCS,
+                remedy=_NEW_KEY if key else None,
             ) from problem
         write_whole(path, fresh.read_bytes())
     return path
@@ -155,7 +151,8 @@ def check_signature(bundle: Bundle, policy: Policy, folder: Path) -> str:
         raise TrustError(
             "the bundle is not signed",
             found=f"no {SIGNATURE} in {bundle.path}",
-            remedy=f"its author signs it with: stategate sign {bundle.path} --key author.pem",
+            remedy="its author signs it with: "
+            f"stategate sign {shlex.quote(str(bundle.path))} --key author.pem",
         ) from None
     except failures(OSError) as problem:
         raise TrustError("the signature cannot be read", found=problem) from problem
@@ -254,5 +251,5 @@ def _refuse_strays(bundle: Bundle) -> None:
             "the bundle holds files that its manifest does not list",
             found=", ".join(strays[:5]),
             expected=f"its own files, and {SIGNATURE}",
-            remedy="take them away",
+            remedy="move them out of the folder",
         )

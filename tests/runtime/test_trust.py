@@ -29,8 +29,10 @@ from stategate.contract import Bundle, FileRef, sha256, write_bundle
 from stategate.contract.c_library import tag
 from stategate.contract.errors import (
     BundleError,
+    DigestError,
     EngineError,
     EngineFallbackWarning,
+    MissingDependencyError,
     TrustError,
 )
 from stategate.runtime import Pool, Session
@@ -537,3 +539,29 @@ def test_a_graph_reads_no_file_and_calls_no_operator_that_the_bundle_brings(
             assert CliRunner().invoke(main, line).exit_code == 0, line
         with pytest.raises(EngineError, match="cannot load"):
             Session.open(harmful)
+
+
+def test_a_file_that_is_exchanged_after_the_check_is_not_read(
+    bundle: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def and_then_exchanged(opened: Bundle, trust: Path) -> object:
+        answer = accepted(opened, trust)
+        graph = bundle / opened.manifest.step_graph.file.path
+        graph.write_bytes(graph.read_bytes() + b"\0")
+        return answer
+
+    monkeypatch.setattr("stategate.runtime.session.accepted", and_then_exchanged)
+    with pytest.raises(DigestError, match="not the file that was sealed"):
+        Session.open(bundle, trust=keys / "author.pub")
+
+
+def test_without_the_library_a_signature_is_refused_and_not_passed_over(
+    bundle: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "stategate.runtime.trust.signature")
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(MissingDependencyError, match=r"stategate\[trust\]"):
+        Session.open(bundle, trust=keys / "author.pub")
+    line = ["sign", str(bundle), "--key", str(keys / "author.pem")]
+    assert "stategate[trust]" in CliRunner().invoke(main, line).output
+    Session.open(bundle).close()
