@@ -93,15 +93,9 @@ def accept_for_this_process(digest: str | None) -> None:
 
 
 def accept(digest: str, name: str, path: Path | None = None) -> str | None:
-    """Add a digest to the list, for good.
+    """Add a digest to a list, for good; why that could not be done, None where it is there.
 
-    Args:
-        digest: Of the code.
-        name: Of its model, for whoever reads the list.
-        path: The list; that of the user where it is None.
-
-    Returns:
-        Why it could not be written; None where it is there.
+    ``name`` is that of its model, for whoever reads the list; the user's list is the default.
     """
     path = path or list_path()
     if path is None:
@@ -146,11 +140,7 @@ def accept_own(digest: str | None, name: str) -> None:
 
 
 def withdraw(digest: str) -> bool:
-    """Take a digest out of the list; whether it was there.
-
-    Raises:
-        ResultError: The list cannot be written.
-    """
+    """Take a digest out of the list; whether it was there."""
     path = list_path()
     if path is None or digest not in _listed(path)[0]:
         return False
@@ -158,6 +148,7 @@ def withdraw(digest: str) -> bool:
         text = path.read_text(errors="replace")
         rest = [line for line in text.splitlines(True) if not line.startswith(digest)]
         write_whole(path, "".join(rest).encode())
+        path.chmod(0o600)  # whatever this user's umask gives to others
     except failures(OSError) as problem:
         raise ResultError("the list of accepted code cannot be written", found=problem) from problem
     return True

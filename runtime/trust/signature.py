@@ -130,15 +130,7 @@ def sign(
 
 
 def check_signature(bundle: Bundle, policy: Policy, folder: Path) -> str:
-    """Hold a bundle's signature against those whom a policy names.
-
-    Args:
-        bundle: Opened.
-        policy: Who is accepted.
-        folder: Where the paths of the policy start from.
-
-    Returns:
-        Whose it is, in words.
+    """Hold a bundle's signature against those whom a policy names; whose it is, in words.
 
     Raises:
         TrustError: It is missing, wrong, or of nobody who is accepted.
@@ -162,7 +154,7 @@ def check_signature(bundle: Bundle, policy: Policy, folder: Path) -> str:
 def check_signed(
     raw: bytes, model: Path, policy: Policy, folder: Path, contents: Any = None
 ) -> str:
-    """Hold a signature over any model against those whom a policy names.
+    """Hold a signature over any model against those whom a policy names; whose it is, in words.
 
     Args:
         raw: The signature.
@@ -170,12 +162,6 @@ def check_signed(
         policy: Who is accepted.
         folder: Where the paths of the policy start from.
         contents: What the model holds, see `_Contents`.
-
-    Returns:
-        Whose it is, in words.
-
-    Raises:
-        TrustError: It is wrong, or of nobody who is accepted.
     """
     with scratch_folder() as scratch:
         # The library wants a path; what it reads there are the bytes that were read once.
