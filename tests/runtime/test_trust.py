@@ -300,6 +300,8 @@ def test_a_policy_decides_which_engine_steps(bundle: Path, keys: Path) -> None:
         assert session.engine_name.startswith("onnxruntime")
     with pytest.raises(EngineError, match="policy of this machine"):
         Session.open(bundle, engine="native", trust=allowed)
+    with pytest.raises(EngineError, match="policy of this machine"):
+        Session.open(bundle, engine="tensorrt", trust=policy(keys, "native = false"))
     with pytest.raises(EngineError, match="no native engine"):
         Session.open(bundle, trust=policy(keys, 'engines = ["native"]'))
 
@@ -386,6 +388,50 @@ def test_a_hostile_library_is_mapped_by_nothing_before_somebody_accepts_it(
     assert harm.exists()
     assert run(main, ["trust", str(hostile), "--withdraw"]).exit_code == 0
     assert code.refusal(Bundle.open(hostile)) is not None
+
+
+def test_a_signature_lets_native_code_run_where_the_policy_does(
+    native_bundle: Path,
+    copy_of: Callable[[Path], Path],
+    keys: Path,
+    no_list: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    no_list.setenv(code.VARIABLE, str(tmp_path / "list"))
+    copy = copy_of(native_bundle)
+    stategate.sign(copy, key=keys / "author.pem")
+    with pytest.raises(EngineError, match="not run"):
+        Session.open(copy, engine="native")
+    for forbids in ("native = false", 'engines = ["onnxruntime"]'):
+        path = policy(keys, forbids)
+        with pytest.warns(EngineFallbackWarning, match="accepts no native code"):
+            session = Session.open(copy, trust=path)
+        assert session.engine_name.startswith("onnxruntime")
+        with pytest.raises(EngineError, match="policy of this machine"):
+            Session.open(copy, engine="native", trust=path)
+    for allows in (keys / "author.pub", policy(keys, 'engines = ["native"]')):
+        no_list.setattr(code, "_THIS_PROCESS", set())
+        assert Session.open(copy, trust=allows).engine_name.startswith("native")
+        assert Pool.open(copy, engine="native", trust=allows).engine_name.startswith("native")
+
+
+@pytest.mark.slow
+def test_c_of_a_signed_bundle_is_compiled_and_then_code_of_this_machine(
+    native_bundle: Path,
+    copy_of: Callable[[Path], Path],
+    keys: Path,
+    no_list: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    no_list.setenv(code.VARIABLE, str(tmp_path / "list"))
+    copy = copy_of(native_bundle)
+    stategate.sign(copy, key=keys / "author.pem")
+    with pytest.raises(TrustError, match="not compiled"):
+        build_native(copy)
+    assert build_native(copy, trust=keys / "author.pub").manifest.native is not None
+    assert not (copy / "model.sig").exists()  # it was over the bundle as it was before
+    no_list.setattr(code, "_THIS_PROCESS", set())
+    Session.open(copy, engine="native").close()
 
 
 def test_code_is_accepted_with_the_shapes_that_it_is_called_with(native_bundle: Path) -> None:
