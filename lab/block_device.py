@@ -18,6 +18,7 @@ from typing import Any
 
 SECTOR = 512
 PAGE = 4096  # what a file system writes at least
+FOLDER = -1  # in the place of a file's number, where a folder is renamed
 
 Content = dict[str, bytes]  # files of a folder by name
 
@@ -59,7 +60,10 @@ Event = Change | Sync | Mark
 
 @dataclass
 class Recorder:
-    """Notes what happens to one folder, whose files are few and small.
+    """Notes what happens to one folder and those in it, whose files are few and small.
+
+    Names are paths below the folder; each folder in it has names of its own, under a negative
+    number.
 
     Attributes:
         folder: The folder.
@@ -74,6 +78,7 @@ class Recorder:
     _numbers: dict[int, int] = field(default_factory=dict)  # of files, by inode
     _content: dict[int, bytes] = field(default_factory=dict)
     _count: int = 0
+    _folders: dict[str, int] = field(default_factory=lambda: {".": -1})
 
     def mark(self, what: Any) -> None:
         """Note that something is safe."""
@@ -82,7 +87,7 @@ class Recorder:
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
         """Record everything that this process does inside."""
-        own = ("open", "pwrite", "fsync", "fdatasync", "rename", "replace", "unlink")
+        own = ("open", "pwrite", "fsync", "fdatasync", "rename", "replace", "unlink", "rmdir")
         real = {name: getattr(os, name) for name in own}
         for name in own:
             setattr(os, name, self._watched(real[name], getattr(self, f"_{name}")))
@@ -94,7 +99,13 @@ class Recorder:
 
     def _watched(self, real: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
         def call(*args: Any, **named: Any) -> Any:
-            before = self._names() if note in (self._open, self._rename, self._unlink) else {}
+            changes = (self._open, self._rename, self._unlink, self._rmdir)
+            before = self._names() if note in changes else {}
+            if "dir_fd" in named and named["dir_fd"] is not None:
+                above = Path(f"/proc/self/fd/{named['dir_fd']}").readlink()
+                answer = real(*args, **named)
+                note(before, above / args[0], *args[1:])
+                return answer
             answer = real(*args, **named)
             note(before, *args)
             return answer
@@ -102,38 +113,73 @@ class Recorder:
         return call
 
     def _names(self) -> dict[str, int]:
-        return {entry.name: entry.inode() for entry in os.scandir(self.folder)}
+        """Inodes of the files by name."""
+        names = {}
+        for above, _, files in os.walk(self.folder):
+            for file in files:
+                path = Path(above, file)
+                names[path.relative_to(self.folder).as_posix()] = path.lstat().st_ino
+        return names
+
+    def _name(self, path: Any) -> str:
+        return Path(os.path.abspath(path)).relative_to(self.folder).as_posix()  # noqa: PTH100
+
+    def _folder_of(self, path: Any) -> int:
+        """The number of the names that a path's own is among."""
+        return self._folders.setdefault(str(Path(self._name(path)).parent), -1 - len(self._folders))
+
+    def _begin(self, name: str, inode: int) -> None:
+        self._numbers[inode], self._content[self._count] = self._count, b""
+        at = self._folder_of(self.folder / name)
+        self.events.append(Change(at, self._count, names=(None, name)))
+        self._count += 1
 
     def _open(self, before: dict[str, int], path: Any, flags: int, *_: Any) -> None:
         if flags & os.O_CREAT and isinstance(path, str | Path) and self._is_in(path):
-            name = Path(path).name
+            name = self._name(path)
             if name not in before:
-                self._numbers[self._names()[name]] = self._count
-                self._content[self._count] = b""
-                self.events.append(Change(-1, self._count, names=(None, name)))
-                self._count += 1
+                self._begin(name, self._names()[name])
 
     def _rename(self, before: dict[str, int], old: Any, new: Any, *_: Any) -> None:
-        if self._is_in(old):
-            number = self._numbers[before[Path(old).name]]
-            self._numbers.pop(before.get(Path(new).name, -1), None)  # its inode is used again
-            self.events.append(Change(-1, number, names=(Path(old).name, Path(new).name)))
-            self.renames += 1
+        if not self._is_in(old):
+            return
+        names, at = (self._name(old), self._name(new)), self._folder_of(new)
+        self.renames += 1
+        if names[0] in before:
+            number = self._numbers[before[names[0]]]
+            self._numbers.pop(before.get(names[1], -1), None)  # its inode is used again
+            self.events.append(Change(at, number, names=names))
+            return
+        # A folder: all that is in it has another name at once, or nothing of it has.
+        self.events.append(Change(at, FOLDER, names=names))
+        for folder in [f for f in self._folders if (f + "/").startswith(names[0] + "/")]:
+            number = self._folders.pop(folder)
+            self._folders[names[1] + folder.removeprefix(names[0])] = number
 
     _replace = _rename
 
     def _unlink(self, before: dict[str, int], path: Any, *_: Any) -> None:
         if self._is_in(path):
-            number = self._numbers.pop(before[Path(path).name])
-            self.events.append(Change(-1, number, names=(Path(path).name, None)))
+            name = self._name(path)
+            number = self._numbers.pop(before[name], None)
+            if number is not None:
+                self.events.append(Change(self._folder_of(path), number, names=(name, None)))
+
+    def _rmdir(self, before: dict[str, int], path: Any, *_: Any) -> None:
+        if self._is_in(path):
+            self._folders.pop(self._name(path), None)  # another folder of the name is another one
 
     def _pwrite(self, _: dict[str, int], file: int, *__: Any) -> None:
         self._look(file)
 
     def _fsync(self, _: dict[str, int], file: int) -> None:
-        if Path(f"/proc/self/fd/{file}").readlink() == self.folder:
-            self.events.append(Sync(-1))
-        elif os.fstat(file).st_ino in self._numbers:
+        path = Path(f"/proc/self/fd/{file}").readlink()
+        if path == self.folder or (path.is_dir() and self._is_in(path)):
+            self.events.append(Sync(self._folder_of(path / "any")))
+            return
+        if os.fstat(file).st_ino not in self._numbers and self._is_in(path):
+            self._begin(self._name(path), os.fstat(file).st_ino)  # made by open() of Python
+        if os.fstat(file).st_ino in self._numbers:
             self._look(file)  # what was written through a buffer
             self.events.append(Sync(self._numbers[os.fstat(file).st_ino]))
 
@@ -158,7 +204,7 @@ class Recorder:
                     self.events.append(Change(number, at // SECTOR, now[at : at + SECTOR]))
 
     def _is_in(self, path: Any) -> bool:
-        return str(os.path.dirname(os.path.abspath(path))) == str(self.folder)  # noqa: PTH100, PTH120
+        return Path(os.path.abspath(path)).is_relative_to(self.folder)  # noqa: PTH100
 
 
 @dataclass
@@ -193,6 +239,10 @@ class Disk:
         for change in changes:
             if change.file < 0:
                 old, new = change.names
+                if change.at == FOLDER:
+                    for name in [n for n in self.names if n.startswith(f"{old}/")]:
+                        self.names[f"{new}{name.removeprefix(str(old))}"] = self.names.pop(name)
+                    continue
                 if old is not None and self.names.get(old) == change.at:
                     del self.names[old]
                 if new is not None:
