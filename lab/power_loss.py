@@ -42,7 +42,7 @@ class Device:
 
     def __init__(self, bundle: Path, policy: SnapshotPolicy) -> None:
         """Open it once; ``policy`` names no folder that is used."""
-        self._session = Session.open(bundle)
+        self.session = Session.open(bundle)
         opened = Bundle.open(bundle)
         self.manifest, self._codec = opened.manifest, Codec(opened.manifest, opened.digest)
         self._digest = opened.digest
@@ -51,36 +51,37 @@ class Device:
     def run(self, folder: Path, steps: int, mark: Callable[[str], None]) -> None:
         """Go on with random inputs; ``mark`` takes the digest of states whenever they are safe."""
         rng = np.random.default_rng(SEED)
-        with closing(self._keeper(folder)) as keeper:
+        with closing(self.keeper(folder)) as keeper:
             keeper.restore()
-            self._session._keeper = keeper
-            self._session.reset()
+            self.session._keeper = keeper
+            self.session.reset()
             for _ in range(steps):
                 inputs = {
                     t.name: rng.standard_normal(t.shape).astype(t.dtype)
                     for t in self.manifest.step.inputs
                 }
                 before = keeper._saved_changes
-                self._session.step(**inputs)
+                self.session.step(**inputs)
                 if keeper._saved_changes != before:
                     mark(self.digest())
-            self._session._keeper = None
+            self.session._keeper = None
 
     def recover(self, folder: Path) -> tuple[str | None, bool]:
         """The digest of the states that a restart finds, and whether it says that some are lost."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SnapshotWarning)
-            with closing(self._keeper(folder)) as keeper:
+            with closing(self.keeper(folder)) as keeper:
                 restored = keeper.restore()
                 return self.digest() if restored is not None else None, keeper.problem is not None
 
     def digest(self) -> str:
         """Of the states as they are."""
-        states = self._session._memory.live()
+        states = self.session._memory.live()
         return hashlib.sha256(b"".join(array.tobytes() for array in states.values())).hexdigest()
 
-    def _keeper(self, folder: Path) -> Keeper:
-        session = self._session
+    def keeper(self, folder: Path) -> Keeper:
+        """What saves and restores in a folder."""
+        session = self.session
         policy = replace(self._policy, folder=folder)
         parts = (session._clock, session._counters, session._memory, session._governor)
         assert session._engine is not None

@@ -55,11 +55,10 @@ class Small(nn.Module):
         return StepResult({"y": 2.0 * h}, {"h": h, "count": states["count"] + 1.0}, {"gate": gate})
 
 
-def make_bundle(path: Path) -> Bundle:
-    """A sealed bundle of `Small`, without C."""
-    model = Small()
+def sealed(path: Path, model: Any, sessions: int = 1) -> Bundle:
+    """A sealed bundle of a model without C."""
     loaded = LoadedModel("small", "custom", "lab", model, model, None)
-    candidate = candidate_from(loaded, 1, "portable")
+    candidate = candidate_from(loaded, sessions, "portable")
     reference = reference_for(model, candidate)
     return seal(path, candidate, reference, random_episode(candidate.spec, 8))
 
@@ -210,7 +209,7 @@ def corpus() -> None:
     from stategate.contract.staging import scratch_folder
 
     if not BUNDLE.exists():
-        make_bundle(BUNDLE)
+        sealed(BUNDLE, Small())
     with scratch_folder() as scratch:
         for door, files in seeds(scratch).items():
             for name, content in files.items():

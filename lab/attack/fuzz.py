@@ -31,26 +31,30 @@ class Fuzzed:
     broken: tuple[str, ...]  # what was let through, and the file that did it
 
 
-def fuzz_door(door: str, seconds: float, seed: int, place: Path) -> Fuzzed:
+def fuzz_door(
+    door: str, *, seed: int, place: Path, seconds: float = 0.0, inputs: int = -1
+) -> Fuzzed:
     """Fuzz one door in a child of this process.
 
     Args:
         door: Its name.
-        seconds: How long; loading comes on top.
         seed: Of chance; 0 draws one.
         place: Where inputs that reach new branches are kept, and those that break something.
+        seconds: How long; loading comes on top. 0 for any time.
+        inputs: How many; -1 for any number.
     """
-    inputs, broken = place / door, place / f"{door}.broken"
-    for folder in (inputs, broken):
+    files, broken = place / door, place / f"{door}.broken"
+    for folder in (files, broken):
         folder.mkdir(parents=True, exist_ok=True)
     before = set(broken.iterdir())
     options = [
-        f"-max_total_time={max(_LEAST_SECONDS, round(seconds))}",
+        f"-max_total_time={seconds and max(_LEAST_SECONDS, round(seconds))}",
+        f"-runs={inputs}",
         f"-timeout={INPUT_SECONDS}",
         f"-rss_limit_mb={RSS_MEGABYTES}",
         f"-seed={seed}",
         f"-artifact_prefix={broken}/",
-        str(inputs),
+        str(files),
         str(PLACE / "corpus" / door),
     ]
     start, log = time.monotonic(), place / f"{door}.log"
@@ -95,7 +99,7 @@ def fuzz(names: tuple[str, ...], seconds: float, hours: float | None, seed: int,
     share = (seconds if hours is None else 3600 * hours) / len(chosen)
     broken: list[str] = []
     for name in chosen:
-        result = fuzz_door(name, share, seed, out.absolute())
+        result = fuzz_door(name, seed=seed, place=out.absolute(), seconds=share)
         words = f"{result.tried:,} inputs in {result.seconds:.0f} s"
         click.echo(f"{name}: {words}, {len(result.broken)} broke it")
         broken += result.broken

@@ -13,12 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -76,6 +77,7 @@ class Robots:
 class FolderLife(RuleBasedStateMachine):
     robots: Robots
     bundle: Path
+    counts: Counter[str] = Counter()  # of what happened, over all lives
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,8 +104,10 @@ class FolderLife(RuleBasedStateMachine):
     def ask(self, name: str, **given: Any) -> dict[str, Any]:
         answer = self.robots.ask(name, **given)
         assert "error" not in answer, answer["error"]
+        self.counts["events"] += 1
         if answer.get("dead"):
             self.alive = False
+            self.counts["kills"] += 1
         return answer
 
     @precondition(lambda self: not self.alive)
@@ -247,8 +251,14 @@ def robots() -> Iterator[Robots]:
     started.end()
 
 
-def live(robots: Robots, bundle: Path, lives: int, events: int) -> None:
-    machine = type("Life", (FolderLife,), {"robots": robots, "bundle": bundle})
+def live(
+    robots: Robots, bundle: Path, lives: int, events: int, seed_of_lives: int | None = None
+) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    given = {"robots": robots, "bundle": bundle, "counts": counts}
+    machine = type("Life", (FolderLife,), given)
+    if seed_of_lives is not None:
+        machine = seed(seed_of_lives)(machine)
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -260,6 +270,7 @@ def live(robots: Robots, bundle: Path, lives: int, events: int) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+    return counts
 
 
 @pytest.mark.case("E4")
