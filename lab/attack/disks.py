@@ -87,8 +87,8 @@ def failing_disks(bundle: Path, tried: int, seed: int, full: bool) -> tuple[int,
     while done < tried and not lost:
         for policy in POLICIES.values():
             device = Device(bundle, policy)
-            failures, gone = _one_folder(device, rng, full)
-            done, lost = done + failures, lost + gone
+            failures, losses = _one_folder(device, rng, full)
+            done, lost = done + failures, lost + losses
     return done, lost
 
 

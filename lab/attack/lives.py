@@ -99,18 +99,18 @@ def sessions_that_come_and_go(bundle: Path, times: int) -> tuple[int, int]:
         grown = 0
         for turn in range(times + _WARM):
             if turn == _WARM:
-                before, grown = _held(root), rss_bytes()
+                before, grown = _open_things(root), rss_bytes()
             policy = SnapshotPolicy(root / "folder")
             with Session.open(bundle, snapshots=policy) as session:
                 session.restore()
                 session.step(x=observation(turn))
                 session.save()
-        after = _held(root)
+        after = _open_things(root)
         leaks = sum(max(0, b - a) for a, b in zip(before, after, strict=True))
         return times, leaks + (rss_bytes() - grown > _GROWTH_BYTES)
 
 
-def _held(root: Path) -> tuple[int, int, int]:
+def _open_things(root: Path) -> tuple[int, int, int]:
     descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     return descriptors, threading.active_count(), len(list(root.rglob("*")))
 

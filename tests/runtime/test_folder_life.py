@@ -255,8 +255,8 @@ def live(
     robots: Robots, bundle: Path, lives: int, events: int, seed_of_lives: int | None = None
 ) -> Counter[str]:
     counts: Counter[str] = Counter()
-    given = {"robots": robots, "bundle": bundle, "counts": counts}
-    machine = type("Life", (FolderLife,), given)
+    fields = {"robots": robots, "bundle": bundle, "counts": counts}
+    machine = type("Life", (FolderLife,), fields)
     if seed_of_lives is not None:
         machine = seed(seed_of_lives)(machine)
     run_state_machine_as_test(
