@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 #define STATEGATE_INSTALL_BYTES 64u
-#define STATEGATE_INSTALL_STARTS 3u /* on trial without a confirmation; the next one goes back */
+#define STATEGATE_INSTALL_STARTS 3u /* with an update that gets no further; the next refuses it */
 
 typedef enum {
     STATEGATE_INSTALL_EMPTY = 0,
@@ -126,6 +126,7 @@ static inline bool stategate_install_decide(
             return false;
         }
         slots->phase = STATEGATE_INSTALL_TRIAL;
+        slots->starts = 0u;
         return true;
     case STATEGATE_INSTALL_CONFIRMED:
         if (!is_on_trial) {
@@ -140,10 +141,12 @@ static inline bool stategate_install_decide(
         }
         return true;
     case STATEGATE_INSTALL_STARTED:
-        if (is_on_trial && slots->starts < STATEGATE_INSTALL_STARTS) {
-            slots->starts = (uint8_t)(slots->starts + 1u);
-        } else if (is_on_trial) {
-            stategate_install_settle(slots);
+        if (is_on_trial || phase == STATEGATE_INSTALL_STAGED) { /* a shadow can crash too */
+            if (slots->starts < STATEGATE_INSTALL_STARTS) {
+                slots->starts = (uint8_t)(slots->starts + 1u);
+            } else {
+                stategate_install_settle(slots);
+            }
         }
         return true;
     case STATEGATE_INSTALL_GO_BACK:

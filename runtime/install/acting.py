@@ -69,7 +69,7 @@ class ActingSlot:
             )
         try:
             self._locks.enter_context(folder.exclusive("running", "stop it before this one starts"))
-            self._change(Event.STARTED, "three starts on trial, and no confirmation")
+            self._change(Event.STARTED, "three starts, and the update got no further")
         except failures(OSError):
             # Where nothing can be written, as on a card that the kernel has mounted read-only, a
             # trial cannot count its starts.

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import msgspec
 
-STARTS = 3  # of a bundle on trial that nothing confirms; the next start goes back
+STARTS = 3  # with an update that gets no further; the next one refuses it
 
 
 class Phase(IntEnum):
@@ -42,7 +42,7 @@ class Slots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         phase: See `Phase`.
         good: Slot of the newest confirmed bundle: 0 is ``a``, 1 is ``b``.
         has_back: Whether the other slot has the bundle that was confirmed before it.
-        starts: Starts of the bundle on trial.
+        starts: Since the update was staged, or went on trial.
         floor: The highest release that was ever confirmed; it never goes down.
         releases: Of the bundles in both slots.
     """
@@ -96,7 +96,7 @@ def decide(
             return replace(state, phase=Phase.STAGED, releases=releases)
         return None
     if event is Event.AGREED:
-        return replace(state, phase=Phase.TRIAL) if phase is Phase.STAGED else None
+        return replace(state, phase=Phase.TRIAL, starts=0) if phase is Phase.STAGED else None
     if event is Event.CONFIRMED:
         return replace(promoted, has_back=True) if phase is Phase.TRIAL else None
     if phase is Phase.EMPTY:
@@ -104,7 +104,8 @@ def decide(
     if event is Event.REFUSED:
         return steady
     if event is Event.STARTED:
-        if phase is not Phase.TRIAL:
+        # A shadow can end its process too, with native code.
+        if phase not in (Phase.STAGED, Phase.TRIAL):
             return state
         return replace(state, starts=state.starts + 1) if state.starts < STARTS else steady
     if event is Event.GO_BACK and phase is not Phase.STEADY:

@@ -21,6 +21,7 @@ from stategate.contract.errors import (
     InstallError,
     PersistBudgetError,
     SnapshotError,
+    SpecError,
     StateFault,
     StategateError,
 )
@@ -69,8 +70,9 @@ class Installation(ActingSlot):
     ) -> Installation:
         """Open what is installed, with the memory that it had.
 
-        A bundle on trial counts its starts; after three without a confirmation the one before it
-        runs again. Where the bytes of a slot are not those that were installed, the other one runs.
+        Starts with an update that is staged or on trial are counted; after three in which it got no
+        further, it is refused. Where the bytes of a slot are not those that were installed, the
+        other one runs.
 
         Args:
             folder: Of the installation.
@@ -82,6 +84,8 @@ class Installation(ActingSlot):
             InstallError: Nothing is installed, another process runs it, or no slot can be used.
             StategateError: As in `Session.open`.
         """
+        if opening.get("black_box") is not None:
+            raise SpecError("an installation has no black box: it would end at each update")
         installation = cls(InstallFolder(folder), snapshots or SnapshotPolicy(""), opening)
         try:
             installation._start()

@@ -157,6 +157,12 @@ class InstallFolder:
 
     @contextmanager
     def _open_lock(self, name: str) -> Iterator[int]:
+        if not self.path.is_dir():
+            raise InstallError(
+                "nothing is installed here",
+                found=f"{self.path}: no such folder",
+                remedy=f"stategate install BUNDLE --into {self.path}",
+            )
         descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             yield descriptor

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from stategate.contract import Budget, Bundle, StateSpec
 from stategate.contract.errors import InstallError, SpecError
 from stategate.contract.migration import Migration, StateOrigin
 from stategate.runtime.install import unpack as unpacking
+from stategate.runtime.install.decide import Event
 from stategate.runtime.install.record import InstallFolder
 
 SHORT = Trial(shadow_steps=64, steps=96)
@@ -200,7 +202,7 @@ def test_three_starts_without_a_confirmation_are_enough(folder: Path, second: Bu
     for runs in (2, 2, 2, 0, 0):
         with Installation.open(folder) as robot:
             assert robot.manifest.release == runs
-    assert "no confirmation" in Installation.status(folder).why
+    assert "got no further" in Installation.status(folder).why
 
 
 def test_a_memory_of_other_weights_is_not_handed_over_and_waits_for_the_way_back(
@@ -288,6 +290,37 @@ def test_where_the_bytes_of_a_slot_rot_the_other_one_runs(
         assert robot.manifest.release == 0
         robot.close()
     assert Installation.status(folder).slots["ab".index(slot)].problem is not None
+
+
+def test_where_nothing_can_be_written_a_trial_does_not_run(
+    folder: Path, second: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(second, folder, trial=SHORT)
+    InstallFolder(folder).change(Event.AGREED, "")
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InstallFolder, "write", read_only)
+        with Installation.open(folder) as robot:
+            for x in islice(inputs(), 80):
+                robot.step(**x)
+            assert robot.manifest.release == 0
+    with Installation.open(folder) as robot:
+        assert robot.manifest.release == 2
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "diary.txt").write_text("mine")
+    with pytest.raises(InstallError, match="holds something that is no installation"):
+        install(tiny_bundle, tmp_path)
+    assert (tmp_path / "a" / "diary.txt").read_text() == "mine"
+    with pytest.raises(InstallError, match="no such folder"):
+        Installation.confirm(tmp_path / "nowhere")
 
 
 def test_rot_in_one_copy_of_the_record_is_harmless_and_in_both_is_an_error(folder: Path) -> None:

@@ -89,11 +89,12 @@ def test_only_a_confirmation_ends_a_trial_otherwise_than_by_going_back() -> None
             assert after[0].phase is Phase.TRIAL or (after[0].good != slots.good) == stays
 
 
-def test_starts_without_a_confirmation_go_back() -> None:
-    slots = Slots(Phase.TRIAL, good=0, releases=(1, 2), floor=1)
+@pytest.mark.parametrize("phase", [Phase.STAGED, Phase.TRIAL])
+def test_starts_without_a_step_forward_give_an_update_up(phase: Phase) -> None:
+    slots = Slots(phase, good=0, releases=(1, 2), floor=1)
     for _ in range(STARTS):
         slots = decide(slots, Event.STARTED) or slots
-        assert runs(slots) == 1
+        assert slots.phase is phase and runs(slots) == (phase is Phase.TRIAL)
     slots = decide(slots, Event.STARTED) or slots
     assert runs(slots) == 0 and slots.phase is Phase.STEADY
 
