@@ -52,12 +52,16 @@ class Reference:
     @property
     def is_loopback(self) -> bool:
         """Whether the registry is on this machine."""
-        host = re.sub(r":[0-9]+$", "", self.host).strip("[]")
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return is_loopback(re.sub(r":[0-9]+$", "", self.host).strip("[]"))
 
     def at(self, digest: str) -> str:
         """The name of exactly these bytes."""
         return f"{SCHEME}{self.host}/{self.name}@{digest}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address, without a port, is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

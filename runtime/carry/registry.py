@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from stategate.contract.errors import DigestError, MissingDependencyError, RegistryError
 from stategate.runtime.carry.artifact import IMAGE, MANIFEST_BYTES
-from stategate.runtime.carry.reference import Reference
+from stategate.runtime.carry.reference import Reference, is_loopback
 
 try:
     import requests
@@ -35,16 +36,18 @@ class _Patient(HTTPAdapter):
         return super().send(request, *args, **kwargs)
 
 
-class _NoPlainHttp(HTTPAdapter):
-    """Refuses what nobody encrypts, also where a registry sends the client there."""
+class _Unencrypted(_Patient):
+    """Plain http, to this machine alone; also where a registry sends the client elsewhere."""
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        raise RegistryError(
-            "the registry is asked without encryption",
-            found=request.url,
-            expected="https, or a registry on this machine",
-            remedy="--plain-http, in a network that you trust",
-        )
+        if not is_loopback(urlsplit(request.url).hostname or ""):
+            raise RegistryError(
+                "the registry is asked without encryption",
+                found=request.url,
+                expected="https, or a registry on this machine",
+                remedy="--plain-http, in a network that you trust",
+            )
+        return super().send(request, *args, **kwargs)
 
 
 class _Client(Registry):  # type: ignore[misc]
@@ -53,40 +56,41 @@ class _Client(Registry):  # type: ignore[misc]
     do_request = Registry.do_request.__wrapped__
 
 
+def container_of(reference: Reference) -> Container:
+    """A reference as the library has it; its own parser asks docker.io for `localhost/a`."""
+    container = Container("name")
+    container.registry, container.repository = reference.host, reference.name
+    return container
+
+
+def client_of(reference: Reference, plain_http: bool, login: str = "token") -> _Client:
+    """The library's client, with the passwords of docker login."""
+    insecure = plain_http or reference.is_loopback
+    client = _Client(reference.host, insecure=insecure, auth_backend=login)
+    client.session.mount("https://", _Patient())
+    client.session.mount("http://", _Patient() if plain_http else _Unencrypted())
+    folder = os.environ.get("DOCKER_CONFIG")
+    config = Path(folder, "config.json") if folder else None
+    configs = [str(config)] if config and config.exists() else None
+    client.auth.load_configs(container_of(reference), configs)
+    return client
+
+
 class Repository:
     """What a reference names, opened for reading and writing."""
 
     def __init__(self, reference: Reference, plain_http: bool) -> None:
         self._reference = reference
-        insecure = plain_http or reference.is_loopback
-        self._container = self.container_of(reference)
+        self._container = container_of(reference)
         with self._asking():
-            self._client = self._opened(insecure, "token")
+            self._client = client_of(reference, plain_http)
             # The library's tokens do not answer a registry that wants name and password itself.
             answer = self._client.session.get(f"{self._client.prefix}://{reference.host}/v2/")
             scheme = answer.headers.get("Www-Authenticate", "")
             if answer.status_code == 401 and scheme.lower().startswith("basic"):
-                self._client = self._opened(insecure, "basic")
+                self._client = client_of(reference, plain_http, "basic")
                 if not hasattr(self._client.auth, "_basic_auth"):
                     self._check(answer)
-
-    @staticmethod
-    def container_of(reference: Reference) -> Container:
-        """A reference as the library has it; its own parser asks docker.io for `localhost/a`."""
-        container = Container("name")
-        container.registry, container.repository = reference.host, reference.name
-        return container
-
-    def _opened(self, insecure: bool, backend: str) -> _Client:
-        client = _Client(self._reference.host, insecure=insecure, auth_backend=backend)
-        client.session.mount("https://", _Patient())
-        client.session.mount("http://", _Patient() if insecure else _NoPlainHttp())
-        folder = os.environ.get("DOCKER_CONFIG")
-        config = Path(folder, "config.json") if folder else None
-        client.auth.load_configs(
-            self._container, [str(config)] if config and config.exists() else None
-        )
-        return client
 
     def manifest(self) -> bytes:
         """The manifest that the reference names; what another digest names is refused.

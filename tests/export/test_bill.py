@@ -57,6 +57,11 @@ def test_the_published_schemas_accept_a_bill(bundle: Bundle, about: Path | None)
     assert "ai_AIPackage" in stategate.bill(bundle, format="spdx").decode()
 
 
+def test_the_guide_shows_the_declaration_that_is_tested() -> None:
+    guide = ABOUT.parents[1] / "guides/carry.md"
+    assert f"```json\n{ABOUT.read_text()}```" in guide.read_text()
+
+
 def test_every_file_is_named_with_its_digest(bundle: Bundle) -> None:
     listed = {"manifest.json": bundle.digest}
     listed |= {file.path: file.sha256 for file in bundle.manifest.all_files}

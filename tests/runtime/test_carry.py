@@ -23,7 +23,7 @@ from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.contract.errors import BundleError, DigestError, RegistryError
 from stategate.runtime.carry.reference import Reference
-from stategate.runtime.carry.registry import Repository
+from stategate.runtime.carry.registry import client_of, container_of
 from tests.runtime.registry import Shelf, serving
 
 Document = dict[str, Any]
@@ -224,6 +224,14 @@ def test_a_registry_is_asked_with_the_password_of_docker(
     assert pulled(shelf, tmp_path / "out").path.exists()
 
 
+@pytest.mark.parametrize("place", ["oci://example.org/a", "oci://127.0.0.1:5000/a"])
+def test_a_registry_that_sends_the_client_to_plain_http_elsewhere_is_refused(place: str) -> None:
+    client = client_of(Reference.parse(place), plain_http=False)
+    with pytest.raises(RegistryError, match="without encryption") as caught:
+        client.session.get("http://192.0.2.1/v2/")  # an address that nobody has (RFC 5737)
+    assert "--plain-http" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "loopback", "asked_for"),
     [
@@ -256,7 +264,7 @@ def test_no_other_host_is_asked_than_the_one_that_is_named(
     host = text.split("/")[2]
     scheme = "http" if host == "localhost" else "https"
     assert urls == [f"{scheme}://{host}/v2/"]
-    container = Repository.container_of(Reference.parse(text))
+    container = container_of(Reference.parse(text))
     assert container.manifest_url("1") == f"{host}/v2/{text.partition(host + '/')[2]}/manifests/1"
 
 
