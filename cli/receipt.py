@@ -50,6 +50,8 @@ def _receipt(bundle: Bundle) -> Iterator[Line]:
     yield f"{bundle.path}: {manifest.model.name}, {manifest.state_bytes:,} bytes of memory"
     if "observations" in manifest.metadata:
         yield f"observations: {printable(manifest.metadata['observations'])}"
+    if "deferral" in manifest.metadata:
+        yield f"deferral, {printable(manifest.metadata['deferral'], 1000)}"
     if manifest.is_lower:
         yield printable(manifest.precision_words)
     if manifest.verification is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, SupportsIndex, TypeAlias
 
 from stategate.common import console
 from stategate.contract import Budget, Bundle, CalibrationRecord, Episode, refuse_to_replace
@@ -13,6 +13,7 @@ from stategate.contract.arguments import checks_kinds
 from stategate.contract.claims import Observes
 from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
+from stategate.contract.staging import scratch_folder
 from stategate.export.candidates import candidate_from, episode_for, reference_for
 from stategate.export.deferred import DeferredReference, check_deferred, deferred
 from stategate.export.deploy import (
@@ -27,6 +28,7 @@ from stategate.export.frontends.observation import observation_of
 from stategate.export.frontends.prologue import with_prologue
 from stategate.export.frontends.trace_prologue import Encoder, traced_prologue
 from stategate.export.inputs import Range
+from stategate.export.length import WISHES, choose_length
 from stategate.export.passes.choose_split import Layout
 from stategate.export.precision import StatePrecision, early_limits, in_precision
 from stategate.export.seal.answers import readable_errors
@@ -110,7 +112,8 @@ def make(
         prologue: A module that gives the first states of an episode, and an example of each of its
             inputs; the model's attribute ``prologue`` where it is None. See `Session.begin`.
         defer: Write the matrices of a delta-rule memory once in so many writes, with the same
-            answers; see docs/guides/defer.md.
+            answers; ``auto`` for the fastest on this machine, which may be the plain form, or
+            ``fewest-bytes``. See docs/guides/defer.md.
         progress: Called with stage, steps done and steps in all; a bar is shown on a terminal
             where it is None.
 
@@ -138,11 +141,33 @@ def make(
     this_machine = target is None
     refuse_to_replace(out)
     with evaluating(model) as loaded:
-        stepped = loaded
+        stepped, why = loaded, ""
+        length: SupportsIndex | str | None
         if defer is not None:
             check_deferred(sessions, operators, lower)
-            stepped = deferred(loaded, defer)
+            length = defer
+            if defer in WISHES:
+                with scratch_folder() as scratch:
+                    length, why = choose_length(
+                        str(defer),
+                        DeferredStep(loaded.module, 2).model.rings(),
+                        lambda n: make(
+                            model,
+                            Path(scratch) / str(n),
+                            episode=episode,
+                            input_ranges=input_ranges,
+                            steps=64,
+                            calibration=calibration,
+                            engines=engines,
+                            split=split,
+                            defer=n,
+                        ),
+                    )
+                console.note(why)
+            stepped = loaded if length is None else deferred(loaded, length)
         candidate = with_safe(candidate_from(stepped, sessions, operators), safe or {})
+        if why:
+            candidate = replace(candidate, metadata={**candidate.metadata, "deferral": why})
         records = [calibration] if isinstance(calibration, Record) else calibration
         for record in records:
             if not isinstance(record, CalibrationRecord):

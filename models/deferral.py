@@ -56,7 +56,7 @@ def _checked(length: SupportsIndex | str) -> int:
     raise SpecError(
         "writes are not deferred for so long",
         found=f"{length!r} writes until a fold",
-        expected=f"2 to {LONGEST}",
+        expected=f"2 to {LONGEST}, auto or fewest-bytes",
         remedy="--defer 16, or defer=16 in Python",
     )
 

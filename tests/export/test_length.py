@@ -1,0 +1,70 @@
+"""How long writes are deferred, where a measurement or the bytes decide."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import stategate
+from stategate.contract import Bundle
+from stategate.contract.errors import ExportError, SpecError
+from stategate.export.length import choose_length
+from stategate.models.memories.delta.config import DeltaStackConfig
+from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.matrix import Ring
+from stategate.models.zoo.makers import GDN2
+
+
+def no_trial(length: int | None) -> Bundle:
+    raise AssertionError(f"nothing is measured, and not {length}")
+
+
+def ring(width: int) -> Ring:
+    return Ring("ring", 4, width, width, {"S": width})
+
+
+def test_narrow_heads_are_never_deferred_by_themselves() -> None:
+    length, why = choose_length("auto", (ring(64),), no_trial)
+    assert length is None and "narrower than 128" in why
+
+
+@pytest.mark.parametrize(("width", "expected"), [(8, 8), (64, 16), (128, 32), (256, 64)])
+def test_the_fewest_bytes_are_of_the_longest_turn_whose_ring_is_no_larger_than_the_matrix(
+    width: int, expected: int
+) -> None:
+    length, why = choose_length("fewest-bytes", (ring(width),), no_trial)
+    assert length == expected
+    nbytes = (4 * 4 * 3 * width * (expected - 1) + 4 * 4 * width * width) / expected
+    assert f"{nbytes:,.0f} bytes a write" in why
+
+
+def test_what_is_measured_is_refused_where_the_same_bytes_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    with pytest.raises(ExportError, match="--defer auto is measured"):
+        choose_length("auto", (ring(128),), no_trial)
+
+
+def test_another_word_is_no_length(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="auto or fewest-bytes"):
+        stategate.make("gated-deltanet2", tmp_path / "b", defer="often")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_choice_and_its_measurements_stand_in_the_manifest(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = replace(GDN2, width=128, key_dim=128, value_dim=128)
+    model = DeltaStack(DeltaStackConfig(4, 2, layers=1, mlp=None, layer=layer, threshold=0.0))
+    bundle = stategate.make(
+        model, tmp_path / "b", defer="auto", steps=64, engines="onnxruntime,native"
+    )
+    why = bundle.manifest.metadata["deferral"]
+    assert why.count("us a step") == 4
+    rows = [state.rows for state in bundle.manifest.states if state.cursor is not None]
+    assert why.startswith(f"auto, a fold in {rows[0] + 1} writes" if rows else "auto, plain")
