@@ -28,10 +28,10 @@ from stategate.export.frontends.observation import observation_of
 from stategate.export.frontends.prologue import with_prologue
 from stategate.export.frontends.trace_prologue import Encoder, traced_prologue
 from stategate.export.inputs import Range
-from stategate.export.length import WISHES, choose_length
 from stategate.export.passes.choose_split import Layout
 from stategate.export.precision import StatePrecision, early_limits, in_precision
 from stategate.export.seal.answers import readable_errors
+from stategate.export.seal.length import WISHES, choose_length
 from stategate.export.seal.pack import seal
 from stategate.export.seal.rounding import strict_limits
 from stategate.export.seal.verify import STEPS

@@ -12,7 +12,7 @@ import torch
 import stategate
 from stategate.contract import Bundle
 from stategate.contract.errors import ExportError, SpecError
-from stategate.export.length import choose_length
+from stategate.export.seal.length import choose_length
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.matrix import Ring

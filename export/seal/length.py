@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import cycle
 
 from stategate.common.build_time import may_measure
 from stategate.contract import Bundle
 from stategate.contract.errors import ExportError
 from stategate.models.memories.matrix import Ring
-from stategate.runtime.session import Session
+from stategate.runtime.check.full_pool import open_stepper
 
 WISHES = ("auto", "fewest-bytes")
 _TRIED = (8, 16, 32)
@@ -69,7 +69,9 @@ def _times(bundles: dict[int | None, Bundle]) -> dict[int | None, float]:
     assert episode is not None  # every bundle that was just made has one
     best = dict.fromkeys(bundles, float("inf"))
     with ExitStack() as stack:
-        sessions = {n: stack.enter_context(Session.open(b)) for n, b in bundles.items()}
+        sessions = {
+            n: stack.enter_context(closing(open_stepper(b.path))) for n, b in bundles.items()
+        }
         inputs = [row for row, _ in zip(cycle(episode), range(_BURST), strict=False)]
         for _ in range(_BURSTS):
             for n, session in sessions.items():
