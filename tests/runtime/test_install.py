@@ -323,6 +323,17 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
         Installation.confirm(tmp_path / "nowhere")
 
 
+def test_a_signature_travels_and_what_the_manifest_does_not_list_stays_behind(
+    tiny_bundle: Path, copy_of: Callable, tmp_path: Path
+) -> None:
+    bundle = copy_of(tiny_bundle)
+    (bundle / "model.sig").write_text("signed")
+    (bundle / "stray").write_text("nobody listed it")
+    install(bundle, tmp_path / "robot")
+    assert (tmp_path / "robot" / "a" / "model.sig").read_text() == "signed"
+    assert not (tmp_path / "robot" / "a" / "stray").exists()
+
+
 def test_rot_in_one_copy_of_the_record_is_harmless_and_in_both_is_an_error(folder: Path) -> None:
     record = folder / "installed"
     first, second, _ = record.read_bytes().split(b"\n")
