@@ -1,4 +1,4 @@
-"""``stategate bill``: what is in a bundle, as a document for those who have to know."""
+"""``stategate carry bill``: what is in a bundle, as a document for those who have to know."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def bill_command(
 
     \b
     Examples:
-      stategate bill build/policy --licence Apache-2.0 --out policy.cdx.json
-      stategate bill build/policy --format spdx --about about.json --out policy.spdx.json
+      stategate carry bill build/policy --licence Apache-2.0 --out policy.cdx.json
+      stategate carry bill build/policy --format spdx --about about.json --out policy.spdx.json
     """
     about = About.load(about_path) if about_path else About()
     if licence is not None:

@@ -1,4 +1,4 @@
-"""``stategate push`` and ``stategate pull``: bundles in a registry."""
+"""``stategate carry push`` and ``pull``: bundles in a registry."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def push_command(bundle: Path, to: str, plain_http: bool, as_json: bool) -> None
 
     \b
     Example:
-      stategate push build/policy oci://localhost:5000/policies/walk:1.2
+      stategate carry push build/policy oci://localhost:5000/policies/walk:1.2
     """
     reference = stategate.push(bundle, to, plain_http=plain_http)
     show({"reference": reference}, as_json, [reference])
@@ -49,7 +49,7 @@ def pull_command(source: str, out: Path, plain_http: bool, as_json: bool) -> Non
 
     \b
     Example:
-      stategate pull oci://localhost:5000/policies/walk:1.2 --out build/walk
+      stategate carry pull oci://localhost:5000/policies/walk:1.2 --out build/walk
     """
     bundle = stategate.pull(source, out, plain_http=plain_http)
     record = {
