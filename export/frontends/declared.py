@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from stategate.contract import ConstantSpec, StateSpec, TensorSpec
 from stategate.contract.dtypes import dtype_from_onnx
 from stategate.contract.errors import GraphError
+from stategate.contract.reading import FILE_BYTES
 from stategate.export.passes.graph import every_node
 
 NO_AXES: Mapping[str, int] = {}
@@ -59,7 +60,16 @@ def pinned_inputs(
             )
     shapes = {n: _wish(value, request, axes.get(n), hop) for n, value in values.items()}
     _refuse_open([values[name] for name, shape in shapes.items() if 0 in shape], shapes)
-    return {name: TensorSpec(name, shape, _dtype(values[name])) for name, shape in shapes.items()}
+    specs = {n: TensorSpec(n, shape, _dtype(values[n])) for n, shape in shapes.items()}
+    size = sum(spec.nbytes for spec in specs.values())
+    if size > FILE_BYTES:  # a graph of a few bytes may ask for any number of them
+        raise GraphError(
+            "the inputs of one step are too large",
+            found=f"{size:,} bytes",
+            expected=f"at most {FILE_BYTES:,}",
+            remedy="give the graph smaller inputs, one frame in each step",
+        )
+    return specs
 
 
 def free_inputs(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 
 from stategate.common.onnx_runtime import one_thread
@@ -39,6 +40,11 @@ def load_graph(path: Path) -> tuple[bytes, onnx.ModelProto]:
             onnx.load_external_data_for_model(model, str(path.parent))
             raw = model.SerializeToString(deterministic=True)
         onnx.checker.check_model(model)
+        # What looks into a graph later is stricter than the checker.
+        ir.from_proto(model)
+        for tensor in _tensors(model):
+            if tensor.data_type:
+                onnx.numpy_helper.to_array(tensor)  # a view where the bytes are raw
     except OSError as problem:
         raise GraphError("the file cannot be read", found=f"{path}: {problem}") from problem
     except GraphError:

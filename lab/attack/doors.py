@@ -94,7 +94,7 @@ def _says(record: Any, text: Any) -> bool:
     if isinstance(text, list):
         same = isinstance(record, list | tuple) and len(record) == len(text)
         return same and all(map(_says, record, text))
-    return bool(record == text)
+    return bool(record == (float(text) if isinstance(record, float) else text))
 
 
 @cache

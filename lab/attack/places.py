@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,16 @@ SLOT = SLOTS[0]
 BUDGET = Budget(writes_per_1000_steps=900, persisted_bytes_per_day=1e9)
 RING_BLOCKS = 16
 SOUND_HZ = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class Fuzzed:
+    """What came of one door."""
+
+    door: str
+    tried: int
+    seconds: float
+    broken: tuple[str, ...]  # what was let through, and the file that did it
 
 
 def observation(t: int) -> np.ndarray:
