@@ -15,6 +15,7 @@ from pathlib import Path
 
 import atheris
 
+__all__ = ["DOORS", "enter"]
 _READERS = ("contract", "runtime.keep", "runtime.check", "runtime.episodes", "export.frontends")
 _MODULES = [*(f"stategate.{room}" for room in _READERS), "wave", "zipfile", "yaml", "tomllib"]
 with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=_MODULES):
