@@ -1,6 +1,8 @@
 /* 16 neighbouring int8 weights as floats, which is exact. Compilers take many steps and shuffles where a
  * few instructions do it, so these are named. */
-#if defined(__x86_64__)
+#if STATEGATE_LANES == 1
+/* named by nobody */
+#elif defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__) && defined(__ARM_NEON)
 #include <arm_neon.h>
@@ -8,7 +10,11 @@
 enum { STATEGATE_SIXTEEN = 16 / STATEGATE_LANES }; /* vectors */
 STATEGATE_INLINE void stategate_widen(const int8_t *w, stategate_vector *wide)
 {
-#if defined(__AVX512F__)
+#if STATEGATE_LANES == 1
+    STATEGATE_UNROLL for (int32_t i = 0; i < 16; ++i) {
+        wide[i] = (float)w[i];
+    }
+#elif defined(__AVX512F__)
     wide[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)w)));
 #elif defined(__AVX2__)
     wide[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)w)));
@@ -27,10 +33,6 @@ STATEGATE_INLINE void stategate_widen(const int8_t *w, stategate_vector *wide)
     wide[1] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_high_s16(low)));
     wide[2] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_low_s16(high)));
     wide[3] = (stategate_vector)vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)));
-#elif STATEGATE_LANES == 1
-    STATEGATE_UNROLL for (int32_t i = 0; i < 16; ++i) {
-        wide[i] = (float)w[i];
-    }
 #else
     STATEGATE_UNROLL for (int32_t i = 0; i < 16; ++i) {
         wide[i / STATEGATE_LANES][i % STATEGATE_LANES] = (float)w[i];
@@ -50,12 +52,11 @@ STATEGATE_INLINE void stategate_integer_columns(
         const float factor = x[k];
         STATEGATE_UNROLL for (int32_t v = 0; v < vectors; v += STATEGATE_SIXTEEN) {
             stategate_vector wide[STATEGATE_SIXTEEN];
-            stategate_widen(w + v * STATEGATE_LANES, wide);
+            stategate_widen(w + k * tile + v * STATEGATE_LANES, wide);
             STATEGATE_UNROLL for (int32_t i = 0; i < STATEGATE_SIXTEEN; ++i) {
                 sums[v + i] += wide[i] * factor;
             }
         }
-        w = &w[tile];
     }
     STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
         *(stategate_vector *)(out + v * STATEGATE_LANES) = sums[v];

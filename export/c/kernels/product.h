@@ -1,5 +1,18 @@
 /* out[n] = init[n] + x[0] w[0][n] + x[1] w[1][n] + ... + y[0] w[n_x][n] + ..., for some vectors of
  * columns of a tile. */
+STATEGATE_INLINE void stategate_add_rows(
+    int32_t vectors, int32_t tile, const float *w, int32_t rows, const float *x,
+    stategate_vector *sums)
+{
+    for (int32_t k = 0; k < rows; ++k) {
+        const float factor = x[k];
+        STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
+            const float *at = w + k * tile + v * STATEGATE_LANES;
+            sums[v] += *(const stategate_vector *)at * factor;
+        }
+    }
+}
+
 STATEGATE_INLINE void stategate_columns(
     int32_t vectors, int32_t tile, const float *w, int32_t n_x, const float *x, int32_t n_y,
     const float *y, const float *init, float *out)
@@ -8,16 +21,9 @@ STATEGATE_INLINE void stategate_columns(
     STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
         sums[v] = *(const stategate_vector *)(init + v * STATEGATE_LANES);
     }
-    for (int32_t part = 0; part < (n_y > 0 ? 2 : 1); ++part) {
-        const float *from = part == 0 ? x : y;
-        const int32_t rows = part == 0 ? n_x : n_y;
-        for (int32_t k = 0; k < rows; ++k) {
-            const float factor = from[k];
-            STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
-                sums[v] += *(const stategate_vector *)(w + v * STATEGATE_LANES) * factor;
-            }
-            w = &w[tile];
-        }
+    stategate_add_rows(vectors, tile, w, n_x, x, sums);
+    if (n_y > 0) {
+        stategate_add_rows(vectors, tile, w + n_x * tile, n_y, y, sums);
     }
     STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
         *(stategate_vector *)(out + v * STATEGATE_LANES) = sums[v];

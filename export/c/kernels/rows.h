@@ -20,19 +20,17 @@ STATEGATE_INLINE void stategate_block(
         }
     }
     for (int32_t l = 0; l < lines; ++l) {
-        const float *at = x + l * line;
         for (int32_t t = 0; t < taps; ++t) {
+            const float *at = x + l * line + t * dilation, *from = w + (l * taps + t) * tile;
             stategate_vector weights[STATEGATE_SUMS];
             STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
-                weights[v] = *(const stategate_vector *)(w + v * STATEGATE_LANES);
+                weights[v] = *(const stategate_vector *)(from + v * STATEGATE_LANES);
             }
             STATEGATE_UNROLL for (int32_t row = 0; row < m; ++row) {
                 STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
                     sums[row][v] += weights[v] * at[row * step];
                 }
             }
-            w = &w[tile];
-            at = &at[dilation];
         }
     }
     STATEGATE_UNROLL for (int32_t row = 0; row < m; ++row) {
