@@ -1,7 +1,7 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
 .PHONY: fuzz attack reproducible sbom registry power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
-.PHONY: test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
+.PHONY: certify-all certify-tools test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
 LAB := $(BIN)/python -m lab
@@ -123,7 +123,7 @@ race-dtln-1 = adopt $(DTLN)/model_1.onnx --state input_3=tf_op_layer_stack_2
 race-dtln-2 = adopt $(DTLN)/model_2.onnx --state input_5=tf_op_layer_stack_5
 race-stack-float32 := export docs/examples/stack.py:stack
 race-stack-int8-weights := export docs/examples/stack.py:stack --precision int8-weights
-race-stack-int8-all := export docs/examples/stack.py:stack --precision docs/examples/int8-all.json
+race-stack-int8-all = export docs/examples/stack.py:stack --precision $(ALL_INT8)
 RACES := aura lstm-64 gru-64 lstm-256 gru-256 conv-gru silero gtcrn dtln-1 dtln-2 stack-float32 stack-int8-weights stack-int8-all
 DTLN = $(dir $(firstword $(shell find $(SITE)/livekit -name model_1.onnx)))
 .SECONDARY: $(RACES:%=$(BUILD)/race/%/manifest.json)
@@ -308,6 +308,7 @@ $(A64)/stategate: tests/export/aarch64.sh constraints.txt | $(VENV)/.test view
 COUNTED := $(BUILD)/counts
 SMALL := aura-hard lstm gru
 COUNTS := $(foreach m,$(MODELS),$(COUNTED)/$(m)/float32 $(COUNTED)/$(m)/int8) $(SMALL:%=$(COUNTED)/%/int8-all)
+ALL_INT8 := docs/examples/int8-all.json
 IN_C := --engines onnxruntime,native --steps 256
 
 bench-deferred: $(VENV)/.run ## Bytes, time and error of deferred writes -> build/bench/deferred.json
@@ -321,11 +322,28 @@ bench-counts: emulators $(COUNTS:=/manifest.json) ## Instructions, stack, flash 
 $(MODELS:%=$(COUNTED)/%/float32/manifest.json): $(COUNTED)/%/float32/manifest.json: $(EXPORTER) | $(VENV)/.run
 	@rm -rf $(@D) && $(BIN)/stategate export $* $(IN_C) --out $(@D)
 
-$(SMALL:%=$(COUNTED)/%/int8-all/manifest.json): $(COUNTED)/%/int8-all/manifest.json: $(EXPORTER) $(call SOURCES,calibration) $(plan-int8-all) | $(VENV)/.run
-	@rm -rf $(@D) && $(BIN)/stategate quantise $* --precision $(plan-int8-all) $(IN_C) --out $(@D)
+$(SMALL:%=$(COUNTED)/%/int8-all/manifest.json): $(COUNTED)/%/int8-all/manifest.json: $(EXPORTER) $(call SOURCES,calibration) $(ALL_INT8) | $(VENV)/.run
+	@rm -rf $(@D) && $(BIN)/stategate quantise $* --precision $(ALL_INT8) $(IN_C) --out $(@D)
 
 $(MODELS:%=$(COUNTED)/%/int8/manifest.json): $(COUNTED)/%/int8/manifest.json: $(EXPORTER) $(call SOURCES,calibration) | $(VENV)/.run
 	@rm -rf $(@D) && $(BIN)/stategate quantise $* --precision int8 $(IN_C) --out $(@D)
+
+# The C of a few bundles before other people's tools: rules, proofs, coverage.
+CERTIFIED := $(foreach m,$(SMALL),$(COUNTED)/$(m)/float32 $(COUNTED)/$(m)/int8-all) $(COUNTED)/gated-deltanet/float32 $(COUNTED)/gated-deltanet/int8 $(COUNTED)/silero/float32
+CERTIFY_TOOLS := cppcheck clang-19 frama-c
+CERTIFY_DEBS := cppcheck clang-19 llvm-19 libclang-rt-19-dev frama-c-base
+
+certify-tools: ## Install cppcheck, clang 19 and Frama-C (Debian, as root)
+	@command -v $(CERTIFY_TOOLS) | wc -l | grep -qx $(words $(CERTIFY_TOOLS)) \
+	  || if test $$(id -u) = 0; then apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(CERTIFY_DEBS) > /dev/null; \
+	  else echo "missing programs; as root: apt-get install $(CERTIFY_DEBS)"; exit 1; fi
+
+certify-all: certify-tools emulators $(CERTIFIED:=/manifest.json) ## MISRA, Eva, coverage, system calls of a few bundles' C -> build/certify/summary.json
+	$(LAB) certify $(CERTIFIED) --out $(BUILD)/certify --page docs/evidence/certify.md
+
+$(COUNTED)/silero/float32/manifest.json: $(EXPORTER) | $(VENV)/.test
+	@rm -rf $(@D) && $(BIN)/stategate $(race-silero) $(IN_C) --out $(@D)
 
 # --- evidence ------------------------------------------------------------------------------------
 

@@ -174,7 +174,9 @@ def model_source(
     for i, gate in enumerate(spec.gates):
         if f"write{i}" in functions:
             elements = int(np.prod(gate.shape, dtype=np.int64))
-            is_open = f"is_open({at[gate.name]}, {elements}, {at[str(gate.threshold_input)]})"
+            is_open = (
+                f"stategate_is_open({at[gate.name]}, {elements}, {at[str(gate.threshold_input)]})"
+            )
             body += [f"    if ({is_open}) {{", *call(f"write{i}", "        "), "    }"]
     prototypes = "\n".join(function.prototype for function in functions.values())
     if may_fail:  # what is no number in an output, a gate or a state is a fault for every session

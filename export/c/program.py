@@ -260,12 +260,10 @@ class Program:
         limits = np.iinfo(dtype)
 
         def write(x: Sequence[str]) -> str:
-            value = (
-                f"(rintf({x[0]} / {literal(scale, 'float32')}) + {int(centre.reshape(-1)[0])}.0f)"
-            )
-            low, high = f"{limits.min}.0f", f"{limits.max}.0f"
-            below = f"({value} < {high} ? {value} : {high})"
-            return f"({c_type(dtype)})({value} > {low} ? {below} : {low})"  # NaN is the least
+            value = f"rintf({x[0]} / {literal(scale, 'float32')})"
+            value = f"{value} + {int(centre.reshape(-1)[0])}.0f"
+            bounded = f"stategate_within({value}, {limits.min}.0f, {limits.max}.0f)"
+            return f"({c_type(dtype)}){bounded}"  # NaN is the least
 
         self._statement(output, dtype, shape, [self.moved(name).broadcast(shape)], write)
         return True

@@ -249,4 +249,4 @@ def _activation(
 
 
 def _bounded(text: str) -> str:
-    return f"({text} < 0.0f ? 0.0f : ({text} > 1.0f ? 1.0f : {text}))"
+    return f"stategate_between({text}, 0.0f, 1.0f)"

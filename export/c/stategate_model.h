@@ -105,4 +105,14 @@ static inline bool stategate_finite(const void *values, size_t bytes, enum state
     return good;
 }
 
+/* Whether an element of a gate is open. */
+static inline bool stategate_is_open(const float *gate, size_t elements, const float *threshold)
+{
+    bool open = false;
+    for (size_t i = 0; i < elements; ++i) {
+        open = open || gate[i] > *threshold;
+    }
+    return open;
+}
+
 #endif
