@@ -71,8 +71,13 @@ def coverage(sources: Sequence[Path], inputs: bytes) -> Coverage:
         )
         if not reached
     ]
-    percents = (_percent(reached) for reached in (regions, branches, conditions))
-    return Coverage(*percents, missed, said.splitlines()[-1])
+    return Coverage(
+        _percent(regions),
+        _percent(branches),
+        _percent(conditions),
+        missed,
+        said.splitlines()[-1],
+    )
 
 
 def _mark(reached: dict[Any, bool], place: tuple[object, ...], is_reached: bool) -> None:
