@@ -23,7 +23,7 @@ from stategate.contract import Bundle
 from stategate.contract.durable import check_writable, write_whole
 from stategate.contract.staging import scratch_folder
 
-_ALONE = Path(__file__).with_name("alone.c")
+_SEALED_STEP = Path(__file__).with_name("sealed_step.c")
 _WRAPS = "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc"
 _HOST = Build("gcc", "-O3", "x86-64-v3")
 TOOLS = ("cppcheck", "clang-19", "gcc", "frama-c")
@@ -90,29 +90,29 @@ def certify(path: Path, model: str, precision: str, eva_precision: int, limit_s:
         folder.mkdir()
         sources = portable_source(bundle, folder)
         broken, deviating = misra(sources)
-        said = warnings(sources)
+        lines = warnings(sources)
         covered = coverage(sources, inputs)
         alarms, words = eva(sources, eva_precision, limit_s)
-        steps, calls = _alone(path, inputs, Path(scratch))
+        steps, calls = _sealed_steps(path, inputs, Path(scratch))
     counted = count(path, model, precision, "x86-64-v3")
     return Row(
-        model, precision, len(said), len(broken), deviating, alarms,
+        model, precision, len(lines), len(broken), deviating, alarms,
         covered.statements, covered.branches, covered.mcdc, 0.0, calls / steps,
         counted.stack_bytes, _longest(counted),
-        {"warnings": said, "misra": broken, "eva": words, "missed": covered.missed,
+        {"warnings": lines, "misra": broken, "eva": words, "missed": covered.missed,
          "self-test": [covered.checks]},
     )  # fmt: skip
 
 
-def _alone(path: Path, inputs: bytes, scratch: Path) -> tuple[int, int]:
+def _sealed_steps(path: Path, inputs: bytes, scratch: Path) -> tuple[int, int]:
     """Steps without a call of the kernel, and calls of an allocator in them.
 
     Raises:
         RuntimeError: The kernel ended the program, because it called it.
     """
-    program = _HOST.compile(path, _ALONE, scratch, (_WRAPS,))
-    said = re.findall(rb"\d+", _HOST.run(program, inputs))
-    return int(said[0]), int(said[1])
+    program = _HOST.compile(path, _SEALED_STEP, scratch, (_WRAPS,))
+    figures = re.findall(rb"\d+", _HOST.run(program, inputs))
+    return int(figures[0]), int(figures[1])
 
 
 def _longest(counted: Counted) -> int:

@@ -21,7 +21,7 @@ class Coverage:
     Attributes:
         statements: Percent of the regions without a branch that were run.
         branches: Percent of the ways out of a branch that were taken.
-        mcdc: Percent of conditions that were shown to decide alone.
+        mcdc: Percent of conditions that were shown to decide by themselves.
         missed: File, line and column of what was not reached.
         checks: What the self-test printed last.
     """
@@ -42,10 +42,12 @@ def coverage(sources: Sequence[Path], inputs: bytes) -> Coverage:
     checked(
         [*words, *map(str, (SELF_TEST, *sources, folder / "weights.c")), "-lm", "-o", str(program)]
     )
-    said = checked(["env", f"LLVM_PROFILE_FILE={raw}", str(program)], inputs).stdout.decode()
+    printed = checked(["env", f"LLVM_PROFILE_FILE={raw}", str(program)], inputs).stdout.decode()
     checked(["llvm-profdata-19", "merge", "-sparse", str(raw), "-o", str(data)])
     exported = checked(["llvm-cov-19", "export", str(program), f"-instr-profile={data}"])
-    held = {line.split()[-1] for line in checked(["nm", str(program)]).stdout.decode().splitlines()}
+    functions_present = {
+        line.split()[-1] for line in checked(["nm", str(program)]).stdout.decode().splitlines()
+    }
     functions = json.loads(exported.stdout)["data"][0]["functions"]
     # A function of a header is there once for each source that calls it: what one reaches counts.
     regions: dict[Any, bool] = {}
@@ -53,7 +55,7 @@ def coverage(sources: Sequence[Path], inputs: bytes) -> Coverage:
     conditions: dict[Any, bool] = {}
     for function in functions:
         files = [Path(name).name for name in function["filenames"]]
-        if files[0] == SELF_TEST.name or function["name"].split(":")[-1] not in held:
+        if files[0] == SELF_TEST.name or function["name"].split(":")[-1] not in functions_present:
             continue
         for line, column, _, _, count, file, _, kind in function["regions"]:
             if kind == 0:
@@ -62,8 +64,8 @@ def coverage(sources: Sequence[Path], inputs: bytes) -> Coverage:
             _mark(branches, (files[file], line, column, "taken"), yes > 0)
             _mark(branches, (files[file], line, column, "not taken"), no > 0)
         for line, column, _, _, file, *_, shown in function.get("mcdc_records", ()):
-            for place, alone in enumerate(shown, 1):
-                _mark(conditions, (files[file], line, column, f"condition {place}"), alone)
+            for place, is_shown in enumerate(shown, 1):
+                _mark(conditions, (files[file], line, column, f"condition {place}"), is_shown)
     missed = [
         f"{name}:{line}:{column}{': ' if what else ''}{' '.join(what)}"
         for (name, line, column, *what), reached in sorted(
@@ -76,7 +78,7 @@ def coverage(sources: Sequence[Path], inputs: bytes) -> Coverage:
         _percent(branches),
         _percent(conditions),
         missed,
-        said.splitlines()[-1],
+        printed.splitlines()[-1],
     )
 
 

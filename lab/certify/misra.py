@@ -28,7 +28,7 @@ _MEANINGS = (
     "__BYTE_ORDER__=1234",
     "__ORDER_LITTLE_ENDIAN__=1234",
 )
-_FOUND = re.compile(r"^([^|]+)\|(\d+)\|(\d+)\|misra-c2012-([\d.]+)$", re.MULTILINE)
+_FINDING = re.compile(r"^([^|]+)\|(\d+)\|(\d+)\|misra-c2012-([\d.]+)$", re.MULTILINE)
 _COMPILERS = ("gcc", "clang-19")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")
 
@@ -40,13 +40,13 @@ def misra(sources: Sequence[Path]) -> tuple[list[str], dict[str, int]]:
         Findings of required and mandatory rules, a line each; and for each rule of `DEVIATIONS`
         how often it is broken.
     """
-    found = set()
+    findings = set()
     for source in sources:
         words = ["cppcheck", "--addon=misra", "--language=c", "--std=c99", "--quiet", DEFINE]
         words += [f"-D{meaning}" for meaning in _MEANINGS]
         words += [f"-I{source.parent}", "--template={file}|{line}|{column}|{id}", str(source)]
-        found |= set(_FOUND.findall(checked(words).stderr.decode()))
-    required = sorted(one for one in found if one[3] not in _ADVISORY)
+        findings |= set(_FINDING.findall(checked(words).stderr.decode()))
+    required = sorted(one for one in findings if one[3] not in _ADVISORY)
     broken = [
         f"{Path(f).name}:{line}: rule {r}" for f, line, _, r in required if r not in DEVIATIONS
     ]

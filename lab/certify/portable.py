@@ -11,13 +11,13 @@ from stategate.contract import Bundle
 from stategate.contract.c_library import SOURCE_FOLDER
 
 DEFINE = "-DSTATEGATE_PORTABLE"
-_APART = ("python.c", "black_box.c")  # what no session needs
+_NOT_NEEDED = ("python.c", "black_box.c")  # what no session needs
 
 
 def portable_source(bundle: Bundle, folder: Path) -> list[Path]:
     """The C of a bundle's session in a folder that is there, and the sources in it by name."""
     for path in sorted((bundle.path / SOURCE_FOLDER).glob("*.[ch]")):
-        if path.name not in _APART:
+        if path.name not in _NOT_NEEDED:
             shutil.copy(path, folder)
     raw = (bundle.path / SOURCE_FOLDER / "weights.bin").read_bytes()
     words = np.frombuffer(raw + bytes(-len(raw) % 8), "<u8")
