@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stategate.contract.errors import SpecError
-from stategate.contract.specs import Record, StateSpec
+from stategate.contract.specs import Record, StateSpec, fits
 
 Array = NDArray[Any]
 
@@ -93,6 +94,12 @@ class Migration(Record, frozen=True):
             spec = by_name[origin.state]
             array = initial[origin.state].copy()
             if origin.fill is not None:
+                if not (math.isfinite(origin.fill) and fits(origin.fill, spec.dtype)):
+                    raise SpecError(
+                        f"state {origin.state!r} cannot be filled with this number",
+                        found=origin.fill,
+                        expected=f"a finite number that {spec.dtype} holds",
+                    )
                 array[...] = origin.fill
             if origin.source is not None:
                 _put(array, older[origin.source], origin)
@@ -114,8 +121,10 @@ def _put(array: Array, values: Array, origin: StateOrigin) -> None:
     with np.errstate(all="ignore"):  # what a cast loses is looked at below
         cast = values[place].astype(array.dtype)
     lost = not np.isfinite(cast).all()
-    if array.dtype.kind != "f":
-        lost = not np.array_equal(cast.astype(np.float64), values[place].astype(np.float64))
+    if not array.dtype.kind == values.dtype.kind == "f":
+        # There and back finds a large integer that is rounded; the other one a sign that is lost.
+        kinds = (np.float64, values.dtype)
+        lost |= any(not np.array_equal(cast.astype(k), values[place].astype(k)) for k in kinds)
     if lost:
         raise SpecError(
             f"state {origin.source!r} cannot become {array.dtype} without losing its value",

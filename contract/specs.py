@@ -20,9 +20,9 @@ from stategate.contract.reading import printable, text_with_controls
 from stategate.contract.rings import check_rings
 
 
-def _fits(value: float, dtype: str) -> bool:
+def fits(value: float, dtype: str) -> bool:
     """Whether a number survives its dtype: exactly for integers, without overflow for floats."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         stored = np.array(value).astype(dtype).item()
     return math.isfinite(stored) if dtype.startswith("float") else stored == value
 
@@ -97,7 +97,7 @@ class TensorSpec(Record, frozen=True):
                 found=f"{len(values)} numbers",
                 expected=f"one, or one for each element of {list(self.shape)}",
             )
-        if not all(math.isfinite(value) and _fits(value, self.dtype) for value in values):
+        if not all(math.isfinite(value) and fits(value, self.dtype) for value in values):
             raise SpecError(
                 f"output {self.name!r} cannot have this safe value",
                 found=", ".join(map(str, values)),
@@ -126,10 +126,10 @@ class ConstantSpec(Record, frozen=True):
         """Check the name, extents and dtype, and that the value fits it."""
         _check_tensor("constant", self.name, self.shape, self.dtype)
         try:
-            fits = math.isfinite(self.value) and _fits(self.value, self.dtype)
+            is_held = math.isfinite(self.value) and fits(self.value, self.dtype)
         except OverflowError:
-            fits = False
-        if not fits:
+            is_held = False
+        if not is_held:
             raise SpecError(
                 f"constant {self.name!r} cannot have this value",
                 found=self.value,
@@ -218,7 +218,7 @@ class StateSpec(Record, frozen=True):
 
 def is_threshold(value: float) -> bool:
     """Whether a gate can be compared with it: finite, in float32 too."""
-    return math.isfinite(value) and _fits(value, "float32")
+    return math.isfinite(value) and fits(value, "float32")
 
 
 class GateSpec(Record, frozen=True):
