@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -115,6 +116,6 @@ def trust(bundle: Path, withdraw: bool, as_json: bool) -> None:
             "with everything that you may do.",
             *(("code", digest) for digest in digests),
             ("written to", listed),
-            ("take it back", f"stategate trust {bundle} --withdraw"),
+            ("take it back", f"stategate trust {shlex.quote(str(bundle))} --withdraw"),
         ],
     )

@@ -13,6 +13,7 @@ from stategate.runtime.base.buffers import Array
 from stategate.runtime.engines.engine import EngineChoice
 from stategate.runtime.pool import Pool
 from stategate.runtime.session import Session
+from stategate.runtime.trust.policy import Trust
 
 
 class Stepper(Protocol):
@@ -117,8 +118,10 @@ def begun(session: Session) -> Session:
     return session
 
 
-def open_stepper(path: str | Path, engine: EngineChoice = "auto") -> Stepper:
+def open_stepper(
+    path: str | Path, engine: EngineChoice = "auto", trust: Trust | None = None
+) -> Stepper:
     """Open a bundle as a session, or as a full pool where it serves several."""
     if Bundle.open(path).manifest.sessions == 1:
-        return begun(Session.open(path, engine=engine))
-    return FullPool(Pool.open(path, engine))
+        return begun(Session.open(path, engine=engine, trust=trust))
+    return FullPool(Pool.open(path, engine, trust=trust))

@@ -17,6 +17,7 @@ from stategate.runtime.check.gaps import Gaps, live, recorded, side_by_side
 from stategate.runtime.check.one_step import OneStep, one_step
 from stategate.runtime.engines.engine import Engine, EngineChoice, open_engine
 from stategate.runtime.session import Session
+from stategate.runtime.trust.policy import Trust
 
 TOLERANCE = 1e-4  # some 800 roundings of float32
 _FAILS = "copy the bundle again, or try another --engine"
@@ -201,9 +202,18 @@ def tolerance_of(manifest: Manifest) -> float:
 
 
 def replay(
-    path: str | Path, tolerance: float | None = None, engine: EngineChoice = "auto"
+    path: str | Path,
+    tolerance: float | None = None,
+    engine: EngineChoice = "auto",
+    trust: Trust | None = None,
 ) -> Replay | None:
     """Step a bundle through its golden episode on this machine.
+
+    Args:
+        path: Its folder.
+        tolerance: Largest error of outputs and states; see `stategate.verify`.
+        engine: As in `Session.open`.
+        trust: As in `Session.open`.
 
     Returns:
         The comparison, or None where the bundle carries no golden episode.
@@ -225,7 +235,7 @@ def replay(
         )
     native, chain = bundle.manifest.native, START
     promised = native.golden_digest if native is not None else ""
-    with closing(open_stepper(path, engine)) as session:
+    with closing(open_stepper(path, engine, trust)) as session:
         is_native = native is not None and session.engine_name.startswith("native ")
 
         def step(t: int, inputs: dict[str, Array]) -> Mapping[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -87,7 +88,7 @@ def read_policy(trust: Trust) -> tuple[Policy, Path]:
             "this is a private key: it signs, and nobody but its owner may have it",
             found=path,
             expected="the public key that belongs to it",
-            remedy=f"openssl pkey -in {path} -pubout -out author.pub",
+            remedy=f"openssl pkey -in {shlex.quote(str(path))} -pubout -out author.pub",
         )
     if b"-----BEGIN PUBLIC KEY-----" in raw:
         return Policy(version=1, keys=(path.name,)), path.parent
@@ -104,6 +105,12 @@ def read_policy(trust: Trust) -> tuple[Policy, Path]:
             found=path,
             expected="keys, certificates or identities",
             remedy='keys = ["author.pub"]',
+        )
+    if policy.engines and not policy.native and "onnxruntime" not in policy.engines:
+        raise TrustError(
+            "the policy leaves no engine to step a bundle with",
+            found=f"native = false, and engines = {list(policy.engines)}",
+            expected="onnxruntime among its engines, or native = true",
         )
     return policy, path.parent
 
