@@ -65,7 +65,7 @@ class ActingSlot:
             raise InstallError(
                 "nothing is installed here",
                 found=folder.path,
-                remedy=f"stategate install BUNDLE --into {folder.path}",
+                remedy=f"stategate install BUNDLE --into {folder.quoted}",
             )
         try:
             self._locks.enter_context(folder.exclusive("running", "stop it before this one starts"))
@@ -79,7 +79,7 @@ class ActingSlot:
                 slots = decide(slots, Event.REFUSED) or slots
             self._record = msgspec.structs.replace(self._record, slots=slots)
         self._slot = self._whole_slot()
-        self._session = self._opened(self._slot)
+        self._session = self._opened(self._slot, self._policy_of(self._slot))
         self._restore(self._session)
         self._others = self._ledger_of_others()
         self._version = (0, 0)  # the first step obeys the record
@@ -130,9 +130,19 @@ class ActingSlot:
         move_account(folders[0], folders[1:])
         return replace(self._policy, folder=folders[0])
 
-    def _opened(self, slot: int) -> Session:
-        policy = self._policy_of(slot)
-        return Session.open(self._folder.slot(slot), snapshots=policy, **self._opening)
+    def _opened(self, slot: int, policy: SnapshotPolicy | None) -> Session:
+        """A session of a slot, if its bundle is the one that was installed."""
+        place, digest = self._folder.slot(slot), self._record.digests[slot]
+        session = Session.open(place, snapshots=policy, **self._opening)
+        if session.bundle_digest != digest:
+            session.close()
+            raise InstallError(
+                "this is another bundle than was installed",
+                found=f"{session.bundle_digest[:12]} in {place}",
+                expected=digest[:12],
+                remedy=f"stategate install status {self._folder.quoted}",
+            )
+        return session
 
     def _restore(self, session: Session) -> None:
         """Go on with the slot's own memory, or with that of the other slot where that may be."""

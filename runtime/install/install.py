@@ -14,7 +14,7 @@ from stategate.contract.staging import remove
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.check.golden import replay
 from stategate.runtime.engines.engine import EngineChoice
-from stategate.runtime.install.decide import Event, Phase, runs, target
+from stategate.runtime.install.decide import Event, Phase, decide, runs, target
 from stategate.runtime.install.memories import ledger_in, move_account
 from stategate.runtime.install.record import SLOTS, Installed, InstallFolder, Trial
 from stategate.runtime.install.unpack import check_machine, check_replaces, unpack
@@ -120,7 +120,7 @@ def install(
         slot = target(record.slots)
         try:
             unpack(opened, folder.slot(slot))
-            _step_golden(folder.slot(slot), engine)
+            _step_golden(folder.slot(slot), engine, trust)
         except BaseException as problem:
             reason = problem.reason if isinstance(problem, StategateError) else str(problem)
             _give_up(folder, slot, f"not installed: {reason or type(problem).__name__}")
@@ -130,7 +130,11 @@ def install(
         words = f"; older, for {older}" if older is not None else ""
         digests = _with(record.digests, slot, opened.digest)
         release = opened.manifest.release
-        folder.change(Event.UNPACKED, why + words, release=release, digests=digests)
+        whole = folder.change(
+            Event.UNPACKED, why + words, release=release, only_at=record.number, digests=digests
+        )
+        if whole is None:  # by `go_back`, while it was unpacked
+            raise InstallError("the update was taken back meanwhile", found=folder.read().why)
     return status(folder.path)
 
 
@@ -148,6 +152,10 @@ def _begun(folder: InstallFolder, bundle: Bundle, trial: Trial, older: str | Non
             expected="a new or an empty folder",
             remedy="choose another --into; nothing was changed",
         )
+    # Asked before anything is moved: on trial the free slot is the one that runs.
+    release, is_allowed = bundle.manifest.release, older is not None
+    if decide(record.slots, Event.INSTALL, release, is_allowed) is None:
+        raise _refusal(folder, record, bundle)
     if running is not None:
         if record.digests[running] == bundle.digest:
             raise InstallError("this bundle runs already", found=bundle.digest[:12])
@@ -159,18 +167,24 @@ def _begun(folder: InstallFolder, bundle: Bundle, trial: Trial, older: str | Non
         memories = _with(memories, slot, max(memories) + 1)
     elif memories == (0, 0):
         memories = (1, 2)
+    # Nothing of the record's may have changed since: another slot would be the free one then.
     begun = folder.change(
         Event.INSTALL,
         f"unpacking {bundle.manifest.model.name}",
-        release=bundle.manifest.release,
-        older_allowed=older is not None,
+        release=release,
+        older_allowed=is_allowed,
+        only_at=record.number,
         digests=_with(record.digests, slot, ""),
         memories=memories,
         retired=retired,
         trial=trial,
     )
     if begun is None:
-        raise _refusal(folder, record, bundle)
+        raise InstallError(
+            "the installation changed meanwhile",
+            found=folder.read().why,
+            remedy="install the bundle again; nothing was changed",
+        )
     if memories != record.memories and record.memories[slot]:
         remove(folder.memory(record, slot))
     return begun
@@ -181,8 +195,8 @@ def _refusal(folder: InstallFolder, record: Installed, bundle: Bundle) -> Instal
         return InstallError(
             "an update is on trial here",
             found=record.why,
-            remedy=f"first: stategate install confirm {folder.path}, or stategate install go-back "
-            f"{folder.path}",
+            remedy=f"first: stategate install confirm {folder.quoted}, or "
+            f"stategate install go-back {folder.quoted}",
         )
     return InstallError(
         "the bundle is older than one that was confirmed here",
@@ -204,9 +218,9 @@ def _retire(folder: InstallFolder, record: Installed, slot: int) -> Ledger:
     return replace(counted, gate_openings={}, state_bytes_written={})
 
 
-def _step_golden(place: Path, engine: EngineChoice) -> None:
+def _step_golden(place: Path, engine: EngineChoice, trust: Trust | None) -> None:
     """Refuse a bundle that does not do here what its golden episode says."""
-    replayed = replay(place, engine=engine)
+    replayed = replay(place, engine=engine, trust=trust)
     if replayed is None or not replayed.passed:
         raise InstallError(
             "the bundle does not behave on this machine as it promises",
@@ -261,7 +275,7 @@ def _nothing_to(folder: InstallFolder, verb: str, expected: str) -> InstallError
         f"there is nothing to {verb}",
         found=f"{record.slots.phase.name.lower()}: {record.why or 'nothing was ever installed'}",
         expected=expected,
-        remedy=f"stategate install status {folder.path}",
+        remedy=f"stategate install status {folder.quoted}",
     )
 
 
@@ -269,9 +283,10 @@ def status(folder: str | Path) -> InstallStatus:
     """How an installation stands; every byte of both slots is checked.
 
     Raises:
-        InstallError: Its record cannot be read.
+        InstallError: There is no such folder, or its record cannot be read.
     """
     place = InstallFolder(folder)
+    place.check()
     record = place.read()
     slots, ledger = [], record.retired
     for number, name in enumerate(SLOTS):

@@ -265,8 +265,7 @@ class Installation(ActingSlot):
             if self._record.digests[other] != self._shadow_digest:
                 self._end_shadow()
                 self._shadow_digest = self._record.digests[other]
-                place, opening = self._folder.slot(other), self._opening
-                self._shadow = Shadow(lambda: Session.open(place, **opening))
+                self._shadow = Shadow(lambda: self._opened(other, None))
         elif not self._is_on_trial:
             self._end_shadow()
 
@@ -383,7 +382,7 @@ class Installation(ActingSlot):
         leaving.keep_in(None)
         self._slot = 1 - self._slot
         try:
-            coming = self._opened(self._slot)
+            coming = self._opened(self._slot, self._policy_of(self._slot))
         except StategateError as problem:
             self._slot = 1 - self._slot
             self._change(Event.REFUSED if self._is_on_trial else Event.LOST_GOOD, problem.reason)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +20,10 @@ from typing import Any
 import msgspec
 
 from stategate.contract.durable import try_lock, write_whole
-from stategate.contract.errors import InstallError
+from stategate.contract.errors import InstallError, SpecError
 from stategate.contract.failures import failures
-from stategate.contract.reading import decode_json, read_bounded
+from stategate.contract.numbers import bounded
+from stategate.contract.reading import decode_json, printable, read_bounded
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.install.decide import Event, Slots, decide
 
@@ -29,6 +32,7 @@ MEMORY = "memory"
 _NAME, _LOCK = "installed", "lock"
 _BYTES = 1 << 20
 _DIGITS = 64  # of a digest
+_WHY = 4096  # characters; what is longer is cut
 
 
 class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +57,19 @@ class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     late: float = 0.01
     write_rate: float | None = None
     by_hand: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every limit: one that is NaN would hold nothing back."""
+        if type(self.by_hand) is not bool:
+            raise SpecError("by_hand must be True or False", found=repr(self.by_hand))
+        for name in ("shadow_steps", "steps", "faults"):
+            if type(getattr(self, name)) is not int:
+                raise SpecError(f"{name} must be a whole number", found=repr(getattr(self, name)))
+        for name in ("shadow_steps", "steps", "faults", "difference"):
+            bounded(name, getattr(self, name), sys.float_info.max)
+        for name in ("late", "write_rate"):
+            if (share := getattr(self, name)) is not None:
+                bounded(name, share, 1)
 
 
 class Installed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,10 +101,12 @@ class InstallFolder:
 
     Attributes:
         path: Where it is.
+        quoted: The same, to be pasted into a shell.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
+        self.quoted = shlex.quote(str(self.path))
 
     def slot(self, number: int) -> Path:
         """The folder of a slot's bundle."""
@@ -132,7 +151,7 @@ class InstallFolder:
             "the record of the installation cannot be read",
             found=f"{self.path / _NAME}: {reason}",
             remedy=f"both bundles are still there: install the one that shall run into a new "
-            f"folder, such as stategate install {self.path / SLOTS[0]} --into NEW",
+            f"folder, such as stategate install {self.quoted}/{SLOTS[0]} --into NEW",
         )
 
     @contextmanager
@@ -157,21 +176,26 @@ class InstallFolder:
 
     @contextmanager
     def _open_lock(self, name: str) -> Iterator[int]:
-        if not self.path.is_dir():
-            raise InstallError(
-                "nothing is installed here",
-                found=f"{self.path}: no such folder",
-                remedy=f"stategate install BUNDLE --into {self.path}",
-            )
+        self.check()
         descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
 
+    def check(self) -> None:
+        """Refuse a folder that is not there."""
+        if not self.path.is_dir():
+            raise InstallError(
+                "nothing is installed here",
+                found=f"{self.path}: no such folder",
+                remedy=f"stategate install BUNDLE --into {self.quoted}",
+            )
+
     def write(self, record: Installed) -> None:
         """Put a record in the place of the one before; the disk has it then."""
         text = msgspec.json.encode(record)
+        decode_json(text, Installed)  # what cannot be read again would leave neither bundle
         line = hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n"
         write_whole(self.path / _NAME, line + line, self.path / f".{_NAME}.new")
 
@@ -208,7 +232,7 @@ class InstallFolder:
             if slots == before.slots and not fields:
                 return before
             after = msgspec.structs.replace(
-                before, number=before.number + 1, slots=slots, why=why, **fields
+                before, number=before.number + 1, slots=slots, why=printable(why, _WHY), **fields
             )
             self.write(after)
             return after

@@ -11,6 +11,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from stategate import Installation, Session, Trial, install, release
 from stategate.contract import Budget, Bundle, StateSpec
 from stategate.contract.errors import InstallError, SpecError
 from stategate.contract.migration import Migration, StateOrigin
+from stategate.runtime.install import install as installing
 from stategate.runtime.install import unpack as unpacking
 from stategate.runtime.install.decide import Event
 from stategate.runtime.install.record import InstallFolder
@@ -250,6 +252,19 @@ def test_a_migration_renames_casts_pads_crops_fills_and_drops() -> None:
     states = migration.apply(older, specs, initial)
     assert [states[s.name].tolist() for s in specs] == [[[1.5, 2.5, 9.0]], [[4, 5]], [[7.0, 7.0]]]
     assert [states[s.name].dtype for s in specs] == ["float16", "int32", "float32"]
+    for fill in (float("nan"), 7.5, 1e12, -1):
+        origins = (*migration.states[:2], StateOrigin("new", fill=fill))
+        unsigned = (*specs[:2], StateSpec("new", (1, 2), "uint8"))
+        with pytest.raises(SpecError, match="filled with"):
+            Migration("0" * 64, origins, ("gone",)).try_on(
+                [StateSpec(name, a.shape, str(a.dtype)) for name, a in older.items()], unsigned
+            )
+    for name, wrong in (("old", np.array([[2**24 + 1]])), ("many", np.array([[-1]], np.int8))):
+        ends = (StateSpec("h", (1, 3)), StateSpec("n", (1, 2), "uint8"), specs[2])
+        with pytest.raises(SpecError, match="without losing its value"):
+            migration.apply(
+                {**older, name: wrong}, ends, {s.name: np.zeros(s.shape, s.dtype) for s in ends}
+            )
     for name, wrong in (("old", 1e6), ("many", 0.5), ("many", 1e12)):
         broken = {**older, name: np.full_like(older[name], wrong)}
         with pytest.raises(SpecError, match="without losing its value"):
@@ -319,8 +334,9 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
     with pytest.raises(InstallError, match="holds something that is no installation"):
         install(tiny_bundle, tmp_path)
     assert (tmp_path / "a" / "diary.txt").read_text() == "mine"
-    with pytest.raises(InstallError, match="no such folder"):
-        Installation.confirm(tmp_path / "nowhere")
+    for verb in (Installation.confirm, Installation.status):
+        with pytest.raises(InstallError, match="no such folder"):
+            verb(tmp_path / "nowhere")
 
 
 def test_a_signature_travels_and_what_the_manifest_does_not_list_stays_behind(
@@ -342,6 +358,111 @@ def test_rot_in_one_copy_of_the_record_is_harmless_and_in_both_is_an_error(folde
     record.write_bytes(b"\n".join([first[:-1], second[:-1]]))
     with pytest.raises(InstallError, match="install .*a --into NEW"):
         Installation.open(folder)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"difference": float("nan")},
+        {"difference": float("inf")},
+        {"write_rate": float("nan")},
+        {"late": "1"},
+        {"faults": 2.5},
+        {"steps": -1},
+        {"by_hand": "no"},
+    ],
+)
+def test_a_limit_that_would_hold_nothing_back_or_cannot_be_read_again_is_none(
+    limits: dict,
+) -> None:
+    with pytest.raises(SpecError):
+        Trial(**limits)
+
+
+@pytest.mark.parametrize("why", ["a\nb", "\udcff", "x" * 2_000_000, "\u202e"])
+def test_a_reason_of_any_characters_leaves_a_record_that_can_be_read(
+    folder: Path, second: Bundle, why: str
+) -> None:
+    install(second, folder, older=f"ada: {why}")
+    assert Installation.status(folder).phase == "staged"
+    with pytest.raises(msgspec.MsgspecError):  # and where all checks before it are forgotten
+        InstallFolder(folder).change(Event.GO_BACK, "", write_rate=[])
+    assert Installation.status(folder).phase == "staged"
+
+
+def test_an_update_that_is_refused_on_trial_does_not_touch_the_budgets(
+    folder: Path, second: Bundle, other_weights: Path
+) -> None:
+    budget = Budget(persisted_bytes_per_day=200_000)
+    install(second, folder, trial=Trial(32, steps=10**6))
+    with Installation.open(folder, budget=budget) as robot:
+        for x in inputs():
+            robot.step(**x)
+            if robot.phase == "trial":
+                break
+        assert robot.save() is not None
+        with pytest.raises(InstallError, match="on trial"):
+            install(other_weights, folder)
+        while robot.save() is not None:
+            robot.step(**next(inputs()))
+        accounts = list(folder.glob("memory/*/account"))
+        Installation.go_back(folder)
+        for x in islice(inputs(), 80):
+            robot.step(**x)
+        assert robot.manifest.release == 0 and robot.save() is None
+    assert len(accounts) == 1
+    with Installation.open(folder, budget=budget) as robot:
+        assert robot.save() is None
+
+
+def test_a_record_that_changes_while_a_bundle_is_put_in_is_obeyed(
+    folder: Path, second: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, step = installing.check_replaces, installing._step_golden
+
+    def confirmed(*arguments: object) -> None:
+        place = InstallFolder(folder)
+        place.change(Event.AGREED, "meanwhile")
+        place.change(Event.CONFIRMED, "meanwhile")
+        check(*arguments)
+
+    install(second, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(installing, "check_replaces", confirmed)
+        with pytest.raises(InstallError, match="changed meanwhile"):
+            install(release(second, 3), folder)
+    assert Bundle.open(folder / "b").digest == InstallFolder(folder).read().digests[1]
+    assert Installation.status(folder).runs == "b"
+
+    def taken_back(*arguments: object) -> None:
+        Installation.go_back(folder)
+        step(*arguments)
+
+    monkeypatch.setattr(installing, "_step_golden", taken_back)
+    with pytest.raises(InstallError, match="taken back meanwhile"):
+        install(release(second, 4), folder)
+    status = Installation.status(folder)
+    assert (status.phase, status.runs, status.can_go_back) == ("steady", "b", False)
+
+
+def test_a_slot_in_which_somebody_put_another_bundle_never_acts(
+    both: Both, folder: Path, second: Bundle
+) -> None:
+    install(second, folder, trial=SHORT)
+    release(folder / "b", 3)
+    both.until("staged")
+    both.until("steady")
+    assert "another bundle than was installed" in both.robot.why
+    install(second, folder, trial=SHORT)
+    both.until("trial")
+    both.until("steady")
+    for _ in range(40):  # what left lets go of its folder
+        both.step()
+    release(folder / "a", 3)
+    Installation.go_back(folder)
+    for _ in range(80):
+        both.step()
+    assert both.robot.manifest.release == 2
 
 
 def test_a_full_disk_in_the_middle_leaves_what_runs(

@@ -314,11 +314,14 @@ def test_what_cannot_be_trusted_is_refused_with_what_to_do(
     (keys / "rsa.pub").write_bytes(big.public_bytes(PEM, form))
     (keys / "text").write_text("hello")
     (keys / "empty.toml").write_text("version = 1\n")
+    nothing = 'native = false\nengines = ["native", "tensorrt"]'
+    policy(keys, nothing).rename(keys / "none.toml")
     for trust, word in {
         "author.pem": "private key",
         "rsa.pub": "not one that this machine accepts",
         "text": "not what can be trusted",
         "empty.toml": "names nobody",
+        "none.toml": "leaves no engine",
         "missing": "cannot be read",
         ".": "cannot be read",
     }.items():
@@ -409,6 +412,13 @@ def test_a_signature_lets_native_code_run_where_the_policy_does(
         assert session.engine_name.startswith("onnxruntime")
         with pytest.raises(EngineError, match="policy of this machine"):
             Session.open(copy, engine="native", trust=path)
+        # Not even where the user has accepted this code, and in the replay of a golden episode.
+        code.accept_for_this_process(code.code_digest(Bundle.open(copy).manifest))
+        with pytest.raises(EngineError, match="policy of this machine"):
+            stategate.verify(copy, engine="native", trust=path)
+        with pytest.raises(EngineError, match="policy of this machine"):
+            stategate.install(copy, tmp_path / "robot", engine="native", trust=path)
+        no_list.setattr(code, "_THIS_PROCESS", set())
     for allows in (keys / "author.pub", policy(keys, 'engines = ["native"]')):
         no_list.setattr(code, "_THIS_PROCESS", set())
         assert Session.open(copy, trust=allows).engine_name.startswith("native")
