@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 import stategate
-from lab.builds import AARCH64, CORTEX_M7, LEVELS, Build, records
+from lab.builds import AARCH64, CORTEX_M7, LEVELS, PLAIN, Build, records
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import StategateError
 from stategate.export.deploy import Engines
@@ -26,6 +26,7 @@ from stategate.models.zoo.catalogue import ZOO
 
 MAIN = Path(__file__).parents[1] / "docs" / "examples" / "digest.c"
 _LEVELS = ("-O0", "-O1", "-O2", "-O3")
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")
 _CLANG_AARCH64 = ("--target=aarch64-linux-gnu",)
 # Every level at the least ISA, and the upper ones at every ISA: a level matters less with the ISA.
 BUILDS = (
@@ -35,6 +36,8 @@ BUILDS = (
     *(Build("aarch64-linux-gnu-gcc", level, AARCH64) for level in _LEVELS),
     Build("clang", "-O3", AARCH64, _CLANG_AARCH64),
     *(Build("arm-none-eabi-gcc", level, CORTEX_M7) for level in ("-O1", "-O2", "-O3")),
+    *(Build(cc, "-O2", LEVELS[0], (PLAIN, *WARNINGS)) for cc in ("gcc", "clang")),
+    Build("arm-none-eabi-gcc", "-O2", CORTEX_M7, (PLAIN,)),
 )
 STEPS = 300
 _NO_ROOM = ("overflowed by", "will not fit in region")  # words of the linker
@@ -66,7 +69,7 @@ class Run:
         return cls(tuple(tuple(line.split()) for line in steps), last)
 
 
-def programs_input(bundle: Bundle) -> tuple[bytes, tuple[str, ...]]:
+def programs_input(bundle: Bundle, is_plain: bool) -> tuple[bytes, tuple[str, ...]]:
     """What ``digest.c`` reads of a bundle's golden episode, and what it is compiled with.
 
     Raises:
@@ -75,7 +78,7 @@ def programs_input(bundle: Bundle) -> tuple[bytes, tuple[str, ...]]:
     golden = bundle.golden()
     if golden is None:
         raise ValueError(f"{bundle.path} has no golden episode")
-    inputs = records(bundle, golden.inputs)
+    inputs = records(bundle, golden.inputs, is_plain=is_plain)
     flags = ("-DEACH_STEP",)
     if not golden.start:
         return inputs, flags
@@ -99,12 +102,13 @@ def compare(bundle: Bundle, builds: Sequence[Build], folder: Path, jobs: int = 2
         ``builds`` that ran, the distinct ``digests``, ``lacking`` by build, ``first_difference``
         in words or None.
     """
-    data, flags = programs_input(bundle)
+    input_of = {form: programs_input(bundle, form) for form in {b.is_plain for b in builds}}
     folder.mkdir(parents=True, exist_ok=True)
 
     def run(build: Build) -> Run | str:
         if build.lacking is not None:
             return build.lacking
+        data, flags = input_of[build.is_plain]
         try:
             program = build.compile(bundle.path, MAIN, folder, flags)
         except RuntimeError as problem:

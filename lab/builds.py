@@ -19,6 +19,7 @@ from stategate.contract.c_library import SOURCE_FOLDER
 _ROOT = Path(__file__).parents[1]
 LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 AARCH64, CORTEX_M7 = "aarch64", "cortex-m7"
+PLAIN = "-DSTATEGATE_PORTABLE"  # the form that is C99 and no more
 INSTALL = "make emulators"  # what installs every program that is named here
 
 _M7 = tuple(word for word in BARE_METAL["armv7e-m"].split()[1:] if word[:2] != "-O")
@@ -72,6 +73,11 @@ class Build:
             return f"this machine does not run {self.isa}"
         return None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is of the form that is C99 and no more."""
+        return PLAIN in self.flags
+
     def compile(
         self, bundle: Path, main: Path, folder: Path, more: Sequence[str | Path] = ()
     ) -> Path:
@@ -94,8 +100,11 @@ class Build:
         objects.mkdir()
         march = {AARCH64: ("-march=armv8-a", "-static"), CORTEX_M7: _M7}
         isa = march.get(self.isa, (f"-march={self.isa}", "-static"))
-        words = [self.compiler, "-std=gnu11", self.optimise, *isa, *MATHS, *self.flags]
+        language = "-std=c99" if self.is_plain else "-std=gnu11"
+        words = [self.compiler, language, self.optimise, *isa, *MATHS, *self.flags]
         words += [f"-I{source}", f"-Wa,-I{source}"]
+        if self.is_plain:
+            sources.append(str(write_weights(source, objects)))
         checked([*words, "-c", *sources], cwd=objects)
         words += map(str, [main, *more, *sorted(objects.glob("*.o"))])
         words += _M7_PROGRAM if self.isa == CORTEX_M7 else ()
@@ -148,21 +157,38 @@ def checked(
     return done
 
 
-def records(bundle: Bundle, arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+def write_weights(source: Path, folder: Path) -> Path:
+    """``weights.c`` of the plain form, by the command that docs/guides/native.md gives."""
+    page = (_ROOT / "docs/guides/native.md").read_text()
+    command = page[page.index("    { echo") : page.index("> weights.c")].replace(
+        "BUNDLE/native", "."
+    )
+    path = folder / "weights.c"
+    path.write_bytes(checked(["sh", "-c", command], cwd=source).stdout)
+    return path
+
+
+def records(
+    bundle: Bundle, arrays: Mapping[str, npt.NDArray[np.generic]], *, is_plain: bool = False
+) -> bytes:
     """Inputs of an episode as ``stategate_inputs`` structs, one after the other.
 
     Args:
         bundle: What declares the inputs, in the order of the struct.
         arrays: By name, steps first.
+        is_plain: Whether the structs are of the plain form, where members lie as in C99.
     """
-    place, fields = 0, []
+    place, widest, fields = 0, 1, []
     for spec in bundle.manifest.inputs:
         kind = np.dtype(spec.dtype)
+        alignment = kind.alignment if is_plain else 64
+        place, widest = -(-place // alignment) * alignment, max(widest, alignment)
         fields.append((spec.name, kind, tuple(spec.shape), place))
-        place += -(-int(np.prod(spec.shape)) * kind.itemsize // 64) * 64
+        place += int(np.prod(spec.shape)) * kind.itemsize
     names, kinds, shapes, offsets = zip(*fields, strict=True)
     formats = list(zip(kinds, shapes, strict=True))
-    struct = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": place})
+    size = -(-place // widest) * widest
+    struct = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
     table = np.zeros(len(arrays[names[0]]), struct)
     for name in names:
         table[name] = arrays[name].reshape(table[name].shape)

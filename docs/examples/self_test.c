@@ -234,7 +234,7 @@ int main(void)
     mistakes();
     (void)stategate_init(&spare);
     spare.may_write = never;
-    for (long step = 0; fread(&in, sizeof in, 1, stdin) == 1u; ++step) {
+    while (fread(&in, sizeof in, 1, stdin) == 1u) {
         const stategate_result result = stategate_step(&session, &in, &out);
         check(result >= 0, "a golden step was refused");
         chain = stategate_chain(&session, chain);

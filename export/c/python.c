@@ -8,7 +8,7 @@
 #include "stategate_chain.h"
 #include "stategate_model.h"
 
-#if defined(__linux__)
+#if defined(__linux__) && !defined(STATEGATE_PORTABLE)
 
 #include <string.h>
 

@@ -118,7 +118,7 @@ stategate_result stategate_rewind(stategate_session *s, uint32_t steps)
 
 #else /* no rings */
 
-static void lay_rows(stategate_session *s, bool appends) 
+static void lay_rows(stategate_session *s, bool appends)
 {
     (void)s;
     (void)appends;

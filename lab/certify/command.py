@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from lab.builds import Build, checked, records
+from lab.bits import WARNINGS, compare
+from lab.builds import PLAIN, Build, checked, records
 from lab.certify.coverage import coverage
-from lab.certify.misra import DEVIATIONS, WARNINGS, misra, warnings
+from lab.certify.misra import DEVIATIONS, misra, warnings
 from lab.certify.portable import portable_source
 from lab.certify.proof import ASSUMPTIONS, eva
 from lab.counts import MACHINES, count, version_of
@@ -26,6 +27,7 @@ from stategate.contract.staging import scratch_folder
 _SEALED_STEP = Path(__file__).with_name("sealed_step.c")
 _WRAPS = "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc"
 _HOST = Build("gcc", "-O3", "x86-64-v3")
+_FORMS = (_HOST, *(Build(cc, "-O2", "x86-64", (PLAIN,)) for cc in ("gcc", "clang-19")))
 TOOLS = ("cppcheck", "clang-19", "gcc", "frama-c")
 
 
@@ -78,7 +80,8 @@ def certify(path: Path, model: str, precision: str, eva_precision: int, limit_s:
     """Ask every tool about one bundle.
 
     Raises:
-        RuntimeError: It has no golden episode, does not compile, or its self-test fails.
+        RuntimeError: It has no golden episode, does not compile, its self-test fails, or its plain
+            form has other bits than are promised.
     """
     bundle = Bundle.open(path)
     golden = bundle.golden()
@@ -88,10 +91,13 @@ def certify(path: Path, model: str, precision: str, eva_precision: int, limit_s:
     with scratch_folder() as scratch:
         folder = Path(scratch) / "native"
         folder.mkdir()
+        forms = compare(bundle, _FORMS, Path(scratch))
+        if forms["lacking"] or forms["digests"] != [forms["promised"]]:
+            raise RuntimeError(f"the plain form has other bits: {forms}")
         sources = portable_source(bundle, folder)
         broken, deviating = misra(sources)
         lines = warnings(sources)
-        covered = coverage(sources, inputs)
+        covered = coverage(sources, records(bundle, golden.inputs, is_plain=True))
         alarms, words = eva(sources, eva_precision, limit_s)
         steps, calls = _sealed_steps(path, inputs, Path(scratch))
     counted = count(path, model, precision, "x86-64-v3")

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.builds import checked
-from lab.certify.portable import DEFINE
+from lab.builds import PLAIN, checked
 
 SELF_TEST = Path(__file__).parents[2] / "docs/examples/self_test.c"
 
@@ -37,7 +36,7 @@ def coverage(sources: Sequence[Path], inputs: bytes) -> Coverage:
     """Compile a session with the self-test, run it, and see what was reached."""
     folder = sources[0].parent
     program, raw, data = folder / "self_test", folder / "profile.raw", folder / "profile.data"
-    words = ["clang-19", "-std=c99", "-O0", DEFINE, "-ffp-contract=off", f"-I{folder}"]
+    words = ["clang-19", "-std=c99", "-O0", PLAIN, "-ffp-contract=off", f"-I{folder}"]
     words += ["-fprofile-instr-generate", "-fcoverage-mapping", "-fcoverage-mcdc"]
     checked(
         [*words, *map(str, (SELF_TEST, *sources, folder / "weights.c")), "-lm", "-o", str(program)]

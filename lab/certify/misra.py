@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.builds import checked
-from lab.certify.portable import DEFINE
+from lab.bits import WARNINGS
+from lab.builds import PLAIN, checked
 
 # Rules that MISRA C:2012 calls advisory; all others are required or mandatory.
 _ADVISORY = frozenset(
@@ -30,7 +30,6 @@ _MEANINGS = (
 )
 _FINDING = re.compile(r"^([^|]+)\|(\d+)\|(\d+)\|misra-c2012-([\d.]+)$", re.MULTILINE)
 _COMPILERS = ("gcc", "clang-19")
-WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")
 
 
 def misra(sources: Sequence[Path]) -> tuple[list[str], dict[str, int]]:
@@ -42,7 +41,7 @@ def misra(sources: Sequence[Path]) -> tuple[list[str], dict[str, int]]:
     """
     findings = set()
     for source in sources:
-        words = ["cppcheck", "--addon=misra", "--language=c", "--std=c99", "--quiet", DEFINE]
+        words = ["cppcheck", "--addon=misra", "--language=c", "--std=c99", "--quiet", PLAIN]
         words += [f"-D{meaning}" for meaning in _MEANINGS]
         words += [f"-I{source.parent}", "--template={file}|{line}|{column}|{id}", str(source)]
         findings |= set(_FINDING.findall(checked(words).stderr.decode()))
@@ -59,7 +58,7 @@ def warnings(sources: Sequence[Path]) -> list[str]:
     lines = []
     for compiler in _COMPILERS:
         for source in sources:
-            words = [compiler, "-std=c99", "-O2", "-ffp-contract=off", DEFINE, *WARNINGS]
+            words = [compiler, "-std=c99", "-O2", "-ffp-contract=off", PLAIN, *WARNINGS]
             done = subprocess.run(
                 [*words, f"-I{source.parent}", "-c", str(source), "-o", "/dev/null"],
                 capture_output=True,

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.certify.portable import DEFINE
+from lab.builds import PLAIN
 
 # What is assumed, as the report says it.
 ASSUMPTIONS = (
@@ -88,7 +88,7 @@ def eva(sources: Sequence[Path], precision: int, limit_s: float) -> tuple[int | 
     folder = sources[0].parent
     main = folder.parent / f"{folder.name}-eva.c"
     main.write_text(_MAIN.replace("@FILL@", _fill((folder / "stategate.h").read_text())))
-    words = ["frama-c", "-machdep", "gcc_x86_64", f"-cpp-extra-args=-I{folder} {DEFINE}"]
+    words = ["frama-c", "-machdep", "gcc_x86_64", f"-cpp-extra-args=-I{folder} {PLAIN}"]
     words += map(str, (main, folder / "weights.c", *sources))
     words += ["-eva", "-eva-precision", str(precision), "-warn-special-float", "none"]
     try:

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 import stategate
-from lab.bits import BUILDS, compare
-from lab.builds import Build
+from lab.bits import BUILDS, MAIN, WARNINGS, compare
+from lab.builds import PLAIN, Build, records
 from stategate.common.compiler import MATHS
 from stategate.common.cpu import isa_of_this_machine
 from stategate.contract import (
@@ -87,6 +87,7 @@ FEW = [
     Build("gcc", "-O0", "x86-64"),
     Build("clang", "-O3", "x86-64-v3"),
     Build("aarch64-linux-gnu-gcc", "-O2", "aarch64"),
+    Build("clang", "-O2", "x86-64", (PLAIN, *WARNINGS)),
 ]
 
 
@@ -113,6 +114,44 @@ def test_of_builds_that_part_the_first_step_and_tensor_are_named(
     result = compare(Bundle.open(native_bundle), [FEW[0], fusing], tmp_path)
     assert len(result["digests"]) == 2
     assert re.search(r"contract=fast parts from gcc -O0 x86-64 in step \d+ at \w+ '", str(result))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["lstm", "gru", "gated-deltanet"])
+def test_plain_c99_is_free_of_warnings_and_has_the_promised_digest(
+    model: str, tmp_path: Path
+) -> None:
+    bundle = stategate.make(model, tmp_path / "b", steps=40, engines="onnxruntime,native")
+    plain = [build for build in BUILDS if build.is_plain and build.lacking is None]
+    result = compare(bundle, plain, tmp_path)
+    assert result["builds"] and result["digests"] == [result["promised"]], result
+
+
+def test_the_guide_says_how_plain_c99_is_compiled_and_a_mixture_is_refused(
+    native_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(native_bundle)
+    golden = bundle.golden()
+    assert golden is not None and bundle.manifest.native is not None
+    page = (MAIN.parents[1] / "guides/native.md").read_text()
+    commands = page[
+        page.index("    { echo") : page.index("Program and bundle need the same choice")
+    ]
+    commands = commands.replace("BUNDLE", str(native_bundle)).replace(
+        "docs/examples", str(MAIN.parent)
+    )
+    subprocess.run(["sh", "-e", "-c", commands], cwd=tmp_path, check=True)
+    inputs = records(bundle, golden.inputs, is_plain=True)
+    printed = subprocess.run([tmp_path / "digest"], input=inputs, capture_output=True, check=True)
+    assert printed.stdout.decode().split() == [bundle.manifest.native.golden_digest]
+
+    mixed = commands.replace("cc ", "cc -c ").replace(" -lm -o digest", "")
+    subprocess.run(["sh", "-e", "-c", mixed], cwd=tmp_path, check=True)
+    words = ["cc", "-std=c99", f"-I{native_bundle / 'native'}", str(MAIN), "-o", "mixed"]
+    objects = [path.name for path in tmp_path.glob("*.o") if path.name != "digest.o"]
+    subprocess.run([*words, *objects, "-lm"], cwd=tmp_path, check=True)
+    printed = subprocess.run([tmp_path / "mixed"], input=inputs, capture_output=True)
+    assert printed.stdout == b"step 0 was refused: -6\n"
 
 
 class Fading(nn.Module):
