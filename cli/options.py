@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from stategate.contract.bundle import refuse_inside_bundle
 from stategate.contract.precision import PrecisionPlan
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -78,7 +79,12 @@ def group_of(*options: Callable[[Any], Any]) -> Callable[[Verb], Verb]:
 
 def out_option(text: str, kind: click.Path = ANY_PATH, **settings: Any) -> Callable[[Verb], Verb]:
     """``--out``, which a verb needs unless ``required`` says otherwise."""
-    return option("--out", type=kind, help=text, **{"required": True, **settings})
+
+    def outside(ctx: click.Context, param: click.Parameter, out: Path | None) -> Path | None:
+        return out and refuse_inside_bundle(out)
+
+    rest = {"required": True, **settings}
+    return option("--out", type=kind, help=text, callback=outside, **rest)
 
 
 def episode_option(text: str, *names: str, **settings: Any) -> Callable[[Verb], Verb]:

@@ -24,7 +24,13 @@ from stategate.contract.durable import (
     sync_folder,
     write_synced,
 )
-from stategate.contract.errors import BundleError, DigestError, EpisodeError, ManifestError
+from stategate.contract.errors import (
+    BundleError,
+    DigestError,
+    EpisodeError,
+    ManifestError,
+    ResultError,
+)
 from stategate.contract.failures import failures
 from stategate.contract.manifest import FileRef, Manifest, decode_manifest
 from stategate.contract.reading import FILE_BYTES, RECORD_BYTES, file_sha256, read_bounded
@@ -298,6 +304,23 @@ def refuse_to_replace(path: Path) -> None:
             expected="a new path, or a whole bundle without other files, which is replaced",
             remedy="choose another --out; stategate deletes nothing but its own bundles",
         )
+
+
+def refuse_inside_bundle(path: Path) -> Path:
+    """A path for a result, unless it is in a bundle: there it would replace a file or be a stray.
+
+    Raises:
+        ResultError: It is.
+    """
+    for folder in path.absolute().parents:
+        if (folder / MANIFEST).is_file() and (folder / SEAL).is_file():
+            raise ResultError(
+                "a result cannot be written into a bundle: it would no longer be as it was sealed",
+                found=path,
+                expected=f"a place outside of {folder}",
+                remedy="choose another --out; nothing was written",
+            )
+    return path
 
 
 def _strays(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from stategate.contract import Bundle
+from stategate.contract.bundle import refuse_inside_bundle
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import SpecError
 from stategate.contract.records import canonical_json
@@ -47,8 +48,8 @@ def bill(
     if format not in _WRITERS:
         raise SpecError("there is no such format", found=format, expected=" or ".join(_WRITERS))
     declared = about if isinstance(about, About) else About.load(about) if about else About()
-    facts = facts_of(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), declared)
+    facts = facts_of(Bundle.open(bundle), declared)
     raw = canonical_json(_WRITERS[format](facts))
     if out is not None:
-        write_whole(Path(out), raw)
+        write_whole(refuse_inside_bundle(Path(out)), raw)
     return raw

@@ -17,6 +17,7 @@ from lab.reproducible import MODEL
 from stategate.cli.main import main
 from stategate.contract import Bundle, CalibrationRecord, CurvePoint, GateCalibration
 from stategate.contract.calibration import Interval
+from stategate.contract.errors import ResultError
 from stategate.export.bill.about import About
 
 ABOUT = Path(__file__).parents[2] / "docs/examples/about.json"
@@ -159,6 +160,15 @@ def test_the_verb_names_what_nobody_said(bundle: Bundle, tmp_path: Path) -> None
     done = CliRunner().invoke(main, ["bill", str(bundle.path), *options])
     unsaid = json.loads(done.output)["unsaid"]
     assert "supplier" in unsaid and "licence" not in unsaid
+
+
+def test_no_result_is_written_into_a_bundle(bundle: Bundle) -> None:
+    for place in (bundle.path / "manifest.json", bundle.path / "new" / "bill.json"):
+        with pytest.raises(ResultError, match="into a bundle"):
+            stategate.bill(bundle, place)
+        for line in (["bill", str(bundle.path)], ["model", "sensitivity", "gru"]):
+            assert "into a bundle" in CliRunner().invoke(main, [*line, "--out", str(place)]).output
+    assert Bundle.open(bundle.path).undeclared_files() == []
 
 
 @pytest.mark.slow
