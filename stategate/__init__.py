@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from stategate.runtime.install.installation import Installation
     from stategate.runtime.install.record import Trial
     from stategate.runtime.install.release import release
-    from stategate.runtime.trust.signature import sign
+    from stategate.runtime.trust.sign import sign
     from stategate.wrapping import wrap
 
 __version__ = "0.2.0"
@@ -128,7 +128,7 @@ _HOMES = {
     "measure_ranges": ("calibration.ranges.record", "export"),
     "release": ("runtime.install.release", ""),
     "replay": ("runtime.check.replay", ""),
-    "sign": ("runtime.trust.signature", "trust"),
+    "sign": ("runtime.trust.sign", "trust"),
     "verify": ("runtime.check.verification", ""),
     "wrap": ("wrapping", "export"),
 }

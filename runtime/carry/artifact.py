@@ -151,3 +151,18 @@ def _config(manifest: Manifest, digests: list[str]) -> dict[str, Any]:
         "config": technical,
         "modelfs": {"type": "layers", "diffIds": digests},
     }
+
+
+def check_digest(what: str, expected: str, found: str) -> None:
+    """Refuse other bytes than those that were asked for.
+
+    Raises:
+        DigestError: They are others.
+    """
+    if expected.removeprefix("sha256:") != found:
+        raise DigestError(
+            f"{what} from the registry is not what its digest names",
+            found=f"sha256:{found}",
+            expected=expected,
+            remedy="push the bundle again, or use another registry",
+        )

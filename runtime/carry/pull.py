@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stategate.contract import Bundle, refuse_to_replace
 from stategate.contract.durable import make_folder, move_into_place, sync_folder
@@ -15,9 +16,11 @@ from stategate.contract.errors import BundleError, RegistryError
 from stategate.contract.failures import failures
 from stategate.contract.reading import file_sha256
 from stategate.contract.staging import hold, remove, staged
-from stategate.runtime.carry.artifact import Descriptor, unpacked
+from stategate.runtime.carry.artifact import Descriptor, check_digest, unpacked
 from stategate.runtime.carry.reference import Reference
-from stategate.runtime.carry.registry import Repository, check_digest
+
+if TYPE_CHECKING:
+    from stategate.runtime.carry.registry import Repository
 
 
 def pull(source: str, out: str | Path, *, plain_http: bool = False) -> Bundle:
@@ -38,6 +41,8 @@ def pull(source: str, out: str | Path, *, plain_http: bool = False) -> Bundle:
         DigestError: It gives other bytes than those that it names.
         BundleError: What it holds is no whole bundle, or something else is at ``out``.
     """
+    from stategate.runtime.carry.registry import Repository
+
     reference, out = Reference.parse(source), Path(out).resolve()
     refuse_to_replace(out)
     repository = Repository(reference, plain_http)

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from stategate.contract import Bundle, sha256
 from stategate.runtime.carry.artifact import packed
 from stategate.runtime.carry.reference import Reference
-from stategate.runtime.carry.registry import Repository
 
 
 def push(bundle: str | Path | Bundle, to: str, *, plain_http: bool = False) -> str:
@@ -31,8 +30,10 @@ def push(bundle: str | Path | Bundle, to: str, *, plain_http: bool = False) -> s
         BundleError: There is no whole bundle.
         RegistryError: The registry does not answer, or does not take it.
     """
+    from stategate.runtime.carry.registry import Repository
+
     reference = Reference.parse(to)
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = Bundle.open(bundle)
     raw, config, paths = packed(opened)
     digest = f"sha256:{sha256(raw)}"
     repository = Repository(reference, plain_http)

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stategate.contract.errors import DigestError, MissingDependencyError, RegistryError
-from stategate.runtime.carry.artifact import IMAGE, MANIFEST_BYTES
+from stategate.runtime.carry.artifact import IMAGE, MANIFEST_BYTES, check_digest
 from stategate.runtime.carry.reference import Reference, is_loopback
 
 try:
@@ -191,18 +191,3 @@ class Repository:
                 found=" ".join(str(problem).split())[:500],
                 remedy=login if "authent" in str(problem) else "try again: what is done stays done",
             ) from problem
-
-
-def check_digest(what: str, expected: str, found: str) -> None:
-    """Refuse other bytes than those that were asked for.
-
-    Raises:
-        DigestError: They are others.
-    """
-    if expected.removeprefix("sha256:") != found:
-        raise DigestError(
-            f"{what} from the registry is not what its digest names",
-            found=f"sha256:{found}",
-            expected=expected,
-            remedy="push the bundle again, or use another registry",
-        )

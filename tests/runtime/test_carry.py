@@ -203,6 +203,18 @@ def test_a_link_in_the_place_of_a_signature_is_not_sent(shelf: Shelf, signed: Pa
     assert not shelf.requests
 
 
+def test_a_bundle_that_changed_since_it_was_opened_is_not_sent(shelf: Shelf, signed: Path) -> None:
+    opened = Bundle.open(signed)
+    graph = signed / opened.manifest.step_graph.file.path
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    for call in (
+        lambda: stategate.push(opened, f"oci://{shelf.host}/a:1"),
+        lambda: stategate.bill(opened),
+    ):
+        with pytest.raises(DigestError):
+            call()
+
+
 def test_two_pulls_to_one_place_take_turns(shelf: Shelf, signed: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         bundles = list(pool.map(lambda _: pulled(shelf, tmp_path / "new" / "out"), range(8)))

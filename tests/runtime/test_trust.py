@@ -620,8 +620,11 @@ def test_without_the_library_a_signature_is_refused_and_not_passed_over(
 ) -> None:
     monkeypatch.delitem(sys.modules, "stategate.runtime.trust.signature")
     monkeypatch.setitem(sys.modules, "model_signing", None)
+    assert "key:" in str(stategate.sign.__doc__)  # so that help(stategate) works without it
     with pytest.raises(MissingDependencyError, match=r"stategate\[trust\]"):
         Session.open(bundle, trust=keys / "author.pub")
     line = ["sign", str(bundle), "--key", str(keys / "author.pem")]
     assert "stategate[trust]" in CliRunner().invoke(main, line).output
+    with pytest.raises(MissingDependencyError, match=r"stategate\[trust\]"):
+        stategate.sign(bundle, key=keys / "author.pem")
     Session.open(bundle).close()
