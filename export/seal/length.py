@@ -42,10 +42,12 @@ def choose_length(
         return matrices if length is None else (row * (length - 1) + matrices) / length
 
     if wish == "fewest-bytes":
-        # A longer turn is fewer bytes, as long as a ring is no larger than what it waits for.
+        # A longer turn is fewer bytes, as long as a ring is no larger than what it waits for; of
+        # heads of two or three numbers, a row is more than the matrix.
         fitting = [n for n in (*_TRIED, _LONGEST) if row * (n - 1) <= matrices]
-        length = max(fitting, default=_TRIED[0])
-        return length, f"{wish}: {_words(nbytes, (None, length))}"
+        longest = max(fitting, default=_TRIED[0])
+        length = min((None, longest), key=nbytes)
+        return length, f"{wish}: {_words(nbytes, (None, longest))}"
     narrowest = min(min(ring.value, *ring.parts.values()) for ring in rings)
     if narrowest < _NARROW:
         return None, (

@@ -74,7 +74,7 @@ class Watch:
                 if isinstance(path, str | bytes | os.PathLike):
                     full = os.path.realpath(os.fsdecode(path))
                     allowed = (folder,) if writes else (folder, *_READABLE)
-                    if not full.startswith(allowed):
+                    if not any(full == a or full.startswith(f"{a}/") for a in allowed):
                         self.events.append(f"{event} {full!r:.200}")
         except ValueError:
             pass  # a name with a zero byte, which nothing opens

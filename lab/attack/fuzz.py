@@ -59,6 +59,8 @@ def fuzz_door(
     problems = [f"{file}: {_last_word(text)}" for file in set(broken.iterdir()) - before]
     if "Is the code instrumented" in text:
         problems.append(f"{door}: no branches are counted; the readers were loaded too early")
+    if not any(counts):
+        problems.append(f"{door}: no file was tried")
     if status != 0 and not problems:
         problems = [f"{door} ended with status {status}: {text[-800:]}"]
     elapsed = time.monotonic() - start

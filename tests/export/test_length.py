@@ -42,6 +42,11 @@ def test_the_fewest_bytes_are_of_the_longest_turn_whose_ring_is_no_larger_than_t
     assert f"{nbytes:,.0f} bytes a write" in why
 
 
+def test_heads_whose_row_is_more_than_their_matrix_stay_plain() -> None:
+    length, why = choose_length("fewest-bytes", (ring(2),), no_trial)
+    assert length is None and "plain 64 bytes a write, a fold in 8 writes 92 bytes" in why
+
+
 def test_what_is_measured_is_refused_where_the_same_bytes_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

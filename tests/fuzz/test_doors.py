@@ -44,7 +44,16 @@ def test_a_door_that_does_what_none_may_do_is_seen(
     def fills(raw: bytes, folder: Path) -> None:
         raise StateFault("no", found="much") from MemoryError()
 
-    for read, problem in ((writes, "outside"), (says_nothing, "without"), (fills, "memory")):
+    def writes_next_door(raw: bytes, folder: Path) -> None:
+        Path(f"{folder}1").write_bytes(raw)
+        Path(f"{folder}1").unlink()
+
+    for read, problem in (
+        (writes, "outside"),
+        (writes_next_door, "outside"),
+        (says_nothing, "without"),
+        (fills, "memory"),
+    ):
         monkeypatch.setitem(DOORS, "npy", Door(read))
         with pytest.raises(Broken, match=problem):
             knock("npy", b"x")
