@@ -59,6 +59,7 @@ int main(void)
             const stategate_tensor *output = &model->outputs[i];
             chain = chain_of(chain, (const char *)&out + output->offset, output->bytes);
         }
+        (void)stategate_chain(&session, 0); /* zeros behind the rows that rings hold */
         for (uint32_t i = 0; i < model->n_states; ++i) {
             const stategate_tensor *state = &model->states[i];
             const void *bank = &session.bank[(session.parity >> state->group) & 1u];

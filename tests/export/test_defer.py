@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import stategate
+from lab.bits import compare
+from lab.builds import PLAIN, Build
 from stategate.bench.wear import WriteRate, state_bytes, write_rate
 from stategate.calibration.thresholds.recalibrate import recalibrate
 from stategate.contract import Budget, Bundle, Episode, StateSpec
@@ -65,6 +67,16 @@ def test_the_receipt_is_of_the_plain_model(bundle: Path) -> None:
     assert receipt is not None and receipt.gate_flips == 0
     assert max(receipt.max_output_error or 0, receipt.max_state_error or 0) < 2e-6
     assert receipt.gate_openings["fold"] == receipt.gate_openings["write"] // LENGTH
+
+
+def test_a_program_in_c_has_the_digest_that_the_manifest_promises(
+    bundle: Path, tmp_path: Path
+) -> None:
+    forms = [Build("cc", "-O1", "x86-64", flags) for flags in ((), (PLAIN,))]
+    if (why := forms[0].lacking) is not None:
+        pytest.skip(why)
+    result = compare(Bundle.open(bundle), forms, tmp_path)
+    assert len(result["builds"]) == 2 and result["digests"] == [result["promised"]]
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "native"])
