@@ -15,6 +15,10 @@
 
 #define STATEGATE_BOX_BLOCK 4096u
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum {
     STATEGATE_BOX_OK = 0,
     STATEGATE_BOX_TOO_SMALL = -1, /* a ring of this size could not be stepped again */
@@ -60,5 +64,9 @@ STATEGATE_API stategate_result stategate_black_box_step(stategate_black_box *box
 
 /* Write the block that is being filled; the next step begins another one. */
 STATEGATE_API stategate_box_result stategate_black_box_flush(stategate_black_box *box);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

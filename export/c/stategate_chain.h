@@ -120,14 +120,14 @@ static inline uint64_t stategate_chain_sum(const stategate_word *a, size_t half)
 static inline uint64_t stategate_chained(uint64_t chain, const void *data, size_t bytes)
 {
     const size_t block = 8u * STATEGATE_CHAIN_HALF;
-    const char *at = data;
+    const char *at = (const char *)data;
     uint32_t words[2u * STATEGATE_CHAIN_HALF];
     for (; bytes >= block; bytes -= block) {
 #ifdef STATEGATE_PORTABLE
         (void)memcpy(words, at, block);
         const uint64_t sum = stategate_chain_sum(words, STATEGATE_CHAIN_HALF);
 #else
-        const uint64_t sum = stategate_chain_sum((const void *)at, STATEGATE_CHAIN_HALF);
+        const uint64_t sum = stategate_chain_sum((const stategate_word *)(const void *)at, STATEGATE_CHAIN_HALF);
 #endif
         chain = stategate_mix(chain ^ (sum + block));
         at = &at[block];

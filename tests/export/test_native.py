@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -203,13 +202,21 @@ def test_the_library_holds_no_writable_weights_and_calls_only_mathematics(
     assert called <= {"logf", "memcpy", "memcmp", "memset", "memmove"}
 
 
-def test_the_header_is_c_plus_plus_too(native_bundle: Path, tmp_path: Path) -> None:
-    if shutil.which("c++") is None:
-        pytest.skip("no C++ compiler")
-    source = written(tmp_path, '#include "stategate.h"\nstategate_session s;\n', "user.cpp")
+def test_the_headers_are_c_plus_plus_too(native_bundle: Path, tmp_path: Path) -> None:
+    if shutil.which("c++") is None or shutil.which("nm") is None:
+        pytest.skip("no C++ compiler, or no nm")
+    names = ("stategate", "stategate_black_box", "stategate_chain", "stategate_install")
+    text = "".join(f'#include "{name}.h"\n' for name in names)
+    text += "stategate_session s;\nstategate_black_box b;\n"
+    text += "int both() { return stategate_init(&s) + stategate_black_box_flush(&b); }\n"
+    source = written(tmp_path, text, "user.cpp")
     words = ["c++", "-std=c++11", "-Wall", "-Wextra", "-Werror", "-c", str(source)]
-    words += [f"-I{native_bundle / 'native'}", "-o", os.devnull]
+    words += [f"-I{native_bundle / 'native'}", "-o", str(tmp_path / "user.o")]
     subprocess.run(words, check=True, capture_output=True)
+    listed = subprocess.run(["nm", "-u", tmp_path / "user.o"], capture_output=True, check=True)
+    assert set(listed.stdout.decode().split()) == {  # as C names them
+        *("U", "stategate_init_as", "stategate_black_box_flush")
+    }
 
 
 def test_temporaries_too_large_for_a_stack_are_static_and_compute_the_same(
