@@ -112,7 +112,10 @@ def sync_folder(path: Path) -> None:
 
 
 def move_into_place(staged: Path, path: Path) -> None:
-    """Put the folder ``staged`` at ``path``, durably; what was there ends up at ``staged``."""
+    """Put the folder ``staged`` at ``path``, durably; what was there ends up at ``staged``.
+
+    A file replaces what was there.
+    """
     try:
         staged.rename(path)
     except OSError as problem:

@@ -86,11 +86,6 @@ class WrapReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.row("gate").accuracy
 
     @property
-    def always_accuracy(self) -> float | None:
-        """Of writing always."""
-        return self.row("always").accuracy
-
-    @property
     def random_accuracy(self) -> float | None:
         """Of writing by chance, as often."""
         return self.row("random").accuracy

@@ -80,7 +80,5 @@ def verify(
     opened = Bundle.open(bundle)
     accepts = accepted(opened, trust)
     undeclared = tuple(opened.undeclared_files())
-    if engine == "auto" and accepts.engines:
-        engine = ",".join(accepts.engines)
     result = None if digests_only else replay(opened.path, tolerance, engine, trust)
     return VerificationReport(opened, undeclared, result, digests_only, accepts.signer)

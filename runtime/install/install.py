@@ -142,16 +142,6 @@ def _begun(folder: InstallFolder, bundle: Bundle, trial: Trial, older: str | Non
     """The record once the other slot may be written."""
     record = folder.read()
     running = runs(record.slots)
-    names = {place.name for place in folder.path.iterdir()}
-    # Hidden ones are this package's: locks, and what a killed process was writing.
-    strangers = {name for name in names if not name.startswith(".")} - {"lock"}
-    if record.number == 0 and strangers:
-        raise InstallError(
-            "the folder holds something that is no installation",
-            found=", ".join(sorted(strangers)[:5]),
-            expected="a new or an empty folder",
-            remedy="choose another --into; nothing was changed",
-        )
     # Asked before anything is moved: on trial the free slot is the one that runs.
     release, is_allowed = bundle.manifest.release, older is not None
     if decide(record.slots, Event.INSTALL, release, is_allowed) is None:

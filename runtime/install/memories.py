@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stategate.contract import Manifest, ObservationContract
-from stategate.contract.durable import make_folder, sync_folder
+from stategate.contract.durable import make_folder, move_into_place, sync_folder
 from stategate.contract.errors import SnapshotError, StategateError
 from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Array
@@ -40,7 +40,9 @@ def states_for_update(
     if (manifest.observation or ObservationContract()).resets.on_switch:
         return None, "the memory begins anew: its reset rule on_switch says so"
     if identity == memory_identity(manifest):
-        return states, "the memory goes on: its schema is the same"
+        same = manifest.step_graph.file.sha256 == older.step_graph.file.sha256
+        other = "" if same else ", of another graph"
+        return states, f"the memory goes on: its schema is the same{other}"
     for migration in manifest.migrations:
         if migration.memory_sha256 == identity:
             initial = {spec.name: session.state(spec.name) for spec in manifest.states}
@@ -84,7 +86,7 @@ def move_account(folder: Path, others: list[Path]) -> None:
         return
     for other in others:
         try:
-            (other / _ACCOUNT).replace(folder / _ACCOUNT)
+            move_into_place(other / _ACCOUNT, folder / _ACCOUNT)
         except FileNotFoundError:
             continue
         except failures(OSError) as problem:
@@ -93,6 +95,5 @@ def move_account(folder: Path, others: list[Path]) -> None:
                 found=f"{other}: {problem}",
                 remedy="make the folder writable; nothing was changed",
             ) from problem
-        sync_folder(folder)
         sync_folder(other)
         return

@@ -184,12 +184,23 @@ class InstallFolder:
             os.close(descriptor)
 
     def check(self) -> None:
-        """Refuse a folder that is not there."""
+        """Refuse a folder that is missing or somebody else's: not even a lock is put there."""
         if not self.path.is_dir():
             raise InstallError(
                 "nothing is installed here",
                 found=f"{self.path}: no such folder",
                 remedy=f"stategate install BUNDLE --into {self.quoted}",
+            )
+        if (self.path / _NAME).exists():
+            return
+        # Hidden ones are this package's: locks, and what a killed process was writing.
+        names = sorted(place.name for place in self.path.iterdir())
+        if strangers := [name for name in names if not name.startswith(".") and name != _LOCK]:
+            raise InstallError(
+                "the folder holds something that is no installation",
+                found=", ".join(strangers[:5]),
+                expected="an installation, or a new or an empty folder",
+                remedy="choose another folder; nothing was changed",
             )
 
     def write(self, record: Installed) -> None:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from stategate.contract.migration import Migration, StateOrigin
 from stategate.runtime.install import install as installing
 from stategate.runtime.install import unpack as unpacking
 from stategate.runtime.install.decide import Event
+from stategate.runtime.install.install import confirm, go_back, status
 from stategate.runtime.install.record import InstallFolder
 
 SHORT = Trial(shadow_steps=64, steps=96)
@@ -331,8 +333,10 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
 ) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "diary.txt").write_text("mine")
-    with pytest.raises(InstallError, match="holds something that is no installation"):
-        install(tiny_bundle, tmp_path)
+    for verb in (partial(install, tiny_bundle), confirm, go_back, status):
+        with pytest.raises(InstallError, match="holds something that is no installation"):
+            verb(tmp_path)
+    assert [place.name for place in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a" / "diary.txt").read_text() == "mine"
     for verb in (Installation.confirm, Installation.status):
         with pytest.raises(InstallError, match="no such folder"):
