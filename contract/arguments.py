@@ -21,12 +21,14 @@ _SHOWN = 80  # letters of a value that a message shows
 
 
 def checks_kinds(call: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Refuse keywords, and ``out``, that are not of the kind of their annotation.
+    """Refuse keywords, ``out`` and ``engine`` that are not of the kind of their annotation.
 
     Numbers by themselves and recordings are left to those who read them, and say more.
     """
     signature = inspect.signature(call)
-    names = {"out"} | {n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+    names = {"out", "engine"} | {
+        n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY
+    }
     names -= {"episode", "progress"}
     texts = {n: p.annotation for n, p in signature.parameters.items() if n in names}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from stategate.contract import Bundle, ObservationContract, check_rows
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.claims import Observes, check_caller
 from stategate.contract.errors import (
     EngineError,
@@ -58,10 +59,8 @@ class Pool(OpenBundle):
         self._memory = RowMemory(buffers, bundle.manifest.outputs, capacity)
         # The engine computes every row; what a caller sees are copies of the stepped ones.
         shown = self._memory.shown
-        outputs, gates = (
-            {slot.name: shown[slot.name] for slot in slots}
-            for slots in (buffers.outputs, buffers.gates)
-        )
+        outputs = {slot.name: shown[slot.name] for slot in buffers.outputs}
+        gates = {slot.name: shown[slot.name] for slot in buffers.gates}
         super().__init__(bundle, engine, outputs, gates)
         self._counters = self._memory.counters
         self._store = RowStore(Codec(bundle.manifest, bundle.digest), self._memory)
@@ -84,6 +83,7 @@ class Pool(OpenBundle):
         return self._open_engine().name
 
     @classmethod
+    @checks_kinds
     def open(
         cls,
         path: str | Path | Bundle,

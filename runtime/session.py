@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from stategate.contract import Budget, Bundle, ObservationContract
 from stategate.contract.arguments import checks_kinds
@@ -42,7 +42,7 @@ from stategate.runtime.trust.accepted import accepted
 from stategate.runtime.trust.policy import Trust
 from stategate.runtime.watch.telemetry import metrics
 
-FaultPolicy = Literal["raise", "hold", "reset"]
+FaultPolicy = Literal["raise", "hold", "reset", "rewind"]
 
 
 class Session(MemoryOwner):
@@ -79,11 +79,14 @@ class Session(MemoryOwner):
             self._governor = Governor(budget, groups, constants, clock, counters)
         thresholds = self._governor.thresholds if self._governor is not None else None
         resident = engine if isinstance(engine, Resident) else None
-        self._memory = memory = Memory(buffers, counters, thresholds, resident, rewind)
+        keeps_steps = rewind or on_fault == "rewind"
+        self._memory = memory = Memory(buffers, counters, thresholds, resident, keeps_steps)
         rules = (bundle.manifest.observation or ObservationContract()).resets
         self._resets_on_fault = on_fault == "reset" or rules.on_fault
         if self._resets_on_fault:
             memory.after_fault = "every state is at its initial value: go on"
+        if on_fault == "rewind":
+            memory.prepare_retreat(rules.on_fault)
         idle = None
         if rules.idle_seconds is not None:
             begin, fault = memory.begin, counters.add_clock_fault
@@ -136,8 +139,10 @@ class Session(MemoryOwner):
             black_box: File of fixed size for the last steps; see `stategate.replay`.
             on_fault: After a fault is counted and the old state is in place: ``raise`` it; ``hold``
                 answers with the last good outputs of this episode; ``reset`` answers the same and
-                puts the states back to their initial values. Before there are good outputs, both
-                answer with those that the manifest declares safe, or raise.
+                puts the states back to their initial values; ``rewind`` answers the same and takes
+                back the last write, as far as a bundle in deferred form keeps it. Before there
+                are good outputs, all three answer with those that the manifest declares safe, or
+                raise.
             clock: Source of time; tests replace it.
             engine: ``onnxruntime``, ``native``, ``tensorrt``, or ``auto`` for the faster one of the
                 first two by the bundle's measurement. Of several separated by commas the first
@@ -154,7 +159,8 @@ class Session(MemoryOwner):
 
         Raises:
             SpecError: The budget is looser than the manifest's or contradicts the model, a policy
-                does not exist, or the caller hands over something else than the bundle takes.
+                does not exist or is not for this bundle, or the caller hands over something else
+                than the bundle takes.
             MemoryBudgetError: The bundle needs more memory than it may; nothing was allocated.
             SnapshotError: The snapshot folder is in use, or belongs to another memory. Snapshots
                 that cannot be read are no error, but a `SnapshotWarning`.
@@ -164,8 +170,8 @@ class Session(MemoryOwner):
             EngineError: The graph cannot be loaded, or is not what the manifest says.
             MissingDependencyError: The engine's library is not installed.
         """
-        if on_fault not in ("raise", "hold", "reset"):
-            raise SpecError("unknown fault policy", found=on_fault, expected="raise, hold or reset")
+        if on_fault not in (policies := get_args(FaultPolicy)):
+            raise SpecError("unknown fault policy", found=on_fault, expected=", ".join(policies))
         bundle = open_single(path)
         accepts = accepted(bundle, trust)
         check_caller(bundle.manifest, observes, rate_hz)
@@ -343,6 +349,8 @@ class Session(MemoryOwner):
         answered = self._answers is not None and self._answers.give()
         if self._resets_on_fault:
             self._memory.begin()
+        elif self._on_fault == "rewind":
+            self._memory.retreat()
         if not answered:
             raise fault
 

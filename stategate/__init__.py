@@ -282,6 +282,7 @@ def fits(
     """
     from stategate.bench.fits.report import bundle_at, devices, fits_report, only_for_its_size
     from stategate.contract.staging import scratch_folder
+    from stategate.runtime.trust.code import trials
 
     profiles = devices(target)
     in_c = len(profiles) == 1 and profiles[0].is_microcontroller
@@ -290,7 +291,7 @@ def fits(
         if bundle is None:
             from stategate.export.make import make
 
-            with only_for_its_size(model):
+            with only_for_its_size(model), trials():
                 bundle = make(
                     model,
                     f"{scratch}/bundle",

@@ -44,6 +44,8 @@ class Footprint:
     # growth of the key-value cache that the memory replaces; None where it replaces none
     kv_bytes_per_step: int | None
     snapshot_bytes: int  # a snapshot of one session
+    # whether TensorRT, which keeps the states of one session itself, could step it
+    in_tensorrt: bool = True
 
 
 class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,7 +117,7 @@ class Fit:
     # holds, and not a promise. None: unknown.
     bandwidth_floor_us: float | None
     compute_floor_us: float | None  # its products at the accelerator's dense peak; None: unknown
-    legal: tuple[str, ...]  # engines on which its element types are legal
+    legal: tuple[str, ...]  # engines that can step it there, with its element types
 
 
 def load_costs(engine: str = "onnxruntime") -> Costs:
@@ -186,13 +188,18 @@ def fit(
         left_bytes=spare,
         # Of TensorRT's builder no figure was found but that a build restarted an 8 GB board
         # (TensorRT-LLM issue 3263).
-        build_peak_bytes={costs.engine: memory.peak, "tensorrt": None},
+        build_peak_bytes={costs.engine: memory.peak}
+        | ({"tensorrt": None} if footprint.in_tensorrt else {}),
         snapshot_space_bytes=2 * count * -(-footprint.snapshot_bytes // 4096) * 4096,
         kv_bytes=kv_bytes,
         kv_fits=None if kv_bytes is None or spare is None else kv_bytes <= spare,
         bandwidth_floor_us=_bandwidth_floor_us(footprint, target, share),
         compute_floor_us=_compute_floor_us(footprint, plan, target, share),
-        legal=tuple(engine for engine in target.engines if not target.lacks(plan, engine)),
+        legal=tuple(
+            engine
+            for engine in target.engines
+            if not target.lacks(plan, engine) and (footprint.in_tensorrt or engine != "tensorrt")
+        ),
     )
 
 

@@ -61,6 +61,7 @@ def footprint(bundle: Bundle, engine: Engine = "onnxruntime") -> Footprint:
         branches=len(graphs) - 1,
         kv_bytes_per_step=manifest.model.kv_bytes_per_step,
         snapshot_bytes=Codec(manifest).file_bytes,
+        in_tensorrt=manifest.sessions == 1 and all(s.cursor is None for s in step.states),
     )
 
 

@@ -12,6 +12,7 @@ from stategate.contract import Bundle
 from stategate.contract.errors import ExportError
 from stategate.models.memories.matrix import Ring
 from stategate.runtime.check.full_pool import open_stepper
+from stategate.runtime.trust.code import trials
 
 WISHES = ("auto", "fewest-bytes")
 _TRIED = (8, 16, 32)
@@ -59,7 +60,8 @@ def choose_length(
             "--defer auto is measured, and SOURCE_DATE_EPOCH asks for the same bytes every time",
             remedy="--defer 16",
         )
-    times = _times({n: trial(n) for n in (None, *_TRIED)})
+    with trials():
+        times = _times({n: trial(n) for n in (None, *_TRIED)})
     best = min(times, key=lambda n: times[n])
     chosen = "plain" if best is None else f"a fold in {best} writes"
     return best, f"auto, {chosen}: {_words(nbytes, tuple(times), times)}"

@@ -73,6 +73,9 @@ def check_legal(model: onnx.ModelProto, spec: StepSpec, generation: Generation) 
 
 def _signature(model: onnx.ModelProto, spec: StepSpec, generation: Generation) -> Iterator[Finding]:
     for state in spec.states:
+        if state.cursor is not None:
+            rule, remedy = "a step replaces states as a whole", "export without --defer"
+            yield Finding(f"state {state.name}", rule, "rows that are appended", remedy)
         if state.dtype not in ("float32", "int32", "bool"):
             yield Finding(
                 f"state {state.name}",

@@ -247,12 +247,7 @@ class Memory:
         assert self.rings is not None
         return self.rings.step(self.parity, any(self._gated[i].appends for i, _ in opened))
 
-    def rewind(self, steps: SupportsIndex) -> None:
-        """Take back the last steps, and count that.
-
-        Raises:
-            SpecError: So many steps are not kept, or there is nothing that keeps any.
-        """
+    def _rewindable(self) -> Rings:
         if self.rings is None or self._resident is not None:
             raise SpecError(
                 "no step of this memory can be taken back",
@@ -260,13 +255,39 @@ class Memory:
                 expected="a bundle in deferred form, stepped in the process's memory",
                 remedy="stategate export MODEL --defer 16; or session.branch()",
             )
+        return self.rings
+
+    def rewind(self, steps: SupportsIndex) -> None:
+        """Take back the last steps, and count that.
+
+        Raises:
+            SpecError: So many steps are not kept, or there is nothing that keeps any.
+        """
+        rings = self._rewindable()
         self.chain_up()
-        before = self.rings.position[1]
-        parity, position = self.rings.take_back(steps, self.parity)
+        before = rings.position[1]
+        parity, position = rings.take_back(steps, self.parity)
         self.replacements += 1
         # From here on nothing is called.
-        self.parity, self.rings.position = parity, position
+        self.parity, rings.position = parity, position
         self._counters.rewound_steps += before - position[1]
+
+    def prepare_retreat(self, resets: bool) -> None:
+        """Refuse to take back steps after faults where that cannot be, or the bundle ``resets``."""
+        if resets:
+            raise SpecError(
+                "this bundle resets its memory after a fault, so no step is taken back",
+                found="on_fault in the resets of its observation contract",
+                remedy='Session.open(path, on_fault="hold")',
+            )
+        self._rewindable()
+        self.after_fault = "the last write is taken back where it was kept: go on, or call reset()"
+
+    def retreat(self) -> None:
+        """Take back the last write after a fault, or as much of what came since as is kept."""
+        steps = self._rewindable().steps_to_retreat(self.parity)
+        if steps:
+            self.rewind(steps)
 
     def live(self) -> dict[str, Array]:
         """What the next step reads, by name; not copies, but of rings, of which rows are held."""
@@ -325,7 +346,7 @@ class Memory:
         self.chain_up()
         if self.rings is not None:
             self.rings.check(states)
-            self.rings.position = (0, 0)
+            self.rings.begin()
         self.replacements += 1
         parity = self.parity ^ self._every_bit
         for state in self._states:

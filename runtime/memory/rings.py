@@ -50,7 +50,14 @@ class Rings:
             for state in ungated.states
             if keeps_steps
         ]
+        self._counts = next((past for s, past in self._history if s is self._cursor), None)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the steps before: other states are put in place."""
         self.position = (0, 0)
+        # Rows that were held when a step failed since the last fold, and that were left of them.
+        self._failure: tuple[int, int] | None = None
 
     def count(self, parity: int) -> int:
         """Rows that the rings hold."""
@@ -74,11 +81,29 @@ class Rings:
             return False, (place, undoable)
         count = self.count(parity)
         if count >= self.rows:
+            self._failure = None
             return False, (place, 0)
         live = bool(parity & self._group.bit)
         for banks, row in self._places:
             np.copyto(banks[live][count], row)
         return True, (place, undoable)
+
+    def steps_to_retreat(self, parity: int) -> int:
+        """How many of the last steps to take back after a fault: those since before a write.
+
+        The memory may fail again and again where it failed before. So unless it has grown beyond
+        that place, one write more is taken back than after the last fault.
+        """
+        place, undoable = self.position
+        rows = self.count(parity)
+        if self._failure is None or rows > self._failure[0]:
+            self._failure = rows, rows
+        furthest, below = self._failure
+        self._failure = furthest, below - 1
+        counts = self._counts
+        assert counts is not None
+        back = range(1, undoable + 1)
+        return next((n for n in back if counts[(place - n) % self._slots] < below), undoable)
 
     def take_back(self, steps: SupportsIndex, parity: int) -> tuple[int, tuple[int, int]]:
         """Lay ready what was before the last steps.

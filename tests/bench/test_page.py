@@ -26,6 +26,22 @@ needs_browser = pytest.mark.skipif(
 )
 
 
+def test_the_bytes_that_were_appended_and_folded_stand_in_both_pages(
+    result: Callable[..., BenchResult],
+) -> None:
+    measured = result(30.0, seed=0)
+    subject = msgspec.structs.replace(
+        measured.subjects[0], appended_bytes=1_234_567, folded_bytes=76_543
+    )
+    measured = msgspec.structs.replace(measured, subjects=(subject,))
+    rows = [[c.strip() for c in line.split("|")] for line in markdown(measured).splitlines()]
+    (names,) = [row for row in rows if "of these appended" in row]
+    (figures,) = [row for row in rows if len(row) == len(names) and "1,234,567" in row]
+    shown = dict(zip(names, figures, strict=True))
+    assert (shown["of these appended"], shown["and folded"]) == ("1,234,567", "76,543")
+    assert "of these appended" in html(measured) and ">76,543<" in html(measured)
+
+
 class Elements(HTMLParser):
     """How many elements of each kind a document has, and the texts of its heading cells."""
 

@@ -10,28 +10,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 import stategate
 from lab.bits import compare
 from lab.builds import PLAIN, Build
+from stategate.bench.fits.report import fits_report
 from stategate.bench.wear import WriteRate, state_bytes, write_rate
 from stategate.calibration.thresholds.recalibrate import recalibrate
 from stategate.contract import Budget, Bundle, Episode, StateSpec
 from stategate.contract.chain import START
 from stategate.contract.errors import (
     EngineError,
+    GraphError,
     SnapshotError,
     SpecError,
     StateFault,
     StepInputError,
     WriteBudgetError,
 )
+from stategate.export.tensorrt.generations import GENERATIONS
+from stategate.export.tensorrt.rules import check_legal
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.zoo.makers import GDN2
 from stategate.runtime import Pool, Session, SnapshotPolicy
+from stategate.targets import load
 
 LENGTH = 4
 FOLD = 4 * 2 * 8 * 8  # the matrices of two heads
@@ -229,6 +235,92 @@ def test_a_fault_behind_a_branch_is_answered_as_if_there_had_been_none(bundle: P
             session.step(x=overflow())
 
 
+def alternating() -> tuple[list[np.ndarray], np.ndarray]:
+    """Inputs that open the gate, and one that leaves it closed."""
+    opens = [np.full((1, 4), 0.1 + 0.015 * t, np.float32) for t in range(60)]
+    return opens, np.full((1, 4), 5, np.float32)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
+def test_a_fault_takes_back_the_last_write_and_the_quiet_steps_after_it(
+    bundle: Path, engine: str
+) -> None:
+    opens, quiet = alternating()
+    with (
+        Session.open(bundle, engine=engine, on_fault="rewind") as session,
+        Session.open(bundle, engine=engine) as never,
+    ):
+        for x in opens[: LENGTH + 1]:  # one row waits behind a fold
+            session.step(x=x)
+            never.step(x=x)
+        session.step(x=opens[-1])
+        good = session.step(x=quiet)["y"].tobytes()
+        ledger = session.ledger
+        assert (ledger.writes, ledger.quiet_steps) == (LENGTH + 2, 1)
+        assert session.step(x=overflow())["y"].tobytes() == good
+        assert memory(session) == memory(never)
+        now = session.ledger
+        assert (now.faults, now.rewound_steps, now.steps) == (1, 2, ledger.steps + 1)
+        for x in opens:  # and goes on as if they had never been
+            assert session.step(x=x)["y"].tobytes() == never.step(x=x)["y"].tobytes()
+        assert memory(session) == memory(never)
+
+
+def test_faults_at_the_same_place_take_back_one_write_more_down_to_the_last_fold(
+    bundle: Path,
+) -> None:
+    opens, quiet = alternating()
+    with Session.open(bundle, on_fault="rewind") as session:
+        past = []
+        for x in opens[: LENGTH * 2 - 1]:
+            session.step(x=x)
+            past.append(memory(session))  # the last ones hold 0 to 3 rows
+        rows = []
+        for _ in range(LENGTH - 1):
+            session.step(x=overflow())
+            rows.append(int(session.state("waiting")[0]))
+            assert memory(session) == past[LENGTH - 1 + rows[-1]]
+            session.step(x=opens[LENGTH + rows[-1]])
+        assert rows == [2, 1, 0]
+        inside = session.ledger.rewound_steps
+        session.rewind(1)
+        session.step(x=overflow())  # nothing is left: as with hold
+        assert memory(session) == past[LENGTH - 1]
+        assert session.ledger.rewound_steps == inside + 1
+        for x in opens[: LENGTH + 1]:
+            session.step(x=x)
+        session.step(x=opens[-1])
+        session.step(x=overflow())  # after a fold, faults are counted anew
+        assert int(session.state("waiting")[0]) == 1
+
+
+def test_before_a_good_answer_a_fault_is_raised_and_says_what_is_in_place(bundle: Path) -> None:
+    with Session.open(bundle, on_fault="rewind") as session:
+        before = memory(session)
+        with pytest.raises(StateFault, match="the last write is taken back where it was kept"):
+            session.step(x=overflow())
+        assert memory(session) == before
+        assert (session.ledger.faults, session.ledger.rewound_steps) == (1, 0)
+
+
+def test_a_fault_that_took_steps_back_is_replayed_and_survives_a_restart(
+    bundle: Path, tmp_path: Path
+) -> None:
+    box, policy = tmp_path / "box", SnapshotPolicy(tmp_path / "s", every_writes=1, journal=True)
+    with Session.open(bundle, on_fault="rewind", black_box=box, snapshots=policy) as session:
+        for t, x in enumerate(alternating()[0]):
+            if t % 3 == 2:
+                session.step(x=overflow())
+            session.step(x=x)
+        assert session.ledger.rewound_steps > 2
+        before = memory(session)
+    report = stategate.replay(box, bundle)
+    assert report.passed and report.bit_for_bit
+    with Session.open(bundle, snapshots=policy) as session:
+        session.restore()
+        assert memory(session) == before
+
+
 def test_a_step_that_was_taken_back_twice_counts_once(bundle: Path) -> None:
     with Session.open(bundle, rewind=True) as session:
         with session.branch():
@@ -355,6 +447,16 @@ def test_any_whole_number_of_steps_is_taken_back_and_nothing_else(bundle: Path) 
 def test_tensorrt_does_not_append_and_says_so(bundle: Path) -> None:
     with pytest.raises(EngineError, match="appends no rows"):
         Session.open(bundle, engine="tensorrt")
+
+
+def test_neither_fits_nor_the_rules_say_that_tensorrt_steps_it(bundle: Path) -> None:
+    opened, target = Bundle.open(bundle), load("jetson-orin-nano-8gb")
+    report = fits_report(opened, [target])
+    assert report.fits[0].legal == ("onnxruntime", "native")
+    assert "tensorrt" not in report.fits[0].build_peak_bytes
+    graph, step = opened.manifest.step_graph.file, opened.manifest.step
+    with pytest.raises(GraphError, match="rows that are appended; export without --defer"):
+        check_legal(onnx.load(bundle / graph.path), step, GENERATIONS["10"])
 
 
 def test_a_pool_does_not_append_and_says_so(bundle: Path) -> None:

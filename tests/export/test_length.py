@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import torch
 import stategate
 from stategate.contract import Bundle
 from stategate.contract.errors import ExportError, SpecError
+from stategate.export.seal import length
 from stategate.export.seal.length import choose_length
 from stategate.models.memories.delta.config import DeltaStackConfig
 from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.matrix import Ring
 from stategate.models.zoo.makers import GDN2
+from stategate.runtime.trust.code import code_digest
 
 
 def no_trial(length: int | None) -> Bundle:
@@ -28,16 +31,16 @@ def ring(width: int) -> Ring:
 
 
 def test_narrow_heads_are_never_deferred_by_themselves() -> None:
-    length, why = choose_length("auto", (ring(64),), no_trial)
-    assert length is None and "narrower than 128" in why
+    turn, why = choose_length("auto", (ring(64),), no_trial)
+    assert turn is None and "narrower than 128" in why
 
 
 @pytest.mark.parametrize(("width", "expected"), [(8, 8), (64, 16), (128, 32), (256, 64)])
 def test_the_fewest_bytes_are_of_the_longest_turn_whose_ring_is_no_larger_than_the_matrix(
     width: int, expected: int
 ) -> None:
-    length, why = choose_length("fewest-bytes", (ring(width),), no_trial)
-    assert length == expected
+    turn, why = choose_length("fewest-bytes", (ring(width),), no_trial)
+    assert turn == expected
     nbytes = (4 * 4 * 3 * width * (expected - 1) + 4 * 4 * width * width) / expected
     assert f"{nbytes:,.0f} bytes a write" in why
 
@@ -62,14 +65,30 @@ def test_another_word_is_no_length(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-def test_the_choice_and_its_measurements_stand_in_the_manifest(tmp_path: Path) -> None:
+def test_the_choice_stands_in_the_manifest_and_nothing_else_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted, scratch = tmp_path / "accepted", tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("STATEGATE_TRUST", str(accepted))
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     torch.manual_seed(0)
-    layer = replace(GDN2, width=128, key_dim=128, value_dim=128)
+    monkeypatch.setattr(length, "_NARROW", 8)  # wide heads take minutes
+    monkeypatch.setattr(length, "_TRIED", (8,))
+    layer = replace(GDN2, width=16, key_dim=8, value_dim=8)
     model = DeltaStack(DeltaStackConfig(4, 2, layers=1, mlp=None, layer=layer, threshold=0.0))
     bundle = stategate.make(
         model, tmp_path / "b", defer="auto", steps=64, engines="onnxruntime,native"
     )
     why = bundle.manifest.metadata["deferral"]
-    assert why.count("us a step") == 4
+    assert why.count("us a step") == 2
     rows = [state.rows for state in bundle.manifest.states if state.cursor is not None]
     assert why.startswith(f"auto, a fold in {rows[0] + 1} writes" if rows else "auto, plain")
+    assert [line.split()[0] for line in accepted.read_text().splitlines()] == [
+        code_digest(bundle.manifest)
+    ]
+    assert not list(scratch.glob("*stategate*"))
+    assert {each.name for each in tmp_path.iterdir()} == {"accepted", "scratch", "b"}
+    accepted.unlink()
+    stategate.fits("aura-hard", engine="native")
+    assert not accepted.exists()

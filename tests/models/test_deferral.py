@@ -102,8 +102,9 @@ def test_many_deferred_steps_stay_as_near_as_plain_ones(family: str, one_thread:
     model: nn.Module = getattr(makers, family)()
     shape = model.step_spec().inputs[0].shape  # type: ignore[operator]
     pair = Pair(model, 16, 0.0)
-    # The other families share the code of these two. A hundred thousand steps of a head are
-    # measured in C, by `make bench-deferred`: in torch they take five minutes.
+    # The other families share the code of these two. A hundred thousand steps of a whole model
+    # take minutes here and are not taken: one head alone was stepped for so long, in C, for
+    # docs/concepts/bytes.md.
     steps = 25_000 if family in ("gated_deltanet2", "mamba2") else 5_000
     for _ in range(steps):
         pair.step(torch.randn(shape))

@@ -102,8 +102,10 @@ def test_a_fault_before_the_first_good_answer_of_an_episode_is_raised(
 
 
 def test_an_unknown_policy_or_fault_is_refused(tiny_bundle: Path) -> None:
-    with pytest.raises(SpecError, match="raise, hold or reset"):
+    with pytest.raises(SpecError, match="raise, hold, reset, rewind"):
         Session.open(tiny_bundle, on_fault="ignore")
+    with pytest.raises(SpecError, match="no step of this memory can be taken back"):
+        Session.open(tiny_bundle, on_fault="rewind")
     with Session.open(tiny_bundle) as session, pytest.raises(SpecError, match="unknown fault"):
         inject(session, {1: "gremlin"})
 

@@ -129,7 +129,10 @@ def test_a_row_of_a_pool_that_was_idle_too_long_begins_anew_alone(
 def test_after_a_fault_the_memory_begins_anew_by_the_bundles_rule(
     bundle_with: Callable[..., Path], rule: bool
 ) -> None:
-    with Session.open(bundle_with(resets={"on_fault": rule})) as session:
+    path = bundle_with(resets={"on_fault": rule})
+    with pytest.raises(SpecError, match="resets its memory" if rule else "no rings"):
+        Session.open(path, on_fault="rewind")
+    with Session.open(path) as session:
         initial = session.state("h").tobytes()
         session.step(x=OPEN)
         written = session.state("h").tobytes()

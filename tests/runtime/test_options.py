@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stategate.contract.errors import SpecError
-from stategate.runtime import Session, SnapshotPolicy
+from stategate.runtime import Pool, Session, SnapshotPolicy
 from stategate.runtime.keep.black_box import BlackBox
 
 
@@ -24,6 +24,9 @@ from stategate.runtime.keep.black_box import BlackBox
         (lambda at: Session.open(at, clock=5), "clock is of the wrong kind"),
         (lambda at: Session.open(at, engine=5), "engine is of the wrong kind"),
         (lambda at: Session.open(at, on_fault=None), "'raise' or 'hold' or 'reset'"),
+        (lambda at: Pool.open(at, clock=5), "clock is of the wrong kind"),
+        (lambda at: Pool.open(at, 5), "engine is of the wrong kind"),
+        (lambda at: Pool.open(at, trust=5), "trust is of the wrong kind"),
         (lambda at: SnapshotPolicy(at, journal="yes"), "journal is of the wrong kind"),
         (lambda at: SnapshotPolicy(at, every_writes="5"), "every_writes must be a whole number"),
         (lambda at: SnapshotPolicy(at, every_writes=True), "every_writes must be a whole number"),
