@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from stategate.contract import Bundle
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.bundle import refuse_inside_bundle
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import SpecError
@@ -19,6 +20,7 @@ Format = Literal["cyclonedx", "spdx"]
 _WRITERS = {"cyclonedx": cyclonedx, "spdx": spdx}
 
 
+@checks_kinds
 def bill(
     bundle: str | Path | Bundle,
     out: str | Path | None = None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stategate.contract import Bundle, refuse_to_replace
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.durable import make_folder, move_into_place, sync_folder
 from stategate.contract.errors import BundleError, RegistryError
 from stategate.contract.failures import failures
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from stategate.runtime.carry.registry import Repository
 
 
+@checks_kinds
 def pull(source: str, out: str | Path, *, plain_http: bool = False) -> Bundle:
     """Take a bundle out of a registry; an older bundle at ``out`` is replaced in one step.
 

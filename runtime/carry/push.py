@@ -6,10 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stategate.contract import Bundle, sha256
+from stategate.contract.arguments import checks_kinds
 from stategate.runtime.carry.artifact import packed
 from stategate.runtime.carry.reference import Reference
 
 
+@checks_kinds
 def push(bundle: str | Path | Bundle, to: str, *, plain_http: bool = False) -> str:
     """Put a bundle, with its signature where it has one, into a registry.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stategate.contract import Bundle
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.durable import make_folder
 from stategate.contract.errors import InstallError, StategateError
 from stategate.contract.failures import failures
@@ -65,6 +66,7 @@ class InstallStatus:
     ledger: Ledger
 
 
+@checks_kinds
 def install(
     bundle: str | Path | Bundle,
     into: str | Path,

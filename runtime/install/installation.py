@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from stategate.contract import Manifest
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.errors import (
     EngineError,
     InstallError,
@@ -65,6 +66,7 @@ class Installation(ActingSlot):
         self._decision: threading.Thread | None = None
 
     @classmethod
+    @checks_kinds
     def open(
         cls, folder: str | Path, *, snapshots: SnapshotPolicy | None = None, **opening: Any
     ) -> Installation:

@@ -8,11 +8,13 @@ from pathlib import Path
 import msgspec
 
 from stategate.contract import Bundle, write_bundle
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.errors import SpecError
 from stategate.contract.migration import Migration, StateOrigin
 from stategate.runtime.keep.snapshot import memory_identity
 
 
+@checks_kinds
 def release(
     bundle: str | Path | Bundle,
     number: int,

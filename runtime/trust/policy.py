@@ -112,6 +112,14 @@ def read_policy(trust: Trust) -> tuple[Policy, Path]:
             found=f"native = false, and engines = {list(policy.engines)}",
             expected="onnxruntime among its engines, or native = true",
         )
+    named = (*policy.keys, *policy.certificates, *filter(None, [policy.sigstore]))
+    if missing := [name for name in named if not (path.parent / name).is_file()]:
+        raise TrustError(
+            "the policy names files that are not there",
+            found=", ".join(missing),
+            expected=f"files in {path.parent.absolute()}, or absolute paths",
+            remedy="copy them there, or take them out of the policy",
+        )
     return policy, path.parent
 
 

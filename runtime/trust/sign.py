@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stategate.contract import Bundle
+from stategate.contract.arguments import checks_kinds
 from stategate.contract.bundle import SIGNATURE
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import TrustError
@@ -16,6 +17,7 @@ from stategate.contract.staging import scratch_folder
 _NEW_KEY = "[ -e author.pem ] || openssl ecparam -name prime256v1 -genkey -noout -out author.pem"
 
 
+@checks_kinds
 def sign(
     bundle: str | Path | Bundle,
     *,

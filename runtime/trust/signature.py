@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -105,10 +106,11 @@ def check_signed(
         copy.write_bytes(raw)
         tried: list[str] = []
         try:
-            for who, config in _signers(raw, policy, folder):
-                if contents is not None:
-                    config.set_hashing_config(contents)
+            for who, configure in _signers(raw, policy, folder):
                 try:
+                    config = configure()
+                    if contents is not None:
+                        config.set_hashing_config(contents)
                     config.verify(model, copy)
                     return who
                 except failures() as problem:
@@ -127,7 +129,7 @@ def _in_words(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {first_line(problem)}"
 
 
-def _signers(raw: bytes, policy: Policy, folder: Path) -> Iterator[tuple[str, Any]]:
+def _signers(raw: bytes, policy: Policy, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Who might have signed so, each with how the library checks it."""
     record = json.loads(raw)
     material = record["verificationMaterial"]
@@ -137,7 +139,7 @@ def _signers(raw: bytes, policy: Policy, folder: Path) -> Iterator[tuple[str, An
         for name in policy.keys:
             yield (
                 f"key {name}",
-                verifying.Config().use_elliptic_key_verifier(public_key=folder / name),
+                partial(verifying.Config().use_elliptic_key_verifier, public_key=folder / name),
             )
     elif "x509CertificateChain" in material:
         raws = (c["rawBytes"] for c in material["x509CertificateChain"]["certificates"])
@@ -153,15 +155,20 @@ def _signers(raw: bytes, policy: Policy, folder: Path) -> Iterator[tuple[str, An
         for name in policy.certificates:
             yield (
                 f"{chain[0].subject.rfc4514_string()}, known by {name}",
-                verifying.Config().use_certificate_verifier(certificate_chain=[folder / name]),
+                partial(
+                    verifying.Config().use_certificate_verifier, certificate_chain=[folder / name]
+                ),
             )
     else:
         config = folder / policy.sigstore if policy.sigstore else None
         for signer in policy.identities:
             yield (
                 f"{signer.identity}, known by {signer.issuer}",
-                verifying.Config().use_sigstore_verifier(
-                    identity=signer.identity, oidc_issuer=signer.issuer, trust_config=config
+                partial(
+                    verifying.Config().use_sigstore_verifier,
+                    identity=signer.identity,
+                    oidc_issuer=signer.issuer,
+                    trust_config=config,
                 ),
             )
 

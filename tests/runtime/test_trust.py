@@ -33,6 +33,7 @@ from stategate.contract.errors import (
     EngineError,
     EngineFallbackWarning,
     MissingDependencyError,
+    SpecError,
     TrustError,
 )
 from stategate.runtime import Pool, Session
@@ -314,6 +315,7 @@ def test_what_cannot_be_trusted_is_refused_with_what_to_do(
     (keys / "rsa.pub").write_bytes(big.public_bytes(PEM, form))
     (keys / "text").write_text("hello")
     (keys / "empty.toml").write_text("version = 1\n")
+    (keys / "gone.toml").write_text('version = 1\nkeys = ["author.pub", "gone.pub"]\n')
     nothing = 'native = false\nengines = ["native", "tensorrt"]'
     policy(keys, nothing).rename(keys / "none.toml")
     for trust, word in {
@@ -322,6 +324,7 @@ def test_what_cannot_be_trusted_is_refused_with_what_to_do(
         "text": "not what can be trusted",
         "empty.toml": "names nobody",
         "none.toml": "leaves no engine",
+        "gone.toml": "names files that are not there",
         "missing": "cannot be read",
         ".": "cannot be read",
     }.items():
@@ -332,6 +335,37 @@ def test_what_cannot_be_trusted_is_refused_with_what_to_do(
     for wrong in ({"key": keys / "author.pub"}, {}, {"key": keys / "no.pem"}):
         with pytest.raises(TrustError, match="signed"):
             stategate.sign(bundle, **wrong)
+
+
+def test_a_key_that_cannot_be_read_hides_no_other_key_of_the_policy(
+    bundle: Path, keys: Path
+) -> None:
+    (keys / "junk.pub").write_text("junk")
+    for order in ("junk.pub", "other.pub"):
+        (keys / "two.toml").write_text(f'version = 1\nkeys = ["{order}", "author.pub"]\n')
+        assert stategate.verify(bundle, digests_only=True, trust=keys / "two.toml").signer
+    (keys / "two.toml").write_text('version = 1\nkeys = ["junk.pub", "other.pub"]\n')
+    with pytest.raises(TrustError, match="junk.pub.*other.pub"):
+        Session.open(bundle, trust=keys / "two.toml")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path: stategate.install(path, path / "new", trial={"steps": 3}),
+        lambda path: stategate.install(path, path / "new", older=3),
+        lambda path: stategate.Installation.open(path, snapshots=str(path)),
+        lambda path: stategate.sign(path, key=3),
+        lambda path: stategate.release(path, 2, older=3),
+        lambda path: stategate.pull("oci://localhost:1/a:1", 3),
+        lambda path: stategate.bill(path, about=3),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named(
+    call: Callable[[Path], object], tiny_bundle: Path
+) -> None:
+    with pytest.raises(SpecError, match="of the wrong kind"):
+        call(tiny_bundle)
 
 
 def reordered(path: Path, raw: bytes) -> Path:
