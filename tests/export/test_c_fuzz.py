@@ -1,4 +1,4 @@
-"""Graphs at random in C: what ONNX Runtime computes, in bounds, and the same bits in two builds."""
+"""Graphs at random in C: what ONNX Runtime computes, in bounds, the same bits in three builds."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
+from lab.builds import PLAIN, write_weights
 from stategate.common.compiler import MATHS
 from stategate.common.onnx_runtime import one_thread
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
@@ -25,6 +26,7 @@ BUILDS = {
     # Without -fwrapv, and with every undefined conversion: nothing may rest upon either.
     "checked": ("-O0", "-fsanitize=address,undefined,float-cast-overflow", *MATHS[:3]),
     "fast": ("-O3", "-march=native", *MATHS),
+    "plain": ("-O2", PLAIN, "weights.c", *MATHS),
 }
 MAIN = """
 #include <stdio.h>
@@ -373,6 +375,7 @@ def results_of(
     for name, text in {**files, "main.c": (MAIN % tuple(sizes)).encode()}.items():
         (folder / name).write_bytes(text)
     sources = [n for n in (*files, "main.c") if n[-2:] == ".c" and n not in ("python.c",)]
+    write_weights(folder, folder)
     results = {}
     for build, flags in BUILDS.items():
         words = ["cc", "-std=gnu11", "-w", *flags, "-fno-sanitize-recover=all", *sources, "-lm"]
@@ -410,12 +413,13 @@ def check(seed: int, folder: Path) -> str:
     names = list(spec.graph_outputs())
     for i, feed in enumerate(feeds):
         expected = dict(zip(names, session.run(names, feed), strict=True))
-        checked, fast = results["checked"][i], results["fast"][i]
+        checked, *others = (results[build][i] for build in BUILDS)
         is_open = bool(expected["g"].item() > 0)
         for name in names if is_open else names[:-1]:
             result, right = checked[name], expected[name]
             if not source.inexact:
-                assert result.tobytes() == fast[name].tobytes(), f"{name}: two builds differ"
+                for other in others:
+                    assert result.tobytes() == other[name].tobytes(), f"{name}: two builds differ"
             limit = 0.02 if right.dtype == np.float16 else 2e-4
             np.testing.assert_allclose(
                 result, right, rtol=limit, atol=limit, equal_nan=True, err_msg=name
