@@ -132,7 +132,9 @@ This is what a safety engineer needs to start. It claims no conformance with any
 
 Written by `make certify-all`; every finding stands in `build/certify/summary.json`. The C is the
 plain form, `-DSTATEGATE_PORTABLE`: C99 without attributes, vectors, `restrict` or assembler, and
-with the bits of every other form. Stack and instructions are those of the fast form for x86-64-v3.
+with the bits of every other form, which each run compares. It is the C of a session, without the
+black box. System calls, allocations, stack and instructions are those of the fast form for
+x86-64-v3.
 """
 _MISSED = """
 Each line that the self-test does not reach stands under `notes` in the summary. The session is the
