@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -280,6 +281,10 @@ def write_bundle(path: str | Path, manifest: Manifest, files: Mapping[str, bytes
     return Bundle(path, manifest, sha256(raw))
 
 
+INSTALLED, SLOTS = "installed", ("a", "b")
+"""Of an installation: its record, and the folders of its bundles."""
+
+
 def refuse_to_replace(path: Path) -> None:
     """Raise unless a bundle can be put at ``path``: it is free, empty, or holds a whole bundle.
 
@@ -288,6 +293,12 @@ def refuse_to_replace(path: Path) -> None:
     """
     path = path.resolve()
     check_writable(path)
+    if path.name in SLOTS and (path.parent / INSTALLED).is_file():
+        raise BundleError(
+            "a bundle that is installed is not written again: it would count as damaged",
+            found=path,
+            remedy=f"cp -r {shlex.quote(str(path))} copy; change the copy, and install that",
+        )
     if Path.cwd().is_relative_to(path):
         raise BundleError(
             "a bundle cannot replace the folder that you are in",

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from stategate.contract import Bundle, Manifest
+from stategate.contract.bundle import SLOTS
 from stategate.contract.errors import InstallError, RuntimeFault, StategateError
 from stategate.contract.failures import failures
 from stategate.runtime.base.ledger import Ledger
@@ -20,7 +21,7 @@ from stategate.runtime.install.memories import (
     saved_states,
     states_for_update,
 )
-from stategate.runtime.install.record import SLOTS, Installed, InstallFolder
+from stategate.runtime.install.record import Installed, InstallFolder
 from stategate.runtime.keep.policy import SnapshotPolicy
 from stategate.runtime.session import Session
 

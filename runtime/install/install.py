@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from stategate.contract import Bundle
 from stategate.contract.arguments import checks_kinds
+from stategate.contract.bundle import SLOTS
 from stategate.contract.durable import make_folder
 from stategate.contract.errors import InstallError, StategateError
 from stategate.contract.failures import failures
@@ -17,7 +18,7 @@ from stategate.runtime.check.golden import replay
 from stategate.runtime.engines.engine import EngineChoice
 from stategate.runtime.install.decide import Event, Phase, decide, runs, target
 from stategate.runtime.install.memories import ledger_in, move_account
-from stategate.runtime.install.record import SLOTS, Installed, InstallFolder, Trial
+from stategate.runtime.install.record import Installed, InstallFolder, Trial
 from stategate.runtime.install.unpack import check_machine, check_replaces, unpack
 from stategate.runtime.trust.accepted import accepted
 from stategate.runtime.trust.policy import Trust

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from stategate.contract.bundle import INSTALLED, SLOTS
 from stategate.contract.durable import try_lock, write_whole
 from stategate.contract.errors import InstallError, SpecError
 from stategate.contract.failures import failures
@@ -27,9 +28,8 @@ from stategate.contract.reading import decode_json, printable, read_bounded
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.install.decide import Event, Slots, decide
 
-SLOTS = ("a", "b")
 MEMORY = "memory"
-_NAME, _LOCK = "installed", "lock"
+_LOCK = "lock"
 _BYTES = 1 << 20
 _DIGITS = 64  # of a digest
 _WHY = 4096  # characters; what is longer is cut
@@ -119,7 +119,7 @@ class InstallFolder:
     def version(self) -> tuple[int, int]:
         """What changes with the record, for one system call; zeros where there is none."""
         try:
-            status = os.stat(self.path / _NAME)  # noqa: PTH116  (this is asked in a loop)
+            status = os.stat(self.path / INSTALLED)  # noqa: PTH116  (this is asked in a loop)
         except failures(OSError):
             return 0, 0
         return status.st_ino, status.st_mtime_ns
@@ -130,7 +130,7 @@ class InstallFolder:
         Raises:
             InstallError: It cannot be read, or neither copy of it is whole.
         """
-        path = self.path / _NAME
+        path = self.path / INSTALLED
         try:
             raw = read_bounded(path, _BYTES)
         except FileNotFoundError:
@@ -149,7 +149,7 @@ class InstallFolder:
     def _unreadable(self, reason: str) -> InstallError:
         return InstallError(
             "the record of the installation cannot be read",
-            found=f"{self.path / _NAME}: {reason}",
+            found=f"{self.path / INSTALLED}: {reason}",
             remedy=f"both bundles are still there: install the one that shall run into a new "
             f"folder, such as stategate install {self.quoted}/{SLOTS[0]} --into NEW",
         )
@@ -191,7 +191,7 @@ class InstallFolder:
                 found=f"{self.path}: no such folder",
                 remedy=f"stategate install BUNDLE --into {self.quoted}",
             )
-        if (self.path / _NAME).exists():
+        if (self.path / INSTALLED).exists():
             return
         # Hidden ones are this package's: locks, and what a killed process was writing.
         names = sorted(place.name for place in self.path.iterdir())
@@ -208,7 +208,7 @@ class InstallFolder:
         text = msgspec.json.encode(record)
         decode_json(text, Installed)  # what cannot be read again would leave neither bundle
         line = hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n"
-        write_whole(self.path / _NAME, line + line, self.path / f".{_NAME}.new")
+        write_whole(self.path / INSTALLED, line + line, self.path / f".{INSTALLED}.new")
 
     def change(
         self,

@@ -19,7 +19,7 @@ import torch
 
 from stategate import Installation, Session, Trial, install, release
 from stategate.contract import Budget, Bundle, StateSpec
-from stategate.contract.errors import InstallError, SpecError
+from stategate.contract.errors import BundleError, InstallError, SpecError
 from stategate.contract.migration import Migration, StateOrigin
 from stategate.runtime.install import install as installing
 from stategate.runtime.install import unpack as unpacking
@@ -453,7 +453,10 @@ def test_a_slot_in_which_somebody_put_another_bundle_never_acts(
     both: Both, folder: Path, second: Bundle
 ) -> None:
     install(second, folder, trial=SHORT)
-    release(folder / "b", 3)
+    with pytest.raises(BundleError, match="installed is not written again"):
+        release(folder / "b", 3)
+    third = release(shutil.copytree(second.path, folder.parent / "third"), 3)
+    shutil.copytree(third, folder / "b", dirs_exist_ok=True)
     both.until("staged")
     both.until("steady")
     assert "another bundle than was installed" in both.robot.why
@@ -462,7 +465,7 @@ def test_a_slot_in_which_somebody_put_another_bundle_never_acts(
     both.until("steady")
     for _ in range(40):  # what left lets go of its folder
         both.step()
-    release(folder / "a", 3)
+    shutil.copytree(third, folder / "a", dirs_exist_ok=True)
     Installation.go_back(folder)
     for _ in range(80):
         both.step()
