@@ -65,6 +65,7 @@ def candidate_from(
     loaded: LoadedModel, sessions: int = 1, operators: str = Operators.PORTABLE.value
 ) -> Candidate:
     """Trace a model into a candidate, thresholds as its own spec has them."""
+    graph = serialised(trace(loaded.model, sessions, Operators(operators)))  # refuses first
     metadata = {}
     for fact in ("observations", "attention"):
         if words := getattr(loaded.module, fact, ""):
@@ -88,7 +89,7 @@ def candidate_from(
             getattr(loaded.module, "kv_bytes_per_step", None),
         ),
         spec=batched(loaded.model.step_spec(), sessions),
-        graph=serialised(trace(loaded.model, sessions, Operators(operators))),
+        graph=graph,
         made_with=("torch", "onnx", "onnxscript"),
         initial=initial,
         metadata=metadata,

@@ -32,7 +32,12 @@ _CLANG_AARCH64 = ("--target=aarch64-linux-gnu",)
 BUILDS = (
     *(Build(cc, level, LEVELS[0]) for cc in ("gcc", "clang") for level in _LEVELS),
     *(Build(cc, "-O3", isa) for cc in ("gcc", "clang") for isa in LEVELS[1:]),
-    *(Build(cc, "-O1", isa) for cc in ("gcc", "clang") for isa in LEVELS[2:]),
+    *(
+        Build(cc, level, isa)
+        for cc in ("gcc", "clang")
+        for level in ("-O1", "-O2")
+        for isa in LEVELS[2:]
+    ),
     *(Build("aarch64-linux-gnu-gcc", level, AARCH64) for level in _LEVELS),
     Build("clang", "-O3", AARCH64, _CLANG_AARCH64),
     *(Build("arm-none-eabi-gcc", level, CORTEX_M7) for level in ("-O1", "-O2", "-O3")),
