@@ -157,13 +157,14 @@ _COLUMNS = {
 
 def page_of(summary: Summary) -> str:
     """The page of the evidence."""
-    head = ["model", "precision", "warnings", "MISRA", "Eva", "statements", "branches", "MC/DC",
-            "system calls", "allocations", "stack, bytes", "instructions"]  # fmt: skip
-    lines = [
-        [r.model, r.precision, f"{r.warnings}", f"{r.misra_required}",
+    rules = [
+        [f"{r.model}, {r.precision}", f"{r.warnings}", f"{r.misra_required}",
          "not done" if r.eva_alarms is None else f"{r.eva_alarms}",
-         f"{r.statement_percent} %", f"{r.branch_percent} %", f"{r.mcdc_percent} %",
-         f"{r.syscalls_per_step:g}", f"{r.allocations_per_step:g}",
+         f"{r.statement_percent} %", f"{r.branch_percent} %", f"{r.mcdc_percent} %"]
+        for r in summary.rows
+    ]  # fmt: skip
+    costs = [
+        [f"{r.model}, {r.precision}", f"{r.syscalls_per_step:g}", f"{r.allocations_per_step:g}",
          f"{r.stack_bytes:,}", f"{r.instructions_max:,}"]
         for r in summary.rows
     ]  # fmt: skip
@@ -174,7 +175,17 @@ def page_of(summary: Summary) -> str:
     parts = [
         _HEAD.strip(),
         markdown_table(["column", "what was done"], list(map(list, _COLUMNS.items()))),
-        markdown_table(head, lines, range(2, 12)),
+        markdown_table(
+            ["bundle", "warnings", "MISRA", "Eva", "statements", "branches", "MC/DC"],
+            rules,
+            range(1, 7),
+        ),
+        "In a step:",
+        markdown_table(
+            ["bundle", "system calls", "allocations", "stack, bytes", "instructions"],
+            costs,
+            range(1, 5),
+        ),
         "## Deviations\n\nRules that are broken on purpose, and the most findings in one bundle.",
         markdown_table(["rule", "why", "findings"], deviations, [2]),
         "## What Eva's result assumes",
