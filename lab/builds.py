@@ -94,7 +94,7 @@ class Build:
         """
         source = (bundle / SOURCE_FOLDER).resolve()
         sources = [str(path) for path in sorted(source.glob("*.c")) if path.name != "python.c"]
-        program = folder / self.name.replace(" ", "_").replace("/", "_")
+        program = folder.resolve() / self.name.replace(" ", "_").replace("/", "_")
         objects = self._objects(program)
         shutil.rmtree(objects, ignore_errors=True)
         objects.mkdir()
