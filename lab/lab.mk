@@ -155,7 +155,7 @@ $(VENV)/.fuzz: | $(VENV)/.test
 	@touch $@
 
 fuzz: $(VENV)/.fuzz ## Fuzz every reader of a stranger's file for a minute, or HOURS=8; DOOR=wav alone
-	@$(BIN)/python -m lab.attack.fuzz $(DOOR) $(HOURS:%=--hours %) --out $(BUILD)/fuzz
+	@$(BIN)/python -m lab.attack.fuzz $(DOOR) $(HOURS:%=--hours %) $(INPUTS:%=--inputs %) $(SEED:%=--seed %) --out $(BUILD)/fuzz
 
 attack: $(VENV)/.fuzz ## Kills, disks, damages, fuzz, budgets, bleed -> build/bench/attack.json, docs/evidence/attack.md; FULL=1
 	@mkdir -p $(BUILD)/bench $(BUILD)/fuzz
