@@ -119,9 +119,8 @@ def _manifest(raw: bytes, _: Path) -> None:
     _must(canonical_json(decode_manifest(again)) == again, "a manifest is not its own copy")
     text = json.loads(raw)
     text.pop("schema_version")
-    for state in text["states"]:
-        if state.get("bytes") == 0:  # as good as not given
-            del state["bytes"]
+    for state in (s for s in text["states"] if s.get("bytes") == 0):
+        del state["bytes"]  # as good as not given
     _must(_says(json.loads(again), text), "the manifest says something else than its text")
 
 
