@@ -213,7 +213,7 @@ def _member(start: bytes, size: int, name: str) -> Member:
 def _check_count(file: BinaryIO) -> None:
     """Hold what a zip's first bytes and its list of members say, before it is read."""
     if not file.read(4).startswith((b"PK\3\4", b"PK\5\6")):  # zipfile looks at the end alone
-        raise ValueError("it does not begin as a zip does")
+        raise ValueError("it is not a zip file: its first bytes are others")
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - (1 << 16) - 98))  # the longest comment, and both ends
     tail = file.read()
