@@ -379,9 +379,10 @@ class Session(MemoryOwner):
             on_clock_fault=self._counters.add_clock_fault,
         )
 
-    def follow(self, overdrawn: bool, shift: float, chain: int) -> None:
-        """Find write budget and chain, in the next step, as they were; see `stategate.replay`."""
-        self._memory.chain = chain
+    def follow(self, overdrawn: bool, shift: float, chain: int | None = None) -> None:
+        """Find write budget, and chain, in the next step, as another session found them."""
+        if chain is not None:
+            self._memory.chain = chain
         if self._governor is not None:
             self._governor.follow(overdrawn, shift)
 

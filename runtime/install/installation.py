@@ -120,7 +120,7 @@ class Installation(ActingSlot):
             self._switch()
             return self._acting.step(**inputs)
         if self._shadow is not None and self._shadow.has_begun:
-            self._shadow.step(inputs, outputs)
+            self._shadow.step(inputs, outputs, session.budget_finding)
         return outputs
 
     def begin(self, /, **inputs: Array) -> None:
@@ -289,9 +289,9 @@ class Installation(ActingSlot):
             # A memory that began anew fills for half of the run before anything is compared; one
             # that only a prologue can begin waits for the next episode.
             if memory is not None:
-                shadow.begin(memory, acting.allowed)
+                shadow.begin(memory)
             elif shadow.session.manifest.prologue is None:
-                shadow.begin(None, acting.allowed, trial.shadow_steps // 2)
+                shadow.begin(None, trial.shadow_steps // 2)
         elif shadow.steps >= trial.shadow_steps:
             words = f"difference {shadow.difference:.3g} in {shadow.steps} shadow steps"
             if not shadow.difference <= trial.difference:
@@ -343,6 +343,7 @@ class Installation(ActingSlot):
             self._open_other(leaving, total)
             return
         coming.count_anew()
+        coming.follow(False, 0.0)  # full, and then what is left
         coming.allowed = leaving.allowed
         self._slot, self._session = 1 - self._slot, coming
         self._others, self._began = total, coming.ledger

@@ -18,10 +18,8 @@ import numpy as np
 from stategate.contract.errors import StategateError
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.check.gaps import gap_of
-from stategate.runtime.memory.governor import Balance
 from stategate.runtime.session import Session
 
-Allowed = tuple[Balance, float]
 AHEAD = 256  # steps that may wait for the shadow
 _WAIT_S, _WAITS_S = 0.01, 1.0  # that the acting thread waits in one step, and in all
 
@@ -74,27 +72,37 @@ class Shadow:
     def begin(
         self,
         states: Mapping[str, Array] | None,
-        allowed: Allowed | None = None,
         unjudged: int = 0,
     ) -> None:
         """Begin an episode there too, from states or from the initial ones.
 
         Args:
             states: By name.
-            allowed: What the budget of the acting session allows, so that both hold back the same.
             unjudged: Steps after it that are not compared, while a memory fills.
         """
         self.has_begun, self._unjudged = True, max(unjudged, self._unjudged)
-        self._give(self._begin, states, allowed)
+        self._give(self._begin, states)
 
     def begin_by_prologue(self, inputs: Mapping[str, Array]) -> None:
         """Begin an episode there too, by the bundle's prologue."""
         self.has_begun = True
         self._give(self._begin_by_prologue, _copied(inputs))
 
-    def step(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Step there too, and compare; the arrays are copied."""
-        self._give(self._step, _copied(inputs), _copied(outputs))
+    def step(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        budget: tuple[bool, float] | None,
+    ) -> None:
+        """Step there too, and compare; the arrays are copied.
+
+        Args:
+            inputs: By name.
+            outputs: What the acting session answered.
+            budget: What its step found of the write budget, so that both hold back the same steps
+                however far behind the shadow is.
+        """
+        self._give(self._step, _copied(inputs), _copied(outputs), budget)
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call something in the thread, after what waits."""
@@ -143,14 +151,8 @@ class Shadow:
         if session is not None:
             session.close()
 
-    def _begin(
-        self,
-        states: Mapping[str, Array] | None,
-        allowed: Allowed | None,
-    ) -> None:
+    def _begin(self, states: Mapping[str, Array] | None) -> None:
         assert self.session is not None
-        if allowed is not None:
-            self.session.allowed = allowed
         if states is None:
             self.session.reset()
         else:
@@ -160,8 +162,15 @@ class Shadow:
         assert self.session is not None
         self.session.begin(**inputs)
 
-    def _step(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def _step(
+        self,
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        budget: tuple[bool, float] | None,
+    ) -> None:
         assert self.session is not None
+        if budget is not None:
+            self.session.follow(*budget)
         answers = self.session.step(**inputs)
         self.steps += 1
         if self.steps <= self._unjudged:

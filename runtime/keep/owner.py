@@ -253,6 +253,14 @@ class MemoryOwner(OpenBundle):
             self._governor.balance = most[0]
             self._governor.move_threshold(most[1])
 
+    @property
+    def budget_finding(self) -> tuple[bool, float] | None:
+        """What the last step found: whether the write budget was used up, and what ``adapt`` adds.
+
+        None without a budget.
+        """
+        return self._governor.finding if self._governor is not None else None
+
     def count_anew(self) -> None:
         """Let the ledger be zero now: what was stepped until now was tried, and did not act."""
         self._counters.begin_anew()

@@ -251,10 +251,16 @@ class Governor:
         counts = min(steps, most[0]), min(time, most[1])
         self.tokens = (*counts, shift, min(appended, most[2]), min(folded, most[3]))
 
+    @property
+    def finding(self) -> tuple[bool, float]:
+        """What the step that was begun last found: a bucket empty or none, and the shift."""
+        return self.overdrawn, self._shown[1]
+
     def follow(self, overdrawn: bool, shift: float) -> None:
         """Begin the next step with empty or with full buckets, and with this shift."""
-        full = (*self._full, shift, *self._full_bytes)
-        self.tokens = (0.0, 0.0, shift, 0.0, 0.0) if overdrawn else full
+        # So empty that no time that passes until then fills it.
+        room = (-math.inf,) * 4 if overdrawn else (*self._full, *self._full_bytes)
+        self.tokens = (room[0], room[1], shift, room[2], room[3])
 
     def move_threshold(self, shift: float) -> None:
         """Put the threshold where a snapshot had it; only ``adapt`` moves it."""

@@ -26,6 +26,7 @@ from stategate.runtime.install import unpack as unpacking
 from stategate.runtime.install.decide import Event
 from stategate.runtime.install.install import confirm, go_back, status
 from stategate.runtime.install.record import InstallFolder
+from stategate.runtime.install.shadow import Shadow
 
 SHORT = Trial(shadow_steps=64, steps=96)
 
@@ -521,6 +522,30 @@ def test_budgets_are_not_filled_by_an_update(
     assert writes <= 100 + steps * 0.1
     with Installation.open(folder, budget=budget) as robot:
         assert robot.save() is None
+
+
+@pytest.mark.parametrize("limit", ["writes_per_1000_steps", "writes_per_second"])
+def test_a_shadow_holds_back_the_same_writes_however_far_behind(
+    folder: Path, second: Bundle, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lagging(call: Callable) -> Callable:
+        def late(*arguments: object) -> object:
+            time.sleep(0.003)
+            return call(*arguments)
+
+        return late
+
+    install(second, folder, trial=Trial(32, steps=128, difference=0.0))
+    with Installation.open(folder, budget=Budget(**{limit: 100})) as robot:
+        monkeypatch.setattr(Installation, "_let_go", lagging(Installation._let_go))
+        monkeypatch.setattr(Shadow, "_step", lagging(Shadow._step))
+        for x, _ in zip(inputs(), range(4000), strict=False):
+            robot.step(x=np.abs(x["x"]))  # every step asks for a write
+            time.sleep(0.001)
+            if "confirmed" in robot.why or "difference" in robot.why and robot.phase == "steady":
+                break
+        assert robot.ledger.suppressed_writes > 0
+        assert "confirmed" in robot.why
 
 
 @pytest.mark.parametrize(
