@@ -21,12 +21,12 @@ _SHOWN = 80  # letters of a value that a message shows
 
 
 def checks_kinds(call: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Refuse keywords, ``out`` and ``engine`` that are not of the kind of their annotation.
+    """Refuse keywords, ``out``, ``into``, ``engine`` that are not of their annotation's kind.
 
     Numbers by themselves and recordings are left to those who read them, and say more.
     """
     signature = inspect.signature(call)
-    names = {"out", "engine"} | {
+    names = {"out", "into", "engine"} | {
         n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY
     }
     names -= {"episode", "progress"}

@@ -197,6 +197,7 @@ def test_the_page_about_models_of_your_own_works_word_for_word(
     assert printed[-2].startswith("(1, 3) [100] (1, 1, 16)")
 
 
+@pytest.mark.slow
 def test_the_page_about_chunks_works_word_for_word(
     tmp_path: Path, in_this_process: Callable[[str], str]
 ) -> None:

@@ -424,6 +424,7 @@ def test_a_model_in_training_is_calibrated_as_it_will_be_deployed(
     assert found == stategate.calibrate(Shaken, recording, write_rate=0.25)
 
 
+@pytest.mark.slow
 def test_models_are_made_from_several_threads(tmp_path: Path, tiny_model: type[nn.Module]) -> None:
     shared = tiny_model()
     models = [shared, shared, tiny_model, lifted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from stategate.contract.specs import Record
 
 Trust = str | Path
 _FILE_BYTES = 1 << 20
+_KEY = b"-----BEGIN PUBLIC KEY-----"
 _FORM = "a public key or a certificate in PEM, or a policy: docs/guides/trust.md"
 
 
@@ -90,7 +92,8 @@ def read_policy(trust: Trust) -> tuple[Policy, Path]:
             expected="the public key that belongs to it",
             remedy=f"openssl pkey -in {shlex.quote(str(path))} -pubout -out author.pub",
         )
-    if b"-----BEGIN PUBLIC KEY-----" in raw:
+    if _KEY in raw:
+        _refuse_several(path, raw)
         return Policy(version=1, keys=(path.name,)), path.parent
     if b"-----BEGIN CERTIFICATE-----" in raw:
         return Policy(version=1, certificates=(path.name,)), path.parent
@@ -120,7 +123,22 @@ def read_policy(trust: Trust) -> tuple[Policy, Path]:
             expected=f"files in {path.parent.absolute()}, or absolute paths",
             remedy="copy them there, or take them out of the policy",
         )
+    for name in policy.keys:
+        key = path.parent / name
+        with suppress(OSError):  # one that cannot be read hides no other
+            _refuse_several(key, read_bounded(key, _FILE_BYTES))
     return policy, path.parent
+
+
+def _refuse_several(path: Path, raw: bytes) -> None:
+    """Refuse a file of several keys, of which libraries read the first alone."""
+    if (count := raw.count(_KEY)) > 1:
+        raise TrustError(
+            "a file holds several keys, and only the first would be looked at",
+            found=f"{count} public keys in {path}",
+            expected="one key in a file",
+            remedy='a policy that names their files: keys = ["one.pub", "another.pub"]',
+        )
 
 
 def _toml(raw: bytes) -> object:

@@ -58,6 +58,19 @@ def sign(
             found="neither" if key is None else "both",
             remedy=f"{_NEW_KEY}; stategate sign {shlex.quote(str(opened.path))} --key author.pem",
         )
+    chain = tuple(chain)
+    unused = {
+        "password": password is not None and sigstore,
+        "certificate": certificate is not None and sigstore,
+        "chain": bool(chain) and certificate is None,
+    }
+    if named := [name for name, is_unused in unused.items() if is_unused]:
+        raise TrustError(
+            "something was given that this signature would not hold",
+            found=", ".join(named),
+            expected="a password and a certificate with a key, a chain with a certificate",
+            remedy="leave it out, or add --certificate author.crt" if not sigstore else None,
+        )
     path = opened.path / SIGNATURE
     with scratch_folder() as scratch:
         fresh = Path(scratch) / SIGNATURE

@@ -57,6 +57,7 @@ def test_a_measurement_leaves_record_page_markdown_and_samples(measured: Path) -
     assert first.rates[0].ticks + first.rates[0].misses >= first.rates[0].ticks > 1
 
 
+@pytest.mark.slow
 @pytest.mark.case("D14")
 def test_a_quick_measurement_plans_five_seconds_and_tells_no_slope(tiny_bundle: Path) -> None:
     done = bench(tiny_bundle, "--quick", "--json")
@@ -121,6 +122,7 @@ def test_python_keeps_nothing_of_a_step(measured: Path) -> None:
     assert made.python_blocks_kept < made.steps / 10
 
 
+@pytest.mark.slow
 def test_a_damaged_piece_can_be_thrown_away(tiny_bundle: Path, tmp_path: Path) -> None:
     part = tmp_path / "bench.part"
     part.mkdir()

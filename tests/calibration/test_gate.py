@@ -298,6 +298,7 @@ def test_thresholds_obey_the_rule_of_the_model(sega: Sega) -> None:
     assert gate.curve[0].write_rate >= gate.curve[-1].write_rate > 0
 
 
+@pytest.mark.slow
 def test_a_record_edited_past_the_models_rule_is_refused_by_export(sega: Sega) -> None:
     loaded = LoadedModel("sega", "sega", "tests", sega, sega, None)
     chosen = GateCalibration("write", 1 - 1e-9, 0.1, "by hand", ())

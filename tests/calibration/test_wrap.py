@@ -146,6 +146,7 @@ def test_what_cannot_get_a_memory_is_refused_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_memory_that_does_not_learn_is_refused_with_the_figures(tmp_path: Path) -> None:
     # Labels that nothing shows: no memory helps.
     x, label = cued(0)

@@ -198,6 +198,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.corners("over an older bundle")
 @pytest.mark.parametrize("start", ["from nothing", "over an older bundle"])
 def test_a_writer_killed_at_any_moment_leaves_a_whole_bundle_or_none(

@@ -225,6 +225,7 @@ def test_a_golden_episode_whose_memory_is_no_number_is_refused(
         Bundle.open(with_file(copy, "golden.npz", golden.to_bytes())).golden()
 
 
+@pytest.mark.slow
 @pytest.mark.case("E11")
 def test_what_a_manifest_costs_grows_as_its_states_do(tiny_bundle: Path, copy_of: Copier) -> None:
     copy = copy_of(tiny_bundle)

@@ -248,6 +248,7 @@ def test_a_state_that_was_forgotten_beside_declared_ones_is_pointed_out(tmp_path
     assert result.exit_code == 0 and "--state c=cn" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "code"), [("true", 0), ("0", 0), ("maybe", 2), ("nan", 2), ("1e300", 2)]
 )

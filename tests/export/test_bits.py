@@ -363,6 +363,7 @@ def with_wrong_sigmoid(folder: Path, **receipt: float) -> None:
     accept_for_this_process(code_digest(manifest))
 
 
+@pytest.mark.slow
 def test_what_fewer_bits_may_cost_says_nothing_about_the_native_library(
     native_bundle: Path, copy_of: Copier
 ) -> None:

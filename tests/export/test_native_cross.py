@@ -95,6 +95,7 @@ def test_an_aarch64_library_is_built_and_refused_by_this_machine(
         Session.open(bundle.path, engine="native")
 
 
+@pytest.mark.slow
 @pytest.mark.case("D5")
 @pytest.mark.parametrize(
     ("target", "machine", "isa"),
@@ -114,6 +115,7 @@ def test_a_library_is_built_for_the_target_and_not_for_this_machine(
     assert (native.machine == platform.machine()) == ("not to be loaded here" not in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.case("D5")
 def test_without_a_compiler_for_the_target_the_bundle_has_the_command_that_builds_it(
     tiny_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +141,7 @@ def test_without_a_compiler_for_the_target_the_bundle_has_the_command_that_build
     assert manifest.no_native == ""
 
 
+@pytest.mark.slow
 @pytest.mark.case("D6")
 def test_a_microcontroller_gets_c_that_its_compiler_takes_and_fits_says_how_much(
     tiny_file: str, tmp_path: Path

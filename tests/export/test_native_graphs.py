@@ -92,6 +92,7 @@ def test_a_gru_of_torch_has_a_native_engine(tmp_path: Path) -> None:
     assert error_of(Bundle.open(out)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.corners("GRU-forward-none", "LSTM-reverse-input")
 @pytest.mark.case("C1", "C4")
 @pytest.mark.parametrize("lens", ["none", "input"])
@@ -125,6 +126,7 @@ def test_recurrent_operators_are_right_in_c(
     assert error_of(bundle) < 5e-6
 
 
+@pytest.mark.slow
 @pytest.mark.case("B15")
 @pytest.mark.parametrize(
     ("nodes", "weights"),
@@ -145,6 +147,7 @@ def test_an_output_that_is_a_constant_is_given_in_c(
     assert error_of(sealed(adopt(path, Request({}, {}, {}, {"h": "h_next"})), tmp_path)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.case("B15")
 def test_a_next_state_that_is_a_constant_is_given_in_c(tmp_path: Path) -> None:
     shape: dict[str, list[int | str]] = {"x": [1, 4], "h": [1, 4]}
@@ -205,6 +208,7 @@ def branching(folder: Path) -> Path:
     return saved(folder, nodes, inputs, outputs, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.case("C3")
 @pytest.mark.parametrize("mode", ["7", "8"])
 def test_pinned_axes_and_constants_reach_the_c_and_the_file_stays_as_it_is(
@@ -234,6 +238,7 @@ def crash(source: dict[str, bytes]) -> None:
     source["model.c"] = source["model.c"].replace(call, b"    __builtin_trap();\n" + call, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.case("C4")
 @pytest.mark.parametrize(
     ("change", "says"),
@@ -289,6 +294,7 @@ def test_what_the_generator_trips_over_costs_the_native_engine_alone(
     assert manifest.native is None and "cannot be written as C found: 'v7'" in manifest.no_native
 
 
+@pytest.mark.slow
 def test_a_picture_that_grows_by_a_constant_has_a_native_engine(tmp_path: Path) -> None:
     path = growing_picture(tmp_path)
     bundle = sealed(adopt(path, Request({}, {}, {}, {"h": "h_next"})), tmp_path)
@@ -349,6 +355,7 @@ def test_an_extent_of_one_stands_for_every_place_in_einsum() -> None:
     np.testing.assert_allclose(answer, (feeds["x0"] * feeds["x1"]).sum(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equation", ["bii,ib->b", "...i,ij->...j"])
 def test_einsum_with_a_diagonal_or_dots_has_a_native_engine(tmp_path: Path, equation: str) -> None:
     nodes = [
@@ -365,6 +372,7 @@ def test_einsum_with_a_diagonal_or_dots_has_a_native_engine(tmp_path: Path, equa
     assert error_of(bundle) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_slice_backwards_and_a_size_that_follows_from_another_have_a_native_engine(
     tmp_path: Path,
 ) -> None:
@@ -412,6 +420,7 @@ class Masked(nn.Module):
         return self.h
 
 
+@pytest.mark.slow
 def test_nan_and_infinity_go_through_a_product_with_zero_in_c(tmp_path: Path) -> None:
     """With sums in any order, gcc takes ``x + d * 0`` for ``x``, also where d is not finite."""
     model = lift(Masked(), {"x": torch.ones(1, 4)}, states=["h"], outputs=["y"])

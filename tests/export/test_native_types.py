@@ -107,6 +107,7 @@ class ManyGates(nn.Module):
         return StepResult({"y": torch.cat(tuple(new.values()), 1)}, new, gates)
 
 
+@pytest.mark.slow
 def test_more_gates_than_an_int_has_bits_keep_banks_of_their_own_in_c(tmp_path: Path) -> None:
     session = InC(ManyGates(), tmp_path, "-O1")
     wanted = np.zeros(41, np.float32)

@@ -109,6 +109,7 @@ def test_float16_inside_of_a_model_is_seen_too(tmp_path: Path) -> None:
     assert "computes in float16" in result.output
 
 
+@pytest.mark.slow
 def test_the_limit_of_float16_never_hides_a_forgotten_memory() -> None:
     """A model that rounds badly is held to two hundredths, however far it is from float32."""
 

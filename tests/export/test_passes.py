@@ -119,6 +119,7 @@ def test_notes_of_the_exporting_machine_leave_every_part_of_a_graph() -> None:
     assert b"/home/someone" in serialised(model)
 
 
+@pytest.mark.slow
 def test_graphs_and_c_have_the_same_bytes_in_every_process() -> None:
     code = (
         "import hashlib\n"

@@ -64,6 +64,7 @@ def test_what_computes_a_gate_is_found_by_the_graph(aura: Traced) -> None:
     assert "recurrence" not in found.values()
 
 
+@pytest.mark.slow
 def test_a_projection_that_feeds_a_state_back_to_itself_is_recurrence() -> None:
     found = roles("trim-kv")  # all layers share one tensor of keys, so layer 0 leads back to it
     assert found["layers.0.to_out"] == "recurrence"
@@ -238,6 +239,7 @@ def test_from_a_float_bundle_to_one_in_int8(files: dict[str, str]) -> None:
     assert code == 1 and "float model alone" in told
 
 
+@pytest.mark.slow
 def test_a_candidate_beyond_its_limits_needs_somebody_who_takes_it(files: dict[str, str]) -> None:
     arguments = [
         "export", files["model"], "--episode", files["log"], "--steps", "100",
@@ -285,6 +287,7 @@ def test_a_candidate_whose_integer_states_part_from_the_model_can_be_opened_and_
     assert receipt.gate_flips > 0
 
 
+@pytest.mark.slow
 def test_weights_in_int8_leave_activations_in_float32(tmp_path: Path) -> None:
     """By default ONNX Runtime quantises the activations of a product with integer weights."""
     out = tmp_path / "b"

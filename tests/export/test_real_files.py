@@ -113,6 +113,7 @@ def plain(package: str, name: str, **fed: str) -> Step:
     return step
 
 
+@pytest.mark.slow
 def test_gtcrn_takes_its_three_caches_along_and_cleans_speech(
     adopted: Callable[..., Path], spoken: tuple[np.ndarray, np.ndarray]
 ) -> None:

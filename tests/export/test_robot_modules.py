@@ -301,6 +301,7 @@ class Scratch(nn.Module):
         return self.buf[:, :4] + self.buf[:, 4:] + y
 
 
+@pytest.mark.slow
 def test_a_buffer_all_of_which_is_written_part_by_part_is_no_memory() -> None:
     trace(lift(Hidden(Scratch()), X, states=["h"]))
 

@@ -63,6 +63,7 @@ def test_the_proposed_plan_keeps_the_limits_and_cannot_be_had_cheaper(
     assert seen.output_error.max() <= LIMITS.error and seen.flips == 0
 
 
+@pytest.mark.slow
 def test_a_trial_is_made_once_and_only_its_own_question_finds_it(
     trials: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_limits_that_nothing_keeps_are_reported_with_the_nearest(trials: Path) -
         search(trials).propose(Limits(1e-9, 0.0))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_plan_that_export_takes(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     base = tmp_path / "base.json"

@@ -239,6 +239,7 @@ def test_no_session_is_wrong_use(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, arguments).exit_code == 2
 
 
+@pytest.mark.slow
 def test_four_shipped_policies_in_one_step_agree_with_four_alone(
     aura_bundle: Path, tmp_path: Path
 ) -> None:

@@ -176,6 +176,7 @@ def heard_by(session: Session, probability: str, samples: np.ndarray, rate: int)
     return [session.step(input=window)[probability].item() for window in windows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "probability", "gap"),
     [

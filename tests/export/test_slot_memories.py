@@ -72,6 +72,7 @@ def test_a_thousand_steps_of_admission_agree_and_no_gate_flips(admit: Bundle) ->
     assert all("admit: 12 kept" in s.layout for s in admit.manifest.states if s.gate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [COMPACT, replace(ADMIT, form="evict_one")])
 def test_a_thousand_steps_of_eviction_agree_in_one_graph(
     config: TrimKvConfig, tmp_path: Path, seal_model: Callable[..., Bundle]
@@ -129,6 +130,7 @@ def test_three_sessions_share_a_graph_and_nothing_else(
         assert pool.capacity == 3
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_of_sega_agree_and_closed_rows_are_left_alone(
     tmp_path: Path, seal_model: Callable[..., Bundle]
 ) -> None:

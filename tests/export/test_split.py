@@ -147,6 +147,7 @@ def _episode(name: str, steps: int) -> list[Arrays]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.corners("aura-hard-*", "gru-quiet-*", "kda-read-write-*")
 @pytest.mark.parametrize(
     ("name", "way", "level"),
@@ -169,6 +170,7 @@ def test_two_graphs_give_the_bits_of_the_fused_step_over_an_episode(
     assert 0 < openings < len(steps)  # both sides of the gate were seen
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-3, 1.0, 30.0]), data=st.data())
 def test_the_bits_agree_for_any_state_input_and_threshold(

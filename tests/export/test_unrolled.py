@@ -78,6 +78,7 @@ class Projected(nn.Module):
         return y[0]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("make", "states"),

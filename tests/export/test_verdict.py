@@ -208,6 +208,7 @@ def test_a_candidate_is_not_called_verified_by_export_inspect_or_verify(tmp_path
     assert Bundle.open(out).manifest.standing == "candidate"
 
 
+@pytest.mark.slow
 @pytest.mark.case("D11")
 @pytest.mark.parametrize(
     ("words", "name", "state_bytes"),

@@ -54,6 +54,7 @@ def test_the_model_inside_is_in_evaluation_while_its_gate_is_trained() -> None:
     assert seen == {False}
 
 
+@pytest.mark.slow
 def test_a_trained_gate_beats_a_random_one_of_equal_write_rate() -> None:
     model = gated(delta())
     before = {n: t.clone() for n, t in model.model.state_dict().items()}

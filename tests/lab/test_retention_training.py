@@ -142,6 +142,7 @@ def trained():
 """
 
 
+@pytest.mark.slow
 def test_the_command_trains_gates_that_a_factory_loads(tmp_path: Path) -> None:
     gates = tmp_path / "gates.safetensors"
     (tmp_path / "mine.py").write_text(SOURCE.replace("GATES", str(gates)))

@@ -89,6 +89,7 @@ def test_what_was_trained_in_chunks_is_what_steps(name: str) -> None:
         torch.testing.assert_close(states[key], state, rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gdn2-hard", "gru-few"])
 def test_shipped_weights_answer_from_memory_as_their_card_says(name: str) -> None:
     model, world, card = checkpoint.load(

@@ -142,6 +142,7 @@ def exported(folder: Path, source: str, factory: str, *options: str) -> tuple[Pa
     return folder / "b", runpy.run_path(str(file))[factory]()
 
 
+@pytest.mark.slow
 def test_a_factory_that_returns_an_rsl_rl_actor_is_exported_as_it_is(tmp_path: Path) -> None:
     bundle, policy = exported(tmp_path, RSL_RL, "actor")
     obs = 2.0 * torch.randn(STEPS, 235, generator=torch.Generator().manual_seed(5))
@@ -468,6 +469,7 @@ def test_a_normaliser_that_is_none_or_anothers_is_refused(saved: tuple) -> None:
         from_sb3(model, normalizer=other)
 
 
+@pytest.mark.slow
 @pytest.mark.case("D1")
 def test_export_and_inspect_say_whether_observations_are_normalised(tmp_path: Path) -> None:
     for factory, said in (("actor", "normalised in the graph"), ("plain", "as given")):

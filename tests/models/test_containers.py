@@ -219,6 +219,7 @@ class Sound(nn.Module):
         return (samples.float() - 0.97 * past.float()).round().clamp(-32768, 32767).short()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("engines", ["onnxruntime", "native"])
 def test_sound_of_16_bits_is_an_input_a_state_and_an_output(engines, tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ def test_skipping_by_the_update_makes_an_error_of_its_norm() -> None:
     torch.testing.assert_close(missed, written.gate, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @given(
     config=st.sampled_from(FAMILY),
     length=st.integers(1, CHUNK),
@@ -319,6 +320,7 @@ def test_a_stack_by_ragged_chunks_is_the_stack_by_steps(config: DeltaConfig, lay
 BY_UPDATE = replace(GDN2, skip_by="update")
 
 
+@pytest.mark.slow
 @pytest.mark.corners("config5-*")
 @pytest.mark.parametrize(
     ("config", "level", "operators"),
@@ -417,6 +419,7 @@ def test_the_update_of_a_published_dt_range_stays_finite_for_long() -> None:
     assert all(bool((states[f"layers.{i}.S"] == 0).all()) for i in range(2))
 
 
+@pytest.mark.slow
 @pytest.mark.corners("portable")
 @pytest.mark.parametrize("operators", [Operators.PORTABLE, Operators.ORT])
 def test_saturated_gates_are_open_at_a_threshold_of_zero_in_every_engine(

@@ -280,6 +280,7 @@ def test_a_bundle_follows_torch_for_a_thousand_steps(seal_model, tmp_path) -> No
     assert max(receipt.max_output_error, receipt.max_state_error) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_head_that_is_closed_in_a_bundle_keeps_its_bytes(seal_model, tmp_path) -> None:
     x = stream(300)
     model = stack()
@@ -301,6 +302,7 @@ def test_a_head_that_is_closed_in_a_bundle_keeps_its_bytes(seal_model, tmp_path)
     assert openings * matrix - CONFIG.layers < written <= openings * matrix
 
 
+@pytest.mark.slow
 def test_three_sessions_in_one_graph_stand_alone(seal_model, tmp_path) -> None:
     model = stack()
     model.threshold = median_dt(model, stream(100))

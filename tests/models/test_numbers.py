@@ -53,6 +53,7 @@ def test_a_number_keeps_all_its_bits(first, more, dtype, sum_of_steps) -> None:
     assert states["t"].dtype == getattr(torch, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.case("A7")
 def test_a_clock_is_right_after_300_000_steps(tmp_path: Path, seal_model) -> None:
     made = runpy.run_path(str(Path(__file__).parents[1] / "cases/models.py"))["slow_clock"]()

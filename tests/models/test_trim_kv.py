@@ -193,6 +193,7 @@ def kept(states: Any, layer: int) -> dict[str, torch.Tensor]:
     return {"pos": stamp[heads, order].long() - 1, **held}
 
 
+@pytest.mark.slow
 @FORMS
 def test_outputs_and_kept_tokens_are_those_of_the_published_package(
     config: TrimKvConfig, published: SimpleNamespace
@@ -222,6 +223,7 @@ def test_admitting_and_evicting_give_the_same_answers_and_admitting_writes_less(
     assert opened < 0.9 * 300 * ADMIT.layers * ADMIT.kv_heads
 
 
+@pytest.mark.slow
 def test_buffered_eviction_keeps_other_tokens_than_evicting_each_step() -> None:
     xs = observations(ADMIT, 300)
     just_evicted = COMPACT.memory + 40 * COMPACT.buffer
@@ -232,6 +234,7 @@ def test_buffered_eviction_keeps_other_tokens_than_evicting_each_step() -> None:
         assert (result.states["stamp"] > 0).sum(-1).unique().tolist() == [ADMIT.memory]
 
 
+@pytest.mark.slow
 def test_a_closed_head_keeps_every_byte_and_an_open_one_replaces_one_slot() -> None:
     model, quiet, wrote = built(ADMIT), 0, 0
     for result, before in roll(model, observations(ADMIT, 200)):
@@ -269,6 +272,7 @@ def test_a_slot_that_was_never_written_is_not_read(config: TrimKvConfig) -> None
     assert torch.equal(clean.outputs["y"], dirty.outputs["y"])
 
 
+@pytest.mark.slow
 @FORMS
 def test_the_clock_starts_again_after_a_billion_steps_and_nobody_notices(
     config: TrimKvConfig,

@@ -430,6 +430,7 @@ def test_source_for_another_interface_is_not_compiled(
     assert "another version of the runtime" in result.output
 
 
+@pytest.mark.slow
 def test_building_again_measures_both_engines(
     native_bundle: Path, copy_of: Callable[[Path], Path]
 ) -> None:

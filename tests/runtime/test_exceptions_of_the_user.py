@@ -113,6 +113,7 @@ OPERATIONS: dict[str, Callable[[Session], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.corners("a *", "reset*", "load_state*", "restore-native-*")
 @closed_late
 @pytest.mark.case("A5")
@@ -180,6 +181,7 @@ def test_what_is_held_is_whole_however_the_copy_was_interrupted(
                 break
 
 
+@pytest.mark.slow
 @pytest.mark.corners("step-*", "reset-*", "load_state-*")
 @closed_late
 @pytest.mark.case("A5")

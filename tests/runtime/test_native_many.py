@@ -75,6 +75,7 @@ def test_each_bundle_in_a_folder_runs_its_own_code(
         shutil.rmtree(place)
 
 
+@pytest.mark.slow
 def test_a_pool_steps_natively_as_on_onnxruntime(
     seal_model: Callable[..., Bundle],
     tiny_model: type[nn.Module],

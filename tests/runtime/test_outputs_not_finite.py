@@ -211,6 +211,7 @@ def test_a_row_without_a_good_answer_shows_the_safe_one(tmp_path: Path, seal_mod
         np.testing.assert_array_equal(pool.outputs["steps"][:, 0], [2, 7])
 
 
+@pytest.mark.slow
 @pytest.mark.case("A3")
 def test_the_command_line_declares_what_is_safe(tmp_path: Path) -> None:
     module = tmp_path / "mine.py"
@@ -242,6 +243,7 @@ def test_a_safe_value_that_does_not_fit_is_refused(dtype: str, safe: object) -> 
         TensorSpec("y", (1, 3), dtype, safe)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.case("A3")
 def test_c_answers_a_fault_with_what_is_declared_safe(tmp_path: Path, seal_model) -> None:

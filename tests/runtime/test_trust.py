@@ -318,6 +318,9 @@ def test_what_cannot_be_trusted_is_refused_with_what_to_do(
     (keys / "gone.toml").write_text('version = 1\nkeys = ["author.pub", "gone.pub"]\n')
     nothing = 'native = false\nengines = ["native", "tensorrt"]'
     policy(keys, nothing).rename(keys / "none.toml")
+    several = (keys / "author.pub").read_bytes() + (keys / "other.pub").read_bytes()
+    (keys / "several.pub").write_bytes(several)
+    (keys / "several.toml").write_text('version = 1\nkeys = ["several.pub"]\n')
     for trust, word in {
         "author.pem": "private key",
         "rsa.pub": "not one that this machine accepts",
@@ -325,6 +328,8 @@ def test_what_cannot_be_trusted_is_refused_with_what_to_do(
         "empty.toml": "names nobody",
         "none.toml": "leaves no engine",
         "gone.toml": "names files that are not there",
+        "several.pub": "several keys",
+        "several.toml": "several keys",
         "missing": "cannot be read",
         ".": "cannot be read",
     }.items():
@@ -335,6 +340,14 @@ def test_what_cannot_be_trusted_is_refused_with_what_to_do(
     for wrong in ({"key": keys / "author.pub"}, {}, {"key": keys / "no.pem"}):
         with pytest.raises(TrustError, match="signed"):
             stategate.sign(bundle, **wrong)
+    key, certificate = keys / "author.pem", keys / "author.pub"
+    for unused in (
+        {"key": key, "chain": [certificate]},
+        {"sigstore": True, "certificate": certificate},
+        {"sigstore": True, "password": "secret"},
+    ):
+        with pytest.raises(TrustError, match="would not hold"):
+            stategate.sign(bundle, **unused)
 
 
 def test_a_key_that_cannot_be_read_hides_no_other_key_of_the_policy(
@@ -354,6 +367,7 @@ def test_a_key_that_cannot_be_read_hides_no_other_key_of_the_policy(
     [
         lambda path: stategate.install(path, path / "new", trial={"steps": 3}),
         lambda path: stategate.install(path, path / "new", older=3),
+        lambda path: stategate.install(path, into=3),
         lambda path: stategate.Installation.open(path, snapshots=str(path)),
         lambda path: stategate.sign(path, key=3),
         lambda path: stategate.release(path, 2, older=3),

@@ -329,6 +329,7 @@ def test_a_machine_without_a_driver_or_bindings_is_reported(
     assert "apt install python3-libnvinfer" in run("build-engine", bundle).output
 
 
+@pytest.mark.slow
 def test_export_says_what_tensorrt_on_the_target_would_not_take(tmp_path: Path) -> None:
     target = ("--target", "jetson-orin-nx-16gb", "--steps", "60")
     out = tmp_path / "b"

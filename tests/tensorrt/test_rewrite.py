@@ -137,6 +137,7 @@ def exact(graph: bytes) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, FEED), strict=True))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(models())
 def test_what_passes_the_check_has_a_form_that_computes_the_same(model: onnx.ModelProto) -> None:

@@ -140,6 +140,7 @@ def exact(graph: bytes, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, feed), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.corners("aura-hard-float32", "sega-int8")
 @pytest.mark.parametrize("precision", ["float32", "float16-weights", "int8-weights", "int8"])
 @pytest.mark.parametrize("name", ["aura-hard", "sega"])
