@@ -17,6 +17,7 @@ from stategate.contract.budget import Budget
 from stategate.contract.c_library import NativeRef
 from stategate.contract.chunks import chunked
 from stategate.contract.errors import ManifestError, SpecError
+from stategate.contract.health import HealthEnvelope
 from stategate.contract.migration import Migration
 from stategate.contract.observation import ObservationContract
 from stategate.contract.prologue import Prologue
@@ -34,11 +35,9 @@ from stategate.contract.specs import (
 from stategate.contract.split import Way, check_payload
 
 SCHEMA_VERSION = 2
-# What version 2 added has a default, so that bundles of version 1 still open.
-READABLE_VERSIONS = (1, 2)
+READABLE_VERSIONS = (1, 2)  # what version 2 added has a default
 Standing = Literal["candidate", "sealed", "refused"]
-# What travelled in an adopted file may be of any form, so whoever shows it prints it escaped.
-FREE_TEXTS = ("metadata",)
+FREE_TEXTS = ("metadata",)  # of an adopted file, in any form: whoever shows it prints it escaped
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -76,9 +75,7 @@ class GraphRef(Record, frozen=True):
         role: ``step`` computes outputs, gates and next states in one go; ``chunk`` does so for
             several steps at once, see `stategate.contract.chunked`; ``read`` and ``write`` are
             parts of the step, see `stategate.contract.Way`; ``prologue`` gives first states.
-        format: File format.
         precision: ``float32``, or the name of the plan by which it was made smaller.
-        file: Where it is.
         opset: ONNX opset of the default domain.
         domains: Other operator domains that it needs, such as ``com.microsoft``.
         steps: Steps that it takes at once.
@@ -106,7 +103,6 @@ class ModelRef(Record, frozen=True):
     """Where the model comes from.
 
     Attributes:
-        name: Its name.
         family: Kind of memory: that of a zoo entry, ``custom``, or ``adopted``.
         source: Zoo name, or file and factory.
         sha256: Digest of its weights, or of the adopted file.
@@ -205,6 +201,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         release: Number that its author gives it, for installations, which refuse to go back to a
             lower one; 0 where nobody gave one.
         migrations: How memories of other bundles become its own.
+        health: What it met when it was calibrated; None where nobody learned it.
     """
 
     schema_version: int
@@ -236,6 +233,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     resident: dict[str, tuple[int, int]] = {}
     release: int = 0
     migrations: tuple[Migration, ...] = ()
+    health: HealthEnvelope | None = None
 
     def __post_init__(self) -> None:
         """Check the signature, the references between fields, and the budget."""
@@ -283,8 +281,9 @@ class Manifest(Record, frozen=True, kw_only=True):
             )
         if (self.prologue is None) != (len(roles) == len(self.graphs)):
             raise SpecError("a graph and a declaration of the prologue go together")
-        if self.prologue is not None:
-            self.prologue.check(step)
+        for part in (self.prologue, self.health):
+            if part is not None:
+                part.check(step)
         if self.way is not None and self.way.payload:
             check_payload(step, self.way)
         chunk = self.chunk_graph
@@ -310,8 +309,8 @@ class Manifest(Record, frozen=True, kw_only=True):
         sizes, name = self.lower_precision, self.step_graph.precision
         if sizes is None:
             return name
-        graph = f"graph {sizes.float_graph_bytes:,} -> {sizes.graph_bytes:,} bytes"
-        return f"{name}: {graph}, memory {sizes.float_state_bytes:,} -> {self.state_bytes:,} bytes"
+        graph = f"{name}: graph {sizes.float_graph_bytes:,} -> {sizes.graph_bytes:,} bytes"
+        return f"{graph}, memory {sizes.float_state_bytes:,} -> {self.state_bytes:,} bytes"
 
     @property
     def standing(self) -> Standing:

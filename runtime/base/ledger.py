@@ -46,6 +46,7 @@ class Ledger:
             says how many.
         rewound_steps: Steps that were taken back, by `rewind` or at the end of a `branch`; they
             stay counted as steps and writes.
+        health_alarms: Times that the stream left what the bundle's health envelope knows.
         state_bytes_written: ``memory_bytes_written``, by state.
     """
 
@@ -67,6 +68,7 @@ class Ledger:
     deadline_misses: int = 0
     ungated_writes: int = 0
     rewound_steps: int = 0
+    health_alarms: int = 0
     gate_openings: dict[str, int] = field(default_factory=dict)
     state_bytes_written: dict[str, int] = field(default_factory=dict)
 
@@ -124,6 +126,7 @@ COUNTED = (
     "ungated_writes",
     "appends",
     "rewound_steps",
+    "health_alarms",
 )
 
 
@@ -152,6 +155,7 @@ class Counters:
     ungated_writes: int
     appends: int
     rewound_steps: int
+    health_alarms: int
 
     def __init__(self, groups: Sequence[Group]) -> None:
         for name in COUNTED:

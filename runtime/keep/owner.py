@@ -30,6 +30,7 @@ from stategate.runtime.keep.state_files import States, read_states, write_states
 from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
 from stategate.runtime.memory.governor import Balance, Governor
+from stategate.runtime.memory.health import Health
 
 
 class MemoryOwner(OpenBundle):
@@ -45,6 +46,11 @@ class MemoryOwner(OpenBundle):
     _keeper: Keeper | None
     _black_box: BlackBoxWriter | None = None
     _answers: Answers | None = None
+
+    @property
+    def health(self) -> Health | None:
+        """What the last windows of the stream say; None where the bundle has no envelope."""
+        return None
 
     @property
     def black_box(self) -> BlackBoxWriter | None:
