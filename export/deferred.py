@@ -71,8 +71,9 @@ def folded(ring: Ring, states: Arrays) -> dict[str, np.ndarray]:
         if ring.value_first:
             S = S.swapaxes(-1, -2)
         for row in states[ring.name][0, :count].astype(np.float64):
-            decay, k, u = row[:, : ring.decay], row[:, start : start + key], row[:, -ring.value :]
-            S = decay[..., None] * S + k[..., None] * u[:, None]
+            k = row[:, start : start + ring.updates * key].reshape(ring.heads, -1, key)
+            u = row[:, -ring.updates * ring.value :].reshape(ring.heads, -1, ring.value)
+            S = row[:, : ring.decay, None] * S + k.swapaxes(-1, -2) @ u
         if ring.value_first:
             S = S.swapaxes(-1, -2)
         result[name] = S.reshape(states[name].shape).astype(states[name].dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -34,8 +35,9 @@ class Configuration:
         return ()
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            self._check(Rule(name, *_fits(getattr(self, name), hint)))
+        hints = get_type_hints(type(self))
+        for field in fields(self):  # type: ignore[arg-type]
+            self._check(Rule(field.name, *_fits(getattr(self, field.name), hints[field.name])))
         for rule in self.rules():
             self._check(rule)
 

@@ -78,8 +78,8 @@ class DeferredStep(nn.Module):
             raise SpecError(
                 "this model has no writes that can be deferred",
                 found=type(model).__name__,
-                expected="a memory that decays and adds an outer product: Gated DeltaNet, KDA, "
-                "Gated DeltaNet-2, Mamba-2, AURA-Mem",
+                expected="a memory that decays and adds outer products: the delta family, Mamba-2, "
+                "mLSTM, RWKV-7, TTT-linear, AURA-Mem",
                 remedy="export it without --defer",
             )
         self.model: Any = model
@@ -154,7 +154,8 @@ class DeferredStep(nn.Module):
                     rows[..., -ring.value :],
                 )
                 own = rows if len(ring.parts) == 1 else torch.cat(parts, dim=-1)
-                waiting[name] = Waiting(self._heads(ring, states[name], key), own, count)
+                S = self._heads(ring, states[name], key)
+                waiting[name] = Waiting(S, own, count, ring.updates)
                 start += key
         return waiting
 

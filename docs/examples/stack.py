@@ -10,13 +10,12 @@ from dataclasses import replace
 
 import torch
 
-from stategate.models.memories.delta.config import DeltaStackConfig
-from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.stack import Stack, StackConfig
 from stategate.models.zoo.makers import GDN2
 
 
-def stack() -> DeltaStack:
+def stack() -> Stack:
     """The model; a file of one's own would load trained weights here."""
     torch.manual_seed(0)
     layer = replace(GDN2, width=512, heads=4, value_heads=4, key_dim=128, value_dim=128)
-    return DeltaStack(DeltaStackConfig(512, 512, 4, None, layer)).eval()
+    return Stack(StackConfig(512, 512, 4, None, layer)).eval()

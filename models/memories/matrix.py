@@ -1,8 +1,9 @@
-"""A matrix memory: read with a few rows, written by one outer product; at once, or deferred.
+"""A matrix memory: read with a few rows, written by outer products; at once, or deferred.
 
-Every memory that only decays and adds an outer product has one algebra, with S (key, value):
+Every memory that only decays and adds outer products has one algebra, with S (key, value):
 
-    S <- Diag(d) S + k u^T           d between 0 and 1, one number or one for each key channel
+    S <- Diag(d) S + k u^T           d between 0 and 1, one number or one for each key channel;
+                                     k and u are one row each, or a few where a step updates often
 
 `Plain` does that in every write. `Waiting` leaves S alone and keeps (d, k, u) of the last writes in
 a ring. With S_0 the matrix of the last fold, and everything multiplied from the newest row back,
@@ -35,6 +36,7 @@ class Ring:
         value: Values of a head.
         parts: Key channels of a head, by the state that they are folded into.
         value_first: Whether the last two axes of those states are value and key.
+        updates: Outer products of one write; several go with one part.
     """
 
     name: str
@@ -43,11 +45,12 @@ class Ring:
     value: int
     parts: Mapping[str, int]
     value_first: bool = False
+    updates: int = 1
 
     @property
     def width(self) -> int:
         """Numbers of a head in one row."""
-        return self.decay + sum(self.parts.values()) + self.value
+        return self.decay + self.updates * (sum(self.parts.values()) + self.value)
 
 
 class Deferred(NamedTuple):
@@ -79,8 +82,8 @@ class Matrix(Protocol):
 
         Args:
             decay: ``(rows, heads, key or 1)``.
-            k: ``(rows, heads, key)``.
-            u: ``(rows, heads, value)``.
+            k: ``(rows, heads, key)``, or ``(rows, heads, updates, key)``.
+            u: ``(rows, heads, value)``, or ``(rows, heads, updates, value)``.
             is_open: ``(rows, heads, 1)`` bool.
         """
         ...
@@ -106,8 +109,22 @@ class Plain:
 
     def after(self, decay: Tensor, k: Tensor, u: Tensor, is_open: Tensor) -> Tensor:
         """See `Matrix.after`."""
-        written = decay.unsqueeze(-1) * self.S + k.unsqueeze(-1) * u.unsqueeze(-2)
-        return torch.where(is_open.unsqueeze(-1), written, self.S)
+        several = k.dim() == self.S.dim()
+        added = torch.matmul(k.mT, u) if several else k.unsqueeze(-1) * u.unsqueeze(-2)
+        return torch.where(is_open.unsqueeze(-1), decay.unsqueeze(-1) * self.S + added, self.S)
+
+
+def norm_of(k: Tensor, u: Tensor) -> Tensor:
+    """Frobenius norm of ``k^T u``, ``(...,)``: what a memory lacks that skips this write.
+
+    It has a floor of 1e-6, because rounding must not close a gate at the threshold 0.
+
+    Args:
+        k: ``(..., updates, key)``.
+        u: ``(..., updates, value)``.
+    """
+    square = (torch.matmul(k, k.mT) * torch.matmul(u, u.mT)).sum((-1, -2))
+    return torch.sqrt(square.clamp(min=0.0) + 1e-12)
 
 
 class Waiting:
@@ -117,10 +134,11 @@ class Waiting:
         S: ``(rows, heads, key, value)``, as of the last fold.
         ring: ``(rows, length, heads, decay + key + value)``, the oldest row first.
         count: ``(rows,)``, how many rows of it are meant.
+        updates: Outer products of each row.
     """
 
-    def __init__(self, S: Tensor, ring: Tensor, count: Tensor) -> None:
-        key, value = S.shape[-2:]
+    def __init__(self, S: Tensor, ring: Tensor, count: Tensor, updates: int = 1) -> None:
+        key, value = updates * S.shape[-2], updates * S.shape[-1]
         length = ring.shape[1]
         places = torch.arange(length, dtype=count.dtype, device=count.device)
         waits = (places < count.unsqueeze(-1)).view(-1, 1, length, 1)
@@ -129,9 +147,12 @@ class Waiting:
         decay, k, u = torch.split(ring.transpose(1, 2), widths, dim=-1)
         decay = torch.where(waits, decay, 1.0)
         later = _products_behind(decay)
+        self._decay = later[:, :, 0] * decay[:, :, 0]  # of S since its last fold
+        if updates > 1:  # the products of a row have decayed alike
+            k, u = (torch.unflatten(x, -1, (updates, -1)).flatten(2, 3) for x in (k, u))
+            later, waits = (x.repeat_interleave(updates, dim=2) for x in (later, waits))
         self._waits = waits.transpose(-1, -2)
         self._S, self._k, self._u = S, k * later, u
-        self._decay = later[:, :, 0] * decay[:, :, 0]  # of S since its last fold
 
     def read(self, queries: Tensor, decay: Tensor) -> Tensor:
         """See `Matrix.read`."""
@@ -142,13 +163,16 @@ class Waiting:
 
     def after(self, decay: Tensor, k: Tensor, u: Tensor, is_open: Tensor) -> Deferred:
         """See `Matrix.after`; a closed head appends a row that changes nothing."""
-        decay, u = torch.where(is_open, decay, 1.0), torch.where(is_open, u, 0.0)
-        keys = torch.cat((self._k * decay.unsqueeze(-2), k.unsqueeze(-2)), dim=-2)
+        if k.dim() < self._S.dim():
+            k, u = k.unsqueeze(-2), u.unsqueeze(-2)
+        decay = torch.where(is_open, decay, 1.0)
+        u = torch.where(is_open.unsqueeze(-1), u, 0.0)
+        keys = torch.cat((self._k * decay.unsqueeze(-2), k), dim=-2)
         us = torch.where(self._waits.transpose(-1, -2), self._u, 0.0)
-        us = torch.cat((us, u.unsqueeze(-2)), dim=-2)
+        us = torch.cat((us, u), dim=-2)
         waiting = torch.matmul(keys.transpose(-1, -2), us)
         folded = (self._decay * decay).unsqueeze(-1) * self._S + waiting
-        return Deferred(folded, torch.cat((decay, k, u), dim=-1))
+        return Deferred(folded, torch.cat((decay, k.flatten(-2), u.flatten(-2)), dim=-1))
 
 
 def _products_behind(x: Tensor) -> Tensor:

@@ -120,6 +120,12 @@ _ENTRIES = (
         _RANK_1, "arXiv:2412.06464", "delta.config",
     ),
     _seeded(
+        "gated-deltaproduct", "gated_deltaproduct",
+        "two Gated DeltaProduct layers of two updates a step",
+        "an update of rank 2 of a head's matrix; decay is none, it is folded into the reads",
+        "arXiv:2502.10297", "delta.config",
+    ),
+    _seeded(
         "kda", "kda", "two KDA layers with bounded decay",
         _RANK_1, "arXiv:2510.26692", "delta.config",
     ),

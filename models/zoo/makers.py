@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from stategate.models.memories.aura import AuraMem
-from stategate.models.memories.delta.config import DeltaConfig, DeltaStackConfig
-from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.delta.config import DeltaConfig
 from stategate.models.memories.mamba2.cell import Mamba2
 from stategate.models.memories.mamba2.config import Mamba2Config
 from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
 from stategate.models.memories.sega import Sega, SegaConfig
+from stategate.models.memories.stack import Stack, StackConfig
 from stategate.models.memories.trim_kv.cell import TrimKv
 from stategate.models.memories.trim_kv.config import TrimKvConfig
 from stategate.models.zoo.binding_stream import FEATURES, VALUES
@@ -89,9 +89,9 @@ def aura_hard() -> AuraMem:
     return AuraMem()
 
 
-def gdn2_hard() -> DeltaStack:
+def gdn2_hard() -> Stack:
     """Two Gated DeltaNet-2 layers of two 16 x 16 heads."""
-    return DeltaStack(DeltaStackConfig(FEATURES, VALUES, layers=2, mlp=64, layer=GDN2))
+    return Stack(StackConfig(FEATURES, VALUES, layers=2, mlp=64, layer=GDN2))
 
 
 def gru_few() -> RecurrentStep:
@@ -100,21 +100,26 @@ def gru_few() -> RecurrentStep:
     return RecurrentStep(nn.GRU(64, 32), nn.Linear(32, VALUES), encoder)
 
 
-def _small_stack(layer: DeltaConfig) -> DeltaStack:
-    return DeltaStack(DeltaStackConfig(**_SMALL, layers=2, mlp=128, layer=layer))
+def _small_stack(layer: DeltaConfig) -> Stack:
+    return Stack(StackConfig(**_SMALL, layers=2, mlp=128, layer=layer))
 
 
-def gated_deltanet() -> DeltaStack:
+def gated_deltanet() -> Stack:
     """One decay a head."""
     return _small_stack(_GDN)
 
 
-def kda() -> DeltaStack:
+def kda() -> Stack:
     """One decay a channel, no faster than exp(-5)."""
     return _small_stack(KDA)
 
 
-def gated_deltanet2() -> DeltaStack:
+def gated_deltaproduct() -> Stack:
+    """Two Householder updates a step, whose gates reach 2."""
+    return _small_stack(replace(_GDN, updates=2, negative_eigenvalues=True))
+
+
+def gated_deltanet2() -> Stack:
     """Erase and write gates are vectors."""
     return _small_stack(GDN2)
 

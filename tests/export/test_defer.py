@@ -33,8 +33,7 @@ from stategate.contract.errors import (
 )
 from stategate.export.tensorrt.generations import GENERATIONS
 from stategate.export.tensorrt.rules import check_legal
-from stategate.models.memories.delta.config import DeltaStackConfig
-from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.stack import Stack, StackConfig
 from stategate.models.zoo.makers import GDN2
 from stategate.runtime import Pool, Session, SnapshotPolicy
 from stategate.targets import load
@@ -46,10 +45,10 @@ ROW = 4 * 2 * (3 * 8)  # decay, key and value of two heads
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
-def small() -> DeltaStack:
+def small() -> Stack:
     torch.manual_seed(0)
     layer = replace(GDN2, width=16, key_dim=8, value_dim=8)
-    return DeltaStack(DeltaStackConfig(4, 2, layers=1, mlp=None, layer=layer, threshold=0.71))
+    return Stack(StackConfig(4, 2, layers=1, mlp=None, layer=layer, threshold=0.71))
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,8 @@ from stategate.contract import Bundle
 from stategate.contract.errors import ExportError, SpecError
 from stategate.export.seal import length
 from stategate.export.seal.length import choose_length
-from stategate.models.memories.delta.config import DeltaStackConfig
-from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.matrix import Ring
+from stategate.models.memories.stack import Stack, StackConfig
 from stategate.models.zoo.makers import GDN2
 from stategate.runtime.trust.code import code_digest
 
@@ -76,7 +75,7 @@ def test_the_choice_stands_in_the_manifest_and_nothing_else_is_left(
     monkeypatch.setattr(length, "_NARROW", 8)  # wide heads take minutes
     monkeypatch.setattr(length, "_TRIED", (8,))
     layer = replace(GDN2, width=16, key_dim=8, value_dim=8)
-    model = DeltaStack(DeltaStackConfig(4, 2, layers=1, mlp=None, layer=layer, threshold=0.0))
+    model = Stack(StackConfig(4, 2, layers=1, mlp=None, layer=layer, threshold=0.0))
     bundle = stategate.make(
         model, tmp_path / "b", defer="auto", steps=64, engines="onnxruntime,native"
     )

@@ -15,20 +15,19 @@ from lab.training.gates.training import GateRecipe, at_random, judge, train_gate
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError, SpecError
 from stategate.models import lift
-from stategate.models.memories.delta.config import DeltaStackConfig
-from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.recurrent.cell import RecurrentStep
+from stategate.models.memories.stack import Stack, StackConfig
 from stategate.models.step import initial_states
 from stategate.models.zoo.makers import KDA
 
 QUICK = GateRecipe(iterations=60, streams=8, chunk=16, write_price=0.1)
 
 
-def delta(skip_by: str = "update", seed: int = 1) -> DeltaStack:
+def delta(skip_by: str = "update", seed: int = 1) -> Stack:
     layer = replace(KDA, width=16, heads=2, value_heads=2, key_dim=8, value_dim=8, skip_by=skip_by)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DeltaStack(DeltaStackConfig(8, 4, 1, None, layer)).eval()
+        return Stack(StackConfig(8, 4, 1, None, layer)).eval()
 
 
 def gated(model: nn.Module) -> LearnedGate:

@@ -24,8 +24,7 @@ from stategate.bench.measure.driver import Driver
 from stategate.bench.measure.subject import Subject, parity
 from stategate.contract import Bundle
 from stategate.contract.errors import MeasurementError, StategateError
-from stategate.models.memories.delta.config import DeltaStackConfig
-from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.stack import Stack, StackConfig
 from stategate.models.zoo.makers import GDN2
 
 
@@ -164,7 +163,7 @@ def small_bundle(
     seal_model: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The stack of `make bench-native` with fewer layers and channels."""
-    model = DeltaStack(DeltaStackConfig(16, 4, 1, None, GDN2)).eval()
+    model = Stack(StackConfig(16, 4, 1, None, GDN2)).eval()
     return seal_model(tmp_path_factory.mktemp("small") / "bundle", model, steps=20).path
 
 

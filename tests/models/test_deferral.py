@@ -15,7 +15,14 @@ from stategate.models.deferral import COUNT, FOLD, DeferredStep
 from stategate.models.step import commit, initial_states, opens, threshold_inputs
 from stategate.models.zoo import makers
 
-FAMILIES = ("gated_deltanet2", "kda", "gated_deltanet", "mamba2", "aura_hard")
+FAMILIES = (
+    "gated_deltanet2",
+    "kda",
+    "gated_deltanet",
+    "gated_deltaproduct",
+    "mamba2",
+    "aura_hard",
+)
 
 
 class Pair:
@@ -72,7 +79,7 @@ def test_deferred_and_plain_answer_alike_and_fold_every_fourth_write(
     torch.manual_seed(3)
     model: nn.Module = getattr(makers, family)()
     shape = model.step_spec().inputs[0].shape  # type: ignore[operator]
-    middle = {"mamba2": 0.02, "aura_hard": 1.9}.get(family, 0.6)
+    middle = {"mamba2": 0.02, "aura_hard": 1.9, "gated_deltaproduct": 1.3}.get(family, 0.6)
     pair = Pair(model, 4, middle)
     for _ in range(50):
         pair.step(torch.randn(shape))

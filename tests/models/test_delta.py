@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from stategate.contract.errors import SpecError
 from stategate.models.memories.delta.cell import CHUNK, Carried, Tokens, chunk, step
-from stategate.models.memories.delta.config import PUBLISHED, DeltaConfig, DeltaStackConfig
+from stategate.models.memories.delta.config import PUBLISHED, DeltaConfig
 from stategate.models.memories.delta.layer import DeltaLayer
-from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.stack import Stack, StackConfig
 from stategate.models.operators import Operators
 from stategate.models.step import commit, initial_states, threshold_inputs
 
@@ -41,7 +41,8 @@ GDN2 = DeltaConfig(
 KDA = replace(GDN2, write_gate="scalar", value_heads=2, output_gate="low_rank")
 KDA_BOUNDED = replace(KDA, decay_lower_bound=-5.0, negative_eigenvalues=True)
 GDN = replace(GDN2, decay_gate="head", write_gate="scalar", output_gate="full")
-FAMILY = [GDN, KDA, KDA_BOUNDED, GDN2]
+GDP = replace(GDN, updates=3, negative_eigenvalues=True)
+FAMILY = [GDN, KDA, KDA_BOUNDED, GDN2, GDP]
 ALWAYS = torch.tensor([0.0])
 
 
@@ -49,15 +50,16 @@ def tokens(config: DeltaConfig, time: int, seed: int = 0) -> Tokens:
     """Random projections ``(1, time, value heads, ...)``."""
     rng = torch.Generator().manual_seed(seed)
     shape = (1, time, config.value_heads)
-    q, k = (torch.randn(*shape, config.key_dim, generator=rng) for _ in range(2))
-    b = torch.rand(*shape, config.key_dim, generator=rng)
-    w = torch.rand(*shape, config.value_dim, generator=rng)
+    each = shape if config.updates == 1 else (*shape, config.updates)
+    q, k = (torch.randn(*s, config.key_dim, generator=rng) for s in (shape, each))
+    b = torch.rand(*each, config.key_dim, generator=rng)
+    w = torch.rand(*each, config.value_dim, generator=rng)
     if config.write_gate == "scalar":
         b = w = b[..., :1] * (1.0 + config.negative_eigenvalues)
     return Tokens(
         q / q.norm(dim=-1, keepdim=True),
         k / k.norm(dim=-1, keepdim=True),
-        torch.randn(*shape, config.value_dim, generator=rng),
+        torch.randn(*each, config.value_dim, generator=rng),
         -3.0 * torch.rand(*shape, config.decay_dim, generator=rng) ** 4,
         b,
         w,
@@ -92,6 +94,11 @@ def oracle(
     config: DeltaConfig, naive: Callable[[str], ModuleType], seen: Tokens, form: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, v, g, b, w = seen
+    if config.family == "gated_deltaproduct":  # published with one update after the other
+        k, v, b = (x.transpose(2, 3).flatten(1, 2) for x in (k, v, b))
+        run = naive("gated_delta_product").naive_recurrent_gated_delta_product
+        scale = config.key_dim**-0.5
+        return run(q, k, v, g[..., 0], b[..., 0], scale, None, None, True, config.updates)
     if config.family == "gated_deltanet2":
         run = getattr(naive("gdn2"), f"naive_{form}_gdn2")
         return run(q, k, v, g, b, w, output_final_state=True)
@@ -121,9 +128,11 @@ def test_skipped_writes_are_the_recurrence_without_them(
     fla_naive: Callable[[str], ModuleType], config: DeltaConfig
 ) -> None:
     seen = tokens(config, 96)
-    threshold = torch.tensor([0.9 if config.write_gate == "vector" else 0.5])
+    largest_of = config.updates > 1 or config.write_gate == "vector"
+    threshold = torch.tensor([0.9 * (1 + config.negative_eigenvalues) if largest_of else 0.5])
     reads, carried, gates = by_step(seen, empty(config), threshold)
     closed = (gates <= threshold).unsqueeze(-1)
+    closed = closed.unsqueeze(-1) if config.updates > 1 else closed
     assert 0.1 < closed.float().mean() < 0.9
     nothing = seen._replace(b=seen.b.masked_fill(closed, 0.0), w=seen.w.masked_fill(closed, 0.0))
     theirs, state = oracle(config, fla_naive, nothing, "recurrent")
@@ -152,6 +161,17 @@ def test_skipping_by_the_update_makes_an_error_of_its_norm() -> None:
     skipped = step(last, before, torch.tensor([1e9]), "update")
     missed = (decayed(written.carried) - decayed(skipped.carried)).flatten(2).norm(dim=-1)
     torch.testing.assert_close(missed, written.gate, atol=1e-6, rtol=1e-5)
+
+
+def test_skipping_several_updates_makes_an_error_of_their_common_norm() -> None:
+    stream = tokens(GDP, 40)
+    before = by_step(stream, empty(GDP))[1]
+    last = Tokens(*(part[:, 7] for part in stream))
+    written = step(last, before, ALWAYS, "update")
+    skipped = step(last, before, torch.tensor([1e9]), "update")
+    assert torch.equal(skipped.carried.S, before.S)
+    missed = (decayed(written.carried) - decayed(skipped.carried)).flatten(2).norm(dim=-1)
+    torch.testing.assert_close(missed, written.gate, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -286,9 +306,34 @@ def test_a_kda_layer_is_that_of_kimi_linear() -> None:
     torch.testing.assert_close(run_layer(layer, x), theirs(x), atol=5e-6, rtol=0)
 
 
-def stack(config: DeltaConfig, threshold: float = 0.0) -> DeltaStack:
+@torch.no_grad()
+def test_a_gated_deltaproduct_layer_has_the_published_order_of_updates_and_heads(
+    fla_naive: Callable[[str], ModuleType],
+) -> None:
+    torch.manual_seed(5)
+    c, layer, x = GDP, DeltaLayer(GDP), torch.randn(1, 40, 24)
+    columns = torch.nn.functional.pad(layer.to_qkv(x).mT, (c.conv_width - 1, 0))
+    mixed = torch.nn.functional.conv1d(columns, layer.conv[:, None], groups=c.conv_channels)
+    q, k, v = torch.nn.functional.silu(mixed).mT.split((16, 48, 72), dim=-1)
+    k, v = (  # as weights have them: updates, heads, channels
+        y.reshape(1, 40 * 3, heads, -1) for y, heads in ((k, c.heads), (v, c.value_heads))
+    )
+    q, k = (
+        (y * torch.rsqrt((y * y).sum(-1, keepdim=True) + 1e-6)).repeat_interleave(2, dim=2)
+        for y in (q.reshape(1, 40, c.heads, -1), k)
+    )
+    dt = torch.nn.functional.softplus(layer.to_decay(x) + layer.dt_bias)
+    beta = 2 * torch.sigmoid(layer.to_erase(x)).reshape(1, 40 * 3, c.value_heads)
+    run = fla_naive("gated_delta_product").naive_recurrent_gated_delta_product
+    o, _ = run(q, k, v, -layer.A_log.exp() * dt, beta, 8**-0.5, num_householder=3)
+    o = torch.nn.functional.rms_norm(o, (6,), layer.norm, 1e-5)
+    o = o * torch.nn.functional.silu(layer.to_gate(x).reshape(1, 40, 4, 6))
+    torch.testing.assert_close(run_layer(layer, x), layer.to_out(o.flatten(2)), atol=5e-6, rtol=0)
+
+
+def stack(config: DeltaConfig, threshold: float = 0.0) -> Stack:
     torch.manual_seed(11)
-    return DeltaStack(DeltaStackConfig(5, 3, 2, 16, config, threshold)).eval()
+    return Stack(StackConfig(5, 3, 2, 16, config, threshold)).eval()
 
 
 @pytest.mark.parametrize("config", FAMILY, ids=lambda c: c.family)
@@ -369,6 +414,8 @@ def test_a_threshold_of_zero_is_the_plain_model() -> None:
     [
         ("gdn2-1.3b", 18_874_368, 663_552),
         ("gdn-fla-default", 66_060_288, None),
+        # Householder updates share one matrix; keys and values of each pass the convolution.
+        ("gdp-fla-default", 66_060_288, 21 * 3 * 2 * (3 * 6 * 256 + 2 * 6 * 512)),
         ("qwen3-next-80b-a3b", 75_497_472, None),
         ("kda-fla-default", 24 << 20, None),
         ("kimi-linear-48b-a3b", 41_943_040, 1_474_560),
@@ -395,6 +442,7 @@ def test_published_memories_have_their_published_size(
         ({"key_dim": 8.0}, "key_dim"),
         ({"layout": "kv"}, "layout"),
         ({"norm_eps": 0.0}, "norm_eps"),
+        ({"updates": 2}, "updates must not be 2"),
         ({"negative_eigenvalues": 2}, "negative_eigenvalues"),
     ],
 )

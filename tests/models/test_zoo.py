@@ -20,6 +20,7 @@ FAMILIES = {
     "gated_deltanet",
     "kda",
     "gated_deltanet2",
+    "gated_deltaproduct",
     "mamba2",
     "trim_kv",
     "sega",

@@ -12,9 +12,9 @@ from torch.nn.functional import logsigmoid, silu
 from lab.training.step import DeltaLearner
 from lab.training.stream import Recipe
 from stategate.contract import StateSpec, StepSpec, TensorSpec
-from stategate.models.memories.delta.config import DeltaConfig, DeltaStackConfig
-from stategate.models.memories.delta.stack import DeltaStack
+from stategate.models.memories.delta.config import DeltaConfig
 from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
+from stategate.models.memories.stack import Stack, StackConfig
 from stategate.models.step import StepResult, Tensors, initial_states
 from stategate.models.zoo.binding_stream import FEATURES, VALUES
 
@@ -22,7 +22,7 @@ _WIDTH, _KEY = 64, 32
 Answers = Callable[[Tensor], Tensor]
 
 
-def gated_delta() -> DeltaStack:
+def gated_delta() -> Stack:
     """One Gated DeltaNet layer with one 32 x 32 head: the delta rule with a learned decay."""
     layer = DeltaConfig(
         width=_WIDTH,
@@ -41,7 +41,7 @@ def gated_delta() -> DeltaStack:
         layout="key, value",
         skip_by="gate",
     )
-    return DeltaStack(DeltaStackConfig(FEATURES, VALUES, layers=1, mlp=_WIDTH, layer=layer))
+    return Stack(StackConfig(FEATURES, VALUES, layers=1, mlp=_WIDTH, layer=layer))
 
 
 def recurrent(kind: type[nn.GRU] | type[nn.LSTM], hidden: int) -> RecurrentStep:

@@ -14,9 +14,8 @@ from stategate.calibration.gates.scan import GateChooser, scan
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import SpecError
 from stategate.models.memories.aura import AuraMem
-from stategate.models.memories.delta.config import DeltaStackConfig
-from stategate.models.memories.delta.stack import DeltaStack
 from stategate.models.memories.recurrent.cell import RecurrentStep
+from stategate.models.memories.stack import Stack, StackConfig
 from stategate.models.step import StepResult, Tensors, initial_states
 from stategate.models.zoo.makers import GDN2
 
@@ -131,8 +130,8 @@ def build(
         gru = RecurrentStep(nn.GRU(_WIDTH, _WIDTH), head, encoder, threshold)
         return gru, lambda x, _: (head(gru.module(encoder(x))[0]), None)
     if policy in ("delta", "delta-cost"):
-        config = DeltaStackConfig(features, actions, 1, _WIDTH, _DELTA, threshold or 0.0)
-        stack = DeltaStack(config)
+        config = StackConfig(features, actions, 1, _WIDTH, _DELTA, threshold or 0.0)
+        stack = Stack(config)
         return stack, lambda x, _: _through_chunks(stack, x)
     if policy == "aura" or (policy == "aura-always" and threshold is None):
         # Its gate is a logit: far below all of them is always.
@@ -145,7 +144,7 @@ def build(
     )
 
 
-def _through_chunks(stack: DeltaStack, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def _through_chunks(stack: Stack, x: Tensor) -> tuple[Tensor, Tensor | None]:
     states: Tensors = initial_states(stack, x.shape[1])
     outputs, gates = [], []
     for part in torch.split(x.transpose(0, 1), stack.chunk_steps, dim=1):

@@ -1,4 +1,4 @@
-"""One recurrence for Gated DeltaNet, KDA and Gated DeltaNet-2, by the step and by the chunk.
+"""One recurrence for the delta family, by the step and by the chunk.
 
 For each head, with state S (key, value), log-decay g <= 0, erase gate b and write gate w:
 
@@ -17,6 +17,12 @@ so a skipped write leaves every byte of S alone and nothing is lost:
     written:  S <- Diag(exp(G + g)) S + k u^T, G <- 0;    skipped:  S <- S, G <- G + g
 
 All exponents are sums of log-decays and so never above zero: nothing overflows.
+
+Gated DeltaProduct (arXiv:2502.10297) decays once and then writes n times, each write correcting
+what those before it left. All n are one write of rank n, with u_j = b_j (v_j - k_j^T S), S after
+j - 1 of them, and need one pass over the matrix:
+
+    u_j = b_j v_j - (b_j k_j exp(G + g))^T S - sum_{i<j} b_j (k_j.k_i) u_i
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stategate.models.memories.matrix import matrix_of
+from stategate.models.memories.matrix import matrix_of, norm_of
 from stategate.models.step import opens
 
 CHUNK = 16
@@ -36,6 +42,8 @@ CHUNK = 16
 
 class Tokens(NamedTuple):
     """What the projections make of an observation; leading axes (rows,) or (rows, time).
+
+    Of several updates in a step, k, v, b and w have an axis more, behind the heads.
 
     Attributes:
         q: ``(..., heads, key)`` of unit length.
@@ -86,7 +94,8 @@ def largest_gate(tokens: Tokens) -> Tensor:
 
     Both have to be small for a skip: w near 0 with b near 1 erases.
     """
-    return torch.maximum(tokens.b.amax(-1), tokens.w.amax(-1))
+    largest = torch.maximum(tokens.b.amax(-1), tokens.w.amax(-1))
+    return largest.amax(-1) if tokens.k.dim() > tokens.q.dim() else largest
 
 
 def step(tokens: Tokens, carried: Carried, threshold: Tensor, skip_by: str) -> Written:
@@ -101,18 +110,38 @@ def step(tokens: Tokens, carried: Carried, threshold: Tensor, skip_by: str) -> W
     q, k, v, g, b, w = tokens
     matrix, log_decay = matrix_of(carried.S), carried.log_decay + g
     decay = torch.exp(log_decay)
-    # Both reads in one pass over the matrix.
-    erased, read = matrix.read(torch.stack((b * k, q), dim=-2), decay).unbind(-2)
-    u = w * v - erased
-    gate = largest_gate(tokens) if skip_by == "gate" else torch.sqrt((u * u).sum(-1))
+    several = k.dim() > q.dim()
+    # All reads in one pass over the matrix.
+    if several:
+        reads = matrix.read(torch.cat((b * k, q.unsqueeze(-2)), dim=-2), decay)
+        read = reads[..., -1, :]
+        u = _in_turn(w * v - reads[..., :-1, :], b * k, k)
+        own = torch.matmul(torch.matmul(q.unsqueeze(-2), k.mT), u).squeeze(-2)
+    else:
+        erased, read = matrix.read(torch.stack((b * k, q), dim=-2), decay).unbind(-2)
+        u = w * v - erased
+        own = (q * k).sum(-1, keepdim=True) * u
+    if skip_by == "gate":
+        gate = largest_gate(tokens)
+    else:
+        gate = norm_of(k, u) if several else torch.sqrt((u * u).sum(-1))
     is_open = opens(gate, threshold).unsqueeze(-1)
-    scale = k.shape[-1] ** -0.5
-    o = scale * (read + torch.where(is_open, (q * k).sum(-1, keepdim=True) * u, 0.0))
+    o = k.shape[-1] ** -0.5 * (read + torch.where(is_open, own, 0.0))
     after = Carried(
         matrix.after(decay, k, u, is_open),
         torch.where(is_open, torch.zeros_like(log_decay), log_decay),
     )
     return Written(o, after, gate)
+
+
+def _in_turn(u: Tensor, erasing: Tensor, k: Tensor) -> Tensor:
+    """Updates ``(rows, heads, updates, value)``, each of which sees those before it."""
+    overlap = torch.matmul(erasing, k.mT)
+    done = [u[..., :1, :]]
+    for j in range(1, u.shape[-2]):
+        before = torch.matmul(overlap[..., j : j + 1, :j], torch.cat(done, dim=-2))
+        done.append(u[..., j : j + 1, :] - before)
+    return torch.cat(done, dim=-2)
 
 
 def chunk(tokens: Tokens, carried: Carried, threshold: Tensor, valid: Tensor) -> Written:
@@ -135,6 +164,10 @@ def chunk(tokens: Tokens, carried: Carried, threshold: Tensor, valid: Tensor) ->
     """
     gate = largest_gate(tokens)
     is_open = opens(gate, threshold) & valid.unsqueeze(-1)
+    updates = tokens.k.shape[-2] if tokens.k.dim() > tokens.q.dim() else 1
+    if updates > 1:
+        tokens = _one_update_each(tokens)
+        is_open, valid = (x.repeat_interleave(updates, dim=1) for x in (is_open, valid))
     q, k, v, g, b, w = (part.transpose(1, 2) for part in tokens)  # (rows, heads, time, ...)
     open_rows = is_open.transpose(1, 2).unsqueeze(-1)
     b, wv = torch.where(open_rows, b, 0.0), torch.where(open_rows, w * v, 0.0)
@@ -171,7 +204,18 @@ def chunk(tokens: Tokens, carried: Carried, threshold: Tensor, valid: Tensor) ->
             carried.log_decay + total[:, :, -1],
         ),
     )
-    return Written(o.transpose(1, 2) * k.shape[-1] ** -0.5, after, gate)
+    o = o.transpose(1, 2)[:, updates - 1 :: updates]  # a step reads after its last update
+    return Written(o * k.shape[-1] ** -0.5, after, gate)
+
+
+def _one_update_each(tokens: Tokens) -> Tokens:
+    """Tokens of one update each in place of tokens of several; the first of a step decays."""
+    q, k, v, g, b, w = tokens
+    updates = k.shape[-2]
+    q = q.repeat_interleave(updates, dim=1)
+    g = torch.stack([g] + [torch.zeros_like(g)] * (updates - 1), dim=2).flatten(1, 2)
+    k, v, b, w = (x.transpose(2, 3).flatten(1, 2) for x in (k, v, b, w))
+    return Tokens(q, k, v, g, b, w)
 
 
 def _inverse_of_unit_plus(T: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""The delta family as data: Gated DeltaNet, KDA and Gated DeltaNet-2 differ in their gates' shapes.
+"""The delta family as data: its members differ in their gates' shapes and updates a step.
 
 | family | log-decay | erase and write gate | published |
 |---|---|---|---|
 | Gated DeltaNet | one a head | one scalar for both, a head | arXiv:2412.06464 |
 | KDA | one a key channel | one scalar for both, a head | arXiv:2510.26692 |
 | Gated DeltaNet-2 | one a key channel | a vector each: over keys, over values | arXiv:2605.22791 |
+| Gated DeltaProduct | one a head | as Gated DeltaNet, for each of its updates | arXiv:2502.10297 |
 
 Nothing that changes the numbers has a default: a checkpoint run with the wrong output activation
 differs by 0.8 and says nothing.
@@ -14,13 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.models.configuration import Configuration, Rule
+from torch import nn
+
+from stategate.contract import StateSpec
+from stategate.models.configuration import Rule
+from stategate.models.memories.delta.cell import CHUNK
 from stategate.models.memories.matrix import Ring
+from stategate.models.memories.stack import LayerConfig, StackConfig
 
-Family = Literal["gated_deltanet", "kda", "gated_deltanet2"]
+Family = Literal["gated_deltanet", "kda", "gated_deltanet2", "gated_deltaproduct"]
 
 _FAMILIES: dict[tuple[str, str], Family] = {
     ("head", "scalar"): "gated_deltanet",
@@ -30,7 +35,7 @@ _FAMILIES: dict[tuple[str, str], Family] = {
 
 
 @dataclass(frozen=True, slots=True)
-class DeltaConfig(Configuration):
+class DeltaConfig(LayerConfig):
     """One layer of the delta family.
 
     Attributes:
@@ -54,7 +59,11 @@ class DeltaConfig(Configuration):
         layout: Order of the state's last two axes.
         skip_by: What the write gate's output is: ``gate``, the largest erase or write gate of a
             head; or ``update``, the norm of the update, which is the error that skipping it makes.
+        updates: Householder updates of a step, one after the other, each with a key, a value and
+            a gate of its own; more than 1 is Gated DeltaProduct.
     """
+
+    part: ClassVar[str] = "delta"
 
     width: int
     heads: int
@@ -71,6 +80,7 @@ class DeltaConfig(Configuration):
     conv_width: int
     layout: Literal["key, value", "value, key"]
     skip_by: Literal["gate", "update"]
+    updates: int = 1
 
     def rules(self) -> Iterator[Rule]:
         """Heads share evenly, gates belong to a member of the family, decay only decays."""
@@ -92,11 +102,39 @@ class DeltaConfig(Configuration):
             "-5.0 is what published configurations have; None is the softplus form",
         )
         yield Rule("conv_width", self.conv_width >= 2, "2 or more; published layers have 4")
+        yield Rule(
+            "updates",
+            self.updates == 1 or (self.decay_gate, self.write_gate) == ("head", "scalar"),
+            "1 for a decay of each channel or vector gates",
+            'decay_gate="head" and write_gate="scalar" for Gated DeltaProduct',
+        )
 
     @property
     def family(self) -> Family:
         """Which member of the family it is."""
+        if self.updates > 1:
+            return "gated_deltaproduct"
         return _FAMILIES[self.decay_gate, self.write_gate]
+
+    @property
+    def gates(self) -> int:
+        """One a value head."""
+        return self.value_heads
+
+    @property
+    def native(self) -> bool:
+        """Native operators update once a step."""
+        return self.updates == 1
+
+    @property
+    def chunk_steps(self) -> int:
+        """Steps of a chunk; none where the gate looks at the update, which is not known before."""
+        return CHUNK // self.updates if self.skip_by == "gate" else 0
+
+    @property
+    def kv_bytes_per_step(self) -> int:
+        """Of a float32 cache of one key and one value of each head."""
+        return 4 * (self.heads * self.key_dim + self.value_heads * self.value_dim)
 
     @property
     def gate_heads(self) -> int:
@@ -110,8 +148,9 @@ class DeltaConfig(Configuration):
 
     @property
     def conv_channels(self) -> int:
-        """Channels of the short convolution: queries, keys, values."""
-        return 2 * self.heads * self.key_dim + self.value_heads * self.value_dim
+        """Channels of the short convolution: queries, then keys and values of each update."""
+        keys, values = self.heads * self.key_dim, self.value_heads * self.value_dim
+        return keys + self.updates * (keys + values)
 
     def states(self, prefix: str = "") -> tuple[StateSpec, ...]:
         """The layer's states: matrix, log-decay since its last write, convolution columns."""
@@ -136,52 +175,14 @@ class DeltaConfig(Configuration):
             self.value_dim,
             {f"{prefix}S": self.key_dim},
             value_first=self.layout == "value, key",
+            updates=self.updates,
         )
 
+    def build(self) -> nn.Module:
+        """The layer."""
+        from stategate.models.memories.delta.layer import DeltaLayer
 
-@dataclass(frozen=True, slots=True)
-class DeltaStackConfig(Configuration):
-    """Layers of the delta family between a linear map in and a linear map out.
-
-    Attributes:
-        features: Of one observation.
-        out_features: Of one answer.
-        layers: How many delta layers.
-        mlp: Hidden width of the SwiGLU block behind each of them; None for no such block.
-        layer: What each of them is.
-        threshold: Of the write gate; 0 writes always, and is the plain model.
-    """
-
-    features: int
-    out_features: int
-    layers: int
-    mlp: int | None
-    layer: DeltaConfig
-    threshold: float = 0.0
-
-    @property
-    def family(self) -> Family:
-        """Which member of the family its layers are."""
-        return self.layer.family
-
-    def step_spec(self) -> StepSpec:
-        """Signature of one step, known without building any weights."""
-        layer, n = self.layer, self.layers
-        return StepSpec(
-            inputs=(TensorSpec("x", (1, self.features)),),
-            outputs=(TensorSpec("y", (1, self.out_features)),),
-            states=tuple(s for i in range(n) for s in layer.states(f"layers.{i}.")),
-            gates=(
-                GateSpec(
-                    "write",
-                    "hard",
-                    (1, n, layer.value_heads),
-                    self.threshold,
-                    "threshold",
-                    granularity="head",
-                ),
-            ),
-        )
+        return DeltaLayer(self)
 
 
 def _published(
@@ -192,7 +193,8 @@ def _published(
     value_dim: int,
     layers: int,
     family: Family,
-) -> DeltaStackConfig:
+    updates: int = 1,
+) -> StackConfig:
     """The memory of a published model; features stand for its vocabulary, which is no memory."""
     decay, write = next(gates for gates, name in _FAMILIES.items() if name == family)
     layer = DeltaConfig(
@@ -204,21 +206,23 @@ def _published(
         decay_gate=decay,  # type: ignore[arg-type]
         write_gate=write,  # type: ignore[arg-type]
         decay_lower_bound=None,
-        negative_eigenvalues=False,
+        negative_eigenvalues=updates > 1,
         output_gate="full" if family == "gated_deltanet" else "low_rank_bias",
         output_activation="sigmoid" if family == "kda" else "silu",
         norm_eps=1e-5,
         conv_width=4,
         layout="key, value",
         skip_by="gate",
+        updates=updates,
     )
-    return DeltaStackConfig(width, width, layers, None, layer)
+    return StackConfig(width, width, layers, None, layer)
 
 
-PUBLISHED: dict[str, DeltaStackConfig] = {
+PUBLISHED: dict[str, StackConfig] = {
     "gdn2-1.3b": _published(2304, 16, 16, 128, 128, 18, "gated_deltanet2"),
     "gdn-fla-default": _published(2048, 6, 6, 256, 512, 21, "gated_deltanet"),
     "qwen3-next-80b-a3b": _published(2048, 16, 32, 128, 128, 36, "gated_deltanet"),
+    "gdp-fla-default": _published(2048, 6, 6, 256, 512, 21, "gated_deltanet", updates=2),
     "kda-fla-default": _published(2048, 16, 16, 128, 128, 24, "kda"),
     "kimi-linear-48b-a3b": _published(2304, 32, 32, 128, 128, 20, "kda"),
 }

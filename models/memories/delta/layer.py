@@ -37,9 +37,9 @@ class DeltaLayer(nn.Module):
         super().__init__()
         self.config = c = config
         self.operators = Operators.PORTABLE
-        keys, values = c.heads * c.key_dim, c.value_heads * c.value_dim
+        values = c.value_heads * c.value_dim
         decays = c.gate_heads * c.decay_dim
-        self.to_qkv = nn.Linear(c.width, 2 * keys + values, bias=False)
+        self.to_qkv = nn.Linear(c.width, c.conv_channels, bias=False)
         self.conv = nn.Parameter(torch.empty(c.conv_channels, c.conv_width))
         self.to_decay: nn.Module = nn.Linear(c.width, decays, bias=False)
         if c.decay_gate == "channel":  # published with a bottleneck of a value's width
@@ -47,7 +47,7 @@ class DeltaLayer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(c.gate_heads))
         self.dt_bias = nn.Parameter(torch.empty(decays))
         vector = c.write_gate == "vector"
-        erases = c.heads * c.key_dim if vector else c.value_heads
+        erases = c.heads * c.key_dim if vector else c.updates * c.value_heads
         self.to_erase = nn.Linear(c.width, erases, bias=False)
         self.to_write = nn.Linear(c.width, values, bias=False) if vector else None
         self.to_gate: nn.Module | None = None
@@ -140,9 +140,9 @@ class DeltaLayer(nn.Module):
         """Gates from the observation, queries, keys and values from the convolution."""
         c = self.config
         keys = c.heads * c.key_dim
-        q, k, v = torch.tensor_split(mixed, (keys, 2 * keys), dim=-1)
-        q, k = (self._shared(_unit(_heads(part, c.heads))) for part in (q, k))
-        v = _heads(v, c.value_heads)
+        q, k, v = torch.tensor_split(mixed, (keys, (1 + c.updates) * keys), dim=-1)
+        q, k, v = _heads(q, c.heads), self._updates(k, c.heads), self._updates(v, c.value_heads)
+        q, k = self._shared(_unit(q)), self._shared(_unit(k), -2 if c.updates == 1 else -3)
         f = _heads(self.to_decay(x) + self.dt_bias, c.gate_heads)
         rate = torch.exp(self.A_log).unsqueeze(-1)
         if c.decay_lower_bound is None:
@@ -153,16 +153,23 @@ class DeltaLayer(nn.Module):
         if c.negative_eigenvalues:
             b = 2.0 * b
         if self.to_write is None:  # one gate erases and writes
-            w = b = b.unsqueeze(-1)
+            w = b = self._updates(b, c.value_heads)
         else:
             g, b = self._shared(g), self._shared(_heads(b, c.heads))
             w = _heads(share(self.to_write(x)), c.value_heads)
         return Tokens(q, k, v, g, b, w)
 
-    def _shared(self, x: Tensor) -> Tensor:
+    def _updates(self, x: Tensor, heads: int) -> Tensor:
+        """By heads, and by updates behind them; weights have updates before heads."""
+        n = self.config.updates
+        if n == 1:
+            return _heads(x, heads)
+        return x.reshape(*x.shape[:-1], n, heads, -1).transpose(-2, -3)
+
+    def _shared(self, x: Tensor, axis: int = -2) -> Tensor:
         """From key heads to value heads: neighbours share, as in the published layers."""
         times = self.config.value_heads // self.config.heads
-        return x if times == 1 else x.repeat_interleave(times, dim=-2)
+        return x if times == 1 else x.repeat_interleave(times, dim=axis)
 
     def _key_first(self, S: Tensor) -> Tensor:
         """Between the state's layout and the cell's; its own inverse. What waits has the cell's."""

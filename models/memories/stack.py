@@ -1,0 +1,234 @@
+"""A stack of memory layers that steps; its configuration says of which family they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.models.configuration import Configuration
+from stategate.models.memories.matrix import Ring
+from stategate.models.operators import Operators
+from stategate.models.step import StepResult, Tensors
+
+
+class LayerConfig(Configuration):
+    """What a stack asks of the configuration of its layers; each family has its own.
+
+    Attributes:
+        part: Name of the layer in its block, and so in names of weights.
+        granularity: What one number of the gate guards.
+        width: Features of the layer's input and output.
+        norm_eps: Of the norms around it.
+    """
+
+    __slots__ = ()
+    part: ClassVar[str] = "memory"
+    granularity: ClassVar[Literal["head", "channel", "slot"]] = "head"
+    width: int
+    norm_eps: float
+
+    @property
+    def family(self) -> str:
+        """Kind of memory."""
+        raise NotImplementedError
+
+    @property
+    def gates(self) -> int:
+        """Numbers of the layer's gate."""
+        raise NotImplementedError
+
+    @property
+    def native(self) -> bool:
+        """Whether the layer has a form in native operators; see `stategate.models.operators`."""
+        return False
+
+    @property
+    def chunk_steps(self) -> int:
+        """Steps that the layer takes at once; 0 where it only takes one."""
+        return 0
+
+    @property
+    def kv_bytes_per_step(self) -> int:
+        """What a float32 key-value cache of the same width would grow by in each step."""
+        return 8 * self.width
+
+    def states(self, prefix: str = "") -> tuple[StateSpec, ...]:
+        """The layer's states, in the order in which its step takes them."""
+        raise NotImplementedError
+
+    def initial_states(self) -> dict[str, Tensor]:
+        """Of states that do not start at zero, by their names without the prefix."""
+        return {}
+
+    def ring(self, prefix: str = "") -> Ring | None:
+        """What waits where writes are deferred; None where they cannot wait."""
+        return None
+
+    def build(self) -> nn.Module:
+        """A layer with ``step(x, states, threshold)``, and ``chunk`` where it has one."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class StackConfig(Configuration):
+    """Memory layers between a linear map in and a linear map out.
+
+    Attributes:
+        features: Of one observation.
+        out_features: Of one answer.
+        layers: How many memory layers.
+        mlp: Hidden width of the SwiGLU block behind each of them; None for no such block.
+        layer: What each of them is.
+        threshold: Of the write gate; 0 writes always, and is the plain model.
+    """
+
+    features: int
+    out_features: int
+    layers: int
+    mlp: int | None
+    layer: LayerConfig
+    threshold: float = 0.0
+
+    @property
+    def family(self) -> str:
+        """Which family its layers are of."""
+        return self.layer.family
+
+    def step_spec(self) -> StepSpec:
+        """Signature of one step, known without building any weights."""
+        layer, n = self.layer, self.layers
+        gate = GateSpec(
+            "write",
+            "hard",
+            (1, n, layer.gates),
+            self.threshold,
+            "threshold",
+            granularity=layer.granularity,
+        )
+        return StepSpec(
+            inputs=(TensorSpec("x", (1, self.features)),),
+            outputs=(TensorSpec("y", (1, self.out_features)),),
+            states=tuple(s for i in range(n) for s in layer.states(f"layers.{i}.")),
+            gates=(gate,),
+        )
+
+
+class Stack(nn.Module):
+    """Linear in, ``layers`` blocks of [norm, layer, norm, SwiGLU] with residuals, linear out.
+
+    Attributes:
+        family: Which family its layers are of.
+        kv_bytes_per_step: What float32 key-value caches of the same widths would grow by a step.
+        chunk_steps: Steps that `chunk` takes at once; 0 where its layers only take one.
+    """
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.config = config
+        layer = config.layer
+        self.family = layer.family
+        self.kv_bytes_per_step = config.layers * layer.kv_bytes_per_step
+        self.chunk_steps = layer.chunk_steps
+        self.encode = nn.Linear(config.features, layer.width)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(layer.width, eps=layer.norm_eps)
+        self.head = nn.Linear(layer.width, config.out_features)
+
+    @property
+    def operators(self) -> Operators | None:
+        """Operators that the step is traced with; None where layers have primitive ones alone."""
+        block: Any = self.blocks[0]
+        return block.layer.operators if self.config.layer.native else None
+
+    @operators.setter
+    def operators(self, operators: Operators) -> None:
+        for block in self.blocks:
+            block.layer.operators = operators  # type: ignore[union-attr]
+
+    def step_spec(self) -> StepSpec:
+        """Signature of one step; see `StackConfig.step_spec`."""
+        return self.config.step_spec()
+
+    def initial_states(self) -> dict[str, Tensor]:
+        """Of states that do not start at zero."""
+        start: dict[str, Tensor] = {}
+        for i in range(self.config.layers):
+            named = self.config.layer.initial_states()
+            start |= {f"layers.{i}.{name}": value for name, value in named.items()}
+        return start
+
+    def rings(self) -> tuple[Ring, ...]:
+        """What waits, by layer; see `stategate.models.deferral`."""
+        rings = [self.config.layer.ring(f"layers.{i}.") for i in range(self.config.layers)]
+        return tuple(ring for ring in rings if ring is not None)
+
+    def step(self, inputs: Tensors, states: Tensors) -> StepResult:
+        """One observation ``(rows, features)``; what is closed keeps its memory bit for bit."""
+        return self._run(inputs["x"], inputs["threshold"], states, None)
+
+    def chunk(self, inputs: Tensors, states: Tensors, valid: Tensor) -> StepResult:
+        """Several observations ``(rows, time, features)``; outputs and gates have that time axis.
+
+        Args:
+            inputs: As for `step`, with a time axis behind the rows; thresholds have none.
+            states: As for `step`.
+            valid: ``(rows, time)`` bool, true up to the last observation that is meant.
+        """
+        return self._run(inputs["x"], inputs["threshold"], states, valid)
+
+    def _run(
+        self, x: Tensor, threshold: Tensor, states: Tensors, valid: Tensor | None
+    ) -> StepResult:
+        hidden = self.encode(x)
+        after: dict[str, Tensor] = {}
+        gates = []
+        for i, block in enumerate(self.blocks):
+            names = [state.name for state in self.config.layer.states(f"layers.{i}.")]
+            before = tuple(states[name] for name in names)
+            hidden, following, gate = block(hidden, before, threshold, valid)
+            after.update(zip(names, following, strict=True))
+            gates.append(gate)
+        y = self.head(self.norm(hidden))
+        return StepResult({"y": y}, after, {"write": torch.stack(gates, dim=-2)})
+
+
+class _Block(nn.Module):
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        width, eps = config.layer.width, config.layer.norm_eps
+        self.norm = nn.RMSNorm(width, eps=eps)
+        self._part = config.layer.part
+        self.add_module(self._part, config.layer.build())
+        self.mlp: nn.ModuleDict | None = None
+        if config.mlp is not None:
+            self.mlp = nn.ModuleDict(
+                {
+                    "norm": nn.RMSNorm(width, eps=eps),
+                    "up": nn.Linear(width, 2 * config.mlp, bias=False),
+                    "down": nn.Linear(config.mlp, width, bias=False),
+                }
+            )
+
+    @property
+    def layer(self) -> Any:
+        """The memory layer."""
+        return getattr(self, self._part)
+
+    def forward(
+        self, x: Tensor, states: tuple[Tensor, ...], threshold: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        normed = self.norm(x)
+        if valid is None:
+            mixed, after, gate = self.layer.step(normed, states, threshold)
+        else:
+            mixed, after, gate = self.layer.chunk(normed, states, threshold, valid)
+        x = x + mixed
+        if self.mlp is not None:
+            gated, up = self.mlp["up"](self.mlp["norm"](x)).chunk(2, dim=-1)
+            x = x + self.mlp["down"](silu(gated) * up)
+        return x, after, gate
