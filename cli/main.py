@@ -71,7 +71,7 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
     "On the device": {
         "doctor": Verb(
             "targets:doctor", "ort", "Say what this machine lacks for an engine, with remedies."
-        )
+        ),
     },
 }
 _MODEL = {
@@ -154,6 +154,11 @@ _INSTALL = {
         "install:release_command", "ort", "Give a bundle a release number and a migration."
     ),
 }
+_FLEET = {
+    "deploy": Verb(
+        "deploy:deploy", "ort", "Put a bundle on a machine over ssh, and try it there.", "deploy"
+    ),
+}
 _CARRY = {
     "bill": Verb("bill:bill_command", "", "Say what is in a bundle: CycloneDX or SPDX.", "bill"),
     "push": Verb("push:push_command", "carry", "Put a bundle into a registry.", "push"),
@@ -161,6 +166,7 @@ _CARRY = {
 }
 GROUPS: dict[str, Group] = {
     "install": Group("Put updates on a device that can be taken back.", _INSTALL, "bundle"),
+    "fleet": Group("Many robots: bundles go out, ledgers come home.", _FLEET),
     "carry": Group("Bills of materials, and bundles in a registry.", _CARRY),
     "model": Group("Models of the zoo, and numbers that export applies.", _MODEL),
     "episodes": Group(
@@ -293,6 +299,7 @@ def every_verb(
         "On the device": {
             **FIRST_SCREEN["On the device"],
             "install": GROUPS["install"],
+            "fleet": GROUPS["fleet"],
             "device": GROUPS["device"],
         },
         "More": {

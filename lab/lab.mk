@@ -29,6 +29,14 @@ browser: ## Install the Chromium that tests of pages need (Debian, as root)
 	@command -v chromium > /dev/null || { apt-get -qq update && \
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium > /dev/null; }
 
+SSH_TOOLS := ssh sshd rsync
+SSH_DEBS := openssh-client openssh-server rsync libnss-wrapper
+ssh-tools: ## Install what tests of `stategate deploy` need: sshd, rsync, nss_wrapper (Debian, as root)
+	@PATH=$$PATH:/usr/sbin command -v $(SSH_TOOLS) | wc -l | grep -qx $(words $(SSH_TOOLS)) && ls /usr/lib/*/libnss_wrapper.so > /dev/null 2>&1 \
+	  || if test $$(id -u) = 0; then apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(SSH_DEBS) > /dev/null; \
+	  else echo "missing programs; as root: apt-get install $(SSH_DEBS)"; exit 1; fi
+
 OMS := 114b0f72da8d7502cfdc3c83003c9d2d4a30682e
 conformance: $(VENV)/.test ## The public conformance cases of OpenSSF Model Signing (fetches them)
 	@test -d $(BUILD)/oms-conformance || { \

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stategate.bench.fits.report import FitsReport
+    from stategate.bench.fleet.deploy import deploy
     from stategate.calibration.drift.compare import compare
     from stategate.calibration.ranges.record import measure_ranges
     from stategate.calibration.thresholds.curve import calibrate
@@ -92,6 +93,7 @@ __all__ = [
     "bisect",
     "calibrate",
     "compare",
+    "deploy",
     "fits",
     "install",
     "make",
@@ -121,6 +123,7 @@ _HOMES = {
     "bisect": ("runtime.check.bisect", ""),
     "calibrate": ("calibration.thresholds.curve", "export"),
     "compare": ("calibration.drift.compare", "bench"),
+    "deploy": ("bench.fleet.deploy", ""),
     "install": ("runtime.install.install", ""),
     "pull": ("runtime.carry.pull", "carry"),
     "push": ("runtime.carry.push", "carry"),

@@ -10,7 +10,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from stategate.bench.record import AtRate, BenchResult, Memory, Subject, Times
-from stategate.bench.report.plots import memory_plot, times_plots
 from stategate.bench.wear import WriteRate, wear_rows, years_text
 from stategate.common.page import document, items, plots, table
 from stategate.common.tables import markdown_table
@@ -186,6 +185,8 @@ def _step_times(result: BenchResult) -> Section:
         "shows comes from the machine, and no step can do better."
     )
     each = _filled(columns, [*rows, ("empty loop", result.empty)])
+    from stategate.bench.report.plots import times_plots  # a device draws nothing
+
     return Section("Step times", (text,), (each,), tuple(times_plots(result)))
 
 
@@ -261,6 +262,8 @@ def _memory(result: BenchResult) -> Section:
         "states never grow, and a key-value cache of the same width grows in every step."
     )
     each = _filled(columns, result.subjects)
+    from stategate.bench.report.plots import memory_plot
+
     return Section("Memory", (text,), (each,), (memory_plot(result),))
 
 
