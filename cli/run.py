@@ -15,6 +15,7 @@ from stategate.cli.options import (
     bundle_argument,
     engine_option,
     episode_option,
+    flag,
     json_option,
     option,
     out_option,
@@ -50,6 +51,7 @@ from stategate.runtime.session import Session
 )
 @engine_option
 @trust_option
+@flag("--realtime", "Ask for priority and locked memory first, and say what could not be had.")
 @json_option
 def run(
     bundle: Path,
@@ -61,6 +63,7 @@ def run(
     minutes: float | None,
     engine: str,
     trust: Path | None,
+    realtime: bool,
     as_json: bool,
 ) -> None:
     """Step BUNDLE on this machine and print what its memory did.
@@ -83,7 +86,12 @@ def run(
     with (
         stop_request() as stop,
         Session.open(
-            bundle, snapshots=snapshots, black_box=box, engine=engine, trust=trust
+            bundle,
+            snapshots=snapshots,
+            black_box=box,
+            engine=engine,
+            trust=trust,
+            realtime=realtime,
         ) as session,
     ):
         restored = session.restore() if snapshots is not None else None

@@ -225,6 +225,10 @@ class RateWarning(UserWarning):
     """A loop runs at another rate than the policy that it steps."""
 
 
+class RealTimeWarning(UserWarning):
+    """Something of `RealTime` could not be had; the text names each remedy."""
+
+
 class ExportError(StategateError):
     """The model cannot become a bundle; the message names the part to change."""
 

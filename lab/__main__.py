@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench-native": ("lab.native_race:bench_native", "Race a bundle's native engine."),
     "overhead": ("lab.overhead:overhead", "Time a counted step beside plain ONNX Runtime."),
     "soak": ("lab.soak:soak", "Step a bundle a million times and look for growth."),
+    "jitter": ("lab.jitter:jitter", "How late a loop is beside a busy thread."),
     "certify": ("lab.certify.command:certify_command", "Ask other tools about a bundle's C."),
     "counts": ("lab.counts:counts_command", "Count instructions, stack, flash and RAM of a step."),
     "deferred": ("lab.deferred:deferred", "Deferred writes against plain ones."),

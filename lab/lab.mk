@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: fuzz attack reproducible sbom registry power-loss house soak browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
+.PHONY: fuzz attack reproducible sbom registry power-loss house soak jitter browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
 .PHONY: certify-all certify-tools test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -94,6 +94,12 @@ bench-overhead: $(AURA)/bundle/manifest.json ## What each option of a session co
 
 soak: $(AURA)/bundle/manifest.json $(AURA)/episode-$(STEPS).npz ## Step a million times, look for growth -> build/bench/soak.json
 	$(LAB) soak $(AURA)/bundle --episode $(AURA)/episode-$(STEPS).npz --out $(BUILD)/bench
+
+jitter: $(AURA)/native/manifest.json ## How late a loop in Python is beside a busy thread, an hour -> build/bench/jitter.json; MINUTES=1
+	$(LAB) jitter $(AURA)/native $(MINUTES:%=--minutes %) --out $(BUILD)/bench/jitter.json
+
+$(AURA)/native/manifest.json: $(EXPORTER) | $(VENV)/.test
+	@rm -rf $(@D) && $(BIN)/stategate export aura-hard --engines onnxruntime,native --out $(@D)
 
 power-loss: $(AURA)/bundle/manifest.json ## Cut the power at every moment of a run -> build/bench/power-loss.json
 	$(LAB) power-loss $(AURA)/bundle --out $(BUILD)/bench

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from stategate.common.onnx_runtime import silence
 from stategate.runtime.base.ledger import Ledger
+from stategate.runtime.base.real_time import RealTime
 from stategate.runtime.keep.black_box import BlackBox
 from stategate.runtime.keep.policy import Restored, SnapshotPolicy
 from stategate.runtime.session import Session
@@ -14,7 +15,16 @@ if TYPE_CHECKING:
 
 silence()
 
-__all__ = ["BlackBox", "Ledger", "Pool", "Restored", "Session", "SnapshotPolicy", "WrappedSession"]
+__all__ = [
+    "BlackBox",
+    "Ledger",
+    "Pool",
+    "RealTime",
+    "Restored",
+    "Session",
+    "SnapshotPolicy",
+    "WrappedSession",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from stategate.contract.errors import (
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.base.clock import Clock, MonotonicClock
 from stategate.runtime.base.ledger import Counters, Ledger
+from stategate.runtime.base.real_time import RealTime
 from stategate.runtime.base.resident import watch_resident
 from stategate.runtime.deadline import IdleReset, Loop, StepDeadline
 from stategate.runtime.engines.engine import Engine, EngineChoice, Resident, open_engine
@@ -129,6 +130,7 @@ class Session(MemoryOwner):
         chain: bool = False,
         rewind: bool = False,
         trust: Trust | None = None,
+        realtime: RealTime | bool = False,
     ) -> Session:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
@@ -156,19 +158,19 @@ class Session(MemoryOwner):
             trust: File with a public key, a certificate or a policy: the bundle is opened only if
                 its signature is by one of these. With None no signature is asked for, and native
                 code runs only if it was made on this machine or accepted by ``stategate trust``.
+            realtime: Ask the system to keep a loop on time until `close`; a `RealTime` says how.
+                What cannot be had is a `RealTimeWarning`, and stands in `not_in_real_time`.
 
         Raises:
-            SpecError: The budget is looser than the manifest's or contradicts the model, a policy
-                does not exist or is not for this bundle, or the caller hands over something else
-                than the bundle takes.
+            SpecError: The manifest is malformed, the budget is looser than it allows or contradicts
+                the model, a policy does not exist or is not for this bundle, or the caller hands
+                over something else than the bundle takes.
             MemoryBudgetError: The bundle needs more memory than it may; nothing was allocated.
             SnapshotError: The snapshot folder is in use, or belongs to another memory. Snapshots
                 that cannot be read are no error, but a `SnapshotWarning`.
             BundleError: A file is missing or altered, or the bundle serves several sessions.
             TrustError: Nobody who is trusted signed it, or the policy refuses it.
-            ManifestError: The manifest is malformed or of another schema version.
-            EngineError: The graph cannot be loaded, or is not what the manifest says.
-            MissingDependencyError: The engine's library is not installed.
+            EngineError, MissingDependencyError: The graph cannot be loaded, or its engine.
         """
         if on_fault not in (policies := get_args(FaultPolicy)):
             raise SpecError("unknown fault policy", found=on_fault, expected=", ".join(policies))
@@ -184,10 +186,11 @@ class Session(MemoryOwner):
         opened = open_engine(bundle, buffers, choice=engine, accepts=accepts)
         try:
             parts = (limits, clock, policy_of(snapshots), on_fault, chain, black_box)
-            return cls(bundle, buffers, opened, *parts, rewind)
+            session = cls(bundle, buffers, opened, *parts, rewind)
         except BaseException:
             opened.close()
             raise
+        return session._in_real_time(realtime)
 
     def keep_in(self, snapshots: SnapshotPolicy | None) -> None:
         """See `MemoryOwner.keep_in`."""

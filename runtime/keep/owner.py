@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import SupportsIndex
+from typing import SupportsIndex, TypeVar
 
 from stategate.contract import Budget
 from stategate.contract.errors import (
+    EngineError,
     PersistBudgetError,
     SnapshotError,
     SpecError,
@@ -18,6 +19,7 @@ from stategate.contract.rings import check_form
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.base.clock import Clock
 from stategate.runtime.base.ledger import Counters
+from stategate.runtime.base.real_time import Hold, RealTime
 from stategate.runtime.engines.feeds import check_states
 from stategate.runtime.engines.open_bundle import OpenBundle
 from stategate.runtime.engines.prologue import PrologueRunner
@@ -31,6 +33,8 @@ from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
 from stategate.runtime.memory.governor import Balance, Governor
 from stategate.runtime.memory.health import Health
+
+_Self = TypeVar("_Self", bound="MemoryOwner")
 
 
 class MemoryOwner(OpenBundle):
@@ -46,6 +50,37 @@ class MemoryOwner(OpenBundle):
     _keeper: Keeper | None
     _black_box: BlackBoxWriter | None = None
     _answers: Answers | None = None
+    _real_time: Hold | None = None
+
+    @property
+    def not_in_real_time(self) -> tuple[str, ...] | None:
+        """What of ``realtime=`` could not be had, each with its remedy; None where nobody asked."""
+        return self._real_time.lacks if self._real_time is not None else None
+
+    def _in_real_time(self: _Self, wishes: RealTime | bool) -> _Self:
+        """Ask for it, and touch what a step touches: what is computed here is never committed."""
+        if not wishes:
+            return self
+        try:
+            wish = RealTime() if isinstance(wishes, bool) else wishes
+            self._real_time = Hold(wish)
+            engine, parity = self._open_engine(), self._memory.parity
+            with suppress(EngineError, StepInputError):  # zeros may be no input that it can step
+                for _ in range(wish.warm_up):
+                    engine.run(parity)
+                    engine.write(parity)
+            for slot in (*self._buffers.outputs, *self._buffers.gates):
+                slot.array.fill(0)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """See `OpenBundle.close`."""
+        if self._real_time is not None:
+            self._real_time.release()
+        super().close()
 
     @property
     def health(self) -> Health | None:
