@@ -1,9 +1,10 @@
-"""95 % intervals: Student's over trainings, Wilson's within one of them."""
+"""95 % intervals, Student's over trainings and Wilson's within one, and a test of two groups."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
@@ -41,3 +42,20 @@ def wilson(right: int, judged: int) -> Interval:
     half = _Z * math.sqrt(share * (1 - share) / judged + z2 / (4 * judged * judged))
     half /= 1 + z2 / judged
     return Interval(share, middle - half, middle + half)
+
+
+def permuted(one: Sequence[float], other: Sequence[float]) -> float:
+    """Exact two-sided chance of means so far apart if the groups were drawn from one.
+
+    Every way to deal the values to groups of these sizes is counted. Of ones and zeros, in groups
+    of one size, this is Fisher's exact test.
+    """
+    values = [*one, *other]
+    total, share = math.fsum(values), len(one) / len(values)
+
+    def difference(of: Sequence[float]) -> float:
+        return abs(math.fsum(of) - share * total)
+
+    least = difference(one) - 1e-9 * max(1.0, abs(total))
+    dealt = [difference(of) >= least for of in combinations(values, len(one))]
+    return sum(dealt) / len(dealt)

@@ -97,6 +97,8 @@ class Chunk:
     kind: NDArray[np.int8]  # ``(time, streams)`` int8; EVENT, REPEAT, DISTRACTOR, QUERY or CLUTTER
     # ``(time, streams)`` int64; what is shown or asked for, nothing at CLUTTER
     value: NDArray[np.int64]
+    # ``(time, streams)`` int64; the relevant entity of EVENT, REPEAT and QUERY
+    entity: NDArray[np.int64]
 
 
 class BindingStreams:
@@ -144,7 +146,7 @@ class BindingStreams:
         noise = rng.standard_normal(observed.shape, dtype=np.float32)
         observed += np.float32(config.noise) * noise
         label = np.where(kind == QUERY, value, NO_LABEL)
-        return Chunk(self._world.features(observed), label, kind, value)
+        return Chunk(self._world.features(observed), label, kind, value, entity)
 
     def _bind(
         self,

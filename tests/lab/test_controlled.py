@@ -17,6 +17,8 @@ from lab.evidence.controlled.page import contents
 from lab.evidence.controlled.rows import At, Row, lines_of, order
 from lab.evidence.controlled.streams import held_out, schedule
 from lab.evidence.controlled.train import Training, trainings
+from lab.evidence.controlled.values import ByValue
+from lab.evidence.intervals import permuted
 from lab.evidence.pages import filled
 from lab.evidence.records import read_rows, write_rows
 
@@ -134,7 +136,7 @@ def test_the_order_is_hard_first_and_every_first_seed_before_a_second() -> None:
     assert counts["learned"] == counts["always"] == 5
 
 
-@pytest.mark.parametrize("rule", ["periodic", "oracle", "random"])
+@pytest.mark.parametrize("rule", ["periodic", "oracle", "foresight", "random"])
 def test_a_schedule_writes_what_it_says(rule: str) -> None:
     held = held_out("hard", 4096, 2, seed=5)
     writes = schedule(rule, held, 1)[:, 0, 0]
@@ -143,6 +145,10 @@ def test_a_schedule_writes_what_it_says(rule: str) -> None:
         assert writes.nonzero()[0].tolist() == list(range(0, 4096, 8))
     elif rule == "oracle":
         assert writes.sum() == held.event[1].sum()
+    elif rule == "foresight":
+        # One step in 12.88 by the chances of the stream; four standard deviations of the count.
+        assert (held.event[1] | (writes == 0)).all()
+        assert abs(writes.sum() - 4096 / 12.88) < 4 * (4096 / 12.88) ** 0.5
     else:
         # within four standard deviations of a binomial of one in eight
         assert abs(writes.sum() - 512) < 4 * (4096 * 0.125 * 0.875) ** 0.5
@@ -172,6 +178,18 @@ def test_writes_and_answers_are_sorted_by_value(
     # The shipped checkpoint writes at nearly every event and answers nearly every query.
     assert 0.95 * sum(row.events) < sum(row.written) <= sum(row.events)
     assert 0.98 * sum(row.asked) < sum(row.right) <= sum(row.asked)
+
+
+def test_a_value_is_missed_where_fewer_than_half_of_its_events_are_written() -> None:
+    row = ByValue("learned", "xhard", 0, "x", (10, 10, 9), (5, 4, 0), (8, 8, 8), (8, 2, 2))
+    assert (row.blind, row.accuracy) == ((1, 2), 0.5)
+
+
+def test_a_permutation_of_ones_and_zeros_is_fishers_exact_test() -> None:
+    # The Design of Experiments, 1935: three of four cups right, 34 of 70 deals as good or as bad.
+    assert permuted([1, 1, 1, 0], [0, 0, 0, 1]) == pytest.approx(34 / 70)
+    assert permuted([1.5, 2.5], [0.1, 0.2]) == pytest.approx(2 / 6)
+    assert permuted([0, 0], [0, 0]) == 1
 
 
 def test_the_page_is_what_its_results_make_it() -> None:

@@ -53,6 +53,7 @@ _RECURRENT = replace(_PLAIN, learning_rate=3e-3)
 
 
 _MOST = {"hard": 5, "easy": 3, "xhard": 3, "slow": 2}
+_BLINDNESS = {"xhard": 8}  # trainings, tutored and not: whether a gate goes blind to a value
 _ALL = {"hard": 3, "easy": 3, "xhard": 3}
 _HARD = {"hard": 3}
 
@@ -128,7 +129,7 @@ ARMS: dict[str, Arm] = {
         AuraLearner,
         AuraMem,
         Recipe(),
-        _MOST,
+        _MOST | _BLINDNESS,
         (DEPLOYED, 0.0, CALIBRATED),
         shifted=True,
     ),
@@ -137,7 +138,7 @@ ARMS: dict[str, Arm] = {
         AuraLearner,
         AuraMem,
         Recipe(tutored_share=1 / 8),
-        {"hard": 5, "easy": 3, "xhard": 3},
+        {"hard": 5, "easy": 3} | _BLINDNESS,
         (DEPLOYED, 0.0, CALIBRATED),
     ),
     "longer": Arm(
@@ -145,7 +146,7 @@ ARMS: dict[str, Arm] = {
         AuraLearner,
         AuraMem,
         Recipe(tutored_share=1 / 8),
-        {"hard": 5},
+        {"hard": 5, "easy": 3},
         (DEPLOYED, 0.0, CALIBRATED),
         share=2.0,
     ),
@@ -163,7 +164,7 @@ ARMS: dict[str, Arm] = {
         AuraLearner,
         AuraMem,
         Recipe(gate="always"),
-        {"hard": 5},
+        {"hard": 5, "easy": 3},
         (ALWAYS,),
         share=2.0,
     ),
@@ -195,6 +196,15 @@ ARMS: dict[str, Arm] = {
         Recipe(),
         _MOST,
         weights_of="learned",
+    ),
+    "foresight": Arm(
+        "the longer cell, written at events that are asked for",
+        AuraLearner,
+        Scheduled,
+        Recipe(tutored_share=1 / 8),
+        {"hard": 1, "easy": 1},
+        share=2.0,
+        weights_of="longer",
     ),
     "random": Arm("random schedule", AuraLearner, Scheduled, Recipe(gate="random")),
     "periodic": Arm("periodic schedule", AuraLearner, Scheduled, Recipe(gate="periodic")),
@@ -229,3 +239,6 @@ ARMS: dict[str, Arm] = {
     "lstm-528": _recurrent(nn.LSTM, 528, {"hard": 1}, share=0.26),
     "gru-1056": _recurrent(nn.GRU, 1056, {"hard": 1}, share=0.05),
 }
+
+MOST_SEEDS = max(max(arm.seeds.values()) for arm in ARMS.values())
+"""Trainings of the arm that has most."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lab.evidence.controlled.arms import ARMS, CONFIGS
+from lab.evidence.controlled.arms import ARMS, CONFIGS, MOST_SEEDS
 from lab.evidence.controlled.measure import answers_to, questions
 from lab.evidence.controlled.rows import Row, order
 from lab.evidence.controlled.train import make, trainings
@@ -24,7 +24,10 @@ _configs = click.option(
     "--config", "configs", multiple=True, type=click.Choice(CONFIGS), help="Only these."
 )
 _seeds = click.option(
-    "--seeds", type=click.IntRange(min=1), default=5, help="At most so many trainings of each."
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=MOST_SEEDS,
+    help="At most so many trainings of each.",
 )
 _cache = click.option(
     "--cache",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -11,10 +11,10 @@ from statistics import fmean
 from lab.evidence.controlled.arms import ARMS, CALIBRATED, CONFIGS, DEPLOYED, Threshold
 from lab.evidence.controlled.pictures import by_writes, over_horizons
 from lab.evidence.controlled.rows import At, Row, is_at, lines_of, name_of
-from lab.evidence.controlled.streams import HORIZONS, STREAMS
+from lab.evidence.controlled.streams import HORIZONS, STREAMS, steps_per_asked_event
 from lab.evidence.controlled.train import trainings
 from lab.evidence.controlled.values import ByValue
-from lab.evidence.intervals import over_seeds, wilson
+from lab.evidence.intervals import over_seeds, permuted, wilson
 from lab.evidence.pages import Contents, table
 from lab.evidence.records import read_rows
 from stategate.models.zoo.binding_stream import VALUES
@@ -43,7 +43,7 @@ def contents(results: Path, values: Path) -> Contents:
     Raises:
         SpecError: A file does not hold rows.
     """
-    rows = read_rows(results, Row)
+    rows, by_value = read_rows(results, Row), read_rows(values, ByValue)
     pieces = {f"controlled-{config}": _table(rows, config, _arms(config)) for config in CONFIGS}
     pieces |= {
         "controlled-engines": _engines(rows),
@@ -55,7 +55,8 @@ def contents(results: Path, values: Path) -> Contents:
         ),
         "controlled-ablations": _table(rows, "hard", (*_ABLATED, "always")),
         "controlled-shifts": _shifts(rows),
-        "controlled-values": _values(read_rows(values, ByValue)),
+        "controlled-values": _values(by_value),
+        "controlled-blind": _blind(by_value),
     }
     return Contents(
         pieces,
@@ -160,7 +161,7 @@ def _pairs(
 
 def _targets(rows: Sequence[Row]) -> str:
     head = ["stream", "model", "steps", "n", "steps per write", "points lost to always-write"]
-    head += ["steps per event", "target", "seeds that meet both"]
+    head += ["steps per event", "per event that is asked for", "target", "seeds that meet both"]
     lines = []
     for config, target in _TARGETS.items():
         for arm, threshold in product(_PAIRED, _OPENS):
@@ -180,6 +181,7 @@ def _targets(rows: Sequence[Row]) -> str:
                         _spread(ratios, 2),
                         _spread(lost, 2),
                         _ideal(rows, config, steps),
+                        f"{steps_per_asked_event(config):.2f}",
                         f"{target:g} at {_MOST_LOST}",
                         f"{sum(met)} of {len(met)}",
                     ]
@@ -224,12 +226,48 @@ def _shifts(rows: Sequence[Row]) -> str:
 
 
 def _values(rows: Sequence[ByValue]) -> str:
-    head = ["model", "seed", "share of", *(f"value {i}" for i in range(VALUES))]
+    """What each training writes of each value, and what it answers."""
+    head = ["model", "seed", *(f"value {i}" for i in range(VALUES))]
+    head += ["blind to", "right of those", "right of the others", "right"]
     lines = []
     for row in rows:
-        written = ("events written", row.written, row.events)
-        right = ("queries answered rightly", row.right, row.asked)
-        for name, part, whole in (written, right):
-            shares = (f"{100 * p / w:.0f}" for p, w in zip(part, whole, strict=True))
-            lines.append([ARMS[row.arm].says, str(row.seed), name, *shares])
+        written = (f"{100 * w / e:.0f}" for w, e in zip(row.written, row.events, strict=True))
+        blind = row.blind
+        others = [value for value in range(VALUES) if value not in blind]
+        lines.append(
+            [
+                ARMS[row.arm].says,
+                str(row.seed),
+                *written,
+                ", ".join(map(str, blind)) or "none",
+                _right(row, blind),
+                _right(row, others),
+                f"{100 * row.accuracy:.1f}",
+            ]
+        )
     return table(head, lines)
+
+
+def _right(row: ByValue, values: Sequence[int]) -> str:
+    queries = sum(row.asked[value] for value in values)
+    return f"{100 * sum(row.right[value] for value in values) / queries:.0f}" if queries else "–"
+
+
+def _blind(rows: Sequence[ByValue]) -> str:
+    """Trainings without and with tutoring, and how likely chance alone parts them so far."""
+    without, with_it = ([row for row in rows if row.arm == arm] for arm in ("learned", "tutored"))
+    figures: dict[str, Callable[[ByValue], float]] = {
+        "trainings blind to a value": lambda row: float(bool(row.blind)),
+        "blind values": lambda row: float(len(row.blind)),
+        "right, per cent": lambda row: 100 * row.accuracy,
+    }
+    head = ["", *(f"{ARMS[of[0].arm].says}, n = {len(of)}" for of in (without, with_it) if of)]
+    lines = []
+    for name, figure in figures.items():
+        groups = [[figure(row) for row in of] for of in (without, with_it)]
+        if not all(groups):
+            continue
+        shares = name.startswith("right")
+        cells = [_spread(of, 1) if shares else f"{sum(of):.0f}" for of in groups]
+        lines.append([name, *cells, f"{permuted(*groups):.2g}"])
+    return table([*head, "p"], lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,7 +12,14 @@ from numpy.typing import NDArray
 
 from lab.training.aura import PERIOD
 from lab.training.stream import Recipe
-from stategate.models.zoo.binding_stream import CONFIGS, EVENT, BindingStreams, StreamConfig
+from stategate.models.zoo.binding_stream import (
+    CONFIGS,
+    EVENT,
+    QUERY,
+    BindingStreams,
+    Chunk,
+    StreamConfig,
+)
 
 HORIZONS = ((64, 64), (1024, 8), (4096, 8), (16_384, 4), (100_000, 2))
 """Steps from an empty memory, and how many streams of them."""
@@ -37,12 +45,15 @@ class HeldOut(NamedTuple):
         z: ``(streams, time, 1, 64)`` float32: one step's input is ``z[i, t]``.
         label: ``(streams, time)`` int64, -1 where nothing is asked.
         event: ``(streams, time)`` bool, where something to remember changes.
+        needed: ``(streams, time)`` bool, events whose binding is asked for before the next event of
+            the same entity, or the end.
         value: ``(streams, time)`` int64, what is shown or asked for.
     """
 
     z: NDArray[np.float32]
     label: NDArray[np.int64]
     event: NDArray[np.bool_]
+    needed: NDArray[np.bool_]
     value: NDArray[np.int64]
 
 
@@ -58,22 +69,49 @@ def held_out(stream: str, steps: int, count: int, seed: int = TEST_SEED) -> Held
         z=np.ascontiguousarray(z)[:, :, None, :],
         label=np.concatenate([part.label for part in parts]).T,
         event=np.concatenate([part.kind == EVENT for part in parts]).T,
+        needed=_needed(parts).T,
         value=np.concatenate([part.value for part in parts]).T,
     )
+
+
+def _needed(parts: Sequence[Chunk]) -> NDArray[np.bool_]:
+    """Events whose binding is asked for while it holds, found from the end backwards."""
+    kind, entity = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("kind", "entity")
+    )
+    needed, streams = np.zeros(kind.shape, dtype=bool), np.arange(kind.shape[1])
+    awaited = np.zeros((kind.shape[1], int(entity.max()) + 1), dtype=bool)
+    for t in reversed(range(len(kind))):
+        event, waiting = kind[t] == EVENT, awaited[streams, entity[t]]
+        needed[t] = event & waiting
+        awaited[streams, entity[t]] = (waiting & ~event) | (kind[t] == QUERY)
+    return needed
+
+
+def steps_per_asked_event(stream: str) -> float:
+    """What a gate that knows the future could come to, once every entity is bound.
+
+    An entity's next event or query is a query with the chance q / (q + e), where e and q are the
+    chances of an event and of a query in a step.
+    """
+    event, _, _, query = STREAMS[stream].kinds
+    return (event + query) / (event * query)
 
 
 def schedule(rule: str, unseen: HeldOut, i: int) -> NDArray[np.float32]:
     """When a schedule writes: ``(time, 1, 1)``, 1 or 0.
 
     Args:
-        rule: ``periodic``, every eighth step from the first; ``oracle``, at events; or ``random``,
-            each step with a chance of one in eight.
+        rule: ``periodic``, every eighth step from the first; ``oracle``, at events; ``foresight``,
+            at events that are asked for; or ``random``, each step with a chance of one in eight.
         unseen: The streams.
         i: Which of them; the seed of the random one.
     """
     steps = unseen.label.shape[1]
     if rule == "oracle":
         writes = unseen.event[i]
+    elif rule == "foresight":
+        writes = unseen.needed[i]
     elif rule == "periodic":
         writes = np.arange(steps) % PERIOD == 0
     else:

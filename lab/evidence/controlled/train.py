@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lab.evidence.controlled.arms import ARMS, CONFIGS
+from lab.evidence.controlled.arms import ARMS, CONFIGS, MOST_SEEDS
 from lab.training.checkpoints import save
 from lab.training.stream import Recipe, train
 from stategate.common.console import progress
@@ -53,7 +53,9 @@ class Training(NamedTuple):
             return ARMS[self.arm].deployed()
 
 
-def trainings(arms: Iterable[str], configs: Iterable[str], most: int = 5) -> Iterator[Training]:
+def trainings(
+    arms: Iterable[str], configs: Iterable[str], most: int = MOST_SEEDS
+) -> Iterator[Training]:
     """All of the arms and configurations, in the order in which they matter.
 
     Hard first; within a configuration the first seed of every arm before the second of any.

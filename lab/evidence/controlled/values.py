@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.evidence.controlled.arms import DEPLOYED
+from lab.evidence.controlled.arms import ARMS, DEPLOYED
 from lab.evidence.controlled.gates import ALWAYS
 from lab.evidence.controlled.measure import deploy, roll
 from lab.evidence.controlled.streams import TEST_SEED, held_out
@@ -44,11 +44,25 @@ class ByValue(Record, frozen=True):
     asked: tuple[int, ...]
     right: tuple[int, ...]
 
+    @property
+    def blind(self) -> tuple[int, ...]:
+        """Values of whose events fewer than half are written."""
+        both = zip(self.written, self.events, strict=True)
+        return tuple(value for value, (w, e) in enumerate(both) if 2 * w < e)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all queries that are answered rightly."""
+        return sum(self.right) / sum(self.asked)
+
 
 def questions() -> Iterator[tuple[Training, float, str]]:
-    """What is asked: every training of the configuration that is hardest to gate."""
+    """What is asked: every training of the configuration that is hardest to gate.
+
+    Whether a gate goes blind, and with what it does not, is asked of as many trainings each.
+    """
     for arm, threshold in (("learned", DEPLOYED), ("tutored", DEPLOYED), ("always", ALWAYS)):
-        for seed in range(3):
+        for seed in range(ARMS[arm].seeds["xhard"]):
             training = Training(arm, "xhard", seed)
             question = digest_of(
                 "by value", training, training.recipe, threshold, HORIZON, TEST_SEED
