@@ -47,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "memory": ("lab.evidence.memory.commands:memory", "The memory against a growing cache."),
     "wrap-evidence": ("lab.evidence.wrap.commands:wrap_evidence", "Frozen policies get a memory."),
     "robot": ("lab.evidence.robot.commands:main", "Robots that have to remember."),
+    "compare-evidence": (
+        "lab.evidence.compare:compare_evidence",
+        "Say whether results changed, or only noise in them.",
+    ),
     "manual": ("lab.manual:manual", "Write the pages that the code knows."),
     "pages": ("lab.evidence.pages:pages", "Remake docs/evidence/index.md from its results."),
 }
