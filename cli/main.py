@@ -97,6 +97,7 @@ _MODEL = {
 }
 _EPISODES = {
     "show": Verb("record:episodes", "ort", "Say what is in recorded episodes."),
+    "read": Verb("record:read_recording", "recordings", "Write a recording as episodes."),
     "zoo": Verb("zoo:episode", "export", "Write a held-out episode of a zoo model.", "episode"),
     "wav": Verb("record:episode_wav", "ort", "Cut sound into episodes.", "episode-wav"),
     "gym": Verb(

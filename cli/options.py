@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from stategate.cli.recordings import as_episodes, recording_options
 from stategate.contract.bundle import refuse_inside_bundle
 from stategate.contract.precision import PrecisionPlan
 
@@ -89,8 +90,17 @@ def out_option(text: str, kind: click.Path = ANY_PATH, **settings: Any) -> Calla
 
 def episode_option(text: str, *names: str, **settings: Any) -> Callable[[Verb], Verb]:
     """``--episode``, one file or folder."""
-    help_ = f"Recorded inputs, a .npz or a folder of them{text}"
-    return click.option("--episode", *names, type=EXISTING, **{"help": help_, **settings})
+    help_ = f"Recorded inputs: a .npz, a folder of them, or a recording{text}"
+    return group_of(
+        click.option(
+            "--episode",
+            *names,
+            type=EXISTING,
+            callback=as_episodes,
+            **{"help": help_, **settings},
+        ),
+        recording_options,
+    )
 
 
 def steps_option(
@@ -228,14 +238,18 @@ cluster_option = click.option(
 
 def episodes_option(text: str, *, required: bool = False) -> Callable[[Verb], Verb]:
     """``--episode``, files and folders, as often as one likes."""
-    return click.option(
-        "--episode",
-        "episodes",
-        multiple=True,
-        required=required,
-        type=EXISTING,
-        help=f"{text} (.npz, or a folder of them); repeat for more."
-        + ("" if required else " For a zoo model its own benchmark, if left out."),
+    return group_of(
+        click.option(
+            "--episode",
+            "episodes",
+            multiple=True,
+            required=required,
+            type=EXISTING,
+            callback=as_episodes,
+            help=f"{text} (.npz, a folder of them, or a recording); repeat for more."
+            + ("" if required else " For a zoo model its own benchmark, if left out."),
+        ),
+        recording_options,
     )
 
 
@@ -321,7 +335,9 @@ def command_with(*arguments: object) -> str:
     for option in ctx.command.params:
         typed = ctx.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
         if isinstance(option, click.Option) and typed:
-            value = ctx.params[str(option.name)]
+            name = str(option.name)
+            shown = ctx.meta.get(f"stategate.typed.{name}", ctx.meta.get(f"stategate.{name}"))
+            value = ctx.params[name] if shown is None else shown
             for each in value if option.multiple else [value]:
                 words += [option.opts[0]] if option.is_flag else [option.opts[0], str(each)]
     return shlex.join(words)

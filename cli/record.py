@@ -24,6 +24,7 @@ from stategate.cli.options import (
     seed_option,
     steps_option,
 )
+from stategate.cli.recordings import convert_recording, recording_options
 from stategate.cli.show import show
 from stategate.common.console import progress
 from stategate.common.ending import StopRequest, stop_request
@@ -184,6 +185,9 @@ def record(
                     recorder.begin(**played.prologue)
                 with progress(played.steps, "recording") as report:
                     for t, inputs in enumerate(played):
+                        if t in played.resets:
+                            recorder.cut(fresh=True)
+                            session.reset()
                         recorder.step(**inputs)
                         report(t + 1)
                         if stop:
@@ -225,10 +229,10 @@ def _act(
         with progress(episodes, "recording") as report:
             for index in range(episodes):
                 session.reset()
+                recorder.cut(fresh=True)
                 for _ in gym.observations(env, act, seed + index, steps):
                     if stop:
                         return
-                recorder.cut()
                 report(index + 1)
 
 
@@ -245,16 +249,54 @@ def _write(out: Path, episodes: Iterable[tuple[str, Episode]], as_json: bool) ->
     show(rows, as_json, (f"{row['path']}: {row['steps']:,} steps" for row in rows))
 
 
+@click.command("read")
+@click.argument("path", type=EXISTING)
+@recording_options
+@_out
+def read_recording(path: Path, out: Path, as_json: bool) -> None:
+    """Write PATH, a recording of another tool, as episodes: once, for many commands.
+
+    \b
+    Examples:
+      stategate episodes read drive.mcap --map 'x=/joint_states.position{hip,knee}[rad]' \\
+        --read rate_hz=50 --out logs
+      stategate episodes read demos.hdf5 --map x=obs/robot0_eef_pos --out logs
+    """
+    check_writable(out / "x.npz")
+    done = convert_recording(path, out)
+    show(done, as_json, [line for one in done for line in one.lines()])
+
+
 @click.command()
 @click.argument("path", type=EXISTING)
 @json_option
 def episodes(path: Path, as_json: bool) -> None:
     """Read PATH, an episode or a folder of them, from end to end, and say what is in it.
 
+    Of a recording of another tool it shows the fields that can become inputs.
+
     \b
-    Example:
+    Examples:
       stategate episodes show build/recorded
+      stategate episodes show drive.mcap
     """
+    from stategate.runtime.recordings.convert import is_recording, open_recordings
+    from stategate.runtime.recordings.source import example, table
+
+    if is_recording(path):
+        sources = [(source, source.fields()) for source in open_recordings(path)]
+        rows = [
+            {"path": s.path, "form": s.form, "rate_hz": s.rate_hz, "fields": f, "notes": s.notes}
+            for s, f in sources
+        ]
+        lines = []
+        for source, fields in sources:
+            rate = f" at {source.rate_hz:g} Hz" if source.rate_hz else ""
+            lines += [f"{printable(source.path)}: {source.form}{rate}"]
+            lines += [f"  {line}" for line in [*table(fields), *source.notes]]
+            lines += [f"  take a field with: {example(source, fields)}"]
+        show(rows, as_json, lines)
+        return
     recordings = EpisodeSet.open(path)
     with progress(recordings.steps, "reading") as report:
         done = 0

@@ -7,7 +7,8 @@ step axis, ``state.<name>`` after the last step, and, where states are stored in
 ``trail.<name>`` before the first step and after each of the first steps. Any may start from given
 states, ``start.<name>`` in the shape of the state; others start as the model does. For a model
 with a prologue ``prologue.<name>`` is what that takes. Any may say
-``meta.rate_hz``, one number, and ``meta.provenance``, one text: where it comes from.
+``meta.rate_hz``, one number, and ``meta.provenance``, one text: where it comes from; and
+``meta.fresh``, true where it does not go on from the file before it in a folder.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from stategate.contract.specs import StepSpec
 Array = NDArray[Any]
 
 _PARTS = ("input", "label", "output", "gate", "state", "trail", "start", "prologue")
-RATE, PROVENANCE = "meta.rate_hz", "meta.provenance"
+RATE, PROVENANCE, FRESH = "meta.rate_hz", "meta.provenance", "meta.fresh"
 FACT_BYTES = 1 << 20
 """Of where an episode comes from, in words; a folder's episodes, joined, name each of its files."""
 
@@ -73,6 +74,8 @@ class Episode:
             initial values where a state is missing.
         prologue: What the model's prologue takes; where ``start`` is there too, it is what that
             gave.
+        resets: Steps before which the memory begins anew; among them 0 where this does not go on
+            from the recording before it.
     """
 
     inputs: dict[str, Array]
@@ -85,6 +88,7 @@ class Episode:
     provenance: str = ""
     start: dict[str, Array] = field(default_factory=dict)
     prologue: dict[str, Array] = field(default_factory=dict)
+    resets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a rate that no recording has."""
@@ -133,6 +137,8 @@ class Episode:
             arrays[RATE] = np.array(float(self.rate_hz))
         if self.provenance:
             arrays[PROVENANCE] = np.array(self.provenance)
+        if 0 in self.resets:
+            arrays[FRESH] = np.array(True)
         file = io.BytesIO()
         save: Any = np.savez  # its stub reads the keywords of arrays as allow_pickle
         save(file, **arrays)
@@ -152,11 +158,11 @@ class Episode:
             for key in tensor_keys(file):
                 part, _, tensor = key.partition(".")
                 groups[part][tensor] = file.load(key)
-            rate_hz, provenance = facts(file)
+            rate_hz, provenance, fresh = facts(file)
         *named, start, prologue = groups.values()
         inputs, labels, outputs, gates, states, trail = named
         answers = (outputs, gates, states, trail)
-        return cls(inputs, labels, *answers, rate_hz, provenance, start, prologue)
+        return cls(inputs, labels, *answers, rate_hz, provenance, start, prologue, (0,) * fresh)
 
     def check(self, step: StepSpec, *, starts: bool = False) -> None:
         """Hold the episode against a model's signature.
@@ -287,6 +293,12 @@ class Episode:
             provenance=self.provenance,
             start=self.start,
             prologue=self.prologue,
+            resets=tuple(
+                reset + first
+                for first in range(0, steps, self.steps)
+                for reset in self.resets
+                if reset + first < steps
+            ),
         )
 
 
@@ -334,27 +346,28 @@ def tensor_keys(file: Npz) -> list[str]:
     Raises:
         EpisodeError: There is a key that no episode has, or something that is no number.
     """
-    keys = [key for key in file.members if key not in (RATE, PROVENANCE)]
+    keys = [key for key in file.members if key not in (RATE, PROVENANCE, FRESH)]
     for key in keys:
         part, _, tensor = key.partition(".")
         if part not in _PARTS or not tensor or text_with_controls(key) is not None:
             raise EpisodeError(
                 f"{file.name} has a key that no episode has",
                 found=printable(key),
-                expected=f"input.<name>, label.<output>, {RATE} or {PROVENANCE}",
+                expected=f"input.<name>, label.<output>, {RATE}, {PROVENANCE} or {FRESH}",
             )
         if file.members[key].dtype.kind not in "fiub":
             raise EpisodeError(f"{file.name} holds something that is no number", found=key)
     return keys
 
 
-def facts(file: Npz) -> tuple[float | None, str]:
-    """Rate in steps per second, if it is known, and provenance.
+def facts(file: Npz) -> tuple[float | None, str, bool]:
+    """Rate in steps per second, if it is known, provenance, and whether the memory begins anew.
 
     Raises:
         EpisodeError: They are of another form.
     """
-    for key, kinds, expected in ((RATE, "fiu", "one number"), (PROVENANCE, "U", "one text")):
+    forms = ((RATE, "fiu", "one number"), (PROVENANCE, "U", "one text"), (FRESH, "b", "yes or no"))
+    for key, kinds, expected in forms:
         member = file.members.get(key)
         odd = member is not None and (member.shape != () or member.dtype.kind not in kinds)
         if member is not None and (odd or member.bytes > FACT_BYTES):
@@ -366,4 +379,5 @@ def facts(file: Npz) -> tuple[float | None, str]:
     return (
         float(file.load(RATE)) if RATE in file.members else None,
         printable(file.load(PROVENANCE), FACT_BYTES) if PROVENANCE in file.members else "",
+        FRESH in file.members and bool(file.load(FRESH)),
     )

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ class EpisodeFile:
         rate_hz: Steps per second; None where that is not known.
         provenance: Where it comes from, in words.
         start: Keys of the states that it starts from, and of what a prologue takes.
+        fresh: Whether it does not go on from the file before it.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class EpisodeFile:
     rate_hz: float | None
     provenance: str
     start: tuple[str, ...] = ()
+    fresh: bool = False
 
     @property
     def name(self) -> str:
@@ -61,7 +64,7 @@ class EpisodeFile:
             every = tensor_keys(file)
             keys = [key for key in every if key.startswith(_TIMED)]
             start = tuple(key for key in every if key.startswith(_BEGINNING))
-            rate_hz, provenance = facts(file)
+            rate_hz, provenance, fresh = facts(file)
             shapes = {key: file.members[key].shape for key in keys}
             dtypes = {key: str(file.members[key].dtype) for key in keys}
         lengths = {key: shape[0] if shape else 0 for key, shape in shapes.items()}
@@ -77,7 +80,8 @@ class EpisodeFile:
             )
         form = {key: (dtypes[key], shapes[key][1:]) for key in sorted(keys)}
         episode = Episode({}, rate_hz=rate_hz, provenance=provenance)  # which checks the rate
-        return cls(path, min(lengths.values()), form, episode.rate_hz, episode.provenance, start)
+        steps = min(lengths.values())
+        return cls(path, steps, form, episode.rate_hz, episode.provenance, start, fresh)
 
     def load(self) -> Episode:
         """All of its inputs and labels.
@@ -220,7 +224,7 @@ def load_episode(path: str | Path, steps: int | None = None) -> Episode:
 
     Args:
         path: One ``.npz``, or a folder of them, which follow one another in the order of names;
-            whoever steps them does not reset the memory between two.
+            whoever steps them does not reset the memory between two, but at `Episode.resets`.
         steps: Read no more than so many.
 
     Raises:
@@ -256,11 +260,15 @@ def _joined(files: tuple[EpisodeFile, ...], steps: int) -> Episode:
     size = steps * sum(math.prod(s) * np.dtype(d).itemsize for d, s in first.form.values())
     refuse_too_large(first.path, size, "ask for fewer steps, or read it with EpisodeFile.blocks")
     arrays = {key: np.empty((steps, *shape), dtype) for key, (dtype, shape) in first.form.items()}
+    begins = accumulate([0, *(file.steps for file in files[:-1])])
     provenances = dict.fromkeys(file.provenance for file in files if file.provenance)
     whole = replace(
         _episode(arrays, first.rate_hz, "; ".join(provenances)),
         start=_beginning(first, "start."),
         prologue=_beginning(first, "prologue."),
+        resets=tuple(
+            at for file, at in zip(files, begins, strict=True) if file.fresh and at < steps
+        ),
     )
     done = 0
     for block in (block for file in files for block in file.blocks(starts=True)):

@@ -60,13 +60,13 @@ PARTS: dict[str, tuple[str, ...]] = {
 CLOSED = {"contract", "common", "stategate", "cli"}
 ON_DEVICES = {"runtime", "targets"}
 # Where a distribution and what it is imported as differ.
-IMPORTED_AS = {"pyyaml": "yaml", "dask": "distributed"}
+IMPORTED_AS = {"pyyaml": "yaml", "dask": "distributed", "protobuf": "google"}
 # Inside of a room: a folder or module imports only what stands before it, and itself.
 FLOORS = {
     "export": """candidate timing memory passes frontends c seal tensorrt inputs
     candidates precision sensitivity deploy make backbone adopt""",
     "runtime": """base trust engines deadline memory keep prefill pool watch session behind episodes
-    check install""",
+    check recordings install""",
 }
 
 
@@ -114,7 +114,7 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
 @pytest.mark.parametrize("room", RULES)
 def test_a_library_that_few_have_enters_a_room_in_one_module(room: str) -> None:
     optional = packages_of_extras(
-        "ort", "export", "bench", "metrics", "cluster", "gym", "trust", "carry"
+        "ort", "export", "bench", "metrics", "cluster", "gym", "trust", "carry", "recordings"
     )
     if room in ON_DEVICES:
         optional -= packages_of_extras("export") - {"tomli"}

@@ -123,6 +123,7 @@ class Recorder:
         self._written_steps = self._lost = self._files = self._bytes = 0
         self._problem: str | None = None
         self._beginning: Beginning = {}
+        self._fresh = False
         self._warned = False
         self._thread = ThreadPoolExecutor(1, "stategate-recorder")
         self._writing: tuple[int, Future[int]] | None = None
@@ -185,10 +186,14 @@ class Recorder:
         self.cut()
         self._beginning = {"prologue": {name: array.copy() for name, array in inputs.items()}}
 
-    def cut(self) -> None:
-        """End the file here; the next step begins another. Waits for the disk."""
+    def cut(self, *, fresh: bool = False) -> None:
+        """End the file here; the next step begins another, with a fresh memory where that is said.
+
+        Waits for the disk.
+        """
         self._settle(wait=True)
         self._queue_file()
+        self._fresh = fresh
 
     def close(self) -> None:
         """Write what is in memory, wait for the disk, end the thread; the session stays open."""
@@ -212,13 +217,17 @@ class Recorder:
         if count == 0:
             return
         beginning, self._beginning = self._beginning, {}
+        fresh, self._fresh = self._fresh, False
         if self._writing is not None:
             self._lose(count, "the disk was still busy with the block before")
         elif self._max_bytes is not None and self._bytes >= self._max_bytes:
             self._lose(count, f"{self._max_bytes:,} bytes are written, and no more may be")
         else:
             full, self._filling, self._spare = self._filling, self._spare, self._filling
-            self._writing = count, self._thread.submit(self._write, full, count, first, beginning)
+            self._writing = (
+                count,
+                self._thread.submit(self._write, full, count, first, beginning, fresh),
+            )
 
     def _settle(self, wait: bool) -> None:
         """Account for the block in the thread, if it is done or ``wait`` says to wait for it."""
@@ -238,7 +247,12 @@ class Recorder:
         self._problem = problem
 
     def _write(
-        self, block: Mapping[str, Array], count: int, first: int, beginning: Beginning
+        self,
+        block: Mapping[str, Array],
+        count: int,
+        first: int,
+        beginning: Beginning,
+        fresh: bool,
     ) -> int:
         """In the thread: one whole file, under the next name that is free."""
         session = self._session
@@ -249,6 +263,7 @@ class Recorder:
             f"steps {first} to {first + count - 1} of a live session",
             start=beginning.get("start", {}),
             prologue=beginning.get("prologue", {}),
+            resets=(0,) * fresh,
         )
         while (path := self._folder / f"{self._name}-{self._index:06d}.npz").exists():
             self._index += 1

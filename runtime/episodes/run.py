@@ -114,10 +114,12 @@ def run_episode(
     rss_warm = 0
     states = [state.name for state in manifest.states]
     episode.begin(session, states)
+    resets = {*episode.resets, *[0] * begins_anew}
     for t, inputs in enumerate(itertools.islice(_endless(episode), steps)):
-        if begins_anew and t and t % episode.steps == 0:
-            session.reset()  # the recording begins anew
-            episode.begin(session, states)
+        if t and t % episode.steps in resets:
+            session.reset()  # another recording begins, or this one once more
+            if t % episode.steps == 0:
+                episode.begin(session, states)
         start = perf_counter_ns()
         session.step(**inputs)
         elapsed_ns[t] = perf_counter_ns() - start

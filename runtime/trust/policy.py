@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -98,7 +98,7 @@ def read_policy(trust: Trust) -> tuple[Policy, Path]:
     if b"-----BEGIN CERTIFICATE-----" in raw:
         return Policy(version=1, certificates=(path.name,)), path.parent
     try:
-        policy = msgspec.convert(_toml(raw), Policy)
+        policy = msgspec.convert(toml(raw), Policy)
     except (msgspec.MsgspecError, ValueError) as problem:  # TOML and UTF-8 raise the latter
         raise TrustError("this is not what can be trusted", found=f"{path}: {problem}",
                          expected=_FORM) from problem  # fmt: skip
@@ -141,12 +141,13 @@ def _refuse_several(path: Path, raw: bytes) -> None:
         )
 
 
-def _toml(raw: bytes) -> object:
+def toml(raw: bytes, extra: str = "trust") -> dict[str, Any]:
+    """Tables of a file in TOML; ``extra`` brings what Python 3.10 lacks."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         try:
             import tomli as tomllib
         except ImportError as missing:
-            raise MissingDependencyError("tomli", "trust") from missing
+            raise MissingDependencyError("tomli", extra) from missing
     return tomllib.loads(raw.decode())

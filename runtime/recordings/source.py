@@ -1,0 +1,208 @@
+"""What readers of recordings have in common: the fields that were found, and batches of them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from stategate.contract.errors import EpisodeError
+from stategate.contract.reading import printable
+from stategate.runtime.base.buffers import Array
+from stategate.runtime.recordings.mapping import Map, Part
+
+BLOCK_BYTES = 1 << 22
+TYPICAL = 512
+"""Messages of a field whose distances say what its usual one is."""
+_SHOWN = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Something that a recording holds at each of its moments.
+
+    Attributes:
+        name: Such as ``/joint_states.position`` or ``observation.state``.
+        kind: What the recording calls its type.
+        dtype: Of its numbers.
+        shape: At one moment.
+        count: Moments.
+        period_s: Usual time between two; None in recordings of rows, which have no times.
+        elements: Names of its elements, where the recording has them.
+        by_name: Whether the names come with each message, so that positions mean nothing.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    count: int
+    period_s: float | None = None
+    elements: tuple[str, ...] = ()
+    by_name: bool = False
+
+
+class Batch(NamedTuple):
+    """Some moments of one part of the mapping, in the order of the recording."""
+
+    part: int  # its place among the parts that were asked for
+    times: Array  # int64 nanoseconds; numbers of rows where the recording has no times
+    values: Array  # (moments, ...)
+
+
+Block = list[Batch]
+"""All that was recorded up to some message, or some rows of every part."""
+
+Progress = Callable[[int], None]
+
+
+class Source(Protocol):
+    """An opened recording.
+
+    Attributes:
+        path: The file or folder.
+        form: What it is, in words.
+        is_timed: Whether batches have times; else their rows are steps, in blocks of every part.
+        rate_hz: Of its rows, if it says so.
+        size: Messages or rows in all; 0 where that is not known.
+        notes: What a reader of the result should know.
+    """
+
+    path: Path
+    form: str
+    is_timed: bool
+    rate_hz: float | None
+    size: int
+    notes: list[str]
+
+    def fields(self) -> list[Field]:
+        """What is in it."""
+        ...
+
+    def follow(self, plan: Map, fields: list[Field]) -> list[Field]:
+        """Take from a plan what times are; the fields, with usual times between two moments."""
+        return fields
+
+    def episodes(
+        self, parts: Sequence[Part], plan: Map, report: Progress
+    ) -> Iterator[tuple[str, Iterator[Block]]]:
+        """Name and blocks of each episode, one after the other."""
+        ...
+
+
+def refuse(source: Source, what: str, fields: Sequence[Field], detail: str = "") -> EpisodeError:
+    """An error with the table of what is in a recording, and a line to paste."""
+    lines = [detail] * bool(detail) + table(fields, 18)
+    return EpisodeError(
+        what,
+        found="\n".join(lines) or "no numbers",
+        expected=f"fields of {source.path.name}; stategate episodes show {source.path} lists all",
+        remedy=example(source, fields),
+    )
+
+
+def table(fields: Sequence[Field], most: int = _SHOWN) -> list[str]:
+    """One line for each field."""
+    rows = []
+    for one in fields[:most]:
+        rate = f"{1 / one.period_s:.4g} Hz" if one.period_s else "rows"
+        names = f" {{{','.join(one.elements)}}}" if one.elements else ""
+        shape = " x ".join(map(str, one.shape)) or "1"
+        rows.append(
+            printable(
+                f"{one.name}: {shape} {one.dtype}, {one.count:,} at {rate}, {one.kind}{names}"
+            )
+        )
+    return rows + [f"and {len(fields) - most} more fields"] * (len(fields) > most)
+
+
+def example(source: Source, fields: Sequence[Field]) -> str:
+    """Options that would take the first vector of a recording."""
+    if not fields:
+        return "record it with numbers in it"
+    one = max(fields, key=lambda f: (f.dtype.startswith("float"), len(f.shape) == 1, f.by_name))
+    part = Part(one.name, one.elements if one.by_name else ())
+    words = [f"--map {shlex.quote(f'x={part}')}"]
+    if source.rate_hz is None:
+        words.append("--read rate_hz=50")
+    return f"{' '.join(words)}, with your input's name for x"
+
+
+def chosen(source: Source, fields: Sequence[Field], parts: Sequence[Part]) -> list[Field]:
+    """The field of each part.
+
+    Raises:
+        EpisodeError: One is not there, its elements have no such names, or it needs names.
+    """
+    by_name = {one.name: one for one in fields}
+    result = []
+    for part in parts:
+        one = by_name.get(part.field)
+        if one is None:
+            raise refuse(source, f"{source.path.name} has no field {part.field!r}", fields)
+        if one.by_name and not part.elements:
+            raise EpisodeError(
+                f"the elements of {part.field} stand in the order of each message",
+                found=", ".join(one.elements),
+                expected="their names, in the order that the model takes",
+                remedy=f"--map {shlex.quote(f'x={Part(one.name, one.elements, part.unit)}')}",
+            )
+        unknown = [name for name in part.elements if name not in one.elements]
+        if unknown:
+            raise EpisodeError(
+                f"{part.field} has no element of that name",
+                found=", ".join(unknown),
+                expected=", ".join(one.elements) or "no names: take the whole field",
+            )
+        result.append(one)
+    return result
+
+
+@dataclass
+class Gather:
+    """Single values of a field, gathered into batches."""
+
+    name: str
+    times: list[int] = field(default_factory=list)
+    values: list[Array] = field(default_factory=list)
+    form: tuple[tuple[int, ...], Any] | None = None
+    bytes: int = 0
+    count: int = 0
+
+    def add(self, time_ns: int, value: Array) -> bool:
+        """One more; whether there is enough for a batch.
+
+        Raises:
+            EpisodeError: It has another shape or dtype than those before.
+        """
+        form = value.shape, value.dtype
+        if self.form is None:
+            self.form = form
+        elif form != self.form:
+            raise EpisodeError(
+                f"{self.name} changes its shape or type in the recording",
+                found=f"{form[1]} {list(form[0])} in message {self.count}",
+                expected=f"{self.form[1]} {list(self.form[0])}, as before",
+                remedy="cut the recording there, or map elements by name",
+            )
+        self.count += 1
+        self.times.append(time_ns)
+        self.values.append(value)
+        self.bytes += value.nbytes
+        return len(self.times) >= TYPICAL or self.bytes >= BLOCK_BYTES
+
+    def take(self, part: int) -> Batch:
+        """The batch."""
+        batch = Batch(part, np.array(self.times, np.int64), np.stack(self.values))
+        self.times, self.values, self.bytes = [], [], 0
+        return batch
+
+
+def period_of(times: Sequence[int]) -> float | None:
+    """Usual time between two of them in seconds; None for fewer than two."""
+    steps = np.abs(np.diff(np.asarray(times, np.int64)))
+    return float(np.median(steps)) / 1e9 or None if len(steps) else None

@@ -1,0 +1,344 @@
+"""Tables: CSV, Parquet, and LeRobotDataset v3, which is Parquet with a folder of facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stategate.contract.errors import EpisodeError, MissingDependencyError, StategateError
+from stategate.contract.failures import failures
+from stategate.runtime.base.buffers import Array
+from stategate.runtime.recordings.mapping import UNITS, Map, Part
+from stategate.runtime.recordings.source import (
+    TYPICAL,
+    Batch,
+    Block,
+    Field,
+    Progress,
+    Source,
+    chosen,
+    period_of,
+)
+
+try:
+    import pyarrow
+    from pyarrow import csv, parquet
+except ImportError as missing:
+    raise MissingDependencyError("pyarrow", "recordings") from missing
+
+_ROWS = 4096
+_VERSION = "v3"
+_BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except StategateError:
+        raise
+    except failures() as problem:  # pyarrow has a dozen types of its own
+        raise EpisodeError(
+            f"{path} cannot be read",
+            found=f"{type(problem).__name__}: {problem}",
+            expected="a table whose columns keep their types",
+        ) from problem
+
+
+def column(name: str, values: Any) -> Array:
+    """A column of a batch as an array, ``(rows, ...)``.
+
+    Raises:
+        EpisodeError: A cell is empty, no number, or lists differ in length.
+    """
+    if values.null_count:
+        raise EpisodeError(
+            f"column {name!r} has empty cells",
+            found=f"{values.null_count} in a block of {len(values)} rows",
+            expected="a number in each row",
+            remedy="cut these rows out, and split the table there: a gap is filled by nobody",
+        )
+    if isinstance(values, pyarrow.ExtensionArray):
+        values = values.storage
+    kind = values.type
+    if pyarrow.types.is_timestamp(kind):
+        array: Array = values.cast(pyarrow.timestamp("ns")).cast(pyarrow.int64()).to_numpy()
+        return array
+    if isinstance(values, pyarrow.FixedSizeListArray | pyarrow.ListArray | pyarrow.LargeListArray):
+        lengths = (
+            {kind.list_size}
+            if hasattr(kind, "list_size")
+            else set(values.value_lengths().to_pylist())
+        )
+        if len(lengths) != 1:
+            raise EpisodeError(
+                f"the lists of column {name!r} differ in length", found=sorted(lengths)[:8]
+            )
+        rows = column(name, values.flatten())
+        return rows.reshape(len(values), lengths.pop(), *rows.shape[1:])
+    array = values.to_numpy(zero_copy_only=False)
+    if array.dtype.kind not in "biuf":
+        raise EpisodeError(f"column {name!r} holds no numbers", found=str(kind))
+    return array
+
+
+class Table(Source):
+    """Files of one table, row by row."""
+
+    def __init__(self, path: Path, files: Sequence[Path], form: str) -> None:
+        self.path, self._files, self.form = path, files, form
+        self.is_timed, self.notes = False, list[str]()
+        self.rate_hz: float | None = None
+        self.size = 0
+        self._elements: dict[str, tuple[str, ...]] = {}
+
+    def _blocks(self, columns: list[str] | None) -> Iterator[Any]:
+        with _reading(self.path):
+            for file in self._files:
+                if file.suffix == ".csv":
+                    options = csv.ConvertOptions(include_columns=columns or [])
+                    with csv.open_csv(file, convert_options=options) as reader:
+                        for block in reader:
+                            if block.num_rows:
+                                yield block
+                else:
+                    with parquet.ParquetFile(file) as opened:
+                        yield from opened.iter_batches(_ROWS, columns=columns)
+
+    def fields(self) -> list[Field]:
+        """Columns of numbers, by the first block; rows of CSV are counted by reading them."""
+        result: list[Field] = []
+        first: Any = None
+        self.size = 0
+        for block in self._blocks(None):
+            first = block if first is None else first
+            self.size += block.num_rows
+        for name in first.schema.names if first is not None else ():
+            try:
+                values = column(name, first.column(name).slice(0, TYPICAL))
+            except EpisodeError as problem:
+                self.notes.append(problem.reason)
+                continue
+            kind = str(first.schema.field(name).type)
+            shape, elements = values.shape[1:], self._elements.get(name, ())
+            named = elements if elements and shape == (len(elements),) else ()
+            dtype = str(values.dtype)
+            result.append(Field(name, kind, dtype, shape, self.size, None, named))
+        return result
+
+    def episodes(
+        self, parts: Sequence[Part], plan: Map, report: Progress
+    ) -> Iterator[tuple[str, Iterator[Block]]]:
+        """One, or as many as a column of numbers of episodes has runs."""
+        fields = self.fields()
+        columns = chosen(self, fields, parts)
+        names = list(dict.fromkeys(one.name for one in columns))
+        clock = self._clock(plan, fields)
+        marks = self._marks(plan, fields)
+        keys = list(dict.fromkeys([*names, *marks, *([clock.field] if clock else [])]))
+        rows = _Rows(self._blocks(keys), marks, report)
+        for number, blocks in rows.episodes():
+            name = self.path.stem if number is None else f"{self.path.stem}-episode-{number}"
+            yield name, self._batches(blocks, parts, columns, clock)
+
+    def follow(self, plan: Map, fields: list[Field]) -> list[Field]:
+        """See `Source.follow`."""
+        clock = self._clock(plan, fields)
+        self.is_timed = clock is not None
+        if clock is None:
+            return fields
+        first = next(self._blocks([clock.field]))
+        period = period_of(_times(clock, first)[:TYPICAL].tolist())
+        return [replace(one, period_s=period) for one in fields]
+
+    def _clock(self, plan: Map, fields: list[Field]) -> Part | None:
+        """The column of times, with its unit."""
+        if plan.time == "rows" or (not plan.time and self.rate_hz):
+            return None
+        by_name = {one.name: one for one in fields}
+        try:
+            clock = Part.parse(plan.time or "?")
+        except ValueError:
+            clock = Part("?")
+        one = by_name.get(clock.field)
+        stamped = one is not None and one.kind.startswith("timestamp")
+        if one is None or not (stamped or UNITS.get(clock.unit, "")[:1] == ("time",)):
+            names = [f.name for f in fields if not f.shape]
+            like = next((n for n in names if "time" in n.lower() or n in ("t", "stamp")), "t")
+            raise EpisodeError(
+                f"which column of {self.path.name} is the time?",
+                found=plan.time or ", ".join(names[:20]),
+                expected=f"a column with its unit, such as {like}[s], {like}[ms] or {like}[ns]; or "
+                "rows, where each row is a step",
+                remedy=f"--read 'time={like}[s]'",
+            )
+        return Part(clock.field, unit="ns" if stamped else clock.unit)
+
+    def _marks(self, plan: Map, fields: list[Field]) -> list[str]:
+        if plan.episode and plan.episode not in [one.name for one in fields]:
+            raise EpisodeError(
+                f"{self.path.name} has no column {plan.episode!r}",
+                expected=", ".join(one.name for one in fields),
+            )
+        return [plan.episode] if plan.episode else []
+
+    def _batches(
+        self, blocks: Iterator[tuple[int, Any]], parts: Sequence[Part], columns: list[Field],
+        clock: Part | None,
+    ) -> Iterator[Block]:  # fmt: skip
+        for row, block in blocks:
+            times = np.arange(row, row + block.num_rows, dtype=np.int64)
+            if clock is not None:
+                times = _times(clock, block)
+            arrays = {n: column(n, block.column(n)) for n in {one.name for one in columns}}
+            block_of_parts = []
+            for i, (part, one) in enumerate(zip(parts, columns, strict=True)):
+                values = arrays[one.name]
+                if part.elements:
+                    values = values[:, [one.elements.index(name) for name in part.elements]]
+                block_of_parts.append(Batch(i, times, values))
+            yield block_of_parts
+
+
+def _times(clock: Part, block: Any) -> Array:
+    """A column of times as nanoseconds; whole numbers stay exact."""
+    times = column(clock.field, block.column(clock.field))
+    if not np.isfinite(times).all():
+        raise EpisodeError(f"a time of {clock.field} is not finite")
+    scale = round(UNITS[clock.unit][1] * 1e9)
+    scaled = times * scale if times.dtype.kind in "iu" else np.round(times * float(scale))
+    nanoseconds: Array = scaled.astype(np.int64)
+    return nanoseconds
+
+
+class _Rows:
+    """Blocks of a table, cut where the number of the episode changes."""
+
+    def __init__(self, blocks: Iterator[Any], marks: list[str], report: Progress) -> None:
+        self._blocks, self._marks, self._report = blocks, marks, report
+        self._pending: tuple[int | None, int, Any] | None = None
+        self._cuts = self._cut()
+
+    def episodes(self) -> Iterator[tuple[int | None, Iterator[tuple[int, Any]]]]:
+        self._pending = next(self._cuts, None)
+        while self._pending is not None:
+            number = self._pending[0]
+            yield number, self._of(number)
+            while self._pending is not None and self._pending[0] == number:  # not read to its end
+                self._pending = next(self._cuts, None)
+
+    def _of(self, number: int | None) -> Iterator[tuple[int, Any]]:
+        row = 0
+        while self._pending is not None and self._pending[0] == number:
+            _, _, block = self._pending
+            yield row, block
+            row += block.num_rows
+            self._pending = next(self._cuts, None)
+
+    def _cut(self) -> Iterator[tuple[int | None, int, Any]]:
+        done, earlier, last = 0, set[int](), None
+        for block in self._blocks:
+            if not self._marks:
+                yield None, done, block
+            else:
+                numbers = column(self._marks[0], block.column(self._marks[0]))
+                edges = np.flatnonzero(np.diff(numbers)) + 1
+                for first, end in zip([0, *edges], [*edges, len(numbers)], strict=True):
+                    number = int(numbers[first])
+                    if number != last and number in earlier:
+                        raise EpisodeError(
+                            f"rows of episode {number} stand in two places",
+                            expected="the rows of an episode one after the other",
+                        )
+                    earlier.add(number)
+                    last = number
+                    yield number, done + int(first), block.slice(int(first), int(end - first))
+            done += block.num_rows
+            self._report(done)
+
+
+class LeRobot(Table):
+    """A LeRobotDataset v3: rows at a fixed rate, episodes by their numbers."""
+
+    def __init__(self, path: Path) -> None:
+        with _reading(path):
+            info = json.loads((path / "meta" / "info.json").read_text())
+            version, self._features = str(info["codebase_version"]), dict(info["features"])
+            files = sorted((path / "data").rglob("*.parquet"))
+            rate, self._episodes = float(info["fps"]), int(info["total_episodes"])
+            frames = int(info["total_frames"])
+        super().__init__(path, files, f"a LeRobotDataset {version}")
+        self.rate_hz = rate
+        if not version.startswith(_VERSION):
+            raise EpisodeError(
+                f"{path.name} is a LeRobotDataset of another version",
+                found=version,
+                expected="v3.0",
+                remedy="python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 converts it",
+            )
+        rows = sum(parquet.read_metadata(file).num_rows for file in files)
+        if rows != frames:
+            raise EpisodeError(
+                f"{path.name} is not whole", found=f"{rows:,} rows in {len(files)} files",
+                expected=f"{frames:,}, as meta/info.json says",
+            )  # fmt: skip
+        for name, feature in self._features.items():
+            names = feature.get("names")
+            names = next(iter(names.values()), None) if isinstance(names, dict) else names
+            if names and all(isinstance(one, str) for one in names):
+                self._elements[name] = tuple(names)
+
+    def fields(self) -> list[Field]:
+        """Columns but those of bookkeeping."""
+        result = [one for one in super().fields() if one.name not in _BOOKKEEPING]
+        videos = [n for n, f in self._features.items() if f.get("dtype") in ("video", "image")]
+        self.notes = [f"{n} is pictures, which need a decoder and are not read" for n in videos]
+        return result
+
+    def episodes(
+        self, parts: Sequence[Part], plan: Map, report: Progress
+    ) -> Iterator[tuple[str, Iterator[Block]]]:
+        """By number; each is held against what the dataset says of it."""
+        for part in parts:
+            if self._features.get(part.field, {}).get("dtype") in ("video", "image"):
+                raise EpisodeError(
+                    f"{part.field} of {self.path.name} is pictures",
+                    found="frames that need a decoder",
+                    expected="a field of numbers",
+                    remedy="embed the pictures first, and record the vectors that come out",
+                )
+        yield from super().episodes(parts, plan, report)
+
+    def _marks(self, plan: Map, fields: list[Field]) -> list[str]:
+        return ["episode_index", "frame_index"]
+
+    def _batches(
+        self, blocks: Iterator[tuple[int, Any]], parts: Sequence[Part], columns: list[Field],
+        clock: Part | None,
+    ) -> Iterator[Block]:  # fmt: skip
+        def checked() -> Iterator[tuple[int, Any]]:
+            for row, block in blocks:
+                frames = column("frame_index", block.column("frame_index"))
+                wrong = frames != np.arange(row, row + len(frames))
+                if np.any(wrong):
+                    raise EpisodeError(
+                        f"frames of an episode of {self.path.name} are missing or out of order",
+                        found=f"frame {frames[np.argmax(wrong)]}",
+                        expected=f"frame {row + np.argmax(wrong)}",
+                    )
+                yield row, block
+
+        return super()._batches(checked(), parts, columns, clock)
+
+
+def open_table(path: Path) -> Table:
+    """A CSV or Parquet file, or a LeRobotDataset."""
+    if path.is_dir():
+        return LeRobot(path)
+    return Table(path, [path], f"a table ({path.suffix[1:].lower()})")
