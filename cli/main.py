@@ -67,6 +67,7 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
     "Run it": {
         "run": Verb("run:run", "ort", "Step a bundle through an episode and count its writes."),
         "replay": Verb("replay:replay", "ort", "Step again what a black box recorded."),
+        "watch": Verb("watch:watch", "watch", "Show a memory as it works, in a browser."),
     },
     "On the device": {
         "doctor": Verb(

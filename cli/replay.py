@@ -11,9 +11,10 @@ import stategate
 from stategate.cli.options import ANY_PATH, COUNT, EXISTING_FILE, POSITIVE, json_option, option
 from stategate.cli.show import Line, leave_unless, show
 from stategate.contract.reading import printable
+from stategate.runtime.base.tensor import Tensor
 from stategate.runtime.check.bisect import BisectReport
 from stategate.runtime.check.golden import TOLERANCE
-from stategate.runtime.check.replay import Moment, ReplayReport, Tensor
+from stategate.runtime.check.replay import Moment, ReplayReport
 
 _FEW = 8  # numbers on a line
 

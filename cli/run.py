@@ -77,7 +77,7 @@ def run(
     """
     if out is not None:
         check_writable(out / "ledger.json")
-    episode = load_episode(episode_path, steps) if episode_path else _golden(Bundle.open(bundle))
+    episode = load_episode(episode_path, steps) if episode_path else golden(Bundle.open(bundle))
     if minutes is not None and black_box is None:
         raise click.UsageError("--minutes needs --black-box FILE.")
     box = None
@@ -159,10 +159,11 @@ def _cut_short(result: RunResult) -> str:
     return f"; ended early, after {result.done_steps:,} of {result.asked_steps:,} in this run"
 
 
-def _golden(bundle: Bundle) -> Episode:
-    golden = bundle.golden()
-    if golden is None:
+def golden(bundle: Bundle) -> Episode:
+    """The inputs that travel in a bundle, without their answers."""
+    own = bundle.golden()
+    if own is None:
         raise EpisodeError(
             "the bundle carries no golden episode", remedy="give one with --episode FILE.npz"
         )
-    return Episode(golden.inputs, start=golden.start, prologue=golden.prologue)
+    return Episode(own.inputs, start=own.start, prologue=own.prologue, rate_hz=own.rate_hz)

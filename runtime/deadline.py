@@ -15,6 +15,7 @@ from stategate.contract import Budget
 from stategate.contract.errors import DeadlineError, SpecError
 from stategate.runtime.base.clock import Clock, MonotonicClock, boot_ns
 from stategate.runtime.base.ledger import Counters
+from stategate.runtime.base.times import Times
 
 WINDOW = 4096
 _NS_PER_SECOND = 1_000_000_000
@@ -96,6 +97,9 @@ class StepDeadline:
         clock: Source of time.
         counters: Where late steps are counted.
         idle: What is asked before a step, if something is.
+
+    Attributes:
+        after: Called after each step with the nanoseconds that it took, if somebody asks.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class StepDeadline:
         self._raises = budget.on_deadline == "raise"
         self._counters = counters
         self._idle, self._now = idle, clock.now_ns
+        self.after: Callable[[int], None] | None = None
         self.start = clock.now_ns if idle is None else self._start
 
     def _start(self) -> int:
@@ -120,16 +125,17 @@ class StepDeadline:
             DeadlineError: The step was late and the policy is ``raise``.
         """
         elapsed_ns = self._now() - start_ns
-        if elapsed_ns < 0:
-            self._counters.clock_faults += 1
-        elif elapsed_ns > self._limit_ns:
-            self._counters.deadline_misses += 1
-            if self._raises:
-                raise DeadlineError(
-                    "the step took longer than its deadline; its state is committed",
-                    found=f"{elapsed_ns / 1e6:.3f} ms",
-                    expected=f"at most {self._limit_ns / 1e6:g} ms",
-                )
+        is_late = elapsed_ns > self._limit_ns
+        self._counters.clock_faults += elapsed_ns < 0
+        self._counters.deadline_misses += is_late
+        if self.after is not None:
+            self.after(max(0, elapsed_ns))
+        if is_late and self._raises:
+            raise DeadlineError(
+                "the step took longer than its deadline; its state is committed",
+                found=f"{elapsed_ns / 1e6:.3f} ms",
+                expected=f"at most {self._limit_ns / 1e6:g} ms",
+            )
 
 
 class Tick:
@@ -165,6 +171,7 @@ class Loop:
         on_miss: Called with the number of newly missed periods, between the body that caused them
             and the next tick.
         on_clock_fault: Called whenever the clock goes backwards, or a sleep ends early.
+        times: Where lateness and jitter are counted as well.
     """
 
     def __init__(
@@ -175,6 +182,7 @@ class Loop:
         ticks: int | None = None,
         on_miss: Callable[[int], None] | None = None,
         on_clock_fault: Callable[[], None] | None = None,
+        times: Times | None = None,
     ) -> None:
         self._period_ns = _period_ns(hz)
         if ticks is not None and ticks < 1:
@@ -183,7 +191,9 @@ class Loop:
         self._limit = ticks
         self._on_miss = on_miss
         self._on_clock_fault = on_clock_fault
+        self._times = times or Times()
         self._tick = Tick()
+        self._tick.late_ns = 0
         self._due_ns = 0
         self._index = 0
         self._last_ns = 0
@@ -209,8 +219,11 @@ class Loop:
         tick = self._tick
         tick.index = self._index
         tick.due_ns = self._due_ns
-        tick.late_ns = max(0, now_ns - self._due_ns)
+        before_ns, tick.late_ns = tick.late_ns, max(0, now_ns - self._due_ns)
         self._late.add(tick.late_ns)
+        self._times.late.add(tick.late_ns)
+        if self._ticks:
+            self._times.jitter.add(abs(tick.late_ns - before_ns))
         self._last_ns = now_ns
         self._ticks += 1
         self._in_body = True

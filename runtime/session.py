@@ -23,7 +23,7 @@ from stategate.contract.errors import (
 )
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.base.clock import Clock, MonotonicClock
-from stategate.runtime.base.ledger import Counters, Ledger
+from stategate.runtime.base.ledger import Counters
 from stategate.runtime.base.real_time import RealTime
 from stategate.runtime.base.resident import watch_resident
 from stategate.runtime.deadline import IdleReset, Loop, StepDeadline
@@ -33,7 +33,6 @@ from stategate.runtime.engines.opening import allocate, check_memory, open_singl
 from stategate.runtime.engines.prologue import PrologueRunner
 from stategate.runtime.keep.black_box import BlackBox
 from stategate.runtime.keep.box_writer import BlackBoxWriter
-from stategate.runtime.keep.owner import MemoryOwner
 from stategate.runtime.keep.policy import SnapshotPolicy, policy_of
 from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
@@ -41,12 +40,12 @@ from stategate.runtime.memory.governor import Governor
 from stategate.runtime.prefill import Prefill
 from stategate.runtime.trust.accepted import accepted
 from stategate.runtime.trust.policy import Trust
-from stategate.runtime.watch.telemetry import metrics
+from stategate.runtime.watch.watched import WatchedOwner
 
 FaultPolicy = Literal["raise", "hold", "reset", "rewind"]
 
 
-class Session(MemoryOwner):
+class Session(WatchedOwner):
     """Steps a bundle and counts what its memory does.
 
     Not thread-safe: one session is one stream. Make one with `Session.open`.
@@ -214,15 +213,6 @@ class Session(MemoryOwner):
             return Feeds(inputs, engine)
         return FeedsOnceBegun(inputs, engine, self._check_begun)
 
-    @property
-    def ledger(self) -> Ledger:
-        """The counters as they stand."""
-        return self._counters.read()
-
-    def metrics(self) -> dict[str, float | int | str]:
-        """Counters, rates and sizes, flat; see `stategate.runtime.watch.telemetry.metrics`."""
-        return metrics(self)
-
     def step(self, /, **inputs: Array) -> Mapping[str, Array]:
         """One step of the model.
 
@@ -380,6 +370,7 @@ class Session(MemoryOwner):
             ticks=ticks,
             on_miss=self._counters.add_misses,
             on_clock_fault=self._counters.add_clock_fault,
+            times=self._times,
         )
 
     def follow(self, overdrawn: bool, shift: float, chain: int | None = None) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from stategate.contract import Budget, Bundle, Manifest
 from stategate.contract.chain import START
 from stategate.contract.errors import (
@@ -19,46 +17,12 @@ from stategate.contract.errors import (
 from stategate.contract.numbers import bounded, whole
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.clock import ManualClock
+from stategate.runtime.base.tensor import Tensor
 from stategate.runtime.check.gaps import Gaps
 from stategate.runtime.check.golden import TOLERANCE
 from stategate.runtime.check.recording import Gap, Keyframe, Opening, Recording, Step
 from stategate.runtime.engines.engine import EngineChoice
 from stategate.runtime.session import Session
-
-_MOST_VALUES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor in numbers that fit a screen.
-
-    Attributes:
-        shape: Its shape.
-        dtype: Its dtype.
-        values: All of it, flat; empty where that is more than 64.
-        least: Its smallest element.
-        mean: Of all elements.
-        largest: Its largest element.
-        rms: Root of the mean square.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    values: list[float]
-    least: float
-    mean: float
-    largest: float
-    rms: float
-
-    @classmethod
-    def of(cls, array: Array) -> Tensor:
-        """Look at an array."""
-        wide = array.astype(np.float64).reshape(-1)
-        values = wide.tolist() if wide.size <= _MOST_VALUES else []
-        if wide.size == 0:
-            return cls(array.shape, str(array.dtype), values, 0.0, 0.0, 0.0, 0.0)
-        statistics = (wide.min(), wide.mean(), wide.max(), np.sqrt(np.mean(wide * wide)))
-        return cls(array.shape, str(array.dtype), values, *map(float, statistics))
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,6 @@ def run_episode(
     manifest = session.manifest
     if episode.rate_hz is not None:
         check_loop_rate(manifest.observation, episode.rate_hz)
-    begins_anew = (manifest.observation or ObservationContract()).resets.each_episode
     steps = episode.steps if steps is None else steps
     if steps <= 0:
         raise EpisodeError("there is nothing to run", found=f"{steps} steps", expected="1 or more")
@@ -112,14 +111,7 @@ def run_episode(
     every = max(1, steps // _SAMPLES)
     warm = max(1, steps // 100)
     rss_warm = 0
-    states = [state.name for state in manifest.states]
-    episode.begin(session, states)
-    resets = {*episode.resets, *[0] * begins_anew}
-    for t, inputs in enumerate(itertools.islice(_endless(episode), steps)):
-        if t and t % episode.steps in resets:
-            session.reset()  # another recording begins, or this one once more
-            if t % episode.steps == 0:
-                episode.begin(session, states)
+    for t, inputs in enumerate(itertools.islice(endless(session, episode), steps)):
         start = perf_counter_ns()
         session.step(**inputs)
         elapsed_ns[t] = perf_counter_ns() - start
@@ -160,9 +152,22 @@ def run_episode(
     )
 
 
-def _endless(episode: Episode) -> Iterator[dict[str, np.ndarray]]:
-    while True:
-        yield from episode
+def endless(session: Session, episode: Episode) -> Iterator[dict[str, np.ndarray]]:
+    """Inputs of an episode, over and over; the memory is put where the episode starts from.
+
+    Whether it begins anew with each repetition is a reset rule of the bundle's.
+    """
+    states = [state.name for state in session.manifest.states]
+    rules = (session.manifest.observation or ObservationContract()).resets
+    resets = {*episode.resets, *[0] * rules.each_episode}
+    episode.begin(session, states)
+    for t in itertools.count():
+        step = t % episode.steps
+        if t and step in resets:
+            session.reset()  # another recording begins, or this one once more
+            if step == 0:
+                episode.begin(session, states)
+        yield {name: array[step, ...] for name, array in episode.inputs.items()}
 
 
 class _Judge:

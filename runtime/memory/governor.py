@@ -231,6 +231,11 @@ class Governor:
         return (steps, time, self.tokens[2], *more)
 
     @property
+    def full(self) -> Balance:
+        """The most that `balance` can be."""
+        return (*self._full, *self._full_bytes)
+
+    @property
     def balance(self) -> Balance:
         """What may be used at once: writes by steps and by time, bytes to append and to fold.
 

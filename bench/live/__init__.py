@@ -1,0 +1,1 @@
+"""Bundles, runs and other processes as somebody looks at them."""
