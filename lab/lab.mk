@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: fuzz attack reproducible sbom registry power-loss house soak jitter browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
+.PHONY: prometheus watch-check fuzz attack reproducible sbom registry power-loss house soak jitter browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
 .PHONY: certify-all certify-tools test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -36,6 +36,14 @@ ssh-tools: ## Install what tests of `stategate deploy` need: sshd, rsync, nss_wr
 	  || if test $$(id -u) = 0; then apt-get -qq update && \
 	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(SSH_DEBS) > /dev/null; \
 	  else echo "missing programs; as root: apt-get install $(SSH_DEBS)"; exit 1; fi
+
+prometheus: ## Install the Prometheus that tests of metrics need (Debian, as root)
+	@command -v promtool > /dev/null || { apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends prometheus > /dev/null; }
+
+# Pictures of the page at both widths and themes, hostile names and all: look at them.
+watch-check: $(VENV)/.test browser prometheus ## The live page in Chromium, metrics in Prometheus -> build/watch/*.png
+	@WATCH_PICTURES=$(BUILD)/watch STATEGATE_BROWSER=required $(BIN)/python -m pytest -q tests/bench/test_live.py tests/runtime/test_prometheus.py
 
 OMS := 114b0f72da8d7502cfdc3c83003c9d2d4a30682e
 conformance: $(VENV)/.test ## The public conformance cases of OpenSSF Model Signing (fetches them)
