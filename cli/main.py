@@ -99,6 +99,9 @@ _MODEL = {
 _EPISODES = {
     "show": Verb("record:episodes", "ort", "Say what is in recorded episodes."),
     "read": Verb("record:read_recording", "recordings", "Write a recording as episodes."),
+    "write": Verb(
+        "record:write_recording", "recordings", "Write a run as MCAP, LeRobotDataset or Parquet."
+    ),
     "zoo": Verb("zoo:episode", "export", "Write a held-out episode of a zoo model.", "episode"),
     "wav": Verb("record:episode_wav", "ort", "Cut sound into episodes.", "episode-wav"),
     "gym": Verb(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from stategate.cli.recordings import as_episodes, recording_options
+from stategate.cli.recordings import episodes_given, recording_options
 from stategate.contract.bundle import refuse_inside_bundle
 from stategate.contract.precision import PrecisionPlan
 
@@ -96,7 +96,7 @@ def episode_option(text: str, *names: str, **settings: Any) -> Callable[[Verb], 
             "--episode",
             *names,
             type=EXISTING,
-            callback=as_episodes,
+            callback=episodes_given,
             **{"help": help_, **settings},
         ),
         recording_options,
@@ -245,7 +245,7 @@ def episodes_option(text: str, *, required: bool = False) -> Callable[[Verb], Ve
             multiple=True,
             required=required,
             type=EXISTING,
-            callback=as_episodes,
+            callback=episodes_given,
             help=f"{text} (.npz, a folder of them, or a recording); repeat for more."
             + ("" if required else " For a zoo model its own benchmark, if left out."),
         ),

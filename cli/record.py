@@ -24,7 +24,7 @@ from stategate.cli.options import (
     seed_option,
     steps_option,
 )
-from stategate.cli.recordings import convert_recording, recording_options
+from stategate.cli.recordings import as_episodes, convert_recording, recording_options
 from stategate.cli.show import show
 from stategate.common.console import progress
 from stategate.common.ending import StopRequest, stop_request
@@ -265,6 +265,32 @@ def read_recording(path: Path, out: Path, as_json: bool) -> None:
     check_writable(out / "x.npz")
     done = convert_recording(path, out)
     show(done, as_json, [line for one in done for line in one.lines()])
+
+
+@click.command("write")
+@click.argument("run", type=EXISTING)
+@bundle_argument
+@option("--rate", type=POSITIVE, help="Steps per second; the episode's or the bundle's own.")
+@recording_options
+@out_option("Name of the file or folder: *.mcap, *.parquet, or no dot for a LeRobotDataset.")
+@json_option
+def write_recording(run: Path, bundle: Path, rate: float | None, out: Path, as_json: bool) -> None:
+    """Write what BUNDLE did in RUN, a black box or an episode, for the tools of others.
+
+    Inputs, outputs, gates, sizes of states and counts of writes of each step: an MCAP file for
+    Foxglove and Rerun, a LeRobotDataset, or a Parquet table.
+
+    \b
+    Examples:
+      stategate episodes write robot.rec build/policy --out robot.mcap
+      stategate episodes write logs build/policy --rate 50 --out dataset
+    """
+    from stategate.runtime.recordings.write import write_run
+
+    check_writable(out)
+    with progress(0, "writing") as report:
+        done = write_run(as_episodes(run), bundle, out, rate, report)
+    show(done, as_json, [f"{out}: {done.steps:,} steps in {done.episodes:,} episodes"])
 
 
 @click.command()

@@ -62,25 +62,31 @@ def convert_recording(path: Path, out: Path) -> list[Any]:
         )
 
 
-def as_episodes(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Recordings of other tools become episodes, in a folder that is gone after the command."""
+def episodes_given(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Callback of ``--episode``: recordings of other tools become episodes."""
     paths = [value] if isinstance(value, Path) else list(value or ())
     options = [f"--{n}" for n in ("map", "read") if ctx.meta.get(f"stategate.{n}")]
     if not paths or ctx.resilient_parsing:
         if options and not ctx.resilient_parsing:
             raise click.UsageError(f"{options[0]} is about a recording, which --episode names.")
         return value
+    ctx.meta[f"stategate.typed.{param.name}"] = value
+    changed = [as_episodes(path) for path in paths]
+    if options and changed == paths:
+        raise click.UsageError(f"{options[0]} is about a recording, and .npz files are none.")
+    return changed[0] if isinstance(value, Path) else tuple(changed)
+
+
+def as_episodes(path: Path) -> Path:
+    """A recording as a folder of episodes that is gone after the command; all else as it is."""
     from stategate.common.console import note
     from stategate.contract.reading import printable
     from stategate.contract.staging import scratch_folder
     from stategate.runtime.recordings.convert import is_recording
 
-    ctx.meta[f"stategate.typed.{param.name}"] = value
-    if options and not any(map(is_recording, paths)):
-        raise click.UsageError(f"{options[0]} is about a recording, and .npz files are none.")
-    for i, path in enumerate(paths):
-        if is_recording(path):
-            paths[i] = Path(ctx.with_resource(scratch_folder())) / path.name
-            for done in convert_recording(path, paths[i]):
-                note("\n".join(map(printable, done.lines())))
-    return paths[0] if isinstance(value, Path) else tuple(paths)
+    if not is_recording(path):
+        return path
+    folder = Path(click.get_current_context().with_resource(scratch_folder())) / path.name
+    for done in convert_recording(path, folder):
+        note("\n".join(map(printable, done.lines())))
+    return folder

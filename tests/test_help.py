@@ -212,7 +212,7 @@ def test_completion_prints_a_script_that_asks_stategate(shell: str) -> None:
     ("line", "expected"),
     [
         ("stategate ver", {"verify"}),
-        ("stategate episodes ", {"show", "read", "zoo", "wav", "gym", "record"}),
+        ("stategate episodes ", {"show", "read", "write", "zoo", "wav", "gym", "record"}),
         ("stategate export --sta", {"--state-storage"}),
         ("stategate export --split q", {"quiet"}),
     ],

@@ -44,8 +44,10 @@ def _opener(path: Path) -> str | None:
         return "ros:Bag"
     if (path / "metadata.yaml").is_file():
         return "ros:open_bag"
-    if suffix in (".csv", ".parquet") or (path / "meta" / "info.json").is_file():
+    if suffix in (".csv", ".parquet"):
         return "tables:open_table"
+    if (path / "meta" / "info.json").is_file():
+        return "lerobot:LeRobot"
     is_zarr = any((path / name).is_file() for name in (".zgroup", "zarr.json"))
     return "stores:open_store" if is_zarr or suffix in (".hdf5", ".h5") else None
 

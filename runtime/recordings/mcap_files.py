@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stategate.contract.errors import EpisodeError, MissingDependencyError
+from stategate.runtime.base.buffers import Array
 from stategate.runtime.recordings.messages import Decoder, json_decoder, protobuf_decoder
+from stategate.runtime.recordings.source import Steps
 from stategate.runtime.recordings.topics import Message, Topics
+
+try:
+    from mcap.reader import make_reader
+    from mcap.writer import Writer
+except ImportError as missing:
+    raise MissingDependencyError("mcap", "recordings") from missing
+
+_STAMP = {"type": "object", "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}}}
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+_NAMES = {"type": "array", "items": {"type": "string"}}
 
 
 class McapFiles(Topics):
@@ -22,10 +35,6 @@ class McapFiles(Topics):
 
     def recorded(self, topics: frozenset[str] | None, order: bool) -> Iterator[Message]:
         """See `Topics.recorded`."""
-        try:
-            from mcap.reader import make_reader
-        except ImportError as missing:
-            raise MissingDependencyError("mcap", "recordings") from missing
         for path in self._files:
             with path.open("rb") as file:
                 reader = make_reader(file)
@@ -66,3 +75,61 @@ def _mcap_decoder(schema: Any, encoding: str) -> Decoder:
         )
 
     return refuse
+
+
+class McapWriter:
+    """What a bundle took and gave as MCAP with JSON: a topic for each tensor, and one that counts.
+
+    Args:
+        path: The file.
+        names: Of the elements of a tensor, where the bundle has them.
+    """
+
+    def __init__(self, path: Path, names: Mapping[str, Sequence[str]]) -> None:
+        self._names, self._file = names, path.open("wb")
+        self._writer: Any = Writer(self._file)
+        self._writer.start("", "stategate")
+        self._channels: dict[str, int] = {}
+        tensor = {"timestamp": _STAMP, "step": {"type": "integer"}, "values": _NUMBERS}
+        self._tensor = self._schema("stategate.Tensor", {**tensor, "name": _NAMES})
+        self._sequence = 0
+
+    def _schema(self, title: str, properties: dict[str, Any]) -> int:
+        text = json.dumps({"title": title, "type": "object", "properties": properties})
+        return int(self._writer.register_schema(title, "jsonschema", text.encode()))
+
+    def add(self, block: Steps) -> None:
+        """More steps."""
+        singles = {n: rows for n, rows in block.columns.items() if "." not in n}
+        vectors = {n: rows for n, rows in block.columns.items() if "." in n}
+        if "counts" not in self._channels:
+            kinds = {n: {"type": _json_type(rows)} for n, rows in singles.items()}
+            schema = self._schema("stategate.Counts", {"timestamp": _STAMP, **kinds})
+            self._open("counts", "/stategate/counts", schema)
+        for i, time_ns in enumerate(block.times):
+            stamp = {"timestamp": {"sec": time_ns // 10**9, "nsec": time_ns % 10**9}}
+            self._put("counts", time_ns, stamp | {n: rows[i].item() for n, rows in singles.items()})
+            step = stamp | {"step": singles["step"][i].item()}
+            for name, rows in vectors.items():
+                if name not in self._channels:
+                    self._open(name, f"/stategate/{name.replace('.', '/', 1)}", self._tensor)
+                values = {"values": rows[i].ravel().tolist()}
+                own = self._names.get(name, ())
+                self._put(name, time_ns, step | values | ({"name": [*own]} if own else {}))
+
+    def _open(self, name: str, topic: str, schema: int) -> None:
+        self._channels[name] = self._writer.register_channel(topic, "json", schema)
+
+    def _put(self, name: str, time_ns: int, message: dict[str, Any]) -> None:
+        self._sequence += 1
+        data = json.dumps(message).encode()
+        self._writer.add_message(self._channels[name], time_ns, data, time_ns, self._sequence)
+
+    def close(self) -> None:
+        """Write the index, without which viewers read the file from end to end."""
+        self._writer.finish()
+        self._file.close()
+
+
+def _json_type(rows: Array) -> str:
+    return {"b": "boolean", "f": "number"}.get(rows.dtype.kind, "integer")

@@ -60,6 +60,30 @@ Block = list[Batch]
 Progress = Callable[[int], None]
 
 
+@dataclass
+class Steps:
+    """Steps that follow one another, column by column.
+
+    Attributes:
+        episode: Number of the stretch without a reset or gap that they belong to.
+        frame: Number of the first one in it.
+        times: Of each, nanoseconds since 1970.
+        columns: ``input.x``, ``output.y``, ``gate.g`` with ``(steps, elements)``; ``memory.h`` with
+            root of the mean square and largest element of a state; and ``step``, ``wrote``,
+            ``fault``, ``writes``, ``suppressed_writes`` with ``(steps,)``.
+    """
+
+    episode: int
+    frame: int
+    times: list[int]
+    columns: dict[str, Array]
+
+    @property
+    def count(self) -> int:
+        """Steps."""
+        return len(self.times)
+
+
 class Source(Protocol):
     """An opened recording.
 

@@ -1,9 +1,8 @@
-"""Tables: CSV, Parquet, and LeRobotDataset v3, which is Parquet with a folder of facts."""
+"""Tables: CSV and Parquet, read and written a block of rows at a time."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +32,11 @@ except ImportError as missing:
     raise MissingDependencyError("pyarrow", "recordings") from missing
 
 _ROWS = 4096
-_VERSION = "v3"
-_BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Turn what a reading library raises into a sentence."""
     try:
         yield
     except StategateError:
@@ -96,10 +94,10 @@ class Table(Source):
         self.is_timed, self.notes = False, list[str]()
         self.rate_hz: float | None = None
         self.size = 0
-        self._elements: dict[str, tuple[str, ...]] = {}
+        self.elements: dict[str, tuple[str, ...]] = {}
 
     def _blocks(self, columns: list[str] | None) -> Iterator[Any]:
-        with _reading(self.path):
+        with reading(self.path):
             for file in self._files:
                 if file.suffix == ".csv":
                     options = csv.ConvertOptions(include_columns=columns or [])
@@ -126,7 +124,7 @@ class Table(Source):
                 self.notes.append(problem.reason)
                 continue
             kind = str(first.schema.field(name).type)
-            shape, elements = values.shape[1:], self._elements.get(name, ())
+            shape, elements = values.shape[1:], self.elements.get(name, ())
             named = elements if elements and shape == (len(elements),) else ()
             dtype = str(values.dtype)
             result.append(Field(name, kind, dtype, shape, self.size, None, named))
@@ -263,82 +261,47 @@ class _Rows:
             self._report(done)
 
 
-class LeRobot(Table):
-    """A LeRobotDataset v3: rows at a fixed rate, episodes by their numbers."""
+class TableWriter:
+    """A Parquet file that is written block by block.
 
-    def __init__(self, path: Path) -> None:
-        with _reading(path):
-            info = json.loads((path / "meta" / "info.json").read_text())
-            version, self._features = str(info["codebase_version"]), dict(info["features"])
-            files = sorted((path / "data").rglob("*.parquet"))
-            rate, self._episodes = float(info["fps"]), int(info["total_episodes"])
-            frames = int(info["total_frames"])
-        super().__init__(path, files, f"a LeRobotDataset {version}")
-        self.rate_hz = rate
-        if not version.startswith(_VERSION):
-            raise EpisodeError(
-                f"{path.name} is a LeRobotDataset of another version",
-                found=version,
-                expected="v3.0",
-                remedy="python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 converts it",
+    Args:
+        path: The file; its folder is made.
+        facts: What the file says of itself.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, str] | None = None) -> None:
+        self._path, self._facts = path, facts or {}
+        self._writer: Any = None
+
+    def add(self, columns: Mapping[str, Array | list[Any]]) -> None:
+        """More rows: numbers ``(rows,)`` or ``(rows, elements)``, or lists of anything else."""
+        arrays = {}
+        for name, rows in columns.items():
+            if isinstance(rows, list):
+                arrays[name] = pyarrow.array(rows)
+                continue
+            flat = pyarrow.array(np.ascontiguousarray(rows).reshape(-1))
+            wide = rows.ndim > 1
+            arrays[name] = (
+                pyarrow.FixedSizeListArray.from_arrays(flat, rows.shape[1]) if wide else flat
             )
-        rows = sum(parquet.read_metadata(file).num_rows for file in files)
-        if rows != frames:
-            raise EpisodeError(
-                f"{path.name} is not whole", found=f"{rows:,} rows in {len(files)} files",
-                expected=f"{frames:,}, as meta/info.json says",
-            )  # fmt: skip
-        for name, feature in self._features.items():
-            names = feature.get("names")
-            names = next(iter(names.values()), None) if isinstance(names, dict) else names
-            if names and all(isinstance(one, str) for one in names):
-                self._elements[name] = tuple(names)
+        table = pyarrow.table(arrays).replace_schema_metadata(self._facts)
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = parquet.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
 
-    def fields(self) -> list[Field]:
-        """Columns but those of bookkeeping."""
-        result = [one for one in super().fields() if one.name not in _BOOKKEEPING]
-        videos = [n for n, f in self._features.items() if f.get("dtype") in ("video", "image")]
-        self.notes = [f"{n} is pictures, which need a decoder and are not read" for n in videos]
-        return result
+    def close(self) -> None:
+        """Write the end of the file."""
+        if self._writer is not None:
+            self._writer.close()
 
-    def episodes(
-        self, parts: Sequence[Part], plan: Map, report: Progress
-    ) -> Iterator[tuple[str, Iterator[Block]]]:
-        """By number; each is held against what the dataset says of it."""
-        for part in parts:
-            if self._features.get(part.field, {}).get("dtype") in ("video", "image"):
-                raise EpisodeError(
-                    f"{part.field} of {self.path.name} is pictures",
-                    found="frames that need a decoder",
-                    expected="a field of numbers",
-                    remedy="embed the pictures first, and record the vectors that come out",
-                )
-        yield from super().episodes(parts, plan, report)
 
-    def _marks(self, plan: Map, fields: list[Field]) -> list[str]:
-        return ["episode_index", "frame_index"]
-
-    def _batches(
-        self, blocks: Iterator[tuple[int, Any]], parts: Sequence[Part], columns: list[Field],
-        clock: Part | None,
-    ) -> Iterator[Block]:  # fmt: skip
-        def checked() -> Iterator[tuple[int, Any]]:
-            for row, block in blocks:
-                frames = column("frame_index", block.column("frame_index"))
-                wrong = frames != np.arange(row, row + len(frames))
-                if np.any(wrong):
-                    raise EpisodeError(
-                        f"frames of an episode of {self.path.name} are missing or out of order",
-                        found=f"frame {frames[np.argmax(wrong)]}",
-                        expected=f"frame {row + np.argmax(wrong)}",
-                    )
-                yield row, block
-
-        return super()._batches(checked(), parts, columns, clock)
+def rows_of(files: Sequence[Path]) -> int:
+    """Rows of Parquet files, by their ends."""
+    return sum(parquet.read_metadata(file).num_rows for file in files)
 
 
 def open_table(path: Path) -> Table:
-    """A CSV or Parquet file, or a LeRobotDataset."""
-    if path.is_dir():
-        return LeRobot(path)
+    """A CSV or Parquet file."""
     return Table(path, [path], f"a table ({path.suffix[1:].lower()})")

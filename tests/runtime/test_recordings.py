@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shlex
 import sys
+import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -18,10 +20,13 @@ from lab.formats import files
 from stategate.cli.main import main
 from stategate.contract import EpisodeSet, load_episode
 from stategate.contract.errors import EpisodeError, MissingDependencyError
+from stategate.runtime import Session
+from stategate.runtime.keep.black_box import BlackBox
 from stategate.runtime.recordings.convert import convert
 from stategate.runtime.recordings.mapping import Map, Part
 from stategate.runtime.recordings.resample import Rule, resampled
 from stategate.runtime.recordings.source import Batch
+from stategate.runtime.recordings.write import write_run
 
 JOINTS = "{hip,knee,ankle,wheel}"
 
@@ -32,9 +37,7 @@ def stategate(*arguments: object) -> Result:
 
 def read(path: Path, *options: str, out: str = "episodes") -> EpisodeSet:
     """What ``stategate episodes read`` writes."""
-    pairs = list(itertools.batched(options, 2)) if sys.version_info >= (3, 12) else [
-        options[i : i + 2] for i in range(0, len(options), 2)
-    ]  # fmt: skip
+    pairs = list(zip(options[::2], options[1::2], strict=True))
     texts = {key: [value for name, value in pairs if name == key] for key in ("--map", "--read")}
     convert(path, Map.read(texts["--map"], texts["--read"]), path.parent / out)
     return EpisodeSet.open(path.parent / out)
@@ -147,6 +150,7 @@ def test_a_library_that_is_missing_is_named_with_its_pip_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = mcap(tmp_path / "a.mcap", [0.0], [0])
+    monkeypatch.delitem(sys.modules, "stategate.runtime.recordings.mcap_files", raising=False)
     monkeypatch.setitem(sys.modules, "mcap.reader", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "stategate\[recordings\]"'):
         read(path, "--map", "x=/a.v")
@@ -195,3 +199,84 @@ def test_resampling_is_the_definition_and_skips_every_gap(both: list[Stream], wa
         if len(row) == 2:
             right.append(row)
     assert np.allclose(np.concatenate(got) if got else np.empty((0, 2)), np.reshape(right, (-1, 2)))
+
+
+@pytest.fixture(scope="module")
+def run(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A black box of 90 steps with a reset after 60, and its inputs."""
+    x = files.joint_angles(90)[:, None]
+    path = tmp_path_factory.mktemp("box") / "robot.rec"
+    with Session.open(tiny_bundle, black_box=BlackBox(path)) as session:
+        for t, row in enumerate(x):
+            if t == 60:
+                session.reset()
+            session.step(x=row)
+    return path, x
+
+
+def test_a_black_box_comes_back_from_every_format(
+    run: tuple[Path, np.ndarray], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    box, x = run
+    for name, words in (
+        ("run.mcap", ["--map", "x=/stategate/input/x.values", "--read", "rate_hz=50"]),
+        ("run.parquet", ["--map", "x=input.x", "--read", "time=rows", "--read", "episode=episode"]),
+        ("dataset", ["--map", "x=observation.x"]),
+    ):
+        out = tmp_path / name
+        done = stategate("episodes", "write", box, tiny_bundle, "--rate", 50, "--out", out)
+        assert done.exit_code == 0 and "90 steps in 2 episodes" in done.output, done.output
+        again = read(out, *words, out=f"o-{name}")
+        arrays = [episode.inputs["x"] for _, episode in again]
+        assert np.concatenate(arrays).tobytes() == x.tobytes(), name
+        if name != "run.mcap":  # which says it in its counts, and has no episodes
+            assert [len(a) for a in arrays] == [60, 30]
+
+
+def test_mcaps_own_reader_finds_times_schemas_and_counts(
+    run: tuple[Path, np.ndarray], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    from mcap.reader import make_reader
+
+    out = tmp_path / "run.mcap"
+    write_run(run[0], tiny_bundle, out, 50)
+    with out.open("rb") as file:
+        messages = list(make_reader(file, validate_crcs=True).iter_messages("/stategate/counts"))
+    times = np.array([message.log_time for *_, message in messages])
+    assert len(times) == 90 and np.median(np.diff(times)) == 20_000_000 and np.diff(times).min() > 0
+    assert abs(times[0] / 1e9 - time.time()) < 3600
+    last = json.loads(messages[-1][2].data)
+    with Session.open(tiny_bundle) as session:
+        for t, row in enumerate(run[1]):
+            if t == 60:
+                session.reset()
+            session.step(x=row)
+        assert (last["step"], last["writes"]) == (90, session.ledger.writes)
+    assert {schema.encoding for schema, *_ in messages} == {"jsonschema"}
+
+
+@pytest.mark.slow
+def test_lerobots_own_package_reads_the_dataset(
+    run: tuple[Path, np.ndarray], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Decoders of pictures and a trainer, which its package imports and this has no use for.
+    for name in ("torchvision", "torchvision.transforms", "av", "accelerate"):
+        monkeypatch.setitem(sys.modules, name, MagicMock(__spec__=ModuleSpec(name, None)))
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    write_run(run[0], tiny_bundle, tmp_path / "d", 50)
+    dataset = LeRobotDataset("me/d", root=tmp_path / "d", delta_timestamps={"observation.x": [0]})
+    assert (dataset.num_episodes, dataset.num_frames, dataset.fps) == (2, 90, 50)
+    rows = np.stack([dataset[i]["observation.x"].numpy().ravel() for i in range(90)])
+    assert np.array_equal(rows, run[1][:, 0])
+    assert dataset[65]["frame_index"] == 5 and dataset[65]["task"] == "Tiny"
+    assert np.allclose(dataset.meta.stats["observation.x"]["mean"], run[1].mean((0, 1)), atol=1e-6)
+    assert np.allclose(dataset.meta.stats["observation.x"]["std"], run[1].std((0, 1)), atol=1e-6)
+
+
+def test_a_run_of_two_recordings_begins_the_second_anew(tiny_bundle: Path, tmp_path: Path) -> None:
+    x = files.joint_angles(40)
+    options = files.zarr_store(tmp_path / "r.zarr", x, [25, 40])
+    done = stategate("run", tiny_bundle, "--episode", tmp_path / "r.zarr", *options, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["resets"] == 1
