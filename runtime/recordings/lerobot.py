@@ -189,14 +189,14 @@ class LeRobotWriter:
         write_whole(meta / "info.json", json.dumps(info, indent=4).encode())
 
     def _statistics(self) -> dict[str, dict[str, list[float]]]:
-        found = {}
+        by_name = {}
         for name, (low, high, total, squares) in self._moments.items():
             mean = total / self._rows
             deviation = np.sqrt(np.maximum(squares / self._rows - mean * mean, 0))
             figures = {"min": low, "max": high, "mean": mean, "std": deviation}
-            found[name] = {key: array.tolist() for key, array in figures.items()}
-            found[name]["count"] = [self._rows]
-        return found
+            by_name[name] = {key: array.tolist() for key, array in figures.items()}
+            by_name[name]["count"] = [self._rows]
+        return by_name
 
 
 def _feature(name: str) -> str:

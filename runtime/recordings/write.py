@@ -75,8 +75,7 @@ def write_run(
     if out.exists():
         raise ResultError("something is there already", found=out, expected="a new name")
     is_episode = source.is_dir() or source.suffix == ".npz"
-    taken = _from_episode(source, opened, rate_hz) if is_episode else None
-    rate, steps = taken or _from_black_box(source, opened, rate_hz)
+    rate, steps = (_from_episode if is_episode else _from_black_box)(source, opened, rate_hz)
     result = Written(out)
     with staged(out, folder=not out.suffix) as place:
         writer = _writer(place, out, rate, opened.manifest)
