@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import relu
 
 
 def share(a: Tensor) -> Tensor:
@@ -13,3 +14,14 @@ def share(a: Tensor) -> Tensor:
     then be closed at a threshold of zero there, and open in torch.
     """
     return torch.reciprocal(1.0 + torch.exp(-a.clamp(min=-80.0)))
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """logsigmoid(x) to 1e-6 of itself, in any engine.
+
+    Log(Sigmoid(x)) is 0 from x = 17 on in float32, and then all tokens tie; Softplus is as bad
+    where an engine computes it as log(1 + exp). Here log(1 + e) is a series for small e.
+    """
+    e = torch.exp(-x.abs())
+    series = e * (1 - e * (1 / 2 - e * (1 / 3 - e * (1 / 4 - e * (1 / 5 - e / 6)))))
+    return -(relu(-x) + torch.where(e < 0.1, series, torch.log(1 + e)))

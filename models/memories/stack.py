@@ -61,10 +61,6 @@ class LayerConfig(Configuration):
         """The layer's states, in the order in which its step takes them."""
         raise NotImplementedError
 
-    def initial_states(self) -> dict[str, Tensor]:
-        """Of states that do not start at zero, by their names without the prefix."""
-        return {}
-
     def ring(self, prefix: str = "") -> Ring | None:
         """What waits where writes are deferred; None where they cannot wait."""
         return None
@@ -135,8 +131,8 @@ class Stack(nn.Module):
         self.kv_bytes_per_step = config.layers * layer.kv_bytes_per_step
         self.chunk_steps = layer.chunk_steps
         self.encode = nn.Linear(config.features, layer.width)
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(layer.width, eps=layer.norm_eps)
+        self.blocks = nn.ModuleList(self._block() for _ in range(config.layers))
+        self.norm: nn.Module = nn.RMSNorm(layer.width, eps=layer.norm_eps)
         self.head = nn.Linear(layer.width, config.out_features)
 
     @property
@@ -157,8 +153,9 @@ class Stack(nn.Module):
     def initial_states(self) -> dict[str, Tensor]:
         """Of states that do not start at zero."""
         start: dict[str, Tensor] = {}
-        for i in range(self.config.layers):
-            named = self.config.layer.initial_states()
+        for i, block in enumerate(self.blocks):
+            layer = getattr(block, "layer", None)
+            named: dict[str, Tensor] = getattr(layer, "initial_states", dict)()
             start |= {f"layers.{i}.{name}": value for name, value in named.items()}
         return start
 
@@ -180,6 +177,9 @@ class Stack(nn.Module):
             valid: ``(rows, time)`` bool, true up to the last observation that is meant.
         """
         return self._run(inputs["x"], inputs["threshold"], states, valid)
+
+    def _block(self) -> nn.Module:
+        return _Block(self.config)
 
     def _run(
         self, x: Tensor, threshold: Tensor, states: Tensors, valid: Tensor | None

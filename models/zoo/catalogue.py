@@ -139,9 +139,46 @@ _ENTRIES = (
         "arXiv:2405.21060", "mamba2.config",
     ),
     _seeded(
+        "mlstm", "mlstm", "two mLSTM layers, as in xLSTM 7B",
+        "one outer product into a head's matrix; forgetting is none, the stabiliser takes it",
+        "arXiv:2405.04517", "xlstm",
+    ),
+    _seeded(
+        "slstm", "slstm", "two sLSTM layers",
+        "cell and normaliser of a channel; forgetting is none, the stabiliser takes it",
+        "arXiv:2405.04517", "xlstm",
+    ),
+    _seeded(
+        "rwkv7", "rwkv7", "two RWKV-7 layers with their channel mix",
+        "an update of rank 2 of a head's matrix; decay is none, it is folded into the reads",
+        "arXiv:2503.14456", "rwkv7",
+    ),
+    _seeded(
+        "ttt-linear", "ttt_linear", "two TTT-linear layers, a step of descent for each token",
+        "a rank-1 update of a head's matrix and its bias",
+        "arXiv:2407.04620", "fast_weights",
+    ),
+    _seeded(
+        "titans", "titans", "two layers of a Titans memory that is a matrix, with momentum",
+        "memory and momentum of a head; forgetting is none, it is folded into the reads",
+        "arXiv:2501.00663", "fast_weights",
+    ),
+    _seeded(
         "trim-kv", "trim_kv", "two attention layers of 32 slots with admission",
         "a token takes a slot of a key-value head; one that is weaker than all is not admitted",
         "arXiv:2512.03324", "trim_kv.config",
+    ),
+    _seeded(
+        "window", "window", "two layers of attention over sinks and a window, admission by energy",
+        "a token takes a slot of a ring", "arXiv:2309.17453", "window",
+    ),
+    _seeded(
+        "ring", "ring", "the last observations that were kept, before two linear maps",
+        "an observation takes a slot of a ring", "Nature 518, 2015",
+    ),
+    _seeded(
+        "memory-tokens", "memory_tokens", "two layers of eight rows that attend to an observation",
+        "a row is blended with its update", "arXiv:2207.06881",
     ),
     _seeded(
         "sega", "sega", "the state updater of SeedPolicy with 16 rows",

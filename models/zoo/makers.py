@@ -13,13 +13,22 @@ from torch import nn
 
 from stategate.models.memories.aura import AuraMem
 from stategate.models.memories.delta.config import DeltaConfig
+from stategate.models.memories.fast_weights import TitansConfig, TttConfig
 from stategate.models.memories.mamba2.cell import Mamba2
 from stategate.models.memories.mamba2.config import Mamba2Config
 from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
+from stategate.models.memories.rwkv7 import Rwkv7, Rwkv7Config
 from stategate.models.memories.sega import Sega, SegaConfig
-from stategate.models.memories.stack import Stack, StackConfig
+from stategate.models.memories.stack import LayerConfig, Stack, StackConfig
 from stategate.models.memories.trim_kv.cell import TrimKv
 from stategate.models.memories.trim_kv.config import TrimKvConfig
+from stategate.models.memories.window import (
+    ObservationRing,
+    RingConfig,
+    TokensConfig,
+    WindowConfig,
+)
+from stategate.models.memories.xlstm import MlstmConfig, SlstmConfig
 from stategate.models.zoo.binding_stream import FEATURES, VALUES
 
 _SMALL = {"features": 16, "out_features": 4}
@@ -100,7 +109,7 @@ def gru_few() -> RecurrentStep:
     return RecurrentStep(nn.GRU(64, 32), nn.Linear(32, VALUES), encoder)
 
 
-def _small_stack(layer: DeltaConfig) -> Stack:
+def _small_stack(layer: LayerConfig) -> Stack:
     return Stack(StackConfig(**_SMALL, layers=2, mlp=128, layer=layer))
 
 
@@ -122,6 +131,51 @@ def gated_deltaproduct() -> Stack:
 def gated_deltanet2() -> Stack:
     """Erase and write gates are vectors."""
     return _small_stack(GDN2)
+
+
+def mlstm() -> Stack:
+    """Keys half as wide as values, as published; input gates that open now and then."""
+    model = _small_stack(MlstmConfig(64, 2, 8, 16, 15.0, 1e-6))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.memory.to_gates.bias[:2] = -2.0  # type: ignore[union-attr, operator]
+    return model
+
+
+def slstm() -> Stack:
+    """Four heads of eight channels."""
+    return Stack(StackConfig(**_SMALL, layers=2, mlp=64, layer=SlstmConfig(32, 4, 1e-5)))
+
+
+def rwkv7() -> Rwkv7:
+    """Two heads of 32 channels."""
+    layer = Rwkv7Config(64, 32, 8, 8, 8, 16, hidden=128, norm_eps=1e-5)
+    return Rwkv7(StackConfig(**_SMALL, layers=2, mlp=None, layer=layer))
+
+
+def ttt_linear() -> Stack:
+    """Two heads; one token is a mini-batch."""
+    return _small_stack(TttConfig(64, 2, 16, 1e-5))
+
+
+def titans() -> Stack:
+    """Two heads whose memory is a matrix."""
+    return _small_stack(TitansConfig(64, 2, 16, 1e-5))
+
+
+def window() -> Stack:
+    """Two sinks and six tokens of each layer, all heads alike."""
+    return _small_stack(WindowConfig(64, 4, 2, 16, 2, 6, 1e4, 1e-6, energy=True))
+
+
+def memory_tokens() -> Stack:
+    """Eight rows in each layer."""
+    return _small_stack(TokensConfig(64, 8, 4, 1e-6))
+
+
+def ring() -> ObservationRing:
+    """Eight observations, the present one among them."""
+    return ObservationRing(RingConfig(**_SMALL, frames=8, hidden=64))
 
 
 def mamba2() -> Mamba2:

@@ -14,8 +14,9 @@ from torch import nn
 
 from stategate.contract import Bundle, StateSpec, StepSpec, TensorSpec
 from stategate.export.frontends.trace import trace
+from stategate.models.functions import log_sigmoid
 from stategate.models.memories.sega import Sega, SegaConfig
-from stategate.models.memories.trim_kv.cell import TrimKv, log_sigmoid
+from stategate.models.memories.trim_kv.cell import TrimKv
 from stategate.models.memories.trim_kv.config import TrimKvConfig
 from stategate.models.step import StepResult
 from stategate.runtime import Pool, Session

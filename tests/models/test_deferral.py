@@ -22,7 +22,19 @@ FAMILIES = (
     "gated_deltaproduct",
     "mamba2",
     "aura_hard",
+    "mlstm",
+    "rwkv7",
+    "ttt_linear",
 )
+
+MIDDLE = {  # thresholds that let some heads write
+    "mamba2": 0.02,
+    "aura_hard": 1.9,
+    "gated_deltaproduct": 1.3,
+    "mlstm": 0.25,
+    "rwkv7": 4.5,
+    "ttt_linear": 0.1,
+}
 
 
 class Pair:
@@ -79,7 +91,7 @@ def test_deferred_and_plain_answer_alike_and_fold_every_fourth_write(
     torch.manual_seed(3)
     model: nn.Module = getattr(makers, family)()
     shape = model.step_spec().inputs[0].shape  # type: ignore[operator]
-    middle = {"mamba2": 0.02, "aura_hard": 1.9, "gated_deltaproduct": 1.3}.get(family, 0.6)
+    middle = MIDDLE.get(family, 0.6)
     pair = Pair(model, 4, middle)
     for _ in range(50):
         pair.step(torch.randn(shape))

@@ -343,7 +343,7 @@ def test_a_stack_by_ragged_chunks_is_the_stack_by_steps(config: DeltaConfig, lay
     model = stack(replace(config, layout=layout), 0.55)
     spec, x = model.step_spec(), torch.randn(45, 1, 5)
     fixed = threshold_inputs(spec)
-    stepped, taken = initial_states(model), initial_states(model)
+    stepped, chunked = initial_states(model), initial_states(model)
     answers = []
     for row in x:
         result = model.step({"x": row, **fixed}, stepped)
@@ -354,12 +354,12 @@ def test_a_stack_by_ragged_chunks_is_the_stack_by_steps(config: DeltaConfig, lay
         padded = torch.zeros(1, CHUNK, 5)
         padded[0, :length] = x[start : start + length, 0]
         valid = torch.arange(CHUNK)[None] < length
-        result = model.chunk({"x": padded, **fixed}, taken, valid)
-        taken = dict(result.states)
+        result = model.chunk({"x": padded, **fixed}, chunked, valid)
+        chunked = dict(result.states)
         chunks.append(result.outputs["y"][0, :length])
         start += length
     torch.testing.assert_close(torch.cat(chunks), torch.cat(answers), atol=1e-5, rtol=0)
-    torch.testing.assert_close(taken, stepped, atol=1e-5, rtol=0)
+    torch.testing.assert_close(chunked, stepped, atol=1e-5, rtol=0)
 
 
 BY_UPDATE = replace(GDN2, skip_by="update")

@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 from stategate.contract.errors import SpecError
-from stategate.models.memories.trim_kv.cell import PERIOD, TrimKv, log_sigmoid
+from stategate.models.functions import log_sigmoid
+from stategate.models.memories.trim_kv.cell import PERIOD, TrimKv
 from stategate.models.memories.trim_kv.config import PUBLISHED, TrimKvConfig
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
 

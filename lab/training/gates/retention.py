@@ -31,7 +31,8 @@ from stategate.calibration.episodes import Report
 from stategate.calibration.gates.descent import cosine, descend
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
-from stategate.models.memories.trim_kv.cell import PERIOD, TrimKv, log_sigmoid, rotated
+from stategate.models.functions import log_sigmoid
+from stategate.models.memories.trim_kv.cell import PERIOD, TrimKv, rotated
 from stategate.models.step import commit, initial_states, threshold_inputs
 
 JUDGED_STEPS = 1024

@@ -29,9 +29,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu, silu
+from torch.nn.functional import silu
 
 from stategate.contract import StepSpec
+from stategate.models.functions import log_sigmoid
 from stategate.models.memories.trim_kv.config import TrimKvConfig
 from stategate.models.step import StepResult, Tensors, opens
 from stategate.models.weights import load_part, weights_sha256
@@ -42,17 +43,6 @@ PERIOD = 1 << 30
 # Stands for minus infinity where arithmetic follows: below any score, since |log_beta| < 1e8, and
 # its square is still a float32.
 _NEVER = -1e18
-
-
-def log_sigmoid(x: Tensor) -> Tensor:
-    """logsigmoid(x) to 1e-6 of itself, in any engine.
-
-    Log(Sigmoid(x)) is 0 from x = 17 on in float32, and then all tokens tie; Softplus is as bad
-    where an engine computes it as log(1 + exp). Here log(1 + e) is a series for small e.
-    """
-    e = torch.exp(-x.abs())
-    series = e * (1 - e * (1 / 2 - e * (1 / 3 - e * (1 / 4 - e * (1 / 5 - e / 6)))))
-    return -(relu(-x) + torch.where(e < 0.1, series, torch.log(1 + e)))
 
 
 class Token(NamedTuple):

@@ -1,0 +1,258 @@
+"""xLSTM: a matrix for each head (mLSTM), or a number for each channel (sLSTM); gates are exp.
+
+After arXiv:2405.04517 (M. Beck et al., 2024), with the layer of xLSTM 7B (arXiv:2503.13427) for
+mLSTM. The logarithm of what the memory is scaled by is a state of its own, the stabiliser m, so
+that exp(i) never is formed. With f and i logits, of a head (mLSTM) or channel (sLSTM):
+
+    faded = logsigmoid(f) + m                  m as it is where nothing is written
+    top   = max(faded, i)
+    write   C <- exp(faded - top) C + exp(i - top) k [v, 1]^T,   m <- top      mLSTM
+            c <- exp(faded - top) c + exp(i - top) tanh(z)                     sLSTM, n alike with 1
+    read    h = (q^T C) / max(|q^T n|, exp(-m)), n the last column of C        mLSTM
+            h = sigmoid(o) c / n                                               sLSTM
+    gate    i's share of both weights, exp(i) / (exp(i) + exp(faded)), in (0, 1)
+
+Forgetting is no write: where the gate is closed m takes it, and C, c and n keep every byte. That is
+the published step with an input gate of zero, exactly. Both exponents are never above zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stategate.contract import StateSpec
+from stategate.models.configuration import Rule
+from stategate.models.functions import log_sigmoid, share
+from stategate.models.memories.matrix import Ring, matrix_of
+from stategate.models.memories.stack import LayerConfig, StackConfig
+from stategate.models.step import opens
+
+_EPS = 1e-6  # of the published mLSTM's denominator
+_LARGEST = 80.0  # exp of it is a float32; a memory that has faded so far reads as zero anyhow
+_EMPTY = -1e4  # stabiliser of a channel that was never written: any input gate is above it
+
+
+@dataclass(frozen=True, slots=True)
+class MlstmConfig(LayerConfig):
+    """One mLSTM layer as in xLSTM 7B.
+
+    Attributes:
+        width: Features of the layer's input and output.
+        heads: How many.
+        key_dim: Width of a key; half of a value's in the published model.
+        value_dim: Width of a value.
+        gate_cap: Gates' logits are ``cap tanh(logit / cap)``; None for no cap. 15 is published.
+        norm_eps: Of the norm of each head.
+    """
+
+    width: int
+    heads: int
+    key_dim: int
+    value_dim: int
+    gate_cap: float | None
+    norm_eps: float
+
+    def rules(self) -> Iterator[Rule]:
+        """Caps and norms are positive."""
+        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
+        yield Rule("gate_cap", self.gate_cap is None or self.gate_cap > 0, "more than 0, or None")
+
+    @property
+    def family(self) -> str:
+        """Kind of memory."""
+        return "mlstm"
+
+    @property
+    def gates(self) -> int:
+        """One a head."""
+        return self.heads
+
+    @property
+    def kv_bytes_per_step(self) -> int:
+        """Of a float32 cache of one key and one value of each head."""
+        return 4 * self.heads * (self.key_dim + self.value_dim)
+
+    def states(self, prefix: str = "") -> tuple[StateSpec, ...]:
+        """Matrix with its sum of keys, and stabiliser."""
+        matrix = (1, self.heads, self.key_dim, self.value_dim + 1)
+        layout = "head, key, value; the last column sums the keys"
+        return (
+            StateSpec(f"{prefix}C", matrix, gate="write", layout=layout),
+            StateSpec(f"{prefix}m", (1, self.heads), layout="head"),
+        )
+
+    def ring(self, prefix: str = "") -> Ring:
+        """What waits for the matrix."""
+        return Ring(
+            f"{prefix}ring", self.heads, 1, self.value_dim + 1, {f"{prefix}C": self.key_dim}
+        )
+
+    def build(self) -> nn.Module:
+        """The layer."""
+        return MlstmLayer(self)
+
+
+class MlstmLayer(nn.Module):
+    """See the module; states are matrix and stabiliser."""
+
+    def __init__(self, config: MlstmConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.inner = c.heads * c.value_dim
+        self.to_qkvo = nn.Linear(c.width, 2 * c.heads * c.key_dim + 2 * self.inner, bias=False)
+        self.to_gates = nn.Linear(c.width, 2 * c.heads)  # input gates, then forget gates
+        self.norm = nn.Parameter(torch.ones(self.inner))
+        self.to_out = nn.Linear(self.inner, c.width, bias=False)
+        with torch.no_grad():  # forget gates start nearly open, input gates nearly closed
+            self.to_gates.bias[: c.heads] = -10.0
+            self.to_gates.bias[c.heads :] = torch.linspace(3.0, 6.0, c.heads)
+
+    def step(
+        self, x: Tensor, states: tuple[Any, Tensor], threshold: Tensor
+    ) -> tuple[Tensor, tuple[Any, Tensor], Tensor]:
+        """One token ``(rows, width)``: output, next states, gate ``(rows, heads)``."""
+        c, (C, m) = self.config, states
+        keys = c.heads * c.key_dim
+        q, k, v, o = torch.split(self.to_qkvo(x), [keys, keys, self.inner, self.inner], dim=-1)
+        q, k, v = (y.reshape(len(x), c.heads, -1) for y in (q, k, v))
+        logits = self.to_gates(x)
+        if c.gate_cap is not None:
+            logits = c.gate_cap * torch.tanh(logits / c.gate_cap)
+        i, f = logits.chunk(2, dim=-1)
+        read, after, gate = mlstm_step(q, k, v, i, f, C, m, threshold)
+        return self.to_out(torch.sigmoid(o) * _normed(read, self.norm, c.norm_eps)), after, gate
+
+
+def mlstm_step(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, C: Any, m: Tensor, threshold: Tensor
+) -> tuple[Tensor, tuple[Any, Tensor], Tensor]:
+    """The recurrence of the heads: reads ``(rows, heads, value)``, next states, gate.
+
+    Args:
+        q: ``(rows, heads, key)``; scaled here.
+        k: ``(rows, heads, key)``.
+        v: ``(rows, heads, value)``.
+        i: Logit of the input gate, ``(rows, heads)``.
+        f: Of the forget gate, likewise.
+        C: ``(rows, heads, key, value + 1)``, or what waits in its place.
+        m: ``(rows, heads)``.
+        threshold: ``(1,)``.
+    """
+    matrix, q = matrix_of(C), q * q.shape[-1] ** -0.5
+    faded = log_sigmoid(f) + m
+    gate, top = share(i - faded), torch.maximum(faded, i)
+    is_open = opens(gate, threshold)
+    m = torch.where(is_open, top, faded)
+    is_open = is_open.unsqueeze(-1)
+    decay = torch.exp(faded - top).unsqueeze(-1)
+    u = torch.exp(i - top).unsqueeze(-1) * torch.cat((v, torch.ones_like(v[..., :1])), dim=-1)
+    # The decision comes before the read: a closed head is read as it was.
+    read = matrix.read(q.unsqueeze(-2), torch.where(is_open, decay, 1.0)).squeeze(-2)
+    read = read + torch.where(is_open, (q * k).sum(-1, keepdim=True) * u, 0.0)
+    least = torch.exp((-m).clamp(max=_LARGEST)).unsqueeze(-1)
+    h = read[..., :-1] / (torch.maximum(read[..., -1:].abs(), least) + _EPS)
+    return h, (matrix.after(decay, k, u, is_open), m), gate
+
+
+@dataclass(frozen=True, slots=True)
+class SlstmConfig(LayerConfig):
+    """One sLSTM layer, without the convolution that may stand before its gates.
+
+    Attributes:
+        width: Features of the layer's input and output, and channels of its memory.
+        heads: Blocks of channels that see each other.
+        norm_eps: Of the norm of each head.
+    """
+
+    granularity: ClassVar[Literal["head", "channel", "slot"]] = "channel"
+    width: int
+    heads: int
+    norm_eps: float
+
+    def rules(self) -> Iterator[Rule]:
+        """Heads share the width evenly."""
+        yield Rule("heads", self.width % self.heads == 0, f"a divisor of width={self.width}")
+        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
+
+    @property
+    def family(self) -> str:
+        """Kind of memory."""
+        return "slstm"
+
+    @property
+    def gates(self) -> int:
+        """One a channel."""
+        return self.width
+
+    def states(self, prefix: str = "") -> tuple[StateSpec, ...]:
+        """Cell and normaliser, which are guarded; output and stabiliser."""
+        gates = {"c": "write", "n": "write", "h": None, "m": None}
+        shape = (1, self.width)
+        return tuple(
+            StateSpec(f"{prefix}{name}", shape, gate=gate, layout="head, channel")
+            for name, gate in gates.items()
+        )
+
+    def build(self) -> nn.Module:
+        """The layer."""
+        return SlstmLayer(self)
+
+
+class SlstmLayer(nn.Module):
+    """See the module; states are c, n, h and m."""
+
+    def __init__(self, config: SlstmConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        head = c.width // c.heads
+        # Gates i, f, z, o: each head's from its own block of channels, of input and output.
+        self.inputs = nn.Parameter(torch.randn(4, c.heads, head, head) * head**-0.5)
+        self.recurrent = nn.Parameter(torch.randn(4, c.heads, head, head) * 0.5 * head**-0.5)
+        self.bias = nn.Parameter(torch.zeros(4, 1, c.width))
+        self.norm = nn.Parameter(torch.ones(c.width))
+        with torch.no_grad():
+            self.bias[1].copy_(torch.linspace(3.0, 6.0, c.width))
+
+    def initial_states(self) -> dict[str, Tensor]:
+        """The first input gate wins, however small it is."""
+        return {"m": torch.full((1, self.config.width), _EMPTY)}
+
+    def step(
+        self, x: Tensor, states: tuple[Tensor, ...], threshold: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """One token ``(rows, width)``: output, next states, gate ``(rows, width)``."""
+        c, n, h, m = states
+        heads = (len(x), self.config.heads, 1, -1)
+        both = torch.cat((x.reshape(heads), h.reshape(heads)), dim=-1)
+        weights = torch.cat((self.inputs, self.recurrent), dim=-1)  # (4, heads, out, in)
+        raw = torch.matmul(both.unsqueeze(0), weights.mT.unsqueeze(1)).reshape(4, len(x), -1)
+        i, f, z, o = (raw + self.bias).unbind(0)
+        faded = log_sigmoid(f) + m
+        gate, top = share(i - faded), torch.maximum(faded, i)
+        is_open = opens(gate, threshold)
+        decay, weight = torch.exp(faded - top), torch.exp(i - top)
+        c = torch.where(is_open, decay * c + weight * torch.tanh(z), c)
+        n = torch.where(is_open, decay * n + weight, n)
+        m = torch.where(is_open, top, faded)
+        # n is at least 1 after the first write, and c is 0 before it.
+        h = torch.sigmoid(o) * c / n.clamp(min=1e-30)
+        normed = _normed(h.reshape(len(x), self.config.heads, -1), self.norm, self.config.norm_eps)
+        return normed, (c, n, h, m), gate
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Layer norm of each head ``(rows, heads, channels)``, side by side ``(rows, width)``."""
+    x = x - x.mean(-1, keepdim=True)
+    return (x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)).flatten(-2) * weight
+
+
+PUBLISHED = {
+    # arXiv:2503.13427: 32 blocks of 8 heads, keys of 256, values of 512.
+    "xlstm-7b": StackConfig(4096, 4096, 32, 10944, MlstmConfig(4096, 8, 256, 512, 15.0, 1e-6)),
+}
+"""Published models by name, for the size of their memories."""
