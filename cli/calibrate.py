@@ -1,4 +1,4 @@
-"""``stategate calibrate``, ``recalibrate`` and ``ranges``: numbers that export applies."""
+"""``stategate calibrate``, ``recalibrate``, ``ranges`` and ``health``: what episodes say."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from stategate.calibration.settings import TOLERANCE, Wish
 from stategate.cli.options import (
     BUNDLE,
     FILE,
+    POSITIVE,
     PRICE,
     SHARE,
     cluster_option,
@@ -162,6 +163,36 @@ def ranges(
 
     record = measure_ranges(bundle, episodes, cluster=cluster)
     show(record, as_json, _sizes(record, out), out)
+
+
+@click.command()
+@click.argument("bundle", type=BUNDLE)
+@episodes_option("What it meets in use", required=True)
+@option(
+    "--false-alarm",
+    "steps",
+    type=POSITIVE,
+    default=1_000_000,
+    help="Steps between two false alarms, on average and at least.",
+)
+@out_option("The copy's folder; the bundle's own to replace it.")
+@json_option
+def health(
+    bundle: Path, episodes: tuple[Path, ...], steps: float, out: Path, as_json: bool
+) -> None:
+    """Learn what BUNDLE meets, and write a copy that notices when a stream leaves it.
+
+    \b
+    Examples:
+      stategate model health build/policy --episode logs/ --out build/watched
+      stategate model health build/policy --episode logs/ --false-alarm 100000 --out build/watched
+    """
+    from stategate.calibration.health.learn import learn_health
+
+    learned = learn_health(bundle, episodes, out, steps_per_false_alarm=steps)
+    envelope = learned.manifest.health
+    assert envelope is not None
+    show(envelope, as_json, [*envelope.lines(), f"written: {learned.path}"])
 
 
 def _sizes(record: RangeRecord, out: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ import click
 
 from stategate.cli.options import (
     COUNT,
+    EXISTING,
     EXISTING_FILE,
     accept_option,
     check_steps_option,
@@ -75,11 +76,17 @@ _calibration_option = option(
 @option(
     "--max-state-bytes", type=COUNT, help="Budget: refuse a larger memory, all sessions together."
 )
+@option(
+    "--health",
+    type=EXISTING,
+    help="Learn a health envelope on these recordings, a .npz or a folder of them.",
+)
 @json_option
 def export(
     model: str,
     out: Path,
     target: str | None,
+    health: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -104,7 +111,10 @@ def export(
     import stategate
     from stategate.cli.receipt import print_receipt
 
-    print_receipt(stategate.make(model, out, target=profile, **options), as_json)
+    bundle = stategate.make(model, out, target=profile, **options)
+    if health is not None:
+        bundle = stategate.learn_health(bundle, health, out)
+    print_receipt(bundle, as_json)
 
 
 @click.command()

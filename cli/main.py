@@ -89,6 +89,9 @@ _MODEL = {
         "Propose a precision plan within bounds of error and flips.",
         "sensitivity",
     ),
+    "health": Verb(
+        "calibrate:health", "ort", "Learn what a bundle meets, to notice when a stream leaves it."
+    ),
     "recalibrate": Verb(
         "calibrate:recalibrate",
         "export",

@@ -221,6 +221,10 @@ class BudgetWarning(UserWarning):
     """A limit was passed, and its policy is to warn."""
 
 
+class HealthWarning(UserWarning):
+    """A stream left what the bundle's health envelope knows."""
+
+
 class RateWarning(UserWarning):
     """A loop runs at another rate than the policy that it steps."""
 

@@ -7,7 +7,8 @@ with the limits here, in integer arithmetic, so that Python and C decide the sam
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 from stategate.contract.errors import SpecError
 from stategate.contract.specs import Record, StepSpec
@@ -24,10 +25,14 @@ STATISTICS: tuple[Statistic, ...] = ("mean", "change", "still", "low", "high", "
 
 ``mean`` is its sum over a window, ``change`` the sum of its differences from step to step,
 ``still`` the longest run of steps in which it did not change, also over many windows, ``low`` and
-``high`` its extremes, ``pair`` the sum of its products with the number that it went with most in
-calibration, ``writes`` the steps in which the gate was open, ``size`` the sum of a state's
-magnitudes at the end.
+``high`` its extremes, ``pair`` the sum of the products of its differences and those of the number
+that it moved with most in calibration, ``writes`` the steps in which the gate was open, ``size``
+the sum of a state's magnitudes at the end.
 """
+REST: tuple[Statistic, ...] = ("writes", "size")
+SUMS: tuple[Statistic, ...] = ("mean", "change", "pair", "writes")
+"""Statistics of a long window that are sums of those of its short ones."""
+Limits: TypeAlias = dict[Statistic, tuple[int, int, int, int]]
 
 
 class Watched(Record, frozen=True):
@@ -39,22 +44,31 @@ class Watched(Record, frozen=True):
         element: Place in the tensor; -1 is the largest of a gate's elements, or the sum over a
             state's.
         exponent: What is counted is the number times two to this power, without its fraction.
-        limits: Lowest and highest good value by statistic.
+        limits: By statistic, in integers: lowest good value, least and greatest of calibration,
+            highest good value.
         pair: The other number of ``pair``, by its place in `HealthEnvelope.watched`.
+        name: What the observation contract calls it, or nothing.
+        long_limits: Those of long windows.
     """
 
     source: Source
     tensor: str
     element: int
     exponent: int
-    limits: dict[Statistic, tuple[int, int]]
+    limits: Limits
     pair: int = 0
+    name: str = ""
+    long_limits: Limits = {}
+
+    def limits_of(self, level: int) -> Limits:
+        """Those of a level."""
+        return self.long_limits if level else self.limits
 
     @property
     def words(self) -> str:
         """What a person calls it."""
-        place = f" [{self.element}]" if self.element >= 0 else ""
-        return f"{self.source} {self.tensor}{place}"
+        place = f"[{self.element}]" if self.element >= 0 else ""
+        return f"{self.source} {self.name or self.tensor + place}"
 
 
 class WarmUp(Record, frozen=True):
@@ -75,20 +89,43 @@ class WarmUp(Record, frozen=True):
     steps: int
     tolerance: float
 
+    @property
+    def words(self) -> str:
+        """One line for a person."""
+        longer = f"more than {self.steps:,}"
+        median, worst = (longer if n is None else f"{n:,}" for n in (self.median, self.worst))
+        return f"warm-up: {median} steps in half of {self.cuts} cuts, {worst} in all"
+
+
+class Level(Record, frozen=True):
+    """Windows of one length.
+
+    Attributes:
+        window: Their steps.
+        windows_in_a_row: How many in a row are outside before there is an alarm.
+        windows: Windows of calibration that set the limits.
+        outside: How many of those may lie outside, and one more.
+        steps_per_false_alarm: At least so many steps, on average, between two false alarms.
+        is_independent: Whether in calibration no window depended on the one before it, which the
+            rate of several in a row rests on.
+    """
+
+    window: int
+    windows_in_a_row: int
+    windows: int
+    outside: int
+    steps_per_false_alarm: float
+    is_independent: bool
+
 
 class HealthEnvelope(Record, frozen=True, kw_only=True):
     """What a memory met when it was calibrated.
 
     Attributes:
         version: Of the meaning of all this.
-        window: Steps of a window.
-        windows_in_a_row: How many windows in a row are outside before there is an alarm.
-        windows: Windows of calibration that the limits were set by.
-        outside: How many of those the limits leave outside, plus one.
-        steps_per_false_alarm: Stated: at least so many steps on average between two false alarms,
-            if windows of use come from where those of calibration came from.
-        is_independent: Whether in calibration no window depended on the one before it, which the
-            rate of several in a row rests on.
+        levels: Short windows, and perhaps long ones of some of them, for `SUMS` alone.
+        steps_per_false_alarm: Stated: at least so many steps, on average, between two false
+            alarms of any level, if windows of use come from where those of calibration came from.
         watched: What is looked at; numbers of each step first, states last.
         episodes: Digests of the episodes that it was learned on.
         steps: Of those.
@@ -97,12 +134,8 @@ class HealthEnvelope(Record, frozen=True, kw_only=True):
     """
 
     version: int = VERSION
-    window: int
-    windows_in_a_row: int
-    windows: int
-    outside: int
+    levels: tuple[Level, ...]
     steps_per_false_alarm: float
-    is_independent: bool
     watched: tuple[Watched, ...]
     episodes: tuple[str, ...]
     steps: int
@@ -115,10 +148,79 @@ class HealthEnvelope(Record, frozen=True, kw_only=True):
         sizes |= {("gate", g.name): g.shape for g in step.gates}
         sizes |= {("state", s.name): s.shape for s in step.states}
         strangers = [w.words for w in self.watched if (w.source, w.tensor) not in sizes]
-        if self.version != VERSION or strangers or min(self.window, self.windows_in_a_row) < 1:
+        levels = self.levels
+        numbers = [n for level in levels for n in (level.window, level.windows_in_a_row)]
+        whole = len(levels) in (1, 2) and min(numbers) > 0
+        whole = whole and levels[0].window % 32 == 0 and levels[-1].window % levels[0].window == 0
+        if self.version != VERSION or strangers or not whole:
             raise SpecError(
                 "the health envelope does not fit the step",
-                found=", ".join(strangers) or f"version {self.version}, window {self.window}",
+                found=", ".join(strangers) or f"version {self.version}, windows {levels}",
                 expected=f"version {VERSION}, and tensors of the step",
                 remedy="learn it again: stategate model health BUNDLE --episode FILE --out NEW",
             )
+
+    def sentence(self, level: int, place: int, statistic: Statistic, value: int) -> str:
+        """What a statistic that is outside says, for a person.
+
+        Args:
+            level: Of its window.
+            place: In `watched`.
+            statistic: Which.
+            value: Of it.
+        """
+        watched, window = self.watched[place], self.levels[level].window
+        _, least, greatest, _ = watched.limits_of(level)[statistic]
+        what = watched.words
+        if statistic == "still":
+            return f"{what} has not moved for {value:,} steps; in calibration at most {greatest:,}"
+        unit = 2.0**-watched.exponent
+        if statistic in ("mean", "change", "pair"):
+            unit /= window
+        if statistic == "pair":
+            unit *= 2.0 ** -self.watched[watched.pair].exponent
+        if statistic == "writes":
+            unit = 1.0
+        now, low, high = (f"{number * unit:.4g}" for number in (value, least, greatest))
+        steps = f"{window:,} steps"
+        say = {
+            "mean": f"the mean of {what} over {steps} is {now}",
+            "change": f"{what} changes by {now} a step",
+            "low": f"the lowest {what} of {steps} is {now}",
+            "high": f"the highest {what} of {steps} is {now}",
+            "pair": f"{what} and {self.watched[watched.pair].words} move together by {now}",
+            "writes": f"{what} was open in {now} of {steps}",
+            "size": f"the size of {what} is {now}",
+        }[statistic]
+        return f"{say}; in calibration {low} to {high}"
+
+    def lines(self) -> list[str]:
+        """What it promises, for a person."""
+        lines = [
+            f"windows: {n.window:,} steps; {n.windows_in_a_row} outside in a row are an alarm"
+            + ("" if n.is_independent else "; they depend on the one before")
+            for n in self.levels
+        ]
+        lines += [
+            f"false alarms: at most one in {self.steps_per_false_alarm:,.0f} steps on average, if "
+            "the stream comes from where the recordings came from",
+            f"learned on: {self.steps:,} steps of {len(self.episodes)} episodes, "
+            f"{len(self.watched)} numbers",
+        ]
+        if self.warm_up is not None:
+            lines.append(self.warm_up.words)
+        return lines + [f"not watched: {sentence}" for sentence in self.not_watched]
+
+    @property
+    def warm_steps(self) -> int:
+        """Steps that a memory takes to be warm after a reset."""
+        warm_up = self.warm_up
+        if warm_up is None:
+            return 0
+        return warm_up.steps if warm_up.worst is None else warm_up.worst
+
+
+def places_of(watched: Sequence[Watched], level: int = 0) -> list[tuple[int, Statistic]]:
+    """The statistics of a window in their order: place in ``watched``, and which."""
+    kinds = (*STATISTICS, *REST)
+    return [(i, s) for s in kinds for i, w in enumerate(watched) if s in w.limits_of(level)]

@@ -37,6 +37,7 @@ from stategate.runtime.keep.policy import SnapshotPolicy, policy_of
 from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
 from stategate.runtime.memory.governor import Governor
+from stategate.runtime.memory.health import HealthChoice, monitor_for
 from stategate.runtime.prefill import Prefill
 from stategate.runtime.trust.accepted import accepted
 from stategate.runtime.trust.policy import Trust
@@ -63,6 +64,7 @@ class Session(WatchedOwner):
         chain: bool = False,
         black_box: BlackBox | None = None,
         rewind: bool = False,
+        health: HealthChoice = "warn",
     ) -> None:
         super().__init__(
             bundle,
@@ -75,8 +77,7 @@ class Session(WatchedOwner):
         self._counters = counters = Counters(buffers.groups)
         self._governor = None
         if budget.limits_writes:
-            groups, constants = buffers.groups, buffers.constants
-            self._governor = Governor(budget, groups, constants, clock, counters)
+            self._governor = Governor(budget, buffers.groups, buffers.constants, clock, counters)
         thresholds = self._governor.thresholds if self._governor is not None else None
         resident = engine if isinstance(engine, Resident) else None
         keeps_steps = rewind or on_fault == "rewind"
@@ -89,27 +90,26 @@ class Session(WatchedOwner):
             memory.prepare_retreat(rules.on_fault)
         idle = None
         if rules.idle_seconds is not None:
-            begin, fault = memory.begin, counters.add_clock_fault
-            idle = IdleReset(rules.idle_seconds, clock, begin, fault)
+            idle = IdleReset(rules.idle_seconds, clock, memory.begin, counters.add_clock_fault)
         late = budget.deadline_ms is not None
         self._deadline = StepDeadline(budget, clock, counters, idle) if late or idle else None
-        outputs = bundle.manifest.outputs
-        # Only the policies that answer after a fault pay for the copy.
-        self._answers = Answers(buffers.outputs, outputs, memory) if on_fault != "raise" else None
+        if on_fault != "raise":  # only the policies that answer after a fault pay for the copy
+            self._answers = Answers(buffers.outputs, bundle.manifest.outputs, memory)
         self._keeper = self._new_keeper(snapshots) if snapshots is not None else None
         self._feeds = self._feeds_for(engine)
         self._resident = watch_resident(budget, counters.add_overrun)
         if chain or black_box is not None:
             memory.keep_chain(engine)
         if black_box is not None:
-            rest = (memory, counters, self._governor, self._keeper, budget, engine.name)
+            rest = (buffers, memory, counters, self._governor, self._keeper, budget, engine.name)
             try:
-                self._black_box = BlackBoxWriter(black_box, bundle, buffers, *rest)
+                self._black_box = BlackBoxWriter(black_box, bundle, *rest)
             except BaseException:
                 if self._keeper is not None:
                     self._keeper.close()
                 raise
         by_step = any((self._answers, self._governor, late, memory.chain is not None))
+        self._health = monitor_for(bundle.manifest, buffers, memory, counters, health)
         self._prefill = Prefill(bundle, buffers, memory, counters, budget, self._keeper, by_step)
 
     @classmethod
@@ -130,6 +130,7 @@ class Session(WatchedOwner):
         rewind: bool = False,
         trust: Trust | None = None,
         realtime: RealTime | bool = False,
+        health: HealthChoice = "warn",
     ) -> Session:
         """Open a bundle: check every digest, allocate every buffer, load the engine.
 
@@ -140,10 +141,9 @@ class Session(WatchedOwner):
             black_box: File of fixed size for the last steps; see `stategate.replay`.
             on_fault: After a fault is counted and the old state is in place: ``raise`` it; ``hold``
                 answers with the last good outputs of this episode; ``reset`` answers the same and
-                puts the states back to their initial values; ``rewind`` answers the same and takes
-                back the last write, as far as a bundle in deferred form keeps it. Before there
-                are good outputs, all three answer with those that the manifest declares safe, or
-                raise.
+                begins an episode; ``rewind`` answers the same and takes back the last write, where
+                it is kept. Before there are good outputs, all three answer with those that the
+                manifest declares safe, or raise.
             clock: Source of time; tests replace it.
             engine: ``onnxruntime``, ``native``, ``tensorrt``, or ``auto`` for the faster one of the
                 first two by the bundle's measurement. Of several separated by commas the first
@@ -159,6 +159,8 @@ class Session(WatchedOwner):
                 code runs only if it was made on this machine or accepted by ``stategate trust``.
             realtime: Ask the system to keep a loop on time until `close`; a `RealTime` says how.
                 What cannot be had is a `RealTimeWarning`, and stands in `not_in_real_time`.
+            health: Where the bundle has an envelope: ``warn`` counts alarms and warns of the first,
+                ``count`` only counts, ``off`` does not look.
 
         Raises:
             SpecError: The manifest is malformed, the budget is looser than it allows or contradicts
@@ -185,7 +187,7 @@ class Session(WatchedOwner):
         opened = open_engine(bundle, buffers, choice=engine, accepts=accepts)
         try:
             parts = (limits, clock, policy_of(snapshots), on_fault, chain, black_box)
-            session = cls(bundle, buffers, opened, *parts, rewind)
+            session = cls(bundle, buffers, opened, *parts, rewind, health)
         except BaseException:
             opened.close()
             raise
@@ -299,6 +301,8 @@ class Session(WatchedOwner):
                 black_box.after(writes)
             if answers is not None:
                 answers.keep()
+            if self._health is not None:
+                self._health.take()
             if self._keeper is not None:
                 self._keeper.save_by_policy(raises=self._on_fault == "raise")
         if deadline is not None:

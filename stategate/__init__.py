@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from stategate.bench.fits.report import FitsReport
     from stategate.bench.fleet.deploy import deploy
     from stategate.calibration.drift.compare import compare
+    from stategate.calibration.health.learn import learn_health
     from stategate.calibration.ranges.record import measure_ranges
     from stategate.calibration.thresholds.curve import calibrate
     from stategate.common.console import Progress
@@ -96,6 +97,7 @@ __all__ = [
     "deploy",
     "fits",
     "install",
+    "learn_health",
     "make",
     "measure_ranges",
     "pull",
@@ -125,6 +127,7 @@ _HOMES = {
     "compare": ("calibration.drift.compare", "bench"),
     "deploy": ("bench.fleet.deploy", ""),
     "install": ("runtime.install.install", ""),
+    "learn_health": ("calibration.health.learn", ""),
     "pull": ("runtime.carry.pull", "carry"),
     "push": ("runtime.carry.push", "carry"),
     "make": ("export.make", "export"),

@@ -45,6 +45,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 PARTS: dict[str, tuple[str, ...]] = {
     # Ranges are those of tensors of the step that export will quantise.
     "calibration/ranges": ("stategate.export.precision",),
+    # What an envelope promises, C promises too.
+    "calibration/health": ("stategate.export.c.health",),
     # A candidate becomes a bundle once the runtime's own checks have stepped it.
     # What is sealed here may run here: its maker is the user.
     "export/seal": ("stategate.runtime.check", "stategate.runtime.trust"),

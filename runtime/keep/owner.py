@@ -32,7 +32,8 @@ from stategate.runtime.keep.state_files import States, read_states, write_states
 from stategate.runtime.memory.answers import Answers
 from stategate.runtime.memory.banks import Memory
 from stategate.runtime.memory.governor import Balance, Governor
-from stategate.runtime.memory.health import Health
+from stategate.runtime.memory.health import Health, HealthMonitor
+from stategate.runtime.memory.statistics import Taps
 
 _Self = TypeVar("_Self", bound="MemoryOwner")
 
@@ -51,6 +52,7 @@ class MemoryOwner(OpenBundle):
     _black_box: BlackBoxWriter | None = None
     _answers: Answers | None = None
     _real_time: Hold | None = None
+    _health: HealthMonitor | None = None
 
     @property
     def not_in_real_time(self) -> tuple[str, ...] | None:
@@ -85,7 +87,11 @@ class MemoryOwner(OpenBundle):
     @property
     def health(self) -> Health | None:
         """What the last windows of the stream say; None where the bundle has no envelope."""
-        return None
+        return self._health.state() if self._health is not None else None
+
+    def taps(self) -> Taps:
+        """Where the numbers lie that a health envelope may be about."""
+        return Taps(self._buffers)
 
     @property
     def black_box(self) -> BlackBoxWriter | None:

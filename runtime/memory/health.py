@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from stategate.contract import Manifest
+from stategate.contract.errors import HealthWarning
+from stategate.contract.health import HealthEnvelope, places_of
+from stategate.runtime.base.buffers import Buffers
+from stategate.runtime.base.ledger import Counters
+from stategate.runtime.memory.banks import Memory
+from stategate.runtime.memory.statistics import ROWS, Integers, Statistics, Taps, whole
+
+HealthChoice: TypeAlias = "Literal['warn', 'count', 'off'] | bool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +34,131 @@ class Health:
     alarm: str | None
     departures: Mapping[str, float]
     windows: int = 0
+
+
+class _Windows:
+    """Judges the windows of one level."""
+
+    def __init__(self, envelope: HealthEnvelope, level: int) -> None:
+        self._envelope, self._level = envelope, level
+        watched = envelope.watched
+        self.spec = envelope.levels[level]
+        self.places = places_of(watched, level)
+        limits = [watched[i].limits_of(level)[kind] for i, kind in self.places]
+        self._low = np.asarray([low for low, *_ in limits], np.int64)
+        self._high = np.asarray([high for *_, high in limits], np.int64)
+        # What the memory has to do with, which is another after a reset.
+        self._of_memory = np.asarray([watched[i].source != "input" for i, _ in self.places])
+        # Of several, one that lies still is what a person has to know first.
+        self._weights = np.asarray([2.0**20 if kind == "still" else 1.0 for _, kind in self.places])
+        self._streak = 0
+        self._values: Integers | None = None
+        self.alarm: str | None = None
+
+    def judge(self, values: Integers, warm: bool) -> None:
+        """Take in the statistics of a window."""
+        outside = (values < self._low) | (values > self._high)
+        if not warm:
+            outside &= ~self._of_memory
+        self._values = values
+        self._streak = self._streak + 1 if outside.any() else 0
+        self.alarm = None
+        if self._streak >= self.spec.windows_in_a_row:
+            departures = np.asarray(list(self.departures().values()))
+            k = int(np.argmax(np.where(outside, departures * self._weights, -1.0)))
+            i, kind = self.places[k]
+            self.alarm = self._envelope.sentence(self._level, i, kind, int(values[k]))
+
+    def departures(self) -> dict[str, float]:
+        """By signal; see `Health`."""
+        values = self._values
+        if values is None:
+            return {}
+        low, high = self._low.astype(float), self._high.astype(float)
+        away = np.abs(values - (low + high) / 2) / np.maximum((high - low) / 2, 0.5)
+        suffix = f" over {self.spec.window} steps" if self._level else ""
+        return {
+            f"{self._envelope.watched[i].words} {kind}{suffix}": float(values[k] / max(high[k], 1))
+            if kind == "still"
+            else float(away[k])
+            for k, (i, kind) in enumerate(self.places)
+        }
+
+
+class HealthMonitor:
+    """Compares windows of a session's steps with the envelope of its bundle."""
+
+    def __init__(
+        self,
+        envelope: HealthEnvelope,
+        buffers: Buffers,
+        memory: Memory,
+        counters: Counters,
+        warns: bool = True,
+    ) -> None:
+        self._memory, self._counters, self._warns = memory, counters, warns
+        self._warm_steps = envelope.warm_steps
+        self._taps = taps = Taps(buffers)
+        watched, count = envelope.watched, len(taps.columns)
+        self._scales = [np.float32(2.0**w.exponent) for w in watched[count:]]
+        self._statistics = Statistics(
+            taps.columns, [w.exponent for w in watched[:count]], [w.pair for w in watched[:count]]
+        )
+        self._windows = [_Windows(envelope, level) for level in range(len(envelope.levels))]
+        places = self._windows[0].places
+        self._sums = [places.index(place) for level in self._windows[1:] for place in level.places]
+        self._long = np.zeros(len(self._sums), np.int64)
+        self._at = self._done = self._judged = 0
+        self._alarm: str | None = None
+
+    def take(self) -> None:
+        """Take in the step that was just done."""
+        self._taps.take(self._at)
+        self._at += 1
+        if self._at == ROWS:
+            self._at = 0
+            self._statistics.add(self._taps.rows)
+            self._done += ROWS
+            if self._done % self._windows[0].spec.window == 0:
+                self._judge()
+
+    def _judge(self) -> None:
+        memory = self._memory
+        sizes = [
+            np.abs(whole(numbers, scale)).sum()
+            for numbers, scale in zip(
+                self._taps.state_numbers(memory.live()), self._scales, strict=True
+            )
+        ]
+        values = np.append(self._statistics.vector(), np.asarray(sizes, np.int64))
+        self._statistics.begin()
+        self._judged += 1
+        age = memory.committed - memory.began
+        short, *rest = self._windows
+        short.judge(values, age >= self._warm_steps + short.spec.window)
+        self._long += values[self._sums]
+        for long in rest:
+            if self._done % long.spec.window == 0:
+                long.judge(self._long.copy(), age >= self._warm_steps + long.spec.window)
+                self._long[:] = 0
+        begins = self._alarm is None
+        self._alarm = next((level.alarm for level in self._windows if level.alarm), None)
+        if begins and self._alarm is not None:
+            self._counters.health_alarms += 1
+            if self._warns:
+                self._warns = False  # once: a log that fills up is a fault of its own
+                warnings.warn(self._alarm, HealthWarning, stacklevel=4)
+
+    def state(self) -> Health:
+        """What is to be said now."""
+        departures = {k: v for level in self._windows for k, v in level.departures().items()}
+        return Health(self._alarm, departures, self._judged)
+
+
+def monitor_for(
+    manifest: Manifest, buffers: Buffers, memory: Memory, counters: Counters, choice: HealthChoice
+) -> HealthMonitor | None:
+    """What watches a session; None where the bundle has no envelope, or nobody wants it."""
+    if manifest.health is None or choice in (False, "off"):
+        return None
+    return HealthMonitor(manifest.health, buffers, memory, counters, choice in (True, "warn"))

@@ -1,0 +1,1 @@
+"""The health envelope: what a memory meets, learned from recorded episodes."""

@@ -1,0 +1,111 @@
+"""Warm-up: steps after a reset until a memory decides as one with a history does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+
+import numpy as np
+
+from stategate.contract import Bundle, Episode
+from stategate.contract.health import WarmUp
+from stategate.contract.stored import Array
+from stategate.contract.write_rule import opens
+from stategate.runtime.session import Session
+
+TOLERANCE = 0.01
+CUTS, STEPS = 16, 1000
+
+
+def measure_warm_up(
+    bundle: Bundle,
+    episodes: Iterable[Episode],
+    report: Callable[[int], None] = lambda _: None,
+    *,
+    cuts: int = CUTS,
+    steps: int = STEPS,
+    tolerance: float = TOLERANCE,
+) -> WarmUp | None:
+    """Begin memories anew at many places of each episode, beside one that goes on.
+
+    Args:
+        bundle: What is stepped.
+        episodes: Recorded inputs.
+        report: Called with the steps of the memory that goes on.
+        cuts: Places in each episode, evenly spread.
+        steps: How far to look after each, at most; a quarter of a shorter episode.
+        tolerance: How far outputs may differ, in units of the largest magnitude so far.
+
+    Returns:
+        None where every episode is too short to be cut.
+    """
+    needed: list[int] = []
+    furthest = done = 0
+    for episode in episodes:
+        look = min(steps, episode.steps // 4)
+        if look < 8:
+            continue
+        furthest = max(furthest, look)
+        places = np.linspace(look, episode.steps - look, cuts).astype(int)
+        needed += _of_episode(bundle, episode, sorted(set(places.tolist())), look, tolerance)
+        done += episode.steps
+        report(done)
+    if not needed:
+        return None
+    middle = sorted(needed)[(len(needed) - 1) // 2]
+    median, worst = (None if n >= furthest else n for n in (middle, max(needed)))
+    return WarmUp(len(needed), median, worst, furthest, tolerance)
+
+
+def _of_episode(
+    bundle: Bundle, episode: Episode, places: list[int], look: int, tolerance: float
+) -> list[int]:
+    """Steps that each memory needed; ``look`` where it still differed at the end."""
+    needed: dict[int, int] = dict.fromkeys(places, 0)
+    sizes: dict[str, float] = {}
+    with ExitStack() as stack:
+        old = stack.enter_context(Session.open(bundle, health="off"))
+        spare: list[Session] = []
+        young: list[tuple[int, Session]] = []
+        limits = old.manifest.step.thresholds
+        episode.check(old.manifest.step, starts=True)
+        episode.begin(old, [state.name for state in old.manifest.states])
+        for t, inputs in enumerate(episode):
+            if t in needed:
+                session = (
+                    spare.pop()
+                    if spare
+                    else stack.enter_context(Session.open(bundle, health="off"))
+                )
+                session.reset()
+                young.append((t, session))
+            old.step(**inputs)
+            for name, array in old.outputs.items():
+                if array.dtype.kind == "f":
+                    sizes[name] = max(sizes.get(name, 0.0), float(np.abs(array).max(initial=0.0)))
+            for start, session in young:
+                session.step(**inputs)
+                if _differs(old, session, sizes, limits, tolerance):
+                    needed[start] = t - start + 1
+            over = [each for each in young if t - each[0] + 1 == look]
+            young = [each for each in young if each not in over]
+            spare += [session for _, session in over]
+    return [needed[place] for place in places]
+
+
+def _differs(
+    old: Session, young: Session, sizes: dict[str, float], limits: dict[str, float], most: float
+) -> bool:
+    for gate, limit in limits.items():
+        if (opens(old.gates[gate], limit) != opens(young.gates[gate], limit)).any():
+            return True
+    return any(
+        _far(array, young.outputs[n], sizes.get(n), most) for n, array in old.outputs.items()
+    )
+
+
+def _far(one: Array, other: Array, size: float | None, most: float) -> bool:
+    if size is None:
+        return not np.array_equal(one, other)
+    gap = np.abs(np.subtract(one, other, dtype=np.float64)).max(initial=0.0)
+    return bool(gap > most * size)
