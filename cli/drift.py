@@ -126,6 +126,8 @@ def _lines(result: DriftReport, out: Path) -> Iterator[str]:
         (f"output error above {result.limits.diverged_above:g}", result.first_divergence),
     ):
         yield f"first {what}: " + (f"step {first[0]:,} of {first[1]}" if first else "none")
+    if result.warm_up is not None:
+        yield result.warm_up.words
     for name, reason in result.not_compared.items():
         yield f"not compared: {name}: {reason}"
     yield from (f"beyond: {finding}" for finding in result.findings)

@@ -134,6 +134,11 @@ def table(result: RunResult) -> Iterator[Line]:
     if ledger.appends:
         yield "of that appended", f"{ledger.appended_bytes:,} bytes in {ledger.appends:,} steps"
         yield "of that folded", f"{ledger.folded_bytes:,} bytes"
+    if ledger.health_alarms:
+        yield (
+            "health alarms",
+            f"{ledger.health_alarms:,}; the last: {result.health_alarm or 'over'}",
+        )
     if ledger.persisted_bytes:
         yield "persisted", f"{ledger.persisted_bytes:,} bytes"
     yield "step time", f"p50 {result.p50_us:.1f} us, p99 {result.p99_us:.1f} us"

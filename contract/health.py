@@ -7,11 +7,12 @@ with the limits here, in integer arithmetic, so that Python and C decide the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from stategate.contract.errors import SpecError
-from stategate.contract.specs import Record, StepSpec
+from stategate.contract.specs import Record, StateSpec, StepSpec
 
 VERSION = 1
 CLIP = 1 << 20  # larger numbers count as this; calibration's own are up to 1 << 15
@@ -33,6 +34,16 @@ REST: tuple[Statistic, ...] = ("writes", "size")
 SUMS: tuple[Statistic, ...] = ("mean", "change", "pair", "writes")
 """Statistics of a long window that are sums of those of its short ones."""
 Limits: TypeAlias = dict[Statistic, tuple[int, int, int, int]]
+
+
+def spread(size: int) -> range:
+    """Places of the elements that are watched of a tensor: all, or evenly spread ones."""
+    return range(0, size, -(-size // MOST_ELEMENTS))
+
+
+def is_watched(state: StateSpec) -> bool:
+    """Whether the size of a state is looked at: not of a ring, and not of one in float16."""
+    return state.cursor is None and state.dtype != "float16"
 
 
 class Watched(Record, frozen=True):
@@ -144,21 +155,42 @@ class HealthEnvelope(Record, frozen=True, kw_only=True):
 
     def check(self, step: StepSpec) -> None:
         """Refuse an envelope that is not of this step, or of a later version."""
-        sizes = {("input", t.name): t.shape for t in step.inputs}
-        sizes |= {("gate", g.name): g.shape for g in step.gates}
-        sizes |= {("state", s.name): s.shape for s in step.states}
-        strangers = [w.words for w in self.watched if (w.source, w.tensor) not in sizes]
+        tensors: list[tuple[Source, str, tuple[int, ...]]]
+        tensors = [("input", t.name, t.shape) for t in step.inputs]
+        tensors += [("gate", g.name, g.shape) for g in step.gates]
+        right = [(kind, name, i) for kind, name, shape in tensors for i in spread(math.prod(shape))]
+        right += [("state", s.name, -1) for s in step.states if is_watched(s)]
+        own = [(w.source, w.tensor, w.element) for w in self.watched]
+        odd = [w.words for w in self.watched if not self._is_whole(w, step.thresholds)]
         levels = self.levels
         numbers = [n for level in levels for n in (level.window, level.windows_in_a_row)]
         whole = len(levels) in (1, 2) and min(numbers) > 0
         whole = whole and levels[0].window % 32 == 0 and levels[-1].window % levels[0].window == 0
-        if self.version != VERSION or strangers or not whole:
+        if self.version != VERSION or own != right or odd or not whole:
             raise SpecError(
                 "the health envelope does not fit the step",
-                found=", ".join(strangers) or f"version {self.version}, windows {levels}",
-                expected=f"version {VERSION}, and tensors of the step",
+                found=", ".join(odd[:3]) or f"version {self.version}, {len(own)} numbers watched",
+                expected=f"version {VERSION}, {len(right)} numbers, and all limits of each",
                 remedy="learn it again: stategate model health BUNDLE --episode FILE --out NEW",
             )
+
+    def _is_whole(self, watched: Watched, thresholds: Mapping[str, float]) -> bool:
+        """Whether it has all limits, and numbers that can be counted with."""
+        expected: set[Statistic] = {"size"} if watched.source == "state" else set(STATISTICS)
+        if watched.source == "gate" and watched.tensor in thresholds:
+            expected.add("writes")
+        numbers = sum(one.source != "state" for one in self.watched)
+        limits = [
+            n for four in (*watched.limits.values(), *watched.long_limits.values()) for n in four
+        ]
+        return (
+            set(watched.limits) == expected
+            and set(watched.long_limits) <= expected & {*SUMS}
+            and (len(self.levels) > 1 or not watched.long_limits)
+            and 0 <= watched.pair < numbers
+            and abs(watched.exponent) <= 100
+            and all(abs(n) <= 1 << 62 for n in limits)
+        )
 
     def sentence(self, level: int, place: int, statistic: Statistic, value: int) -> str:
         """What a statistic that is outside says, for a person.

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import stategate
+from lab.evidence.pages import filled
 from stategate.calibration.health.learn import learn_health
+from stategate.common.tables import markdown_table
 from stategate.contract import Bundle, Episode
 from stategate.contract.durable import write_whole
 from stategate.contract.records import canonical_json
@@ -27,6 +29,7 @@ Stream = NDArray[np.float32]
 LEARNED, HELD_OUT, HEALTHY, WITHIN = 40_000, 100_000, 2_000, 20_000
 REPEATS = 3
 _SEED = 3_000_017
+PAGE = Path(__file__).parents[1] / "docs/evidence/health.md"
 
 
 class Detection(Record, frozen=True, kw_only=True):
@@ -225,12 +228,56 @@ def _row(name: str, model: object, stream: str, draw: Callable[[int, int], Strea
     )
 
 
+def table(rows: list[Row]) -> str:
+    """The page's table: a row a figure, a column a model."""
+
+    def worst(detection: Detection) -> str:
+        late = [steps for steps in detection.steps if steps is not None]
+        never = len(detection.steps) - len(late)
+        return f"never in {never} of {REPEATS}" if never else f"{max(late):,}"
+
+    def pair(numbers: tuple[int, ...]) -> str:
+        return " and ".join(f"{n:,}" for n in numbers)
+
+    def warm(row: Row) -> str:
+        longer = f"more than {row.warm_up_steps:,}"
+        return ", ".join(
+            longer if n is None else f"{n:,}" for n in (row.warm_up_median, row.warm_up_worst)
+        )
+
+    lines: list[tuple[str, Callable[[Row], str]]] = [
+        ("stream", lambda row: row.stream),
+        ("learned on, steps", lambda row: f"{row.learned_steps:,}"),
+        ("windows, steps", lambda row: pair(row.windows)),
+        ("in a row", lambda row: pair(row.windows_in_a_row)),
+        ("stated: steps per false alarm", lambda r: f"{r.stated_steps_per_false_alarm:,.0f}"),
+        ("false alarms in 100,000 steps", lambda row: str(row.false_alarms)),
+        ("windows outside, stated", lambda row: f"{row.stated_windows_outside:.2%}"),
+        ("windows outside, measured", lambda row: f"{row.windows_outside:.2%}"),
+        ("warm-up, median and worst", warm),
+        ("us a step, off and on", lambda row: f"{row.off_us:.1f}, {row.on_us:.1f}"),
+    ]
+    cells = [[title, *(of(row) for row in rows)] for title, of in lines]
+    for i, fault in enumerate(FAULTS):
+        cells.append([fault, *(worst(row.detections[i]) for row in rows)])
+    words = [
+        f"`{detection.words}`  \n{row.model}, {detection.fault}\n"
+        for row in rows
+        for detection in row.detections
+        if detection.words
+    ]
+    head = ["", *(row.model for row in rows)]
+    return "\n".join([markdown_table(head, cells), "What it said:\n", *words])
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench/health.json"))
-@click.option("--only", help="One model.")
+@click.option("--only", help="One model; the page stays as it is.")
 def health(out: Path, only: str | None) -> None:
     """Learn envelopes, count false alarms, and time the alarms of faults."""
     rows = [_row(*each) for each in _models() if only in (None, each[0])]
-    for row in rows:
-        click.echo(str(row))
     write_whole(out, canonical_json(rows))
+    text = table(rows)
+    click.echo(text)
+    if only is None:
+        write_whole(PAGE, filled(PAGE.read_text(), {"health": text}).encode())

@@ -183,6 +183,10 @@ attack: $(VENV)/.fuzz ## Kills, disks, damages, fuzz, budgets, bleed -> build/be
 	@mkdir -p $(BUILD)/bench $(BUILD)/fuzz
 	$(LAB) attack $(FULL:%=--share %) --out $(BUILD)/bench/attack.json
 
+health: $(VENV)/.test ## What the health envelope sees, and how often it errs -> build/bench/health.json, docs/evidence/health.md
+	@mkdir -p $(BUILD)/bench
+	$(LAB) health --out $(BUILD)/bench/health.json
+
 # --- drift ---------------------------------------------------------------------------------------
 
 # name of a candidate: how its states are stored

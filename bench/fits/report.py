@@ -104,7 +104,7 @@ from stategate.runtime.check.full_pool import begun
 from stategate.runtime.session import Session
 give_back_freed_memory()  # opening would, and it is not the bundle that freed it
 imported = rss_bytes()
-session = begun(Session.open(sys.argv[1], engine=sys.argv[3]))
+session = begun(Session.open(sys.argv[1], engine=sys.argv[3], health="off"))
 inputs = {t.name: np.zeros(t.shape, t.dtype) for t in session.manifest.inputs}
 for _ in range(int(sys.argv[2])):
     session.step(**inputs)

@@ -7,13 +7,15 @@ the step, so a roll of 100,000 steps takes no more memory than one of 1,000.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from stategate.calibration.drift.judge import check_alike, check_judge
 from stategate.calibration.drift.record import DriftLimits, DriftReport, Point, Side
+from stategate.calibration.health.warm_up import steps_to_warm, summary
 from stategate.contract import Bundle, Episode, Manifest
 from stategate.contract.errors import CalibrationError, EpisodeError, RuntimeFault
 from stategate.contract.stored import Array, values
@@ -22,6 +24,7 @@ from stategate.runtime.session import Session
 
 _PER_DECADE = 24
 _LINEAR = 100
+_WARM_CUTS, _WARM_STEPS = 8, 250
 
 Arrays = Mapping[str, Array]
 
@@ -51,13 +54,18 @@ def drift(
         report: Called with the number of steps done in all episodes.
     """
     check_judge(Bundle.open(reference), Bundle.open(candidate))
-    roll = _Roll(horizon, limits)
+    judged, roll = Bundle.open(candidate), _Roll(horizon, limits)
+    cold: list[float] = []
+    looked = 0
     names = []
     for name, episode in episodes:
         names.append(name)
         steps = horizon if repeat else min(horizon, episode.steps)
         with ExitStack() as stack:
-            sides = [stack.enter_context(Session.open(path)) for path in (reference, candidate)]
+            sides = [
+                stack.enter_context(Session.open(path, health="off"))
+                for path in (reference, candidate)
+            ]
             check_alike(sides[0].manifest.step, sides[1].manifest.step)
             for side in sides:
                 episode.check(side.manifest.step, starts=True)
@@ -66,9 +74,14 @@ def drift(
             roll.through(name, episode, steps, sides[0], sides[1], report)
         if roll.fault is not None:
             break
+        look = min(_WARM_STEPS, episode.steps // 4)
+        with suppress(RuntimeFault):  # a cold memory may fail where a warm one does not
+            cold += steps_to_warm(judged, episode, _WARM_CUTS, look)
+            looked = max(looked, look)
     if roll.total is None:
         raise EpisodeError("there is nothing to step", found="0 episodes", expected="at least one")
-    return roll.result(tuple(names), [_side(session) for session in sides])
+    judgement = roll.result(tuple(names), [_side(session) for session in sides])
+    return msgspec.structs.replace(judgement, warm_up=summary(cold, looked))
 
 
 def _side(session: Session) -> Side:

@@ -101,6 +101,7 @@ def _sides(result: DriftReport) -> list[Sequence[str]]:
     return [
         ("bundle", *(side.digest[:12] for side in sides)),
         ("engine", *(side.engine for side in sides)),
+        *([("", "", result.warm_up.words)] if result.warm_up else []),
         ("bytes of state", *(f"{side.state_bytes:,}" for side in sides)),
         ("first decision that differs", "", steps[0]),
         (f"first output error above {result.limits.diverged_above:g}", "", steps[1]),

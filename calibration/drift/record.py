@@ -9,6 +9,7 @@ import msgspec
 
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import ResultError
+from stategate.contract.health import WarmUp
 from stategate.contract.records import canonical_json
 from stategate.contract.specs import Record
 
@@ -122,6 +123,7 @@ class DriftReport(Record, frozen=True, kw_only=True):
     fault: str | None  # what stopped the candidate, or None
     limits: DriftLimits  # what the figures were held against
     findings: tuple[str, ...] = ()  # limits that were broken, one sentence each
+    warm_up: WarmUp | None = None  # of the candidate after a reset; None where it was not measured
 
     @property
     def passed(self) -> bool:

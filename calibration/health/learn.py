@@ -159,8 +159,8 @@ def envelope_of(
     trends = _trends(base)
     # What grows or falls all along is nowhere twice, so no limit of it says anything.
     steady = [k for k, trend in enumerate(trends) if not trend]
-    kept = [places[k] for k in steady]
-    short, long = choose(base[:, steady], kept, target, len(recording.rows))
+    limited = [places[k] for k in steady]
+    short, long = choose(base[:, steady], limited, target, len(recording.rows))
     limits: list[Limits] = [{} for _ in range(len(columns) + len(recording.states))]
     long_limits: list[Limits] = [{} for _ in limits]
     for i, kind in places:

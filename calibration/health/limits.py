@@ -52,8 +52,8 @@ def choose(
         window = several * short.level.window
         if len(base) * ROWS // window < 2 * _LEAST_WINDOWS:
             continue
-        kept = [places[k] for k in sums]
-        long = _limits(_longer(base[:, sums], kept, window // ROWS), kept, window, 2 * target)
+        of_sums = [places[k] for k in sums]
+        long = _limits(_longer(base[:, sums], of_sums, window // ROWS), of_sums, window, 2 * target)
         if long.level.is_independent and long.level.steps_per_false_alarm >= 2 * target:
             return short, long
     return short, None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from itertools import islice
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from stategate.runtime.session import Session
 
 TOLERANCE = 0.01
 CUTS, STEPS = 16, 1000
+_LEAST = 8  # steps to look, or nothing is said
+_LOOKS = 20  # of an episode so many times what is looked, at most
 
 
 def measure_warm_up(
@@ -39,45 +43,53 @@ def measure_warm_up(
     Returns:
         None where every episode is too short to be cut.
     """
-    needed: list[int] = []
+    needed: list[float] = []
     furthest = done = 0
     for episode in episodes:
         look = min(steps, episode.steps // 4)
-        if look < 8:
-            continue
-        furthest = max(furthest, look)
-        places = np.linspace(look, episode.steps - look, cuts).astype(int)
-        needed += _of_episode(bundle, episode, sorted(set(places.tolist())), look, tolerance)
+        furthest = max(furthest, look if look >= _LEAST else 0)
+        needed += steps_to_warm(bundle, episode, cuts, look, tolerance)
         done += episode.steps
         report(done)
+    return summary(needed, furthest, tolerance)
+
+
+def summary(needed: list[float], steps: int, tolerance: float = TOLERANCE) -> WarmUp | None:
+    """What cuts of several episodes say together; None without any."""
     if not needed:
         return None
     middle = sorted(needed)[(len(needed) - 1) // 2]
-    median, worst = (None if n >= furthest else n for n in (middle, max(needed)))
-    return WarmUp(len(needed), median, worst, furthest, tolerance)
+    median, worst = (int(n) if math.isfinite(n) else None for n in (middle, max(needed)))
+    return WarmUp(len(needed), median, worst, steps, tolerance)
 
 
-def _of_episode(
-    bundle: Bundle, episode: Episode, places: list[int], look: int, tolerance: float
-) -> list[int]:
-    """Steps that each memory needed; ``look`` where it still differed at the end."""
-    needed: dict[int, int] = dict.fromkeys(places, 0)
+def steps_to_warm(
+    bundle: Bundle, episode: Episode, cuts: int, look: int, tolerance: float = TOLERANCE
+) -> list[float]:
+    """Steps that each memory needed; infinity where it still differed at the end."""
+    if look < _LEAST:
+        return []
+    end = min(episode.steps, _LOOKS * look)
+    places = np.linspace(look, end - look, cuts).astype(int).tolist()
+    needed: dict[int, float] = dict.fromkeys(places, 0.0)
     sizes: dict[str, float] = {}
     with ExitStack() as stack:
-        old = stack.enter_context(Session.open(bundle, health="off"))
+
+        def begun() -> Session:
+            return stack.enter_context(Session.open(bundle, health="off"))
+
+        old = begun()
+        names = [state.name for state in old.manifest.states]
         spare: list[Session] = []
         young: list[tuple[int, Session]] = []
         limits = old.manifest.step.thresholds
         episode.check(old.manifest.step, starts=True)
-        episode.begin(old, [state.name for state in old.manifest.states])
-        for t, inputs in enumerate(episode):
+        episode.begin(old, names)
+        for t, inputs in enumerate(islice(episode, end)):
             if t in needed:
-                session = (
-                    spare.pop()
-                    if spare
-                    else stack.enter_context(Session.open(bundle, health="off"))
-                )
+                session = spare.pop() if spare else begun()
                 session.reset()
+                episode.begin(session, names)
                 young.append((t, session))
             old.step(**inputs)
             for name, array in old.outputs.items():
@@ -86,11 +98,11 @@ def _of_episode(
             for start, session in young:
                 session.step(**inputs)
                 if _differs(old, session, sizes, limits, tolerance):
-                    needed[start] = t - start + 1
-            over = [each for each in young if t - each[0] + 1 == look]
-            young = [each for each in young if each not in over]
-            spare += [session for _, session in over]
-    return [needed[place] for place in places]
+                    needed[start] = t - start + 1 if t - start + 1 < look else math.inf
+            ready = [each for each in young if t - each[0] + 1 == look]
+            young = [each for each in young if each not in ready]
+            spare += [session for _, session in ready]
+    return list(needed.values())
 
 
 def _differs(

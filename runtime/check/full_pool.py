@@ -123,5 +123,5 @@ def open_stepper(
 ) -> Stepper:
     """Open a bundle as a session, or as a full pool where it serves several."""
     if Bundle.open(path).manifest.sessions == 1:
-        return begun(Session.open(path, engine=engine, trust=trust))
+        return begun(Session.open(path, engine=engine, trust=trust, health="off"))
     return FullPool(Pool.open(path, engine, trust=trust))

@@ -131,7 +131,7 @@ def chunk_gap(path: str | Path, golden: Episode) -> float | None:
 def _history_gap(path: str | Path, golden: Episode, steps: int) -> float:
     inputs = {name: array[:steps] for name, array in golden.inputs.items()}
     history = Episode(inputs, start=golden.start, prologue=golden.prologue)
-    with Session.open(path) as by_chunk, Session.open(path) as by_step:
+    with Session.open(path, health="off") as by_chunk, Session.open(path, health="off") as by_step:
         history.begin(by_chunk, [state.name for state in by_chunk.manifest.states])
         outputs = by_chunk.prefill(**history.inputs)
         ended = {state.name: by_chunk.state(state.name) for state in by_chunk.manifest.states}
@@ -153,7 +153,7 @@ def fused_gap(path: str | Path, golden: Episode) -> float | None:
     bundle = Bundle.open(path)
     if bundle.manifest.graph_of("read") is None:
         return None
-    with Session.open(path) as session:
+    with Session.open(path, health="off") as session:
 
         def fused(engine: Engine, buffers: Buffers) -> Engine:
             engine.close()
@@ -174,7 +174,7 @@ def prologue_gap(path: str | Path, golden: Episode) -> float | None:
     if not golden.prologue:
         return None
     gaps = Gaps()
-    with Session.open(path) as session:
+    with Session.open(path, health="off") as session:
         session.begin(**golden.prologue)
         gaps.add({name: session.state(name) for name in golden.start}, golden.start)
     return gaps.worst()

@@ -79,6 +79,7 @@ class RunResult:
     kv_bytes_end: int | None
     kv_over_state: float | None
     timeline: Timeline
+    health_alarm: str | None = None
 
 
 def run_episode(
@@ -149,6 +150,7 @@ def run_episode(
         kv_bytes_end=kv * done if kv is not None else None,
         kv_over_state=kv * done / manifest.state_bytes if kv is not None else None,
         timeline=timeline,
+        health_alarm=session.health.alarm if session.health is not None else None,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stategate.contract import Manifest
 from stategate.contract.errors import HealthWarning
@@ -47,13 +48,17 @@ class _Windows:
         limits = [watched[i].limits_of(level)[kind] for i, kind in self.places]
         self._low = np.asarray([low for low, *_ in limits], np.int64)
         self._high = np.asarray([high for *_, high in limits], np.int64)
+        low, high = self._low.astype(float), self._high.astype(float)
+        self._middle, self._half = (low + high) / 2, np.maximum((high - low) / 2, 0.5)
         # What the memory has to do with, which is another after a reset.
         self._of_memory = np.asarray([watched[i].source != "input" for i, _ in self.places])
+        is_still = np.asarray([kind == "still" for _, kind in self.places])
+        self._middle[is_still], self._half[is_still] = 0, np.maximum(high[is_still], 1)
         # Of several, one that lies still is what a person has to know first.
-        self._weights = np.asarray([2.0**20 if kind == "still" else 1.0 for _, kind in self.places])
+        self._weights = np.where(is_still, 2.0**20, 1.0)
         self._streak = 0
         self._values: Integers | None = None
-        self.alarm: str | None = None
+        self.worst: tuple[int, int] | None = None  # place and value, while there is an alarm
 
     def judge(self, values: Integers, warm: bool) -> None:
         """Take in the statistics of a window."""
@@ -62,26 +67,31 @@ class _Windows:
             outside &= ~self._of_memory
         self._values = values
         self._streak = self._streak + 1 if outside.any() else 0
-        self.alarm = None
+        self.worst = None
         if self._streak >= self.spec.windows_in_a_row:
-            departures = np.asarray(list(self.departures().values()))
-            k = int(np.argmax(np.where(outside, departures * self._weights, -1.0)))
-            i, kind = self.places[k]
-            self.alarm = self._envelope.sentence(self._level, i, kind, int(values[k]))
+            k = int(np.argmax(np.where(outside, self._away(values) * self._weights, -1.0)))
+            self.worst = k, int(values[k])
+
+    def _away(self, values: Integers) -> NDArray[np.float64]:
+        return np.asarray(np.abs(values - self._middle) / self._half)
+
+    @property
+    def alarm(self) -> str | None:
+        """What is furthest outside, in words; made when it is asked for."""
+        if self.worst is None:
+            return None
+        k, value = self.worst
+        return self._envelope.sentence(self._level, *self.places[k], value)
 
     def departures(self) -> dict[str, float]:
         """By signal; see `Health`."""
-        values = self._values
-        if values is None:
+        if self._values is None:
             return {}
-        low, high = self._low.astype(float), self._high.astype(float)
-        away = np.abs(values - (low + high) / 2) / np.maximum((high - low) / 2, 0.5)
         suffix = f" over {self.spec.window} steps" if self._level else ""
+        away = self._away(self._values).tolist()
         return {
-            f"{self._envelope.watched[i].words} {kind}{suffix}": float(values[k] / max(high[k], 1))
-            if kind == "still"
-            else float(away[k])
-            for k, (i, kind) in enumerate(self.places)
+            f"{self._envelope.watched[i].words} {kind}{suffix}": distance
+            for (i, kind), distance in zip(self.places, away, strict=True)
         }
 
 
@@ -109,7 +119,7 @@ class HealthMonitor:
         self._sums = [places.index(place) for level in self._windows[1:] for place in level.places]
         self._long = np.zeros(len(self._sums), np.int64)
         self._at = self._done = self._judged = 0
-        self._alarm: str | None = None
+        self._is_alarmed = False
 
     def take(self) -> None:
         """Take in the step that was just done."""
@@ -141,18 +151,18 @@ class HealthMonitor:
             if self._done % long.spec.window == 0:
                 long.judge(self._long.copy(), age >= self._warm_steps + long.spec.window)
                 self._long[:] = 0
-        begins = self._alarm is None
-        self._alarm = next((level.alarm for level in self._windows if level.alarm), None)
-        if begins and self._alarm is not None:
+        was, self._is_alarmed = self._is_alarmed, any(level.worst for level in self._windows)
+        if self._is_alarmed and not was:
             self._counters.health_alarms += 1
             if self._warns:
                 self._warns = False  # once: a log that fills up is a fault of its own
-                warnings.warn(self._alarm, HealthWarning, stacklevel=4)
+                warnings.warn(str(self.state().alarm), HealthWarning, stacklevel=4)
 
     def state(self) -> Health:
         """What is to be said now."""
+        alarm = next((level.alarm for level in self._windows if level.worst), None)
         departures = {k: v for level in self._windows for k, v in level.departures().items()}
-        return Health(self._alarm, departures, self._judged)
+        return Health(alarm, departures, self._judged)
 
 
 def monitor_for(
