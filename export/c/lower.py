@@ -149,6 +149,7 @@ def source_of(
         "black_box.c",
         "stategate_rings.h",
         "python.c",
+        "stategate.hpp",
         "stategate_black_box.h",
         "stategate_chain.h",
         "stategate_install.h",

@@ -30,6 +30,7 @@ from stategate.contract.c_library import ABI, SOURCE_FOLDER, NativeRef
 from stategate.contract.episode import Episode
 from stategate.contract.staging import scratch_folder
 from stategate.export.c.library import with_library
+from stategate.export.c.package import package_of
 from stategate.export.candidate import Candidate, Reference, Role
 from stategate.export.passes.graph import domains_of, opset_of
 from stategate.export.seal.prologue import prologue_error, with_beginning
@@ -118,7 +119,9 @@ def _assemble(
     if candidate.c_source:
         from stategate.export.c import generator  # a second to import, for whoever wants C
 
-        sources = {f"{SOURCE_FOLDER}/{name}": raw for name, raw in candidate.c_source.items()}
+        package = package_of(candidate.model.name, candidate.c_source)
+        files = {**candidate.c_source, **package}
+        sources = {f"{SOURCE_FOLDER}/{name}": raw for name, raw in files.items()}
         native = NativeRef(
             abi=ABI,
             sources=tuple(sorted(sources)),

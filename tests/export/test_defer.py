@@ -541,35 +541,69 @@ def test_a_session_in_c_takes_steps_back_to_the_same_bits(bundle: Path) -> None:
     assert c.call("rewind", LENGTH) == -10
 
 
-def test_a_budget_of_bytes_holds_in_c_as_it_does_in_python(bundle: Path, tmp_path: Path) -> None:
-    limits = (2.0 * ROW, 1.0 * FOLD)
-    source = tmp_path / "main.c"
-    source.write_text(f"""
+IN_C = """
 #include <stdio.h>
 #include "stategate.h"
 static stategate_session session;
 static STATEGATE_ALIGNED stategate_inputs in;
 static STATEGATE_ALIGNED stategate_outputs out;
 static char kept[STATEGATE_KEPT_BYTES] STATEGATE_ALIGNED;
-int main(void) {{
+int main(void) {
     stategate_byte_budget budget;
     stategate_init(&session);
     stategate_keep_steps(&session, kept, sizeof kept);
-    stategate_budget_init(&budget, {limits[0]}, {limits[1]});
-    while (fread(&in.x, sizeof in.x, 1, stdin) == 1) {{
+    stategate_budget_init(&budget, APPENDED, FOLDED);
+    while (fread(&in.x, sizeof in.x, 1, stdin) == 1) {
         int result = stategate_step_within(&budget, &session, &in, &out);
         printf("%d %lu\\n", result, (unsigned long)session.counters.appends);
-        if (session.counters.steps % 5 == 4) {{ stategate_rewind(&session, 1); }}
-    }}
+        if (session.counters.steps % 5 == 4) { stategate_rewind(&session, 1); }
+    }
     return 0;
-}}
-""")
+}
+"""
+IN_CPP = """
+#include <cstdio>
+#include "stategate.hpp"
+static stategate::KeptSteps room;
+static stategate::Session session;
+int main() {
+    stategate_inputs in{};
+    if (!session.keep_steps(room)) { return 1; }
+    session.limit_bytes(APPENDED, FOLDED);
+    while (std::fread(&in.x, sizeof in.x, 1, stdin) == 1) {
+        const auto answer = session.step(in);
+        std::printf("%d %lu\\n", static_cast<int>(answer.result().code()),
+            static_cast<unsigned long>(session.counters().appends));
+        if (session.counters().steps % 5 == 4) { static_cast<void>(session.rewind(1)); }
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("cc", "-x", "c", IN_C),
+        pytest.param(("c++", "-std=c++17", "-Wextra", "-x", "c++", IN_CPP), marks=pytest.mark.slow),
+    ],
+    ids=["c", "c++"],
+)
+def test_a_budget_of_bytes_holds_in_c_as_it_does_in_python(
+    bundle: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    *compiler, text = words
+    limits = (2.0 * ROW, 1.0 * FOLD)
+    source = tmp_path / "main"
+    source.write_text(text)
     manifest = Bundle.open(bundle).manifest
     assert manifest.native is not None and manifest.native.library is not None
     library = bundle / manifest.native.library
-    program = tmp_path / "main"
-    flags = ["-I", str(library.parent), str(library), f"-Wl,-rpath,{library.parent}"]
-    subprocess.run(["cc", "-Wall", "-Werror", str(source), *flags, "-o", str(program)], check=True)
+    program = tmp_path / "program"
+    flags = [f"-DAPPENDED={limits[0]}", f"-DFOLDED={limits[1]}", "-I", str(library.parent)]
+    flags += ["-Wall", "-Werror", str(source), "-x", "none", str(library)]
+    flags += [f"-Wl,-rpath,{library.parent}"]
+    subprocess.run([*compiler, *flags, "-o", str(program)], check=True)
     raw = b"".join(x.tobytes() for x in inputs(900))
     lines = subprocess.run([program], input=raw, capture_output=True, check=True).stdout.split(
         b"\n"

@@ -13,6 +13,7 @@ from stategate.common.compiler import MATHS, WARNINGS
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import LowerError
 from stategate.export.c.lower import lower
+from stategate.export.c.package import package_of
 from stategate.runtime import Session
 
 ROOT = Path(__file__).parents[2]
@@ -253,6 +254,7 @@ def test_source_is_the_same_whenever_it_is_made(native_bundle: Path) -> None:
     assert native is not None
     listed = {file.path: file for file in bundle.manifest.files}
     again = lower(graph, bundle.manifest.step, {})
+    again |= package_of(bundle.manifest.model.name, again)
     assert {f"native/{name}": raw for name, raw in again.items()} == {
         path: bundle.read(listed[path]) for path in native.sources
     }
