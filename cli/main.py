@@ -68,6 +68,7 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
         "run": Verb("run:run", "ort", "Step a bundle through an episode and count its writes."),
         "replay": Verb("replay:replay", "ort", "Step again what a black box recorded."),
         "watch": Verb("watch:watch", "watch", "Show a memory as it works, in a browser."),
+        "report": Verb("report:report", "bench", "Draw runs and results as one page."),
     },
     "On the device": {
         "doctor": Verb(

@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from stategate.contract.reading import printable
 
@@ -24,15 +24,22 @@ _VARIABLES = {INK: "ink", GRID: "grid"} | {c: f"series-{i}" for i, c in enumerat
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1c1c1c; --grid: #d4d4d4;
   --series-0: #1b6ca8; --series-1: #c8553d; --series-2: #2a7f62; --series-3: #8a5a00;
-  --series-4: #7b4fa3; }
+  --series-4: #7b4fa3; --shade: #0000004d; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e6e6e6; --grid: #3c4046;
   --series-0: #6cb4ee; --series-1: #f08a70; --series-2: #67c29c; --series-3: #e0b354;
-  --series-4: #c3a1e8; } }
+  --series-4: #c3a1e8; --shade: #ffffff40; } }
 * { box-sizing: border-box; }
 body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
   max-width: 64rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
+/* What a narrow window hides of a table throws a shadow; at either end paper lies over it. */
+.wide { overflow-x: auto; margin: 1rem 0; background:
+  linear-gradient(to right, var(--paper) 1.5rem, transparent) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 1.5rem, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / 1.2rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / 1.2rem 100% no-repeat scroll; }
+ul.verdicts { list-style: none; padding: 0; } ul.verdicts li { margin: .3rem 0; }
+section + section { border-top: 2px solid var(--grid); margin-top: 3rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--grid); text-align: right; }
 td { white-space: nowrap; }
@@ -68,6 +75,47 @@ def document(title: str, parts: Iterable[str]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+class Verdict(NamedTuple):
+    """What a page says first."""
+
+    subject: str  # what is judged
+    passed: bool | None  # None where nothing was held against a limit
+    words: str  # the figures behind it
+
+
+class Part(NamedTuple):
+    """One result on a page of one or several."""
+
+    title: str
+    verdicts: Sequence[Verdict]
+    body: Sequence[str]  # HTML
+
+
+def report(title: str, parts: Sequence[Part]) -> str:
+    """A whole page: verdicts first, then each result."""
+    if len(parts) == 1:
+        (part,) = parts
+        return document(title, [f"<h1>{_text(title)}</h1>", _verdicts(part.verdicts), *part.body])
+    lines = [f"<h1>{_text(title)}</h1>"]
+    for i, part in enumerate(parts):
+        lines.append(f'<p><a href="#part-{i}">{_text(part.title)}</a></p>')
+        lines.append(_verdicts(part.verdicts))
+    for i, part in enumerate(parts):
+        lines.append(f'<section id="part-{i}"><h1>{_text(part.title)}</h1>')
+        lines += [*part.body, "</section>"]
+    return document(title, lines)
+
+
+def _verdicts(verdicts: Iterable[Verdict]) -> str:
+    kinds = {True: "passed", False: "failed", None: "measured"}
+    lines = [
+        f'<li><b class="{kinds[v.passed]}">{kinds[v.passed]}</b> <b>{_text(v.subject)}</b>: '
+        f"{_text(v.words)}</li>"
+        for v in verdicts
+    ]
+    return f'<ul class="verdicts">{"".join(lines)}</ul>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:

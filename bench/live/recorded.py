@@ -117,12 +117,8 @@ class RecordedSource:
         """All that a page without a server needs: the steps, and the last writes in detail."""
         wrote = [row[0] for row in self._rows if row[2] & (WROTE | FAULT)][-_MOST_MOMENTS:]
         moments = {step: self.moment(step) for step in wrote}
-        return {
-            "about": self.about(),
-            "rows": self._rows,
-            "status": self.status(),
-            "moments": moments,
-        }
+        facts = {"about": self.about(), "status": self.status()}
+        return facts | {"rows": self._rows, "moments": moments}
 
     def close(self) -> None:
         """Free the engine."""

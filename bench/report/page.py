@@ -11,9 +11,10 @@ import numpy as np
 
 from stategate.bench.record import AtRate, BenchResult, Memory, Subject, Times
 from stategate.bench.wear import WriteRate, wear_rows, years_text
-from stategate.common.page import document, items, plots, table
+from stategate.common.page import Part, Verdict, items, plots, report, table
 from stategate.common.tables import markdown_table
 from stategate.contract.durable import write_whole
+from stategate.contract.reading import printable
 from stategate.targets import load_storage, storage_names
 
 T = TypeVar("T")
@@ -47,21 +48,50 @@ def write_report(result: BenchResult, folder: Path) -> tuple[Path, Path]:
 
 def html(result: BenchResult) -> str:
     """The page: one file that loads nothing from anywhere."""
-    parts = [f"<h1>{escape(_title(result))}</h1>", f"<p>{escape(_lead(result))}</p>"]
-    parts.append(items(result.notes))
+    return report(_title(result), [part(result)])
+
+
+def part(result: BenchResult) -> Part:
+    """A measurement on a page with others."""
+    body = [f"<p>{escape(_lead(result))}</p>", items(result.notes)]
     for section in sections(result):
-        parts.append(f"<h2>{escape(section.title)}</h2>")
-        parts += [f"<p>{escape(text)}</p>" for text in section.text]
+        body.append(f"<h2>{escape(section.title)}</h2>")
+        body += [f"<p>{escape(text)}</p>" for text in section.text]
         for head, rows in section.tables:
-            parts.append(table(head, rows, "" if head else "facts"))
+            body.append(table(head, rows, "" if head else "facts"))
         if section.figures:
-            parts.append(plots(section.figures))
-    return document(_title(result), parts)
+            body.append(plots(section.figures))
+    return Part(_title(result), [_verdict(result, s) for s in result.subjects], body)
+
+
+def _verdict(result: BenchResult, subject: Subject) -> Verdict:
+    """Whether it keeps up with each rate that was tried, as far as the machine itself does."""
+    late = [rate for rate in subject.rates if rate.misses > rate.empty_misses]
+    words = [f"p50 {_us(subject.times.p50_us)} us, p99 {_us(subject.times.p99_us)} us"]
+    words += [
+        f"misses {r.misses:,} of {r.ticks + r.misses:,} periods at {r.hz:g} Hz, "
+        f"where a loop without a model misses {r.empty_misses:,}"
+        for r in late
+    ]
+    if subject.rates and not late:
+        rates = ", ".join(f"{rate.hz:g}" for rate in subject.rates)
+        words.append(f"keeps up with {rates} Hz")
+    words += [
+        f"{ratio.median:.2f} times {ratio.to} ({ratio.low:.2f} to {ratio.high:.2f})"
+        for ratio in result.ratios
+        if ratio.of == subject.name
+    ]
+    words.append(_slope_text(subject.memory))
+    return Verdict(subject.name, not late if subject.rates else None, "; ".join(words))
 
 
 def markdown(result: BenchResult) -> str:
     """The same without its plots."""
-    parts = [f"# {_title(result)}", _lead(result)]
+    parts = [f"# {_title(result)}"]
+    words = {True: "passed", False: "failed", None: "measured"}
+    verdicts = [_verdict(result, subject) for subject in result.subjects]
+    parts.append("\n".join(f"* **{words[v.passed]}** {v.subject}: {v.words}" for v in verdicts))
+    parts.append(_lead(result))
     if result.notes:
         parts.append("\n".join(f"* {note}" for note in result.notes))
     for section in sections(result):
@@ -75,6 +105,7 @@ def markdown(result: BenchResult) -> str:
 def sections(result: BenchResult) -> list[Section]:
     """The report in its order."""
     return [
+        _bundles(result),
         *([_comparison(result)] if result.ratios else []),
         _step_times(result),
         _waits(result),
@@ -190,6 +221,17 @@ def _step_times(result: BenchResult) -> Section:
     return Section("Step times", (text,), (each,), tuple(times_plots(result)))
 
 
+def _bundles(result: BenchResult) -> Section:
+    columns: Columns[Subject] = {
+        "": lambda subject: subject.name,
+        "bundle": lambda subject: subject.digest[:12],
+        "engine": lambda subject: printable(subject.engine, 60),
+        "precision plan": lambda subject: subject.precision,
+        "state, bytes": lambda subject: f"{subject.state_bytes:,}",
+    }
+    return Section("Bundles", (), (_filled(columns, result.subjects),))
+
+
 def _comparison(result: BenchResult) -> Section:
     rows = [
         (
@@ -262,9 +304,9 @@ def _memory(result: BenchResult) -> Section:
         "states never grow, and a key-value cache of the same width grows in every step."
     )
     each = _filled(columns, result.subjects)
-    from stategate.bench.report.plots import memory_plot
+    from stategate.bench.report.plots import memory_plots
 
-    return Section("Memory", (text,), (each,), (memory_plot(result),))
+    return Section("Memory", (text,), (each,), memory_plots(result))
 
 
 def _share(subject: Subject) -> float:
@@ -353,6 +395,4 @@ def _machine(result: BenchResult) -> Section:
     rows.append(("interruptions", str(result.interruptions)))
     rows.append(("seed", str(options.seed)))
     rows.append(("inputs", options.episode or "the golden episode"))
-    for subject in result.subjects:
-        rows.append((subject.name, f"{subject.engine}, {subject.precision}, {subject.digest}"))
     return Section("Machine and options", (), (Table((), rows),))

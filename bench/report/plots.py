@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stategate.bench.record import BINS_PER_OCTAVE, BenchResult, Times
+from stategate.bench.record import BINS_PER_OCTAVE, BenchResult, Subject, Times
 from stategate.common.page import GRID, INK, SERIES, plot_style, themed_svg
 
 _HORIZON = 100_000
@@ -54,12 +54,15 @@ def times_plots(result: BenchResult) -> list[str]:
         axes.plot([], [], color=INK, lw=1.2, ls=":", label="p99")
         axes.set(yscale="log", xlabel="seconds", ylabel="us, each burst")
 
+    def rate(subject: Subject) -> np.ndarray:
+        done = (subject.rounds.steps, subject.rounds.writes)
+        steps, wrote = (np.diff(np.array((0, *values))) for values in done)
+        share: np.ndarray = 100 * wrote / steps / subject.sessions
+        return share
+
     def writes(axes: Axes) -> None:
         for subject, colour in zip(shown, SERIES, strict=False):
-            rounds = subject.rounds
-            steps, done = (np.array((0, *values)) for values in (rounds.steps, rounds.writes))
-            rate = 100 * np.diff(done) / np.diff(steps) / subject.sessions
-            axes.plot(rounds.at_s, rate, color=colour, label=subject.name)
+            axes.plot(subject.rounds.at_s, rate(subject), color=colour, label=subject.name)
         axes.set(xlabel="seconds", ylabel="% of steps that wrote")
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])  # a steady rate is no part of the frame
 
@@ -68,12 +71,22 @@ def times_plots(result: BenchResult) -> list[str]:
         _plot("The tail", tail),
         _plot(f"{len(first.excerpt_us)} steps of {first.name}, one by one", excerpt),
         _plot("Over the whole time", whole),
-        _plot("Writes over the whole time", writes),
+        # A rate that never changes is in the ledger's table, and no plot.
+        *(
+            [_plot("Writes over the whole time", writes)]
+            if any(np.ptp(rate(subject)) > 0 for subject in shown)
+            else []
+        ),
     ]
 
 
-def memory_plot(result: BenchResult) -> str:
-    """What the memory takes after so many steps; computed, and said so."""
+def memory_plots(result: BenchResult) -> tuple[str, ...]:
+    """What the memory takes after so many steps; computed, and said so.
+
+    Nothing where it replaces no cache: the states alone are one flat line.
+    """
+    if all(subject.kv_bytes_per_step is None for subject in result.subjects):
+        return ()
     steps = np.logspace(0, np.log10(_HORIZON), 60)
     sizes = dict.fromkeys((s.state_bytes, s.kv_bytes_per_step) for s in result.subjects)
 
@@ -87,7 +100,7 @@ def memory_plot(result: BenchResult) -> str:
                 axes.plot(steps, kv_bytes * steps, color=colour, ls="--", label=label)
         axes.set(xscale="log", yscale="log", xlabel="step", ylabel="bytes")
 
-    return _plot("Memory against horizon (computed)", draw)
+    return (_plot("Memory against horizon (computed)", draw),)
 
 
 def _edges(times: Times) -> tuple[np.ndarray, np.ndarray]:

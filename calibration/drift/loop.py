@@ -87,7 +87,11 @@ def drift(
 def _side(session: Session) -> Side:
     manifest = session.manifest
     return Side(
-        manifest.model.name, session.bundle_digest, session.engine_name, manifest.state_bytes
+        manifest.model.name,
+        session.bundle_digest,
+        session.engine_name,
+        manifest.state_bytes,
+        manifest.step_graph.precision,
     )
 
 

@@ -8,14 +8,17 @@ from html import escape
 from stategate.calibration.drift.record import DriftReport, Point
 from stategate.common.page import (
     SERIES,
-    document,
+    Part,
+    Verdict,
     items,
     plot_style,
     plots,
+    report,
     table,
     themed_svg,
 )
 from stategate.contract.errors import MissingDependencyError
+from stategate.contract.reading import printable
 
 try:
     import matplotlib
@@ -29,25 +32,51 @@ _FLOAT, _CANDIDATE, _THIRD = SERIES[:3]
 
 def page(result: DriftReport) -> str:
     """HTML of a drift report; its bytes depend on the report alone."""
-    verdict = "passed" if result.passed else "failed"
-    skipped = [f"{name}: {why}" for name, why in result.not_compared.items()]
-    title = f"Drift of {result.candidate.model}"
-    parts = [
-        f'<h1>{escape(title)}: <span class="{verdict}">{verdict}</span></h1>',
-        items(result.findings),
+    return report(f"Drift of {result.candidate.model}", [part(result)])
+
+
+def part(result: DriftReport, name: str = "") -> Part:
+    """A drift report on a page with others; ``name`` tells candidates of one model apart."""
+    total, candidate = result.total, result.candidate
+    words = "; ".join(result.findings) or (
+        f"{total.steps:,} steps within every limit, {total.flips:,} of {total.decisions:,} "
+        "decisions differ"
+    )
+    skipped = [f"{what}: {why}" for what, why in result.not_compared.items()]
+    plots_, flat = _plots(result)
+    body = (
         table(("", "float model", "candidate"), _sides(result)),
+        "<h2>Limits and margins</h2>",
+        table(("", "measured", "limit", "of the limit used"), _margins(result)),
+        f"<p>{_shown(result.episodes)}</p>",
         "<h2>By step</h2>",
         table(_HEAD, [_row(point) for point in result.milestones]),
         "<p>Errors are in units of the largest magnitude that the float model's tensor reached; "
         "every row counts from the first step.</p>",
-        plots(_plots(result)),
+        plots(plots_) if plots_ else "",
+        items(flat),
         "<h2>Largest norm of each state so far</h2>",
         table(*_norms(result)),
         "<h2>Largest error of each tensor</h2>",
         table(("tensor", "error"), [(n, f"{e:.3g}") for n, e in result.tensors.items()]),
         f"<h2>Not compared</h2>{items(skipped)}" if skipped else "",
-    ]
-    return document(title, parts)
+    )
+    title = f"Drift of {candidate.model}" + (f", {name}" if name else "")
+    subject = " ".join(filter(None, (name or candidate.model, candidate.precision)))
+    return Part(title, [Verdict(subject, result.passed, words)], body)
+
+
+def _shown(episodes: Sequence[str]) -> str:
+    names = ", ".join(episodes[:8]) + (f" and {len(episodes) - 8} more" if episodes[8:] else "")
+    return escape(f"Episodes: {printable(names, 500)}")
+
+
+def _margins(result: DriftReport) -> list[Sequence[str]]:
+    rows: list[Sequence[str]] = []
+    for what, value, limit in result.measured():
+        used = f"{value / limit:.0%}" if limit else "-"
+        rows.append((what, f"{value:.3g}", "not judged" if limit is None else f"{limit:g}", used))
+    return rows
 
 
 _HEAD = (
@@ -99,7 +128,9 @@ def _sides(result: DriftReport) -> list[Sequence[str]]:
     first = (result.first_flip, result.first_divergence)
     steps = [f"step {where[0]:,} of {where[1]}" if where else "none" for where in first]
     return [
+        ("model", *(side.model for side in sides)),
         ("bundle", *(side.digest[:12] for side in sides)),
+        ("precision plan", *(side.precision or "unknown" for side in sides)),
         ("engine", *(side.engine for side in sides)),
         *([("", "", result.warm_up.words)] if result.warm_up else []),
         ("bytes of state", *(f"{side.state_bytes:,}" for side in sides)),
@@ -108,39 +139,43 @@ def _sides(result: DriftReport) -> list[Sequence[str]]:
     ]
 
 
-def _plots(result: DriftReport) -> list[str]:
+def _plots(result: DriftReport) -> tuple[list[str], list[str]]:
+    """Plots, and in a sentence each what would be one flat line."""
     step = [point.step for point in result.samples]
+    figures, flat = [], []
 
-    def errors(axes: Axes) -> None:
-        for label, values, colour in (
-            ("outputs", [p.recent_output_error for p in result.samples], _CANDIDATE),
-            ("states", [p.recent_state_error for p in result.samples], _FLOAT),
-        ):
-            if any(values):
-                axes.plot(step, values, color=colour, label=label)
-        axes.set(xscale="log", yscale="log" if axes.lines else "linear")
+    def draw(title: str, nothing: str, *series: tuple[str, Sequence[float], str]) -> None:
+        lines = [line for line in series if any(line[1])]
+        if lines:
+            figures.append(_plot(title, lambda axes: _lines(axes, step, lines)))
+        else:
+            flat.append(nothing)
 
-    def writes(axes: Axes) -> None:
-        for side, label, colour, dashes in (
-            (0, "float model", _FLOAT, "-"),
-            (1, "candidate", _CANDIDATE, "--"),
-        ):
-            axes.plot(
-                step,
-                [p.writes[side] for p in result.samples],
-                color=colour,
-                label=label,
-                linestyle=dashes,
-            )
+    draw(
+        "Largest error between two samples",
+        "Outputs and states are equal in every step.",
+        ("outputs", [p.recent_output_error for p in result.samples], _CANDIDATE),
+        ("states", [p.recent_state_error for p in result.samples], _FLOAT),
+    )
+    draw(
+        "Writes so far, all episodes that reach the step",
+        "Neither wrote.",
+        ("float model", [p.writes[0] for p in result.samples], _FLOAT),
+        ("candidate", [p.writes[1] for p in result.samples], _CANDIDATE),
+    )
+    draw(
+        "Decisions that differ so far",
+        "No decision differs.",
+        ("flips", [p.flips for p in result.samples], _THIRD),
+    )
+    return figures, flat
 
-    def flips(axes: Axes) -> None:
-        axes.plot(step, [p.flips for p in result.samples], color=_THIRD, label="flips")
 
-    return [
-        _plot("Largest error between two samples", errors),
-        _plot("Writes so far, all episodes that reach the step", writes),
-        _plot("Decisions that differ so far", flips),
-    ]
+def _lines(axes: Axes, step: Sequence[int], lines: list[tuple[str, Sequence[float], str]]) -> None:
+    for (label, values, colour), dashes in zip(lines, ("-", "--"), strict=False):
+        axes.plot(step, values, color=colour, label=label, linestyle=dashes)
+    if lines[0][0] in ("outputs", "states"):
+        axes.set(xscale="log", yscale="log")
 
 
 def _plot(title: str, draw: Callable[[Axes], None]) -> str:
@@ -150,6 +185,5 @@ def _plot(title: str, draw: Callable[[Axes], None]) -> str:
         draw(axes)
         axes.set_xlabel("step")
         axes.set_title(title)
-        if axes.lines:
-            axes.legend()
+        axes.legend()
         return themed_svg(figure, title)

@@ -99,6 +99,7 @@ class Side(Record, frozen=True):
     digest: str
     engine: str
     state_bytes: int
+    precision: str = ""  # name of its plan
 
 
 class DriftReport(Record, frozen=True, kw_only=True):
@@ -159,11 +160,11 @@ class DriftReport(Record, frozen=True, kw_only=True):
 
         return page(self)
 
-    def judged(self) -> DriftReport:
-        """The same with its findings."""
+    def measured(self) -> tuple[tuple[str, float, float | None], ...]:
+        """What is judged, its figure, and the limit, None where there is none."""
         total, limits = self.total, self.limits
         rates, accuracies = total.write_rates, total.accuracies
-        measured = (
+        return (
             ("largest output error", total.output_error, limits.output_error),
             ("mean output error", total.output_error_mean, limits.mean_error),
             ("share of flipped decisions", total.flip_rate, limits.flip_rate),
@@ -175,16 +176,19 @@ class DriftReport(Record, frozen=True, kw_only=True):
                 limits.accuracy_loss,
             ),
         )
+
+    def judged(self) -> DriftReport:
+        """The same with its findings."""
         # Written so that NaN fails.
         broken = [
             f"{what} {value:.3g} is above {limit:g}"
-            for what, value, limit in measured
+            for what, value, limit in self.measured()
             if limit is not None and not value <= limit
         ]
         broken += [
             f"state {name} has a norm of {norm:.3g}, and is zero in the float model"
-            for name, (reference_norm, norm) in total.norms.items()
-            if limits.norm_growth is not None and norm > reference_norm == 0
+            for name, (reference_norm, norm) in self.total.norms.items()
+            if self.limits.norm_growth is not None and norm > reference_norm == 0
         ]
         failed = [self.fault] if self.fault is not None else []
         return msgspec.structs.replace(self, findings=(*failed, *broken))

@@ -178,6 +178,10 @@ class Tap:
         moment = next(matches, None)
         return moment.record() if moment is not None else None
 
+    def moments(self) -> dict[int, dict[str, Any]]:
+        """All that is kept, by step."""
+        return {moment.step: moment.record() for moment in self._copied(self._moments)}
+
     @staticmethod
     def _copied(ring: deque[Any]) -> list[Any]:
         while True:

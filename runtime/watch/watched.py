@@ -83,13 +83,18 @@ class WatchedOwner(MemoryOwner):
         self._open_engine()
         if self._server is not None:
             raise SpecError("this session is watched already", found=self._server.url)
+        tap = self.tap()
+        self._server = Server(LiveSource(self, tap), bind, port)
+        return self._server
+
+    def tap(self) -> Tap:
+        """Note each step from now on, for as long as the tap has viewers."""
         buffers, state_bytes = self._buffers, self.manifest.state_bytes
         if self._memory.on_device:
             state_bytes = 1 << 62  # a copy of each would cost more than a step
         tap = Tap(
             self._counters, self._memory, buffers.inputs, self._outputs, self._gates, state_bytes
         )
-        self._server = Server(LiveSource(self, tap), bind, port)
         count, note = self._times.step.add, tap.note
 
         def after(elapsed_ns: int) -> None:
@@ -97,7 +102,7 @@ class WatchedOwner(MemoryOwner):
             note(elapsed_ns)
 
         self._timer().after = after
-        return self._server
+        return tap
 
     def close(self) -> None:
         """Free the engine, and end the page."""

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from stategate.bench.record import BenchResult, Energy
 from stategate.bench.report.page import html, markdown
 from stategate.calibration.drift.loop import drift
 from stategate.calibration.drift.page import page as drift_page
+from stategate.cli.main import main
 from stategate.contract import Bundle
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -117,7 +119,7 @@ def test_the_page_of_a_bench_is_whole_in_a_browser(
     seen, console = browse(html(two), tmp_path, width=width, dark=dark)
     assert console == []
     elements = Elements(seen).counts
-    assert elements["svg"] == 6 and elements["table"] >= 7
+    assert elements["svg"] == 5 and elements["table"] >= 7
     assert f'<p id="probe">true 0 {paper}</p>' in seen
     for heading in (
         "Step times",
@@ -130,18 +132,42 @@ def test_the_page_of_a_bench_is_whole_in_a_browser(
         assert f"<h2>{heading}</h2>" in seen
 
 
-@needs_browser
-def test_the_page_of_a_drift_report_is_whole_in_a_browser(
+@pytest.mark.case("D12")
+def test_a_drift_page_names_what_was_judged_and_how_much_of_each_limit_was_used(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
+    golden = Bundle.open(tiny_bundle).golden()
+    assert golden is not None
+    report = drift(tiny_bundle, tiny_bundle, [("held <out>", golden)], 40)
+    limits = msgspec.structs.replace(report.limits, mean_error=0.5)
+    total = msgspec.structs.replace(report.total, output_error_mean=0.125)
+    report = msgspec.structs.replace(report, limits=limits, total=total)
+    page = drift_page(report)
+    assert page.index(">passed<") < page.index("<table")
+    digest = Bundle.open(tiny_bundle).digest[:12]
+    assert page.count(digest) == 2 and ">float32<" in page and "held &lt;out&gt;" in page
+    assert "<td>mean output error</td><td>0.125</td><td>0.5</td><td>25%</td>" in page
+    assert "No decision differs." in page and page.count("<svg") == 1  # no plot of one flat line
+    for name in ("small", "smaller"):
+        (tmp_path / name).mkdir()
+        report.save(tmp_path / name / "drift.json")
+    files = [str(tmp_path / name / "drift.json") for name in ("small", "smaller")]
+    out = tmp_path / "both.html"
+    done = CliRunner().invoke(main, ["report", *files, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    both = out.read_text()
+    assert both.index("smaller") < both.index("<section") and both.count("<section") == 2
+
+
+@needs_browser
+def test_a_wide_table_throws_a_shadow_on_a_phone(tiny_bundle: Path, tmp_path: Path) -> None:
     golden = Bundle.open(tiny_bundle).golden()
     assert golden is not None
     page = drift_page(drift(tiny_bundle, tiny_bundle, [("e", golden)], 40))
     seen, console = browse(page, tmp_path, width=390)
     assert console == []
-    elements = Elements(seen).counts
-    assert elements["svg"] == 3 and elements["table"] >= 3
-    assert '<p id="probe">true 0 ' in seen
+    assert '<p id="probe">true 0 ' in seen and Elements(seen).counts["table"] >= 4
+    assert "scroll; }" in page  # what is hidden is hinted at
 
 
 @needs_browser
