@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "deferred": ("lab.deferred:deferred", "Deferred writes against plain ones."),
     "reproducible": ("lab.reproducible:reproducible", "Build everything twice, and compare."),
     "sbom": ("lab.bill:sbom", "Score bills of materials by a published measure."),
+    "formats": ("lab.formats.command:formats", "A sealed bundle from a recording of each format."),
     "gpu-check": ("lab.gpu_check:gpu_check", "Check TensorRT on this machine's GPU."),
     "power-loss": ("lab.power_loss:power_loss", "Cut the power at every moment of a run."),
     "corpus": ("lab.attack.corpus:corpus", "Write the files that fuzzers begin with."),

@@ -9,6 +9,9 @@ LAB := $(BIN)/python -m lab
 reproducible: $(VENV)/.test ## Build bundles twice, at other times, paths, users and locales -> build/bench/reproducible.json
 	@$(LAB) reproducible --out $(BUILD)/bench/reproducible.json --scratch $(BUILD)/reproducible
 
+formats: $(VENV)/.test ## A calibrated, judged bundle from a recording of each format -> build/bench/formats.json
+	@$(LAB) formats --out $(BUILD)/bench/formats.json --scratch $(BUILD)/formats
+
 # The measure is OWASP's; AIBOM may name a copy of its repository on this machine.
 AIBOM ?= https://github.com/GenAI-Security-Project/aibom-generator
 AIBOM_AT := c5a3f2f647b801ab4ab7569aade4a6cdaf1f9591

@@ -241,6 +241,17 @@ def test_the_page_about_episodes_works_word_for_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_recording_becomes_a_bundle_word_for_word(
+    tmp_path: Path, in_this_process: Callable[[str], str]
+) -> None:
+    shown, made, written = follow("tutorial/recording.md", tmp_path, in_this_process)
+    assert "/joints.position: 4 float64, 12,000 at 100 Hz" in shown
+    assert "passed" in made and "verified" in made
+    assert "steps in 1 episodes" in written
+
+
+@pytest.mark.slow
 def test_the_page_about_the_black_box_works_word_for_word(tmp_path: Path) -> None:
     commands, own, parted = follow("guides/black-box.md", tmp_path)
     assert commands.count("passed: bit for bit") == 2 and "step          2000" in commands

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,6 +179,32 @@ def zarr_store(path: Path, x: Array, ends: Sequence[int] = ()) -> Options:
     return ("--map", "x=state[rad]", "--read", f"rate_hz={RATE_HZ}")
 
 
+@contextmanager
+def lerobot_package() -> Iterator[None]:
+    """LeRobot's own package, without the decoders of pictures and the trainer that it imports."""
+    names = ("torchvision", "torchvision.transforms", "av", "accelerate")
+    missing = {n: MagicMock(__spec__=ModuleSpec(n, None)) for n in names}
+    with patch.dict(sys.modules, missing):
+        yield
+
+
+def lerobot(path: Path, x: Array, ends: Sequence[int] = ()) -> Options:
+    """A LeRobotDataset v3; by LeRobot's own package."""
+    with lerobot_package():
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        state = {"dtype": "float32", "shape": (4,), "names": [JOINTS[i] for i in ORDER]}
+        dataset = LeRobotDataset.create(
+            "me/joints", RATE_HZ, {"observation.state": state}, root=path, use_videos=False
+        )
+        for rows in np.split(x, list(ends)):
+            for row in rows:
+                dataset.add_frame({"observation.state": row[list(ORDER)], "task": "walk"})
+            dataset.save_episode()
+        dataset.finalize()
+    return ("--map", f"x=observation.state{_PARTS}[rad]")
+
+
 FORMATS: dict[str, tuple[str, Callable[[Path, Array], Options]]] = {
     "MCAP (ROS 2)": ("drive.mcap", mcap_ros2),
     "MCAP (JSON)": ("joints.mcap", mcap_json),
@@ -184,4 +214,5 @@ FORMATS: dict[str, tuple[str, Callable[[Path, Array], Options]]] = {
     "Parquet": ("log.parquet", table_parquet),
     "robomimic HDF5": ("demos.hdf5", robomimic),
     "zarr": ("replay.zarr", zarr_store),
+    "LeRobotDataset v3": ("dataset", lerobot),
 }

@@ -6,9 +6,7 @@ import json
 import shlex
 import sys
 import time
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -43,7 +41,18 @@ def read(path: Path, *options: str, out: str = "episodes") -> EpisodeSet:
     return EpisodeSet.open(path.parent / out)
 
 
-@pytest.mark.parametrize("name", files.FORMATS)
+@pytest.mark.slow
+def test_a_dataset_of_lerobots_own_package_keeps_its_episodes_and_names(tmp_path: Path) -> None:
+    x = files.joint_angles(70)
+    options = files.lerobot(tmp_path / "d", x, [30])
+    first, second = (e.inputs["x"][:, 0] for _, e in read(tmp_path / "d", *options))
+    assert np.array_equal(first, x[:30]) and np.array_equal(second, x[30:])
+
+
+FAST = [name for name in files.FORMATS if "LeRobot" not in name]
+
+
+@pytest.mark.parametrize("name", FAST)
 def test_each_format_gives_the_recorded_numbers_by_their_names(name: str, tmp_path: Path) -> None:
     x = files.joint_angles(60)
     file, make = files.FORMATS[name]
@@ -257,12 +266,10 @@ def test_mcaps_own_reader_finds_times_schemas_and_counts(
 
 @pytest.mark.slow
 def test_lerobots_own_package_reads_the_dataset(
-    run: tuple[Path, np.ndarray], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: tuple[Path, np.ndarray], tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    # Decoders of pictures and a trainer, which its package imports and this has no use for.
-    for name in ("torchvision", "torchvision.transforms", "av", "accelerate"):
-        monkeypatch.setitem(sys.modules, name, MagicMock(__spec__=ModuleSpec(name, None)))
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    with files.lerobot_package():
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     write_run(run[0], tiny_bundle, tmp_path / "d", 50)
     dataset = LeRobotDataset("me/d", root=tmp_path / "d", delta_timestamps={"observation.x": [0]})
