@@ -95,15 +95,16 @@ class Part(NamedTuple):
 
 def report(title: str, parts: Sequence[Part]) -> str:
     """A whole page: verdicts first, then each result."""
+    title = printable(title)
     if len(parts) == 1:
         (part,) = parts
         return document(title, [f"<h1>{_text(title)}</h1>", _verdicts(part.verdicts), *part.body])
     lines = [f"<h1>{_text(title)}</h1>"]
     for i, part in enumerate(parts):
-        lines.append(f'<p><a href="#part-{i}">{_text(part.title)}</a></p>')
+        lines.append(f'<p><a href="#part-{i}">{_text(printable(part.title))}</a></p>')
         lines.append(_verdicts(part.verdicts))
     for i, part in enumerate(parts):
-        lines.append(f'<section id="part-{i}"><h1>{_text(part.title)}</h1>')
+        lines.append(f'<section id="part-{i}"><h1>{_text(printable(part.title))}</h1>')
         lines += [*part.body, "</section>"]
     return document(title, lines)
 
@@ -111,8 +112,8 @@ def report(title: str, parts: Sequence[Part]) -> str:
 def _verdicts(verdicts: Iterable[Verdict]) -> str:
     kinds = {True: "passed", False: "failed", None: "measured"}
     lines = [
-        f'<li><b class="{kinds[v.passed]}">{kinds[v.passed]}</b> <b>{_text(v.subject)}</b>: '
-        f"{_text(v.words)}</li>"
+        f'<li><b class="{kinds[v.passed]}">{kinds[v.passed]}</b> '
+        f"<b>{_text(printable(v.subject))}</b>: {_text(v.words)}</li>"
         for v in verdicts
     ]
     return f'<ul class="verdicts">{"".join(lines)}</ul>'

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -129,19 +130,17 @@ class Tap:
         self._counters, self._memory = counters, memory
         self._inputs, self._outputs, self._gates = inputs, outputs, gates
         self._flags = [(name, flag) for name, flag in _FLAGS if hasattr(counters, name)]
-        self._last_totals = self._totals()
+        self._totals = attrgetter(*(name for name, _ in self._flags))
+        self._last_totals = self._totals(counters)
         self._rows: deque[Row] = deque(maxlen=_ROWS)
         self._moments: deque[Moment] = deque(maxlen=_MOMENTS)
         self._keeps_states = state_bytes <= _MOMENT_BYTES
         self._before: dict[str, Array] = {}
         self.viewers = self.count = 0
 
-    def _totals(self) -> list[int]:
-        return [getattr(self._counters, name) for name, _ in self._flags]
-
     def note(self, elapsed_ns: int) -> None:
         """A step has ended."""
-        totals_before, self._last_totals = self._last_totals, self._totals()
+        totals_before, self._last_totals = self._last_totals, self._totals(self._counters)
         if not self.viewers:
             self._before = {}
             return
