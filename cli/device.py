@@ -133,6 +133,8 @@ def describe(manifest: Manifest) -> list[tuple[str, str]]:
         lines.append(("way", f"{way.way}{payload}: {way.why}"))
     if manifest.native is not None:
         lines.append(("native", described(manifest.native, manifest.target)))
+    if manifest.health is not None:
+        lines += [("health", line) for line in manifest.health.lines()[:3]]
     if manifest.no_native:
         reason = printable(manifest.no_native, 1000)
         lines.append(("native", f"no {missing_part(manifest)}: {reason}"))

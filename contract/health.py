@@ -236,7 +236,7 @@ class HealthEnvelope(Record, frozen=True, kw_only=True):
         lines += [
             f"false alarms: at most one in {self.steps_per_false_alarm:,.0f} steps on average, if "
             "the stream comes from where the recordings came from",
-            f"learned on: {self.steps:,} steps of {len(self.episodes)} episodes, "
+            f"learned on: {self.steps:,} steps of {len(self.episodes)} episode(s), "
             f"{len(self.watched)} numbers",
         ]
         if self.warm_up is not None:

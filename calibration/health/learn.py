@@ -187,7 +187,7 @@ def envelope_of(
         if trend
     ]
     if long is None:
-        not_watched.append("slow changes: the recordings are too short for long windows")
+        not_watched.append("slow changes: too few windows, or they depend on the one before")
     return HealthEnvelope(
         levels=levels,
         steps_per_false_alarm=float(math.floor(1 / rate)),

@@ -98,7 +98,7 @@ def _short(base: Integers, places: Places, target: float, steps: int) -> Chosen:
     if best is None:
         raise CalibrationError(
             "the episodes are too short to learn what is normal",
-            found=f"{steps:,} steps",
+            found=f"{steps:,} steps, counted in windows of {ROWS}",
             expected=f"at least {2 * _LEAST_WINDOWS * ROWS:,} steps",
             remedy="record more, or repeat --episode with other recordings",
         )
@@ -120,7 +120,8 @@ def _limits(vectors: Integers, places: Places, window: int, target: float) -> Ch
     grows = np.asarray([kind == "still" for _, kind in places])
     scaled = [_scaled(part, grows) for part in (shape, judged)]
     low, high = scaled[0].min(axis=0), scaled[0].max(axis=0)
-    middle, half = (low + high) / 2, np.maximum((high - low) / 2, np.where(grows, 0.5, 2.0))
+    middle = np.where(grows, 0, (low + high) / 2)
+    half = np.maximum(np.where(grows, high, (high - low) / 2), 2.0)
     scores = (np.abs(scaled[1] - middle) / half).max(axis=1)
     count = len(scores)
     outside = 1 + count // _ONE_OF
