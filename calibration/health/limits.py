@@ -18,6 +18,7 @@ _LEAST_WINDOWS = 20  # that set limits; fewer say too little of how far a range 
 _BLOCKS = 8  # neighbours go to the same part, because they are alike
 _MOST_IN_A_ROW = 8
 _ONE_OF = 50  # one window of so many may lie outside: one odd window does not set the limits
+_ONE_SIDED = 1.645  # of the normal distribution, at 5 %
 _LONG = (16, 8, 4)  # short windows in a long one, the first that the recordings allow
 
 
@@ -85,16 +86,22 @@ def chance_in_a_row(outside: int, windows: int, in_a_row: int) -> float:
 
 
 def _short(base: Integers, places: Places, target: float, steps: int) -> Chosen:
-    """The shortest window whose successors do not depend on it, and limits for it."""
+    """Twice the shortest window whose successors do not depend on it, and limits for it."""
     best: Chosen | None = None
+    good: Chosen | None = None
     times = 1
     while len(base) // times >= 2 * _LEAST_WINDOWS:
         choice = _limits(_longer(base, places, times), places, times * ROWS, target)
-        if choice.level.is_independent and choice.level.steps_per_false_alarm >= target:
-            return choice
+        is_good = choice.level.is_independent and choice.level.steps_per_false_alarm >= target
+        if good is not None:
+            # Tests see little of a weak dependence; in windows of twice the length it is weaker.
+            return choice if is_good else good
+        good = choice if is_good else None
         if best is None or choice.level.steps_per_false_alarm > best.level.steps_per_false_alarm:
             best = choice
         times *= 2
+    if good is not None:
+        return good
     if best is None:
         raise CalibrationError(
             "the episodes are too short to learn what is normal",
@@ -146,8 +153,16 @@ def _scaled(vectors: Integers, grows: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _is_independent(scores: NDArray[np.float64]) -> bool:
-    """Whether a window's score says nothing of the next one's, by rank, one-sided at 5 %."""
+    """Whether a window's score says nothing of the next one's, one-sided at 5 % for each of two.
+
+    By rank over all windows; and by how often one of the highest fifth follows another, because
+    what is far outside may stay there although all windows together look independent.
+    """
     ranks = np.argsort(np.argsort(scores)).astype(float)
     before, after = ranks[:-1] - ranks[:-1].mean(), ranks[1:] - ranks[1:].mean()
     size = math.sqrt(float((before**2).sum() * (after**2).sum()))
-    return size == 0 or float((before * after).sum()) / size * math.sqrt(len(before)) < 1.645
+    if size and float((before * after).sum()) / size * math.sqrt(len(before)) >= _ONE_SIDED:
+        return False
+    high = ranks >= 0.8 * len(ranks)
+    pairs, expected = int((high[:-1] & high[1:]).sum()), 0.04 * len(before)
+    return pairs < expected + _ONE_SIDED * math.sqrt(expected)
