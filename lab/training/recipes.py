@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lab.training.aura import AuraLearner
 from lab.training.step import DeltaLearner, GruLearner
-from lab.training.stream import GateRule, Learner, Recipe
+from lab.training.stream import Learner, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +17,12 @@ class Training:
     Attributes:
         learner: What learns.
         recipe: With which settings.
-        rules: Gate rules that are trained from scratch; the first is shipped, the others are what
-            it is compared with.
-        thresholds: At which the shipped one is scored; none where its gate is soft.
+        thresholds: At which it is scored; none where its gate is soft.
         horizons: Steps, and how many streams of them.
     """
 
     learner: Callable[[Recipe], Learner]
     recipe: Recipe
-    rules: tuple[GateRule, ...]
     thresholds: tuple[float, ...]
     horizons: tuple[tuple[int, int], ...]
 
@@ -33,15 +30,13 @@ class Training:
 TRAININGS: dict[str, Training] = {
     "aura-hard": Training(
         AuraLearner,
-        Recipe(),
-        ("learned", "always", "random", "periodic"),
+        Recipe(iterations=4000, tutored_share=1 / 8),
         (-2.0, 0.0),
         ((4096, 8), (100_000, 4)),
     ),
     "gdn2-hard": Training(
         DeltaLearner,
         Recipe(gate="soft", iterations=3000, write_price=0.24, ramp_share=0.8, settle_share=0.0),
-        ("soft",),
         (0.0, 0.03, 0.3),
         ((4096, 8), (16_384, 4)),
     ),
@@ -55,7 +50,6 @@ TRAININGS: dict[str, Training] = {
             always_share=0.3,
             settle_share=0.0,
         ),
-        ("soft",),
         (),
         ((4096, 8), (32_768, 4)),
     ),

@@ -116,6 +116,10 @@ class BindingStreams:
 
     def take(self, time: int) -> Chunk:
         """The next ``time`` steps of every stream."""
+        return self.show(*self.draw(time))
+
+    def draw(self, time: int) -> tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.int64]]:
+        """Kind, relevant entity and value of the next steps, ``(time, streams)`` each."""
         config, rng, streams = self._config, self._rng, len(self._bound)
         kinds = np.asarray([*config.kinds, 1.0 - sum(config.kinds)])
         kind = rng.choice(5, size=(time, streams), p=kinds).astype(np.int8)
@@ -124,7 +128,13 @@ class BindingStreams:
         pick = rng.random((time, streams, config.relevant))
         shift = rng.integers(1, VALUES, size=(time, streams))
         self._bind(kind, entity, value, pick, shift)
+        return kind, entity, value
 
+    def show(
+        self, kind: NDArray[np.int8], entity: NDArray[np.int64], value: NDArray[np.int64]
+    ) -> Chunk:
+        """Steps as they are observed; which distractor appears, and the noise, are drawn here."""
+        config, rng, (time, streams) = self._config, self._rng, kind.shape
         foreign = kind == DISTRACTOR
         distractor = config.relevant + rng.integers(config.distractors, size=(time, streams))
         codes = self._world.entities[np.where(foreign, distractor, entity)]

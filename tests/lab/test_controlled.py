@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from lab.evidence.controlled import measure as controlled_measure
 from lab.evidence.controlled import values as controlled_values
 from lab.evidence.controlled.arms import ARMS, CONFIGS, ITERATIONS
+from lab.evidence.controlled.cache import FrameSampling
 from lab.evidence.controlled.commands import controlled
 from lab.evidence.controlled.measure import HORIZONS, grown, questions
 from lab.evidence.controlled.page import contents
 from lab.evidence.controlled.rows import At, Row, lines_of, order
-from lab.evidence.controlled.streams import held_out, schedule
+from lab.evidence.controlled.streams import INTERFERENCE, held_out, schedule, steps_of_lesson
 from lab.evidence.controlled.train import Training, trainings
 from lab.evidence.controlled.values import ByValue
 from lab.evidence.intervals import permuted
@@ -30,6 +32,7 @@ SHORT = ((64, 3), (200, 1))
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ITERATIONS, "hard", 4)
     monkeypatch.setattr(controlled_measure, "HORIZONS", SHORT)
+    monkeypatch.setattr(controlled_measure, "SESSIONS", (0,))
 
 
 def command(verb: str, folder: Path, *options: str) -> Result:
@@ -45,7 +48,8 @@ def test_a_schedule_is_trained_deployed_and_counted_to_the_write(tmp_path: Path)
     options = ("--arm", "periodic", "--seeds", "1")
     for verb in ("train", "measure"):
         assert command(verb, tmp_path, *options).exit_code == 0
-    (row,) = read_rows(tmp_path / "rows.json", Row)
+    row, lessons = read_rows(tmp_path / "rows.json", Row)
+    assert [(at.steps, at.writes) for at in lessons.at] == [(72, 64 * 72 // 8)]
     assert (row.arm, row.seed, row.iterations, row.state_bytes) == ("periodic", 0, 4, 4224)
     assert [(at.steps, at.streams, at.writes) for at in row.at] == [(64, 3, 24), (200, 1, 25)]
     assert all(0 < at.judged < at.steps * at.streams and at.right <= at.judged for at in row.at)
@@ -68,16 +72,17 @@ def test_a_killed_measurement_goes_on_where_it_stopped(
 
         monkeypatch.setattr(controlled_measure, "grown", one)
 
-    killed_at(len(SHORT) + 1)  # in the middle of the second training's row
+    each = len(SHORT) + 1  # the last is that of lessons
+    killed_at(each + 1)  # in the middle of the second training's row
     assert command("measure", tmp_path, "--arm", "cache").exit_code == 130
     kept = read_rows(tmp_path / "rows.json", Row)
-    assert [row.seed for row in kept] == [0]
+    assert [row.seed for row in kept] == [0, 0]
     measured.clear()
     killed_at(10**6)
     assert command("measure", tmp_path, "--arm", "cache").exit_code == 0
-    assert len(measured) == 2 * len(SHORT)
+    assert len(measured) == 2 * each
     rows = read_rows(tmp_path / "rows.json", Row)
-    assert [row.seed for row in rows] == [0, 1, 2]
+    assert [row.seed for row in rows] == [0, 1, 2, 0, 1, 2]
     assert rows[0] == kept[0]
 
 
@@ -153,6 +158,25 @@ def test_a_schedule_writes_what_it_says(rule: str) -> None:
         # within four standard deviations of a binomial of one in eight
         assert abs(writes.sum() - 512) < 4 * (4096 * 0.125 * 0.875) ** 0.5
         assert (writes != schedule(rule, held, 0)[:, 0, 0]).any()
+
+
+def test_a_lesson_is_asked_for_whatever_sessions_lie_between() -> None:
+    near, far = (held_out(INTERFERENCE, steps_of_lesson(k), 16) for k in (0, 3))
+    assert (near.z.shape[1], far.z.shape[1]) == (72, 840)
+    assert (near.label[:, -8:] == far.label[:, -8:]).all() and (far.label[:, -8:] >= 0).all()
+    assert (far.label[:, :-8] == -1).all()
+    assert (near.event.sum(1) == 8).all()
+    # Every event of the lesson is asked for, so no session in between overwrote one.
+    assert (far.needed[:, :64] == far.event[:, :64]).all()
+
+
+def test_sampled_frames_are_as_many_bytes_as_the_matrix_and_reach_the_first_step() -> None:
+    at = torch.tensor([3, 900])
+    sampled = FrameSampling().visible(at, at[:, None] - torch.arange(1000))
+    assert sampled[0].nonzero().flatten().tolist() == [0, 1, 2, 3]
+    places = sampled[1].nonzero().flatten()
+    assert len(places) * FrameSampling.kv_bytes_per_step == 4 * 32 * 32
+    assert (places[0], places[-1]) == (0, 900) and set(places.diff().tolist()) == {60}
 
 
 def test_held_out_streams_are_those_of_no_training_and_of_no_validation() -> None:
@@ -234,6 +258,6 @@ def test_every_row_of_the_repository_belongs_to_a_question() -> None:
     for row in rows:
         assert row.digest in asked
         for at in row.at:
-            assert (at.steps, at.streams) in HORIZONS
+            assert (at.steps, at.streams) in HORIZONS or row.stream == INTERFERENCE
             assert 0 < at.right <= at.judged
             assert 0 <= at.writes <= at.steps * at.streams

@@ -122,16 +122,13 @@ def test_the_shipped_policy_remembers_and_schedules_at_its_budget_do_not(shipped
         assert scores[rule].accuracy < scores["learned"].accuracy - 0.30
 
 
-def test_the_card_shows_what_the_issue_of_first_light_asked_for(shipped) -> None:
+def test_the_card_meets_the_target_of_the_hard_stream(shipped) -> None:
+    # What it is compared with has several trainings in docs/evidence/controlled.json.
     _, _, card = shipped
     rows = {(row.gate, row.threshold, row.steps): row for row in rows_of(card)}
     for steps in (4096, 100_000):
-        always = rows["always", None, steps]
         learned = rows["learned", -2.0, steps]
-        assert learned.accuracy > always.accuracy - 0.005
-        assert learned.write_ratio > 7.0
-        for rule in ("random", "periodic"):
-            assert rows[rule, None, steps].accuracy < learned.accuracy - 0.30
+        assert learned.accuracy > 0.995 and learned.write_ratio > 8.0
 
 
 def test_training_twice_gives_the_same_weights() -> None:

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from torch import nn
 
-from lab.evidence.controlled.cache import CacheLearner, GrowingCache
+from lab.evidence.controlled.cache import CacheLearner, FrameSampling, GrowingCache
 from lab.evidence.controlled.gates import (
     ALWAYS,
     Blind,
@@ -45,8 +45,8 @@ Threshold = float | None | Literal["budget", "calibrated"]
 TOLERANCE = 0.0025
 """Accuracy that a calibrated threshold may give up: half of the half point that is the goal."""
 DEPLOYED = -2.0
-"""AURA-Mem's threshold: the one that calibration on validation streams chose for the shipped
-checkpoint (docs/concepts/aura-mem.md), for every seed and configuration here."""
+"""AURA-Mem's threshold: the one that calibration on validation streams chose for the first shipped
+checkpoint, for every seed and configuration here."""
 
 _PLAIN = Recipe(gate="soft", write_price=0.0, settle_share=0.0)
 _RECURRENT = replace(_PLAIN, learning_rate=3e-3)
@@ -73,6 +73,7 @@ class Arm:
         longest: Horizon beyond which it is not stepped, because it takes too long.
         weights_of: The arm whose trainings it takes, where it has none of its own.
         shifted: Whether its hard bundles also meet streams that no training saw.
+        interfered: Whether they are also asked about a lesson after other sessions.
     """
 
     says: str
@@ -85,6 +86,7 @@ class Arm:
     longest: int = 100_000
     weights_of: str | None = None
     shifted: bool = False
+    interfered: bool = False
 
     def recipe_for(self, config: str, seed: int) -> Recipe:
         """Everything that decides one checkpoint of it."""
@@ -149,6 +151,7 @@ ARMS: dict[str, Arm] = {
         {"hard": 5, "easy": 3},
         (DEPLOYED, 0.0, CALIBRATED),
         share=2.0,
+        interfered=True,
     ),
     "always": Arm(
         "the same cell, written always",
@@ -167,11 +170,18 @@ ARMS: dict[str, Arm] = {
         {"hard": 5, "easy": 3},
         (ALWAYS,),
         share=2.0,
+        interfered=True,
     ),
     "gated-delta": Arm(
-        "gated delta rule, learned decay", GatedDeltaLearner, gated_delta, shifted=True
+        "gated delta rule, learned decay",
+        GatedDeltaLearner,
+        gated_delta,
+        shifted=True,
+        interfered=True,
     ),
-    "linear-attention": Arm("linear attention, decay", LinearAttentionLearner, LinearAttention),
+    "linear-attention": Arm(
+        "linear attention, decay", LinearAttentionLearner, LinearAttention, interfered=True
+    ),
     "mingru-1056": Arm(
         "minGRU, 1,056 channels",
         partial(MinGruLearner, hidden=1056),
@@ -180,7 +190,17 @@ ARMS: dict[str, Arm] = {
     ),
     "gru-64": _recurrent(nn.GRU, 64, _ALL),
     "lstm-64": _recurrent(nn.LSTM, 64, _ALL),
-    "cache": Arm("growing KV cache", CacheLearner, GrowingCache, _CACHE),
+    "cache": Arm("growing KV cache", CacheLearner, GrowingCache, _CACHE, interfered=True),
+    "frames": Arm(
+        "the cache's weights, 16 frames sampled",
+        CacheLearner,
+        FrameSampling,
+        _CACHE,
+        _HARD,
+        longest=4096,
+        weights_of="cache",
+        interfered=True,
+    ),
     "reconstruction": Arm(
         "gate by reconstruction gain",
         reconstruction_learner,
@@ -206,8 +226,12 @@ ARMS: dict[str, Arm] = {
         share=2.0,
         weights_of="longer",
     ),
-    "random": Arm("random schedule", AuraLearner, Scheduled, Recipe(gate="random")),
-    "periodic": Arm("periodic schedule", AuraLearner, Scheduled, Recipe(gate="periodic")),
+    "random": Arm(
+        "random schedule", AuraLearner, Scheduled, Recipe(gate="random"), interfered=True
+    ),
+    "periodic": Arm(
+        "periodic schedule", AuraLearner, Scheduled, Recipe(gate="periodic"), interfered=True
+    ),
     # What follows is an ablation, or too large to train as long as the others.
     "blind": Arm(
         "AURA-Mem, gate without surprise",

@@ -51,12 +51,31 @@ class GrowingCache(nn.Module):
         """Read for queries ``(rows, asked, 32)`` made at steps ``at (asked,)``, themselves seen."""
         ago = at[:, None] - torch.arange(k.shape[1])
         score = self.sharpness * torch.matmul(q, k.transpose(1, 2)) - softplus(self.slope) * ago
-        return torch.matmul(torch.softmax(score.masked_fill(ago < 0, float("-inf")), -1), v)
+        score = score.masked_fill(~self.visible(at, ago), float("-inf"))
+        return torch.matmul(torch.softmax(score, -1), v)
+
+    def visible(self, at: Tensor, ago: Tensor) -> Tensor:
+        """Which steps are attended to: all up to the query, ``(asked, steps)`` bool."""
+        return ago >= 0
 
     def answer(self, o: Tensor, x: Tensor) -> Tensor:
         """Logits ``(..., 8)``."""
         logits: Tensor = self.head(torch.cat((o, x), dim=-1))
         return logits
+
+
+class FrameSampling(GrowingCache):
+    """The same attention over evenly spaced steps of the past, the first and the query included.
+
+    16 of them are as many bytes of keys and values as AURA-Mem's matrix.
+    """
+
+    frames = 16
+
+    def visible(self, at: Tensor, ago: Tensor) -> Tensor:
+        """Which steps are sampled."""
+        places = torch.round(at[:, None] * torch.linspace(0, 1, self.frames)).long()
+        return torch.zeros(ago.shape, dtype=torch.bool).scatter_(1, places, True)
 
 
 class CacheLearner:

@@ -19,6 +19,9 @@ from lab.evidence.controlled.cache import GrowingCache, answers
 from lab.evidence.controlled.rows import At, Row
 from lab.evidence.controlled.streams import (
     HORIZONS,
+    INTERFERENCE,
+    SESSIONS,
+    SHIFTED,
     SHIFTED_HORIZONS,
     STREAMS,
     TEST_SEED,
@@ -27,6 +30,7 @@ from lab.evidence.controlled.streams import (
     HeldOut,
     held_out,
     schedule,
+    steps_of_lesson,
 )
 from lab.evidence.controlled.thresholds import budget_threshold, calibrated_threshold
 from lab.evidence.controlled.train import Training, trained
@@ -35,9 +39,9 @@ from stategate.contract import Episode
 from stategate.contract.specs import Record
 from stategate.models.load import LoadedModel
 from stategate.models.memories.aura import AuraMem
-from stategate.models.zoo.binding_stream import CONFIGS
 from stategate.runtime.session import Session
 
+_LESSONS = 64  # of each number of sessions between
 _CHECKED_STEPS = 1000  # of the parity check before a bundle is sealed
 
 
@@ -72,11 +76,15 @@ def questions(training: Training) -> list[tuple[Question, ...]]:
     own = tuple(h for h in HORIZONS if h[0] <= arm.longest)
     ways = [(training.config, own)]
     if arm.shifted and training.config == "hard":
-        ways += [(stream, SHIFTED_HORIZONS) for stream in STREAMS if stream not in CONFIGS]
-    return [
+        ways += [(stream, SHIFTED_HORIZONS) for stream in SHIFTED]
+    groups = [
         tuple(Question(training, threshold, stream, horizons) for stream, horizons in ways)
         for threshold in arm.thresholds
     ]
+    if arm.interfered and training.config == "hard":
+        horizons = tuple((steps_of_lesson(k), _LESSONS) for k in SESSIONS)
+        groups[0] += (Question(training, arm.thresholds[0], INTERFERENCE, horizons),)
+    return groups
 
 
 def answers_to(

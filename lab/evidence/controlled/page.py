@@ -9,9 +9,16 @@ from pathlib import Path
 from statistics import fmean
 
 from lab.evidence.controlled.arms import ARMS, CALIBRATED, CONFIGS, DEPLOYED, Threshold
-from lab.evidence.controlled.pictures import by_writes, over_horizons
+from lab.evidence.controlled.pictures import by_writes, over_horizons, over_sessions
 from lab.evidence.controlled.rows import At, Row, is_at, lines_of, name_of
-from lab.evidence.controlled.streams import HORIZONS, STREAMS, steps_per_asked_event
+from lab.evidence.controlled.streams import (
+    HORIZONS,
+    INTERFERENCE,
+    SESSIONS,
+    SHIFTED,
+    steps_of_lesson,
+    steps_per_asked_event,
+)
 from lab.evidence.controlled.train import trainings
 from lab.evidence.controlled.values import ByValue
 from lab.evidence.intervals import over_seeds, permuted, wilson
@@ -55,6 +62,7 @@ def contents(results: Path, values: Path) -> Contents:
         ),
         "controlled-ablations": _table(rows, "hard", (*_ABLATED, "always")),
         "controlled-shifts": _shifts(rows),
+        "controlled-interference": _interference(rows),
         "controlled-values": _values(by_value),
         "controlled-blind": _blind(by_value),
     }
@@ -63,6 +71,10 @@ def contents(results: Path, values: Path) -> Contents:
         {
             "evidence-horizon": ("Errors, hard: means and single trainings", over_horizons(rows)),
             "evidence-writes": ("Errors against writes, hard, 16,384 steps", by_writes(rows)),
+            "evidence-interference": (
+                "Answers about a lesson after sessions about other things",
+                over_sessions(rows),
+            ),
         },
     )
 
@@ -198,7 +210,7 @@ def _ideal(rows: Sequence[Row], config: str, steps: int) -> str:
 
 
 def _seeds(rows: Sequence[Row]) -> str:
-    """Each training of AURA-Mem and of always-write, one at a time."""
+    """Each training of the shipped recipe and of its always-write, one at a time."""
     head = ["model", "seed", *(f"{steps:,}" for steps, _ in HORIZONS), "steps per write"]
     lines = [
         [
@@ -207,22 +219,43 @@ def _seeds(rows: Sequence[Row]) -> str:
             *(_accuracy([row], steps) for steps, _ in HORIZONS),
             f"{row.at[-1].ratio:.2f}",
         ]
-        for name, of in lines_of(rows, "hard", "hard", ("learned", "always"))
+        for name, of in lines_of(rows, "hard", "hard", ("longer", "always-longer"))
         for row in of
     ]
     return table(head, lines)
 
 
 def _shifts(rows: Sequence[Row]) -> str:
-    shifted = [name for name in STREAMS if name not in CONFIGS and "," in name]
     head = ["stream", "model", "n", "4,096", "16,384", "steps per write"]
     lines = []
-    for stream in ("hard", *shifted):
+    for stream in ("hard", *SHIFTED):
         for name, of in lines_of(rows, "hard", stream, ("learned", "always", "gated-delta")):
             far = [at.ratio for row in of if (at := row.up_to(16_384)) is not None]
             accuracies = [_accuracy(of, steps) for steps in (4096, 16_384)]
             lines.append([stream, name, str(len(of)), *accuracies, _spread(far, 2)])
     return table(head, lines)
+
+
+def _interference(rows: Sequence[Row]) -> str:
+    head = ["model", "n", *(f"k = {k}" for k in SESSIONS), "writes in 1,000 steps, k = 7"]
+    lines = [
+        [
+            name,
+            str(len(of)),
+            *(_accuracy(of, steps_of_lesson(k)) for k in SESSIONS),
+            f"{fmean(1000 / row.at[-1].ratio for row in of):.0f}",
+        ]
+        for name, of in lines_of(rows, "hard", INTERFERENCE, ARMS)
+    ]
+    done = {(row.arm, row.seed) for row in rows if row.stream == INTERFERENCE}
+    lacking = Counter(
+        name
+        for name, arm in ARMS.items()
+        for seed in range(arm.seeds["hard"] if arm.interfered else 0)
+        if (name, seed) not in done
+    )
+    text = "; ".join(f"{ARMS[name].says} ({count})" for name, count in lacking.items())
+    return table(head, lines) + (f"\n\nTrainings still to come: {text}." if text else "")
 
 
 def _values(rows: Sequence[ByValue]) -> str:

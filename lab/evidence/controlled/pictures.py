@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from matplotlib.axes import Axes
 
 from lab.evidence.controlled.arms import ARMS, DEPLOYED
 from lab.evidence.controlled.rows import Lines, Row, is_at, lines_of
+from lab.evidence.controlled.streams import INTERFERENCE, SESSIONS
 from lab.evidence.pages import COLOURS
 
 # As many as there are colours, all trained for as many iterations.
@@ -21,11 +22,11 @@ _BY_WRITES = (
 )  # fmt: skip
 
 
-def _shown(rows: Sequence[Row], arms: Sequence[str]) -> Lines:
-    """Their lines on hard; of those with several thresholds, at the deployed one."""
+def _shown(rows: Sequence[Row], arms: Iterable[str], stream: str = "hard") -> Lines:
+    """Their lines of hard trainings; of those with several thresholds, at the deployed one."""
     return [
         (name, of)
-        for name, of in lines_of(rows, "hard", "hard", arms)
+        for name, of in lines_of(rows, "hard", stream, arms)
         if len(ARMS[of[0].arm].thresholds) == 1 or is_at(of[0], DEPLOYED)
     ]
 
@@ -63,6 +64,26 @@ def by_writes(rows: Sequence[Row]) -> Callable[[Axes], None]:
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         _finish(axes)
+
+    return draw
+
+
+def over_sessions(rows: Sequence[Row]) -> Callable[[Axes], None]:
+    """Right answers against the sessions since the lesson."""
+
+    def draw(axes: Axes) -> None:
+        lines = _shown(rows, ARMS, INTERFERENCE)
+        for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
+            right = [100 * fmean(row.at[k].accuracy for row in of) for k in SESSIONS]
+            axes.plot(
+                SESSIONS, right, marker=marker, color=colour, ms=5, label=f"{name} (n={len(of)})"
+            )
+            for row in of:
+                axes.plot(SESSIONS, [100 * at.accuracy for at in row.at], ".", color=colour, ms=3)
+        axes.axhline(12.5, color="#999999", ls=":", lw=1)
+        axes.set(xlabel="sessions of 256 steps since the lesson", ylim=(0, 103))
+        axes.set(ylabel="% of questions answered rightly; dotted: chance")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     return draw
 

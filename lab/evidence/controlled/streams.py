@@ -13,29 +13,39 @@ from numpy.typing import NDArray
 from lab.training.aura import PERIOD
 from lab.training.stream import Recipe
 from stategate.models.zoo.binding_stream import (
+    CLUTTER,
     CONFIGS,
+    DISTRACTOR,
     EVENT,
+    NO_LABEL,
     QUERY,
+    VALUES,
     BindingStreams,
     Chunk,
     StreamConfig,
+    World,
 )
 
 HORIZONS = ((64, 64), (1024, 8), (4096, 8), (16_384, 4), (100_000, 2))
 """Steps from an empty memory, and how many streams of them."""
 SHIFTED_HORIZONS = ((4096, 8), (16_384, 4))
+LESSON_STEPS, SESSION_STEPS = 64, 256
+ENTITIES_OF_LESSON = 8
+SESSIONS = tuple(range(8))
+"""Between a lesson and the questions about it."""
 VALIDATION = (2, 16_384)  # streams and steps on which a budget's threshold is found
 VALIDATION_SEED = 1_000_003
 TEST_SEED = 3_000_017  # plus the horizon; trainings use the small numbers
 _HARD = CONFIGS["hard"]
 
-STREAMS: dict[str, StreamConfig] = {
-    **CONFIGS,
-    # Deployed only: the hard stream as no training saw it.
+SHIFTED: dict[str, StreamConfig] = {
     "hard, events 2.5 times as often": replace(_HARD, kinds=(0.30, 0.10, 0.20, 0.30)),
     "hard, events 4 times as rare": replace(_HARD, kinds=(0.03, 0.10, 0.45, 0.22)),
     "hard, gaps 10 times as long": CONFIGS["slow"],
 }
+"""Deployed only: the hard stream as no training saw it."""
+INTERFERENCE = "hard, a lesson and sessions about other things"
+STREAMS = {**CONFIGS, **SHIFTED, INTERFERENCE: _HARD}
 
 
 class HeldOut(NamedTuple):
@@ -62,8 +72,11 @@ def held_out(stream: str, steps: int, count: int, seed: int = TEST_SEED) -> Held
     """Streams that no training has seen; a world is that of its configuration."""
     config = stream.split(",")[0]
     world = Recipe(config=config).world()
-    source = BindingStreams(STREAMS[stream], world, count, seed + steps)
-    parts = [source.take(min(2048, steps - start)) for start in range(0, steps, 2048)]
+    if stream == INTERFERENCE:
+        parts = [_lesson(world, steps, count, seed)]
+    else:
+        source = BindingStreams(STREAMS[stream], world, count, seed + steps)
+        parts = [source.take(min(2048, steps - start)) for start in range(0, steps, 2048)]
     z = np.concatenate([part.z for part in parts]).transpose(1, 0, 2)
     return HeldOut(
         z=np.ascontiguousarray(z)[:, :, None, :],
@@ -72,6 +85,39 @@ def held_out(stream: str, steps: int, count: int, seed: int = TEST_SEED) -> Held
         needed=_needed(parts).T,
         value=np.concatenate([part.value for part in parts]).T,
     )
+
+
+def steps_of_lesson(sessions: int) -> int:
+    """Of a lesson, so many sessions about other things, and one question about each entity."""
+    return LESSON_STEPS + sessions * SESSION_STEPS + ENTITIES_OF_LESSON
+
+
+def _lesson(world: World, steps: int, count: int, seed: int) -> Chunk:
+    """Half of the entities are bound in a lesson, and asked for at the end; see docs/evidence.
+
+    In between are ordinary streams of the other half. Lessons and questions are the same whatever
+    lies between; only the last questions have labels.
+    """
+    rng, half = np.random.default_rng(seed), ENTITIES_OF_LESSON
+    everyone = np.arange(count)
+    order = rng.permuted(np.tile(np.arange(_HARD.relevant), (count, 1)), axis=1)
+    bound = rng.integers(VALUES, size=(half, count))
+    places = rng.permuted(np.tile(np.arange(LESSON_STEPS), (count, 1)), axis=1)[:, :half].T
+    questions = rng.permuted(np.tile(np.arange(half), (count, 1)), axis=1).T
+    kind = np.where(rng.random((LESSON_STEPS, count)) < 0.5, DISTRACTOR, CLUTTER).astype(np.int8)
+    entity, value = np.zeros((2, LESSON_STEPS, count), dtype=np.int64)
+    value[:] = rng.integers(VALUES, size=value.shape)  # what distractors show
+    kind[places, everyone], value[places, everyone] = EVENT, bound
+    entity[places, everyone] = order[:, :half].T
+    others = BindingStreams(replace(_HARD, relevant=half), world, count, seed)
+    kinds, entities, values = others.draw(steps - LESSON_STEPS - half)
+    chunk = BindingStreams(_HARD, world, count, seed + 1).show(
+        np.concatenate([kind, kinds, np.full((half, count), QUERY, dtype=np.int8)]),
+        np.concatenate([entity, order[everyone, half + entities], order[everyone, questions]]),
+        np.concatenate([value, values, bound[questions, everyone]]),
+    )
+    chunk.label[:-half] = NO_LABEL
+    return chunk
 
 
 def _needed(parts: Sequence[Chunk]) -> NDArray[np.bool_]:
