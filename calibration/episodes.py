@@ -2,36 +2,23 @@
 
 One task is one whole episode, since a memory cannot be rolled from the middle. Answers are merged
 in the order of the episodes and never in that of arrival, so a cluster gives what one process
-gives, to the last bit. Dask runs the task of a lost worker again elsewhere; as its answer is merged
-by whoever asked, once, a lost worker loses no episode and doubles none.
+gives, to the last bit.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from stategate.calibration.cluster import Cluster, connected, in_order
 from stategate.contract import Episode, EpisodeFile, EpisodeSet
-from stategate.contract.errors import (
-    CalibrationError,
-    EpisodeError,
-    MissingDependencyError,
-    StategateError,
-)
-from stategate.contract.failures import failures
+from stategate.contract.errors import CalibrationError, EpisodeError
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from stategate.models.load import LoadedModel
     from stategate.models.step import StepModel
-
-LOCAL = "local"
-_AHEAD = 4  # tasks a thread: enough that none waits, and what waits to be merged stays bounded
 
 
 class Mergeable(Protocol):
@@ -41,9 +28,6 @@ class Mergeable(Protocol):
         """Those of both; ``other`` comes later in the order of the episodes."""
         ...
 
-
-Cluster: TypeAlias = "str | Client"
-"""``local`` for a process a core of this machine, a scheduler's address, or an open client."""
 
 One = TypeVar("One", bound=Mergeable)
 Report = Callable[[int], None]
@@ -131,28 +115,16 @@ def _merged(results: Iterable[tuple[int, Mapping[str, One]]], count: Progress) -
 
 
 def _gathered(
-    client: Client, episodes: EpisodeSet, work: Work[One]
+    client: Any, episodes: EpisodeSet, work: Work[One]
 ) -> Iterator[tuple[int, Mapping[str, One]]]:
-    """Results in the order of names, a bounded number of tasks ahead of the one that is due."""
-    ahead = _AHEAD * max(1, sum(client.nthreads().values()))
-    rest, due = deque(episodes.files), deque[tuple[EpisodeFile, Any]]()
-    while rest or due:
-        while rest and len(due) < ahead:
-            file = rest.popleft()
-            task = partial(work, replace(file, path=file.path.resolve()), _silent)
-            # Not pure: Dask must not take two tasks of equal arguments for one.
-            due.append((file, client.submit(task, pure=False)))
-        file, future = due.popleft()
-        try:
-            yield file.steps, future.result()
-        except StategateError:
-            raise
-        except failures() as problem:  # whatever the work raised, or Dask's own
-            raise CalibrationError(
-                f"the cluster could not roll {file.name}",
-                found=f"{type(problem).__name__}: {problem}",
-                remedy="roll it in one process to see the error where it happens",
-            ) from problem
+    files = [replace(file, path=file.path.resolve()) for file in episodes.files]
+    ask = partial(_rolled, work)
+    for file, result in in_order(client, files, ask, lambda file: f"roll {file.name}"):
+        yield file.steps, result
+
+
+def _rolled(work: Work[One], file: EpisodeFile) -> Mapping[str, One]:
+    return work(file, _silent)
 
 
 def _silent(_: int) -> None:
@@ -182,31 +154,3 @@ def _loaded(source: str, sha256: str) -> LoadedModel:
             remedy="give all workers the same file; have its factory load weights or set a seed",
         )
     return loaded
-
-
-@contextmanager
-def connected(cluster: Cluster) -> Iterator[Client]:
-    """A client of the cluster; one that was handed in stays open."""
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError as missing:
-        raise MissingDependencyError("distributed", "cluster") from missing
-    if not isinstance(cluster, str):
-        yield cluster
-    elif cluster == LOCAL:
-        with (
-            LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0") as workers,
-            Client(workers) as client,
-        ):
-            yield client
-    else:
-        try:
-            client = Client(cluster, timeout="10s")
-        except (OSError, ValueError) as problem:
-            raise CalibrationError(
-                "the cluster cannot be reached",
-                found=f"{cluster}: {problem}",
-                expected=f"{LOCAL}, or the address of a Dask scheduler",
-            ) from problem
-        with client:
-            yield client

@@ -167,6 +167,9 @@ _FLEET = {
     "deploy": Verb(
         "deploy:deploy", "ort", "Put a bundle on a machine over ssh, and try it there.", "deploy"
     ),
+    "collect": Verb("fleet:collect", "fleet", "Read what robots brought home into one table."),
+    "show": Verb("fleet:show_command", "fleet", "Say which robots need a look."),
+    "episodes": Verb("fleet:episodes_command", "fleet", "Make episodes of black boxes."),
 }
 _CARRY = {
     "bill": Verb("bill:bill_command", "", "Say what is in a bundle: CycloneDX or SPDX.", "bill"),

@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "corpus": ("lab.attack.corpus:corpus", "Write the files that fuzzers begin with."),
     "attack": ("lab.attack.table:attack", "Attack memory and readers, and count losses."),
     "health": ("lab.health:health", "What the health envelope promises and sees."),
+    "fleet": ("lab.fleet:fleet", "Simulate many robots with planted faults."),
     "foreign": ("lab.foreign.command:foreign", "Adopt other people's files."),
     "controlled": ("lab.evidence.controlled.commands:controlled", "The controlled benchmark."),
     "memory": ("lab.evidence.memory.commands:memory", "The memory against a growing cache."),

@@ -48,6 +48,14 @@ prometheus: ## Install the Prometheus that tests of metrics need (Debian, as roo
 watch-check: $(VENV)/.test browser prometheus ## The live page in Chromium, metrics in Prometheus -> build/watch/*.png
 	@WATCH_PICTURES=$(BUILD)/watch STATEGATE_BROWSER=required $(BIN)/python -m pytest -q tests/bench/test_live.py tests/runtime/test_prometheus.py
 
+fleet: $(BUILD)/fleet/bundle/manifest.json | $(VENV)/.test ## 1,000 simulated robots with planted faults -> build/bench/fleet.json
+	@mkdir -p $(BUILD)/bench
+	$(LAB) fleet --bundle $(<D) --scratch $(BUILD)/fleet --out $(BUILD)/bench/fleet.json
+	@cp $(BUILD)/bench/fleet.json docs/evidence/fleet.json
+
+$(BUILD)/fleet/bundle/manifest.json: $(EXPORTER) | $(VENV)/.run
+	@$(BIN)/stategate export aura-hard --engines onnxruntime,native --out $(@D)
+
 OMS := 114b0f72da8d7502cfdc3c83003c9d2d4a30682e
 conformance: $(VENV)/.test ## The public conformance cases of OpenSSF Model Signing (fetches them)
 	@test -d $(BUILD)/oms-conformance || { \

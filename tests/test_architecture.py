@@ -47,6 +47,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "calibration/ranges": ("stategate.export.precision",),
     # What an envelope promises, C promises too.
     "calibration/health": ("stategate.export.c.health",),
+    # Robots' folders are read on the cluster that calibration rolls episodes on.
+    "bench/fleet": ("stategate.calibration.cluster",),
     # A candidate becomes a bundle once the runtime's own checks have stepped it.
     # What is sealed here may run here: its maker is the user.
     "export/seal": ("stategate.runtime.check", "stategate.runtime.trust"),
@@ -115,7 +117,7 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
 
 @pytest.mark.parametrize("room", RULES)
 def test_a_library_that_few_have_enters_a_room_in_one_module(room: str) -> None:
-    extras = "ort export bench metrics watch cluster gym trust carry recordings"
+    extras = "ort export bench metrics watch cluster fleet gym trust carry recordings"
     optional = packages_of_extras(*extras.split())
     if room in ON_DEVICES:
         optional -= packages_of_extras("export") - {"tomli"}

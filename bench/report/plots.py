@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
@@ -101,6 +101,24 @@ def memory_plots(result: BenchResult) -> tuple[str, ...]:
         axes.set(xscale="log", yscale="log", xlabel="step", ylabel="bytes")
 
     return (_plot("Memory against horizon (computed)", draw),)
+
+
+def histogram(
+    title: str, unit: str, series: Sequence[tuple[str, np.ndarray]], log: bool = False
+) -> str:
+    """How figures of several groups lie, by group; with ``log`` in equal ratios."""
+
+    def draw(axes: Axes) -> None:
+        every = np.concatenate([values for _, values in series])
+        bounds = np.histogram_bin_edges(np.log(every) if log else every, 40)
+        bounds = np.exp(bounds) if log else bounds
+        for (name, values), colour in zip(series, SERIES, strict=False):
+            axes.stairs(np.histogram(values, bounds)[0], bounds, color=colour, label=name)
+        axes.set(xlabel=unit, ylabel="robots", yscale="symlog", xscale="log" if log else "linear")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_major_formatter("{x:g}")
+
+    return _plot(title, draw)
 
 
 def _edges(times: Times) -> tuple[np.ndarray, np.ndarray]:

@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from stategate.calibration.cluster import Cluster
 from stategate.calibration.drift.judge import can_judge
-from stategate.calibration.episodes import Cluster, roll_out
+from stategate.calibration.episodes import roll_out
 from stategate.calibration.ranges.statistics import Statistics, decade_of
 from stategate.calibration.recordings import Episodes, on_disk
 from stategate.common import console

@@ -17,7 +17,8 @@ from stategate.calibration.closed_loop import (
     roll,
     sample_gate,
 )
-from stategate.calibration.episodes import Cluster, Fleet, Progress, Report, ask_each, connected
+from stategate.calibration.cluster import Cluster, connected
+from stategate.calibration.episodes import Fleet, Progress, Report, ask_each
 from stategate.calibration.recordings import Episodes, episodes_for, listed
 from stategate.calibration.settings import REFINEMENTS, TOLERANCE, Wish
 from stategate.common import console

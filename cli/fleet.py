@@ -1,0 +1,107 @@
+"""``stategate fleet``: what many robots brought home, in one table, and who needs a look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stategate.cli.options import (
+    BUNDLE,
+    FILE,
+    FOLDER,
+    POSITIVE,
+    cluster_option,
+    json_option,
+    option,
+    out_option,
+)
+from stategate.cli.show import leave_unless, show
+from stategate.contract.durable import check_writable, write_whole
+
+folders_argument = click.argument("folders", nargs=-1, required=True, type=BUNDLE)
+
+
+@click.command()
+@folders_argument
+@out_option("Folder of the fleet.", FOLDER)
+@click.option("--bundle", "bundles", multiple=True, type=BUNDLE, help="That robots step; repeat.")
+@cluster_option
+@json_option
+def collect(
+    folders: tuple[Path, ...],
+    out: Path,
+    bundles: tuple[Path, ...],
+    cluster: str | None,
+    as_json: bool,
+) -> None:
+    """Read what robots brought home in FOLDERS into one folder of parquet files.
+
+    Each of FOLDERS is a robot's, or holds a folder for each robot: installations, snapshots, black
+    boxes, lines of metrics. Given again, it writes what is new; a folder that is collected twice
+    counts once.
+
+    \b
+    Examples:
+      stategate fleet collect robots/ --bundle build/policy --out build/fleet
+      stategate fleet collect /mnt/monday /mnt/tuesday --cluster local --out build/fleet
+    """
+    from stategate.bench.fleet.collect import collect
+
+    result = collect(folders, out, bundles=bundles, cluster=cluster)
+    texts = [f"{len(result.robots):,} robots, {len(result.new):,} of them new: {out}"]
+    show(result, as_json, [*texts, *(("unreadable", text) for text in result.problems)])
+
+
+@click.command("show")
+@click.argument("folder", type=BUNDLE)
+@option("--storage", help="Medium of every robot, such as emmc-16gb; that of its bundle's target.")
+@option("--years", type=POSITIVE, default=5.0, help="A flash that ends sooner is named.")
+@out_option("A page (.html).", FILE, required=False)
+@json_option
+def show_command(
+    folder: Path, storage: str | None, years: float, out: Path | None, as_json: bool
+) -> None:
+    """Say which robots of FOLDER write too much, wear out their flash, or drift.
+
+    Exits with 1 where a robot needs a look.
+
+    \b
+    Examples:
+      stategate fleet show build/fleet --storage emmc-16gb
+      stategate fleet show build/fleet --years 7 --out build/fleet.html
+    """
+    if out is not None:
+        check_writable(out)
+
+    from stategate.bench.fleet import page
+    from stategate.bench.fleet.judge import judge
+    from stategate.targets import load_storage
+
+    medium = load_storage(storage) if storage is not None else None
+    report = judge(folder, storage=medium, years=years)
+    if out is not None:
+        write_whole(out, page.html(report, f"Fleet {folder.resolve().name}").encode())
+    pages = [("page", str(out))] if out is not None else []
+    show(page.as_json(report), as_json, [*page.lines(report), *pages])
+    leave_unless(not report.findings)
+
+
+@click.command("episodes")
+@folders_argument
+@click.option("--bundle", type=BUNDLE, required=True, help="That the black boxes recorded.")
+@out_option("Folder of the episodes.", FOLDER)
+@json_option
+def episodes_command(folders: tuple[Path, ...], bundle: Path, out: Path, as_json: bool) -> None:
+    """Write what the black boxes in FOLDERS recorded as episodes, to calibrate on.
+
+    \b
+    Examples:
+      stategate fleet episodes robots/ --bundle build/policy --out build/met
+      stategate calibrate my.py:policy --episode build/met --write-rate 0.1 --out c.json
+    """
+    from stategate.bench.fleet.episodes import fleet_episodes
+
+    result = fleet_episodes(folders, bundle, out)
+    text = f"{len(result.files):,} episodes, {result.steps:,} steps: {out}"
+    show(result, as_json, [text, *(("unreadable", problem) for problem in result.problems)])
