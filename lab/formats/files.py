@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock, patch
+from unittest.mock import MagicMock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,9 +183,13 @@ def zarr_store(path: Path, x: Array, ends: Sequence[int] = ()) -> Options:
 def lerobot_package() -> Iterator[None]:
     """LeRobot's own package, without the decoders of pictures and the trainer that it imports."""
     names = ("torchvision", "torchvision.transforms", "av", "accelerate")
-    missing = {n: MagicMock(__spec__=ModuleSpec(n, None)) for n in names}
-    with patch.dict(sys.modules, missing):
+    absent = {n: MagicMock(__spec__=ModuleSpec(n, None)) for n in names if n not in sys.modules}
+    sys.modules.update(absent)
+    try:
         yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def lerobot(path: Path, x: Array, ends: Sequence[int] = ()) -> Options:

@@ -167,7 +167,8 @@ def chosen(source: Source, fields: Sequence[Field], parts: Sequence[Part]) -> li
     for part in parts:
         one = by_name.get(part.field)
         if one is None:
-            raise refuse(source, f"{source.path.name} has no field {part.field!r}", fields)
+            notes = "\n".join(note for note in source.notes if part.field in note)
+            raise refuse(source, f"{source.path.name} has no field {part.field!r}", fields, notes)
         if one.by_name and not part.elements:
             raise EpisodeError(
                 f"the elements of {part.field} stand in the order of each message",

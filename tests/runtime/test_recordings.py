@@ -44,6 +44,7 @@ def read(path: Path, *options: str, out: str = "episodes") -> EpisodeSet:
 @pytest.mark.slow
 def test_a_dataset_of_lerobots_own_package_keeps_its_episodes_and_names(tmp_path: Path) -> None:
     x = files.joint_angles(70)
+    pytest.importorskip("datasets", reason="datasets 5.2 needs Python 3.11 and pandas")
     options = files.lerobot(tmp_path / "d", x, [30])
     first, second = (e.inputs["x"][:, 0] for _, e in read(tmp_path / "d", *options))
     assert np.array_equal(first, x[:30]) and np.array_equal(second, x[30:])
@@ -268,6 +269,7 @@ def test_mcaps_own_reader_finds_times_schemas_and_counts(
 def test_lerobots_own_package_reads_the_dataset(
     run: tuple[Path, np.ndarray], tiny_bundle: Path, tmp_path: Path
 ) -> None:
+    pytest.importorskip("datasets", reason="datasets 5.2 needs Python 3.11 and pandas")
     with files.lerobot_package():
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -287,3 +289,9 @@ def test_a_run_of_two_recordings_begins_the_second_anew(tiny_bundle: Path, tmp_p
     done = stategate("run", tiny_bundle, "--episode", tmp_path / "r.zarr", *options, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["resets"] == 1
+
+
+def test_a_column_with_an_empty_cell_is_refused_as_that(tmp_path: Path) -> None:
+    (tmp_path / "hole.csv").write_text("t,a,b\n0,1.5,2\n0.02,1.6,\n")
+    with pytest.raises(EpisodeError, match="column 'b' has empty cells"):
+        read(tmp_path / "hole.csv", "--map", "x=a+b", "--read", "time=rows")
