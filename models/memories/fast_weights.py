@@ -22,15 +22,13 @@ start again from 1, 0, 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from stategate.contract import StateSpec
-from stategate.models.configuration import Rule
 from stategate.models.functions import share
 from stategate.models.memories.matrix import Ring, Waiting, matrix_of, norm_of
 from stategate.models.memories.stack import LayerConfig, StackConfig
@@ -53,15 +51,6 @@ class _Config(LayerConfig):
     head_dim: int
     norm_eps: float
 
-    def rules(self) -> Iterator[Rule]:
-        """Norms do not divide by zero."""
-        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
-
-    @property
-    def gates(self) -> int:
-        """One a head."""
-        return self.heads
-
     @property
     def kv_bytes_per_step(self) -> int:
         """Of a float32 cache of one key and one value of each head."""
@@ -72,11 +61,7 @@ class TttConfig(_Config):
     """TTT-linear."""
 
     __slots__ = ()
-
-    @property
-    def family(self) -> str:
-        """Kind of memory."""
-        return "ttt_linear"
+    kind: ClassVar[str] = "ttt_linear"
 
     def states(self, prefix: str = "") -> tuple[StateSpec, ...]:
         """Matrix and bias."""
@@ -100,11 +85,7 @@ class TitansConfig(_Config):
     """Titans with a matrix as its memory."""
 
     __slots__ = ()
-
-    @property
-    def family(self) -> str:
-        """Kind of memory."""
-        return "titans"
+    kind: ClassVar[str] = "titans"
 
     def states(self, prefix: str = "") -> tuple[StateSpec, ...]:
         """Memory, momentum, and how they have mixed since the last write."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class Rwkv7Config(LayerConfig):
         norm_eps: Of the layer norms; 1e-5 in published models.
     """
 
+    kind: ClassVar[str] = "rwkv7"
     width: int
     head_dim: int
     decay_rank: int
@@ -60,12 +61,7 @@ class Rwkv7Config(LayerConfig):
     def rules(self) -> Iterator[Rule]:
         """Heads share the width evenly."""
         yield Rule("head_dim", self.width % self.head_dim == 0, f"a divisor of {self.width}")
-        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
-
-    @property
-    def family(self) -> str:
-        """Kind of memory."""
-        return "rwkv7"
+        yield from LayerConfig.rules(self)
 
     @property
     def gates(self) -> int:

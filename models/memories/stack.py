@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
-from stategate.models.configuration import Configuration
+from stategate.models.configuration import Configuration, Rule
 from stategate.models.memories.matrix import Ring
 from stategate.models.operators import Operators
 from stategate.models.step import StepResult, Tensors
@@ -20,27 +21,35 @@ class LayerConfig(Configuration):
     """What a stack asks of the configuration of its layers; each family has its own.
 
     Attributes:
+        kind: Kind of memory, where a family has one name.
         part: Name of the layer in its block, and so in names of weights.
         granularity: What one number of the gate guards.
         width: Features of the layer's input and output.
         norm_eps: Of the norms around it.
+        heads: How many, each with a gate of its own unless `gates` says otherwise.
     """
 
     __slots__ = ()
+    kind: ClassVar[str] = ""
     part: ClassVar[str] = "memory"
     granularity: ClassVar[Literal["head", "channel", "slot"]] = "head"
     width: int
     norm_eps: float
+    heads: int
+
+    def rules(self) -> Iterable[Rule]:
+        """Norms do not divide by zero."""
+        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
 
     @property
     def family(self) -> str:
         """Kind of memory."""
-        raise NotImplementedError
+        return self.kind
 
     @property
     def gates(self) -> int:
         """Numbers of the layer's gate."""
-        raise NotImplementedError
+        return self.heads
 
     @property
     def native(self) -> bool:

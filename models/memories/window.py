@@ -54,6 +54,7 @@ class WindowConfig(LayerConfig):
         energy: Whether values are scaled by their token's energy; if not, it only admits.
     """
 
+    kind: ClassVar[str] = "window"
     granularity: ClassVar[Literal["head", "channel", "slot"]] = "slot"
     width: int
     heads: int
@@ -71,12 +72,7 @@ class WindowConfig(LayerConfig):
         yield Rule("head_dim", self.head_dim % 2 == 0, "an even number: angles turn pairs")
         yield Rule("window", self.window >= 2, "2 or more: a token beside the present one")
         yield Rule("rope_theta", self.rope_theta > 1, "more than 1; 1e4 in published models")
-        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
-
-    @property
-    def family(self) -> str:
-        """Kind of memory."""
-        return "window"
+        yield from LayerConfig.rules(self)
 
     @property
     def gates(self) -> int:
@@ -268,6 +264,7 @@ class TokensConfig(LayerConfig):
         norm_eps: Of the norm before the layer.
     """
 
+    kind: ClassVar[str] = "memory_tokens"
     granularity: ClassVar[Literal["head", "channel", "slot"]] = "slot"
     width: int
     tokens: int
@@ -277,12 +274,7 @@ class TokensConfig(LayerConfig):
     def rules(self) -> Iterator[Rule]:
         """Heads share the width evenly."""
         yield Rule("heads", self.width % self.heads == 0, f"a divisor of width={self.width}")
-        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
-
-    @property
-    def family(self) -> str:
-        """Kind of memory."""
-        return "memory_tokens"
+        yield from LayerConfig.rules(self)
 
     @property
     def gates(self) -> int:

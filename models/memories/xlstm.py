@@ -50,6 +50,7 @@ class MlstmConfig(LayerConfig):
         norm_eps: Of the norm of each head.
     """
 
+    kind: ClassVar[str] = "mlstm"
     width: int
     heads: int
     key_dim: int
@@ -59,18 +60,13 @@ class MlstmConfig(LayerConfig):
 
     def rules(self) -> Iterator[Rule]:
         """Caps and norms are positive."""
-        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
+        yield from LayerConfig.rules(self)
         yield Rule("gate_cap", self.gate_cap is None or self.gate_cap > 0, "more than 0, or None")
 
     @property
-    def family(self) -> str:
-        """Kind of memory."""
-        return "mlstm"
-
-    @property
-    def gates(self) -> int:
-        """One a head."""
-        return self.heads
+    def chunk_steps(self) -> int:
+        """Steps of a chunk."""
+        return 16
 
     @property
     def kv_bytes_per_step(self) -> int:
@@ -116,16 +112,39 @@ class MlstmLayer(nn.Module):
         self, x: Tensor, states: tuple[Any, Tensor], threshold: Tensor
     ) -> tuple[Tensor, tuple[Any, Tensor], Tensor]:
         """One token ``(rows, width)``: output, next states, gate ``(rows, heads)``."""
-        c, (C, m) = self.config, states
+        q, k, v, i, f, o = self._project(x)
+        read, after, gate = mlstm_step(q, k, v, i, f, *states, threshold)
+        return self._out(read, o), after, gate
+
+    def chunk(
+        self, x: Tensor, states: tuple[Tensor, Tensor], threshold: Tensor, valid: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """Several tokens ``(rows, time, width)``; the gate is ``(rows, time, heads)``.
+
+        Args:
+            x: After the norm of the block.
+            states: As in `step`.
+            threshold: ``(1,)``.
+            valid: ``(rows, time)`` bool, true up to the last token that is meant.
+        """
+        q, k, v, i, f, o = self._project(x)
+        read, after, gate = mlstm_chunk(q, k, v, i, f, *states, threshold, valid)
+        return self._out(read, o), after, gate
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v by heads, logits of input and forget gates, and of the output's."""
+        c = self.config
         keys = c.heads * c.key_dim
         q, k, v, o = torch.split(self.to_qkvo(x), [keys, keys, self.inner, self.inner], dim=-1)
-        q, k, v = (y.reshape(len(x), c.heads, -1) for y in (q, k, v))
+        q, k, v = (y.reshape(*x.shape[:-1], c.heads, -1) for y in (q, k, v))
         logits = self.to_gates(x)
         if c.gate_cap is not None:
             logits = c.gate_cap * torch.tanh(logits / c.gate_cap)
-        i, f = logits.chunk(2, dim=-1)
-        read, after, gate = mlstm_step(q, k, v, i, f, C, m, threshold)
-        return self.to_out(torch.sigmoid(o) * _normed(read, self.norm, c.norm_eps)), after, gate
+        return q, k, v, *logits.chunk(2, dim=-1), o
+
+    def _out(self, read: Tensor, o: Tensor) -> Tensor:
+        out: Tensor = self.to_out(torch.sigmoid(o) * _normed(read, self.norm, self.config.norm_eps))
+        return out
 
 
 def mlstm_step(
@@ -154,9 +173,65 @@ def mlstm_step(
     # The decision comes before the read: a closed head is read as it was.
     read = matrix.read(q.unsqueeze(-2), torch.where(is_open, decay, 1.0)).squeeze(-2)
     read = read + torch.where(is_open, (q * k).sum(-1, keepdim=True) * u, 0.0)
+    return _answer(read, m), (matrix.after(decay, k, u, is_open), m), gate
+
+
+def mlstm_chunk(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    C: Tensor,
+    m: Tensor,
+    threshold: Tensor,
+    valid: Tensor,
+) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    """As many steps as ``time``, by matrix products; the loop is over one number a head.
+
+    With m_t the stabiliser after token t and F_t the forgetting up to it, token j weighs
+    exp(F_t - F_j + i_j - m_t) at t if it was written, and the memory before exp(m_0 + F_t - m_t):
+    no exponent is above zero.
+
+    Args:
+        q: ``(rows, time, heads, key)``; others as in `mlstm_step`, with a time axis.
+        k: Likewise.
+        v: Likewise.
+        i: Likewise.
+        f: Likewise.
+        C: As in `mlstm_step`.
+        m: As in `mlstm_step`.
+        threshold: ``(1,)``.
+        valid: ``(rows, time)`` bool; other tokens change nothing.
+    """
+    forgets = torch.where(valid.unsqueeze(-1), log_sigmoid(f), 0.0)
+    tops, gates, opened, top = [], [], [], m
+    for t in range(q.shape[1]):
+        faded = forgets[:, t] + top
+        gates.append(share(i[:, t] - faded))
+        opened.append(opens(gates[-1], threshold) & valid[:, t : t + 1])
+        top = torch.where(opened[-1], torch.maximum(faded, i[:, t]), faded)
+        tops.append(top)
+    stabiliser, is_open = torch.stack(tops, dim=-1), torch.stack(opened, dim=-1)
+    total = torch.cumsum(forgets, dim=1).mT  # this and those above are (rows, heads, time)
+    times = torch.arange(q.shape[1], device=q.device)
+    weighs = (times[:, None] >= times) & is_open.unsqueeze(-2)
+    logs = total.unsqueeze(-1) - total.unsqueeze(-2) + i.mT.unsqueeze(-2) - stabiliser.unsqueeze(-1)
+    weights = torch.exp(torch.where(weighs, logs, -_LARGEST)) * weighs
+    before = torch.exp(m.unsqueeze(-1) + total - stabiliser).unsqueeze(-1)
+    q, k, v = (x.transpose(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+    values = torch.cat((v, torch.ones_like(v[..., :1])), dim=-1)
+    read = torch.matmul(torch.matmul(q, k.mT) * weights, values) + torch.matmul(q * before, C)
+    written = before[:, :, -1:] * C + torch.matmul((k * weights[:, :, -1:].mT).mT, values)
+    C = torch.where(is_open.any(dim=-1)[..., None, None], written, C)
+    h = _answer(read, stabiliser).transpose(1, 2)
+    return h, (C, top), torch.stack(gates, dim=1)
+
+
+def _answer(read: Tensor, m: Tensor) -> Tensor:
+    """What was read, over what its last column says it weighs."""
     least = torch.exp((-m).clamp(max=_LARGEST)).unsqueeze(-1)
-    h = read[..., :-1] / (torch.maximum(read[..., -1:].abs(), least) + _EPS)
-    return h, (matrix.after(decay, k, u, is_open), m), gate
+    return read[..., :-1] / (torch.maximum(read[..., -1:].abs(), least) + _EPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +244,7 @@ class SlstmConfig(LayerConfig):
         norm_eps: Of the norm of each head.
     """
 
+    kind: ClassVar[str] = "slstm"
     granularity: ClassVar[Literal["head", "channel", "slot"]] = "channel"
     width: int
     heads: int
@@ -177,12 +253,7 @@ class SlstmConfig(LayerConfig):
     def rules(self) -> Iterator[Rule]:
         """Heads share the width evenly."""
         yield Rule("heads", self.width % self.heads == 0, f"a divisor of width={self.width}")
-        yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
-
-    @property
-    def family(self) -> str:
-        """Kind of memory."""
-        return "slstm"
+        yield from LayerConfig.rules(self)
 
     @property
     def gates(self) -> int:

@@ -9,6 +9,7 @@ import __future__ as future
 
 import ast
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,11 +21,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from stategate.contract.errors import SpecError
 from stategate.models.functions import log_sigmoid
 from stategate.models.memories.trim_kv.cell import PERIOD, TrimKv
+from stategate.models.memories.trim_kv.checkpoint import load_trimkv
 from stategate.models.memories.trim_kv.config import PUBLISHED, TrimKvConfig
 from stategate.models.step import StepResult, commit, initial_states, threshold_inputs
 
@@ -356,3 +359,52 @@ def test_a_model_says_what_its_configuration_says(config: TrimKvConfig) -> None:
 def test_a_configuration_that_cannot_be_is_refused_by_name(change: dict, finding: str) -> None:
     with pytest.raises(SpecError, match=finding):
         replace(ADMIT, **change)
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_the_package_steps_as_the_package_does(
+    published: SimpleNamespace, tmp_path: Path
+) -> None:
+    model = built(COMPACT)
+    oracle, c = Oracle(published, model), model.config
+    weights = {
+        f"model.layers.{i}.{name}": value.clone()
+        for i, layer in enumerate(oracle.layers)
+        for name, value in layer.state_dict().items()
+    }
+    gates = {name: weights.pop(name) for name in list(weights) if "retention_gate" in name}
+    weights["model.norm.weight"] = model.norm.weight.clone()
+    weights["lm_head.weight"] = torch.randn(11, c.width)
+    settings = {
+        "hidden_size": c.width, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim, "intermediate_size": c.mlp,
+        "rms_norm_eps": c.norm_eps, "rope_parameters": {"rope_theta": c.rope_theta},
+        "vocab_size": 11, "retention_gate": "rg", "attention_bias": False,
+        "retention_gate_intermediate_size": c.gate_hidden, "retention_gate_bias_init": 10.0,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    torch.save(gates, tmp_path / "trimkv_weights.pth")
+    with pytest.raises(SpecError, match="no weight 'model.layers.0.input_layernorm.weight'"):
+        load_trimkv(tmp_path, memory=c.memory, buffer=c.buffer, form=c.form)
+    save_file(weights, tmp_path / "model.safetensors")
+    step = load_trimkv(tmp_path, memory=c.memory, buffer=c.buffer, form=c.form)
+    model.embed, model.head = nn.Identity(), nn.Linear(c.width, 11, bias=False)
+    model.head.weight.copy_(weights["lm_head.weight"])
+    xs = torch.randn(40, 1, c.width)
+    for t, (result, _) in enumerate(roll(step, xs)):
+        torch.testing.assert_close(result.outputs["y"], oracle.step(t, xs[t]), atol=2e-5, rtol=1e-4)
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "retention_gate": "rg10"}))
+    with pytest.raises(SpecError, match="another retention_gate"):
+        load_trimkv(tmp_path, memory=c.memory, buffer=c.buffer, form=c.form)
+
+
+@torch.no_grad()
+def test_energy_is_a_score_of_its_own_for_which_no_hidden_layer_is_made() -> None:
+    model = TrimKv(replace(ADMIT, gate_hidden=None)).eval()
+    layer = model.layers[0]
+    assert not [name for name, _ in model.named_parameters() if "gate_in" in name]
+    results = [result for result, _ in roll(model, observations(ADMIT, 3))]
+    x = model.embed(observations(ADMIT, 1)[0])
+    energy = layer.gate_out(layer.attention_norm(x))
+    first = results[0].states["log_beta"][:, 0, :, 0]
+    torch.testing.assert_close(first, torch.nn.functional.logsigmoid(energy))

@@ -71,8 +71,8 @@ class _Layer(nn.Module):
         self.to_v = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
         self.q_norm = nn.RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
-        self.gate_in = nn.Linear(c.width, c.gate_hidden)
-        self.gate_out = nn.Linear(c.gate_hidden, c.kv_heads)
+        self.gate_in = nn.Linear(c.width, c.gate_hidden) if c.gate_hidden else None
+        self.gate_out = nn.Linear(c.gate_hidden or c.width, c.kv_heads)
         nn.init.constant_(self.gate_out.bias, c.gate_bias)
         self.to_out = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
         self.mlp_norm = nn.RMSNorm(c.width, c.norm_eps)
@@ -96,7 +96,7 @@ class _Layer(nn.Module):
         token = Token(
             rotated(self.k_norm(self._split(self.to_k(z))), *rotation),
             self._split(self.to_v(z)),
-            log_sigmoid(self.gate_out(silu(self.gate_in(z)))),
+            log_sigmoid(self.gate_out(z if self.gate_in is None else silu(self.gate_in(z)))),
         )
         q = q.reshape(len(q), self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5
         cached = torch.matmul(q, k.transpose(-1, -2))

@@ -40,7 +40,8 @@ class TrimKvConfig(Configuration):
         memory: Tokens that survive an eviction, M.
         buffer: Tokens between two evictions, B. Accuracy belongs to the B it was measured with.
         form: What happens after each token; see the module.
-        gate_hidden: Hidden width of the retention gate.
+        gate_hidden: Hidden width of the retention gate; None for a single linear map, the energy
+            of Energy-Gated Attention (arXiv:2605.21842), whose logarithm is then the retention.
         gate_bias: What the retention gate's bias starts at: 10 in the published code.
         rope_theta: Base of the rotary angles.
         qk_norm: Whether queries and keys are normalised (as in Qwen3, not in Llama).
@@ -60,7 +61,7 @@ class TrimKvConfig(Configuration):
     memory: int
     buffer: int
     form: Form
-    gate_hidden: int
+    gate_hidden: int | None
     gate_bias: float
     rope_theta: float
     qk_norm: bool
