@@ -1,8 +1,9 @@
 """How late a loop in Python is, with a busy thread beside it: without and with ``realtime=``.
 
-Three lives take turns in slices of some seconds, so that a neighbour on a shared machine disturbs
+Four lives take turns in slices of some seconds, so that a neighbour on a shared machine disturbs
 all of them alike: a loop without body and without a busy thread, which is the machine's own share;
-the bundle's loop with a busy thread, as Python has it; and the same in real time.
+the bundle's loop with a busy thread, as Python has it; the same in real time; and, if it is asked
+for, where the busy thread has a priority too, as ``chrt -f 1`` gives it to all of a program.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ from stategate.contract.durable import write_whole
 from stategate.runtime import Session
 from stategate.runtime.deadline import Loop
 
-LIVES = ("empty", "before", "after")
+LIVES = ("empty", "before", "after", "all")
 _RATES = (100.0, 1000.0)
 
 
 @contextmanager
-def busy_thread() -> Iterator[Callable[[], int]]:
+def busy_thread(has_priority: bool = False) -> Iterator[Callable[[], int]]:
     """A thread that computes in Python until the end; gives how many rounds it has done."""
     rounds, go = [0], threading.Event()
 
     def compute() -> None:
+        if has_priority:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         while not go.is_set():
             for _ in range(1000):
                 pass
@@ -65,7 +68,10 @@ def slice_of(
             late[ticks] = tick.late_ns
             ticks += 1
     else:
-        with Session.open(bundle, realtime=life == "after") as session, busy_thread() as rounds:
+        with (
+            Session.open(bundle, realtime=life != "before") as session,
+            busy_thread(life == "all") as rounds,
+        ):
             start, began = time.monotonic(), rounds()
             for tick in session.every(hz):
                 if tick.index >= periods:
@@ -101,9 +107,15 @@ def row_of(slices: list[dict[str, Any]], hz: float) -> dict[str, Any]:
 @click.option("--minutes", default=10.0, help="Of each life at each rate.")
 @click.option("--slice", "slice_s", default=10.0, help="Seconds until the next life has its turn.")
 @click.option("--rate", "rates_hz", multiple=True, type=float, default=_RATES)
+@click.option("--life", "lives", multiple=True, type=click.Choice(LIVES), default=LIVES[:3])
 @out_option("The file.", required=True)
 def jitter(
-    bundle: Path, minutes: float, slice_s: float, rates_hz: tuple[float, ...], out: Path
+    bundle: Path,
+    minutes: float,
+    slice_s: float,
+    rates_hz: tuple[float, ...],
+    lives: tuple[str, ...],
+    out: Path,
 ) -> None:
     """Measure how late the loop of BUNDLE is; the file is written after every round."""
     tensors = Bundle.open(bundle).manifest.inputs
@@ -112,7 +124,7 @@ def jitter(
     loads = []
     for _ in range(max(1, round(minutes * 60 / slice_s))):
         for hz in rates_hz:
-            for life in LIVES:
+            for life in lives:
                 one = slice_of(bundle, life, hz, max(2, round(slice_s * hz)), feed)
                 slices.setdefault((hz, life), []).append(one)
         loads.append(os.getloadavg()[0])
