@@ -61,6 +61,9 @@ FIRST_SCREEN: dict[str, dict[str, Verb]] = {
         "fits": Verb(
             "fits:fits", "export", "Say whether a bundle or model fits a device, and why."
         ),
+        "certify": Verb(
+            "certify:certify", "bench", "Ask compilers, checkers and provers about a bundle's C."
+        ),
         "sign": Verb("sign:sign", "trust", "Sign a bundle as its author."),
         "inspect": Verb("device:inspect", "ort", "Show what a bundle promises."),
     },

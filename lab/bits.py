@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 import stategate
-from lab.builds import AARCH64, CORTEX_M7, LEVELS, PLAIN, Build, records
+from stategate.bench.certify.builds import AARCH64, CORTEX_M7, LEVELS, PLAIN, Build, records
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import StategateError
 from stategate.export.deploy import Engines

@@ -366,21 +366,25 @@ $(MODELS:%=$(COUNTED)/%/int8/manifest.json): $(COUNTED)/%/int8/manifest.json: $(
 	@rm -rf $(@D) && $(BIN)/stategate quantise $* --precision int8 $(IN_C) --out $(@D)
 
 # The C of a few bundles before other people's tools: rules, proofs, coverage.
-CERTIFIED := $(foreach m,$(SMALL),$(COUNTED)/$(m)/float32 $(COUNTED)/$(m)/int8-all) $(COUNTED)/gated-deltanet/float32 $(COUNTED)/gated-deltanet/int8 $(COUNTED)/silero/float32
-CERTIFY_TOOLS := cppcheck clang-19 frama-c
-CERTIFY_DEBS := cppcheck clang-19 llvm-19 libclang-rt-19-dev frama-c-base
+CERTIFIED := $(foreach m,$(SMALL),$(COUNTED)/$(m)/float32 $(COUNTED)/$(m)/int8-all) $(COUNTED)/gated-deltanet/float32 $(COUNTED)/gated-deltanet/int8 $(COUNTED)/silero/float32 $(COUNTED)/silero/int8
+CERTIFY_TOOLS := cppcheck clang-19 frama-c valgrind
+CERTIFY_DEBS := cppcheck clang-19 llvm-19 libclang-rt-19-dev frama-c-base valgrind
 
-certify-tools: ## Install cppcheck, clang 19 and Frama-C (Debian, as root)
+certify-tools: ## Install cppcheck, clang 19, Frama-C and valgrind (Debian, as root)
 	@command -v $(CERTIFY_TOOLS) | wc -l | grep -qx $(words $(CERTIFY_TOOLS)) \
 	  || if test $$(id -u) = 0; then apt-get -qq update && \
 	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(CERTIFY_DEBS) > /dev/null; \
 	  else echo "missing programs; as root: apt-get install $(CERTIFY_DEBS)"; exit 1; fi
 
-certify-all: certify-tools emulators $(CERTIFIED:=/manifest.json) ## MISRA, Eva, coverage, system calls of a few bundles' C -> build/certify/summary.json
+certify-all: certify-tools emulators $(CERTIFIED:=/manifest.json) ## `stategate certify` of ten bundles -> build/certify/summary.json, docs/evidence/certify.md
 	$(LAB) certify $(CERTIFIED) --out $(BUILD)/certify --page docs/evidence/certify.md
 
 $(COUNTED)/silero/float32/manifest.json: $(EXPORTER) | $(VENV)/.test
 	@rm -rf $(@D) && $(BIN)/stategate $(race-silero) $(IN_C) --out $(@D)
+
+$(COUNTED)/silero/int8/manifest.json: $(COUNTED)/silero/float32/manifest.json | $(VENV)/.test
+	@$(BIN)/stategate ranges $(<D) --episode $(<D)/$$($(BIN)/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["golden"])' $<) --out $(@D)-ranges.json > /dev/null
+	@rm -rf $(@D) && $(BIN)/stategate $(race-silero) $(IN_C) --precision int8 --ranges $(@D)-ranges.json --out $(@D)
 
 # --- evidence ------------------------------------------------------------------------------------
 

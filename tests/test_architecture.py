@@ -64,7 +64,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 CLOSED = {"contract", "common", "stategate", "cli"}
 ON_DEVICES = {"runtime", "targets"}
 # Where a distribution and what it is imported as differ.
-IMPORTED_AS = {"pyyaml": "yaml", "dask": "distributed", "protobuf": "google"}
+IMPORTED_AS = {"pyyaml": "yaml", "dask": "distributed", "protobuf": "google", "fpdf2": "fpdf"}
 # Inside of a room: a folder or module imports only what stands before it, and itself.
 FLOORS = {
     "export": """candidate timing memory passes frontends c seal tensorrt inputs
@@ -117,7 +117,7 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
 
 @pytest.mark.parametrize("room", RULES)
 def test_a_library_that_few_have_enters_a_room_in_one_module(room: str) -> None:
-    extras = "ort export bench metrics watch cluster fleet gym trust carry recordings"
+    extras = "ort export bench certify metrics watch cluster fleet gym trust carry recordings"
     optional = packages_of_extras(*extras.split())
     if room in ON_DEVICES:
         optional -= packages_of_extras("export") - {"tomli"}

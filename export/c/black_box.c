@@ -8,11 +8,24 @@
 
 #define MODEL stategate_this_model
 
-enum { HEAD = 32, ROOM = STATEGATE_BOX_BLOCK - HEAD, RECORD = 16, VERSION = 1, PURPOSE = 1 };
-enum { OPENED = 1, KEYFRAME = 2, STEP = 3 };
-enum { REPLACED = 1, MISSED = 2, OVERDRAWN = 1, WROTE = 2, FAULT = 4, AGAIN = 1 };
+#define HEAD 32u
+#define ROOM (STATEGATE_BOX_BLOCK - HEAD)
+#define RECORD 16u
+#define VERSION 1u
+#define PURPOSE 1u
+/* Kinds of records, */
+#define OPENED 1u
+#define KEYFRAME 2u
+#define STEP 3u
+/* and their flags. */
+#define REPLACED 1u
+#define MISSED 2u
+#define OVERDRAWN 1u
+#define WROTE 2u
+#define FAULT 4u
+#define AGAIN 1u
 
-static const char magic[8] = "SGREC\r\n\x1a";
+static const unsigned char magic[8] = {0x53u, 0x47u, 0x52u, 0x45u, 0x43u, 0x0Du, 0x0Au, 0x1Au}; /* SGREC */
 static const char opening[] = "{\"engine\":\"c\"}";
 
 /* CRC-32 of ISO-HDLC, as in zlib, four bits at a time. */
@@ -52,14 +65,16 @@ static uint64_t get64(const unsigned char *at)
 static void graph_digest(unsigned char digest[32])
 {
     static const char tag[] = STATEGATE_TAG;
-    const char *hex = tag + sizeof tag - 1 - 64;
-    for (int i = 0; i < 64; ++i) {
-        const int digit = hex[i] <= '9' ? hex[i] - '0' : hex[i] - 'a' + 10;
-        digest[i / 2] = (unsigned char)((i % 2 == 0 ? 0 : digest[i / 2] << 4) | digit);
+    const char *hex = &tag[sizeof tag - 65u];
+    for (uint32_t i = 0; i < 64u; ++i) {
+        const uint32_t code = (uint32_t)(unsigned char)hex[i]; /* of ASCII */
+        const uint32_t digit = code <= 0x39u ? code - 0x30u : code - 0x57u;
+        const uint32_t before = i % 2u == 0u ? 0u : (uint32_t)digest[i / 2u] << 4;
+        digest[i / 2u] = (unsigned char)(before | digit);
     }
 }
 
-static uint64_t stored(uint64_t payload) { return (RECORD + payload + 15) / 16 * 16; }
+static uint64_t stored(uint64_t payload) { return (RECORD + payload + 15u) / 16u * 16u; }
 
 static uint64_t bytes_of(const stategate_tensor *tensors, uint32_t count)
 {
@@ -73,37 +88,41 @@ static uint64_t bytes_of(const stategate_tensor *tensors, uint32_t count)
 /* Whether a ring of this size can be stepped again; the same rule as in Python. */
 static bool set_size(stategate_black_box *box, uint64_t bytes)
 {
-    const uint64_t step = stored(16 + bytes_of(MODEL.inputs, MODEL.n_inputs));
-    const uint64_t keyframe = stored(16 + bytes_of(MODEL.states, MODEL.n_states)) + 64;
-    box->blocks = bytes / STATEGATE_BOX_BLOCK - (bytes >= STATEGATE_BOX_BLOCK);
-    box->interval = box->blocks * ROOM / 8;
-    if (box->interval < 4 * keyframe) {
-        box->interval = 4 * keyframe;
+    const uint64_t step = stored(16u + bytes_of(MODEL.inputs, MODEL.n_inputs));
+    const uint64_t keyframe = stored(16u + bytes_of(MODEL.states, MODEL.n_states)) + 64u;
+    box->blocks = bytes / STATEGATE_BOX_BLOCK - (bytes >= STATEGATE_BOX_BLOCK ? 1u : 0u);
+    box->interval = box->blocks * ROOM / 8u;
+    if (box->interval < 4u * keyframe) {
+        box->interval = 4u * keyframe;
     }
-    return box->blocks <= UINT32_MAX && box->blocks >= (12 * (keyframe + step) + ROOM - 1) / ROOM + 4;
+    return box->blocks <= UINT32_MAX && box->blocks >= (12u * (keyframe + step) + ROOM - 1u) / ROOM + 4u;
 }
 
 static void fill_header(const stategate_black_box *box, unsigned char *block, uint32_t life)
 {
     (void)memset(block, 0, STATEGATE_BOX_BLOCK);
     (void)memcpy(block, magic, sizeof magic);
-    put32(block + 8, VERSION);
-    put32(block + 12, STATEGATE_BOX_BLOCK);
-    put32(block + 16, (uint32_t)box->blocks);
-    put32(block + 20, 1); /* a ring */
-    put32(block + 24, life);
-    put32(block + 28, PURPOSE);
-    graph_digest(block + 32);
-    put32(block + STATEGATE_BOX_BLOCK - 4, crc_of(block, STATEGATE_BOX_BLOCK - 4));
+    put32(block + 8u, VERSION);
+    put32(block + 12u, STATEGATE_BOX_BLOCK);
+    put32(block + 16u, (uint32_t)box->blocks);
+    put32(block + 20u, 1u); /* a ring */
+    put32(block + 24u, life);
+    put32(block + 28u, PURPOSE);
+    graph_digest(block + 32u);
+    put32(block + STATEGATE_BOX_BLOCK - 4u, crc_of(block, STATEGATE_BOX_BLOCK - 4u));
 }
 
 static void begin(stategate_black_box *box)
 {
     box->at = HEAD;
     box->first = 0;
-    box->since = box->unsent = box->chain = box->mark = 0;
+    box->since = 0;
+    box->unsent = 0;
+    box->chain = 0;
+    box->mark = 0;
     box->flags = REPLACED;
-    box->is_open = box->is_new = true;
+    box->is_open = true;
+    box->is_new = true;
 }
 
 stategate_box_result stategate_black_box_create(
@@ -123,7 +142,8 @@ stategate_box_result stategate_black_box_create(
         return STATEGATE_BOX_FAILED;
     }
     box->life = life;
-    box->sequence = box->step = 0;
+    box->sequence = 0;
+    box->step = 0;
     box->before_crc = 0;
     begin(box);
     return STATEGATE_BOX_OK;
@@ -132,12 +152,13 @@ stategate_box_result stategate_black_box_create(
 /* The number of the last step in a block that is in memory; 0 where no record begins in it. */
 static uint64_t last_step(const unsigned char *block)
 {
-    const uint32_t used = (uint32_t)block[20] | (uint32_t)block[21] << 8;
-    uint32_t at = (uint32_t)block[22] | (uint32_t)block[23] << 8;
+    const uint32_t used = (uint32_t)block[20] | ((uint32_t)block[21] << 8);
+    uint32_t at = (uint32_t)block[22] | ((uint32_t)block[23] << 8);
     uint64_t step = 0;
-    while (at != 0 && at + RECORD <= used) {
-        step = get64(block + at + 8);
-        at += (uint32_t)stored(get32(block + at) > ROOM ? ROOM : get32(block + at));
+    while (at != 0u && at + RECORD <= used) {
+        const uint32_t bytes = get32(&block[at]);
+        step = get64(&block[at + 8u]);
+        at += (uint32_t)stored(bytes > ROOM ? ROOM : bytes);
     }
     return step;
 }
@@ -155,26 +176,26 @@ stategate_box_result stategate_black_box_open(stategate_black_box *box, uint64_t
         return STATEGATE_BOX_FAILED;
     }
     if (memcmp(block, magic, sizeof magic) != 0
-        || get32(block + STATEGATE_BOX_BLOCK - 4) != crc_of(block, STATEGATE_BOX_BLOCK - 4)) {
+        || get32(block + STATEGATE_BOX_BLOCK - 4u) != crc_of(block, STATEGATE_BOX_BLOCK - 4u)) {
         return STATEGATE_BOX_NONE;
     }
-    const uint32_t life = get32(block + 24), header = get32(block + STATEGATE_BOX_BLOCK - 4);
+    const uint32_t life = get32(block + 24u), header = get32(block + STATEGATE_BOX_BLOCK - 4u);
     fill_header(box, block, life);
-    if (get32(block + STATEGATE_BOX_BLOCK - 4) != header) {
+    if (get32(block + STATEGATE_BOX_BLOCK - 4u) != header) {
         return STATEGATE_BOX_OTHER;
     }
     for (uint64_t place = 0; place < box->blocks; ++place) {
-        if (!box->read(box->user, (1 + place) * STATEGATE_BOX_BLOCK, block, STATEGATE_BOX_BLOCK)) {
+        if (!box->read(box->user, (1u + place) * STATEGATE_BOX_BLOCK, block, STATEGATE_BOX_BLOCK)) {
             return STATEGATE_BOX_FAILED;
         }
-        const uint64_t sequence = get64(block + 8);
-        if (get32(block + 4) == life && sequence % box->blocks == place && sequence >= next
-            && get32(block) == crc_of(block + 4, STATEGATE_BOX_BLOCK - 4)) {
-            next = sequence + 1;
+        const uint64_t sequence = get64(block + 8u);
+        if (get32(block + 4u) == life && sequence % box->blocks == place && sequence >= next
+            && get32(block) == crc_of(block + 4u, STATEGATE_BOX_BLOCK - 4u)) {
+            next = sequence + 1u;
             crc = get32(block);
         }
-        const uint64_t step = get32(block + 4) == life ? last_step(block) : 0;
-        step_before = step > step_before && next == sequence + 1 ? step : step_before;
+        const uint64_t step = get32(block + 4u) == life ? last_step(block) : UINT64_C(0);
+        step_before = step > step_before && next == sequence + 1u ? step : step_before;
     }
     box->life = life;
     box->sequence = next;
@@ -189,17 +210,17 @@ static bool send(stategate_black_box *box)
     unsigned char *block = box->block;
     (void)memset(block + box->at, 0, STATEGATE_BOX_BLOCK - box->at);
     (void)memset(block, 0, HEAD);
-    put32(block + 4, box->life);
-    put64(block + 8, box->sequence);
-    put32(block + 16, box->before_crc);
-    put32(block + 20, box->at | box->first << 16);
-    const uint32_t crc = crc_of(block + 4, STATEGATE_BOX_BLOCK - 4);
+    put32(block + 4u, box->life);
+    put64(block + 8u, box->sequence);
+    put32(block + 16u, box->before_crc);
+    put32(block + 20u, box->at | (box->first << 16));
+    const uint32_t crc = crc_of(block + 4u, STATEGATE_BOX_BLOCK - 4u);
     put32(block, crc);
-    const uint64_t place = 1 + box->sequence % box->blocks;
+    const uint64_t place = 1u + box->sequence % box->blocks;
     const bool good = box->write(box->user, place * STATEGATE_BOX_BLOCK, block, STATEGATE_BOX_BLOCK);
     /* A number is used once, even where the write failed: readers see the gap. */
-    box->sequence += 1;
-    box->before_crc = good ? crc : 0;
+    box->sequence += 1u;
+    box->before_crc = good ? crc : 0u;
     box->at = HEAD;
     box->first = 0;
     if (!good) {
@@ -213,14 +234,14 @@ static bool send(stategate_black_box *box)
 static void put(stategate_black_box *box, const void *data, size_t bytes)
 {
     const unsigned char *from = data;
-    while (bytes > 0) {
+    while (bytes > 0u) {
         if (box->at == STATEGATE_BOX_BLOCK) {
             (void)send(box);
         }
         const size_t room = STATEGATE_BOX_BLOCK - box->at, part = bytes < room ? bytes : room;
         (void)memcpy(box->block + box->at, from, part);
         box->at += (uint32_t)part;
-        from += part;
+        from = &from[part];
         bytes -= part;
     }
 }
@@ -231,10 +252,10 @@ static void begin_record(stategate_black_box *box, uint32_t kind, uint32_t flags
     if (box->at == STATEGATE_BOX_BLOCK) {
         (void)send(box);
     }
-    box->first = box->first != 0 ? box->first : box->at;
+    box->first = box->first != 0u ? box->first : box->at;
     put32(head, (uint32_t)bytes);
-    put32(head + 4, kind | flags << 16);
-    put64(head + 8, box->step);
+    put32(&head[4], kind | (flags << 16));
+    put64(&head[8], box->step);
     put(box, head, sizeof head);
 }
 
@@ -245,7 +266,7 @@ static void put_numbers(stategate_black_box *box, uint64_t first, uint64_t secon
 {
     unsigned char head[16];
     put64(head, first);
-    put64(head + 8, second);
+    put64(&head[8], second);
     put(box, head, sizeof head);
 }
 
@@ -253,15 +274,15 @@ static void keyframe(stategate_black_box *box, const stategate_session *s)
 {
     const uint32_t flags = box->flags;
     box->flags = 0;
-    begin_record(box, OPENED, box->is_new ? 0 : AGAIN, sizeof opening - 1);
+    begin_record(box, OPENED, box->is_new ? 0u : AGAIN, sizeof opening - 1u);
     box->is_new = false;
-    put(box, opening, sizeof opening - 1);
+    put(box, opening, sizeof opening - 1u);
     end_record(box);
-    begin_record(box, KEYFRAME, flags, 16 + bytes_of(MODEL.states, MODEL.n_states));
+    begin_record(box, KEYFRAME, flags, 16u + bytes_of(MODEL.states, MODEL.n_states));
     put_numbers(box, box->chain, box->unix_ns);
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
         const stategate_tensor *state = &MODEL.states[i];
-        const bool bank = (s->parity >> state->group) & 1u;
+        const uint32_t bank = (uint32_t)((s->parity >> state->group) & 1u);
         put(box, (const char *)&s->bank[bank] + state->offset, state->bytes);
     }
     end_record(box);
@@ -279,14 +300,14 @@ static bool ask(void *user)
 stategate_result stategate_black_box_step(stategate_black_box *box, stategate_session *s,
     const stategate_inputs *in, stategate_outputs *out)
 {
-    if (!box->is_open || stategate_chain(s, 1) == 1) { /* nothing of it can be recorded */
+    if (!box->is_open || stategate_chain(s, 1u) == 1u) { /* nothing of it can be recorded */
         return stategate_step(s, in, out);
     }
     /* States that are not those after the last step: a reset, a load, or a step without the box. */
-    if (stategate_chain(s, 0) != box->mark) {
+    if (stategate_chain(s, 0u) != box->mark) {
         box->flags |= REPLACED;
     }
-    if (box->flags != 0 || box->since >= box->interval) {
+    if (box->flags != 0u || box->since >= box->interval) {
         keyframe(box, s);
     }
     box->may_write = s->may_write;
@@ -297,16 +318,17 @@ stategate_result stategate_black_box_step(stategate_black_box *box, stategate_se
     const stategate_result result = stategate_step(s, in, out);
     s->may_write = box->may_write;
     s->user = box->hook_user;
-    box->mark = stategate_chain(s, 0);
-    if (result < 0 && result != STATEGATE_FAULT && result != STATEGATE_BAD_OUTPUT) {
+    box->mark = stategate_chain(s, 0u);
+    const bool is_fault = result == STATEGATE_FAULT || result == STATEGATE_BAD_OUTPUT;
+    if (!is_fault && result != STATEGATE_QUIET && result != STATEGATE_WROTE && result != STATEGATE_HELD) {
         return result; /* nothing was done */
     }
-    box->chain = result < 0 ? box->chain : stategate_chain(s, box->chain);
-    box->step += 1;
-    box->unsent += 1;
+    box->chain = is_fault ? box->chain : stategate_chain(s, box->chain);
+    box->step += 1u;
+    box->unsent += 1u;
     const uint32_t flags = (box->allowed ? 0u : OVERDRAWN)
-        | (result == STATEGATE_WROTE ? WROTE : 0u) | (result < 0 ? FAULT : 0u);
-    const uint64_t bytes = 16 + bytes_of(MODEL.inputs, MODEL.n_inputs);
+        | (result == STATEGATE_WROTE ? WROTE : 0u) | (is_fault ? FAULT : 0u);
+    const uint64_t bytes = 16u + bytes_of(MODEL.inputs, MODEL.n_inputs);
     begin_record(box, STEP, flags, bytes);
     put_numbers(box, box->chain, 0);
     for (uint32_t i = 0; i < MODEL.n_inputs; ++i) {

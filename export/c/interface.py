@@ -84,7 +84,12 @@ def _hard(spec: StepSpec) -> list[GateSpec]:
 
 
 def interface(
-    spec: StepSpec, graph_sha256: str, observation: ObservationContract | None = None
+    spec: StepSpec,
+    graph_sha256: str,
+    observation: ObservationContract | None = None,
+    *,
+    initial_states: int = 0,
+    may_fail: bool = False,
 ) -> str:
     """The public header: what a C or C++ program includes."""
     fields = _fields(spec)
@@ -102,6 +107,11 @@ def interface(
         "GATES": len(hard),
         "OPENINGS": max(1, len(hard)),
         "UNGATED": int(ungated),
+        "CONSTANTS": len(spec.fixed_inputs),
+        "FIXED_GATES": sum(gate.threshold_input is None for gate in hard),
+        "INITIAL_STATES": initial_states,
+        "MAY_FAIL": int(may_fail),
+        "SAFE_OUTPUTS": sum(tensor.safe_array() is not None for tensor in spec.outputs),
         "ROWS": max((s.rows for s in spec.states if s.cursor is not None), default=0),
         "KEPT_BYTES": _kept_bytes(spec),
         "ROW_BYTES": sum(s.next_value.nbytes for s in spec.states if s.cursor is not None),
@@ -224,14 +234,14 @@ def _tables(spec: StepSpec, weights: Mapping[str, int]) -> Iterable[str]:
     for gate in hard:
         name = gate.threshold_input
         offset = f"(ptrdiff_t)offsetof(stategate_constants, {member[name]})" if name else "-1"
-        whole = "true" if gate.granularity == "step" else "false"
         elements = int(np.prod(gate.shape, dtype=np.int64))
+        most = 1 if gate.granularity == "step" else elements
         gates.append(
-            f"    {{offsetof(stategate_outputs, {member[gate.name]}), {elements}, {whole}, "
+            f"    {{offsetof(stategate_outputs, {member[gate.name]}), {elements}, {most}, "
             f"{'true' if gate.name in appending else 'false'}, "
             f"{_literal(gate.threshold)}, {offset}}},"
         )
-    yield _array("stategate_gate", "gates", gates, "{0, 0, false, false, 0.0f, -1}")
+    yield _array("stategate_gate", "gates", gates, "{0, 0, 0, false, 0.0f, -1}")
     values = [
         f"    .{f.member} = {{{', '.join([_literal(c.value, c.dtype)] * f.size)}}},"
         for c, f in zip(spec.fixed_inputs, fields["constants"], strict=True)

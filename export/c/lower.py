@@ -132,7 +132,6 @@ def source_of(
         inexact |= written.inexact
         files |= {file: text.encode() for file, text in written.files.items()}
     types = {name: cut.type_of(name) for name in payload}
-    files["stategate.h"] = interface(spec, graph_sha256, observation).encode()
     may_fail = any(call in text for text in files.values() for call in _MAY_FAIL)
     if may_fail and not any("float" in t.dtype for t in spec.graph_outputs().values()):
         raise LowerError(
@@ -140,6 +139,9 @@ def source_of(
             found="no output and no state of floats",
             remedy="the onnxruntime engine steps this model",
         )
+    files["stategate.h"] = interface(
+        spec, graph_sha256, observation, initial_states=len(initial), may_fail=may_fail
+    ).encode()
     files["model.c"] = model_source(
         spec, functions, weights.offsets, types, graph_sha256, may_fail=may_fail
     ).encode()
@@ -150,6 +152,7 @@ def source_of(
         "stategate_rings.h",
         "python.c",
         "stategate.hpp",
+        "self_test.c",
         "stategate_black_box.h",
         "stategate_chain.h",
         "stategate_install.h",
@@ -157,20 +160,24 @@ def source_of(
         "stategate_model.h",
     ):
         files[static] = (own / static).read_bytes()
-    files["stategate_kernels.h"] = _kernels(own / "stategate_kernels.h")
+    kernels, twins = _kernels(own / "stategate_kernels.h")
+    files["stategate_kernels.h"] = kernels.encode()
+    checks = (own / "self_test_kernels.c").read_text("utf-8")
+    files["self_test_kernels.c"] = checks.replace("/* TWINS */", twins).encode()
     files[WEIGHTS] = weights.blob()
     return Source(files, tuple(sorted(inexact)))
 
 
-def _kernels(header: Path) -> bytes:
-    """One header of all kernels, in place of those that it includes, each without its twin."""
-    lines = []
+def _kernels(header: Path) -> tuple[str, str]:
+    """One header of all kernels, in place of those that it includes, and their plain loops."""
+    lines, twins = [], []
     for line in header.read_text("utf-8").splitlines():
         if line.startswith('#include "kernels/'):
             text = (header.parent / line.split('"')[1]).read_text("utf-8")
-            line = text.partition("#ifdef STATEGATE_TWINS")[0]
+            line, _, twin = text.partition("#ifdef STATEGATE_TWINS\n")
+            twins.append(twin.rpartition("#endif")[0])
         lines.append(line)
-    return "\n".join([*lines, ""]).encode()
+    return "\n".join([*lines, ""]), "\n".join(filter(None, twins))
 
 
 class _Cut:

@@ -9,6 +9,15 @@
 
 #define MODEL stategate_this_model
 
+/* What no part of a model asks for is not compiled: the header says what there is. So tools see no code
+ * that cannot run. The self-test steps by a function of its own, which puts faults into what is computed. */
+#ifdef STATEGATE_SELF_TEST
+int stategate_compute_with_faults(void *const *in, void *const *out);
+#define COMPUTE stategate_compute_with_faults
+#else
+#define COMPUTE stategate_compute
+#endif
+
 static const char tag[] = STATEGATE_TAG;
 
 static char *bank(stategate_session *s, const stategate_tensor *state, bool next)
@@ -73,11 +82,12 @@ stategate_result stategate_reset(stategate_session *s)
     }
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
         const stategate_tensor *state = &MODEL.states[i];
+        (void)memset(bank(s, state, false), 0, state->bytes);
+#if STATEGATE_INITIAL_STATES > 0
         if (state->initial != NULL) {
             (void)memcpy(bank(s, state, false), state->initial, state->bytes);
-        } else {
-            (void)memset(bank(s, state, false), 0, state->bytes);
         }
+#endif
     }
     s->kept_steps = 0u;
     s->counters.resets += 1u;
@@ -86,17 +96,22 @@ stategate_result stategate_reset(stategate_session *s)
 
 #include "stategate_rings.h"
 
+#if STATEGATE_GATES > 0
 /* What each gate is compared with in this step; a write that may not be closes every gate. */
 static void show_thresholds(stategate_session *s, bool allowed)
 {
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
         const stategate_gate *gate = &MODEL.gates[i];
-        if (gate->threshold_offset >= 0) {
-            const float shown = allowed ? gate->threshold : FLT_MAX;
-            (void)memcpy((char *)&s->constants + gate->threshold_offset, &shown, sizeof shown);
+#if STATEGATE_FIXED_GATES > 0
+        if (gate->threshold_offset < 0) {
+            continue;
         }
+#endif
+        const float shown = allowed ? gate->threshold : FLT_MAX;
+        (void)memcpy((char *)&s->constants + gate->threshold_offset, &shown, sizeof shown);
     }
 }
+#endif
 
 static int compute(stategate_session *s, const stategate_inputs *in, stategate_outputs *out)
 {
@@ -105,9 +120,11 @@ static int compute(stategate_session *s, const stategate_inputs *in, stategate_o
     for (uint32_t i = 0; i < MODEL.n_inputs; ++i) {
         takes[t++] = (char *)(uintptr_t)in + MODEL.inputs[i].offset; /* only read */
     }
+#if STATEGATE_CONSTANTS > 0
     for (uint32_t i = 0; i < MODEL.n_constants; ++i) {
         takes[t++] = (char *)&s->constants + MODEL.constants[i].offset;
     }
+#endif
     for (uint32_t i = 0; i < MODEL.n_outputs; ++i) {
         gives[g++] = (char *)out + MODEL.outputs[i].offset;
     }
@@ -115,40 +132,45 @@ static int compute(stategate_session *s, const stategate_inputs *in, stategate_o
         takes[t++] = bank(s, &MODEL.states[i], false);
         gives[g++] = bank(s, &MODEL.states[i], true);
     }
-    return stategate_compute(takes, gives);
+    return COMPUTE(takes, gives);
 }
 
-static bool next_finite(stategate_session *s, uint32_t group)
+/* Next states of some groups, a bit each, that hold NaN or infinity. */
+static uint32_t bad_states(stategate_session *s, uint64_t groups)
 {
+    uint32_t bad = 0;
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
         const stategate_tensor *state = &MODEL.states[i];
-        if (state->group == group && !stategate_finite(bank(s, state, true), state->next_bytes, state->type)) {
-            return false;
-        }
+        const size_t bytes = (size_t)((groups >> state->group) & 1u) * state->next_bytes;
+        bad += stategate_finite(bank(s, state, true), bytes, state->type) ? 0u : 1u;
     }
-    return true;
+    return bad;
 }
 
-static bool outputs_finite(const stategate_outputs *out)
+/* Outputs that do, gates among them. */
+static uint32_t bad_outputs(const stategate_outputs *out)
 {
+    uint32_t bad = 0;
     for (uint32_t i = 0; i < MODEL.n_outputs; ++i) {
         const stategate_tensor *output = &MODEL.outputs[i];
-        if (!stategate_finite((const char *)out + output->offset, output->bytes, output->type)) {
-            return false;
-        }
+        bad += stategate_finite((const char *)out + output->offset, output->bytes, output->type) ? 0u : 1u;
     }
-    return true;
+    return bad;
 }
 
 /* The outputs that the manifest declares safe, if it does, in place of what is no answer. */
 static void answer_safely(stategate_outputs *out)
 {
+#if STATEGATE_SAFE_OUTPUTS > 0
     for (uint32_t i = 0; i < MODEL.n_outputs; ++i) {
         const stategate_tensor *output = &MODEL.outputs[i];
         if (output->initial != NULL) {
             (void)memcpy((char *)out + output->offset, output->initial, output->bytes);
         }
     }
+#else
+    (void)out;
+#endif
 }
 
 stategate_result stategate_step(
@@ -161,62 +183,80 @@ stategate_result stategate_step(
         return found;
     }
     const bool allowed = s->may_write == NULL || s->may_write(s->user);
+    uint64_t groups = UINT64_C(1) << MODEL.n_gates; /* states of which have a next value: ungated ones */
+    uint32_t bad = 0;
+#if STATEGATE_ROWS > 0
+    uint32_t appends = 0;
+#endif
+#if STATEGATE_GATES > 0
     show_thresholds(s, allowed);
+#endif
     if (compute(s, in, out) != 0) {
         return STATEGATE_BAD_INPUT;
     }
-    bool good = true;
-    uint64_t swaps = 0;
-    bool wanted = MODEL.n_gates == 0u, appends = false;
-    uint64_t open[STATEGATE_OPENINGS] = {0};
+#if STATEGATE_GATES > 0
+    uint64_t swaps = 0, open[STATEGATE_GATES];
+    uint32_t wanted = 0;
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
         const stategate_gate *gate = &MODEL.gates[i];
         const float *value = (const float *)(const void *)((const char *)out + gate->offset);
-        good = good && stategate_finite(value, gate->elements * sizeof *value, STATEGATE_FLOAT32);
+        bad += stategate_finite(value, gate->elements * sizeof *value, STATEGATE_FLOAT32) ? 0u : 1u;
+        open[i] = 0;
         for (size_t j = 0; j < gate->elements; ++j) {
             open[i] += value[j] > gate->threshold ? 1u : 0u;
         }
         if (open[i] > 0u) {
-            wanted = true;
-            appends = appends || gate->appends;
-            swaps |= gate->appends ? UINT64_C(0) : UINT64_C(1) << i;
-            good = good && (!allowed || next_finite(s, i));
+            wanted += 1u;
+            groups |= (allowed ? UINT64_C(1) : UINT64_C(0)) << i;
+#if STATEGATE_ROWS > 0
+            appends += gate->appends ? 1u : 0u;
+            swaps |= (gate->appends ? UINT64_C(0) : UINT64_C(1)) << i;
+#else
+            swaps |= UINT64_C(1) << i;
+#endif
         }
-        if (gate->whole && open[i] > 1u) {
-            open[i] = 1u;
-        }
+        open[i] = open[i] < gate->most ? open[i] : gate->most;
     }
-    good = good && next_finite(s, MODEL.n_gates);
-    const bool answered = outputs_finite(out);
+#endif
+    bad += bad_states(s, groups);
+    const uint32_t unanswered = bad_outputs(out);
     s->counters.steps += 1u;
-    if (!good || !answered || (wanted && !allowed)) {
+    if (bad > 0u || unanswered > 0u) {
         s->counters.suppressed_writes += 1u;
-    }
-    if (!good || !answered) {
         s->counters.faults += 1u;
         answer_safely(out);
 #ifdef STATEGATE_RESET_ON_FAULT
         (void)stategate_reset(s);
 #endif
-        return good ? STATEGATE_BAD_OUTPUT : STATEGATE_FAULT;
+        return bad > 0u ? STATEGATE_FAULT : STATEGATE_BAD_OUTPUT;
     }
-    lay_rows(s, appends && allowed); /* before the banks are swapped */
-    if (STATEGATE_UNGATED != 0u && (allowed || MODEL.n_gates > 0u)) {
-        s->counters.ungated_writes += 1u;
-        s->parity ^= UINT64_C(1) << MODEL.n_gates;
-    }
-    if (!wanted) {
+#if STATEGATE_ROWS > 0
+    lay_rows(s, appends > 0u && allowed); /* before the banks are swapped */
+#endif
+#if STATEGATE_GATES > 0
+#if STATEGATE_UNGATED > 0
+    s->counters.ungated_writes += 1u;
+    s->parity ^= UINT64_C(1) << MODEL.n_gates;
+#endif
+    if (wanted == 0u) {
         s->counters.quiet_steps += 1u;
         return STATEGATE_QUIET;
     }
+#endif
     if (!allowed) {
+        s->counters.suppressed_writes += 1u;
         return STATEGATE_HELD;
     }
+#if STATEGATE_GATES > 0
     s->parity ^= swaps;
-    s->counters.writes += 1u;
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
         s->counters.openings[i] += open[i];
     }
+#elif STATEGATE_UNGATED > 0
+    s->counters.ungated_writes += 1u;
+    s->parity ^= 1u;
+#endif
+    s->counters.writes += 1u;
     return STATEGATE_WROTE;
 }
 
@@ -274,13 +314,15 @@ static bool possible(const stategate_counters *c)
         || c->appends > c->writes || c->faults > c->suppressed_writes || c->ungated_writes > c->steps) {
         return false;
     }
+#if STATEGATE_GATES > 0
     for (uint32_t i = 0; i < MODEL.n_gates; ++i) {
-        const uint64_t most = MODEL.gates[i].whole ? 1u : MODEL.gates[i].elements;
-        const uint64_t writes = c->openings[i] / most + (c->openings[i] % most != 0u ? 1u : 0u);
+        const uint64_t most = MODEL.gates[i].most, rest = c->openings[i] % most;
+        const uint64_t writes = c->openings[i] / most + (rest + most - 1u) / most; /* at least */
         if (writes > c->writes) {
             return false;
         }
     }
+#endif
     return true;
 }
 
@@ -306,22 +348,24 @@ stategate_result stategate_load(stategate_session *s, const void *buffer, size_t
     at += sizeof tag;
     (void)memcpy(&counters, at, sizeof counters);
     at += sizeof counters;
-    bool good = possible(&counters);
+    uint32_t bad = possible(&counters) ? 0u : 1u;
     for (uint32_t i = 0; i < MODEL.n_states; ++i) {
         const stategate_tensor *state = &MODEL.states[i];
         char *spare = bank(s, state, true);
         (void)memcpy(spare, at, state->bytes);
-        good = good && stategate_finite(spare, state->bytes, state->type);
+        bad += stategate_finite(spare, state->bytes, state->type) ? 0u : 1u;
         at += state->bytes;
     }
-    if (!good) {
+    if (bad > 0u) {
         return STATEGATE_IMPOSSIBLE;
     }
     s->parity = ~s->parity; /* every spare bank is live now */
+#if STATEGATE_ROWS > 0
     if (!rows_fit(s)) {
         s->parity = ~s->parity;
         return STATEGATE_IMPOSSIBLE;
     }
+#endif
     s->kept_steps = 0u;
     s->counters = counters;
 #ifdef STATEGATE_RESET_ON_RESTORE

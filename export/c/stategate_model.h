@@ -31,7 +31,7 @@ typedef struct {
 typedef struct {
     size_t offset; /* in stategate_outputs */
     size_t elements;
-    bool whole;               /* open anywhere counts as one opening */
+    uint64_t most;            /* openings of one write: 1 where open anywhere counts as one */
     bool appends;             /* its states are rings: a write puts a row, and no bank is swapped */
     float threshold;
     ptrdiff_t threshold_offset; /* in stategate_constants, or -1 */
@@ -72,47 +72,45 @@ static inline void stategate_flush(void *values, size_t bytes, enum stategate_ty
 /* Whether no element is NaN or infinity, or a truth value beyond 1; true for integers. */
 static inline bool stategate_finite(const void *values, size_t bytes, enum stategate_type type)
 {
-    bool good = true;
+    uint32_t bad = 0;
     if (type == STATEGATE_FLOAT32) {
         /* By the bits: exponents of all ones are NaN and infinity. Compilers make vector
          * instructions of integers that are brought together, and none of truth values. */
         const char *at = values;
-        uint32_t bad = 0;
         for (size_t i = 0; i < bytes / sizeof(float); ++i) {
             uint32_t bits;
             (void)memcpy(&bits, at + i * sizeof bits, sizeof bits);
             bad |= (bits & 0x7F800000u) == 0x7F800000u ? 1u : 0u;
         }
-        good = bad == 0u;
     } else if (type == STATEGATE_FLOAT64) {
         const double *x = values;
         for (size_t i = 0; i < bytes / sizeof *x; ++i) {
-            good = good && fabs(x[i]) <= DBL_MAX;
+            bad |= fabs(x[i]) <= DBL_MAX ? 0u : 1u;
         }
     } else if (type == STATEGATE_FLOAT16) {
         const uint16_t *x = values; /* by its bits: exponents of all ones are NaN and infinity */
         for (size_t i = 0; i < bytes / sizeof *x; ++i) {
-            good = good && (x[i] & 0x7C00u) != 0x7C00u;
+            bad |= (x[i] & 0x7C00u) == 0x7C00u ? 1u : 0u;
         }
     } else if (type == STATEGATE_BOOL) {
         const uint8_t *x = values;
         for (size_t i = 0; i < bytes; ++i) {
-            good = good && x[i] <= 1u;
+            bad |= x[i] > 1u ? 1u : 0u;
         }
     } else {
         /* every integer is finite */
     }
-    return good;
+    return bad == 0u;
 }
 
 /* Whether an element of a gate is open. */
 static inline bool stategate_is_open(const float *gate, size_t elements, const float *threshold)
 {
-    bool open = false;
+    uint32_t open = 0;
     for (size_t i = 0; i < elements; ++i) {
-        open = open || gate[i] > *threshold;
+        open |= gate[i] > *threshold ? 1u : 0u;
     }
-    return open;
+    return open != 0u;
 }
 
 #endif

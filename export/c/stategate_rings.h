@@ -118,14 +118,6 @@ stategate_result stategate_rewind(stategate_session *s, uint32_t steps)
 
 #else /* no rings */
 
-static void lay_rows(stategate_session *s, bool appends)
-{
-    (void)s;
-    (void)appends;
-}
-
 static void clear_rest(const stategate_session *s) { (void)s; }
-
-static bool rows_fit(const stategate_session *s) { return s != NULL; }
 
 #endif

@@ -19,7 +19,7 @@ from torch import nn
 
 import stategate
 from lab.bits import BUILDS, MAIN, WARNINGS, compare
-from lab.builds import PLAIN, Build, records
+from stategate.bench.certify.builds import PLAIN, Build, records
 from stategate.common.compiler import MATHS
 from stategate.common.cpu import isa_of_this_machine
 from stategate.contract import (
@@ -42,7 +42,6 @@ from stategate.runtime.check.golden import Replay
 from stategate.runtime.session import Session
 from stategate.runtime.trust.code import accept_for_this_process, code_digest
 
-FOLDER = Path(__file__).parent
 KERNELS = Path(__file__).parents[2] / "export" / "c"
 LEVELS = ["x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4"]
 
@@ -61,13 +60,20 @@ def builds() -> list[tuple[str, ...]]:
     return [b for b in options if all(map(shutil.which, (b[0], needed.get(b[0], b[0]))))]
 
 
-def outputs_of(sources: list[Path], folder: Path, *more: tuple[str, ...]) -> dict[bytes, list[str]]:
+def outputs_of(
+    sources: list[Path], folder: Path, *more: tuple[str, ...], flags: tuple[str, ...] = ()
+) -> dict[bytes, list[str]]:
     """What a program prints, by output the builds that print it."""
     printed: dict[bytes, list[str]] = {}
     for i, build in enumerate([*builds(), *more]):
         program = folder / f"program{i}"
-        words = [*build, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *MATHS, f"-I{KERNELS}"]
-        words += [f"-I{sources[-1].parent}", f"-Wa,-I{sources[-1].parent}", *map(str, sources)]
+        words = [*build, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *MATHS, *flags]
+        words += [
+            f"-I{KERNELS}",
+            f"-I{sources[-1].parent}",
+            f"-Wa,-I{sources[-1].parent}",
+            *map(str, sources),
+        ]
         subprocess.run([*words, "-lm", "-o", str(program)], check=True)
         emulator = ["qemu-aarch64"] if build[0].startswith("aarch64") else []
         run = subprocess.run([*emulator, str(program)], capture_output=True)
@@ -79,7 +85,12 @@ def outputs_of(sources: list[Path], folder: Path, *more: tuple[str, ...]) -> dic
 
 @pytest.mark.slow
 def test_kernels_give_the_bits_of_their_plain_loops_in_every_build(tmp_path: Path) -> None:
-    printed = outputs_of([FOLDER / "twins.c"], tmp_path, ("cc", "-O2", PLAIN))
+    printed = outputs_of(
+        [KERNELS / "self_test_kernels.c"],
+        tmp_path,
+        ("cc", "-O2", PLAIN),
+        flags=("-DSTATEGATE_SELF_TEST", "-DSTATEGATE_KERNELS_ALONE"),
+    )
     assert len(printed) == 1, printed
 
 

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from lab.builds import PLAIN, write_weights
+from stategate.bench.certify.builds import PLAIN, write_weights
 from stategate.common.compiler import MATHS
 from stategate.common.onnx_runtime import one_thread
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec

@@ -16,7 +16,7 @@ import torch
 
 import stategate
 from lab.bits import compare
-from lab.builds import PLAIN, Build
+from stategate.bench.certify.builds import PLAIN, Build
 from stategate.bench.fits.report import fits_report
 from stategate.bench.wear import WriteRate, state_bytes, write_rate
 from stategate.calibration.thresholds.recalibrate import recalibrate

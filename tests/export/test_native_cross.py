@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from lab.builds import CORTEX_M7, Build, records, run_in
 from lab.counts import count
+from stategate.bench.certify.builds import CORTEX_M7, Build, records, run_in
 from stategate.cli.device import describe
 from stategate.cli.main import main
 from stategate.common.compiler import MATHS, WARNINGS
@@ -214,7 +214,7 @@ def test_a_cortex_m7_without_an_operating_system_repeats_the_golden_episode(
     options = (*_M7, f"-I{folder}", f"-Wa,-I{folder}", f"-Wa,-I{tmp_path}", "-nostartfiles")
     options += ("-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections")
     sources = sorted(folder.glob("*.c"))
-    script = f"-T{EXAMPLES / 'embedded.ld'}"
+    script = f"-T{EXAMPLES.parents[1] / 'bench/certify/m7.ld'}"
     tail = ("-lm", "-specs=nosys.specs", "-o", image)
     compile_with("arm-none-eabi-gcc", *options, script, EXAMPLES / "embedded.c", *sources, *tail)
     sizes = subprocess.run(

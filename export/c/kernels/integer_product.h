@@ -71,10 +71,12 @@ STATEGATE_INLINE void stategate_integer_tile(
     for (int32_t n = 0; n < whole; n += pass) {
         stategate_integer_columns(STATEGATE_SUMS, tile, w + n, rows, x, out + n);
     }
+#if STATEGATE_LANES > 1
     if (whole < tile) {
         const int32_t rest = (tile - whole) / STATEGATE_LANES;
         stategate_integer_columns(rest, tile, w + whole, rows, x, out + whole);
     }
+#endif
     for (int32_t n = 0; n < tile; ++n) {
         float value = out[n] * scales[n];
         /* The sum can pass the largest float where the scaled result does not, from inputs of some

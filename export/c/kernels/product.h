@@ -38,10 +38,12 @@ STATEGATE_INLINE void stategate_tile(
     for (int32_t n = 0; n < whole; n += pass) {
         stategate_columns(STATEGATE_SUMS, tile, w + n, n_x, x, n_y, y, init + n, out + n);
     }
+#if STATEGATE_LANES > 1 /* else a pass is no wider than the 16 that columns are a multiple of */
     if (whole < tile) {
         const int32_t rest = (tile - whole) / STATEGATE_LANES;
         stategate_columns(rest, tile, w + whole, n_x, x, n_y, y, init + whole, out + whole);
     }
+#endif
 }
 
 /* The product of a row (x, y) with a matrix in tiles; columns are a multiple of 16. */

@@ -1,7 +1,7 @@
 /* Products of several rows with a matrix in tiles: weights that are read once serve some rows. A row is
  * walked as a convolution walks a picture: lines of it lie apart, and of each some taps are taken. */
 
-#define STATEGATE_ROWS 8                      /* at most, at the same time */
+#define STATEGATE_MOST_ROWS 8                 /* at most, at the same time */
 #define STATEGATE_VECTORS (STATEGATE_BLOCK / 4) /* of columns beside four rows */
 
 /* Sums of m rows and some vectors of columns, from zero on where init is NULL. */
@@ -10,7 +10,7 @@ STATEGATE_INLINE void stategate_block(
     int32_t taps, int32_t dilation, const float *x, int32_t step, const float *init, float *out,
     int32_t stride)
 {
-    stategate_vector sums[STATEGATE_ROWS][STATEGATE_SUMS];
+    stategate_vector sums[STATEGATE_MOST_ROWS][STATEGATE_SUMS];
     STATEGATE_UNROLL for (int32_t row = 0; row < m; ++row) {
         STATEGATE_UNROLL for (int32_t v = 0; v < vectors; ++v) {
             sums[row][v] = (stategate_vector){0};
@@ -46,8 +46,8 @@ STATEGATE_INLINE void stategate_blocks(
     int32_t taps, int32_t dilation, const float *x, int32_t step, const float *init, float *out,
     int32_t stride)
 {
-    int32_t block = STATEGATE_ROWS;
-    if (STATEGATE_BLOCK / vectors < STATEGATE_ROWS) {
+    int32_t block = STATEGATE_MOST_ROWS;
+    if (STATEGATE_BLOCK / vectors < STATEGATE_MOST_ROWS) {
         block = 4;
     }
     const int32_t whole = m - m % block;
@@ -70,10 +70,12 @@ STATEGATE_INLINE void stategate_tile_of_rows(
         stategate_blocks(m, STATEGATE_VECTORS, tile, w + n, lines, line, taps, dilation, x, step,
             init + n, out + n, stride);
     }
+#if STATEGATE_LANES > 1
     if (whole < tile) {
         stategate_blocks(m, (tile - whole) / STATEGATE_LANES, tile, w + whole, lines, line, taps,
             dilation, x, step, init + whole, out + whole, stride);
     }
+#endif
 }
 
 /* out[row][n] = init[n] + the sum over lines l and taps t, k = l taps + t, of

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Sequence
-from pathlib import Path
 
-from lab.builds import PLAIN
+from stategate.bench.certify.builds import PLAIN
+from stategate.bench.certify.case import Case, words_of
 
 # What is assumed, as the report says it.
 ASSUMPTIONS = (
@@ -86,25 +84,29 @@ def _fill(header: str) -> str:
     return "\n".join(lines)
 
 
-def eva(sources: Sequence[Path], precision: int, limit_s: float) -> tuple[int | None, list[str]]:
-    """Alarms of Eva in init, step, save, load, chain and reset.
-
-    Returns:
-        How many, or None where the analysis did not end; and what they or its last words say.
-    """
-    folder = sources[0].parent
+def eva(case: Case, precision: int) -> None:
+    """Alarms of Eva in init, step, save, load, chain and reset."""
+    requirement = "No undefined behaviour, for every input and state within bounds"
+    method = "Frama-C's Eva on init, step, save, load, chain and reset of the plain form"
+    if case.lacks(requirement, method, "frama-c", slow=True):
+        return
+    folder = case.sources[0].parent
     main = folder.parent / f"{folder.name}-eva.c"
     main.write_text(_MAIN.replace("@FILL@", _fill((folder / "stategate.h").read_text())))
     words = ["frama-c", "-machdep", "gcc_x86_64", f"-cpp-extra-args=-I{folder} {PLAIN}"]
-    words += map(str, (main, folder / "weights.c", *sources))
+    words += [str(main), str(folder / "weights.c")]
+    words += [str(path) for path in case.sources if path.name != "black_box.c"]
     words += ["-eva", "-eva-precision", str(precision), "-warn-special-float", "none"]
-    try:
-        done = subprocess.run(
-            [*words, "-eva-no-print"], capture_output=True, text=True, timeout=limit_s
-        )
-    except subprocess.TimeoutExpired:
-        return None, [f"not done after {limit_s:.0f} s"]
-    counted = _ALARMS.search(done.stdout)
-    if counted is None:
-        return None, done.stdout.splitlines()[-3:]
-    return int(counted[1]), [f"{f}:{line}: {what}" for f, line, what in _ALARM.findall(done.stdout)]
+    code, printed = words_of([*words, "-eva-no-print"], case.limit_s)
+    counted = _ALARMS.search(printed)
+    log = printed.replace(f"{case.scratch}/", "")
+    if code is None or counted is None:
+        last = " ".join(printed.split())[-200:]
+        case.add(requirement, method, "not run", f"{last}; --limit-s gives it longer", eva_txt=log)
+        case.figures["eva_alarms"] = None
+        return
+    alarms = [f"{f}:{line}: {what}" for f, line, what in _ALARM.findall(printed)]
+    case.figures["eva_alarms"] = int(counted[1])
+    found = f"{counted[1]} alarms, precision {precision}"
+    text = "\n".join([found, "", "Assumed:", *ASSUMPTIONS, "", *alarms, "", log])
+    case.add(requirement, method, "open" if alarms else "shown", found, eva_txt=text)

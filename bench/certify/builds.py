@@ -16,17 +16,17 @@ from stategate.common.cpu import isa_of_this_machine
 from stategate.contract import Bundle
 from stategate.contract.c_library import SOURCE_FOLDER
 
-_ROOT = Path(__file__).parents[1]
+_HERE = Path(__file__).parent
 LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 AARCH64, CORTEX_M7 = "aarch64", "cortex-m7"
 PLAIN = "-DSTATEGATE_PORTABLE"  # the form that is C99 and no more
-INSTALL = "make emulators"  # what installs every program that is named here
+INSTALL = "apt-get install"  # and the package, as root
 
 _M7 = tuple(word for word in BARE_METAL["armv7e-m"].split()[1:] if word[:2] != "-O")
 # Without an operating system: where memory lies, what starts main, and newlib by semihosting.
 _M7_PROGRAM = (
     *("-nostartfiles", "-specs=rdimon.specs", "-Wl,--gc-sections", "-Wl,--defsym=end=bss_end"),
-    *(f"-T{_ROOT / 'docs/examples/embedded.ld'}", str(_ROOT / "lab/m7.c")),
+    *(f"-T{_HERE / 'm7.ld'}", str(_HERE / "m7.c")),
 )
 _QEMU_M7 = (
     *("qemu-system-arm", "-M", "mps2-an500", "-display", "none", "-monitor", "none"),
@@ -65,7 +65,7 @@ class Build:
         """Why it cannot be compiled or run here, in words; None if it can."""
         for program in (self.compiler, *self.emulator[:1]):
             if shutil.which(program) is None:
-                return f"{program} is not here: {INSTALL}"
+                return f"{program} is not here: {INSTALL} {package_of(program)}"
         able = isa_of_this_machine() or ""
         if self.isa in LEVELS and (
             able not in LEVELS or LEVELS.index(able) < LEVELS.index(self.isa)
@@ -79,13 +79,13 @@ class Build:
         return PLAIN in self.flags
 
     def compile(
-        self, bundle: Path, main: Path, folder: Path, more: Sequence[str | Path] = ()
+        self, bundle: Path, main: Path | None, folder: Path, more: Sequence[str | Path] = ()
     ) -> Path:
         """The bundle's C and a program's ``main``, compiled into a folder that is there.
 
         Args:
             bundle: A bundle with C source.
-            main: What includes ``stategate.h`` and has ``main``.
+            main: What includes ``stategate.h`` and has ``main``; none for the bundle's self-test.
             folder: Where the program goes.
             more: Further words of the compiler, such as ``-D`` and sources.
 
@@ -105,8 +105,12 @@ class Build:
         words += [f"-I{source}", f"-Wa,-I{source}"]
         if self.is_plain:
             sources.append(str(write_weights(source, objects)))
-        checked([*words, "-c", *sources], cwd=objects)
-        words += map(str, [main, *more, *sorted(objects.glob("*.o"))])
+        if main is None:
+            words.append("-DSTATEGATE_SELF_TEST")
+        checked(
+            [*words, *(w for w in map(str, more) if w[:2] == "-D"), "-c", *sources], cwd=objects
+        )
+        words += map(str, [*filter(None, [main]), *more, *sorted(objects.glob("*.o"))])
         words += _M7_PROGRAM if self.isa == CORTEX_M7 else ()
         checked([*words, "-lm", "-o", str(program)])
         return program
@@ -126,15 +130,23 @@ class Build:
     def _objects(program: Path) -> Path:
         return program.with_name(f"{program.name}.objects")
 
-    def run(self, program: Path, data: bytes = b"", emulator: Sequence[str] = ()) -> bytes:
+    def run(
+        self,
+        program: Path,
+        data: bytes = b"",
+        emulator: Sequence[str] = (),
+        limit_s: float | None = None,
+    ) -> bytes:
         """What a program writes to stdout, having read ``data`` from stdin.
 
         Args:
             program: What `compile` made.
             data: For its stdin.
             emulator: In place of what the build is run with.
+            limit_s: Seconds after which it is ended.
         """
-        return checked([*(emulator or self.emulator), str(program)], data).stdout
+        words = [*(emulator or self.emulator), str(program)]
+        return checked(words, data, limit_s=limit_s).stdout
 
 
 def run_in(build: Build, bundle: Path, main: Path, folder: Path, data: bytes = b"") -> bytes:
@@ -142,30 +154,58 @@ def run_in(build: Build, bundle: Path, main: Path, folder: Path, data: bytes = b
     return build.run(build.compile(bundle, main, folder), data)
 
 
+def package_of(program: str) -> str:
+    """Debian's package of a program that is named here."""
+    packages = {
+        "qemu-aarch64": "qemu-user",
+        "qemu-x86_64": "qemu-user",
+        "arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
+        "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    }
+    return packages.get(program, program)
+
+
 def checked(
-    words: list[str], data: bytes = b"", cwd: Path | None = None
+    words: list[str], data: bytes = b"", cwd: Path | None = None, limit_s: float | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """A command that must end well.
 
     Raises:
         RuntimeError: It did not; with what it wrote to stderr.
     """
-    done = subprocess.run(words, input=data, capture_output=True, cwd=cwd)
+    try:
+        done = subprocess.run(words, input=data, capture_output=True, cwd=cwd, timeout=limit_s)
+    except subprocess.TimeoutExpired as problem:
+        raise RuntimeError(f"{words[0]} did not end within {limit_s:.0f} s") from problem
     if done.returncode:
-        problem = done.stderr.decode(errors="replace")[-2000:]
-        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}\n{problem}")
+        printed = (done.stderr or done.stdout).decode(errors="replace")[-2000:]
+        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}\n{printed}")
     return done
 
 
 def write_weights(source: Path, folder: Path) -> Path:
-    """``weights.c`` of the plain form, by the command that docs/guides/native.md gives."""
-    page = (_ROOT / "docs/guides/native.md").read_text()
-    command = page[page.index("    { echo") : page.index("> weights.c")].replace(
-        "BUNDLE/native", "."
-    )
+    """``weights.c`` of the plain form; docs/guides/native.md has a command for the same."""
+    words = np.frombuffer((source / "weights.bin").read_bytes().ljust(1, b"\0"), np.uint8)
+    words = np.pad(words, (0, -len(words) % 8)).view("<u8")
+    declared = "const uint64_t stategate_weight_words[]"
+    body = "".join(f"0x{word:016x}u,\n" for word in words.tolist())
     path = folder / "weights.c"
-    path.write_bytes(checked(["sh", "-c", command], cwd=source).stdout)
+    path.write_text(f"#include <stdint.h>\nextern {declared};\n{declared} = {{\n{body}0u}};\n")
     return path
+
+
+def portable_source(bundle: Bundle, folder: Path) -> list[Path]:
+    """The C of a bundle and its plain weights in a folder that is there; its sources by name.
+
+    Python's door is left out, which is no C99, and tests, which no program holds.
+    """
+    source = bundle.path / SOURCE_FOLDER
+    for path in sorted(source.glob("*.[ch]")):
+        if path.name != "python.c":
+            shutil.copy(path, folder)
+    write_weights(source, folder)
+    names = (path for path in folder.glob("*.c") if path.name != "weights.c")
+    return sorted(path for path in names if not path.name.startswith("self_test"))
 
 
 def records(

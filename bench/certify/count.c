@@ -14,7 +14,9 @@
 #include "stategate.h"
 
 #define APART __attribute__((noinline, noclone))
+#ifndef EACH
 #define EACH 5 /* steps of a kind that are counted */
+#endif
 #define PAINTED (256 * 1024)
 #define PAINT 0xA5
 

@@ -1,0 +1,173 @@
+"""Model against code, step by step: float model, ONNX Runtime, and C on each machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stategate.bench.certify.builds import AARCH64, CORTEX_M7, LEVELS, PLAIN, Build
+from stategate.bench.certify.case import Case, Result, words_of
+from stategate.runtime.session import Session
+
+_TOLERANCE = 1e-4  # of outputs between ONNX Runtime, which sums in another order, and C
+_EMULATED = 2_000  # steps at most, where an emulator takes fifty times as long
+BUILDS = (
+    Build("gcc", "-O2", LEVELS[0], (PLAIN,)),
+    *(Build("gcc", "-O3", isa) for isa in LEVELS),
+    Build("clang-19", "-O3", "x86-64-v3"),
+    Build("aarch64-linux-gnu-gcc", "-O3", AARCH64),
+    Build("arm-none-eabi-gcc", "-O2", CORTEX_M7),
+)
+_REQUIREMENT = "Code and model decide and answer alike"
+Array = npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class _Run:
+    """What steps gave: outputs and gates by name, and which gates were open."""
+
+    outputs: dict[str, Array]
+    opens: dict[str, Array]
+    chain: Array | None = None
+    results: Array | None = None
+
+
+def back_to_back(case: Case) -> bytes:
+    """Compare all of them; returns the golden episode as the self-test reads it."""
+    manifest, golden = case.bundle.manifest, case.golden
+    steps = len(next(iter(golden.inputs.values())))
+    order = np.arange(max(steps, case.steps))
+    order[steps:] = np.random.default_rng(0).integers(0, steps, len(order) - steps)
+    inputs = {name: array[order] for name, array in golden.inputs.items()}
+    names = [state.name for state in manifest.states]
+    with Session.open(case.bundle, engine="onnxruntime") as session:
+        golden.begin(session, names)
+        start = b"".join(session.state(n).tobytes() for n in names) if golden.start else b""
+        graph = _stepped(case, session, inputs)
+    native = manifest.native
+    promised = native.golden_digest if native is not None else ""
+    episode = case.episode_bytes(golden.inputs, start, promised)
+    (case.out / "golden.bin").write_bytes(episode)
+    made = f"{golden.provenance or manifest.model}, {steps} golden steps"
+    float_run = _Run(dict(golden.outputs), {n: _open(case, n, a) for n, a in golden.gates.items()})
+    _compare(case, f"float model beside ONNX Runtime, {made}", float_run, graph, steps, None)
+    first: _Run | None = None
+    for build in BUILDS:
+        how = f"ONNX Runtime beside C, {build.name}"
+        if build.lacking:
+            case.add(_REQUIREMENT, how, "not run", build.lacking)
+            continue
+        count = min(len(order), _EMULATED) if build.emulator else len(order)
+        data = case.episode_bytes(
+            {n: a[:count] for n, a in inputs.items()}, start, shows_steps=True
+        )
+        try:
+            program = build.compile(case.bundle.path, None, case.scratch)
+            run = _read(case, build.run(program, data, limit_s=case.limit_s))
+        except RuntimeError as problem:
+            case.add(_REQUIREMENT, how, "not run", str(problem).strip().splitlines()[-1][:300])
+            continue
+        case.programs[build], first = program, first or run
+        _compare(case, f"{how}, {count:,} steps", graph, run, count, first)
+        if first is run:
+            _compare(case, f"float model beside C, {made}", float_run, run, steps, None)
+    return episode
+
+
+def self_tests(case: Case, episode: bytes) -> None:
+    """The self-test on each machine; by sanitizers, and by valgrind."""
+    requirement = "The self-test of the bundle passes"
+    for build, program in case.programs.items():
+        try:
+            printed = build.run(program, episode, limit_s=case.limit_s).decode()
+            case.add(requirement, build.name, "shown", printed.splitlines()[-1])
+        except RuntimeError as problem:
+            case.add(requirement, build.name, "open", str(problem).strip().splitlines()[-1][:300])
+    folder = case.sources[0].parent
+    for name, flags, words in (
+        ("sanitizers", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ()),
+        ("valgrind", (), ("valgrind", "-q", "--error-exitcode=9")),
+    ):
+        method = " ".join(["gcc -O1, plain form,", *(words or flags)])
+        if case.lacks(requirement, method, "gcc", *words[:1]):
+            continue
+        program = folder / name
+        command = ["gcc", "-std=c99", "-O1", PLAIN, "-ffp-contract=off", *flags, f"-I{folder}"]
+        command += ["-DSTATEGATE_SELF_TEST", *map(str, sorted(folder.glob("*.c"))), "-lm", "-o"]
+        code, printed = words_of([*command, str(program)], case.limit_s)
+        if code == 0:
+            code, printed = words_of([*words, str(program)], case.limit_s, episode)
+        last = printed.strip().splitlines()[-1] if printed.strip() else "no word"
+        result: Result = "shown" if code == 0 else "open"
+        case.add(requirement, method, result, last, **{f"{name}_txt": printed})
+
+
+def _open(case: Case, name: str, values: Array) -> Array:
+    gate = next(gate for gate in case.bundle.manifest.gates if gate.name == name)
+    return values > np.float32(gate.threshold) if gate.kind == "hard" else values < -np.inf
+
+
+def _stepped(case: Case, session: Session, inputs: Mapping[str, Array]) -> _Run:
+    steps = len(next(iter(inputs.values())))
+    manifest = case.bundle.manifest
+    outputs = {t.name: np.empty((steps, *t.shape), t.dtype) for t in manifest.outputs}
+    gates = {g.name: np.empty((steps, *g.shape), np.float32) for g in manifest.gates}
+    for step in range(steps):
+        given = session.step(**{name: array[step] for name, array in inputs.items()})
+        for name, array in outputs.items():
+            array[step] = given[name]
+        for name, array in gates.items():
+            array[step] = session.gates[name]
+    return _Run(outputs | gates, {name: _open(case, name, array) for name, array in gates.items()})
+
+
+def _read(case: Case, raw: bytes) -> _Run:
+    """What the self-test wrote of each step: its result, the chain after it, outputs and gates."""
+    manifest = case.bundle.manifest
+    fields: list[Any] = [("result", "<i4"), ("chain", "<u8")]
+    tensors = {t.name: (t.dtype, t.shape) for t in manifest.outputs}
+    tensors |= {g.name: ("float32", g.shape) for g in manifest.gates}
+    fields += [(n, np.dtype(d).newbyteorder("<"), tuple(s)) for n, (d, s) in tensors.items()]
+    kind = np.dtype(fields)
+    table = np.frombuffer(raw[: len(raw) // kind.itemsize * kind.itemsize], kind)
+    outputs = {name: table[name] for name in tensors}
+    opens = {g.name: _open(case, g.name, outputs[g.name]) for g in manifest.gates}
+    return _Run(outputs, opens, table["chain"], table["result"])
+
+
+def _compare(case: Case, how: str, one: _Run, two: _Run, steps: int, first: _Run | None) -> None:
+    """A row: the largest difference, gate decisions that differ, bits beside the first build."""
+    if two.results is not None and len(two.results) < steps:
+        case.add(
+            _REQUIREMENT, how, "open", f"{len(two.results):,} of {steps:,} steps were answered"
+        )
+        return
+    gap, flips, parted, decisions = 0.0, 0, None, 0
+    for name, array in one.outputs.items():
+        pair = [x[:steps].astype(np.float64).reshape(steps, -1) for x in (array, two.outputs[name])]
+        gap = max(gap, float(np.abs(pair[0] - pair[1]).max(initial=0.0)))
+    for name, array in one.opens.items():
+        pair = [x[:steps].reshape(steps, -1) for x in (array, two.opens[name])]
+        flips += int((pair[0] != pair[1]).sum())
+        decisions += pair[0].size
+    if first is not None and first.chain is not None and two.chain is not None:
+        differs = np.flatnonzero(first.chain[:steps] != two.chain[:steps])
+        parted = int(differs[0]) if len(differs) else None
+    words = (
+        f"largest difference of an output {gap:.2g}, {flips} of {decisions:,} gate decisions differ"
+    )
+    if first is not None and first is not two:
+        words += (
+            "; same bits as the plain form"
+            if parted is None
+            else f"; other bits from step {parted} on"
+        )
+    candidate = "float model" in how and case.bundle.manifest.is_lower
+    good = flips == 0 and parted is None and (gap <= _TOLERANCE or candidate)
+    if candidate:
+        words += "; the bundle is of lower precision, and was judged by `stategate drift`"
+    case.add(_REQUIREMENT, how, "shown" if good else "open", words)

@@ -1,0 +1,99 @@
+"""Which statements, branches and conditions of the C the self-test reaches, by clang-19."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from stategate.bench.certify.builds import PLAIN, checked
+from stategate.bench.certify.case import Case
+
+# What cannot be reached, by file and words of the line, and why; all else is a test to write.
+_REASONS: tuple[tuple[str, str, str], ...] = (
+    (
+        r"write\d+\.c",
+        r"const \w+ t\d+ = \(t\d+_0 \? .*",
+        "A write runs where its gate is open, and the graph asks the same gate again.",
+    ),
+)
+
+
+def coverage(case: Case, golden: bytes) -> None:
+    """Compile a session with the self-test, run it, and see what was reached."""
+    requirement = "The self-test reaches every statement, branch and condition (MC/DC)"
+    method = "clang-19's coverage of native/self_test.c over the golden episode, plain form"
+    if case.lacks(requirement, method, "clang-19", "llvm-profdata-19", "llvm-cov-19"):
+        return
+    folder = case.sources[0].parent
+    program, raw, data = folder / "self_test", folder / "profile.raw", folder / "profile.data"
+    words = ["clang-19", "-std=c99", "-O0", PLAIN, "-ffp-contract=off", f"-I{folder}"]
+    words += ["-fprofile-instr-generate", "-fcoverage-mapping", "-fcoverage-mcdc"]
+    words += ["-DSTATEGATE_SELF_TEST", *map(str, sorted(folder.glob("*.c")))]
+    checked([*words, "-lm", "-o", str(program)])
+    checked(["env", f"LLVM_PROFILE_FILE={raw}", str(program)], golden, limit_s=case.limit_s)
+    checked(["llvm-profdata-19", "merge", "-sparse", str(raw), "-o", str(data)])
+    exported = checked(["llvm-cov-19", "export", str(program), f"-instr-profile={data}"])
+    functions_present = {
+        line.split()[-1] for line in checked(["nm", str(program)]).stdout.decode().splitlines()
+    }
+    functions = json.loads(exported.stdout)["data"][0]["functions"]
+    # A function of a header is there once for each source that calls it: what one reaches counts.
+    regions: dict[Any, bool] = {}
+    branches: dict[Any, bool] = {}
+    conditions: dict[Any, bool] = {}
+    for function in functions:
+        files = [Path(name).name for name in function["filenames"]]
+        if files[0].startswith("self_test") or files[0] == "black_box.c":
+            continue
+        if function["name"].split(":")[-1] not in functions_present:
+            continue
+        for line, column, _, _, count, file, _, kind in function["regions"]:
+            if kind == 0:
+                _mark(regions, (files[file], line, column), count > 0)
+        for line, column, _, _, yes, no, file, *_ in function["branches"]:
+            _mark(branches, (files[file], line, column, "taken"), yes > 0)
+            _mark(branches, (files[file], line, column, "not taken"), no > 0)
+        for line, column, _, _, file, *_, shown in function.get("mcdc_records", ()):
+            for place, is_shown in enumerate(shown, 1):
+                _mark(conditions, (files[file], line, column, f"condition {place}"), is_shown)
+    missed, unexplained = [], 0
+    places = sorted(
+        [*regions.items(), *branches.items(), *conditions.items()], key=lambda one: one[0][:3]
+    )
+    for (name, line, column, *what), reached in places:
+        if not reached:
+            text = (folder / name).read_text().splitlines()[line - 1].strip()
+            why = _reason(name, text)
+            unexplained += not why
+            at = f"{name}:{line}:{column}{': ' if what else ''}{' '.join(what)}"
+            missed.append(f"{at}\n    {text}\n    {why or 'no reason is known'}")
+    percents = {"statement": regions, "branch": branches, "mcdc": conditions}
+    for kind, reached_by_place in percents.items():
+        case.figures[f"{kind}_percent"] = _percent(reached_by_place)
+    found = ", ".join(
+        f"{name} {case.figures[f'{kind}_percent']} %"
+        for kind, name in (("statement", "statements"), ("branch", "branches"), ("mcdc", "MC/DC"))
+    )
+    if missed:
+        found += f"; {len(missed)} places are not reached, {unexplained} of them without a reason"
+    result = ("open" if unexplained else "explained") if missed else "shown"
+    text = "\n".join([found, "", *missed, ""])
+    case.add(requirement, method, result, found, coverage_txt=text)  # type: ignore[arg-type]
+    case.figures["missed_without_reason"] = unexplained
+
+
+def _reason(name: str, text: str) -> str:
+    for file, words, why in _REASONS:
+        if re.fullmatch(file, name) and re.fullmatch(words, text):
+            return why
+    return ""
+
+
+def _mark(reached: dict[Any, bool], place: tuple[object, ...], is_reached: bool) -> None:
+    reached[place] = reached.get(place, False) or is_reached
+
+
+def _percent(reached: dict[Any, bool]) -> float:
+    return round(100 * sum(reached.values()) / max(1, len(reached)), 1)

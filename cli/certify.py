@@ -1,0 +1,60 @@
+"""``stategate certify``: what other people's tools say of a bundle's C."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stategate.bench.certify.report import Report
+from stategate.bench.certify.run import certify as certify_bundle
+from stategate.cli.options import (
+    COUNT,
+    FOLDER,
+    POSITIVE,
+    bundle_argument,
+    flag,
+    json_option,
+    option,
+)
+from stategate.cli.show import Line, leave_unless, show
+from stategate.common.console import progress
+
+
+@click.command("certify")
+@bundle_argument
+@option("--out", type=FOLDER, required=True, help="Folder of page, PDF, record and evidence.")
+@option("--steps", type=COUNT, default=100_000, help="Of the comparison of model and code.")
+@option("--limit-s", type=POSITIVE, default=900.0, help="Seconds of one tool.")
+@option(
+    "--eva-precision",
+    type=click.IntRange(0, 11),
+    default=2,
+    help="Of Frama-C; more is slower and has fewer false alarms.",
+)
+@flag("--quick", "Leave out what takes minutes.", "is_quick")
+@json_option
+def certify(bundle: Path, out: Path, as_json: bool, **settings: Any) -> None:
+    """Ask every tool that is here about the C of BUNDLE, and write what they say.
+
+    It claims no conformance with a standard. A tool that is missing is a row that says so, and how
+    to install it. Exits with 1 where a row is open.
+
+    \b
+    Examples:
+      stategate certify build/policy --out build/policy-evidence
+      stategate certify build/policy --quick --steps 1000 --out build/policy-evidence
+    """
+    with progress(8, "certifying") as report:
+        found = certify_bundle(bundle, out, report=report, **settings)
+    show(found, as_json, _lines(found, out))
+    leave_unless(found.passed)
+
+
+def _lines(found: Report, out: Path) -> Iterator[Line]:
+    for row in found.rows:
+        if row.result != "shown":
+            yield f"{row.result}: {row.requirement} ({row.method}): {row.words}"
+    yield f"{out / 'certify.html'}: {found.counts}"
