@@ -4,7 +4,7 @@
  *      -I BUNDLE/native -Wa,-I,BUNDLE/native docs/examples/digest.c BUNDLE/native/[a-z]*.c -lm -o digest
  *   ./digest < inputs.bin
  *
- * Inputs are the golden episode's, as structs of stategate.h one after the other; lab/builds.py
+ * Inputs are the golden episode's, as structs of stategate.h one after the other; bench/certify/builds.py
  * writes them so. The last word that it prints must be native.golden_digest of the manifest.
  *
  * With -DGIVEN_STATES the states that the episode starts from come first, each as it is in the

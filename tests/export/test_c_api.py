@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lab.builds import records
+from stategate.bench.certify.builds import records
 from stategate.contract import Bundle, Episode
 from stategate.export.c.package import package_name
 from stategate.runtime import Session
