@@ -48,13 +48,13 @@ def certify(bundle: Path, out: Path, as_json: bool, **settings: Any) -> None:
       stategate certify build/policy --quick --steps 1000 --out build/policy-evidence
     """
     with progress(8, "certifying") as report:
-        found = certify_bundle(bundle, out, report=report, **settings)
-    show(found, as_json, _lines(found, out))
-    leave_unless(found.passed)
+        finding = certify_bundle(bundle, out, report=report, **settings)
+    show(finding, as_json, _lines(finding, out))
+    leave_unless(finding.passed)
 
 
-def _lines(found: Report, out: Path) -> Iterator[Line]:
-    for row in found.rows:
+def _lines(finding: Report, out: Path) -> Iterator[Line]:
+    for row in finding.rows:
         if row.result != "shown":
             yield f"{row.result}: {row.requirement} ({row.method}): {row.words}"
-    yield f"{out / 'certify.html'}: {found.counts}"
+    yield f"{out / 'certify.html'}: {finding.counts}"

@@ -52,9 +52,9 @@ def back_to_back(case: Case) -> bytes:
     promised = native.golden_digest if native is not None else ""
     episode = case.episode_bytes(golden.inputs, start, promised)
     (case.out / "golden.bin").write_bytes(episode)
-    made = f"{golden.provenance or manifest.model}, {steps} golden steps"
+    origin = f"{golden.provenance or manifest.model}, {steps} golden steps"
     float_run = _Run(dict(golden.outputs), {n: _open(case, n, a) for n, a in golden.gates.items()})
-    _compare(case, f"float model beside ONNX Runtime, {made}", float_run, graph, steps, None)
+    _compare(case, f"float model beside ONNX Runtime, {origin}", float_run, graph, steps, None)
     first: _Run | None = None
     for build in BUILDS:
         how = f"ONNX Runtime beside C, {build.name}"
@@ -74,7 +74,7 @@ def back_to_back(case: Case) -> bytes:
         case.programs[build], first = program, first or run
         _compare(case, f"{how}, {count:,} steps", graph, run, count, first)
         if first is run:
-            _compare(case, f"float model beside C, {made}", float_run, run, steps, None)
+            _compare(case, f"float model beside C, {origin}", float_run, run, steps, None)
     return episode
 
 
@@ -117,9 +117,9 @@ def _stepped(case: Case, session: Session, inputs: Mapping[str, Array]) -> _Run:
     outputs = {t.name: np.empty((steps, *t.shape), t.dtype) for t in manifest.outputs}
     gates = {g.name: np.empty((steps, *g.shape), np.float32) for g in manifest.gates}
     for step in range(steps):
-        given = session.step(**{name: array[step] for name, array in inputs.items()})
+        answer = session.step(**{name: array[step] for name, array in inputs.items()})
         for name, array in outputs.items():
-            array[step] = given[name]
+            array[step] = answer[name]
         for name, array in gates.items():
             array[step] = session.gates[name]
     return _Run(outputs | gates, {name: _open(case, name, array) for name, array in gates.items()})

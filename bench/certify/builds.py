@@ -16,7 +16,7 @@ from stategate.common.cpu import isa_of_this_machine
 from stategate.contract import Bundle
 from stategate.contract.c_library import SOURCE_FOLDER
 
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 AARCH64, CORTEX_M7 = "aarch64", "cortex-m7"
 PLAIN = "-DSTATEGATE_PORTABLE"  # the form that is C99 and no more
@@ -26,7 +26,7 @@ _M7 = tuple(word for word in BARE_METAL["armv7e-m"].split()[1:] if word[:2] != "
 # Without an operating system: where memory lies, what starts main, and newlib by semihosting.
 _M7_PROGRAM = (
     *("-nostartfiles", "-specs=rdimon.specs", "-Wl,--gc-sections", "-Wl,--defsym=end=bss_end"),
-    *(f"-T{_HERE / 'm7.ld'}", str(_HERE / "m7.c")),
+    *(f"-T{_FOLDER / 'm7.ld'}", str(_FOLDER / "m7.c")),
 )
 _QEMU_M7 = (
     *("qemu-system-arm", "-M", "mps2-an500", "-display", "none", "-monitor", "none"),

@@ -72,15 +72,15 @@ def coverage(case: Case, golden: bytes) -> None:
     percents = {"statement": regions, "branch": branches, "mcdc": conditions}
     for kind, reached_by_place in percents.items():
         case.figures[f"{kind}_percent"] = _percent(reached_by_place)
-    found = ", ".join(
+    finding = ", ".join(
         f"{name} {case.figures[f'{kind}_percent']} %"
         for kind, name in (("statement", "statements"), ("branch", "branches"), ("mcdc", "MC/DC"))
     )
     if missed:
-        found += f"; {len(missed)} places are not reached, {unexplained} of them without a reason"
+        finding += f"; {len(missed)} places are not reached, {unexplained} of them without a reason"
     result = ("open" if unexplained else "explained") if missed else "shown"
-    text = "\n".join([found, "", *missed, ""])
-    case.add(requirement, method, result, found, coverage_txt=text)  # type: ignore[arg-type]
+    text = "\n".join([finding, "", *missed, ""])
+    case.add(requirement, method, result, finding, coverage_txt=text)  # type: ignore[arg-type]
     case.figures["missed_without_reason"] = unexplained
 
 

@@ -38,16 +38,16 @@ def warnings(case: Case) -> None:
         if case.lacks(requirement, method, compiler):
             continue
         words = [compiler, "-std=c99", "-O2", "-ffp-contract=off", PLAIN, *WARNINGS]
-        said = []
+        complaints = []
         for source in case.sources:
             command = [*words, f"-I{source.parent}", "-c", str(source), "-o", "/dev/null"]
             code, printed = words_of(command, case.limit_s)
-            said += [line for line in printed.splitlines() if "error" in line] if code else []
-        found = f"{len(said)} lines" if said else f"none in {len(case.sources)} files"
-        text = "\n".join([" ".join(words), *said, found, ""])
+            complaints += [line for line in printed.splitlines() if "error" in line] if code else []
+        finding = f"{len(complaints)} lines" if complaints else f"none in {len(case.sources)} files"
+        text = "\n".join([" ".join(words), *complaints, finding, ""])
         name = {f"warnings_{compiler.split('-')[0]}_txt": text.replace(f"{case.scratch}/", "")}
-        case.add(requirement, method, "open" if said else "shown", found, **name)
-        lines += said
+        case.add(requirement, method, "open" if complaints else "shown", finding, **name)
+        lines += complaints
         used.append(compiler)
     if used:
         case.figures["warnings"] = len(lines)
@@ -74,8 +74,8 @@ def misra(case: Case) -> None:
     text += "\n".join(
         ["", "Each place of a deviation:", *(x for x in lines if x not in broken), ""]
     )
-    found = f"{len(broken)} findings; deviations: " + ", ".join(
+    finding = f"{len(broken)} findings; deviations: " + ", ".join(
         f"{rule} ({n})" for rule, n in sorted(count.items())
     )
-    case.add(requirement, method, "open" if broken else "shown", found, misra_txt=text)
+    case.add(requirement, method, "open" if broken else "shown", finding, misra_txt=text)
     case.figures["misra_required"] = len(broken)

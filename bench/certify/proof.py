@@ -107,6 +107,6 @@ def eva(case: Case, precision: int) -> None:
         return
     alarms = [f"{f}:{line}: {what}" for f, line, what in _ALARM.findall(printed)]
     case.figures["eva_alarms"] = int(counted[1])
-    found = f"{counted[1]} alarms, precision {precision}"
-    text = "\n".join([found, "", "Assumed:", *ASSUMPTIONS, "", *alarms, "", log])
-    case.add(requirement, method, "open" if alarms else "shown", found, eva_txt=text)
+    finding = f"{counted[1]} alarms, precision {precision}"
+    text = "\n".join([finding, "", "Assumed:", *ASSUMPTIONS, "", *alarms, "", log])
+    case.add(requirement, method, "open" if alarms else "shown", finding, eva_txt=text)

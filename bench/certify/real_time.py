@@ -53,10 +53,10 @@ def no_calls(case: Case) -> None:
     called -= {line.split()[-1] for line in own.splitlines() if len(line.split()) == 3}
     strange = sorted(n for n in called if n not in _HARMLESS and not _is_of_maths(n))
     text = "\n".join(["What the objects call of others:", *sorted(called), ""])
-    found = f"calls {', '.join(sorted(called)) or 'nothing'}"
-    found += f"; not expected: {', '.join(strange)}" if strange else "; none of them takes a lock"
+    finding = f"calls {', '.join(sorted(called)) or 'nothing'}"
+    finding += f"; not expected: {', '.join(strange)}" if strange else "; none of them takes a lock"
     how = "symbols that the compiled session leaves undefined (nm -u)"
-    case.add(locks, how, "open" if strange else "shown", found, symbols_txt=text)
+    case.add(locks, how, "open" if strange else "shown", finding, symbols_txt=text)
 
 
 def _is_of_maths(name: str) -> bool:
@@ -101,9 +101,9 @@ def stack(case: Case) -> None:
                       f"Measured: {measured}", f"Recursion: {loops or 'none'}",
                       f"Frames of no fixed size: {dynamic or 'none'}",
                       f"Not of the bundle, not in the sum: {others or 'nothing'}", ""])  # fmt: skip
-    found = f"at most {bound:,} bytes by the compiler, {measured:,} measured, {build.name}"
-    found += "; what the C library's memcpy and the budget hook take comes on top"
-    case.add(requirement, how, "shown" if good else "open", found, stack_txt=text)
+    finding = f"at most {bound:,} bytes by the compiler, {measured:,} measured, {build.name}"
+    finding += "; what the C library's memcpy and the budget hook take comes on top"
+    case.add(requirement, how, "shown" if good else "open", finding, stack_txt=text)
     case.figures |= {"stack_bytes": measured, "stack_bound_bytes": bound}
 
 
@@ -119,9 +119,9 @@ def _graph(text: str) -> tuple[dict[str, int], dict[str, str], dict[str, set[str
     """Frames in bytes, their kinds, and who calls whom, by name."""
     frames, kinds = {}, {}
     for title, label in _NODE.findall(text):
-        if found := _FRAME.search(label):
-            frames[title] = int(found[1])
-            kinds[title] = found[2]
+        if finding := _FRAME.search(label):
+            frames[title] = int(finding[1])
+            kinds[title] = finding[2]
     calls: dict[str, set[str]] = {}
     for source, target in _EDGE.findall(text):
         calls.setdefault(source, set()).add(target)
@@ -156,10 +156,10 @@ def longest(case: Case) -> None:
         if source.name in others:
             continue
         text = re.sub(r"/\*.*?\*/", "", source.read_text(), flags=re.DOTALL)
-        for found in _LOOP.finditer(text):
-            line = f"{source.name}: {' '.join(found[0].split())}"
+        for finding in _LOOP.finditer(text):
+            line = f"{source.name}: {' '.join(finding[0].split())}"
             loops.append(line)
-            is_bound = found[1] == "for" and _BOUND.fullmatch(found[2])
+            is_bound = finding[1] == "for" and _BOUND.fullmatch(finding[2])
             if not is_bound:
                 strange.append(line)
     words = f"{len(loops)} loops, {len(strange)} whose bound is not a number of the model"

@@ -86,6 +86,6 @@ def certify(
         for done, stage in enumerate(stages, 1):
             stage()
             report(done)
-        found = report_of(case, {tool: version_of(tool) for tool in TOOLS})
-    write_report(found, out)
-    return found
+        finding = report_of(case, {tool: version_of(tool) for tool in TOOLS})
+    write_report(finding, out)
+    return finding

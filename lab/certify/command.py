@@ -136,10 +136,10 @@ def certify_command(bundles: Sequence[Path], out: Path, page: Path | None, **set
     with progress(len(bundles), "certifying") as report:
         for done, path in enumerate(bundles, 1):
             model, precision = path.resolve().parts[-2:]
-            found = certify(path, out / f"{model}-{precision}", **settings)
-            reports.append((f"{model}, {precision}", found))
+            finding = certify(path, out / f"{model}-{precision}", **settings)
+            reports.append((f"{model}, {precision}", finding))
             named = {"name": f"{model}, {precision}", "model": model, "precision": precision}
-            rows.append(named | found.figures | {"rows": found.counts})
+            rows.append(named | finding.figures | {"rows": finding.counts})
             report(done)
     tools = {tool: version_of(tool) for tool in TOOLS}
     summary = Summary(tools, ASSUMPTIONS, DEVIATIONS, rows)
@@ -148,8 +148,8 @@ def certify_command(bundles: Sequence[Path], out: Path, page: Path | None, **set
     )
     if page is not None:
         write_whole(page, page_of(summary, reports).encode())
-    for name, found in reports:
-        for row in found.rows:
+    for name, finding in reports:
+        for row in finding.rows:
             if row.result == "open":
                 click.echo(f"{name}: {row.requirement} ({row.method}): {row.words}")
     click.echo(f"{len(rows)} bundles: {out / 'summary.json'}")
