@@ -65,11 +65,11 @@ def test_weights_are_those_that_the_guide_makes(tmp_path: Path) -> None:
     written = write_weights(tmp_path, tmp_path).read_text()
     page = (Path(__file__).parents[2] / "docs/guides/native.md").read_text()
     command = page[page.index("    { echo") : page.index("> weights.c")]
-    made = subprocess.run(
+    printed = subprocess.run(
         ["sh", "-c", command.replace("BUNDLE/native", ".")],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert written.replace(",", " ").split() == made.replace(",", " ").split()
+    assert written.replace(",", " ").split() == printed.replace(",", " ").split()
 
 
 def self_test(folder: Path, episode: bytes, *flags: str) -> subprocess.CompletedProcess[bytes]:
@@ -121,8 +121,8 @@ def test_the_quick_evidence_of_a_bundle_has_no_open_row(
     words = ["certify", str(native_bundle), "--quick", "--steps", "500", "--json"]
     done = CliRunner().invoke(main, [*words, "--out", str(tmp_path)])
     record = json.loads(done.stdout)
-    found = [row for row in record["rows"] if row["result"] == "open"]
-    assert not found, found
+    open_rows = [row for row in record["rows"] if row["result"] == "open"]
+    assert not open_rows, open_rows
     assert done.exit_code == 0
     named = [name for row in record["rows"] for name in row["evidence"]]
     assert named and all((tmp_path / name).stat().st_size for name in named)
