@@ -123,8 +123,19 @@ def norm_of(k: Tensor, u: Tensor) -> Tensor:
         k: ``(..., updates, key)``.
         u: ``(..., updates, value)``.
     """
-    square = (torch.matmul(k, k.mT) * torch.matmul(u, u.mT)).sum((-1, -2))
-    return torch.sqrt(square.clamp(min=0.0) + 1e-12)
+    # A product that erases what another writes leaves little: squares of both would hide it, so
+    # what two keys have in common is summed over their values first.
+    square = torch.zeros_like(u[..., 0, 0])
+    for _ in range(k.shape[-2] - 1):
+        first, k = k[..., :1, :], k[..., 1:, :]
+        own, u = u[..., :1, :], u[..., 1:, :]
+        length = (first * first).sum((-1, -2), keepdim=True)
+        along = torch.matmul(k, first.mT) / length.clamp(min=1e-30)
+        own = own + (along * u).sum(-2, keepdim=True)
+        k = k - along * first
+        square = square + (length * own * own).sum((-1, -2))
+    last = (k * k).sum((-1, -2)) * (u * u).sum((-1, -2))
+    return torch.sqrt(square + last + 1e-12)
 
 
 class Waiting:

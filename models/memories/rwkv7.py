@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, relu
 
 from stategate.contract import StateSpec
+from stategate.contract.errors import SpecError
 from stategate.models.configuration import Rule
 from stategate.models.memories.matrix import Ring, matrix_of, norm_of
 from stategate.models.memories.stack import LayerConfig, Stack, StackConfig
@@ -84,8 +85,12 @@ class Rwkv7Config(LayerConfig):
         return Ring(f"{prefix}ring", self.gates, d, d, {f"{prefix}S": d}, updates=2)
 
     def build(self) -> nn.Module:
-        """The layer."""
-        return Rwkv7Layer(self)
+        """Refused: a layer alone has no first layer whose values it shares."""
+        raise SpecError(
+            "layers of RWKV-7 share the values of the first of them",
+            found="Stack(StackConfig(..., layer=Rwkv7Config(...)))",
+            expected="Rwkv7(StackConfig(..., layer=Rwkv7Config(...)))",
+        )
 
 
 class Rwkv7Layer(nn.Module):
@@ -208,8 +213,14 @@ class Rwkv7(Stack):
     """The stack, whose layers share the values of the first of them."""
 
     def __init__(self, config: StackConfig) -> None:
-        super().__init__(config)
         layer = config.layer
+        if not isinstance(layer, Rwkv7Config) or config.mlp is not None:
+            raise SpecError(
+                "RWKV-7 has layers of its own, with a channel mix in each",
+                found=f"layer={type(layer).__name__}, mlp={config.mlp}",
+                expected="StackConfig(..., mlp=None, layer=Rwkv7Config(...))",
+            )
+        super().__init__(config)
         # Behind the embedding and before the head, as published.
         self.ln0 = nn.LayerNorm(layer.width, eps=layer.norm_eps)
         self.norm: nn.Module = nn.LayerNorm(layer.width, eps=layer.norm_eps)

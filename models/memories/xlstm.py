@@ -13,7 +13,7 @@ that exp(i) never is formed. With f and i logits, of a head (mLSTM) or channel (
     gate    i's share of both weights, exp(i) / (exp(i) + exp(faded)), in (0, 1)
 
 Forgetting is no write: where the gate is closed m takes it, and C, c and n keep every byte. That is
-the published step with an input gate of zero, exactly. Both exponents are never above zero.
+the published step with an input gate of zero, exactly. But for rounding no exponent is above zero.
 """
 
 from __future__ import annotations
@@ -163,12 +163,13 @@ def mlstm_step(
         threshold: ``(1,)``.
     """
     matrix, q = matrix_of(C), q * q.shape[-1] ** -0.5
-    faded = log_sigmoid(f) + m
+    forgets = log_sigmoid(f)
+    faded = forgets + m
     gate, top = share(i - faded), torch.maximum(faded, i)
     is_open = opens(gate, threshold)
-    m = torch.where(is_open, top, faded)
+    m_before, m = m, torch.where(is_open, top, faded)
     is_open = is_open.unsqueeze(-1)
-    decay = torch.exp(faded - top).unsqueeze(-1)
+    decay = _decay(forgets, m_before, top).unsqueeze(-1)
     u = torch.exp(i - top).unsqueeze(-1) * torch.cat((v, torch.ones_like(v[..., :1])), dim=-1)
     # The decision comes before the read: a closed head is read as it was.
     read = matrix.read(q.unsqueeze(-2), torch.where(is_open, decay, 1.0)).squeeze(-2)
@@ -218,7 +219,7 @@ def mlstm_chunk(
     weighs = (times[:, None] >= times) & is_open.unsqueeze(-2)
     logs = total.unsqueeze(-1) - total.unsqueeze(-2) + i.mT.unsqueeze(-2) - stabiliser.unsqueeze(-1)
     weights = torch.exp(torch.where(weighs, logs, -_LARGEST)) * weighs
-    before = torch.exp(m.unsqueeze(-1) + total - stabiliser).unsqueeze(-1)
+    before = _decay(total, m.unsqueeze(-1), stabiliser).unsqueeze(-1)
     q, k, v = (x.transpose(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
     values = torch.cat((v, torch.ones_like(v[..., :1])), dim=-1)
     read = torch.matmul(torch.matmul(q, k.mT) * weights, values) + torch.matmul(q * before, C)
@@ -226,6 +227,15 @@ def mlstm_chunk(
     C = torch.where(is_open.any(dim=-1)[..., None, None], written, C)
     h = _answer(read, stabiliser).transpose(1, 2)
     return h, (C, top), torch.stack(gates, dim=1)
+
+
+def _decay(forgets: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """What the memory is multiplied by when its stabiliser goes from one to the other.
+
+    Both stabilisers are subtracted first, which is exact where they are near each other: what is
+    too little for a stabiliser's last digit goes into the memory and is not lost.
+    """
+    return torch.exp((before - after) + forgets)
 
 
 def _answer(read: Tensor, m: Tensor) -> Tensor:
@@ -303,10 +313,11 @@ class SlstmLayer(nn.Module):
         weights = torch.cat((self.inputs, self.recurrent), dim=-1)  # (4, heads, out, in)
         raw = torch.matmul(both.unsqueeze(0), weights.mT.unsqueeze(1)).reshape(4, len(x), -1)
         i, f, z, o = (raw + self.bias).unbind(0)
-        faded = log_sigmoid(f) + m
+        forgets = log_sigmoid(f)
+        faded = forgets + m
         gate, top = share(i - faded), torch.maximum(faded, i)
         is_open = opens(gate, threshold)
-        decay, weight = torch.exp(faded - top), torch.exp(i - top)
+        decay, weight = _decay(forgets, m, top), torch.exp(i - top)
         c = torch.where(is_open, decay * c + weight * torch.tanh(z), c)
         n = torch.where(is_open, decay * n + weight, n)
         m = torch.where(is_open, top, faded)

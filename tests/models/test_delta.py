@@ -174,6 +174,17 @@ def test_skipping_several_updates_makes_an_error_of_their_common_norm() -> None:
     torch.testing.assert_close(missed, written.gate, atol=2e-6, rtol=1e-5)
 
 
+def test_a_stack_has_its_former_name_for_a_version() -> None:
+    from stategate.models.memories import stack
+    from stategate.models.memories.delta import config
+
+    with pytest.warns(DeprecationWarning, match="stack.StackConfig"):
+        assert config.DeltaStackConfig is stack.StackConfig
+    with pytest.warns(DeprecationWarning, match="stack.Stack"):
+        from stategate.models.memories.delta.stack import DeltaStack
+    assert DeltaStack is stack.Stack
+
+
 @pytest.mark.slow
 @given(
     config=st.sampled_from(FAMILY),

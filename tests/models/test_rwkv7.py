@@ -9,8 +9,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from stategate.contract.errors import SpecError
+from stategate.models.memories.matrix import norm_of
 from stategate.models.memories.rwkv7 import PUBLISHED, Rwkv7, Rwkv7Config, Token, rwkv7_step
-from stategate.models.memories.stack import StackConfig
+from stategate.models.memories.stack import Stack, StackConfig
 from stategate.models.step import initial_states, threshold_inputs
 
 LAYER = Rwkv7Config(16, 8, 4, 4, 4, 6, hidden=32, norm_eps=1e-5)
@@ -112,6 +114,26 @@ def test_a_closed_head_keeps_its_matrix_and_lacks_an_update_as_large_as_its_gate
         torch.testing.assert_close(S * carried.exp()[..., None], right, atol=5e-6, rtol=1e-5)
         torch.testing.assert_close(o, torch.einsum("bhk,bhkv->bhv", r, right), atol=2e-5, rtol=1e-5)
     assert 20 < closed < 100
+
+
+@pytest.mark.parametrize("updates", [2, 3])
+def test_a_write_that_puts_back_what_it_erases_has_the_gate_of_what_is_left(updates: int) -> None:
+    """As a head writes that has learned its key: both products are 1,000 times their sum."""
+    rng = torch.Generator().manual_seed(9)
+    key, value = (10 * torch.randn(6, 1, n, generator=rng) for n in (8, 12))
+    share = torch.tensor([1.0, -0.4, -0.6] if updates == 3 else [1.0, -1.0]).unsqueeze(-1)
+    k = key * share / 10 + 1e-4 * torch.randn(6, updates, 8, generator=rng)
+    u = value + 1e-3 * torch.randn(6, updates, 12, generator=rng)
+    right = (k.double().mT @ u.double()).norm(dim=(-1, -2))
+    assert bool((right < 3e-3 * (k.norm(dim=(-1, -2)) * u.norm(dim=(-1, -2)))).all())
+    torch.testing.assert_close(norm_of(k, u).double(), right, atol=1e-6, rtol=2e-3)
+
+
+def test_layers_of_rwkv7_and_their_stack_belong_together() -> None:
+    with pytest.raises(SpecError, match="first of them"):
+        Stack(StackConfig(5, 3, 1, None, LAYER))
+    with pytest.raises(SpecError, match="mlp=8"):
+        Rwkv7(StackConfig(5, 3, 1, 8, LAYER))
 
 
 # MiB of matrices, float32, from the table of sizes of arXiv:2503.14456.

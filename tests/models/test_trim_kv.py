@@ -393,9 +393,26 @@ def test_a_checkpoint_of_the_package_steps_as_the_package_does(
     xs = torch.randn(40, 1, c.width)
     for t, (result, _) in enumerate(roll(step, xs)):
         torch.testing.assert_close(result.outputs["y"], oracle.step(t, xs[t]), atol=2e-5, rtol=1e-4)
-    (tmp_path / "config.json").write_text(json.dumps({**settings, "retention_gate": "rg10"}))
-    with pytest.raises(SpecError, match="another retention_gate"):
-        load_trimkv(tmp_path, memory=c.memory, buffer=c.buffer, form=c.form)
+    scaled = {"rope_theta": c.rope_theta, "rope_type": "yarn", "factor": 4.0}
+    for other, named in (
+        ({"retention_gate": "rg10"}, "another retention_gate"),
+        ({"rope_parameters": scaled}, "another rope_scaling"),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "linear"}}, "another rope_scaling"),
+        ({"num_hidden_layers": 1}, "no form here[\\s\\S]*model.layers.1"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**settings, **other}))
+        with pytest.raises(SpecError, match=named):
+            load_trimkv(tmp_path, memory=c.memory, buffer=c.buffer, form=c.form)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    name = "model.layers.0.self_attn.q_proj"
+    eighth = weights[f"{name}.weight"].to(torch.float8_e4m3fn)
+    for more, named in (
+        ({f"{name}.bias": torch.ones(32)}, "no form here[\\s\\S]*q_proj.bias"),
+        ({f"{name}.weight": eighth}, "q_proj.weight' is quantised"),
+    ):
+        save_file({**weights, **more}, tmp_path / "model.safetensors")
+        with pytest.raises(SpecError, match=named):
+            load_trimkv(tmp_path, memory=c.memory, buffer=c.buffer, form=c.form)
 
 
 @torch.no_grad()

@@ -201,6 +201,28 @@ def test_a_stabiliser_stays_right_over_a_hundred_thousand_steps(quiet: bool) -> 
     assert worst < 5e-6 and scale < 5e-6
 
 
+@pytest.mark.parametrize("chunks", [False, True])
+def test_a_memory_fades_that_forgets_less_in_a_step_than_its_stabiliser_can_show(
+    chunks: bool,
+) -> None:
+    """At m = 12 a float32 has steps of 1e-6, and a forget gate of 15 forgets 3e-7."""
+    token = [x[:1] for x in tokens(1)]
+    q, k, v, i, f = (x[0] for x in token)
+    i, f = torch.full_like(i, 12.0), torch.full_like(f, 15.0)
+    _, begin, _ = mlstm_step(q, k, v, i, f, *empty(), ALWAYS)
+    steps, states, little = 480, begin, torch.full_like(i, -50.0)
+    if chunks:
+        block = [x.unsqueeze(1).repeat(1, 16, *[1] * (x.dim() - 1)) for x in (q, k, v, little, f)]
+        for _ in range(steps // 16):
+            _, states, _ = mlstm_chunk(*block, *states, ALWAYS, torch.ones(1, 16, dtype=torch.bool))
+    else:
+        for _ in range(steps):
+            _, states, _ = mlstm_step(q, k, v, little, f, *states, ALWAYS)
+    in_all = [C.double() * torch.exp(m.double())[..., None, None] for C, m in (begin, states)]
+    faded = (in_all[1] / in_all[0]).log().mean() / steps
+    assert float(faded) == pytest.approx(float(logsigmoid(f.double())[0, 0]), rel=0.15)
+
+
 def test_the_stabiliser_takes_all_forgetting_in_the_true_scale() -> None:
     """exp(m) C decays by sigmoid(f) in each quiet step, as the unstabilised memory would."""
     q, k, v, i, f = tokens(8)

@@ -13,6 +13,7 @@ differs by 0.8 and says nothing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -227,3 +228,15 @@ PUBLISHED: dict[str, StackConfig] = {
     "kimi-linear-48b-a3b": _published(2304, 32, 32, 128, 128, 20, "kda"),
 }
 """Published models by name, for the size of their memories."""
+
+
+def __getattr__(name: str) -> type[StackConfig]:
+    # One version long: the example of a stack had this name.
+    if name != "DeltaStackConfig":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "DeltaStackConfig is stategate.models.memories.stack.StackConfig",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return StackConfig

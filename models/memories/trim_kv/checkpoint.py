@@ -71,6 +71,7 @@ def load_trimkv(
             remedy="give the base model's folder as the second argument",
         ) from None
     model = TrimKv(config)
+    _check_complete(weights, config.layers)
     named = {
         f"layers.{i}.{name}": value
         for i in range(config.layers)
@@ -94,8 +95,20 @@ def load_trimkv(
 
 def _config(settings: dict[str, Any], memory: int, buffer: int, form: Form) -> TrimKvConfig:
     """What the package's configuration says; what the cell has no form for is refused."""
-    forms = {"retention_gate": "rg", "attention_bias": False, "hidden_act": "silu"}
-    for name, value in {**forms, "use_sliding_window": False}.items():
+    forms = {
+        "retention_gate": "rg",
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "rope_scaling": None,
+        "quantization_config": None,
+    }
+    # Angles that are scaled have other names in newer versions of transformers.
+    rope = dict(settings.get("rope_parameters") or {})
+    rope.pop("rope_theta", None)
+    if rope.pop("rope_type", "default") != "default" or rope:
+        settings = {**settings, "rope_scaling": settings["rope_parameters"]}
+    for name, value in forms.items():
         if settings.get(name, value) != value:
             raise SpecError(
                 f"checkpoints of trimkv with another {name} have no form here",
@@ -130,11 +143,31 @@ def _layer(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return named
 
 
+def _check_complete(weights: dict[str, Tensor], layers: int) -> None:
+    """No weight of a layer is left out: a bias or a scale would be missing in every answer."""
+    endings = {*_NAMES.values(), *_MLP_IN}
+    names = {f"model.layers.{i}.{ending}" for i in range(layers) for ending in endings}
+    other = sorted(n for n in weights if n.startswith("model.layers.") and n not in names)
+    if other:
+        raise SpecError(
+            "the checkpoint has weights of layers that have no form here",
+            found=", ".join(other[:3]) + (f" and {len(other) - 3} more" if other[3:] else ""),
+            expected=f"those of {layers} layers of Qwen3 with retention gates",
+        )
+
+
 def _weight(weights: dict[str, Tensor], name: str) -> Tensor:
     if name not in weights:
         raise SpecError(
             f"the checkpoint has no weight {name!r}",
             found=f"{len(weights)} weights, such as {', '.join(sorted(weights)[:2])}",
             remedy="give the base model's folder as the second argument",
+        )
+    dtype = weights[name].dtype
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise SpecError(
+            f"the weight {name!r} is quantised",
+            found=str(dtype).removeprefix("torch."),
+            expected="float32, float16 or bfloat16",
         )
     return weights[name].float()
