@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stategate.bench.certify.builds import AARCH64, CORTEX_M7, LEVELS, PLAIN, Build
-from stategate.bench.certify.case import Case, Result, words_of
+from stategate.bench.certify.builds import (
+    AARCH64,
+    CORTEX_M7,
+    LEVELS,
+    PLAIN,
+    Build,
+    DidNotEndError,
+    checked,
+)
+from stategate.bench.certify.case import Case, Result, last_line, words_of
 from stategate.runtime.session import Session
 
 _TOLERANCE = 1e-4  # of outputs between ONNX Runtime, which sums in another order, and C
+_CHECKS = re.compile(r"^[1-9]\d* checks, 0 wrong$", re.MULTILINE)
 _EMULATED = 2_000  # steps at most, where an emulator takes fifty times as long
 BUILDS = (
     Build("gcc", "-O2", LEVELS[0], (PLAIN,)),
@@ -33,7 +43,6 @@ class _Run:
     outputs: dict[str, Array]
     opens: dict[str, Array]
     chain: Array | None = None
-    results: Array | None = None
 
 
 def back_to_back(case: Case) -> bytes:
@@ -52,8 +61,8 @@ def back_to_back(case: Case) -> bytes:
     promised = native.golden_digest if native is not None else ""
     episode = case.episode_bytes(golden.inputs, start, promised)
     (case.out / "golden.bin").write_bytes(episode)
-    origin = f"{golden.provenance or manifest.model}, {steps} golden steps"
-    float_run = _Run(dict(golden.outputs), {n: _open(case, n, a) for n, a in golden.gates.items()})
+    origin = f"{golden.provenance or manifest.model.name}, {steps} golden steps"
+    float_run = _Run(dict(golden.outputs), _opens(case, golden.gates))
     _compare(case, f"float model beside ONNX Runtime, {origin}", float_run, graph, steps, None)
     first: _Run | None = None
     for build in BUILDS:
@@ -67,11 +76,15 @@ def back_to_back(case: Case) -> bytes:
         )
         try:
             program = build.compile(case.bundle.path, None, case.scratch)
-            run = _read(case, build.run(program, data, limit_s=case.limit_s))
-        except RuntimeError as problem:
-            case.add(_REQUIREMENT, how, "not run", str(problem).strip().splitlines()[-1][:300])
+            case.programs[build] = program
+            run = _read(case, build.run(program, data, limit_s=case.limit_s), count)
+        except DidNotEndError as problem:
+            case.add(_REQUIREMENT, how, "not run", str(problem))
             continue
-        case.programs[build], first = program, first or run
+        except RuntimeError as problem:  # C that does not compile or step is a finding
+            case.add(_REQUIREMENT, how, "open", last_line(str(problem)))
+            continue
+        first = run if build.is_plain else first
         _compare(case, f"{how}, {count:,} steps", graph, run, count, first)
         if first is run:
             _compare(case, f"float model beside C, {origin}", float_run, run, steps, None)
@@ -82,33 +95,44 @@ def self_tests(case: Case, episode: bytes) -> None:
     """The self-test on each machine; by sanitizers, and by valgrind."""
     requirement = "The self-test of the bundle passes"
     for build, program in case.programs.items():
-        try:
-            printed = build.run(program, episode, limit_s=case.limit_s).decode()
-            case.add(requirement, build.name, "shown", printed.splitlines()[-1])
-        except RuntimeError as problem:
-            case.add(requirement, build.name, "open", str(problem).strip().splitlines()[-1][:300])
+        with case.asking(requirement, build.name):
+            code, printed = words_of([*build.emulator, str(program)], case.limit_s, episode)
+            case.add(requirement, build.name, _verdict(code, printed), _last_check(printed))
     folder = case.sources[0].parent
     for name, flags, words in (
         ("sanitizers", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ()),
-        ("valgrind", (), ("valgrind", "-q", "--error-exitcode=9")),
+        ("valgrind", (), ("valgrind", "--error-exitcode=9")),
     ):
         method = " ".join(["gcc -O1, plain form,", *(words or flags)])
         if case.lacks(requirement, method, "gcc", *words[:1]):
             continue
-        program = folder / name
-        command = ["gcc", "-std=c99", "-O1", PLAIN, "-ffp-contract=off", *flags, f"-I{folder}"]
-        command += ["-DSTATEGATE_SELF_TEST", *map(str, sorted(folder.glob("*.c"))), "-lm", "-o"]
-        code, printed = words_of([*command, str(program)], case.limit_s)
-        if code == 0:
+        with case.asking(requirement, method):
+            program = folder / name
+            command = ["gcc", "-std=c99", "-O1", PLAIN, "-ffp-contract=off", *flags, f"-I{folder}"]
+            command += ["-DSTATEGATE_SELF_TEST", *map(str, sorted(folder.glob("*.c"))), "-lm", "-o"]
+            checked([*command, str(program)], limit_s=case.limit_s)
             code, printed = words_of([*words, str(program)], case.limit_s, episode)
-        last = printed.strip().splitlines()[-1] if printed.strip() else "no word"
-        result: Result = "shown" if code == 0 else "open"
-        case.add(requirement, method, result, last, **{f"{name}_txt": printed})
+            result = _verdict(code, printed)
+            if words and result == "shown" and "ERROR SUMMARY: 0 errors" not in printed:
+                raise RuntimeError("valgrind does not say that it found no error")
+            finding = _last_check(printed)
+            case.add(requirement, method, result, finding, **{f"{name}_txt": printed})
 
 
-def _open(case: Case, name: str, values: Array) -> Array:
-    gate = next(gate for gate in case.bundle.manifest.gates if gate.name == name)
-    return values > np.float32(gate.threshold) if gate.kind == "hard" else values < -np.inf
+def _verdict(code: int, printed: str) -> Result:
+    """A self-test passed if it says so itself: an exit code of 0 is soon given."""
+    return "shown" if code == 0 and _CHECKS.search(printed) else "open"
+
+
+def _last_check(printed: str) -> str:
+    finding = _CHECKS.search(printed)
+    return finding[0] if finding else last_line(printed)
+
+
+def _opens(case: Case, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Which gates are open, of those that decide."""
+    gates = [gate for gate in case.bundle.manifest.gates if gate.kind == "hard"]
+    return {gate.name: values[gate.name] > np.float32(gate.threshold) for gate in gates}
 
 
 def _stepped(case: Case, session: Session, inputs: Mapping[str, Array]) -> _Run:
@@ -122,10 +146,10 @@ def _stepped(case: Case, session: Session, inputs: Mapping[str, Array]) -> _Run:
             array[step] = answer[name]
         for name, array in gates.items():
             array[step] = session.gates[name]
-    return _Run(outputs | gates, {name: _open(case, name, array) for name, array in gates.items()})
+    return _Run(outputs | gates, _opens(case, gates))
 
 
-def _read(case: Case, raw: bytes) -> _Run:
+def _read(case: Case, raw: bytes, steps: int) -> _Run:
     """What the self-test wrote of each step: its result, the chain after it, outputs and gates."""
     manifest = case.bundle.manifest
     fields: list[Any] = [("result", "<i4"), ("chain", "<u8")]
@@ -133,23 +157,35 @@ def _read(case: Case, raw: bytes) -> _Run:
     tensors |= {g.name: ("float32", g.shape) for g in manifest.gates}
     fields += [(n, np.dtype(d).newbyteorder("<"), tuple(s)) for n, (d, s) in tensors.items()]
     kind = np.dtype(fields)
-    table = np.frombuffer(raw[: len(raw) // kind.itemsize * kind.itemsize], kind)
+    if len(raw) != steps * kind.itemsize:
+        raise RuntimeError(f"{len(raw) // kind.itemsize:,} of {steps:,} steps were answered")
+    table = np.frombuffer(raw, kind)
     outputs = {name: table[name] for name in tensors}
-    opens = {g.name: _open(case, g.name, outputs[g.name]) for g in manifest.gates}
-    return _Run(outputs, opens, table["chain"], table["result"])
+    if refused := int((table["result"] < 0).sum()):
+        raise RuntimeError(f"{refused:,} of {steps:,} steps were refused")
+    return _Run(outputs, _opens(case, outputs), table["chain"])
+
+
+def _gap(one: Array, two: Array) -> float:
+    """The largest difference as a part of the largest number, or of 1.
+
+    NaN and infinity are as far as can be from whatever they are not.
+    """
+    same = (one == two) | ((one != one) & (two != two))
+    with np.errstate(invalid="ignore", over="ignore"):
+        distance = np.abs(one.astype(np.float64) - two.astype(np.float64))
+        scale = np.abs(one.astype(np.float64)[np.isfinite(one)]).max(initial=1.0)
+    distance[~np.isfinite(distance)] = np.inf
+    if one.dtype.kind != "f":  # of integers beyond 2**53, too
+        distance = np.maximum(distance, 1.0)
+    return float(np.where(same, 0.0, distance).max(initial=0.0) / scale)
 
 
 def _compare(case: Case, how: str, one: _Run, two: _Run, steps: int, first: _Run | None) -> None:
     """A row: the largest difference, gate decisions that differ, bits beside the first build."""
-    if two.results is not None and len(two.results) < steps:
-        case.add(
-            _REQUIREMENT, how, "open", f"{len(two.results):,} of {steps:,} steps were answered"
-        )
-        return
     gap, flips, parted, decisions = 0.0, 0, None, 0
     for name, array in one.outputs.items():
-        pair = [x[:steps].astype(np.float64).reshape(steps, -1) for x in (array, two.outputs[name])]
-        gap = max(gap, float(np.abs(pair[0] - pair[1]).max(initial=0.0)))
+        gap = max(gap, _gap(array[:steps], two.outputs[name][:steps].reshape(array[:steps].shape)))
     for name, array in one.opens.items():
         pair = [x[:steps].reshape(steps, -1) for x in (array, two.opens[name])]
         flips += int((pair[0] != pair[1]).sum())
@@ -157,10 +193,11 @@ def _compare(case: Case, how: str, one: _Run, two: _Run, steps: int, first: _Run
     if first is not None and first.chain is not None and two.chain is not None:
         differs = np.flatnonzero(first.chain[:steps] != two.chain[:steps])
         parted = int(differs[0]) if len(differs) else None
-    words = (
-        f"largest difference of an output {gap:.2g}, {flips} of {decisions:,} gate decisions differ"
-    )
-    if first is not None and first is not two:
+    words = f"largest difference of an output {gap:.2g}"
+    words += f", {flips} of {decisions:,} gate decisions differ" if decisions else ", no gate"
+    if two.chain is not None and first is None:
+        words += "; bits were not compared, for the plain form did not run"
+    elif first is not None and first is not two:
         words += (
             "; same bits as the plain form"
             if parted is None

@@ -165,6 +165,28 @@ def package_of(program: str) -> str:
     return packages.get(program, program)
 
 
+class DidNotEndError(RuntimeError):
+    """A command that was ended because it took too long."""
+
+
+def ended(
+    words: list[str], data: bytes = b"", cwd: Path | None = None, limit_s: float | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """A command that came to an end, good or bad.
+
+    Raises:
+        DidNotEndError: It took longer than ``limit_s``.
+        RuntimeError: It cannot be started.
+    """
+    try:
+        return subprocess.run(words, input=data, capture_output=True, cwd=cwd, timeout=limit_s)
+    except subprocess.TimeoutExpired as problem:
+        late = f"{Path(words[0]).name} did not end within {limit_s:g} s; --limit-s gives it longer"
+        raise DidNotEndError(late) from problem
+    except OSError as problem:
+        raise RuntimeError(f"{words[0]} cannot be started: {problem}") from problem
+
+
 def checked(
     words: list[str], data: bytes = b"", cwd: Path | None = None, limit_s: float | None = None
 ) -> subprocess.CompletedProcess[bytes]:
@@ -173,10 +195,7 @@ def checked(
     Raises:
         RuntimeError: It did not; with what it wrote to stderr.
     """
-    try:
-        done = subprocess.run(words, input=data, capture_output=True, cwd=cwd, timeout=limit_s)
-    except subprocess.TimeoutExpired as problem:
-        raise RuntimeError(f"{words[0]} did not end within {limit_s:.0f} s") from problem
+    done = ended(words, data, cwd, limit_s)
     if done.returncode:
         printed = (done.stderr or done.stdout).decode(errors="replace")[-2000:]
         raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}\n{printed}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from stategate.bench.certify.builds import Build, checked, package_of
+from stategate.bench.certify.builds import Build, checked, ended, package_of
 from stategate.contract import Bundle, Episode
 from stategate.contract.durable import write_whole
 
@@ -85,6 +84,18 @@ class Case:
             write_whole(self.out / names[-1], text.encode())
         self.rows.append(Row(requirement, method, result, words, tuple(names)))
 
+    @contextmanager
+    def asking(self, requirement: str, method: str) -> Iterator[None]:
+        """Whatever goes wrong with a tool in the block is a row that was not run.
+
+        A tool that crashes, says nothing or says what nobody understands must neither end the
+        report nor count as one that found nothing.
+        """
+        try:
+            yield
+        except (RuntimeError, OSError, ValueError, LookupError) as problem:
+            self.add(requirement, method, "not run", last_line(str(problem)))
+
     def lacks(self, requirement: str, method: str, *programs: str, slow: bool = False) -> bool:
         """Whether a tool is not here, or left out; then the row says so, and what changes it."""
         if slow and self.is_quick:
@@ -110,24 +121,30 @@ class Case:
         return head + start + np.concatenate(flat, axis=1).tobytes()
 
 
+def last_line(text: str) -> str:
+    """What a tool said last, cut to what fits into a row."""
+    lines = text.strip().splitlines()
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def words_of(command: list[str], limit_s: float, data: bytes = b"") -> tuple[int, str]:
+    """Exit code and all words of a command.
+
+    Raises:
+        RuntimeError: It cannot be started, or did not end.
+    """
+    done = ended(command, data, limit_s=limit_s)
+    return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
+
+
 def version_of(program: str) -> str:
     """What a tool says of its version; empty where it is not here."""
     if shutil.which(program) is None:
         return ""
     word = "-version" if program == "frama-c" else "--version"
-    printed = checked([program, word]).stdout.decode(errors="replace").splitlines()
-    return printed[0] if program != "frama-c" else f"Frama-C {printed[0]}"
-
-
-def words_of(
-    command: list[str], limit_s: float, data: bytes = b"", **settings: str
-) -> tuple[int | None, str]:
-    """Exit code and words of a command; None where it took too long."""
-    environment = os.environ | settings
     try:
-        done = subprocess.run(
-            command, input=data, capture_output=True, timeout=limit_s, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return None, f"did not end within {limit_s:.0f} s"
-    return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
+        printed = checked([program, word], limit_s=60.0).stdout.decode(errors="replace")
+    except RuntimeError:
+        printed = ""
+    first = printed.strip().partition("\n")[0] or "is here, but does not say its version"
+    return first if program != "frama-c" else f"Frama-C {first}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 
 from stategate.bench.certify.builds import PLAIN, checked
 from stategate.bench.certify.case import Case, words_of
@@ -26,7 +27,9 @@ _MEANINGS = (
     "__BYTE_ORDER__=1234",
     "__ORDER_LITTLE_ENDIAN__=1234",
 )
-_FINDING = re.compile(r"^([^|]+)\|(\d+)\|(\d+)\|misra-c2012-([\d.]+)$", re.MULTILINE)
+_FINDING = re.compile(r"([^|]+)\|(\d+)\|\d+\|(\S+)")
+# Breaks rule 7.1: a cppcheck that does not find it finds nothing else either.
+_BROKEN = "extern int f(void);\nint f(void)\n{\n    return 017;\n}\n"
 
 
 def warnings(case: Case) -> None:
@@ -38,19 +41,37 @@ def warnings(case: Case) -> None:
         if case.lacks(requirement, method, compiler):
             continue
         words = [compiler, "-std=c99", "-O2", "-ffp-contract=off", PLAIN, *WARNINGS]
-        complaints = []
-        for source in case.sources:
-            command = [*words, f"-I{source.parent}", "-c", str(source), "-o", "/dev/null"]
-            code, printed = words_of(command, case.limit_s)
-            complaints += [line for line in printed.splitlines() if "error" in line] if code else []
-        finding = f"{len(complaints)} lines" if complaints else f"none in {len(case.sources)} files"
-        text = "\n".join([" ".join(words), *complaints, finding, ""])
-        name = {f"warnings_{compiler.split('-')[0]}_txt": text.replace(f"{case.scratch}/", "")}
-        case.add(requirement, method, "open" if complaints else "shown", finding, **name)
-        lines += complaints
-        used.append(compiler)
+        complaints: list[str] = []
+        with case.asking(requirement, method):
+            for source in case.sources:
+                target = case.scratch / "warned.o"
+                target.unlink(missing_ok=True)
+                command = [*words, f"-I{source.parent}", "-c", str(source), "-o", str(target)]
+                code, printed = words_of(command, case.limit_s)
+                if code:
+                    named = [line for line in printed.splitlines() if "error" in line]
+                    complaints += named or [f"{source.name}: it ended with {code}"]
+                elif not target.is_file():
+                    raise RuntimeError(f"{compiler} compiled nothing of {source.name}")
+            _warned(case, requirement, method, compiler, words, complaints)
+            used.append(compiler)
+            lines += complaints
     if used:
         case.figures["warnings"] = len(lines)
+
+
+def _warned(
+    case: Case,
+    requirement: str,
+    method: str,
+    compiler: str,
+    words: list[str],
+    complaints: list[str],
+) -> None:
+    finding = f"{len(complaints)} lines" if complaints else f"none in {len(case.sources)} files"
+    text = "\n".join([" ".join(words), *complaints, finding, ""])
+    name = {f"warnings_{compiler.split('-')[0]}_txt": text.replace(f"{case.scratch}/", "")}
+    case.add(requirement, method, "open" if complaints else "shown", finding, **name)
 
 
 def misra(case: Case) -> None:
@@ -59,23 +80,40 @@ def misra(case: Case) -> None:
     method = "cppcheck's addon, plain form, session and black box"
     if case.lacks(requirement, method, "cppcheck"):
         return
+    with case.asking(requirement, method):
+        control = case.scratch / "broken_on_purpose.c"
+        control.write_text(_BROKEN)
+        if not any(rule == "7.1" for *_, rule in _cppcheck(case, control)):
+            raise RuntimeError("cppcheck's addon does not find a rule that is broken on purpose")
+        findings = set().union(*(_cppcheck(case, source) for source in case.sources))
+        required = sorted(one for one in findings if one[2] not in _ADVISORY)
+        lines = [f"{f.rpartition('/')[2]}:{line}: rule {rule}" for f, line, rule in required]
+        pairs = list(zip(lines, required, strict=True))
+        broken = [line for line, one in pairs if one[2] not in DEVIATIONS]
+        count = Counter(rule for *_, rule in required if rule in DEVIATIONS)
+        deviations = [f"rule {rule}, {count[rule]} times: {w}" for rule, w in DEVIATIONS.items()]
+        text = "\n".join(["Deviations:", *deviations, "", "Findings:", *(broken or ["none"]), ""])
+        text += "\n".join(
+            ["", "Each place of a deviation:", *(x for x in lines if x not in broken), ""]
+        )
+        finding = f"{len(broken)} findings; deviations: "
+        finding += ", ".join(f"{rule} ({n})" for rule, n in sorted(count.items())) or "none"
+        case.add(requirement, method, "open" if broken else "shown", finding, misra_txt=text)
+        case.figures["misra_required"] = len(broken)
+
+
+def _cppcheck(case: Case, source: Path) -> set[tuple[str, str, str]]:
+    """File, line and rule of each finding; what cppcheck itself calls an error is one as well.
+
+    Raises:
+        RuntimeError: It failed, or wrote a line that is no finding.
+    """
+    words = ["cppcheck", "--addon=misra", "--language=c", "--std=c99", "--quiet", PLAIN]
+    words += [f"-D{meaning}" for meaning in _MEANINGS]
+    words += [f"-I{source.parent}", "--template={file}|{line}|{column}|{id}", str(source)]
     findings = set()
-    for source in case.sources:
-        words = ["cppcheck", "--addon=misra", "--language=c", "--std=c99", "--quiet", PLAIN]
-        words += [f"-D{meaning}" for meaning in _MEANINGS]
-        words += [f"-I{source.parent}", "--template={file}|{line}|{column}|{id}", str(source)]
-        findings |= set(_FINDING.findall(checked(words).stderr.decode()))
-    required = sorted(one for one in findings if one[3] not in _ADVISORY)
-    lines = [f"{f.rpartition('/')[2]}:{line}: rule {rule}" for f, line, _, rule in required]
-    broken = [line for line, one in zip(lines, required, strict=True) if one[3] not in DEVIATIONS]
-    count = Counter(rule for *_, rule in required if rule in DEVIATIONS)
-    deviations = [f"rule {rule}, {count[rule]} times: {why}" for rule, why in DEVIATIONS.items()]
-    text = "\n".join(["Deviations:", *deviations, "", "Findings:", *(broken or ["none"]), ""])
-    text += "\n".join(
-        ["", "Each place of a deviation:", *(x for x in lines if x not in broken), ""]
-    )
-    finding = f"{len(broken)} findings; deviations: " + ", ".join(
-        f"{rule} ({n})" for rule, n in sorted(count.items())
-    )
-    case.add(requirement, method, "open" if broken else "shown", finding, misra_txt=text)
-    case.figures["misra_required"] = len(broken)
+    for line in checked(words, limit_s=case.limit_s).stderr.decode(errors="replace").splitlines():
+        if (finding := _FINDING.fullmatch(line)) is None:
+            raise RuntimeError(f"cppcheck wrote {line[:200]!r} of {source.name}")
+        findings.add((finding[1], finding[2], finding[3].removeprefix("misra-c2012-")))
+    return findings

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 
-from stategate.bench.certify.builds import Build, checked, records
+from stategate.bench.certify.builds import Build, checked, ended, records
 from stategate.bench.certify.case import Case
 from stategate.bench.certify.counting import MACHINES, count_steps
 
@@ -20,12 +21,16 @@ _BOUND = re.compile(
 )
 _EDGE = re.compile(r'^edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"', re.MULTILINE)
 _NODE = re.compile(r'^node: \{ title: "([^"]+)" label: "([^"]*)"', re.MULTILINE)
+_LIBRARY = 64  # bytes of stack, of the C library below a step
 _FRAME = re.compile(r"(\d+) bytes \(([\w,]+)\)")
 
 
 def fast_build() -> Build:
     """The fast form on this machine."""
-    return next(b for b in (MACHINES["x86-64-v3"].build, MACHINES["x86-64"].build) if not b.lacking)
+    builds = [MACHINES[isa].build for isa in ("x86-64-v3", "x86-64")]
+    if (build := next((b for b in builds if not b.lacking), None)) is None:
+        raise RuntimeError(f"{builds[-1].name}: {builds[-1].lacking}")
+    return build
 
 
 def no_calls(case: Case) -> None:
@@ -37,15 +42,40 @@ def no_calls(case: Case) -> None:
     wrapped = "malloc, calloc and realloc wrapped by the linker, and counted"
     if case.lacks(sealed, how, "gcc") or case.lacks(heap, wrapped, "gcc"):
         return
+    with case.asking(sealed, how):
+        program = _sealed(case, sealed, how, heap, wrapped)
+        with case.asking(locks, _NAMED):
+            _calls_of(case, program, locks)
+
+
+def _sealed(case: Case, sealed: str, how: str, heap: str, wrapped: str) -> Path:
     build = fast_build()
     program = build.compile(case.bundle.path, _SEALED_STEP, case.scratch, _WRAPS)
-    printed = build.run(program, records(case.bundle, case.golden.inputs), limit_s=case.limit_s)
-    steps, calls = map(int, re.findall(rb"\d+", printed)[:2])
+    inputs = records(case.bundle, case.golden.inputs)
+    done = ended([str(program)], inputs, limit_s=case.limit_s)
+    said = _STEPPED.fullmatch(done.stdout)
+    if said is None or done.returncode:
+        code = done.returncode
+        killed = code == -signal.SIGKILL
+        why = "it made a call, and was ended" if killed else f"ended with {code}: {_ENDS.get(code)}"
+        case.add(sealed, how, "open" if killed else "not run", why)
+        case.add(heap, wrapped, "not run", "it did not come to its end")
+        return program
+    steps, calls = int(said[1]), int(said[2])
     case.figures |= {"syscalls_per_step": 0.0, "allocations_per_step": calls / steps}
     case.add(
         sealed, how, "shown", f"none in {steps} steps and saves, a load and a reset, {build.name}"
     )
     case.add(heap, wrapped, "open" if calls else "shown", f"{calls} calls in {steps} steps")
+    return program
+
+
+_STEPPED = re.compile(rb"([1-9]\d*) steps, (\d+) calls\n")
+_ENDS = {2: "the kernel does not seal it", 3: "a step was refused", 4: "a save was refused"}
+_NAMED = "symbols that the compiled session leaves undefined (nm -u)"
+
+
+def _calls_of(case: Case, program: Path, locks: str) -> None:
     objects = program.with_name(f"{program.name}.objects")
     named = checked(["nm", "-u", *map(str, sorted(objects.glob("*.o")))]).stdout.decode()
     own = checked(["nm", "--defined-only", *map(str, sorted(objects.glob("*.o")))]).stdout.decode()
@@ -55,8 +85,9 @@ def no_calls(case: Case) -> None:
     text = "\n".join(["What the objects call of others:", *sorted(called), ""])
     finding = f"calls {', '.join(sorted(called)) or 'nothing'}"
     finding += f"; not expected: {', '.join(strange)}" if strange else "; none of them takes a lock"
-    how = "symbols that the compiled session leaves undefined (nm -u)"
-    case.add(locks, how, "open" if strange else "shown", finding, symbols_txt=text)
+    if "stategate_step" not in own:
+        raise RuntimeError("nm does not name stategate_step")
+    case.add(locks, _NAMED, "open" if strange else "shown", finding, symbols_txt=text)
 
 
 def _is_of_maths(name: str) -> bool:
@@ -73,8 +104,13 @@ def stack(case: Case) -> None:
     """The bound of the compiler over its graph of calls, beside what a step was seen to write."""
     requirement = "The stack of a step has a bound, and is no deeper when measured"
     how = "gcc -fcallgraph-info=su over all calls; the stack painted, and read after each step"
-    if case.lacks(requirement, how, "gcc"):
+    if case.lacks(requirement, how, "gcc", "qemu-x86_64"):
         return
+    with case.asking(requirement, how):
+        _stack(case, requirement, how)
+
+
+def _stack(case: Case, requirement: str, how: str) -> None:
     build = fast_build()
     folder = case.scratch / "calls"
     folder.mkdir()
@@ -95,14 +131,18 @@ def stack(case: Case) -> None:
     dynamic = sorted(
         n for n, kind in kinds.items() if kind == "dynamic"
     )  # not "bounded" ones, which are aligned
-    good = measured <= bound + 64 and not loops and not dynamic
+    if not frames.get("stategate_step"):
+        raise RuntimeError("gcc's graph of calls has no stategate_step")
+    good = measured <= bound + _LIBRARY and not loops and not dynamic
     lines = [f"{frames.get(n, 0):>7} {n}" for n in path]
     text = "\n".join(["Deepest path of calls, bytes of each:", *lines, f"{bound:>7} in all", "",
                       f"Measured: {measured}", f"Recursion: {loops or 'none'}",
                       f"Frames of no fixed size: {dynamic or 'none'}",
                       f"Not of the bundle, not in the sum: {others or 'nothing'}", ""])  # fmt: skip
     finding = f"at most {bound:,} bytes by the compiler, {measured:,} measured, {build.name}"
-    finding += "; what the C library's memcpy and the budget hook take comes on top"
+    finding += (
+        f"; the C library's memcpy, {_LIBRARY} bytes at most here, and the budget hook come on top"
+    )
     case.add(requirement, how, "shown" if good else "open", finding, stack_txt=text)
     case.figures |= {"stack_bytes": measured, "stack_bound_bytes": bound}
 
@@ -171,15 +211,12 @@ def longest(case: Case) -> None:
         if machine.lacking:
             case.add(requirement, how, "not run", machine.lacking)
             continue
-        try:
+        with case.asking(requirement, how):
             counted = count_steps(case.bundle.path, isa, each=64).instructions
-        except RuntimeError as problem:
-            case.add(requirement, how, "not run", str(problem).strip().splitlines()[-1])
-            continue
-        most = max(map(max, counted.values()))
-        spread = ", ".join(
-            f"{len(n)} {_ANSWERS[kind]} {min(n):,} to {max(n):,}" for kind, n in counted.items()
-        )
-        case.add(requirement, how, "shown", f"at most {most:,}: {spread}")
-        if isa == _machine_of(fast_build()):
-            case.figures["instructions_max"] = most
+            most = max(map(max, counted.values()))
+            spread = ", ".join(
+                f"{len(n)} {_ANSWERS[kind]} {min(n):,} to {max(n):,}" for kind, n in counted.items()
+            )
+            case.add(requirement, how, "shown", f"at most {most:,}: {spread}")
+            if isa == _machine_of(fast_build()):
+                case.figures["instructions_max"] = most

@@ -65,8 +65,9 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
-        """Whether no row is open; one that was not run is none of them."""
-        return all(row.result != "open" for row in self.rows)
+        """Whether something was shown and no row is open; one that was not run is neither."""
+        results = {row.result for row in self.rows}
+        return "shown" in results and "open" not in results
 
 
 def report_of(case: Case, tools: dict[str, str]) -> Report:

@@ -67,6 +67,7 @@ def certify(
     if (problem := refusal(bundle)) is not None:
         raise EngineError("the C is not run here", found=problem, remedy=remedy(bundle))
     make_folder(out / "evidence")
+    forget(out)
     with scratch_folder() as scratch:
         folder = Path(scratch) / "native"
         folder.mkdir()
@@ -89,3 +90,10 @@ def certify(
         finding = report_of(case, {tool: version_of(tool) for tool in TOOLS})
     write_report(finding, out)
     return finding
+
+
+def forget(out: Path) -> None:
+    """Delete what an earlier run wrote: none of it is of this one, which may end early."""
+    if (out / "certify.json").is_file():
+        for old in (*out.glob("certify.*"), *(out / "evidence").glob("*.txt"), out / "golden.bin"):
+            old.unlink(missing_ok=True)

@@ -41,10 +41,13 @@ int main(void)
         if (stategate_step(&session, &inputs[step], &out) < 0) {
             syscall(SYS_exit, 3);
         }
-        stategate_save(&session, saved, sizeof saved);
+        if (stategate_save(&session, saved, sizeof saved) != sizeof saved) {
+            syscall(SYS_exit, 4);
+        }
     }
-    stategate_load(&session, saved, sizeof saved);
-    stategate_reset(&session);
+    if (stategate_load(&session, saved, sizeof saved) < 0 || stategate_reset(&session) < 0) {
+        syscall(SYS_exit, 4);
+    }
     const unsigned long during = calls - before;
     const int length = snprintf(text, sizeof text, "%zu steps, %lu calls\n", steps, during);
     syscall(SYS_write, 1, text, (size_t)length);

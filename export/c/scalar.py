@@ -41,15 +41,16 @@ _EXACT = {  # of float32 and float64: (float32, float64)
     "Reciprocal": ("(1.0f / {0})", "(1.0 / {0})"),
 }
 # Integers go around at the ends of their type, which C says of unsigned ones alone: `t` is the
-# type, `u` an unsigned one of as many bits or more.
+# type, `u` an unsigned one of as many bits or more, `signed` what gives a result its sign back: a
+# function, because MISRA C's rule 10.8 casts no sum to another kind of number.
 _AROUND = {
-    "Add": "({t})(({u}){0} + ({u}){1})",
-    "Sub": "({t})(({u}){0} - ({u}){1})",
-    "Mul": "({t})(({u}){0} * ({u}){1})",
-    "Neg": "({t})(0u - ({u}){0})",
+    "Add": "({t}){signed}(({u}){0} + ({u}){1})",
+    "Sub": "({t}){signed}(({u}){0} - ({u}){1})",
+    "Mul": "({t}){signed}(({u}){0} * ({u}){1})",
+    "Neg": "({t}){signed}(0u - ({u}){0})",
     "Div": "({t})stategate_quotient({0}, {1})",
     "Mod": "({t})stategate_rest({0}, {1}, {fmod})",
-    "BitShift": "({1} < {bits} ? ({t})(({u}){0} {shift} {1}) : 0)",
+    "BitShift": "({1} < {bits} ? ({t}){signed}(({u}){0} {shift} {1}) : 0)",
 }
 _SMALL = 4  # the largest exponent of a power that is written as products
 
@@ -175,6 +176,7 @@ def _integer(
     how = {
         "t": c_type(kind),
         "u": "uint64_t" if bits == 64 else "uint32_t",
+        "signed": "stategate_signed64" if bits == 64 else "stategate_signed32",
         "bits": bits,
         "fmod": "true" if attributes.get("fmod") else "false",
         "shift": "<<" if attributes.get("direction") in (b"LEFT", "LEFT") else ">>",

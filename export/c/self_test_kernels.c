@@ -85,6 +85,7 @@ STATEGATE_INLINE void check(int columns, int rows)
     stategate_integer_product(columns, integers, rows, x, scales, init, out);
     plain_integer_product(columns, whole, rows, x, scales, init, wanted);
     compare("integer product", columns);
+    mix(1, columns, rows);
     mix(1, columns - 3, rows);
     mix(5, columns - 3, rows);
     stategate_dots(7, rows, lines, 1, y, 0, out);

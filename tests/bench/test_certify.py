@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stategate.bench.certify.builds import MATHS, PLAIN, portable_source, write_weights
-from stategate.bench.certify.case import Case, Row
+from stategate.bench.certify.back_to_back import _gap, _verdict
+from stategate.bench.certify.builds import PLAIN, portable_source, write_weights
+from stategate.bench.certify.case import Case, Row, version_of
 from stategate.bench.certify.coverage import coverage
+from stategate.bench.certify.misra import misra, warnings
+from stategate.bench.certify.proof import eva
+from stategate.bench.certify.real_time import no_calls, stack
 from stategate.bench.certify.report import Report, html, write_report
+from stategate.bench.certify.run import forget
 from stategate.cli.main import main
+from stategate.common.compiler import MATHS
 from stategate.contract import Bundle
 
 REPORT = Report(
@@ -50,6 +60,88 @@ def test_a_tool_that_is_missing_is_a_row_with_the_command_that_installs_it(
     (row,) = case.rows
     assert row.result == "not run"
     assert "apt-get install clang-19 llvm-19 libclang-rt-19-dev" in row.words
+
+
+SILENT, FAILING, CHATTY = "exit 0", "exit 1", "echo all is well"
+
+
+def with_tool(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, does: str) -> None:
+    folder.mkdir(exist_ok=True)
+    tool = folder / name
+    tool.write_text(f"#!/bin/sh\n{does}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("tool", "ask", "others"),
+    [
+        ("cppcheck", misra, ()),
+        ("frama-c", lambda case: eva(case, 2), ()),
+        ("gcc", warnings, ("clang-19",)),
+        ("clang-19", lambda case: coverage(case, b""), ("llvm-profdata-19", "llvm-cov-19")),
+        ("gcc", stack, ("qemu-x86_64",)),
+        ("gcc", no_calls, ()),
+    ],
+)
+@pytest.mark.parametrize("does", [SILENT, FAILING, CHATTY])
+def test_a_tool_that_says_nothing_fails_or_says_something_else_has_found_nothing_out(
+    native_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tool: str,
+    ask: Callable[[Case], None],
+    others: tuple[str, ...],
+    does: str,
+) -> None:
+    for name in (tool, *others):
+        with_tool(tmp_path / "tools", monkeypatch, name, does)
+    bundle = Bundle.open(native_bundle)
+    golden = bundle.golden()
+    assert golden is not None
+    (tmp_path / "native").mkdir()
+    sources = portable_source(bundle, tmp_path / "native")
+    case = Case(bundle, golden, tmp_path, tmp_path, 1, 60.0, False, sources)
+    ask(case)
+    assert case.rows and {row.result for row in case.rows} <= {"not run", "open"}, case.rows
+    assert 0 not in case.figures.values(), case.figures
+    assert version_of(tool)
+
+
+def test_numbers_that_are_none_are_far_from_all_others() -> None:
+    assert _gap(np.array([1.0, np.nan]), np.array([1.0, np.nan])) == 0.0
+    assert _gap(np.array([1.0, 2.0]), np.array([1.0, np.nan])) == np.inf
+    assert _gap(np.array([np.inf]), np.array([-np.inf])) == np.inf
+    assert _gap(np.array([2**60]), np.array([2**60 + 1])) > 0.0
+    assert _gap(np.array([True]), np.array([False])) == 1.0
+    assert _gap(np.array([2000.0]), np.array([2001.0])) == 0.0005
+
+
+@pytest.mark.parametrize(
+    ("code", "printed", "result"),
+    [
+        (0, "chain 00\n8010 checks, 0 wrong\n", "shown"),
+        (0, "all is well\n", "open"),
+        (0, "", "open"),
+        (0, "0 checks, 0 wrong\n", "open"),
+        (1, "8010 checks, 0 wrong\n", "open"),
+    ],
+)
+def test_a_self_test_has_passed_where_it_says_so(code: int, printed: str, result: str) -> None:
+    assert _verdict(code, printed) == result
+
+
+def test_nothing_that_an_earlier_run_showed_stands_beside_a_later_one(tmp_path: Path) -> None:
+    write_report(REPORT, tmp_path)
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "evidence/eva.txt").write_text("0 alarms")
+    (tmp_path / "notes.txt").write_text("of the user")
+    forget(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["evidence", "notes.txt"]
+
+
+def test_a_report_that_shows_nothing_does_not_pass() -> None:
+    assert not msgspec.structs.replace(REPORT, rows=REPORT.rows[:1]).passed
 
 
 def test_a_bundle_without_c_is_refused_with_the_command_that_adds_it(
