@@ -53,15 +53,15 @@ def _sealed(case: Case, sealed: str, how: str, heap: str, wrapped: str) -> Path:
     program = build.compile(case.bundle.path, _SEALED_STEP, case.scratch, _WRAPS)
     inputs = records(case.bundle, case.golden.inputs)
     done = ended([str(program)], inputs, limit_s=case.limit_s)
-    said = _STEPPED.fullmatch(done.stdout)
-    if said is None or done.returncode:
+    counted = _STEPPED.fullmatch(done.stdout)
+    if counted is None or done.returncode:
         code = done.returncode
         killed = code == -signal.SIGKILL
         why = "it made a call, and was ended" if killed else f"ended with {code}: {_ENDS.get(code)}"
         case.add(sealed, how, "open" if killed else "not run", why)
         case.add(heap, wrapped, "not run", "it did not come to its end")
         return program
-    steps, calls = int(said[1]), int(said[2])
+    steps, calls = int(counted[1]), int(counted[2])
     case.figures |= {"syscalls_per_step": 0.0, "allocations_per_step": calls / steps}
     case.add(
         sealed, how, "shown", f"none in {steps} steps and saves, a load and a reset, {build.name}"
