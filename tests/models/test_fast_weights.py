@@ -134,18 +134,27 @@ def test_the_memory_of_ttt_linear_has_its_published_size() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["ttt", "titans"])
-def test_a_hundred_thousand_steps_stay_near_those_in_float64(family: str) -> None:
+def test_many_steps_stay_as_near_to_float64_as_a_state_in_float32_can(family: str) -> None:
+    """Beside float64, and beside float64 whose states alone are rounded to float32.
+
+    TTT-linear divides by the deviation of what it reads and forgets nothing, so what a token
+    rounds may grow a hundredfold in a later one: a fixed bound would hold for these tokens alone.
+    """
     layer, states = (
         titans() if family == "titans" else (ttt(), tuple(ttt().initial_states().values()))
     )
-    exact = layer.to(torch.float32)
-    wide = tuple(s.detach().double() for s in states)
-    states, worst = tuple(s.detach() for s in states), 0.0
+    states, threshold = tuple(s.detach() for s in states), torch.tensor([0.2])
+    exact = rounded = tuple(s.double() for s in states)
+    errors = torch.zeros(2, dtype=torch.float64)
     stream = tokens(3 if family == "titans" else 1, 1000)
     with torch.no_grad():
-        for t in range(100_000):
+        for t in range(20_000):
             token = [x[t % 1000] for x in stream]
-            o, states, _ = layer.recur(*token, states, torch.tensor([0.2]))
-            right, wide, _ = exact.recur(*(x.double() for x in token), wide, torch.tensor([0.2]))
-            worst = max(worst, float((o - right).abs().max()))
-    assert worst < 1e-3
+            wide = [x.double() for x in token]
+            o, states, _ = layer.recur(*token, states, threshold)
+            right, exact, _ = layer.recur(*wide, exact, threshold)
+            near, rounded, _ = layer.recur(*wide, rounded, threshold)
+            rounded = tuple(s.float().double() for s in rounded)
+            off = [(x - right).abs().max() for x in (o, near)]
+            errors = torch.maximum(errors, torch.stack(off).double())
+    assert errors[0] < 5 * errors[1] and errors[0] < 1e-3
