@@ -49,7 +49,10 @@ def collect(
     from stategate.bench.fleet.collect import collect
 
     result = collect(folders, out, bundles=bundles, cluster=cluster)
-    texts = [f"{len(result.robots):,} robots, {len(result.new):,} of them new: {out}"]
+    # A wrong folder shows in the names: one of "memory" is no robot.
+    names = ", ".join([*result.robots[:3], *(["..."] if len(result.robots) > 3 else [])])
+    count = f"{len(result.robots):,} robot{'s' * (len(result.robots) != 1)} ({names})"
+    texts = [f"{count}, {len(result.new):,} of them new: {out}"]
     show(result, as_json, [*texts, *(("unreadable", text) for text in result.problems)])
 
 
@@ -64,7 +67,7 @@ def show_command(
 ) -> None:
     """Say which robots of FOLDER write too much, wear out their flash, or drift.
 
-    Exits with 1 where a robot needs a look.
+    Exits with 1 where a robot needs a look, or all robots of a bundle together.
 
     \b
     Examples:
@@ -84,7 +87,7 @@ def show_command(
         write_whole(out, page.html(report, f"Fleet {folder.resolve().name}").encode())
     pages = [("page", str(out))] if out is not None else []
     show(page.as_json(report), as_json, [*page.lines(report), *pages])
-    leave_unless(not report.findings)
+    leave_unless(not report.findings and not report.together)
 
 
 @click.command("episodes")

@@ -32,9 +32,9 @@ browser: ## Install the Chromium that tests of pages need (Debian, as root)
 	@command -v chromium > /dev/null || { apt-get -qq update && \
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium > /dev/null; }
 
-SSH_TOOLS := ssh sshd rsync
-SSH_DEBS := openssh-client openssh-server rsync libnss-wrapper
-ssh-tools: ## Install what tests of `stategate deploy` need: sshd, rsync, nss_wrapper (Debian, as root)
+SSH_TOOLS := ssh sshd
+SSH_DEBS := openssh-client openssh-server libnss-wrapper
+ssh-tools: ## Install what tests of `stategate deploy` need: sshd, nss_wrapper (Debian, as root)
 	@PATH=$$PATH:/usr/sbin command -v $(SSH_TOOLS) | wc -l | grep -qx $(words $(SSH_TOOLS)) && ls /usr/lib/*/libnss_wrapper.so > /dev/null 2>&1 \
 	  || if test $$(id -u) = 0; then apt-get -qq update && \
 	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(SSH_DEBS) > /dev/null; \
@@ -48,10 +48,13 @@ prometheus: ## Install the Prometheus that tests of metrics need (Debian, as roo
 watch-check: $(VENV)/.test browser prometheus ## The live page in Chromium, metrics in Prometheus -> build/watch/*.png
 	@WATCH_PICTURES=$(BUILD)/watch STATEGATE_BROWSER=required $(BIN)/python -m pytest -q tests/bench/test_live.py tests/runtime/test_prometheus.py
 
-fleet: $(BUILD)/fleet/bundle/manifest.json | $(VENV)/.test ## 1,000 simulated robots with planted faults -> build/bench/fleet.json
+# A thousand take some ten minutes on two idle cores, two hundred some two.
+ROBOTS ?= $(if $(FULL),1000,200)
+STEPS ?= 8000
+fleet: $(BUILD)/fleet/bundle/manifest.json | $(VENV)/.test ## Simulated robots with planted faults -> build/bench/fleet.json; FULL=1 for 1,000, and docs/evidence
 	@mkdir -p $(BUILD)/bench
-	$(LAB) fleet --bundle $(<D) --scratch $(BUILD)/fleet --out $(BUILD)/bench/fleet.json
-	@cp $(BUILD)/bench/fleet.json docs/evidence/fleet.json
+	$(LAB) fleet --bundle $(<D) --scratch $(BUILD)/fleet --robots $(ROBOTS) --steps $(STEPS) --out $(BUILD)/bench/fleet.json
+	$(if $(FULL),@cp $(BUILD)/bench/fleet.json docs/evidence/fleet.json)
 
 $(BUILD)/fleet/bundle/manifest.json: $(EXPORTER) | $(VENV)/.run
 	@$(BIN)/stategate export aura-hard --engines onnxruntime,native --out $(@D)

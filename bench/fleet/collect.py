@@ -13,9 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 
 from stategate.bench.fleet.table import PARTS, Row, to_parquet
 from stategate.calibration.cluster import Cluster, connected, in_order
@@ -37,6 +38,8 @@ from stategate.runtime.keep.store import SLOTS, look_into
 _VERSION = b"stategate fleet 1\n"  # of what a file is made of its sources
 _LINES = 64  # of metrics that are kept of one file, the first and the last among them
 _WALL = "wall"
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Number = Annotated[float, msgspec.Meta(ge=0, le=1e12)]  # neither NaN nor infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +126,21 @@ def sources_in(folder: Path, deep: bool = True) -> Iterator[Path]:
     for path in sorted(folder.rglob("*") if deep else folder.glob("*")):
         if path.is_symlink() or not path.is_file():
             continue
-        if path.name in (INSTALLED, *SLOTS, journal.NAME) or path.suffix == ".jsonl":
+        if path.name in (INSTALLED, *SLOTS, journal.NAME) or (deep and path.suffix == ".jsonl"):
             yield path
-        elif path.suffix in ("", ".rec", ".box", ".bin"):
-            with path.open("rb") as file:
-                if file.read(len(MAGIC)) == MAGIC:
-                    yield path
+        elif path.suffix == ".jsonl":  # a log beside the folders of many makes them no one robot
+            if all(name in _begin(path, 4096) for name in (b'"elapsed_s"', b'"steps"')):
+                yield path
+        elif path.suffix in ("", ".rec", ".box", ".bin") and _begin(path, len(MAGIC)) == MAGIC:
+            yield path
+
+
+def _begin(path: Path, count: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return MAGIC  # it may be one: whoever reads it whole says why that is not possible
 
 
 def _read(item: tuple[str, Path], bundles: tuple[str, ...]) -> tuple[str, bytes, list[str]]:
@@ -140,14 +152,14 @@ def _read(item: tuple[str, Path], bundles: tuple[str, ...]) -> tuple[str, bytes,
         digest.update(_opened(bundle).digest.encode())
     for path in sources_in(folder):
         place = printable(path.relative_to(folder).as_posix(), 500)
-        own, _ = file_sha256(path)
-        digest.update(f"\n{place} {own}".encode())
-        base = Row(robot=robot, kind="problem", place=place, sha256=own)
+        base = Row(robot=robot, kind="problem", place=place, sha256="")
         try:
+            base = msgspec.structs.replace(base, sha256=file_sha256(path)[0])
             rows += _rows(path, folder, base, bundles)
         except (StategateError, OSError) as problem:
             why = problem.reason if isinstance(problem, StategateError) else str(problem)
             rows.append(msgspec.structs.replace(base, problem=printable(why, 1000)))
+        digest.update(f"\n{place} {base.sha256}".encode())
     if not rows:
         rows = [Row(robot=robot, kind="problem", place=".", sha256="", problem="nothing to read")]
     wrong = [f"{row.place}: {row.problem}" for row in rows if row.problem]
@@ -229,42 +241,54 @@ def _snapshot(path: Path, base: Row, bundles: Sequence[Bundle]) -> Iterator[Row]
 
 def _metrics(path: Path, base: Row) -> Iterator[Row]:
     """Lines of `JsonLines`, thinned; each process that appended has a clock of its own."""
-    lines: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    problem = ""
+    clock = ""
     with open_regular(path, 1 << 30) as file:
-        for text in file:
+        for number, text in enumerate(file, 1):
             try:
-                record = json.loads(text)
-            except ValueError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 continue  # a process was killed while it wrote it
-            if isinstance(record, dict) and isinstance(record.get("steps"), int):
-                lines.append(record)
-    begun, last = 0, -1.0
-    every = max(1, len(lines) // (_LINES - 1))
-    for i, line in enumerate(lines):
-        seconds = float(line.get("elapsed_s", 0.0))
-        begun, last = begun + (seconds < last), seconds
-        if i % every and i != len(lines) - 1:
-            continue
-        prefix = "expected_write_rate."
-        yield msgspec.structs.replace(
-            base,
-            kind="metrics",
-            model=printable(str(line.get("model", ""))),
-            bundle_sha256=str(line.get("bundle_sha256", ""))[:64],
-            clock=f"process {begun}",
-            seconds=seconds,
-            expected={n.removeprefix(prefix): v for n, v in line.items() if n.startswith(prefix)},
-            ledger=_ledger_of(line),
-        )
+            if not isinstance(line, dict) or not {"steps", "elapsed_s"} <= line.keys():
+                continue
+            try:
+                row = _row_of(line, base)
+            except msgspec.ValidationError as wrong:
+                problem = problem or f"line {number}: {wrong}"
+                continue
+            if not rows or (row.seconds or 0.0) < (rows[-1].seconds or 0.0):
+                clock = f"process from {row.seconds} s at step {row.ledger.steps} on"
+            rows.append(msgspec.structs.replace(row, clock=clock))
+    thinned = np.linspace(0, len(rows) - 1, min(len(rows), _LINES)).round().astype(int)
+    yield from (rows[i] for i in thinned.tolist())
+    if problem:
+        yield msgspec.structs.replace(base, problem=printable(problem, 1000))
 
 
-def _ledger_of(line: dict[str, Any]) -> Ledger:
+def _row_of(line: dict[str, Any], base: Row) -> Row:
+    """A line that is strictly what `JsonLines` writes; else it is refused."""
     counters: dict[str, Any] = {}
     for field in fields(Ledger):
         prefix = f"{field.name}."
-        inside = {n.removeprefix(prefix): int(v) for n, v in line.items() if n.startswith(prefix)}
-        counters[field.name] = inside if "dict" in str(field.type) else int(line.get(field.name, 0))
-    return Ledger(**counters)
+        inside = {
+            printable(n.removeprefix(prefix)): v for n, v in line.items() if n.startswith(prefix)
+        }
+        counters[field.name] = inside if "dict" in str(field.type) else line.get(field.name, 0)
+    flat = [each for v in counters.values() for each in (v.values() if type(v) is dict else [v])]
+    msgspec.convert(flat, list[_Count])
+    prefix = "expected_write_rate."
+    expected = {n.removeprefix(prefix): v for n, v in line.items() if n.startswith(prefix)}
+    msgspec.convert([line["elapsed_s"], *expected.values()], list[_Number])
+    return msgspec.structs.replace(
+        base,
+        kind="metrics",
+        model=printable(str(line.get("model", ""))),
+        bundle_sha256=printable(str(line.get("bundle_sha256", "")), 64),
+        seconds=float(line["elapsed_s"]),
+        expected={printable(name): float(value) for name, value in expected.items()},
+        ledger=Ledger(**counters),
+    )
 
 
 def _recording(path: Path, base: Row, bundles: Sequence[Bundle]) -> Row:

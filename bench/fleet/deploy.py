@@ -19,20 +19,21 @@ import msgspec
 from stategate.bench.fleet.host import Answer, Host, connected
 from stategate.bench.record import BenchResult
 from stategate.common.console import note
-from stategate.contract import Bundle, canonical_json
+from stategate.contract import Bundle, canonical_json, sha256
 from stategate.contract.arguments import checks_kinds
-from stategate.contract.durable import write_whole
+from stategate.contract.durable import make_folder, write_whole
 from stategate.contract.errors import InstallError, MissingDependencyError
-from stategate.contract.reading import printable
+from stategate.contract.reading import printable, read_bounded
+from stategate.runtime.trust.policy import read_policy
 
 _LEAST_PYTHON = (3, 10)
-_ENVIRONMENT = "$HOME/.local/share/stategate"
+_ENVIRONMENT = "~/.local/share/stategate"
 # Where a shell that nobody logged into looks for nothing.
 _COMMANDS = (
     f"{_ENVIRONMENT}/bin/stategate",
     "stategate",
-    "$HOME/.local/bin/stategate",
-    "$HOME/.venv/bin/stategate",
+    "~/.local/bin/stategate",
+    "~/.venv/bin/stategate",
     "/opt/stategate/bin/stategate",
 )
 _LOOK = """
@@ -41,12 +42,13 @@ printf 'system=%s\\n' "$(uname -sr)"
 printf 'home=%s\\n' "$HOME"
 printf 'python=%s\\n' "$(python3 -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')"
 for c in {commands}; do
+  case $c in '~/'*) c=$HOME/${{c#'~/'}};; esac
   if p=$(command -v "$c") && v=$("$p" --version); then
     printf 'command=%s\\nversion=%s\\n' "$p" "$v"; break
   fi
 done
 d={into}; while [ ! -d "$d" ]; do d=$(dirname "$d"); done
-printf 'free_kib=%s\\n' "$(df -Pk "$d" | tail -n 1 | awk '{{print $4}}')"
+printf 'free_kib=%s\\n' "$(df -Pk "$d" | awk 'END {{print $(NF - 2)}}')"
 [ -w "$d" ] || printf 'sealed=%s\\n' "$d"
 """
 _FREE_COPIES = 3  # what waits to be installed, the slot, and room for a memory
@@ -108,17 +110,28 @@ def deploy(
         InstallError: The machine lacks something, refuses the bundle, or the line dropped.
         BundleError: It is no bundle, or a file was altered.
     """
-    opened = Bundle.open(bundle)
+    opened, into = Bundle.open(bundle), into.removeprefix("~/")  # home is the default
+    if not into.strip() or into.startswith("~") or not into.isprintable():
+        raise InstallError(
+            "the installation's folder has no name that every shell reads alike",
+            found=repr(into),
+            expected="such as /var/lib/robot, or robot for one in the home folder",
+        )
+    key = None if trust is None else _key(Path(trust))
+    if out is not None:
+        make_folder(Path(out))
     with connected(host, ssh) as line:
         machine = _Machine(line, opened, into, command)
         if "command" not in machine.facts and wheels is not None:
             machine.install_wheels(Path(wheels))
             machine = _Machine(line, opened, into, command)
         machine.check(wheels is not None)
-        with machine.staged(trust):
+        with machine.staged(key):
             was_installed = machine.slot is not None
+            if accept_code:
+                machine.accept_code()
             if not was_installed:
-                machine.install(accept_code, engine)
+                machine.install(engine)
             verified = machine.verify(engine)
             bench = machine.bench(engine) if measure else None
     if was_installed:
@@ -149,7 +162,8 @@ class _Machine:
         """Look what there is, by one short script of any shell."""
         note(f"looking at {line.name}")
         self._line, self._bundle, self.notes = line, bundle, list[str]()
-        commands = shlex.quote(command) if command else " ".join(f'"{one}"' for one in _COMMANDS)
+        self._commands = (command,) if command else _COMMANDS
+        commands = " ".join(map(shlex.quote, self._commands))
         place = shlex.quote(into) if into.startswith("/") else f'"$HOME"/{shlex.quote(into)}'
         script = _LOOK.format(commands=commands, into=place)
         answer = line.ask("sh", "-s", doing="looking what is there", script=script)
@@ -157,8 +171,10 @@ class _Machine:
         self.facts = {name: printable(value, 1000) for name, _, value in pairs if value}
         self._home = self.facts.get("home", "")
         self.folder = into if into.startswith("/") else f"{self._home}/{into}"
-        # In the home: the installation's folder holds nothing else.
-        self._incoming = f"{self._home}/.cache/stategate/{bundle.digest[:16]}"
+        # In the home: the installation's folder holds nothing else. Two deployments at once do not
+        # clear away each other's files.
+        job = sha256(f"{bundle.digest} {self.folder}".encode())[:16]
+        self._incoming = f"{self._home}/.cache/stategate/{job}"
         self._keys: tuple[str, ...] = ()
         self.slot: str | None = None
         self.phase = ""
@@ -166,11 +182,11 @@ class _Machine:
     def check(self, with_wheels: bool) -> None:
         """Refuse, before anything is copied, what could not be installed there."""
         name, facts, target = self._line.name, self.facts, self._bundle.manifest.target
-        if "machine" not in facts:
+        if missing := [fact for fact in ("machine", "home", "free_kib") if not facts.get(fact)]:
             raise InstallError(
-                f"{name} gives no answer that a shell would give",
-                found=", ".join(facts) or "nothing",
-                expected="a Linux machine with sh",
+                f"{name} does not say what it is",
+                found=f"no word on {', '.join(missing)}",
+                expected="a Linux machine with sh, uname, df and awk, and a home folder",
             )
         if target is not None and target.machine != facts["machine"]:
             raise InstallError(
@@ -191,13 +207,13 @@ class _Machine:
             raise InstallError(
                 f"there is no stategate on {name}",
                 found=f"Python {facts['python']}" if "python" in facts else "no python3 either",
-                expected=f"one of {', '.join(_COMMANDS)}",
+                expected=", or ".join(self._commands),
                 remedy="look into what was installed there"
                 if with_wheels
                 else f'name a folder of wheels with --wheels; or there: {pip}[ort]"',
             )
-        needs, free = _FREE_COPIES * _bytes(self._bundle), int(facts.get("free_kib", 0)) * 1024
-        if "free_kib" in facts and free < needs:
+        needs, kib = _FREE_COPIES * _bytes(self._bundle), facts["free_kib"]
+        if kib.isdecimal() and (free := int(kib) * 1024) < needs:
             raise InstallError(
                 f"{name} has too little room",
                 found=f"{free:,} bytes",
@@ -207,11 +223,13 @@ class _Machine:
     def install_wheels(self, wheels: Path) -> None:
         """Make an environment there, of wheels from here and whatever index its pip asks."""
         names = [path.name for path in sorted(wheels.glob("*.whl"))]
-        if not any(name.startswith("stategate-") for name in names):
+        own = [name for name in names if name.startswith("stategate-")]
+        if len(own) != 1:
             raise InstallError(
-                "the folder has no wheel of stategate",
-                found=", ".join(names) or f"no wheel in {wheels}",
-                remedy="make wheel writes it into dist/",
+                f"the folder has {len(own) or 'no'} wheels of stategate",
+                found=", ".join(own or names) or f"no wheel in {wheels}",
+                expected="one",
+                remedy="make wheel writes it into dist/; remove older ones",
             )
         python = self.facts.get("python", "")
         if tuple(map(int, python.split(".")[:2])) < _LEAST_PYTHON if python else True:
@@ -222,17 +240,18 @@ class _Machine:
                 remedy="install one there, and say with --command how its stategate is called",
             )
         note(f"installing stategate on {self._line.name}")
-        environment = self._home + _ENVIRONMENT.removeprefix("$HOME")
+        environment = self._home + _ENVIRONMENT.removeprefix("~")
         self._line.send(wheels, f"{self._incoming}/wheels")
         remedy = "there: sudo apt-get install python3-venv"
         making = ("python3", "-m", "venv", environment)
         self._line.do(*making, doing="making an environment", remedy=remedy)
         pip = (f"{environment}/bin/python", "-m", "pip", "install", "--quiet", "--find-links")
-        what = (f"{self._incoming}/wheels", "stategate[ort]")
+        # The wheel by its file: an index may have something else by this name.
+        what = (f"{self._incoming}/wheels", f"{self._incoming}/wheels/{own[0]}[ort]")
         self._line.do(*pip, *what, doing="installing stategate")
 
     @contextmanager
-    def staged(self, trust: str | Path | None) -> Iterator[None]:
+    def staged(self, key: bytes | None) -> Iterator[None]:
         """Ask how things stand, copy what is missing, and clear up when all is done."""
         answer = self._stategate("install", "status", self.folder, doing="asking for status")
         # What gives no status is nothing, or what only a new install can mend.
@@ -241,20 +260,25 @@ class _Machine:
             mib = _bytes(self._bundle) / 2**20
             note(f"copying {mib:.2f} MiB to {self._line.name}")
             self._line.send(self._bundle.path, f"{self._incoming}/bundle")
-        if trust is not None:
-            key = f"{self._incoming}/author"
-            self._line.do("mkdir", "-p", self._incoming, doing="copying the author's key")
-            self._line.ask("tee", key, doing="copying it", script=Path(trust).read_text())
-            self._keys = ("--trust", key)
+        if key is not None:
+            doing, place = "copying the author's key", f"{self._incoming}/author"
+            self._line.do("mkdir", "-p", self._incoming, doing=doing)
+            script = 'cat > "$1"'
+            written = self._line.ask("sh", "-c", script, "sh", place, doing=doing, script=key)
+            self._line.check(written, doing)
+            self._keys = ("--trust", place)
         yield
         self._line.ask("rm", "-rf", self._incoming, doing="clearing up")
 
-    def install(self, accept_code: bool, engine: str) -> None:
+    def accept_code(self) -> None:
+        """Let the other machine accept the native code, where the bundle lies now."""
+        place = f"{self.folder}/{self.slot}" if self.slot else f"{self._incoming}/bundle"
+        trust = self._stategate("device", "trust", place, doing="accepting the native code")
+        self._line.check(trust, "accepting the native code")
+
+    def install(self, engine: str) -> None:
         """Let the other machine install it."""
         staging = f"{self._incoming}/bundle"
-        if accept_code:
-            trust = self._stategate("device", "trust", staging, doing="accepting the native code")
-            self._line.check(trust, "accepting the native code")
         note(f"installing into {self.folder}")
         options = ("--into", self.folder, "--engine", engine, *self._keys)
         done = self._stategate("install", "bundle", staging, *options, doing="installing")
@@ -269,6 +293,8 @@ class _Machine:
         answer = self._stategate("verify", *options, doing="verifying")
         record = _json(answer.out, "verify") if answer.out.startswith("{") else {}
         replay = record.get("replay")
+        if record:
+            self._check_same(record.get("digest"))
         if answer.code > 1:  # killed, or a stategate that does not know these options
             self._line.check(answer, "verifying")
         if answer.code or replay is None:
@@ -289,6 +315,16 @@ class _Machine:
         error = replay["max_output_error"]
         return f"{replay['steps']} golden steps, output error {error:.2g}"
 
+    def _check_same(self, digest: str | None) -> None:
+        """Refuse figures of another bundle, which somebody else put there in this moment."""
+        if digest != self._bundle.digest:
+            raise InstallError(
+                f"another bundle lies in {self.folder}/{self.slot} on {self._line.name} by now",
+                found=digest,
+                expected=self._bundle.digest,
+                remedy="let the other deployment end; then give the same command again",
+            )
+
     def bench(self, engine: str) -> BenchResult | None:
         """Let it measure for some seconds."""
         note("measuring there for some seconds")
@@ -297,7 +333,10 @@ class _Machine:
         answer = self._stategate("bench", "run", *options, doing="measuring")
         try:
             if not answer.code:
-                return msgspec.json.decode(answer.out, type=BenchResult)
+                result = msgspec.json.decode(answer.out, type=BenchResult)
+                for subject in result.subjects:
+                    self._check_same(subject.digest)
+                return result
             problem = (answer.errors.strip().splitlines() or ["no word"])[-1]
         except msgspec.MsgspecError as wrong:
             problem = f"the result is of another version: {wrong}"
@@ -317,6 +356,19 @@ class _Machine:
                 self.slot = slot["name"]
 
 
+def _key(path: Path) -> bytes:
+    """What may be copied to another machine: a public key or a certificate, and nothing else."""
+    policy, _ = read_policy(path)
+    if path.name not in (*policy.keys, *policy.certificates):
+        raise InstallError(
+            "a policy names other files, which the other machine does not have",
+            found=path,
+            expected="a public key or a certificate",
+            remedy="put the policy there, and install there with --trust",
+        )
+    return read_bounded(path)
+
+
 def _json(text: str, verb: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
@@ -330,7 +382,6 @@ def _json(text: str, verb: str) -> dict[str, Any]:
 
 
 def _write(result: Deployed, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "deploy.json", canonical_json(result))
     if result.bench is None:
         return

@@ -57,8 +57,9 @@ def fleet_episodes(
                     if file not in files:
                         write_whole(file, content)
                     files[file] = count
-            except StategateError as problem:
-                problems.append(f"{robot}: {problem.reason}")
+            except (StategateError, OSError) as problem:
+                why = problem.reason if isinstance(problem, StategateError) else str(problem)
+                problems.append(f"{robot}: {why}")
     if strays := sorted(set(Path(out).glob("*.npz")) - set(files)):
         raise ResultError(
             f"{out} holds episodes that are not of these robots",

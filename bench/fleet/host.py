@@ -8,14 +8,18 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from stategate.contract.errors import InstallError
+from stategate.contract.reading import file_sha256
 from stategate.contract.staging import scratch_folder
 
 _NO_LINE = 255  # what ssh exits with where it has no line, or lost it
+# A socket's name has 107 bytes, of which ssh takes 58 for a digest and its own temporary name.
+_LONGEST = 49
+_MARK = "--- stategate ---"
 _LAST = 12  # lines of what the other machine says that an error repeats
 _GOES_ON = "give the same command again: it goes on from what is there; what ran there goes on"
 
@@ -35,23 +39,33 @@ class Host:
     def __init__(self, name: str, ssh: Sequence[str]) -> None:
         self.name, self._ssh = name, tuple(ssh)
 
-    def ask(self, *words: str | Path, doing: str, script: str | None = None) -> Answer:
+    def ask(self, *words: str | Path, doing: str, script: str | bytes = b"") -> Answer:
         """Run a command there, whatever it exits with; ``script`` is its standard input.
 
         Raises:
-            InstallError: There is no line, or it dropped.
+            InstallError: There is no line, or it dropped, or the other side is no shell.
         """
+        # A login shell may print a banner first: what the command prints comes after the mark.
+        marked = ("sh", "-c", f'echo {_MARK}; exec "$0" "$@"', *map(str, words))
         with tempfile.TemporaryFile() as errors:  # a pipe would wait for ssh's own helper
             done = subprocess.run(
-                [*self._ssh, self.name, shlex.join(map(str, words))],
-                input=(script or "").encode(),
+                [*self._ssh, self.name, shlex.join(marked)],
+                input=script if isinstance(script, bytes) else script.encode(),
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 check=False,
             )
             errors.seek(0)
             text = errors.read().decode(errors="replace")
-        return self._answer(done.returncode, done.stdout, text, doing)
+        banner, mark, out = done.stdout.decode(errors="replace").partition(f"{_MARK}\n")
+        answer = self._answer(Answer(done.returncode, out if mark else banner, text), doing)
+        if not mark:
+            raise InstallError(
+                f"{self.name} gives no answer that a shell would give",
+                found=_last(answer),
+                expected="a Linux machine with sh",
+            )
+        return answer
 
     def do(self, *words: str | Path, doing: str, remedy: str | None = None) -> str:
         """Run a command there, and return what it prints.
@@ -69,42 +83,40 @@ class Host:
             raise InstallError(f"{self.name} failed at {doing}", found=_last(answer), remedy=remedy)
 
     def send(self, folder: Path, to: str) -> None:
-        """Copy the files of a folder there; rsync, where both have it, sends what is missing."""
+        """Copy the files of a folder there, except what is there already, byte for byte."""
         doing = f"copying {folder.name}"
-        self.do("mkdir", "-p", to, doing=doing)
-        both = shutil.which("rsync") and not self.ask("rsync", "--version", doing=doing).code
-        with tempfile.TemporaryFile() as errors:
-            if both:
-                place = f"{self.name}:{shlex.quote(to)}/"
-                shell = shlex.join(self._ssh)
-                sent = subprocess.run(
-                    ["rsync", "-rt", "--partial", "-e", shell, f"{folder}/", place],
-                    stderr=errors,
-                    check=False,
-                ).returncode
-                sent = _NO_LINE if sent in (12, 30, 35) else sent
-            else:
-                sent = self._stream(folder, to, errors.fileno())
+        look = 'mkdir -p "$1" && cd "$1" && find . -type f -exec sha256sum {} +'
+        present = set(self.do("sh", "-c", look, "sh", to, doing=doing).splitlines())
+        files = {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        missing = {n: p for n, p in files.items() if f"{file_sha256(p)[0]}  ./{n}" not in present}
+        # As root, tar would give the files to whoever owns them here.
+        command = [*self._ssh, self.name, shlex.join(["tar", "-xof", "-", "-C", to])]
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors
+            ) as receiver,
+        ):
+            assert receiver.stdin is not None
+            # A tar that fails reads no more; what it says is the reason.
+            with (
+                suppress(BrokenPipeError),
+                receiver.stdin as pipe,
+                tarfile.open(fileobj=pipe, mode="w|", dereference=True) as archive,
+            ):
+                for name, path in missing.items():
+                    archive.add(path, name)
+            code = receiver.wait()
             errors.seek(0)
             text = errors.read().decode(errors="replace")
-            self.check(self._answer(sent, b"", text, doing), doing)
+        self.check(self._answer(Answer(code, "", text), doing), doing)
 
-    def _stream(self, folder: Path, to: str, errors: int) -> int:
-        command = [*self._ssh, self.name, shlex.join(["tar", "-xf", "-", "-C", to])]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors) as receiver:
-            assert receiver.stdin is not None
-            try:
-                with tarfile.open(fileobj=receiver.stdin, mode="w|") as archive:
-                    archive.add(folder, ".")
-                receiver.stdin.close()
-            except BrokenPipeError:
-                receiver.kill()
-                return _NO_LINE
-            return receiver.wait()
-
-    def _answer(self, code: int, out: bytes, errors: str, doing: str) -> Answer:
-        answer = Answer(code, out.decode(errors="replace"), errors)
-        if code < 0 or code == _NO_LINE:
+    def _answer(self, answer: Answer, doing: str) -> Answer:
+        if answer.code < 0 or answer.code == _NO_LINE:
             raise InstallError(
                 f"there is no line to {self.name}, or it dropped, at {doing}",
                 found=_last(answer),
@@ -142,12 +154,14 @@ def connected(name: str, ssh: str = "ssh") -> Iterator[Host]:
             remedy="apt-get install openssh-client",
         )
     with scratch_folder() as scratch:
-        if Path(words[0]).name == "ssh":  # one question for a password, and a line that is watched
-            shared = ("ControlMaster=auto", f"ControlPath={scratch}/%C", "ControlPersist=60")
+        is_openssh = Path(words[0]).name == "ssh"
+        if is_openssh:  # one question for a password, and a line that is watched
             alive = ("ConnectTimeout=20", "ServerAliveInterval=5", "ServerAliveCountMax=6")
-            words += [part for one in (*shared, *alive) for part in ("-o", one)]
+            shared = ("ControlMaster=auto", f"ControlPath={scratch}/%C", "ControlPersist=60")
+            both = alive if len(str(scratch)) > _LONGEST else (*alive, *shared)
+            words += [part for one in both for part in ("-o", one)]
         try:
             yield Host(name, words)
         finally:
-            if Path(words[0]).name == "ssh":
+            if is_openssh:
                 subprocess.run([*words, "-O", "exit", name], capture_output=True, check=False)

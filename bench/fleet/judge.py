@@ -9,6 +9,7 @@ a probability of 1 % (for figures that are normal in the logarithm), and by a te
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +25,10 @@ from stategate.targets import load, load_storage
 
 FALSE_ALARM = 0.01  # probability that a question accuses any robot of a sound fleet
 FEWEST_PEERS = 8
+TOGETHER = math.log(1.5)  # all of a bundle's robots, against what its calibration expected
 LEAST = math.log(1.1)  # what is closer to the median than a tenth is nobody's business
 _FEWEST_STEPS = 1000  # of which a rate is by_metrics
+_EARLIEST = 1_577_836_800  # 2020: before that no clock of a robot was right
 _EFFICIENCY = 0.37  # of the median absolute deviation: so many of its samples are as good as 1
 
 
@@ -51,6 +54,7 @@ class Robot:
     writes: int = 0
     persisted_bytes: int = 0
     write_rate: float | None = None  # share of steps
+    expected_write_rate: float | None = None  # of the bundle's calibration, where it has one gate
     snapshots_per_step: float | None = None
     snapshots: int = 0  # of which that was counted
     bytes_per_day: float | None = None  # persisted, by the clock of its rows
@@ -66,7 +70,9 @@ class FleetReport:
 
     robots: tuple[Robot, ...]  # by name
     findings: tuple[Finding, ...]  # by robot
+    together: tuple[str, ...]  # what all robots of a bundle have in common, against its calibration
     notes: tuple[str, ...]  # what was not judged, and why
+    compared: int  # robots whose share of writes was compared with others
     steps: int  # of all robots
     writes: int
     persisted_bytes: int
@@ -113,56 +119,80 @@ def judge_rows(
     groups: dict[str, list[Robot]] = defaultdict(list)
     for robot in robots:
         groups[robot.bundle_sha256].append(robot)
+    together, compared = list[str](), 0
     for digest, peers in sorted(groups.items()):
-        if len(peers) < FEWEST_PEERS:
-            few = f"{len(peers)} robots with {peers[0].model or 'no'} bundle {digest[:12]}"
-            notes.append(f"{few} are too few to be compared with each other")
+        bundle = f"{peers[0].model or 'no'} bundle {digest[:12]}"
+        rates = [peer.write_rate for peer in peers if peer.write_rate is not None]
+        if short := len(peers) - len(rates):
+            words = f"fewer than {_FEWEST_STEPS:,} steps, and are not compared"
+            notes.append(f"{short} of {len(peers)} robots with {bundle} have {words}")
+        if rates and (text := _together(peers, float(np.median(rates)))):
+            together.append(f"the robots with {bundle} {text}")
+        if len(rates) < FEWEST_PEERS:
+            if not short:
+                words = "are too few to be compared with each other"
+                notes.append(f"{len(peers)} robots with {bundle} {words}")
             continue
+        compared += len(rates)
         findings += _among(peers)
     findings.sort(key=lambda one: (one.robot, one.what))
     totals = [sum(getattr(r, n) for r in robots) for n in ("steps", "writes", "persisted_bytes")]
-    return FleetReport(tuple(robots), tuple(findings), tuple(notes), *totals)
+    texts = tuple(findings), tuple(together), tuple(notes)
+    return FleetReport(tuple(robots), *texts, compared, *totals)
+
+
+def _together(peers: Sequence[Robot], usual: float) -> str:
+    """What no comparison with peers shows: that all of them write as calibration did not expect."""
+    rates = {peer.expected_write_rate for peer in peers if peer.expected_write_rate}
+    if len(rates) != 1 or abs(math.log(max(usual, 1e-12) / (expected := rates.pop()))) < TOGETHER:
+        return ""
+    return f"write in {usual:.3%} of their steps (median); calibration expected {expected:.3%}"
 
 
 def _robot(name: str, rows: Sequence[Row], storage: Storage | None, notes: list[str]) -> Robot:
-    series: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    series: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    states: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
+        states[row.state].append(row)
         if row.kind in ("snapshot", "journal", "metrics"):
             folder = row.place.rpartition("/")[0] if row.kind != "metrics" else row.place
-            series[folder, row.clock].append(row)
-    # The same row may come from two states of the folder; a slot that was renamed is one moment.
-    ordered = {
-        key: sorted({(r.ledger.steps, r.seconds or 0.0): r for r in several}.values(), key=_when)
-        for key, several in series.items()
-    }
+            series[folder, row.clock, row.bundle_sha256].append(row)
     robot = Robot(name)
-    robot.recorded_steps = sum(r.ledger.steps for r in rows if r.kind == "recording")
-    if not ordered:
+    # The same black box may come from several states of the folder, longer each time.
+    recorded: dict[str, int] = defaultdict(int)
+    for row in (row for row in rows if row.kind == "recording"):
+        recorded[row.place] = max(recorded[row.place], row.ledger.steps)
+    robot.recorded_steps = sum(recorded.values())
+    if not series:
         return robot
-    for (place, _), several in ordered.items():
-        for one, two in zip(several, several[1:], strict=False):
-            if behind := two.ledger.goes_back_from(one.ledger):
-                notes.append(f"{name}: {place} counts back in {', '.join(behind[:3])}: two robots?")
-                break
-    # Counters of memories that follow each other add up; lines of metrics count the same again.
-    ledgers = [s[-1].ledger for (_, clock), s in ordered.items() if clock == "wall"]
-    ledgers += list({r.sha256: r.ledger for r in rows if r.kind == "retired"}.values())
-    by_metrics = [s[-1].ledger for (_, clock), s in ordered.items() if clock != "wall"]
-    most = max(by_metrics, key=lambda ledger: ledger.steps, default=Ledger())
-    if sum(ledger.steps for ledger in ledgers) < most.steps:
-        ledgers = [most]
-    for total in ("steps", "writes", "persisted_bytes"):
-        setattr(robot, total, sum(getattr(ledger, total) for ledger in ledgers))
-    longest = max(ordered.values(), key=lambda s: (s[-1].ledger.steps, len(s)))
-    last, first = longest[-1], longest[0]
+    ordered = []
+    for (place, *_), several in series.items():
+        stretches = list(_stretches(several))
+        ordered += stretches
+        if len(stretches) > 1:
+            why = "installed anew, two robots of one name, or a wrong clock"
+            notes.append(f"{name}: {place} counts back: {why}; the longest stretch is looked at")
+    # A state's memories follow each other, and add up; another state counts the same again.
+    every = [_counted(own) for own in states.values()]
+    total = max(every, key=lambda ledger: ledger.steps)
+    for counter in ("steps", "writes", "persisted_bytes"):
+        setattr(robot, counter, getattr(total, counter))
+    longest = max(ordered, key=lambda s: (s[-1].ledger.steps, len(s)))
+    last = longest[-1]
     robot.model, robot.bundle_sha256 = last.model, last.bundle_sha256
     if last.ledger.steps >= _FEWEST_STEPS:
         robot.write_rate = last.ledger.writes / last.ledger.steps
+        if last.ledger.gate_openings == dict.fromkeys(last.expected, last.ledger.writes):
+            (robot.expected_write_rate,) = last.expected.values() or (None,)
         robot.snapshots = last.ledger.snapshots
         robot.snapshots_per_step = robot.snapshots / last.ledger.steps
-    timed = max(ordered.values(), key=lambda s: (s[-1].seconds or 0.0) - (s[0].seconds or 0.0))
+    sane = [s for s in ordered if all(_is_time(row) for row in s)]
+    if len(sane) < len(ordered):
+        notes.append(f"{name}: its clock is not used: it was before 2020, or after today")
+    timed = max(sane or [[last]], key=lambda s: (s[-1].seconds or 0.0) - (s[0].seconds or 0.0))
     _wear(robot, timed[0], timed[-1], storage)
-    middle = max(ordered.values(), key=len)
+    middle = max(ordered, key=len)
+    first = middle[0]
     half = [r for r in middle if 2 * r.ledger.steps <= middle[-1].ledger.steps + first.ledger.steps]
     if len(middle) > 2 and len(half) > 1:
         early, late = half[-1].ledger.since(half[0].ledger), _after(middle, half[-1])
@@ -182,8 +212,40 @@ def _after(series: Sequence[Row], row: Row) -> Ledger:
     return series[-1].ledger.since(row.ledger)
 
 
-def _when(row: Row) -> tuple[int, float]:
-    return row.ledger.steps, row.seconds or 0.0
+def _counted(rows: Sequence[Row]) -> Ledger:
+    """What one state of a robot's folder counts in all: lines of metrics count the same again."""
+    newest: dict[str, Ledger] = {}
+    lines = Ledger()
+    for row in rows:
+        if row.kind == "metrics":
+            lines = max(lines, row.ledger, key=lambda ledger: ledger.steps)
+        elif row.kind != "recording":
+            place = row.place.rpartition("/")[0] + f"/{row.kind == 'retired'}"
+            newest[place] = max(
+                newest.get(place, Ledger()), row.ledger, key=lambda ledger: ledger.steps
+            )
+    total = Ledger()
+    for ledger in newest.values():
+        total = ledger.after(total)
+    return max(total, lines, key=lambda ledger: ledger.steps)
+
+
+def _stretches(rows: Sequence[Row]) -> Iterable[list[Row]]:
+    """Rows in the order of their clock, each moment once, cut where a counter goes back."""
+    once = {(row.seconds or 0.0, row.ledger.steps): row for row in rows}
+    ordered = [once[when] for when in sorted(once)]
+    stretch = ordered[:1]
+    for row in ordered[1:]:
+        if row.ledger.goes_back_from(stretch[-1].ledger):
+            yield stretch
+            stretch = []
+        stretch.append(row)
+    yield stretch
+
+
+def _is_time(row: Row) -> bool:
+    """Whether a wall clock may have said this: a board without a battery begins in 1970."""
+    return row.clock != "wall" or _EARLIEST < (row.seconds or 0.0) < time.time() + SECONDS_PER_DAY
 
 
 def _wear(robot: Robot, first: Row, last: Row, storage: Storage | None) -> None:
@@ -205,7 +267,10 @@ def _wear(robot: Robot, first: Row, last: Row, storage: Storage | None) -> None:
 
 def _by_itself(robot: Robot, rows: Sequence[Row], years: float) -> Iterable[Finding]:
     """What needs no peers."""
-    for row in {r.place: r for r in rows if r.problem}.values():
+    # A file that another collection could read, with its bundle named, is no problem any more.
+    read = {(r.place, r.sha256) for r in rows if not r.problem}
+    wrong = {r.place: r for r in rows if r.problem and (r.place, r.sha256) not in read}
+    for row in wrong.values():
         yield Finding(robot.name, "unreadable", 0.0, None, f"{row.place}: {row.problem}")
     if robot.years is not None and robot.years < years:
         words = f"its flash ends after {robot.years:.2g} years at this pace"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 
 import numpy as np
@@ -20,7 +20,10 @@ def verdict(report: FleetReport) -> str:
     """One sentence."""
     named = len(report.named)
     of = f"{len(report.robots):,} robots"
-    return f"{named} of {of} need a look" if named else f"none of {of} needs a look"
+    text = f"{named} of {of} need a look" if named else f"none of {of} needs a look"
+    if rest := len(report.robots) - report.compared:
+        text += f"; {rest:,} were not compared with others"
+    return text + ("; all together do" if report.together else "")
 
 
 def first_to_end(report: FleetReport, most: int = _SHORTEST) -> list[Robot]:
@@ -35,6 +38,8 @@ def lines(report: FleetReport) -> Iterator[str | tuple[str, str]]:
     yield "counted", f"{report.steps:,} steps, {report.writes:,} writes"
     yield "persisted", f"{report.persisted_bytes:,} bytes"
     yield "recorded", f"{sum(r.recorded_steps for r in report.robots):,} steps in black boxes"
+    for text in report.together:
+        yield "together", text
     for one in report.findings:
         yield one.robot, f"{one.what}: {one.words}"
     for robot in first_to_end(report, 3):
@@ -45,11 +50,12 @@ def lines(report: FleetReport) -> Iterator[str | tuple[str, str]]:
 
 def html(report: FleetReport, title: str) -> str:
     """One file that loads nothing from anywhere."""
-    kind = "failed" if report.findings else "passed"
+    kind = "failed" if report.findings or report.together else "passed"
     counted = f"{report.steps:,} steps, {report.writes:,} writes, {report.persisted_bytes:,} bytes"
     parts = [f"<h1>{escape(printable(title))}</h1>"]
     parts.append(f'<p class="{kind}"><strong>{escape(verdict(report))}</strong></p>')
     parts.append(f"<p>{escape(counted)} persisted.</p>")
+    parts += [items(report.together)]
     if report.findings:
         rows = [(one.robot, f"{one.what}: {one.words}") for one in report.findings]
         parts += ["<h2>Who needs a look</h2>", table((), rows, "facts")]
@@ -99,16 +105,17 @@ def _finite(years: float | None) -> float | None:
     return years if years is not None and math.isfinite(years) else None
 
 
-def as_json(report: FleetReport, robots: Sequence[Robot] | None = None) -> dict[str, object]:
+def as_json(report: FleetReport) -> dict[str, object]:
     """What ``--json`` prints: the verdict, and all figures."""
     return {
         "verdict": verdict(report),
         "robots": len(report.robots),
         "named": report.named,
         "findings": report.findings,
+        "together": report.together,
         "notes": report.notes,
         "steps": report.steps,
         "writes": report.writes,
         "persisted_bytes": report.persisted_bytes,
-        "figures": report.robots if robots is None else robots,
+        "figures": report.robots,
     }

@@ -31,6 +31,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # snapshot, journal, retired, metrics, recording or problem
     place: str  # file, from the robot's folder
     sha256: str  # of that file
+    state: str = ""  # of the robot's folder: the digest of all that was read then; the file's name
     model: str = ""  # its name
     bundle_sha256: str = ""  # whose memory it is
     clock: str = ""  # what seconds count from; only rows of one clock tell a rate
@@ -60,6 +61,7 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
     for row in rows:
         record: dict[str, Any] = msgspec.structs.asdict(row)
         ledger = record.pop("ledger")
+        record.pop("state")
         record |= {name: getattr(ledger, name) for name in _COUNTERS}
         maps = {n: list(v.items()) for n, v in record.items() if isinstance(v, dict)}
         flat.append(record | maps)
@@ -92,7 +94,8 @@ def rows_in(folder: Path) -> Iterator[Row]:
                     value = record.pop(name, None)
                     counters[name] = dict(value or ()) if kind == _MAP else value or 0
                 expected = dict(record.pop("expected", None) or ())
-                yield Row(**record, expected=expected, ledger=Ledger(**counters))
+                ledger = Ledger(**counters)
+                yield Row(**record, expected=expected, ledger=ledger, state=part.stem)
         except (pa.ArrowException, OSError, TypeError, ValueError) as problem:
             raise ResultError(
                 f"{part.name} is no table of a fleet",

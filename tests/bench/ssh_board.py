@@ -99,7 +99,8 @@ def board() -> Iterator[Board]:
         (place / "config").write_text(
             f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {place}/host\nPidFile {place}/pid\n"
             f"AuthorizedKeysFile {place}/authorized\nUsePAM no\nStrictModes no\n"
-            f"PasswordAuthentication no\nSetEnv HOME={home} OMP_NUM_THREADS=1\n"
+            f"PasswordAuthentication no\nSetEnv HOME={home} OMP_NUM_THREADS=1 "
+            f"PATH={home}/bin:/usr/local/bin:/usr/bin:/bin\n"
         )
         # What a device has of Python: the rooms of this checkout and the packages of this one.
         paths = [str(ROOT / ".view"), *(path for path in sys.path if path.endswith("-packages"))]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +22,7 @@ from click.testing import CliRunner
 from stategate.bench.fleet.collect import collect
 from stategate.bench.fleet.episodes import fleet_episodes
 from stategate.bench.fleet.judge import judge, judge_rows, outliers
+from stategate.bench.fleet.page import html, verdict
 from stategate.bench.fleet.table import PARTS, Row, rows_in
 from stategate.cli.main import main
 from stategate.contract import EpisodeSet
@@ -234,3 +238,151 @@ def test_the_verbs_collect_show_and_draw(tiny_bundle: Path, tmp_path: Path) -> N
     assert result.stdout.startswith("none of 9 robots needs a look")
     text = page.read_text()
     assert "none of 9 robots needs a look" in text and "<svg" in text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"elapsed_s": "x"},
+        {"elapsed_s": float("nan")},
+        {"writes": None},
+        {"steps": 10**30},
+        {"steps": -5},
+        {"gate_openings.g": "x"},
+        {"expected_write_rate.g": "x"},
+        {"model": "\ud800", "steps": True},
+    ],
+)
+def test_a_line_that_nobody_wrote_is_named_and_ends_nothing(
+    wrong: dict[str, object], tmp_path: Path
+) -> None:
+    line = {"elapsed_s": 1.0, "steps": 5, "writes": 2, "gate_openings.\ud800": 2}
+    for name, lines in (("r0", [line, line | wrong]), ("r1", [line])):
+        (tmp_path / "robots" / name).mkdir(parents=True)
+        text = "".join(json.dumps(one) + "\n" for one in lines)
+        (tmp_path / "robots" / name / "m.jsonl").write_text("[" * 100_000 + "\n" + text)
+    # A log of the whole fleet does not make one robot of it.
+    (tmp_path / "robots" / "log.jsonl").write_text('{"event": "copied", "steps": 7}\n')
+    result = collect([tmp_path / "robots"], tmp_path / "fleet")
+    assert result.robots == ("r0", "r1")
+    (problem,) = result.problems
+    assert problem.startswith("r0: m.jsonl: line 3")
+    assert judge(tmp_path / "fleet").steps == 10
+
+
+def test_a_file_gives_no_more_rows_than_is_said(tmp_path: Path) -> None:
+    (tmp_path / "r0").mkdir()
+    lines = [{"elapsed_s": float(i % 70), "steps": i} for i in range(125)]
+    (tmp_path / "r0" / "m.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    collect([tmp_path / "r0"], tmp_path / "fleet")
+    rows = list(rows_in(tmp_path / "fleet"))
+    assert len(rows) == 64 and rows[-1].ledger.steps == 124
+    assert len({row.clock for row in rows}) == 2
+
+
+def row(robot: str, kind: str, steps: int, **more: object) -> Row:
+    ledger = Ledger(steps=steps, writes=steps // 10, gate_openings={"g": steps // 10})
+    about = {"place": f"{kind}/slot-a.snap", "sha256": f"{robot} {steps} {kind}", "ledger": ledger}
+    return Row(**{"robot": robot, "kind": kind, "bundle_sha256": "b"} | about | more)
+
+
+NOW = 1_780_000_000.0
+
+
+def test_what_a_later_state_of_a_folder_counts_again_is_counted_once() -> None:
+    wall = {"clock": "wall"}
+    states = [
+        [row("r", "snapshot", 1000, state="1", seconds=NOW, place="memory/0/slot-a.snap", **wall)],
+        [  # after an update: the first memory is gone, and its counters are in the record
+            row("r", "retired", 1000, state="2", place="installed"),
+            row(
+                "r",
+                "snapshot",
+                50,
+                state="2",
+                seconds=NOW + 9,
+                place="memory/1/slot-a.snap",
+                **wall,
+            ),
+        ],
+        [  # the record was written again, with the same counters
+            row("r", "retired", 1000, state="3", place="installed", sha256="other"),
+            row(
+                "r",
+                "snapshot",
+                70,
+                state="3",
+                seconds=NOW + 20,
+                place="memory/1/slot-a.snap",
+                **wall,
+            ),
+        ],
+    ]
+    report = judge_rows({"r": [one for state in states for one in state]})
+    assert report.steps == 1070
+
+
+def test_counters_that_go_back_are_said_and_not_hidden_in_the_order_of_steps() -> None:
+    times = (
+        (5_000, 0),
+        (90_000, 1000),
+        (2_000, 2000),
+        (7_000, 3000),
+    )  # installed anew after 1000 s
+    rows = [row("r", "snapshot", n, clock="wall", seconds=NOW + s, state=str(s)) for n, s in times]
+    report = judge_rows({"r": rows})
+    assert any("counts back: installed anew" in note for note in report.notes)
+    assert report.steps == 90_000
+
+
+def test_a_clock_that_began_in_1970_does_not_make_a_flash_last() -> None:
+    flash = load_storage("emmc-16gb")
+    slots = []
+    for steps, seconds in ((1000, 60.0), (2000, NOW)):
+        one = row("r", "snapshot", steps, clock="wall", seconds=seconds, rate_hz=10.0)
+        ledger = replace(one.ledger, persisted_bytes=steps * 40_960, snapshots=steps)
+        slots.append(msgspec.structs.replace(one, ledger=ledger))
+    report = judge_rows({"r": slots}, flash)
+    assert any("its clock is not used" in note for note in report.notes)
+    by_rate = 10 * (40_960 + flash.metadata_bytes) * 86_400  # bytes a day at ten steps a second
+    assert report.robots[0].bytes_per_day == pytest.approx(by_rate)
+
+
+def test_a_fleet_that_writes_too_much_as_a_whole_is_no_sound_fleet() -> None:
+    for expected, words in ((0.1, ""), (0.05, "calibration expected 5.000%")):
+        rows = {
+            f"r{i}": [row(f"r{i}", "metrics", 50_000, expected={"g": expected})] for i in range(9)
+        }
+        report = judge_rows(rows)
+        assert report.findings == ()
+        assert words in " ".join(report.together)
+        assert bool(report.together) is bool(words)
+    assert "all together do" in verdict(report)
+
+
+@pytest.mark.parametrize(("robots", "steps"), [(1, 50_000), (9, 500)])
+def test_robots_that_nobody_compared_are_not_called_sound(robots: int, steps: int) -> None:
+    report = judge_rows({f"r{i}": [row(f"r{i}", "metrics", steps)] for i in range(robots)})
+    assert f"; {robots} were not compared" in verdict(report)
+    assert len(report.notes) == 1
+
+
+def test_a_file_that_was_read_later_is_no_problem_any_more() -> None:
+    place = {"place": "memory/slot-a.snap", "sha256": "same"}
+    without = row("r", "problem", 0, state="1", problem="no bundle is known that wrote it", **place)
+    assert [f.what for f in judge_rows({"r": [without]}).findings] == ["unreadable"]
+    later = row("r", "snapshot", 9, state="2", clock="wall", seconds=NOW, **place)
+    assert not judge_rows({"r": [without, later]}).findings
+
+
+def test_names_that_are_markup_stay_text_on_the_page() -> None:
+    name = '<img src=x onerror="alert(1)">'
+    rows = {
+        f"{name}{i}": [
+            row(f"{name}{i}", "metrics", 50_000 * (1 + 3 * (i == 3)), model="$\\bad{$" + name)
+        ]
+        for i in range(9)
+    }
+    rows[f"{name}3"].append(row(f"{name}3", "problem", 0, problem=name, place=name))
+    text = html(judge_rows(rows), name)
+    assert "<img" not in text and "&lt;img" in text

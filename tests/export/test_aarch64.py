@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,12 @@ from click.testing import CliRunner
 from stategate.cli.main import main
 from stategate.contract import Bundle
 from stategate.runtime.check.build_native import build_native
+from tests.bench.ssh_board import board
 
 pytestmark = pytest.mark.slow
 
-EMULATED = Path(__file__).parents[2] / "build" / "aarch64" / "stategate"
+ROOT = Path(__file__).parents[2]
+EMULATED = ROOT / "build" / "aarch64" / "stategate"
 COUNTERS = ("steps", "writes", "quiet_steps", "suppressed_writes", "memory_bytes_written")
 
 
@@ -109,3 +114,38 @@ def test_aarch64_refuses_a_library_that_needs_more_than_its_cpu_has(
     refused = emulated("verify", copy, "--engine", "native")  # on a Cortex-A76, which is ARMv8.2
     assert refused.returncode == 1
     assert "sve2, which this CPU does not have" in refused.stderr
+
+
+def test_the_page_of_the_raspberry_pi_deploys_to_an_emulated_one(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del bundle  # it skips where there is no emulator
+    page = (ROOT / "docs" / "guides" / "raspberry-pi.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    with board() as machine:
+        (machine.home / ".local" / "bin" / "stategate").write_text(
+            f'#!/bin/sh\nexport OMP_NUM_THREADS=1; exec {EMULATED} "$@"\n'
+        )
+        uname = machine.home / "bin" / "uname"  # a shell of this machine says this machine's
+        uname.parent.mkdir()
+        uname.write_text('#!/bin/sh\n[ "$1" = -m ] && echo aarch64 || exec /usr/bin/uname "$@"\n')
+        uname.chmod(0o755)
+        here = (Path(machine.ssh).parent, Path(sys.executable).parent, os.environ["PATH"])
+        monkeypatch.setenv("PATH", os.pathsep.join(map(str, here)))
+        for block in blocks:
+            script = block.replace("/var/lib/robot", f"{machine.home}/robot")
+            done = subprocess.run(
+                ["sh", "-e", "-c", script],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        report = json.loads((tmp_path / "build" / "robot-7" / "deploy.json").read_text())
+        assert (report["machine"], report["phase"]) == ("aarch64", "steady")
+        assert report["notes"] == []  # its library is accepted, and steps it
+        installed = Bundle.open(machine.home / "robot" / "a")
+    assert installed.digest == report["digest"] == Bundle.open(tmp_path / "build" / "pi").digest
+    assert installed.manifest.native is not None
+    assert installed.manifest.native.machine == "aarch64"
