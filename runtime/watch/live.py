@@ -70,7 +70,7 @@ def health_of(session: object) -> dict[str, Any] | None:
     if health is None:
         return None
     departures = {name: number(value) for name, value in health.departures.items()}
-    return {"alarm": health.alarm, "departures": departures}
+    return {"alarm": health.alarm, "departures": departures, "windows": health.windows}
 
 
 def status(session: Watchable) -> dict[str, Any]:

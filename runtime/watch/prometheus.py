@@ -100,7 +100,8 @@ class SessionCollector:
             "expected_write_rate_ratio", "Share of steps in which calibration saw a write.", "gate"
         )
         healthy = family(
-            "healthy", "1 while the stream is within the health envelope of the bundle, else 0."
+            "healthy",
+            "0 while there is a health alarm, else 1; from the first window that was judged on.",
         )
         departures = family(
             "health_departure_ratio",
@@ -119,7 +120,8 @@ class SessionCollector:
                 if gate.expected_write_rate is not None:
                     rates.add_metric([*who, gate.name], gate.expected_write_rate)
             if (health := health_of(session)) is not None:
-                healthy.add_metric(who, health["alarm"] is None)
+                if health["windows"]:  # before the first is judged nobody knows
+                    healthy.add_metric(who, health["alarm"] is None)
                 for signal, value in health["departures"].items():
                     departures.add_metric([*who, signal], float("nan") if value is None else value)
         yield from (states, rest, rates, healthy, departures, problems)

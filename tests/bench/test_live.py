@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stategate import learn_health
 from stategate.bench.live.recorded import RecordedSource
 from stategate.bench.live.remote import RemoteSource
 from stategate.bench.live.terminal import show_in_terminal
@@ -117,6 +118,36 @@ def look(browser: Any, url: str, width: int, theme: str, name: str) -> None:
 def test_a_live_session_is_whole_in_a_browser(url: str, browser: Any) -> None:
     for width, theme in SIZES:
         look(browser, url, width, theme, "live")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_health_of_a_sensor_that_is_stuck_is_whole_in_a_browser(
+    tiny_bundle: Path, tmp_path: Path, browser: Any
+) -> None:
+    x = np.random.default_rng(1).standard_normal((8_000, 1, 4)).astype(np.float32)
+    bundle = learn_health(
+        tiny_bundle, Episode({"x": x}), tmp_path / "watched", steps_per_false_alarm=20_000
+    )
+    with Session.open(bundle, health="count") as session:
+        url = session.watch().url
+        for width, theme in SIZES:
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+            page.goto(url)
+            page.locator("#health").wait_for()
+            if width == 1280 and theme == "light":
+                assert "No window has been judged" in page.inner_text("#alarm")
+            x[:, :, 2] = 0.5
+            for row in x[:1_000]:
+                session.step(x=row)
+            page.get_by_text("Health alarm: input x[2] has not moved").wait_for()
+            rows = page.locator("#departures tr")
+            assert rows.count() == 13
+            assert rows.nth(1).inner_text().startswith(("input x[2]", "input x"))
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            if PICTURES:
+                page.screenshot(path=f"{PICTURES}/health-{width}-{theme}.png", full_page=True)
+            page.close()
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_a_memory_that_is_not_healthy_is_0(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = CollectorRegistry()
-    health = Health(alarm="the write rate", departures={"writes": 1.5})
+    health = Health(alarm="the write rate", departures={"writes": 1.5}, windows=3)
     monkeypatch.setattr(Session, "health", property(lambda self: health))
     with Session.open(tiny_bundle) as session:
         watch(session, registry)
