@@ -19,6 +19,10 @@ CLIP = 1 << 20  # larger numbers count as this; calibration's own are up to 1 <<
 MOST_ELEMENTS = 64
 """Watched elements of one tensor; of a larger one so many, evenly spread."""
 
+_ROUNDED = 1 + 1e-9  # a rate that is worked out in another order
+MOST_IN_A_ROW = 8
+"""Windows in a row that an alarm may ask for."""
+
 Source = Literal["input", "gate", "state"]
 Statistic = Literal["mean", "change", "still", "low", "high", "pair", "writes", "size"]
 STATISTICS: tuple[Statistic, ...] = ("mean", "change", "still", "low", "high", "pair")
@@ -44,6 +48,17 @@ def spread(size: int) -> range:
 def is_watched(state: StateSpec) -> bool:
     """Whether the size of a state is looked at: not of a ring, and not of one in float16."""
     return state.cursor is None and state.dtype != "float16"
+
+
+def chance_in_a_row(outside: int, windows: int, in_a_row: int) -> float:
+    """Chance that so many exchangeable windows in a row are all outside.
+
+    Args:
+        outside: Rank of the limit among the windows that set it, from the largest.
+        windows: How many those are.
+        in_a_row: How many windows of use.
+    """
+    return math.prod((outside + i) / (windows + 1 + i) for i in range(in_a_row))
 
 
 class Watched(Record, frozen=True):
@@ -117,8 +132,8 @@ class Level(Record, frozen=True):
         windows: Windows of calibration that set the limits.
         outside: How many of those may lie outside, and one more.
         steps_per_false_alarm: At least so many steps, on average, between two false alarms.
-        is_independent: Whether in calibration no window depended on the one before it, which the
-            rate of several in a row rests on.
+        is_independent: Whether there were enough windows in calibration to tell that none depended
+            on the one before it, which the rate of several in a row rests on.
     """
 
     window: int
@@ -127,6 +142,15 @@ class Level(Record, frozen=True):
     outside: int
     steps_per_false_alarm: float
     is_independent: bool
+
+    @property
+    def is_true(self) -> bool:
+        """Whether it promises no more than its windows allow."""
+        in_a_row = self.windows_in_a_row
+        if not (1 <= in_a_row <= MOST_IN_A_ROW and 1 <= self.outside <= self.windows):
+            return False
+        chance = chance_in_a_row(self.outside, self.windows, in_a_row if self.is_independent else 1)
+        return 0 < self.steps_per_false_alarm <= self.window / chance * _ROUNDED
 
 
 class HealthEnvelope(Record, frozen=True, kw_only=True):
@@ -163,13 +187,22 @@ class HealthEnvelope(Record, frozen=True, kw_only=True):
         own = [(w.source, w.tensor, w.element) for w in self.watched]
         odd = [w.words for w in self.watched if not self._is_whole(w, step.thresholds)]
         levels = self.levels
-        numbers = [n for level in levels for n in (level.window, level.windows_in_a_row)]
-        whole = len(levels) in (1, 2) and min(numbers) > 0
-        whole = whole and levels[0].window % 32 == 0 and levels[-1].window % levels[0].window == 0
+        whole = (
+            len(levels) in (1, 2)
+            and 0 < levels[0].window <= levels[-1].window <= self.steps
+            and levels[0].window % 32 == levels[-1].window % levels[0].window == 0
+            and all(level.is_true for level in levels)
+            and self.steps_per_false_alarm > 0
+            and self.steps_per_false_alarm * sum(1 / n.steps_per_false_alarm for n in levels)
+            <= _ROUNDED
+            and 0 <= self.warm_steps <= self.steps
+        )
         if self.version != VERSION or own != right or odd or not whole:
             raise SpecError(
                 "the health envelope does not fit the step",
-                found=", ".join(odd[:3]) or f"version {self.version}, {len(own)} numbers watched",
+                found=", ".join(odd[:3])
+                or f"version {self.version}, {len(own)} numbers watched"
+                + ("" if whole else "; windows or a rate of false alarms that nobody learned"),
                 expected=f"version {VERSION}, {len(right)} numbers, and all limits of each",
                 remedy="learn it again: stategate model health BUNDLE --episode FILE --out NEW",
             )
@@ -190,6 +223,10 @@ class HealthEnvelope(Record, frozen=True, kw_only=True):
             and 0 <= watched.pair < numbers
             and abs(watched.exponent) <= 100
             and all(abs(n) <= 1 << 62 for n in limits)
+            and all(
+                four[0] <= four[3]
+                for four in (*watched.limits.values(), *watched.long_limits.values())
+            )
         )
 
     def sentence(self, level: int, place: int, statistic: Statistic, value: int) -> str:
@@ -230,7 +267,7 @@ class HealthEnvelope(Record, frozen=True, kw_only=True):
         """What it promises, for a person."""
         lines = [
             f"windows: {n.window:,} steps; {n.windows_in_a_row} outside in a row are an alarm"
-            + ("" if n.is_independent else "; they depend on the one before")
+            + ("" if n.is_independent else "; they may depend on the one before")
             for n in self.levels
         ]
         lines += [

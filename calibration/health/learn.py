@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stategate.calibration.health.limits import choose
+from stategate.calibration.health.limits import check_length, choose, ranks
 from stategate.calibration.health.warm_up import measure_warm_up
 from stategate.calibration.recordings import Episodes, on_disk
 from stategate.common import console
@@ -94,6 +94,7 @@ def learn_health(
         on_disk(episodes) as files,
         console.progress(2 * files.steps, "learning health", listener=progress) as report,
     ):
+        check_length(files.steps)
         recording = _record(source, files.loaded, report)
         digests = [file.sha256() for file in files.files]
         envelope = envelope_of(recording, digests, steps_per_false_alarm, manifest.observation)
@@ -135,8 +136,6 @@ def _record(
                     live = {s.spec.name: session.state(s.spec.name) for s in taps.states}
                     states.append(taps.state_numbers(live))
                     report(steps)
-    if not rows:
-        rows.append(np.zeros((0, len(taps.columns)), np.float32))
     by_state = [np.stack(each) for each in zip(*states, strict=True)]
     watched = [state.spec.name for state in taps.states]
     whole_rows = np.concatenate(rows)
@@ -160,7 +159,7 @@ def envelope_of(
     # What grows or falls all along is nowhere twice, so no limit of it says anything.
     steady = [k for k, trend in enumerate(trends) if not trend]
     limited = [places[k] for k in steady]
-    short, long = choose(base[:, steady], limited, target, len(recording.rows))
+    short, long = choose(base[:, steady], limited, target)
     limits: list[Limits] = [{} for _ in range(len(columns) + len(recording.states))]
     long_limits: list[Limits] = [{} for _ in limits]
     for i, kind in places:
@@ -201,14 +200,7 @@ def envelope_of(
 def _trends(base: Integers) -> NDArray[np.bool_]:
     """Which statistics go one way from the first window to the last, by rank."""
     time = np.arange(len(base)) - (len(base) - 1) / 2
-    return np.asarray([abs(time @ _ranks(each)) > _TREND * (time @ time) for each in base.T])
-
-
-def _ranks(values: Integers) -> NDArray[np.float64]:
-    """Their ranks around 0; equal values share theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    shared = np.cumsum(counts) - (counts + 1) / 2
-    return np.asarray(shared[places] - (len(values) - 1) / 2)
+    return np.asarray([abs(time @ ranks(each)) > _TREND * (time @ time) for each in base.T])
 
 
 def _name(names: dict[str, tuple[str, ...]], column: Column) -> str:
@@ -217,8 +209,9 @@ def _name(names: dict[str, tuple[str, ...]], column: Column) -> str:
 
 
 def _exponent(numbers: NDArray[np.float32]) -> int:
-    largest = float(np.abs(numbers).max(initial=0.0))
-    return max(-100, min(100, _BITS - math.frexp(largest)[1])) if largest else 0
+    # Of what was always 0, any other number is news: it is counted as if its largest were 1.
+    largest = float(np.abs(numbers).max(initial=0.0)) or 1.0
+    return max(-100, min(100, _BITS - math.frexp(largest)[1]))
 
 
 def _pairs(rows: NDArray[np.float32]) -> list[int]:

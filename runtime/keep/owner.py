@@ -178,7 +178,8 @@ class MemoryOwner(OpenBundle):
                 ahead = [session.step(x=x)["y"].copy() for x in plan]
 
         For every bundle; all states are copied when it begins. Steps in it count in the ledger, in
-        budgets and as `rewound_steps`; nothing of it is saved by a policy. Branches may be nested.
+        budgets and as `rewound_steps`; nothing of it is saved by a policy, or judged by a health
+        envelope. Branches may be nested.
         Steps before it cannot be taken back after it.
 
         Raises:
@@ -193,6 +194,8 @@ class MemoryOwner(OpenBundle):
                 stack.enter_context(self._keeper.pause())
             if self._answers is not None:
                 stack.enter_context(self._answers.branch())
+            if self._health is not None:
+                stack.enter_context(self._health.pause())
             stack.enter_context(self._memory.branch())
             yield
 

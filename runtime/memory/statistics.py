@@ -25,10 +25,10 @@ ROWS = 32
 
 
 def whole(numbers: Array, scale: NDArray[np.float32] | np.float32) -> Integers:
-    """Numbers times powers of two, without fractions, at most `CLIP`."""
+    """Numbers times powers of two, without fractions, at most `CLIP`; NaN counts as that."""
     with np.errstate(over="ignore"):
         scaled = numbers * scale
-    np.minimum(scaled, CLIP, out=scaled)  # in half of the time of clip
+    np.fmin(scaled, CLIP, out=scaled)  # in half of the time of clip
     np.maximum(scaled, -CLIP, out=scaled)
     return scaled.astype(np.int64)
 

@@ -14,13 +14,15 @@ import pytest
 from click.testing import CliRunner
 
 from stategate import learn_health
-from stategate.calibration.health.limits import chance_in_a_row
+from stategate.calibration.health.learn import _Recording, envelope_of
+from stategate.calibration.health.limits import choose
 from stategate.cli.main import main
 from stategate.common.compiler import MATHS, WARNINGS
 from stategate.contract import Bundle, Episode, Manifest
 from stategate.contract.errors import CalibrationError, HealthWarning, SpecError
+from stategate.contract.health import CLIP, chance_in_a_row
 from stategate.runtime import Session
-from stategate.runtime.memory.statistics import Column, Statistics
+from stategate.runtime.memory.statistics import Column, Statistics, whole
 
 RARELY = 20_000.0
 
@@ -36,8 +38,14 @@ def stream(steps: int, seed: int) -> np.ndarray:
 def watched(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of ``Tiny`` with an envelope."""
     out = tmp_path_factory.mktemp("watched") / "bundle"
-    episode = Episode({"x": stream(6_000, 1)})
+    episode = Episode({"x": stream(8_000, 1)})
     return learn_health(tiny_bundle, episode, out, steps_per_false_alarm=RARELY).path
+
+
+def learned(plain: Path, x: np.ndarray, folder: Path) -> Session:
+    """A session of a copy that knows a stream."""
+    bundle = learn_health(plain, Episode({"x": x}), folder / "new", steps_per_false_alarm=800)
+    return Session.open(bundle, health="count")
 
 
 def stuck(steps: int) -> np.ndarray:
@@ -133,8 +141,9 @@ def test_statistics_are_those_of_a_plain_loop_however_the_steps_are_cut() -> Non
 def test_recordings_that_are_too_short_are_refused_with_what_it_takes(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CalibrationError, match=r"1,280 steps"):
-        learn_health(tiny_bundle, Episode({"x": stream(400, 1)}), tmp_path / "out")
+    for steps in (1, 400):
+        with pytest.raises(CalibrationError, match=r"1,280 steps"):
+            learn_health(tiny_bundle, Episode({"x": stream(steps, 1)}), tmp_path / "out")
     with pytest.raises(CalibrationError, match=r"--false-alarm (\d+)") as refused:
         learn_health(
             tiny_bundle, Episode({"x": stream(1_400, 1)}), tmp_path / "out",
@@ -149,14 +158,84 @@ def test_an_envelope_of_another_step_or_version_is_refused(watched: Path) -> Non
     manifest = Bundle.open(watched).manifest
     assert manifest.health is not None
     strange = msgspec.structs.replace(manifest.health.watched[0], tensor="z")
-    for change in ({"version": 2}, {"levels": ()}, {"watched": (strange,)}):
+    health, (level, *rest) = manifest.health, manifest.health.levels
+    one = health.watched[0]
+    low, least, greatest, high = one.limits["mean"]
+    turned = msgspec.structs.replace(
+        one, limits=one.limits | {"mean": (high + 1, least, greatest, low)}
+    )
+    promises = (
+        {"steps_per_false_alarm": 10 * level.steps_per_false_alarm},
+        {"windows_in_a_row": 10**9},
+        {"outside": 0},
+        {"window": 1 << 40},
+    )
+    changes: list[dict[str, object]] = [
+        {"levels": (msgspec.structs.replace(level, **change), *rest)} for change in promises
+    ]
+    changes += [
+        {"version": 2},
+        {"levels": ()},
+        {"watched": (strange,)},
+        {"watched": (turned, *health.watched[1:])},
+        {"steps_per_false_alarm": 2 * health.steps_per_false_alarm},
+    ]
+    for change in changes:
         health = msgspec.structs.replace(manifest.health, **change)
         with pytest.raises(SpecError, match="health envelope"):
             msgspec.structs.replace(manifest, health=health)
 
 
+def test_a_number_that_was_always_0_or_is_not_one_is_no_longer_healthy(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    x = stream(4_000, 1)
+    x[..., 3] = 0
+    with learned(tiny_bundle, x, tmp_path) as session:
+        for row in x[:1_000]:
+            session.step(x=row + np.float32([0, 0, 0, 0.01]))
+        assert session.health is not None
+        assert "x[3]" in str(session.health.alarm)
+    assert whole(np.array([np.nan, 1e9], np.float32), np.float32(1)).tolist() == [CLIP, CLIP]
+
+
+def test_a_signal_that_never_changes_is_no_dependence() -> None:
+    base = np.zeros((400, 1), np.int64)
+    short, _ = choose(base, [(0, "mean")], 10_000)
+    assert short.level.is_independent
+
+
+def test_steps_of_a_branch_are_imagined_and_not_judged(watched: Path) -> None:
+    with Session.open(watched, health="count") as session:
+        for x in stream(1_600, 2):
+            session.step(x=x)
+            with session.branch():
+                session.step(x=0 * x)
+        assert session.health is not None
+        assert session.health.alarm is None
+        short = session.manifest.health.levels[0]  # type: ignore[union-attr]
+        assert session.health.windows == 1_600 // short.window
+
+
+def slow_stream(steps: int, seed: int) -> np.ndarray:
+    """Four numbers that hardly change in a window, ``(steps, 4)`` float32."""
+    numbers = np.random.default_rng(seed).standard_normal((steps, 4))
+    for t in range(1, steps):
+        numbers[t] += 0.98 * numbers[t - 1]
+    return numbers.astype(np.float32)
+
+
+def test_too_few_windows_of_a_slow_stream_promise_nothing_of_several_in_a_row() -> None:
+    columns = [Column("input", "x", i) for i in range(4)]
+    for steps in (1_280, 5_000):
+        for seed in range(3):
+            x = slow_stream(steps, seed)[: steps // 32 * 32]
+            with pytest.raises(CalibrationError, match="too few to tell"):
+                envelope_of(_Recording(columns, x, [], [], []), ["0"], 1e6)
+
+
 def test_a_verb_writes_it_and_says_what_it_promises(tiny_bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "log.npz").write_bytes(Episode({"x": stream(3_000, 1)}).to_bytes())
+    (tmp_path / "log.npz").write_bytes(Episode({"x": stream(8_000, 1)}).to_bytes())
     words = ["model", "health", str(tiny_bundle), "--episode", str(tmp_path / "log.npz")]
     words += ["--false-alarm", "5000", "--out", str(tmp_path / "new")]
     result = CliRunner().invoke(main, words)
@@ -247,7 +326,7 @@ def _sentence(manifest: Manifest, place: int, value: int) -> str:
 def test_false_alarms_are_as_rare_as_is_stated(tiny_bundle: Path, tmp_path: Path) -> None:
     alarms = expected = 0.0
     for seed in range(8):
-        episode = Episode({"x": stream(4_000, 100 + seed)})
+        episode = Episode({"x": stream(8_000, 100 + seed)})
         out = tmp_path / f"{seed}"
         bundle = learn_health(tiny_bundle, episode, out, steps_per_false_alarm=RARELY)
         envelope = bundle.manifest.health
