@@ -326,7 +326,7 @@ def _sentence(manifest: Manifest, place: int, value: int) -> str:
 def test_false_alarms_are_as_rare_as_is_stated(tiny_bundle: Path, tmp_path: Path) -> None:
     alarms = expected = 0.0
     for seed in range(8):
-        episode = Episode({"x": stream(8_000, 100 + seed)})
+        episode = Episode({"x": stream(20_000, 100 + seed)})
         out = tmp_path / f"{seed}"
         bundle = learn_health(tiny_bundle, episode, out, steps_per_false_alarm=RARELY)
         envelope = bundle.manifest.health
