@@ -70,7 +70,7 @@ def watch(
     path = Path(what)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_request())
-        if not path.exists() and (":" in what or "." in what) and not what.startswith("/"):
+        if not path.exists() and ":" in what and not what.startswith("/"):
             from stategate.bench.live.remote import RemoteSource
 
             _show(RemoteSource(what), bind, port, as_text, stop)

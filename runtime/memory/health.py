@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stategate.contract import Manifest
-from stategate.contract.errors import HealthWarning
+from stategate.contract.errors import HealthWarning, SpecError
 from stategate.contract.health import HealthEnvelope, places_of
 from stategate.runtime.base.buffers import Buffers
 from stategate.runtime.base.ledger import Counters
@@ -181,6 +181,8 @@ def monitor_for(
     manifest: Manifest, buffers: Buffers, memory: Memory, counters: Counters, choice: HealthChoice
 ) -> HealthMonitor | None:
     """What watches a session; None where the bundle has no envelope, or nobody wants it."""
+    if choice not in (True, False, "warn", "count", "off"):
+        raise SpecError("unknown health choice", found=choice, expected="warn, count, off")
     if manifest.health is None or choice in (False, "off"):
         return None
     return HealthMonitor(manifest.health, buffers, memory, counters, choice in (True, "warn"))

@@ -220,6 +220,7 @@ def test_wrong_files_of_a_page_are_refused_in_a_sentence(tiny_bundle: Path, tmp_
         (["report", str(tmp_path / "ledger.json"), *out], "no ledger of a run"),
         (["report", str(tiny_bundle), str(tiny_bundle), *out], "on its own page"),
         (["watch", str(tmp_path / "missing.rec")], "no black box and no host"),
+        (["watch", "missing.rec"], "no black box and no host"),
         (["watch", str(tmp_path / "notes.txt")], "--bundle BUNDLE"),
         (["watch", str(tmp_path / "notes.txt"), "--bundle", str(tiny_bundle)], "no black box"),
         (["watch", "localhost:9"], "nothing that can be watched answers"),

@@ -68,6 +68,12 @@ def test_a_stuck_input_is_called_by_its_name_and_counted_once(watched: Path) -> 
         assert session.metrics()["health_alarms"] == 1
 
 
+def test_a_choice_that_nobody_knows_is_refused(watched: Path, tiny_bundle: Path) -> None:
+    for bundle in (watched, tiny_bundle):
+        with pytest.raises(SpecError, match="warn, count, off"):
+            Session.open(bundle, health="loud")  # type: ignore[arg-type]
+
+
 def test_it_changes_no_answer_and_can_be_left_off(watched: Path, tiny_bundle: Path) -> None:
     answers = []
     for bundle, choice in ((watched, "count"), (watched, "off"), (tiny_bundle, "warn")):
