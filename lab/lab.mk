@@ -79,7 +79,7 @@ lock: $(VENV)/.dev ## Resolve constraints.txt anew
 # --- every model in every precision for every device: one export each, then one report a device ---
 
 MATRIX := $(BUILD)/matrix
-MODELS := aura-hard gdn2-hard gru-few gated-deltanet gated-deltaproduct kda gated-deltanet2 mamba2 mlstm slstm rwkv7 ttt-linear titans trim-kv window ring memory-tokens sega lstm gru mingru
+MODELS := aura-hard gdn2-hard gru-few gated-deltanet gated-deltaproduct kda gated-deltanet2 mamba2 mamba3 mlstm slstm rwkv7 ttt-linear titans trim-kv window ring memory-tokens sega lstm gru mingru
 PRECISIONS := float32 float16-weights int8-weights int4-weights int8
 TARGETS := $(sort $(patsubst targets/profiles/%.toml,%,$(wildcard targets/profiles/*.toml)))
 EXPORTS := $(foreach m,$(MODELS),$(PRECISIONS:%=$(MATRIX)/exports/$(m)/%))

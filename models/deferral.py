@@ -79,7 +79,7 @@ class DeferredStep(nn.Module):
                 "this model has no writes that can be deferred",
                 found=type(model).__name__,
                 expected="a memory that decays and adds outer products: the delta family, Mamba-2, "
-                "mLSTM, RWKV-7, TTT-linear, AURA-Mem",
+                "Mamba-3, mLSTM, RWKV-7, TTT-linear, AURA-Mem",
                 remedy="export it without --defer",
             )
         self.model: Any = model

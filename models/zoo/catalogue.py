@@ -139,6 +139,11 @@ _ENTRIES = (
         "arXiv:2405.21060", "mamba2.config",
     ),
     _seeded(
+        "mamba3", "mamba3", "two Mamba-3 layers, half of whose columns turn",
+        "this token and the one before into a head's matrix; decay and rotation are none",
+        "arXiv:2603.15569", "mamba3",
+    ),
+    _seeded(
         "mlstm", "mlstm", "two mLSTM layers, as in xLSTM 7B",
         "one outer product into a head's matrix; forgetting is none, the stabiliser takes it",
         "arXiv:2405.04517", "xlstm",

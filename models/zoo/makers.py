@@ -16,6 +16,7 @@ from stategate.models.memories.delta.config import DeltaConfig
 from stategate.models.memories.fast_weights import TitansConfig, TttConfig
 from stategate.models.memories.mamba2.cell import Mamba2
 from stategate.models.memories.mamba2.config import Mamba2Config
+from stategate.models.memories.mamba3 import Mamba3Config
 from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
 from stategate.models.memories.rwkv7 import Rwkv7, Rwkv7Config
 from stategate.models.memories.sega import Sega, SegaConfig
@@ -181,6 +182,15 @@ def ring() -> ObservationRing:
 def mamba2() -> Mamba2:
     """Four heads in two groups."""
     return Mamba2(_MAMBA2)
+
+
+def mamba3() -> Stack:
+    """Half of the columns turn, and steps are long enough to turn them."""
+    model = _small_stack(Mamba3Config(64, 4, 32, 16, 4, "heavy_tail", 1e-4, 1e-5))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.layer.dt_bias.uniform_(-3.0, 0.0)  # type: ignore[union-attr, operator]
+    return model
 
 
 @torch.no_grad()

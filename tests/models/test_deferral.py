@@ -21,6 +21,7 @@ FAMILIES = (
     "gated_deltanet",
     "gated_deltaproduct",
     "mamba2",
+    "mamba3",
     "aura_hard",
     "mlstm",
     "rwkv7",
@@ -29,6 +30,7 @@ FAMILIES = (
 
 MIDDLE = {  # thresholds that let some heads write
     "mamba2": 0.02,
+    "mamba3": 1.0,
     "aura_hard": 1.9,
     "gated_deltaproduct": 1.3,
     "mlstm": 0.25,

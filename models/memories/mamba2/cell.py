@@ -35,6 +35,13 @@ _DT_AT_START = (1e-3, 1e-1)  # where dt lies before training, log-uniform
 _DECAY_AT_START = (1.0, 16.0)  # -A, uniform
 
 
+def dt_bias_at_start(heads: int) -> Tensor:
+    """What softplus makes a dt of that is log-uniform in its range."""
+    low, high = (math.log(dt) for dt in _DT_AT_START)
+    dt = torch.exp(torch.empty(heads).uniform_(low, high))
+    return dt + torch.log(-torch.expm1(-dt))
+
+
 class Projections(NamedTuple):
     """What a layer's step knows before it looks at h.
 
@@ -92,9 +99,7 @@ class Mamba2Layer(nn.Module):
         inner, channels, heads = config.inner, config.conv_channels, config.heads
         self.in_proj = nn.Linear(config.d_model, inner + channels + heads, bias=False)
         self.conv1d = _Conv(channels, config.conv_width)
-        low, high = (math.log(dt) for dt in _DT_AT_START)
-        dt = torch.exp(torch.empty(heads).uniform_(low, high))
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        self.dt_bias = nn.Parameter(dt_bias_at_start(heads))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(*_DECAY_AT_START).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = _RmsNorm(inner, config.groups, config.norm_eps)
