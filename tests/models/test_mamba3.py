@@ -18,42 +18,44 @@ HEADS, VALUES, COLUMNS, PAIRS = 3, 5, 8, 2
 
 def layer(decay: Literal["softplus", "heavy_tail"] = "heavy_tail") -> Mamba3Layer:
     torch.manual_seed(6)
-    made = Mamba3Layer(Mamba3Config(12, HEADS, VALUES, COLUMNS, PAIRS, decay, 1e-4, 1e-5))
+    mixer = Mamba3Layer(Mamba3Config(12, HEADS, VALUES, COLUMNS, PAIRS, decay, 1e-4, 1e-5))
     with torch.no_grad():
-        made.in_proj.weight.mul_(3.0)
-        for name, weight in made.named_parameters():
+        mixer.in_proj.weight.mul_(3.0)
+        for name, weight in mixer.named_parameters():
             if not name.endswith("proj.weight"):
                 weight.uniform_(-1.5, 1.5)
-    return made.double()
+    return mixer.double()
 
 
-def complex_step(made: Mamba3Layer, u: Tensor, is_open: Tensor, state: tuple) -> tuple:
+def complex_step(mixer: Mamba3Layer, u: Tensor, is_open: Tensor, state: tuple) -> tuple:
     """The trapezoidal rule of a complex diagonal system, one pair of columns a number.
 
     A step that does not write decays and turns all the same.
     """
     h, B_last, x_last = state
     widths = [HEADS * VALUES] * 2 + [COLUMNS] * 2 + [HEADS] * 3 + [PAIRS]
-    z, x, B, C, dt, a, mix, angle = made.in_proj(u)[0].split(widths)
-    dt, mix = softplus(dt + made.dt_bias), torch.sigmoid(mix)
-    tail = torch.where(a >= 0, 1 + a, 1 / (1 - a)) if made.config.decay == "heavy_tail" else None
+    z, x, B, C, dt, a, mix, angle = mixer.in_proj(u)[0].split(widths)
+    dt, mix = softplus(dt + mixer.dt_bias), torch.sigmoid(mix)
+    tail = torch.where(a >= 0, 1 + a, 1 / (1 - a)) if mixer.config.decay == "heavy_tail" else None
     A = -(softplus(a) if tail is None else tail).clamp(min=1e-4)
     speed = torch.zeros(HEADS, COLUMNS // 2, dtype=torch.float64)
     speed[:, :PAIRS] = math.pi * torch.tanh(angle)
-    kept = torch.exp(dt[:, None] * torch.complex(A[:, None].expand_as(speed), -speed))
+    factor = torch.exp(dt[:, None] * torch.complex(A[:, None].expand_as(speed), -speed))
 
     def normed(part: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         part = part / (part.square().mean() + 1e-5).sqrt() * weight + bias[:, 0]
         return torch.view_as_complex(part.reshape(HEADS, -1, 2).contiguous())
 
-    B = normed(B, made.B_norm.weight, made.B_bias)
-    C = normed(C, made.C_norm.weight, made.C_bias)
+    B = normed(B, mixer.B_norm.weight, mixer.B_bias)
+    C = normed(C, mixer.C_norm.weight, mixer.C_bias)
     x = x.reshape(HEADS, VALUES)
-    before = ((1 - mix) * dt)[:, None, None] * kept[..., None] * B_last[..., None] * x_last[:, None]
+    before = (
+        ((1 - mix) * dt)[:, None, None] * factor[..., None] * B_last[..., None] * x_last[:, None]
+    )
     write = before + (mix * dt)[:, None, None] * B[..., None] * x[:, None]
-    h = kept[..., None] * h + torch.where(is_open[:, None, None], write, 0.0)
-    y = (C.conj()[..., None] * h).sum(1).real + made.D[:, None] * x
-    out = made.out_proj(y.flatten() * z * torch.sigmoid(z))
+    h = factor[..., None] * h + torch.where(is_open[:, None, None], write, 0.0)
+    y = (C.conj()[..., None] * h).sum(1).real + mixer.D[:, None] * x
+    out = mixer.out_proj(y.flatten() * z * torch.sigmoid(z))
     return out, (h, B, x), write.abs().square().sum((1, 2)).sqrt()
 
 
@@ -65,15 +67,15 @@ def complex_step(made: Mamba3Layer, u: Tensor, is_open: Tensor, state: tuple) ->
 def test_a_layer_is_the_complex_system_of_the_paper_and_lacks_what_it_skips(
     decay: Literal["softplus", "heavy_tail"], level: float, open_share: float
 ) -> None:
-    made, threshold, opened = layer(decay), torch.tensor([level]), 0
-    states = [torch.zeros(s.shape, dtype=torch.float64) for s in made.config.states()]
-    states[2] = made.initial_states()["turn"].double()
+    mixer, threshold, opened = layer(decay), torch.tensor([level]), 0
+    states = [torch.zeros(s.shape, dtype=torch.float64) for s in mixer.config.states()]
+    states[2] = mixer.initial_states()["turn"].double()
     zero = torch.zeros(HEADS, COLUMNS // 2, dtype=torch.complex128)
     right = (zero[..., None].expand(-1, -1, VALUES), zero, torch.zeros(HEADS, VALUES))
     for u in torch.randn(80, 1, 12, dtype=torch.float64, generator=torch.manual_seed(8)):
-        out, after, gate = made.step(u, tuple(states), threshold)
+        out, after, gate = mixer.step(u, tuple(states), threshold)
         is_open = gate > level
-        expected, right, missing = complex_step(made, u, is_open[0], right)
+        expected, right, missing = complex_step(mixer, u, is_open[0], right)
         torch.testing.assert_close(out[0], expected, atol=1e-9, rtol=1e-9)
         torch.testing.assert_close(gate[0], missing, atol=1e-6, rtol=1e-9)
         assert torch.equal(after[0][~is_open], states[0][~is_open])
@@ -90,10 +92,10 @@ def test_the_published_memory_has_the_size_of_its_matrices_and_of_what_goes_with
 
 @torch.no_grad()
 def test_a_rotation_has_not_grown_after_many_steps() -> None:
-    made = layer().float()
-    turn = made.initial_states()["turn"]
+    mixer = layer().float()
+    turn = mixer.initial_states()["turn"]
     for u in torch.randn(3000, 1, 12, generator=torch.manual_seed(9)):
-        turn = made.project(u, turn)[2]
+        turn = mixer.project(u, turn)[2]
     lengths = turn.unflatten(-1, (-1, 2)).norm(dim=-1)
     torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=3e-7, rtol=0.0)
 
