@@ -22,11 +22,13 @@ Episodes: TypeAlias = "str | Path | Episode | Iterable[str | Path | Episode]"
 
 def listed(episodes: Episodes) -> list[str | Path | Episode]:
     """Them as a list, however they came."""
-    if isinstance(episodes, str | Path | Episode):
-        return [episodes]
-    several = isinstance(episodes, Iterable) and not isinstance(episodes, Mapping)
+    several = isinstance(episodes, Iterable) and not isinstance(episodes, str | Mapping | Episode)
     # What is no recording is refused where it is opened.
-    return list(episodes) if several else [cast(Path, episodes)]
+    every = list(cast(Iterable[Path], episodes)) if several else [cast(Path, episodes)]
+    for one in every:
+        if isinstance(one, Episode):
+            one.check_one_stream()
+    return every
 
 
 def names_of(episodes: Episodes) -> str:

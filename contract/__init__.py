@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         EpisodeFile as EpisodeFile,
         EpisodeSet as EpisodeSet,
         load_episode as load_episode,
+        load_stream as load_stream,
     )
     from stategate.contract.manifest import (
         SCHEMA_VERSION as SCHEMA_VERSION,
@@ -76,7 +77,7 @@ _HOMES = {
     "calibration": ["CalibrationRecord", "CurvePoint", "GateCalibration"],
     "chunks": ["VALID", "chunked"],
     "episode": ["Episode"],
-    "episodes": ["EpisodeFile", "EpisodeSet", "load_episode"],
+    "episodes": ["EpisodeFile", "EpisodeSet", "load_episode", "load_stream"],
     "manifest": [
         "CalibrationRef",
         "DriftReceipt",

@@ -121,8 +121,26 @@ class Episode:
             stepper.reset()
         stepper.load_state({n: self.start.get(n, stepper.state(n)) for n in names})
 
+    def check_one_stream(self) -> None:
+        """Refuse several recordings in one, where nobody would reset the memory between them.
+
+        Raises:
+            EpisodeError: The memory begins anew in a later step.
+        """
+        if inner := [step for step in self.resets if 0 < step < self.steps]:
+            raise EpisodeError(
+                "the episode holds several recordings, and the memory is not reset between them",
+                found=f"resets before the steps {', '.join(map(str, inner[:8]))}",
+                remedy="give each recording by itself, or the path of them",
+            )
+
     def to_bytes(self) -> bytes:
-        """As an ``.npz`` file; the same episode gives the same bytes."""
+        """As an ``.npz`` file; the same episode gives the same bytes.
+
+        Raises:
+            EpisodeError: It holds something that is no number, or several recordings.
+        """
+        self.check_one_stream()
         named = (self.inputs, self.labels, self.outputs, self.gates, self.states, self.trail)
         parts = (*named, self.start, self.prologue)
         arrays = {

@@ -224,7 +224,7 @@ def load_episode(path: str | Path, steps: int | None = None) -> Episode:
 
     Args:
         path: One ``.npz``, or a folder of them, which follow one another in the order of names;
-            whoever steps them does not reset the memory between two, but at `Episode.resets`.
+            whoever steps them resets the memory at `Episode.resets`, or asks `load_stream`.
         steps: Read no more than so many.
 
     Raises:
@@ -232,6 +232,33 @@ def load_episode(path: str | Path, steps: int | None = None) -> Episode:
     """
     episodes = EpisodeSet.open(path)
     return _joined(episodes.files, min(steps or episodes.steps, episodes.steps))
+
+
+def load_stream(path: str | Path, steps: int | None = None) -> Episode:
+    """What a command steps through that never resets the memory: one recording of a path.
+
+    That is the longest of those that begin with a fresh memory, and among several the first. Files
+    that go on from one another are one recording.
+
+    Args:
+        path: One ``.npz``, or a folder of them.
+        steps: Read no more than so many.
+
+    Raises:
+        EpisodeError: As of `load_episode`.
+    """
+    streams: list[list[EpisodeFile]] = []
+    for file in EpisodeSet.open(path).files:
+        if file.fresh or not streams:
+            streams.append([])
+        streams[-1].append(file)
+
+    def length(files: list[EpisodeFile]) -> int:
+        whole = sum(file.steps for file in files)
+        return min(steps or whole, whole)
+
+    chosen = max(streams, key=length)
+    return replace(_joined(tuple(chosen), length(chosen)), resets=())
 
 
 def _path_of(recording: str | Path) -> Path:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from stategate.contract import Episode, InputsRef, StepSpec, load_episode
+from stategate.contract import Episode, InputsRef, StepSpec, load_stream
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import EpisodeError
 from stategate.export.frontends.domains import Domain, domains
@@ -20,7 +21,7 @@ Range = tuple[float, float]
 def recorded(
     source: str | Path | Episode, steps: int, ranges: Mapping[str, Range] | None = None
 ) -> tuple[Episode, str]:
-    """An episode of a program, or the first steps of a file or folder; and its name."""
+    """An episode of a program, or one recording of a file or folder; and its name."""
     if ranges:
         raise EpisodeError(
             "inputs are recorded, or drawn from ranges, and not both",
@@ -28,8 +29,10 @@ def recorded(
             remedy="leave one of them out",
         )
     if isinstance(source, Episode):
+        source.check_one_stream()
+        source = replace(source, resets=())
         return source, source.provenance or "an episode in memory"
-    return load_episode(source, steps), Path(source).name
+    return load_stream(source, steps), Path(source).name
 
 
 def drawn(

@@ -26,7 +26,7 @@ from stategate.cli.options import (
 from stategate.cli.show import show
 from stategate.common.console import progress
 from stategate.common.statistics import slope_per_million
-from stategate.contract import Budget, Bundle, Episode, load_episode
+from stategate.contract import Budget, Bundle, Episode, load_stream
 from stategate.contract.durable import check_writable
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
@@ -195,7 +195,7 @@ def soak(
     if path:
         check_writable(path)
 
-    episode = load_episode(episode_path, steps) if episode_path else None
+    episode = load_stream(episode_path, steps) if episode_path else None
     with progress(steps, "soaking") as report:
         result = run_soak(bundle, episode, steps, report)
     show(result, as_json, _soaked(result), path)

@@ -24,7 +24,7 @@ from stategate.bench.measure.segments import Burst, Segments
 from stategate.bench.measure.sensors import Meter, moment
 from stategate.bench.measure.subject import engines
 from stategate.bench.record import Options
-from stategate.contract import Bundle, Manifest, load_episode
+from stategate.contract import Bundle, Manifest, load_stream
 from stategate.contract.errors import EngineError, EpisodeError, TargetError
 
 MOST_TIMED = 20_000
@@ -56,7 +56,7 @@ def contenders(
     paths: Sequence[Path], choices: Sequence[str] = ("auto",), episode: str | None = None
 ) -> list[Contender]:
     """Look at the bundles before anything is measured."""
-    recorded = load_episode(episode) if episode is not None else None
+    recorded = load_stream(episode) if episode is not None else None
     entries: list[Contender] = []
     for path in paths:
         manifest = Bundle.open(path).manifest

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO  # noqa: E402
 import numpy as np  # noqa: E402
 
 from stategate.bench.measure.subject import Subject, parity  # noqa: E402
-from stategate.contract import Bundle, load_episode  # noqa: E402
+from stategate.contract import Bundle, load_stream  # noqa: E402
 from stategate.runtime.base.process import rss_bytes  # noqa: E402
 from stategate.runtime.deadline import Loop, first_step_after_idle_us  # noqa: E402
 
@@ -41,7 +41,7 @@ class Worker:
         self._before = rss_bytes()
         module, function = maker.split(":")
         opened = Bundle.open(bundle)
-        recorded = load_episode(episode) if episode else opened.golden()
+        recorded = load_stream(episode) if episode else opened.golden()
         assert recorded is not None  # the driver has looked
         self._feeds = list(recorded)
         self._bundle, self._at = opened, 0

@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.formats import files
+from stategate.bench.measure.worker import Worker
+from stategate.calibration.recordings import listed
 from stategate.cli.main import main
-from stategate.contract import EpisodeSet, load_episode
+from stategate.contract import Episode, EpisodeSet, load_episode, load_stream
 from stategate.contract.errors import EpisodeError, MissingDependencyError
+from stategate.export.inputs import recorded
 from stategate.runtime import Session
 from stategate.runtime.keep.black_box import BlackBox
 from stategate.runtime.recordings.convert import convert
@@ -289,6 +292,40 @@ def test_a_run_of_two_recordings_begins_the_second_anew(tiny_bundle: Path, tmp_p
     done = stategate("run", tiny_bundle, "--episode", tmp_path / "r.zarr", *options, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["resets"] == 1
+
+
+def fresh(path: Path, *steps: int) -> Path:
+    """A folder of recordings, each of which begins anew; its inputs count on."""
+    path.mkdir()
+    for i, count in enumerate(steps):
+        x = files.joint_angles(count, seed=i)[:, None]
+        (path / f"{i}.npz").write_bytes(Episode({"x": x}, resets=(0,)).to_bytes())
+    return path
+
+
+def test_who_never_resets_steps_one_recording_of_a_folder(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder = fresh(tmp_path / "logs", 10, 30, 20)
+    longest = Episode.load(folder / "1.npz").inputs["x"]
+    checked, _ = recorded(folder, 1000)
+    assert np.array_equal(checked.inputs["x"], longest)
+    assert checked.resized(100).to_bytes()  # what `sensitivity` keeps its trials by
+    worker = Worker(str(tiny_bundle), str(folder), "stategate.bench.measure.subject:open_session",
+                    {"engine": "auto"})  # fmt: skip
+    assert len(worker._feeds) == 30 and np.array_equal(worker._feeds[4]["x"], longest[4])
+    # Files that go on from one another are one recording, however many there are.
+    going_on = Episode({"x": longest}).to_bytes()
+    (folder / "3.npz").write_bytes(going_on)
+    assert load_stream(folder).steps == 50 and load_stream(folder, 15).steps == 15
+
+
+def test_recordings_that_were_joined_are_refused_where_nobody_resets(tmp_path: Path) -> None:
+    joined = load_episode(fresh(tmp_path / "logs", 10, 30))
+    assert joined.resets == (0, 10)
+    for take in (lambda: recorded(joined, 40), joined.to_bytes, lambda: listed([joined])):
+        with pytest.raises(EpisodeError, match="holds several recordings"):
+            take()
 
 
 def test_a_column_with_an_empty_cell_is_refused_as_that(tmp_path: Path) -> None:
