@@ -24,7 +24,9 @@ def listed(episodes: Episodes) -> list[str | Path | Episode]:
     """Them as a list, however they came."""
     several = isinstance(episodes, Iterable) and not isinstance(episodes, str | Mapping | Episode)
     # What is no recording is refused where it is opened.
-    every = list(cast(Iterable[Path], episodes)) if several else [cast(Path, episodes)]
+    every: list[str | Path | Episode] = (
+        list(cast(Iterable[Path], episodes)) if several else [cast(Path, episodes)]
+    )
     for one in every:
         if isinstance(one, Episode):
             one.check_one_stream()
