@@ -135,11 +135,7 @@ class Episode:
             )
 
     def to_bytes(self) -> bytes:
-        """As an ``.npz`` file; the same episode gives the same bytes.
-
-        Raises:
-            EpisodeError: It holds something that is no number, or several recordings.
-        """
+        """As an ``.npz`` file of one recording; the same episode gives the same bytes."""
         self.check_one_stream()
         named = (self.inputs, self.labels, self.outputs, self.gates, self.states, self.trail)
         parts = (*named, self.start, self.prologue)

@@ -18,7 +18,7 @@ from stategate.contract.durable import whole_file
 from stategate.contract.episode import FRESH, PROVENANCE, RATE, Episode
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.base.buffers import Array
-from stategate.runtime.recordings.mapping import Input, Map, as_input
+from stategate.runtime.recordings.mapping import Input, Map, Part, as_input
 from stategate.runtime.recordings.resample import Piece, Rule, resampled
 from stategate.runtime.recordings.source import (
     Block,
@@ -166,24 +166,42 @@ class _Converter:
         self._timed = source.is_timed or bool(
             source.rate_hz and plan.rate_hz and source.rate_hz != plan.rate_hz
         )
+        self._check_settings()
         self.result = Conversion(source.form, rate, {})
         self._rules = []
+        can_sort = "order" in source.settings and plan.order != "sort"
         owners = [(name, one) for name, one in self._inputs.items() for _ in one.parts]
         for part, one, (name, owner) in zip(self._parts, fields, owners, strict=True):
             way = owner.resample or plan.resample
             period = one.period_s or (1 / source.rate_hz if source.rate_hz else 0.0)
             gap = owner.gap_s or plan.gap_s or _GAP * max(period, 1 / rate if rate else 0.0)
-            if way == "linear" and gap == np.inf:
-                raise EpisodeError(
-                    f"{name!r} cannot go in a line over any time", remedy='resample = "hold"'
-                )
-            self._rules.append(Rule(part.field, way, gap * 1e9))
+            if way == "linear":
+                _check_linear(name, part, one, gap)
+            self._rules.append(Rule(part.field, way, gap * 1e9, part.turn, can_sort))
             words = f"{part}"
             if self._timed:
                 words += f", {1 / period:.4g} Hz, {way}" if period else f", {way}"
                 words += f", gaps above {gap:.3g} s"
             joined = [self.result.inputs[name]] if name in self.result.inputs else []
             self.result.inputs[name] = "; ".join([*joined, words])
+
+    def _check_settings(self) -> None:
+        """Refuse a setting that this recording would pass over in silence."""
+        plan, source = self._plan, self._source
+        changed = {"time": plan.time, "episode": plan.episode, "order": plan.order == "sort"}
+        idle = [name for name, value in changed.items() if value and name not in source.settings]
+        if not self._timed:
+            ways = [plan.resample, *(one.resample for one in self._inputs.values())]
+            gaps = [plan.gap_s, *(one.gap_s for one in self._inputs.values())]
+            idle += ["resample"] * ("linear" in ways) + ["gap_s"] * any(gaps)
+        if idle:
+            raise EpisodeError(
+                f"this setting says nothing about {source.form}",
+                found=", ".join(idle),
+                expected="settings that change how it is read"
+                + ("" if self._timed else "; its rows are steps as they are"),
+                remedy="leave it out",
+            )
 
     def run(self, report: Callable[[int, int], None]) -> None:
         source, result = self._source, self.result
@@ -258,6 +276,23 @@ class _Converter:
     def _provenance(self, name: str) -> str:
         inputs = "; ".join(f"{n} from {words}" for n, words in self.result.inputs.items())
         return f"{self._source.path.name}, {name}: {inputs}"
+
+
+def _check_linear(name: str, part: Part, one: Field, gap_s: float) -> None:
+    """Refuse a line between two values that has no meaning."""
+    taken = set(part.elements or one.elements)
+    why = (
+        "holds its last value for ever" if gap_s == np.inf
+        else f"is {one.dtype}, such as a mode or a count" if not one.dtype.startswith("float")
+        else "is a rotation, and between two quaternions lies none" if taken >= set("xyzw")
+        else ""
+    )  # fmt: skip
+    if why:
+        raise EpisodeError(
+            f"{name!r} cannot go in a line from value to value",
+            found=f"{part} {why}",
+            remedy=f'resample = "hold" below [inputs.{name}] in the file of the mapping',
+        )
 
 
 class EpisodeWriter:

@@ -38,6 +38,8 @@ _PANDAS = {
 class LeRobot(Table):
     """A LeRobotDataset v3: rows at a fixed rate, episodes by their numbers."""
 
+    settings = frozenset[str]()
+
     def __init__(self, path: Path) -> None:
         with reading(path):
             info = json.loads((path / "meta" / "info.json").read_text())

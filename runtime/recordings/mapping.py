@@ -88,6 +88,12 @@ class Part(Record, frozen=True):
             raise ValueError(f"[{self.unit}] turns one kind of thing into another: {kinds}")
         return None if len(units) == 1 else UNITS[units[0]][1] / UNITS[units[1]][1]
 
+    @property
+    def turn(self) -> float:
+        """A whole turn in the recorded unit; infinite for what is no angle."""
+        kind, size = UNITS[self.unit.split(">")[0]] if self.unit else ("", 1.0)
+        return _TURN / size if kind == "angle" else math.inf
+
     def __str__(self) -> str:
         elements = f"{{{','.join(self.elements)}}}" if self.elements else ""
         return self.field + elements + (f"[{self.unit}]" if self.unit else "")

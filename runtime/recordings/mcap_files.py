@@ -37,7 +37,7 @@ class McapFiles(Topics):
         """See `Topics.recorded`."""
         for path in self._files:
             with path.open("rb") as file:
-                reader = make_reader(file)
+                reader = make_reader(file, validate_crcs=True)
                 names = sorted(topics) if topics is not None else None
                 for schema, channel, raw in reader.iter_messages(names, log_time_order=order):
                     self.topics.add(channel.topic)

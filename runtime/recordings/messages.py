@@ -26,8 +26,17 @@ def protobuf_decoder(kind: str, definition: bytes) -> Decoder:
     except ImportError as missing:
         raise MissingDependencyError("protobuf", "recordings") from missing
     pool = descriptor_pool.DescriptorPool()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(definition).file:
-        pool.Add(file)
+    files = {f.name: f for f in descriptor_pb2.FileDescriptorSet.FromString(definition).file}
+
+    def add(name: str) -> None:  # a file comes after those that it imports
+        if name in files:
+            file = files.pop(name)
+            for dependency in file.dependency:
+                add(dependency)
+            pool.Add(file)
+
+    for name in list(files):
+        add(name)
     of: Any = message_factory.GetMessageClass(pool.FindMessageTypeByName(kind))
     return lambda raw: of.FromString(raw)
 
@@ -41,6 +50,10 @@ def child(message: Any, name: str) -> Any:
     """A field of a message, or None."""
     if isinstance(message, Mapping):
         return message.get(name)
+    if hasattr(message, "DESCRIPTOR"):  # what was not sent would else be read as zeros
+        field = message.DESCRIPTOR.fields_by_name.get(name)
+        if field is None or (field.has_presence and not message.HasField(name)):
+            return None
     return getattr(message, name, None)
 
 
@@ -87,6 +100,8 @@ def fields_of(topic: str, kind: str, message: Any, times: Sequence[int], count: 
         for key in children(at):
             value = child(at, key)
             array = numbers(value)
+            if key == "data" and array is not None and _is_packed(at, array):
+                continue
             if array is None:
                 if depth < _DEEP and not isinstance(value, str | list | None):
                     walk(f"{name}.{key}", value, depth + 1)
@@ -123,7 +138,15 @@ def picker(topic: str, part: Part, first: Field) -> Callable[[Any], Array | None
             return _by_name(topic, part, _names(at), numbers(value))
         array = numbers(value)
         if array is None:
-            array = np.array([float(child(value, key)) for key in first.elements])
+            scalars = [child(value, key) for key in first.elements]
+            if not scalars or not all(isinstance(one, bool | int | float) for one in scalars):
+                raise EpisodeError(
+                    f"a message of {topic} has no number in {part.field}",
+                    found=f"{value!r:.80}",
+                    expected=", ".join(first.elements) or "numbers, as in the first message",
+                    remedy="map what comes in different messages from topics of their own",
+                )
+            array = np.array([float(one) for one in scalars])
         if part.elements:
             array = array[[first.elements.index(name) for name in part.elements]]
         return array
@@ -166,6 +189,12 @@ def _image(message: Any) -> Array | None:
     flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.asarray(data, np.uint8)
     rows = flat[: height * step].reshape(height, step)[:, : width * channels]
     return rows.reshape(height, width, channels)
+
+
+def _is_packed(message: Any, data: Array) -> bool:
+    """Whether bytes are those of a picture or of points, which are no numbers by themselves."""
+    says = any(child(message, key) is not None for key in ("encoding", "format", "point_step"))
+    return says and data.dtype == np.uint8
 
 
 def time_of(message: Any) -> int | None:

@@ -25,6 +25,8 @@ class Rule(NamedTuple):
     name: str
     way: Way
     gap_ns: float  # a longer time between two values is a gap
+    turn: float = np.inf  # of an angle, which a line must not go around the long way
+    can_sort: bool = False  # whether the recording can be read in the order of its times
 
     @property
     def holds_on(self) -> bool:
@@ -57,15 +59,16 @@ class _Part:
                 f"the times of {self.rule.name} go backwards",
                 found=f"by {-steps[at] / 1e9:.6f} s, to {batch.times[at] / 1e9:.6f} s",
                 expected="times that never do; a clock that was set in between makes such ones",
-                remedy="cut the recording there; or, where messages are only out of their order: "
-                "--read order=sort",
+                remedy="cut the recording there"
+                + "; or, where messages of one file are only out of their order: --read order=sort"
+                * self.rule.can_sort,
             )
         if self.silent_until is not None and batch.times[0] < self.silent_until:
             raise EpisodeError(
                 f"messages of {self.rule.name} stand too far behind in the file",
                 found=f"{(self.silent_until - batch.times[0]) / 1e9:.3f} s",
                 expected=f"less than {_SLACK_NS / 1e9:g} s",
-                remedy="--read order=sort",
+                remedy="--read order=sort" if self.rule.can_sort else None,
             )
         self.newest = int(batch.times[-1])
         self.waiting.append(batch)
@@ -93,6 +96,14 @@ class _Part:
             share = np.where(on | (span == 0), 0.0, (ticks - times[i]) / np.maximum(span, 1))
             share = share.reshape(-1, *[1] * (values.ndim - 1))
             low, high = values.astype(np.float64), self.values[right].astype(np.float64)
+            jump = np.abs(high - low).reshape(len(low), -1).max(axis=1, initial=0.0)
+            if np.any(whole & (jump > self.rule.turn / 2)):
+                raise EpisodeError(
+                    f"{self.rule.name} jumps by more than half a turn",
+                    found=f"by {jump[whole].max():.4g}, at {times[i][np.argmax(jump)] / 1e9:.6f} s",
+                    expected="an angle that does not wrap, because of resample=linear",
+                    remedy='resample = "hold", or record it unwrapped',
+                )
             mixed = low + share * (high - low)
             values = mixed.astype(values.dtype) if values.dtype.kind == "f" else mixed
         return whole, values
@@ -149,7 +160,7 @@ class _Clock:
         until = min(max(part.newest or 0, part.silent_until or 0) for part in parts)
         end = int((until - self._start) / self._period) + 2
         while self._next < end:
-            first = self._next
+            first = self._next = max(self._next, self._after_gaps())
             ticks = np.array([self._tick(i) for i in range(first, min(end, first + _TICKS))])
             ticks = ticks[ticks <= until]
             if not len(ticks):
@@ -158,6 +169,18 @@ class _Clock:
             yield from self._pieces(ticks)
         for part in parts:
             part.forget(self._tick(self._next))
+
+    def _after_gaps(self) -> int:
+        """The first tick that can be whole; a gap of years has more of them than one can try."""
+        tick, index, start = self._tick(self._next), self._next, self._start or 0
+        for part in self._parts:
+            i = int(np.searchsorted(part.times, tick, side="right")) - 1
+            between = 0 <= i < len(part.times) - 1 and part.times[i] != tick
+            is_gap = between and part.times[i + 1] - part.times[i] > part.rule.gap_ns
+            if is_gap and not part.rule.holds_on:
+                index = max(index, int((int(part.times[i + 1]) - start) / self._period) - 1)
+        self._follows &= index == self._next
+        return index
 
     def _pieces(self, ticks: Array) -> Iterator[Piece]:
         looked = [part.at(ticks) for part in self._parts]

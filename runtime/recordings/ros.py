@@ -45,7 +45,8 @@ def ros_decoder(kind: str, definition: str, idl: bool = False) -> Decoder:
 class Bag(Topics):
     """A bag of ROS 2 in SQLite: a folder with metadata.yaml, or one .db3."""
 
-    form = "a bag of ROS 2"
+    form = "a bag of ROS 2 in SQLite"
+    clocks = ("log", "header")
 
     def recorded(self, topics: frozenset[str] | None, order: bool) -> Iterator[Message]:
         """See `Topics.recorded`; the bag's own reader sorts by time, so that is looked at first."""

@@ -94,6 +94,7 @@ class Source(Protocol):
         rate_hz: Of its rows, if it says so.
         size: Messages or rows in all; 0 where that is not known.
         notes: What a reader of the result should know.
+        settings: Which of a map's ``time``, ``episode`` and ``order`` it follows.
     """
 
     path: Path
@@ -102,6 +103,11 @@ class Source(Protocol):
     rate_hz: float | None
     size: int
     notes: list[str]
+    settings: frozenset[str]
+
+    def clock_words(self, fields: Sequence[Field]) -> str:
+        """Option that says which of its fields is the time, where it does not know."""
+        return ""
 
     def fields(self) -> list[Field]:
         """What is in it."""
@@ -148,12 +154,20 @@ def example(source: Source, fields: Sequence[Field]) -> str:
     """Options that would take the first vector of a recording."""
     if not fields:
         return "record it with numbers in it"
-    one = max(fields, key=lambda f: (f.dtype.startswith("float"), len(f.shape) == 1, f.by_name))
+    clock = source.clock_words(fields)
+    named = [f for f in fields if not _is_clock(f, clock)] or fields
+    one = max(named, key=lambda f: (f.dtype.startswith("float"), len(f.shape) == 1, f.by_name))
     part = Part(one.name, one.elements if one.by_name else ())
-    words = [f"--map {shlex.quote(f'x={part}')}"]
+    words = [f"--map {shlex.quote(f'x={part}')}", *[clock] * bool(clock)]
     if source.rate_hz is None:
         words.append("--read rate_hz=50")
     return f"{' '.join(words)}, with your input's name for x"
+
+
+def _is_clock(field: Field, clock: str) -> bool:
+    """Whether a field is the time, and no input."""
+    stamp = field.name.endswith((".stamp", ".timestamp", ".sec", ".nanosec", ".seconds", ".nanos"))
+    return stamp or field.kind.startswith("timestamp") or f"time={field.name}[" in clock
 
 
 def chosen(source: Source, fields: Sequence[Field], parts: Sequence[Part]) -> list[Field]:

@@ -37,6 +37,7 @@ class Store(Source):
     """
 
     is_timed = False
+    settings = frozenset[str]()
 
     def __init__(
         self, path: Path, form: str, parts: list[tuple[str, int, int, Arrays]],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -89,6 +91,8 @@ def column(name: str, values: Any) -> Array:
 class Table(Source):
     """Files of one table, row by row."""
 
+    settings = frozenset({"time", "episode"})
+
     def __init__(self, path: Path, files: Sequence[Path], form: str) -> None:
         self.path, self._files, self.form = path, files, form
         self.is_timed, self.notes = False, list[str]()
@@ -168,7 +172,7 @@ class Table(Source):
         stamped = one is not None and one.kind.startswith("timestamp")
         if one is None or not (stamped or UNITS.get(clock.unit, "")[:1] == ("time",)):
             names = [f.name for f in fields if not f.shape]
-            like = next((n for n in names if "time" in n.lower() or n in ("t", "stamp")), "t")
+            like = next((n for n in names if _like_time(n)), "t")
             raise EpisodeError(
                 f"which column of {self.path.name} is the time?",
                 found=plan.time or ", ".join(names[:20]),
@@ -177,6 +181,21 @@ class Table(Source):
                 remedy=f"--read 'time={like}[s]'",
             )
         return Part(clock.field, unit="ns" if stamped else clock.unit)
+
+    def clock_words(self, fields: Sequence[Field]) -> str:
+        """``--read`` with the column that looks like a time, or that rows are steps."""
+        if self.rate_hz:
+            return ""
+        like = next((f for f in fields if not f.shape and _like_time(f.name)), None)
+        if like is None:
+            return "--read time=rows"
+        unit = next((u for u in ("ns", "us", "ms") if re.search(rf"(^|[^a-z]){u}$", like.name)), "")
+        if not unit and not like.kind.startswith("timestamp"):
+            first = column(like.name, next(self._blocks([like.name])).column(like.name))
+            # By size, if they count from 1970; else seconds.
+            digits = np.log10(max(1.0, abs(float(first[0]))))
+            unit = "ns" if digits > 17 else "us" if digits > 14 else "ms" if digits > 11 else "s"
+        return f"--read {shlex.quote(f'time={Part(like.name, unit=unit)}')}"
 
     def _marks(self, plan: Map, fields: list[Field]) -> list[str]:
         if plan.episode and plan.episode not in [one.name for one in fields]:
@@ -204,13 +223,32 @@ class Table(Source):
             yield block_of_parts
 
 
+def _like_time(name: str) -> bool:
+    return bool(re.search(r"time|stamp|(^|[^a-z])t($|[^a-z])", name.lower()))
+
+
 def _times(clock: Part, block: Any) -> Array:
     """A column of times as nanoseconds; whole numbers stay exact."""
     times = column(clock.field, block.column(clock.field))
     if not np.isfinite(times).all():
         raise EpisodeError(f"a time of {clock.field} is not finite")
     scale = round(UNITS[clock.unit][1] * 1e9)
-    scaled = times * scale if times.dtype.kind in "iu" else np.round(times * float(scale))
+    rough = times.dtype == np.float32
+    times = times.astype(np.int64 if times.dtype.kind in "biu" else np.float64)
+    far = np.abs(times.astype(np.float64)).max(initial=0.0) * scale
+    if far >= 2.0**63:
+        raise EpisodeError(
+            f"the times of {clock} are too far from 1970",
+            found=f"{far / scale:g} {clock.unit}, {far / 3.156e16:,.0f} years",
+            expected="the unit in which they were recorded",
+            remedy=f"--read 'time={clock.field}[ns]', or us or ms",
+        )
+    if rough and far * 2.0**-24 > 1e5:
+        raise EpisodeError(
+            f"the times of {clock} have too few digits",
+            found=f"float32, {far * 2.0**-23:g} ns apart", expected="float64, or whole numbers",
+        )  # fmt: skip
+    scaled = times * scale if times.dtype.kind == "i" else np.round(times * float(scale))
     nanoseconds: Array = scaled.astype(np.int64)
     return nanoseconds
 
@@ -246,6 +284,11 @@ class _Rows:
                 yield None, done, block
             else:
                 numbers = column(self._marks[0], block.column(self._marks[0]))
+                if not np.array_equal(numbers, numbers.astype(np.int64)):
+                    raise EpisodeError(
+                        f"the numbers of episodes in {self._marks[0]!r} are not whole",
+                        found=numbers[:4], expected="whole numbers, such as 0, 0, 1",
+                    )  # fmt: skip
                 edges = np.flatnonzero(np.diff(numbers)) + 1
                 for first, end in zip([0, *edges], [*edges, len(numbers)], strict=True):
                     number = int(numbers[first])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ from stategate.runtime.recordings.source import (
     Source,
     chosen,
 )
+
+_MAGIC = b"\x89MCAP0\r\n"  # at both ends of a file
 
 
 class Message(NamedTuple):
@@ -44,10 +48,20 @@ def reading(path: Path, form: str) -> Iterator[None]:
             f"{path} cannot be read",
             found=f"{type(problem).__name__}: {problem}",
             expected=f"{form}, whole",
-            remedy="a robot that lost power leaves a file without an end: mcap recover mends it"
-            if path.suffix == ".mcap"
-            else None,
+            remedy=_mend(path),
         ) from problem
+
+
+def _mend(path: Path) -> str | None:
+    """What helps against a file that begins as MCAP and does not end as it."""
+    if path.suffix != ".mcap" or path.stat().st_size < len(_MAGIC):
+        return None
+    with path.open("rb") as file:
+        begins = file.read(len(_MAGIC)) == _MAGIC
+        file.seek(-len(_MAGIC), SEEK_END)
+        is_cut = begins and file.read() != _MAGIC
+    recover = f"mcap recover {shlex.quote(str(path))} -o whole.mcap"
+    return f"it has no end, as after a loss of power: {recover}" if is_cut else None
 
 
 class Topics(Source):
@@ -55,6 +69,8 @@ class Topics(Source):
 
     is_timed = True
     rate_hz = None
+    settings = frozenset({"time", "order"})
+    clocks: tuple[str, ...] = ("log", "publish", "header")  # times that a message has
 
     def __init__(self, path: Path) -> None:
         self.path, self.size, self.notes = path, 0, []
@@ -94,10 +110,11 @@ class Topics(Source):
         self, parts: Sequence[Part], plan: Map, report: Progress
     ) -> Iterator[tuple[str, Iterator[Block]]]:
         """The recording is one episode; gaps may cut it."""
-        if plan.time not in ("", "log", "publish", "header"):
+        if plan.time and plan.time not in self.clocks:
             raise EpisodeError(
-                "messages have no such time", found=plan.time, expected="log, publish or header"
-            )
+                f"messages of {self.form} have no such time", found=plan.time,
+                expected=" or ".join(self.clocks),
+            )  # fmt: skip
         yield self.path.stem, self._batches(parts, plan, report)
 
     def _batches(self, parts: Sequence[Part], plan: Map, report: Progress) -> Iterator[Block]:
