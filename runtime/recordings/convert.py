@@ -280,11 +280,11 @@ class _Converter:
 
 def _check_linear(name: str, part: Part, one: Field, gap_s: float) -> None:
     """Refuse a line between two values that has no meaning."""
-    taken = set(part.elements or one.elements)
+    elements = set(part.elements or one.elements)
     why = (
         "holds its last value for ever" if gap_s == np.inf
         else f"is {one.dtype}, such as a mode or a count" if not one.dtype.startswith("float")
-        else "is a rotation, and between two quaternions lies none" if taken >= set("xyzw")
+        else "is a rotation, and between two quaternions lies none" if elements >= set("xyzw")
         else ""
     )  # fmt: skip
     if why:
