@@ -25,11 +25,13 @@ class Counts(msgspec.Struct, frozen=True):
         compilers: First line of each compiler's version, by its name.
         rows: What was counted.
         not_counted: Why a row is missing, by its name.
+        older: Names of rows of an earlier C, which were not counted again.
     """
 
     compilers: dict[str, str]
     rows: list[Row]
     not_counted: dict[str, str]
+    older: list[str] = []
 
 
 def deviations(expected: Iterable[Row], rows: Iterable[Row]) -> list[str]:
@@ -65,6 +67,12 @@ compiled with `-march=armv8-a+nosimd`.
 """
 
 
+_OLDER = """
+**{n} of {rows} rows are of an earlier C**, and were not counted again; `older` in counts.json names
+them.
+"""
+
+
 def _cell(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
 
@@ -81,12 +89,31 @@ def page_of(counts: Counts) -> str:
     parts = [
         _HEAD.format(renews=RENEWS, tolerance=TOLERANCE).strip(),
         f"Compilers: {'; '.join(sorted(counts.compilers.values()))}.",
+        *([_OLDER.format(n=len(counts.older), rows=len(counts.rows))] if counts.older else []),
         markdown_table(head, lines, range(3, 8)),
     ]
     if counts.not_counted:
         missing = (f"- {name}: {why}" for name, why in counts.not_counted.items())
         parts += ["Not counted:", "\n".join(missing)]
     return "\n\n".join(parts) + "\n"
+
+
+def _together(earlier: Counts, now: Counts) -> Counts:
+    """Rows of both, in the order of the earlier ones; a row that was counted again is the new one.
+
+    Raises:
+        ClickException: A compiler is another one, whose rows must not stand beside these.
+    """
+    for compiler, version in now.compilers.items():
+        if earlier.compilers.get(compiler, version) != version:
+            raise click.ClickException(f"the kept rows are of {earlier.compilers[compiler]}")
+    by_name = {row.name: row for row in earlier.rows} | {row.name: row for row in now.rows}
+    counted = {row.name for row in now.rows}
+    missing = {
+        n: why for n, why in (earlier.not_counted | now.not_counted).items() if n not in by_name
+    }
+    older = [name for name in by_name if name not in counted]
+    return Counts(earlier.compilers | now.compilers, list(by_name.values()), missing, older)
 
 
 @click.command("counts")
@@ -99,8 +126,17 @@ def page_of(counts: Counts) -> str:
 @click.option("--isa", "isas", multiple=True, type=click.Choice(list(MACHINES)), help="Repeat.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The counts (.json).")
 @click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="The page (.md).")
+@click.option(
+    "--keep",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Counts whose other rows stay, named as older.",
+)
 def counts_command(
-    bundles: Sequence[Path], isas: Sequence[str], out: Path | None, page: Path | None
+    bundles: Sequence[Path],
+    isas: Sequence[str],
+    out: Path | None,
+    page: Path | None,
+    keep: Path | None,
 ) -> None:
     """Count a step of BUNDLES, each a folder MODEL/PRECISION.
 
@@ -126,7 +162,10 @@ def counts_command(
                 refused[f"{model}, {precision}, {isa}"] = why
             report(done)
     used = {MACHINES[row.isa].build.compiler for row in rows}
-    counts = Counts({cc: version_of(cc) for cc in sorted(used)}, rows, refused)
+    compilers = {cc: version_of(cc) for cc in sorted(used)}
+    counts = Counts(compilers, rows, refused)
+    if keep is not None:
+        counts = _together(msgspec.json.decode(keep.read_bytes(), type=Counts), counts)
     raw = msgspec.json.format(msgspec.json.encode(counts), indent=1) + b"\n"
     if page is not None:
         write_whole(page, page_of(counts).encode())

@@ -217,6 +217,6 @@ def longest(case: Case) -> None:
             spread = ", ".join(
                 f"{len(n)} {_ANSWERS[kind]} {min(n):,} to {max(n):,}" for kind, n in counted.items()
             )
-            case.add(requirement, how, "shown", f"at most {most:,}: {spread}")
+            case.add(requirement, how, "shown", f"at most {most:,} were counted: {spread}")
             if isa == _machine_of(fast_build()):
                 case.figures["instructions_max"] = most

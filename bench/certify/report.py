@@ -148,8 +148,13 @@ def _rows(rows: list[Row]) -> str:
     head = "<tr><th>requirement</th><th>how</th><th>result</th><th>what was found</th></tr>"
     style = (
         "<style>.rows td, .rows th { text-align: left; vertical-align: top; white-space: normal;"
+        " overflow-wrap: anywhere; min-width: 5rem; }"
+        # In a narrow window cells stand below one another, and a result is never out of sight.
+        " @media (max-width: 700px) { .rows th { display: none; }"
+        " .rows td { display: block; border: 0; padding: 0.1rem 0; }"
+        " .rows td:empty { display: none; } .rows td:last-child { padding-bottom: 1rem; } }"
+        "</style>"
     )
-    style += " min-width: 5rem; }</style>"
     return f'{style}<div class="wide"><table class="rows">{head}{"".join(lines)}</table></div>'
 
 

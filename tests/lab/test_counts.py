@@ -6,9 +6,21 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click import ClickException
 from click.testing import CliRunner
 
-from lab.counts import EXPECTED, MACHINES, RENEWS, Counts, Row, count, deviations, version_of
+from lab.counts import (
+    EXPECTED,
+    MACHINES,
+    RENEWS,
+    Counts,
+    Row,
+    _together,
+    count,
+    deviations,
+    page_of,
+    version_of,
+)
 from stategate.cli.main import main
 
 ROW = Row("lstm", "float32", "aarch64", None, 10_000, 2_000, 70_000, 1_600)
@@ -25,6 +37,16 @@ def test_a_row_that_nobody_expects_and_a_kind_of_step_that_is_gone_are_named() -
     without_writes = msgspec.structs.replace(ROW, instructions_write=None)
     assert any("instructions_write is None" in line for line in deviations([ROW], [without_writes]))
     assert len(deviations([], [ROW])) == 4
+
+
+def test_rows_that_are_kept_are_named_as_older_and_of_the_same_compilers() -> None:
+    other = msgspec.structs.replace(ROW, model="gru")
+    again = msgspec.structs.replace(ROW, flash_bytes=71_000)
+    counts = _together(Counts({"gcc": "12"}, [ROW, other], {}), Counts({"gcc": "12"}, [again], {}))
+    assert counts.rows == [again, other] and counts.older == [other.name]
+    assert "1 of 2 rows are of an earlier C" in page_of(counts)
+    with pytest.raises(ClickException, match="the kept rows are of 12"):
+        _together(counts, Counts({"gcc": "13"}, [again], {}))
 
 
 @pytest.mark.slow
