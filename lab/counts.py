@@ -67,10 +67,9 @@ compiled with `-march=armv8-a+nosimd`.
 """
 
 
-_OLDER = """
+_OLDER = """\
 **{n} of {rows} rows are of an earlier C**, and were not counted again; `older` in counts.json names
-them.
-"""
+them."""
 
 
 def _cell(value: int | None) -> str:

@@ -87,7 +87,7 @@ def back_to_back(case: Case) -> bytes:
         first = run if build.is_plain else first
         _compare(case, f"{how}, {count:,} steps", graph, run, count, first)
         if first is run:
-            _compare(case, f"float model beside C, {origin}", float_run, run, steps, None)
+            _compare(case, f"float model beside C, {origin}", float_run, run, steps, run)
     return episode
 
 

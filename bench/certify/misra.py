@@ -87,7 +87,10 @@ def misra(case: Case) -> None:
             raise RuntimeError("cppcheck's addon does not find a rule that is broken on purpose")
         findings = set().union(*(_cppcheck(case, source) for source in case.sources))
         required = sorted(one for one in findings if one[2] not in _ADVISORY)
-        lines = [f"{f.rpartition('/')[2]}:{line}: rule {rule}" for f, line, rule in required]
+        lines = [
+            f"{f.rpartition('/')[2]}:{line}: {'rule ' * rule[0].isdigit()}{rule}"
+            for f, line, rule in required
+        ]
         pairs = list(zip(lines, required, strict=True))
         broken = [line for line, one in pairs if one[2] not in DEVIATIONS]
         count = Counter(rule for *_, rule in required if rule in DEVIATIONS)

@@ -103,6 +103,8 @@ def eva(case: Case, precision: int) -> None:
     words += ["-eva", "-eva-precision", str(precision), "-warn-special-float", "none"]
     case.figures["eva_alarms"] = None
     with case.asking(requirement, method):
+        # An array that a loop fills is written whole only where Eva walks the loop step by step.
+        words += ["-eva-auto-loop-unroll", "160"]
         code, printed = words_of([*words, "-eva-no-print"], case.limit_s)
         counted = _ALARMS.search(printed)
         log = printed.replace(f"{case.scratch}/", "")

@@ -128,10 +128,10 @@ class Convolution:
         copy = [
             f"float *line = {band} + (c * {rows.taps} + i) * {columns.span};",
             f"const int32_t h = oh * {rows.stride} + i * {rows.dilation} - {rows.pad};",
-            f"(void)memset(line, 0, {columns.span} * sizeof *line);",
+            f"(void)memset(line, 0, {columns.span}u * sizeof *line);",
             f"if (h >= 0 && h < {rows.extent}) {{",
             f"    (void)memcpy(line + {columns.pad}, "
-            f"x + (c * {rows.extent} + h) * {columns.extent}, {extent} * sizeof *line);",
+            f"x + (c * {rows.extent} + h) * {columns.extent}, {extent}u * sizeof *line);",
             "}",
         ]
         return nested([("c", self._channels), ("i", rows.taps)], copy)
