@@ -67,9 +67,11 @@ STATEGATE_INLINE void stategate_integer_tile(
     int32_t tile, const int8_t *w, int32_t rows, const float *x, const float *scales,
     const float *init, float *out)
 {
-    const int32_t pass = STATEGATE_SUMS * STATEGATE_LANES, whole = tile - tile % pass;
+    /* Weights are widened sixteen at a time: fewer sums than that would be read past their end. */
+    const int32_t most = STATEGATE_SUMS > STATEGATE_SIXTEEN ? STATEGATE_SUMS : STATEGATE_SIXTEEN;
+    const int32_t pass = most * STATEGATE_LANES, whole = tile - tile % pass;
     for (int32_t n = 0; n < whole; n += pass) {
-        stategate_integer_columns(STATEGATE_SUMS, tile, w + n, rows, x, out + n);
+        stategate_integer_columns(most, tile, w + n, rows, x, out + n);
     }
 #if STATEGATE_LANES > 1
     if (whole < tile) {
