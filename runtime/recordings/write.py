@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from stategate.contract import Bundle, Manifest, load_episode
+from stategate.contract.durable import move_into_place
 from stategate.contract.errors import EpisodeError, ResultError
 from stategate.contract.staging import staged
 from stategate.runtime.base.buffers import Array
@@ -87,7 +88,7 @@ def write_run(
                 report(result.steps)
         finally:
             writer.close()
-        place.rename(out)
+        move_into_place(place, out)
     return result
 
 
