@@ -32,6 +32,9 @@ from stategate.contract.errors import SpecError
 
 _ROOM = Path("docs/evidence")
 _NAMES = {  # fmt: skip
+    "fleets",
+    "robots",
+    "tails",
     "arm",
     "bundle",
     "calibrated",
@@ -272,7 +275,7 @@ def _rows(text: str, place: str) -> list[dict[str, Any]]:
         content = json.loads(text)
     except ValueError as problem:
         raise SpecError("these are no results", found=f"{place}: {problem}") from problem
-    rows = content.get("rows") if isinstance(content, dict) else content
+    rows = content.get("rows", [content]) if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise SpecError("these are no results", found=place, expected="a list of rows, as JSON")
     return rows

@@ -67,7 +67,7 @@ def test_a_row_that_is_gone_is_no_success(tmp_path: Path) -> None:
 def test_every_result_of_the_repository_can_be_matched() -> None:
     for path in sorted(Path("docs/evidence").glob("*.json")):
         rows = json.loads(path.read_text())
-        rows = rows["rows"] if isinstance(rows, dict) else rows
+        rows = rows.get("rows", [rows]) if isinstance(rows, dict) else rows
         assert {finding.verdict for finding in compare(rows, rows)} == {"same"}, path
 
 
