@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -94,10 +95,10 @@ class WindowConfig(LayerConfig):
         shape = (1, self.kv_heads, self.slots, self.head_dim)
         row = 4 * self.kv_heads * self.head_dim
         rule = f"head, slot ({self.sinks or 0} sinks, then a ring), channel"
-        common = {"shape": shape, "gate": "write", "write_bytes": row}
+        tokens = partial(StateSpec, shape=shape, gate="write", write_bytes=row)
         return (
-            StateSpec(f"{prefix}k", layout=f"{rule} before its rotation", **common),  # type: ignore
-            StateSpec(f"{prefix}v", layout=rule, **common),  # type: ignore[arg-type]
+            tokens(f"{prefix}k", layout=f"{rule} before its rotation"),
+            tokens(f"{prefix}v", layout=rule),
             StateSpec(f"{prefix}turn", (1, 1), "int32", gate="write", layout="see the cell"),
         )
 
