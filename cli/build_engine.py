@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     help="Take a plan that trtexec built here instead of building one.",
 )
 @json_option
-def build_engine_command(
+def build_engine(
     bundle: Path,
     library: str,
     workspace_mib: int | None,

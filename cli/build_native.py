@@ -22,7 +22,7 @@ from stategate.runtime.check.build_native import build_native
 @option("--flag", "flags", multiple=True, help="Further compiler flag; may be repeated.")
 @trust_option
 @json_option
-def build_native_command(
+def command(
     bundle: Path,
     cc: str,
     isa: str | None,

@@ -21,10 +21,9 @@ from stategate.contract.names import close_names
 class Verb(NamedTuple):
     """Where a verb is, and what is said of it before it is imported."""
 
-    place: str  # module:attribute below stategate.cli
+    place: str  # module:attribute below stategate.cli; the module alone where both have one name
     extra: str  # of pip, that brings what it needs
     line: str  # for the list of verbs
-    old: str = ""  # its name before there were groups, which goes on working
 
 
 class Group(NamedTuple):
@@ -35,151 +34,87 @@ class Group(NamedTuple):
     default: str | None = None
 
 
-FIRST_SCREEN: dict[str, dict[str, Verb]] = {
-    "Make a bundle": {
-        "export": Verb("export:export", "export", "Make a bundle from a torch module."),
-        "adopt": Verb(
-            "adopt:adopt", "export", "Make a bundle from an ONNX file that carries its own state."
-        ),
-        "calibrate": Verb(
-            "calibrate:calibrate", "export", "Choose a gate's threshold by closed-loop episodes."
-        ),
-        "wrap": Verb(
-            "wrap:wrap", "export", "Give a frozen policy a memory, trained on its recordings."
-        ),
-        "quantise": Verb(
-            "export:quantise", "export", "Make a bundle in lower precision, ranges and all."
-        ),
-    },
-    "Prove it": {
-        "drift": Verb(
-            "drift:drift", "bench", "Compare a candidate with its float model over many steps."
-        ),
-        "verify": Verb(
-            "device:verify", "ort", "Check a bundle's digests, and its behaviour on this machine."
-        ),
-        "fits": Verb(
-            "fits:fits", "export", "Say whether a bundle or model fits a device, and why."
-        ),
-        "certify": Verb(
-            "certify:certify", "bench", "Ask compilers, checkers and provers about a bundle's C."
-        ),
-        "sign": Verb("sign:sign", "trust", "Sign a bundle as its author."),
-        "inspect": Verb("device:inspect", "ort", "Show what a bundle promises."),
-    },
-    "Run it": {
-        "run": Verb("run:run", "ort", "Step a bundle through an episode and count its writes."),
-        "replay": Verb("replay:replay", "ort", "Step again what a black box recorded."),
-        "watch": Verb("watch:watch", "watch", "Show a memory as it works, in a browser."),
-        "report": Verb("report:report", "bench", "Draw runs and results as one page."),
-    },
-    "On the device": {
-        "doctor": Verb(
-            "targets:doctor", "ort", "Say what this machine lacks for an engine, with remedies."
-        ),
-    },
-}
-_MODEL = {
-    "list": Verb("zoo:zoo", "export", "List the models that come with stategate.", "zoo"),
-    "ranges": Verb(
-        "calibrate:ranges",
-        "export",
-        "Measure how large a bundle's tensors become in closed loop.",
-        "ranges",
-    ),
-    "sensitivity": Verb(
-        "sensitivity:sensitivity",
-        "export",
-        "Propose a precision plan within bounds of error and flips.",
-        "sensitivity",
-    ),
-    "health": Verb(
-        "calibrate:health", "ort", "Learn what a bundle meets, to notice when a stream leaves it."
-    ),
-    "recalibrate": Verb(
-        "calibrate:recalibrate",
-        "export",
-        "Choose the threshold that decides like the float bundle.",
-        "recalibrate",
-    ),
-}
-_EPISODES = {
-    "show": Verb("record:episodes", "ort", "Say what is in recorded episodes."),
-    "read": Verb("record:read_recording", "recordings", "Write a recording as episodes."),
-    "write": Verb(
-        "record:write_recording", "recordings", "Write a run as MCAP, LeRobotDataset or Parquet."
-    ),
-    "zoo": Verb("zoo:episode", "export", "Write a held-out episode of a zoo model.", "episode"),
-    "wav": Verb("record:episode_wav", "ort", "Cut sound into episodes.", "episode-wav"),
-    "gym": Verb(
-        "record:episode_gym",
-        "gym",
-        "Write what an expert sees in a Gymnasium environment.",
-        "episode-gym",
-    ),
-    "record": Verb("record:record", "ort", "Step a bundle and record what it is given.", "record"),
-}
-_BENCH = {
-    "run": Verb("bench:run", "bench", "Measure bundles on this machine."),
-    "report": Verb("bench:report", "bench", "Draw page and Markdown of a result anew."),
-    "compare": Verb("bench:compare_command", "bench", "Tell whether one is slower."),
-}
-_DEVICE = {
-    "targets": Verb(
-        "targets:targets",
-        "export",
-        "List the devices that are known, each figure with its source.",
-        "targets",
-    ),
-    "detect": Verb(
-        "targets:detect_command",
-        "export",
-        "Say what this machine is, and what no file says.",
-        "detect",
-    ),
-    "build-engine": Verb(
-        "build_engine:build_engine_command",
-        "tensorrt",
-        "Build a bundle's TensorRT engine on this device.",
-        "build-engine",
-    ),
-    "build-native": Verb(
-        "build_native:build_native_command",
-        "ort",
-        "Compile a bundle's C source into a library.",
-        "build-native",
-    ),
-    "trust": Verb("sign:trust", "ort", "Accept a bundle's native code, once.", "trust"),
-    "retarget": Verb(
-        "fits:retarget_command", "export", "Write bundles again for another device.", "retarget"
-    ),
-    "wear": Verb(
-        "wear:wear", "ort", "Show how long the flash lasts under each snapshot policy.", "wear"
-    ),
-}
-_INSTALL = {
-    "bundle": Verb("install:bundle", "ort", "Put a bundle beside the one that runs."),
-    "confirm": Verb("install:confirm_command", "ort", "Let the bundle on trial stay."),
-    "go-back": Verb("install:go_back_command", "ort", "Run the bundle from before."),
-    "status": Verb("install:status_command", "ort", "Say which bundle runs, and why."),
-    "release": Verb(
-        "install:release_command", "ort", "Give a bundle a release number and a migration."
-    ),
-}
-_FLEET = {
-    "deploy": Verb(
-        "deploy:deploy", "ort", "Put a bundle on a machine over ssh, and try it there.", "deploy"
-    ),
-    "collect": Verb("fleet:collect", "fleet", "Read what robots brought home into one table."),
-    "show": Verb("fleet:show_command", "fleet", "Say which robots need a look."),
-    "episodes": Verb("fleet:episodes_command", "fleet", "Make episodes of black boxes."),
-}
-_CARRY = {
-    "bill": Verb("bill:bill_command", "", "Say what is in a bundle: CycloneDX or SPDX.", "bill"),
-    "push": Verb("push:push_command", "carry", "Put a bundle into a registry.", "push"),
-    "pull": Verb("push:pull_command", "carry", "Take a bundle out of a registry.", "pull"),
-}
-GROUPS: dict[str, Group] = {
+def _verbs(table: str) -> dict[str, Verb]:
+    rows = (map(str.strip, row.split("|")) for row in table.strip().splitlines())
+    return {name: Verb(*rest) for name, *rest in rows}
+
+
+_MAKE = _verbs("""
+export | export | export | Make a bundle from a torch module.
+adopt | adopt | export | Make a bundle from an ONNX file that carries its own state.
+calibrate | calibrate | export | Choose a gate's threshold by closed-loop episodes.
+wrap | wrap | export | Give a frozen policy a memory, trained on its recordings.
+quantise | export:quantise | export | Make a bundle in lower precision, ranges and all.
+""")
+_PROVE = _verbs("""
+drift | drift | bench | Compare a candidate with its float model over many steps.
+verify | device:verify | ort | Check a bundle's digests, and its behaviour on this machine.
+fits | fits | export | Say whether a bundle or model fits a device, and why.
+certify | certify | bench | Ask compilers, checkers and provers about a bundle's C.
+sign | sign | trust | Sign a bundle as its author.
+inspect | device:inspect | ort | Show what a bundle promises.
+""")
+_RUN = _verbs("""
+run | run | ort | Step a bundle through an episode and count its writes.
+replay | replay | ort | Step again what a black box recorded.
+watch | watch | watch | Show a memory as it works, in a browser.
+report | report | bench | Draw runs and results as one page.
+""")
+_DOCTOR = _verbs("""
+doctor | targets:doctor | ort | Say what this machine lacks for an engine, with remedies.
+""")
+_MODEL = _verbs("""
+list | zoo | export | List the models that come with stategate.
+ranges | calibrate:ranges | export | Measure how large a bundle's tensors become in closed loop.
+sensitivity | sensitivity | export | Propose a precision plan within bounds of error and flips.
+health | calibrate:health | ort | Learn what a bundle meets, to notice when a stream leaves it.
+recalibrate | calibrate:recalibrate | export | Find a threshold that decides like the float bundle.
+""")
+_EPISODES = _verbs("""
+show | record:episodes | ort | Say what is in recorded episodes.
+read | record:read_recording | recordings | Write a recording as episodes.
+write | record:write_recording | recordings | Write a run as MCAP, LeRobotDataset or Parquet.
+zoo | zoo:episode | export | Write a held-out episode of a zoo model.
+wav | record:episode_wav | ort | Cut sound into episodes.
+gym | record:episode_gym | gym | Write what an expert sees in a Gymnasium environment.
+record | record | ort | Step a bundle and record what it is given.
+""")
+_BENCH = _verbs("""
+run | bench:run | bench | Measure bundles on this machine.
+report | bench:report | bench | Draw page and Markdown of a result anew.
+compare | bench:compare_command | bench | Tell whether one is slower.
+""")
+_DEVICE = _verbs("""
+targets | targets | export | List the devices that are known, each figure with its source.
+detect | targets:detect_command | export | Say what this machine is, and what no file says.
+build-engine | build_engine | tensorrt | Build a bundle's TensorRT engine on this device.
+build-native | build_native:command | ort | Compile a bundle's C source into a library.
+trust | sign:trust | ort | Accept a bundle's native code, once.
+retarget | fits:retarget_command | export | Write bundles again for another device.
+wear | wear | ort | Show how long the flash lasts under each snapshot policy.
+""")
+_INSTALL = _verbs("""
+bundle | install:bundle | ort | Put a bundle beside the one that runs.
+confirm | install:confirm_command | ort | Let the bundle on trial stay.
+go-back | install:go_back_command | ort | Run the bundle from before.
+status | install:status_command | ort | Say which bundle runs, and why.
+release | install:release_command | ort | Give a bundle a release number and a migration.
+""")
+_FLEET = _verbs("""
+deploy | deploy | ort | Put a bundle on a machine over ssh, and try it there.
+collect | fleet:collect | fleet | Read what robots brought home into one table.
+show | fleet:show_command | fleet | Say which robots need a look.
+episodes | fleet:episodes_command | fleet | Make episodes of black boxes.
+""")
+_CARRY = _verbs("""
+bill | bill:bill_command | | Say what is in a bundle: CycloneDX or SPDX.
+push | push:push_command | carry | Put a bundle into a registry.
+pull | push:pull_command | carry | Take a bundle out of a registry.
+""")
+_COMPLETION = _verbs("""
+completion | completion | | Print what completes verbs and options in a shell.
+""")
+GROUPS = {
     "install": Group("Put updates on a device that can be taken back.", _INSTALL, "bundle"),
     "fleet": Group("Many robots: bundles go out, ledgers come home.", _FLEET),
     "carry": Group("Bills of materials, and bundles in a registry.", _CARRY),
@@ -190,14 +125,24 @@ GROUPS: dict[str, Group] = {
     "bench": Group("Measure bundles: step times, tails, memory, energy.", _BENCH, "run"),
     "device": Group("Targets, and what is compiled for one.", _DEVICE),
 }
-COMPLETION = Verb("completion:completion", "", "Print what completes verbs and options in a shell.")
-
-# Names of today and of before, as one word each.
-COMMANDS: dict[str, Verb | Group] = {
-    **{name: verb for verbs in FIRST_SCREEN.values() for name, verb in verbs.items()},
-    **GROUPS,
-    "completion": COMPLETION,
-    **{v.old: v for group in GROUPS.values() for v in group.verbs.values() if v.old},
+SECTIONS: dict[str, dict[str, Verb | Group]] = {
+    "Make a bundle": {**_MAKE},
+    "Prove it": {**_PROVE},
+    "Run it": {**_RUN, "bench": GROUPS["bench"]},
+    "On the device": _DOCTOR | {name: GROUPS[name] for name in ("install", "fleet", "device")},
+    "More": {name: GROUPS[name] for name in ("carry", "model", "episodes")} | _COMPLETION,
+}
+# Names from before there were groups, which go on working.
+OLD = {
+    **{name: verb for name, verb in _MODEL.items() if name not in ("list", "health")},
+    **_DEVICE,
+    **_CARRY,
+    "zoo": _MODEL["list"],
+    "episode": _EPISODES["zoo"],
+    "episode-wav": _EPISODES["wav"],
+    "episode-gym": _EPISODES["gym"],
+    "record": _EPISODES["record"],
+    "deploy": _FLEET["deploy"],
 }
 
 
@@ -241,10 +186,9 @@ class LazyGroup(CommandGroup):
             )
         if entry is None:
             return None
-        module, attribute = entry.place.split(":")
-        command: click.Command = getattr(
-            importlib.import_module(f"stategate.cli.{module}"), attribute
-        )
+        module, _, attribute = entry.place.partition(":")
+        home = importlib.import_module(f"stategate.cli.{module}")
+        command: click.Command = getattr(home, attribute or module)
         return command
 
     def resolve_command(
@@ -308,23 +252,8 @@ def every_verb(
 
 @click.group(
     cls=LazyGroup,
-    sections={
-        **FIRST_SCREEN,
-        "Run it": {**FIRST_SCREEN["Run it"], "bench": GROUPS["bench"]},
-        "On the device": {
-            **FIRST_SCREEN["On the device"],
-            "install": GROUPS["install"],
-            "fleet": GROUPS["fleet"],
-            "device": GROUPS["device"],
-        },
-        "More": {
-            "carry": GROUPS["carry"],
-            "model": GROUPS["model"],
-            "episodes": GROUPS["episodes"],
-            "completion": COMPLETION,
-        },
-    },
-    hidden=COMMANDS,
+    sections=SECTIONS,
+    hidden=OLD,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="stategate")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from stategate.cli.main import COMMANDS, main
+from stategate.cli.main import OLD, SECTIONS, main
 from stategate.contract.names import close_names
 from stategate.models.load import load_model
 from stategate.models.zoo.catalogue import ZOO
@@ -122,5 +122,6 @@ def test_parts_words_and_typing_mistakes_are_close_and_others_are_not() -> None:
     assert close_names("Aura_Hard", ZOO) == ["aura-hard"]
     assert close_names("abacus", targets()) == []
     assert close_names("x", ZOO) == []
-    for verb in COMMANDS:
-        assert close_names(verb, COMMANDS)[0] == verb
+    commands = [*OLD, *(name for verbs in SECTIONS.values() for name in verbs)]
+    for verb in commands:
+        assert close_names(verb, commands)[0] == verb

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stategate.cli.main import COMMANDS, main
+from stategate.cli.main import OLD, SECTIONS, main
 
 
 def commands(group: click.Group, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -30,7 +30,7 @@ def command_of(words: tuple[str, ...]) -> click.Command:
 
 
 @pytest.mark.case("B16")
-@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("verb", [*OLD, *(name for verbs in SECTIONS.values() for name in verbs)])
 def test_every_single_option_of_a_verb_is_refused_when_it_is_given_twice(verb: str) -> None:
     top = command_of((verb,))
     here = commands(top, (verb,)) if isinstance(top, click.Group) else [(verb,)]
