@@ -41,6 +41,7 @@ PROPOSED_RATES = (0.9, 0.75, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06, 0.03, 0.0
 """Write rates whose thresholds are tried where none are given, if gates were as at the start."""
 _FINER = 7  # thresholds in each round of a search between two thresholds
 _RATE_TOLERANCE = 0.05  # of the wanted write rate
+_AS_FEW = 0.02  # more writes than the fewest that count as no more: episodes differ by more
 
 
 def calibrate_gate(
@@ -103,7 +104,7 @@ def calibrate_gate(
         rest = [point.threshold for point in curve if point.threshold > chosen.threshold]
         finer = _inside(chosen.threshold, rest[0]) if rest else []
         curve = _merged(curve, curve_of(finer) if finer else [])
-        chosen, rule = _choose(curve, wish)
+        chosen, rule = _choose(curve, wish, back_off=True)
     return GateCalibration(
         gate.name, chosen.threshold, chosen.write_rate, rule, tuple(curve), reference
     )
@@ -166,7 +167,9 @@ def _merged(curve: Sequence[CurvePoint], more: Sequence[CurvePoint]) -> list[Cur
     return sorted([*curve, *more], key=lambda point: point.threshold)
 
 
-def _choose(curve: Sequence[CurvePoint], wish: Wish) -> tuple[CurvePoint, str]:
+def _choose(
+    curve: Sequence[CurvePoint], wish: Wish, *, back_off: bool = False
+) -> tuple[CurvePoint, str]:
     if wish.write_rate is not None:
         return _by_rate(curve, wish.write_rate)
     if wish.max_output_error is not None:
@@ -176,6 +179,7 @@ def _choose(curve: Sequence[CurvePoint], wish: Wish) -> tuple[CurvePoint, str]:
             lambda point: point.output_error is not None and point.output_error <= bound,
             f"fewest writes with an output error of at most {bound:g}",
             f"output errors from {min(p.output_error or 0.0 for p in curve):.3g}",
+            back_off=back_off,
         )
     accuracies = [point.accuracy for point in curve if point.accuracy is not None]
     if not accuracies:
@@ -193,12 +197,19 @@ def _choose(curve: Sequence[CurvePoint], wish: Wish) -> tuple[CurvePoint, str]:
         if wish.accuracy is None
         else f"fewest writes with an accuracy of at least {least:g}",
         f"accuracies up to {best_accuracy:.4f}",
+        back_off=back_off,
     )
 
 
 def _fewest(
-    curve: Sequence[CurvePoint], fits: Callable[[CurvePoint], bool], rule: str, figures: str
+    curve: Sequence[CurvePoint],
+    fits: Callable[[CurvePoint], bool],
+    rule: str,
+    figures: str,
+    *,
+    back_off: bool,
 ) -> tuple[CurvePoint, str]:
+    """The fewest writes; to back off, as few from as far as can be from what does not fit."""
     fitting = [point for point in curve if fits(point)]
     if not fitting:
         raise CalibrationError(
@@ -207,7 +218,20 @@ def _fewest(
             expected=rule,
             remedy="ask for less, or give other thresholds with --thresholds",
         )
-    return min(fitting, key=lambda point: (point.element_rate, -point.threshold)), rule
+    fewest = min(fitting, key=lambda point: (point.element_rate, -point.threshold))
+    misses = [point.threshold for point in curve if not fits(point)]
+    if not (back_off and misses):
+        return fewest, rule
+    as_few = [p for p in fitting if p.element_rate <= (1 + _AS_FEW) * fewest.element_rate]
+    gaps = [min(abs(point.threshold - miss) for miss in misses) for point in as_few]
+    chosen = as_few[int(np.argmax(gaps))]
+    if chosen is fewest:
+        return fewest, rule
+    cliff = min(misses, key=lambda miss: abs(miss - fewest.threshold))
+    return chosen, (
+        f"{rule}; not {fewest.threshold:g}, which writes {fewest.element_rate:.2%}, "
+        f"because {cliff:g} misses that"
+    )
 
 
 def _by_rate(curve: Sequence[CurvePoint], rate: float) -> tuple[CurvePoint, str]:

@@ -127,30 +127,47 @@ def test_thresholds_are_proposed_in_the_gates_own_units(episodes: list[Episode])
         assert point.write_rate == pytest.approx(writes / 320)
 
 
+class Stamped(nn.Module):
+    """Its gate is the first input; right where the step before was written."""
+
+    def step_spec(self) -> StepSpec:
+        return StepSpec(
+            (TensorSpec("x", (1, 2)),),
+            (TensorSpec("y", (1, 2)),),
+            (StateSpec("h", (1, 2), gate="gate"),),
+            (GateSpec("gate", threshold=0.0),),
+        )
+
+    def step(self, inputs: dict, states: dict) -> StepResult:
+        x, h = inputs["x"], states["h"]
+        y = torch.stack((x[:, 1] - 1.5, h[:, 1]), dim=-1)
+        return StepResult({"y": y}, {"h": x}, {"gate": x[0, :1]})
+
+
+def stamped(gates: np.ndarray, bound: float) -> Episode:
+    """Labelled in the steps after a gate value above ``bound``."""
+    inputs = np.stack((gates, np.arange(len(gates))), axis=-1)[:, None].astype(np.float32)
+    labels = np.where(np.roll(inputs[:, 0, 0], 1) > bound, 1, -1)
+    return Episode({"x": inputs}, {"y": labels})
+
+
 def test_the_last_threshold_that_costs_nothing_is_found_between_two_proposals() -> None:
-    class Stamped(nn.Module):
-        """Its gate is the first input; right where the step before was written."""
-
-        def step_spec(self) -> StepSpec:
-            return StepSpec(
-                (TensorSpec("x", (1, 2)),),
-                (TensorSpec("y", (1, 2)),),
-                (StateSpec("h", (1, 2), gate="gate"),),
-                (GateSpec("gate", threshold=0.0),),
-            )
-
-        def step(self, inputs: dict, states: dict) -> StepResult:
-            x, h = inputs["x"], states["h"]
-            y = torch.stack((x[:, 1] - 1.5, h[:, 1]), dim=-1)
-            return StepResult({"y": y}, {"h": x}, {"gate": x[0, :1]})
-
-    rng = np.random.default_rng(0)
-    seen = np.stack((rng.random(1000), np.arange(1000)), axis=-1)[:, None].astype(np.float32)
-    # Asked only after what is above 0.6: proposals lie at the quantiles 0.5 and 0.65.
-    labels = np.where(np.roll(seen[:, 0, 0], 1) > 0.6, 1, -1)
-    gate = calibrate_gate(Stamped(), [Episode({"x": seen}, {"y": labels})], wish=Wish(tolerance=0))
-    least = seen[:, 0, 0][seen[:, 0, 0] > 0.6].min()
+    gates = np.random.default_rng(0).random(1000)
+    # Proposals lie at the quantiles 0.5 and 0.65.
+    gate = calibrate_gate(Stamped(), [stamped(gates, 0.6)], wish=Wish(tolerance=0))
+    least = gates[gates > 0.6].min()
     assert least - 0.15 / 8 - 0.01 < gate.threshold < least
+
+
+def test_of_thresholds_that_write_as_few_the_farthest_from_a_cliff_wins() -> None:
+    gates = np.random.default_rng(0).random(1000)
+    gates = np.where(gates < 0.6, gates / 1.5, 0.5 + gates / 2)  # none between 0.4 and 0.8
+    episode = [stamped(gates, 0.8)]
+    gate = calibrate_gate(Stamped(), episode, wish=Wish(tolerance=0))
+    assert 0.38 < gate.threshold < 0.46 and "not 0.7" in gate.rule and "misses" in gate.rule
+    # Thresholds that a person names are taken as they are: the fewest writes, and the highest.
+    named = calibrate_gate(Stamped(), episode, (0.5, 0.6, 0.7, 0.9), Wish(tolerance=0))
+    assert named.threshold == pytest.approx(0.7) and "not" not in named.rule
 
 
 def test_a_wanted_write_rate_is_found(episodes: list[Episode]) -> None:
