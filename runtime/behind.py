@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from stategate.contract import Bundle, Episode
 from stategate.contract.backbone import BackboneRef
 from stategate.contract.errors import BundleError, DigestError, StepInputError
 from stategate.contract.reading import FILE_BYTES, file_sha256
+from stategate.runtime.base.closeable import Closeable
 from stategate.runtime.session import Session
 
 Array = NDArray[Any]
@@ -25,7 +25,7 @@ TOLERANCE = 0.02
 computes in float16 stays within it, other weights are off by a whole spread."""
 
 
-class WrappedSession:
+class WrappedSession(Closeable):
     """Steps a bundle that carries its backbone: observations in, an action out.
 
     Only the memory is state: `memory` has the ledger, snapshots and reset.
@@ -36,7 +36,7 @@ class WrappedSession:
 
     def __init__(self, memory: Session, ref: BackboneRef, run: Features, check: Episode) -> None:
         self.memory = memory
-        self._ref, self._run, self._check = ref, run, check
+        self._run, self._check = run, check
         (self._features,) = memory.manifest.inputs
         self._names = {tensor.name for tensor in ref.inputs}
 
@@ -137,17 +137,6 @@ class WrappedSession:
     def close(self) -> None:
         """Let go of everything."""
         self.memory.close()
-
-    def __enter__(self) -> WrappedSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _other_backbone(found: str, expected: str) -> DigestError:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -35,12 +36,12 @@ def show_in_terminal(source: Source, stop: Callable[[], bool]) -> None:
     is_terminal = sys.stdout.isatty()
     source.look(1)
     try:
-        with Live(auto_refresh=False, transient=False) if is_terminal else _Lines() as screen:
+        with Live(auto_refresh=False) if is_terminal else nullcontext() as screen:
             while True:
                 news, count = source.since(count)
                 rows.extend(news)
                 status = source.status()
-                if is_terminal:
+                if screen is not None:
                     screen.update(_screen(about, status, rows), refresh=True)
                 else:
                     click.echo(_line(status, rows))
@@ -49,16 +50,6 @@ def show_in_terminal(source: Source, stop: Callable[[], bool]) -> None:
                 time.sleep(_TURN_S if is_terminal else 1.0)
     finally:
         source.look(-1)
-
-
-class _Lines:
-    """In place of a screen, where there is none."""
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def _line(status: dict[str, Any], rows: deque[Row]) -> str:

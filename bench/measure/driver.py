@@ -13,11 +13,12 @@ from contextlib import suppress
 from typing import Any
 
 from stategate.contract.errors import MeasurementError
+from stategate.runtime.base.closeable import Closeable
 
 OPEN_SESSION = "stategate.bench.measure.subject:open_session"
 
 
-class Driver:
+class Driver(Closeable):
     """One worker process; use it in a ``with``.
 
     Attributes:
@@ -113,9 +114,3 @@ class Driver:
             self._process.kill()
             self._process.wait()
         self._words.close()
-
-    def __enter__(self) -> Driver:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

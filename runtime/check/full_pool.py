@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,49 +14,6 @@ from stategate.runtime.engines.engine import EngineChoice
 from stategate.runtime.pool import Pool
 from stategate.runtime.session import Session
 from stategate.runtime.trust.policy import Trust
-
-
-class Stepper(Protocol):
-    """What a session and a full pool have in common."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the bundle promises."""
-        ...
-
-    @property
-    def engine_name(self) -> str:
-        """Engine and version."""
-        ...
-
-    @property
-    def gates(self) -> Mapping[str, Array]:
-        """Gate values of the last step by name."""
-        ...
-
-    def step(self, /, **inputs: Array) -> Mapping[str, Array]:
-        """One step; outputs by name."""
-        ...
-
-    def state(self, name: str) -> Array:
-        """A copy of one state, all rows of it."""
-        ...
-
-    def load_state(self, states: Mapping[str, Array]) -> None:
-        """Begin an episode from given states, all rows of each."""
-        ...
-
-    def begin(self, /, **inputs: Array) -> None:
-        """Begin an episode with the bundle's prologue."""
-        ...
-
-    def reset(self) -> None:
-        """Put every state back to its initial value."""
-        ...
-
-    def close(self) -> None:
-        """Free the engine."""
-        ...
 
 
 class FullPool:
@@ -108,6 +65,10 @@ class FullPool:
     def close(self) -> None:
         """Free the engine."""
         self._pool.close()
+
+
+Stepper: TypeAlias = "Session | FullPool"
+"""Something that steps a bundle as one."""
 
 
 def begun(session: Session) -> Session:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from stategate.contract import Bundle
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.base.buffers import Array
+from stategate.runtime.base.closeable import Closeable
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.check.recording import Gap, Keyframe, Opening, Recording, Step
 from stategate.runtime.check.replay import open_stepper
@@ -27,7 +27,7 @@ class Replayed:
     fault: str  # what refused its write here; empty where nothing did
 
 
-class RecordedSteps:
+class RecordedSteps(Closeable):
     """A black box and the bundle that was recorded, opened to be stepped through.
 
         with RecordedSteps("robot.rec", "build/policy") as recorded:
@@ -104,14 +104,3 @@ class RecordedSteps:
     def close(self) -> None:
         """Free the engine."""
         self._stepper.session.close()
-
-    def __enter__(self) -> RecordedSteps:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,13 +60,7 @@ _CALLS: dict[str, list[Any]] = {
 }
 
 
-class Driver(Protocol):
-    """The driver's library: every call gives 0 or the number of an error."""
-
-    def __getattr__(self, name: str) -> Any: ...
-
-
-def load_driver() -> Driver:
+def load_driver() -> Any:
     """The driver of this machine."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
@@ -81,7 +75,7 @@ def load_driver() -> Driver:
     return checked_driver(library)
 
 
-def checked_driver(library: Any) -> Driver:
+def checked_driver(library: Any) -> Any:
     """The library with the types of its calls declared."""
     for name, types in _CALLS.items():
         try:
@@ -89,8 +83,7 @@ def checked_driver(library: Any) -> Driver:
         except AttributeError as problem:
             raise _too_old(f"no {name}") from problem
         call.argtypes, call.restype = types, c_int
-    driver: Driver = library
-    return driver
+    return library
 
 
 def _too_old(version: str) -> EngineError:
@@ -116,7 +109,7 @@ class Cuda:
         stream: Handle of the stream.
     """
 
-    def __init__(self, driver: Driver | None = None, device: int = 0) -> None:
+    def __init__(self, driver: Any = None, device: int = 0) -> None:
         """Take the primary context, which TensorRT uses too."""
         self._driver = driver or load_driver()
         self._free: list[tuple[str, int]] = []

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType, TracebackType
-from typing import TypeVar
+from types import MappingProxyType
 
 from stategate.contract import Bundle, Manifest
 from stategate.contract.errors import RuntimeFault
 from stategate.runtime.base.buffers import Array
+from stategate.runtime.base.closeable import Closeable
 from stategate.runtime.engines.engine import Engine
 
-_Self = TypeVar("_Self", bound="OpenBundle")
 
-
-class OpenBundle:
+class OpenBundle(Closeable):
     """A context manager that holds an engine while it is open."""
 
     def __init__(
@@ -64,14 +62,3 @@ class OpenBundle:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

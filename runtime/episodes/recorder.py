@@ -25,6 +25,7 @@ from stategate.contract.durable import write_whole
 from stategate.contract.errors import ResultError, SpecError
 from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Array
+from stategate.runtime.base.closeable import Closeable
 from stategate.runtime.keep.state_files import States
 from stategate.runtime.session import Session
 
@@ -54,7 +55,7 @@ class Recorded:
     problem: str | None
 
 
-class Recorder:
+class Recorder(Closeable):
     """Steps a session and keeps its inputs.
 
     Only steps that the session took are kept: one that raised for its shape, a NaN or a fault
@@ -127,12 +128,6 @@ class Recorder:
         self._warned = False
         self._thread = ThreadPoolExecutor(1, "stategate-recorder")
         self._writing: tuple[int, Future[int]] | None = None
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def recorded(self) -> Recorded:

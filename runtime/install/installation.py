@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from stategate.contract import Manifest
@@ -27,6 +26,7 @@ from stategate.contract.errors import (
     StategateError,
 )
 from stategate.runtime.base.buffers import Array
+from stategate.runtime.base.closeable import Closeable
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.deadline import Loop
 from stategate.runtime.install.acting import ActingSlot
@@ -42,7 +42,7 @@ LOOK_STEPS = 32  # between two looks at the record, and at the limits of an upda
 RATE_STEPS = 100  # on trial before shares of steps are judged
 
 
-class Installation(ActingSlot):
+class Installation(ActingSlot, Closeable):
     """Steps the bundle of an installation like a session, and takes updates between two steps.
 
     Not thread-safe. Make one with `Installation.open`.
@@ -197,17 +197,6 @@ class Installation(ActingSlot):
         if self._decision is not None:
             self._decision.join()
         self._locks.close()
-
-    def __enter__(self) -> Installation:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- an update --------------------------------------------------------------------------
 

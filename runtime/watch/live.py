@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from stategate.contract import Budget, Manifest
+from stategate.contract import Manifest
 from stategate.runtime.base.process import rss_bytes
-from stategate.runtime.base.times import Times
-from stategate.runtime.watch.gauges import Gauge, record
+from stategate.runtime.watch.gauges import record
 from stategate.runtime.watch.tap import Row, Tap, number
-from stategate.runtime.watch.telemetry import Reporting
 
-
-class Watchable(Reporting, Protocol):
-    """What can be watched: a session, whose properties these are."""
-
-    @property
-    def budget(self) -> Budget:
-        """The limits in force."""
-        ...
-
-    @property
-    def gauges(self) -> list[Gauge]:
-        """What is left of them."""
-        ...
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """Of the hard gates, now."""
-        ...
-
-    def time_steps(self) -> Times:
-        """What was timed."""
-        ...
+if TYPE_CHECKING:
+    from stategate.runtime.watch.watched import WatchedOwner
 
 
 def about(manifest: Manifest, digest: str, engine: str, **more: Any) -> dict[str, Any]:
@@ -64,16 +42,16 @@ def about(manifest: Manifest, digest: str, engine: str, **more: Any) -> dict[str
     }
 
 
-def health_of(session: object) -> dict[str, Any] | None:
+def health_of(session: WatchedOwner) -> dict[str, Any] | None:
     """What a session says of its memory's health; None where its bundle knows no envelope."""
-    health = getattr(session, "health", None)
+    health = session.health
     if health is None:
         return None
     departures = {name: number(value) for name, value in health.departures.items()}
     return {"alarm": health.alarm, "departures": departures, "windows": health.windows}
 
 
-def status(session: Watchable) -> dict[str, Any]:
+def status(session: WatchedOwner) -> dict[str, Any]:
     """How a session stands now."""
     steps = session.time_steps().step
     return {
@@ -91,7 +69,7 @@ def status(session: Watchable) -> dict[str, Any]:
 class LiveSource:
     """A session that is stepped by another thread."""
 
-    def __init__(self, session: Watchable, tap: Tap) -> None:
+    def __init__(self, session: WatchedOwner, tap: Tap) -> None:
         self._session, self._tap = session, tap
         self.more: dict[str, Any] = {}  # said on the page besides
 

@@ -17,7 +17,8 @@ from stategate.contract.errors import MissingDependencyError
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.base.process import rss_bytes
 from stategate.runtime.base.times import BOUNDS_NS, Histogram
-from stategate.runtime.watch.live import Watchable, health_of
+from stategate.runtime.watch.live import health_of
+from stategate.runtime.watch.watched import WatchedOwner
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry
@@ -49,7 +50,7 @@ def counter_helps() -> dict[str, str]:
 class SessionCollector:
     """Reads ledgers when Prometheus asks; a step pays for its own time alone."""
 
-    def __init__(self, sessions: Mapping[str, Watchable]) -> None:
+    def __init__(self, sessions: Mapping[str, WatchedOwner]) -> None:
         self._sessions = {
             (name, session.manifest.model.name): session for name, session in sessions.items()
         }
@@ -131,7 +132,7 @@ class SessionCollector:
 
 
 def watch(
-    sessions: Watchable | Mapping[str, Watchable], registry: CollectorRegistry = REGISTRY
+    sessions: WatchedOwner | Mapping[str, WatchedOwner], registry: CollectorRegistry = REGISTRY
 ) -> SessionCollector:
     """Register one session, or all that a process steps, by name; their steps are timed.
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from stategate.contract.errors import SpecError
+from stategate.runtime.base.closeable import Closeable
 from stategate.runtime.watch.page import live_page, script_hash
 from stategate.runtime.watch.tap import Row, thinned
 
@@ -60,7 +61,7 @@ class Source(Protocol):
         ...
 
 
-class Server:
+class Server(Closeable):
     """Serves one source until it is closed.
 
     Attributes:
@@ -128,12 +129,6 @@ class Server:
             self._http.shutdown()
             self._http.server_close()
             self._thread.join()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class _Listener(ThreadingHTTPServer):

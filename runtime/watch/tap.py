@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from stategate.runtime.base.buffers import Array, Slot
 from stategate.runtime.base.ledger import Counters
 from stategate.runtime.base.tensor import Tensor
+from stategate.runtime.memory.banks import Memory
 
 WROTE, SUPPRESSED, FAULT, LATE, ALARM, BEGAN = 1, 2, 4, 8, 16, 32  # flags of a row
 EVENTS = WROTE | SUPPRESSED | FAULT | LATE | ALARM | BEGAN
@@ -31,14 +32,6 @@ _FLAGS = (
 
 Row = list[Any]
 """Number of the step, its microseconds or None, its flags, and the largest element of each gate."""
-
-
-class Banks(Protocol):
-    """What has live states."""
-
-    def live(self) -> dict[str, Array]:
-        """Views of the states as the next step will see them."""
-        ...
 
 
 @dataclass(slots=True)
@@ -121,7 +114,7 @@ class Tap:
     def __init__(
         self,
         counters: Counters,
-        memory: Banks,
+        memory: Memory,
         inputs: Sequence[Slot],
         outputs: Mapping[str, Array],
         gates: Mapping[str, Array],

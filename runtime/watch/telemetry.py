@@ -4,45 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING
 
-from stategate.contract import Manifest
 from stategate.contract.errors import SpecError
 from stategate.runtime.base.clock import Clock, MonotonicClock
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.base.process import rss_bytes
 
-
-class Reporting(Protocol):
-    """What can be reported: a session, whose properties these are."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """What it steps."""
-        ...
-
-    @property
-    def bundle_digest(self) -> str:
-        """Identity of the bundle."""
-        ...
-
-    @property
-    def engine_name(self) -> str:
-        """Name and version of the engine."""
-        ...
-
-    @property
-    def ledger(self) -> Ledger:
-        """The counters now."""
-        ...
-
-    @property
-    def snapshot_problem(self) -> str | None:
-        """What in the snapshot folder cannot be used."""
-        ...
+if TYPE_CHECKING:
+    from stategate.runtime.watch.watched import WatchedOwner
 
 
-def metrics(session: Reporting) -> dict[str, float | int | str]:
+def metrics(session: WatchedOwner) -> dict[str, float | int | str]:
     """Everything that is worth watching, flat: counters, rates, sizes, and who reports.
 
     A write rate that leaves the calibrated one is the first sign that a robot sees something new.
@@ -78,7 +51,7 @@ class JsonLines:
     """
 
     def __init__(
-        self, session: Reporting, out: IO[str], every_seconds: float, clock: Clock | None = None
+        self, session: WatchedOwner, out: IO[str], every_seconds: float, clock: Clock | None = None
     ) -> None:
         """Start an interval of ``every_seconds``; every line in ``out`` is flushed."""
         if not every_seconds > 0:
