@@ -47,17 +47,6 @@ class WriteLog(Protocol):
         ...
 
 
-class Always:
-    """The log of a step that writes always, or whose writes are not known."""
-
-    def note(self, i: int) -> None:
-        """Nothing to note."""
-
-    def read(self, count: int) -> Array:
-        """All ones."""
-        return np.ones(count, np.uint8)
-
-
 class GateLog:
     """Keeps the gates of every step; whether they were open is worked out afterwards."""
 
@@ -74,8 +63,8 @@ class GateLog:
             rows[i] = live
 
     def read(self, count: int) -> Array:
-        """1 where any element of any gate was above its threshold."""
-        wrote = np.zeros(count, bool)
+        """1 where any element of a gate was above its threshold; without a gate, in every step."""
+        wrote = np.full(count, not self._rows)
         for rows, _, threshold in self._rows:
             wrote |= opens(rows[:count].reshape(count, -1), threshold).any(axis=1)
         return wrote.astype(np.uint8)
@@ -94,8 +83,7 @@ class SessionSubject:
 
     def writes(self, timed: int) -> WriteLog:
         """By the gates, where there is a hard one; else every step writes."""
-        gated = any(gate.kind == "hard" for gate in self.session.manifest.gates)
-        return GateLog(self.session, timed) if gated else Always()
+        return GateLog(self.session, timed)
 
     def ledger(self) -> dict[str, Any]:
         """The session's own; of a pool, the sum over its rows."""

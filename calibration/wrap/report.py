@@ -85,16 +85,6 @@ class WrapReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Of the gate, at hard labels."""
         return self.row("gate").accuracy
 
-    @property
-    def random_accuracy(self) -> float | None:
-        """Of writing by chance, as often."""
-        return self.row("random").accuracy
-
-    @property
-    def periodic_accuracy(self) -> float | None:
-        """Of writing every so many steps, as often."""
-        return self.row("periodic").accuracy
-
     def save(self, path: str | Path) -> None:
         """Write it where `load` reads it."""
         save_record(self, path)

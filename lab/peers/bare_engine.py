@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from stategate.bench.measure.subject import Always, WriteLog
+from lab.peers.base import Always
+from stategate.bench.measure.subject import WriteLog
 from stategate.contract import Bundle
 from stategate.contract.errors import EngineError, MeasurementError
 from stategate.contract.write_rule import opens_number

@@ -110,24 +110,16 @@ class Ledger:
         return [name for name, now, before in flat if now < before]
 
 
-# What is counted; every other field of a ledger follows from these and the openings.
-COUNTED = (
-    "steps",
-    "writes",
-    "suppressed_writes",
-    "budget_overruns",
-    "snapshots",
-    "persisted_bytes",
-    "restores",
-    "resets",
-    "faults",
-    "clock_faults",
-    "deadline_misses",
-    "ungated_writes",
-    "appends",
-    "rewound_steps",
-    "health_alarms",
+# What follows from the others and the openings; every other field of a ledger is counted.
+_FOLLOWS = (
+    "quiet_steps",
+    "memory_bytes_written",
+    "appended_bytes",
+    "folded_bytes",
+    "gate_openings",
+    "state_bytes_written",
 )
+COUNTED = tuple(name for name in Ledger.__dataclass_fields__ if name not in _FOLLOWS)
 
 
 class Counters:

@@ -8,19 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stategate.runtime.base.buffers import Array, Group, finiteness, is_finite
-from stategate.runtime.base.ledger import Ledger, tally
-
-_COUNTERS = (
-    "steps",
-    "writes",
-    "suppressed_writes",
-    "ungated_writes",
-    "snapshots",
-    "persisted_bytes",
-    "restores",
-    "resets",
-    "faults",
-)
+from stategate.runtime.base.ledger import COUNTED, Ledger, tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +47,9 @@ class RowCounters:
         self._groups, self._rows = tuple(groups), rows
         self._gates = [group.gate.name for group in groups if group.gate is not None]
         # In the last row the first number counts the transitions themselves.
-        height = len(_COUNTERS) + len(self._gates) + 1
+        height = len(COUNTED) + len(self._gates) + 1
         self._table, self._next = (np.zeros((height, rows), dtype=np.int64) for _ in range(2))
-        self._row_of = {name: at for at, name in enumerate((*_COUNTERS, *self._gates))}
+        self._row_of = {name: at for at, name in enumerate((*COUNTED, *self._gates))}
         self._transitions = 0
 
     def prepare(self) -> None:
@@ -80,7 +68,7 @@ class RowCounters:
 
     def put_past(self, row: int, past: Ledger) -> None:
         """Prepare an earlier ledger, from which a row goes on; after `put_in`."""
-        for name in _COUNTERS:
+        for name in COUNTED:
             self._next[self._row_of[name], row] += getattr(past, name)
         for name in self._gates:
             self._next[self._row_of[name], row] = past.gate_openings.get(name, 0)
@@ -108,8 +96,8 @@ class RowCounters:
     def read(self, row: int) -> Ledger:
         """The counters of one row as they stand."""
         counts = [int(count) for count in self._table[:-1, row]]
-        counted = dict(zip(_COUNTERS, counts, strict=False))
-        return tally(self._groups, counted, counts[len(_COUNTERS) :], self._rows)
+        counted = dict(zip(COUNTED, counts, strict=False))
+        return tally(self._groups, counted, counts[len(COUNTED) :], self._rows)
 
     def clear(self, row: int) -> None:
         """Start the ledger of one row anew, for another session."""

@@ -14,8 +14,8 @@ from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.recordings.mapping import Map, Part
-from stategate.runtime.recordings.source import Block, Field, Progress, Steps
-from stategate.runtime.recordings.tables import Table, TableWriter, column, reading, rows_of
+from stategate.runtime.recordings.source import Block, Field, Progress, Steps, reading
+from stategate.runtime.recordings.tables import Table, TableWriter, column, rows_of
 
 _VERSION = "v3"
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -41,7 +41,7 @@ class LeRobot(Table):
     settings = frozenset[str]()
 
     def __init__(self, path: Path) -> None:
-        with reading(path):
+        with reading(path, "a LeRobotDataset v3, whole"):
             info = json.loads((path / "meta" / "info.json").read_text())
             version, self._features = str(info["codebase_version"]), dict(info["features"])
             files = sorted((path / "data").rglob("*.parquet"))
@@ -93,11 +93,12 @@ class LeRobot(Table):
         return ["episode_index", "frame_index"]
 
     def _batches(
-        self, blocks: Iterator[tuple[int, Any]], parts: Sequence[Part], columns: list[Field],
+        self, blocks: Iterator[Any], parts: Sequence[Part], columns: list[Field],
         clock: Part | None,
     ) -> Iterator[Block]:  # fmt: skip
-        def checked() -> Iterator[tuple[int, Any]]:
-            for row, block in blocks:
+        def checked() -> Iterator[Any]:
+            row = 0
+            for block in blocks:
                 frames = column("frame_index", block.column("frame_index"))
                 wrong = frames != np.arange(row, row + len(frames))
                 if np.any(wrong):
@@ -106,7 +107,8 @@ class LeRobot(Table):
                         found=f"frame {frames[np.argmax(wrong)]}",
                         expected=f"frame {row + np.argmax(wrong)}",
                     )
-                yield row, block
+                row += len(frames)
+                yield block
 
         return super()._batches(checked(), parts, columns, clock)
 

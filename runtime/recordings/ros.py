@@ -11,7 +11,8 @@ from typing import Any
 
 from stategate.contract.errors import EpisodeError, MissingDependencyError
 from stategate.runtime.recordings.messages import Decoder
-from stategate.runtime.recordings.topics import Message, Topics, reading
+from stategate.runtime.recordings.source import reading
+from stategate.runtime.recordings.topics import Message, Topics
 
 try:
     from rosbags import typesys
@@ -95,7 +96,7 @@ def open_bag(folder: Path) -> Topics:
     from stategate.runtime.recordings.mcap_files import McapFiles  # which imports this module
 
     reader: Any = DirectoryReader(folder)
-    with reading(folder, "a bag of ROS 2"):
+    with reading(folder, "a bag of ROS 2, whole"):
         reader.open()
         packed = reader.metadata.compression_mode
         files = [storage.path for storage in reader.storages]

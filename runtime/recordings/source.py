@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from stategate.contract.errors import EpisodeError
+from stategate.contract.errors import EpisodeError, StategateError
+from stategate.contract.failures import failures
 from stategate.contract.reading import printable
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.recordings.mapping import Map, Part
@@ -19,6 +22,7 @@ BLOCK_BYTES = 1 << 22
 TYPICAL = 512
 """Messages of a field whose distances say what its usual one is."""
 _SHOWN = 200
+_MAGIC = b"\x89MCAP0\r\n"  # at both ends of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,34 @@ class Source(Protocol):
     ) -> Iterator[tuple[str, Iterator[Block]]]:
         """Name and blocks of each episode, one after the other."""
         ...
+
+
+@contextmanager
+def reading(path: Path, form: str) -> Iterator[None]:
+    """Turn what a reading library raises into a sentence; ``form`` is what was expected."""
+    try:
+        yield
+    except StategateError:
+        raise
+    except failures() as problem:  # libraries of others, and damaged files
+        raise EpisodeError(
+            f"{path} cannot be read",
+            found=f"{type(problem).__name__}: {problem}",
+            expected=form,
+            remedy=_mend(path),
+        ) from problem
+
+
+def _mend(path: Path) -> str | None:
+    """What helps against a file that begins as MCAP and does not end as it."""
+    if path.suffix != ".mcap" or path.stat().st_size < len(_MAGIC):
+        return None
+    with path.open("rb") as file:
+        begins = file.read(len(_MAGIC)) == _MAGIC
+        file.seek(-len(_MAGIC), SEEK_END)
+        is_cut = begins and file.read() != _MAGIC
+    recover = f"mcap recover {shlex.quote(str(path))} -o whole.mcap"
+    return f"it has no end, as after a loss of power: {recover}" if is_cut else None
 
 
 def refuse(source: Source, what: str, fields: Sequence[Field], detail: str = "") -> EpisodeError:

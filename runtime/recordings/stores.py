@@ -21,6 +21,7 @@ from stategate.runtime.recordings.source import (
     Progress,
     Source,
     chosen,
+    reading,
 )
 
 Arrays = dict[str, Any]
@@ -102,12 +103,8 @@ def open_store(path: Path) -> Store:
         except ImportError as missing:
             raise MissingDependencyError("zarr", "recordings") from missing
         opened = library.open_group
-    try:
+    with reading(path, "HDF5 or zarr, whole"):
         root = opened(path, mode="r")
-    except failures() as problem:
-        raise EpisodeError(
-            f"{path} cannot be read", found=f"{type(problem).__name__}: {problem}"
-        ) from problem
     return _hdf5(path, root) if library.__name__ == "h5py" else _zarr(path, root)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stategate.contract.errors import EpisodeError, MissingDependencyError, StategateError
-from stategate.contract.failures import failures
+from stategate.contract.errors import EpisodeError, MissingDependencyError
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.recordings.mapping import UNITS, Map, Part
 from stategate.runtime.recordings.source import (
@@ -25,6 +25,7 @@ from stategate.runtime.recordings.source import (
     Source,
     chosen,
     period_of,
+    reading,
 )
 
 try:
@@ -34,21 +35,6 @@ except ImportError as missing:
     raise MissingDependencyError("pyarrow", "recordings") from missing
 
 _ROWS = 4096
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what a reading library raises into a sentence."""
-    try:
-        yield
-    except StategateError:
-        raise
-    except failures() as problem:  # pyarrow has a dozen types of its own
-        raise EpisodeError(
-            f"{path} cannot be read",
-            found=f"{type(problem).__name__}: {problem}",
-            expected="a table whose columns keep their types",
-        ) from problem
 
 
 def column(name: str, values: Any) -> Array:
@@ -101,7 +87,7 @@ class Table(Source):
         self.elements: dict[str, tuple[str, ...]] = {}
 
     def _blocks(self, columns: list[str] | None) -> Iterator[Any]:
-        with reading(self.path):
+        with reading(self.path, "a table whose columns keep their types"):
             for file in self._files:
                 if file.suffix == ".csv":
                     options = csv.ConvertOptions(include_columns=columns or [])
@@ -144,10 +130,10 @@ class Table(Source):
         clock = self._clock(plan, fields)
         marks = self._marks(plan, fields)
         keys = list(dict.fromkeys([*names, *marks, *([clock.field] if clock else [])]))
-        rows = _Rows(self._blocks(keys), marks, report)
-        for number, blocks in rows.episodes():
+        runs = _runs(self._blocks(keys), marks[0] if marks else None, report)
+        for number, run in groupby(runs, itemgetter(0)):
             name = self.path.stem if number is None else f"{self.path.stem}-episode-{number}"
-            yield name, self._batches(blocks, parts, columns, clock)
+            yield name, self._batches((block for _, block in run), parts, columns, clock)
 
     def follow(self, plan: Map, fields: list[Field]) -> list[Field]:
         """See `Source.follow`."""
@@ -206,11 +192,13 @@ class Table(Source):
         return [plan.episode] if plan.episode else []
 
     def _batches(
-        self, blocks: Iterator[tuple[int, Any]], parts: Sequence[Part], columns: list[Field],
+        self, blocks: Iterator[Any], parts: Sequence[Part], columns: list[Field],
         clock: Part | None,
     ) -> Iterator[Block]:  # fmt: skip
-        for row, block in blocks:
+        row = 0
+        for block in blocks:
             times = np.arange(row, row + block.num_rows, dtype=np.int64)
+            row += block.num_rows
             if clock is not None:
                 times = _times(clock, block)
             arrays = {n: column(n, block.column(n)) for n in {one.name for one in columns}}
@@ -253,55 +241,34 @@ def _times(clock: Part, block: Any) -> Array:
     return nanoseconds
 
 
-class _Rows:
-    """Blocks of a table, cut where the number of the episode changes."""
-
-    def __init__(self, blocks: Iterator[Any], marks: list[str], report: Progress) -> None:
-        self._blocks, self._marks, self._report = blocks, marks, report
-        self._pending: tuple[int | None, int, Any] | None = None
-        self._cuts = self._cut()
-
-    def episodes(self) -> Iterator[tuple[int | None, Iterator[tuple[int, Any]]]]:
-        self._pending = next(self._cuts, None)
-        while self._pending is not None:
-            number = self._pending[0]
-            yield number, self._of(number)
-            while self._pending is not None and self._pending[0] == number:  # not read to its end
-                self._pending = next(self._cuts, None)
-
-    def _of(self, number: int | None) -> Iterator[tuple[int, Any]]:
-        row = 0
-        while self._pending is not None and self._pending[0] == number:
-            _, _, block = self._pending
-            yield row, block
-            row += block.num_rows
-            self._pending = next(self._cuts, None)
-
-    def _cut(self) -> Iterator[tuple[int | None, int, Any]]:
-        done, earlier, last = 0, set[int](), None
-        for block in self._blocks:
-            if not self._marks:
-                yield None, done, block
-            else:
-                numbers = column(self._marks[0], block.column(self._marks[0]))
-                if not np.array_equal(numbers, numbers.astype(np.int64)):
+def _runs(
+    blocks: Iterator[Any], mark: str | None, report: Progress
+) -> Iterator[tuple[int | None, Any]]:
+    """Blocks of a table, cut where the number of the episode changes, each with its number."""
+    done, earlier, last = 0, set[int](), None
+    for block in blocks:
+        if mark is None:
+            yield None, block
+        else:
+            numbers = column(mark, block.column(mark))
+            if not np.array_equal(numbers, numbers.astype(np.int64)):
+                raise EpisodeError(
+                    f"the numbers of episodes in {mark!r} are not whole",
+                    found=numbers[:4], expected="whole numbers, such as 0, 0, 1",
+                )  # fmt: skip
+            edges = np.flatnonzero(np.diff(numbers)) + 1
+            for first, end in zip([0, *edges], [*edges, len(numbers)], strict=True):
+                number = int(numbers[first])
+                if number != last and number in earlier:
                     raise EpisodeError(
-                        f"the numbers of episodes in {self._marks[0]!r} are not whole",
-                        found=numbers[:4], expected="whole numbers, such as 0, 0, 1",
-                    )  # fmt: skip
-                edges = np.flatnonzero(np.diff(numbers)) + 1
-                for first, end in zip([0, *edges], [*edges, len(numbers)], strict=True):
-                    number = int(numbers[first])
-                    if number != last and number in earlier:
-                        raise EpisodeError(
-                            f"rows of episode {number} stand in two places",
-                            expected="the rows of an episode one after the other",
-                        )
-                    earlier.add(number)
-                    last = number
-                    yield number, done + int(first), block.slice(int(first), int(end - first))
-            done += block.num_rows
-            self._report(done)
+                        f"rows of episode {number} stand in two places",
+                        expected="the rows of an episode one after the other",
+                    )
+                earlier.add(number)
+                last = number
+                yield number, block.slice(int(first), int(end - first))
+        done += block.num_rows
+        report(done)
 
 
 class TableWriter:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from os import SEEK_END
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stategate.contract.errors import EpisodeError, StategateError
-from stategate.contract.failures import failures
+from stategate.contract.errors import EpisodeError
 from stategate.runtime.recordings import messages
 from stategate.runtime.recordings.mapping import Map, Part
 from stategate.runtime.recordings.source import (
@@ -21,9 +17,8 @@ from stategate.runtime.recordings.source import (
     Progress,
     Source,
     chosen,
+    reading,
 )
-
-_MAGIC = b"\x89MCAP0\r\n"  # at both ends of a file
 
 
 class Message(NamedTuple):
@@ -34,34 +29,6 @@ class Message(NamedTuple):
     log_ns: int
     publish_ns: int
     decode: Callable[[], Any]
-
-
-@contextmanager
-def reading(path: Path, form: str) -> Iterator[None]:
-    """Turn what a reading library raises into a sentence."""
-    try:
-        yield
-    except StategateError:
-        raise
-    except failures() as problem:  # libraries of others, and damaged files
-        raise EpisodeError(
-            f"{path} cannot be read",
-            found=f"{type(problem).__name__}: {problem}",
-            expected=f"{form}, whole",
-            remedy=_mend(path),
-        ) from problem
-
-
-def _mend(path: Path) -> str | None:
-    """What helps against a file that begins as MCAP and does not end as it."""
-    if path.suffix != ".mcap" or path.stat().st_size < len(_MAGIC):
-        return None
-    with path.open("rb") as file:
-        begins = file.read(len(_MAGIC)) == _MAGIC
-        file.seek(-len(_MAGIC), SEEK_END)
-        is_cut = begins and file.read() != _MAGIC
-    recover = f"mcap recover {shlex.quote(str(path))} -o whole.mcap"
-    return f"it has no end, as after a loss of power: {recover}" if is_cut else None
 
 
 class Topics(Source):
@@ -86,7 +53,7 @@ class Topics(Source):
         first: dict[str, tuple[str, Any]] = {}
         times: dict[str, list[int]] = {}
         counts: dict[str, int] = {}
-        with reading(self.path, self.form):
+        with reading(self.path, f"{self.form}, whole"):
             for message in self.recorded(None, order=False):
                 counts[message.topic] = counts.get(message.topic, 0) + 1
                 early = times.setdefault(message.topic, [])
@@ -127,7 +94,7 @@ class Topics(Source):
         into = [Gather(part.field) for part in parts]
         of_topic = {t: [i for i, own in enumerate(topics) if own == t] for t in topics}
         done, is_full, kinds = 0, False, dict[str, str]()
-        with reading(self.path, self.form):
+        with reading(self.path, f"{self.form}, whole"):
             for message in self.recorded(frozenset(topics), plan.order == "sort"):
                 if kinds.setdefault(message.topic, message.kind) != message.kind:
                     raise EpisodeError(

@@ -293,8 +293,8 @@ def wrapped(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.slow
 def test_a_policy_remembers_with_few_writes_and_its_backbone_stays_as_it_was(wrapped) -> None:
     backbone, out, (bundle, report, policy) = wrapped
-    assert report.accuracy > 0.97 > 0.6 > report.random_accuracy
-    assert report.periodic_accuracy < 0.6
+    assert report.accuracy > 0.97 > 0.6 > report.row("random").accuracy
+    assert report.row("periodic").accuracy < 0.6
     assert report.row("never").accuracy < 0.5
     assert report.steps_per_write > 5
     assert report.lost_points <= 0.005
