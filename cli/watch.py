@@ -119,13 +119,17 @@ def recorded(
 
 
 def flash(storage: str | None, manifest: Manifest) -> dict[str, Any]:
-    """How long a medium lasts, where one is named."""
+    """How many snapshots a medium takes, where one is named, for a page that knows their rate."""
     if storage is None:
         return {}
-    from stategate.bench.live.flash import flash_facts
+    from stategate.common.flash import endurance_bytes, host_bytes_per_snapshot
+    from stategate.runtime.keep.snapshot import Codec
     from stategate.targets import load_storage
 
-    return {"flash": flash_facts(load_storage(storage), manifest)}
+    medium = load_storage(storage)
+    cost = host_bytes_per_snapshot(medium, Codec(manifest).file_bytes)
+    saves = endurance_bytes(medium) / cost  # of a new medium
+    return {"flash": {"medium": medium.name, "saves": saves, "assumed": bool(medium.assumed)}}
 
 
 def _show(source: Source, bind: str, port: int, as_text: bool, stop: StopRequest) -> None:

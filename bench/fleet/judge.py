@@ -195,21 +195,15 @@ def _robot(name: str, rows: Sequence[Row], storage: Storage | None, notes: list[
     first = middle[0]
     half = [r for r in middle if 2 * r.ledger.steps <= middle[-1].ledger.steps + first.ledger.steps]
     if len(middle) > 2 and len(half) > 1:
-        early, late = half[-1].ledger.since(half[0].ledger), _after(middle, half[-1])
+        early = half[-1].ledger.since(half[0].ledger)
+        late = middle[-1].ledger.since(half[-1].ledger)
         for gate in late.gate_openings:
-            rates = [
-                (part.gate_openings.get(gate, 0) + 0.5) / (part.steps + 1) for part in (early, late)
-            ]
+            counts = [part.gate_openings.get(gate, 0) for part in (early, late)]
             if min(early.steps, late.steps) >= _FEWEST_STEPS // 2:
-                robot.drift[gate] = rates[1] / rates[0]
-                counts = [part.gate_openings.get(gate, 0) for part in (early, late)]
+                before, after = (c + 0.5 for c in counts)
+                robot.drift[gate] = after / (late.steps + 1) / (before / (early.steps + 1))
                 robot.openings[gate] = min(counts)
     return robot
-
-
-def _after(series: Sequence[Row], row: Row) -> Ledger:
-    """What was counted after a row."""
-    return series[-1].ledger.since(row.ledger)
 
 
 def _counted(rows: Sequence[Row]) -> Ledger:

@@ -44,15 +44,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ledger: Ledger = Ledger()
 
 
-_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("robot", "kind", "place", "sha256", "model")),
-        *((name, pa.string()) for name in ("bundle_sha256", "clock", "target", "problem")),
-        *((name, pa.float64()) for name in ("seconds", "rate_hz", "writes_per_1000_steps")),
-        ("expected", pa.map_(pa.string(), pa.float64())),
-        *_COUNTERS.items(),
-    ]
-)
+_KINDS = {"str": pa.string(), "float | None": pa.float64()}
+_KINDS["dict[str, float]"] = pa.map_(pa.string(), pa.float64())
+_OWN = {n: _KINDS[k] for n, k in Row.__annotations__.items() if n not in ("state", "ledger")}
+_SCHEMA = pa.schema([*_OWN.items(), *_COUNTERS.items()])
 
 
 def to_parquet(rows: Sequence[Row]) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from stategate.contract import Manifest
 from stategate.runtime.base.buffers import Array
-from stategate.runtime.check.recording import Gap, Keyframe
+from stategate.runtime.check.recording import Gap, Keyframe, Step
 from stategate.runtime.check.steps import RecordedSteps, Replayed
 from stategate.runtime.engines.engine import EngineChoice
 from stategate.runtime.watch.live import about
@@ -20,11 +20,10 @@ from stategate.runtime.watch.tap import (
     WROTE,
     Moment,
     Row,
+    drawn,
     gate_values,
-    thinned,
 )
 
-_MOST_ROWS = 20_000
 _MOST_MOMENTS = 100
 
 
@@ -49,19 +48,17 @@ class RecordedSource:
             elif isinstance(event, Keyframe) and event.is_begin and rows:
                 begins, is_new = begins + 1, True
             elif isinstance(event, Replayed):
-                before, suppressed = suppressed, self._steps.ledger.suppressed_writes
+                before, suppressed = suppressed, self._steps.session.ledger.suppressed_writes
                 flags = WROTE * event.wrote | SUPPRESSED * (suppressed > before)
                 flags |= FAULT * bool(event.fault) | BEGAN * is_new
                 gates = gate_values(list(event.gates.values()))
                 rows.append([event.recorded.step, None, flags, *gates])
                 is_new = False
-        ledger = asdict(self._steps.ledger)
+        ledger = asdict(self._steps.session.ledger)
         # Keyframes that are loaded count as resets here, and were none then.
         self._ledger = ledger | {"resets": begins, "restores": 0}
-        self._rows, self._more = thinned(rows, _MOST_ROWS), more
-        if len(rows) > _MOST_ROWS:
-            shown = f"{len(self._rows):,} of {len(rows):,} steps are drawn, writes first"
-            self._more = {"note": shown} | more
+        self._rows, note = drawn(rows)
+        self._more = note | more
 
     @property
     def manifest(self) -> Manifest:
@@ -72,7 +69,9 @@ class RecordedSource:
         """See `Source`."""
         steps = self._steps
         source = f"black box {steps.recording.path.name}"
-        facts = about(steps.bundle.manifest, steps.bundle.digest, steps.engine_name, source=source)
+        facts = about(
+            steps.bundle.manifest, steps.bundle.digest, steps.session.engine_name, source=source
+        )
         return facts | {"is_recording": True} | self._more
 
     def status(self) -> dict[str, Any]:
@@ -106,7 +105,8 @@ class RecordedSource:
                 inputs, wrote = event.recorded.inputs, event.wrote
                 parts = (step, inputs, event.outputs, event.gates, before, steps.states(), wrote)
                 return Moment(*parts, event.fault).record()
-            if isinstance(event, (Replayed, Keyframe)) and step_of(event) == step - 1:
+            last = event.recorded if isinstance(event, Replayed) else event
+            if isinstance(last, Step | Keyframe) and last.step == step - 1:
                 before = steps.states()
         return None
 
@@ -123,8 +123,3 @@ class RecordedSource:
     def close(self) -> None:
         """Free the engine."""
         self._steps.close()
-
-
-def step_of(event: Replayed | Keyframe) -> int:
-    """Number of the last step after which the states are as they are now."""
-    return event.recorded.step if isinstance(event, Replayed) else event.step

@@ -9,9 +9,7 @@ from stategate.contract import Episode
 from stategate.runtime.episodes.run import endless
 from stategate.runtime.session import Session
 from stategate.runtime.watch.live import about, status
-from stategate.runtime.watch.tap import Row, thinned
-
-_MOST_ROWS = 20_000
+from stategate.runtime.watch.tap import Row, drawn
 
 
 def stepped_data(session: Session, episode: Episode, steps: int, **more: Any) -> dict[str, Any]:
@@ -26,8 +24,6 @@ def stepped_data(session: Session, episode: Episode, steps: int, **more: Any) ->
             rows += latest
     rows += tap.since(count)[0]
     facts = about(session.manifest, session.bundle_digest, session.engine_name, is_recording=True)
-    drawn = thinned(rows, _MOST_ROWS)
-    if len(drawn) < len(rows):
-        facts["note"] = f"{len(drawn):,} of {len(rows):,} steps are drawn, writes first"
-    moments = tap.moments()
-    return {"about": facts | more, "rows": drawn, "status": status(session), "moments": moments}
+    shown, note = drawn(rows)
+    data = {"rows": shown, "status": status(session), "moments": tap.moments()}
+    return {"about": facts | note | more, **data}

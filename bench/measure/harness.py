@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from stategate.bench.measure.driver import Driver
-from stategate.bench.measure.segments import Burst, Segments
+from stategate.bench.measure.segments import COUNTED, Burst, Segments
 from stategate.bench.measure.sensors import Meter, moment
 from stategate.bench.measure.subject import engines
 from stategate.bench.record import Options
@@ -159,10 +159,7 @@ def _burst(
     return {
         "pace_us": header["pace_us"],
         "steps": header["steps"],
-        "writes": now["writes"] - ledger["writes"],
-        "memory_bytes": now["memory_bytes_written"] - ledger["memory_bytes_written"],
-        "appended_bytes": now["appended_bytes"] - ledger["appended_bytes"],
-        "folded_bytes": now["folded_bytes"] - ledger["folded_bytes"],
+        **{name: now[name] - ledger[name] for name in COUNTED},
         "rss_bytes": header["rss_bytes"],
         "joules": after - joules if after is not None and joules is not None else None,
         "seconds": seconds,

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from stategate.bench.measure.harness import Contender
-from stategate.bench.measure.segments import Burst, Segments
+from stategate.bench.measure.segments import COUNTED, Burst, Segments
 from stategate.bench.measure.sensors import facts, versions
 from stategate.bench.record import (
     SCHEMA_VERSION,
@@ -138,10 +138,7 @@ def _subject(
         excerpt_us=tuple((excerpt.ns[:EXCERPT] / 1000).tolist()),
         excerpt_wrote=tuple(excerpt.wrote[:EXCERPT].astype(bool).tolist()),
         steps=sum(burst.steps for burst in bursts),
-        writes=sum(burst.writes for burst in bursts),
-        memory_bytes_written=sum(burst.memory_bytes for burst in bursts),
-        appended_bytes=sum(burst.appended_bytes for burst in bursts),
-        folded_bytes=sum(burst.folded_bytes for burst in bursts),
+        **{name: sum(getattr(burst, name) for burst in bursts) for name in COUNTED},
         sessions=manifest.sessions,
         snapshot_bytes=Codec(manifest).file_bytes,
         idle_us=tuple(idle["idle_us"]),
@@ -171,17 +168,9 @@ def _rounds(bursts: list[Burst]) -> Rounds:
 
 
 def _cold(hellos: list[dict[str, Any]]) -> ColdStart:
-    def middle(field: str) -> float:
-        return float(np.median([hello[field] for hello in hellos]))
-
-    return ColdStart(
-        processes=len(hellos),
-        first_answer_s=middle("first_answer_s"),
-        cpu_s=middle("cpu_s"),
-        import_s=middle("import_s"),
-        open_s=middle("open_s"),
-        first_step_us=middle("first_step_us"),
-    )
+    _, *names = ColdStart.__struct_fields__
+    middle = {name: float(np.median([hello[name] for hello in hellos])) for name in names}
+    return ColdStart(processes=len(hellos), **middle)
 
 
 def _memory(bursts: list[Burst], hello: dict[str, Any]) -> Memory:

@@ -42,7 +42,7 @@ class Burst:
     pace_us: float = 0.0  # time of the fixed piece of Python before it
     steps: int = 0  # steps made, untimed ones included
     writes: int = 0  # of which writes, by the ledger
-    memory_bytes: int = 0  # bytes of state replaced
+    memory_bytes_written: int = 0  # bytes of state replaced
     appended_bytes: int = 0  # of those, into rings
     folded_bytes: int = 0  # of those, from rings
     rss_bytes: int = 0  # resident memory of the process after it
@@ -50,6 +50,8 @@ class Burst:
     seconds: float = 0.0  # how long it took
 
 
+COUNTED = ("writes", "memory_bytes_written", "appended_bytes", "folded_bytes")
+"""What a burst has of the ledger."""
 # What reading a file raises that is cut short, altered, or of another version.
 _TORN = (
     msgspec.MsgspecError,

@@ -15,8 +15,9 @@ from stategate.contract.stored import Array
 from stategate.contract.write_rule import opens
 from stategate.runtime.session import Session
 
-TOLERANCE = 0.01
-CUTS, STEPS = 16, 1000
+_TOLERANCE = 0.01  # of outputs, in units of the largest magnitude so far
+# Places in each episode, evenly spread; how far to look after each, or a quarter of the episode.
+_CUTS, _STEPS = 16, 1000
 _LEAST = 8  # steps to look, or nothing is said
 _LOOKS = 20  # of an episode so many times what is looked, at most
 
@@ -25,47 +26,32 @@ def measure_warm_up(
     bundle: Bundle,
     episodes: Iterable[Episode],
     report: Callable[[int], None] = lambda _: None,
-    *,
-    cuts: int = CUTS,
-    steps: int = STEPS,
-    tolerance: float = TOLERANCE,
 ) -> WarmUp | None:
     """Begin memories anew at many places of each episode, beside one that goes on.
 
-    Args:
-        bundle: What is stepped.
-        episodes: Recorded inputs.
-        report: Called with the steps of the memory that goes on.
-        cuts: Places in each episode, evenly spread.
-        steps: How far to look after each, at most; a quarter of a shorter episode.
-        tolerance: How far outputs may differ, in units of the largest magnitude so far.
-
-    Returns:
-        None where every episode is too short to be cut.
+    ``report`` is called with the steps of that one. None where every episode is too short.
     """
     needed: list[float] = []
     furthest = done = 0
     for episode in episodes:
-        look = min(steps, episode.steps // 4)
+        look = min(_STEPS, episode.steps // 4)
         furthest = max(furthest, look if look >= _LEAST else 0)
-        needed += steps_to_warm(bundle, episode, cuts, look, tolerance)
+        needed += steps_to_warm(bundle, episode, _CUTS, look)
         done += episode.steps
         report(done)
-    return summary(needed, furthest, tolerance)
+    return summary(needed, furthest)
 
 
-def summary(needed: list[float], steps: int, tolerance: float = TOLERANCE) -> WarmUp | None:
+def summary(needed: list[float], steps: int) -> WarmUp | None:
     """What cuts of several episodes say together; None without any."""
     if not needed:
         return None
     middle = sorted(needed)[(len(needed) - 1) // 2]
     median, worst = (int(n) if math.isfinite(n) else None for n in (middle, max(needed)))
-    return WarmUp(len(needed), median, worst, steps, tolerance)
+    return WarmUp(len(needed), median, worst, steps, _TOLERANCE)
 
 
-def steps_to_warm(
-    bundle: Bundle, episode: Episode, cuts: int, look: int, tolerance: float = TOLERANCE
-) -> list[float]:
+def steps_to_warm(bundle: Bundle, episode: Episode, cuts: int, look: int) -> list[float]:
     """Steps that each memory needed; infinity where it still differed at the end."""
     if look < _LEAST:
         return []
@@ -97,7 +83,7 @@ def steps_to_warm(
                     sizes[name] = max(sizes.get(name, 0.0), float(np.abs(array).max(initial=0.0)))
             for start, session in young:
                 session.step(**inputs)
-                if _differs(old, session, sizes, limits, tolerance):
+                if _differs(old, session, sizes, limits):
                     needed[start] = t - start + 1 if t - start + 1 < look else math.inf
             ready = [each for each in young if t - each[0] + 1 == look]
             young = [each for each in young if each not in ready]
@@ -106,18 +92,16 @@ def steps_to_warm(
 
 
 def _differs(
-    old: Session, young: Session, sizes: dict[str, float], limits: dict[str, float], most: float
+    old: Session, young: Session, sizes: dict[str, float], limits: dict[str, float]
 ) -> bool:
     for gate, limit in limits.items():
         if (opens(old.gates[gate], limit) != opens(young.gates[gate], limit)).any():
             return True
-    return any(
-        _far(array, young.outputs[n], sizes.get(n), most) for n, array in old.outputs.items()
-    )
+    return any(_far(array, young.outputs[n], sizes.get(n)) for n, array in old.outputs.items())
 
 
-def _far(one: Array, other: Array, size: float | None, most: float) -> bool:
+def _far(one: Array, other: Array, size: float | None) -> bool:
     if size is None:
         return not np.array_equal(one, other)
     gap = np.abs(np.subtract(one, other, dtype=np.float64)).max(initial=0.0)
-    return bool(gap > most * size)
+    return bool(gap > _TOLERANCE * size)

@@ -19,7 +19,7 @@ from stategate.contract import Bundle, Episode, FileRef, sha256, write_bundle
 from stategate.contract.c_library import ABI, LIBRARY_PATH, Engine
 from stategate.contract.errors import BundleError, MissingDependencyError, ParityError, TrustError
 from stategate.contract.staging import scratch_folder
-from stategate.runtime.check.full_pool import open_stepper
+from stategate.runtime.check.full_pool import Stepper, open_stepper
 from stategate.runtime.check.golden import TOLERANCE, Replay, replay, tolerance_of
 from stategate.runtime.trust.accepted import accepted
 from stategate.runtime.trust.code import accept_own, code_digest
@@ -157,7 +157,7 @@ def measure_us(bundle: Bundle) -> dict[str, float]:
             except MissingDependencyError:
                 continue
             # Begun anew, so that no step is taken which the golden episode did not take.
-            step = partial(_call_with, stepper.step)
+            step = partial(_step, stepper)
             anew: Callable[[], object] = stepper.reset
             if golden is not None and golden.start:
                 anew = partial(golden.begin, stepper, [s.name for s in bundle.manifest.states])
@@ -168,8 +168,8 @@ def measure_us(bundle: Bundle) -> dict[str, float]:
     return {name: float(np.median(ns, axis=1).min()) / 1e3 for name, ns in spans_ns.items()}
 
 
-def _call_with(step: Callable[..., object], feed: dict[str, Any]) -> object:
-    return step(**feed)
+def _step(stepper: Stepper, feed: dict[str, Any]) -> object:
+    return stepper.step(**feed)
 
 
 def _zeros(bundle: Bundle) -> Episode:

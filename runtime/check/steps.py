@@ -10,7 +10,6 @@ from stategate.contract import Bundle
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.closeable import Closeable
-from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.check.recording import Gap, Keyframe, Opening, Recording, Step
 from stategate.runtime.check.replay import open_stepper
 from stategate.runtime.engines.engine import EngineChoice
@@ -40,6 +39,7 @@ class RecordedSteps(Closeable):
     Attributes:
         recording: The file.
         bundle: What steps.
+        session: What steps it here; what it counted and which engine it has.
         span: Numbers of the first and the last step.
     """
 
@@ -64,16 +64,7 @@ class RecordedSteps(Closeable):
             )
         self.span = span
         self._stepper = open_stepper(self.bundle, self.recording.opening, engine)
-
-    @property
-    def engine_name(self) -> str:
-        """Name and version of the engine that steps it here."""
-        return self._stepper.session.engine_name
-
-    @property
-    def ledger(self) -> Ledger:
-        """What was counted here."""
-        return self._stepper.session.ledger
+        self.session = self._stepper.session
 
     def states(self) -> dict[str, Array]:
         """Copies of the states after the last step."""
@@ -91,8 +82,9 @@ class RecordedSteps(Closeable):
             if isinstance(event, Step):
                 if event.step > start:
                     wrote = stepper.step(event)
-                    outputs, gates = stepper.session.outputs, stepper.session.gates
-                    yield Replayed(event, outputs, gates, wrote, stepper.fault)
+                    yield Replayed(
+                        event, self.session.outputs, self.session.gates, wrote, stepper.fault
+                    )
                 continue
             if isinstance(event, Keyframe) and event.step >= start:
                 # A replay that parts from the recording goes on with what was recorded.
@@ -103,4 +95,4 @@ class RecordedSteps(Closeable):
 
     def close(self) -> None:
         """Free the engine."""
-        self._stepper.session.close()
+        self.session.close()

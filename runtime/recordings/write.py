@@ -153,7 +153,7 @@ def _block(rows: list[_Step], episode: int, frame: int) -> Steps:
 
 
 def _values(
-    step: int, inputs: Values, session: Session | RecordedSteps, outputs: Values, gates: Values,
+    step: int, inputs: Values, session: Session, outputs: Values, gates: Values,
     states: Values, wrote: bool, fault: bool,
 ) -> dict[str, Array]:  # fmt: skip
     groups = {"input": inputs, "output": outputs, "gate": gates}
@@ -229,7 +229,7 @@ def _from_black_box(
                     # Between two keyframes steps are as far apart as the rate says.
                     newest = anchor[1] + round((step - anchor[0] - 1) * 1e9 / rate)
                     values = _values(
-                        step, event.recorded.inputs, recorded, event.outputs, event.gates,
+                        step, event.recorded.inputs, recorded.session, event.outputs, event.gates,
                         recorded.states(), event.wrote, bool(event.fault),
                     )  # fmt: skip
                     yield _Step(begins, newest, values)

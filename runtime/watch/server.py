@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 from stategate.contract.errors import SpecError
 from stategate.runtime.base.closeable import Closeable
 from stategate.runtime.watch.page import live_page, script_hash
-from stategate.runtime.watch.tap import Row, thinned
+from stategate.runtime.watch.tap import MOST_ROWS, Row, thinned
 
 LOOPBACK = "127.0.0.1"
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
@@ -112,7 +112,7 @@ class Server(Closeable):
             while self._is_open:
                 rows, now = self.source.since(count)
                 if is_first or now != count or rows:
-                    most = 20_000 if is_first else _ROWS
+                    most = MOST_ROWS if is_first else _ROWS
                     data = {"rows": thinned(rows, most), "count": now}
                     yield encoded(data | {"status": self.source.status()})
                 else:

@@ -18,6 +18,7 @@ from stategate.runtime.memory.banks import Memory
 
 WROTE, SUPPRESSED, FAULT, LATE, ALARM, BEGAN = 1, 2, 4, 8, 16, 32  # flags of a row
 EVENTS = WROTE | SUPPRESSED | FAULT | LATE | ALARM | BEGAN
+MOST_ROWS = 20_000  # of a page
 _ROWS = 8192
 _MOMENTS = 64
 _MOMENT_BYTES = 1 << 18  # larger memories are not copied in every step
@@ -98,6 +99,13 @@ def thinned(rows: Sequence[Row], most: int) -> list[Row]:
     quiet = [row for row in rows if not row[2] & EVENTS]
     room = most - len(events)
     return sorted(events + [quiet[i * len(quiet) // room] for i in range(room)])
+
+
+def drawn(rows: Sequence[Row]) -> tuple[list[Row], dict[str, str]]:
+    """As many rows as a page takes, and a note where that is not all."""
+    shown = thinned(rows, MOST_ROWS)
+    note = f"{len(shown):,} of {len(rows):,} steps are drawn, writes first"
+    return shown, {"note": note} if len(shown) < len(rows) else {}
 
 
 class Tap:
