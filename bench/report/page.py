@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-
-from stategate.bench.record import AtRate, BenchResult, Memory, Subject, Times
+from stategate.bench.record import AtRate, BenchResult, Energy, Memory, Ratio, Subject, Times
 from stategate.bench.wear import WriteRate, wear_rows, years_text
 from stategate.common.page import Part, Verdict, items, plots, report, table
 from stategate.common.tables import markdown_table
@@ -122,8 +121,8 @@ def lines(result: BenchResult) -> list[str]:
     texts = []
     for subject in result.subjects:
         texts.append(f"{subject.name} on {subject.engine}, {subject.times.count:,} timed steps")
-        kinds = [("all", subject.times), ("quiet", subject.quiet), ("write", subject.write)]
-        rows = [(kind, _times_line(times)) for kind, times in kinds if times is not None]
+        kinds = _kinds(subject, "all", "quiet", "write")
+        rows = [(kind, _times_line(times)) for kind, times in kinds]
         texts += [f"  {label:<8} {text}" for label, text in (*rows, *_facts_of(subject))]
     texts.append(f"empty loop of the same length: {_times_line(result.empty)}")
     texts += [
@@ -133,6 +132,12 @@ def lines(result: BenchResult) -> list[str]:
     ]
     texts.append(f"energy sensor: {result.machine.sensor}")
     return texts + [f"note: {note}" for note in result.notes]
+
+
+def _kinds(subject: Subject, *names: str) -> list[tuple[str, Times]]:
+    """All steps, quiet ones and writes, as far as there were some."""
+    kinds = zip(names, (subject.times, subject.quiet, subject.write), strict=True)
+    return [(name, times) for name, times in kinds if times is not None]
 
 
 def _times_line(times: Times) -> str:
@@ -195,12 +200,7 @@ def _step_times(result: BenchResult) -> Section:
     rows = [
         (subject.name + kind, times)
         for subject in result.subjects
-        for kind, times in (
-            ("", subject.times),
-            (", quiet", subject.quiet),
-            (", write", subject.write),
-        )
-        if times
+        for kind, times in _kinds(subject, "", ", quiet", ", write")
     ]
     columns: Columns[tuple[str, Times]] = {
         "us": lambda row: row[0],
@@ -233,18 +233,14 @@ def _bundles(result: BenchResult) -> Section:
 
 
 def _comparison(result: BenchResult) -> Section:
-    rows = [
-        (
-            ratio.of,
-            f"{ratio.median:.3f}",
-            f"{ratio.low:.3f} to {ratio.high:.3f}",
-            f"{ratio.p10:.3f} to {ratio.p90:.3f}",
-        )
-        for ratio in result.ratios
-    ]
-    head = (f"times {result.subjects[0].name}", "median", "95 % interval", "80 % of rounds")
+    columns: Columns[Ratio] = {
+        f"times {result.subjects[0].name}": lambda ratio: ratio.of,
+        "median": lambda ratio: f"{ratio.median:.3f}",
+        "95 % interval": lambda ratio: f"{ratio.low:.3f} to {ratio.high:.3f}",
+        "80 % of rounds": lambda ratio: f"{ratio.p10:.3f} to {ratio.p90:.3f}",
+    }
     text = "Ratio of the median step times of bursts that were made next to each other."
-    return Section("Comparison", (text,), (Table(head, rows),))
+    return Section("Comparison", (text,), (_filled(columns, result.ratios),))
 
 
 def _waits(result: BenchResult) -> Section:
@@ -260,8 +256,8 @@ def _waits(result: BenchResult) -> Section:
     }
     starts: Columns[Subject] = {
         "first steps": lambda subject: subject.name,
-        f"after {1000 * result.options.idle_s:g} ms idle, us": lambda s: _us(_median(s.idle_us)),
-        "without, us": lambda subject: _us(_median(subject.busy_us)),
+        f"after {1000 * result.options.idle_s:g} ms idle, us": lambda s: _us(median(s.idle_us)),
+        "without, us": lambda subject: _us(median(subject.busy_us)),
         "first answer, s": lambda subject: f"{subject.cold.first_answer_s:.2f}",
         "CPU, s": lambda subject: f"{subject.cold.cpu_s:.2f}",
         "import, s": lambda subject: f"{subject.cold.import_s:.2f}",
@@ -276,24 +272,16 @@ def _waits(result: BenchResult) -> Section:
     return Section("Deadlines, idle gaps, cold starts", (text,), tables)
 
 
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values))
-
-
 def _memory(result: BenchResult) -> Section:
     def grown(subject: Subject) -> str:
         return f"{(subject.memory.end_bytes - subject.memory.before_bytes) / 2**20:.1f}"
-
-    def slope(subject: Subject) -> str:
-        value = subject.memory.slope_bytes_per_million_steps
-        return "too few steps" if value is None else f"{value:+,.0f}"
 
     columns: Columns[Subject] = {
         "": lambda subject: subject.name,
         "state, bytes": lambda subject: f"{subject.state_bytes:,}",
         "resident, MiB": lambda subject: f"{subject.memory.end_bytes / 2**20:.1f}",
         "of it the model's": grown,
-        "slope, bytes per 10^6 steps": slope,
+        "slope": lambda subject: _slope_text(subject.memory),
         "objects kept": lambda subject: f"{subject.allocations.python_blocks_kept:,}",
         "Python's peak, bytes": lambda subject: f"{subject.allocations.python_peak_bytes:,}",
     }
@@ -361,21 +349,17 @@ def _wear(result: BenchResult) -> Section:
 
 def _energy(result: BenchResult) -> Section:
     sensor = f"Sensor: {result.machine.sensor}."
-    rows = [
-        (
-            subject.name,
-            f"{energy.mj_per_step:.4g}",
-            f"{energy.net_mj_per_step:.4g}",
-            f"{energy.joules / energy.seconds:.2f}",
-        )
-        for subject in result.subjects
-        if (energy := subject.energy) is not None
-    ]
+    rows = [(s.name, s.energy) for s in result.subjects if s.energy is not None]
     if not rows:
         return Section("Energy", (sensor + " Energy was not measured.",))
     idle = result.machine.idle_watts or 0.0
-    head = ("", "mJ a step", "beyond idle, mJ", "W while stepping")
-    return Section("Energy", (f"{sensor} Idle: {idle:.2f} W.",), (Table(head, rows),))
+    columns: Columns[tuple[str, Energy]] = {
+        "": lambda row: row[0],
+        "mJ a step": lambda row: f"{row[1].mj_per_step:.4g}",
+        "beyond idle, mJ": lambda row: f"{row[1].net_mj_per_step:.4g}",
+        "W while stepping": lambda row: f"{row[1].joules / row[1].seconds:.2f}",
+    }
+    return Section("Energy", (f"{sensor} Idle: {idle:.2f} W.",), (_filled(columns, rows),))
 
 
 def _machine(result: BenchResult) -> Section:

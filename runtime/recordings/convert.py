@@ -225,8 +225,8 @@ class _Converter:
             )
 
     def _pieces(self, blocks: Iterator[Block]) -> Iterator[Piece]:
-        if not self._timed:
-            return self._rows(blocks)
+        if not self._timed:  # rows are steps
+            return (Piece([b.values for b in block], i > 0) for i, block in enumerate(blocks))
         if not self._source.is_timed:
             own = self._source.rate_hz or 1.0
             blocks = (
@@ -235,13 +235,10 @@ class _Converter:
             )
         return resampled(blocks, self._rules, self.result.rate_hz or 1.0)
 
-    def _rows(self, blocks: Iterator[Block]) -> Iterator[Piece]:
-        """Rows are steps."""
-        for i, block in enumerate(blocks):
-            yield Piece([batch.values for batch in block], i > 0)
-
     def _written(self, name: str, pieces: Iterator[Piece]) -> Iterator[EpisodeWriter]:
         """The episodes of pieces, one file after the other."""
+        inputs = "; ".join(f"{n} from {words}" for n, words in self.result.inputs.items())
+        where = f"{self._source.path.name}, {name}: {inputs}"
         with ExitStack() as opened:
             writer, index = None, 0
             for piece in pieces:
@@ -258,8 +255,7 @@ class _Converter:
                 if writer is None:
                     path = self._out / f"{_plain(name)}-{index:06d}.npz"
                     index += 1
-                    rate, where = self.result.rate_hz, self._provenance(name)
-                    writer = EpisodeWriter(path, opened, rate, where)
+                    writer = EpisodeWriter(path, opened, self.result.rate_hz, where)
                 writer.add(self._arrays(piece.values), name)
             if writer is not None:
                 yield writer.finished()
@@ -272,10 +268,6 @@ class _Converter:
             arrays[key] = as_input(list(values[at : at + count]), one, name)
             at += count
         return arrays
-
-    def _provenance(self, name: str) -> str:
-        inputs = "; ".join(f"{n} from {words}" for n, words in self.result.inputs.items())
-        return f"{self._source.path.name}, {name}: {inputs}"
 
 
 def _check_linear(name: str, part: Part, one: Field, gap_s: float) -> None:

@@ -21,34 +21,21 @@ from stategate.runtime.trust.policy import toml
 _FILE_BYTES = 1 << 20
 _PART = re.compile(r"(?P<field>[^\[\]{}]+)(\{(?P<elements>[^{}]*)\})?(\[(?P<unit>[^\[\]]*)\])?")
 _TURN = 2 * math.pi
-# By unit: what it measures, and how many of the first unit of that one is.
-UNITS: dict[str, tuple[str, float]] = {
-    "rad": ("angle", 1.0),
-    "deg": ("angle", _TURN / 360),
-    "rev": ("angle", _TURN),
-    "rad/s": ("angular velocity", 1.0),
-    "deg/s": ("angular velocity", _TURN / 360),
-    "rpm": ("angular velocity", _TURN / 60),
-    "m": ("length", 1.0),
-    "cm": ("length", 1e-2),
-    "mm": ("length", 1e-3),
-    "m/s": ("velocity", 1.0),
-    "mm/s": ("velocity", 1e-3),
-    "m/s2": ("acceleration", 1.0),
-    "g": ("acceleration", 9.80665),
-    "s": ("time", 1.0),
-    "ms": ("time", 1e-3),
-    "us": ("time", 1e-6),
-    "ns": ("time", 1e-9),
-    "N": ("force", 1.0),
-    "Nm": ("torque", 1.0),
-    "A": ("current", 1.0),
-    "mA": ("current", 1e-3),
-    "V": ("voltage", 1.0),
-    "1": ("share", 1.0),
-    "%": ("share", 1e-2),
-    "u8": ("share", 1 / 255),
+# What units measure, and how many of the first unit of that one is.
+_MEASURES = {
+    "angle": {"rad": 1.0, "deg": _TURN / 360, "rev": _TURN},
+    "angular velocity": {"rad/s": 1.0, "deg/s": _TURN / 360, "rpm": _TURN / 60},
+    "length": {"m": 1.0, "cm": 1e-2, "mm": 1e-3},
+    "velocity": {"m/s": 1.0, "mm/s": 1e-3},
+    "acceleration": {"m/s2": 1.0, "g": 9.80665},
+    "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
+    "force": {"N": 1.0},
+    "torque": {"Nm": 1.0},
+    "current": {"A": 1.0, "mA": 1e-3},
+    "voltage": {"V": 1.0},
+    "share": {"1": 1.0, "%": 1e-2, "u8": 1 / 255},
 }
+UNITS = {u: (kind, size) for kind, units in _MEASURES.items() for u, size in units.items()}
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Way = Literal["hold", "linear"]
 

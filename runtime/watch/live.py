@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stategate.contract import Manifest
 from stategate.runtime.base.process import rss_bytes
 from stategate.runtime.watch.gauges import record
-from stategate.runtime.watch.tap import Row, Tap, number
+from stategate.runtime.watch.tap import Tap, number
 
 if TYPE_CHECKING:
     from stategate.runtime.watch.watched import WatchedOwner
@@ -71,6 +71,7 @@ class LiveSource:
 
     def __init__(self, session: WatchedOwner, tap: Tap) -> None:
         self._session, self._tap = session, tap
+        self.since, self.moment = tap.since, tap.moment  # see `Source`
         self.more: dict[str, Any] = {}  # said on the page besides
 
     def about(self) -> dict[str, Any]:
@@ -82,14 +83,6 @@ class LiveSource:
     def status(self) -> dict[str, Any]:
         """See `Source`."""
         return status(self._session)
-
-    def since(self, count: int) -> tuple[list[Row], int]:
-        """See `Source`."""
-        return self._tap.since(count)
-
-    def moment(self, step: int) -> dict[str, Any] | None:
-        """See `Source`."""
-        return self._tap.moment(step)
 
     def look(self, viewers: int) -> None:
         """See `Source`."""
