@@ -163,8 +163,8 @@ def _burst(
         "rss_bytes": header["rss_bytes"],
         "joules": after - joules if after is not None and joules is not None else None,
         "seconds": seconds,
-        "ns": np.frombuffer(raw[: 4 * timed], np.uint32),
-        "wrote": np.frombuffer(raw[4 * timed :], np.uint8),
+        "raw_ns": raw[: 4 * timed],
+        "raw_wrote": raw[4 * timed :],
     }, now
 
 
@@ -173,7 +173,7 @@ def _empty(driver: Driver, fitting: tuple[int, int], slot_s: float) -> dict[str,
     timed, median_ns = fitting
     count = max(1, math.ceil(min(timed, slot_s * 1e9 / median_ns) * _EMPTY_SHARE))
     _, raw = driver.ask("empty", timed=count, length_ns=median_ns)
-    return {"ns": np.frombuffer(raw, np.uint32), "wrote": np.zeros(count, np.uint8)}
+    return {"raw_ns": raw, "raw_wrote": bytes(count)}
 
 
 def last_core() -> int | None:

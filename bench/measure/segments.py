@@ -1,19 +1,17 @@
 """What has been measured so far, on disk in pieces, so that a killed measurement goes on.
 
-``DIR/bench.part/plan.json`` says what is being measured; ``segment-0000.npz`` and so on hold a few
+``DIR/bench.part/plan.json`` says what is being measured; ``segment-0000.bin`` and so on hold a few
 seconds of bursts each. A segment is whole or not there.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import weakref
-import zipfile
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +27,15 @@ from stategate.contract.reading import read_bounded
 Array = NDArray[Any]
 
 
-@dataclass(slots=True)
-class Burst:
+class Burst(msgspec.Struct, frozen=True):
     """One burst of one subject; the loop that steps nothing has no more than its times."""
 
     round: int  # which round it belongs to
     at_s: float  # when it ended, in seconds of measuring
     subject: int  # position in the plan; -1 is the loop that steps nothing
     life: int  # how many times the measurement had been taken up before
-    ns: Array = field(repr=False)  # time of each timed step, in nanoseconds
-    wrote: Array = field(repr=False)  # 1 for each of them that wrote
+    raw_ns: bytes  # of `ns`
+    raw_wrote: bytes  # of `wrote`
     pace_us: float = 0.0  # time of the fixed piece of Python before it
     steps: int = 0  # steps made, untimed ones included
     writes: int = 0  # of which writes, by the ledger
@@ -49,20 +46,28 @@ class Burst:
     joules: float | None = None  # energy taken meanwhile
     seconds: float = 0.0  # how long it took
 
+    @property
+    def ns(self) -> Array:
+        """Time of each timed step, in nanoseconds, uint32."""
+        return np.frombuffer(self.raw_ns, np.uint32)
+
+    @property
+    def wrote(self) -> Array:
+        """1 for each of them that wrote, uint8."""
+        return np.frombuffer(self.raw_wrote, np.uint8)
+
+
+class _Segment(msgspec.Struct, frozen=True):
+    bursts: list[Burst]
+    moment: Moment
+
+
+def _checksum(raw: bytes) -> bytes:
+    return zlib.crc32(raw).to_bytes(4, "big")
+
 
 COUNTED = ("writes", "memory_bytes_written", "appended_bytes", "folded_bytes")
 """What a burst has of the ledger."""
-# What reading a file raises that is cut short, altered, or of another version.
-_TORN = (
-    msgspec.MsgspecError,
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    zipfile.BadZipFile,
-)
-_FACTS = [name for name in Burst.__slots__ if name not in ("ns", "wrote")]
 
 
 class Segments:
@@ -92,9 +97,9 @@ class Segments:
         write_whole(written, text.encode())
         self.moments: list[Moment] = []  # one a piece
         self._bursts: list[Burst] = []
-        for path in sorted(folder.glob("segment-*.npz")):
+        for path in sorted(folder.glob("segment-*.bin")):
             self._read(path)
-        self._count = len(list(folder.glob("segment-*.npz")))
+        self._count = len(list(folder.glob("segment-*.bin")))
 
     def _lock(self) -> None:
         # The folder above is held, not a file in it: what was begun may be thrown away.
@@ -111,38 +116,23 @@ class Segments:
 
     def _read(self, path: Path) -> None:
         try:
-            with np.load(io.BytesIO(read_bounded(path)), allow_pickle=False) as file:
-                facts = json.loads(bytes(file["facts"]))
-                ns, wrote, ends = file["ns"], file["wrote"], np.cumsum(file["counts"])
-            pieces = zip(
-                facts["bursts"], np.split(ns, ends[:-1]), np.split(wrote, ends[:-1]), strict=True
-            )
-            bursts = [Burst(**burst, ns=times, wrote=flags) for burst, times, flags in pieces]
-            moment = msgspec.convert(facts["moment"], Moment)
-        except _TORN as problem:
+            whole = read_bounded(path)
+            if _checksum(whole[4:]) != whole[:4]:
+                raise ValueError("its checksum does not fit")
+            segment = msgspec.msgpack.decode(whole[4:], type=_Segment)
+        except (OSError, ValueError) as problem:
             raise ResultError(
                 "a piece of an interrupted measurement cannot be read",
                 found=f"{path}: {problem}",
                 remedy="--fresh throws the measurement away",
             ) from problem
-        self.moments.append(moment)
-        self._bursts += bursts
+        self.moments.append(segment.moment)
+        self._bursts += segment.bursts
 
     def add(self, bursts: list[Burst], moment: Moment) -> None:
         """Keep a piece."""
-        facts = {
-            "bursts": [{name: getattr(burst, name) for name in _FACTS} for burst in bursts],
-            "moment": msgspec.to_builtins(moment),
-        }
-        file = io.BytesIO()
-        np.savez(
-            file,
-            facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
-            ns=np.concatenate([burst.ns for burst in bursts]),
-            wrote=np.concatenate([burst.wrote for burst in bursts]),
-            counts=np.array([len(burst.ns) for burst in bursts]),
-        )
-        write_whole(self._folder / f"segment-{self._count:04d}.npz", file.getvalue())
+        raw = msgspec.msgpack.encode(_Segment(bursts, moment))
+        write_whole(self._folder / f"segment-{self._count:04d}.bin", _checksum(raw) + raw)
         self._count += 1
         self._bursts += bursts
         self.moments.append(moment)

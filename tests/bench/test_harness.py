@@ -126,11 +126,11 @@ def test_python_keeps_nothing_of_a_step(measured: Path) -> None:
 def test_a_damaged_piece_can_be_thrown_away(tiny_bundle: Path, tmp_path: Path) -> None:
     part = tmp_path / "bench.part"
     part.mkdir()
-    (part / "segment-0000.npz").write_bytes(b"torn")
+    (part / "segment-0000.bin").write_bytes(b"torn")
     refused = bench(tiny_bundle, *QUICK, "--out", tmp_path)
     assert refused.exit_code == 2 and "cannot be read" in refused.output
     for torn in (b"", b"PK\x03\x04 cut short"):
-        (part / "segment-0000.npz").write_bytes(torn)
+        (part / "segment-0000.bin").write_bytes(torn)
         assert "cannot be read" in bench(tiny_bundle, *QUICK, "--out", tmp_path).output
     plan = (part / "plan.json").read_text()
     for other, differing in (("{", "host, options, subjects, versions"), ("[]", "host, options")):
@@ -149,7 +149,7 @@ def test_a_killed_measurement_goes_on_where_it_stopped(tiny_bundle: Path, tmp_pa
     code = f"from stategate.cli.main import main; main({arguments!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     part, end = tmp_path / "bench.part", time.monotonic() + 60
-    while not list(part.glob("segment-*.npz")) and time.monotonic() < end:
+    while not list(part.glob("segment-*.bin")) and time.monotonic() < end:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
