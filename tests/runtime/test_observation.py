@@ -123,6 +123,9 @@ def test_a_row_of_a_pool_that_was_idle_too_long_begins_anew_alone(
         assert pool.join() == row
         pool.step(x=OPEN)
         assert pool.ledger(row).resets == 0  # another session, which was never idle
+        clock.advance_ns(-1)
+        pool.step(x=OPEN)
+        assert pool.ledger(row).clock_faults == 1
 
 
 @pytest.mark.parametrize("rule", [False, True])
