@@ -26,19 +26,10 @@ def protobuf_decoder(kind: str, definition: bytes) -> Decoder:
     except ImportError as missing:
         raise MissingDependencyError("protobuf", "recordings") from missing
     pool = descriptor_pool.DescriptorPool()
-    files = {f.name: f for f in descriptor_pb2.FileDescriptorSet.FromString(definition).file}
-
-    def add(name: str) -> None:  # a file comes after those that it imports
-        if name in files:
-            file = files.pop(name)
-            for dependency in file.dependency:
-                add(dependency)
-            pool.Add(file)
-
-    for name in list(files):
-        add(name)
-    of: Any = message_factory.GetMessageClass(pool.FindMessageTypeByName(kind))
-    return lambda raw: of.FromString(raw)
+    files = descriptor_pb2.FileDescriptorSet.FromString(definition).file
+    message_factory.GetMessages(files, pool)  # in the order in which they import each other
+    decode: Decoder = message_factory.GetMessageClass(pool.FindMessageTypeByName(kind)).FromString
+    return decode
 
 
 def json_decoder(raw: bytes) -> Any:
