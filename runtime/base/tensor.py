@@ -13,25 +13,15 @@ _MOST_VALUES = 64
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor in numbers that fit a screen.
-
-    Attributes:
-        shape: Its shape.
-        dtype: Its dtype.
-        values: All of it, flat; empty where that is more than 64.
-        least: Its smallest element.
-        mean: Of all elements.
-        largest: Its largest element.
-        rms: Root of the mean square.
-    """
+    """A tensor in numbers that fit a screen."""
 
     shape: tuple[int, ...]
     dtype: str
-    values: list[float]
-    least: float
-    mean: float
-    largest: float
-    rms: float
+    values: list[float]  # all of it, flat; empty where that is more than 64
+    least: float  # its smallest element
+    mean: float  # of all elements
+    largest: float  # its largest element
+    rms: float  # root of the mean square
 
     @classmethod
     def of(cls, array: Array) -> Tensor:

@@ -20,19 +20,12 @@ from stategate.runtime.engines.engine import EngineChoice
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One decision, in both bundles.
+    """One decision, in both bundles."""
 
-    Attributes:
-        step: Number of the step.
-        name: Of the gate or output; empty of a fault.
-        recorded: What the recorded bundle decided, in words.
-        other: What the other one did.
-    """
-
-    step: int
-    name: str
-    recorded: str
-    other: str
+    step: int  # number of the step
+    name: str  # of the gate or output; empty of a fault
+    recorded: str  # what the recorded bundle decided, in words
+    other: str  # what the other one did
 
 
 @dataclass(slots=True)

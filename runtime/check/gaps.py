@@ -20,16 +20,11 @@ _NOTHING: Mapping[str, Array] = {}
 
 
 class Answer(NamedTuple):
-    """What one step gives, by name; the arrays may be overwritten by the next step.
-
-    Attributes:
-        outputs: The outputs.
-        gates: The gates that are to be compared.
-        states: The states after it, as the bundle stores them, where they are to be compared.
-    """
+    """What one step gives, by name; the arrays may be overwritten by the next step."""
 
     outputs: Mapping[str, Array]
-    gates: Mapping[str, Array] = _NOTHING
+    gates: Mapping[str, Array] = _NOTHING  # the gates that are to be compared
+    # the states after it, as the bundle stores them, where they are to be compared
     states: Mapping[str, Array] = _NOTHING
 
 

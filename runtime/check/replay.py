@@ -27,27 +27,16 @@ from stategate.runtime.session import Session
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What one step took and gave when it was stepped again.
+    """What one step took and gave when it was stepped again."""
 
-    Attributes:
-        step: Its number.
-        inputs: By name.
-        outputs: By name.
-        gates: By name.
-        thresholds: Of the hard gates, as the manifest has them.
-        states: After the step, by name.
-        wrote: Whether a state was written.
-        fault: What refused the write; empty where nothing did.
-    """
-
-    step: int
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    gates: dict[str, Tensor]
-    thresholds: dict[str, float]
-    states: dict[str, Tensor]
-    wrote: bool
-    fault: str
+    step: int  # its number
+    inputs: dict[str, Tensor]  # by name
+    outputs: dict[str, Tensor]  # by name
+    gates: dict[str, Tensor]  # by name
+    thresholds: dict[str, float]  # of the hard gates, as the manifest has them
+    states: dict[str, Tensor]  # after the step, by name
+    wrote: bool  # whether a state was written
+    fault: str  # what refused the write; empty where nothing did
 
 
 @dataclass(slots=True)

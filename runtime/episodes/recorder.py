@@ -36,23 +36,14 @@ Beginning = dict[str, dict[str, Array]]
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a recorder has done.
+    """What a recorder has done."""
 
-    Attributes:
-        steps: Steps that are in files.
-        waiting_steps: Steps that are in memory yet.
-        lost_steps: Steps that could not be kept.
-        files: Files written.
-        bytes: Their size; a flash medium is worn by them.
-        problem: Why steps were lost, in words; None where none were.
-    """
-
-    steps: int
-    waiting_steps: int
-    lost_steps: int
+    steps: int  # steps that are in files
+    waiting_steps: int  # steps that are in memory yet
+    lost_steps: int  # steps that could not be kept
     files: int
-    bytes: int
-    problem: str | None
+    bytes: int  # their size; a flash medium is worn by them
+    problem: str | None  # why steps were lost, in words; None where none were
 
 
 class Recorder(Closeable):

@@ -21,64 +21,37 @@ _SAMPLES = 200
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Samples over the horizon, about two hundred whatever its length.
+    """Samples over the horizon, about two hundred whatever its length."""
 
-    Attributes:
-        step: Steps done at each sample.
-        writes: Writes so far.
-        rss_bytes: Resident memory of the process, or 0 where the system does not tell.
-    """
-
-    step: list[int]
-    writes: list[int]
-    rss_bytes: list[int]
+    step: list[int]  # steps done at each sample
+    writes: list[int]  # writes so far
+    rss_bytes: list[int]  # resident memory of the process, or 0 where the system does not tell
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """One episode, stepped and measured; written as ``ledger.json``.
+    """One episode, stepped and measured; written as ``ledger.json``."""
 
-    Attributes:
-        model: Name of the model.
-        bundle_sha256: Digest of the bundle.
-        engine: Engine and version.
-        ledger: What the memory did.
-        asked_steps: Steps of this run as they were asked for.
-        done_steps: Steps of this run that were done; fewer where a signal ended it.
-        state_bytes: One bank of all states; the same at every step.
-        write_ratio: Steps per write, or None without a write.
-        accuracy: Share of labelled steps answered rightly, or None without labels.
-        judged_steps: Labelled steps.
-        p50_us: Median wall time of ``Session.step``.
-        p99_us: 99th percentile of the same.
-        rss_start_bytes: Resident memory when the bundle and the episode were loaded.
-        rss_warm_bytes: The same after 1 % of the steps: engines allocate once in their first.
-        rss_end_bytes: The same after the last step.
-        kv_bytes_per_step: Growth of the key-value cache that this memory replaces, or None.
-        kv_bytes_end: Its size after the last step, or None.
-        kv_over_state: That size in units of ``state_bytes``, or None.
-        timeline: Samples for the picture.
-    """
-
-    model: str
-    bundle_sha256: str
-    engine: str
-    ledger: Ledger
-    asked_steps: int
-    done_steps: int
-    state_bytes: int
-    write_ratio: float | None
-    accuracy: float | None
+    model: str  # name of the model
+    bundle_sha256: str  # digest of the bundle
+    engine: str  # engine and version
+    ledger: Ledger  # what the memory did
+    asked_steps: int  # steps of this run as they were asked for
+    done_steps: int  # steps of this run that were done; fewer where a signal ended it
+    state_bytes: int  # one bank of all states; the same at every step
+    write_ratio: float | None  # steps per write, or None without a write
+    accuracy: float | None  # share of labelled steps answered rightly, or None without labels
     judged_steps: int
-    p50_us: float
-    p99_us: float
-    rss_start_bytes: int
-    rss_warm_bytes: int
-    rss_end_bytes: int
+    p50_us: float  # median wall time of ``Session.step``
+    p99_us: float  # 99th percentile of the same
+    rss_start_bytes: int  # resident memory when the bundle and the episode were loaded
+    rss_warm_bytes: int  # the same after 1 % of the steps: engines allocate once in their first
+    rss_end_bytes: int  # the same after the last step
+    # growth of the key-value cache that this memory replaces, or None
     kv_bytes_per_step: int | None
-    kv_bytes_end: int | None
-    kv_over_state: float | None
-    timeline: Timeline
+    kv_bytes_end: int | None  # its size after the last step, or None
+    kv_over_state: float | None  # that size in units of ``state_bytes``, or None
+    timeline: Timeline  # for the picture
     health_alarm: str | None = None
 
 

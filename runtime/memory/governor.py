@@ -50,15 +50,10 @@ _NEVER = float(np.finfo(np.float32).max)
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket, filled from outside.
+    """A token bucket, filled from outside."""
 
-    Attributes:
-        capacity: Most tokens it can hold.
-        tokens: Tokens in it now.
-    """
-
-    capacity: float
-    tokens: float
+    capacity: float  # most tokens it can hold
+    tokens: float  # tokens in it now
 
     def fill(self, tokens: float) -> None:
         """Add tokens, up to the capacity."""

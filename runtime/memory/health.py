@@ -24,18 +24,13 @@ HealthChoice: TypeAlias = "Literal['warn', 'count', 'off'] | bool"
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the last windows say.
+    """What the last windows say."""
 
-    Attributes:
-        alarm: What is wrong, in words; None while all is within.
-        departures: By signal, its distance from the middle of its limits in units of half their
-            width: above 1 is outside. Of the last whole window; empty before there is one.
-        windows: Windows that were judged.
-    """
-
-    alarm: str | None
+    alarm: str | None  # what is wrong, in words; None while all is within
+    # by signal, its distance from the middle of its limits in units of half their width: above 1
+    # is outside. Of the last whole window; empty before there is one.
     departures: Mapping[str, float]
-    windows: int = 0
+    windows: int = 0  # windows that were judged
 
 
 class _Windows:

@@ -87,25 +87,15 @@ def open_recordings(path: Path) -> list[Source]:
 
 @dataclass
 class Conversion:
-    """What became of a recording.
+    """What became of a recording."""
 
-    Attributes:
-        form: What it was.
-        rate_hz: Steps per second of its episodes.
-        inputs: Where each comes from, in words.
-        files: Episodes that were written.
-        steps: Of all of them.
-        gaps: Places where an episode was cut, because the recording has nothing there.
-        notes: What else a reader should know.
-    """
-
-    form: str
-    rate_hz: float | None
-    inputs: dict[str, str]
-    files: list[Path] = field(default_factory=list)
-    steps: int = 0
-    gaps: int = 0
-    notes: list[str] = field(default_factory=list)
+    form: str  # what it was
+    rate_hz: float | None  # steps per second of its episodes
+    inputs: dict[str, str]  # where each comes from, in words
+    files: list[Path] = field(default_factory=list)  # episodes that were written
+    steps: int = 0  # of all of them
+    gaps: int = 0  # places where an episode was cut, because the recording has nothing there
+    notes: list[str] = field(default_factory=list)  # what else a reader should know
 
     def lines(self) -> Iterator[str]:
         """For a reader."""

@@ -87,20 +87,15 @@ class Part(Record, frozen=True):
 
 
 class Input(Record, frozen=True, forbid_unknown_fields=True):
-    """What one input of the model takes.
+    """What one input of the model takes."""
 
-    Attributes:
-        source: Fields, joined in this order.
-        dtype: Of the input; float32 for recorded floats and the recorded one otherwise, if empty.
-        shape: Of one step; ``[1, elements]`` if empty, and ``[1, ...]`` for images.
-        resample: For this input alone.
-        gap_s: For this input alone; ``inf`` where its last value holds for ever.
-    """
-
-    source: str | tuple[str, ...] = msgspec.field(name="from")
+    source: str | tuple[str, ...] = msgspec.field(name="from")  # fields, joined in this order
+    # of the input; float32 for recorded floats and the recorded one otherwise, if empty
     dtype: str = ""
+    # of one step; ``[1, elements]`` if empty, and ``[1, ...]`` for images
     shape: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] = ()
-    resample: Way | None = None
+    resample: Way | None = None  # for this input alone
+    # for this input alone; ``inf`` where its last value holds for ever
     gap_s: Positive | None = None
 
     @property
@@ -111,27 +106,20 @@ class Input(Record, frozen=True, forbid_unknown_fields=True):
 
 
 class Map(Record, frozen=True, forbid_unknown_fields=True):
-    """How a recording becomes episodes; a file in TOML has the same names.
+    """How a recording becomes episodes; a file in TOML has the same names."""
 
-    Attributes:
-        inputs: By name of the input, or ``label.OUTPUT`` for labels.
-        rate_hz: Steps per second; that of the recording if it has one, and None.
-        resample: ``hold`` takes the newest value, ``linear`` goes from one to the next.
-        gap_s: A longer silence is a gap; three times the usual one, and three steps, if None.
-        gaps: Whether a gap begins a new episode, or is refused.
-        time: Which time of a message counts; of a table its column with a unit, such as ``t[s]``,
-            or ``rows`` where each row is a step.
-        episode: Column of a table whose value changes where an episode begins.
-        order: Whether messages whose times go backwards are refused, or sorted.
-    """
-
-    inputs: dict[str, Input | str] = {}
+    inputs: dict[str, Input | str] = {}  # by name of the input, or ``label.OUTPUT`` for labels
+    # steps per second; that of the recording if it has one, and None
     rate_hz: Positive | None = None
-    resample: Way = "hold"
+    resample: Way = "hold"  # ``hold`` takes the newest value, ``linear`` goes from one to the next
+    # a longer silence is a gap; three times the usual one, and three steps, if None
     gap_s: Positive | None = None
-    gaps: Literal["split", "refuse"] = "split"
+    gaps: Literal["split", "refuse"] = "split"  # whether a gap begins a new episode, or is refused
+    # which time of a message counts; of a table its column with a unit, such as ``t[s]``, or
+    # ``rows`` where each row is a step
     time: str = ""
-    episode: str = ""
+    episode: str = ""  # column of a table whose value changes where an episode begins
+    # whether messages whose times go backwards are refused, or sorted
     order: Literal["refuse", "sort"] = "refuse"
 
     @property

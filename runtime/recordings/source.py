@@ -27,26 +27,17 @@ _MAGIC = b"\x89MCAP0\r\n"  # at both ends of a file
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Something that a recording holds at each of its moments.
+    """Something that a recording holds at each of its moments."""
 
-    Attributes:
-        name: Such as ``/joint_states.position`` or ``observation.state``.
-        kind: What the recording calls its type.
-        dtype: Of its numbers.
-        shape: At one moment.
-        count: Moments.
-        period_s: Usual time between two; None in recordings of rows, which have no times.
-        elements: Names of its elements, where the recording has them.
-        by_name: Whether the names come with each message, so that positions mean nothing.
-    """
-
-    name: str
-    kind: str
-    dtype: str
-    shape: tuple[int, ...]
-    count: int
+    name: str  # such as ``/joint_states.position`` or ``observation.state``
+    kind: str  # what the recording calls its type
+    dtype: str  # of its numbers
+    shape: tuple[int, ...]  # at one moment
+    count: int  # moments
+    # usual time between two; None in recordings of rows, which have no times
     period_s: float | None = None
-    elements: tuple[str, ...] = ()
+    elements: tuple[str, ...] = ()  # names of its elements, where the recording has them
+    # whether the names come with each message, so that positions mean nothing
     by_name: bool = False
 
 
@@ -66,20 +57,14 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Steps:
-    """Steps that follow one another, column by column.
+    """Steps that follow one another, column by column."""
 
-    Attributes:
-        episode: Number of the stretch without a reset or gap that they belong to.
-        frame: Number of the first one in it.
-        times: Of each, nanoseconds since 1970.
-        columns: ``input.x``, ``output.y``, ``gate.g`` with ``(steps, elements)``; ``memory.h`` with
-            root of the mean square and largest element of a state; and ``step``, ``wrote``,
-            ``fault``, ``writes``, ``suppressed_writes`` with ``(steps,)``.
-    """
-
-    episode: int
-    frame: int
-    times: list[int]
+    episode: int  # number of the stretch without a reset or gap that they belong to
+    frame: int  # number of the first one in it
+    times: list[int]  # of each, nanoseconds since 1970
+    # ``input.x``, ``output.y``, ``gate.g`` with ``(steps, elements)``; ``memory.h`` with root of
+    # the mean square and largest element of a state; and ``step``, ``wrote``, ``fault``,
+    # ``writes``, ``suppressed_writes`` with ``(steps,)``
     columns: dict[str, Array]
 
     @property
