@@ -15,7 +15,7 @@ from typing import Any
 from stategate.contract.errors import MeasurementError
 from stategate.runtime.base.closeable import Closeable
 
-OPEN_SESSION = "stategate.bench.measure.subject:open_session"
+OPEN_SESSION = "stategate.bench.measure.subject:Subject"
 
 
 class Driver(Closeable):

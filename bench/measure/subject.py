@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,36 +15,6 @@ from stategate.contract.write_rule import opens
 from stategate.runtime import Pool, Session
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.engines.engine import ENGINES, EngineChoice
-
-
-class Subject(Protocol):
-    """One way to compute the step of a bundle."""
-
-    engine: str  # what computes it, with its version
-
-    def step(self, inputs: dict[str, Array]) -> Mapping[str, Array]:
-        """One step; carries its own state. Outputs by name."""
-        ...
-
-    def writes(self, timed: int) -> WriteLog:
-        """Something that notes after each of up to ``timed`` steps whether it wrote."""
-        ...
-
-    def ledger(self) -> dict[str, Any]:
-        """Counters so far, as in `stategate.runtime.Ledger`; empty where nothing is counted."""
-        ...
-
-
-class WriteLog(Protocol):
-    """Notes of which steps wrote."""
-
-    def note(self, i: int) -> None:
-        """Called after step ``i``, outside of what is timed."""
-        ...
-
-    def read(self, count: int) -> Array:
-        """``(count,)`` of 0 and 1."""
-        ...
 
 
 class GateLog:
@@ -70,10 +40,13 @@ class GateLog:
         return wrote.astype(np.uint8)
 
 
-class SessionSubject:
-    """A session, as a robot would open it, or a pool with every row taken."""
+class Subject:
+    """A session, as a robot would open it, or a pool with every row taken.
 
-    def __init__(self, bundle: str, engine: EngineChoice) -> None:
+    What else is measured beside it has the same members.
+    """
+
+    def __init__(self, bundle: str, engine: EngineChoice = "auto") -> None:
         self.session = opened(bundle, engine)
         self.engine = self.session.engine_name
 
@@ -81,7 +54,7 @@ class SessionSubject:
         """`Session.step`, or `Pool.step` of all rows."""
         return self.session.step(**inputs)
 
-    def writes(self, timed: int) -> WriteLog:
+    def writes(self, timed: int) -> GateLog:
         """By the gates, where there is a hard one; else every step writes."""
         return GateLog(self.session, timed)
 
@@ -108,11 +81,6 @@ def opened(bundle: str | Path, engine: EngineChoice) -> Session | Pool:
     for _ in range(pool.capacity):
         pool.join()
     return pool
-
-
-def open_session(bundle: str, engine: EngineChoice = "auto") -> Subject:
-    """The subject of ``stategate bench``."""
-    return SessionSubject(bundle, engine)
 
 
 def engines(bundle: str | Path) -> tuple[list[EngineChoice], list[str]]:

@@ -146,13 +146,10 @@ class Worker:
             self._subject.step(self._feeds[tick.index % len(self._feeds)])
             took.append(time.perf_counter_ns() - start)
         stats, nothing = loop.stats(), empty.stats()
+        names = ("ticks", "misses", "late_p50_us", "late_p99_us", "late_max_us")
         return {
             "hz": hz,
-            "ticks": stats.ticks,
-            "misses": stats.misses,
-            "late_p50_us": stats.late_p50_us,
-            "late_p99_us": stats.late_p99_us,
-            "late_max_us": stats.late_max_us,
+            **{name: getattr(stats, name) for name in names},
             "step_p50_us": float(np.median(took)) / 1000,
             "empty_late_p99_us": nothing.late_p99_us,
             "empty_misses": nothing.misses,

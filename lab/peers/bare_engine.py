@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from lab.peers.base import Always
-from stategate.bench.measure.subject import WriteLog
 from stategate.contract import Bundle
 from stategate.contract.errors import EngineError, MeasurementError
 from stategate.contract.write_rule import opens_number
@@ -57,7 +56,7 @@ class EngineSubject:
                 self._parity ^= bit
         return self._outputs
 
-    def writes(self, timed: int) -> WriteLog:
+    def writes(self, timed: int) -> Always:
         """Not counted."""
         return Always()
 

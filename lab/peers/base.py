@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from stategate.bench.measure.subject import WriteLog
 from stategate.contract import Bundle
 from stategate.contract.errors import MeasurementError
 from stategate.runtime.base.buffers import Array
@@ -39,7 +38,7 @@ class Peer:
         """One step; carries its own state."""
         raise NotImplementedError
 
-    def writes(self, timed: int) -> WriteLog:
+    def writes(self, timed: int) -> Always:
         """Not counted."""
         return Always()
 

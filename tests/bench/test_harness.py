@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from stategate.bench.measure.driver import Driver
 from stategate.bench.measure.segments import Segments
-from stategate.bench.measure.subject import open_session, parity
+from stategate.bench.measure.subject import Subject, parity
 from stategate.bench.record import BenchResult, read_result
 from stategate.cli.main import main
 from stategate.contract import Bundle, TargetRef, write_bundle
@@ -237,7 +237,7 @@ def test_a_pool_is_stepped_in_every_row_and_counted_over_all_of_them(
 ) -> None:
     bundle = Bundle.open(tiny_pool_bundle)
     rows = bundle.manifest.sessions
-    subject = open_session(str(tiny_pool_bundle), "onnxruntime")
+    subject = Subject(str(tiny_pool_bundle), "onnxruntime")
     error = parity(bundle, subject)
     assert error is not None and error < 1e-5
     ledger, golden = subject.ledger(), bundle.golden()

@@ -21,7 +21,7 @@ from lab.peers.entries import SHAPES, Entry, entrants
 from lab.peers.growing import attend, measure
 from lab.peers.race import Race, race
 from stategate.bench.measure.driver import Driver
-from stategate.bench.measure.subject import Subject, parity
+from stategate.bench.measure.subject import parity
 from stategate.contract import Bundle
 from stategate.contract.errors import MeasurementError, StategateError
 from stategate.models.memories.stack import Stack, StackConfig
@@ -66,7 +66,7 @@ class Silent(aura_numpy.AuraNumpy):
     ],
 )
 def test_a_step_around_no_session_answers_like_the_model(native_bundle: Path, maker) -> None:
-    subject: Subject = maker(str(native_bundle))
+    subject = maker(str(native_bundle))
     error = parity(Bundle.open(native_bundle), subject)
     assert error is not None and error < 1e-5
 

@@ -311,7 +311,7 @@ def test_who_never_resets_steps_one_recording_of_a_folder(
     checked, _ = recorded(folder, 1000)
     assert np.array_equal(checked.inputs["x"], longest)
     assert checked.resized(100).to_bytes()  # what `sensitivity` keeps its trials by
-    worker = Worker(str(tiny_bundle), str(folder), "stategate.bench.measure.subject:open_session",
+    worker = Worker(str(tiny_bundle), str(folder), "stategate.bench.measure.subject:Subject",
                     {"engine": "auto"})  # fmt: skip
     assert len(worker._feeds) == 30 and np.array_equal(worker._feeds[4]["x"], longest[4])
     # Files that go on from one another are one recording, however many there are.
