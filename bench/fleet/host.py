@@ -8,9 +8,10 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from stategate.contract.errors import InstallError
 from stategate.contract.reading import file_sha256
@@ -39,7 +40,7 @@ class Host:
     def __init__(self, name: str, ssh: Sequence[str]) -> None:
         self.name, self._ssh = name, tuple(ssh)
 
-    def ask(self, *words: str | Path, doing: str, script: str | bytes = b"") -> Answer:
+    def ask(self, *words: str | Path, doing: str, script: str | bytes | IO[bytes] = b"") -> Answer:
         """Run a command there, whatever it exits with; ``script`` is its standard input.
 
         Raises:
@@ -47,10 +48,15 @@ class Host:
         """
         # A login shell may print a banner first: what the command prints comes after the mark.
         marked = ("sh", "-c", f'echo {_MARK}; exec "$0" "$@"', *map(str, words))
-        with tempfile.TemporaryFile() as errors:  # a pipe would wait for ssh's own helper
+        # A pipe for what it says would wait for ssh's own helper.
+        with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as typed:
+            if isinstance(script, str | bytes):
+                typed.write(script if isinstance(script, bytes) else script.encode())
+                typed.seek(0)
+                script = typed
             done = subprocess.run(
                 [*self._ssh, self.name, shlex.join(marked)],
-                input=script if isinstance(script, bytes) else script.encode(),
+                stdin=script,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 check=False,
@@ -58,7 +64,14 @@ class Host:
             errors.seek(0)
             text = errors.read().decode(errors="replace")
         banner, mark, out = done.stdout.decode(errors="replace").partition(f"{_MARK}\n")
-        answer = self._answer(Answer(done.returncode, out if mark else banner, text), doing)
+        answer = Answer(done.returncode, out if mark else banner, text)
+        if answer.code < 0 or answer.code == _NO_LINE:
+            raise InstallError(
+                f"there is no line to {self.name}, or it dropped, at {doing}",
+                found=_last(answer),
+                expected=f"that `{shlex.join([*self._ssh[:1], self.name])} true` works",
+                remedy=_GOES_ON,
+            )
         if not mark:
             raise InstallError(
                 f"{self.name} gives no answer that a shell would give",
@@ -93,37 +106,14 @@ class Host:
             if path.is_file()
         }
         missing = {n: p for n, p in files.items() if f"{file_sha256(p)[0]}  ./{n}" not in present}
-        # As root, tar would give the files to whoever owns them here.
-        command = [*self._ssh, self.name, shlex.join(["tar", "-xof", "-", "-C", to])]
-        with (
-            tempfile.TemporaryFile() as errors,
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors
-            ) as receiver,
-        ):
-            assert receiver.stdin is not None
-            # A tar that fails reads no more; what it says is the reason.
-            with (
-                suppress(BrokenPipeError),
-                receiver.stdin as pipe,
-                tarfile.open(fileobj=pipe, mode="w|", dereference=True) as archive,
-            ):
+        with tempfile.TemporaryFile() as packed:
+            with tarfile.open(fileobj=packed, mode="w", dereference=True) as archive:
                 for name, path in missing.items():
                     archive.add(path, name)
-            code = receiver.wait()
-            errors.seek(0)
-            text = errors.read().decode(errors="replace")
-        self.check(self._answer(Answer(code, "", text), doing), doing)
-
-    def _answer(self, answer: Answer, doing: str) -> Answer:
-        if answer.code < 0 or answer.code == _NO_LINE:
-            raise InstallError(
-                f"there is no line to {self.name}, or it dropped, at {doing}",
-                found=_last(answer),
-                expected=f"that `{shlex.join([*self._ssh[:1], self.name])} true` works",
-                remedy=_GOES_ON,
-            )
-        return answer
+            packed.seek(0)
+            # As root, tar would give the files to whoever owns them here.
+            answer = self.ask("tar", "-xof", "-", "-C", to, doing=doing, script=packed)
+        self.check(answer, doing)
 
 
 def _last(answer: Answer) -> str:
