@@ -34,7 +34,7 @@ class Section(NamedTuple):
     title: str
     text: tuple[str, ...] = ()  # a paragraph each
     tables: tuple[Table, ...] = ()
-    figures: tuple[str, ...] = ()  # SVG, on the page alone
+    figures: Callable[[], Sequence[str]] = tuple  # draws SVG, for the page alone
 
 
 def write_report(result: BenchResult, folder: Path) -> tuple[Path, Path]:
@@ -58,8 +58,8 @@ def part(result: BenchResult) -> Part:
         body += [f"<p>{escape(text)}</p>" for text in section.text]
         for head, rows in section.tables:
             body.append(table(head, rows, "" if head else "facts"))
-        if section.figures:
-            body.append(plots(section.figures))
+        if figures := section.figures():
+            body.append(plots(figures))
     return Part(_title(result), [_verdict(result, s) for s in result.subjects], body)
 
 
@@ -216,9 +216,13 @@ def _step_times(result: BenchResult) -> Section:
         "shows comes from the machine, and no step can do better."
     )
     each = _filled(columns, [*rows, ("empty loop", result.empty)])
-    from stategate.bench.report.plots import times_plots  # a device draws nothing
 
-    return Section("Step times", (text,), (each,), tuple(times_plots(result)))
+    def figures() -> list[str]:
+        from stategate.bench.report.plots import times_plots  # a device draws nothing
+
+        return times_plots(result)
+
+    return Section("Step times", (text,), (each,), figures)
 
 
 def _bundles(result: BenchResult) -> Section:
@@ -292,9 +296,13 @@ def _memory(result: BenchResult) -> Section:
         "states never grow, and a key-value cache of the same width grows in every step."
     )
     each = _filled(columns, result.subjects)
-    from stategate.bench.report.plots import memory_plots
 
-    return Section("Memory", (text,), (each,), memory_plots(result))
+    def figures() -> tuple[str, ...]:
+        from stategate.bench.report.plots import memory_plots
+
+        return memory_plots(result)
+
+    return Section("Memory", (text,), (each,), figures)
 
 
 def _share(subject: Subject) -> float:

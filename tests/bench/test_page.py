@@ -29,8 +29,9 @@ needs_browser = pytest.mark.skipif(
 
 
 def test_the_bytes_that_were_appended_and_folded_stand_in_both_pages(
-    result: Callable[..., BenchResult],
+    result: Callable[..., BenchResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stategate.bench.report.plots.times_plots", lambda _: [])
     measured = result(30.0, seed=0)
     subject = msgspec.structs.replace(
         measured.subjects[0], appended_bytes=1_234_567, folded_bytes=76_543
@@ -108,15 +109,21 @@ def two(result: Callable[..., BenchResult]) -> BenchResult:
     return msgspec.structs.replace(one, subjects=(*one.subjects, other))
 
 
+@pytest.fixture(scope="module")
+def drawn(two: BenchResult) -> str:
+    """The page of both."""
+    return html(two)
+
+
 @needs_browser
 @pytest.mark.parametrize(
     ("width", "dark", "paper"),
     [(1280, False, "rgb(255, 255, 255)"), (390, True, "rgb(22, 24, 27)")],
 )
 def test_the_page_of_a_bench_is_whole_in_a_browser(
-    two: BenchResult, tmp_path: Path, width: int, dark: bool, paper: str
+    drawn: str, tmp_path: Path, width: int, dark: bool, paper: str
 ) -> None:
-    seen, console = browse(html(two), tmp_path, width=width, dark=dark)
+    seen, console = browse(drawn, tmp_path, width=width, dark=dark)
     assert console == []
     elements = Elements(seen).counts
     assert elements["svg"] == 5 and elements["table"] >= 7
@@ -178,12 +185,12 @@ def test_a_page_with_an_error_would_be_noticed(tmp_path: Path) -> None:
 
 
 def test_names_cannot_smuggle_html_into_the_page_or_columns_into_markdown(
-    two: BenchResult,
+    two: BenchResult, drawn: str
 ) -> None:
-    assert "<script>" not in html(two)
+    assert "<script>" not in drawn
     rows = [line for line in markdown(two).splitlines() if "alert(1)" in line]
     assert rows and all("\\|" in row for row in rows if row.startswith("|"))
 
 
-def test_the_page_of_a_record_is_the_same_every_time(two: BenchResult) -> None:
-    assert html(two) == html(two)
+def test_the_page_of_a_record_is_the_same_every_time(two: BenchResult, drawn: str) -> None:
+    assert html(two) == drawn
