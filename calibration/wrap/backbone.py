@@ -160,8 +160,6 @@ def _order(module: nn.Module, inputs: Sequence[TensorSpec]) -> list[str]:
 
 
 def _torch(module: nn.Module, order: Sequence[str]) -> Callable[[Arrays], NDArray[np.float32]]:
-    by_frame = False
-
     @torch.no_grad()
     def ask(inputs: Arrays) -> NDArray[np.float32]:
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[n]).copy()) for n in order]
@@ -179,23 +177,17 @@ def _torch(module: nn.Module, order: Sequence[str]) -> Callable[[Arrays], NDArra
             )
         return np.asarray(answer.flatten(1).float().cpu().numpy())
 
+    def cut(inputs: Arrays, at: int, frames: int) -> dict[str, NDArray[Any]]:
+        return {name: array[at : at + frames] for name, array in inputs.items()}
+
     def run(inputs: Arrays) -> NDArray[np.float32]:
-        nonlocal by_frame
         frames = len(next(iter(inputs.values())))
         try:
-            first = ask({name: array[:1] for name, array in inputs.items()})
-            parts = []
-            for at in range(0, frames, _AT_ONCE):
-                some = {name: array[at : at + _AT_ONCE] for name, array in inputs.items()}
-                if not by_frame:
-                    part = _whole(ask, some)
-                    # A module that mixes rows, or takes one alone, is asked frame by frame.
-                    by_frame = part is None or (at == 0 and _gap(part[:1], first) > _ALIKE)
-                if by_frame or part is None:
-                    count = len(next(iter(some.values())))
-                    single = ({n: a[i : i + 1] for n, a in some.items()} for i in range(count))
-                    part = np.concatenate([ask(one) for one in single])
-                parts.append(part)
+            first = ask(cut(inputs, 0, 1))
+            # A module that mixes rows, or takes one alone, is asked frame by frame.
+            whole = _whole(ask, cut(inputs, 0, _LOOKED_AT))
+            at_once = 1 if whole is None or _gap(whole[:1], first) > _ALIKE else _AT_ONCE
+            parts = [ask(cut(inputs, at, at_once)) for at in range(0, frames, at_once)]
         except failures(RuntimeError, TypeError, ValueError, IndexError) as problem:
             shapes = {name: array.shape[1:] for name, array in inputs.items()}
             raise CalibrationError(
