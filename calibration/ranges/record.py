@@ -29,7 +29,7 @@ from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import RangeRecord, TensorRange
 from stategate.contract.write_rule import opens
 from stategate.export.precision import with_constant_weights
-from stategate.runtime.base.buffers import initial_bytes
+from stategate.runtime.base.buffers import initial_states
 
 _BUFFERED_STEPS = 64
 _PROJECTIONS = ("MatMul", "Gemm", "Conv")
@@ -56,7 +56,10 @@ class Roller:
         self.spec: StepSpec = manifest.step
         self.quantisable = _projected(model)
         self._watched = _watched(model, self.spec, self.quantisable)
-        self._initial = _initial(bundle)
+        stored = initial_states(bundle)
+        self._initial: Arrays = {
+            s.name: stored.get(s.name, np.zeros(s.shape, s.dtype)) for s in manifest.states
+        }
         takes = {value.name for value in model.graph.input}
         self._fixed = {
             c.name: np.full(c.shape, c.value, np.dtype(c.dtype))
@@ -192,18 +195,6 @@ def _watched(model: onnx.ModelProto, spec: StepSpec, projected: set[str]) -> lis
     watched = {name for name, tensor in ends.items() if tensor.dtype == "float32"} | projected
     inner = [name for node in model.graph.node for name in node.output]
     return [name for name in dict.fromkeys([*spec.graph_inputs(), *inner]) if name in watched]
-
-
-def _initial(bundle: Bundle) -> Arrays:
-    stored = initial_bytes(bundle)
-    return {
-        s.name: np.frombuffer(stored[s.name], np.dtype(s.dtype).newbyteorder("<"))
-        .astype(s.dtype)
-        .reshape(s.shape)
-        if s.name in stored
-        else np.zeros(s.shape, s.dtype)
-        for s in bundle.manifest.states
-    }
 
 
 def measure_ranges(

@@ -125,12 +125,12 @@ class Buffers:
     payload: tuple[Slot, ...]  # what a read hands to a write, where the step is run in two
 
     @classmethod
-    def allocate(cls, manifest: Manifest, initial: dict[str, bytes]) -> Buffers:
+    def allocate(cls, manifest: Manifest, initial: dict[str, Array]) -> Buffers:
         """Buffers for a manifest.
 
         Args:
             manifest: What to allocate for.
-            initial: Initial bytes by state name; zeros for those not named.
+            initial: Initial values by state name; zeros for those not named.
         """
         gates = {g.name: Slot.allocate(g.name, g.shape, "float32") for g in manifest.gates}
         constants = []
@@ -150,6 +150,7 @@ class Buffers:
             members = tuple(guarded.get(gate_name, ()))
             if gate_name is None and not members:
                 continue
+            size = gates[gate_name].flat.size if gate_name else 1
             groups.append(
                 Group(
                     bit=1 << len(groups),
@@ -157,7 +158,7 @@ class Buffers:
                     gate_slot=gates[gate_name] if gate_name else None,
                     states=members,
                     whole=gate_name is None or hard[gate_name].granularity == "step",
-                    open_mask=_mask(gates[gate_name]) if gate_name else None,
+                    open_mask=np.zeros(size, np.bool_) if size > 1 else None,
                     appends=any(state.row is not None for state in members),
                 )
             )
@@ -179,17 +180,13 @@ class Buffers:
         return next(group.bit for group in self.groups if state in group.states)
 
 
-def _mask(gate: Slot) -> NDArray[np.bool_] | None:
-    return np.zeros(gate.flat.size, dtype=np.bool_) if gate.flat.size > 1 else None
-
-
-def initial_bytes(bundle: Bundle) -> dict[str, bytes]:
-    """The initial states that a bundle carries, by state name."""
+def initial_states(bundle: Bundle) -> dict[str, Array]:
+    """The initial states that a bundle carries, by name; others begin with zeros."""
     files = {file.path: file for file in bundle.manifest.files}
     initial = {}
     for state in bundle.manifest.states:
         if state.init_file is not None:
-            raw = initial[state.name] = bundle.read(files[state.init_file])
+            raw = bundle.read(files[state.init_file])
             if len(raw) != state.bytes:
                 raise EngineError(
                     f"the initial value of state {state.name!r} has the wrong size",
@@ -197,22 +194,22 @@ def initial_bytes(bundle: Bundle) -> dict[str, bytes]:
                     expected=f"{state.bytes} bytes",
                     remedy="export the bundle again",
                 )
-            if not is_finite(np.frombuffer(raw, np.dtype(state.dtype).newbyteorder("<"))):
+            flat = np.frombuffer(raw, np.dtype(state.dtype).newbyteorder("<")).astype(state.dtype)
+            if not is_finite(flat):
                 raise EngineError(
                     f"state {state.name!r} would start with NaN or Inf, and every step would fail",
                     found=state.init_file,
                     expected="finite numbers",
                     remedy="export the bundle again, from a state that is finite",
                 )
+            initial[state.name] = flat.reshape(state.shape)
     return initial
 
 
-def _banks(spec: StateSpec, initial: bytes | None) -> StateBanks:
+def _banks(spec: StateSpec, initial: Array | None) -> StateBanks:
     banks = tuple(Slot.allocate(spec.name, spec.shape, spec.dtype) for _ in range(2))
-    start = np.zeros(spec.shape, dtype=spec.dtype)
+    start = np.zeros(spec.shape, dtype=spec.dtype) if initial is None else initial
     if initial is not None:
-        start = np.frombuffer(initial, dtype=np.dtype(spec.dtype).newbyteorder("<"))
-        start = start.astype(spec.dtype).reshape(spec.shape)
         for bank in banks:
             np.copyto(bank.array, start)
     # Zeros stay untouched, and so without pages, until the engine has agreed to the graph.

@@ -147,7 +147,8 @@ def measure_us(bundle: Bundle) -> dict[str, float]:
         least.
     """
     golden = bundle.golden()
-    feeds = list(golden if golden is not None else _zeros(bundle))
+    zeros = Episode({t.name: np.zeros((1, *t.shape), t.dtype) for t in bundle.manifest.inputs})
+    feeds = list(golden if golden is not None else zeros)
     engines: tuple[Engine, ...] = ("native", "onnxruntime")
     with ExitStack() as opened:
         calls: dict[str, TimedCall] = {}
@@ -170,8 +171,3 @@ def measure_us(bundle: Bundle) -> dict[str, float]:
 
 def _step(stepper: Stepper, feed: dict[str, Any]) -> object:
     return stepper.step(**feed)
-
-
-def _zeros(bundle: Bundle) -> Episode:
-    tensors = bundle.manifest.inputs
-    return Episode({t.name: np.zeros((1, *t.shape), t.dtype) for t in tensors})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stategate.contract import Budget, Bundle
 from stategate.contract.errors import BundleError, MemoryBudgetError, SpecError
-from stategate.runtime.base.buffers import Buffers, initial_bytes
+from stategate.runtime.base.buffers import Buffers, initial_states
 from stategate.runtime.base.process import rss_bytes
 from stategate.runtime.base.resident import engine_bytes
 from stategate.runtime.engines.engine import EngineChoice
@@ -77,7 +77,7 @@ def check_pool_budget(budget: Budget) -> None:
 def allocate(bundle: Bundle) -> Buffers:
     """Every buffer of a bundle, states at their initial values."""
     try:
-        return Buffers.allocate(bundle.manifest, initial_bytes(bundle))
+        return Buffers.allocate(bundle.manifest, initial_states(bundle))
     except MemoryError as problem:
         raise MemoryBudgetError(
             "the bundle does not fit this machine", found=f"{planned_bytes(bundle)} bytes"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from stategate.contract.errors import EpisodeError, MissingDependencyError
-from stategate.runtime.base.buffers import Array
 from stategate.runtime.recordings.messages import Decoder, json_decoder, protobuf_decoder
 from stategate.runtime.recordings.source import Steps
 from stategate.runtime.recordings.topics import Message, Topics
@@ -22,6 +21,7 @@ except ImportError as missing:
 
 _STAMP = {"type": "object", "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}}}
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
+_TYPES = {"b": "boolean", "f": "number"}
 _NAMES = {"type": "array", "items": {"type": "string"}}
 
 
@@ -103,7 +103,7 @@ class McapWriter:
         singles = {n: rows for n, rows in block.columns.items() if "." not in n}
         vectors = {n: rows for n, rows in block.columns.items() if "." in n}
         if "counts" not in self._channels:
-            kinds = {n: {"type": _json_type(rows)} for n, rows in singles.items()}
+            kinds = {n: {"type": _TYPES.get(r.dtype.kind, "integer")} for n, r in singles.items()}
             schema = self._schema("stategate.Counts", {"timestamp": _STAMP, **kinds})
             self._open("counts", "/stategate/counts", schema)
         for i, time_ns in enumerate(block.times):
@@ -129,7 +129,3 @@ class McapWriter:
         """Write the index, without which viewers read the file from end to end."""
         self._writer.finish()
         self._file.close()
-
-
-def _json_type(rows: Array) -> str:
-    return {"b": "boolean", "f": "number"}.get(rows.dtype.kind, "integer")

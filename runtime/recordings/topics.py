@@ -86,7 +86,10 @@ class Topics(Source):
 
     def _batches(self, parts: Sequence[Part], plan: Map, report: Progress) -> Iterator[Block]:
         fields = chosen(self, self.fields(), parts)
-        topics = [self._topic(part.field, fields[i].name) for i, part in enumerate(parts)]
+        topics = [
+            max((t for t in self.topics if f"{p.field}.".startswith(f"{t}.")), key=len)
+            for p in parts
+        ]
         pick = [
             messages.picker(topic, part, one)
             for topic, part, one in zip(topics, parts, fields, strict=True)
@@ -120,6 +123,3 @@ class Topics(Source):
                     yield [g.take(i) for i, g in enumerate(into) if g.times]
                     is_full = False
         yield [g.take(i) for i, g in enumerate(into) if g.times]
-
-    def _topic(self, field: str, name: str) -> str:
-        return max((t for t in self.topics if field == t or field.startswith(f"{t}.")), key=len)
