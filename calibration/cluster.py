@@ -35,8 +35,7 @@ def in_order(
 ) -> Iterator[tuple[Item, Answer]]:
     """Each item and its answer, a bounded number of tasks ahead of the one that is due.
 
-    Raises:
-        CalibrationError: The cluster gave up; ``doing`` says in words at what.
+    ``doing`` says in words at what the cluster gave up.
     """
     ahead = _AHEAD * max(1, sum(client.nthreads().values()))
     rest, due = deque(items), deque[tuple[Item, object]]()

@@ -77,11 +77,6 @@ def roll_out(
         work: Rolls one of them.
         cluster: None for this process.
         report: Called with the number of steps done.
-
-    Raises:
-        EpisodeError: An episode cannot be read.
-        CalibrationError: The cluster cannot be reached, or gave up on an episode.
-        MissingDependencyError: A cluster is asked for, and Dask is not installed.
     """
     if cluster is None:
         count = Progress(report)

@@ -68,10 +68,6 @@ def collect(
         bundles: That the robots step, for snapshots and black boxes; an installation has its own.
         cluster: See `stategate.calibration.cluster`; its workers find the folders under the same
             paths. None for this process.
-
-    Raises:
-        EpisodeError: There are no robots, or two of one name.
-        CalibrationError: The cluster gave up.
     """
     robots = robots_in([Path(folder) for folder in folders])
     parts = Path(out) / PARTS

@@ -40,10 +40,6 @@ def fleet_episodes(
         folders: As `collect` takes them.
         bundle: That was recorded.
         out: Folder of the episodes.
-
-    Raises:
-        EpisodeError: No black box holds enough steps of this bundle.
-        ResultError: The folder holds other episodes.
     """
     opened, files, steps, problems = Bundle.open(bundle), dict[Path, int](), 0, list[str]()
     make_folder(Path(out))

@@ -41,11 +41,7 @@ class Host:
         self.name, self._ssh = name, tuple(ssh)
 
     def ask(self, *words: str | Path, doing: str, script: str | bytes | IO[bytes] = b"") -> Answer:
-        """Run a command there, whatever it exits with; ``script`` is its standard input.
-
-        Raises:
-            InstallError: There is no line, or it dropped, or the other side is no shell.
-        """
+        """Run a command there, whatever it exits with; ``script`` is its standard input."""
         # A login shell may print a banner first: what the command prints comes after the mark.
         marked = ("sh", "-c", f'echo {_MARK}; exec "$0" "$@"', *map(str, words))
         # A pipe for what it says would wait for ssh's own helper.
@@ -81,11 +77,7 @@ class Host:
         return answer
 
     def do(self, *words: str | Path, doing: str, remedy: str | None = None) -> str:
-        """Run a command there, and return what it prints.
-
-        Raises:
-            InstallError: It failed, or the line dropped.
-        """
+        """Run a command there, and return what it prints."""
         answer = self.ask(*words, doing=doing)
         self.check(answer, doing, remedy)
         return answer.out
@@ -128,9 +120,6 @@ def connected(name: str, ssh: str = "ssh") -> Iterator[Host]:
     Args:
         name: Such as ``pi@robot-7.local``, or a name of ``~/.ssh/config``.
         ssh: The program and its options, as one would type them: ``ssh -p 2222``.
-
-    Raises:
-        InstallError: The name would be an option, or there is no ssh on this machine.
     """
     words = shlex.split(ssh)
     if not name or name.startswith("-") or not words:

@@ -90,9 +90,6 @@ def judge(folder: str | Path, *, storage: Storage | None = None, years: float = 
         folder: Of `collect`.
         storage: Medium of every robot; by default the first one of its bundle's target.
         years: A medium that ends sooner is named.
-
-    Raises:
-        ResultError: The folder holds no fleet.
     """
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in rows_in(Path(folder)):

@@ -66,11 +66,7 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
 
 
 def rows_in(folder: Path) -> Iterator[Row]:
-    """All rows of a fleet's folder, in the order of their files' names.
-
-    Raises:
-        ResultError: It holds none, or a file that is no such table.
-    """
+    """All rows of a fleet's folder, in the order of their files' names."""
     parts = sorted((folder / PARTS).glob("*.parquet"))
     if not parts:
         raise ResultError(

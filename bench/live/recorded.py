@@ -33,11 +33,7 @@ class RecordedSource:
     def __init__(
         self, path: Path, bundle: Path, engine: EngineChoice | None = None, **more: Any
     ) -> None:
-        """Step it through.
-
-        Raises:
-            EpisodeError, SnapshotDamagedError, BundleError, EngineError: See `RecordedSteps`.
-        """
+        """Step it through."""
         self._steps, self._lock = RecordedSteps(path, bundle, engine), threading.Lock()
         rows: list[Row] = []
         self._gaps = begins = suppressed = 0

@@ -35,9 +35,6 @@ class RemoteSource:
 
         Args:
             host: Address as it was printed there, or ``host:port``.
-
-        Raises:
-            EpisodeError: Nobody answers there, or nobody who serves such a page.
         """
         url = urlsplit(host if "://" in host else f"http://{host}")
         self._base = f"{url.scheme}://{url.netloc}"

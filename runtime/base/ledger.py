@@ -204,9 +204,6 @@ def refuse_unknown_counters(raw: bytes) -> None:
 
     Args:
         raw: In JSON, and read already; msgspec passes over what a dataclass does not have.
-
-    Raises:
-        ValidationError: There is one.
     """
     counters = msgspec.json.decode(raw, type=_Counted).ledger
     unknown = sorted(set(counters) - {field.name for field in fields(Ledger)})

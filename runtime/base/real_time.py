@@ -98,12 +98,7 @@ class Hold:
     """
 
     def __init__(self, wishes: RealTime) -> None:
-        """Ask for everything.
-
-        Raises:
-            SpecError: Another session of this process, or of this thread, asked for something else.
-            RuntimeFault: Something could not be had, and ``on_lack`` is ``raise``.
-        """
+        """Ask for everything."""
         self._shares: list[tuple[str, int]] = []
         thread = threading.get_native_id()
         lacks = []

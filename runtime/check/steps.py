@@ -46,14 +46,7 @@ class RecordedSteps(Closeable):
     def __init__(
         self, path: str | Path, bundle: str | Path | Bundle, engine: EngineChoice | None = None
     ) -> None:
-        """Open both.
-
-        Raises:
-            EpisodeError: The file is no black box, or holds nothing to step.
-            SnapshotDamagedError: It is damaged where nothing can be read any more.
-            BundleError: It is the recording of another bundle.
-            EngineError: The engine cannot be loaded.
-        """
+        """Open both."""
         self.recording, self.bundle = Recording(path), Bundle.open(bundle)
         self.recording.check_bundle(self.bundle)
         span = self.recording.span(self.bundle.manifest)

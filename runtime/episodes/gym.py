@@ -23,11 +23,7 @@ Policy = Callable[[Any], Any]
 
 
 def make(env_id: str) -> gymnasium.Env[Any, Any]:
-    """An environment by its id; ``package:Env-v0`` imports the package that registers it.
-
-    Raises:
-        EpisodeError: It cannot be made.
-    """
+    """An environment by its id; ``package:Env-v0`` imports the package that registers it."""
     try:
         return gymnasium.make(env_id)
     except failures() as problem:  # environments are other people's code
@@ -64,9 +60,6 @@ def as_input(observation: Any, dtype: str, shape: tuple[int, ...] | None = None)
         observation: Numbers of one dtype.
         dtype: Wanted.
         shape: Wanted, of as many elements; ``(1, size)`` if None.
-
-    Raises:
-        EpisodeError: It has another size, or is no array, such as a dictionary.
     """
     array = np.asarray(observation)
     if array.dtype.kind not in "fiub" or (shape is not None and array.size != np.prod(shape)):
@@ -87,9 +80,6 @@ class Wiring:
         action_space: A box takes the output's numbers, clipped to its bounds; a discrete one the
             index of the largest.
         output: Name of the output; None where there is one.
-
-    Raises:
-        EpisodeError: There are several inputs, or no output of the size of an action.
     """
 
     def __init__(

@@ -258,11 +258,7 @@ class Memory:
         return self.rings
 
     def rewind(self, steps: SupportsIndex) -> None:
-        """Take back the last steps, and count that.
-
-        Raises:
-            SpecError: So many steps are not kept, or there is nothing that keeps any.
-        """
+        """Take back the last steps, and count that."""
         rings = self._rewindable()
         self.chain_up()
         before = rings.position[1]

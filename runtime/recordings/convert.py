@@ -65,12 +65,7 @@ def is_recording(path: Path) -> bool:
 
 
 def open_recordings(path: Path) -> list[Source]:
-    """Open a recording, or a folder of several, each an episode or more by itself.
-
-    Raises:
-        EpisodeError: It is none that is read.
-        MissingDependencyError: The library that reads it is not installed.
-    """
+    """Open a recording, or a folder of several, each an episode or more by itself."""
     sources: list[Source] = []
     for one in _parts_of(path):
         module, _, attribute = str(_opener(one)).partition(":")

@@ -180,11 +180,7 @@ def _add(tables: dict[str, Any], key: str, value: Any) -> None:
 
 
 def as_input(parts: list[Array], chosen: Input, name: str) -> Array:
-    """Values of an input's parts, each ``(steps, ...)``, in the type and shape that it takes.
-
-    Raises:
-        EpisodeError: They cannot be joined, or a number would change.
-    """
+    """Values of an input's parts, each ``(steps, ...)``, in the type and shape that it takes."""
     scaled = []
     for values, part in zip(parts, chosen.parts, strict=True):
         factor = part.factor

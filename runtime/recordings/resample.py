@@ -119,9 +119,6 @@ def resampled(blocks: Iterable[Block], rules: Sequence[Rule], rate_hz: float) ->
 
     A tick lies in a gap where the values before and after it are further apart than ``gap_ns``, or
     where one of them is missing. Memory is that of the longest gap, or of two seconds.
-
-    Raises:
-        EpisodeError: Times of a part go backwards.
     """
     parts = [_Part(rule) for rule in rules]
     clock = _Clock(parts, Fraction(10**9) / Fraction(rate_hz).limit_denominator(10**6))

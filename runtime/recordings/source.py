@@ -188,11 +188,7 @@ def _is_clock(field: Field, clock: str) -> bool:
 
 
 def chosen(source: Source, fields: Sequence[Field], parts: Sequence[Part]) -> list[Field]:
-    """The field of each part.
-
-    Raises:
-        EpisodeError: One is not there, its elements have no such names, or it needs names.
-    """
+    """The field of each part."""
     by_name = {one.name: one for one in fields}
     result = []
     for part in parts:
@@ -230,11 +226,7 @@ class Gather:
     count: int = 0
 
     def add(self, time_ns: int, value: Array) -> bool:
-        """One more; whether there is enough for a batch.
-
-        Raises:
-            EpisodeError: It has another shape or dtype than those before.
-        """
+        """One more; whether there is enough for a batch."""
         form = value.shape, value.dtype
         if self.form is None:
             self.form = form

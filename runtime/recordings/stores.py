@@ -86,11 +86,7 @@ class Store(Source):
 
 
 def open_store(path: Path) -> Store:
-    """An HDF5 file or a zarr store.
-
-    Raises:
-        EpisodeError: It cannot be read, or has no rows.
-    """
+    """An HDF5 file or a zarr store."""
     if path.suffix.lower() in (".hdf5", ".h5"):
         try:
             import h5py as library

@@ -38,11 +38,7 @@ _ROWS = 4096
 
 
 def column(name: str, values: Any) -> Array:
-    """A column of a batch as an array, ``(rows, ...)``.
-
-    Raises:
-        EpisodeError: A cell is empty, no number, or lists differ in length.
-    """
+    """A column of a batch as an array, ``(rows, ...)``."""
     if values.null_count:
         raise EpisodeError(
             f"column {name!r} has empty cells",

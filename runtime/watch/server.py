@@ -70,11 +70,7 @@ class Server(Closeable):
     """
 
     def __init__(self, source: Source, bind: str = LOOPBACK, port: int = 0) -> None:
-        """Listen, and serve on threads that end with the process.
-
-        Raises:
-            SpecError: Nothing can listen there.
-        """
+        """Listen, and serve on threads that end with the process."""
         self.source, self._is_open = source, True
         self._token = "" if is_loopback(bind) else secrets.token_urlsafe(24)
         try:
