@@ -20,7 +20,8 @@ GateChooser = Callable[[int, Tensor], Tensor]
 """From the step's index and gate logits ``(batch, 1)`` to gate values ``(batch, 1)``."""
 
 
-_UNASKED = 30.0  # its chance of a write is 1
+UNASKED = 30.0
+"""Logit of a gate that nobody asks: its chance of a write is 1."""
 
 
 class Scanned(NamedTuple):
@@ -61,7 +62,7 @@ def scan(
         # A third of the time goes into a gate that nobody asks; of other models it is looked at.
         if choose_gate is always and type(model) is AuraMem:
             read, residual = model.read(now, S, b)
-            logit = torch.full_like(now.beta, _UNASKED)
+            logit = torch.full_like(now.beta, UNASKED)
         else:
             read, residual, logit = model.recall(now, S, b)
         g = choose_gate(t, logit)

@@ -8,13 +8,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lab.training.chunk import Rule, chunk
 from lab.training.stream import GateRule, Recipe, Score
-from stategate.calibration.gates.scan import GateChooser, always, drawn, hard_gate, scan
-from stategate.models.memories.aura import AuraMem
+from stategate.calibration.gates.scan import GateChooser, Scanned, always, drawn, hard_gate, scan
+from stategate.models.memories.aura import AuraMem, Projections
 from stategate.models.step import Tensors
 from stategate.models.zoo.binding_stream import NO_LABEL, BindingStreams
 
-Rule = TypeVar("Rule")
+Named = TypeVar("Named")
 PERIOD = 8  # of the periodic schedule; the random one writes with probability 1 / PERIOD
 
 
@@ -45,6 +46,7 @@ class AuraLearner:
         self.module = make()
         self._recipe = recipe
         self._fixed = None if recipe.gate == "learned" else schedule(recipe.gate, recipe.seed)
+        self._tutored = round(recipe.tutored_share * recipe.streams)
 
     def start(self, streams: int) -> Tensors:
         """Empty memories."""
@@ -58,7 +60,7 @@ class AuraLearner:
             return self._fixed or always
         if iteration >= self._recipe.settle:
             return hard_gate(0.0)
-        return drawn(round(self._recipe.tutored_share * self._recipe.streams))
+        return drawn(self._tutored)
 
     def run(
         self, iteration: int, z: Tensor, states: Tensors
@@ -68,12 +70,24 @@ class AuraLearner:
         if iteration == self._recipe.settle:
             _freeze_gate(model)
         p = model.project(z)
-        scanned = scan(model, p, states["S"], states["b"], self.chooser(iteration))
+        scanned = self._scanned(iteration, p, states["S"], states["b"])
         return (
             lambda queries: model.act(scanned.o[queries], p.x[queries]),
             {"S": scanned.S, "b": scanned.b},
             torch.sigmoid(scanned.logits).mean(),
         )
+
+    def _scanned(self, iteration: int, p: Projections, S: Tensor, b: Tensor) -> Scanned:
+        """In C where the gate is AURA-Mem's own."""
+        if type(self.module) is not AuraMem:
+            return scan(self.module, p, S, b, self.chooser(iteration))
+        if self._fixed is not None or iteration < self._recipe.warm:
+            nobody_asks = torch.zeros_like(p.beta)
+            choose = self.chooser(iteration)
+            gates = torch.stack([choose(t, one) for t, one in enumerate(nobody_asks)])
+            return chunk(self.module, p, S, b, "given", gates)
+        rule: Rule = "hard" if iteration >= self._recipe.settle else "drawn"
+        return chunk(self.module, p, S, b, rule, tutored=self._tutored)
 
 
 def _freeze_gate(model: AuraMem) -> None:
@@ -88,10 +102,10 @@ def evaluate(
     source: BindingStreams,
     streams: int,
     steps: int,
-    gates: Mapping[Rule, GateChooser],
+    gates: Mapping[Named, GateChooser],
     report: Callable[[int], None] = lambda _: None,
     chunk: int = 256,
-) -> dict[Rule, Score]:
+) -> dict[Named, Score]:
     """Score several gate rules side by side on the same streams, from empty memory.
 
     Args:

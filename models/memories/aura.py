@@ -65,6 +65,11 @@ class Recall(NamedTuple):
     gate: Tensor
 
 
+def surprise_of(residual: Tensor) -> Tensor:
+    """``(..., 1)``, how far the memory is from what is seen ``(..., 32)``."""
+    return torch.log((residual * residual).mean(-1, keepdim=True) + _SURPRISE_FLOOR)
+
+
 def _unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
@@ -159,7 +164,7 @@ class AuraMem(nn.Module):
         read, residual = self.read(p, S, b)
         # First-order gate: it sees the surprise, it is not trained through it.
         observed = residual.detach()
-        surprise = torch.log((observed * observed).mean(-1, keepdim=True) + _SURPRISE_FLOOR)
+        surprise = surprise_of(observed)
         hidden = p.novelty + self.gate_residual(observed) + surprise * self.gate_surprise
         return Recall(read, residual, self.gate_out(silu(hidden)))
 

@@ -24,8 +24,9 @@ from lab.evidence.controlled.streams import held_out
 from lab.evidence.controlled.thresholds import budget_threshold, calibrated_threshold
 from lab.evidence.controlled.train import Training
 from lab.training.aura import evaluate
+from lab.training.chunk import Rule, chunk
 from lab.training.stream import Recipe
-from stategate.calibration.gates.scan import hard_gate
+from stategate.calibration.gates.scan import Scanned, hard_gate, scan
 from stategate.models.load import load_model
 from stategate.models.memories.aura import AuraMem
 from stategate.models.step import StepModel, initial_states, threshold_inputs
@@ -54,7 +55,7 @@ def stepped(model: StepModel, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.mark.parametrize(
     "arm",
-    ["gated-delta", "linear-attention", "mingru-1056", "gru-64", "lstm-64", "soft", "square-16"],
+    ["gated-delta", "linear-attention", "mlstm", "rwkv7", "gru-64", "lstm-64", "soft", "square-16"],
 )
 def test_a_chunk_of_training_is_so_many_steps_of_the_deployed_model(arm: str, z: Tensor) -> None:
     torch.manual_seed(0)
@@ -71,6 +72,47 @@ def test_a_chunk_of_training_is_so_many_steps_of_the_deployed_model(arm: str, z:
     torch.testing.assert_close(chunked, outputs, rtol=1e-4, atol=1e-5)
     for name, state in after.items():
         torch.testing.assert_close(state, states[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rule", "side"), [("given", 16), ("hard", 32), ("drawn", 32)])
+def test_the_chunk_in_c_has_the_answers_and_the_gradients_of_the_scan(
+    rule: Rule, side: int, z: Tensor
+) -> None:
+    torch.manual_seed(0)
+    model = AuraMem(d_key=side, d_value=side)
+    with torch.no_grad():
+        model.gate_surprise.normal_()
+    S, b = 0.2 * torch.randn(STREAMS, side, side), 0.2 * torch.randn(STREAMS, side)
+    weight = torch.randn(TIME, STREAMS, side)
+    with torch.no_grad():  # half of what is asked opens
+        asked = scan(model, model.project(z), S, b, lambda t, logits: torch.ones_like(logits))
+        model.gate_out.bias.sub_(asked.logits.median())
+    drawn = torch.rand(TIME, STREAMS, 1).round()
+
+    def gradients(scanned: Scanned) -> list[Tensor]:
+        model.zero_grad()
+        price = 0.0 if rule == "given" else torch.sigmoid(scanned.logits).mean()
+        ((scanned.o * weight).sum() + price).backward()  # type: ignore[no-untyped-call]
+        return [torch.zeros_like(w) if w.grad is None else w.grad for w in model.parameters()]
+
+    given = drawn if rule == "given" else None
+    in_c = chunk(model, model.project(z), S, b, rule, given, tutored=1 if rule == "drawn" else 0)
+    opened = in_c.g.detach().round()
+
+    def choose(t: int, logits: Tensor) -> Tensor:
+        chance = torch.sigmoid(logits) if rule == "drawn" else torch.zeros(())
+        return opened[t] + chance - chance.detach()
+
+    one_by_one = scan(model, model.project(z), S, b, choose)
+    assert 0.1 < opened.mean() < 0.9
+    if rule == "drawn":
+        assert opened[:, 0].all()
+    if rule == "hard":
+        assert torch.equal(opened, (one_by_one.logits > 0).float())
+    for name in ("o", "S", "b"):
+        torch.testing.assert_close(getattr(in_c, name), getattr(one_by_one, name))
+    for mine, theirs in zip(gradients(in_c), gradients(one_by_one), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_a_soft_gate_writes_by_its_own_share(z: Tensor) -> None:

@@ -22,14 +22,18 @@ from lab.evidence.controlled.gates import (
     surprise_learner,
 )
 from lab.evidence.controlled.learners import (
-    GatedDeltaLearner,
     LinearAttention,
     LinearAttentionLearner,
     MinGruLearner,
     RecurrentLearner,
+    StackLearner,
+    TrimKvLearner,
     gated_delta,
     mingru,
+    mlstm,
     recurrent,
+    rwkv7,
+    trim_kv,
 )
 from lab.training.aura import AuraLearner
 from lab.training.stream import Learner, Recipe
@@ -174,13 +178,25 @@ ARMS: dict[str, Arm] = {
     ),
     "gated-delta": Arm(
         "gated delta rule, learned decay",
-        GatedDeltaLearner,
+        partial(StackLearner, make=gated_delta),
         gated_delta,
         shifted=True,
         interfered=True,
     ),
     "linear-attention": Arm(
         "linear attention, decay", LinearAttentionLearner, LinearAttention, interfered=True
+    ),
+    "mlstm": Arm("mLSTM", partial(StackLearner, make=mlstm), mlstm, seeds=_HARD, interfered=True),
+    "rwkv7": Arm(
+        "RWKV-7", partial(StackLearner, make=rwkv7), rwkv7, seeds=_HARD, share=0.5, interfered=True
+    ),
+    "trim-kv": Arm(
+        "TRIM-KV, 16 tokens",
+        TrimKvLearner,
+        trim_kv,
+        replace(_CACHE, gate="soft", write_price=1.0, always_share=0.5),
+        _HARD,
+        interfered=True,
     ),
     "mingru-1056": Arm(
         "minGRU, 1,056 channels",

@@ -9,13 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu
 
+from lab.training.gates.retention import answers, beyond
 from lab.training.step import DeltaLearner
 from lab.training.stream import Recipe
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.models.memories.delta.config import DeltaConfig
 from stategate.models.memories.recurrent.cell import MinGru, RecurrentStep
+from stategate.models.memories.rwkv7 import Rwkv7, Rwkv7Config
 from stategate.models.memories.stack import Stack, StackConfig
-from stategate.models.step import StepResult, Tensors, initial_states
+from stategate.models.memories.trim_kv.cell import TrimKv
+from stategate.models.memories.trim_kv.config import TrimKvConfig
+from stategate.models.memories.xlstm import MlstmConfig
+from stategate.models.step import StepResult, Tensors, initial_states, threshold_inputs
 from stategate.models.zoo.binding_stream import FEATURES, VALUES
 
 _WIDTH, _KEY = 64, 32
@@ -42,6 +47,45 @@ def gated_delta() -> Stack:
         skip_by="gate",
     )
     return Stack(StackConfig(FEATURES, VALUES, layers=1, mlp=_WIDTH, layer=layer))
+
+
+def mlstm() -> Stack:
+    """One mLSTM layer with one 32 x 32 head; its input gate starts open now and then."""
+    layer = MlstmConfig(_WIDTH, 1, _KEY, _KEY, gate_cap=15.0, norm_eps=1e-6)
+    model = Stack(StackConfig(FEATURES, VALUES, layers=1, mlp=_WIDTH, layer=layer))
+    bias = model.get_parameter("blocks.0.memory.to_gates.bias")
+    with torch.no_grad():  # -10 is published, for runs of a hundred thousand iterations
+        bias[:1] = -2.0
+    return model
+
+
+def rwkv7() -> Rwkv7:
+    """One RWKV-7 layer with four 16 x 16 heads, as many numbers as one of 32 x 32."""
+    layer = Rwkv7Config(_WIDTH, 16, 16, 16, 8, 16, hidden=2 * _WIDTH, norm_eps=1e-5)
+    return Rwkv7(StackConfig(FEATURES, VALUES, layers=1, mlp=None, layer=layer))
+
+
+def trim_kv() -> TrimKv:
+    """One layer that admits to sixteen slots of one head: the bytes of a 32 x 32 matrix."""
+    config = TrimKvConfig(
+        features=FEATURES,
+        out_features=VALUES,
+        layers=1,
+        width=_WIDTH,
+        heads=1,
+        kv_heads=1,
+        head_dim=_KEY,
+        memory=16,
+        buffer=1,
+        form="admit",
+        gate_hidden=_WIDTH,
+        gate_bias=5.0,
+        rope_theta=1e4,
+        qk_norm=True,
+        mlp=_WIDTH,
+        norm_eps=1e-5,
+    )
+    return TrimKv(config)
 
 
 def recurrent(kind: type[nn.GRU] | type[nn.LSTM], hidden: int) -> RecurrentStep:
@@ -117,11 +161,48 @@ class LinearAttention(nn.Module):
         return answer
 
 
-class GatedDeltaLearner(DeltaLearner):
-    """One delta layer through its chunked form; every step is written."""
+class StackLearner(DeltaLearner):
+    """A stack through its chunked form, or step by step where it has none; all is written.
+
+    Args:
+        recipe: Of the training.
+        make: The stack.
+    """
+
+    def __init__(self, recipe: Recipe, make: Callable[[], Stack]) -> None:
+        self.module = make()
+
+    def run(self, iteration: int, z: Tensor, states: Tensors) -> tuple[Answers, Tensors, Tensor]:
+        """Go through a chunk; nothing is priced."""
+        if self.module.chunk_steps:
+            return super().run(iteration, z, states)
+        limits, outputs = threshold_inputs(self.module.step_spec()), []
+        for x in z:
+            result = self.module.step({"x": x, **limits}, states)
+            states = result.states
+            outputs.append(result.outputs["y"])
+        y = torch.stack(outputs)
+        return lambda queries: y[queries], states, torch.zeros(())
+
+
+class TrimKvLearner:
+    """TRIM-KV over a chunk that begins empty; priced is what is retained beyond its slots.
+
+    All of it learns, where the published method freezes a trained model and learns gates alone.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.module = gated_delta()
+        self.module = trim_kv()
+
+    def start(self, streams: int) -> Tensors:
+        """Nothing is carried from one chunk to the next."""
+        return {}
+
+    def run(self, iteration: int, z: Tensor, states: Tensors) -> tuple[Answers, Tensors, Tensor]:
+        """Go through a chunk, where what is forgotten fades and nothing leaves."""
+        y, log_betas = answers(self.module, z.transpose(0, 1), retained=True)
+        price = beyond(log_betas, self.module.config.memory)
+        return lambda queries: y.transpose(0, 1)[queries], {}, price
 
 
 class LinearAttentionLearner:

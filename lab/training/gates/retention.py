@@ -83,7 +83,7 @@ def train_retention(
             target = answers(model, x, retained=False)[0]
         y, log_betas = answers(model, x, retained=True)
         error = (y - target).square().mean() / target.square().mean().clamp(min=1e-30)
-        return error + recipe.capacity_price * _beyond(log_betas, memory)
+        return error + recipe.capacity_price * beyond(log_betas, memory)
 
     with frozen_but(model, trained):
         descend(
@@ -168,7 +168,7 @@ def _attend(
     return x + part["mlp_out"](silu(gate) * up), log_beta
 
 
-def _beyond(log_betas: list[Tensor], memory: int) -> Tensor:
+def beyond(log_betas: list[Tensor], memory: int) -> Tensor:
     """What is retained beyond the slots, in memories; mean over heads and time."""
     stacked = torch.stack(log_betas, 1)  # (rows, layers, heads, time)
     age = _age(stacked.shape[-1])
