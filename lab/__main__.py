@@ -55,7 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Say whether results changed, or only noise in them.",
     ),
     "manual": ("lab.manual:manual", "Write the pages that the code knows."),
-    "pages": ("lab.evidence.pages:pages", "Remake docs/evidence/index.md from its results."),
+    "pages": ("lab.evidence.pages:pages", "Remake index.md and controlled.md of docs/evidence."),
 }
 
 

@@ -403,7 +403,7 @@ evidence-memory: $(FAST)/manifest.json $(AURA)/episode-$(STEPS).npz ## A growing
 	$(LAB) memory bound $(FAST) --episode $(AURA)/episode-$(STEPS).npz
 	$(LAB) pages
 
-evidence-pages: $(VENV)/.run ## Remake docs/evidence/index.md and its pictures from docs/evidence
+evidence-pages: $(VENV)/.run ## Remake index.md and controlled.md of docs/evidence and their pictures
 	$(LAB) pages
 
 # --- robots ----------------------------------------------------------------------------------------

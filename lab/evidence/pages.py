@@ -89,24 +89,21 @@ def make(page: Path, contents: Contents, images: Path) -> None:
 
 @click.group(cls=CommandGroup, invoke_without_command=True)
 def pages() -> None:
-    """Remake index.md and wrap.md in docs/evidence, and pictures, from its results."""
-    from lab.evidence.controlled import page as controlled_page
-    from lab.evidence.memory import page as memory_page
+    """Remake tables and pictures of index.md, controlled.md and wrap.md in docs/evidence."""
+    from lab.evidence.controlled import page, story
+    from lab.evidence.memory.page import of_bound, of_cache
     from lab.evidence.wrap import page as wrap_page
 
-    docs = Path("docs")
-    results = docs / "evidence"
-    make(
-        results / "index.md",
-        controlled_page.contents(results / "controlled.json", results / "values.json"),
-        docs / "images",
-    )
-    make(
-        results / "index.md",
-        memory_page.contents(results / "cache.json", results / "bound.json"),
-        docs / "images",
-    )
-    make(results / "wrap.md", wrap_page.contents(results / "wrap.json"), docs / "images")
+    results = Path("docs/evidence")
+    controlled, values = results / "controlled.json", results / "values.json"
+    for name, contents in (
+        ("index.md", story.contents(controlled, values)),
+        ("index.md", of_cache(results / "cache.json")),
+        ("controlled.md", page.contents(controlled, values)),
+        ("controlled.md", of_bound(results / "bound.json")),
+        ("wrap.md", wrap_page.contents(results / "wrap.json")),
+    ):
+        make(results / name, contents, Path("docs/images"))
 
 
 if __name__ == "__main__":

@@ -63,9 +63,9 @@ class _Reads(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, k: Tensor, q: Tensor, v: Tensor, beta: Tensor, c2: Tensor, g: Tensor,
-        o: Tensor, kept: tuple[Tensor, ...],
+        o: Tensor, history: tuple[Tensor, ...],
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(k, q, beta, c2, g, *kept)
+        ctx.save_for_backward(k, q, beta, c2, g, *history)
         return o
 
     @staticmethod
@@ -126,6 +126,6 @@ def chunk(
     if rule == "drawn":
         chance = torch.sigmoid(logits)
         g = g + chance - chance.detach()
-    kept = (r, read, S_before, b_before)
-    reads = cast(Tensor, _Reads.apply(k, q, v, beta, model.c2, g, o, kept))  # type: ignore[no-untyped-call]
+    history = (r, read, S_before, b_before)
+    reads = cast(Tensor, _Reads.apply(k, q, v, beta, model.c2, g, o, history))  # type: ignore[no-untyped-call]
     return Scanned(reads, g, logits, S, b)

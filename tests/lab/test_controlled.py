@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from lab.evidence.controlled import measure as controlled_measure
+from lab.evidence.controlled import story
 from lab.evidence.controlled import values as controlled_values
 from lab.evidence.controlled.arms import ARMS, CONFIGS, ITERATIONS
 from lab.evidence.controlled.cache import FrameSampling
@@ -217,10 +218,11 @@ def test_a_permutation_of_ones_and_zeros_is_fishers_exact_test() -> None:
 
 
 def test_the_page_is_what_its_results_make_it() -> None:
-    page = (ROOT / "docs" / "evidence" / "index.md").read_text()
     results = ROOT / "docs" / "evidence"
-    pieces = contents(results / "controlled.json", results / "values.json").pieces
-    assert filled(page, pieces) == page
+    rows, values = results / "controlled.json", results / "values.json"
+    for name, of in (("index.md", story.contents), ("controlled.md", contents)):
+        page = (results / name).read_text()
+        assert filled(page, of(rows, values).pieces) == page
 
 
 def test_a_model_without_rows_is_named_under_its_table(tmp_path: Path) -> None:

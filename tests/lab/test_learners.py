@@ -84,9 +84,11 @@ def test_the_chunk_in_c_has_the_answers_and_the_gradients_of_the_scan(
         model.gate_surprise.normal_()
     S, b = 0.2 * torch.randn(STREAMS, side, side), 0.2 * torch.randn(STREAMS, side)
     weight = torch.randn(TIME, STREAMS, side)
-    with torch.no_grad():  # half of what is asked opens
-        asked = scan(model, model.project(z), S, b, lambda t, logits: torch.ones_like(logits))
-        model.gate_out.bias.sub_(asked.logits.median())
+    with torch.no_grad():  # half of what is opened_always opens
+        opened_always = scan(
+            model, model.project(z), S, b, lambda t, logits: torch.ones_like(logits)
+        )
+        model.gate_out.bias.sub_(opened_always.logits.median())
     drawn = torch.rand(TIME, STREAMS, 1).round()
 
     def gradients(scanned: Scanned) -> list[Tensor]:
@@ -95,8 +97,8 @@ def test_the_chunk_in_c_has_the_answers_and_the_gradients_of_the_scan(
         ((scanned.o * weight).sum() + price).backward()  # type: ignore[no-untyped-call]
         return [torch.zeros_like(w) if w.grad is None else w.grad for w in model.parameters()]
 
-    given = drawn if rule == "given" else None
-    in_c = chunk(model, model.project(z), S, b, rule, given, tutored=1 if rule == "drawn" else 0)
+    gates = drawn if rule == "given" else None
+    in_c = chunk(model, model.project(z), S, b, rule, gates, tutored=1 if rule == "drawn" else 0)
     opened = in_c.g.detach().round()
 
     def choose(t: int, logits: Tensor) -> Tensor:
@@ -111,8 +113,8 @@ def test_the_chunk_in_c_has_the_answers_and_the_gradients_of_the_scan(
         assert torch.equal(opened, (one_by_one.logits > 0).float())
     for name in ("o", "S", "b"):
         torch.testing.assert_close(getattr(in_c, name), getattr(one_by_one, name))
-    for mine, theirs in zip(gradients(in_c), gradients(one_by_one), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    for one, other in zip(gradients(in_c), gradients(one_by_one), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_a_soft_gate_writes_by_its_own_share(z: Tensor) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from lab.evidence.controlled.arms import ARMS, CONFIGS, MOST_SEEDS
-from lab.evidence.controlled.measure import answers_to, questions
+from lab.evidence.controlled.measure import answers_to, questions, weights_of
 from lab.evidence.controlled.rows import Row, order
-from lab.evidence.controlled.train import make, trainings
+from lab.evidence.controlled.train import make, trained, trainings
 from lab.evidence.controlled.values import HORIZON, ByValue, by_value
 from lab.evidence.controlled.values import questions as value_questions
 from lab.evidence.records import read_rows, write_rows
@@ -64,7 +64,7 @@ def train_command(arms: tuple[str, ...], configs: tuple[str, ...], seeds: int, c
     type=click.Path(path_type=Path),
     default=Path("docs/evidence/controlled.json"),
     show_default=True,
-    help="Results; rows that are there already are kept.",
+    help="Results; rows that are there already are kept, unless the weights are others now.",
 )
 def measure_command(
     arms: tuple[str, ...], configs: tuple[str, ...], seeds: int, cache: Path, out: Path
@@ -76,8 +76,17 @@ def measure_command(
     rows = {digest: row for digest, row in rows.items() if digest in digests}
     for training in trainings(arms or ARMS, configs or CONFIGS, seeds):
         label = f"{training.config} {training.arm}-{training.seed}"
-        groups = [[q for q in group if q.digest not in rows] for group in questions(training)]
-        if any(groups) and not training.done(cache):
+        is_trained = training.done(cache)
+        weights = weights_of(trained(training, cache)[0]) if is_trained else None
+
+        def is_other(row: Row, weights: str | None = weights) -> bool:
+            return weights is not None and row.weights != weights
+
+        groups = [
+            [q for q in group if q.digest not in rows or is_other(rows[q.digest])]
+            for group in questions(training)
+        ]
+        if any(groups) and not is_trained:
             click.echo(f"{label} is not trained yet: python -m lab controlled train", err=True)
             continue
         for group in filter(None, groups):

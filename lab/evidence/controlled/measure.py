@@ -39,6 +39,7 @@ from stategate.contract import Episode
 from stategate.contract.specs import Record
 from stategate.models.load import LoadedModel
 from stategate.models.memories.aura import AuraMem
+from stategate.models.weights import weights_sha256
 from stategate.runtime.session import Session
 
 _LESSONS = 64  # of each number of sessions between
@@ -87,6 +88,11 @@ def questions(training: Training) -> list[tuple[Question, ...]]:
     return groups
 
 
+def weights_of(module: nn.Module) -> str:
+    """Which weights a row is of."""
+    return weights_sha256(module)[:16]
+
+
 def answers_to(
     group: Sequence[Question], cache: Path, report: Callable[[int], None]
 ) -> Iterator[tuple[Question, Row]]:
@@ -103,6 +109,7 @@ def answers_to(
     """
     training, threshold = group[0].training, group[0].threshold
     module, _ = trained(training, cache)
+    weights = weights_of(module)
     calibrated = threshold == CALIBRATED
     if isinstance(threshold, str):
         assert isinstance(module, AuraMem)
@@ -141,6 +148,7 @@ def answers_to(
                     digest=question.digest,
                     at=tuple(at),
                     calibrated=calibrated,
+                    weights=weights,
                 ),
             )
 

@@ -1,4 +1,4 @@
-"""The controlled benchmark's tables and pictures, from its rows alone."""
+"""All tables of the controlled benchmark, from its rows alone: docs/evidence/controlled.md."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from pathlib import Path
 from statistics import fmean
 
 from lab.evidence.controlled.arms import ARMS, CALIBRATED, CONFIGS, DEPLOYED, Threshold
-from lab.evidence.controlled.pictures import by_writes, over_horizons, over_sessions
-from lab.evidence.controlled.rows import At, Row, is_at, lines_of, name_of
+from lab.evidence.controlled.rows import (
+    At,
+    Row,
+    is_at,
+    lines_of,
+    name_of,
+    of_several_weights,
+    shown,
+)
 from lab.evidence.controlled.streams import (
     HORIZONS,
     INTERFERENCE,
@@ -54,29 +61,18 @@ def contents(results: Path, values: Path) -> Contents:
     pieces = {f"controlled-{config}": _table(rows, config, _arms(config)) for config in CONFIGS}
     pieces |= {
         "controlled-engines": _engines(rows),
-        "controlled-missing": _missing(rows),
-        "controlled-targets": _targets(rows),
+        "controlled-missing": f"{missing(rows)}\n\n{_several(rows)}",
+        "controlled-targets": targets(rows, _PAIRED, _OPENS, (16_384, _LONGEST)),
         "controlled-seeds": _seeds(rows),
         "controlled-recipes": "\n\n".join(
             f"{config}:\n\n{_table(rows, config, _RECIPES)}" for config in CONFIGS[:3]
         ),
         "controlled-ablations": _table(rows, "hard", (*_ABLATED, "always")),
         "controlled-shifts": _shifts(rows),
-        "controlled-interference": _interference(rows),
+        "controlled-interference": interference(rows, SESSIONS),
         "controlled-values": _values(by_value),
-        "controlled-blind": _blind(by_value),
     }
-    return Contents(
-        pieces,
-        {
-            "evidence-horizon": ("Errors, hard: means and single trainings", over_horizons(rows)),
-            "evidence-writes": ("Errors against writes, hard, 16,384 steps", by_writes(rows)),
-            "evidence-interference": (
-                "Answers about a lesson after sessions about other things",
-                over_sessions(rows),
-            ),
-        },
-    )
+    return Contents(pieces, {})
 
 
 def _arms(config: str) -> Sequence[str]:
@@ -91,7 +87,7 @@ def _engines(rows: Iterable[Row]) -> str:
     return f"Stepped by: {text}."
 
 
-def _missing(rows: Sequence[Row]) -> str:
+def missing(rows: Sequence[Row]) -> str:
     """Trainings that the table asks for and the results lack, by configuration."""
     done = {(row.arm, row.config, row.seed) for row in rows}
     lacking = [training for training in trainings(ARMS, CONFIGS) if training not in done]
@@ -105,7 +101,15 @@ def _missing(rows: Sequence[Row]) -> str:
     return "\n".join(("Trainings still to come, so many of each:\n", *lines))
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def _several(rows: Sequence[Row]) -> str:
+    """Trainings of which some rows were measured with earlier weights."""
+    names = "; ".join(
+        f"{c} {ARMS[arm].says}, seed {seed}" for arm, c, seed in of_several_weights(rows)
+    )
+    return f"Rows of more than one set of weights: {names or 'of no training'}."
+
+
+def spread(values: Sequence[float], digits: int) -> str:
     """Mean and half of its interval; a single value alone."""
     interval = over_seeds(values)
     if interval is None:
@@ -113,7 +117,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{interval.estimate:.{digits}f} ± {interval.high - interval.estimate:.{digits}f}"
 
 
-def _accuracy(of: Sequence[Row], steps: int) -> str:
+def accuracy(of: Sequence[Row], steps: int) -> str:
     """Per cent over trainings; of a single one with Wilson's interval."""
     points = [at for row in of if (at := row.up_to(steps)) is not None]
     if not points:
@@ -121,10 +125,11 @@ def _accuracy(of: Sequence[Row], steps: int) -> str:
     if len(points) == 1:
         one = wilson(points[0].right, points[0].judged)
         return f"{100 * one.estimate:.2f} [{100 * one.low:.2f}, {100 * one.high:.2f}]"
-    return _spread([100 * at.accuracy for at in points], 2)
+    return spread([100 * at.accuracy for at in points], 2)
 
 
-def _bytes(of: Sequence[Row]) -> str:
+def size_of(of: Sequence[Row]) -> str:
+    """Bytes of the memory."""
     size = of[0].state_bytes
     return "grows" if size is None else f"{size:,}"
 
@@ -140,10 +145,10 @@ def _table(rows: Sequence[Row], config: str, arms: Sequence[str]) -> str:
             [
                 name,
                 str(len(of)),
-                *(_accuracy(of, steps) for steps, _ in HORIZONS),
+                *(accuracy(of, steps) for steps, _ in HORIZONS),
                 f"{fmean(1000 / at.ratio for at in last):.1f}",
-                _spread([at.ratio for at in last], 2),
-                _bytes(of),
+                spread([at.ratio for at in last], 2),
+                size_of(of),
                 f"{of[0].kv_bytes_per_step * _LONGEST:,}",
                 f"{of[0].iterations:,}",
             ]
@@ -171,13 +176,19 @@ def _pairs(
     return [(gated[seed], always[seed]) for seed in sorted(gated) if seed in always]
 
 
-def _targets(rows: Sequence[Row]) -> str:
+def targets(
+    rows: Sequence[Row],
+    arms: Iterable[str],
+    thresholds: Sequence[Threshold],
+    lengths: Sequence[int],
+) -> str:
+    """What is written less than always, and what it costs, against the goals."""
     head = ["stream", "model", "steps", "n", "steps per write", "points lost to always-write"]
     head += ["steps per event", "per event that is asked for", "target", "seeds that meet both"]
     lines = []
     for config, target in _TARGETS.items():
-        for arm, threshold in product(_PAIRED, _OPENS):
-            for steps in (16_384, _LONGEST):
+        for arm, threshold in product(arms, thresholds):
+            for steps in lengths:
                 pairs = _pairs(rows, config, arm, threshold, steps)
                 if not pairs:
                     continue
@@ -190,8 +201,8 @@ def _targets(rows: Sequence[Row]) -> str:
                         f"{ARMS[arm].says}, {name_of(threshold)}",
                         f"{steps:,}",
                         str(len(pairs)),
-                        _spread(ratios, 2),
-                        _spread(lost, 2),
+                        spread(ratios, 2),
+                        spread(lost, 2),
                         _ideal(rows, config, steps),
                         f"{steps_per_asked_event(config):.2f}",
                         f"{target:g} at {_MOST_LOST}",
@@ -216,7 +227,7 @@ def _seeds(rows: Sequence[Row]) -> str:
         [
             name,
             str(row.seed),
-            *(_accuracy([row], steps) for steps, _ in HORIZONS),
+            *(accuracy([row], steps) for steps, _ in HORIZONS),
             f"{row.at[-1].ratio:.2f}",
         ]
         for name, of in lines_of(rows, "hard", "hard", ("longer", "always-longer"))
@@ -231,21 +242,22 @@ def _shifts(rows: Sequence[Row]) -> str:
     for stream in ("hard", *SHIFTED):
         for name, of in lines_of(rows, "hard", stream, ("learned", "always", "gated-delta")):
             far = [at.ratio for row in of if (at := row.up_to(16_384)) is not None]
-            accuracies = [_accuracy(of, steps) for steps in (4096, 16_384)]
-            lines.append([stream, name, str(len(of)), *accuracies, _spread(far, 2)])
+            accuracies = [accuracy(of, steps) for steps in (4096, 16_384)]
+            lines.append([stream, name, str(len(of)), *accuracies, spread(far, 2)])
     return table(head, lines)
 
 
-def _interference(rows: Sequence[Row]) -> str:
-    head = ["model", "n", *(f"k = {k}" for k in SESSIONS), "writes in 1,000 steps, k = 7"]
+def interference(rows: Sequence[Row], sessions: Sequence[int]) -> str:
+    """Right answers about a lesson after so many sessions about other things."""
+    head = ["model", "n", *(f"k = {k}" for k in sessions), "writes in 1,000 steps, k = 7"]
     lines = [
         [
             name,
             str(len(of)),
-            *(_accuracy(of, steps_of_lesson(k)) for k in SESSIONS),
+            *(accuracy(of, steps_of_lesson(k)) for k in sessions),
             f"{fmean(1000 / row.at[-1].ratio for row in of):.0f}",
         ]
-        for name, of in lines_of(rows, "hard", INTERFERENCE, ARMS)
+        for name, of in shown(rows, ARMS, INTERFERENCE)
     ]
     done = {(row.arm, row.seed) for row in rows if row.stream == INTERFERENCE}
     lacking = Counter(
@@ -286,7 +298,7 @@ def _right(row: ByValue, values: Sequence[int]) -> str:
     return f"{100 * sum(row.right[value] for value in values) / queries:.0f}" if queries else "–"
 
 
-def _blind(rows: Sequence[ByValue]) -> str:
+def blind(rows: Sequence[ByValue]) -> str:
     """Trainings without and with tutoring, and how likely chance alone parts them so far."""
     without, with_it = ([row for row in rows if row.arm == arm] for arm in ("learned", "tutored"))
     figures: dict[str, Callable[[ByValue], float]] = {
@@ -301,6 +313,6 @@ def _blind(rows: Sequence[ByValue]) -> str:
         if not all(groups):
             continue
         shares = name.startswith("right")
-        cells = [_spread(of, 1) if shares else f"{sum(of):.0f}" for of in groups]
+        cells = [spread(of, 1) if shares else f"{sum(of):.0f}" for of in groups]
         lines.append([name, *cells, f"{permuted(*groups):.2g}"])
     return table([*head, "p"], lines)

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from matplotlib.axes import Axes
 
-from lab.evidence.controlled.arms import ARMS, DEPLOYED
-from lab.evidence.controlled.rows import Lines, Row, is_at, lines_of
+from lab.evidence.controlled.arms import ARMS
+from lab.evidence.controlled.rows import Row, shown
 from lab.evidence.controlled.streams import INTERFERENCE, SESSIONS
 from lab.evidence.pages import COLOURS
 
-# As many as there are colours, all trained for as many iterations.
+# As many as there are colours.
 _OVER_HORIZONS = (
-    "learned", "always", "gated-delta", "linear-attention", "cache", "mingru-1056", "gru-64",
-    "random",
+    "longer", "always-longer", "gated-delta", "linear-attention", "cache", "mingru-1056",
+    "gru-64", "random",
 )  # fmt: skip
 _BY_WRITES = (
-    "learned", "always", "gated-delta", "reconstruction", "surprise", "random", "periodic",
+    "longer", "learned", "always", "gated-delta", "reconstruction", "surprise", "random",
+    "periodic",
 )  # fmt: skip
-
-
-def _shown(rows: Sequence[Row], arms: Iterable[str], stream: str = "hard") -> Lines:
-    """Their lines of hard trainings; of those with several thresholds, at the deployed one."""
-    return [
-        (name, of)
-        for name, of in lines_of(rows, "hard", stream, arms)
-        if len(ARMS[of[0].arm].thresholds) == 1 or is_at(of[0], DEPLOYED)
-    ]
 
 
 def over_horizons(rows: Sequence[Row]) -> Callable[[Axes], None]:
     """Errors against the horizon."""
 
     def draw(axes: Axes) -> None:
-        lines = _shown(rows, _OVER_HORIZONS)
+        lines = shown(rows, _OVER_HORIZONS)
         for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
             steps = [at.steps for at in of[0].at]
             wrong = [_wrong(fmean(row.at[i].accuracy for row in of)) for i in range(len(steps))]
@@ -54,7 +46,7 @@ def by_writes(rows: Sequence[Row]) -> Callable[[Axes], None]:
     """Errors against writes."""
 
     def draw(axes: Axes) -> None:
-        lines = _shown(rows, _BY_WRITES)
+        lines = shown(rows, _BY_WRITES)
         for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
             points = [at for row in of if (at := row.up_to(16_384)) is not None]
             x, y = [1000 / at.ratio for at in points], [_wrong(at.accuracy) for at in points]
@@ -72,7 +64,7 @@ def over_sessions(rows: Sequence[Row]) -> Callable[[Axes], None]:
     """Right answers against the sessions since the lesson."""
 
     def draw(axes: Axes) -> None:
-        lines = _shown(rows, ARMS, INTERFERENCE)
+        lines = shown(rows, ARMS, INTERFERENCE)
         for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
             right = [100 * fmean(row.at[k].accuracy for row in of) for k in SESSIONS]
             axes.plot(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lab.evidence.controlled.arms import ARMS, CALIBRATED, Threshold
+from lab.evidence.controlled.arms import ARMS, CALIBRATED, DEPLOYED, Threshold
 from lab.evidence.controlled.streams import STREAMS
 from stategate.contract.specs import Record
 
@@ -53,6 +53,7 @@ class Row(Record, frozen=True):
         digest: Of the question that the row answers; another one is measured anew.
         at: By horizon.
         calibrated: Whether its threshold was found by ``stategate calibrate``'s rule.
+        weights: Start of their digest; empty in rows that are older than this field.
     """
 
     arm: str
@@ -67,6 +68,7 @@ class Row(Record, frozen=True):
     digest: str
     at: tuple[At, ...]
     calibrated: bool = False
+    weights: str = ""
 
     def up_to(self, steps: int) -> At | None:
         """What that horizon gave, if it was stepped so far."""
@@ -78,6 +80,24 @@ def order(row: Row) -> tuple[int, int, int, int, bool, float]:
     streams, arms = list(STREAMS), list(ARMS)
     place = (streams.index(row.config), arms.index(row.arm), streams.index(row.stream), row.seed)
     return (*place, row.calibrated, row.threshold or 0.0)
+
+
+def shown(rows: Iterable[Row], arms: Iterable[str], stream: str = "hard") -> Lines:
+    """Lines of one configuration's trainings; of several thresholds, at the deployed one."""
+    config = stream.split(",")[0]
+    return [
+        (name.removesuffix(f", {name_of(DEPLOYED)}"), of)
+        for name, of in lines_of(rows, config, stream, arms)
+        if len(ARMS[of[0].arm].thresholds) == 1 or is_at(of[0], DEPLOYED)
+    ]
+
+
+def of_several_weights(rows: Iterable[Row]) -> list[tuple[str, str, int]]:
+    """Arm, configuration and seed of trainings whose rows are not all of the same weights."""
+    weights: dict[tuple[str, str, int], set[str]] = {}
+    for row in rows:
+        weights.setdefault((row.arm, row.config, row.seed), set()).add(row.weights)
+    return [training for training, digests in weights.items() if len(digests) > 1]
 
 
 def is_at(row: Row, threshold: Threshold) -> bool:

@@ -13,21 +13,30 @@ from lab.evidence.pages import COLOURS, Contents, table
 from lab.evidence.records import read_rows
 
 
-def contents(cache: Path, bound: Path) -> Contents:
-    """Tables and the picture.
+def of_cache(results: Path) -> Contents:
+    """The table of the growing cache, and its picture.
 
     Args:
-        cache: Rows of `lab.evidence.memory.cache`.
-        bound: Those of `lab.evidence.memory.bound`.
+        results: Rows of `lab.evidence.memory.cache`.
 
     Raises:
-        SpecError: A file does not hold such rows.
+        SpecError: The file does not hold such rows.
     """
-    grown = read_rows(cache, CacheRow)
-    return Contents(
-        {"memory-cache": _cache(grown), "memory-bound": _bound(read_rows(bound, Bounds))},
-        {"evidence-cache": ("Step time against the steps so far", _draw(grown))} if grown else {},
-    )
+    grown = read_rows(results, CacheRow)
+    pictures = {"evidence-cache": ("Step time against the steps so far", _draw(grown))}
+    return Contents({"memory-cache": _cache(grown)}, pictures if grown else {})
+
+
+def of_bound(results: Path) -> Contents:
+    """The table of the bound.
+
+    Args:
+        results: Rows of `lab.evidence.memory.bound`.
+
+    Raises:
+        SpecError: The file does not hold such rows.
+    """
+    return Contents({"memory-bound": _bound(read_rows(results, Bounds))}, {})
 
 
 def _cache(rows: Sequence[CacheRow]) -> str:
