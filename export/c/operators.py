@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from stategate.export.c.matrices import Contraction
 from stategate.export.c.norms import layer_normalization, softmax
 from stategate.export.c.program import Program
 from stategate.export.c.recurrent import recurrent
+from stategate.export.c.scalar import literal
 from stategate.export.c.view import View, strides_of, whole
 
 Array = NDArray[Any]
@@ -132,6 +133,68 @@ def _concat(program: Program, node: onnx.NodeProto, attributes: Attributes) -> b
         start += count
     program.alias({output: target})
     return True
+
+
+def _pad(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
+    """Runs of places that an axis shows again, or numbers of their own, one axis after the other.
+
+    Negative pads, and reflections that reach further than the axis, are left to the generator.
+    """
+    source, pads_name, value_name, axes_name = [*node.input, "", "", ""][:4]
+    mode = attributes.get("mode", b"constant").decode()
+    shape, dtype = program.shape(source), program.dtype(source)
+    pads, axes = _integers(program, pads_name), _integers(program, axes_name)
+    if pads is None or (axes_name and axes is None) or min(pads, default=0) < 0:
+        return False
+    places = [a % len(shape) for a in axes] if axes is not None else list(range(len(shape)))
+    ends = {a: pads[i :: len(places)] for i, a in enumerate(places)}
+    if mode not in ("constant", "edge", "reflect", "wrap"):
+        return False
+    if mode == "reflect" and any(max(ends[a]) >= shape[a] for a in ends):
+        return False
+    if len(ends) < len(places) or 0 in shape or dtype == "float16":
+        return False
+    number = program.constant(value_name) if value_name else np.zeros(1)
+    value = program.view(value_name) if number is None else literal(number.reshape(-1)[0], dtype)
+    view = program.view(source)
+    output = node.output[0]
+    padded = [a for a in ends if any(ends[a])]
+    for axis in padded:
+        before, after = ends[axis]
+        count = view.shape[axis] + before + after
+        shape = (*view.shape[:axis], count, *view.shape[axis + 1 :])
+        name = output if axis == padded[-1] else program.fresh(f"{output}.pad", dtype, shape).buffer
+        target = whole(name, dtype, shape)
+        program.buffer(name, dtype, target.size)
+        for start, length, first, step in _runs(view.shape[axis], before, after, mode):
+            part = target.sliced(axis, start, length)
+            fill = value if first < 0 else view.sliced(axis, first, length, step)
+            program.copy_into(fill, part)
+        program.alias({name: target})
+        view = target
+    if not padded:
+        program.alias({output: view})
+    return True
+
+
+def _runs(extent: int, before: int, after: int, mode: Any) -> Iterator[tuple[int, int, int, int]]:
+    """Start and length of each run of a padded axis, its first place, and the step to the next.
+
+    A first place of -1 is a number of its own.
+    """
+    if mode == "constant":
+        parts = ((0, before, -1, 0), (before, extent, 0, 1), (before + extent, after, -1, 0))
+        yield from (part for part in parts if part[1])
+        return
+    places = np.pad(np.arange(extent), (before, after), mode).tolist()
+    start = 0
+    while start < len(places):
+        end = start + 1
+        step = places[end] - places[start] if end < len(places) else 0
+        while end < len(places) and places[end] - places[end - 1] == step:
+            end += 1
+        yield start, end - start, places[start], step
+        start = end
 
 
 # Sums along axes.
@@ -320,6 +383,7 @@ _RULES: dict[str, Rule] = {
     "Gather": _gather,
     "Expand": _expand,
     "Concat": _concat,
+    "Pad": _pad,
     **dict.fromkeys(REDUCTIONS, _reduce),
     "Softmax": softmax,
     "LayerNormalization": layer_normalization,

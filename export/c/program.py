@@ -223,10 +223,11 @@ class Program:
             self.buffers[name] = Buffer(dtype, prod(shape))
             self._written[name] = at
 
-    def copy_into(self, view: View, target: View) -> None:
-        """Put the elements of a view where another view of the same shape says."""
-        name = self.fresh(f"{target.buffer}.part", view.dtype, view.shape).buffer
-        self.compute_views("Identity", [view], name)
+    def copy_into(self, source: View | str, target: View) -> None:
+        """Put the elements of a view, or one number in C, where another view says."""
+        name = self.fresh(f"{target.buffer}.part", target.dtype, target.shape).buffer
+        operand = source if isinstance(source, str) else source.broadcast(target.shape)
+        self._statement(name, target.dtype, target.shape, [operand], lambda x: x[0])
         at, loop = self._locals.pop(name)
         strides = tuple(s for s, n in zip(target.strides, target.shape, strict=True) if n != 1)
         loop.stored[name] = replace(target, shape=loop.shape, strides=strides)

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from stategate.common.compiler import compile_library
 from stategate.common.onnx_runtime import one_thread
 from stategate.contract import StateSpec, StepSpec, TensorSpec
+from stategate.export.c import generator
 from stategate.export.c.lower import lower, source_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -203,6 +204,37 @@ def test_a_convolution_whose_taps_all_lie_in_the_padding_is_its_bias(tmp_path: P
 
 
 Form = tuple[str, list[str], dict[str, Any], tuple[int, ...]]
+
+
+PADS: dict[str, tuple[list[int], list[int] | None]] = {  # pads of the axes, and which axes
+    "constant": ([0, 1, 0, 2, 0, 1], None),
+    "reflect": ([0, 2, 3, 0, 1, 2], None),
+    "edge": ([3, 0], [-1]),
+    "wrap": ([2, 1, 3, 2], [2, 1]),
+}
+
+
+def test_pads_of_every_mode_are_loops_of_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator, "c_of", None)
+    arrays, nodes, shapes = {"seven": np.float32(7)}, [node("Tanh", ["x"], ["t"])], {}
+    for mode, (pads, axes) in PADS.items():
+        arrays[f"{mode} pads"] = np.array(pads)
+        takes = [f"{mode} pads", "seven" if mode == "constant" else ""]
+        if axes:
+            arrays[f"{mode} axes"] = np.array(axes)
+            takes.append(f"{mode} axes")
+        form = [1, 3, 4]
+        for i, axis in enumerate(axes or range(3)):
+            form[axis] += sum(pads[i :: len(pads) // 2])
+        for source in ("x", "t"):
+            nodes.append(node("Pad", [source, *takes], [f"{mode} {source}"], mode=mode))
+            shapes[f"{mode} {source}"] = tuple(form)
+    nodes.append(node("Squeeze", ["v"], ["value"]))
+    nodes.append(node("Pad", ["x", "constant pads", "value"], ["computed"]))
+    shapes["computed"] = shapes["constant x"]
+    agree(tmp_path, nodes, {"x": (1, 3, 4), "v": (1, 1)}, shapes, arrays, opset=20)
 
 
 def forms_of(opset: int) -> tuple[list[Form], dict[str, np.ndarray]]:
