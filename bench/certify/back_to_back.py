@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from stategate.bench.certify.builds import (
     Build,
     DidNotEndError,
     checked,
+    ended,
 )
-from stategate.bench.certify.case import Case, Result, last_line, words_of
+from stategate.bench.certify.case import Case, Finding, Result, last_line
 from stategate.runtime.session import Session
 
 _TOLERANCE = 1e-4  # of outputs between ONNX Runtime, which sums in another order, and C
@@ -63,31 +65,33 @@ def back_to_back(case: Case) -> bytes:
     (case.out / "golden.bin").write_bytes(episode)
     origin = f"{golden.provenance or manifest.model.name}, {steps} golden steps"
     float_run = _Run(dict(golden.outputs), _opens(case, golden.gates))
-    _compare(case, f"float model beside ONNX Runtime, {origin}", float_run, graph, steps, None)
-    first: _Run | None = None
+    how = f"float model beside ONNX Runtime, {origin}"
+    case.add(_REQUIREMENT, how, _compared(case, float_run, graph, steps, None, is_of_float=True))
+    plain: _Run | None = None
     for build in BUILDS:
-        how = f"ONNX Runtime beside C, {build.name}"
-        if build.lacking:
-            case.add(_REQUIREMENT, how, "not run", build.lacking)
-            continue
         count = min(len(order), _EMULATED) if build.emulator else len(order)
-        data = case.episode_bytes(
-            {n: a[:count] for n, a in inputs.items()}, start, shows_steps=True
-        )
-        try:
-            program = build.compile(case.bundle.path, None, case.scratch)
-            case.programs[build] = program
-            run = _read(case, build.run(program, data, limit_s=case.limit_s), count)
-        except DidNotEndError as problem:
-            case.add(_REQUIREMENT, how, "not run", str(problem))
-            continue
-        except RuntimeError as problem:  # C that does not compile or step is a finding
-            case.add(_REQUIREMENT, how, "open", last_line(str(problem)))
-            continue
-        first = run if build.is_plain else first
-        _compare(case, f"{how}, {count:,} steps", graph, run, count, first)
-        if first is run:
-            _compare(case, f"float model beside C, {origin}", float_run, run, steps, run)
+
+        def look(build: Build = build, count: int = count) -> Finding:
+            nonlocal plain
+            data = case.episode_bytes(
+                {n: a[:count] for n, a in inputs.items()}, start, shows_steps=True
+            )
+            try:
+                program = build.compile(case.bundle.path, None, case.scratch)
+                case.programs[build] = program
+                run = _read(case, build.run(program, data, limit_s=case.limit_s), count)
+            except DidNotEndError:
+                raise
+            except RuntimeError as problem:  # C that does not compile or step is a finding
+                return "open", last_line(str(problem)), {}
+            plain = run if build.is_plain else plain
+            return _compared(case, graph, run, count, plain)
+
+        how = f"ONNX Runtime beside C, {build.name}, {count:,} steps"
+        case.ask(_REQUIREMENT, how, look, lacking=build.lacking)
+        if plain is not None and build.is_plain:
+            finding = _compared(case, float_run, plain, steps, plain, is_of_float=True)
+            case.add(_REQUIREMENT, f"float model beside C, {origin}", finding)
     return episode
 
 
@@ -95,38 +99,40 @@ def self_tests(case: Case, episode: bytes) -> None:
     """The self-test on each machine; by sanitizers, and by valgrind."""
     requirement = "The self-test of the bundle passes"
     for build, program in case.programs.items():
-        with case.asking(requirement, build.name):
-            code, printed = words_of([*build.emulator, str(program)], case.limit_s, episode)
-            case.add(requirement, build.name, _verdict(code, printed), _last_check(printed))
+        tool = partial(_tested, case, [*build.emulator, str(program)], episode)
+        case.ask(requirement, build.name, tool)
     folder = case.sources[0].parent
-    for name, flags, words in (
+
+    def look(name: str, flags: tuple[str, ...], words: tuple[str, ...]) -> Finding:
+        command = ["gcc", "-std=c99", "-O1", PLAIN, "-ffp-contract=off", *flags, f"-I{folder}"]
+        command += ["-DSTATEGATE_SELF_TEST", *map(str, sorted(folder.glob("*.c"))), "-lm", "-o"]
+        checked([*command, str(folder / name)], limit_s=case.limit_s)
+        finding = _tested(case, [*words, str(folder / name)], episode, f"{name}.txt")
+        says_so = not words or "ERROR SUMMARY: 0 errors" in finding[2][f"{name}.txt"]
+        if finding[0] == "shown" and not says_so:
+            raise RuntimeError("valgrind does not say that it found no error")
+        return finding
+
+    for name, flags, emulator in (
         ("sanitizers", ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ()),
         ("valgrind", (), ("valgrind", "--error-exitcode=9")),
     ):
-        method = " ".join(["gcc -O1, plain form,", *(words or flags)])
-        if case.lacks(requirement, method, "gcc", *words[:1]):
-            continue
-        with case.asking(requirement, method):
-            program = folder / name
-            command = ["gcc", "-std=c99", "-O1", PLAIN, "-ffp-contract=off", *flags, f"-I{folder}"]
-            command += ["-DSTATEGATE_SELF_TEST", *map(str, sorted(folder.glob("*.c"))), "-lm", "-o"]
-            checked([*command, str(program)], limit_s=case.limit_s)
-            code, printed = words_of([*words, str(program)], case.limit_s, episode)
-            result = _verdict(code, printed)
-            if words and result == "shown" and "ERROR SUMMARY: 0 errors" not in printed:
-                raise RuntimeError("valgrind does not say that it found no error")
-            finding = _last_check(printed)
-            case.add(requirement, method, result, finding, **{f"{name}_txt": printed})
+        method = " ".join(["gcc -O1, plain form,", *(emulator or flags)])
+        tool = partial(look, name, flags, emulator)
+        case.ask(requirement, method, tool, "gcc", *emulator[:1])
+
+
+def _tested(case: Case, words: list[str], episode: bytes, file: str = "") -> Finding:
+    done = ended(words, episode, limit_s=case.limit_s)
+    printed = (done.stdout + done.stderr).decode(errors="replace")
+    finding = _CHECKS.search(printed)
+    said = finding[0] if finding else last_line(printed)
+    return _verdict(done.returncode, printed), said, {file: printed} if file else {}
 
 
 def _verdict(code: int, printed: str) -> Result:
     """A self-test passed if it says so itself: an exit code of 0 is soon given."""
     return "shown" if code == 0 and _CHECKS.search(printed) else "open"
-
-
-def _last_check(printed: str) -> str:
-    finding = _CHECKS.search(printed)
-    return finding[0] if finding else last_line(printed)
 
 
 def _opens(case: Case, values: Mapping[str, Array]) -> dict[str, Array]:
@@ -181,30 +187,32 @@ def _gap(one: Array, two: Array) -> float:
     return float(np.where(same, 0.0, distance).max(initial=0.0) / scale)
 
 
-def _compare(case: Case, how: str, one: _Run, two: _Run, steps: int, first: _Run | None) -> None:
-    """A row: the largest difference, gate decisions that differ, bits beside the first build."""
-    gap, flips, parted, decisions = 0.0, 0, None, 0
+def _compared(
+    case: Case, one: _Run, two: _Run, steps: int, plain: _Run | None, *, is_of_float: bool = False
+) -> Finding:
+    """The largest difference, gate decisions that differ, and bits beside the plain form's."""
+    gap, flips, decisions = 0.0, 0, 0
     for name, array in one.outputs.items():
         gap = max(gap, _gap(array[:steps], two.outputs[name][:steps].reshape(array[:steps].shape)))
     for name, array in one.opens.items():
         pair = [x[:steps].reshape(steps, -1) for x in (array, two.opens[name])]
         flips += int((pair[0] != pair[1]).sum())
         decisions += pair[0].size
-    if first is not None and first.chain is not None and two.chain is not None:
-        differs = np.flatnonzero(first.chain[:steps] != two.chain[:steps])
-        parted = int(differs[0]) if len(differs) else None
     words = f"largest difference of an output {gap:.2g}"
     words += f", {flips} of {decisions:,} gate decisions differ" if decisions else ", no gate"
-    if two.chain is not None and first is None:
+    is_same = True
+    if two.chain is not None and plain is None:
         words += "; bits were not compared, for the plain form did not run"
-    elif first is not None and first is not two:
+    elif two.chain is not None and plain is not two and plain and plain.chain is not None:
+        differs = np.flatnonzero(plain.chain[:steps] != two.chain[:steps])
+        is_same = not len(differs)
         words += (
             "; same bits as the plain form"
-            if parted is None
-            else f"; other bits from step {parted} on"
+            if is_same
+            else f"; other bits from step {differs[0]} on"
         )
-    candidate = "float model" in how and case.bundle.manifest.is_lower
-    good = flips == 0 and parted is None and (gap <= _TOLERANCE or candidate)
-    if candidate:
+    is_candidate = is_of_float and case.bundle.manifest.is_lower
+    if is_candidate:
         words += "; the bundle is of lower precision, and was judged by `stategate drift`"
-    case.add(_REQUIREMENT, how, "shown" if good else "open", words)
+    good = flips == 0 and is_same and (gap <= _TOLERANCE or is_candidate)
+    return "shown" if good else "open", words, {}

@@ -20,35 +20,46 @@ _FOLDER = Path(__file__).parent
 LEVELS = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 AARCH64, CORTEX_M7 = "aarch64", "cortex-m7"
 PLAIN = "-DSTATEGATE_PORTABLE"  # the form that is C99 and no more
-INSTALL = "apt-get install"  # and the package, as root
-
+# Debian's packages, where a program does not name its own.
+_PACKAGES = {
+    "qemu-aarch64": "qemu-user",
+    "qemu-x86_64": "qemu-user",
+    "arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+    "clang-19": "clang-19 llvm-19 libclang-rt-19-dev",
+    "frama-c": "frama-c-base",
+}
 _M7 = tuple(word for word in BARE_METAL["armv7e-m"].split()[1:] if word[:2] != "-O")
 # Without an operating system: where memory lies, what starts main, and newlib by semihosting.
 _M7_PROGRAM = (
     *("-nostartfiles", "-specs=rdimon.specs", "-Wl,--gc-sections", "-Wl,--defsym=end=bss_end"),
     *(f"-T{_FOLDER / 'm7.ld'}", str(_FOLDER / "m7.c")),
 )
-_QEMU_M7 = (
-    *("qemu-system-arm", "-M", "mps2-an500", "-display", "none", "-monitor", "none"),
-    *("-serial", "none", "-semihosting-config", "enable=on,target=native", "-kernel"),
-)
+_EMULATORS = {
+    AARCH64: ("qemu-aarch64",),
+    CORTEX_M7: (
+        *("qemu-system-arm", "-M", "mps2-an500", "-display", "none", "-monitor", "none"),
+        *("-serial", "none", "-semihosting-config", "enable=on,target=native", "-kernel"),
+    ),
+}
+
+
+def missing(*programs: str) -> str | None:
+    """Which of these programs are not here, and what installs them; None if all are."""
+    lost = [program for program in programs if shutil.which(program) is None]
+    packages = " ".join(_PACKAGES.get(program, program) for program in lost)
+    return f"{', '.join(lost)} is not here: apt-get install {packages}" if lost else None
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One way to compile and run.
-
-    Attributes:
-        compiler: Program that compiles.
-        optimise: Its level, as ``-O2``.
-        isa: x86-64, -v2, -v3, -v4, aarch64 or cortex-m7.
-        flags: Further flags.
-    """
+    """One way to compile and run."""
 
     compiler: str
-    optimise: str
-    isa: str
+    optimise: str  # as -O2
+    isa: str  # one of `LEVELS`, aarch64 or cortex-m7
     flags: tuple[str, ...] = ()
+    runner: tuple[str, ...] = ()  # an emulator in place of the one that the isa needs
 
     @property
     def name(self) -> str:
@@ -58,20 +69,15 @@ class Build:
     @property
     def emulator(self) -> tuple[str, ...]:
         """What a program is started with; nothing where this machine runs it."""
-        return {AARCH64: ("qemu-aarch64",), CORTEX_M7: _QEMU_M7}.get(self.isa, ())
+        return self.runner or _EMULATORS.get(self.isa, ())
 
     @property
     def lacking(self) -> str | None:
         """Why it cannot be compiled or run here, in words; None if it can."""
-        for program in (self.compiler, *self.emulator[:1]):
-            if shutil.which(program) is None:
-                return f"{program} is not here: {INSTALL} {package_of(program)}"
         able = isa_of_this_machine() or ""
-        if self.isa in LEVELS and (
-            able not in LEVELS or LEVELS.index(able) < LEVELS.index(self.isa)
-        ):
-            return f"this machine does not run {self.isa}"
-        return None
+        runs = able in LEVELS and self.isa in LEVELS[: LEVELS.index(able) + 1]
+        why = None if runs or self.emulator else f"this machine does not run {self.isa}"
+        return missing(self.compiler, *self.emulator[:1]) or why
 
     @property
     def is_plain(self) -> bool:
@@ -81,21 +87,18 @@ class Build:
     def compile(
         self, bundle: Path, main: Path | None, folder: Path, more: Sequence[str | Path] = ()
     ) -> Path:
-        """The bundle's C and a program's ``main``, compiled into a folder that is there.
+        """A program of the bundle's C and a ``main``, in a folder that is there.
 
         Args:
             bundle: A bundle with C source.
             main: What includes ``stategate.h`` and has ``main``; none for the bundle's self-test.
             folder: Where the program goes.
             more: Further words of the compiler, such as ``-D`` and sources.
-
-        Returns:
-            The program.
         """
         source = (bundle / SOURCE_FOLDER).resolve()
         sources = [str(path) for path in sorted(source.glob("*.c")) if path.name != "python.c"]
         program = folder.resolve() / self.name.replace(" ", "_").replace("/", "_")
-        objects = self._objects(program)
+        objects = objects_of(program)
         shutil.rmtree(objects, ignore_errors=True)
         objects.mkdir()
         march = {AARCH64: ("-march=armv8-a", "-static"), CORTEX_M7: _M7}
@@ -115,54 +118,14 @@ class Build:
         checked([*words, "-lm", "-o", str(program)])
         return program
 
-    def sizes(self, program: Path) -> tuple[int, int]:
-        """Bytes of flash and of RAM of the bundle's C in a program that `compile` made.
-
-        Neither the session, which is the program's own, nor stack and C library are in them.
-        """
-        size = {AARCH64: "aarch64-linux-gnu-size", CORTEX_M7: "arm-none-eabi-size"}
-        objects = map(str, sorted(self._objects(program).glob("*.o")))
-        lines = checked([size.get(self.isa, "size"), *objects]).stdout.splitlines()[1:]
-        text, data, zeros = (sum(int(line.split()[i]) for line in lines) for i in range(3))
-        return text + data, data + zeros
-
-    @staticmethod
-    def _objects(program: Path) -> Path:
-        return program.with_name(f"{program.name}.objects")
-
-    def run(
-        self,
-        program: Path,
-        data: bytes = b"",
-        emulator: Sequence[str] = (),
-        limit_s: float | None = None,
-    ) -> bytes:
-        """What a program writes to stdout, having read ``data`` from stdin.
-
-        Args:
-            program: What `compile` made.
-            data: For its stdin.
-            emulator: In place of what the build is run with.
-            limit_s: Seconds after which it is ended.
-        """
-        words = [*(emulator or self.emulator), str(program)]
-        return checked(words, data, limit_s=limit_s).stdout
+    def run(self, program: Path, data: bytes = b"", limit_s: float | None = None) -> bytes:
+        """What a program of `compile` writes to stdout, having read ``data`` from stdin."""
+        return checked([*self.emulator, str(program)], data, limit_s=limit_s).stdout
 
 
-def run_in(build: Build, bundle: Path, main: Path, folder: Path, data: bytes = b"") -> bytes:
-    """Compile and run in one: what the program writes to stdout."""
-    return build.run(build.compile(bundle, main, folder), data)
-
-
-def package_of(program: str) -> str:
-    """Debian's package of a program that is named here."""
-    packages = {
-        "qemu-aarch64": "qemu-user",
-        "qemu-x86_64": "qemu-user",
-        "arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
-        "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
-    }
-    return packages.get(program, program)
+def objects_of(program: Path) -> Path:
+    """The folder of the bundle's own objects of a program that `Build.compile` made."""
+    return program.with_name(f"{program.name}.objects")
 
 
 class DidNotEndError(RuntimeError):
@@ -170,7 +133,7 @@ class DidNotEndError(RuntimeError):
 
 
 def ended(
-    words: list[str], data: bytes = b"", cwd: Path | None = None, limit_s: float | None = None
+    words: Sequence[str], data: bytes = b"", cwd: Path | None = None, limit_s: float | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """A command that came to an end, good or bad.
 
@@ -188,18 +151,27 @@ def ended(
 
 
 def checked(
-    words: list[str], data: bytes = b"", cwd: Path | None = None, limit_s: float | None = None
+    words: Sequence[str], data: bytes = b"", cwd: Path | None = None, limit_s: float | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """A command that must end well.
-
-    Raises:
-        RuntimeError: It did not; with what it wrote to stderr.
-    """
+    """A command that must end well; RuntimeError with what it wrote to stderr where it does not."""
     done = ended(words, data, cwd, limit_s)
     if done.returncode:
         printed = (done.stderr or done.stdout).decode(errors="replace")[-2000:]
         raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}\n{printed}")
     return done
+
+
+def version_of(program: str) -> str:
+    """What a tool says of its version; empty where it is not here."""
+    if shutil.which(program) is None:
+        return ""
+    word = "-version" if program == "frama-c" else "--version"
+    try:
+        printed = checked([program, word], limit_s=60.0).stdout.decode(errors="replace")
+    except RuntimeError:
+        printed = ""
+    first = printed.strip().partition("\n")[0] or "is here, but does not say its version"
+    return first if program != "frama-c" else f"Frama-C {first}"
 
 
 def write_weights(source: Path, folder: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stategate.bench.certify.builds import PLAIN, checked
-from stategate.bench.certify.case import Case
+from stategate.bench.certify.case import Case, Finding, Result
 
 # What cannot be reached, by file and words of the line, and why; all else is a test to write.
 _REASONS: tuple[tuple[str, str, str], ...] = (
@@ -22,15 +22,15 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
 
 def coverage(case: Case, golden: bytes) -> None:
     """Compile a session with the self-test, run it, and see what was reached."""
-    requirement = "The self-test reaches every statement, branch and condition (MC/DC)"
-    method = "clang-19's coverage of native/self_test.c, plain form without black box"
-    if case.lacks(requirement, method, "clang-19", "llvm-profdata-19", "llvm-cov-19"):
-        return
-    with case.asking(requirement, method):
-        _cover(case, golden, requirement, method)
+    case.ask(
+        "The self-test reaches every statement, branch and condition (MC/DC)",
+        "clang-19's coverage of native/self_test.c, plain form without black box",
+        lambda: _reached(case, golden),
+        "clang-19", "llvm-profdata-19", "llvm-cov-19",
+    )  # fmt: skip
 
 
-def _cover(case: Case, golden: bytes, requirement: str, method: str) -> None:
+def _reached(case: Case, golden: bytes) -> Finding:
     folder = case.sources[0].parent
     program, raw, data = folder / "self_test", folder / "profile.raw", folder / "profile.data"
     words = ["clang-19", "-std=c99", "-O0", PLAIN, "-ffp-contract=off", f"-I{folder}"]
@@ -76,19 +76,16 @@ def _cover(case: Case, golden: bytes, requirement: str, method: str) -> None:
             unexplained += not why
             at = f"{name}:{line}:{column}{': ' if what else ''}{' '.join(what)}"
             missed.append(f"{at}\n    {text}\n    {why or 'no reason is known'}")
-    percents = {"statement": regions, "branch": branches, "mcdc": conditions}
-    for kind, reached_by_place in percents.items():
-        case.figures[f"{kind}_percent"] = _percent(reached_by_place)
-    finding = ", ".join(
-        f"{name} {case.figures[f'{kind}_percent']} %"
-        for kind, name in (("statement", "statements"), ("branch", "branches"), ("mcdc", "MC/DC"))
-    )
+    named = {"statement": "statements", "branch": "branches", "mcdc": "MC/DC"}
+    for kind, places_of in zip(named, (regions, branches, conditions), strict=True):
+        share = round(100 * sum(places_of.values()) / len(places_of), 1)
+        case.figures[f"{kind}_percent"] = share
+    case.figures["missed_without_reason"] = unexplained
+    finding = ", ".join(f"{n} {case.figures[f'{kind}_percent']} %" for kind, n in named.items())
     if missed:
         finding += f"; {len(missed)} places are not reached, {unexplained} of them without a reason"
-    result = ("open" if unexplained else "explained") if missed else "shown"
-    text = "\n".join([finding, "", *missed, ""])
-    case.add(requirement, method, result, finding, coverage_txt=text)  # type: ignore[arg-type]
-    case.figures["missed_without_reason"] = unexplained
+    result: Result = ("open" if unexplained else "explained") if missed else "shown"
+    return result, finding, {"coverage.txt": "\n".join([finding, "", *missed, ""])}
 
 
 def _reason(name: str, text: str) -> str:
@@ -100,7 +97,3 @@ def _reason(name: str, text: str) -> str:
 
 def _mark(reached: dict[Any, bool], place: tuple[object, ...], is_reached: bool) -> None:
     reached[place] = reached.get(place, False) or is_reached
-
-
-def _percent(reached: dict[Any, bool]) -> float:
-    return round(100 * sum(reached.values()) / max(1, len(reached)), 1)

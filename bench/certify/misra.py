@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from stategate.bench.certify.builds import PLAIN, checked
-from stategate.bench.certify.case import Case, words_of
+from stategate.bench.certify.builds import PLAIN, checked, ended
+from stategate.bench.certify.case import Case, Finding
 
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")
 # Rules that MISRA C:2012 calls advisory; all others are required or mandatory.
@@ -34,75 +34,75 @@ _BROKEN = "extern int f(void);\nint f(void)\n{\n    return 017;\n}\n"
 
 def warnings(case: Case) -> None:
     """What compilers say of the plain form, as C99."""
-    requirement = "The C is C99 without extensions, and compilers have no warning"
-    lines, used = [], []
+    lines: list[str] = []
     for compiler in ("gcc", "clang-19"):
-        method = f"{compiler} -std=c99 {' '.join(WARNINGS)}, plain form"
-        if case.lacks(requirement, method, compiler):
-            continue
-        words = [compiler, "-std=c99", "-O2", "-ffp-contract=off", PLAIN, *WARNINGS]
-        complaints: list[str] = []
-        with case.asking(requirement, method):
-            for source in case.sources:
-                target = case.scratch / "warned.o"
-                target.unlink(missing_ok=True)
-                command = [*words, f"-I{source.parent}", "-c", str(source), "-o", str(target)]
-                code, printed = words_of(command, case.limit_s)
-                if code:
-                    named = [line for line in printed.splitlines() if "error" in line]
-                    complaints += named or [f"{source.name}: it ended with {code}"]
-                elif not target.is_file():
-                    raise RuntimeError(f"{compiler} compiled nothing of {source.name}")
-            _warned(case, requirement, method, compiler, words, complaints)
-            used.append(compiler)
-            lines += complaints
-    if used:
-        case.figures["warnings"] = len(lines)
+
+        def look(compiler: str = compiler) -> Finding:
+            complaints, finding = _complaints(case, compiler)
+            lines.extend(complaints)
+            case.figures["warnings"] = len(lines)
+            return finding
+
+        case.ask(
+            "The C is C99 without extensions, and compilers have no warning",
+            f"{compiler} -std=c99 {' '.join(WARNINGS)}, plain form",
+            look,
+            compiler,
+        )
 
 
-def _warned(
-    case: Case,
-    requirement: str,
-    method: str,
-    compiler: str,
-    words: list[str],
-    complaints: list[str],
-) -> None:
-    finding = f"{len(complaints)} lines" if complaints else f"none in {len(case.sources)} files"
-    text = "\n".join([" ".join(words), *complaints, finding, ""])
-    name = {f"warnings_{compiler.split('-')[0]}_txt": text.replace(f"{case.scratch}/", "")}
-    case.add(requirement, method, "open" if complaints else "shown", finding, **name)
+def _complaints(case: Case, compiler: str) -> tuple[list[str], Finding]:
+    words = [compiler, "-std=c99", "-O2", "-ffp-contract=off", PLAIN, *WARNINGS]
+    complaints: list[str] = []
+    target = case.scratch / "warned.o"
+    for source in case.sources:
+        target.unlink(missing_ok=True)
+        command = [*words, f"-I{source.parent}", "-c", str(source), "-o", str(target)]
+        done = ended(command, limit_s=case.limit_s)
+        if done.returncode:
+            printed = done.stderr.decode(errors="replace").splitlines()
+            named = [case.without_scratch(line) for line in printed if "error" in line]
+            complaints += named or [f"{source.name}: it ended with {done.returncode}"]
+        elif not target.is_file():
+            raise RuntimeError(f"{compiler} compiled nothing of {source.name}")
+    words_of_it = f"{len(complaints)} lines" if complaints else f"none in {len(case.sources)} files"
+    text = "\n".join([" ".join(words), *complaints, words_of_it, ""])
+    evidence = {f"warnings-{compiler.split('-')[0]}.txt": text}
+    return complaints, ("open" if complaints else "shown", words_of_it, evidence)
 
 
 def misra(case: Case) -> None:
     """What cppcheck finds in the C of a session and its black box."""
-    requirement = "No required or mandatory rule of MISRA C:2012 is broken"
-    method = "cppcheck's addon, plain form, session and black box"
-    if case.lacks(requirement, method, "cppcheck"):
-        return
-    with case.asking(requirement, method):
-        control = case.scratch / "broken_on_purpose.c"
-        control.write_text(_BROKEN)
-        if not any(rule == "7.1" for *_, rule in _cppcheck(case, control)):
-            raise RuntimeError("cppcheck's addon does not find a rule that is broken on purpose")
-        findings = set().union(*(_cppcheck(case, source) for source in case.sources))
-        required = sorted(one for one in findings if one[2] not in _ADVISORY)
-        lines = [
-            f"{f.rpartition('/')[2]}:{line}: {'rule ' * rule[0].isdigit()}{rule}"
-            for f, line, rule in required
-        ]
-        pairs = list(zip(lines, required, strict=True))
-        broken = [line for line, one in pairs if one[2] not in DEVIATIONS]
-        count = Counter(rule for *_, rule in required if rule in DEVIATIONS)
-        deviations = [f"rule {rule}, {count[rule]} times: {w}" for rule, w in DEVIATIONS.items()]
-        text = "\n".join(["Deviations:", *deviations, "", "Findings:", *(broken or ["none"]), ""])
-        text += "\n".join(
-            ["", "Each place of a deviation:", *(x for x in lines if x not in broken), ""]
-        )
-        finding = f"{len(broken)} findings; deviations: "
-        finding += ", ".join(f"{rule} ({n})" for rule, n in sorted(count.items())) or "none"
-        case.add(requirement, method, "open" if broken else "shown", finding, misra_txt=text)
-        case.figures["misra_required"] = len(broken)
+    case.ask(
+        "No required or mandatory rule of MISRA C:2012 is broken",
+        "cppcheck's addon, plain form, session and black box",
+        lambda: _rules(case),
+        "cppcheck",
+    )
+
+
+def _rules(case: Case) -> Finding:
+    control = case.scratch / "broken_on_purpose.c"
+    control.write_text(_BROKEN)
+    if not any(rule == "7.1" for *_, rule in _cppcheck(case, control)):
+        raise RuntimeError("cppcheck's addon does not find a rule that is broken on purpose")
+    found: set[tuple[str, str, str]] = set().union(*(_cppcheck(case, s) for s in case.sources))
+    broken: list[str] = []
+    places: list[str] = []
+    count = Counter[str]()
+    for file, line, rule in sorted(found):
+        if rule in _ADVISORY:
+            continue
+        words = f"{file.rpartition('/')[2]}:{line}: {'rule ' * rule[0].isdigit()}{rule}"
+        (places if rule in DEVIATIONS else broken).append(words)
+        count[rule] += rule in DEVIATIONS
+    deviations = [f"rule {rule}, {count[rule]} times: {w}" for rule, w in DEVIATIONS.items()]
+    text = ["Deviations:", *deviations, "", "Findings:", *(broken or ["none"]), ""]
+    text += ["Each place of a deviation:", *places, ""]
+    finding = f"{len(broken)} findings; deviations: "
+    finding += ", ".join(f"{rule} ({n})" for rule, n in sorted((+count).items())) or "none"
+    case.figures["misra_required"] = len(broken)
+    return "open" if broken else "shown", finding, {"misra.txt": "\n".join(text)}
 
 
 def _cppcheck(case: Case, source: Path) -> set[tuple[str, str, str]]:

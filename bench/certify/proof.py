@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from stategate.bench.certify.builds import PLAIN
-from stategate.bench.certify.case import Case, Result, last_line, words_of
+from stategate.bench.certify.builds import PLAIN, ended
+from stategate.bench.certify.case import Case, Finding, last_line
 
 # What is assumed, as the report says it.
 ASSUMPTIONS = (
@@ -90,10 +90,17 @@ def _fill(header: str) -> str:
 
 def eva(case: Case, precision: int) -> None:
     """Alarms of Eva in init, step, save, load, chain and reset."""
-    requirement = "No undefined behaviour, for every input and state within bounds"
-    method = "Frama-C's Eva on init, step, save, load, chain and reset of the plain form"
-    if case.lacks(requirement, method, "frama-c", slow=True):
-        return
+    case.figures["eva_alarms"] = None
+    case.ask(
+        "No undefined behaviour, for every input and state within bounds",
+        "Frama-C's Eva on init, step, save, load, chain and reset of the plain form",
+        lambda: _alarms(case, precision),
+        "frama-c",
+        slow=True,
+    )
+
+
+def _alarms(case: Case, precision: int) -> Finding:
     folder = case.sources[0].parent
     main = folder.parent / f"{folder.name}-eva.c"
     main.write_text(_MAIN.replace("@FILL@", _fill((folder / "stategate.h").read_text())))
@@ -101,21 +108,18 @@ def eva(case: Case, precision: int) -> None:
     words += [str(main), str(folder / "weights.c")]
     words += [str(path) for path in case.sources if path.name != "black_box.c"]
     words += ["-eva", "-eva-precision", str(precision), "-warn-special-float", "none"]
-    case.figures["eva_alarms"] = None
-    with case.asking(requirement, method):
-        # An array that a loop fills is written whole only where Eva walks the loop step by step.
-        words += ["-eva-auto-loop-unroll", "160"]
-        code, printed = words_of([*words, "-eva-no-print"], case.limit_s)
-        counted = _ALARMS.search(printed)
-        log = printed.replace(f"{case.scratch}/", "")
-        lost = [place for place in _REACHED if f"Frama_C_show_each_{place}:" not in printed]
-        if code or counted is None:
-            raise RuntimeError(f"frama-c ended with {code}: {last_line(printed)}")
-        if lost:
-            raise RuntimeError(f"Eva did not get as far as {', '.join(lost)}")
-        alarms = [f"{f}:{line}: {what}" for f, line, what in _ALARM.findall(printed)]
-        case.figures["eva_alarms"] = int(counted[1])
-        finding = f"{counted[1]} alarms, precision {precision}"
-        text = "\n".join([finding, "", "Assumed:", *ASSUMPTIONS, "", *alarms, "", log])
-        result: Result = "open" if int(counted[1]) else "shown"
-        case.add(requirement, method, result, finding, eva_txt=text)
+    # An array that a loop fills is written whole only where Eva walks the loop step by step.
+    words += ["-eva-auto-loop-unroll", "160", "-eva-no-print"]
+    done = ended(words, limit_s=case.limit_s)
+    printed = case.without_scratch((done.stdout + done.stderr).decode(errors="replace"))
+    counted = _ALARMS.search(printed)
+    lost = [place for place in _REACHED if f"Frama_C_show_each_{place}:" not in printed]
+    if done.returncode or counted is None:
+        raise RuntimeError(f"frama-c ended with {done.returncode}: {last_line(printed)}")
+    if lost:
+        raise RuntimeError(f"Eva did not get as far as {', '.join(lost)}")
+    alarms = [f"{f}:{line}: {what}" for f, line, what in _ALARM.findall(printed)]
+    case.figures["eva_alarms"] = int(counted[1])
+    finding = f"{counted[1]} alarms, precision {precision}"
+    text = "\n".join([finding, "", "Assumed:", *ASSUMPTIONS, "", *alarms, "", printed])
+    return "open" if int(counted[1]) else "shown", finding, {"eva.txt": text}

@@ -33,29 +33,17 @@ _ASSUMED = (
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What the page says.
-
-    Attributes:
-        model: Name of the model.
-        precision: Of the bundle.
-        digest: Of the bundle.
-        facts: Further facts by name.
-        tools: First line of each tool's version.
-        rows: What was asked, and found.
-        figures: The same as numbers.
-        assumptions: What all of it rests on.
-        deviations: Rules of MISRA C that are broken on purpose, and why.
-    """
+    """What the page says."""
 
     model: str
     precision: str
-    digest: str
+    digest: str  # of the bundle
     facts: dict[str, str]
-    tools: dict[str, str]
-    rows: list[Row]
-    figures: dict[str, float | int | None]
-    assumptions: list[str]
-    deviations: dict[str, str]
+    tools: dict[str, str]  # first line of each one's version
+    rows: list[Row]  # what was asked, and found
+    figures: dict[str, float | int | None]  # the same as numbers
+    assumptions: list[str]  # what all of it rests on
+    deviations: dict[str, str]  # rules of MISRA C that are broken on purpose, and why
 
     @property
     def counts(self) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from stategate.bench.certify.back_to_back import back_to_back, self_tests
-from stategate.bench.certify.builds import portable_source
-from stategate.bench.certify.case import Case, version_of
+from stategate.bench.certify.builds import portable_source, version_of
+from stategate.bench.certify.case import Case
 from stategate.bench.certify.coverage import coverage
 from stategate.bench.certify.misra import misra, warnings
 from stategate.bench.certify.proof import eva
@@ -77,12 +78,9 @@ def certify(
         stages: list[Callable[[], None]] = [
             lambda: self_tests(case, episode),
             lambda: coverage(case, episode),
-            lambda: misra(case),
-            lambda: warnings(case),
+            *(partial(tool, case) for tool in (misra, warnings)),
             lambda: eva(case, eva_precision),
-            lambda: no_calls(case),
-            lambda: stack(case),
-            lambda: longest(case),
+            *(partial(tool, case) for tool in (no_calls, longest, stack)),
         ]
         for done, stage in enumerate(stages, 1):
             stage()

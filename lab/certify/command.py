@@ -1,23 +1,19 @@
-"""``python -m lab certify``: the evidence of several bundles -> build/certify/."""
+"""``python -m lab certify``: the reports of several bundles as one page and one summary."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from stategate.bench.certify.case import version_of
 from stategate.bench.certify.misra import DEVIATIONS
 from stategate.bench.certify.proof import ASSUMPTIONS
 from stategate.bench.certify.report import Report
-from stategate.bench.certify.run import TOOLS, certify
-from stategate.common.console import progress
 from stategate.common.tables import markdown_table
-from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.durable import write_whole
 
 _HEAD = """
 # What can be shown of a bundle's C
@@ -57,43 +53,43 @@ _COLUMNS = {
 }
 
 
-class Summary(msgspec.Struct, frozen=True):
-    """All figures, what they rest on and the tools that found them."""
+def page_of(reports: Mapping[str, Report]) -> str:
+    """The page of the evidence; reports by the name of their bundle."""
 
-    tools: dict[str, str]
-    assumptions: tuple[str, ...]
-    deviations: dict[str, str]
-    rows: list[dict[str, Any]]
-
-
-def page_of(summary: Summary, reports: Sequence[tuple[str, Report]]) -> str:
-    """The page of the evidence."""
-
-    def rows(columns: dict[str, str]) -> str:
+    def figures(columns: dict[str, str]) -> str:
         cells = [
-            [r["name"], *(_cell(key, r.get(key)) for key in columns.values())] for r in summary.rows
+            [name, *(_cell(key, report.figures.get(key)) for key in columns.values())]
+            for name, report in reports.items()
         ]
         return markdown_table(["bundle", *columns], cells, range(1, len(columns) + 1))
 
+    rows = [(name, row) for name, report in reports.items() for row in report.rows]
     compared = [
         [name, row.method, row.result, row.words]
-        for name, report in reports
-        for row in report.rows
+        for name, row in rows
         if row.requirement.startswith("Code and model")
     ]
+    left = [
+        [name, row.requirement, row.method, row.result, row.words]
+        for name, row in rows
+        if row.result != "shown" and not row.requirement.startswith("Code and model")
+    ]
+    tools = {name: version for report in reports.values() for name, version in report.tools.items()}
     parts = [
         _HEAD.strip(),
         markdown_table(["column", "what it counts"], list(map(list, _COLUMNS.items()))),
-        rows(_RULES),
+        figures(_RULES),
         "In a step:",
-        rows(_COSTS),
+        figures(_COSTS),
+        "## Rows that were not shown",
+        markdown_table(["bundle", "requirement", "how", "result", "found"], left),
         "## Model against code",
         markdown_table(["bundle", "what was compared", "result", "found"], compared),
         "## Deviations\n\nRules of MISRA C that are broken on purpose.",
-        markdown_table(["rule", "why"], list(map(list, summary.deviations.items()))),
+        markdown_table(["rule", "why"], list(map(list, DEVIATIONS.items()))),
         "## What Eva's result assumes",
-        "\n".join(f"- {line}" for line in summary.assumptions),
-        f"Tools: {'; '.join(v for v in summary.tools.values() if v)}.",
+        "\n".join(f"- {line}" for line in ASSUMPTIONS),
+        f"Tools: {'; '.join(version for version in tools.values() if version)}.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -106,50 +102,36 @@ def _cell(key: str, value: float | None) -> str:
     )
 
 
+def summary_of(reports: Mapping[str, Report]) -> list[dict[str, Any]]:
+    """The figures of each report, by the names that the evidence is measured by."""
+    return [
+        {"name": name, "digest": report.digest, **report.figures, "rows": report.counts}
+        for name, report in reports.items()
+    ]
+
+
 @click.command("certify")
 @click.argument(
-    "bundles",
+    "folders",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     nargs=-1,
     required=True,
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
 @click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="The page (.md).")
-@click.option("--steps", default=100_000, show_default=True)
-@click.option("--limit-s", default=900.0, show_default=True, help="Of one tool.")
-@click.option("--quick", "is_quick", is_flag=True, help="Leave out what takes minutes.")
-def certify_command(bundles: Sequence[Path], out: Path, page: Path | None, **settings: Any) -> None:
-    """Ask other people's tools about the C of BUNDLES, each a folder MODEL/PRECISION.
+def certify_command(folders: tuple[Path, ...], out: Path, page: Path | None) -> None:
+    """Put the reports in FOLDERS together, each written by `stategate certify`.
 
     \b
     Example:
-      python -m lab certify build/counts/lstm/float32 --out build/certify
+      python -m lab certify build/certify/lstm-float32 --out build/certify/summary.json
     """
-    lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
-    if lacking and not settings["is_quick"]:
-        raise click.ClickException(f"{', '.join(lacking)}: make certify-tools emulators")
-    out.mkdir(parents=True, exist_ok=True)
-    for path in (out / "summary.json", page):
-        if path is not None:
-            check_writable(path)
-    reports, rows = [], []
-    with progress(len(bundles), "certifying") as report:
-        for done, path in enumerate(bundles, 1):
-            model, precision = path.resolve().parts[-2:]
-            finding = certify(path, out / f"{model}-{precision}", **settings)
-            reports.append((f"{model}, {precision}", finding))
-            named = {"name": f"{model}, {precision}", "model": model, "precision": precision}
-            rows.append(named | finding.figures | {"rows": finding.counts})
-            report(done)
-    tools = {tool: version_of(tool) for tool in TOOLS}
-    summary = Summary(tools, ASSUMPTIONS, DEVIATIONS, rows)
-    write_whole(
-        out / "summary.json", msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n"
-    )
+    reports = {}
+    for folder in folders:
+        report = msgspec.json.decode((folder / "certify.json").read_bytes(), type=Report)
+        reports[folder.name.replace("-float32", ", float32").replace("-int8", ", int8")] = report
+    encoded = msgspec.json.encode({"rows": summary_of(reports)})
+    write_whole(out, msgspec.json.format(encoded, indent=1) + b"\n")
     if page is not None:
-        write_whole(page, page_of(summary, reports).encode())
-    for name, finding in reports:
-        for row in finding.rows:
-            if row.result == "open":
-                click.echo(f"{name}: {row.requirement} ({row.method}): {row.words}")
-    click.echo(f"{len(rows)} bundles: {out / 'summary.json'}")
+        write_whole(page, page_of(reports).encode())
+    click.echo(f"{len(reports)} bundles: {out}")

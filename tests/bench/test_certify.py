@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from stategate.bench.certify.back_to_back import _gap, _verdict
-from stategate.bench.certify.builds import PLAIN, portable_source, write_weights
-from stategate.bench.certify.case import Case, Row, version_of
+from stategate.bench.certify.builds import PLAIN, portable_source, version_of, write_weights
+from stategate.bench.certify.case import Case, Row
 from stategate.bench.certify.coverage import coverage
 from stategate.bench.certify.misra import misra, warnings
 from stategate.bench.certify.proof import eva

@@ -57,7 +57,7 @@ def test_steps_cost_what_the_evidence_says(model: str, tmp_path: Path) -> None:
     for isa in isas:
         if MACHINES[isa].lacking is not None:
             pytest.skip(str(MACHINES[isa].lacking))
-        compiler = MACHINES[isa].build.compiler
+        compiler = MACHINES[isa].compiler
         if (version := version_of(compiler)) != expected.compilers[compiler]:
             pytest.skip(f"counted with {expected.compilers[compiler]}; {version} makes other code")
     words = ["export", model, "--engines", "onnxruntime,native", "--steps", "256", "--out"]
