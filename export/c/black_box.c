@@ -149,10 +149,12 @@ stategate_box_result stategate_black_box_create(
     return STATEGATE_BOX_OK;
 }
 
-/* The number of the last step in a block that is in memory; 0 where no record begins in it. */
+/* The number of the last step in a block of ours; 0 where no record begins in it. Nothing past the
+ * block is read, whatever stands in it. */
 static uint64_t last_step(const unsigned char *block)
 {
-    const uint32_t used = (uint32_t)block[20] | ((uint32_t)block[21] << 8);
+    const uint32_t end = (uint32_t)block[20] | ((uint32_t)block[21] << 8);
+    const uint32_t used = end < STATEGATE_BOX_BLOCK ? end : STATEGATE_BOX_BLOCK;
     uint32_t at = (uint32_t)block[22] | ((uint32_t)block[23] << 8);
     uint64_t step = 0;
     while (at != 0u && at + RECORD <= used) {
@@ -191,11 +193,11 @@ stategate_box_result stategate_black_box_open(stategate_black_box *box, uint64_t
         const uint64_t sequence = get64(block + 8u);
         if (get32(block + 4u) == life && sequence % box->blocks == place && sequence >= next
             && get32(block) == crc_of(block + 4u, STATEGATE_BOX_BLOCK - 4u)) {
+            const uint64_t step = last_step(block);
             next = sequence + 1u;
             crc = get32(block);
+            step_before = step > step_before ? step : step_before;
         }
-        const uint64_t step = get32(block + 4u) == life ? last_step(block) : UINT64_C(0);
-        step_before = step > step_before && next == sequence + 1u ? step : step_before;
     }
     box->life = life;
     box->sequence = next;

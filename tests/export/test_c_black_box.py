@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import stategate
 from stategate import Bundle
+from stategate.bench.certify.builds import write_weights
 
 ROBOT = r"""
 #include <stdio.h>
@@ -134,3 +136,28 @@ def test_a_program_in_c_is_replayed_bit_for_bit_over_two_lives(
     robot = [*emulator, "./robot", "box.rec", "inputs", "400000"]
     done = subprocess.run(robot, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "-3\n")
+
+
+@pytest.mark.slow
+def test_a_damaged_block_that_points_past_its_end_is_not_followed(
+    native_bundle: Path, tmp_path: Path
+) -> None:
+    folder = native_bundle / "native"
+    first = Bundle.open(native_bundle).manifest.inputs[0]
+    (tmp_path / "robot.c").write_text(ROBOT.replace("FIRST", first.name))
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = ["cc", "-std=gnu11", "-O0", "-DSTATEGATE_PORTABLE", *sanitizers, f"-I{folder}"]
+    sources = [path for path in folder.glob("*.c") if path.name != "python.c"]
+    weights = write_weights(folder, tmp_path)
+    words = [*command, "robot.c", weights, *sources, "-lm", "-o", "robot"]
+    subprocess.run(words, cwd=tmp_path, check=True)
+    np.zeros((700, *first.shape), np.float32).tofile(tmp_path / "inputs")
+    robot = ["./robot", "box.rec", "inputs", "300000"]
+    subprocess.run(robot, cwd=tmp_path, check=True)
+    box = bytearray((tmp_path / "box.rec").read_bytes())
+    block = 4096
+    box[block + 20 : block + 24] = struct.pack("<HH", 0xFFFF, 32)  # its end, and its first record
+    box[block + 32 : block + 36] = struct.pack("<I", 4096 - 32 - 16)  # up to the end of the block
+    (tmp_path / "box.rec").write_bytes(box)
+    done = subprocess.run(robot, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
