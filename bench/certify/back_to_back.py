@@ -126,8 +126,8 @@ def _tested(case: Case, words: list[str], episode: bytes, file: str = "") -> Fin
     done = ended(words, episode, limit_s=case.limit_s)
     printed = (done.stdout + done.stderr).decode(errors="replace")
     finding = _CHECKS.search(printed)
-    said = finding[0] if finding else last_line(printed)
-    return _verdict(done.returncode, printed), said, {file: printed} if file else {}
+    words_of_it = finding[0] if finding else last_line(printed)
+    return _verdict(done.returncode, printed), words_of_it, {file: printed} if file else {}
 
 
 def _verdict(code: int, printed: str) -> Result:

@@ -86,11 +86,11 @@ def _rules(case: Case) -> Finding:
     control.write_text(_BROKEN)
     if not any(rule == "7.1" for *_, rule in _cppcheck(case, control)):
         raise RuntimeError("cppcheck's addon does not find a rule that is broken on purpose")
-    found: set[tuple[str, str, str]] = set().union(*(_cppcheck(case, s) for s in case.sources))
+    findings: set[tuple[str, str, str]] = set().union(*(_cppcheck(case, s) for s in case.sources))
     broken: list[str] = []
     places: list[str] = []
     count = Counter[str]()
-    for file, line, rule in sorted(found):
+    for file, line, rule in sorted(findings):
         if rule in _ADVISORY:
             continue
         words = f"{file.rpartition('/')[2]}:{line}: {'rule ' * rule[0].isdigit()}{rule}"

@@ -210,7 +210,9 @@ stategate_box_result stategate_black_box_open(stategate_black_box *box, uint64_t
 static bool send(stategate_black_box *box)
 {
     unsigned char *block = box->block;
-    (void)memset(block + box->at, 0, STATEGATE_BOX_BLOCK - box->at);
+    for (size_t i = box->at; i < STATEGATE_BOX_BLOCK; ++i) {
+        block[i] = 0u;
+    }
     (void)memset(block, 0, HEAD);
     put32(block + 4u, box->life);
     put64(block + 8u, box->sequence);
