@@ -69,7 +69,7 @@ def page_of(reports: Mapping[str, Report]) -> str:
         for name, row in rows
         if row.requirement.startswith("Code and model")
     ]
-    left = [
+    others = [
         [name, row.requirement, row.method, row.result, row.words]
         for name, row in rows
         if row.result != "shown" and not row.requirement.startswith("Code and model")
@@ -82,7 +82,7 @@ def page_of(reports: Mapping[str, Report]) -> str:
         "In a step:",
         figures(_COSTS),
         "## Rows that were not shown",
-        markdown_table(["bundle", "requirement", "how", "result", "found"], left),
+        markdown_table(["bundle", "requirement", "how", "result", "found"], others),
         "## Model against code",
         markdown_table(["bundle", "what was compared", "result", "found"], compared),
         "## Deviations\n\nRules of MISRA C that are broken on purpose.",
