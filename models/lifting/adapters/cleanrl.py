@@ -78,8 +78,7 @@ def from_cleanrl(
         {"obs": example},
         memory_of(rnn),
         family=family_of(rnn),
-        normalised=not as_given,
-        normalisers={} if as_given else {"obs": normal},
+        normalisers={"obs": normal},
     )
 
 

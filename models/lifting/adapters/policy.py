@@ -22,12 +22,15 @@ def policy_step(
     memory: Mapping[str, Tensor],
     *,
     family: str,
-    normalised: bool,
+    normalised: bool = False,
     session_axis: int = 1,
     normalisers: Mapping[str, nn.Module] = MappingProxyType({}),
     terms: Mapping[str, tuple[Term, ...]] = MappingProxyType({}),
 ) -> Lifted:
-    """The step of a module that takes observations and memory, and returns actions and memory."""
+    """The step of a module that takes observations and memory, and returns actions and memory.
+
+    An `nn.Identity` among the normalisers says that the observation is taken as it is given.
+    """
     clash = ", ".join(sorted({*example} & {*memory}))
     if clash:
         raise TraceError(
@@ -43,14 +46,15 @@ def policy_step(
         returns=["action", *memory],
     )
     lifted.family = family
-    lifted.observations = "normalised in the graph" if normalised else "as given"
-    in_graph = set(normalisers) if normalisers else set(example) if normalised else set()
+    norms = {n: part for n, part in normalisers.items() if not isinstance(part, nn.Identity)}
+    lifted.observations = "normalised in the graph" if norms or normalised else "as given"
+    in_graph = set(norms) or (set(example) if normalised else set())
     lifted.observes = ObservationContract(
         {
             name: Signal(
                 terms.get(name, (Term(name, size=tensor.numel()),)),
                 normaliser="in-graph" if name in in_graph else "as-given",
-                statistics_sha256=weights_sha256(normalisers[name]) if name in normalisers else "",
+                statistics_sha256=weights_sha256(norms[name]) if name in norms else "",
             )
             for name, tensor in example.items()
         },

@@ -101,7 +101,6 @@ def from_rl_games(player: Any, action_space: Any = None) -> Lifted:
         example,
         memory_of(rnn),
         family=family_of(rnn),
-        normalised=bool(model.normalize_input),
         normalisers=dict(step.normalizers.items()),
         terms=action_terms(action_space) if step.scaled else {},
     )

@@ -65,14 +65,12 @@ def from_rsl_rl(policy: Any, normalizer: nn.Module | None = None) -> Lifted:
         mean = _FirstRow()
     rnn: nn.RNNBase = memory.rnn
     step = RslRlActor(normalizer, rnn, nn.Sequential(head, mean))
-    as_given = isinstance(normalizer, nn.Identity)
     return policy_step(
         step,
         {"obs": torch.zeros(1, rnn.input_size)},
         memory_of(rnn),
         family=family_of(rnn),
-        normalised=not as_given,
-        normalisers={} if as_given else {"obs": normalizer},
+        normalisers={"obs": normalizer},
         terms={"obs": _groups(policy, rnn.input_size)},
     )
 

@@ -66,7 +66,6 @@ def from_sb3(model: Any, normalizer: Any = None) -> Lifted:
         example,
         memory_of(rnn),
         family="lstm",
-        normalised=bool(step.normalizers),
         normalisers=step.normalizer_of(),
         terms=action_terms(policy.action_space),
     )

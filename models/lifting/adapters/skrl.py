@@ -83,14 +83,12 @@ def from_skrl(agent: Any, normalizer: nn.Module | None = None) -> Lifted:
     memory = {n: torch.zeros(s[0], 1, *s[2:]) for n, s in zip(names, sizes, strict=True)}
     units = [type(m).__name__.lower() for m in policy.modules() if isinstance(m, nn.RNNBase)]
     step = SkrlActor(policy, normalizer, key)
-    as_given = isinstance(normalizer, nn.Identity)
     return policy_step(
         step,
         {"obs": torch.zeros(1, policy.num_observations)},
         memory,
         family=units[0] if len(set(units)) == 1 else "custom",
-        normalised=not as_given,
-        normalisers={} if as_given else {"obs": step.normalizer},
+        normalisers={"obs": step.normalizer},
         terms=action_terms(policy.action_space) if step.clips else {},
     )
 
