@@ -32,7 +32,7 @@ class Sized(Protocol):
 class ZooEntry:
     """One model that can be exported by name."""
 
-    name: str  # for the command line. Its maker in `stategate.models.zoo.makers` has the same name
+    name: str  # for the command line, and of its maker in `stategate.models.zoo.makers.MAKERS`
     # ``trained`` ones are in a checkpoint of that name, ``seeded`` ones are drawn
     weights: Literal["trained", "seeded"]
     family: str  # kind of memory
@@ -47,7 +47,8 @@ class ZooEntry:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_WEIGHTS_SEED)
-            model = self._make()
+            makers = import_module("stategate.models.zoo.makers").MAKERS
+            model: nn.Module = makers[self.name]()
         if self.weights == "trained":
             from stategate.models.zoo import checkpoint
 
@@ -82,11 +83,6 @@ class ZooEntry:
             for name, config in sizes.items()
             if getattr(config, "family", self.family) == self.family
         }
-
-    def _make(self) -> nn.Module:
-        makers = import_module("stategate.models.zoo.makers")
-        model: nn.Module = getattr(makers, self.name.replace("-", "_"))()
-        return model
 
 
 def _seeded(*facts: str) -> ZooEntry:

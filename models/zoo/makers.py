@@ -6,7 +6,9 @@ exports in seconds, so that a device, an engine or a tool can be tried on each k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -78,6 +80,56 @@ TRIM_KV = TrimKvConfig(
     mlp=128,
     norm_eps=1e-6,
 )
+
+
+def gdn2_hard() -> Stack:
+    """Two Gated DeltaNet-2 layers of two 16 x 16 heads."""
+    return Stack(StackConfig(FEATURES, VALUES, layers=2, mlp=64, layer=GDN2))
+
+
+def gru_few() -> RecurrentStep:
+    """A linear encoder, one GRU, a linear head."""
+    encoder = nn.Sequential(nn.Linear(FEATURES, 64), nn.SiLU())
+    return RecurrentStep(nn.GRU(64, 32), nn.Linear(32, VALUES), encoder)
+
+
+def _stack(layer: LayerConfig, mlp: int = 128) -> Stack:
+    return Stack(StackConfig(**_SMALL, layers=2, mlp=mlp, layer=layer))
+
+
+@torch.no_grad()
+def _mlstm() -> Stack:
+    """Keys half as wide as values, as published; input gates that open now and then."""
+    model = _stack(MlstmConfig(64, 2, 8, 16, 15.0, 1e-6))
+    for block in model.blocks:
+        block.memory.to_gates.bias[:2] = -2.0  # type: ignore[union-attr, operator]
+    return model
+
+
+@torch.no_grad()
+def _mamba3() -> Stack:
+    """Half of the columns turn, and steps are long enough to turn them."""
+    model = _stack(Mamba3Config(64, 4, 32, 16, 4, "heavy_tail", 1e-4, 1e-5))
+    for block in model.blocks:
+        block.layer.dt_bias.uniform_(-3.0, 0.0)  # type: ignore[union-attr, operator]
+    return model
+
+
+@torch.no_grad()
+def _trim_kv() -> TrimKv:
+    """With retention gates that tell tokens apart: as drawn they hardly do, and admit all."""
+    model = TrimKv(TRIM_KV)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gate_in.weight", "gate_out.weight")):
+            parameter.mul_(5.5)
+    return model
+
+
+def _recurrent(kind: type[nn.LSTM | nn.GRU]) -> RecurrentStep:
+    return RecurrentStep(kind(16, 32, num_layers=2), nn.Linear(32, 4))
+
+
+_RWKV7 = Rwkv7Config(64, 32, 8, 8, 8, 16, hidden=128, norm_eps=1e-5)
 _MAMBA2 = Mamba2Config(
     **_SMALL,
     d_model=64,
@@ -93,131 +145,29 @@ _MAMBA2 = Mamba2Config(
 )
 _SEGA = SegaConfig(tokens=16, obs_tokens=3, width=32, depth=2, heads=4, mlp=128, norm_eps=1e-5)
 
-
-def aura_hard() -> AuraMem:
-    """AURA-Mem as published."""
-    return AuraMem()
-
-
-def gdn2_hard() -> Stack:
-    """Two Gated DeltaNet-2 layers of two 16 x 16 heads."""
-    return Stack(StackConfig(FEATURES, VALUES, layers=2, mlp=64, layer=GDN2))
-
-
-def gru_few() -> RecurrentStep:
-    """A linear encoder, one GRU, a linear head."""
-    encoder = nn.Sequential(nn.Linear(FEATURES, 64), nn.SiLU())
-    return RecurrentStep(nn.GRU(64, 32), nn.Linear(32, VALUES), encoder)
-
-
-def _small_stack(layer: LayerConfig) -> Stack:
-    return Stack(StackConfig(**_SMALL, layers=2, mlp=128, layer=layer))
-
-
-def gated_deltanet() -> Stack:
-    """One decay a head."""
-    return _small_stack(_GDN)
-
-
-def kda() -> Stack:
-    """One decay a channel, no faster than exp(-5)."""
-    return _small_stack(KDA)
-
-
-def gated_deltaproduct() -> Stack:
-    """Two Householder updates a step, whose gates reach 2."""
-    return _small_stack(replace(_GDN, updates=2, negative_eigenvalues=True))
-
-
-def gated_deltanet2() -> Stack:
-    """Erase and write gates are vectors."""
-    return _small_stack(GDN2)
-
-
-def mlstm() -> Stack:
-    """Keys half as wide as values, as published; input gates that open now and then."""
-    model = _small_stack(MlstmConfig(64, 2, 8, 16, 15.0, 1e-6))
-    with torch.no_grad():
-        for block in model.blocks:
-            block.memory.to_gates.bias[:2] = -2.0  # type: ignore[union-attr, operator]
-    return model
-
-
-def slstm() -> Stack:
-    """Four heads of eight channels."""
-    return Stack(StackConfig(**_SMALL, layers=2, mlp=64, layer=SlstmConfig(32, 4, 1e-5)))
-
-
-def rwkv7() -> Rwkv7:
-    """Two heads of 32 channels."""
-    layer = Rwkv7Config(64, 32, 8, 8, 8, 16, hidden=128, norm_eps=1e-5)
-    return Rwkv7(StackConfig(**_SMALL, layers=2, mlp=None, layer=layer))
-
-
-def ttt_linear() -> Stack:
-    """Two heads; one token is a mini-batch."""
-    return _small_stack(TttConfig(64, 2, 16, 1e-5))
-
-
-def titans() -> Stack:
-    """Two heads whose memory is a matrix."""
-    return _small_stack(TitansConfig(64, 2, 16, 1e-5))
-
-
-def window() -> Stack:
-    """Two sinks and six tokens of each layer, all heads alike."""
-    return _small_stack(WindowConfig(64, 4, 2, 16, 2, 6, 1e4, 1e-6, energy=True))
-
-
-def memory_tokens() -> Stack:
-    """Eight rows in each layer."""
-    return _small_stack(TokensConfig(64, 8, 4, 1e-6))
-
-
-def ring() -> ObservationRing:
-    """Eight observations, the present one among them."""
-    return ObservationRing(RingConfig(**_SMALL, frames=8, hidden=64))
-
-
-def mamba2() -> Mamba2:
-    """Four heads in two groups."""
-    return Mamba2(_MAMBA2)
-
-
-def mamba3() -> Stack:
-    """Half of the columns turn, and steps are long enough to turn them."""
-    model = _small_stack(Mamba3Config(64, 4, 32, 16, 4, "heavy_tail", 1e-4, 1e-5))
-    with torch.no_grad():
-        for block in model.blocks:
-            block.layer.dt_bias.uniform_(-3.0, 0.0)  # type: ignore[union-attr, operator]
-    return model
-
-
-@torch.no_grad()
-def trim_kv() -> TrimKv:
-    """With retention gates that tell tokens apart: as drawn they hardly do, and admit all."""
-    model = TrimKv(TRIM_KV)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("gate_in.weight", "gate_out.weight")):
-            parameter.mul_(5.5)
-    return model
-
-
-def sega() -> Sega:
-    """Two pairs of blocks."""
-    return Sega(_SEGA)
-
-
-def lstm() -> RecurrentStep:
-    """Two layers of 32 channels, as the two below."""
-    return RecurrentStep(nn.LSTM(16, 32, num_layers=2), nn.Linear(32, 4))
-
-
-def gru() -> RecurrentStep:
-    """Torch's own."""
-    return RecurrentStep(nn.GRU(16, 32, num_layers=2), nn.Linear(32, 4))
-
-
-def mingru() -> MinGru:
-    """Gates and candidates see the input alone."""
-    return MinGru(16, 32, 4, 2)
+MAKERS: dict[str, Callable[[], nn.Module]] = {
+    "aura-hard": AuraMem,
+    "gdn2-hard": gdn2_hard,
+    "gru-few": gru_few,
+    "gated-deltanet": partial(_stack, _GDN),
+    "kda": partial(_stack, KDA),
+    "gated-deltaproduct": partial(_stack, replace(_GDN, updates=2, negative_eigenvalues=True)),
+    "gated-deltanet2": partial(_stack, GDN2),
+    "mlstm": _mlstm,
+    "slstm": partial(_stack, SlstmConfig(32, 4, 1e-5), mlp=64),
+    "rwkv7": partial(Rwkv7, StackConfig(**_SMALL, layers=2, mlp=None, layer=_RWKV7)),
+    "ttt-linear": partial(_stack, TttConfig(64, 2, 16, 1e-5)),
+    "titans": partial(_stack, TitansConfig(64, 2, 16, 1e-5)),
+    # Two sinks and six tokens of each layer, all heads alike.
+    "window": partial(_stack, WindowConfig(64, 4, 2, 16, 2, 6, 1e4, 1e-6, energy=True)),
+    "memory-tokens": partial(_stack, TokensConfig(64, 8, 4, 1e-6)),
+    "ring": partial(ObservationRing, RingConfig(**_SMALL, frames=8, hidden=64)),
+    "mamba2": partial(Mamba2, _MAMBA2),
+    "mamba3": _mamba3,
+    "trim-kv": _trim_kv,
+    "sega": partial(Sega, _SEGA),
+    "lstm": partial(_recurrent, nn.LSTM),
+    "gru": partial(_recurrent, nn.GRU),
+    "mingru": partial(MinGru, 16, 32, 4, 2),
+}
+"""By the name in the catalogue; weights are drawn where a maker is called."""

@@ -13,7 +13,7 @@ from stategate.contract.errors import SpecError
 from stategate.contract.rings import following
 from stategate.models.deferral import COUNT, FOLD, DeferredStep
 from stategate.models.step import commit, initial_states, opens, threshold_inputs
-from stategate.models.zoo import makers
+from stategate.models.zoo.makers import MAKERS
 
 FAMILIES = (
     "gated_deltanet2",
@@ -91,7 +91,7 @@ def test_deferred_and_plain_answer_alike_and_fold_every_fourth_write(
     family: str, one_thread: None
 ) -> None:
     torch.manual_seed(3)
-    model: nn.Module = getattr(makers, family)()
+    model: nn.Module = MAKERS[family.replace("_", "-")]()
     shape = model.step_spec().inputs[0].shape  # type: ignore[operator]
     middle = MIDDLE.get(family, 0.6)
     pair = Pair(model, 4, middle)
@@ -106,7 +106,7 @@ def test_deferred_and_plain_answer_alike_and_fold_every_fourth_write(
 
 def test_what_a_fast_head_forgets_makes_nothing_overflow_and_is_forgotten(one_thread: None) -> None:
     torch.manual_seed(4)
-    model = makers.gated_deltanet2()
+    model = MAKERS["gated-deltanet2"]()
     with torch.no_grad():
         for block in model.blocks:
             block.delta.A_log.copy_(torch.tensor([7.0, -9.0]))  # one head forgets at once
@@ -120,7 +120,7 @@ def test_what_a_fast_head_forgets_makes_nothing_overflow_and_is_forgotten(one_th
 @pytest.mark.parametrize("family", FAMILIES)
 def test_many_deferred_steps_stay_as_near_as_plain_ones(family: str, one_thread: None) -> None:
     torch.manual_seed(5)
-    model: nn.Module = getattr(makers, family)()
+    model: nn.Module = MAKERS[family.replace("_", "-")]()
     shape = model.step_spec().inputs[0].shape  # type: ignore[operator]
     pair = Pair(model, 16, 0.0)
     # The other families share the code of these two. A hundred thousand steps of a whole model
@@ -136,10 +136,10 @@ def test_many_deferred_steps_stay_as_near_as_plain_ones(family: str, one_thread:
 @pytest.mark.parametrize(
     ("model", "length", "word"),
     [
-        (makers.lstm, 16, "no writes that can be deferred"),
-        (makers.gated_deltanet2, 0, "not deferred for so long"),
-        (makers.gated_deltanet2, 1, "not deferred for so long"),
-        (makers.gated_deltanet2, 1_000_000, "not deferred for so long"),
+        (MAKERS["lstm"], 16, "no writes that can be deferred"),
+        (MAKERS["gated-deltanet2"], 0, "not deferred for so long"),
+        (MAKERS["gated-deltanet2"], 1, "not deferred for so long"),
+        (MAKERS["gated-deltanet2"], 1_000_000, "not deferred for so long"),
     ],
 )
 def test_what_cannot_be_deferred_is_refused(
