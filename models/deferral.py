@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import index
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, SupportsIndex, cast
 
 import msgspec
 import torch
@@ -20,35 +20,10 @@ COUNT = "waiting"  # state that counts rows
 LONGEST = 1024
 
 
-@runtime_checkable
-class Deferrable(Protocol):
-    """A step model that leaves its matrices to others.
-
-    Its ``step`` takes a `Waiting` in place of the tensor of a matrix, and then gives a `Deferred`
-    as its next value.
-    """
-
-    def rings(self) -> tuple[Ring, ...]:
-        """What can wait, and for which states."""
-        ...
-
-    def step_spec(self) -> StepSpec:
-        """As of any step model."""
-        ...
-
-    def step(self, inputs: Tensors, states: Mapping[str, Any]) -> StepResult:
-        """As of any step model, but for its matrices."""
-        ...
-
-
 def _checked(length: SupportsIndex | str) -> int:
     """How many writes there are until a fold."""
     try:
-        number = (
-            0
-            if isinstance(length, bool)
-            else index(int(length) if isinstance(length, str) else length)
-        )
+        number = index(int(length) if isinstance(length, str) else length)
     except (TypeError, ValueError):
         number = 0
     if 2 <= number <= LONGEST:
@@ -64,6 +39,9 @@ def _checked(length: SupportsIndex | str) -> int:
 class DeferredStep(nn.Module):
     """A step model whose matrices wait.
 
+    The model has ``rings()``, which says what can wait. Its ``step`` takes a `Waiting` in place of
+    the tensor of such a matrix, and then gives a `Deferred` as its next value.
+
     Args:
         model: The plain model; weights are shared.
         length: A fold comes with every so many writes.
@@ -74,7 +52,8 @@ class DeferredStep(nn.Module):
 
     def __init__(self, model: nn.Module, length: SupportsIndex | str) -> None:
         super().__init__()
-        if not isinstance(model, Deferrable) or not model.rings():
+        self.model = cast(Any, model)
+        if not getattr(self.model, "rings", tuple)():
             raise SpecError(
                 "this model has no writes that can be deferred",
                 found=type(model).__name__,
@@ -82,11 +61,9 @@ class DeferredStep(nn.Module):
                 "Mamba-3, mLSTM, RWKV-7, TTT-linear, AURA-Mem",
                 remedy="export it without --defer",
             )
-        self.model: Any = model
-        self._rows = (
-            _checked(length) - 1
-        )  # the last write of each turn is folded with the rows before it
-        (self._gate,) = (gate for gate in model.step_spec().gates if gate.kind == "hard")
+        # The last write of each turn is folded with the rows before it.
+        self._rows = _checked(length) - 1
+        (self._gate,) = (gate for gate in self.model.step_spec().gates if gate.kind == "hard")
 
     def step_spec(self) -> StepSpec:
         """That of the plain model, with rings, their cursor, and a gate for folds."""
