@@ -25,3 +25,8 @@ def log_sigmoid(x: Tensor) -> Tensor:
     e = torch.exp(-x.abs())
     series = e * (1 - e * (1 / 2 - e * (1 / 3 - e * (1 / 4 - e * (1 / 5 - e / 6)))))
     return -(relu(-x) + torch.where(e < 0.1, series, torch.log(1 + e)))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1, with 1e-6 under the root as published."""
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)

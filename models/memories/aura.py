@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.models.functions import unit
 from stategate.models.memories.matrix import Ring, Waiting
 from stategate.models.step import StepResult, Tensors, opens
 
@@ -68,10 +69,6 @@ class Recall(NamedTuple):
 def surprise_of(residual: Tensor) -> Tensor:
     """``(..., 1)``, how far the memory is from what is seen ``(..., 32)``."""
     return torch.log((residual * residual).mean(-1, keepdim=True) + _SURPRISE_FLOOR)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
 
 class AuraMem(nn.Module):
@@ -130,8 +127,8 @@ class AuraMem(nn.Module):
         x = silu(self.encode(z))
         return Projections(
             x=x,
-            k=_unit(self.to_k(x)),
-            q=_unit(self.to_q(x)),
+            k=unit(self.to_k(x)),
+            q=unit(self.to_q(x)),
             v=self.to_v(x),
             beta=torch.sigmoid(self.to_beta(x)) / (1.0 + self.c2),
             novelty=self.gate_hidden(silu(self.gate_in(z))),

@@ -23,15 +23,15 @@ start again from 1, 0, 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from stategate.contract import StateSpec
-from stategate.models.functions import share
+from stategate.models.functions import share, unit
 from stategate.models.memories.matrix import Ring, Waiting, matrix_of, norm_of
-from stategate.models.memories.stack import LayerConfig, StackConfig
+from stategate.models.memories.stack import LayerConfig, StackConfig, States, Stepped
 from stategate.models.step import opens
 
 
@@ -115,18 +115,16 @@ class _Layer(nn.Module):
         self.out_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps)
         self.to_out = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
 
-    def step(
-        self, x: Tensor, states: tuple[Any, ...], threshold: Tensor
-    ) -> tuple[Tensor, tuple[Any, ...], Tensor]:
+    def step(self, x: Tensor, states: States, threshold: Tensor) -> Stepped:
         """One token ``(rows, width)``: output, next states, gate ``(rows, heads)``."""
         q, k, v = self.to_qkv(x).reshape(len(x), 3, self.config.heads, -1).unbind(1)
         rates = share(self.to_rates(x)).reshape(len(x), -1, self.config.heads, 1)
-        o, after, gate = self.recur(_unit(q), _unit(k), v, rates, states, threshold)
+        o, after, gate = self.recur(unit(q), unit(k), v, rates, states, threshold)
         return self.to_out(self.out_norm(o).flatten(-2)), after, gate
 
     def recur(
-        self, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, states: Any, threshold: Tensor
-    ) -> tuple[Tensor, tuple[Any, ...], Tensor]:
+        self, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, states: States, threshold: Tensor
+    ) -> Stepped:
         """What the heads do.
 
         Args:
@@ -154,8 +152,8 @@ class TttLayer(_Layer):
         return {"W": self.W.unsqueeze(0), "b": self.b.unsqueeze(0)}
 
     def recur(
-        self, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, states: Any, threshold: Tensor
-    ) -> tuple[Tensor, tuple[Any, ...], Tensor]:
+        self, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, states: States, threshold: Tensor
+    ) -> Stepped:
         """The only rate is eta, of ``head_dim``."""
         W, b = states
         q, eta = q * q.shape[-1] ** -0.5, rates[:, 0] / q.shape[-1]
@@ -194,8 +192,8 @@ class TitansLayer(_Layer):
         return {"mix": torch.tensor([1.0, 0.0, 1.0]).expand(1, self.config.heads, 3).clone()}
 
     def recur(
-        self, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, states: Any, threshold: Tensor
-    ) -> tuple[Tensor, tuple[Any, ...], Tensor]:
+        self, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, states: States, threshold: Tensor
+    ) -> Stepped:
         """Rates are theta, mu and alpha."""
         M, P, mix = states
         q, (theta, mu, alpha) = q * q.shape[-1] ** -0.5, rates.unbind(1)
@@ -214,10 +212,6 @@ class TitansLayer(_Layer):
         fresh = torch.cat((torch.ones_like(a), torch.zeros_like(b), torch.ones_like(c)), dim=-1)
         mix = torch.where(is_open, fresh, torch.cat((a, b, c), dim=-1))
         return o, (*after, mix), gate
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6)
 
 
 PUBLISHED = {

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from stategate.models.configuration import Rule
 from stategate.models.functions import share
 from stategate.models.memories.mamba2.cell import dt_bias_at_start
 from stategate.models.memories.matrix import Ring, matrix_of, norm_of
-from stategate.models.memories.stack import LayerConfig, StackConfig
+from stategate.models.memories.stack import LayerConfig, StackConfig, States, Stepped
 from stategate.models.step import opens
 
 
@@ -136,9 +136,7 @@ class Mamba3Layer(nn.Module):
         c = self.config
         return {"turn": torch.tensor([1.0, 0.0]).repeat(1, c.heads, c.pairs)}
 
-    def step(
-        self, u: Tensor, states: tuple[Any, ...], threshold: Tensor
-    ) -> tuple[Tensor, tuple[Any, ...], Tensor]:
+    def step(self, u: Tensor, states: States, threshold: Tensor) -> Stepped:
         """One token ``(rows, width)``: output, next states, gate ``(rows, heads)``."""
         h, log_decay, turn, *before = states
         z, token, turn = self.project(u, turn)
@@ -169,9 +167,7 @@ class Mamba3Layer(nn.Module):
         return z, Token(x, B, C, decay, last, now), turn
 
 
-def mamba3_step(
-    token: Token, states: tuple[Any, ...], threshold: Tensor
-) -> tuple[Tensor, tuple[Any, ...], Tensor]:
+def mamba3_step(token: Token, states: States, threshold: Tensor) -> Stepped:
     """The recurrence of the heads: reads, next states, gate.
 
     Args:

@@ -26,7 +26,7 @@ from stategate.contract import StateSpec
 from stategate.contract.errors import SpecError
 from stategate.models.configuration import Rule
 from stategate.models.memories.matrix import Ring, matrix_of, norm_of
-from stategate.models.memories.stack import LayerConfig, Stack, StackConfig
+from stategate.models.memories.stack import LayerConfig, Stack, StackConfig, States, Stepped
 from stategate.models.step import StepResult, Tensors, opens
 
 _DECAY = -0.606531  # -exp(-1/2): a channel keeps more than 0.545 of itself in each step
@@ -112,7 +112,7 @@ class Rwkv7Layer(nn.Module):
         self.ln_x = nn.LayerNorm(c.width, eps=_HEAD_EPS)  # of each head by itself
 
     def step(
-        self, x: Tensor, first: Tensor | None, states: tuple[Any, Tensor, Tensor], threshold: Tensor
+        self, x: Tensor, first: Tensor | None, states: States, threshold: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Any, Tensor], Tensor]:
         """One token ``(rows, width)``.
 
@@ -170,9 +170,7 @@ class Token(NamedTuple):
     a: Tensor
 
 
-def rwkv7_step(
-    token: Token, S: Any, log_decay: Tensor, threshold: Tensor
-) -> tuple[Tensor, tuple[Any, Tensor], Tensor]:
+def rwkv7_step(token: Token, S: Any, log_decay: Tensor, threshold: Tensor) -> Stepped:
     """The recurrence of the heads: reads, next matrix and log-decay, gate.
 
     Args:

@@ -16,6 +16,11 @@ from stategate.models.memories.matrix import Ring
 from stategate.models.operators import Operators
 from stategate.models.step import StepResult, Tensors
 
+States = tuple[Any, ...]
+"""The states of a layer, in the order of `LayerConfig.states`."""
+Stepped = tuple[Tensor, States, Tensor]
+"""Output ``(rows, width)``, next states, gate ``(rows, gates)``; of a chunk with a time axis."""
+
 
 class LayerConfig(Configuration):
     """What a stack asks of the configuration of its layers; each family has its own.
@@ -24,6 +29,7 @@ class LayerConfig(Configuration):
         kind: Kind of memory, where a family has one name.
         part: Name of the layer in its block, and so in names of weights.
         granularity: What one number of the gate guards.
+        divided: Whether heads are parts of the width.
         width: Features of the layer's input and output.
         norm_eps: Of the norms around it.
         heads: How many, each with a gate of its own unless `gates` says otherwise.
@@ -33,12 +39,15 @@ class LayerConfig(Configuration):
     kind: ClassVar[str] = ""
     part: ClassVar[str] = "memory"
     granularity: ClassVar[Literal["head", "channel", "slot"]] = "head"
+    divided: ClassVar[bool] = False
     width: int
     norm_eps: float
     heads: int
 
     def rules(self) -> Iterable[Rule]:
-        """Norms do not divide by zero."""
+        """Heads share evenly what they divide, and norms do not divide by zero."""
+        if self.divided:
+            yield Rule("heads", self.width % self.heads == 0, f"a divisor of width={self.width}")
         yield Rule("norm_eps", self.norm_eps > 0, "more than 0")
 
     @property
@@ -49,7 +58,7 @@ class LayerConfig(Configuration):
     @property
     def gates(self) -> int:
         """Numbers of the layer's gate."""
-        return self.heads
+        return self.width if self.granularity == "channel" else self.heads
 
     @property
     def native(self) -> bool:
@@ -229,8 +238,8 @@ class _Block(nn.Module):
         return getattr(self, self._part)
 
     def forward(
-        self, x: Tensor, states: tuple[Tensor, ...], threshold: Tensor, valid: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        self, x: Tensor, states: States, threshold: Tensor, valid: Tensor | None
+    ) -> Stepped:
         normed = self.norm(x)
         if valid is None:
             mixed, after, gate = self.layer.step(normed, states, threshold)

@@ -32,7 +32,7 @@ from torch.nn.functional import embedding, silu
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.models.configuration import Configuration, Rule
 from stategate.models.functions import share
-from stategate.models.memories.stack import LayerConfig, StackConfig
+from stategate.models.memories.stack import LayerConfig, StackConfig, States, Stepped
 from stategate.models.memories.trim_kv.cell import rotated
 from stategate.models.step import StepResult, Tensors, opens
 
@@ -124,9 +124,7 @@ class WindowLayer(nn.Module):
         self.cos: Tensor
         self.sin: Tensor
 
-    def step(
-        self, x: Tensor, states: tuple[Tensor, ...], threshold: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def step(self, x: Tensor, states: States, threshold: Tensor) -> Stepped:
         """One token ``(rows, width)``: output, next states, gate ``(rows, 1)``."""
         c, (k, v, turn) = self.config, states
         gate = share(self.to_energy(x))
@@ -267,15 +265,11 @@ class TokensConfig(LayerConfig):
 
     kind: ClassVar[str] = "memory_tokens"
     granularity: ClassVar[Literal["head", "channel", "slot"]] = "slot"
+    divided: ClassVar[bool] = True
     width: int
     tokens: int
     heads: int
     norm_eps: float
-
-    def rules(self) -> Iterator[Rule]:
-        """Heads share the width evenly."""
-        yield Rule("heads", self.width % self.heads == 0, f"a divisor of width={self.width}")
-        yield from LayerConfig.rules(self)
 
     @property
     def gates(self) -> int:
@@ -307,9 +301,7 @@ class TokensLayer(nn.Module):
         """Tokens as they were learned."""
         return {"tokens": self.start.unsqueeze(0)}
 
-    def step(
-        self, x: Tensor, states: tuple[Tensor], threshold: Tensor
-    ) -> tuple[Tensor, tuple[Tensor], Tensor]:
+    def step(self, x: Tensor, states: States, threshold: Tensor) -> Stepped:
         """One observation ``(rows, width)``: output, next states, gate ``(rows, tokens)``."""
         (tokens,), c = states, self.config
         both = torch.cat((tokens, x.unsqueeze(1)), dim=1)

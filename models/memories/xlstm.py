@@ -29,7 +29,7 @@ from stategate.contract import StateSpec
 from stategate.models.configuration import Rule
 from stategate.models.functions import log_sigmoid, share
 from stategate.models.memories.matrix import Ring, matrix_of
-from stategate.models.memories.stack import LayerConfig, StackConfig
+from stategate.models.memories.stack import LayerConfig, StackConfig, States, Stepped
 from stategate.models.step import opens
 
 _EPS = 1e-6  # of the published mLSTM's denominator
@@ -108,17 +108,13 @@ class MlstmLayer(nn.Module):
             self.to_gates.bias[: c.heads] = -10.0
             self.to_gates.bias[c.heads :] = torch.linspace(3.0, 6.0, c.heads)
 
-    def step(
-        self, x: Tensor, states: tuple[Any, Tensor], threshold: Tensor
-    ) -> tuple[Tensor, tuple[Any, Tensor], Tensor]:
+    def step(self, x: Tensor, states: States, threshold: Tensor) -> Stepped:
         """One token ``(rows, width)``: output, next states, gate ``(rows, heads)``."""
-        q, k, v, i, f, o = self._project(x)
-        read, after, gate = mlstm_step(q, k, v, i, f, *states, threshold)
+        (C, m), (q, k, v, i, f, o) = states, self._project(x)
+        read, after, gate = mlstm_step(q, k, v, i, f, C, m, threshold)
         return self._out(read, o), after, gate
 
-    def chunk(
-        self, x: Tensor, states: tuple[Tensor, Tensor], threshold: Tensor, valid: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    def chunk(self, x: Tensor, states: States, threshold: Tensor, valid: Tensor) -> Stepped:
         """Several tokens ``(rows, time, width)``; the gate is ``(rows, time, heads)``.
 
         Args:
@@ -127,8 +123,8 @@ class MlstmLayer(nn.Module):
             threshold: ``(1,)``.
             valid: ``(rows, time)`` bool, true up to the last token that is meant.
         """
-        q, k, v, i, f, o = self._project(x)
-        read, after, gate = mlstm_chunk(q, k, v, i, f, *states, threshold, valid)
+        (C, m), (q, k, v, i, f, o) = states, self._project(x)
+        read, after, gate = mlstm_chunk(q, k, v, i, f, C, m, threshold, valid)
         return self._out(read, o), after, gate
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -149,7 +145,7 @@ class MlstmLayer(nn.Module):
 
 def mlstm_step(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, C: Any, m: Tensor, threshold: Tensor
-) -> tuple[Tensor, tuple[Any, Tensor], Tensor]:
+) -> Stepped:
     """The recurrence of the heads: reads ``(rows, heads, value)``, next states, gate.
 
     Args:
@@ -187,7 +183,7 @@ def mlstm_chunk(
     m: Tensor,
     threshold: Tensor,
     valid: Tensor,
-) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+) -> Stepped:
     """As many steps as ``time``, by matrix products; the loop is over one number a head.
 
     With m_t the stabiliser after token t and F_t the forgetting up to it, token j weighs
@@ -256,19 +252,10 @@ class SlstmConfig(LayerConfig):
 
     kind: ClassVar[str] = "slstm"
     granularity: ClassVar[Literal["head", "channel", "slot"]] = "channel"
+    divided: ClassVar[bool] = True
     width: int
     heads: int
     norm_eps: float
-
-    def rules(self) -> Iterator[Rule]:
-        """Heads share the width evenly."""
-        yield Rule("heads", self.width % self.heads == 0, f"a divisor of width={self.width}")
-        yield from LayerConfig.rules(self)
-
-    @property
-    def gates(self) -> int:
-        """One a channel."""
-        return self.width
 
     def states(self, prefix: str = "") -> tuple[StateSpec, ...]:
         """Cell and normaliser, which are guarded; output and stabiliser."""
@@ -303,9 +290,7 @@ class SlstmLayer(nn.Module):
         """The first input gate wins, however small it is."""
         return {"m": torch.full((1, self.config.width), _EMPTY)}
 
-    def step(
-        self, x: Tensor, states: tuple[Tensor, ...], threshold: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def step(self, x: Tensor, states: States, threshold: Tensor) -> Stepped:
         """One token ``(rows, width)``: output, next states, gate ``(rows, width)``."""
         c, n, h, m = states
         heads = (len(x), self.config.heads, 1, -1)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from torch import nn
@@ -186,46 +186,34 @@ class DeltaConfig(LayerConfig):
         return DeltaLayer(self)
 
 
-def _published(
-    width: int,
-    heads: int,
-    value_heads: int,
-    key_dim: int,
-    value_dim: int,
-    layers: int,
-    family: Family,
-    updates: int = 1,
-) -> StackConfig:
+_GDN2 = DeltaConfig(
+    width=2304, heads=16, value_heads=16, key_dim=128, value_dim=128, decay_gate="channel",
+    write_gate="vector", decay_lower_bound=None, negative_eigenvalues=False,
+    output_gate="low_rank_bias", output_activation="silu", norm_eps=1e-5, conv_width=4,
+    layout="key, value", skip_by="gate",
+)  # fmt: skip
+_GDN = replace(
+    _GDN2, width=2048, heads=6, value_heads=6, key_dim=256, value_dim=512,
+    decay_gate="head", write_gate="scalar", output_gate="full",
+)  # fmt: skip
+_QWEN3 = replace(_GDN, heads=16, value_heads=32, key_dim=128, value_dim=128)
+_GDP = replace(_GDN, negative_eigenvalues=True, updates=2)
+_KDA = replace(_GDN2, width=2048, write_gate="scalar", output_activation="sigmoid")
+_KIMI = replace(_KDA, width=2304, heads=32, value_heads=32)
+
+
+def _published(layers: int, layer: DeltaConfig) -> StackConfig:
     """The memory of a published model; features stand for its vocabulary, which is no memory."""
-    decay, write = next(gates for gates, name in _FAMILIES.items() if name == family)
-    layer = DeltaConfig(
-        width=width,
-        heads=heads,
-        value_heads=value_heads,
-        key_dim=key_dim,
-        value_dim=value_dim,
-        decay_gate=decay,  # type: ignore[arg-type]
-        write_gate=write,  # type: ignore[arg-type]
-        decay_lower_bound=None,
-        negative_eigenvalues=updates > 1,
-        output_gate="full" if family == "gated_deltanet" else "low_rank_bias",
-        output_activation="sigmoid" if family == "kda" else "silu",
-        norm_eps=1e-5,
-        conv_width=4,
-        layout="key, value",
-        skip_by="gate",
-        updates=updates,
-    )
-    return StackConfig(width, width, layers, None, layer)
+    return StackConfig(layer.width, layer.width, layers, None, layer)
 
 
 PUBLISHED: dict[str, StackConfig] = {
-    "gdn2-1.3b": _published(2304, 16, 16, 128, 128, 18, "gated_deltanet2"),
-    "gdn-fla-default": _published(2048, 6, 6, 256, 512, 21, "gated_deltanet"),
-    "qwen3-next-80b-a3b": _published(2048, 16, 32, 128, 128, 36, "gated_deltanet"),
-    "gdp-fla-default": _published(2048, 6, 6, 256, 512, 21, "gated_deltanet", updates=2),
-    "kda-fla-default": _published(2048, 16, 16, 128, 128, 24, "kda"),
-    "kimi-linear-48b-a3b": _published(2304, 32, 32, 128, 128, 20, "kda"),
+    "gdn2-1.3b": _published(18, _GDN2),
+    "gdn-fla-default": _published(21, _GDN),
+    "qwen3-next-80b-a3b": _published(36, _QWEN3),
+    "gdp-fla-default": _published(21, _GDP),
+    "kda-fla-default": _published(24, _KDA),
+    "kimi-linear-48b-a3b": _published(20, _KIMI),
 }
 """Published models by name, for the size of their memories."""
 

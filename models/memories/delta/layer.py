@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu, softplus
 
-from stategate.models.functions import share
+from stategate.models.functions import share, unit
 from stategate.models.memories.delta.cell import Carried, Tokens, Written, chunk, largest_gate, step
 from stategate.models.memories.delta.config import DeltaConfig
+from stategate.models.memories.stack import States, Stepped
 from stategate.models.operators import (
     Operators,
     causal_conv,
@@ -23,8 +24,6 @@ from stategate.models.operators import (
     traced_natively,
 )
 from stategate.models.step import opens
-
-_UNIT_EPS = 1e-6
 
 
 class DeltaLayer(nn.Module):
@@ -70,9 +69,7 @@ class DeltaLayer(nn.Module):
         dt = torch.exp(torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(0.1)))
         self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus gives dt back
 
-    def step(
-        self, x: Tensor, states: tuple[Tensor, Tensor, Tensor], threshold: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
+    def step(self, x: Tensor, states: States, threshold: Tensor) -> Stepped:
         """One token for every row.
 
         Args:
@@ -104,9 +101,7 @@ class DeltaLayer(nn.Module):
             written.gate,
         )
 
-    def chunk(
-        self, x: Tensor, states: tuple[Tensor, Tensor, Tensor], threshold: Tensor, valid: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
+    def chunk(self, x: Tensor, states: States, threshold: Tensor, valid: Tensor) -> Stepped:
         """Several tokens for every row; see `stategate.models.memories.delta.cell.chunk`.
 
         Args:
@@ -142,7 +137,7 @@ class DeltaLayer(nn.Module):
         keys = c.heads * c.key_dim
         q, k, v = torch.tensor_split(mixed, (keys, (1 + c.updates) * keys), dim=-1)
         q, k, v = _heads(q, c.heads), self._updates(k, c.heads), self._updates(v, c.value_heads)
-        q, k = self._shared(_unit(q)), self._shared(_unit(k), -2 if c.updates == 1 else -3)
+        q, k = self._shared(unit(q)), self._shared(unit(k), -2 if c.updates == 1 else -3)
         f = _heads(self.to_decay(x) + self.dt_bias, c.gate_heads)
         rate = torch.exp(self.A_log).unsqueeze(-1)
         if c.decay_lower_bound is None:
@@ -227,10 +222,6 @@ class DeltaLayer(nn.Module):
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:-1], heads, -1)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + _UNIT_EPS)
 
 
 def _bottleneck(width: int, inner: int, out: int, bias: bool) -> nn.Sequential:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.models.configuration import Configuration, Rule
@@ -114,27 +114,21 @@ class TrimKvConfig(Configuration):
         row = heads * c.head_dim * _FLOAT_BYTES
         # Where tokens are freed and not replaced, one stamp is cleared for each that is set.
         stamp = heads * _STAMP_BYTES * (1 if gated else 2)
-        each = "layer, kv head, slot"
+
+        def of_token(name: str, what: str, *width: int, **sizes: Any) -> StateSpec:
+            layout = f"layer, kv head, slot{what}; {rule}"
+            return StateSpec(name, (*slots, *width), gate=gate, layout=layout, **sizes)
+
         return StepSpec(
             inputs=(TensorSpec("x", (1, c.features)),),
             outputs=(TensorSpec("y", (1, c.out_features)),),
             states=(
-                StateSpec(
-                    "k", (*slots, c.head_dim), "float32", gate=gate,
-                    layout=f"{each}, channel after its rotation; {rule}", write_bytes=row,
-                ),
-                StateSpec(
-                    "v", (*slots, c.head_dim), "float32", gate=gate,
-                    layout=f"{each}, channel; {rule}", write_bytes=row,
-                ),
-                StateSpec(
-                    "log_beta", slots, "float32", gate=gate,
-                    layout=f"{each}; {rule}", write_bytes=heads * _FLOAT_BYTES,
-                ),
-                StateSpec(
-                    "stamp", slots, "int32", gate=gate,
-                    layout=f"{each}: position of its token + 1, or 0 where empty; {rule}",
-                    write_bytes=stamp,
+                of_token("k", ", channel after its rotation", c.head_dim, write_bytes=row),
+                of_token("v", ", channel", c.head_dim, write_bytes=row),
+                of_token("log_beta", "", write_bytes=heads * _FLOAT_BYTES),
+                of_token(
+                    "stamp", ": position of its token + 1, or 0 where empty",
+                    dtype="int32", write_bytes=stamp,
                 ),
                 StateSpec(
                     "clock", (1, 1 + c.head_dim // 2), "int32",
