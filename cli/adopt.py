@@ -13,28 +13,15 @@ from stategate.cli.options import (
     ANY_PATH,
     EXISTING_FILE,
     Verb,
-    accept_option,
     by_name,
-    engines_option,
     flag,
-    input_options,
     integer,
-    json_option,
-    observes_option,
+    making_options,
     option,
-    out_option,
-    precision_option,
-    ranges_option,
     repeated,
-    safe_option,
-    sessions_option,
-    split_option,
-    state_options,
-    target_option,
+    whole_options,
 )
-from stategate.contract import refuse_to_replace
 from stategate.contract.npz import load_npy
-from stategate.targets import load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +51,8 @@ def _axis(text: str) -> int:
 
 @click.command()
 @click.argument("file", type=ANY_PATH)
-@out_option("The bundle's folder.")
+@making_options("float32")
+@whole_options
 @_pairs("--state", "states", "IN=OUT", "A state pair")
 @_pairs("--dim", "dims", "NAME=N", "Pin a named dynamic axis", integer)
 @_pairs("--shape", "shapes", "INPUT=1,2,3", "Pin the shape of an input", _shape)
@@ -91,7 +79,6 @@ def _axis(text: str) -> int:
     "Make states of the memory that hides between the frames of one call; a step takes one frame.",
 )
 @_pairs("--time-axis", "time_axes", "INPUT=AXIS", "Which axis of an input is time, from 0", _axis)
-@sessions_option
 @_pairs(
     "--session-axis",
     "session_axes",
@@ -113,20 +100,7 @@ def _axis(text: str) -> int:
     "The output of the prologue that fills a state; those of one name if left out",
 )
 @flag("--yes", "Accept the states that were found.")
-@split_option
-@engines_option
-@safe_option
-@precision_option("float32")
-@ranges_option
-@state_options
-@accept_option
-@target_option
-@input_options
-@observes_option
-@json_option
-def adopt(
-    file: Path, out: Path, yes: bool, target: str | None, as_json: bool, **options: Any
-) -> None:
+def adopt(file: Path, out: Path, yes: bool, **options: Any) -> None:
     """Make a bundle from FILE, whose state is among its inputs and outputs. Needs no torch.
 
     FILE is an ONNX file, or the YAML of a LEAPP export, whose feedback edges name the states. State
@@ -141,16 +115,13 @@ def adopt(
       stategate adopt sequence.onnx --lift --dim batch=1 --yes --out build/stream
       stategate adopt exported/policy.yaml --engines onnxruntime,native --out build/policy
     """
-    options["target"] = load(target) if target else None
-    refuse_to_replace(out)  # what is refused here is refused before onnx is imported
-
     import stategate
     from stategate.cli.receipt import print_receipt
 
     bundle = stategate.adopt(
         file, out, accept_pairs=lambda adopted: _accepted(adopted, yes), **options
     )
-    print_receipt(bundle, as_json)
+    print_receipt(bundle)
 
 
 def _accepted(adopted: Adopted, yes: bool) -> bool:

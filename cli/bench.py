@@ -52,6 +52,7 @@ _SECONDS = {"default": 60.0, "quick": 1.5, "official": 600.0}
     "rates_hz",
     type=Number(0.1, 100_000),
     multiple=True,
+    callback=lambda ctx, param, rates: tuple(sorted(set(rates))),
     default=(30.0, 100.0, 1000.0),
     help="Steps a second to be kept up with; may be given again.",
 )
@@ -68,13 +69,11 @@ def run(
     quick: bool,
     official: bool,
     seconds: float | None,
-    rates_hz: tuple[float, ...],
     idle_ms: float,
     episode: Path | None,
     core: int | None,
     fresh: bool,
     out: Path | None,
-    as_json: bool,
     **more: Any,
 ) -> None:
     """Measure BUNDLES in turns: step times, tails, writes, memory, energy.
@@ -98,7 +97,6 @@ def run(
         mode=mode,
         seconds=seconds or _SECONDS[mode],
         slot_s=0.1 if quick else 0.25,
-        rates_hz=tuple(sorted(set(rates_hz))),
         idle_s=idle_ms / 1000,
         core=last_core() if core is None else core,
         episode=str(episode) if episode is not None else None,
@@ -111,21 +109,19 @@ def run(
             param_hint="--core",
         )
     chosen = contenders(bundles, engines, options.episode)
-    if out is not None:
-        check_writable(out / "bench.json")
 
     from stategate.bench.measure.run import measure_bundles
     from stategate.bench.report.page import lines
 
     result = measure_bundles(chosen, options, out, fresh)
     files = [str(out / f"bench.{kind}") for kind in ("json", "html", "md", "npz")] if out else []
-    show(result, as_json, [*lines(result), *files])
+    show(result, [*lines(result), *files])
 
 
 @click.command()
 @click.argument("result", type=ANY_PATH)
 @json_option
-def report(result: Path, as_json: bool) -> None:
+def report(result: Path) -> None:
     """Draw page and Markdown of a RESULT again, next to it.
 
     \b
@@ -135,7 +131,7 @@ def report(result: Path, as_json: bool) -> None:
     from stategate.bench.report.page import write_report
 
     check_writable(result)
-    show_paths(write_report(read_result(result), result.parent), as_json)
+    show_paths(write_report(read_result(result), result.parent))
 
 
 @click.command("compare")
@@ -145,7 +141,7 @@ def report(result: Path, as_json: bool) -> None:
     "--margin", type=Number(0, 10), default=MARGIN, help="Smallest change that counts, as a share."
 )
 @json_option
-def compare_command(before: Path, after: Path, margin: float, as_json: bool) -> None:
+def compare_command(before: Path, after: Path, margin: float) -> None:
     """Say whether AFTER is slower than BEFORE, or the machine was; exit code 1 if it is.
 
     \b
@@ -154,7 +150,7 @@ def compare_command(before: Path, after: Path, margin: float, as_json: bool) -> 
     """
     comparison = compare(read_result(before), read_result(after), margin)
     record = asdict(comparison) | {"regressed": comparison.regressed}
-    show(record, as_json, _changes(comparison))
+    show(record, _changes(comparison))
     leave_unless(not comparison.regressed)
 
 

@@ -35,12 +35,7 @@ from stategate.export.bill.write import Format, bill
 @click.option("--licence", help="Licence of the model, an SPDX expression such as Apache-2.0.")
 @json_option
 def bill_command(
-    bundle: Path,
-    form: Format,
-    out: Path,
-    about_path: Path | None,
-    licence: str | None,
-    as_json: bool,
+    bundle: Path, form: Format, out: Path, about_path: Path | None, licence: str | None
 ) -> None:
     """Write what is in BUNDLE: model, data digests, licences, tools, metrics, limits.
 
@@ -58,7 +53,7 @@ def bill_command(
         name for name in About.__struct_fields__ if getattr(about, name) == getattr(About(), name)
     ]
     record = {"path": str(out), "bundle": opened.digest, "bytes": len(raw), "unsaid": unsaid}
-    show(record, as_json, _lines(record, unsaid))
+    show(record, _lines(record, unsaid))
 
 
 def _lines(record: dict[str, object], unsaid: list[str]) -> Iterator[Line]:

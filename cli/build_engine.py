@@ -69,7 +69,6 @@ def build_engine(
     tolerance: float,
     script: str | None,
     adopt_plan_path: Path | None,
-    as_json: bool,
 ) -> None:
     """Build a TensorRT engine of BUNDLE for this device, and replay the golden episode with it.
 
@@ -135,7 +134,7 @@ def build_engine(
         if log.exists():
             click.echo(f"what TensorRT said: {log}", err=True)
         raise
-    show(stored.record, as_json, _lines(stored, result))
+    show(stored.record, _lines(stored, result))
 
 
 def _lines(stored: StoredPlan, result: Replay | None) -> Iterator[Line]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,14 +23,7 @@ from stategate.runtime.check.build_native import build_native
 @option("--flag", "flags", multiple=True, help="Further compiler flag; may be repeated.")
 @trust_option
 @json_option
-def command(
-    bundle: Path,
-    cc: str,
-    isa: str | None,
-    flags: tuple[str, ...],
-    trust: Path | None,
-    as_json: bool,
-) -> None:
+def command(bundle: Path, **options: Any) -> None:
     """Compile the C source in BUNDLE, check it, and measure it beside onnxruntime.
 
     The library is written into the bundle only if it repeats the golden episode. One for another
@@ -41,7 +35,7 @@ def command(
       stategate device build-native build/aura
       stategate device build-native build/aura --cc aarch64-linux-gnu-gcc
     """
-    manifest = build_native(bundle, cc=cc, isa=isa, flags=flags, trust=trust).manifest
+    manifest = build_native(bundle, **options).manifest
     native = manifest.native
     assert native is not None
-    show(native, as_json, [("native", described(native, manifest.target))])
+    show(native, [("native", described(native, manifest.target))])

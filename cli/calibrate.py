@@ -28,7 +28,6 @@ from stategate.cli.options import (
 )
 from stategate.cli.show import show
 from stategate.contract import CalibrationRecord, CurvePoint
-from stategate.contract.durable import check_writable
 from stategate.contract.precision import RangeRecord, TensorRange
 from stategate.contract.specs import is_threshold
 from stategate.models.source import model_argument
@@ -86,7 +85,6 @@ def calibrate(
     episodes: tuple[Path, ...],
     cluster: str | None,
     out: Path,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """Choose a gate's threshold for MODEL, a zoo name or path/to/module.py:factory.
@@ -102,9 +100,8 @@ def calibrate(
     Wish(**{rule: options[rule] for rule in rules})  # refused before torch is imported
     if cluster is not None and not episodes:
         raise click.UsageError("--cluster rolls files: name them with --episode")
-    check_writable(out)
     record = stategate.calibrate(model, episodes or None, cluster=cluster, **options)
-    show(record, as_json, _curve(record, out), out)
+    show(record, _curve(record, out), out)
 
 
 @click.command()
@@ -115,12 +112,7 @@ def calibrate(
 @_record_option
 @json_option
 def recalibrate(
-    float_bundle: Path,
-    candidate: Path,
-    episodes: tuple[Path, ...],
-    gate: str | None,
-    out: Path,
-    as_json: bool,
+    float_bundle: Path, candidate: Path, episodes: tuple[Path, ...], gate: str | None, out: Path
 ) -> None:
     """Choose the threshold at which CANDIDATE decides most like FLOATBUNDLE.
 
@@ -128,13 +120,11 @@ def recalibrate(
     Example:
       stategate model recalibrate build/aura build/int8 --episode held-out/ --out build/c.json
     """
-    check_writable(out)
-
     from stategate.calibration.thresholds import recalibrate as thresholds
 
     swapped = command_with(candidate, float_bundle)
     record = thresholds.recalibrate(float_bundle, candidate, episodes, gate=gate, swapped=swapped)
-    show(record, as_json, _curve(record, out), out)
+    show(record, _curve(record, out), out)
 
 
 @click.command()
@@ -143,9 +133,7 @@ def recalibrate(
 @cluster_option
 @_record_option
 @json_option
-def ranges(
-    bundle: Path, episodes: tuple[Path, ...], cluster: str | None, out: Path, as_json: bool
-) -> None:
+def ranges(bundle: Path, episodes: tuple[Path, ...], cluster: str | None, out: Path) -> None:
     """Measure how large the tensors of BUNDLE become, rolled in closed loop on its own state.
 
     The bundle is the float one; its model's weights are what the record is good for. Recordings
@@ -157,12 +145,10 @@ def ranges(
       stategate model ranges build/aura --episode log.npz --out build/ranges.json
       stategate export aura-hard --precision int8 --ranges build/ranges.json --out build/small
     """
-    check_writable(out)
-
     from stategate.calibration.ranges.record import measure_ranges
 
     record = measure_ranges(bundle, episodes, cluster=cluster)
-    show(record, as_json, _sizes(record, out), out)
+    show(record, _sizes(record, out), out)
 
 
 @click.command()
@@ -177,9 +163,7 @@ def ranges(
 )
 @out_option("The copy's folder; the bundle's own to replace it.")
 @json_option
-def health(
-    bundle: Path, episodes: tuple[Path, ...], steps: float, out: Path, as_json: bool
-) -> None:
+def health(bundle: Path, episodes: tuple[Path, ...], steps: float, out: Path) -> None:
     """Learn what BUNDLE meets, and write a copy that notices when a stream leaves it.
 
     \b
@@ -192,7 +176,7 @@ def health(
     learned = learn_health(bundle, episodes, out, steps_per_false_alarm=steps)
     envelope = learned.manifest.health
     assert envelope is not None
-    show(envelope, as_json, [*envelope.lines(), f"written: {learned.path}"])
+    show(envelope, [*envelope.lines(), f"written: {learned.path}"])
 
 
 def _sizes(record: RangeRecord, out: Path) -> Iterator[str]:

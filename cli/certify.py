@@ -36,7 +36,7 @@ from stategate.common.console import progress
 )
 @flag("--quick", "Leave out what takes minutes.", "is_quick")
 @json_option
-def certify(bundle: Path, out: Path, as_json: bool, **settings: Any) -> None:
+def certify(bundle: Path, out: Path, **settings: Any) -> None:
     """Ask every tool that is here about the C of BUNDLE, and write what they say.
 
     It claims no conformance with a standard. A tool that is missing is a row that says so, and how
@@ -49,7 +49,7 @@ def certify(bundle: Path, out: Path, as_json: bool, **settings: Any) -> None:
     """
     with progress(8, "certifying") as report:
         finding = certify_bundle(bundle, out, report=report, **settings)
-    show(finding, as_json, _lines(finding, out))
+    show(finding, _lines(finding, out))
     leave_unless(finding.passed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -36,20 +37,7 @@ from stategate.contract.reading import printable
 @flag("--no-bench", "Do not measure there.")
 @out_option("Folder for what comes back.", FOLDER, required=False)
 @json_option
-def deploy(
-    host: str,
-    bundle: Path,
-    into: str,
-    ssh: str,
-    command: str | None,
-    wheels: Path | None,
-    accept_code: bool,
-    trust: Path | None,
-    engine: str,
-    no_bench: bool,
-    out: Path | None,
-    as_json: bool,
-) -> None:
+def deploy(host: str, bundle: Path, no_bench: bool, out: Path | None, **options: Any) -> None:
     """Put BUNDLE on HOST over ssh: look, copy, install, verify and measure there.
 
     HOST is a name that ssh knows; keys and ports are those of ~/.ssh/config. What runs there goes
@@ -61,20 +49,8 @@ def deploy(
       stategate fleet deploy pi@robot-7.local build/policy --into /var/lib/robot
       stategate deploy robot-7 build/policy --wheels dist --out build/robot-7
     """
-    result = stategate.deploy(
-        host,
-        bundle,
-        into=into,
-        ssh=ssh,
-        command=command,
-        wheels=wheels,
-        accept_code=accept_code,
-        trust=trust,
-        engine=engine,
-        measure=not no_bench,
-        out=out,
-    )
-    show(result, as_json, _lines(result, out))
+    result = stategate.deploy(host, bundle, measure=not no_bench, out=out, **options)
+    show(result, _lines(result, out))
 
 
 def _lines(result: Deployed, out: Path | None) -> Iterator[Line]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -44,7 +45,7 @@ _NAMES = 20  # of undeclared files that are listed
 @bundle_argument
 @option("--snapshots", type=BUNDLE, help="Also show the ledger of the newest save in this folder.")
 @json_option
-def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
+def inspect(bundle: Path, snapshots: Path | None) -> None:
     """Show what BUNDLE promises, after checking every digest, and the TensorRT engines beside it.
 
     A snapshot folder may be looked into while a robot is writing to it.
@@ -85,7 +86,7 @@ def inspect(bundle: Path, snapshots: Path | None, as_json: bool) -> None:
             lines.append(("journal", f"{len(reading.entries)} commits after it"))
         for name, value in asdict(ledger).items():
             lines.append(("ledger", f"{name} {value}"))
-    show(record, as_json, lines)
+    show(record, lines)
 
 
 def describe(manifest: Manifest) -> list[tuple[str, str]]:
@@ -218,15 +219,7 @@ def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
     "Pass a bundle that was beyond its limits and that somebody accepted, if it is intact.",
 )
 @json_option
-def verify(
-    bundle: Path,
-    digests: bool,
-    tolerance: float | None,
-    engine: str,
-    trust: Path | None,
-    allow_refused: bool,
-    as_json: bool,
-) -> None:
+def verify(bundle: Path, digests: bool, allow_refused: bool, **options: Any) -> None:
     """Check the digests of BUNDLE, then replay its golden episode on this machine.
 
     Exits with 1 where BUNDLE is a candidate that was not judged or was refused, a file was altered,
@@ -240,9 +233,7 @@ def verify(
       stategate verify build/aura --engine native
       stategate verify build/aura --trust author.pub
     """
-    result = stategate.verify(
-        bundle, digests_only=digests, tolerance=tolerance, engine=engine, trust=trust
-    )
+    result = stategate.verify(bundle, digests_only=digests, **options)
     manifest = result.bundle.manifest
     standing = manifest.standing
     passed = result.passed or (allow_refused and standing == "refused" and result.intact)
@@ -257,7 +248,7 @@ def verify(
     }
     behaviour = [] if digests else [("behaviour", _replayed(result.replay))]
     lines = [*_digests(result), *behaviour, "passed" if passed else "FAILED"]
-    show(record, as_json, lines)
+    show(record, lines)
     leave_unless(passed)
 
 

@@ -13,6 +13,7 @@ from stategate.calibration.drift.record import DriftLimits, DriftReport, Point
 from stategate.cli.options import (
     ANY_PATH,
     EXISTING,
+    FOLDER,
     PRICE,
     Verb,
     accept_option,
@@ -43,7 +44,7 @@ def _limit(name: str, field: str, text: str) -> Callable[[Verb], Verb]:
     None,
     click.IntRange(1, 100_000_000),
 )
-@out_option("Folder for drift.json and drift.html.")
+@out_option("Folder for drift.json and drift.html.", FOLDER)
 @_limit(
     "--max-output-error",
     "output_error",
@@ -75,12 +76,10 @@ def drift(
     reference: Path,
     candidate: Path,
     episode: Path,
-    steps: int | None,
     out: Path,
     sealed: Path | None,
     accept: str | None,
-    as_json: bool,
-    **limits: Any,
+    **options: Any,
 ) -> None:
     """Step FLOAT and CANDIDATE through the same episodes, each on its own state.
 
@@ -92,18 +91,19 @@ def drift(
       stategate drift build/aura build/aura-int8 --episode held-out.npz --out build/drift \\
           --seal build/small
     """
+    limits = DriftLimits(**{name: options.pop(name) for name in DriftLimits.__struct_fields__})
     result = stategate.compare(
         reference,
         candidate,
         episode,
-        steps=steps,
-        limits=DriftLimits(**limits),
+        limits=limits,
         out=out,
         sealed=sealed,
         accept=accept,
         swapped=command_with(candidate, reference),
+        **options,
     )
-    show(result, as_json, _lines(result, out))
+    show(result, _lines(result, out))
     seals = sealed is not None and result.may_be_sealed(accept)
     if seals:
         acceptance = f", accepted by {accept}" if result.findings else ""

@@ -11,27 +11,14 @@ from stategate.cli.options import (
     COUNT,
     EXISTING,
     EXISTING_FILE,
-    accept_option,
     check_steps_option,
-    engines_option,
     episode_option,
     flag,
-    input_options,
-    json_option,
-    observes_option,
+    making_options,
     option,
-    out_option,
-    precision_option,
-    ranges_option,
-    safe_option,
-    sessions_option,
-    split_option,
-    state_options,
-    target_option,
+    whole_options,
 )
-from stategate.contract import refuse_to_replace
 from stategate.models.source import model_argument
-from stategate.targets import load
 
 _calibration_option = option(
     "--calibration",
@@ -43,9 +30,9 @@ _calibration_option = option(
 
 @click.command()
 @model_argument
-@out_option("The bundle's folder.")
+@making_options("float32")
+@whole_options
 @_calibration_option
-@sessions_option
 @option(
     "--operators",
     type=click.Choice(["portable", "onnx-27", "ort"]),
@@ -53,9 +40,6 @@ _calibration_option = option(
     help="Primitive operators that every engine has, opset 27's linear attention, or ONNX "
     "Runtime's own, which is the fastest there.",
 )
-@split_option
-@engines_option
-@safe_option
 @option(
     "--defer",
     metavar="WRITES",
@@ -66,13 +50,6 @@ _calibration_option = option(
     "--require-tensorrt",
     "Refuse a step that a TensorRT of the target would not take, instead of saying so.",
 )
-@precision_option("float32")
-@ranges_option
-@state_options
-@accept_option
-@target_option
-@input_options
-@observes_option
 @option(
     "--max-state-bytes", type=COUNT, help="Budget: refuse a larger memory, all sessions together."
 )
@@ -81,15 +58,7 @@ _calibration_option = option(
     type=EXISTING,
     help="Learn a health envelope on these recordings, a .npz or a folder of them.",
 )
-@json_option
-def export(
-    model: str,
-    out: Path,
-    target: str | None,
-    health: Path | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def export(model: str, out: Path, health: Path | None, **options: Any) -> None:
     """Make a bundle from MODEL, a zoo name or path/to/module.py:factory.
 
     Traces one step, checks it against the model in closed loop, and writes the bundle only if
@@ -105,40 +74,22 @@ def export(
       stategate export aura-hard --precision int8-weights --out build/small
       stategate export aura-hard --state-storage S=int8 --error-feedback --out build/small
     """
-    profile = load(target) if target else None
-    refuse_to_replace(out)  # what is refused here is refused before torch is imported
-
     import stategate
     from stategate.cli.receipt import print_receipt
 
-    bundle = stategate.make(model, out, target=profile, **options)
+    bundle = stategate.make(model, out, **options)
     if health is not None:
         bundle = stategate.learn_health(bundle, health, out)
-    print_receipt(bundle, as_json)
+    print_receipt(bundle)
 
 
 @click.command()
 @model_argument
-@out_option("The bundle's folder.")
+@making_options("int8")
 @_calibration_option
-@precision_option("int8")
-@ranges_option
-@state_options
-@accept_option
 @episode_option(", for ranges and for the check; a zoo model has its own.")
 @check_steps_option
-@engines_option
-@safe_option
-@target_option
-@observes_option
-@json_option
-def quantise(
-    model: str,
-    out: Path,
-    target: str | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def quantise(model: str, out: Path, **options: Any) -> None:
     """Make a bundle of MODEL in lower precision, and measure the ranges that it needs.
 
     What comes out is a candidate: stategate drift judges it beside the float bundle, and seals it.
@@ -148,11 +99,7 @@ def quantise(
       stategate quantise aura-hard --out build/int8
       stategate quantise my_policy.py:MyPolicy --episode logs/ --out build/int8
     """
-    if target:
-        load(target)
-    refuse_to_replace(out)
-
     import stategate
     from stategate.cli.receipt import print_receipt
 
-    print_receipt(stategate.quantise(model, out, target=target, **options), as_json)
+    print_receipt(stategate.quantise(model, out, **options))

@@ -11,7 +11,7 @@ import click
 
 import stategate
 from stategate.bench.wear import state_lines, years_text
-from stategate.cli.options import COUNT, POSITIVE, flag, json_option, option
+from stategate.cli.options import COUNT, FOLDER, POSITIVE, flag, json_option, option
 from stategate.cli.show import Line, leave_unless, show
 from stategate.common.console import note
 from stategate.contract.bundle import MANIFEST
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 from stategate.cli.options import bundles_argument, out_option
 from stategate.common.console import progress
-from stategate.contract.durable import check_writable
 from stategate.targets import load
 from stategate.targets.fits import load_costs
 
@@ -57,7 +56,7 @@ from stategate.targets.fits import load_costs
 @option("--precision", help="Of a MODEL that is no bundle yet; float32 if left out.")
 @flag("--measure", "Also open and step it here, and compare with the prediction.")
 @json_option
-def fits(model: str, target: str | None, every: bool, as_json: bool, **options: Any) -> None:
+def fits(model: str, target: str | None, every: bool, **options: Any) -> None:
     """Say whether MODEL, a bundle or what `stategate export` takes, fits a device, and why.
 
     Exits with 1 where it fits none of the devices.
@@ -76,7 +75,7 @@ def fits(model: str, target: str | None, every: bool, as_json: bool, **options: 
     record = asdict(report)
     wear = record.pop("wear")
     record["fits"] = [one | {"wear": wear[one["target"]]} for one in record["fits"]]
-    show(record, as_json, _lines(report, every))
+    show(record, _lines(report, every))
     leave_unless(report.passed)
 
 
@@ -158,9 +157,9 @@ def _us(value: float | None) -> str:
 @click.command("retarget")
 @bundles_argument
 @option("--target", required=True, help="Device that they shall be for.")
-@out_option("Folder for them and report.json.")
+@out_option("Folder for them and report.json.", FOLDER)
 @json_option
-def retarget_command(bundles: tuple[Path, ...], target: str, out: Path, as_json: bool) -> None:
+def retarget_command(bundles: tuple[Path, ...], target: str, out: Path) -> None:
     """Write BUNDLES again for another device, those that are legal there and fit.
 
     Graphs and receipts stay as they are. Exits with 1 where one was refused.
@@ -172,9 +171,8 @@ def retarget_command(bundles: tuple[Path, ...], target: str, out: Path, as_json:
     from stategate.bench.fits.retarget import REPORT, retarget
 
     profile, costs = load(target), load_costs()
-    check_writable(out / REPORT)
     with progress(len(bundles), target, "bundles that are done stay") as report:
         result = retarget(list(bundles), profile, costs, out, report)
     lines = (f"{c.model} {c.precision}: {c.verdict}: {c.reason}" for c in result.cells)
-    show(result, as_json, lines, out / REPORT)
+    show(result, lines, out / REPORT)
     leave_unless(all(cell.bundle is not None for cell in result.cells))

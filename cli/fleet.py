@@ -17,7 +17,7 @@ from stategate.cli.options import (
     out_option,
 )
 from stategate.cli.show import leave_unless, show
-from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.durable import write_whole
 
 folders_argument = click.argument("folders", nargs=-1, required=True, type=BUNDLE)
 
@@ -33,7 +33,6 @@ def collect(
     out: Path,
     bundles: tuple[Path, ...],
     cluster: str | None,
-    as_json: bool,
 ) -> None:
     """Read what robots brought home in FOLDERS into one folder of parquet files.
 
@@ -53,7 +52,7 @@ def collect(
     names = ", ".join([*result.robots[:3], *(["..."] if len(result.robots) > 3 else [])])
     count = f"{len(result.robots):,} robot{'s' * (len(result.robots) != 1)} ({names})"
     texts = [f"{count}, {len(result.new):,} of them new: {out}"]
-    show(result, as_json, [*texts, *(("unreadable", text) for text in result.problems)])
+    show(result, [*texts, *(("unreadable", text) for text in result.problems)])
 
 
 @click.command("show")
@@ -62,9 +61,7 @@ def collect(
 @option("--years", type=POSITIVE, default=5.0, help="A flash that ends sooner is named.")
 @out_option("A page (.html).", FILE, required=False)
 @json_option
-def show_command(
-    folder: Path, storage: str | None, years: float, out: Path | None, as_json: bool
-) -> None:
+def show_command(folder: Path, storage: str | None, years: float, out: Path | None) -> None:
     """Say which robots of FOLDER write too much, wear out their flash, or drift.
 
     Exits with 1 where a robot needs a look, or all robots of a bundle together.
@@ -74,9 +71,6 @@ def show_command(
       stategate fleet show build/fleet --storage emmc-16gb
       stategate fleet show build/fleet --years 7 --out build/fleet.html
     """
-    if out is not None:
-        check_writable(out)
-
     from stategate.bench.fleet import page
     from stategate.bench.fleet.judge import judge
     from stategate.targets import load_storage
@@ -86,7 +80,7 @@ def show_command(
     if out is not None:
         write_whole(out, page.html(report, f"Fleet {folder.resolve().name}").encode())
     pages = [("page", str(out))] if out is not None else []
-    show(page.as_json(report), as_json, [*page.lines(report), *pages])
+    show(page.as_json(report), [*page.lines(report), *pages])
     leave_unless(not report.findings and not report.together)
 
 
@@ -95,7 +89,7 @@ def show_command(
 @click.option("--bundle", type=BUNDLE, required=True, help="That the black boxes recorded.")
 @out_option("Folder of the episodes.", FOLDER)
 @json_option
-def episodes_command(folders: tuple[Path, ...], bundle: Path, out: Path, as_json: bool) -> None:
+def episodes_command(folders: tuple[Path, ...], bundle: Path, out: Path) -> None:
     """Write what the black boxes in FOLDERS recorded as episodes, to calibrate on.
 
     \b
@@ -107,4 +101,4 @@ def episodes_command(folders: tuple[Path, ...], bundle: Path, out: Path, as_json
 
     result = fleet_episodes(folders, bundle, out)
     text = f"{len(result.files):,} episodes, {result.steps:,} steps: {out}"
-    show(result, as_json, [text, *(("unreadable", problem) for problem in result.problems)])
+    show(result, [text, *(("unreadable", problem) for problem in result.problems)])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -14,6 +15,7 @@ from stategate.cli.options import (
     INDEX,
     PRICE,
     SHARE,
+    Verb,
     bundle_argument,
     by_name,
     engine_option,
@@ -37,6 +39,14 @@ from stategate.runtime.install.release import release
 
 _TRIAL = Trial()
 folder_argument = click.argument("folder", type=FOLDER)
+
+
+def _by_state(
+    name: str, form: str, text: str, read: Callable[[str], Any], *names: str
+) -> Callable[[Verb], Verb]:
+    return repeated(
+        name, form, f"{text}; repeat.", *names, read=lambda texts: by_name(texts, name, read, form)
+    )
 
 
 @click.command()
@@ -64,21 +74,7 @@ folder_argument = click.argument("folder", type=FOLDER)
 @trust_option
 @engine_option
 @json_option
-def bundle(
-    bundle: Path,
-    into: Path,
-    shadow_steps: int,
-    difference: float,
-    steps: int,
-    faults: int,
-    late: float,
-    write_rate: float | None,
-    by_hand: bool,
-    older: str | None,
-    trust: Path | None,
-    engine: str,
-    as_json: bool,
-) -> None:
+def bundle(bundle: Path, into: Path, **options: Any) -> None:
     """Check BUNDLE, copy it into the free slot, and replay its golden episode there.
 
     The first bundle of a folder runs at once. An update waits there: the program that has the
@@ -89,28 +85,27 @@ def bundle(
       stategate install bundle build/policy --into /var/lib/robot
       stategate install build/policy-2 --into /var/lib/robot --by-hand
     """
-    trial = Trial(shadow_steps, difference, steps, faults, late, write_rate, by_hand)
-    result = install(bundle, into, trial=trial, older=older, engine=engine, trust=trust)
-    _show(result, as_json)
+    trial = Trial(**{name: options.pop(name) for name in Trial.__struct_fields__})
+    _show(install(bundle, into, trial=trial, **options))
 
 
 @click.command("confirm")
 @folder_argument
 @json_option
-def confirm_command(folder: Path, as_json: bool) -> None:
+def confirm_command(folder: Path) -> None:
     """Let the bundle on trial in FOLDER stay.
 
     \b
     Example:
       stategate install confirm /var/lib/robot
     """
-    _show(confirm(folder), as_json)
+    _show(confirm(folder))
 
 
 @click.command("go-back")
 @folder_argument
 @json_option
-def go_back_command(folder: Path, as_json: bool) -> None:
+def go_back_command(folder: Path) -> None:
     """Refuse the update in FOLDER, or run the bundle from before the last one.
 
     The program that has the folder open changes over within 32 steps.
@@ -119,41 +114,32 @@ def go_back_command(folder: Path, as_json: bool) -> None:
     Example:
       stategate install go-back /var/lib/robot
     """
-    _show(go_back(folder), as_json)
+    _show(go_back(folder))
 
 
 @click.command("status")
 @folder_argument
 @json_option
-def status_command(folder: Path, as_json: bool) -> None:
+def status_command(folder: Path) -> None:
     """Say which bundle of FOLDER runs, how an update stands, and why.
 
     \b
     Example:
       stategate install status /var/lib/robot
     """
-    _show(status(folder), as_json)
+    _show(status(folder))
 
 
 @click.command("release")
 @bundle_argument
 @option("--number", type=INDEX, required=True, help="A later release has a higher one.")
 @option("--from", "older", type=FOLDER, help="Bundle whose memory this one may go on with.")
-@repeated("--state", "STATE=OLDER", "A state, and its name in the older bundle; repeat.", "states")
-@repeated("--fill", "STATE=NUMBER", "What new elements of a state hold; repeat.")
+@_by_state("--state", "STATE=OLDER", "A state, and its name in the older bundle", str, "states")
+@_by_state("--fill", "STATE=NUMBER", "What new elements of a state hold", float)
 @repeated("--crop", "STATE", "A state that takes less than the older one had; repeat.")
 @repeated("--drop", "OLDER", "A state of the older bundle that is left behind; repeat.")
 @json_option
-def release_command(
-    bundle: Path,
-    number: int,
-    older: Path | None,
-    states: tuple[str, ...],
-    fill: tuple[str, ...],
-    crop: tuple[str, ...],
-    drop: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def release_command(bundle: Path, number: int, **options: Any) -> None:
     """Write BUNDLE again with a release number, and with how an older memory becomes its own.
 
     Do so before you sign it: its digest changes.
@@ -163,22 +149,14 @@ def release_command(
       stategate install release build/policy-2 --number 2
       stategate install release build/policy-2 --number 2 --from build/policy --state h=hidden
     """
-    written = release(
-        bundle,
-        number,
-        older=older,
-        states=by_name(states, "--state", str, "STATE=OLDER"),
-        fill=by_name(fill, "--fill", float, "STATE=NUMBER"),
-        crop=crop,
-        drop=drop,
-    )
+    written = release(bundle, number, **options)
     record = {"path": str(written.path), "digest": written.digest, "release": number}
-    show(record, as_json, [f"{written.path}: release {number}, digest {written.digest[:12]}"])
+    show(record, [f"{written.path}: release {number}, digest {written.digest[:12]}"])
 
 
-def _show(result: InstallStatus, as_json: bool) -> None:
+def _show(result: InstallStatus) -> None:
     record = msgspec.to_builtins(result, enc_hook=str)
-    show(record, as_json, _lines(result))
+    show(record, _lines(result))
 
 
 def _lines(result: InstallStatus) -> Iterator[Line]:

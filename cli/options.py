@@ -13,8 +13,10 @@ import click
 from click.core import ParameterSource
 
 from stategate.cli.recordings import episodes_given, recording_options
-from stategate.contract.bundle import refuse_inside_bundle
+from stategate.contract.bundle import refuse_inside_bundle, refuse_to_replace
+from stategate.contract.durable import check_writable
 from stategate.contract.precision import PrecisionPlan
+from stategate.targets import load
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Value = TypeVar("Value")
@@ -80,12 +82,27 @@ def group_of(*options: Callable[[Any], Any]) -> Callable[[Verb], Verb]:
 
 def out_option(text: str, kind: click.Path = ANY_PATH, **settings: Any) -> Callable[[Verb], Verb]:
     """``--out``, which a verb needs unless ``required`` says otherwise."""
+    rest = {"required": True, "callback": _writable, **settings}
+    return option("--out", type=kind, help=text, **rest)
 
-    def outside(ctx: click.Context, param: click.Parameter, out: Path | None) -> Path | None:
-        return out and refuse_inside_bundle(out)
 
-    rest = {"required": True, **settings}
-    return option("--out", type=kind, help=text, callback=outside, **rest)
+def _writable(ctx: click.Context, param: click.Parameter, out: Path | None) -> Path | None:
+    """Refuse at once what could not be written after the work."""
+    if out is not None:
+        check_writable(
+            refuse_inside_bundle(out) / "x" if out.is_dir() else refuse_inside_bundle(out)
+        )
+    return out
+
+
+def _replaceable(ctx: click.Context, param: click.Parameter, out: Path) -> Path:
+    refuse_to_replace(refuse_inside_bundle(out))
+    return out
+
+
+def bundle_out_option(text: str = "The bundle's folder.") -> Callable[[Verb], Verb]:
+    """``--out`` of a verb that makes a bundle: what is there is a bundle, or nothing."""
+    return out_option(text, callback=_replaceable)
 
 
 def episode_option(text: str, *names: str, **settings: Any) -> Callable[[Verb], Verb]:
@@ -117,14 +134,24 @@ def seed_option(text: str = "Of everything drawn.", default: int = 0) -> Callabl
 
 bundle_argument = click.argument("bundle", type=ANY_PATH)
 bundles_argument = click.argument("bundles", nargs=-1, required=True, type=ANY_PATH)
-json_option = flag("--json", "Print the result as JSON.", "as_json")
+json_option = click.option(
+    "--json",
+    is_flag=True,
+    expose_value=False,
+    callback=lambda ctx, param, is_given: is_given and ctx.meta.update({"stategate.json": True}),
+    help="Print the result as JSON.",
+)
 root_option = option(
     "--root",
     type=ANY_PATH,
     default=Path("/"),
     help="Where etc, proc, sys, usr and dev lie; a copy of another machine's.",
 )
-target_option = click.option("--target", help="Device it is for; this machine's if left out.")
+target_option = click.option(
+    "--target",
+    callback=lambda ctx, param, name: load(name) if name else None,
+    help="Device it is for; this machine's if left out.",
+)
 engine_option = option(
     "--engine",
     default="auto",
@@ -221,12 +248,31 @@ input_options = group_of(
     ),
     check_steps_option,
 )
+
+
+def making_options(precision: str) -> Callable[[Verb], Verb]:
+    """What every verb that makes a bundle of a model takes; ``precision`` is the default."""
+    return group_of(
+        bundle_out_option(),
+        engines_option,
+        safe_option,
+        precision_option(precision),
+        ranges_option,
+        state_options,
+        accept_option,
+        target_option,
+        observes_option,
+        json_option,
+    )
+
+
 sessions_option = option(
     "--sessions",
     type=COUNT,
     default=1,
     help="Sessions that one step serves; more than one makes a bundle for a pool.",
 )
+whole_options = group_of(sessions_option, split_option, input_options)
 gate_option = click.option("--gate", help="Which hard gate, where there are several.")
 cluster_option = click.option(
     "--cluster",

@@ -22,7 +22,7 @@ _plain_http = click.option(
 @click.argument("to", metavar="REFERENCE")
 @_plain_http
 @json_option
-def push_command(bundle: Path, to: str, plain_http: bool, as_json: bool) -> None:
+def push_command(bundle: Path, to: str, plain_http: bool) -> None:
     """Put BUNDLE into a registry, with its signature where it has one.
 
     What was sent before is not sent again. Names and passwords are those of docker login. Prints
@@ -33,7 +33,7 @@ def push_command(bundle: Path, to: str, plain_http: bool, as_json: bool) -> None
       stategate carry push build/policy oci://localhost:5000/policies/walk:1.2
     """
     reference = stategate.push(bundle, to, plain_http=plain_http)
-    show({"reference": reference}, as_json, [reference])
+    show({"reference": reference}, [reference])
 
 
 @click.command("pull")
@@ -41,7 +41,7 @@ def push_command(bundle: Path, to: str, plain_http: bool, as_json: bool) -> None
 @out_option("The bundle's folder; an older bundle there is replaced in one step.")
 @_plain_http
 @json_option
-def pull_command(source: str, out: Path, plain_http: bool, as_json: bool) -> None:
+def pull_command(source: str, out: Path, plain_http: bool) -> None:
     """Take the bundle at REFERENCE out of a registry.
 
     Nothing is at --out before every digest was checked; what was loaded before is not loaded again.
@@ -57,4 +57,4 @@ def pull_command(source: str, out: Path, plain_http: bool, as_json: bool) -> Non
         "digest": bundle.digest,
         "standing": bundle.manifest.standing,
     }
-    show(record, as_json, [f"{bundle.path}: {bundle.manifest.model.name}, {bundle.digest}"])
+    show(record, [f"{bundle.path}: {bundle.manifest.model.name}, {bundle.digest}"])

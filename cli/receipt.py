@@ -7,13 +7,13 @@ from shlex import quote
 
 import click
 
-from stategate.cli.show import Line, show
+from stategate.cli.show import Line, show, wants_json
 from stategate.contract import Bundle, Manifest, Verification
 from stategate.contract.reading import printable
 from stategate.contract.receipts import NOISE
 
 
-def print_receipt(bundle: Bundle, as_json: bool) -> None:
+def print_receipt(bundle: Bundle) -> None:
     """Print what was written; doubts and next steps go to stderr."""
     manifest, receipt = bundle.manifest, bundle.manifest.verification
     if manifest.no_native:
@@ -31,8 +31,8 @@ def print_receipt(bundle: Bundle, as_json: bool) -> None:
         "verification": receipt,
         "no_native": manifest.no_native,
     }
-    show(record, as_json, _receipt(bundle))
-    if receipt is None or as_json:
+    show(record, _receipt(bundle))
+    if receipt is None or wants_json():
         return
     if receipt.accepted is not None:
         _warn(f"accepted beyond its limits by {receipt.accepted}")

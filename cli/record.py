@@ -13,6 +13,7 @@ from stategate.cli.options import (
     COUNT,
     EXISTING,
     EXISTING_FILE,
+    FOLDER,
     INDEX,
     POSITIVE,
     bundle_argument,
@@ -30,7 +31,7 @@ from stategate.common.console import progress
 from stategate.common.ending import StopRequest, stop_request
 from stategate.common.user_file import build_from_file, check_source
 from stategate.contract import Episode, EpisodeSet, load_episode
-from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError, ResultError
 from stategate.contract.reading import printable
 from stategate.runtime.base.buffers import Array
@@ -40,7 +41,7 @@ from stategate.runtime.session import Session
 
 _SEED = 2_000_003
 
-_out = group_of(out_option("The folder."), json_option)
+_out = group_of(out_option("The folder.", FOLDER), json_option)
 _loop = group_of(
     option("--episodes", type=COUNT, default=1, help="How many."),
     seed_option("Of the first episode; the next ones count up.", _SEED),
@@ -60,27 +61,17 @@ _loop = group_of(
     help="Samples per second that the model hears; those of the file if left out.",
 )
 @_out
-def episode_wav(
-    files: tuple[Path, ...],
-    name: str,
-    window: int,
-    hop: int | None,
-    channel: int,
-    rate_hz: int | None,
-    out: Path,
-    as_json: bool,
-) -> None:
+def episode_wav(files: tuple[Path, ...], hop: int | None, out: Path, **cut: Any) -> None:
     """Cut sound (FILES, .wav) into episodes, one a file.
 
     \b
     Example:
       stategate episodes wav speech.wav --input x --window 512 --out build/speech
     """
-    check_writable(out / "x.npz")
     if len({path.stem for path in files}) < len(files):
         raise ResultError("two files have one name", expected="names that differ")
-    cut = (name, window, hop or window, channel, rate_hz)
-    _write(out, ((path.stem, wav_episode(path, *cut)) for path in files), as_json)
+    cut["hop"] = hop or cut["window"]
+    _write(out, ((path.stem, wav_episode(path, **cut)) for path in files))
 
 
 @click.command("episode-gym")
@@ -103,7 +94,6 @@ def episode_gym(
     seed: int,
     rate: float | None,
     out: Path,
-    as_json: bool,
 ) -> None:
     """Let an expert act in the Gymnasium environment ENV_ID, and write what it saw.
 
@@ -114,7 +104,6 @@ def episode_gym(
       stategate episodes gym CartPole-v1 --policy expert.py:make --input obs --out build/cartpole
     """
     check_source(policy, EpisodeError)
-    check_writable(out / "x.npz")
 
     from stategate.runtime.episodes import gym
 
@@ -128,7 +117,7 @@ def episode_gym(
         return Episode({name: array}, rate_hz=rate, provenance=provenance)
 
     with gym.make(env_id) as env:
-        _write(out, ((f"episode-{i:06d}", one(i)) for i in range(episodes)), as_json)
+        _write(out, ((f"episode-{i:06d}", one(i)) for i in range(episodes)))
 
 
 @click.command()
@@ -156,7 +145,6 @@ def record(
     seed: int,
     rate: float | None,
     out: Path,
-    as_json: bool,
 ) -> None:
     """Step BUNDLE and record what its session takes.
 
@@ -170,7 +158,6 @@ def record(
     """
     if (env_id is None) == (episode_path is None):
         raise click.UsageError("either --gym ENV or --episode PATH")
-    check_writable(out / "x.npz")
     with stop_request() as stop, Session.open(bundle) as session:
         if episode_path is not None:
             played = load_episode(episode_path, steps)
@@ -200,7 +187,7 @@ def record(
             f"{done.lost_steps:,} steps were stepped and not recorded", found=done.problem
         )
     text = f"{out}: {done.steps:,} steps in {done.files:,} files, {done.bytes:,} bytes"
-    show(done, as_json, [text])
+    show(done, [text])
     if stop:
         raise stop.stopped(f"{done.steps:,} steps are recorded")
 
@@ -236,7 +223,7 @@ def _act(
                 report(index + 1)
 
 
-def _write(out: Path, episodes: Iterable[tuple[str, Episode]], as_json: bool) -> None:
+def _write(out: Path, episodes: Iterable[tuple[str, Episode]]) -> None:
     """Write episodes one by one; none takes the place of a file that is there."""
     rows: list[dict[str, Any]] = []
     for name, episode in episodes:
@@ -246,14 +233,14 @@ def _write(out: Path, episodes: Iterable[tuple[str, Episode]], as_json: bool) ->
         episode.check_finite(name)
         write_whole(path, episode.to_bytes())
         rows.append({"path": str(path), "steps": episode.steps, "rate_hz": episode.rate_hz})
-    show(rows, as_json, (f"{row['path']}: {row['steps']:,} steps" for row in rows))
+    show(rows, (f"{row['path']}: {row['steps']:,} steps" for row in rows))
 
 
 @click.command("read")
 @click.argument("path", type=EXISTING)
 @recording_options
 @_out
-def read_recording(path: Path, out: Path, as_json: bool) -> None:
+def read_recording(path: Path, out: Path) -> None:
     """Write PATH, a recording of another tool, as episodes: once, for many commands.
 
     \b
@@ -262,9 +249,8 @@ def read_recording(path: Path, out: Path, as_json: bool) -> None:
         --read rate_hz=50 --out logs
       stategate episodes read demos.hdf5 --map x=obs/robot0_eef_pos --out logs
     """
-    check_writable(out / "x.npz")
     done = convert_recording(path, out)
-    show(done, as_json, [line for one in done for line in one.lines()])
+    show(done, [line for one in done for line in one.lines()])
 
 
 @click.command("write")
@@ -274,7 +260,7 @@ def read_recording(path: Path, out: Path, as_json: bool) -> None:
 @recording_options
 @out_option("Name of the file or folder: *.mcap, *.parquet, or no dot for a LeRobotDataset.")
 @json_option
-def write_recording(run: Path, bundle: Path, rate: float | None, out: Path, as_json: bool) -> None:
+def write_recording(run: Path, bundle: Path, rate: float | None, out: Path) -> None:
     """Write what BUNDLE did in RUN, a black box or an episode, for the tools of others.
 
     Inputs, outputs, gates, sizes of states and counts of writes of each step: an MCAP file for
@@ -287,16 +273,15 @@ def write_recording(run: Path, bundle: Path, rate: float | None, out: Path, as_j
     """
     from stategate.runtime.recordings.write import write_run
 
-    check_writable(out)
     with progress(0, "writing") as report:
         done = write_run(as_episodes(run), bundle, out, rate, report)
-    show(done, as_json, [f"{out}: {done.steps:,} steps in {done.episodes:,} episodes"])
+    show(done, [f"{out}: {done.steps:,} steps in {done.episodes:,} episodes"])
 
 
 @click.command()
 @click.argument("path", type=EXISTING)
 @json_option
-def episodes(path: Path, as_json: bool) -> None:
+def episodes(path: Path) -> None:
     """Read PATH, an episode or a folder of them, from end to end, and say what is in it.
 
     Of a recording of another tool it shows the fields that can become inputs.
@@ -321,7 +306,7 @@ def episodes(path: Path, as_json: bool) -> None:
             lines += [f"{printable(source.path)}: {source.form}{rate}"]
             lines += [f"  {line}" for line in [*table(fields), *source.notes]]
             lines += [f"  take a field with: {example(source, fields)}"]
-        show(rows, as_json, lines)
+        show(rows, lines)
         return
     recordings = EpisodeSet.open(path)
     with progress(recordings.steps, "reading") as report:
@@ -340,7 +325,7 @@ def episodes(path: Path, as_json: bool) -> None:
             {"name": f.name, "steps": f.steps, "provenance": f.provenance} for f in recordings.files
         ],
     }
-    show(facts, as_json, _contents(recordings))
+    show(facts, _contents(recordings))
 
 
 def _contents(recordings: EpisodeSet) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,15 +39,7 @@ _FEW = 8  # numbers on a line
     "share of their size.",
 )
 @json_option
-def replay(
-    file: Path,
-    bundle: Path,
-    at: int | None,
-    other: Path | None,
-    engine: str | None,
-    tolerance: float,
-    as_json: bool,
-) -> None:
+def replay(file: Path, bundle: Path, at: int | None, other: Path | None, **options: Any) -> None:
     """Step what the black box FILE recorded once more, and compare it at every step.
 
     Exits with 1 where the recording has a gap, does not come out as it was, or the other bundle
@@ -61,13 +54,13 @@ def replay(
     if other is not None:
         if at is not None:
             raise click.UsageError("--at shows one bundle; leave --bisect away, or --at.")
-        compared = stategate.bisect(file, bundle, other, engine=engine, tolerance=tolerance)
-        show(_record(compared), as_json, _differences(compared, bundle, other))
+        compared = stategate.bisect(file, bundle, other, **options)
+        show(_record(compared), _differences(compared, bundle, other))
         leave_unless(compared.passed)
         return
-    report = stategate.replay(file, bundle, at=at, engine=engine, tolerance=tolerance)
+    report = stategate.replay(file, bundle, at=at, **options)
     lines = [*_lines(report), *_moment_lines(report.moment)]
-    show(_record(report), as_json, lines)
+    show(_record(report), lines)
     leave_unless(report.passed)
 
 

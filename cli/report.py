@@ -25,7 +25,7 @@ from stategate.cli.show import show_paths
 from stategate.common.page import Part, Verdict
 from stategate.common.page import report as page_of
 from stategate.contract import Bundle, load_episode
-from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError
 from stategate.contract.reading import read_bounded
 from stategate.runtime.keep.records import MAGIC
@@ -49,7 +49,6 @@ def report(
     out: Path,
     bundle: Path | None,
     title: str | None,
-    as_json: bool,
     **more: Any,
 ) -> None:
     """Draw WHAT as one page, verdicts first; several results stand on it together.
@@ -63,13 +62,12 @@ def report(
       stategate report build/drift/*/drift.json --out candidates.html
       stategate report robot.rec --bundle build/aura --out run.html
     """
-    check_writable(out)
     parts = [_part(path, bundle, **more) for path in what]
     if sum(part.title.startswith(_RUN) and _IS_ALIVE in part.body[0] for part in parts) > 1:
         raise click.UsageError("one run is shown alive on a page: draw each run on its own page.")
     heading = title or (parts[0].title if len(parts) == 1 else f"{len(parts)} results")
     write_whole(out, page_of(heading, parts).encode())
-    show_paths([out], as_json)
+    show_paths([out])
 
 
 def _part(path: Path, bundle: Path | None, **more: Any) -> Part:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,7 +27,6 @@ from stategate.cli.show import Line, show
 from stategate.common.console import progress
 from stategate.common.ending import stop_request
 from stategate.contract import Bundle, Episode, load_episode
-from stategate.contract.durable import check_writable
 from stategate.contract.errors import EpisodeError
 from stategate.runtime.episodes.run import RunResult, run_episode
 from stategate.runtime.keep.black_box import BlackBox
@@ -37,7 +37,7 @@ from stategate.runtime.session import Session
 @bundle_argument
 @episode_option("; the bundle's golden episode, over and over, if left out.", "episode_path")
 @steps_option("How many steps; default: the episode.", None, click.IntRange(1, 100_000_000))
-@out_option("Folder for ledger.json; default: none.", required=False)
+@out_option("Folder for ledger.json; default: none.", FOLDER, required=False)
 @option("--snapshots", type=FOLDER, help="Folder to go on from, and to save to at the end.")
 @option(
     "--black-box",
@@ -61,10 +61,7 @@ def run(
     snapshots: Path | None,
     black_box: Path | None,
     minutes: float | None,
-    engine: str,
-    trust: Path | None,
-    realtime: bool,
-    as_json: bool,
+    **opening: Any,
 ) -> None:
     """Step BUNDLE on this machine and print what its memory did.
 
@@ -75,8 +72,6 @@ def run(
       stategate run build/aura --steps 10000
       stategate run build/aura --episode episode.npz --out build/run
     """
-    if out is not None:
-        check_writable(out / "ledger.json")
     episode = load_episode(episode_path, steps) if episode_path else golden(Bundle.open(bundle))
     if minutes is not None and black_box is None:
         raise click.UsageError("--minutes needs --black-box FILE.")
@@ -85,14 +80,7 @@ def run(
         box = BlackBox(black_box, minutes, rate_hz=episode.rate_hz)
     with (
         stop_request() as stop,
-        Session.open(
-            bundle,
-            snapshots=snapshots,
-            black_box=box,
-            engine=engine,
-            trust=trust,
-            realtime=realtime,
-        ) as session,
+        Session.open(bundle, snapshots=snapshots, black_box=box, **opening) as session,
     ):
         restored = session.restore() if snapshots is not None else None
         if restored is not None:
@@ -108,7 +96,7 @@ def run(
         record = record.pop("ledger") | record  # counters stand at the top level
         ledger = None if out is None else out / "ledger.json"
         lines: list[Line] = [*table(result)]
-        show(record, as_json, [*lines, ("ledger", ledger)] if ledger else lines, ledger)
+        show(record, [*lines, ("ledger", ledger)] if ledger else lines, ledger)
     if result.done_steps < result.asked_steps:
         files = [name for name, place in (("snapshot", snapshots), ("ledger", out)) if place]
         raise stop.stopped(

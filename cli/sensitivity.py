@@ -22,7 +22,7 @@ from stategate.cli.options import (
 )
 from stategate.cli.show import show
 from stategate.contract import canonical_json
-from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.durable import write_whole
 from stategate.models.source import model_argument
 
 if TYPE_CHECKING:
@@ -52,13 +52,7 @@ if TYPE_CHECKING:
 )
 @out_option("The plan (.json).", FILE)
 @json_option
-def sensitivity(
-    model: str,
-    cache: Path | None,
-    out: Path,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def sensitivity(model: str, cache: Path | None, out: Path, **options: Any) -> None:
     """Propose a precision plan for MODEL, a zoo name or path/to/module.py:factory.
 
     Steps the model with one group of weights at a time in fewer bits, in closed loop, and puts
@@ -69,13 +63,11 @@ def sensitivity(
       stategate model sensitivity aura-hard --precision int4-weights --out build/plan.json
       stategate export aura-hard --precision build/plan.json --out build/small
     """
-    check_writable(out)
-
     from stategate.export.sensitivity import propose
 
     proposal = propose(model, cache or out.with_name(f"{out.stem}-trials"), **options)
     write_whole(out, canonical_json(proposal.plan))
-    show(proposal, as_json, _lines(proposal, out))
+    show(proposal, _lines(proposal, out))
 
 
 def _lines(proposal: Proposal, out: Path) -> Iterator[str]:

@@ -18,18 +18,23 @@ Line = str | tuple[str, object]
 _LABEL = 12  # columns of a label, at least
 
 
-def show(record: object, as_json: bool, lines: Iterable[Line], out: Path | None = None) -> None:
+def wants_json() -> bool:
+    """Whether the command that runs was given ``--json``; see `stategate.cli.options`."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get("stategate.json"))
+
+
+def show(record: object, lines: Iterable[Line], out: Path | None = None) -> None:
     """Print a result, and write its record to a file where one is asked for.
 
     Args:
         record: What JSON shows, keys sorted: builtins, dataclasses and structs.
-        as_json: Whether JSON is asked for.
         lines: What a reader sees; a generator runs only for one. Values of labels are aligned.
         out: The record's file.
     """
     if out is not None:
         write_whole(out, canonical_json(record))
-    if as_json:
+    if wants_json():
         click.echo(_json(record))
         return
     printed = list(lines)
@@ -45,10 +50,10 @@ def _json(record: object) -> str:
     return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2)
 
 
-def show_paths(paths: Iterable[Path], as_json: bool) -> None:
+def show_paths(paths: Iterable[Path]) -> None:
     """Print which files were written."""
     names = [str(path) for path in paths]
-    show(names, as_json, names)
+    show(names, names)
 
 
 def leave_unless(passed: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,15 +35,7 @@ from stategate.runtime.trust import code
 )
 @flag("--sigstore", "Sign without a key, by a login at an identity provider; needs a network.")
 @json_option
-def sign(
-    bundle: Path,
-    key: Path | None,
-    password: str | None,
-    certificate: Path | None,
-    chain: tuple[Path, ...],
-    sigstore: bool,
-    as_json: bool,
-) -> None:
+def sign(bundle: Path, **options: Any) -> None:
     """Sign BUNDLE as its author, in the form of OpenSSF Model Signing.
 
     Writes model.sig into BUNDLE. Whoever has the public key, or knows who issued the certificate,
@@ -57,22 +50,15 @@ def sign(
     Example:
       stategate sign build/aura --key author.pem
     """
-    path = stategate.sign(
-        bundle,
-        key=key,
-        password=password,
-        certificate=certificate,
-        chain=chain,
-        sigstore=sigstore,
-    )
-    show({"signature": str(path)}, as_json, [("signed", path)])
+    path = stategate.sign(bundle, **options)
+    show({"signature": str(path)}, [("signed", path)])
 
 
 @click.command()
 @bundle_argument
 @flag("--withdraw", "Take it back: its native code is not run again.")
 @json_option
-def trust(bundle: Path, withdraw: bool, as_json: bool) -> None:
+def trust(bundle: Path, withdraw: bool) -> None:
     """Accept the native code of BUNDLE on this machine, once and for good.
 
     A native library is a program: it runs with all your rights, on your files and devices, and
@@ -92,12 +78,12 @@ def trust(bundle: Path, withdraw: bool, as_json: bool) -> None:
     digests = [*([library] if library else []), *plans]
     record = {"bundle": opened.digest, "code": digests, "list": str(listed)}
     if not digests:
-        show(record, as_json, ["There is no native code in it; nothing needs to be accepted."])
+        show(record, ["There is no native code in it; nothing needs to be accepted."])
         return
     if withdraw:
         withdrawn = any([code.withdraw(digest) for digest in digests])
         text = f"taken out of {listed}" if withdrawn else f"it was not in {listed}"
-        show(record, as_json, [("native code", text)])
+        show(record, [("native code", text)])
         leave_unless(withdrawn)
         return
     problems = [code.accept(digest, opened.manifest.model.name) for digest in digests]
@@ -110,7 +96,6 @@ def trust(bundle: Path, withdraw: bool, as_json: bool) -> None:
         )
     show(
         record,
-        as_json,
         [
             f"The native code of {opened.manifest.model.name} may now run as you, "
             "with everything that you may do.",

@@ -29,7 +29,7 @@ HEADS = ("target", "memory", "reserve", "bandwidth", "dense int8", "CPU", "onnxr
 @json_option
 @flag("--markdown", "Print the table as Markdown.")
 @click.pass_context
-def targets(context: click.Context, as_json: bool, markdown: bool) -> None:
+def targets(context: click.Context, markdown: bool) -> None:
     """List the devices that are known, or show one with `show`.
 
     \b
@@ -42,13 +42,13 @@ def targets(context: click.Context, as_json: bool, markdown: bool) -> None:
     profiles = [load(name) for name in names()]
     rows = [row(profile) for profile in profiles]
     table = markdown_table(HEADS, rows) if markdown else text_table([HEADS, *rows])
-    print_result(profiles, as_json, [table])
+    print_result(profiles, [table])
 
 
 @targets.command()
 @click.argument("target")
 @json_option
-def show(target: str, as_json: bool) -> None:
+def show(target: str) -> None:
     """Show every figure of TARGET with its source and date.
 
     \b
@@ -56,7 +56,7 @@ def show(target: str, as_json: bool) -> None:
       stategate device targets show raspberry-pi-5
     """
     profile = load(target)
-    print_result(profile, as_json, _figures(profile))
+    print_result(profile, _figures(profile))
 
 
 def _figures(profile: TargetProfile) -> Iterator[str]:
@@ -129,7 +129,7 @@ def _word(value: Any) -> str:
 @click.command("detect")
 @root_option
 @json_option
-def detect_command(root: Path, as_json: bool) -> None:
+def detect_command(root: Path) -> None:
     """Say what this machine is, which target that is, and what no file says.
 
     \b
@@ -146,7 +146,7 @@ def detect_command(root: Path, as_json: bool) -> None:
         for label, value in (facts | {"memory_bytes": memory}).items()
         if label not in ("unknowns", "compatible")
     ]
-    print_result(facts, as_json, [*lines, *(f"could not tell {sentence}" for sentence in unknowns)])
+    print_result(facts, [*lines, *(f"could not tell {sentence}" for sentence in unknowns)])
 
 
 def _target_of(host: Host) -> tuple[str | None, str]:
@@ -164,7 +164,7 @@ def _target_of(host: Host) -> tuple[str | None, str]:
 @click.command("doctor")
 @root_option
 @json_option
-def doctor(root: Path, as_json: bool) -> None:
+def doctor(root: Path) -> None:
     """Look this machine over, one line a finding with its remedy.
 
     Exits with 1 where something is missing that an engine of this machine needs.
@@ -179,5 +179,5 @@ def doctor(root: Path, as_json: bool) -> None:
         + (f"; what to do: {one.remedy}" if one.remedy else "")
         for one in findings
     )
-    print_result(findings, as_json, lines)
+    print_result(findings, lines)
     leave_unless(all(one.level != "missing" for one in findings))

@@ -72,7 +72,6 @@ def wear(
     metadata_bytes: int | None,
     share: float | None,
     path: Path | None,
-    as_json: bool,
     **figures: float | None,
 ) -> None:
     """Show how long the flash lasts when BUNDLE's memory is saved there, by snapshot policy.
@@ -131,7 +130,7 @@ def wear(
         lines.append(("device", _describe(device)))
     for storage, snapshots, commits in tables:
         lines += ["", *_table(storage, snapshot_bytes, snapshots + commits)]
-    show(record, as_json, lines)
+    show(record, lines)
 
 
 def _by_figures(

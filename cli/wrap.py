@@ -13,17 +13,15 @@ from stategate.cli.options import (
     EXISTING,
     POSITIVE,
     SHARE,
+    bundle_out_option,
     check_steps_option,
     engines_option,
     json_option,
     option,
-    out_option,
     seed_option,
     target_option,
 )
-from stategate.cli.show import show
-from stategate.contract import refuse_to_replace
-from stategate.targets import load
+from stategate.cli.show import show, wants_json
 
 _RECIPE = WrapRecipe()
 
@@ -44,7 +42,7 @@ def _threshold(_: click.Context, __: click.Parameter, text: str) -> float | str:
     type=EXISTING,
     help="Episodes with inputs and actions (.npz, or a folder of them); repeat for more.",
 )
-@out_option("The bundle's folder; the report goes to OUT.json.")
+@bundle_out_option("The bundle's folder; the report goes to OUT.json.")
 @option(
     "--label",
     default="action",
@@ -97,8 +95,6 @@ def wrap(
     backbone: str | None,
     recordings: tuple[Path, ...],
     out: Path,
-    target: str | None,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """Give a frozen policy a memory and a gate, trained on its own recordings.
@@ -113,14 +109,10 @@ def wrap(
       stategate wrap encoder.onnx --recordings logs/ --out build/wrapped
       stategate wrap --recordings features/ --out build/memory
     """
-    if target:
-        load(target)
-    refuse_to_replace(out)
-
     import stategate
     from stategate.cli.receipt import print_receipt
 
-    result = stategate.wrap(backbone, recordings, out, target=target, **options)
-    show(result.report, as_json, result.report.lines())
-    if not as_json:
-        print_receipt(result.bundle, as_json)
+    result = stategate.wrap(backbone, recordings, out, **options)
+    show(result.report, result.report.lines())
+    if not wants_json():
+        print_receipt(result.bundle)

@@ -11,13 +11,13 @@ import click
 
 from stategate.cli.options import FILE, json_option, out_option, seed_option, steps_option
 from stategate.cli.show import show
-from stategate.contract.durable import check_writable, write_whole
+from stategate.contract.durable import write_whole
 from stategate.models.zoo.catalogue import HELD_OUT_SEED, ZOO, entry
 
 
 @click.command()
 @json_option
-def zoo(as_json: bool) -> None:
+def zoo() -> None:
     """List the models that come with stategate.
 
     \b
@@ -45,7 +45,7 @@ def zoo(as_json: bool) -> None:
                 },
             }
         )
-    show(rows, as_json, _models(rows))
+    show(rows, _models(rows))
 
 
 def _models(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -65,7 +65,7 @@ def _models(rows: list[dict[str, Any]]) -> Iterator[str]:
 @seed_option("Of the stream.", HELD_OUT_SEED)
 @out_option("The .npz to write.", FILE)
 @json_option
-def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
+def episode(name: str, steps: int, seed: int, out: Path) -> None:
     """Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.
 
     \b
@@ -73,9 +73,8 @@ def episode(name: str, steps: int, seed: int, out: Path, as_json: bool) -> None:
       stategate episodes zoo aura-hard --steps 100000 --out build/episode.npz
     """
     model = entry(name)
-    check_writable(out)
     stream = f"held-out stream of {name}, seed {seed}"
     raw = replace(model.episode(steps, seed), provenance=stream).to_bytes()
     write_whole(out, raw)
     facts = {"model": name, "steps": steps, "seed": seed, "bytes": len(raw), "path": str(out)}
-    show(facts, as_json, [f"{out}: {steps:,} steps, seed {seed}"])
+    show(facts, [f"{out}: {steps:,} steps, seed {seed}"])

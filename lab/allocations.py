@@ -98,7 +98,7 @@ def count_mallocs(bundle: str, engine: str, steps: int) -> list[int]:
 @engine_option
 @option("--steps", type=COUNT, default=2000, help="How many to count over.")
 @json_option
-def allocations(bundle: Path, engine: str, steps: int, as_json: bool) -> None:
+def allocations(bundle: Path, engine: str, steps: int) -> None:
     """Count what a step of BUNDLE asks malloc for.
 
     \b
@@ -110,7 +110,7 @@ def allocations(bundle: Path, engine: str, steps: int, as_json: bool) -> None:
         ("mallocs", f"{counts.native:.1f} a step, {counts.native_bytes:.0f} bytes"),
         ("with Python's", f"{counts.all:.1f} a step"),
     ]
-    show(asdict(counts), as_json, lines)
+    show(asdict(counts), lines)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from stategate.bench.fleet.page import html
 from stategate.bench.fleet.table import PARTS
 from stategate.calibration.thresholds.curve import calibrate
 from stategate.cli.options import BUNDLE, COUNT, FOLDER, out_option
-from stategate.cli.show import show
 from stategate.common.console import progress
 from stategate.contract import canonical_json
 from stategate.contract.durable import write_whole
@@ -155,7 +154,7 @@ def fleet(bundle: Path, scratch: Path, robots: int, steps: int, out: Path) -> No
         "seconds": times,
     }
     write_whole(out, canonical_json(record))
-    show(record, True, [])
+    click.echo(canonical_json(record))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -204,7 +204,7 @@ def bound_calls(bundle: Bundle) -> tuple[Step, Step]:
 @option("--burst", type=COUNT, default=500, help="Steps in a burst.")
 @out_option("Folder for overhead.json.", required=False)
 @json_option
-def overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: bool) -> None:
+def overhead(bundle: Path, rounds: int, burst: int, out: Path | None) -> None:
     """Compare a counted step of BUNDLE with plain ONNX Runtime, in turns and in one run.
 
     \b
@@ -217,7 +217,7 @@ def overhead(bundle: Path, rounds: int, burst: int, out: Path | None, as_json: b
 
     with progress(rounds + 1, "measuring") as report:
         result = measure_overhead(bundle, rounds, burst, report)
-    show(result, as_json, _lines(result), path)
+    show(result, _lines(result), path)
 
 
 def _lines(result: Overhead) -> Iterator[str]:

@@ -84,9 +84,7 @@ def stepper(session: Session) -> Step:
 @option("--burst", type=COUNT, default=500, help="Steps in a burst.")
 @out_option("The list (.json).", required=False)
 @json_option
-def pace(
-    bundles: tuple[Path, ...], rounds: int, burst: int, out: Path | None, as_json: bool
-) -> None:
+def pace(bundles: tuple[Path, ...], rounds: int, burst: int, out: Path | None) -> None:
     """Time a step of each of BUNDLES, in turns and in one run, against the first.
 
     \b
@@ -99,4 +97,4 @@ def pace(
     with progress(rounds + 1, "measuring") as report:
         result = measure_pace(bundles, rounds, burst, report)
     lines = (f"{p.bundle}: p50 {p.p50_us:.1f} us, {p.ratio:.2f} times the first" for p in result)
-    show(result, as_json, lines, out)
+    show(result, lines, out)

@@ -12,6 +12,7 @@ import msgspec
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from stategate.cli.options import json_option
 from stategate.cli.show import show_paths
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError
@@ -121,12 +122,12 @@ def _draw_writes(axes: Axes, run: Run) -> None:
 
 @click.command()
 @click.argument("ledger", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def plot(ledger: Path, as_json: bool) -> None:
+@json_option
+def plot(ledger: Path) -> None:
     """Draw the memory and the writes of a run next to its LEDGER, as PNG and SVG.
 
     \b
     Example:
       python -m lab plot build/run/ledger.json
     """
-    show_paths(draw_run(read_run(ledger), ledger.with_name("memory")), as_json)
+    show_paths(draw_run(read_run(ledger), ledger.with_name("memory")))

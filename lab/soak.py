@@ -182,9 +182,7 @@ def _empty_loop(steps: int, elapsed_ns: np.ndarray) -> int:
 @steps_option("Steps.", 1_000_000, click.IntRange(min=40_000))
 @out_option("Folder for soak.json.", required=False)
 @json_option
-def soak(
-    bundle: Path, episode_path: Path | None, steps: int, out: Path | None, as_json: bool
-) -> None:
+def soak(bundle: Path, episode_path: Path | None, steps: int, out: Path | None) -> None:
     """Step BUNDLE for a long time, and see whether its memory or its pace changes.
 
     \b
@@ -198,7 +196,7 @@ def soak(
     episode = load_stream(episode_path, steps) if episode_path else None
     with progress(steps, "soaking") as report:
         result = run_soak(bundle, episode, steps, report)
-    show(result, as_json, _soaked(result), path)
+    show(result, _soaked(result), path)
 
 
 def _soaked(result: Soak) -> Iterator[str]:

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from stategate.runtime.install.record import Trial
     from stategate.runtime.install.release import release
     from stategate.runtime.trust.sign import sign
+    from stategate.targets import TargetProfile
     from stategate.wrapping import wrap
 
 __version__ = "0.2.0"
@@ -166,7 +167,7 @@ def quantise(
     accept: str | None = None,
     engines: Engines = "onnxruntime",
     safe: SafeOutputs | None = None,
-    target: str | None = None,
+    target: str | TargetProfile | None = None,
     observes: Observes | None = None,
     progress: Progress | None = None,
 ) -> Bundle:

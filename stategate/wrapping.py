@@ -15,6 +15,7 @@ from stategate.contract.durable import check_writable
 from stategate.export.backbone import carried
 from stategate.export.deploy import Engines
 from stategate.export.make import make
+from stategate.targets import TargetProfile
 
 
 def wrap(
@@ -34,7 +35,7 @@ def wrap(
     place: Place = "auto",
     steps: int = 1000,
     engines: Engines = "onnxruntime",
-    target: str | None = None,
+    target: str | TargetProfile | None = None,
     progress: Progress | None = None,
 ) -> Wrapped:
     """Give a frozen policy a memory of 4,224 bytes, and a gate that writes it where that pays.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -183,5 +184,7 @@ def test_an_episode_whose_name_is_no_utf8_is_shown_in_json(tmp_path: Path) -> No
 
 
 def test_a_number_that_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    show({"b": float("nan"), "a": [float("-inf"), 1.5]}, True, ())
+    with click.Context(click.Command("inspect")) as context:
+        context.meta["stategate.json"] = True
+        show({"b": float("nan"), "a": [float("-inf"), 1.5]}, ())
     assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": None}

@@ -65,7 +65,6 @@ def train_gate_command(
     steps: int,
     count: int,
     out: Path,
-    as_json: bool,
     **recipe: Any,
 ) -> None:
     """Train a gate over the whole memory of MODEL, which stays as it is.
@@ -86,7 +85,7 @@ def train_gate_command(
         f"output error {judged.output_error:.3g} against writing always"
         for name, judged in (("trained", result.trained), ("random", result.random))
     ]
-    show(result, as_json, [*lines, f"written: {out}"])
+    show(result, [*lines, f"written: {out}"])
 
 
 @click.command("train-retention")
@@ -117,7 +116,6 @@ def train_retention_command(
     steps: int,
     count: int,
     out: Path,
-    as_json: bool,
     **recipe: Any,
 ) -> None:
     """Train what MODEL, a TRIM-KV, retains; everything else of it stays as it is.
@@ -137,4 +135,4 @@ def train_retention_command(
         f"output error against all of the past, held out: {result.error_before:.3g} untrained, "
         f"{result.error_after:.3g} trained"
     )
-    show(result, as_json, [line, f"written: {out}"])
+    show(result, [line, f"written: {out}"])
