@@ -32,7 +32,7 @@ def load_obstacle(native: NativeRef) -> str | None:
         return f"the library is for {native.machine}, this machine is {platform.machine()}"
     features = cpu.features()
     if native.needs and features is None:
-        return "what this CPU has cannot be read: /proc/cpuinfo is hidden and the CPU does not say"
+        return "what this CPU has cannot be read: /proc/cpuinfo is hidden"
     if missing := set(native.needs) - (features or frozenset()):
         return f"the library needs {', '.join(sorted(missing))}, which this CPU does not have"
     try:

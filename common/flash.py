@@ -98,25 +98,16 @@ def _check_at_least(storage: Storage, field: str, low: int, *, inclusive: bool) 
 
 def host_bytes_per_snapshot(storage: Storage, snapshot_bytes: int) -> int:
     """Bytes that the host writes to replace a snapshot atomically: whole blocks and metadata."""
-    _check("snapshot_bytes", snapshot_bytes, zero=True)
+    _check("snapshot_bytes", snapshot_bytes)
     blocks = -(-snapshot_bytes // storage.block_bytes)
     return blocks * storage.block_bytes + storage.metadata_bytes
 
 
 def bytes_per_day(storage: Storage, snapshot_bytes: int, snapshots_per_second: float) -> float:
     """Bytes that the host writes in a day at a rate of snapshots."""
-    _check("snapshots_per_second", snapshots_per_second, zero=True)
+    _check("snapshots_per_second", snapshots_per_second)
     per_snapshot = host_bytes_per_snapshot(storage, snapshot_bytes)
     return per_snapshot * snapshots_per_second * SECONDS_PER_DAY
-
-
-def lifetime_years(storage: Storage, snapshot_bytes: int, snapshots_per_second: float) -> float:
-    """Years until snapshots alone have worn the medium out.
-
-    Returns:
-        Years of 365.25 days; infinite where nothing is written.
-    """
-    return years_at(storage, bytes_per_day(storage, snapshot_bytes, snapshots_per_second))
 
 
 def years_at(storage: Storage, daily_bytes: float) -> float:
@@ -126,25 +117,6 @@ def years_at(storage: Storage, daily_bytes: float) -> float:
     return endurance_bytes(storage) / daily_bytes * SECONDS_PER_DAY / SECONDS_PER_YEAR
 
 
-def max_bytes_per_day(storage: Storage, years: float) -> float:
-    """Bytes that the host may write in a day for the medium to last."""
-    _check("years", years)
-    return endurance_bytes(storage) / (years * SECONDS_PER_YEAR) * SECONDS_PER_DAY
-
-
-def max_snapshots_per_second(storage: Storage, snapshot_bytes: int, years: float) -> float:
-    """Highest rate of snapshots at which the medium lasts.
-
-    Returns:
-        Snapshots per second; infinite where a snapshot costs nothing.
-    """
-    daily = max_bytes_per_day(storage, years)
-    per_snapshot = host_bytes_per_snapshot(storage, snapshot_bytes)
-    return daily / (per_snapshot * SECONDS_PER_DAY) if per_snapshot else math.inf
-
-
-def _check(name: str, value: float, *, zero: bool = False) -> None:
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise SpecError(
-            f"{name} must be a finite number, {'0 or more' if zero else 'above 0'}", found=value
-        )
+def _check(name: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise SpecError(f"{name} must be a finite number, 0 or more", found=value)

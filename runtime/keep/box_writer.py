@@ -140,7 +140,6 @@ class BlackBoxWriter:
                     blocks=blocks,
                     bundle_sha256=digest,
                     purpose=PURPOSE,
-                    ring=True,
                     count=self._charge,
                 )
                 return file, 0

@@ -246,8 +246,7 @@ class Journal:
                 raise folder_error(path, problem) from problem
             return False  # a disk that is mounted read-only, or a file that it cannot read
         header = file.header
-        fits = header.bundle_sha256 == self._identity and header.purpose == PURPOSE
-        if not (fits and header.is_ring):
+        if header.bundle_sha256 != self._identity or header.purpose != PURPOSE:
             file.medium.close()
             return False
         self._file = file
@@ -264,7 +263,6 @@ class Journal:
             blocks=file_bytes // BLOCK_BYTES - 1,
             bundle_sha256=self._identity,
             purpose=PURPOSE,
-            ring=True,
             count=self._count,
         )
         try:

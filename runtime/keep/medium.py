@@ -1,38 +1,13 @@
-"""Where the blocks of a record file are: a file that one process holds, or what a test makes up."""
+"""Where the blocks of a record file are: a file that one process holds."""
 
 from __future__ import annotations
 
 import os
 import weakref
 from pathlib import Path
-from typing import Protocol
 
 from stategate.contract.durable import try_lock
 from stategate.contract.errors import SnapshotError
-
-
-class Medium(Protocol):
-    """Where blocks are: a file, a partition, or what a test simulates.
-
-    Attributes:
-        size_bytes: Of all of it; fixed.
-    """
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all of it; fixed."""
-
-    def read(self, at: int, count: int) -> bytes:
-        """``count`` bytes from ``at`` on; an OSError where that fails."""
-
-    def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """Put ``data`` at ``at``."""
-
-    def sync(self) -> None:
-        """Return when the medium has what was written."""
-
-    def close(self) -> None:
-        """Let go of it."""
 
 
 class FileMedium:
@@ -41,7 +16,6 @@ class FileMedium:
     Attributes:
         path: Where it is.
         size_bytes: Of the file.
-        unlocked: Whether the file system has no locks, so that another process could hold it too.
     """
 
     def __init__(self, path: str | Path, writes: bool = True) -> None:
@@ -49,37 +23,33 @@ class FileMedium:
         self.path = Path(path).resolve()  # a daemon changes its working directory
         flags = os.O_RDWR if writes else os.O_RDONLY
         self._file = os.open(self.path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        self._owner, self.unlocked = os.getpid(), False
         _OPEN.add(self)
         try:
-            if writes:
-                lock = try_lock(self._file)
-                self.unlocked = lock == "no locks"
-                if lock == "in use":
-                    raise SnapshotError(
-                        "the record file is in use",
-                        found=self.path,
-                        expected="one process at a time",
-                        remedy="close the other session, or give this one a file of its own",
-                    )
+            if writes and try_lock(self._file) == "in use":
+                raise SnapshotError(
+                    "the record file is in use",
+                    found=self.path,
+                    expected="one process at a time",
+                    remedy="close the other session, or give this one a file of its own",
+                )
             self.size_bytes = os.fstat(self._file).st_size
         except BaseException:
             self.close()
             raise
 
     def read(self, at: int, count: int) -> bytes:
-        """See `Medium.read`."""
+        """``count`` bytes from ``at`` on; an OSError where that fails."""
         return os.pread(self._file, count, at)
 
     def write(self, at: int, data: bytes | bytearray | memoryview) -> None:
-        """See `Medium.write`."""
+        """Put ``data`` at ``at``."""
         view = memoryview(data)
         while view:
             done = os.pwrite(self._file, view, at)
             view, at = view[done:], at + done
 
     def sync(self) -> None:
-        """See `Medium.sync`."""
+        """Return when the medium has what was written."""
         getattr(os, "fdatasync", os.fsync)(self._file)
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """The record file: a file of fixed size that a process can be killed over at any byte.
 
-It is filled block by block; a block that went to the medium is not touched again until a ring comes
-around to it. All integers are little endian::
+It is a ring, filled block by block; a block that went to the medium is not touched again until the
+ring comes around to it. All integers are little endian::
 
-    block 0, the header: magic (8) | version | bytes of a block | blocks | 1 for a ring | life
+    block 0, the header: magic (8) | version | bytes of a block | blocks | 1, for a ring | life
         | purpose (each u32) | SHA-256 of the bundle (32) | zeros | CRC-32 (u32)
     block 1 + sequence % blocks: CRC-32 (u32) | life (u32) | sequence (u64)
         | CRC-32 of the block before (u32) | bytes in use (u16)
@@ -29,7 +29,7 @@ from zlib import crc32
 
 from stategate.contract.durable import whole_file
 from stategate.contract.errors import SnapshotDamagedError, SnapshotError
-from stategate.runtime.keep.medium import FileMedium, Medium
+from stategate.runtime.keep.medium import FileMedium
 
 BLOCK_BYTES = 4096
 MAGIC = b"SGREC\r\n\x1a"  # \r\n: a transfer in text mode breaks it visibly
@@ -53,7 +53,6 @@ class Header:
     """What a record file says about itself."""
 
     blocks: int  # blocks of 4 KiB for records
-    is_ring: bool  # whether the oldest block is overwritten when all are used
     life: int  # drawn by chance for each file, and named by each of its blocks
     purpose: int  # number of what it is for, so that no file is read as another kind
     bundle_sha256: str  # SHA-256 of the bundle, or of what of it counts for the owner
@@ -65,7 +64,7 @@ class Header:
 
     def encode(self) -> bytes:
         """The header's block."""
-        fields = (MAGIC, FORMAT_VERSION, BLOCK_BYTES, self.blocks, int(self.is_ring), self.life)
+        fields = (MAGIC, FORMAT_VERSION, BLOCK_BYTES, self.blocks, 1, self.life)
         raw = _HEADER.pack(*fields, self.purpose, bytes.fromhex(self.bundle_sha256))
         raw = raw.ljust(BLOCK_BYTES - _CRC.size, b"\0")
         return raw + _CRC.pack(crc32(raw))
@@ -91,12 +90,11 @@ class RecordFile:
     Attributes:
         header: Of the file.
         medium: What it is written to.
-        written_bytes: Sent to the medium since it was opened.
     """
 
     def __init__(
         self,
-        medium: Medium,
+        medium: FileMedium,
         header: Header,
         sequence: int = 0,
         before_crc: int = 0,
@@ -108,8 +106,7 @@ class RecordFile:
         self._block = bytearray(BLOCK_BYTES)
         self._view = memoryview(self._block)
         self._first = 0
-        self._at = BLOCK_BYTES if self._is_full else _BLOCK.size
-        self.written_bytes = 0
+        self._at = _BLOCK.size
 
     @classmethod
     def create(
@@ -119,7 +116,6 @@ class RecordFile:
         blocks: int,
         bundle_sha256: str,
         purpose: int,
-        ring: bool,
         count: Callable[[int], None] = lambda _: None,
     ) -> RecordFile:
         """Make a file of ``1 + blocks`` blocks of 4 KiB, allocated on the disk, and open it.
@@ -128,7 +124,7 @@ class RecordFile:
         full says so here and not in the middle of a run.
         """
         life = int.from_bytes(os.urandom(4), "little")
-        header = Header(blocks, ring, life, purpose, bundle_sha256)
+        header = Header(blocks, life, purpose, bundle_sha256)
         count(BLOCK_BYTES)
         with whole_file(Path(path)) as file:
             file.write(header.encode())
@@ -139,13 +135,10 @@ class RecordFile:
         return cls(FileMedium(path), header, count=count)
 
     @classmethod
-    def resume(cls, medium: Medium, count: Callable[[int], None] = lambda _: None) -> RecordFile:
-        """Go on after what is there: after the newest block of a ring, else after the first run."""
+    def resume(cls, medium: FileMedium, count: Callable[[int], None]) -> RecordFile:
+        """Go on after the newest block that is there."""
         reader = RecordReader(medium)
-        if reader.header.is_ring:
-            last = reader.runs[-1].last if reader.runs else -1
-        else:
-            last = reader.runs[0].last if reader.runs and reader.runs[0].first == 0 else -1
+        last = reader.runs[-1].last if reader.runs else -1
         before_crc = reader.crc_of(last) if last >= 0 else 0
         return cls(medium, reader.header, last + 1, before_crc, count)
 
@@ -153,18 +146,6 @@ class RecordFile:
     def next_block(self) -> int:
         """Number of the block that is being filled."""
         return self._sequence
-
-    def fits(self, payload_bytes: int) -> bool:
-        """Whether a record would still fit; always in a ring that is large enough for it."""
-        room = (self.header.blocks - 1) * ROOM
-        if not self.header.is_ring:
-            room += BLOCK_BYTES - self._at - self._sequence * ROOM
-        return _RECORD.size + payload_bytes <= room
-
-    @property
-    def _is_full(self) -> bool:
-        """Whether every block of a file that is no ring was sent."""
-        return not self.header.is_ring and self._sequence >= self.header.blocks
 
     def append(
         self, kind: int, step: int, payload: bytes | bytearray | memoryview, flags: int = 0
@@ -186,7 +167,7 @@ class RecordFile:
     def _append_across(
         self, kind: int, step: int, payload: bytes | bytearray | memoryview, flags: int
     ) -> None:
-        if not self.fits(len(payload)):
+        if _RECORD.size + len(payload) > (self.header.blocks - 1) * ROOM:
             raise SnapshotError(
                 "the record file has no room for this record",
                 found=f"{len(payload)} bytes",
@@ -213,7 +194,7 @@ class RecordFile:
 
     def flush(self, sync: bool = False) -> None:
         """Send the block that is being filled; what follows begins in a new one."""
-        if self._at > _BLOCK.size and not self._is_full:
+        if self._at > _BLOCK.size:
             self._send()
         if sync:
             self.medium.sync()
@@ -227,9 +208,8 @@ class RecordFile:
         # A number is used once, even where the write fails or a signal's handler ends it half-way.
         self._sequence, self._before_crc = sequence + 1, 0
         self._first = 0
-        self._at = BLOCK_BYTES if self._is_full else _BLOCK.size
+        self._at = _BLOCK.size
         self._count(BLOCK_BYTES)
-        self.written_bytes += BLOCK_BYTES
         self.medium.write((1 + sequence % header.blocks) * BLOCK_BYTES, self._view)
         self._before_crc = crc
 
@@ -258,7 +238,7 @@ class RecordReader:
         damaged: Places of blocks, from 0, that hold something and neither a block nor zeros.
     """
 
-    def __init__(self, medium: Medium) -> None:
+    def __init__(self, medium: FileMedium) -> None:
         self._medium = medium
         self.header = read_header(medium)
         self._crcs: dict[int, int] = {}
@@ -326,7 +306,7 @@ class RecordReader:
                 at = -(-(at + size) // _ALIGN) * _ALIGN
 
 
-def read_header(medium: Medium) -> Header:
+def read_header(medium: FileMedium) -> Header:
     """The header of a record file."""
     raw = medium.read(0, BLOCK_BYTES)
     if len(raw) < BLOCK_BYTES or not raw.startswith(MAGIC):
@@ -345,12 +325,13 @@ def read_header(medium: Medium) -> Header:
         raise SnapshotDamagedError(
             "the header of the record file is damaged", found="a checksum that does not match"
         )
-    header = Header(blocks, bool(ring), life, purpose, digest.hex())
-    if block_bytes != BLOCK_BYTES or blocks < 1 or medium.size_bytes < header.file_bytes:
+    header = Header(blocks, life, purpose, digest.hex())
+    is_whole = block_bytes == BLOCK_BYTES and blocks > 0 and medium.size_bytes >= header.file_bytes
+    if ring != 1 or not is_whole:
         raise SnapshotDamagedError(
-            "the record file is cut off",
+            "the record file is cut off, or of another kind",
             found=f"{medium.size_bytes} bytes",
-            expected=f"{header.file_bytes} bytes",
+            expected=f"a ring of {header.file_bytes} bytes",
             remedy="copy the whole file again",
         )
     return header

@@ -13,15 +13,17 @@ from stategate.common.flash import (
     bytes_per_day,
     endurance_bytes,
     host_bytes_per_snapshot,
-    lifetime_years,
-    max_bytes_per_day,
-    max_snapshots_per_second,
+    years_at,
 )
 from stategate.common.wear_counters import DeviceWear, block_device, read_wear
 from stategate.contract.errors import SpecError
 
 KIB, MIB = 1024, 1024**2
 HEADER = 4096  # what the published table below adds to each state
+
+
+def lifetime_years(storage: Storage, snapshot_bytes: int, per_second: float) -> float:
+    return years_at(storage, bytes_per_day(storage, snapshot_bytes, per_second))
 
 
 def rated(tbw: float, **fields: object) -> Storage:
@@ -93,7 +95,7 @@ def test_a_snapshot_takes_whole_blocks_and_its_metadata() -> None:
 def test_what_is_never_written_lasts_for_ever() -> None:
     assert lifetime_years(EMMC_16, 4096, 0) == math.inf
     free = rated(1, metadata_bytes=0)
-    assert lifetime_years(free, 0, 30) == max_snapshots_per_second(free, 0, 10) == math.inf
+    assert lifetime_years(free, 0, 30) == math.inf
 
 
 ENDURANCE = st.integers(10**9, 10**16)
@@ -106,18 +108,7 @@ STORAGE = st.builds(
     st.integers(0, 10**6),
 )
 SNAPSHOT = st.integers(1, 10**9)
-YEARS = st.floats(0.01, 1000)
 PER_SECOND = st.floats(1e-6, 1e4)
-
-
-@given(STORAGE, SNAPSHOT, YEARS)
-def test_the_highest_rate_lasts_exactly_the_years_it_was_asked_for(
-    storage: Storage, snapshot_bytes: int, years: float
-) -> None:
-    per_second = max_snapshots_per_second(storage, snapshot_bytes, years)
-    assert lifetime_years(storage, snapshot_bytes, per_second) == pytest.approx(years)
-    daily = bytes_per_day(storage, snapshot_bytes, per_second)
-    assert daily == pytest.approx(max_bytes_per_day(storage, years))
 
 
 @given(STORAGE, SNAPSHOT, PER_SECOND, st.integers(0, 10**6), st.floats(1, 10))
@@ -139,12 +130,9 @@ def test_amplification_never_lengthens_and_cycles_never_shorten_a_life(
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf])
-def test_rates_and_years_that_cannot_be_are_refused(value: float) -> None:
+def test_rates_that_cannot_be_are_refused(value: float) -> None:
     with pytest.raises(SpecError, match="snapshots_per_second"):
         lifetime_years(EMMC_16, 1, value)
-    for years in (value, 0):
-        with pytest.raises(SpecError, match="years"):
-            max_snapshots_per_second(EMMC_16, 1, years)
     with pytest.raises(SpecError, match="snapshot_bytes"):
         host_bytes_per_snapshot(EMMC_16, -1)
 
