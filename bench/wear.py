@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stategate.common.flash import SECONDS_PER_DAY, Storage, bytes_per_day, years_at
-from stategate.contract import Manifest, one_row
+from stategate.contract import Manifest
+from stategate.contract.sessions import one_row
 from stategate.runtime.keep.journal import Journal, blocks_of
 from stategate.runtime.keep.records import BLOCK_BYTES
 from stategate.runtime.keep.replay import record_bytes

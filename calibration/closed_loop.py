@@ -56,7 +56,7 @@ class LoopCounts:
 
     @property
     def output_error(self) -> NDArray[np.float64]:
-        """``(lanes,)``; see `stategate.contract.CurvePoint`."""
+        """``(lanes,)``; see `stategate.contract.calibration.CurvePoint`."""
         errors = np.sqrt(self.gaps / np.maximum(self.sizes, 1e-300)[:, None])
         return np.asarray(errors.max(axis=0, initial=0.0))
 

@@ -13,7 +13,8 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from stategate.calibration.cluster import Cluster, connected, in_order
-from stategate.contract import Episode, EpisodeFile, EpisodeSet
+from stategate.contract import Episode, EpisodeSet
+from stategate.contract.episodes import EpisodeFile
 from stategate.contract.errors import CalibrationError, EpisodeError
 
 if TYPE_CHECKING:

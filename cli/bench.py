@@ -25,8 +25,7 @@ from stategate.cli.options import (
     out_option,
     seed_option,
 )
-from stategate.cli.show import leave_unless, show, show_paths
-from stategate.contract.durable import check_writable
+from stategate.cli.show import leave_unless, show
 from stategate.runtime.engines.engine import ENGINES
 
 _SECONDS = {"default": 60.0, "quick": 1.5, "official": 600.0}
@@ -116,22 +115,6 @@ def run(
     result = measure_bundles(chosen, options, out, fresh)
     files = [str(out / f"bench.{kind}") for kind in ("json", "html", "md", "npz")] if out else []
     show(result, [*lines(result), *files])
-
-
-@click.command()
-@click.argument("result", type=ANY_PATH)
-@json_option
-def report(result: Path) -> None:
-    """Draw page and Markdown of a RESULT again, next to it.
-
-    \b
-    Example:
-      stategate bench report build/bench/bench.json
-    """
-    from stategate.bench.report.page import write_report
-
-    check_writable(result)
-    show_paths(write_report(read_result(result), result.parent))
 
 
 @click.command("compare")

@@ -27,7 +27,8 @@ from stategate.cli.options import (
     zoo_options,
 )
 from stategate.cli.show import show
-from stategate.contract import CalibrationRecord, CurvePoint
+from stategate.contract import CalibrationRecord
+from stategate.contract.calibration import CurvePoint
 from stategate.contract.precision import RangeRecord, TensorRange
 from stategate.contract.specs import is_threshold
 from stategate.models.source import model_argument

@@ -26,9 +26,10 @@ from stategate.cli.options import (
 from stategate.cli.receipt import doubts, missing_part, result_of
 from stategate.cli.show import Line, leave_unless, show
 from stategate.common.c_library import load_obstacle
-from stategate.contract import Bundle, Manifest, TargetRef
+from stategate.contract import Bundle, Manifest
 from stategate.contract.bundle import SIGNATURE
 from stategate.contract.c_library import NativeRef
+from stategate.contract.manifest import TargetRef
 from stategate.contract.reading import printable
 from stategate.runtime.check.golden import Replay
 from stategate.runtime.check.verification import VerificationReport

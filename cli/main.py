@@ -81,7 +81,6 @@ record | record | ort | Step a bundle and record what it is given.
 """)
 _BENCH = _verbs("""
 run | bench:run | bench | Measure bundles on this machine.
-report | bench:report | bench | Draw page and Markdown of a result anew.
 compare | bench:compare_command | bench | Tell whether one is slower.
 """)
 _DEVICE = _verbs("""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stategate.contract import ObservationContract, ResetRules, Signal, Term
+from stategate.contract import ObservationContract
+from stategate.contract.observation import ResetRules, Signal, Term
 
 _NAMES = 60  # of elements in one line; --json has them all
 

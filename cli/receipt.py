@@ -8,9 +8,9 @@ from shlex import quote
 import click
 
 from stategate.cli.show import Line, show, wants_json
-from stategate.contract import Bundle, Manifest, Verification
+from stategate.contract import Bundle, Manifest
 from stategate.contract.reading import printable
-from stategate.contract.receipts import NOISE
+from stategate.contract.receipts import NOISE, Verification
 
 
 def print_receipt(bundle: Bundle) -> None:

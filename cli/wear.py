@@ -23,7 +23,6 @@ from stategate.cli.options import (
     INDEX,
     POSITIVE,
     SHARE,
-    Number,
     bundle_argument,
     json_option,
     option,
@@ -44,11 +43,6 @@ _DAYS_PER_YEAR = 365.25
 @option("--storage", "storage_name", help="Medium by name, such as emmc-16gb.")
 @option("--target", help="Device whose media are shown; the bundle's if left out.")
 @option("--tbw", type=POSITIVE, help="Rated endurance in 10^12 bytes.")
-@option("--capacity-gb", type=POSITIVE, help="Nominal size in 10^9 bytes.")
-@option("--pe-cycles", type=POSITIVE, help="Program/erase cycles of a cell.")
-@option(
-    "--waf", type=Number(min=1), help="Write amplification: bytes in cells for each byte written."
-)
 @option(
     "--metadata-bytes",
     type=INDEX,
@@ -72,12 +66,12 @@ def wear(
     metadata_bytes: int | None,
     share: float | None,
     path: Path | None,
-    **figures: float | None,
+    tbw: float | None,
 ) -> None:
     """Show how long the flash lasts when BUNDLE's memory is saved there, by snapshot policy.
 
-    The medium is given by name, by its rating (--tbw), or by its cells (--capacity-gb, --pe-cycles
-    and --waf together).
+    The medium is given by name, or by its rating: capacity times program/erase cycles, divided by
+    the write amplification, is what manufacturers call TBW.
 
     \b
     Examples:
@@ -86,12 +80,10 @@ def wear(
       stategate device wear build/aura --rate 30 --storage sd-32gb-consumer --path /var/lib/robot
     """
     manifest = Bundle.open(bundle).manifest
-    storages = _by_figures(**figures)
-    named = [flag for flag, v in (("--storage", storage_name), ("--target", target)) if v]
-    if len(named) + bool(storages) > 1:
-        both = " and ".join([*named, *(["the figures of a medium"] if storages else [])])
-        raise click.UsageError(f"{both} contradict each other; give one")
-    storages = storages or _by_name(storage_name, target, manifest)
+    ways = {"--storage": storage_name, "--target": target, "--tbw": tbw}
+    if len(given := [flag for flag, value in ways.items() if value is not None]) > 1:
+        raise click.UsageError(f"{' and '.join(given)} contradict each other; give one")
+    storages = _by_name(storage_name, target, manifest) if tbw is None else [_rated(tbw)]
     if metadata_bytes is not None:
         storages = [_with_metadata(storage, metadata_bytes) for storage in storages]
     writes = write_rate(manifest, share)
@@ -133,30 +125,8 @@ def wear(
     show(record, lines)
 
 
-def _by_figures(
-    tbw: float | None, capacity_gb: float | None, pe_cycles: float | None, waf: float | None
-) -> list[Storage]:
-    """The medium that the flags describe, or nothing where none of them was given."""
-    cells = {"--capacity-gb": capacity_gb, "--pe-cycles": pe_cycles, "--waf": waf}
-    missing = [flag for flag, value in cells.items() if value is None]
-    if tbw is not None and not (pe_cycles is None and waf is None):
-        raise click.UsageError(
-            "--tbw contradicts --pe-cycles and --waf: a rating already contains both; give one way"
-        )
-    if tbw is None and len(missing) == len(cells):
-        return []
-    if tbw is None and missing:
-        raise click.UsageError(f"a medium given by its cells needs {' and '.join(missing)} too")
-    return [
-        Storage(
-            name="as given",
-            source="given on the command line",
-            capacity_bytes=round(capacity_gb * 1e9) if capacity_gb is not None else None,
-            endurance_bytes=round(tbw * 1e12) if tbw is not None else None,
-            pe_cycles=pe_cycles,
-            write_amplification=waf,
-        )
-    ]
+def _rated(tbw: float) -> Storage:
+    return Storage("as given", "given on the command line", endurance_bytes=round(tbw * 1e12))
 
 
 def _by_name(name: str | None, target: str | None, manifest: Manifest) -> list[Storage]:
@@ -174,7 +144,7 @@ def _by_name(name: str | None, target: str | None, manifest: Manifest) -> list[S
         whose = f"of target {target}" if target is not None else "of a bundle for any target"
         raise click.UsageError(
             f"the storage {whose} is not known; give --storage ({', '.join(storage_names())}), "
-            "or --tbw, or --capacity-gb with --pe-cycles and --waf"
+            "or --tbw"
         )
     return storages
 

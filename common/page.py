@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from stategate.contract.reading import printable
 
@@ -52,14 +52,6 @@ svg { width: 100%; height: auto; }
 svg text { font-family: system-ui, sans-serif !important; }
 .failed { color: var(--series-1); } .passed { color: var(--series-2); }
 """
-
-
-class Drawing(Protocol):
-    """What is needed of a matplotlib figure."""
-
-    def savefig(self, fname: Any, **options: Any) -> None:
-        """Write it."""
-        ...
 
 
 def _text(text: str) -> str:
@@ -162,8 +154,8 @@ def plot_style(title: str) -> dict[str, Any]:
     }
 
 
-def themed_svg(figure: Drawing, title: str) -> str:
-    """A figure as SVG that follows light and dark; its bytes depend on the figure alone."""
+def themed_svg(figure: Any, title: str) -> str:
+    """Matplotlib's figure as SVG that follows light and dark; its bytes depend on that alone."""
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
     svg = drawn.getvalue()

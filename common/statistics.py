@@ -86,7 +86,7 @@ class Estimate:
     high: float
 
 
-def block_draws(count: int, rng: np.random.Generator, draws: int = _DRAWS) -> NDArray[np.int64]:
+def block_draws(count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Indices ``(draws, count)`` of bursts, drawn as blocks of neighbours that wrap around.
 
     Bursts that follow each other are alike, because a machine is slow for a while and fast for a
@@ -94,9 +94,9 @@ def block_draws(count: int, rng: np.random.Generator, draws: int = _DRAWS) -> ND
     drawn instead (Kuensch 1989), of the square root of their number each.
     """
     length = math.ceil(math.sqrt(count))
-    starts = rng.integers(0, count, (draws, math.ceil(count / length)))
+    starts = rng.integers(0, count, (_DRAWS, math.ceil(count / length)))
     drawn = (starts[:, :, None] + np.arange(length)) % count
-    return drawn.reshape(draws, -1)[:, :count]
+    return drawn.reshape(_DRAWS, -1)[:, :count]
 
 
 def _interval(estimate: float, drawn: Floats) -> Estimate:
@@ -104,16 +104,16 @@ def _interval(estimate: float, drawn: Floats) -> Estimate:
     return Estimate(estimate, float(low), float(high))
 
 
-def paired_ratio(above: Floats, below: Floats, seed: int = 0) -> Estimate:
+def paired_ratio(above: Floats, below: Floats) -> Estimate:
     """Median of the ratio of two series that were measured beside each other."""
     ratios = above / below
-    drawn = np.median(ratios[block_draws(len(ratios), np.random.default_rng(seed))], axis=1)
+    drawn = np.median(ratios[block_draws(len(ratios), np.random.default_rng(0))], axis=1)
     return _interval(float(np.median(ratios)), drawn)
 
 
-def independent_ratio(above: Floats, below: Floats, seed: int = 0) -> Estimate:
+def independent_ratio(above: Floats, below: Floats) -> Estimate:
     """Ratio of the medians of two series that were measured at different times."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = [np.median(series[block_draws(len(series), rng)], axis=1) for series in (above, below)]
     return _interval(float(np.median(above) / np.median(below)), drawn[0] / drawn[1])
 

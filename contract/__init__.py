@@ -16,47 +16,12 @@ if TYPE_CHECKING:
         sha256 as sha256,
         write_bundle as write_bundle,
     )
-    from stategate.contract.calibration import (
-        CalibrationRecord as CalibrationRecord,
-        CurvePoint as CurvePoint,
-        GateCalibration as GateCalibration,
-    )
-    from stategate.contract.chunks import VALID as VALID, chunked as chunked
+    from stategate.contract.calibration import CalibrationRecord as CalibrationRecord
     from stategate.contract.episode import Episode as Episode
-    from stategate.contract.episodes import (
-        EpisodeFile as EpisodeFile,
-        EpisodeSet as EpisodeSet,
-        load_episode as load_episode,
-        load_stream as load_stream,
-    )
-    from stategate.contract.manifest import (
-        SCHEMA_VERSION as SCHEMA_VERSION,
-        CalibrationRef as CalibrationRef,
-        DriftReceipt as DriftReceipt,
-        FileRef as FileRef,
-        GraphRef as GraphRef,
-        Manifest as Manifest,
-        ModelRef as ModelRef,
-        TargetRef as TargetRef,
-    )
-    from stategate.contract.observation import (
-        Joints as Joints,
-        ObservationContract as ObservationContract,
-        ResetRules as ResetRules,
-        Signal as Signal,
-        Term as Term,
-    )
-    from stategate.contract.receipts import (
-        InputsRef as InputsRef,
-        LowerPrecision as LowerPrecision,
-        Verification as Verification,
-    )
+    from stategate.contract.episodes import EpisodeSet as EpisodeSet, load_episode as load_episode
+    from stategate.contract.manifest import FileRef as FileRef, Manifest as Manifest
+    from stategate.contract.observation import ObservationContract as ObservationContract
     from stategate.contract.records import canonical_json as canonical_json
-    from stategate.contract.sessions import (
-        batched as batched,
-        check_rows as check_rows,
-        one_row as one_row,
-    )
     from stategate.contract.specs import (
         ConstantSpec as ConstantSpec,
         GateSpec as GateSpec,
@@ -64,36 +29,17 @@ if TYPE_CHECKING:
         StepSpec as StepSpec,
         TensorSpec as TensorSpec,
     )
-    from stategate.contract.split import (
-        Way as Way,
-        given_by_read as given_by_read,
-        read_signature as read_signature,
-        write_signature as write_signature,
-    )
 
 _HOMES = {
     "budget": ["Budget"],
     "bundle": ["Bundle", "refuse_to_replace", "sha256", "write_bundle"],
-    "calibration": ["CalibrationRecord", "CurvePoint", "GateCalibration"],
-    "chunks": ["VALID", "chunked"],
+    "calibration": ["CalibrationRecord"],
     "episode": ["Episode"],
-    "episodes": ["EpisodeFile", "EpisodeSet", "load_episode", "load_stream"],
-    "manifest": [
-        "CalibrationRef",
-        "DriftReceipt",
-        "FileRef",
-        "GraphRef",
-        "Manifest",
-        "ModelRef",
-        "SCHEMA_VERSION",
-        "TargetRef",
-    ],
-    "observation": ["Joints", "ObservationContract", "ResetRules", "Signal", "Term"],
+    "episodes": ["EpisodeSet", "load_episode"],
+    "manifest": ["FileRef", "Manifest"],
+    "observation": ["ObservationContract"],
     "records": ["canonical_json"],
-    "receipts": ["InputsRef", "LowerPrecision", "Verification"],
-    "sessions": ["batched", "check_rows", "one_row"],
     "specs": ["ConstantSpec", "GateSpec", "StateSpec", "StepSpec", "TensorSpec"],
-    "split": ["Way", "given_by_read", "read_signature", "write_signature"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -15,7 +15,7 @@ becomes ``mix(chain ^ (sum + bytes of the block))``, which loses nothing of what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -72,10 +72,3 @@ def chained_sums(chain: int, sums: Iterable[int]) -> int:
 def chained(chain: int, data: NDArray[Any] | bytes) -> int:
     """The chain after some bytes; no bytes leave it as it is."""
     return chained_sums(chain, sums_of(data))
-
-
-def chained_all(chain: int, arrays: Mapping[str, NDArray[Any]]) -> int:
-    """The chain after each of some arrays, in their order."""
-    for array in arrays.values():
-        chain = chained(chain, array)
-    return chain

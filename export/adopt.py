@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 
 from stategate.common import console
-from stategate.contract import Bundle, Episode, InputsRef, refuse_to_replace
+from stategate.contract import Bundle, Episode, refuse_to_replace
 from stategate.contract.arguments import checks_kinds
 from stategate.contract.claims import Observes
 from stategate.contract.errors import StatePairingError
 from stategate.contract.numbers import whole
 from stategate.contract.precision import PrecisionPlan, RangeRecord
+from stategate.contract.receipts import InputsRef
 from stategate.contract.staging import scratch_folder
 from stategate.export.candidate import Candidate
 from stategate.export.deploy import (

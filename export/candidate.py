@@ -9,11 +9,13 @@ from typing import Literal, Protocol
 import msgspec
 import numpy as np
 
-from stategate.contract import CalibrationRecord, ModelRef, ObservationContract, StepSpec, Way
+from stategate.contract import CalibrationRecord, ObservationContract, StepSpec
 from stategate.contract.backbone import BackboneRef
 from stategate.contract.errors import CalibrationError
+from stategate.contract.manifest import ModelRef
 from stategate.contract.precision import PRESETS, PrecisionPlan
 from stategate.contract.prologue import Prologue
+from stategate.contract.split import Way
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -8,7 +8,10 @@ from typing import cast
 
 import onnx
 
-from stategate.contract import Episode, InputsRef, ModelRef, batched
+from stategate.contract import Episode
+from stategate.contract.manifest import ModelRef
+from stategate.contract.receipts import InputsRef
+from stategate.contract.sessions import batched
 from stategate.export.candidate import Candidate, Reference
 from stategate.export.frontends.padded import window_notes
 from stategate.export.frontends.references import StatefulReference, TorchReference

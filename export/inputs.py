@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from stategate.contract import Episode, InputsRef, StepSpec, load_stream
+from stategate.contract import Episode, StepSpec
 from stategate.contract.dtypes import dtype_named
+from stategate.contract.episodes import load_stream
 from stategate.contract.errors import EpisodeError
+from stategate.contract.receipts import InputsRef
 from stategate.export.frontends.domains import Domain, domains
 
 Range = tuple[float, float]

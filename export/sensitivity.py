@@ -19,10 +19,11 @@ import numpy as np
 import onnx
 
 from stategate.common import console
-from stategate.contract import Episode, InputsRef, sha256
+from stategate.contract import Episode, sha256
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import CalibrationError, ParityError
 from stategate.contract.precision import PrecisionPlan, RangeRecord
+from stategate.contract.receipts import InputsRef
 from stategate.contract.staging import scratch_folder
 from stategate.export.candidate import Candidate, Reference
 from stategate.export.candidates import candidate_from, episode_for, reference_for

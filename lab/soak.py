@@ -26,8 +26,9 @@ from stategate.cli.options import (
 from stategate.cli.show import show
 from stategate.common.console import progress
 from stategate.common.statistics import slope_per_million
-from stategate.contract import Budget, Bundle, Episode, load_stream
+from stategate.contract import Budget, Bundle, Episode
 from stategate.contract.durable import check_writable
+from stategate.contract.episodes import load_stream
 from stategate.contract.errors import EpisodeError
 from stategate.runtime import Session
 from stategate.runtime.base.process import rss_bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stategate.contract import Bundle, ObservationContract, check_rows
+from stategate.contract import Bundle, ObservationContract
 from stategate.contract.arguments import checks_kinds
 from stategate.contract.claims import Observes, check_caller
 from stategate.contract.errors import (
@@ -24,6 +24,7 @@ from stategate.contract.errors import (
     SpecError,
     StepInputError,
 )
+from stategate.contract.sessions import check_rows
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.base.clock import Clock, MonotonicClock
 from stategate.runtime.base.ledger import Ledger

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from stategate.contract import VALID, Budget, Bundle, GraphRef, TensorSpec, chunked
+from stategate.contract import Budget, Bundle, TensorSpec
+from stategate.contract.chunks import VALID, chunked
 from stategate.contract.errors import EngineError, MemoryBudgetError
+from stategate.contract.manifest import GraphRef
 from stategate.runtime.base.buffers import Array, Buffers, Slot
 from stategate.runtime.base.ledger import Counters
 from stategate.runtime.base.process import rss_bytes

@@ -43,7 +43,7 @@ What is named here loads its room when it is used: importing this package costs 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,13 +58,10 @@ if TYPE_CHECKING:
     from stategate.common.console import Progress
     from stategate.contract import Budget, Bundle, Episode
     from stategate.contract.c_library import Engine
-    from stategate.contract.claims import Observes
     from stategate.contract.precision import PrecisionPlan, RangeRecord
     from stategate.export.adopt import adopt
     from stategate.export.bill.write import bill
-    from stategate.export.deploy import Engines, SafeOutputs
     from stategate.export.make import Record, make
-    from stategate.export.precision import StatePrecision
     from stategate.runtime import BlackBox, Pool, Session, SnapshotPolicy
     from stategate.runtime.carry.pull import pull
     from stategate.runtime.carry.push import push
@@ -76,7 +73,6 @@ if TYPE_CHECKING:
     from stategate.runtime.install.record import Trial
     from stategate.runtime.install.release import release
     from stategate.runtime.trust.sign import sign
-    from stategate.targets import TargetProfile
     from stategate.wrapping import wrap
 
 __version__ = "0.2.0"
@@ -160,16 +156,8 @@ def quantise(
     steps: int = 1000,
     calibration: Record | Iterable[Record] = (),
     ranges: RangeRecord | str | Path | None = None,
-    state_precision: StatePrecision | None = None,
-    error_feedback: bool = False,
-    max_output_error: float | None = None,
-    max_flip_rate: float | None = None,
-    accept: str | None = None,
-    engines: Engines = "onnxruntime",
-    safe: SafeOutputs | None = None,
-    target: str | TargetProfile | None = None,
-    observes: Observes | None = None,
     progress: Progress | None = None,
+    **making: Any,
 ) -> Bundle:
     """Make a bundle in lower precision, and measure the ranges that it needs.
 
@@ -189,16 +177,9 @@ def quantise(
         calibration: A record with a gate's threshold, or several; no iterator.
         ranges: Of activations; measured here where it is None and the precision needs them, on a
             float bundle that is thrown away.
-        state_precision: How states are stored between steps.
-        error_feedback: Keep what rounding a state to int8 left over.
-        max_output_error: Largest output error of the check; left to `compare` where it is None.
-        max_flip_rate: Largest share of gate decisions that may differ.
-        accept: ``"WHO: WHY"`` writes a candidate that is beyond these two limits.
-        engines: What the bundle can be stepped with.
-        safe: What each output answers where a step fails before there is a good answer.
-        target: The device.
-        observes: What inputs and outputs mean.
         progress: Called with stage, units done and units in all.
+        **making: Of `make`: ``state_precision``, ``error_feedback``, ``max_output_error`` and
+            ``max_flip_rate``, which are left to `compare` where they are None, and all else.
 
     Raises:
         SpecError: There is no such precision, or it names something that the model lacks.
@@ -206,6 +187,8 @@ def quantise(
         ParityError: The candidate is beyond the limits.
         ExportError: Anything else that `make` raises.
     """
+    from inspect import signature
+
     from stategate.calibration.ranges.record import measure_ranges
     from stategate.calibration.recordings import episodes_for
     from stategate.contract.precision import PrecisionPlan
@@ -214,6 +197,7 @@ def quantise(
     from stategate.models.load import load_model
 
     plan = precision if isinstance(precision, PrecisionPlan) else PrecisionPlan.named(precision)
+    signature(make).bind(model, out, **making)  # a name that it lacks is not found out afterwards
     loaded = load_model(model)
     if ranges is None and plan.activations != "float32":
         recordings = episode
@@ -238,15 +222,7 @@ def quantise(
         calibration=calibration,
         precision=plan,
         ranges=ranges,
-        state_precision=state_precision,
-        error_feedback=error_feedback,
-        max_output_error=max_output_error,
-        max_flip_rate=max_flip_rate,
-        accept=accept,
-        engines=engines,
-        safe=safe,
-        target=target,
-        observes=observes,
+        **making,
         progress=progress,
     )
 

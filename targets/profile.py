@@ -13,8 +13,8 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 
 from stategate.common import cpu
-from stategate.contract import TargetRef
 from stategate.contract.errors import TargetError
+from stategate.contract.manifest import TargetRef
 from stategate.contract.precision import PrecisionPlan
 from stategate.targets.flash import storage_names
 from stategate.targets.ladder import load_ladder

@@ -24,7 +24,8 @@ from stategate.bench.measure.segments import COUNTED, Burst, Segments
 from stategate.bench.measure.sensors import Meter, moment
 from stategate.bench.measure.subject import engines
 from stategate.bench.record import Options
-from stategate.contract import Bundle, Manifest, load_stream
+from stategate.contract import Bundle, Manifest
+from stategate.contract.episodes import load_stream
 from stategate.contract.errors import EngineError, EpisodeError, TargetError
 
 MOST_TIMED = 20_000

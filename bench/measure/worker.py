@@ -24,7 +24,8 @@ from typing import Any, BinaryIO  # noqa: E402
 import numpy as np  # noqa: E402
 
 from stategate.bench.measure.subject import Subject, parity  # noqa: E402
-from stategate.contract import Bundle, load_stream  # noqa: E402
+from stategate.contract import Bundle  # noqa: E402
+from stategate.contract.episodes import load_stream  # noqa: E402
 from stategate.runtime.base.process import rss_bytes  # noqa: E402
 from stategate.runtime.deadline import Loop, first_step_after_idle_us  # noqa: E402
 

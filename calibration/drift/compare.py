@@ -14,7 +14,6 @@ from stategate.calibration.recordings import Episodes, on_disk
 from stategate.common import console
 from stategate.contract import (
     Bundle,
-    DriftReceipt,
     FileRef,
     canonical_json,
     refuse_to_replace,
@@ -24,6 +23,7 @@ from stategate.contract import (
 from stategate.contract.arguments import checks_kinds
 from stategate.contract.durable import check_writable
 from stategate.contract.errors import CalibrationError, SpecError
+from stategate.contract.manifest import DriftReceipt
 from stategate.contract.numbers import whole
 
 REPORT = "drift.json"

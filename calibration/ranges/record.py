@@ -23,8 +23,9 @@ from stategate.calibration.ranges.statistics import Statistics, decade_of
 from stategate.calibration.recordings import Episodes, on_disk
 from stategate.common import console
 from stategate.common.onnx_runtime import one_thread
-from stategate.contract import Bundle, Episode, EpisodeFile, EpisodeSet, StepSpec
+from stategate.contract import Bundle, Episode, EpisodeSet, StepSpec
 from stategate.contract.bundle import folder_of
+from stategate.contract.episodes import EpisodeFile
 from stategate.contract.errors import CalibrationError
 from stategate.contract.precision import RangeRecord, TensorRange
 from stategate.contract.write_rule import opens

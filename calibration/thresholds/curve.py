@@ -23,14 +23,8 @@ from stategate.calibration.recordings import Episodes, episodes_for, listed
 from stategate.calibration.settings import REFINEMENTS, TOLERANCE, Wish
 from stategate.common import console
 from stategate.common.statistics import rate_interval
-from stategate.contract import (
-    CalibrationRecord,
-    CurvePoint,
-    Episode,
-    EpisodeSet,
-    GateCalibration,
-    GateSpec,
-)
+from stategate.contract import CalibrationRecord, Episode, EpisodeSet, GateSpec
+from stategate.contract.calibration import CurvePoint, GateCalibration
 from stategate.contract.errors import CalibrationError
 from stategate.contract.numbers import whole
 from stategate.models.load import evaluating

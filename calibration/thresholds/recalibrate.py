@@ -22,15 +22,8 @@ from stategate.calibration.episodes import Progress, Report
 from stategate.calibration.recordings import Episodes, names_of, on_disk
 from stategate.common import console
 from stategate.common.statistics import rate_interval
-from stategate.contract import (
-    Bundle,
-    CalibrationRecord,
-    CurvePoint,
-    Episode,
-    GateCalibration,
-    GateSpec,
-    write_bundle,
-)
+from stategate.contract import Bundle, CalibrationRecord, Episode, GateSpec, write_bundle
+from stategate.contract.calibration import CurvePoint, GateCalibration
 from stategate.contract.errors import EpisodeError
 from stategate.contract.staging import scratch_folder
 from stategate.contract.write_rule import opens
@@ -223,7 +216,7 @@ def _answers(
 
 
 def _output_error(trace: _Trace, reference: _Trace) -> float | None:
-    """As `stategate.contract.CurvePoint` has it; None without float outputs."""
+    """As `stategate.contract.calibration.CurvePoint` has it; None without float outputs."""
     errors = []
     for name, array in reference.outputs[0].items():
         if array.dtype.kind == "f":

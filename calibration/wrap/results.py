@@ -11,7 +11,8 @@ from stategate.calibration.wrap.judging import Tally
 from stategate.calibration.wrap.recordings import Stream
 from stategate.calibration.wrap.report import WrapReport
 from stategate.common.statistics import ratio_interval
-from stategate.contract import CalibrationRecord, CurvePoint, GateCalibration
+from stategate.contract import CalibrationRecord
+from stategate.contract.calibration import CurvePoint, GateCalibration
 from stategate.models.memories.wrapped import RememberingPolicy
 from stategate.models.weights import weights_sha256
 

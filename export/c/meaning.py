@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from stategate.contract import ObservationContract, ResetRules, Signal
+from stategate.contract import ObservationContract
+from stategate.contract.observation import ResetRules, Signal
 from stategate.export.c.names import readable
 
 

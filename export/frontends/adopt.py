@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from stategate.contract import ConstantSpec, Episode, ModelRef, StateSpec, StepSpec, TensorSpec
+from stategate.contract import ConstantSpec, Episode, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import GraphError, StatePairingError
 from stategate.contract.failures import failures, first_line
+from stategate.contract.manifest import ModelRef
 from stategate.contract.reading import file_sha256
 from stategate.export.candidate import ADOPTED, Candidate, Reference
 from stategate.export.frontends.declared import (

@@ -16,9 +16,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from stategate.contract import ModelRef, sha256
+from stategate.contract import sha256
 from stategate.contract.errors import ExportError
 from stategate.contract.failures import failures
+from stategate.contract.manifest import ModelRef
 from stategate.contract.reading import read_bounded
 from stategate.contract.staging import scratch_folder
 from stategate.contract.state_file import decode_states

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import msgspec
 
 from stategate.common import console
-from stategate.contract import Joints, ObservationContract, Signal, StepSpec, TensorSpec, Term
+from stategate.contract import ObservationContract, StepSpec, TensorSpec
 from stategate.contract.claims import Observes, declared, declared_in
 from stategate.contract.errors import SpecError
 from stategate.contract.failures import failures, first_line
+from stategate.contract.observation import Joints, Signal, Term
 from stategate.export.frontends.yaml_file import load_yaml
 
 # Isaac Lab and mjlab lay the history of one term out before the next term begins.

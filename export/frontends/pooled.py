@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from stategate.contract import Episode, StateSpec, StepSpec, TensorSpec, check_rows
+from stategate.contract import Episode, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import GraphError
 from stategate.contract.failures import failures, first_line
+from stategate.contract.sessions import check_rows
 from stategate.export.candidate import Arrays, Candidate, Reference
 from stategate.export.frontends.rows import (
     RowsReference,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from stategate.contract import batched
 from stategate.contract.errors import EpisodeError, TraceError
+from stategate.contract.sessions import batched
 from stategate.export.candidate import Arrays
 from stategate.export.frontends.rows import check_rows_are_independent
 from stategate.export.memory.anew import Begins

@@ -14,9 +14,11 @@ import onnx
 import torch
 from torch import nn
 
-from stategate.contract import VALID, GateSpec, StateSpec, StepSpec, TensorSpec, batched, chunked
+from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
+from stategate.contract.chunks import VALID, chunked
 from stategate.contract.errors import SpecError, StategateError, TraceError
 from stategate.contract.failures import failures
+from stategate.contract.sessions import batched
 from stategate.export.frontends.padded import check_padding
 from stategate.export.frontends.places import Float64Numbers, TensorsAsPlaces
 from stategate.export.frontends.references import check_rows

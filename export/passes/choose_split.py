@@ -12,10 +12,11 @@ import onnxruntime
 
 from stategate.common.build_time import may_measure
 from stategate.common.onnx_runtime import one_thread
-from stategate.contract import Episode, StepSpec, Way
+from stategate.contract import Episode, StepSpec
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SplitError
 from stategate.contract.rings import following
+from stategate.contract.split import Way
 from stategate.contract.write_rule import opens
 from stategate.export.candidate import Candidate, Role
 from stategate.export.passes.graph import serialised

@@ -29,8 +29,9 @@ import networkx
 import onnx
 import onnx_ir as ir
 
-from stategate.contract import StateSpec, StepSpec, TensorSpec, given_by_read
+from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import SplitError
+from stategate.contract.split import given_by_read
 from stategate.export.passes.dataflow import (
     constant_values,
     inferred,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from stategate.contract import Episode, InputsRef
+from stategate.contract import Episode
 from stategate.contract.episode import not_finite
 from stategate.contract.errors import EpisodeError, ParityError, StategateError
 from stategate.contract.failures import failures
+from stategate.contract.receipts import InputsRef
 from stategate.export.candidate import Arrays, Reference
 
 

@@ -11,16 +11,10 @@ import onnx
 
 from stategate.common.build_time import build_time
 from stategate.contract import (
-    SCHEMA_VERSION,
     Budget,
     Bundle,
-    CalibrationRef,
     FileRef,
-    GraphRef,
-    InputsRef,
-    LowerPrecision,
     Manifest,
-    TargetRef,
     canonical_json,
     refuse_to_replace,
     sha256,
@@ -28,6 +22,8 @@ from stategate.contract import (
 )
 from stategate.contract.c_library import ABI, SOURCE_FOLDER, NativeRef
 from stategate.contract.episode import Episode
+from stategate.contract.manifest import SCHEMA_VERSION, CalibrationRef, GraphRef, TargetRef
+from stategate.contract.receipts import InputsRef, LowerPrecision
 from stategate.contract.staging import scratch_folder
 from stategate.export.c.library import with_library
 from stategate.export.c.package import package_of

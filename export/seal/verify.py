@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stategate.contract import InputsRef, Verification
 from stategate.contract.episode import Episode
 from stategate.contract.errors import ParityError
+from stategate.contract.receipts import InputsRef, Verification
 from stategate.contract.stored import quanta, values
 from stategate.contract.write_rule import opens
 from stategate.export.candidate import Arrays, Reference

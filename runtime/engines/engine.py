@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-from stategate.contract import Bundle, GraphRef, chunked, read_signature, write_signature
+from stategate.contract import Bundle
+from stategate.contract.chunks import chunked
 from stategate.contract.errors import (
     EngineError,
     EngineFallbackWarning,
@@ -14,6 +15,8 @@ from stategate.contract.errors import (
     RuntimeFault,
     SpecError,
 )
+from stategate.contract.manifest import GraphRef
+from stategate.contract.split import read_signature, write_signature
 from stategate.runtime.base.buffers import Array, Buffers, Group
 from stategate.runtime.base.process import give_back_freed_memory
 from stategate.runtime.trust.accepted import Accepted, accepted

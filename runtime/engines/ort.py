@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stategate.common.onnx_runtime import one_thread
-from stategate.contract import Bundle, GraphRef, TensorSpec
+from stategate.contract import Bundle, TensorSpec
 from stategate.contract.errors import EngineError, MissingDependencyError
 from stategate.contract.failures import failures, first_line
+from stategate.contract.manifest import GraphRef
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.engines.subnormals import flush_to_zero
 

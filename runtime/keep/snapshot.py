@@ -26,11 +26,11 @@ from stategate.contract import (
     ObservationContract,
     StateSpec,
     canonical_json,
-    one_row,
     sha256,
 )
 from stategate.contract.errors import SnapshotDamagedError, SnapshotError
 from stategate.contract.reading import decode_json
+from stategate.contract.sessions import one_row
 from stategate.runtime.base.buffers import Array, is_finite
 from stategate.runtime.base.ledger import Ledger, refuse_unknown_counters
 from stategate.runtime.keep.account import RECORD_BYTES

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 import stategate
 from stategate.bench.fleet.host import connected
 from stategate.cli.main import main
-from stategate.contract import Bundle, TargetRef, write_bundle
+from stategate.contract import Bundle, write_bundle
 from stategate.contract.errors import InstallError, TrustError
+from stategate.contract.manifest import TargetRef
 from tests.bench.ssh_board import Board, board
 
 

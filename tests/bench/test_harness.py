@@ -21,8 +21,9 @@ from stategate.bench.measure.segments import Segments
 from stategate.bench.measure.subject import Subject, parity
 from stategate.bench.record import BenchResult, read_result
 from stategate.cli.main import main
-from stategate.contract import Bundle, TargetRef, write_bundle
+from stategate.contract import Bundle, write_bundle
 from stategate.contract.errors import MeasurementError
+from stategate.contract.manifest import TargetRef
 
 QUICK = ("--seconds", "0.5", "--rate", "200")
 

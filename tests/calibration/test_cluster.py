@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from stategate.calibration.episodes import roll_out
-from stategate.contract import Episode, EpisodeFile, EpisodeSet
+from stategate.contract import Episode, EpisodeSet
+from stategate.contract.episodes import EpisodeFile
 from stategate.contract.errors import CalibrationError, EpisodeError, MissingDependencyError
 
 # A library that makes its own threads and loops closes them in its own time.

@@ -16,8 +16,9 @@ from stategate.calibration.drift.loop import drift as compare
 from stategate.calibration.ranges.record import Roller
 from stategate.calibration.thresholds.recalibrate import recalibrate
 from stategate.cli.main import main
-from stategate.contract import Bundle, DriftReceipt, Episode, FileRef, Manifest, write_bundle
+from stategate.contract import Bundle, Episode, FileRef, Manifest, write_bundle
 from stategate.contract.errors import CalibrationError, SpecError
+from stategate.contract.manifest import DriftReceipt
 from stategate.runtime import Session
 
 

@@ -16,12 +16,12 @@ from stategate.common.statistics import rate_interval, student_t
 from stategate.contract import (
     CalibrationRecord,
     Episode,
-    GateCalibration,
     GateSpec,
     StateSpec,
     StepSpec,
     TensorSpec,
 )
+from stategate.contract.calibration import GateCalibration
 from stategate.contract.errors import CalibrationError, EpisodeError, SpecError
 from stategate.export.candidates import candidate_from
 from stategate.models.load import LoadedModel

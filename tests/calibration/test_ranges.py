@@ -21,14 +21,13 @@ from stategate.cli.main import main
 from stategate.contract import (
     Bundle,
     Episode,
-    EpisodeFile,
     EpisodeSet,
     GateSpec,
     StateSpec,
     StepSpec,
     TensorSpec,
 )
-from stategate.contract.episodes import BLOCK_STEPS
+from stategate.contract.episodes import BLOCK_STEPS, EpisodeFile
 from stategate.contract.errors import CalibrationError, EpisodeError
 from stategate.contract.precision import RangeRecord, TensorRange
 from stategate.export.frontends.references import TorchReference

@@ -32,9 +32,9 @@ def test_nothing_to_measure_gives_nothing() -> None:
 
 def test_a_table_has_columns_as_wide_as_their_widest_cell() -> None:
     rows = [("name", "us"), ("a", "1.5"), ("longer", "10.25")]
-    assert text_table(rows, right={1}).splitlines() == [
-        "name       us",
-        "a         1.5",
+    assert text_table(rows).splitlines() == [
+        "name    us",
+        "a       1.5",
         "longer  10.25",
     ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stategate.common.cpu import isa_of_this_machine
-from stategate.contract.chain import START, chained, chained_all, mix
+from stategate.contract.chain import START, chained, mix
 
 C = Path(__file__).parents[2] / "export" / "c"
 LENGTHS = [0, 1, 3, 4, 5, 8, 12, 100, 1016, 1020, 1023, 1024, 1025, 2048, 2052, 70001]
@@ -82,7 +82,7 @@ def test_zeros_of_two_signs_and_payloads_of_nan_are_other_bits() -> None:
 
 def test_arrays_are_taken_in_their_order_whatever_their_strides_and_endianness() -> None:
     a, b = np.arange(12, dtype=np.float32).reshape(3, 4), np.arange(5, dtype=np.int64)
-    chain = chained_all(START, {"a": a, "b": b})
+    chain = chained(chained(START, a), b)
     assert chain == chained(chained(START, a.tobytes()), b.tobytes())
-    assert chain == chained_all(START, {"a": np.asfortranarray(a), "b": b.astype(">i8")})
-    assert chain != chained_all(START, {"b": b, "a": a})
+    assert chain == chained(chained(START, np.asfortranarray(a)), b.astype(">i8"))
+    assert chain != chained(chained(START, b), a)

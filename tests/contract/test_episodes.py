@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stategate.contract import Episode, EpisodeFile, EpisodeSet, load_episode
+from stategate.contract import Episode, EpisodeSet, load_episode
+from stategate.contract.episodes import EpisodeFile
 from stategate.contract.errors import EpisodeError
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from stategate.contract import ObservationContract, Signal, StateSpec, StepSpec, TensorSpec, Term
+from stategate.contract import ObservationContract, StateSpec, StepSpec, TensorSpec
 from stategate.contract.claims import declared, refuse_difference
 from stategate.contract.errors import SpecError
+from stategate.contract.observation import Signal, Term
 
 JOINTS = ("hip", "knee", "ankle")
 STEP = StepSpec(

@@ -16,12 +16,11 @@ from stategate.contract import (
     StateSpec,
     StepSpec,
     TensorSpec,
-    batched,
     canonical_json,
-    check_rows,
 )
 from stategate.contract.errors import ManifestError, SpecError
 from stategate.contract.manifest import decode_manifest
+from stategate.contract.sessions import batched, check_rows
 
 SPEC = StepSpec(
     (TensorSpec("x", (1, 3)),),

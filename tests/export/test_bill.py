@@ -15,8 +15,8 @@ import stategate
 from lab.bill import SCORER, completeness
 from lab.reproducible import MODEL
 from stategate.cli.main import main
-from stategate.contract import Bundle, CalibrationRecord, CurvePoint, GateCalibration
-from stategate.contract.calibration import Interval
+from stategate.contract import Bundle, CalibrationRecord
+from stategate.contract.calibration import CurvePoint, GateCalibration, Interval
 from stategate.contract.errors import ResultError
 from stategate.export.bill.about import About
 

@@ -19,8 +19,9 @@ from stategate.bench.certify.builds import CORTEX_M7, Build, records
 from stategate.cli.device import describe
 from stategate.cli.main import main
 from stategate.common.compiler import MATHS, WARNINGS
-from stategate.contract import Bundle, Episode, TargetRef
+from stategate.contract import Bundle, Episode
 from stategate.contract.errors import BuildError, EngineError
+from stategate.contract.manifest import TargetRef
 from stategate.runtime import Session
 from stategate.runtime.check.build_native import build_native
 

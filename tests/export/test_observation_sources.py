@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import stategate
 from stategate.cli.main import main
-from stategate.contract import Bundle, ObservationContract, Signal, Term
+from stategate.contract import Bundle, ObservationContract
 from stategate.contract.errors import SpecError
+from stategate.contract.observation import Signal, Term
 
 JOINTS = ["hip", "knee", "ankle"]
 # As mjlab and whole-body-tracking write it: comma lists, numbers with three digits.

@@ -11,15 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from stategate.cli.main import main
-from stategate.contract import (
-    Budget,
-    Bundle,
-    CalibrationRecord,
-    CurvePoint,
-    Episode,
-    GateCalibration,
-    StateSpec,
-)
+from stategate.contract import Budget, Bundle, CalibrationRecord, Episode, StateSpec
+from stategate.contract.calibration import CurvePoint, GateCalibration
 from stategate.contract.errors import (
     BundleError,
     CalibrationError,

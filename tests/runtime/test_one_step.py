@@ -17,7 +17,6 @@ from stategate.contract import (
     Episode,
     FileRef,
     GateSpec,
-    ModelRef,
     StateSpec,
     StepSpec,
     TensorSpec,
@@ -25,6 +24,7 @@ from stategate.contract import (
     write_bundle,
 )
 from stategate.contract.errors import EpisodeError
+from stategate.contract.manifest import ModelRef
 from stategate.contract.stored import FINER, LEVELS
 from stategate.export.candidate import Candidate
 from stategate.export.inputs import random_episode

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stategate.contract import (
-    VALID,
     Budget,
     Bundle,
     Episode,
@@ -25,9 +24,9 @@ from stategate.contract import (
     StateSpec,
     StepSpec,
     TensorSpec,
-    chunked,
     write_bundle,
 )
+from stategate.contract.chunks import VALID, chunked
 from stategate.contract.errors import (
     EpisodeError,
     MemoryBudgetError,

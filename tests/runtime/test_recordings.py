@@ -18,7 +18,8 @@ from lab.formats import files
 from stategate.bench.measure.worker import Worker
 from stategate.calibration.recordings import listed
 from stategate.cli.main import main
-from stategate.contract import Episode, EpisodeSet, load_episode, load_stream
+from stategate.contract import Episode, EpisodeSet, load_episode
+from stategate.contract.episodes import load_stream
 from stategate.contract.errors import EpisodeError, MissingDependencyError
 from stategate.export.inputs import recorded
 from stategate.runtime import Session

@@ -11,7 +11,7 @@ import pytest
 
 from stategate.common.compiler import MATHS
 from stategate.contract import Budget, Bundle
-from stategate.contract.chain import START, chained_all
+from stategate.contract.chain import START, chained
 from stategate.contract.errors import SpecError
 from stategate.runtime.session import Session
 
@@ -49,7 +49,8 @@ def by_hand(session: Session, inputs: np.ndarray) -> int:
     chain = START
     for z in inputs:
         session.step(z=z)
-        chain = chained_all(chain, {s.name: session.state(s.name) for s in session.manifest.states})
+        for state in session.manifest.states:
+            chain = chained(chain, session.state(state.name))
     return chain
 
 

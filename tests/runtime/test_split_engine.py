@@ -22,7 +22,6 @@ from stategate.contract import (
     StateSpec,
     StepSpec,
     TensorSpec,
-    Way,
     write_bundle,
 )
 from stategate.contract.errors import (
@@ -32,6 +31,7 @@ from stategate.contract.errors import (
     StateFault,
     WriteBudgetError,
 )
+from stategate.contract.split import Way
 from stategate.export.candidate import Candidate
 from stategate.export.candidates import candidate_from, reference_for
 from stategate.export.inputs import random_episode

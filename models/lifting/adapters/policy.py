@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stategate.contract import ObservationContract, Signal, Term
+from stategate.contract import ObservationContract
 from stategate.contract.errors import TraceError
+from stategate.contract.observation import Signal, Term
 from stategate.models.lifting.lift import Lifted, lift
 from stategate.models.weights import weights_sha256
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stategate.contract import Term
 from stategate.contract.errors import TraceError
+from stategate.contract.observation import Term
 from stategate.models.lifting.adapters.policy import family_of, memory_of, policy_step, run_once
 from stategate.models.lifting.lift import Lifted
 
