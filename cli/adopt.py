@@ -19,6 +19,7 @@ from stategate.cli.options import (
     making_options,
     option,
     repeated,
+    verb,
     whole_options,
 )
 from stategate.contract.npz import load_npy
@@ -49,7 +50,7 @@ def _axis(text: str) -> int:
     return 0 if text == "0" else integer(text)
 
 
-@click.command()
+@verb()
 @click.argument("file", type=ANY_PATH)
 @making_options("float32")
 @whole_options

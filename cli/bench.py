@@ -20,10 +20,10 @@ from stategate.cli.options import (
     bundles_argument,
     episode_option,
     flag,
-    json_option,
     option,
     out_option,
     seed_option,
+    verb,
 )
 from stategate.cli.show import leave_unless, show
 from stategate.runtime.engines.engine import ENGINES
@@ -31,7 +31,7 @@ from stategate.runtime.engines.engine import ENGINES
 _SECONDS = {"default": 60.0, "quick": 1.5, "official": 600.0}
 
 
-@click.command()
+@verb()
 @bundles_argument
 @option(
     "--engine",
@@ -61,7 +61,6 @@ _SECONDS = {"default": 60.0, "quick": 1.5, "official": 600.0}
 @seed_option("Of the order of the bursts.")
 @flag("--fresh", "Throw an interrupted measurement in --out away.")
 @out_option("Folder for results.", FOLDER, required=False)
-@json_option
 def run(
     bundles: tuple[Path, ...],
     engines: tuple[str, ...],
@@ -117,13 +116,12 @@ def run(
     show(result, [*lines(result), *files])
 
 
-@click.command("compare")
+@verb("compare")
 @click.argument("before", type=ANY_PATH)
 @click.argument("after", type=ANY_PATH)
 @option(
     "--margin", type=Number(0, 10), default=MARGIN, help="Smallest change that counts, as a share."
 )
-@json_option
 def compare_command(before: Path, after: Path, margin: float) -> None:
     """Say whether AFTER is slower than BEFORE, or the machine was; exit code 1 if it is.
 

@@ -8,15 +8,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from stategate.cli.options import EXISTING_FILE, bundle_argument, json_option, option, out_option
+from stategate.cli.options import EXISTING_FILE, bundle_verb, option, out_option
 from stategate.cli.show import Line, show
 from stategate.contract import Bundle
 from stategate.export.bill.about import About
 from stategate.export.bill.write import Format, bill
 
 
-@click.command("bill")
-@bundle_argument
+@bundle_verb("bill")
 @option(
     "--format",
     "form",
@@ -33,7 +32,6 @@ from stategate.export.bill.write import Format, bill
     "docs/guides/carry.md. What it leaves out is said as NOASSERTION.",
 )
 @click.option("--licence", help="Licence of the model, an SPDX expression such as Apache-2.0.")
-@json_option
 def bill_command(
     bundle: Path, form: Format, out: Path, about_path: Path | None, licence: str | None
 ) -> None:

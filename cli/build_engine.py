@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stategate.cli.options import COUNT, FILE, PRICE, bundle_argument, flag, json_option, option
+from stategate.cli.options import COUNT, FILE, PRICE, bundle_verb, flag, option
 from stategate.cli.show import Line, show
 from stategate.common.console import progress
 from stategate.contract import Bundle
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from stategate.runtime.check.golden import Replay
 
 
-@click.command("build-engine")
-@bundle_argument
+@bundle_verb("build-engine")
 @option(
     "--library",
     type=click.Choice(LIBRARIES),
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     type=FILE,
     help="Take a plan that trtexec built here instead of building one.",
 )
-@json_option
 def build_engine(
     bundle: Path,
     library: str,

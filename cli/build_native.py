@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from stategate.cli.device import described
-from stategate.cli.options import bundle_argument, json_option, option, trust_option
+from stategate.cli.options import bundle_verb, option, trust_option
 from stategate.cli.show import show
 from stategate.runtime.check.build_native import build_native
 
 
-@click.command("build-native")
-@bundle_argument
+@bundle_verb("build-native")
 @option("--cc", default="cc", help="C compiler, a cross compiler too.")
 @option(
     "--isa",
@@ -22,7 +19,6 @@ from stategate.runtime.check.build_native import build_native
 )
 @option("--flag", "flags", multiple=True, help="Further compiler flag; may be repeated.")
 @trust_option
-@json_option
 def command(bundle: Path, **options: Any) -> None:
     """Compile the C source in BUNDLE, check it, and measure it beside onnxruntime.
 

@@ -20,10 +20,9 @@ from stategate.cli.options import (
     cluster_option,
     command_with,
     episodes_option,
-    gate_option,
-    json_option,
     option,
     out_option,
+    verb,
     zoo_options,
 )
 from stategate.cli.show import show
@@ -34,6 +33,7 @@ from stategate.contract.specs import is_threshold
 from stategate.models.source import model_argument
 
 _GROWTH = 1.25  # of the root mean square, from one decade of steps to the next
+_gate_option = click.option("--gate", help="Which hard gate, where there are several.")
 _record_option = out_option("The record (.json).", FILE)
 
 
@@ -50,11 +50,11 @@ def _thresholds(_: click.Context, __: click.Parameter, text: str | None) -> list
     return values
 
 
-@click.command()
+@verb()
 @model_argument
 @episodes_option("Inputs, with labels where the rule needs them")
 @zoo_options(1)
-@gate_option
+@_gate_option
 @option(
     "--thresholds",
     callback=_thresholds,
@@ -80,7 +80,6 @@ def _thresholds(_: click.Context, __: click.Parameter, text: str | None) -> list
 )
 @cluster_option
 @_record_option
-@json_option
 def calibrate(
     model: str,
     episodes: tuple[Path, ...],
@@ -105,13 +104,12 @@ def calibrate(
     show(record, _curve(record, out), out)
 
 
-@click.command()
+@verb()
 @click.argument("float_bundle", type=BUNDLE)
 @click.argument("candidate", type=BUNDLE)
 @episodes_option("Held-out inputs", required=True)
-@gate_option
+@_gate_option
 @_record_option
-@json_option
 def recalibrate(
     float_bundle: Path, candidate: Path, episodes: tuple[Path, ...], gate: str | None, out: Path
 ) -> None:
@@ -128,12 +126,11 @@ def recalibrate(
     show(record, _curve(record, out), out)
 
 
-@click.command()
+@verb()
 @click.argument("bundle", type=BUNDLE)
 @episodes_option("Recorded inputs", required=True)
 @cluster_option
 @_record_option
-@json_option
 def ranges(bundle: Path, episodes: tuple[Path, ...], cluster: str | None, out: Path) -> None:
     """Measure how large the tensors of BUNDLE become, rolled in closed loop on its own state.
 
@@ -152,7 +149,7 @@ def ranges(bundle: Path, episodes: tuple[Path, ...], cluster: str | None, out: P
     show(record, _sizes(record, out), out)
 
 
-@click.command()
+@verb()
 @click.argument("bundle", type=BUNDLE)
 @episodes_option("What it meets in use", required=True)
 @option(
@@ -163,7 +160,6 @@ def ranges(bundle: Path, episodes: tuple[Path, ...], cluster: str | None, out: P
     help="Steps between two false alarms, on average and at least.",
 )
 @out_option("The copy's folder; the bundle's own to replace it.")
-@json_option
 def health(bundle: Path, episodes: tuple[Path, ...], steps: float, out: Path) -> None:
     """Learn what BUNDLE meets, and write a copy that notices when a stream leaves it.
 

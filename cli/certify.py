@@ -10,21 +10,12 @@ import click
 
 from stategate.bench.certify.report import Report
 from stategate.bench.certify.run import certify as certify_bundle
-from stategate.cli.options import (
-    COUNT,
-    FOLDER,
-    POSITIVE,
-    bundle_argument,
-    flag,
-    json_option,
-    option,
-)
+from stategate.cli.options import COUNT, FOLDER, POSITIVE, bundle_verb, flag, option
 from stategate.cli.show import Line, leave_unless, show
 from stategate.common.console import progress
 
 
-@click.command("certify")
-@bundle_argument
+@bundle_verb("certify")
 @option("--out", type=FOLDER, required=True, help="Folder of page, PDF, record and evidence.")
 @option("--steps", type=COUNT, default=100_000, help="Of the comparison of model and code.")
 @option("--limit-s", type=POSITIVE, default=900.0, help="Seconds of one tool.")
@@ -35,7 +26,6 @@ from stategate.common.console import progress
     help="Of Frama-C; more is slower and has fewer false alarms.",
 )
 @flag("--quick", "Leave out what takes minutes.", "is_quick")
-@json_option
 def certify(bundle: Path, out: Path, **settings: Any) -> None:
     """Ask every tool that is here about the C of BUNDLE, and write what they say.
 

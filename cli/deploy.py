@@ -15,16 +15,16 @@ from stategate.cli.options import (
     bundle_argument,
     engine_option,
     flag,
-    json_option,
     option,
     out_option,
     trust_option,
+    verb,
 )
 from stategate.cli.show import Line, show
 from stategate.contract.reading import printable
 
 
-@click.command()
+@verb()
 @click.argument("host")
 @bundle_argument
 @option("--into", default="stategate", help="Folder of the installation there.")
@@ -36,7 +36,6 @@ from stategate.contract.reading import printable
 @engine_option
 @flag("--no-bench", "Do not measure there.")
 @out_option("Folder for what comes back.", FOLDER, required=False)
-@json_option
 def deploy(host: str, bundle: Path, no_bench: bool, out: Path | None, **options: Any) -> None:
     """Put BUNDLE on HOST over ssh: look, copy, install, verify and measure there.
 

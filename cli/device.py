@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 
 import stategate
@@ -16,10 +15,9 @@ from stategate.cli.meaning import meaning_of
 from stategate.cli.options import (
     BUNDLE,
     PRICE,
-    bundle_argument,
+    bundle_verb,
     engine_option,
     flag,
-    json_option,
     option,
     trust_option,
 )
@@ -42,10 +40,8 @@ from stategate.runtime.trust import code
 _NAMES = 20  # of undeclared files that are listed
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @option("--snapshots", type=BUNDLE, help="Also show the ledger of the newest save in this folder.")
-@json_option
 def inspect(bundle: Path, snapshots: Path | None) -> None:
     """Show what BUNDLE promises, after checking every digest, and the TensorRT engines beside it.
 
@@ -204,8 +200,7 @@ def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
     return lines
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @flag("--digests", "Only check digests; needs no engine.")
 @option(
     "--tolerance",
@@ -219,7 +214,6 @@ def described_plans(bundle: Bundle) -> list[tuple[str, str]]:
     "--allow-refused",
     "Pass a bundle that was beyond its limits and that somebody accepted, if it is intact.",
 )
-@json_option
 def verify(bundle: Path, digests: bool, allow_refused: bool, **options: Any) -> None:
     """Check the digests of BUNDLE, then replay its golden episode on this machine.
 

@@ -19,10 +19,10 @@ from stategate.cli.options import (
     accept_option,
     command_with,
     episode_option,
-    json_option,
     option,
     out_option,
     steps_option,
+    verb,
 )
 from stategate.cli.show import leave_unless, show
 
@@ -31,7 +31,7 @@ def _limit(name: str, field: str, text: str) -> Callable[[Verb], Verb]:
     return option(name, field, type=PRICE, default=getattr(DriftLimits(), field), help=text)
 
 
-@click.command()
+@verb()
 @click.argument("reference", metavar="FLOAT", type=EXISTING)
 @click.argument("candidate", type=EXISTING)
 @episode_option(
@@ -71,7 +71,6 @@ def _limit(name: str, field: str, text: str) -> Callable[[Verb], Verb]:
     help="Write the candidate as a sealed bundle there, if it passes or is accepted.",
 )
 @accept_option
-@json_option
 def drift(
     reference: Path,
     candidate: Path,

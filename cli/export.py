@@ -16,6 +16,7 @@ from stategate.cli.options import (
     flag,
     making_options,
     option,
+    verb,
     whole_options,
 )
 from stategate.models.source import model_argument
@@ -28,7 +29,7 @@ _calibration_option = option(
 )
 
 
-@click.command()
+@verb()
 @model_argument
 @making_options("float32")
 @whole_options
@@ -83,7 +84,7 @@ def export(model: str, out: Path, health: Path | None, **options: Any) -> None:
     print_receipt(bundle)
 
 
-@click.command()
+@verb()
 @model_argument
 @making_options("int8")
 @_calibration_option

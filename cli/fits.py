@@ -11,7 +11,7 @@ import click
 
 import stategate
 from stategate.bench.wear import state_lines, years_text
-from stategate.cli.options import COUNT, FOLDER, POSITIVE, flag, json_option, option
+from stategate.cli.options import COUNT, FOLDER, POSITIVE, flag, option, verb
 from stategate.cli.show import Line, leave_unless, show
 from stategate.common.console import note
 from stategate.contract.bundle import MANIFEST
@@ -28,7 +28,7 @@ from stategate.targets import load
 from stategate.targets.fits import load_costs
 
 
-@click.command()
+@verb()
 @click.argument("model")
 @option("--target", help="Device; this machine if left out.")
 @flag("--all", "Every device that is known.", "every")
@@ -55,7 +55,6 @@ from stategate.targets.fits import load_costs
 )
 @option("--precision", help="Of a MODEL that is no bundle yet; float32 if left out.")
 @flag("--measure", "Also open and step it here, and compare with the prediction.")
-@json_option
 def fits(model: str, target: str | None, every: bool, **options: Any) -> None:
     """Say whether MODEL, a bundle or what `stategate export` takes, fits a device, and why.
 
@@ -154,11 +153,10 @@ def _us(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g} us"
 
 
-@click.command("retarget")
+@verb("retarget")
 @bundles_argument
 @option("--target", required=True, help="Device that they shall be for.")
 @out_option("Folder for them and report.json.", FOLDER)
-@json_option
 def retarget_command(bundles: tuple[Path, ...], target: str, out: Path) -> None:
     """Write BUNDLES again for another device, those that are legal there and fit.
 

@@ -12,9 +12,9 @@ from stategate.cli.options import (
     FOLDER,
     POSITIVE,
     cluster_option,
-    json_option,
     option,
     out_option,
+    verb,
 )
 from stategate.cli.show import leave_unless, show
 from stategate.contract.durable import write_whole
@@ -22,12 +22,11 @@ from stategate.contract.durable import write_whole
 folders_argument = click.argument("folders", nargs=-1, required=True, type=BUNDLE)
 
 
-@click.command()
+@verb()
 @folders_argument
 @out_option("Folder of the fleet.", FOLDER)
 @click.option("--bundle", "bundles", multiple=True, type=BUNDLE, help="That robots step; repeat.")
 @cluster_option
-@json_option
 def collect(
     folders: tuple[Path, ...],
     out: Path,
@@ -55,12 +54,11 @@ def collect(
     show(result, [*texts, *(("unreadable", text) for text in result.problems)])
 
 
-@click.command("show")
+@verb("show")
 @click.argument("folder", type=BUNDLE)
 @option("--storage", help="Medium of every robot, such as emmc-16gb; that of its bundle's target.")
 @option("--years", type=POSITIVE, default=5.0, help="A flash that ends sooner is named.")
 @out_option("A page (.html).", FILE, required=False)
-@json_option
 def show_command(folder: Path, storage: str | None, years: float, out: Path | None) -> None:
     """Say which robots of FOLDER write too much, wear out their flash, or drift.
 
@@ -84,11 +82,10 @@ def show_command(folder: Path, storage: str | None, years: float, out: Path | No
     leave_unless(not report.findings and not report.together)
 
 
-@click.command("episodes")
+@verb("episodes")
 @folders_argument
 @click.option("--bundle", type=BUNDLE, required=True, help="That the black boxes recorded.")
 @out_option("Folder of the episodes.", FOLDER)
-@json_option
 def episodes_command(folders: tuple[Path, ...], bundle: Path, out: Path) -> None:
     """Write what the black boxes in FOLDERS recorded as episodes, to calibrate on.
 

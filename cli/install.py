@@ -16,14 +16,14 @@ from stategate.cli.options import (
     PRICE,
     SHARE,
     Verb,
-    bundle_argument,
+    bundle_verb,
     by_name,
     engine_option,
     flag,
-    json_option,
     option,
     repeated,
     trust_option,
+    verb,
 )
 from stategate.cli.show import Line, show
 from stategate.contract.reading import printable
@@ -49,8 +49,7 @@ def _by_state(
     )
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @option("--into", type=FOLDER, required=True, help="Folder of the installation; made if missing.")
 @option("--shadow-steps", type=COUNT, default=_TRIAL.shadow_steps, help="Steps before it acts.")
 @option(
@@ -73,7 +72,6 @@ def _by_state(
 @option("--older", metavar="WHO: WHY", help="Install a release below the highest confirmed one.")
 @trust_option
 @engine_option
-@json_option
 def bundle(bundle: Path, into: Path, **options: Any) -> None:
     """Check BUNDLE, copy it into the free slot, and replay its golden episode there.
 
@@ -89,9 +87,8 @@ def bundle(bundle: Path, into: Path, **options: Any) -> None:
     _show(install(bundle, into, trial=trial, **options))
 
 
-@click.command("confirm")
+@verb("confirm")
 @folder_argument
-@json_option
 def confirm_command(folder: Path) -> None:
     """Let the bundle on trial in FOLDER stay.
 
@@ -102,9 +99,8 @@ def confirm_command(folder: Path) -> None:
     _show(confirm(folder))
 
 
-@click.command("go-back")
+@verb("go-back")
 @folder_argument
-@json_option
 def go_back_command(folder: Path) -> None:
     """Refuse the update in FOLDER, or run the bundle from before the last one.
 
@@ -117,9 +113,8 @@ def go_back_command(folder: Path) -> None:
     _show(go_back(folder))
 
 
-@click.command("status")
+@verb("status")
 @folder_argument
-@json_option
 def status_command(folder: Path) -> None:
     """Say which bundle of FOLDER runs, how an update stands, and why.
 
@@ -130,15 +125,13 @@ def status_command(folder: Path) -> None:
     _show(status(folder))
 
 
-@click.command("release")
-@bundle_argument
+@bundle_verb("release")
 @option("--number", type=INDEX, required=True, help="A later release has a higher one.")
 @option("--from", "older", type=FOLDER, help="Bundle whose memory this one may go on with.")
 @_by_state("--state", "STATE=OLDER", "A state, and its name in the older bundle", str, "states")
 @_by_state("--fill", "STATE=NUMBER", "What new elements of a state hold", float)
 @repeated("--crop", "STATE", "A state that takes less than the older one had; repeat.")
 @repeated("--drop", "OLDER", "A state of the older bundle that is left behind; repeat.")
-@json_option
 def release_command(bundle: Path, number: int, **options: Any) -> None:
     """Write BUNDLE again with a release number, and with how an older memory becomes its own.
 

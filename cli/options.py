@@ -20,6 +20,7 @@ from stategate.targets import load
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Value = TypeVar("Value")
+Command = TypeVar("Command", bound=click.Command)
 
 STEPS = 1000
 
@@ -45,6 +46,22 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 BUNDLE = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def with_json(command: Command) -> Command:
+    """A command that prints its result as JSON on ``--json``; see `stategate.cli.show`."""
+    command.params.append(_JSON)
+    return command
+
+
+def verb(name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
+    """A verb that shows a result."""
+    return lambda function: with_json(click.command(name)(function))
+
+
+def bundle_verb(name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
+    """A verb whose first argument is a bundle."""
+    return lambda function: verb(name)(bundle_argument(function))
 
 
 def option(*names: str, **settings: Any) -> Callable[[Verb], Verb]:
@@ -133,14 +150,14 @@ def seed_option(text: str = "Of everything drawn.", default: int = 0) -> Callabl
 
 
 bundle_argument = click.argument("bundle", type=ANY_PATH)
-bundles_argument = click.argument("bundles", nargs=-1, required=True, type=ANY_PATH)
-json_option = click.option(
-    "--json",
+_JSON = click.Option(
+    ["--json"],
     is_flag=True,
     expose_value=False,
     callback=lambda ctx, param, is_given: is_given and ctx.meta.update({"stategate.json": True}),
     help="Print the result as JSON.",
 )
+bundles_argument = click.argument("bundles", nargs=-1, required=True, type=ANY_PATH)
 root_option = option(
     "--root",
     type=ANY_PATH,
@@ -262,7 +279,6 @@ def making_options(precision: str) -> Callable[[Verb], Verb]:
         accept_option,
         target_option,
         observes_option,
-        json_option,
     )
 
 
@@ -273,7 +289,6 @@ sessions_option = option(
     help="Sessions that one step serves; more than one makes a bundle for a pool.",
 )
 whole_options = group_of(sessions_option, split_option, input_options)
-gate_option = click.option("--gate", help="Which hard gate, where there are several.")
 cluster_option = click.option(
     "--cluster",
     metavar="ADDRESS",
@@ -284,19 +299,9 @@ cluster_option = click.option(
 
 def episodes_option(text: str, *, required: bool = False) -> Callable[[Verb], Verb]:
     """``--episode``, files and folders, as often as one likes."""
-    return group_of(
-        click.option(
-            "--episode",
-            "episodes",
-            multiple=True,
-            required=required,
-            type=EXISTING,
-            callback=episodes_given,
-            help=f"{text} (.npz, a folder of them, or a recording); repeat for more."
-            + ("" if required else " For a zoo model its own benchmark, if left out."),
-        ),
-        recording_options,
-    )
+    help_ = f"{text} (.npz, a folder of them, or a recording); repeat for more."
+    help_ += "" if required else " For a zoo model its own benchmark, if left out."
+    return episode_option("", "episodes", multiple=True, required=required, help=help_)
 
 
 def zoo_options(least: int) -> Callable[[Verb], Verb]:

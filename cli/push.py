@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import stategate
-from stategate.cli.options import bundle_argument, json_option, out_option
+from stategate.cli.options import bundle_verb, out_option, verb
 from stategate.cli.show import show
 
 _plain_http = click.option(
@@ -17,11 +17,9 @@ _plain_http = click.option(
 )
 
 
-@click.command("push")
-@bundle_argument
+@bundle_verb("push")
 @click.argument("to", metavar="REFERENCE")
 @_plain_http
-@json_option
 def push_command(bundle: Path, to: str, plain_http: bool) -> None:
     """Put BUNDLE into a registry, with its signature where it has one.
 
@@ -36,11 +34,10 @@ def push_command(bundle: Path, to: str, plain_http: bool) -> None:
     show({"reference": reference}, [reference])
 
 
-@click.command("pull")
+@verb("pull")
 @click.argument("source", metavar="REFERENCE")
 @out_option("The bundle's folder; an older bundle there is replaced in one step.")
 @_plain_http
-@json_option
 def pull_command(source: str, out: Path, plain_http: bool) -> None:
     """Take the bundle at REFERENCE out of a registry.
 

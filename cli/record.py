@@ -17,13 +17,14 @@ from stategate.cli.options import (
     INDEX,
     POSITIVE,
     bundle_argument,
+    bundle_verb,
     episode_option,
     group_of,
-    json_option,
     option,
     out_option,
     seed_option,
     steps_option,
+    verb,
 )
 from stategate.cli.recordings import as_episodes, convert_recording, recording_options
 from stategate.cli.show import show
@@ -41,7 +42,7 @@ from stategate.runtime.session import Session
 
 _SEED = 2_000_003
 
-_out = group_of(out_option("The folder.", FOLDER), json_option)
+_out = out_option("The folder.", FOLDER)
 _loop = group_of(
     option("--episodes", type=COUNT, default=1, help="How many."),
     seed_option("Of the first episode; the next ones count up.", _SEED),
@@ -49,7 +50,7 @@ _loop = group_of(
 )
 
 
-@click.command("episode-wav")
+@verb("episode-wav")
 @click.argument("files", nargs=-1, required=True, type=EXISTING_FILE)
 @option("--input", "name", required=True, help="Input of the model that takes a window.")
 @option("--window", type=COUNT, required=True, help="Samples of a step.")
@@ -74,7 +75,7 @@ def episode_wav(files: tuple[Path, ...], hop: int | None, out: Path, **cut: Any)
     _write(out, ((path.stem, wav_episode(path, **cut)) for path in files))
 
 
-@click.command("episode-gym")
+@verb("episode-gym")
 @click.argument("env_id")
 @option(
     "--policy",
@@ -120,8 +121,7 @@ def episode_gym(
         _write(out, ((f"episode-{i:06d}", one(i)) for i in range(episodes)))
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @option("--gym", "env_id", help="Gymnasium environment that the bundle acts in.")
 @episode_option(".", "episode_path")
 @option("--output", help="With --gym: the output that is the action, where there are several.")
@@ -236,7 +236,7 @@ def _write(out: Path, episodes: Iterable[tuple[str, Episode]]) -> None:
     show(rows, (f"{row['path']}: {row['steps']:,} steps" for row in rows))
 
 
-@click.command("read")
+@verb("read")
 @click.argument("path", type=EXISTING)
 @recording_options
 @_out
@@ -253,13 +253,12 @@ def read_recording(path: Path, out: Path) -> None:
     show(done, [line for one in done for line in one.lines()])
 
 
-@click.command("write")
+@verb("write")
 @click.argument("run", type=EXISTING)
 @bundle_argument
 @option("--rate", type=POSITIVE, help="Steps per second; the episode's or the bundle's own.")
 @recording_options
 @out_option("Name of the file or folder: *.mcap, *.parquet, or no dot for a LeRobotDataset.")
-@json_option
 def write_recording(run: Path, bundle: Path, rate: float | None, out: Path) -> None:
     """Write what BUNDLE did in RUN, a black box or an episode, for the tools of others.
 
@@ -278,9 +277,8 @@ def write_recording(run: Path, bundle: Path, rate: float | None, out: Path) -> N
     show(done, [f"{out}: {done.steps:,} steps in {done.episodes:,} episodes"])
 
 
-@click.command()
+@verb()
 @click.argument("path", type=EXISTING)
-@json_option
 def episodes(path: Path) -> None:
     """Read PATH, an episode or a folder of them, from end to end, and say what is in it.
 

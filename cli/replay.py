@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import stategate
-from stategate.cli.options import ANY_PATH, COUNT, EXISTING_FILE, POSITIVE, json_option, option
+from stategate.cli.options import ANY_PATH, COUNT, EXISTING_FILE, POSITIVE, option, verb
 from stategate.cli.show import Line, leave_unless, show
 from stategate.contract.reading import printable
 from stategate.runtime.base.tensor import Tensor
@@ -20,7 +20,7 @@ from stategate.runtime.check.replay import Moment, ReplayReport
 _FEW = 8  # numbers on a line
 
 
-@click.command()
+@verb()
 @click.argument("file", type=EXISTING_FILE)
 @option("--bundle", type=ANY_PATH, required=True, help="The bundle that was recorded.")
 @option("--at", type=COUNT, help="Stop after this step and show it.")
@@ -38,7 +38,6 @@ _FEW = 8  # numbers on a line
     help="Of states at keyframes where an engine promises no bits, and of outputs of --bisect; a "
     "share of their size.",
 )
-@json_option
 def replay(file: Path, bundle: Path, at: int | None, other: Path | None, **options: Any) -> None:
     """Step what the black box FILE recorded once more, and compare it at every step.
 

@@ -14,11 +14,11 @@ from stategate.cli.options import (
     FILE,
     engine_option,
     episode_option,
-    json_option,
     option,
     out_option,
     steps_option,
     trust_option,
+    verb,
 )
 from stategate.cli.run import golden
 from stategate.cli.show import show_paths
@@ -34,7 +34,7 @@ from stategate.runtime.session import Session
 _RUN, _IS_ALIVE = "Run of", 'id="live"'
 
 
-@click.command()
+@verb()
 @click.argument("what", nargs=-1, required=True, type=EXISTING)
 @out_option("The page, a .html file.", FILE)
 @option("--bundle", type=ANY_PATH, help="The bundle that was recorded, of a black box.")
@@ -43,7 +43,6 @@ _RUN, _IS_ALIVE = "Run of", 'id="live"'
 @option("--title", help="Heading; made of the results if left out.")
 @engine_option
 @trust_option
-@json_option
 def report(
     what: tuple[Path, ...],
     out: Path,

@@ -13,11 +13,10 @@ from stategate.cli.options import (
     FILE,
     FOLDER,
     POSITIVE,
-    bundle_argument,
+    bundle_verb,
     engine_option,
     episode_option,
     flag,
-    json_option,
     option,
     out_option,
     steps_option,
@@ -33,8 +32,7 @@ from stategate.runtime.keep.black_box import BlackBox
 from stategate.runtime.session import Session
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @episode_option("; the bundle's golden episode, over and over, if left out.", "episode_path")
 @steps_option("How many steps; default: the episode.", None, click.IntRange(1, 100_000_000))
 @out_option("Folder for ledger.json; default: none.", FOLDER, required=False)
@@ -52,7 +50,6 @@ from stategate.runtime.session import Session
 @engine_option
 @trust_option
 @flag("--realtime", "Ask for priority and locked memory first, and say what could not be had.")
-@json_option
 def run(
     bundle: Path,
     episode_path: Path | None,

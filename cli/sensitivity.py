@@ -6,19 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from stategate.cli.options import (
     FILE,
     FOLDER,
     POSITIVE,
     SHARE,
     input_options,
-    json_option,
     option,
     out_option,
     precision_option,
     ranges_option,
+    verb,
 )
 from stategate.cli.show import show
 from stategate.contract import canonical_json
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from stategate.export.sensitivity import Proposal
 
 
-@click.command()
+@verb()
 @model_argument
 @input_options
 @precision_option(
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
     help="Folder of trials that were made before; next to the plan if left out.",
 )
 @out_option("The plan (.json).", FILE)
-@json_option
 def sensitivity(model: str, cache: Path | None, out: Path, **options: Any) -> None:
     """Propose a precision plan for MODEL, a zoo name or path/to/module.py:factory.
 

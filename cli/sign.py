@@ -6,10 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import click
-
 import stategate
-from stategate.cli.options import EXISTING_FILE, bundle_argument, flag, json_option, option
+from stategate.cli.options import EXISTING_FILE, bundle_verb, flag, option
 from stategate.cli.show import leave_unless, show
 from stategate.contract import Bundle
 from stategate.contract.errors import ResultError
@@ -17,8 +15,7 @@ from stategate.contract.tensorrt_plan import stored_plans
 from stategate.runtime.trust import code
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @option("--key", type=EXISTING_FILE, help="Private key in PEM, on the curve P-256, P-384 or P-521.")
 @option(
     "--password",
@@ -34,7 +31,6 @@ from stategate.runtime.trust import code
     help="Certificate between that one and the one that others know; may be repeated.",
 )
 @flag("--sigstore", "Sign without a key, by a login at an identity provider; needs a network.")
-@json_option
 def sign(bundle: Path, **options: Any) -> None:
     """Sign BUNDLE as its author, in the form of OpenSSF Model Signing.
 
@@ -54,10 +50,8 @@ def sign(bundle: Path, **options: Any) -> None:
     show({"signature": str(path)}, [("signed", path)])
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @flag("--withdraw", "Take it back: its native code is not run again.")
-@json_option
 def trust(bundle: Path, withdraw: bool) -> None:
     """Accept the native code of BUNDLE on this machine, once and for good.
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from stategate.cli.options import flag, json_option, root_option
+from stategate.cli.options import flag, root_option, verb, with_json
 from stategate.cli.show import leave_unless
 from stategate.cli.show import show as print_result
 from stategate.common.ending import CommandGroup
@@ -25,8 +25,8 @@ _UNKNOWN = "unknown"
 HEADS = ("target", "memory", "reserve", "bandwidth", "dense int8", "CPU", "onnxruntime", "tensorrt")
 
 
+@with_json
 @click.group(cls=CommandGroup, invoke_without_command=True)
-@json_option
 @flag("--markdown", "Print the table as Markdown.")
 @click.pass_context
 def targets(context: click.Context, markdown: bool) -> None:
@@ -45,9 +45,9 @@ def targets(context: click.Context, markdown: bool) -> None:
     print_result(profiles, [table])
 
 
+@with_json
 @targets.command()
 @click.argument("target")
-@json_option
 def show(target: str) -> None:
     """Show every figure of TARGET with its source and date.
 
@@ -126,9 +126,8 @@ def _word(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-@click.command("detect")
+@verb("detect")
 @root_option
-@json_option
 def detect_command(root: Path) -> None:
     """Say what this machine is, which target that is, and what no file says.
 
@@ -161,9 +160,8 @@ def _target_of(host: Host) -> tuple[str | None, str]:
     return (generic, "") if generic in names() else (None, "no profile is for this machine")
 
 
-@click.command("doctor")
+@verb("doctor")
 @root_option
-@json_option
 def doctor(root: Path) -> None:
     """Look this machine over, one line a finding with its remedy.
 

@@ -18,15 +18,7 @@ from stategate.bench.wear import (
     wear_rows,
     write_rate,
 )
-from stategate.cli.options import (
-    EXISTING,
-    INDEX,
-    POSITIVE,
-    SHARE,
-    bundle_argument,
-    json_option,
-    option,
-)
+from stategate.cli.options import EXISTING, INDEX, POSITIVE, SHARE, bundle_verb, option
 from stategate.cli.show import Line, show
 from stategate.common.flash import Storage, endurance_bytes, host_bytes_per_snapshot
 from stategate.common.wear_counters import DeviceWear, read_wear
@@ -37,8 +29,7 @@ from stategate.runtime.keep.snapshot import Codec
 _DAYS_PER_YEAR = 365.25
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @option("--rate", "rate_hz", type=POSITIVE, required=True, help="Steps per second.")
 @option("--storage", "storage_name", help="Medium by name, such as emmc-16gb.")
 @option("--target", help="Device whose media are shown; the bundle's if left out.")
@@ -57,7 +48,6 @@ _DAYS_PER_YEAR = 365.25
 @option(
     "--path", type=EXISTING, help="A folder on this machine: show what its device says of its wear."
 )
-@json_option
 def wear(
     bundle: Path,
     rate_hz: float,

@@ -16,10 +16,10 @@ from stategate.cli.options import (
     bundle_out_option,
     check_steps_option,
     engines_option,
-    json_option,
     option,
     seed_option,
     target_option,
+    verb,
 )
 from stategate.cli.show import show, wants_json
 
@@ -33,7 +33,7 @@ def _threshold(_: click.Context, __: click.Parameter, text: str) -> float | str:
         raise click.BadParameter(f"{text!r} is no number of 0 or less, and not auto") from None
 
 
-@click.command()
+@verb()
 @click.argument("backbone", required=False)
 @option(
     "--recordings",
@@ -90,7 +90,6 @@ def _threshold(_: click.Context, __: click.Parameter, text: str) -> float | str:
 @check_steps_option
 @engines_option
 @target_option
-@json_option
 def wrap(
     backbone: str | None,
     recordings: tuple[Path, ...],

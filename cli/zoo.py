@@ -9,14 +9,13 @@ from typing import Any
 
 import click
 
-from stategate.cli.options import FILE, json_option, out_option, seed_option, steps_option
+from stategate.cli.options import FILE, out_option, seed_option, steps_option, verb
 from stategate.cli.show import show
 from stategate.contract.durable import write_whole
 from stategate.models.zoo.catalogue import HELD_OUT_SEED, ZOO, entry
 
 
-@click.command()
-@json_option
+@verb()
 def zoo() -> None:
     """List the models that come with stategate.
 
@@ -59,12 +58,11 @@ def _models(rows: list[dict[str, Any]]) -> Iterator[str]:
             yield f"  as in   {name}: {state_bytes:,} bytes in float32"
 
 
-@click.command()
+@verb()
 @click.argument("name")
 @steps_option("Length; all of it is held in memory.", 4096, click.IntRange(1, 10_000_000))
 @seed_option("Of the stream.", HELD_OUT_SEED)
 @out_option("The .npz to write.", FILE)
-@json_option
 def episode(name: str, steps: int, seed: int, out: Path) -> None:
     """Write a held-out episode of the zoo model NAME: inputs, and labels to judge it by.
 

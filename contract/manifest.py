@@ -73,8 +73,8 @@ class GraphRef(Record, frozen=True):
 
     Attributes:
         role: ``step`` computes outputs, gates and next states in one go; ``chunk`` does so for
-            several steps at once, see `stategate.contract.chunks.chunked`; ``read`` and ``write`` are
-            parts of the step, see `stategate.contract.split.Way`; ``prologue`` gives first states.
+            several steps at once, see `chunks.chunked`; ``read`` and ``write`` are
+            parts of the step, see `split.Way`; ``prologue`` gives first states.
         precision: ``float32``, or the name of the plan by which it was made smaller.
         opset: ONNX opset of the default domain.
         domains: Other operator domains that it needs, such as ``com.microsoft``.

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 
 from stategate.bench.measure.subject import opened
-from stategate.cli.options import COUNT, bundle_argument, engine_option, json_option, option
+from stategate.cli.options import COUNT, bundle_verb, engine_option, option
 from stategate.cli.show import show
 from stategate.common.compiler import compile_library
 from stategate.contract import Bundle
@@ -93,11 +92,9 @@ def count_mallocs(bundle: str, engine: str, steps: int) -> list[int]:
     return counts
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @engine_option
 @option("--steps", type=COUNT, default=2000, help="How many to count over.")
-@json_option
 def allocations(bundle: Path, engine: str, steps: int) -> None:
     """Count what a step of BUNDLE asks malloc for.
 

@@ -9,12 +9,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import onnxruntime
 
 from lab.pace import Report, Step, golden_inputs, stepper
-from stategate.cli.options import COUNT, bundle_argument, json_option, option, out_option
+from stategate.cli.options import COUNT, bundle_verb, option, out_option
 from stategate.cli.show import show
 from stategate.common.console import progress
 from stategate.common.onnx_runtime import one_thread
@@ -198,12 +197,10 @@ def bound_calls(bundle: Bundle) -> tuple[Step, Step]:
     return public, private
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @option("--rounds", type=COUNT, default=20, help="Bursts of each.")
 @option("--burst", type=COUNT, default=500, help="Steps in a burst.")
 @out_option("Folder for overhead.json.", required=False)
-@json_option
 def overhead(bundle: Path, rounds: int, burst: int, out: Path | None) -> None:
     """Compare a counted step of BUNDLE with plain ONNX Runtime, in turns and in one run.
 

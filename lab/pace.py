@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
-from stategate.cli.options import COUNT, bundles_argument, json_option, option, out_option
+from stategate.cli.options import COUNT, bundles_argument, option, out_option, verb
 from stategate.cli.show import show
 from stategate.common.console import progress
 from stategate.common.timing import TimedCall, time_in_turns
@@ -78,12 +77,11 @@ def stepper(session: Session) -> Step:
     return lambda feed: session.step(**feed)
 
 
-@click.command()
+@verb()
 @bundles_argument
 @option("--rounds", type=COUNT, default=20, help="Bursts of each.")
 @option("--burst", type=COUNT, default=500, help="Steps in a burst.")
 @out_option("The list (.json).", required=False)
-@json_option
 def pace(bundles: tuple[Path, ...], rounds: int, burst: int, out: Path | None) -> None:
     """Time a step of each of BUNDLES, in turns and in one run, against the first.
 

@@ -12,7 +12,7 @@ import msgspec
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stategate.cli.options import json_option
+from stategate.cli.options import verb
 from stategate.cli.show import show_paths
 from stategate.contract.durable import write_whole
 from stategate.contract.errors import EpisodeError
@@ -120,9 +120,8 @@ def _draw_writes(axes: Axes, run: Run) -> None:
         axis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
 
 
-@click.command()
+@verb()
 @click.argument("ledger", type=click.Path(path_type=Path))
-@json_option
 def plot(ledger: Path) -> None:
     """Draw the memory and the writes of a run next to its LEDGER, as PNG and SVG.
 

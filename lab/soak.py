@@ -16,13 +16,7 @@ import click
 import numpy as np
 
 from lab.overhead import bound_calls
-from stategate.cli.options import (
-    bundle_argument,
-    episode_option,
-    json_option,
-    out_option,
-    steps_option,
-)
+from stategate.cli.options import bundle_verb, episode_option, out_option, steps_option
 from stategate.cli.show import show
 from stategate.common.console import progress
 from stategate.common.statistics import slope_per_million
@@ -177,12 +171,10 @@ def _empty_loop(steps: int, elapsed_ns: np.ndarray) -> int:
     return rss_bytes() - before
 
 
-@click.command()
-@bundle_argument
+@bundle_verb()
 @episode_option("; the golden episode if left out.", "episode_path")
 @steps_option("Steps.", 1_000_000, click.IntRange(min=40_000))
 @out_option("Folder for soak.json.", required=False)
-@json_option
 def soak(bundle: Path, episode_path: Path | None, steps: int, out: Path | None) -> None:
     """Step BUNDLE for a long time, and see whether its memory or its pace changes.
 

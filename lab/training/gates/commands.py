@@ -17,10 +17,10 @@ from stategate.cli.options import (
     Verb,
     episodes_option,
     group_of,
-    json_option,
     option,
     out_option,
     seed_option,
+    verb,
     zoo_options,
 )
 from stategate.cli.show import show
@@ -38,9 +38,7 @@ def _iterations(default: int) -> Callable[[Verb], Verb]:
 _inputs = group_of(
     model_argument, episodes_option("Inputs, the last file held out"), zoo_options(2)
 )
-_results = group_of(
-    seed_option(), out_option("The trained part (.safetensors).", FILE), json_option
-)
+_results = group_of(seed_option(), out_option("The trained part (.safetensors).", FILE))
 
 
 def _check_out(out: Path) -> None:
@@ -49,7 +47,7 @@ def _check_out(out: Path) -> None:
     check_writable(out)
 
 
-@click.command("train-gate")
+@verb("train-gate")
 @_inputs
 @option(
     "--write-price",
@@ -88,7 +86,7 @@ def train_gate_command(
     show(result, [*lines, f"written: {out}"])
 
 
-@click.command("train-retention")
+@verb("train-retention")
 @_inputs
 @option(
     "--capacity-price",
