@@ -7,9 +7,10 @@ add up. The period is rounded to a nanosecond, which at 30 Hz is a drift of 1 ms
 from __future__ import annotations
 
 import math
-from array import array
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from stategate.contract import Budget
 from stategate.contract.errors import DeadlineError, SpecError
@@ -199,8 +200,9 @@ class Loop:
         self._last_ns = 0
         self._in_body = False
         self._ticks = self._misses = self._clock_faults = 0
-        self._late = _Samples()
-        self._idle_gap = _Samples()
+        self._late, self._idle_gap = deque[int](maxlen=WINDOW), deque[int](maxlen=WINDOW)
+        self._latest_ns: int | None = None
+        self._least_gap_ns: int | None = None
 
     def __iter__(self) -> Loop:
         return self
@@ -220,7 +222,8 @@ class Loop:
         tick.index = self._index
         tick.due_ns = self._due_ns
         before_ns, tick.late_ns = tick.late_ns, max(0, now_ns - self._due_ns)
-        self._late.add(tick.late_ns)
+        self._late.append(tick.late_ns)
+        self._latest_ns = max(self._latest_ns or 0, tick.late_ns)
         self._times.late.add(tick.late_ns)
         if self._ticks:
             self._times.jitter.add(abs(tick.late_ns - before_ns))
@@ -231,9 +234,8 @@ class Loop:
 
     def stats(self) -> LoopStats:
         """What the loop did so far; takes memory and time only while it is called."""
-        late = sorted(self._late.recent())
-        jitter = sorted(self._late.changes())
-        idle_gap = sorted(self._idle_gap.recent())
+        late, idle_gap = sorted(self._late), sorted(self._idle_gap)
+        jitter = sorted(abs(b - a) for a, b in pairwise(self._late))
         return LoopStats(
             period_us=self._period_ns / 1000,
             ticks=self._ticks,
@@ -241,10 +243,10 @@ class Loop:
             clock_faults=self._clock_faults,
             late_p50_us=_percentile_us(late, 0.50),
             late_p99_us=_percentile_us(late, 0.99),
-            late_max_us=_us(self._late.highest),
+            late_max_us=_us(self._latest_ns),
             jitter_p99_us=_percentile_us(jitter, 0.99),
             idle_gap_p50_us=_percentile_us(idle_gap, 0.50),
-            idle_gap_min_us=_us(self._idle_gap.lowest),
+            idle_gap_min_us=_us(self._least_gap_ns),
         )
 
     def _schedule(self, now_ns: int) -> None:
@@ -255,7 +257,10 @@ class Loop:
             self._index += 1
             return
         next_ns = self._due_ns + self._period_ns
-        self._idle_gap.add(max(0, next_ns - now_ns))
+        gap_ns = max(0, next_ns - now_ns)
+        self._idle_gap.append(gap_ns)
+        least_ns = self._least_gap_ns
+        self._least_gap_ns = gap_ns if least_ns is None else min(gap_ns, least_ns)
         # Rounded up: a body that ends exactly when a tick is due is in time for it.
         missed = max(0, -((next_ns - now_ns) // self._period_ns))
         self._due_ns = next_ns + missed * self._period_ns
@@ -324,38 +329,6 @@ def first_step_after_idle_us(
         if elapsed_ns >= 0:
             elapsed_us.append(elapsed_ns / 1000)
     return tuple(elapsed_us)
-
-
-class _Samples:
-    """The last ``WINDOW`` values in a ring of fixed size, and the extremes of all."""
-
-    __slots__ = ("_count", "_ring", "highest", "lowest")
-
-    def __init__(self) -> None:
-        self._ring = array("q", bytes(8 * WINDOW))
-        self._count = 0
-        self.highest: int | None = None
-        self.lowest: int | None = None
-
-    def add(self, value: int) -> None:
-        self._ring[self._count % WINDOW] = value
-        self._count += 1
-        if self.highest is None or value > self.highest:
-            self.highest = value
-        if self.lowest is None or value < self.lowest:
-            self.lowest = value
-
-    def recent(self) -> list[int]:
-        """From the oldest to the newest."""
-        if self._count <= WINDOW:
-            return self._ring[: self._count].tolist()
-        start = self._count % WINDOW
-        return [*self._ring[start:], *self._ring[:start]]
-
-    def changes(self) -> list[int]:
-        """Absolute difference of each value to the one before."""
-        values = self.recent()
-        return [abs(b - a) for a, b in zip(values, values[1:], strict=False)]
 
 
 def _period_ns(hz: float) -> int:

@@ -13,7 +13,7 @@ from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.ledger import Ledger
 from stategate.runtime.keep.journal import read_journal
 from stategate.runtime.keep.snapshot import Codec, memory_identity
-from stategate.runtime.keep.store import newest_in
+from stategate.runtime.keep.store import GoodSnapshot, newest_in
 from stategate.runtime.session import Session
 
 _ACCOUNT = "account"
@@ -57,10 +57,7 @@ def states_for_update(
 
 def ledger_in(folder: Path, manifest: Manifest) -> Ledger:
     """What a snapshot folder counted; zeros where nothing of it can be read."""
-    try:
-        newest = newest_in(folder, Codec(manifest))
-    except SnapshotError:
-        newest = None
+    newest = _newest(folder, manifest)
     if newest is None:
         return Ledger()
     return read_journal(folder, newest).newest_ledger(newest.snapshot.header.ledger)
@@ -68,11 +65,15 @@ def ledger_in(folder: Path, manifest: Manifest) -> Ledger:
 
 def saved_states(folder: Path, manifest: Manifest) -> dict[str, Array] | None:
     """The states of the newest snapshot in a folder; None where nothing can be taken back."""
+    newest = _newest(folder, manifest)
+    return newest.snapshot.states if newest is not None else None
+
+
+def _newest(folder: Path, manifest: Manifest) -> GoodSnapshot | None:
     try:
-        newest = newest_in(folder, Codec(manifest))
+        return newest_in(folder, Codec(manifest))
     except SnapshotError:
         return None
-    return newest.snapshot.states if newest is not None else None
 
 
 def move_account(folder: Path, others: list[Path]) -> None:
