@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -16,13 +16,13 @@ from stategate.cli.recordings import episodes_given, recording_options
 from stategate.contract.bundle import refuse_inside_bundle, refuse_to_replace
 from stategate.contract.durable import check_writable
 from stategate.contract.precision import PrecisionPlan
-from stategate.targets import load
+
+if TYPE_CHECKING:
+    from stategate.targets import TargetProfile
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Value = TypeVar("Value")
 Command = TypeVar("Command", bound=click.Command)
-
-STEPS = 1000
 
 
 class Number(click.FloatRange):
@@ -112,6 +112,12 @@ def _writable(ctx: click.Context, param: click.Parameter, out: Path | None) -> P
     return out
 
 
+def _known(ctx: click.Context, param: click.Parameter, name: str | None) -> TargetProfile | None:
+    from stategate.targets import load  # a device with Python 3.10 has no reader of its files
+
+    return load(name) if name else None
+
+
 def _replaceable(ctx: click.Context, param: click.Parameter, out: Path) -> Path:
     refuse_to_replace(refuse_inside_bundle(out))
     return out
@@ -166,7 +172,7 @@ root_option = option(
 )
 target_option = click.option(
     "--target",
-    callback=lambda ctx, param, name: load(name) if name else None,
+    callback=_known,
     help="Device it is for; this machine's if left out.",
 )
 engine_option = option(
@@ -248,7 +254,7 @@ observes_option = click.option(
     help="What the numbers of inputs and outputs mean: names in order, scales, history, joints, "
     "rate, reset rules; a YAML or JSON file, or the env.yaml of an Isaac Lab or mjlab training.",
 )
-check_steps_option = steps_option("Closed-loop steps of the check.", STEPS)
+check_steps_option = steps_option("Closed-loop steps of the check.", 1000)
 input_options = group_of(
     episode_option(
         "",

@@ -15,7 +15,7 @@ from stategate import targets
 from stategate.bench.wear import WriteRate, journal_rows, wear_rows, write_rate
 from stategate.cli import wear as wear_cli
 from stategate.cli.main import main
-from stategate.common.flash import Storage, lifetime_years
+from stategate.common.flash import Storage, bytes_per_day, years_at
 from stategate.common.wear_counters import DeviceWear
 from stategate.contract import Bundle, GateSpec, Manifest, StateSpec, write_bundle
 from stategate.runtime.keep.snapshot import Codec
@@ -76,7 +76,8 @@ def test_each_policy_has_a_row_and_the_arithmetic_is_the_runtimes(tiny_bundle: P
     assert table["host_bytes_per_snapshot"] == 8192 + 20480
     storage = targets.load_storage("emmc-16gb")
     for row in table["rows"]:
-        assert row["years"] == lifetime_years(storage, size, row["snapshots_per_second"])
+        daily = bytes_per_day(storage, size, row["snapshots_per_second"])
+        assert row["years"] == years_at(storage, daily)
         assert row["bytes_per_day"] == 28672 * row["snapshots_per_second"] * 86400
         assert row["estimate"] is True
 
