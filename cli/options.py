@@ -112,7 +112,7 @@ def _writable(ctx: click.Context, param: click.Parameter, out: Path | None) -> P
     return out
 
 
-def _known(ctx: click.Context, param: click.Parameter, name: str | None) -> TargetProfile | None:
+def _profile(ctx: click.Context, param: click.Parameter, name: str | None) -> TargetProfile | None:
     from stategate.targets import load  # a device with Python 3.10 has no reader of its files
 
     return load(name) if name else None
@@ -172,7 +172,7 @@ root_option = option(
 )
 target_option = click.option(
     "--target",
-    callback=_known,
+    callback=_profile,
     help="Device it is for; this machine's if left out.",
 )
 engine_option = option(

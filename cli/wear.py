@@ -71,8 +71,8 @@ def wear(
     """
     manifest = Bundle.open(bundle).manifest
     ways = {"--storage": storage_name, "--target": target, "--tbw": tbw}
-    if len(given := [flag for flag, value in ways.items() if value is not None]) > 1:
-        raise click.UsageError(f"{' and '.join(given)} contradict each other; give one")
+    if len(several := [flag for flag, value in ways.items() if value is not None]) > 1:
+        raise click.UsageError(f"{' and '.join(several)} contradict each other; give one")
     storages = _by_name(storage_name, target, manifest) if tbw is None else [_rated(tbw)]
     if metadata_bytes is not None:
         storages = [_with_metadata(storage, metadata_bytes) for storage in storages]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from stategate.contract.durable import write_whole
-from stategate.contract.errors import MissingDependencyError, StategateError
+from stategate.contract.errors import StategateError
 from stategate.contract.failures import failures
 from stategate.contract.reading import RECORD_BYTES, decode_json, printable, read_bounded
 
@@ -59,15 +58,3 @@ def canonical_json(record: Any) -> bytes:
 def save_record(record: Any, path: str | Path) -> None:
     """Write a record as `canonical_json`, whole or not at all; `ResultError` if it does not go."""
     write_whole(Path(path), canonical_json(record))
-
-
-def toml(raw: bytes, extra: str = "trust") -> dict[str, Any]:
-    """Tables of a file in TOML; ``extra`` brings what Python 3.10 lacks."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        try:
-            import tomli as tomllib
-        except ImportError as missing:
-            raise MissingDependencyError("tomli", extra) from missing
-    return tomllib.loads(raw.decode())

@@ -178,7 +178,7 @@ def quantise(
         ranges: Of activations; measured here where it is None and the precision needs them, on a
             float bundle that is thrown away.
         progress: Called with stage, units done and units in all.
-        **making: Of `make`: ``state_precision``, ``error_feedback``, ``max_output_error`` and
+        making: Of `make`: ``state_precision``, ``error_feedback``, ``max_output_error`` and
             ``max_flip_rate``, which are left to `compare` where they are None, and all else.
 
     Raises:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from importlib import resources
 from typing import Any, TypeVar
 
 import msgspec
 
-from stategate.contract.errors import TargetError
+from stategate.contract.errors import MissingDependencyError, TargetError
 from stategate.contract.names import close_names
-from stategate.contract.records import toml
+
+if sys.version_info >= (3, 11):
+    import tomllib
 
 Table = TypeVar("Table")
 
@@ -43,10 +47,22 @@ def read_toml(room: str, file: str, what: str, shape: type[Table]) -> Table:
 
 def parse_toml(raw: bytes, file: str, what: str, shape: type[Table]) -> Table:
     """The same of a file's bytes; see `read_toml`."""
+    loads = _loads()
     try:
-        return msgspec.convert(_without_unknowns(toml(raw, "export")), shape)
+        return msgspec.convert(_without_unknowns(loads(raw.decode())), shape)
     except (msgspec.ValidationError, ValueError) as problem:  # the TOML reader's is a ValueError
         raise TargetError(f"{what} is broken", found=f"{file}: {problem}") from problem
+
+
+def _loads() -> Callable[[str], dict[str, Any]]:
+    """The TOML reader, only when a file is read: devices with Python 3.10 may have none."""
+    if sys.version_info >= (3, 11):
+        return tomllib.loads
+    try:
+        import tomli
+    except ImportError as missing:
+        raise MissingDependencyError("tomli", "export") from missing
+    return tomli.loads
 
 
 def _without_unknowns(value: Any) -> Any:

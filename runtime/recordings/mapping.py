@@ -14,9 +14,9 @@ import numpy as np
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import EpisodeError, SpecError
 from stategate.contract.reading import read_bounded
-from stategate.contract.records import toml
 from stategate.contract.specs import Record
 from stategate.runtime.base.buffers import Array
+from stategate.runtime.trust.policy import toml
 
 _FILE_BYTES = 1 << 20
 _PART = re.compile(r"(?P<field>[^\[\]{}]+)(\{(?P<elements>[^{}]*)\})?(\[(?P<unit>[^\[\]]*)\])?")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from stategate.contract.errors import TrustError
+from stategate.contract.errors import MissingDependencyError, TrustError
 from stategate.contract.failures import failures
 from stategate.contract.manifest import Manifest
 from stategate.contract.reading import read_bounded
-from stategate.contract.records import toml
 from stategate.contract.specs import Record
 
 Trust = str | Path
@@ -139,3 +139,15 @@ def _refuse_several(path: Path, raw: bytes) -> None:
             expected="one key in a file",
             remedy='a policy that names their files: keys = ["one.pub", "another.pub"]',
         )
+
+
+def toml(raw: bytes, extra: str = "trust") -> dict[str, Any]:
+    """Tables of a file in TOML; ``extra`` brings what Python 3.10 lacks."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        try:
+            import tomli as tomllib
+        except ImportError as missing:
+            raise MissingDependencyError("tomli", extra) from missing
+    return tomllib.loads(raw.decode())
