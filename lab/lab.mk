@@ -424,8 +424,8 @@ $(SIMULATORS)/.installed: lab/evidence/robot/simulators.txt | $(VENV)/.test
 
 ROBOT := MUJOCO_GL=disabled PYTHONPATH=$(SIMULATORS) $(BIN)/python -m
 
-evidence-robot: $(SIMULATORS)/.installed ## Robots that have to remember, driven by bundles -> docs/evidence/robots.md (resumable, an hour)
-	$(ROBOT) lab robot run
+evidence-robot: $(SIMULATORS)/.installed ## Robots that have to remember, driven by bundles -> docs/evidence/robots.md (resumable, hours)
+	$(ROBOT) lab robot run --seed 0 --seed 1 --seed 2
 	$(ROBOT) lab robot page
 
 evidence-robot-small: $(SIMULATORS)/.installed ## The robots' tests, and a few episodes with the trained policies (a minute)
