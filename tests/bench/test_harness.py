@@ -25,7 +25,7 @@ from stategate.contract import Bundle, write_bundle
 from stategate.contract.errors import MeasurementError
 from stategate.contract.manifest import TargetRef
 
-QUICK = ("--seconds", "0.5", "--rate", "200")
+QUICK = ("--quick", "--rate", "200", "--idle-ms", "5")
 
 
 def bench(*arguments: object) -> Result:
@@ -34,7 +34,7 @@ def bench(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def measured(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two subjects, measured for half a second."""
+    """Two subjects, measured for a second and a half."""
     out = tmp_path_factory.mktemp("bench")
     done = bench(tiny_bundle, tiny_bundle, *QUICK, "--out", out)
     assert done.exit_code == 0, done.output
@@ -54,7 +54,7 @@ def test_a_measurement_leaves_record_page_markdown_and_samples(measured: Path) -
     assert [(ratio.of, ratio.to) for ratio in result.ratios] == [("Tiny #2", "Tiny")]
     assert first.max_output_error is not None and first.max_output_error < 1e-5
     assert first.cold.first_answer_s > first.cold.import_s > 0
-    assert len(first.idle_us) == len(first.busy_us) == 20
+    assert len(first.idle_us) == len(first.busy_us) == 5
     assert first.rates[0].ticks + first.rates[0].misses >= first.rates[0].ticks > 1
 
 
