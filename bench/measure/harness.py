@@ -100,15 +100,8 @@ def measure_bursts(
 ) -> list[dict[str, Any]]:
     """Take turns until the time is over; goes on from the segments that are there.
 
-    Args:
-        chosen: Who takes part.
-        options: For how long, and where.
-        segments: Takes the bursts.
-        meter: What measures energy.
-        report: Called with the tenths of seconds measured so far.
-
-    Returns:
-        What each process said when it started.
+    ``report`` is called with the tenths of seconds measured so far. Returns what each process said
+    when it started.
     """
     life, round_, before_s = segments.lives, segments.rounds, segments.measured_s
     with ExitStack() as stack:

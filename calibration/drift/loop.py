@@ -47,7 +47,7 @@ def drift(
     Args:
         reference: The float model's bundle, for one session.
         candidate: The bundle that is judged.
-        episodes: Names and held-out inputs, with labels where answers are judged.
+        episodes: Names and held-out inputs.
         horizon: Steps of each episode, at most; the longest one's, or more.
         repeat: Whether a shorter episode goes on from its beginning until the horizon.
         limits: What the figures are held against.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import SEEK_END
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,44 +74,36 @@ class Steps:
         return len(self.times)
 
 
-class Source(Protocol):
-    """An opened recording.
+class Source(ABC):
+    """An opened recording."""
 
-    Attributes:
-        path: The file or folder.
-        form: What it is, in words.
-        is_timed: Whether batches have times; else their rows are steps, in blocks of every part.
-        rate_hz: Of its rows, if it says so.
-        size: Messages or rows in all; 0 where that is not known.
-        notes: What a reader of the result should know.
-        settings: Which of a map's ``time``, ``episode`` and ``order`` it follows.
-    """
+    form = ""  # what it is, in words
+    is_timed = False  # whether batches have times; else rows are steps, in blocks of every part
+    rate_hz: float | None = None  # of its rows, if it says so
+    settings = frozenset[str]()  # which of a map's ``time``, ``episode`` and ``order`` it follows
 
-    path: Path
-    form: str
-    is_timed: bool
-    rate_hz: float | None
-    size: int
-    notes: list[str]
-    settings: frozenset[str]
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0  # messages or rows in all; 0 where that is not known
+        self.notes: list[str] = []  # what a reader of the result should know
 
     def clock_words(self, fields: Sequence[Field]) -> str:
         """Option that says which of its fields is the time, where it does not know."""
         return ""
 
+    @abstractmethod
     def fields(self) -> list[Field]:
         """What is in it."""
-        ...
 
     def follow(self, plan: Map, fields: list[Field]) -> list[Field]:
         """Take from a plan what times are; the fields, with usual times between two moments."""
         return fields
 
+    @abstractmethod
     def episodes(
         self, parts: Sequence[Part], plan: Map, report: Progress
     ) -> Iterator[tuple[str, Iterator[Block]]]:
         """Name and blocks of each episode, one after the other."""
-        ...
 
 
 @contextmanager

@@ -37,14 +37,12 @@ class Store(Source):
         rate_hz: Of the rows, where the recording says so.
     """
 
-    is_timed = False
-    settings = frozenset[str]()
-
     def __init__(
         self, path: Path, form: str, parts: list[tuple[str, int, int, Arrays]],
         rate_hz: float | None,
     ) -> None:  # fmt: skip
-        self.path, self.form, self.rate_hz, self.notes = path, form, rate_hz, []
+        super().__init__(path)
+        self.form, self.rate_hz = form, rate_hz
         self._parts, self.size = parts, sum(end - first for _, first, end, _ in parts)
 
     def fields(self) -> list[Field]:

@@ -76,10 +76,8 @@ class Table(Source):
     settings = frozenset({"time", "episode"})
 
     def __init__(self, path: Path, files: Sequence[Path], form: str) -> None:
-        self.path, self._files, self.form = path, files, form
-        self.is_timed, self.notes = False, list[str]()
-        self.rate_hz: float | None = None
-        self.size = 0
+        super().__init__(path)
+        self._files, self.form = files, form
         self.elements: dict[str, tuple[str, ...]] = {}
 
     def _blocks(self, columns: list[str] | None) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,18 +36,17 @@ class Topics(Source):
     """A recording of messages; see `Source`."""
 
     is_timed = True
-    rate_hz = None
     settings = frozenset({"time", "order"})
     clocks: tuple[str, ...] = ("log", "publish", "header")  # times that a message has
 
     def __init__(self, path: Path) -> None:
-        self.path, self.size, self.notes = path, 0, []
+        super().__init__(path)
         self.topics: set[str] = set()  # that were read so far
         self.decoders: dict[object, messages.Decoder] = {}
 
+    @abstractmethod
     def recorded(self, topics: frozenset[str] | None, order: bool) -> Iterator[Message]:
         """Messages of some topics, or of all, as recorded or in the order of their log times."""
-        raise NotImplementedError
 
     def fields(self) -> list[Field]:
         """What each topic holds, by its first message; the whole recording is gone through."""
