@@ -32,14 +32,10 @@ class Parts(NamedTuple):
     held_out: list[Stream]
 
     @property
-    def training_steps(self) -> int:
-        """Of all of them together."""
-        return sum(len(stream.labels) for stream in self.training)
-
-    @property
-    def held_out_steps(self) -> int:
-        """Of all of them together."""
-        return sum(len(stream.labels) for stream in self.held_out)
+    def steps(self) -> tuple[int, int]:
+        """Of all that is trained on, and of all that is held out."""
+        training, held_out = (sum(len(stream.labels) for stream in part) for part in self)
+        return training, held_out
 
     @property
     def longest(self) -> int:
@@ -69,14 +65,15 @@ class Results:
         gate = self.tallies["gate"]
         lost, bound = gate.lost(self.tallies["always"])
         without = self.memoryless.row("without")
+        training, held_out = parts.steps
         return WrapReport(
             backbone=backbone.source,
             backbone_sha256=backbone.sha256,
             features=len(policy.mean),
             actions=len(policy.action_mean),
             continuous=gate.continuous,
-            training_steps=parts.training_steps,
-            held_out_steps=parts.held_out_steps,
+            training_steps=training,
+            held_out_steps=held_out,
             longest_stream=parts.longest,
             hard_rate=self.hard_rate,
             hard_judged=int(gate.judged.sum()),
@@ -103,7 +100,7 @@ class Results:
     def _warnings(
         self, backbone: Backbone, parts: Parts, lost: float, bound: float | None
     ) -> Iterator[str]:
-        recorded = parts.training_steps + parts.held_out_steps
+        recorded = sum(parts.steps)
         if recorded < WELCOME // 2:
             yield f"{recorded:,} recorded steps are few; {WELCOME:,} are better"
         if parts.longest < _LONG:

@@ -126,7 +126,7 @@ def train_memory(
         policy.behind(backbone.module, backbone.inputs)
     policy.memory.threshold = results.threshold
     judged_on = f"{names_of(recordings)}, held out"
-    record = results.calibration(policy, judged_on, parts.held_out_steps)
+    record = results.calibration(policy, judged_on, parts.steps[1])
     summary = results.report(policy, backbone, parts, time.perf_counter() - started)
     return Trained(policy, backbone, summary, record, frames, episode)
 
