@@ -25,31 +25,21 @@ _LONGEST_PERIOD_S = 86_400
 
 @dataclass(frozen=True, slots=True)
 class LoopStats:
-    """What a loop did; times are None before the first sample.
+    """What a loop did; times are None before the first sample."""
 
-    Attributes:
-        period_us: The period.
-        ticks: Bodies started.
-        misses: Periods in which no body started because an earlier one was still running.
-        clock_faults: Times the clock went backwards, or a sleep ended before its moment.
-        late_p50_us: Median time from a tick's due moment to its start, over the last 4,096.
-        late_p99_us: 99th percentile of the same.
-        late_max_us: The latest start ever.
-        jitter_p99_us: 99th percentile of the change of lateness from one tick to the next.
-        idle_gap_p50_us: Median time from the end of a body to the next due moment; 0 after a miss.
-        idle_gap_min_us: The shortest one ever: how close the loop came to a miss.
-    """
-
-    period_us: float
-    ticks: int
-    misses: int
-    clock_faults: int
+    period_us: float  # the period
+    ticks: int  # bodies started
+    misses: int  # periods in which no body started because an earlier one was still running
+    clock_faults: int  # times the clock went backwards, or a sleep ended before its moment
+    # median time from a tick's due moment to its start, over the last 4,096
     late_p50_us: float | None
-    late_p99_us: float | None
-    late_max_us: float | None
+    late_p99_us: float | None  # 99th percentile of the same
+    late_max_us: float | None  # the latest start ever
+    # 99th percentile of the change of lateness from one tick to the next
     jitter_p99_us: float | None
+    # median time from the end of a body to the next due moment; 0 after a miss
     idle_gap_p50_us: float | None
-    idle_gap_min_us: float | None
+    idle_gap_min_us: float | None  # the shortest one ever: how close the loop came to a miss
 
 
 class IdleReset:

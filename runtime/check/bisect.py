@@ -30,28 +30,19 @@ class Difference:
 
 @dataclass(slots=True)
 class BisectReport:
-    """What came of stepping two bundles side by side.
+    """What came of stepping two bundles side by side."""
 
-    Attributes:
-        engines: What stepped the recorded bundle, and the other one.
-        first_step: Number of the first step that both took.
-        last_step: Number of the last one.
-        steps: How many.
-        tolerance: Of outputs, as a share of the largest magnitude that they have reached.
-        fault: The first step that NaN or Inf refused in one of them alone; None without one.
-        gate: The first step in which a hard gate decided differently.
-        largest: The first step in which another element of an output was the largest.
-        output: The first step in which an output was further off than the tolerance.
-    """
-
-    engines: tuple[str, str]
-    tolerance: float
-    first_step: int | None = None
-    last_step: int = 0
-    steps: int = 0
+    engines: tuple[str, str]  # what stepped the recorded bundle, and the other one
+    tolerance: float  # of outputs, as a share of the largest magnitude that they have reached
+    first_step: int | None = None  # number of the first step that both took
+    last_step: int = 0  # number of the last one
+    steps: int = 0  # how many
+    # the first step that NaN or Inf refused in one of them alone; None without one
     fault: Difference | None = None
-    gate: Difference | None = None
+    gate: Difference | None = None  # the first step in which a hard gate decided differently
+    # the first step in which another element of an output was the largest
     largest: Difference | None = None
+    # the first step in which an output was further off than the tolerance
     output: Difference | None = None
 
     @property

@@ -41,41 +41,25 @@ class Moment:
 
 @dataclass(slots=True)
 class ReplayReport:
-    """What came of stepping a recording again.
+    """What came of stepping a recording again."""
 
-    Attributes:
-        model: Name of the model.
-        engine: What stepped it here.
-        recorded_engine: What stepped it then, the newest process.
-        first_step: Number of the first step that was stepped again.
-        last_step: Number of the last one.
-        steps: How many.
-        writes: Of them, steps that wrote.
-        faults: Of them, steps that NaN or Inf refused, then as now.
-        begins: Resets, and other states that came from outside.
-        processes: That recorded.
-        gaps: Steps that cannot be stepped again.
-        parts_at: The first step after which the states have other bits; None where none has.
-        problem: Why the replay is not what was recorded, in words; empty where it is.
-        max_state_error: At keyframes after ``parts_at``, see `Gaps`; None where none was compared.
-        moment: The step that was asked for, or None.
-    """
-
-    model: str
-    engine: str
-    recorded_engine: str = ""
-    first_step: int | None = None
-    last_step: int = 0
-    steps: int = 0
-    writes: int = 0
-    faults: int = 0
-    begins: int = 0
-    processes: int = 0
-    gaps: list[Gap] = field(default_factory=list)
+    model: str  # name of the model
+    engine: str  # what stepped it here
+    recorded_engine: str = ""  # what stepped it then, the newest process
+    first_step: int | None = None  # number of the first step that was stepped again
+    last_step: int = 0  # number of the last one
+    steps: int = 0  # how many
+    writes: int = 0  # of them, steps that wrote
+    faults: int = 0  # of them, steps that NaN or Inf refused, then as now
+    begins: int = 0  # resets, and other states that came from outside
+    processes: int = 0  # that recorded
+    gaps: list[Gap] = field(default_factory=list)  # steps that cannot be stepped again
+    # the first step after which the states have other bits; None where none has
     parts_at: int | None = None
-    problem: str = ""
+    problem: str = ""  # why the replay is not what was recorded, in words; empty where it is
+    # at keyframes after ``parts_at``, see `Gaps`; None where none was compared
     max_state_error: float | None = None
-    moment: Moment | None = None
+    moment: Moment | None = None  # the step that was asked for, or None
 
     @property
     def bit_for_bit(self) -> bool:

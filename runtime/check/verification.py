@@ -15,21 +15,15 @@ from stategate.runtime.trust.policy import Trust
 
 @dataclass(frozen=True, slots=True)
 class VerificationReport:
-    """What was found out about a bundle.
+    """What was found out about a bundle."""
 
-    Attributes:
-        bundle: Opened, every digest checked.
-        undeclared_files: Names in its folder that the manifest does not list; never loaded.
-        replay: Its golden episode, stepped here; None where it has none, or nobody asked for it.
-        digests_only: Whether nobody did.
-        signer: Whose signature was accepted; empty where none was asked for.
-    """
-
-    bundle: Bundle
+    bundle: Bundle  # opened, every digest checked
+    # names in its folder that the manifest does not list; never loaded
     undeclared_files: tuple[str, ...]
+    # its golden episode, stepped here; None where it has none, or nobody asked for it
     replay: Replay | None
-    digests_only: bool
-    signer: str = ""
+    digests_only: bool  # whether nobody did
+    signer: str = ""  # whose signature was accepted; empty where none was asked for
 
     @property
     def sealed(self) -> bool:
