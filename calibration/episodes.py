@@ -120,11 +120,7 @@ def _gathered(
 
 
 def _rolled(work: Work[One], file: EpisodeFile) -> Mapping[str, One]:
-    return work(file, _silent)
-
-
-def _silent(_: int) -> None:
-    """Nobody is shown the steps of a worker."""
+    return work(file, lambda _: None)  # nobody is shown the steps of a worker
 
 
 def _on_a_worker(
