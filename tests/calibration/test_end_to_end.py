@@ -44,6 +44,7 @@ def work(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_gru_policy_in_int8_is_calibrated_recalibrated_judged_and_sealed(work: Path) -> None:
     model, logs, held_out = f"{work}/my.py:policy", work / "logs", work / "held-out"
     run("calibrate", model, "--episode", logs, "--write-rate", 0.4, "--out", work / "gate.json")

@@ -150,14 +150,28 @@ class Alone:
             np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    max_examples=150,
-)
-@given(first=st.integers(0, ROWS), operations=st.lists(OPERATIONS, max_size=40))
+HEALTH = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+LIVES = given(first=st.integers(0, ROWS), operations=st.lists(OPERATIONS, max_size=40))
+
+
+@settings(suppress_health_check=HEALTH, max_examples=15)
+@LIVES
 def test_no_session_ever_sees_another(
     pool_bundle: Path, lone_bundle: Path, first: int, operations: list[tuple]
 ) -> None:
+    live(pool_bundle, lone_bundle, first, operations)
+
+
+@pytest.mark.slow
+@settings(suppress_health_check=HEALTH, max_examples=150)
+@LIVES
+def test_no_session_sees_another_in_many_lives(
+    pool_bundle: Path, lone_bundle: Path, first: int, operations: list[tuple]
+) -> None:
+    live(pool_bundle, lone_bundle, first, operations)
+
+
+def live(pool_bundle: Path, lone_bundle: Path, first: int, operations: list[tuple]) -> None:
     pool = Pool.open(pool_bundle)
     alone = [Alone(pool_bundle, lone_bundle, row) for row in range(ROWS)]
     joined: set[int] = set()
