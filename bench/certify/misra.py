@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from stategate.bench.certify.builds import PLAIN, checked, ended
@@ -34,24 +35,16 @@ _BROKEN = "extern int f(void);\nint f(void)\n{\n    return 017;\n}\n"
 
 def warnings(case: Case) -> None:
     """What compilers say of the plain form, as C99."""
-    lines: list[str] = []
     for compiler in ("gcc", "clang-19"):
-
-        def look(compiler: str = compiler) -> Finding:
-            complaints, finding = _complaints(case, compiler)
-            lines.extend(complaints)
-            case.figures["warnings"] = len(lines)
-            return finding
-
         case.ask(
             "The C is C99 without extensions, and compilers have no warning",
             f"{compiler} -std=c99 {' '.join(WARNINGS)}, plain form",
-            look,
+            partial(_complaints, case, compiler),
             compiler,
         )
 
 
-def _complaints(case: Case, compiler: str) -> tuple[list[str], Finding]:
+def _complaints(case: Case, compiler: str) -> Finding:
     words = [compiler, "-std=c99", "-O2", "-ffp-contract=off", PLAIN, *WARNINGS]
     complaints: list[str] = []
     target = case.scratch / "warned.o"
@@ -68,7 +61,8 @@ def _complaints(case: Case, compiler: str) -> tuple[list[str], Finding]:
     words_of_it = f"{len(complaints)} lines" if complaints else f"none in {len(case.sources)} files"
     text = "\n".join([" ".join(words), *complaints, words_of_it, ""])
     evidence = {f"warnings-{compiler.split('-')[0]}.txt": text}
-    return complaints, ("open" if complaints else "shown", words_of_it, evidence)
+    case.figures["warnings"] = (case.figures.get("warnings") or 0) + len(complaints)
+    return "open" if complaints else "shown", words_of_it, evidence
 
 
 def misra(case: Case) -> None:

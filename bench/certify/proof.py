@@ -57,7 +57,7 @@ def _fill(header: str) -> str:
 
 def eva(case: Case, precision: int) -> None:
     """Alarms of Eva in session, black box and the record of two models."""
-    counts: list[int] = []
+    case.figures["eva_alarms"] = None
     session = [path for path in case.sources if path.name != "black_box.c"]
     box = [path for path in case.sources if path.name in ("black_box.c", "model.c")]
     parts = {
@@ -69,16 +69,13 @@ def eva(case: Case, precision: int) -> None:
         case.ask(
             "No undefined behaviour, for every input and state within bounds",
             f"Frama-C's Eva on {what}",
-            partial(_alarms, case, precision, name, sources, counts),
+            partial(_alarms, case, precision, name, sources),
             "frama-c",
             slow=True,
         )
-    case.figures["eva_alarms"] = sum(counts) if len(counts) == len(parts) else None
 
 
-def _alarms(
-    case: Case, precision: int, name: str, sources: list[Path], counts: list[int]
-) -> Finding:
+def _alarms(case: Case, precision: int, name: str, sources: list[Path]) -> Finding:
     folder = case.sources[0].parent
     main = case.scratch / f"prove_{name}.c"
     text = Path(__file__).with_name(main.name).read_text()
@@ -99,7 +96,8 @@ def _alarms(
     if lost:
         raise RuntimeError(f"Eva did not get as far as {', '.join(lost)}")
     alarms = [f"{f}:{line}: {what}" for f, line, what in _ALARM.findall(printed)]
-    counts.append(int(counted[1]))
+    if name == "session":
+        case.figures["eva_alarms"] = int(counted[1])
     finding = f"{counted[1]} alarms, precision {precision}"
     text = "\n".join([finding, "", "Assumed:", *ASSUMPTIONS, "", *alarms, "", printed])
     return "open" if int(counted[1]) else "shown", finding, {f"eva-{name}.txt": text}
