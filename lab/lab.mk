@@ -1,7 +1,7 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
 .PHONY: prometheus watch-check fuzz attack reproducible sbom registry power-loss house soak jitter browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
-.PHONY: certify-all certify-tools test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
+.PHONY: c-coverage certify-all certify-tools test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
 LAB := $(BIN)/python -m lab
@@ -390,6 +390,18 @@ $(BUILD)/certify/$(subst /,-,$(1))/certify.json: $(COUNTED)/$(1)/manifest.json $
 	$(BIN)/stategate certify $$(<D) --out $$(@D) || test -s $$@ # an open row is a row of the page
 endef
 $(foreach b,$(CERTIFIED:$(COUNTED)/%=%),$(eval $(call REPORT,$(b))))
+
+# Black box and record of two models, which no self-test of a bundle steps: what their own tests reach.
+COVERED := $(BUILD)/c-coverage
+c-coverage: certify-tools $(VENV)/.test ## Statements, branches and MC/DC of black_box.c and stategate_install.h by their tests
+	@rm -rf $(COVERED) && mkdir -p $(COVERED)/bin
+	@printf '#!/bin/sh\nexec clang-19 -fprofile-instr-generate -fcoverage-mapping -fcoverage-mcdc -D_Exit=exit "$$@"\n' > $(COVERED)/bin/cc
+	@chmod +x $(COVERED)/bin/cc
+	PATH=$(abspath $(COVERED))/bin:$$PATH LLVM_PROFILE_FILE=$(abspath $(COVERED))/%p.profraw $(BIN)/python -m pytest -q \
+	  --basetemp=$(COVERED)/tests tests/runtime/test_install_c.py tests/export/test_c_black_box.py -k "not aarch64"
+	@llvm-profdata-19 merge -sparse $(COVERED)/*.profraw -o $(COVERED)/all
+	@llvm-cov-19 report $$(find $(COVERED)/tests -name install.so -o -name robot -type f | sed '2,$$s/^/-object /') -instr-profile=$(COVERED)/all \
+	  -show-mcdc-summary -show-branch-summary | grep -E 'Filename|black_box.c|stategate_install.h'
 
 $(COUNTED)/silero/float32/manifest.json: $(EXPORTER) | $(VENV)/.test
 	@rm -rf $(@D) && $(BIN)/stategate $(race-silero) $(IN_C) --out $(@D)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ class Flash:
     def __init__(self) -> None:
         self.places = [b"\xff" * 64, b"\xff" * 64]
         self.tears: int | None = None
-        self.fails = False
+        self.fails = self.is_lost = False
 
     def record(self) -> InC:
         record = InC()
@@ -106,6 +107,8 @@ class Flash:
         return record
 
     def _read(self, _: int, place: int, data: int, size: int) -> bool:
+        if self.is_lost:
+            return False
         ctypes.memmove(data, self.places[place], size)
         return True
 
@@ -124,6 +127,12 @@ STORY = [
     (Event.AGREED, 0),
     (Event.STARTED, 0),
     (Event.CONFIRMED, 0),
+    (Event.GO_BACK, 0),
+    (Event.INSTALL, 2),
+    (Event.UNPACKED, 2),
+    (Event.AGREED, 0),
+    (Event.CONFIRMED, 0),
+    (Event.REFUSED, 0),
     (Event.INSTALL, 3),
     (Event.REFUSED, 0),
 ]
@@ -161,3 +170,36 @@ def test_a_start_that_cannot_be_counted_runs_the_good_model(library: ctypes.CDLL
     flash.fails = False
     for model in [*[1] * (STARTS - 1), 0]:
         assert library.boots(ctypes.byref(record)) == model
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(0, 0), (7, 2), (24, 5), (25, 2), (27, 2), (8, 0)],
+    ids=["magic", "version", "phase", "slot", "way back", "number"],
+)  # fmt: skip
+def test_a_record_with_a_right_checksum_that_says_what_none_can_say_is_none(
+    library: ctypes.CDLL, place: int, value: int
+) -> None:
+    flash = Flash()
+    record = flash.record()
+    library.boots(ctypes.byref(record))
+    assert library.happens(ctypes.byref(record), Event.UNPACKED, 1, False) == 0
+    raw = bytearray(flash.places[1])
+    raw[place] = value
+    raw[60:] = zlib.crc32(raw[:60]).to_bytes(4, "little")
+    flash.places[1] = bytes(raw)
+    assert library.boots(ctypes.byref(flash.record())) == -1
+
+
+def test_flash_that_is_not_read_and_events_that_nobody_knows_change_nothing(
+    library: ctypes.CDLL,
+) -> None:
+    flash = Flash()
+    record = flash.record()
+    library.boots(ctypes.byref(record))
+    before = list(flash.places)
+    for event in (-1, max(Event) + 1, Event.AGREED):
+        assert library.happens(ctypes.byref(record), event, 1, False) == -1
+    assert flash.places == before
+    library.happens(ctypes.byref(record), Event.UNPACKED, 1, False)
+    flash.is_lost = True
+    assert library.boots(ctypes.byref(flash.record())) == -1
