@@ -55,7 +55,7 @@ _TAKES: dict[str, tuple[int, ...]] = {
             "AveragePool", "BatchNormalization", "BitCast", "BitwiseAnd", "BitwiseNot",
             "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "CausalConvWithState", "Ceil", "Celu",
             "Clip", "Concat", "Conv", "ConvInteger", "ConvTranspose", "Cos", "Cosh", "DepthToSpace",
-            "DequantizeLinear", "Det", "Div", "DynamicQuantizeLinear", "Einsum", "Elu", "Equal",
+            "DequantizeLinear", "Det", "Div", "DynamicQuantizeLinear", "Elu", "Equal",
             "Erf", "Exp", "EyeLike", "Floor", "GRU", "Gather", "GatherElements", "GatherND", "Gelu",
             "Gemm", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater",
             "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Hardmax",

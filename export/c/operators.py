@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from stategate.export.c.contraction import contracted, einsum
 from stategate.export.c.convolution import convolution
 from stategate.export.c.loops import REDUCTIONS
-from stategate.export.c.matrices import Contraction
 from stategate.export.c.norms import layer_normalization, softmax
 from stategate.export.c.program import Program
 from stategate.export.c.recurrent import recurrent
 from stategate.export.c.scalar import literal
-from stategate.export.c.view import View, strides_of, whole
+from stategate.export.c.view import View, whole
 
 Array = NDArray[Any]
 Attributes = Mapping[str, Any]
@@ -258,35 +258,7 @@ def _matmul(program: Program, node: onnx.NodeProto, attributes: Attributes) -> b
         program.product(replace(turned, shape=(n, k)), first[0].T, under)
         program.alias({output: program.view(under).transposed([1, 0])})
         return True
-    return _contract(program, program.view(a), program.view(b), output)
-
-
-def _contract(program: Program, a: View, b: View, output: str) -> bool:
-    """The product of two computed tensors."""
-    shape = program.shape(output)
-    if len(a.shape) == 1 or len(b.shape) == 1:
-        a = a if len(a.shape) > 1 else replace(a, shape=(1, *a.shape), strides=(0, *a.strides))
-        b = b if len(b.shape) > 1 else replace(b, shape=(*b.shape, 1), strides=(*b.strides, 0))
-    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    if b.strides[-1] != 1 and b.strides[-2] != 1 and b.shape[-1] != 1:
-        b = program.copied(b)
-    elif b.strides[-1] != 1 and b.strides[-2] == 1 and a.strides[-1] != 1:
-        a = program.copied(a)
-    elif b.shape[-1] == 1 and (b.strides[-2] != 1 or a.strides[-1] != 1):
-        a, b = program.copied(a), program.copied(b)
-        b = replace(b, strides=(*b.strides[:-2], 1, 0))
-    elif b.shape[-1] == 1:
-        b = replace(b, strides=(*b.strides[:-2], 1, 0))
-    full = (*batch, a.shape[-2], b.shape[-1])
-    target = whole(output, "float32", full)
-    program.buffer(output, "float32", target.size)
-    program.add(
-        Contraction(
-            a.broadcast((*batch, *a.shape[-2:])), b.broadcast((*batch, *b.shape[-2:])), target
-        )
-    )
-    program.alias({output: replace(target, shape=shape, strides=strides_of(shape))})
-    return True
+    return contracted(program, program.view(a), program.view(b), output)
 
 
 def _gemm(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
@@ -311,7 +283,7 @@ def _gemm(program: Program, node: onnx.NodeProto, attributes: Attributes) -> boo
         if bias_name:
             target = program.fresh(f"{output}.product", "float32", program.shape(output)).buffer
         x = program.view(a).transposed([1, 0]) if is_turned else program.view(a)
-        _contract(program, x, program.view(b).transposed(turned), target)
+        contracted(program, x, program.view(b).transposed(turned), target)
         return not bias_name or program.compute("Add", [target, bias_name], output)
     if matrix.dtype != np.float32:
         return False
@@ -389,6 +361,7 @@ _RULES: dict[str, Rule] = {
     "LayerNormalization": layer_normalization,
     "RMSNormalization": layer_normalization,
     "Conv": convolution,
+    "Einsum": einsum,
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Add": _add,

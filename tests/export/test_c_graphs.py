@@ -337,3 +337,45 @@ def test_integers_and_casts_that_c_leaves_open_have_one_answer(tmp_path: Path) -
     *_, results = in_c(tmp_path, nodes, {"x": (1, 1)}, outputs, arrays)
     for name in outputs:
         np.testing.assert_array_equal(results[name], np.ones((1, 7)), err_msg=name)
+
+
+EQUATIONS = (
+    "btgi,gih->btgh",
+    "bhd,bhdm->bhm",
+    "bhd,bhm->bhdm",
+    "bhd,bhd",
+    "dhb,bhx->xh",
+    "bh,bh->hb",
+    "b,->b",
+    "bhtd->thb",  # one operand, summed over d
+    "dbd->b",  # a trace
+    "bdbd->db",  # two diagonals
+    "bii,ib->b",
+    "bhdm,bhgd,bhgm->bhg",  # test-time training of the second order
+    "bhgd,bhgm,bhgi->bhdmi",
+    "...d,...d->...",
+    "...hd,...md",
+    "d,...md->...m",
+    "xh,bh->xb",  # x is 1
+    "B h, B d -> B h d",
+)
+
+
+@pytest.mark.case("B18")
+def test_einsum_is_written_here_whatever_its_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("stategate.export.c.generator.c_of")  # of the other generator
+    sizes = {"b": 2, "t": 3, "g": 4, "i": 5, "h": 6, "d": 7, "m": 8, "x": 1, "B": 3}
+    feeds: dict[str, np.ndarray] = {"p": floats(2, 4, 3), "q": floats(1, 1, 3)}
+    right, nodes = {"z": np.einsum("abc,abc->ab", *feeds.values())}, []  # one place for all
+    nodes.append(helper.make_node("Einsum", [*feeds], ["z"], equation="abc,abc->ab"))
+    for number, equation in enumerate(EQUATIONS):
+        terms = equation.replace(" ", "").partition("->")[0].split(",")
+        shapes = [[2, 3] * ("..." in t) + [sizes[c] for c in t if c != "."] for t in terms]
+        own = {f"x{number}_{i}": floats(*shape) for i, shape in enumerate(shapes)}
+        feeds |= own
+        right[f"z{number}"] = np.einsum(equation, *own.values())
+        nodes.append(helper.make_node("Einsum", [*own], [f"z{number}"], equation=equation))
+    inputs = {name: array.shape for name, array in feeds.items()}
+    agree(tmp_path, nodes, inputs, {name: array.shape for name, array in right.items()}, {})

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -23,7 +22,6 @@ from stategate.common.compiler import compile_library
 from stategate.contract import Bundle
 from stategate.contract.errors import StateFault
 from stategate.export.c.lower import Source, lower, source_of
-from stategate.export.c.rewrites import with_known_operators
 from stategate.export.candidates import candidate_from
 from stategate.export.deploy import with_c
 from stategate.export.frontends.adopt import Adopted, OnnxReference, adopt
@@ -299,60 +297,6 @@ def test_a_picture_that_grows_by_a_constant_has_a_native_engine(tmp_path: Path) 
     path = growing_picture(tmp_path)
     bundle = sealed(adopt(path, Request({}, {}, {}, {"h": "h_next"})), tmp_path)
     assert error_of(bundle) < 1e-6
-
-
-@pytest.mark.case("B18")
-@pytest.mark.parametrize(
-    "equation",
-    [
-        "btgi,gih->btgh",
-        "bhd,bhdm->bhm",
-        "bhd,bhm->bhdm",
-        "bhd,bhd",
-        "dhb,bhx->xh",
-        "bh,bh->hb",
-        "b,->b",
-        "bhtd->thb",  # one operand, summed over d
-        "dbd->b",  # a trace
-        "bdbd->db",  # two diagonals
-        "bii,ib->b",
-        "bhdm,bhgd,bhgm->bhg",  # test-time training of the second order
-        "bhgd,bhgm,bhgi->bhdmi",
-        "...d,...d->...",
-        "...hd,...md",
-        "d,...md->...m",
-        "xh,bh->xb",  # x is 1
-        "B h, B d -> B h d",
-    ],
-)
-def test_einsum_is_written_out_as_products(equation: str) -> None:
-    sizes = {"b": 2, "t": 3, "g": 4, "i": 5, "h": 6, "d": 7, "m": 8, "x": 1, "B": 3}
-    terms = equation.replace(" ", "").partition("->")[0].split(",")
-    shapes = [[2, 3] * ("..." in t) + [sizes[c] for c in t if c != "."] for t in terms]
-    draw = np.random.default_rng(1)
-    feeds = {f"x{i}": draw.normal(size=n).astype(np.float32) for i, n in enumerate(shapes)}
-    values = [helper.make_tensor_value_info(n, FLOAT, a.shape) for n, a in feeds.items()]
-    result = helper.make_tensor_value_info("z", FLOAT, None)
-    graph = helper.make_graph(
-        [node("Einsum", [*feeds], ["z"], equation=equation)], "g", values, [result]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    written = with_known_operators(onnx.shape_inference.infer_shapes(model))
-    assert "Einsum" not in {each.op_type for each in written.graph.node}
-    answer = onnxruntime.InferenceSession(written.SerializeToString()).run(None, feeds)[0]
-    np.testing.assert_allclose(answer, np.einsum(equation, *feeds.values()), rtol=1e-5, atol=1e-5)
-
-
-def test_an_extent_of_one_stands_for_every_place_in_einsum() -> None:
-    feeds = {"x0": np.arange(6, dtype=np.float32).reshape(2, 1, 3), "x1": np.ones((1, 4, 3), "f")}
-    values = [helper.make_tensor_value_info(n, FLOAT, a.shape) for n, a in feeds.items()]
-    result = helper.make_tensor_value_info("z", FLOAT, None)
-    einsum = node("Einsum", [*feeds], ["z"], equation="abc,abc->ab")
-    graph = helper.make_graph([einsum], "g", values, [result])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    written = with_known_operators(model)
-    answer = onnxruntime.InferenceSession(written.SerializeToString()).run(None, feeds)[0]
-    np.testing.assert_allclose(answer, (feeds["x0"] * feeds["x1"]).sum(-1))
 
 
 @pytest.mark.slow

@@ -1,0 +1,134 @@
+"""Products of computed tensors, as MatMul has two and Einsum any number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from stategate.export.c.matrices import Contraction
+from stategate.export.c.program import Program
+from stategate.export.c.view import View, strides_of, whole
+
+_KINDS = ("float32", "float64", "int32", "int64")
+_NONE = "01"  # stand for the rows and the columns of an operand without them
+
+
+def contracted(program: Program, a: View, b: View, output: str) -> bool:
+    """Add the product of two tensors, as NumPy's matmul broadcasts them."""
+    shape = program.shape(output)
+    if len(a.shape) == 1 or len(b.shape) == 1:
+        a = a if len(a.shape) > 1 else replace(a, shape=(1, *a.shape), strides=(0, *a.strides))
+        b = b if len(b.shape) > 1 else replace(b, shape=(*b.shape, 1), strides=(*b.strides, 0))
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    if b.strides[-1] != 1 and b.strides[-2] != 1 and b.shape[-1] != 1:
+        b = program.copied(b)
+    elif b.strides[-1] != 1 and b.strides[-2] == 1 and a.strides[-1] != 1:
+        a = program.copied(a)
+    elif b.shape[-1] == 1 and (b.strides[-2] != 1 or a.strides[-1] != 1):
+        a, b = program.copied(a), program.copied(b)
+        b = replace(b, strides=(*b.strides[:-2], 1, 0))
+    elif b.shape[-1] == 1:
+        b = replace(b, strides=(*b.strides[:-2], 1, 0))
+    full = (*batch, a.shape[-2], b.shape[-1])
+    target = whole(output, "float32", full)
+    program.buffer(output, "float32", target.size)
+    program.add(
+        Contraction(
+            a.broadcast((*batch, *a.shape[-2:])), b.broadcast((*batch, *b.shape[-2:])), target
+        )
+    )
+    program.alias({output: replace(target, shape=shape, strides=strides_of(shape))})
+    return True
+
+
+def einsum(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> bool:
+    """Add an Einsum, one operand after the other; False where it is not written here."""
+    output = node.output[0]
+    dtype, equation = program.dtype(output), attributes["equation"].decode()
+    terms = _terms(equation, [len(program.shape(name)) for name in node.input])
+    if terms is None or dtype not in _KINDS:
+        return False
+    *terms, out = terms
+    sizes: dict[str, int] = {}
+    for name, term in zip(node.input, terms, strict=True):
+        for letter, extent in zip(term, program.shape(name), strict=True):
+            if extent != 1 and sizes.get(letter, 1) not in (1, extent):
+                return False
+            sizes[letter] = max(extent, sizes.get(letter, 1))
+    # The checker of ONNX takes extents from the first operand, even where others are longer.
+    if tuple(sizes[letter] for letter in out) != program.shape(output):
+        return False
+
+    sizes |= dict.fromkeys(_NONE, 1)
+
+    def fresh(letters: str) -> str:
+        shape = tuple(sizes[letter] for letter in letters)
+        return program.fresh(f"{output}.product", dtype, shape).buffer
+
+    # Each stands where it is read: it may be read several times.
+    views = [program.view(name) for name in node.input]
+    letters = "".join(dict.fromkeys(terms[0]))
+    left = _along(views[0], terms[0], letters, sizes)
+    for i, term in enumerate(terms):
+        later, name = {*out}.union(*terms[i + 1 :]), ""
+        if i:
+            both = dict.fromkeys([c for c in out if c in letters + term] + [*letters, *term])
+            ended = [c for c in both if c not in later]
+            if dtype == "float32" and len(ended) == 1 and ended[0] in {*letters} & {*term}:
+                (k,) = ended
+                m = "".join(c for c in letters if c not in term)[-1:]
+                n = "".join(c for c in term if c not in letters)[-1:]
+                batch = "".join(c for c in both if c not in m + k + n)
+                name = fresh(batch + m + n)
+                x = _along(left, letters, batch + (m or _NONE[0]) + k, sizes)
+                y = _along(views[i], term, batch + k + (n or _NONE[1]), sizes)
+                contracted(program, x, y, name)
+                left, letters = program.view(name), batch + m + n
+                continue
+            name, whole_term = fresh("".join(both)), "".join(both)
+            factors = [
+                _along(v, t, whole_term, sizes) for v, t in ((left, letters), (views[i], term))
+            ]
+            program.compute_views("Mul", factors, name)
+            letters = whole_term
+        axes = [at for at, letter in enumerate(letters) if letter not in later]
+        if axes:
+            if not name:
+                name = fresh(letters)
+                program.compute_views("Identity", [left], name)
+            letters = "".join(letter for letter in letters if letter in later)
+            product, name = name, fresh(letters)
+            program.reduce("ReduceSum", product, name, axes)
+        left = program.view(name) if name else left
+    program.alias({output: left.transposed([letters.index(letter) for letter in out])})
+    return True
+
+
+def _along(view: View, term: str, letters: str, sizes: Mapping[str, int]) -> View:
+    """A view over these letters: one that repeats is a diagonal, one that it lacks stands still."""
+    steps = dict.fromkeys(letters, 0)
+    for letter, extent, stride in zip(term, view.shape, view.strides, strict=True):
+        steps[letter] += stride if extent != 1 else 0
+    shape = tuple(sizes[letter] for letter in letters)
+    return replace(view, shape=shape, strides=tuple(steps.values()))
+
+
+def _terms(equation: str, ranks: Sequence[int]) -> list[str] | None:
+    """Letters of each operand and of the result, with letters for what dots stand for."""
+    inputs, arrow, out = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    letters = "".join(terms).replace(".", "")
+    extra = [rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=False)]
+    dots = [n if "..." in t else 0 for t, n in zip(terms, extra, strict=False)]
+    if len(terms) != len(ranks) or extra != dots or min(dots, default=0) < 0:
+        return None
+    axes = "".join(map(chr, range(0x3B1, 0x3B1 + max(dots, default=0))))
+    if not arrow:
+        out = "..." * any(dots) + "".join(sorted(c for c in letters if letters.count(c) == 1))
+    terms = [t.replace("...", axes[len(axes) - n :]) for t, n in zip(terms, dots, strict=True)]
+    out = out.replace("...", axes)
+    return [*terms, out] if len({*out}) == len(out) and {*out} <= {*"".join(terms)} else None
