@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stategate.common.onnx_runtime import one_thread
 from stategate.contract import Episode, TensorSpec
 from stategate.contract.backbone import BackboneRef
 from stategate.contract.errors import ParityError, TraceError
 from stategate.contract.failures import failures, first_line
-from stategate.export.frontends.trace import OPSET, quiet
+from stategate.export.frontends.trace import as_onnx, quiet
 from stategate.export.passes.graph import serialised
+from stategate.export.timing import optimised
 from stategate.models.load import in_evaluation
 
 FILE, CHECK = "backbone.onnx", "backbone-check.npz"
@@ -56,9 +55,7 @@ def carried(
         {tensor.name: frames.inputs[tensor.name][at] for tensor in inputs},
         outputs={FEATURES: features[at]},
     )
-    session = ort.InferenceSession(
-        raw, one_thread(ort.SessionOptions()), providers=["CPUExecutionProvider"]
-    )
+    session = optimised(raw)
     takes = [tensor.name for tensor in session.get_inputs()]
     names = takes if len(takes) == 1 else [tensor.name for tensor in inputs]
     gives = [output.name for output in session.get_outputs()]
@@ -98,20 +95,11 @@ def _as_onnx(backbone: nn.Module, inputs: Sequence[TensorSpec]) -> bytes:
     example = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in inputs)
     try:
         with quiet(), in_evaluation(backbone):
-            converted = torch.onnx.export(
-                _Flat(backbone).eval(),
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[tensor.name for tensor in inputs],
-                output_names=[FEATURES],
-                verbose=False,
-            )
+            names = [tensor.name for tensor in inputs]
+            return serialised(as_onnx(_Flat(backbone).eval(), names, [FEATURES], example))
     except failures(torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as problem:
         raise TraceError(
             "the backbone has no ONNX form",
             found=first_line(problem.__cause__ or problem),
             remedy="leave it in the step: --backbone inside; or give an .onnx file",
         ) from problem
-    assert converted is not None  # with dynamo=True and no file, a program is returned
-    return serialised(converted.model_proto)

@@ -19,6 +19,12 @@ WARM_UP = 50
 ROUNDS = 400
 
 
+def optimised(graph: bytes) -> onnxruntime.InferenceSession:
+    """The graph as the runtime steps it, in one thread."""
+    options = one_thread(onnxruntime.SessionOptions())
+    return onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+
+
 def sample(spec: StepSpec) -> dict[str, np.ndarray]:
     """A value for every input of a step: noise, thresholds, and zeros for states and integers."""
     rng = np.random.default_rng(0)
@@ -38,9 +44,7 @@ def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> 
     calls = {}
     for name, graph in graphs.items():
         try:
-            session = onnxruntime.InferenceSession(
-                graph, one_thread(onnxruntime.SessionOptions()), ["CPUExecutionProvider"]
-            )
+            session = optimised(graph)
         except failures(library="onnxruntime"):  # an older one lacks operators
             continue
         binding = session.io_binding()
@@ -66,11 +70,8 @@ def check_runs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> None:
     others = [name for code, name in kinds.items() if code in codes]
     if not others:
         return
-    options = one_thread(onnxruntime.SessionOptions())
     try:
-        graph = model.SerializeToString()
-        session = onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
-        session.run(None, dict(feeds))
+        optimised(model.SerializeToString()).run(None, dict(feeds))
     except failures() as problem:  # its errors have no common base
         raise GraphError(
             f"ONNX Runtime cannot compute this step in {' and '.join(others)}",

@@ -207,14 +207,7 @@ class _Step(nn.Module):
         names = [t.name for t in spec.outputs] + [g.name for g in spec.gates]
         names += [s.next_name for s in spec.states]
         try:
-            converted = torch.onnx.export(
-                in_simpler_operations(program),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(example),
-                output_names=names,
-                verbose=False,
-            )
+            converted = as_onnx(in_simpler_operations(program), list(example), names)
         except torch.onnx.errors.OnnxExporterError as problem:
             raise TraceError(
                 "an operation of the step has no ONNX form",
@@ -226,8 +219,7 @@ class _Step(nn.Module):
                 if "linalg" in str(problem)
                 else "write the operation in simpler ones",
             ) from problem
-        assert converted is not None  # with dynamo=True and no file, a program is returned
-        graph = with_choices_of_booleans(without_traces_of_the_build(converted.model_proto))
+        graph = with_choices_of_booleans(without_traces_of_the_build(converted))
         return with_opset_of_its_operators(graph)
 
 
@@ -240,6 +232,26 @@ class _Chunk(_Step):
         valid = inputs[VALID]
         others = {name: tensor for name, tensor in inputs.items() if name != VALID}
         return cast(ChunkModel, self.model).chunk(others, states, valid)
+
+
+def as_onnx(
+    program: torch.export.ExportedProgram | nn.Module,
+    inputs: list[str],
+    outputs: list[str],
+    example: tuple[torch.Tensor, ...] = (),
+) -> onnx.ModelProto:
+    """A program, or a module with an example of its inputs, as torch's exporter writes it."""
+    converted = torch.onnx.export(
+        program,
+        example,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=inputs,
+        output_names=outputs,
+        verbose=False,
+    )
+    assert converted is not None  # with dynamo=True and no file, a program is returned
+    return converted.model_proto
 
 
 def as_module(model: object) -> nn.Module:

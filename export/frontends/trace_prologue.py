@@ -16,7 +16,7 @@ from stategate.contract.failures import failures
 from stategate.contract.prologue import Prologue
 from stategate.export.candidate import PrologueGraph
 from stategate.export.frontends.prologue import check_first_states
-from stategate.export.frontends.trace import OPSET, quiet
+from stategate.export.frontends.trace import as_onnx, quiet
 from stategate.export.frontends.unrolled import in_simpler_operations
 from stategate.export.passes.graph import serialised, without_traces_of_the_build
 from stategate.models.lifting.blame import explained
@@ -84,20 +84,12 @@ def traced_prologue(encoder: object, spec: StepSpec) -> PrologueGraph:
     try:
         with torch.no_grad(), quiet():
             program = torch.export.export(ordered, tuple(example.values()), strict=False)
-            converted = torch.onnx.export(
-                in_simpler_operations(program),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(example),
-                output_names=list(signature.outputs.values()),
-                verbose=False,
-            )
+            outputs = list(signature.outputs.values())
+            converted = as_onnx(in_simpler_operations(program), list(example), outputs)
     except failures() as problem:  # torch.export raises many unrelated types
         raise TraceError(
             "torch.export cannot follow the prologue",
             found=explained(problem, lines=1),
             expected="fixed shapes, and no branches that depend on numbers",
         ) from problem
-    assert converted is not None  # with dynamo=True and no file, a program is returned
-    graph = serialised(without_traces_of_the_build(converted.model_proto))
-    return PrologueGraph(signature, graph, reference)
+    return PrologueGraph(signature, serialised(without_traces_of_the_build(converted)), reference)

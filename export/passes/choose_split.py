@@ -8,10 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from stategate.common.build_time import may_measure
-from stategate.common.onnx_runtime import one_thread
 from stategate.contract import Episode, StepSpec
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import SplitError
@@ -21,7 +19,7 @@ from stategate.contract.write_rule import opens
 from stategate.export.candidate import Candidate, Role
 from stategate.export.passes.graph import serialised
 from stategate.export.passes.split import Split, quiet, read_write
-from stategate.export.timing import medians_us, sample
+from stategate.export.timing import medians_us, optimised, sample
 
 Layout = Literal["auto", "read-write", "quiet", "fused"]
 Arrays = dict[str, np.ndarray]
@@ -155,9 +153,7 @@ class _Runner:
     """A graph as the runtime optimises it, fed by name from whatever is at hand."""
 
     def __init__(self, graph: bytes) -> None:
-        self._session = onnxruntime.InferenceSession(
-            graph, one_thread(onnxruntime.SessionOptions()), providers=["CPUExecutionProvider"]
-        )
+        self._session = optimised(graph)
         self._takes = [node.name for node in self._session.get_inputs()]
         self._gives = [node.name for node in self._session.get_outputs()]
 
