@@ -256,6 +256,16 @@ class SplitError(GraphError):
 class LowerError(ExportError):
     """The graph uses something that cannot be written as C; step it with onnxruntime."""
 
+    def __init__(
+        self,
+        what: str,
+        *,
+        found: object = None,
+        expected: object = None,
+        remedy: str | None = "the onnxruntime engine steps this model",
+    ) -> None:
+        super().__init__(what, found=found, expected=expected, remedy=remedy)
+
 
 class StatePairingError(ExportError):
     """The states of an adopted graph are ambiguous or mismatched; name them with --state."""

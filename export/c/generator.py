@@ -47,50 +47,38 @@ _FUNCTION = re.compile(r"^[A-Za-z_][\w *]*?\b(\w+)\(.*\{$", re.MULTILINE)
 # What it may write, by the inputs that have to be constants: of others it makes extents, places and
 # numbers of turns without a look at what fits. What is not here has indices without bounds, results
 # of no fixed extent or random numbers, or nobody compared it with ONNX Runtime.
+_ANYTHING = """
+Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
+BatchNormalization BitCast BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike
+CausalConvWithState Ceil Celu Clip Concat Conv ConvInteger ConvTranspose Cos Cosh DepthToSpace
+DequantizeLinear Det Div DynamicQuantizeLinear Elu Equal Erf Exp EyeLike Flatten Floor GRU Gather
+GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater
+GreaterOrEqual GridSample GroupNormalization HardSigmoid HardSwish Hardmax Identity
+InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual
+LinearAttention Log LogSoftmax LpNormalization LpPool MatMul MatMulInteger Max MaxPool Mean
+MeanVarianceNormalization Min Mish Mod Mul Neg Not Or PRelu Pow QLinearConv QLinearMatMul
+QuantizeLinear RMSNormalization RNN Reciprocal Relu ReverseSequence Round Scatter ScatterElements
+ScatterND Selu Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign SpaceToDepth Sqrt Sub Sum
+Swish Tan Tanh ThresholdedRelu Transpose Where Xor
+"""
+_SECOND = """
+AffineGrid CenterCropPad CumProd CumSum Expand OneHot ReduceL1 ReduceL2 ReduceLogSum
+ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Reshape Split
+Squeeze Tile TopK Trilu Unsqueeze Upsample
+"""
 _TAKES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(
-        (
-            "Acos", "Acosh", "And", "ArgMax", "ArgMin",
-            "Attention", "Asin", "Asinh", "Atan", "Atanh",
-            "AveragePool", "BatchNormalization", "BitCast", "BitwiseAnd", "BitwiseNot",
-            "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "CausalConvWithState", "Ceil", "Celu",
-            "Clip", "Concat", "Conv", "ConvInteger", "ConvTranspose", "Cos", "Cosh", "DepthToSpace",
-            "DequantizeLinear", "Det", "Div", "DynamicQuantizeLinear", "Elu", "Equal",
-            "Erf", "Exp", "EyeLike", "Floor", "GRU", "Gather", "GatherElements", "GatherND", "Gelu",
-            "Gemm", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater",
-            "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Hardmax",
-            "Identity", "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LSTM",
-            "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "LinearAttention", "Log",
-            "LogSoftmax", "LpNormalization", "LpPool", "MatMul", "MatMulInteger", "Max", "MaxPool",
-            "Mean", "MeanVarianceNormalization", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or",
-            "PRelu", "Pow", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "RMSNormalization",
-            "RNN", "Reciprocal", "Relu", "ReverseSequence", "Round", "Scatter", "ScatterElements",
-            "ScatterND", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softmax", "Softplus",
-            "Softsign", "SpaceToDepth", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh",
-            "ThresholdedRelu", "Transpose", "Where", "Xor", "Abs", "Add", "Flatten",
-        ),
-        (),
-    ),
-    **dict.fromkeys(
-        (
-            "AffineGrid", "CenterCropPad", "CumProd", "CumSum", "Expand", "OneHot", "ReduceL1",
-            "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
-            "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "Split", "Squeeze", "Tile",
-            "TopK", "Trilu", "Unsqueeze", "Upsample",
-        ),
-        (1,),
-    ),
+    **dict.fromkeys(_ANYTHING.split(), ()),
+    **dict.fromkeys(_SECOND.split(), (1,)),
     "Col2Im": (1, 2),
     "DFT": (1, 2),
     "Dropout": (1, 2),
-    "GridSample": (),
     "Pad": (1, 3),
     "Range": (0, 1, 2),
     "Resize": (1, 2, 3),
     "RotaryEmbedding": (3,),
     "STFT": (1, 3),
     "Slice": (1, 2, 3, 4),
-}  # fmt: skip
+}
 # Forms of them that it gets wrong.
 _WRONG: dict[str, Callable[[onnx.NodeProto], bool]] = {
     "Attention": lambda node: len(node.input) > 6,  # how much of each row is padding
@@ -133,7 +121,6 @@ def refuse(node: onnx.NodeProto, constants: Container[str], dtype: str) -> None:
         raise LowerError(
             "an operator is not written as C",
             found=f"{name}, which gives {dtype} {node.output[0]!r}",
-            remedy="the onnxruntime engine steps this model",
         )
     inputs = [n for i, n in enumerate(node.input) if n and i in takes and n not in constants]
     if inputs:
@@ -160,7 +147,6 @@ def c_of(model: onnx.ModelProto, function: str) -> str:
         raise LowerError(
             "the graph cannot be written as C",
             found=reason or type(problem).__name__,
-            remedy="the onnxruntime engine steps this model",
         ) from problem
     return text
 

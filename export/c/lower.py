@@ -11,18 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from stategate.contract import ObservationContract, StepSpec, sha256
-from stategate.contract.dtypes import dtype_from_onnx
-from stategate.contract.errors import GraphError, LowerError, SpecError
+from stategate.contract.errors import GraphError, LowerError
 from stategate.export.c.interface import INITIAL, interface, model_source
-from stategate.export.c.part import write_part
+from stategate.export.c.part import Tensors, write_part
 from stategate.export.c.rewrites import with_known_operators
 from stategate.export.passes.graph import CONTROL_FLOW
 from stategate.export.passes.pinned import pinned
@@ -48,16 +47,6 @@ class Source:
     inexact: tuple[str, ...]
 
 
-def lower(
-    graph: bytes,
-    spec: StepSpec,
-    initial: Mapping[str, Array],
-    observation: ObservationContract | None = None,
-) -> dict[str, bytes]:
-    """The files of `source_of`."""
-    return source_of(graph, spec, initial, observation).files
-
-
 def source_of(
     graph: bytes,
     spec: StepSpec,
@@ -73,17 +62,11 @@ def source_of(
     try:
         model = pinned(onnx.load_model_from_string(graph), spec)
     except GraphError as problem:
-        raise LowerError(
-            "the graph is not written as C",
-            found=problem,
-            remedy="the onnxruntime engine steps this model",
-        ) from problem
-    branches = sorted({node.op_type for node in model.graph.node} & CONTROL_FLOW)
-    if branches:
+        raise LowerError("the graph is not written as C", found=problem) from problem
+    if branches := sorted({node.op_type for node in model.graph.node} & CONTROL_FLOW):
         raise LowerError(
             "a node of the graph holds another graph, which is not written as C",
             found=", ".join(branches),
-            remedy="the onnxruntime engine steps this model",
         )
     model = with_known_operators(model)
     hard = sum(gate.kind == "hard" for gate in spec.gates)
@@ -92,7 +75,7 @@ def source_of(
             "too many gates for a session in C", found=hard, expected=f"at most {_MOST_GATES}"
         )
     graph_sha256 = sha256(graph)
-    cut = _Cut(model)
+    tensors, cut = Tensors(model.graph), _Cut(model)
     weights = _Weights(initial)
     guarded = {
         f"write{i}": [s.next_name for s in spec.states if s.gate == gate.name]
@@ -122,7 +105,7 @@ def source_of(
         gives = list(dict.fromkeys([*names, *payload])) if name == "read" else names
         chosen = [model.graph.node[i] for i in nodes]
         takes = cut.inputs_of(chosen)
-        written = write_part(f"stategate_{name}", model, chosen, takes, gives)
+        written = write_part(f"stategate_{name}", model, tensors, chosen, takes, gives)
         renamed = {weight: f"{name} {weight}" for weight in written.weights}
         for weight, array in written.weights.items():
             weights.add(renamed[weight], array)
@@ -131,13 +114,12 @@ def source_of(
         )
         inexact |= written.inexact
         files |= {file: text.encode() for file, text in written.files.items()}
-    types = {name: cut.type_of(name) for name in payload}
+    types = {name: (dtype, prod(shape)) for name in payload for dtype, shape in [tensors[name]]}
     may_fail = any(call in text for text in files.values() for call in _MAY_FAIL)
     if may_fail and not any("float" in t.dtype for t in spec.graph_outputs().values()):
         raise LowerError(
             "a lookup or a division may have no result, and nothing that the step gives can say so",
             found="no output and no state of floats",
-            remedy="the onnxruntime engine steps this model",
         )
     files["stategate.h"] = interface(
         spec, graph_sha256, observation, initial_states=len(initial), may_fail=may_fail
@@ -196,14 +178,7 @@ class _Cut:
                 self.views.add(i)
                 shown.update(node.output)
         self._producer = {name: i for i, n in enumerate(model.graph.node) for name in n.output}
-        graph = model.graph
-        self._constants = {tensor.name for tensor in graph.initializer}
-        constants = [
-            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
-            for t in graph.initializer
-        ]
-        values = (*constants, *graph.value_info, *graph.input, *graph.output)
-        self._values = {value.name: value for value in values}
+        self._constants = {tensor.name for tensor in model.graph.initializer}
 
     def above(self, names: Iterable[str]) -> list[int]:
         """Nodes that these tensors need, in the graph's order."""
@@ -230,28 +205,6 @@ class _Cut:
         inner = {name for node in nodes for name in node.output}
         names = dict.fromkeys(n for node in nodes for n in node.input if n)
         return [n for n in names if n not in inner and n not in self._constants]
-
-    def value(self, name: str) -> onnx.ValueInfoProto:
-        """Type and shape of a tensor."""
-        value: onnx.ValueInfoProto | None = self._values.get(name)
-        if value is None:
-            makers = [node for node in self.model.graph.node if name in node.output]
-            by = [f", made by {node.domain or 'ai.onnx'}.{node.op_type}" for node in makers]
-            raise LowerError(
-                "a tensor of the graph has no known shape",
-                found="".join([name, *by]),
-                remedy="the onnxruntime engine steps this model",
-            )
-        return value
-
-    def type_of(self, name: str) -> tuple[str, int]:
-        """Dtype and number of elements of a tensor."""
-        tensor = self.value(name).type.tensor_type
-        try:
-            dtype = dtype_from_onnx(tensor.elem_type)
-        except SpecError as problem:
-            raise LowerError("a tensor has a type that C lacks", found=name) from problem
-        return dtype.name, int(np.prod([d.dim_value for d in tensor.shape.dim], dtype=np.int64))
 
 
 class _Weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from stategate.contract.errors import LowerError
+from stategate.contract.dtypes import dtype_from_onnx
+from stategate.contract.errors import LowerError, SpecError
 from stategate.export.c import generator
 from stategate.export.c.interface import STACK_BYTES, Function, c_type
 from stategate.export.c.loops import Names, Unit, indented
@@ -69,25 +71,59 @@ class Part:
     inexact: set[str]  # operators whose last bits differ from one C library to another
 
 
+class Tensors(dict[str, tuple[str, Shape]]):
+    """Dtype and shape of every tensor of a graph; an error for one of which they are not known."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        kinds = {}
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            tensor = value.type.tensor_type
+            with suppress(SpecError):  # a type that C lacks
+                kinds[value.name] = dtype_from_onnx(tensor.elem_type).name
+                if tensor.HasField("shape") and all(d.dim_value for d in tensor.shape.dim):
+                    shape = tuple(d.dim_value for d in tensor.shape.dim)
+                    self[value.name] = kinds[value.name], shape
+        for constant in graph.initializer:
+            array = numpy_helper.to_array(constant)
+            self[constant.name] = array.dtype.name, array.shape
+        for node in graph.node:
+            # Shape inference does not always tell a result without axes from an unknown one.
+            shapes = [self[n][1] if n in self else None for n in node.input if n]
+            if node.op_type == "GatherND" and None not in shapes:
+                has_none = shapes[1] == (len(shapes[0] or ()),)
+            else:
+                has_none = bool(shapes) and all(shape == () for shape in shapes)
+            for name in node.output:
+                if has_none and name in kinds and name not in self:
+                    self[name] = kinds[name], ()
+
+    def __missing__(self, name: str) -> tuple[str, Shape]:
+        makers = [node for node in self._graph.node if name in node.output]
+        by = [f", made by {node.domain or 'ai.onnx'}.{node.op_type}" for node in makers]
+        raise LowerError(
+            "a tensor of the graph has no known shape, or a type that C lacks",
+            found="".join([name, *by]),
+        )
+
+
 def write_part(
     name: str,
     model: onnx.ModelProto,
+    tensors: Tensors,
     nodes: Sequence[onnx.NodeProto],
     takes: Sequence[str],
     gives: Sequence[str],
 ) -> Part:
     """The C of some nodes of a step."""
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    tensors = _tensors_of(model.graph)
-    tensors |= {n: (a.dtype.name, a.shape) for n, a in constants.items()}
-    _add_single_elements(model.graph, tensors)
     uses = Counter([n for node in nodes for n in node.input] + list(gives))
     program = Program(tensors, constants, takes, uses)
     foreign: list[Foreign] = []
     for node in nodes:
         is_known = all(n in program.tensors for n in (*node.input, *node.output) if n)
         if not is_known or not written(program, node):
-            foreign.append(_foreign(f"{name}_{len(foreign)}", program, model, node))
+            foreign.append(_foreign(f"{name}_{len(foreign)}", program, model, tensors, node))
     places = program.finish(gives)
     text, prototype, weights = _text(name, program, foreign, takes, gives, places)
     files = {f"{name.removeprefix('stategate_')}.c": text}
@@ -100,54 +136,22 @@ def write_part(
     )
 
 
-def _tensors_of(graph: onnx.GraphProto) -> dict[str, tuple[str, Shape]]:
-    """Dtype and shape of every tensor whose shape is known."""
-    infos: dict[str, tuple[str, Shape]] = {}
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        tensor = value.type.tensor_type
-        if not tensor.HasField("shape") or not all(d.dim_value for d in tensor.shape.dim):
-            continue
-        try:
-            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
-        except (KeyError, TypeError):
-            continue
-        infos[value.name] = (dtype, tuple(d.dim_value for d in tensor.shape.dim))
-    return infos
-
-
-def _add_single_elements(graph: onnx.GraphProto, tensors: dict[str, tuple[str, Shape]]) -> None:
-    """Add results without axes, which shape inference does not always tell from unknown ones."""
-    kinds = {v.name: v.type.tensor_type.elem_type for v in graph.value_info}
-    for node in graph.node:
-        shapes = [tensors[n][1] if n in tensors else None for n in node.input if n]
-        if node.op_type == "GatherND" and None not in shapes:
-            has_none = shapes[1] == (len(shapes[0] or ()),)
-        else:
-            has_none = bool(shapes) and all(shape == () for shape in shapes)
-        for name in node.output:
-            if has_none and name in kinds and name not in tensors:
-                tensors[name] = (helper.tensor_dtype_to_np_dtype(kinds[name]).name, ())
-
-
 def _foreign(
-    function: str, program: Program, model: onnx.ModelProto, node: onnx.NodeProto
+    function: str,
+    program: Program,
+    model: onnx.ModelProto,
+    tensors: Tensors,
+    node: onnx.NodeProto,
 ) -> Foreign:
-    graph = model.graph
-    infos = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
-    initial = {t.name: t for t in graph.initializer}
+    initial = {t.name: t for t in model.graph.initializer}
     inputs = [n for n in dict.fromkeys(node.input) if n and n not in initial]
     results = [n for n in node.output if n]
     generator.refuse(node, initial, program.tensors.get(results[0], ("unknown", ()))[0])
 
     def value(name: str) -> onnx.ValueInfoProto:
-        info: onnx.ValueInfoProto | None = infos.get(name)
-        if info is None or name not in program.tensors:
-            raise LowerError(
-                "a tensor of the graph has no known shape",
-                found=f"{name}, made by {node.domain or 'ai.onnx'}.{node.op_type}",
-                remedy="the onnxruntime engine steps this model",
-            )
-        return info
+        dtype, shape = tensors[name]
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return helper.make_tensor_value_info(name, kind, shape)
 
     one = onnx.helper.make_model(
         onnx.helper.make_graph(

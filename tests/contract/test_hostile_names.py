@@ -140,7 +140,7 @@ def test_a_label_with_quotes_and_backslashes_is_one_label_of_prometheus(
 def test_a_graph_whose_name_would_end_a_comment_of_c_puts_nothing_into_the_source(
     tmp_path: Path,
 ) -> None:
-    from stategate.export.c.lower import lower
+    from stategate.export.c.lower import source_of
     from stategate.export.frontends.adopt import adopt
     from stategate.export.frontends.declared import Request
 
@@ -160,7 +160,7 @@ def test_a_graph_whose_name_would_end_a_comment_of_c_puts_nothing_into_the_sourc
     onnx.save(model, tmp_path / "evil.onnx")
     states = {f"{evil}_in": f"{evil}_out"}
     adopted = adopt(tmp_path / "evil.onnx", Request({}, {}, {}, states))
-    source = lower(adopted.candidate.graph, adopted.candidate.spec, {})
+    source = source_of(adopted.candidate.graph, adopted.candidate.spec, {}).files
     assert not any(b"int injected(void)" in text for text in source.values())
 
 

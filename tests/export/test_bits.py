@@ -34,7 +34,7 @@ from stategate.contract import (
 from stategate.contract.c_library import NativeRef
 from stategate.contract.chain import START, chained
 from stategate.contract.errors import ParityError, SpecError
-from stategate.export.c.lower import lower
+from stategate.export.c.lower import source_of
 from stategate.export.frontends.trace import trace
 from stategate.models.step import StepResult
 from stategate.runtime.check.build_native import build_native
@@ -229,7 +229,9 @@ def test_100000_silent_steps_cost_what_any_step_costs_and_keep_their_bits(tmp_pa
     model = Fading()
     torch.manual_seed(5)
     nn.init.normal_(model.leak.weight)
-    for name, raw in lower(trace(model).SerializeToString(), model.step_spec(), {}).items():
+    for name, raw in source_of(
+        trace(model).SerializeToString(), model.step_spec(), {}
+    ).files.items():
         (tmp_path / name).write_bytes(raw)
     (tmp_path / "main.c").write_text(SILENCE)
     sources = [f for f in sorted(tmp_path.glob("*.c")) if f.name != "python.c"]

@@ -17,7 +17,7 @@ from stategate.common.compiler import compile_library
 from stategate.common.onnx_runtime import one_thread
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.export.c import generator
-from stategate.export.c.lower import lower, source_of
+from stategate.export.c.lower import source_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 RNG = np.random.default_rng(5)
@@ -54,7 +54,9 @@ def in_c(
         for name, t in spec.graph_inputs().items()
     }
     results = {n: np.full(t.shape, np.nan, np.float32) for n, t in spec.graph_outputs().items()}
-    (folder / "lib.so").write_bytes(compile_library(lower(graph, spec, {}), extra=[flag]).library)
+    (folder / "lib.so").write_bytes(
+        compile_library(source_of(graph, spec, {}).files, extra=[flag]).library
+    )
     tables = [
         (ctypes.c_void_p * len(side))(*(array.ctypes.data for array in side.values()))
         for side in (takes, results)

@@ -12,7 +12,7 @@ from torch import nn
 from stategate.common.compiler import MATHS, WARNINGS
 from stategate.contract import ObservationContract, StateSpec, StepSpec, TensorSpec
 from stategate.contract.claims import declared
-from stategate.export.c.lower import lower
+from stategate.export.c.lower import source_of
 from stategate.export.c.meaning import declarations
 from stategate.export.frontends.trace import trace
 from stategate.models.step import StepResult
@@ -65,7 +65,7 @@ class Halving(nn.Module):
 
 def compiled(folder: Path, program: str, contract: ObservationContract) -> int:
     model = Halving()
-    files = lower(trace(model).SerializeToString(), model.step_spec(), {}, contract)
+    files = source_of(trace(model).SerializeToString(), model.step_spec(), {}, contract).files
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
     (folder / "main.c").write_text(program)

@@ -18,7 +18,7 @@ from stategate.common.compiler import compile_library
 from stategate.contract import GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.reading import text_with_controls
 from stategate.export.c.interface import interface
-from stategate.export.c.lower import lower
+from stategate.export.c.lower import source_of
 from stategate.export.c.names import members
 
 NASTY = """bool int linux true NULL NAN I errno stdout asm typeof and alignas int8_t size_t M_PI EOF
@@ -118,7 +118,7 @@ def test_a_graph_of_any_names_computes_the_same_in_c(
         states=(StateSpec(h, (1, 2), next_name=after, gate=gate),),
         gates=(GateSpec(gate, "hard", (1, 1), 0.0, threshold),),
     )
-    sources = lower(_sums(*names).SerializeToString(), spec, {})
+    sources = source_of(_sums(*names).SerializeToString(), spec, {}).files
     path = tmp_path / "lib.so"
     path.write_bytes(compile_library(sources, extra=("-O0",)).library)
     given = [np.array(v, np.float32) for v in ([0.5, 0.25], [0.0], [1.0, -1.0])]

@@ -12,7 +12,7 @@ from torch import nn
 
 from stategate.common.compiler import MATHS, WARNINGS
 from stategate.contract import StateSpec, StepSpec, TensorSpec
-from stategate.export.c.lower import lower
+from stategate.export.c.lower import source_of
 from stategate.export.frontends.trace import trace
 from stategate.models.step import StepResult
 
@@ -51,7 +51,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
         model = Held(width)
         folder = tmp_path_factory.mktemp("source")
         graph = trace(model).SerializeToString()
-        for name, raw in lower(graph, model.step_spec(), {}).items():
+        for name, raw in source_of(graph, model.step_spec(), {}).files.items():
             (folder / name).write_bytes(raw)
         return folder
 

@@ -12,7 +12,7 @@ import pytest
 from stategate.common.compiler import MATHS, WARNINGS
 from stategate.contract import Bundle, Episode
 from stategate.contract.errors import LowerError
-from stategate.export.c.lower import lower
+from stategate.export.c.lower import source_of
 from stategate.export.c.package import package_of
 from stategate.runtime import Session
 
@@ -228,7 +228,7 @@ def test_temporaries_too_large_for_a_stack_are_static_and_compute_the_same(
     monkeypatch.setattr("stategate.export.c.part.STACK_BYTES", 0)
     folder = tmp_path / "source"
     folder.mkdir()
-    for name, raw in lower(graph, bundle.manifest.step, {}).items():
+    for name, raw in source_of(graph, bundle.manifest.step, {}).files.items():
         (folder / name).write_bytes(raw)
     assert "STATEGATE_TEMPORARY float float_pool" in (folder / "read.c").read_text()
     program = compiled(ROOT / "docs/examples/native.c", folder, tmp_path)
@@ -244,7 +244,7 @@ def test_an_operator_without_c_is_named(native_bundle: Path) -> None:
     graph.graph.node[1].domain = "somewhere.else"
     graph.opset_import.append(onnx.helper.make_opsetid("somewhere.else", 1))
     with pytest.raises(LowerError, match="onnxruntime engine steps this model"):
-        lower(graph.SerializeToString(), bundle.manifest.step, {})
+        source_of(graph.SerializeToString(), bundle.manifest.step, {})
 
 
 def test_source_is_the_same_whenever_it_is_made(native_bundle: Path) -> None:
@@ -253,7 +253,7 @@ def test_source_is_the_same_whenever_it_is_made(native_bundle: Path) -> None:
     native = bundle.manifest.native
     assert native is not None
     listed = {file.path: file for file in bundle.manifest.files}
-    again = lower(graph, bundle.manifest.step, {})
+    again = source_of(graph, bundle.manifest.step, {}).files
     again |= package_of(bundle.manifest.model.name, again)
     assert {f"native/{name}": raw for name, raw in again.items()} == {
         path: bundle.read(listed[path]) for path in native.sources

@@ -21,7 +21,7 @@ from stategate.cli.main import main
 from stategate.common.compiler import compile_library
 from stategate.contract import Bundle
 from stategate.contract.errors import StateFault
-from stategate.export.c.lower import Source, lower, source_of
+from stategate.export.c.lower import Source, source_of
 from stategate.export.candidates import candidate_from
 from stategate.export.deploy import with_c
 from stategate.export.frontends.adopt import Adopted, OnnxReference, adopt
@@ -175,7 +175,7 @@ def test_weights_are_put_in_order_once_and_not_in_every_step() -> None:
     graph = onnx.load_model_from_string(candidate.graph)
     moved = {"Slice", "Concat", "Transpose", "Unsqueeze"}
     assert moved & {n.op_type for n in graph.graph.node}, "torch writes an LSTM in another way now"
-    text = lower(candidate.graph, candidate.spec, {})["read.c"].decode()
+    text = source_of(candidate.graph, candidate.spec, {}).files["read.c"].decode()
     pools = [int(n) for n in re.findall(r"float float_pool\[(\d+)\]", text)]
     assert len(pools) == 1 and pools[0] < 8 * 256  # no temporary is a weight
 
@@ -370,7 +370,7 @@ def test_nan_and_infinity_go_through_a_product_with_zero_in_c(tmp_path: Path) ->
     model = lift(Masked(), {"x": torch.ones(1, 4)}, states=["h"], outputs=["y"])
     candidate = candidate_from(LoadedModel("masked", "custom", "tests", model, model, None))
     library = tmp_path / "lib.so"
-    sources = lower(candidate.graph, candidate.spec, {})
+    sources = source_of(candidate.graph, candidate.spec, {}).files
     library.write_bytes(compile_library(sources).library)
     x, h = np.array([[0, 1, 2, -3]], np.float32), np.zeros((1, 4), np.float32)
     results = {name: np.zeros((1, 4), np.float32) for name in candidate.spec.graph_outputs()}

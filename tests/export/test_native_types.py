@@ -15,7 +15,7 @@ from torch import nn
 from stategate.common.compiler import compile_library
 from stategate.contract import ConstantSpec, GateSpec, StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import LowerError
-from stategate.export.c.lower import lower
+from stategate.export.c.lower import source_of
 from stategate.export.frontends.trace import trace
 from stategate.models.step import StepResult
 
@@ -27,7 +27,7 @@ class InC:
     """A session in C in memory of this test, stepped with one input and one output."""
 
     def __init__(self, model: nn.Module, folder: Path, *flags: str) -> None:
-        sources = lower(trace(model).SerializeToString(), model.step_spec(), {})  # type: ignore[operator]
+        sources = source_of(trace(model).SerializeToString(), model.step_spec(), {}).files  # type: ignore[operator]
         path = folder / "lib.so"
         path.write_bytes(compile_library(sources, extra=flags).library)
         self._library = ctypes.CDLL(str(path))
@@ -122,7 +122,7 @@ def test_more_gates_than_a_session_in_c_can_tell_apart_are_refused() -> None:
     model = ManyGates()
     model.gates = 64
     with pytest.raises(LowerError, match="too many gates"):
-        lower(trace(model).SerializeToString(), model.step_spec(), {})
+        source_of(trace(model).SerializeToString(), model.step_spec(), {})
 
 
 def test_a_constant_in_float64_keeps_its_bits_in_c() -> None:
@@ -143,7 +143,7 @@ def test_a_constant_in_float64_keeps_its_bits_in_c() -> None:
         states=(StateSpec("h", (1, 1), "float64"),),
         constants=(ConstantSpec("shift", (1,), "float64", 0.1),),
     )
-    text = lower(model.SerializeToString(), spec, {})["model.c"].decode()
+    text = source_of(model.SerializeToString(), spec, {}).files["model.c"].decode()
     found = re.search(r"\.shift = \{(\S+)\}", text)
     assert found is not None and float.fromhex(found[1]) == 0.1
 

@@ -124,7 +124,7 @@ def test_graphs_and_c_have_the_same_bytes_in_every_process() -> None:
     code = (
         "import hashlib\n"
         "from stategate.contract.precision import PrecisionPlan\n"
-        "from stategate.export.c.lower import lower\n"
+        "from stategate.export.c.lower import source_of\n"
         "from stategate.export.passes.graph import serialised\n"
         "from stategate.export.passes.quantise import quantised\n"
         "from stategate.export.passes.split import read_write\n"
@@ -136,7 +136,7 @@ def test_graphs_and_c_have_the_same_bytes_in_every_process() -> None:
         "plans = [f'{kind}-weights' for kind in ('float16', 'int8', 'int4')]\n"
         "graphs = [quantised(graph, spec, PrecisionPlan.named(plan)) for plan in plans]\n"
         "parts = [serialised(g) for g in (split.read, split.write, *graphs)]\n"
-        "parts += lower(serialised(graph), spec, {}).values()\n"
+        "parts += source_of(serialised(graph), spec, {}).files.values()\n"
         "print(*(hashlib.sha256(part).hexdigest()[:8] for part in parts))\n"
     )
     digests = {

@@ -17,7 +17,7 @@ from stategate.common.compiler import compile_library
 from stategate.common.onnx_runtime import one_thread
 from stategate.contract import StateSpec, StepSpec, TensorSpec
 from stategate.contract.errors import LowerError
-from stategate.export.c.lower import lower
+from stategate.export.c.lower import source_of
 from stategate.export.c.place import lives_of, placed
 
 # No multiples of what the loops take at once; 2 x 3 x 330 elements are worth joining loops for.
@@ -109,7 +109,7 @@ def close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
 def test_c_of_products_computes_what_onnxruntime_computes(
     feeds: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    sources = lower(graph().SerializeToString(), SPEC, {})
+    sources = source_of(graph().SerializeToString(), SPEC, {}).files
     path = tmp_path / "lib.so"
     path.write_bytes(compile_library(sources).library)
     compute = ctypes.CDLL(str(path)).stategate_compute
@@ -139,17 +139,17 @@ def test_an_operator_of_unknown_shape_is_named() -> None:
         TensorSpec("negative", t.shape) if t.name == "float" else t for t in SPEC.outputs
     )
     with pytest.raises(LowerError, match="com.microsoft.MatMul"):
-        lower(model.SerializeToString(), msgspec.structs.replace(SPEC, outputs=outputs), {})
+        source_of(model.SerializeToString(), msgspec.structs.replace(SPEC, outputs=outputs), {})
 
 
 def test_no_weight_is_printed_as_text() -> None:
-    sources = lower(graph().SerializeToString(), SPEC, {})
+    sources = source_of(graph().SerializeToString(), SPEC, {}).files
     assert not any(b"= {" in text for name, text in sources.items() if name == "read.c")
     assert len(sources["weights.bin"]) > K * N * (4 + 1 + 1)
 
 
 def test_operators_that_only_feed_another_share_its_loop() -> None:
-    text = lower(graph().SerializeToString(), SPEC, {})["read.c"].decode()
+    text = source_of(graph().SerializeToString(), SPEC, {}).files["read.c"].decode()
     written = next(f for f in text.split("STATEGATE_ALONE") if "stategate_expf" in f)
     # decayed, written, chosen and read_twice are numbers there, and their sum is stored.
     assert len(re.findall(r"^ +const float t\d+ = ", written, re.MULTILINE)) == 5
