@@ -11,7 +11,14 @@ import onnx_ir as ir
 
 from stategate.contract import StepSpec
 from stategate.contract.errors import UndeclaredStateError
-from stategate.export.passes.dataflow import constant_values, extents, inferred, needed_for
+from stategate.export.passes.dataflow import (
+    constant_values,
+    extents,
+    inferred,
+    integers_of,
+    needed_for,
+    pads_of,
+)
 
 _WINDOWED = {"Conv", "AveragePool", "MaxPool", "LpPool"}
 _KEEPS_NUMBERS = {"Cast", "Identity", "Squeeze", "Transpose", "Unsqueeze"}
@@ -117,7 +124,7 @@ def _windows(node: ir.Node, shape: tuple[int, ...]) -> Iterator[tuple[int, int, 
     """Axis, reach, padding in front and behind, and whether it is the only axis with a window."""
     if node.op_type == "Gather":  # as torch's unfold is written: a row of places for each window
         index = extents(node.inputs[1])
-        if index and len(index) == 2 and (places := _numbers(node, 1)):
+        if index and len(index) == 2 and (places := integers_of(node, 1)):
             axis = node.attributes.get_int("axis", 0) % len(shape)
             yield axis, max(places) - min(places) + 1, 0, 0, len(shape) == 3
         return
@@ -127,22 +134,11 @@ def _windows(node: ir.Node, shape: tuple[int, ...]) -> Iterator[tuple[int, int, 
     dilations = node.attributes.get_ints("dilations", None) or [1] * rank
     # torch pools one axis as two, of which the other is one number wide.
     wide = [i for i in range(rank) if shape[2 + i] > 1 or kernel[i] > 1]
+    strides = node.attributes.get_ints("strides", None) or [1] * rank
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = pads_of(node, shape[2:], reach, strides)
     for i in range(rank):
-        reach = (kernel[i] - 1) * dilations[i] + 1
-        yield 2 + i, reach, *_own_padding(node, i, shape[2 + i], reach), wide == [i]
-
-
-def _own_padding(node: ir.Node, i: int, count: int, reach: int) -> tuple[int, int]:
-    """What a node itself pads in front of one of its axes, and behind."""
-    same = node.attributes.get_string("auto_pad", "NOTSET")
-    if same in ("SAME_UPPER", "SAME_LOWER"):
-        strides = node.attributes.get_ints("strides", None)
-        stride = strides[i] if strides else 1
-        total = max((-(-count // stride) - 1) * stride + reach - count, 0)
-        less, rest = total // 2, total - total // 2
-        return (less, rest) if same == "SAME_UPPER" else (rest, less)
-    pads = node.attributes.get_ints("pads", None)
-    return (pads[i], pads[len(pads) // 2 + i]) if pads and same == "NOTSET" else (0, 0)
+        yield 2 + i, reach[i], pads[i], pads[rank + i], wide == [i]
 
 
 def _without_padding(
@@ -153,7 +149,7 @@ def _without_padding(
     while (node := value.producer()) is not None:
         source, place = node.inputs[0], axis
         if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
-            pads, axes = _numbers(node, 1), _numbers(node, 3)
+            pads, axes = integers_of(node, 1), integers_of(node, 3)
             shape = extents(source)
             if pads is None or shape is None:
                 break
@@ -259,14 +255,7 @@ def _axis_before(value: ir.Value, i: int, axis: int) -> int | None:
 
 
 def _axes(node: ir.Node) -> Iterable[int] | None:
-    return node.attributes.get_ints("axes", None) or _numbers(node, 1)
-
-
-def _numbers(node: ir.Node, i: int) -> list[int] | None:
-    """The integers of a constant input."""
-    value = node.inputs[i] if i < len(node.inputs) else None
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return None if tensor is None else [int(n) for n in tensor.numpy().reshape(-1)]
+    return node.attributes.get_ints("axes", None) or integers_of(node, 1)
 
 
 def _name(node: ir.Node) -> str:

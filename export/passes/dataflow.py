@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from stategate.contract import TensorSpec
 from stategate.contract.dtypes import dtype_from_onnx
@@ -87,6 +89,45 @@ def extents(value: ir.Value | None) -> tuple[int, ...] | None:
         return None
     fixed = tuple(e for e in value.shape if isinstance(e, int) and e > 0)
     return fixed if len(fixed) == len(value.shape) else None
+
+
+def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
+    """The elements of a constant, or None for what is computed or left out."""
+    try:
+        tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    except ValueError:  # a sparse constant, or one with several attributes
+        return None
+    return None if tensor is None else tensor.numpy()
+
+
+def integers_of(node: ir.Node, at: int) -> list[int] | None:
+    """The integers of a constant input; None where it is missing or computed."""
+    array = constant_of(node.inputs[at]) if len(node.inputs) > at else None
+    return None if array is None else [int(number) for number in array.reshape(-1)]
+
+
+def pads_of(
+    node: ir.Node, extents: Sequence[int], reach: Sequence[int], strides: Sequence[int]
+) -> list[int]:
+    """Padding of a convolution or pool in front of each axis, and then behind each.
+
+    Args:
+        node: It.
+        extents: Of what it reads, without batch and channels.
+        reach: Places from the first to the last of its window, by axis.
+        strides: From one window to the next, by axis.
+    """
+    nothing = [0] * 2 * len(extents)
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    if not automatic.startswith("SAME"):
+        return list(node.attributes.get_ints("pads", nothing)) if automatic == "NOTSET" else nothing
+    total = [
+        max(0, (-(-n // s) - 1) * s + r - n)
+        for n, r, s in zip(extents, reach, strides, strict=True)
+    ]
+    less = [count // 2 for count in total]
+    more = [count - half for count, half in zip(total, less, strict=True)]
+    return [*less, *more] if automatic == "SAME_UPPER" else [*more, *less]
 
 
 def is_cheap(node: ir.Node) -> bool:

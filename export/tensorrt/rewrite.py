@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from math import sqrt
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from stategate.contract.errors import GraphError
+from stategate.export.passes.dataflow import integers_of
 from stategate.export.passes.graph import Writer
 from stategate.export.tensorrt.generations import RULES, Generation
 
@@ -31,15 +30,6 @@ def read_model(model: onnx.ModelProto) -> ir.Model:
     with suppress(onnx.shape_inference.InferenceError):
         model = onnx.shape_inference.infer_shapes(model)
     return ir.from_proto(model)
-
-
-def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
-    """The elements of a constant, or None for what is computed or left out."""
-    try:
-        tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    except ValueError:  # a sparse constant, or one with several attributes
-        return None
-    return None if tensor is None else tensor.numpy()
 
 
 def extents_of(value: ir.Value | None) -> tuple[int, ...]:
@@ -139,12 +129,9 @@ def _split(node: ir.Node) -> None:
 def _reduce(node: ir.Node) -> None:
     """Give axes as an attribute, which opset 18 made an input."""
     nothing = node.attributes.pop("noop_with_empty_axes", None)
-    axes: list[int] = []
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
-        constant = constant_of(node.inputs[1])
-        if constant is None:
-            raise GraphError("axes that are computed")
-        axes = [int(axis) for axis in constant.reshape(-1)]
+    axes = integers_of(node, 1)
+    if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        raise GraphError("axes that are computed")
     if axes:
         node.attributes.add(ir.AttrInt64s("axes", axes))
     elif nothing is not None and nothing.as_int():

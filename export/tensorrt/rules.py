@@ -15,11 +15,11 @@ import onnx_ir as ir
 
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError
+from stategate.export.passes.dataflow import constant_of
 from stategate.export.passes.graph import fixed_shape
 from stategate.export.tensorrt.generations import RULES, Generation
 from stategate.export.tensorrt.rewrite import (
     RESERVED,
-    constant_of,
     extents_of,
     lower_node,
     read_model,

@@ -21,11 +21,11 @@ from onnx_ir.passes import common
 from stategate.contract import StepSpec
 from stategate.contract.errors import GraphError
 from stategate.contract.tensorrt_plan import GUARD
+from stategate.export.passes.dataflow import constant_of
 from stategate.export.passes.graph import Writer
 from stategate.export.passes.pinned import pinned
 from stategate.export.tensorrt.generations import Generation
 from stategate.export.tensorrt.rewrite import (
-    constant_of,
     lower_node,
     read_model,
     replace_node,

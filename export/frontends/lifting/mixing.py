@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from stategate.export.passes.dataflow import integers_of
+
 Extents = Sequence[int]
 
 # One answer for each element, from the elements at the same place.
@@ -61,7 +63,7 @@ def mixes(node: ir.Node, at: int, axis: int, shapes: Sequence[Extents], opset: i
         free = (1 if transposed else 0) if at == 0 else (0 if transposed else 1)
         return "" if at == 2 or axis == free else "sums over all frames"
     if kind in _REDUCING:
-        axes = _axes(node, 1)
+        axes = node.attributes.get_ints("axes", None) or integers_of(node, 1)
         return "reduces over all frames" if not axes or axis in _positive(axes, rank) else ""
     if kind in _SOFT or kind in _FROM_AXIS:
         first = _positive([node.attributes.get_int("axis", -1 if opset >= 13 else 1)], rank)[0]
@@ -76,8 +78,7 @@ def mixes(node: ir.Node, at: int, axis: int, shapes: Sequence[Extents], opset: i
         default = _ALONG[kind]
         along = node.attributes.get_int("axis", 0 if default is None else default)
         if kind == "CumSum":
-            axes = constant_ints(node, 1)
-            along = axes[0] if axes else 0
+            along = (integers_of(node, 1) or [0])[0]
         if kind == "Gather" and at == 1:
             return ""
         if axis != _positive([along], rank)[0]:
@@ -99,19 +100,7 @@ def reshapes_evenly(before: Extents, axis: int, after: Extents, new_axis: int) -
     return math.prod(before[:axis]) == math.prod(after[:new_axis])
 
 
-def constant_ints(node: ir.Node, at: int) -> list[int]:
-    """Integers of a constant input; empty where it is missing or no constant."""
-    value = node.inputs[at] if len(node.inputs) > at else None
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
-    return [] if tensor is None else [int(i) for i in tensor.numpy().reshape(-1)]
-
-
-def _axes(node: ir.Node, at: int) -> list[int]:
-    axes = node.attributes.get("axes")
-    return list(axes.as_ints()) if axes is not None else constant_ints(node, at)
-
-
-def _positive(axes: list[int], rank: int) -> list[int]:
+def _positive(axes: Extents, rank: int) -> list[int]:
     return [axis % rank if rank else 0 for axis in axes]
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 
 from stategate.export.frontends.lifting.work import Course, Mixed, Work
+from stategate.export.passes.dataflow import pads_of
 
 _FOR_EVER = np.iinfo(np.int64).max
 
@@ -18,12 +17,11 @@ def convolve(work: Work, node: ir.Node) -> None:
     assert value is not None
     course, sample = work.courses[value], work.shape(value)
     at, spatial = course.axis - 2, len(sample) - 2
-    attribute = node.attributes.get("kernel_shape")
-    kernel = list(attribute.as_ints()) if attribute is not None else work.shape(node.inputs[1])[2:]
-    dilations = _ints(node, "dilations", [1] * spatial)
-    strides = _ints(node, "strides", [1] * spatial)
+    kernel = node.attributes.get_ints("kernel_shape", None) or work.shape(node.inputs[1])[2:]
+    dilations = node.attributes.get_ints("dilations", [1] * spatial)
+    strides = node.attributes.get_ints("strides", [1] * spatial)
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    pads = _pads(node, sample[2:], reach, strides)
+    pads = pads_of(node, sample[2:], reach, strides)
     before, behind = pads[at], pads[spatial + at]
     size, stride = reach[at], strides[at]
     fill = 0.0
@@ -67,9 +65,9 @@ def spread(work: Work, node: ir.Node) -> None:
     course, at = work.courses[value], work.courses[value].axis - 2
     spatial = len(work.shape(value)) - 2
     kernel = work.shape(node.inputs[1])[2:][at]
-    stride = _ints(node, "strides", [1] * spatial)[at]
-    pads = _ints(node, "pads", [0] * 2 * spatial)
-    extra = _ints(node, "output_padding", [0] * spatial)[at]
+    stride = node.attributes.get_ints("strides", [1] * spatial)[at]
+    pads = node.attributes.get_ints("pads", [0] * 2 * spatial)
+    extra = node.attributes.get_ints("output_padding", [0] * spatial)[at]
     automatic = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     if kernel != stride or pads[at] or pads[at + spatial] or extra or automatic:
         raise Mixed("adds up frames that overlap")
@@ -83,7 +81,7 @@ def pad(work: Work, node: ir.Node) -> None:
     course, rank = work.courses[value], len(work.shape(value))
     pads = work.same(node.inputs[1]) if len(node.inputs) > 1 else None
     if pads is None:
-        pads = np.array(_ints(node, "pads", []))
+        pads = np.array(node.attributes.get_ints("pads", []))
     if not pads.size:
         raise Mixed("pads by a number that is not constant")
     axes = range(rank)
@@ -281,29 +279,6 @@ def _numbers(work: Work, node: ir.Node, at: int, name: str) -> list[list[int]]:
     if not (value in work.free or value in work.lengths):
         raise Mixed("takes frames by a number that is computed from the data")
     return [[int(i) for i in run.reshape(-1)] for run in work.runs(value)]
-
-
-def _ints(node: ir.Node, name: str, default: list[int]) -> list[int]:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else list(attribute.as_ints())
-
-
-def _pads(
-    node: ir.Node, extents: tuple[int, ...], reach: list[int], strides: list[int]
-) -> list[int]:
-    """Padding in front of each axis, and then behind each."""
-    automatic = node.attributes.get_string("auto_pad", "NOTSET")
-    if automatic == "NOTSET":
-        return _ints(node, "pads", [0] * 2 * len(extents))
-    if automatic == "VALID":
-        return [0] * 2 * len(extents)
-    total = [
-        max(0, (math.ceil(n / s) - 1) * s + r - n)
-        for n, r, s in zip(extents, reach, strides, strict=True)
-    ]
-    less = [count // 2 for count in total]
-    more = [count - half for count, half in zip(total, less, strict=True)]
-    return [*less, *more] if automatic == "SAME_UPPER" else [*more, *less]
 
 
 def _times(course: Course, factor: int) -> Course:
