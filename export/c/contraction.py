@@ -72,7 +72,7 @@ def einsum(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]
     # Each stands where it is read: it may be read several times.
     views = [program.view(name) for name in node.input]
     letters = "".join(dict.fromkeys(terms[0]))
-    left = _along(views[0], terms[0], letters, sizes)
+    product = _along(views[0], terms[0], letters, sizes)
     for i, term in enumerate(terms):
         later, name = {*out}.union(*terms[i + 1 :]), ""
         if i:
@@ -84,14 +84,14 @@ def einsum(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]
                 n = "".join(c for c in term if c not in letters)[-1:]
                 batch = "".join(c for c in both if c not in m + k + n)
                 name = fresh(batch + m + n)
-                x = _along(left, letters, batch + (m or _NONE[0]) + k, sizes)
+                x = _along(product, letters, batch + (m or _NONE[0]) + k, sizes)
                 y = _along(views[i], term, batch + k + (n or _NONE[1]), sizes)
                 contracted(program, x, y, name)
-                left, letters = program.view(name), batch + m + n
+                product, letters = program.view(name), batch + m + n
                 continue
             name, whole_term = fresh("".join(both)), "".join(both)
             factors = [
-                _along(v, t, whole_term, sizes) for v, t in ((left, letters), (views[i], term))
+                _along(v, t, whole_term, sizes) for v, t in ((product, letters), (views[i], term))
             ]
             program.compute_views("Mul", factors, name)
             letters = whole_term
@@ -99,12 +99,12 @@ def einsum(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]
         if axes:
             if not name:
                 name = fresh(letters)
-                program.compute_views("Identity", [left], name)
+                program.compute_views("Identity", [product], name)
             letters = "".join(letter for letter in letters if letter in later)
-            product, name = name, fresh(letters)
-            program.reduce("ReduceSum", product, name, axes)
-        left = program.view(name) if name else left
-    program.alias({output: left.transposed([letters.index(letter) for letter in out])})
+            whole_product, name = name, fresh(letters)
+            program.reduce("ReduceSum", whole_product, name, axes)
+        product = program.view(name) if name else product
+    program.alias({output: product.transposed([letters.index(letter) for letter in out])})
     return True
 
 
