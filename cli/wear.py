@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -97,7 +96,16 @@ def wear(
         "rate_hz": rate_hz,
         "write_rate": writes,
         "bytes": state_bytes(manifest, writes),
-        "tables": [_as_json(s, snapshot_bytes, *rows) for s, *rows in tables],
+        "tables": [
+            {
+                "storage": s,
+                "endurance_bytes": endurance_bytes(s),
+                "host_bytes_per_snapshot": host_bytes_per_snapshot(s, snapshot_bytes),
+                "rows": rows,
+                "journal_rows": journal,
+            }
+            for s, rows, journal in tables
+        ],
         "device": asdict(device) | {"estimate": device.estimate} if device else None,
     }
     states = f"{manifest.state_bytes:,} of state, the rest header and checksum"
@@ -145,21 +153,6 @@ def _with_metadata(storage: Storage, metadata_bytes: int) -> Storage:
         metadata_bytes=metadata_bytes,
         assumed=tuple(field for field in storage.assumed if field != "metadata_bytes"),
     )
-
-
-def _as_json(
-    storage: Storage,
-    snapshot_bytes: int,
-    rows: tuple[WearRow, ...],
-    journal: tuple[WearRow, ...],
-) -> dict[str, Any]:
-    return {
-        "storage": storage,
-        "endurance_bytes": endurance_bytes(storage),
-        "host_bytes_per_snapshot": host_bytes_per_snapshot(storage, snapshot_bytes),
-        "rows": rows,
-        "journal_rows": journal,
-    }
 
 
 def _table(storage: Storage, snapshot_bytes: int, rows: tuple[WearRow, ...]) -> Iterator[Line]:

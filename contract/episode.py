@@ -272,9 +272,7 @@ class Episode:
         )
         for part, arrays, expected, time_axes in promised:
             # Outputs may be let through by name, see Verification.accepted; a memory never is.
-            holes = [
-                n for n, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()
-            ]
+            holes = not_finite(arrays)
             if holes and part != "output":
                 raise EpisodeError(
                     f"a {part} of the golden episode is not finite",

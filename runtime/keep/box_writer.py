@@ -22,24 +22,7 @@ from stategate.contract.errors import (
 from stategate.contract.failures import failures
 from stategate.runtime.base.buffers import Array, Buffers
 from stategate.runtime.base.ledger import Counters
-from stategate.runtime.keep.black_box import (
-    AGAIN,
-    FAULT,
-    INITIAL,
-    KEYFRAME,
-    KEYFRAME_HEAD,
-    MISSED,
-    OPENED,
-    OVERDRAWN,
-    PURPOSE,
-    REPLACED,
-    SKIPPED,
-    STEP,
-    STEP_HEAD,
-    WROTE,
-    BlackBox,
-    graph_digest,
-)
+from stategate.runtime.keep import black_box
 from stategate.runtime.keep.keeper import Keeper
 from stategate.runtime.keep.medium import FileMedium
 from stategate.runtime.keep.records import (
@@ -71,7 +54,7 @@ class BlackBoxWriter:
 
     def __init__(
         self,
-        policy: BlackBox,
+        policy: black_box.BlackBox,
         bundle: Bundle,
         buffers: Buffers,
         memory: Memory,
@@ -101,14 +84,14 @@ class BlackBoxWriter:
         blocks, self._interval = policy.geometry(bundle.manifest)
         self._is_held = self._is_refused = False
         self._file: RecordFile | None = None
-        self._file, self.step = self._open_file(graph_digest(bundle.manifest), blocks)
+        self._file, self.step = self._open_file(black_box.graph_digest(bundle.manifest), blocks)
         self._steps, self._changes = counters.steps, -1  # a keyframe comes before the first step
         self._since = self._flags = 0
         self._shift = 0.0
         sizes = [slot.array.nbytes for slot in buffers.inputs]
-        self._payload = bytearray(STEP_HEAD.size + sum(sizes))
+        self._payload = bytearray(black_box.STEP_HEAD.size + sum(sizes))
         self._places: list[tuple[Array, Array]] = []
-        at = STEP_HEAD.size
+        at = black_box.STEP_HEAD.size
         for slot, size in zip(buffers.inputs, sizes, strict=True):
             place = np.frombuffer(memoryview(self._payload)[at : at + size], slot.flat.dtype)
             self._places.append((place, slot.flat))
@@ -124,7 +107,7 @@ class BlackBoxWriter:
                 "ledger_steps": counters.read().steps,
             }
         )
-        self._append(OPENED, self._about, 0)
+        self._append(black_box.OPENED, self._about, 0)
 
     def _open_file(self, digest: str, blocks: int) -> tuple[RecordFile | None, int]:
         """The file, and the number of its last step; None where the wear budget allows no new one.
@@ -139,7 +122,7 @@ class BlackBoxWriter:
                     path,
                     blocks=blocks,
                     bundle_sha256=digest,
-                    purpose=PURPOSE,
+                    purpose=black_box.PURPOSE,
                     count=self._charge,
                 )
                 return file, 0
@@ -184,7 +167,7 @@ class BlackBoxWriter:
             return
         governor, counters = self._governor, self._counters
         if governor is not None:
-            self._flags = OVERDRAWN if governor.overdrawn else 0
+            self._flags = black_box.OVERDRAWN if governor.overdrawn else 0
             self._shift = governor.tokens[2]
         changes = self._memory.replacements
         # Steps that were counted and not recorded: an exception of a signal's handler came between.
@@ -199,16 +182,16 @@ class BlackBoxWriter:
                 return
             self._is_held = False
         counters, memory = self._counters, self._memory
-        flags = MISSED if counters.steps != self._steps else 0
-        flags |= REPLACED if changes != self._changes else 0
+        flags = black_box.MISSED if counters.steps != self._steps else 0
+        flags |= black_box.REPLACED if changes != self._changes else 0
         if not flags or self._since >= self._interval:
-            self._append(OPENED, self._about, AGAIN)
-        head = KEYFRAME_HEAD.pack(memory.chain, time.time_ns())
+            self._append(black_box.OPENED, self._about, black_box.AGAIN)
+        head = black_box.KEYFRAME_HEAD.pack(memory.chain, time.time_ns())
         live = [array.tobytes() for array in memory.live().values()]
         if memory.is_initial and live == [array.tobytes() for array in memory.initial().values()]:
-            self._append(KEYFRAME, head, flags | INITIAL)
+            self._append(black_box.KEYFRAME, head, flags | black_box.INITIAL)
         else:
-            self._append(KEYFRAME, b"".join((head, *live)), flags)
+            self._append(black_box.KEYFRAME, b"".join((head, *live)), flags)
         self._steps, self._changes, self._since = counters.steps, changes, 0
 
     def after(self, wrote: bool, fault: Exception | None = None) -> None:
@@ -226,14 +209,14 @@ class BlackBoxWriter:
         if self._is_held:
             self.lost_steps += 1
         else:
-            STEP_HEAD.pack_into(self._payload, 0, self._memory.chain, self._shift)
+            black_box.STEP_HEAD.pack_into(self._payload, 0, self._memory.chain, self._shift)
             for place, values in self._places:
                 place[...] = values
-            flags = self._flags | (WROTE if wrote else 0)
+            flags = self._flags | (black_box.WROTE if wrote else 0)
             if fault is not None:
-                flags |= SKIPPED if isinstance(fault, EngineError) else FAULT
+                flags |= black_box.SKIPPED if isinstance(fault, EngineError) else black_box.FAULT
             self._unsent += 1
-            self._append(STEP, self._payload, flags)
+            self._append(black_box.STEP, self._payload, flags)
             self._since += self._step_bytes
         # Last: where something ended this before, or the record was lost, a keyframe comes first.
         self._steps = -1 if self._is_held else self._counters.steps
@@ -317,11 +300,11 @@ def _checked_reader(medium: FileMedium, name: str, digest: str, blocks: int) -> 
 
 def check_purpose(reader: RecordReader, name: str) -> None:
     """Refuse a record file that is not a black box."""
-    if reader.header.purpose != PURPOSE:
+    if reader.header.purpose != black_box.PURPOSE:
         raise EpisodeError(
             f"{name} is no black box",
             found=f"a record file of kind {reader.header.purpose}",
-            expected=f"kind {PURPOSE}",
+            expected=f"kind {black_box.PURPOSE}",
         )
 
 

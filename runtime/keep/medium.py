@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from pathlib import Path
+from typing import Any
 
 from stategate.contract.durable import try_lock
 from stategate.contract.errors import SnapshotError
@@ -23,7 +24,7 @@ class FileMedium:
         self.path = Path(path).resolve()  # a daemon changes its working directory
         flags = os.O_RDWR if writes else os.O_RDONLY
         self._file = os.open(self.path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
-        _OPEN.add(self)
+        let_go_in_child(self)
         try:
             if writes and try_lock(self._file) == "in use":
                 raise SnapshotError(
@@ -63,13 +64,17 @@ class FileMedium:
             self.close()
 
 
-_OPEN: weakref.WeakSet[FileMedium] = weakref.WeakSet()
+_OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def _let_go_in_child() -> None:
-    """A forked child holds no file: it would keep it locked after its parent's death."""
-    for medium in list(_OPEN):
-        medium.close()
+def let_go_in_child(holder: Any) -> None:
+    """Close what this process holds in a forked child: it would stay locked after its parent."""
+    _OPEN.add(holder)
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+def _close_all() -> None:
+    for holder in list(_OPEN):
+        holder.close()
+
+
+os.register_at_fork(after_in_child=_close_all)

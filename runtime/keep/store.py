@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import sys
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from stategate.contract.durable import OF_THE_PROCESS, try_lock, whole_file
 from stategate.contract.errors import SnapshotDamagedError, SnapshotError
 from stategate.contract.failures import failures
 from stategate.contract.reading import open_regular
+from stategate.runtime.keep.medium import let_go_in_child
 from stategate.runtime.keep.snapshot import Codec, Snapshot
 
 OnDamage = Literal["raise", "fresh"]
@@ -100,7 +100,7 @@ class SnapshotStore:
             self._lock_path, self._lock = self._open_to_lock()
         except failures(OSError) as problem:
             raise folder_error(self.folder, problem) from problem
-        _OPEN.add(self)
+        let_go_in_child(self)
         try:
             lock = try_lock(self._lock)
         except failures(OSError) as problem:
@@ -232,18 +232,6 @@ class SnapshotStore:
             # After it is unlocked: an interruption before leaves it to the next call.
             lock, self._lock = self._lock, -1
             os.close(lock)
-
-
-_OPEN: weakref.WeakSet[SnapshotStore] = weakref.WeakSet()
-
-
-def _let_go_in_child() -> None:
-    """A forked child holds no folder: it would keep it locked after its parent's death."""
-    for store in list(_OPEN):
-        store.close()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def look_into(folder: Path, codec: Codec) -> Look:
