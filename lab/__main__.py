@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "certify": ("lab.certify.command:certify_command", "Ask other tools about a bundle's C."),
     "counts": ("lab.counts:counts_command", "Count instructions, stack, flash and RAM of a step."),
     "deferred": ("lab.deferred:deferred", "Deferred writes against plain ones."),
+    "state-precision": (
+        "lab.state_precision:state_precision",
+        "Which memories bear int8 over 100,000 steps.",
+    ),
     "reproducible": ("lab.reproducible:reproducible", "Build everything twice, and compare."),
     "sbom": ("lab.bill:sbom", "Score bills of materials by a published measure."),
     "formats": ("lab.formats.command:formats", "A sealed bundle from a recording of each format."),
