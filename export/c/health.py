@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 
 from stategate.contract import Manifest, TensorSpec
 from stategate.contract.health import CLIP, MOST_ELEMENTS, Watched, places_of
-from stategate.export.c.names import members
+from stategate.export.c.names import filled, members
 
 HEADER = "native/stategate_health.h"
 
@@ -43,7 +42,8 @@ def health_header(manifest: Manifest) -> bytes:
     ]
     words = [text.encode("ascii", "replace").decode() for text in words]
     bounds = ", ".join(f"{_float(thresholds[numbers[i].tensor])}" for i in hard)
-    return _filled(
+    return filled(
+        "stategate_health.h.in",
         CLIP=CLIP,
         DEFINES="\n".join(f"#define STATEGATE_HEALTH_{name} {n}u" for name, n in parts.items()),
         LIMITS=",\n".join("    {" + ", ".join(map(_integer, four)) + "}" for four in limits),
@@ -106,11 +106,3 @@ def _sizes(manifest: Manifest, states: Sequence[Watched], place: int) -> Iterato
             f"{_float(2.0**watched.exponent)}));\n"
             "    }\n"
         )
-
-
-def _filled(**parts: object) -> str:
-    text = Path(__file__).with_name("stategate_health.h.in").read_text()
-    values: Mapping[str, object] = parts
-    for name, part in values.items():
-        text = text.replace(f"@{name}@", str(part))
-    return text

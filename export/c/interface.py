@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from stategate.contract import (
 )
 from stategate.contract.c_library import ABI, tag
 from stategate.export.c.meaning import declarations
-from stategate.export.c.names import members
+from stategate.export.c.names import filled, members
 from stategate.export.c.view import pointer
 
 _C_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "float16": "_Float16"}
@@ -123,7 +122,7 @@ def interface(
         f"#define STATEGATE_{name} {value}{'u' if isinstance(value, int) else ''}"
         for name, value in macros.items()
     )
-    header = _filled(
+    header = filled(
         "stategate.h.in", DEFINES=defines, STRUCTS=structs, MEANING=declarations(observation)
     )
     return header.replace("@LAYOUT@", f"0x{sha256(header.encode())[:16]}")
@@ -196,7 +195,7 @@ def model_source(
         body = ["    stategate_outside = 0u;", *body]
         body += ["    if (stategate_outside != 0u) {", *spoils, "    }"]
     tables = "\n".join(_tables(spec, weights))
-    return _filled("model.c.in", PROTOTYPES=prototypes, BODY="\n".join(body), TABLES=tables)
+    return filled("model.c.in", PROTOTYPES=prototypes, BODY="\n".join(body), TABLES=tables)
 
 
 def _members(listed: Sequence[_Field]) -> str:
@@ -270,11 +269,3 @@ def _literal(value: object, dtype: str = "float32") -> str:
     if dtype == "float64":
         return float(str(value)).hex()
     return float(np.float32(str(value))).hex() + "f"
-
-
-def _filled(template: str, **parts: str) -> str:
-    """A file of this folder with each ``@NAME@`` replaced."""
-    text = Path(__file__).with_name(template).read_text()
-    for name, part in parts.items():
-        text = text.replace(f"@{name}@", part)
-    return text

@@ -7,7 +7,8 @@ letters, digits and underscores.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from pathlib import Path
 
 import onnx
 
@@ -64,14 +65,14 @@ def with_plain_names(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
     def name_of(tensor: str) -> str:
         return names.setdefault(tensor, f"{prefix}_{len(names)}_{readable(tensor)}")
 
-    for graph in _graphs(model.graph):
-        graph.doc_string = ""
-        for tensor in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            tensor.name, tensor.doc_string = name_of(tensor.name), ""
-        for node in graph.node:
-            node.name, node.doc_string = "", ""
-            node.input[:] = map(name_of, node.input)
-            node.output[:] = map(name_of, node.output)
+    graph = model.graph  # of one node, which has no graph inside
+    graph.doc_string = ""
+    for tensor in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        tensor.name, tensor.doc_string = name_of(tensor.name), ""
+    for node in graph.node:
+        node.name, node.doc_string = "", ""
+        node.input[:] = map(name_of, node.input)
+        node.output[:] = map(name_of, node.output)
     return model
 
 
@@ -80,10 +81,9 @@ def readable(tensor: str) -> str:
     return re.sub(r"\W", "_", tensor, flags=re.ASCII)[:_LONGEST]
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and those inside its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner)
+def filled(template: str, **parts: object) -> str:
+    """A file of this folder with each ``@NAME@`` replaced, one after the other."""
+    text = Path(__file__).with_name(template).read_text()
+    for name, part in parts.items():
+        text = text.replace(f"@{name}@", str(part))
+    return text

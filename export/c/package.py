@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from stategate.common.compiler import MATHS
 from stategate.contract.c_library import ABI
-from stategate.export.c.names import readable
+from stategate.export.c.names import filled, readable
 
 _CONFIG = """\
 # For find_package: compiles the C of this folder with the project that asks.
@@ -30,7 +29,7 @@ def package_of(model: str, sources: Iterable[str]) -> dict[str, bytes]:
         model: Name of the model.
         sources: Names of the files of its source.
     """
-    own, names = Path(__file__).parent, sorted(sources)
+    names = sorted(sources)
     parts = {
         "NAME": package_name(model),
         "FLAGS": " ".join(MATHS),
@@ -40,13 +39,8 @@ def package_of(model: str, sources: Iterable[str]) -> dict[str, bytes]:
         "VERSION": str(ABI),
     }
     texts = {
-        "CMakeLists.txt": (own / "CMakeLists.txt.in").read_text(),
-        "stategate.pc.in": (own / "stategate.pc.in").read_text(),
-        f"stategate_{parts['NAME']}-config.cmake": _CONFIG,
+        "CMakeLists.txt": filled("CMakeLists.txt.in", **parts),
+        "stategate.pc.in": filled("stategate.pc.in", **parts),
+        f"stategate_{parts['NAME']}-config.cmake": _CONFIG.replace("@NAME@", parts["NAME"]),
     }
-    files = {}
-    for file, text in texts.items():
-        for name, part in parts.items():
-            text = text.replace(f"@{name}@", part)
-        files[file] = text.encode()
-    return files
+    return {file: text.encode() for file, text in texts.items()}

@@ -6,7 +6,8 @@ inputs that have both lie where the model was trained, and plain noise may lie f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from stategate.contract import TensorSpec
 from stategate.contract.dtypes import dtype_named
 from stategate.export.frontends.steering import choices
-from stategate.export.passes.constants import evaluated
-from stategate.export.passes.dataflow import constant_values, extents, inferred, values_of
+from stategate.export.passes.constants import FoldConstants
+from stategate.export.passes.dataflow import constant_of, extents, inferred, values_of
 
 _SAME_ELEMENTS = frozenset(["Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"])
 _NEARLY = 0.05  # a normaliser that has seen nothing is this close to leaving its input alone
@@ -53,52 +54,27 @@ def domains(model: onnx.ModelProto, inputs: Iterable[TensorSpec]) -> dict[str, D
         is_row = isinstance(numbers, range)
         words = f"{name} below {len(few)}" if is_row else f"{name} near what it is compared with"
         by_name[name] = Domain(words, numbers if isinstance(numbers, range) else few)
-    graph = inferred(model).graph
-    numbers_of = _Constants(graph, model)
+    folded = inferred(model)
+    FoldConstants(inf)(folded)
+    graph = folded.graph
     for tensor in inputs:
         if tensor.dtype in _WHOLE and tensor.name not in by_name:
             limits = np.iinfo(tensor.dtype)
             whole = range(limits.min, limits.max + 1)
             by_name[tensor.name] = Domain(f"{tensor.name} in all of {tensor.dtype}", whole)
         elif dtype_named(tensor.dtype).numpy.kind == "f":
-            spread = _spread(graph, tensor, numbers_of)
+            spread = _spread(graph, tensor)
             if spread is not None:
                 words = f"{tensor.name} from the statistics of its normaliser"
                 by_name[tensor.name] = Domain(words, mean=spread[0], deviation=spread[1])
     return by_name
 
 
-class _Constants:
-    """The numbers of values that depend on no input, computed when somebody asks."""
-
-    def __init__(self, graph: ir.Graph, model: onnx.ModelProto) -> None:
-        self._constant = constant_values(graph, ())
-        self._opsets = {entry.domain: entry.version for entry in model.opset_import}
-
-    def of(self, value: ir.Value | None) -> Array | None:
-        """The array; None where it is no constant, or nothing can compute it."""
-        if value is None or value not in self._constant:
-            return None
-        if value.const_value is not None:
-            return np.asarray(value.const_value.numpy())
-        node = value.producer()
-        if node is None:
-            return None
-        feeds = {str(part.name): self.of(part) for part in node.inputs if part is not None}
-        if any(array is None for array in feeds.values()):
-            return None
-        arrays: Mapping[str, Array] = {n: a for n, a in feeds.items() if a is not None}
-        results = evaluated(node, arrays, self._opsets) or {}
-        return results.get(str(value.name))
-
-
-def _spread(
-    graph: ir.Graph, tensor: TensorSpec, constants: _Constants
-) -> tuple[Array, Array] | None:
+def _spread(graph: ir.Graph, tensor: TensorSpec) -> tuple[Array, Array] | None:
     """Mean and deviation of ``(x - mean) / deviation``, in the input's shape; None without."""
     for node in _uses(values_of(graph).get(tensor.name)):
         shape = extents(node.outputs[0]) or ()
-        for mean, deviation in _statistics(node, constants):
+        for mean, deviation in _statistics(node):
             try:
                 both = [np.broadcast_to(a, shape).astype(float) for a in (mean, deviation)]
                 mean, deviation = (array.reshape(tensor.shape) for array in both)
@@ -110,9 +86,9 @@ def _spread(
     return None
 
 
-def _statistics(node: ir.Node, constants: _Constants) -> Iterator[tuple[Array, Array]]:
+def _statistics(node: ir.Node) -> Iterator[tuple[Array, Array]]:
     """Mean and deviation that a node, or one behind it, takes off and divides by."""
-    numbers = [constants.of(value) for value in node.inputs[1:]]
+    numbers = [constant_of(value) for value in node.inputs[1:]]
     if node.op_type == "BatchNormalization" and all(array is not None for array in numbers):
         mean, variance = (np.asarray(array) for array in numbers[2:4])
         axes = (-1, *[1] * (len(extents(node.inputs[0]) or ()) - 2))  # of each channel
@@ -121,7 +97,7 @@ def _statistics(node: ir.Node, constants: _Constants) -> Iterator[tuple[Array, A
     if node.op_type != "Sub" or numbers[0] is None:
         return
     for scaled in _uses(node.outputs[0]):
-        divisor = constants.of(scaled.inputs[1]) if len(scaled.inputs) == 2 else None
+        divisor = constant_of(scaled.inputs[1]) if len(scaled.inputs) == 2 else None
         if divisor is not None and scaled.op_type in ("Div", "Mul"):
             with np.errstate(all="ignore"):
                 yield numbers[0], np.abs(1 / divisor if scaled.op_type == "Mul" else divisor)

@@ -33,9 +33,6 @@ class Settings:
     # missing: with the same times the builder chooses the same kernels.
     timing_cache: bytes | None = None
     strip_weights: bool = False  # leave weights out of the plan; they come from the graph at load
-    # for TensorRT-RTX, which can build for a GPU that is not there; such as ``8.6``. None builds
-    # for those that it chooses.
-    compute_capability: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +79,6 @@ def build_plan(trt: Any, graph: bytes, settings: Settings, report: Report, logge
         flags.append(name)
     if "FP16" in flags:
         _obey_types(trt, network)
-    _target(trt, config, settings)
     cache: Any = None
     if trt.__name__ == "tensorrt":  # TensorRT-RTX measures nothing, and calls its cache obsolete
         cache = config.create_timing_cache(settings.timing_cache or b"")
@@ -141,19 +137,6 @@ def _obey_types(trt: Any, network: Any) -> None:
         if kind in (trt.DataType.FLOAT, trt.DataType.HALF):
             layer.precision = kind
             layer.set_output_type(0, kind)
-
-
-def _target(trt: Any, config: Any, settings: Settings) -> None:
-    """TensorRT-RTX alone: for which GPU."""
-    if settings.compute_capability is not None:
-        name = f"SM{settings.compute_capability.replace('.', '')}"
-        capability = getattr(getattr(trt, "ComputeCapability", None), name, None)
-        if capability is None:
-            raise BuildError(
-                f"{trt.__name__} cannot build for another GPU", found=settings.compute_capability
-            )
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(capability, 0)
 
 
 def _parser_errors(parser: Any) -> list[str]:

@@ -45,9 +45,6 @@ ONLY = {
     ("ILayer", "set_output_type"): "8.",
     ("module", "OnnxParserRefitter"): "1",
     ("OnnxParserRefitter", "refit_from_bytes"): "1",
-    # TensorRT-RTX's own, asked for by name.
-    ("IBuilderConfig", "num_compute_capabilities"): "none",
-    ("IBuilderConfig", "set_compute_capability"): "none",
 }
 
 

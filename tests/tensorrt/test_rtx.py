@@ -167,10 +167,3 @@ def test_what_our_check_refuses_the_parser_refuses_too(kind: str) -> None:
     assert any("node quantise" in one.where for one in found)
     with pytest.raises(BuildError, match="cannot"):
         build(model.SerializeToString())
-
-
-def test_a_plan_can_be_built_for_a_gpu_that_is_not_here() -> None:
-    graph = variant(traced("gru").graph, traced("gru").spec, ELEVEN).graph
-    assert build(graph, Settings(64 << 20, compute_capability="8.6")).plan
-    with pytest.raises(BuildError, match="cannot build for another GPU"):
-        build(graph, Settings(64 << 20, compute_capability="8.7"))

@@ -101,10 +101,7 @@ def scan(work: Work, node: ir.Node) -> None:
     """A Scan over frames: what it carries becomes a state."""
     count = node.attributes.get_int("num_scan_inputs", 0)
     carried = len(node.inputs) - count
-    axes, backwards = (
-        list(a.as_ints()) if (a := node.attributes.get(name)) is not None else []
-        for name in ("scan_input_axes", "scan_input_directions")
-    )
+    axes = node.attributes.get_ints("scan_input_axes", [])
     inner = [v for graph in inner_graphs(node) for v in _outer(work, graph)]
     if any(v in work.courses or v in work.ends for v in inner):
         raise Mixed("reads the whole sequence in each round")
@@ -115,8 +112,8 @@ def scan(work: Work, node: ir.Node) -> None:
             raise Mixed("does not go along the frames")
         if course.lead or course.tail:
             raise Mixed("reads frames of padding, which a state would see more than once")
-    results = node.attributes.get("scan_output_directions")
-    if any(backwards) or (results is not None and any(results.as_ints())):
+    sides = ("scan_input_directions", "scan_output_directions")
+    if any(any(node.attributes.get_ints(name, [])) for name in sides):
         raise Mixed("reads the sequence from its end")
     course = work.courses[node.inputs[carried]]  # type: ignore[index]
     _carry(work, node, 0, carried, course)

@@ -212,8 +212,7 @@ def _check_axis(work: Work, node: ir.Node, course: Course, before: int) -> None:
     result = node.outputs[0]
     rank, after = len(work.shape(result)), work.courses[result].axis
     if node.op_type == "Transpose":
-        permuted = node.attributes.get("perm")
-        perm = list(permuted.as_ints()) if permuted is not None else list(range(rank))[::-1]
+        perm = node.attributes.get_ints("perm", range(rank)[::-1])
         right = perm[after] == course.axis
     elif node.op_type in ELEMENTWISE:
         right = rank - after == before - course.axis

@@ -151,10 +151,7 @@ def _with_every_value(model: onnx.ModelProto) -> bytes:
     work = onnx.ModelProto()
     work.CopyFrom(model)
     graph = work.graph
-    del graph.value_info[:]
-    for value in (*graph.input, *graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            dim.Clear()
+    open_every_axis(graph)
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
     outputs = {value.name for value in graph.output}
@@ -164,6 +161,14 @@ def _with_every_value(model: onnx.ModelProto) -> bytes:
                 graph.output.append(onnx.ValueInfoProto(name=name))
     raw: bytes = work.SerializeToString()
     return raw
+
+
+def open_every_axis(graph: onnx.GraphProto) -> None:
+    """Let a file take sequences of any length, whatever extents it promises."""
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
 
 
 def sequence_axes(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:

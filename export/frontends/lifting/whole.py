@@ -12,6 +12,7 @@ from stategate.contract import Episode
 from stategate.contract.errors import ParityError
 from stategate.export.candidate import Arrays, Reference
 from stategate.export.frontends.lifting.lift import Lifted
+from stategate.export.frontends.lifting.probe import open_every_axis
 from stategate.export.frontends.lifting.work import Course
 from stategate.export.frontends.untrusted import run_within_limits, unoptimised
 
@@ -31,7 +32,9 @@ class WholeSequence:
         fixed: Arrays,
     ) -> None:
         self._hop, self._axes, self._fixed = hop, axes, fixed
-        self._session = unoptimised(_for_any_length(graph))
+        model = onnx.load_model_from_string(graph)
+        open_every_axis(model.graph)
+        self._session = unoptimised(model.SerializeToString())
         self._names = list(results)
         self.running = {name: course for name, course in results.items() if course is not None}
 
@@ -159,14 +162,3 @@ def _lengths(steps: int, hop: int, *, all_of_them: bool) -> set[int]:
         count = max(1, 2 * _FRAMES // (steps * hop))
         few |= {int(n) for n in np.linspace(1, steps, min(count, steps))}
     return {n for n in few if 1 <= n <= steps}
-
-
-def _for_any_length(graph: bytes) -> bytes:
-    """The file as it is where its axes are open; else without the extents it promises."""
-    model = onnx.load_model_from_string(graph)
-    del model.graph.value_info[:]
-    for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            dim.Clear()
-    raw: bytes = model.SerializeToString()
-    return raw
