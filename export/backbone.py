@@ -40,14 +40,9 @@ def carried(
     frames: Episode,
     features: NDArray[np.float32],
 ) -> CarriedBackbone:
-    """A backbone as ONNX, once ONNX Runtime has given the same features.
+    """A module in evaluation, or an ONNX file, once ONNX Runtime has given the same features.
 
-    Args:
-        backbone: A module in evaluation, which takes ``inputs`` by position, or an ONNX file.
-        sha256: Digest of what the memory was trained behind.
-        inputs: What it takes.
-        frames: Recorded inputs.
-        features: What it gave for them, ``(steps, 1, features)``.
+    Features are ``(steps, 1, features)``, what the module gave for the frames.
     """
     raw = backbone if isinstance(backbone, bytes) else _as_onnx(backbone, inputs)
     at = np.linspace(0, frames.steps - 1, min(_FRAMES, frames.steps)).astype(int)

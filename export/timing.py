@@ -36,11 +36,7 @@ def sample(spec: StepSpec) -> dict[str, np.ndarray]:
 
 
 def medians_us(graphs: Mapping[str, bytes], feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Median time of each graph in ONNX Runtime, one thread, turn by turn.
-
-    Returns:
-        Microseconds by name, of those that this ONNX Runtime can load.
-    """
+    """Median microseconds of each graph that this ONNX Runtime can load, turn by turn."""
     calls = {}
     for name, graph in graphs.items():
         try:

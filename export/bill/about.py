@@ -101,11 +101,7 @@ class About(Record, frozen=True, kw_only=True):
 
 
 def check_licence(text: str) -> None:
-    """Refuse a licence that is no SPDX expression.
-
-    Raises:
-        SpecError: It is none.
-    """
+    """Refuse a licence that is no SPDX expression."""
     if not _EXPRESSION.fullmatch(text) or text.count("(") != text.count(")"):
         raise SpecError(
             "a licence is named by an SPDX expression",

@@ -82,12 +82,7 @@ class Facts:
 
 
 def facts_of(bundle: Bundle, about: About) -> Facts:
-    """Read a bundle's own records.
-
-    Raises:
-        DigestError: A record is not what the manifest says.
-        CalibrationError: The calibration record cannot be read.
-    """
+    """Read a bundle's own records."""
     manifest = bundle.manifest
     seed = bundle.digest.encode() + canonical_json(about)
     return Facts(

@@ -41,20 +41,11 @@ _SECONDS = 1800
 def with_library(
     folder: Path, manifest: Manifest, files: Files, *, required: bool
 ) -> tuple[Manifest, Files]:
-    """Build the library that a bundle's target can load.
+    """Manifest and files with the library that the target can load.
 
-    The C is compiled for this machine first and held against the golden episode, because a library
-    for another machine cannot be tried here.
-
-    Args:
-        folder: Where trials may be written.
-        manifest: Of a checked bundle with C source and golden episode.
-        files: Its files.
-        required: Whether a bundle without a library is refused.
-
-    Returns:
-        Manifest and files: with a library, with C source alone where a compiler is missing or the
-        target is a microcontroller, or without a native engine where the C is not right.
+    They have C source alone where a compiler is missing or the target is a microcontroller, and no
+    native engine where the C is not right. It is compiled for this machine first and held against
+    the golden episode, because a library for another machine cannot be tried here.
     """
     machine = manifest.target.machine if manifest.target is not None else platform.machine()
     try:

@@ -53,12 +53,7 @@ def source_of(
     initial: Mapping[str, Array],
     observation: ObservationContract | None = None,
 ) -> Source:
-    """The C source of a step.
-
-    Returns:
-        Its files: ``stategate.h``, ``session.c``, ``model.c``, one for each part of the graph, and
-        the weights.
-    """
+    """The C source of a step: what all models share, the model, each part of it, the weights."""
     try:
         model = pinned(onnx.load_model_from_string(graph), spec)
     except GraphError as problem:

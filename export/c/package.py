@@ -23,12 +23,7 @@ def package_name(model: str) -> str:
 
 
 def package_of(model: str, sources: Iterable[str]) -> dict[str, bytes]:
-    """Files that make a package of C source, by name.
-
-    Args:
-        model: Name of the model.
-        sources: Names of the files of its source.
-    """
+    """Files that make a package of C source, by name."""
     names = sorted(sources)
     parts = {
         "NAME": package_name(model),

@@ -362,11 +362,7 @@ class Program:
         return True
 
     def finish(self, gives: Sequence[str]) -> dict[str, str]:
-        """Let each output lie in a buffer of its own, and put the weights where they stay.
-
-        Returns:
-            The buffer of each output.
-        """
+        """The buffer of each output, which lies in one of its own; weights are where they stay."""
         places: dict[str, str] = {}
         for name in gives:
             view = self.view(name)

@@ -81,16 +81,7 @@ def expression(
 ) -> Callable[[Sequence[str]], str] | None:
     """How an operator computes one element; None where it is not written here.
 
-    Args:
-        operator: Of the standard's domain.
-        dtypes: Of its operands.
-        result: Dtype of its result.
-        attributes: Of the node.
-        constants: Value of each operand that is constant.
-        c_type: The C type of a dtype.
-
-    Returns:
-        The expression of the operands' expressions, each of which is a name or a literal.
+    It is an expression of those of the operands, each of which is a name or a literal.
     """
     kind = dtypes[0] if operator != "Where" else result
     real = kind in _NUMBERS

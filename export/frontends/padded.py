@@ -87,11 +87,8 @@ def padded(graph: ir.Graph, spec: StepSpec) -> list[Padded]:
 
     One axis of a picture may be one row high, and padding around it is no time: with two axes or
     more, only padding in front alone counts. A longer axis is time where all that the window may
-    lack is padded in front, and nothing, or as much to be cut off again, behind.
-
-    Args:
-        graph: A step; of nodes whose shapes are not known nothing is said.
-        spec: Its signature.
+    lack is padded in front, and nothing, or as much to be cut off again, behind. Of nodes whose
+    shapes are not known nothing is said.
     """
     constant = constant_values(graph, (c.name for c in spec.constants))
     frames = {value for value in graph.inputs if value.name in {t.name for t in spec.inputs}}

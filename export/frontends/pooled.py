@@ -136,14 +136,7 @@ def rows_of(episode: Episode, spec: StepSpec, axes: Axes, sessions: int) -> Epis
 def rows_reference(
     reference: Callable[[Episode], Reference], episode: Episode, axes: Axes, sessions: int
 ) -> RowsReference:
-    """The file once for each session.
-
-    Args:
-        reference: Makes a reference for what one session is stepped through.
-        episode: Inputs of all sessions, ``(steps, sessions, ...)``.
-        axes: As of `pooled`.
-        sessions: How many.
-    """
+    """The file once for each session of an episode ``(steps, sessions, ...)``; axes of `pooled`."""
     streams = [
         Episode(
             {n: np.moveaxis(a[:, row : row + 1], 1, axes[n] + 1) for n, a in episode.inputs.items()}

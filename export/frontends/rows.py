@@ -83,16 +83,9 @@ def check_rows_are_independent(
 ) -> None:
     """Run a step for several sessions and for one of them alone, and compare.
 
-    The other sessions hold random numbers first and NaN then; neither may be seen in a row.
-
-    Args:
-        run: Everything that a step gives, by kind and name, ``(rows, ...)``; it takes inputs and
-            states of any number of rows by name.
-        tensors: Inputs and states, with a row for each session.
-        sessions: How many.
-        error: What is raised where the step fails with several rows, or a row depends on another.
-        expected: What the step must be able to do.
-        remedies: For a step that fails, and for one whose rows depend on others.
+    The other sessions hold random numbers first and NaN then; neither may be seen in a row. ``run``
+    takes inputs and states of any number of rows by name. The remedies are for a step that fails
+    with several rows, and for one whose rows depend on others.
     """
 
     def rigid(symptom: str) -> ExportError:

@@ -112,12 +112,7 @@ def run_within_limits(
 ) -> list[np.ndarray]:
     """One run that ends in time, and takes no more memory than the machine has free.
 
-    Args:
-        session: The graph.
-        names: Which outputs to give.
-        feed: Its inputs.
-        seconds: How long it may take; `STEP_SECONDS` if left out.
-        memory: Bytes that it may take on top of what the process has, on Linux.
+    ``memory`` is what it may take on top of what the process has, in bytes, on Linux.
     """
     seconds = STEP_SECONDS if seconds is None else seconds
     options = onnxruntime.RunOptions()

@@ -36,13 +36,8 @@ def choose_layout(
 ) -> Candidate:
     """The candidate, with its step in two graphs where that is asked for or is cheaper.
 
-    Args:
-        candidate: Its step in the precision in which it is deployed.
-        layout: ``auto``: the first split that works, if it costs less.
-        episode: Inputs on which the layouts are compared, and their gates counted.
-        measure: Whether the cost is time on this machine, which is then the one that will step
-            it, or the number of elements that are computed. The latter too where
-            SOURCE_DATE_EPOCH asks for the same bytes every time.
+    To ``measure`` is for the machine that will step it: the cost is its time, and otherwise, or
+    where SOURCE_DATE_EPOCH asks for the same bytes every time, the elements that are computed.
     """
     if layout == "fused":
         return replace(candidate, way=Way("fused", "asked for"))

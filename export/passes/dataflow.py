@@ -111,11 +111,8 @@ def pads_of(
 ) -> list[int]:
     """Padding of a convolution or pool in front of each axis, and then behind each.
 
-    Args:
-        node: It.
-        extents: Of what it reads, without batch and channels.
-        reach: Places from the first to the last of its window, by axis.
-        strides: From one window to the next, by axis.
+    Extents are those of what it reads, without batch and channels; a window reaches over so many
+    places from the first to the last.
     """
     nothing = [0] * 2 * len(extents)
     automatic = node.attributes.get_string("auto_pad", "NOTSET")

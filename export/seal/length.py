@@ -26,16 +26,7 @@ def choose_length(
     rings: tuple[Ring, ...],
     trial: Callable[[int | None], Bundle],
 ) -> tuple[int | None, str]:
-    """Writes until a fold, None for the plain form, and why.
-
-    Args:
-        wish: One of `WISHES`.
-        rings: Of the model.
-        trial: Makes a bundle with this length.
-
-    Raises:
-        ExportError: SOURCE_DATE_EPOCH asks for the same bytes, and times never are the same.
-    """
+    """Writes until a fold, None for the plain form, and why; a trial is a bundle of a length."""
     row = sum(4 * ring.heads * ring.width for ring in rings)
     matrices = sum(4 * ring.heads * ring.value * sum(ring.parts.values()) for ring in rings)
 

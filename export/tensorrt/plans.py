@@ -154,11 +154,7 @@ def staged_bundle(stored: StoredPlan, bundle: Bundle) -> Path:
 
 
 def check_plan(stored: StoredPlan, bundle: Bundle, tolerance: float = TOLERANCE) -> Replay | None:
-    """Replay the golden episode with a plan that is not kept yet.
-
-    Returns:
-        The comparison, or None where the bundle has no golden episode.
-    """
+    """Replay the golden episode, where there is one, with a plan that is not kept yet."""
     receipt = bundle.manifest.verification
     allowed = max(tolerance, (receipt.tolerance or 0.0) if receipt else 0.0)
     result = replay(staged_bundle(stored, bundle), allowed, "tensorrt")

@@ -56,13 +56,7 @@ def replace_node(node: ir.Node, result: ir.Value) -> None:
 
 
 def lower_node(node: ir.Node, opset: int, generation: Generation) -> None:
-    """Rewrite a node of the default domain to the form that a generation takes.
-
-    Args:
-        node: Part of a graph; nodes may take its place.
-        opset: The graph's own; where the generation's is newer, it is kept.
-        generation: Which releases it is for.
-    """
+    """Rewrite a node to the form that a generation takes, of the graph's opset or an older one."""
     target = min(opset, generation.opset)
     try:
         schema = onnx.defs.get_schema(node.op_type, target)

@@ -29,11 +29,7 @@ def variant_of(bundle: Bundle, generation: Generation) -> Variant:
 
 
 def write_script(bundle: Bundle, version: str, settings: Settings) -> Path:
-    """Write the graph for a version of TensorRT, and a script that has trtexec build it.
-
-    Returns:
-        The script.
-    """
+    """Write the graph for a version of TensorRT, and the script that has trtexec build it."""
     generation = generation_of(version)
     form = variant_of(bundle, generation)
     folder = plans_folder(bundle.path) / f"trtexec-{generation.name}"

@@ -96,10 +96,7 @@ def _with_hop(
 def remembered(model: onnx.ModelProto, question: Question, *, sure: bool = True) -> Lifted | None:
     """The same for a window as the user pins it; None where nothing is known of time.
 
-    Args:
-        model: The file.
-        question: What the user says of its axes.
-        sure: Whether something recurrent must go along the axis, unless the user names it.
+    To be ``sure``, something recurrent must go along the axis, unless the user names it.
     """
     try:
         return memory_along_time(model, question, sure=sure)

@@ -39,12 +39,7 @@ class WholeSequence:
         self.running = {name: course for name, course in results.items() if course is not None}
 
     def run(self, inputs: Arrays, more: Arrays | None = None) -> dict[str, np.ndarray]:
-        """All outputs of the file.
-
-        Args:
-            inputs: The steps ``(steps, *shape)`` of each input with a time axis.
-            more: What has none.
-        """
+        """All outputs for inputs ``(steps, *shape)`` with a time axis, and for more without one."""
         feed = {
             name: np.concatenate(list(array), self._axes[name]) for name, array in inputs.items()
         }
@@ -69,24 +64,16 @@ class StreamReference:
     A file that gives one answer for a sequence is run over its beginnings: all of them, or as many
     as `_FRAMES` allow. In the steps between it is the lifted graph without optimisations that
     answers, and it must agree with the file in all others.
-
-    Args:
-        graph: The untouched file.
-        stream: What was made of it.
-        fixed: Constant inputs, and what explicit states start with.
-        episode: All steps that will be asked for.
-        plain: The lifted graph in plain calls, which knows the states.
-        pairs: Output by state input, of the states that the file has itself.
     """
 
     def __init__(
         self,
         graph: bytes,
         stream: Lifted,
-        fixed: Arrays,
+        fixed: Arrays,  # constant inputs, and what explicit states start with
         episode: Episode,
-        plain: Reference,
-        pairs: Mapping[str, str],
+        plain: Reference,  # the lifted graph in plain calls, which knows the states
+        pairs: Mapping[str, str],  # of the states that the file has itself
     ) -> None:
         self._whole = WholeSequence(graph, stream.hop, stream.axes, stream.results, fixed)
         self._plain, self._episode, self._pairs = plain, episode, pairs
