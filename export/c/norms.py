@@ -11,32 +11,17 @@ import onnx
 from stategate.export.c.program import Program
 
 
-def _row_wise(program: Program, name: str, axis: int) -> tuple[list[int], tuple[int, ...]]:
-    shape = program.shape(name)
-    axes = list(range(axis % len(shape), len(shape)))
-    return axes, tuple(1 if a in axes else n for a, n in enumerate(shape))
-
-
 def softmax(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> bool:
     """Add a Softmax; False where it is not written here."""
     name, output = node.input[0], node.output[0]
-    shape = program.shape(name)
-    axis = int(attributes.get("axis", -1)) % len(shape)
+    axis = int(attributes.get("axis", -1)) % len(program.shape(name))
     if program.dtype(name) != "float32":
         return False
-    row = tuple(1 if a == axis else n for a, n in enumerate(shape))
     program.view(name)  # it is taken twice
-    most, sums, parts, powers = (
-        program.fresh(f"{output}.{what}", "float32", form).buffer
-        for what, form in (("max", row), ("sum", row), ("minus", shape), ("exp", shape))
-    )
-    program.uses[powers] = 2
-    program.reduce("ReduceMax", name, most, [axis])
-    program.compute("Sub", [name, most], parts)
-    program.compute("Exp", [parts], powers)
+    most = program.reduced("ReduceMax", name, [axis])
+    powers = program.computed("Exp", [program.computed("Sub", [name, most])], uses=2)
     program.view(powers)
-    program.reduce("ReduceSum", powers, sums, [axis])
-    return program.compute("Div", [powers, sums], output)
+    return program.compute("Div", [powers, program.reduced("ReduceSum", powers, [axis])], output)
 
 
 def layer_normalization(
@@ -47,34 +32,23 @@ def layer_normalization(
     output = node.output[0]
     if len([o for o in node.output if o]) > 1 or program.dtype(name) != "float32":
         return False
-    shape = program.shape(name)
-    axes, row = _row_wise(program, name, int(attributes.get("axis", -1)))
-    is_rms = node.op_type == "RMSNormalization"
-    parts = {
-        what: program.fresh(f"{output}.{what}", "float32", form).buffer
-        for what, form in (
-            ("mean", row), ("centred", shape), ("square", shape), ("variance", row),
-            ("plus", row), ("root", row), ("unit", shape), ("scaled", shape),
-        )
-    }  # fmt: skip
+    rank = len(program.shape(name))
+    axes = list(range(int(attributes.get("axis", -1)) % rank, rank))
     epsilon = program.fresh(f"{output}.epsilon", "float32", ()).buffer
     program.constants = {
         **program.constants,
         epsilon: np.array(attributes.get("epsilon", 1e-5), np.float32),
     }
-    centred = name
     program.view(name)
-    if not is_rms:
-        program.reduce("ReduceMean", name, parts["mean"], axes)
-        program.uses[parts["centred"]] = 2
-        program.compute("Sub", [name, parts["mean"]], parts["centred"])
-        centred = parts["centred"]
+    centred = name
+    if node.op_type != "RMSNormalization":
+        mean = program.reduced("ReduceMean", name, axes)
+        centred = program.computed("Sub", [name, mean], uses=2)
         program.view(centred)
-    program.compute("Mul", [centred, centred], parts["square"])
-    program.reduce("ReduceMean", parts["square"], parts["variance"], axes)
-    program.compute("Add", [parts["variance"], epsilon], parts["plus"])
-    program.compute("Sqrt", [parts["plus"]], parts["root"])
-    program.compute("Div", [centred, parts["root"]], parts["unit"])
-    scaled = parts["scaled"] if bias else output
-    program.compute("Mul", [parts["unit"], scale], scaled)
-    return not bias or program.compute("Add", [scaled, bias[0]], output)
+    square = program.computed("Mul", [centred, centred])
+    variance = program.reduced("ReduceMean", square, axes)
+    root = program.computed("Sqrt", [program.computed("Add", [variance, epsilon])])
+    unit = program.computed("Div", [centred, root])
+    if not bias:
+        return program.compute("Mul", [unit, scale], output)
+    return program.compute("Add", [program.computed("Mul", [unit, scale]), bias[0]], output)

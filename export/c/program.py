@@ -153,6 +153,20 @@ class Program:
         self._statement(output, dtype, shape, operands, write)
         return True
 
+    def computed(self, operator: str, inputs: Sequence[str], uses: int = 1) -> str:
+        """A new float32 tensor, of the first operand's shape, that is read so often."""
+        result = self.fresh(f"{inputs[0]}.{operator}", "float32", self.shape(inputs[0])).buffer
+        self.uses[result] = uses
+        self.compute(operator, inputs, result)
+        return result
+
+    def reduced(self, operator: str, name: str, axes: Sequence[int]) -> str:
+        """A new float32 tensor with an extent of 1 along some axes of another."""
+        shape = tuple(1 if a in axes else n for a, n in enumerate(self.shape(name)))
+        result = self.fresh(f"{name}.{operator}", "float32", shape).buffer
+        self.reduce(operator, name, result, axes)
+        return result
+
     def compute_views(self, operator: str, views: Sequence[View], output: str) -> None:
         """The same of views."""
         dtype, shape = self.tensors[output]
