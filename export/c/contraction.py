@@ -76,25 +76,18 @@ def einsum(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]
     for i, term in enumerate(terms):
         later, name = {*out}.union(*terms[i + 1 :]), ""
         if i:
-            both = dict.fromkeys([c for c in out if c in letters + term] + [*letters, *term])
-            ended = [c for c in both if c not in later]
+            pair = ((product, letters), (views[i], term))
+            shared = [letter for letter in out if letter in letters + term]
+            both = "".join(dict.fromkeys([*shared, *letters, *term]))
+            ended = [letter for letter in both if letter not in later]
             if dtype == "float32" and len(ended) == 1 and ended[0] in {*letters} & {*term}:
-                (k,) = ended
-                m = "".join(c for c in letters if c not in term)[-1:]
-                n = "".join(c for c in term if c not in letters)[-1:]
-                batch = "".join(c for c in both if c not in m + k + n)
-                name = fresh(batch + m + n)
-                x = _along(product, letters, batch + (m or _NONE[0]) + k, sizes)
-                y = _along(views[i], term, batch + k + (n or _NONE[1]), sizes)
+                letters, x, y = _as_matrices(pair, both, ended[0], sizes)
+                name = fresh(letters)
                 contracted(program, x, y, name)
-                product, letters = program.view(name), batch + m + n
+                product = program.view(name)
                 continue
-            name, whole_term = fresh("".join(both)), "".join(both)
-            factors = [
-                _along(v, t, whole_term, sizes) for v, t in ((product, letters), (views[i], term))
-            ]
-            program.compute_views("Mul", factors, name)
-            letters = whole_term
+            name, letters = fresh(both), both
+            program.compute_views("Mul", [_along(v, t, both, sizes) for v, t in pair], name)
         axes = [at for at, letter in enumerate(letters) if letter not in later]
         if axes:
             if not name:
@@ -106,6 +99,18 @@ def einsum(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]
         product = program.view(name) if name else product
     program.alias({output: product.transposed([letters.index(letter) for letter in out])})
     return True
+
+
+def _as_matrices(
+    pair: Sequence[tuple[View, str]], both: str, k: str, sizes: Mapping[str, int]
+) -> tuple[str, View, View]:
+    """Letters of the product of two operands that is summed over one, and each as a matrix."""
+    (a, first), (b, second) = pair
+    m = next((letter for letter in reversed(first) if letter not in second), "")
+    n = next((letter for letter in reversed(second) if letter not in first), "")
+    batch = "".join(letter for letter in both if letter not in m + k + n)
+    x = _along(a, first, batch + (m or _NONE[0]) + k, sizes)
+    return batch + m + n, x, _along(b, second, batch + k + (n or _NONE[1]), sizes)
 
 
 def _along(view: View, term: str, letters: str, sizes: Mapping[str, int]) -> View:
