@@ -48,7 +48,7 @@ def contracted(program: Program, a: View, b: View, output: str) -> bool:
 def einsum(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]) -> bool:
     """Add an Einsum, one operand after the other; False where it is not written here."""
     output = node.output[0]
-    dtype, equation = program.dtype(output), attributes["equation"].decode()
+    dtype, equation = program.dtype(output), str(attributes["equation"])
     terms = _terms(equation, [len(program.shape(name)) for name in node.input])
     if terms is None or dtype not in _KINDS:
         return False

@@ -252,8 +252,7 @@ def _pads(
     dilations: Sequence[int],
 ) -> list[int]:
     """Padding in front of each axis."""
-    mode = attributes.get("auto_pad", b"NOTSET")
-    mode = mode.decode() if isinstance(mode, bytes) else mode
+    mode = attributes.get("auto_pad", "NOTSET")
     if not mode.startswith("SAME"):
         return list(attributes.get("pads", [0] * len(extents)))[: len(extents)]
     pads = []

@@ -63,8 +63,7 @@ class Loop:
 
     def reads(self) -> list[str]:
         """Buffers that it reads."""
-        views = [o.view for s in self.statements.values() for o in s.operands]
-        return list(dict.fromkeys(view.buffer for view in views if view is not None))
+        return _buffers(self.statements)
 
     def writes(self) -> list[str]:
         """Buffers that it fills."""
@@ -87,7 +86,7 @@ class Loop:
         for i, (name, view) in enumerate(self.stored.items()):
             place = inner.element(names, view, inner.strides_of_extra[i], inner.indices())
             lines.append(f"{place} = {inner.result(name)};")
-        return _nested([(f"i{i}", n) for i, n in enumerate(inner.extents)], lines)
+        return nested([(f"i{i}", n) for i, n in enumerate(inner.extents)], lines)
 
 
 @dataclass(slots=True)
@@ -103,9 +102,7 @@ class Reduction:
 
     def reads(self) -> list[str]:
         """Buffers that it reads."""
-        views = [o.view for s in self.statements.values() for o in s.operands]
-        views.append(self.source.view)
-        return list(dict.fromkeys(view.buffer for view in views if view is not None))
+        return _buffers(self.statements, self.source.view)
 
     def writes(self) -> list[str]:
         """Buffers that it fills."""
@@ -137,10 +134,10 @@ class Reduction:
         indices = inner.indices()
         outer = [(f"i{i}", inner.extents[i]) for i in stays]
         if not ends:  # every axis that ends has extent 1
-            return _nested(outer, [*source(indices), result("x", indices)])
+            return nested(outer, [*source(indices), result("x", indices)])
         if stays and stays[-1] > ends[-1]:
             lines = self._in_columns(inner.extents, ends, stays[-1], source, result)
-            return _nested(outer[:-1], lines)
+            return nested(outer[:-1], lines)
         last = ends[-1]
         extent = inner.extents[last]
         sums = [(f"i{i}", inner.extents[i]) for i in ends[:-1]]
@@ -148,10 +145,10 @@ class Reduction:
             step = [*source(indices), f"sum = {together('sum', 'x')};"]
             lines = [
                 f"{kind} sum = {first};",
-                *_nested([*sums, (f"i{last}", extent)], step),
+                *nested([*sums, (f"i{last}", extent)], step),
                 result("sum", indices),
             ]
-            return _nested(outer, lines)
+            return nested(outer, lines)
         whole = extent - extent % LANES
 
         def lane(start: str) -> list[str]:
@@ -160,14 +157,14 @@ class Reduction:
 
         rounds = [
             f"for (int32_t i{last} = 0; i{last} < {whole}; i{last} += {LANES}) {{",
-            *_indented(_nested([("lane", LANES)], lane(f"i{last}"))),
+            *indented(nested([("lane", LANES)], lane(f"i{last}"))),
             "}",
         ]
         if whole < extent:
-            rounds += _nested([("lane", extent - whole)], lane(str(whole)))
+            rounds += nested([("lane", extent - whole)], lane(str(whole)))
         meeting = [
             f"for (int32_t half = {LANES // 2}; half > 0; half /= 2) {{",
-            *_indented(
+            *indented(
                 [
                     "for (int32_t lane = 0; lane < half; ++lane) {",
                     f"{_INDENT}lanes[lane] = {together('lanes[lane]', 'lanes[lane + half]')};",
@@ -181,12 +178,12 @@ class Reduction:
             meeting, met = [], "stategate_sum_of_lanes(lanes)"
         lines = [
             f"{kind} lanes[{LANES}];",
-            *_nested([("lane", LANES)], [f"lanes[lane] = {first};"]),
-            *_nested(sums, rounds),
+            *nested([("lane", LANES)], [f"lanes[lane] = {first};"]),
+            *nested(sums, rounds),
             *meeting,
             result(met, indices),
         ]
-        return _nested(outer, lines)
+        return nested(outer, lines)
 
     def _in_columns(
         self,
@@ -210,15 +207,15 @@ class Reduction:
             step = [*source(at), f"sums[j] = {together('sums[j]', 'x')};"]
             block = [
                 f"{kind} sums[{width}];",
-                *_nested([("j", width)], [f"sums[j] = {_first(self.operator, self.dtype)};"]),
-                *_nested([*rows, ("j", width)], step),
-                *_nested([("j", width)], [result("sums[j]", at)]),
+                *nested([("j", width)], [f"sums[j] = {_first(self.operator, self.dtype)};"]),
+                *nested([*rows, ("j", width)], step),
+                *nested([("j", width)], [result("sums[j]", at)]),
             ]
             if base == "base":
                 head = f"for (int32_t base = 0; base < {whole}; base += {_BLOCK}) {{"
             else:
                 head = "{"
-            lines += [head, *_indented(block), "}"]
+            lines += [head, *indented(block), "}"]
         return lines
 
     def _finished(self, value: str) -> str:
@@ -230,6 +227,12 @@ class Reduction:
         if self.operator == "ReduceL2":
             return f"sqrtf({value})"
         return value
+
+
+def _buffers(statements: Mapping[str, Statement], *more: View | None) -> list[str]:
+    """Where the operands of statements lie, and more views, each once."""
+    views = [o.view for s in statements.values() for o in s.operands]
+    return list(dict.fromkeys(view.buffer for view in (*views, *more) if view is not None))
 
 
 class _Inner:
@@ -287,20 +290,19 @@ class _Inner:
         return f"{names[view.buffer]}[{' + '.join(parts)}]"
 
 
-def _nested(loops: Sequence[tuple[str, int]], lines: Sequence[str]) -> list[str]:
+def nested(loops: Sequence[tuple[str, int]], lines: Sequence[str]) -> list[str]:
     """Lines inside of loops, the outermost first."""
     result = list(lines)
     for name, extent in reversed(loops):
         head = f"for (int32_t {name} = 0; {name} < {extent}; ++{name}) {{"
-        result = [head, *_indented(result), "}"]
+        result = [head, *indented(result), "}"]
     return result
 
 
-def _indented(lines: Sequence[str]) -> Iterator[str]:
+def indented(lines: Sequence[str]) -> Iterator[str]:
+    """Lines one level deeper."""
     return (f"{_INDENT}{line}" for line in lines)
 
-
-nested, indented = _nested, _indented
 
 REDUCTIONS = frozenset(
     {"ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",

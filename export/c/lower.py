@@ -123,20 +123,8 @@ def source_of(
         spec, functions, weights.offsets, types, graph_sha256, may_fail=may_fail
     ).encode()
     own = Path(__file__).parent
-    for static in (
-        "session.c",
-        "black_box.c",
-        "stategate_rings.h",
-        "python.c",
-        "stategate.hpp",
-        "self_test.c",
-        "stategate_black_box.h",
-        "stategate_chain.h",
-        "stategate_install.h",
-        "stategate_math.h",
-        "stategate_model.h",
-    ):
-        files[static] = (own / static).read_bytes()
+    same = [file for file in sorted(own.iterdir()) if file.suffix in (".c", ".h", ".hpp")]
+    files |= {file.name: file.read_bytes() for file in same}
     kernels, twins = _kernels(own / "stategate_kernels.h")
     files["stategate_kernels.h"] = kernels.encode()
     checks = (own / "self_test_kernels.c").read_text("utf-8")

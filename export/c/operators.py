@@ -26,7 +26,7 @@ Rule = Callable[[Program, onnx.NodeProto, Attributes], bool]
 
 def written(program: Program, node: onnx.NodeProto) -> bool:
     """Add a node to a program; False where it is not written here."""
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    attributes = {a.name: _in_text(onnx.helper.get_attribute_value(a)) for a in node.attribute}
     if node.domain not in ("", "ai.onnx"):
         return False
     rule = _RULES.get(node.op_type)
@@ -35,6 +35,13 @@ def written(program: Program, node: onnx.NodeProto) -> bool:
     if len(node.output) != 1:
         return False
     return program.compute(node.op_type, node.input, node.output[0], attributes)
+
+
+def _in_text(value: Any) -> Any:
+    """An attribute with text in place of its bytes."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return [_in_text(each) for each in value] if isinstance(value, list) else value
 
 
 def _integers(program: Program, name: str) -> list[int] | None:
@@ -141,7 +148,7 @@ def _pad(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool
     Negative pads, and reflections that reach further than the axis, are left to the generator.
     """
     source, pads_name, value_name, axes_name = [*node.input, "", "", ""][:4]
-    mode = attributes.get("mode", b"constant").decode()
+    mode = attributes.get("mode", "constant")
     shape, dtype = program.shape(source), program.dtype(source)
     pads, axes = _integers(program, pads_name), _integers(program, axes_name)
     if pads is None or (axes_name and axes is None) or min(pads, default=0) < 0:

@@ -139,7 +139,7 @@ class Program:
         dtype, shape = self.tensors[output]
         constants = [self.constant(name) for name in inputs]
         dtypes = [self.dtype(name) if name else "float32" for name in inputs]
-        write = expression(operator, dtypes, dtype, attributes or {}, constants, c_type)
+        write = expression(operator, dtypes, dtype, attributes or {}, constants)
         if write is None:
             return False
         operands: list[str | View] = []
@@ -170,9 +170,7 @@ class Program:
     def compute_views(self, operator: str, views: Sequence[View], output: str) -> None:
         """The same of views."""
         dtype, shape = self.tensors[output]
-        write = expression(
-            operator, [v.dtype for v in views], dtype, {}, [None] * len(views), c_type
-        )
+        write = expression(operator, [v.dtype for v in views], dtype, {}, [None] * len(views))
         assert write is not None
         self._statement(output, dtype, shape, [v.broadcast(shape) for v in views], write)
 

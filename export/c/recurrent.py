@@ -131,14 +131,13 @@ def recurrent(program: Program, node: onnx.NodeProto, attributes: Mapping[str, A
     kind = node.op_type
     names = [*node.input, *[""] * (8 - len(node.input))]
     x, w, r, b, lengths, h, c, peepholes = names[:8]
-    direction = _text(attributes.get("direction", "forward"))
+    direction = attributes.get("direction", "forward")
     sides = 2 if direction == "bidirectional" else 1
     defaults = _ACTIVATIONS[kind] * sides
-    activations = [_text(a) for a in attributes.get("activations", defaults)]
     weights, hidden = program.constant(w), program.constant(r)
     bias = program.constant(b)
     plain = (
-        activations == defaults
+        attributes.get("activations", defaults) == defaults
         and not lengths
         and not peepholes
         and not attributes.get("layout")
@@ -213,7 +212,3 @@ def _parts(kind: str, w: Array, r: Array, bias: Array, units: int, late: bool) -
     if late:
         parts["brn"] = row_of(bias[gates + two :])
     return parts
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from stategate.export.c.interface import c_type
+
 Expression = Callable[[Sequence[str], Mapping[str, Any]], str]
 
 _INFIX = {
@@ -31,6 +33,24 @@ _FUNCTIONS = {
     "Softsign": "({0} / (1.0f + fabsf({0})))",
     "Mish": "({0} * stategate_tanhf(stategate_softplusf({0})))",
     "Pow": "stategate_powf({0}, {1})",
+    "PRelu": "({0} < 0.0f ? {1} * {0} : {0})",
+    "HardSwish": "({0} * stategate_between(({0} * 0.166666667f + 0.5f), 0.0f, 1.0f))",
+}
+# The same with numbers that are attributes, and what these are where a node does not say.
+_SHAPED = {
+    "LeakyRelu": ("({0} < 0.0f ? {alpha} * {0} : {0})", {"alpha": 0.01}),
+    "Elu": ("({0} < 0.0f ? {alpha} * (stategate_expf({0}) - 1.0f) : {0})", {"alpha": 1.0}),
+    "HardSigmoid": (
+        "stategate_between(({0} * {alpha} + {beta}), 0.0f, 1.0f)",
+        {"alpha": 0.2, "beta": 0.5},
+    ),
+}
+_GELU = {  # by its approximation, with a number
+    "none": ("(0.5f * {0} * (1.0f + stategate_erff({0} * {c})))", 0.5**0.5),
+    "tanh": (
+        "(0.5f * {0} * (1.0f + stategate_tanhf({c} * ({0} + 0.044715f * {0} * {0} * {0}))))",
+        (2 / np.pi) ** 0.5,
+    ),
 }
 _EXACT = {  # of float32 and float64: (float32, float64)
     "Sqrt": ("sqrtf({0})", "sqrt({0})"),
@@ -77,7 +97,6 @@ def expression(
     result: str,
     attributes: Mapping[str, Any],
     constants: Sequence[np.ndarray | None],
-    c_type: Callable[[str], str],
 ) -> Callable[[Sequence[str]], str] | None:
     """How an operator computes one element; None where it is not written here.
 
@@ -94,13 +113,13 @@ def expression(
     if operator == "Where":
         return lambda x: f"({x[0]} ? {x[1]} : {x[2]})"
     if operator == "Cast":
-        return _cast(kind, result, c_type)
+        return _cast(kind, result)
     if operator == "Identity":
         return lambda x: x[0]
     if not real and kind not in _INTEGERS:
         return None
     if not real and operator in _AROUND:
-        return _integer(operator, kind, attributes, constants, c_type)
+        return _integer(operator, kind, attributes, constants)
     suffix = "f" if kind == "float32" else ""
     zero = f"0.0{suffix}" if real else "0"
     if operator in _INFIX:
@@ -137,9 +156,7 @@ def expression(
     return _activation(operator, attributes)
 
 
-def _cast(
-    kind: str, result: str, c_type: Callable[[str], str]
-) -> Callable[[Sequence[str]], str] | None:
+def _cast(kind: str, result: str) -> Callable[[Sequence[str]], str] | None:
     if "float16" in (kind, result) or {kind, result} - _NUMBERS - _INTEGERS - {"bool"}:
         return None
     if result == "bool":
@@ -157,7 +174,6 @@ def _integer(
     kind: str,
     attributes: Mapping[str, Any],
     constants: Sequence[np.ndarray | None],
-    c_type: Callable[[str], str],
 ) -> Callable[[Sequence[str]], str] | None:
     if operator == "Div" and constants[1] is not None and not np.isin(constants[1], (0, -1)).any():
         return lambda x: f"(({c_type(kind)})({x[0]} / {x[1]}))"
@@ -170,7 +186,7 @@ def _integer(
         "signed": "stategate_signed64" if bits == 64 else "stategate_signed32",
         "bits": bits,
         "fmod": "true" if attributes.get("fmod") else "false",
-        "shift": "<<" if attributes.get("direction") in (b"LEFT", "LEFT") else ">>",
+        "shift": "<<" if attributes.get("direction") == "LEFT" else ">>",
     }
     form = _AROUND[operator]
     return lambda x: f"({form.format(*x, **how)})"
@@ -214,32 +230,13 @@ def _small_power(constants: Sequence[np.ndarray | None]) -> Callable[[Sequence[s
 def _activation(
     operator: str, attributes: Mapping[str, Any]
 ) -> Callable[[Sequence[str]], str] | None:
-    def number(name: str, default: float) -> str:
-        return literal(np.float32(attributes.get(name, default)), "float32")
-
-    if operator == "LeakyRelu":
-        slope = number("alpha", 0.01)
-        return lambda x: f"({x[0]} < 0.0f ? {slope} * {x[0]} : {x[0]})"
-    if operator == "PRelu":
-        return lambda x: f"({x[0]} < 0.0f ? {x[1]} * {x[0]} : {x[0]})"
-    if operator == "Elu":
-        a = number("alpha", 1.0)
-        return lambda x: f"({x[0]} < 0.0f ? {a} * (stategate_expf({x[0]}) - 1.0f) : {x[0]})"
-    if operator == "HardSigmoid":
-        a, b = number("alpha", 0.2), number("beta", 0.5)
-        inner = "({0} * " + a + " + " + b + ")"
-        return lambda x: _bounded(inner.format(x[0]))
-    if operator == "HardSwish":
-        return lambda x: f"({x[0]} * {_bounded(f'({x[0]} * {1 / 6:.9g}f + 0.5f)')})"
-    if operator == "Gelu" and attributes.get("approximate", b"none") in (b"none", "none"):
-        root = literal(np.float32(0.5**0.5), "float32")
-        return lambda x: f"(0.5f * {x[0]} * (1.0f + stategate_erff({x[0]} * {root})))"
     if operator == "Gelu":
-        c = literal(np.float32((2 / np.pi) ** 0.5), "float32")
-        inner = "({0} + 0.044715f * {0} * {0} * {0})"
-        return lambda x: f"(0.5f * {x[0]} * (1.0f + stategate_tanhf({c} * {inner.format(x[0])})))"
-    return None
-
-
-def _bounded(text: str) -> str:
-    return f"stategate_between({text}, 0.0f, 1.0f)"
+        form, number = _GELU["tanh" if attributes.get("approximate") == "tanh" else "none"]
+        numbers: dict[str, Any] = {"c": number}
+    elif operator in _SHAPED:
+        form, defaults = _SHAPED[operator]
+        numbers = {name: attributes.get(name, number) for name, number in defaults.items()}
+    else:
+        return None
+    texts = {name: literal(np.float32(number), "float32") for name, number in numbers.items()}
+    return lambda x: form.format(*x, **texts)
