@@ -11,7 +11,7 @@ import onnx
 
 from stategate.export.c.matrices import Contraction
 from stategate.export.c.program import Program
-from stategate.export.c.view import View, strides_of, whole
+from stategate.export.c.view import View, strides_of
 
 _KINDS = ("float32", "float64", "int32", "int64")
 _NONE = "01"  # stand for the rows and the columns of an operand without them
@@ -34,8 +34,7 @@ def contracted(program: Program, a: View, b: View, output: str) -> bool:
     elif b.shape[-1] == 1:
         b = replace(b, strides=(*b.strides[:-2], 1, 0))
     full = (*batch, a.shape[-2], b.shape[-1])
-    target = whole(output, "float32", full)
-    program.buffer(output, "float32", target.size)
+    target = program.buffer(output, "float32", full)
     program.add(
         Contraction(
             a.broadcast((*batch, *a.shape[-2:])), b.broadcast((*batch, *b.shape[-2:])), target

@@ -13,7 +13,7 @@ import onnx
 from stategate.export.c.loops import Names, indented, nested
 from stategate.export.c.matrices import padded, row_of, tiles
 from stategate.export.c.program import Program
-from stategate.export.c.view import View, pointer, whole
+from stategate.export.c.view import View, pointer
 
 _FEW = 8  # channels of a group below which a product would be mostly padding
 
@@ -213,8 +213,7 @@ def convolution(program: Program, node: onnx.NodeProto, attributes: Mapping[str,
         flat = np.concatenate([tiles(part.T) for part in flat])
         row = np.concatenate([row_of(part) for part in row.reshape(groups, results)])
     output = node.output[0]
-    target = whole(output, "float32", result)
-    program.buffer(output, "float32", target.size)
+    target = program.buffer(output, "float32", result)
     sums = band = ""
     if results >= _FEW:
         sums = _scratch(program, f"{output}.sums", windows[1].places * padded(results))
@@ -238,9 +237,8 @@ def convolution(program: Program, node: onnx.NodeProto, attributes: Mapping[str,
 
 
 def _scratch(program: Program, name: str, elements: int) -> str:
-    view = program.fresh(name, "float32", (elements,))
-    program.buffer(view.buffer, "float32", elements)
-    return view.buffer
+    name = program.fresh(name, "float32", (elements,)).buffer
+    return program.buffer(name, "float32", (elements,)).buffer
 
 
 def _pads(

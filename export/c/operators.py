@@ -17,7 +17,7 @@ from stategate.export.c.norms import layer_normalization, softmax
 from stategate.export.c.program import Program
 from stategate.export.c.recurrent import recurrent
 from stategate.export.c.scalar import literal
-from stategate.export.c.view import View, whole
+from stategate.export.c.view import View
 
 Array = NDArray[Any]
 Attributes = Mapping[str, Any]
@@ -131,8 +131,7 @@ def _concat(program: Program, node: onnx.NodeProto, attributes: Attributes) -> b
     output = node.output[0]
     dtype, shape = program.tensors[output]
     axis = int(attributes["axis"]) % len(shape)
-    target = whole(output, dtype, shape)
-    program.buffer(output, dtype, target.size)
+    target = program.buffer(output, dtype, shape)
     start = 0
     for name in node.input:
         count = program.shape(name)[axis]
@@ -171,8 +170,7 @@ def _pad(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool
         count = view.shape[axis] + before + after
         shape = (*view.shape[:axis], count, *view.shape[axis + 1 :])
         name = output if axis == padded[-1] else program.fresh(f"{output}.pad", dtype, shape).buffer
-        target = whole(name, dtype, shape)
-        program.buffer(name, dtype, target.size)
+        target = program.buffer(name, dtype, shape)
         for start, length, first, step in _runs(view.shape[axis], before, after, mode):
             part = target.sliced(axis, start, length)
             fill = value if first < 0 else view.sliced(axis, first, length, step)

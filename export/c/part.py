@@ -22,7 +22,7 @@ from stategate.export.c.names import with_plain_names
 from stategate.export.c.operators import written
 from stategate.export.c.place import lives_of, placed
 from stategate.export.c.program import Program
-from stategate.export.c.view import Shape, View, pointer, whole
+from stategate.export.c.view import Shape, View, pointer
 
 Array = NDArray[Any]
 _WIDEST = 8  # bytes of the widest element
@@ -168,10 +168,7 @@ def _foreign(
     takes = [program.contiguous(n) for n in inputs]
     gives = []
     for name in results:
-        dtype, shape = program.tensors[name]
-        view = whole(name, dtype, shape)
-        program.buffer(name, dtype, view.size)
-        gives.append(view)
+        gives.append(program.buffer(name, *program.tensors[name]))
     operator = f"{node.domain or 'ai.onnx'}.{node.op_type}"
     unit = Foreign(operator, function, takes, gives, generator.OPENING + text)
     program.add(unit)

@@ -116,9 +116,10 @@ class Program:
             name += "."
         return name
 
-    def buffer(self, name: str, dtype: str, elements: int) -> None:
-        """Memory for something that a unit fills."""
-        self.buffers[name] = Buffer(dtype, elements)
+    def buffer(self, name: str, dtype: str, shape: Shape) -> View:
+        """Memory for something that a unit fills, and the view of all of it."""
+        self.buffers[name] = Buffer(dtype, prod(shape))
+        return whole(name, dtype, shape)
 
     def add(self, unit: Unit) -> None:
         """Run a function after those before it."""
@@ -287,15 +288,11 @@ class Program:
         axes = sorted(a % len(shape) for a in axes)
         ended = tuple(1 if a in axes else n for a, n in enumerate(shape))
         dtype = self.dtype(output)
-        target = whole(output, dtype, ended)
         view = self.moved(name)
         plain = [a for a, n in enumerate(shape) if n != 1]
         extents = tuple(shape[a] for a in plain)
-        out = replace(
-            target,
-            shape=extents,
-            strides=tuple(0 if a in axes else target.strides[a] for a in plain),
-        )
+        strides = strides_of(ended)
+        strides = tuple(0 if a in axes else strides[a] for a in plain)
         statements: dict[str, Statement] = {}
         flat = replace(view, shape=extents, strides=tuple(view.strides[a] for a in plain))
         if view.buffer in self._locals:
@@ -307,8 +304,8 @@ class Program:
         else:
             self.view(name)
             source = Operand(view=flat)
-        self.buffer(output, dtype, target.size)
-        self.add(Reduction(operator, extents, statements, source, self.dtype(name), out))
+        target = replace(self.buffer(output, dtype, ended), shape=extents, strides=strides)
+        self.add(Reduction(operator, extents, statements, source, self.dtype(name), target))
         self._views[output] = whole(output, dtype, self.shape(output))
 
     def _pull(self, name: str, into: dict[str, Statement]) -> bool:
@@ -354,7 +351,7 @@ class Program:
             unit = Product(x, name, self.keep, [segment])
             at = len(self.units)
             self.add(unit)
-        self.buffer(unit.buffer, "float32", x.shape[0] * unit.columns)
+        self.buffer(unit.buffer, "float32", (x.shape[0], unit.columns))
         shape = self.shape(output)
         inner = strides_of((*shape[:-1], unit.columns if x.shape[0] > 1 else 1))
         strides = (*inner[:-1], 1) if shape else ()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stategate.export.c.loops import Names, indented, nested
 from stategate.export.c.matrices import padded, row_of, tiles
 from stategate.export.c.program import Program
-from stategate.export.c.view import View, pointer, whole
+from stategate.export.c.view import View, pointer
 
 Array = NDArray[Any]
 
@@ -185,10 +185,8 @@ def recurrent(program: Program, node: onnx.NodeProto, attributes: Mapping[str, A
 def _target(program: Program, name: str, shape: Sequence[int]) -> View | None:
     if not name:
         return None
-    view = whole(name, "float32", tuple(shape))
-    program.buffer(name, "float32", view.size)
     program.tensors.setdefault(name, ("float32", tuple(shape)))
-    return view
+    return program.buffer(name, "float32", tuple(shape))
 
 
 def _side(view: View, axis: int, side: int) -> View:
