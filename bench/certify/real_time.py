@@ -30,6 +30,7 @@ _EDGE = re.compile(r'^edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"', re.
 _NODE = re.compile(r'^node: \{ title: "([^"]+)" label: "([^"]*)"', re.MULTILINE)
 _FRAME = re.compile(r"(\d+) bytes \(([\w,]+)\)")
 _LIBRARY = 64  # bytes of stack, of the C library below a step
+_TO_ALIGN = 56  # bytes at most from where a function begins to the next cache line below
 _ANSWERS = ("quiet", "written", "held")
 _COUNTED = 64  # steps of each answer
 
@@ -131,7 +132,9 @@ def _stack(case: Case) -> Finding:
     for title, label in _NODE.findall(graph):
         if finding := _FRAME.search(label):
             frames[title] = int(finding[1])
-            dynamic += [title] * (finding[2] == "dynamic")  # not "bounded" ones, which are aligned
+            if finding[2] == "dynamic,bounded":  # what aligns it is not in the compiler's number
+                frames[title] += _TO_ALIGN
+            dynamic += [title] * (finding[2] == "dynamic")
     for caller, callee in _EDGE.findall(graph):
         calls.setdefault(caller, set()).add(callee)
     if not frames.get("stategate_step"):

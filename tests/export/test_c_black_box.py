@@ -80,6 +80,197 @@ int main(int argc, char **argv)
 """
 
 
+# A session of the test's own, whose steps answer what they are told to.
+HEADER = r"""
+#ifndef STATEGATE_H
+#define STATEGATE_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#define STATEGATE_ALIGNED
+#define STATEGATE_API
+#define STATEGATE_TAG "tiny 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+typedef enum {
+    STATEGATE_QUIET = 0, STATEGATE_WROTE = 1, STATEGATE_HELD = 2,
+    STATEGATE_BAD_INPUT = -1, STATEGATE_FAULT = -2, STATEGATE_BAD_OUTPUT = -3
+} stategate_result;
+typedef struct { float x[INPUTS]; } stategate_inputs;
+typedef struct { float y[1]; } stategate_outputs;
+typedef struct { float m[STATES]; } stategate_states;
+typedef struct {
+    stategate_states bank[2];
+    uint64_t parity, chain;
+    bool (*may_write)(void *user);
+    void *user;
+} stategate_session;
+stategate_result stategate_step(
+    stategate_session *s, const stategate_inputs *in, stategate_outputs *out);
+uint64_t stategate_chain(const stategate_session *s, uint64_t before);
+#endif
+"""
+CHECKS = r"""
+#include <stdio.h>
+#include <string.h>
+#include "stategate_black_box.h"
+#include "stategate_model.h"
+#define CHECK(what) (void)((what) || (printf("line %d: %s\n", __LINE__, #what), ++wrong))
+#define BLOCK STATEGATE_BOX_BLOCK
+#define BLOCKS 200u
+static int wrong;
+static unsigned char flash[(BLOCKS + 1u) * BLOCK];
+static int writes_left = -1, reads_left = -1; /* until one fails; -1 for never */
+static stategate_result answer;
+static stategate_session s;
+static stategate_inputs in;
+static stategate_outputs out;
+static stategate_black_box box;
+static const stategate_tensor input = {0, sizeof in, STATEGATE_FLOAT32, 0, NULL, 0};
+static const stategate_tensor state = {0, sizeof s.bank[0], STATEGATE_FLOAT32, 0, NULL, 0};
+const stategate_model stategate_this_model = {
+    .inputs = &input, .states = &state, .n_inputs = 1, .n_states = 1};
+
+stategate_result stategate_step(
+    stategate_session *t, const stategate_inputs *i, stategate_outputs *o)
+{
+    (void)i, (void)o;
+    t->chain += answer >= 0;
+    return answer == STATEGATE_WROTE && !t->may_write(t->user) ? STATEGATE_HELD : answer;
+}
+uint64_t stategate_chain(const stategate_session *t, uint64_t before)
+{
+    return t->chain == 0u ? before : t->chain + (before << 8);
+}
+static bool put(void *user, uint64_t at, const void *data, size_t bytes)
+{
+    (void)user;
+    if (at + bytes > sizeof flash || writes_left == 0) { return false; }
+    writes_left -= writes_left > 0;
+    (void)memcpy(flash + at, data, bytes);
+    return true;
+}
+static bool get(void *user, uint64_t at, void *data, size_t bytes)
+{
+    (void)user;
+    if (at + bytes > sizeof flash || reads_left == 0) { return false; }
+    reads_left -= reads_left > 0;
+    (void)memcpy(data, flash + at, bytes);
+    return true;
+}
+static bool refuses(void *user) { return *(bool *)user; }
+static uint64_t steps(int count, stategate_result result)
+{
+    answer = result;
+    for (int i = 0; i < count; ++i) {
+        CHECK(stategate_black_box_step(&box, &s, &in, &out) == result);
+    }
+    return box.step;
+}
+static void seal(unsigned char *block, size_t from, size_t sum_at)
+{
+    uint32_t crc = 0xFFFFFFFFu;
+    const size_t end = from == 0u ? BLOCK - 4u : BLOCK;
+    for (size_t i = from; i < end; ++i) {
+        crc ^= block[i];
+        for (int bit = 0; bit < 8; ++bit) { crc = (crc >> 1) ^ (0xedb88320u & (0u - (crc & 1u))); }
+    }
+    crc = ~crc;
+    (void)memcpy(block + sum_at, &crc, 4);
+}
+int main(void)
+{
+    const uint64_t all = sizeof flash;
+    bool may = false;
+    box.write = put;
+    box.read = get;
+    s.chain = 7u;
+    for (int i = 0; i < 2; ++i) {
+        stategate_box_result (*open)(stategate_black_box *, uint64_t) = stategate_black_box_open;
+        CHECK(open(&box, i * (BLOCK - 1u)) == STATEGATE_BOX_TOO_SMALL);
+        CHECK(open(&box, UINT64_MAX) == STATEGATE_BOX_TOO_SMALL);
+        CHECK(stategate_black_box_create(&box, 2u * BLOCK, 1) == STATEGATE_BOX_TOO_SMALL);
+        writes_left = i;
+        CHECK(stategate_black_box_create(&box, all, 1) == STATEGATE_BOX_FAILED);
+    }
+    writes_left = -1;
+    CHECK(stategate_black_box_flush(&box) == STATEGATE_BOX_OK); /* it is not open */
+    CHECK(steps(2, STATEGATE_QUIET) == 0u);
+    (void)memset(flash, 0, sizeof flash);
+    CHECK(stategate_black_box_open(&box, all) == STATEGATE_BOX_NONE);
+    CHECK(stategate_black_box_create(&box, all, 1) == STATEGATE_BOX_OK);
+    CHECK(stategate_black_box_flush(&box) == STATEGATE_BOX_OK); /* nothing is in it */
+    s.chain = 0u;
+    answer = STATEGATE_BAD_INPUT;
+    CHECK(stategate_black_box_step(&box, &s, &in, &out) == STATEGATE_BAD_INPUT);
+    s.chain = 1u;
+    CHECK(stategate_chain(&s, 0u) == 1u);
+    CHECK(steps(3, STATEGATE_WROTE) == 3u && steps(1, STATEGATE_HELD) == 4u);
+    CHECK(steps(1, STATEGATE_FAULT) == 5u && steps(1, STATEGATE_BAD_OUTPUT) == 6u);
+    CHECK(steps(2, STATEGATE_BAD_INPUT) == 6u);
+    s.may_write = refuses;
+    s.user = &may;
+    answer = STATEGATE_WROTE;
+    CHECK(stategate_black_box_step(&box, &s, &in, &out) == STATEGATE_HELD && !box.allowed);
+    may = true;
+    CHECK(steps(1, STATEGATE_WROTE) == 8u && s.may_write == refuses && s.user == &may);
+    CHECK(stategate_black_box_flush(&box) == STATEGATE_BOX_OK);
+    CHECK(steps(20000 / (1 + INPUTS / 8), STATEGATE_QUIET) > 8u); /* more than once around */
+    writes_left = 0;
+    const uint64_t before = box.step;
+    CHECK(steps(300, STATEGATE_QUIET) == before + 300u && box.lost_steps > 0u);
+    CHECK(stategate_black_box_flush(&box) == STATEGATE_BOX_FAILED);
+    writes_left = -1;
+    CHECK(steps(300, STATEGATE_QUIET) == before + 600u);
+    CHECK(stategate_black_box_flush(&box) == STATEGATE_BOX_OK);
+    for (int i = 0; i < 2; ++i) {
+        reads_left = i;
+        CHECK(stategate_black_box_open(&box, all) == STATEGATE_BOX_FAILED);
+    }
+    reads_left = -1;
+    CHECK(stategate_black_box_open(&box, all) == STATEGATE_BOX_OK && box.step == before + 600u);
+    unsigned char *last = flash + BLOCK * (1u + (box.sequence - 1u) % BLOCKS);
+    last[BLOCK - 1u] ^= 1u; /* its checksum does not fit: it is as if it had not been written */
+    CHECK(stategate_black_box_open(&box, all) == STATEGATE_BOX_OK);
+    CHECK(box.step + (INPUTS < 1000) <= before + 600u);
+    last[BLOCK - 1u] ^= 1u;
+    CHECK(stategate_black_box_open(&box, all) == STATEGATE_BOX_OK && box.step == before + 600u);
+    CHECK(stategate_black_box_open(&box, all - BLOCK) == STATEGATE_BOX_OTHER);
+    /* Blocks with a right checksum: of a place that is not theirs, and with no end of their own. */
+    unsigned char *block = flash + BLOCK * (1u + box.sequence % BLOCKS);
+    block[8] ^= 1u;
+    seal(block, 4u, 0u);
+    CHECK(stategate_black_box_open(&box, all) == STATEGATE_BOX_OK && box.step == before + 600u);
+    block[8] ^= 1u;
+    (void)memset(block + 20, 0xFF, 2);
+    (void)memcpy(block + 22, "\x20\x00", 2);
+    (void)memset(block + 32, 0xFF, 4);
+    seal(block, 4u, 0u);
+    CHECK(stategate_black_box_open(&box, all) == STATEGATE_BOX_OK && box.step == before + 600u);
+    CHECK(stategate_black_box_create(&box, all, 2) == STATEGATE_BOX_OK);
+    CHECK(stategate_black_box_open(&box, all) == STATEGATE_BOX_OK && box.step == 0u);
+    flash[BLOCK - 1u] ^= 1u;
+    CHECK(stategate_black_box_open(&box, all) == STATEGATE_BOX_NONE);
+    return wrong != 0;
+}
+"""
+
+
+@pytest.mark.parametrize(("inputs", "states"), [(3, 4), (1500, 12_000)], ids=["small", "large"])
+def test_a_black_box_in_c_answers_to_flash_that_fails_and_blocks_that_lie(
+    tmp_path: Path, inputs: int, states: int
+) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    (tmp_path / "stategate.h").write_text(HEADER)
+    (tmp_path / "checks.c").write_text(CHECKS)
+    c = Path(__file__).parents[2] / "export/c"
+    command = ["cc", "-std=c99", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+    command += [f"-DINPUTS={inputs}", f"-DSTATES={states}", "-I.", f"-I{c}", "checks.c"]
+    words = [*command, c / "black_box.c", "-lm", "-o", "checks"]
+    subprocess.run(words, cwd=tmp_path, check=True)
+    done = subprocess.run(["./checks"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("cc", "emulator", "hook"),
