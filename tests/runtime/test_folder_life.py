@@ -301,7 +301,7 @@ def test_a_record_that_never_reached_the_disk_is_not_charged_and_wears_nothing(
 def test_budgets_and_snapshots_survive_every_order_of_events(
     robots: Robots, tiny_bundle: Path
 ) -> None:
-    live(robots, tiny_bundle, lives=20, events=30)
+    live(robots, tiny_bundle, lives=10, events=30)
 
 
 @pytest.mark.slow
