@@ -55,6 +55,15 @@ def test_the_page_is_made_of_the_rows() -> None:
     assert {row.verdict for row in rows if not row.refusal} == {"verified"}
 
 
+def test_the_gate_keeps_in_the_maze_what_writing_always_loses() -> None:
+    rows = [row for row in read_rows(RESULTS, Row) if row.task == "tmaze"]
+    assert len(rows) >= 3
+    for row in rows:
+        longest = max(rule.hold for rule in row.rules if rule.hold is not None)
+        assert row.rule("gate", longest).score >= 0.9 > row.rule("always", longest).score
+        assert row.rule("random", longest).score <= 0.6
+
+
 def test_the_recipes_own_task_keeps_its_promise() -> None:
     rows = [row for row in read_rows(RESULTS, Row) if row.task == "random-backbone"]
     assert len(rows) >= 3

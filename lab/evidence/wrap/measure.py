@@ -11,7 +11,7 @@ import torch
 import stategate
 from lab.evidence.records import digest_of
 from lab.evidence.wrap.pictures import NO_LABEL
-from lab.evidence.wrap.rows import VERSION, Row, Rule
+from lab.evidence.wrap.rows import VERSIONS, Row, Rule
 from lab.evidence.wrap.tasks import TASKS, Task, episodes, fresh, holdout, targets
 from stategate.calibration.gates.descent import reproducible
 from stategate.calibration.gates.scan import always, hard_gate
@@ -26,7 +26,7 @@ from stategate.models.memories.wrapped import RememberingPolicy
 
 def digest(task: str, seed: int, iterations: int) -> str:
     """Of what a row depends on."""
-    return digest_of("wrap", VERSION, task, seed, iterations)
+    return digest_of("wrap", VERSIONS.get(task, 1), task, seed, iterations)
 
 
 def wrapped_row(name: str, seed: int, iterations: int) -> Row:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
+
+from matplotlib.axes import Axes
 
 from lab.evidence.intervals import over_seeds, wilson
-from lab.evidence.pages import Contents, table
+from lab.evidence.pages import COLOURS, Contents, table
 from lab.evidence.records import read_rows
 from lab.evidence.wrap.rows import Row, Rule
 from lab.evidence.wrap.tasks import TASKS
 
 _RULES = ("gate", "always", "never", "random", "periodic")
+_DRIVERS = (*_RULES, "actor alone")
 
 
 def contents(path: Path) -> Contents:
-    """Tables of pictures and of the T-maze, and what was refused."""
+    """Tables of pictures and of the T-maze with its picture, and what was refused."""
     rows = read_rows(path, Row)
-    driven = [row for row in rows if row.task == "tmaze"]
+    driven = [row for row in rows if row.task == "tmaze" and not row.refusal]
     pictures = [row for row in rows if row.task != "tmaze"]
     refused = [row for row in rows if row.refusal]
     pieces = {
         "wrap-pictures": _pictures([row for row in pictures if not row.refusal]),
-        "wrap-tmaze": _driven([row for row in driven if not row.refusal]),
+        "wrap-tmaze": _driven(driven),
         "wrap-refused": "\n\n".join(map(_refused, refused)) or "None.",
     }
-    return Contents(pieces, {})
+    title = f"T-maze in pictures, a frozen actor with a memory: success ({len(driven)} trainings)"
+    return Contents(pieces, {"wrap-tmaze": (title, _over_holds(driven))})
 
 
 def _pictures(rows: Sequence[Row]) -> str:
@@ -75,35 +80,55 @@ def _over_trainings(rows: Sequence[Row]) -> str:
 
 
 def _driven(rows: Sequence[Row]) -> str:
-    rules = (*_RULES, "actor alone")
     body = []
-    for row in rows:
-        for hold in sorted({rule.hold for rule in row.rules if rule.hold is not None}):
-            gate = row.rule("gate", hold)
-            driven = {rule.rule: rule for rule in row.rules if rule.hold == hold}
-            body.append(
-                [
-                    str(row.seed),
-                    str(hold),
-                    f"{_fewer(gate):.1f}",
-                    *(_reached(driven[rule]) if rule in driven else "" for rule in rules),
-                    "{:.0%} to {:.0%}".format(
-                        *wilson(round(gate.score * gate.judged), gate.judged)[1:]
-                    ),
-                ]
-            )
-    head = ["training", "steps held", "steps a write", *rules, "interval of the gate's"]
-    return table(head, body)
+    for hold in _holds(rows):
+        gates = [row.rule("gate", hold) for row in rows]
+        writes = ", ".join(f"{_fewer(gate):.1f}" for gate in gates)
+        cells = [_reached([row.rule(rule, hold) for row in rows]) for rule in _DRIVERS]
+        body.append([f"{hold:,}", writes, *cells])
+    return table(["steps held", "steps a write of the gate's", *_DRIVERS], body)
+
+
+def _reached(same: Sequence[Rule]) -> str:
+    """Successes of each training, and the mean share with its interval."""
+    successes = ", ".join(str(round(rule.score * rule.judged)) for rule in same)
+    interval = over_seeds([rule.score for rule in same])
+    if interval is None:
+        interval = wilson(round(same[0].score * same[0].judged), same[0].judged)
+        return f"{successes} ({interval.low:.2f}-{interval.high:.2f})"
+    return f"{successes} ({interval.estimate:.2f} ± {interval.high - interval.estimate:.2f})"
+
+
+def _over_holds(rows: Sequence[Row]) -> Callable[[Axes], None]:
+    """Success against hold: a line over the means, a point for each training."""
+
+    def draw(axes: Axes) -> None:
+        holds = _holds(rows)
+        for i, (rule, colour) in enumerate(zip(_DRIVERS, COLOURS, strict=False)):
+            # Side by side, or equal ones would hide each other; 0 has a place on a logarithm too.
+            at = [max(hold, 10) * 1.04 ** (i - len(_DRIVERS) / 2) for hold in holds]
+            scores = [[row.rule(rule, hold).score for row in rows] for hold in holds]
+            axes.plot(at, [fmean(of) for of in scores], color=colour, label=rule)
+            for x, of in zip(at, scores, strict=True):
+                axes.plot([x] * len(of), of, ".", color=colour, ms=5)
+        axes.set(xscale="log", ylim=(-0.05, 1.05), xlabel="idle steps held", ylabel="success")
+        axes.set_xticks([max(hold, 10) for hold in holds], [f"{hold:,}" for hold in holds])
+        axes.minorticks_off()
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return draw
+
+
+def _holds(rows: Sequence[Row]) -> list[int]:
+    """Those that every training was judged at."""
+    judged = [{rule.hold for rule in row.rules if rule.hold is not None} for row in rows]
+    return sorted(set.intersection(*judged)) if judged else []
 
 
 def _refused(row: Row) -> str:
     title = TASKS[row.task].title if row.task in TASKS else "T-maze"
     text = "\n".join(f"    {line}" for line in row.refusal.splitlines())
     return f"{title}, training {row.seed}:\n\n{text}"
-
-
-def _reached(rule: Rule) -> str:
-    return f"{round(rule.score * rule.judged)} of {rule.judged}"
 
 
 def _fewer(rule: Rule) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,6 @@ from lab.evidence.robot.train import Demos, demonstrate
 from lab.evidence.wrap.measure import digest, row_of
 from lab.evidence.wrap.rows import Row, Rule
 from stategate.calibration.gates.descent import reproducible
-from stategate.calibration.gates.scan import always
-from stategate.calibration.wrap.judging import as_often, never
 from stategate.common import console
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError
@@ -36,13 +35,18 @@ from stategate.models.step import initial_states
 from stategate.runtime import Session
 
 SIDE = 16
-HOLDS = (40, 150, 600)
+HOLDS = (0, 40, 150, 600, 2000)
 _DEMOS, _EPISODES, _HELD_OUT = 400, 40, 1_000_000
 _ACTOR_ITERATIONS = 400
 _UNREACHED = 3.0e38
 
-Act = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[Any]]
-"""From a picture ``(1, 1, 16, 16)`` and a velocity ``(1, 2)`` to an action ``(2,)``."""
+Act = Callable[
+    [NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]], NDArray[Any]
+]
+"""From pictures ``(n, 1, 16, 16)``, velocities ``(n, 2)``, which memories a schedule writes, and
+which episodes still run, to actions ``(n, 2)``."""
+Opens = Callable[[int], NDArray[np.bool_]]
+"""From a step to which of the episodes write in it."""
 
 
 def picture(observed: NDArray[np.float32], sign: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -151,88 +155,107 @@ def tmaze_row(task: str, seed: int, iterations: int) -> Row:
             )
         except CalibrationError as refusal:
             return Row(task, seed, key, refusal=str(refusal))
-        rules = []
+        rules: list[Rule] = []
         for hold in HOLDS:
-            gate = _by_bundle(env, out, hold)
-            rules.append(gate)
-            choosers: dict[str, Any] = {"always": always}
-            if hold == HOLDS[0]:  # what does not remember for so long does not for longer
-                choosers |= {"never": never, **as_often(gate.write_rate, seed)}
-                unaided = _drive(env, "actor alone", hold, lambda _: _acting(actor))[0]
-                rules.append(unaided)
-            for rule, choose in choosers.items():
-                rules.append(_by_rule(env, wrapped.policy, rule, choose, hold))
+            gate = _by_bundle(out, hold)
+            rules += [gate, _drive("actor alone", hold, _acting(actor))]
+            for rule, opens in _schedules(gate.write_rate, seed).items():
+                rules.append(_drive(rule, hold, _remembering(wrapped.policy), opens))
         return row_of(task, seed, key, wrapped, tuple(rules))
 
 
-def _drive(env: HeldRobot, rule: str, hold: int, begin: Callable[[int], Act]) -> tuple[Rule, int]:
-    """Success over episodes, as of a rule that never writes; and the steps that they took.
-
-    A policy begins each with an empty memory.
-    """
-    reached = steps = 0
-    for episode in range(_HELD_OUT, _HELD_OUT + _EPISODES):
-        act = begin(episode)
-        observation, info = env.reset(seed=episode, options={"hold": hold})
-        ended = late = False
-        while not (ended or late):
-            x = np.asarray(observation, np.float32)[None]
-            action = act(picture(x, x[:, 4]), x[:, 2:4])
-            observation, _, ended, late, info = env.step(np.clip(action, -1, 1))
-            steps += 1
-        reached += bool(info["success"])
-    return Rule(rule, 0.0, reached / _EPISODES, _EPISODES, hold), steps
+def _never(_: int) -> NDArray[np.bool_]:
+    return np.zeros(_EPISODES, bool)
 
 
-def _by_bundle(env: HeldRobot, bundle: Path, hold: int) -> Rule:
-    with Session.open(bundle) as session:
+def _schedules(rate: float, seed: int) -> dict[str, Opens]:
+    """Rules that do not look; the last two write as often as the gate did."""
+    rng = np.random.default_rng((seed, 41))
+    # Each episode at another phase, or one lucky step would decide all of them.
+    phase = np.arange(_EPISODES) / _EPISODES
+    return {
+        "always": lambda t: ~_never(t),
+        "never": _never,
+        "random": lambda t: rng.random(_EPISODES) < rate,
+        "periodic": lambda t: np.floor((t + 1) * rate + phase) > np.floor(t * rate + phase),
+    }
 
-        def begin(_: int) -> Act:
-            session.reset()
-            return lambda image, velocity: session.step(picture=image, velocity=velocity)["action"][
-                0
-            ]
 
-        rule, steps = _drive(env, "gate", hold, begin)
-        writes = session.ledger.writes
-    return msgspec.structs.replace(rule, write_rate=writes / steps)
+def _drive(rule: str, hold: int, act: Act, opens: Opens = _never) -> Rule:
+    """Success over episodes side by side, and the share of their steps that a schedule writes."""
+    robots = [HeldRobot(TMaze()) for _ in range(_EPISODES)]
+    seeds = range(_HELD_OUT, _HELD_OUT + _EPISODES)
+    begun = [
+        robot.reset(seed=i, options={"hold": hold}) for robot, i in zip(robots, seeds, strict=True)
+    ]
+    x = np.stack([observation for observation, _ in begun]).astype(np.float32)
+    alive, reached = np.ones(_EPISODES, bool), np.zeros(_EPISODES, bool)
+    writes = steps = t = 0
+    while alive.any():
+        is_open = opens(t)
+        actions = act(picture(x, x[:, 4]), x[:, 2:4], is_open, alive)
+        writes, steps, t = writes + int((is_open & alive).sum()), steps + int(alive.sum()), t + 1
+        for i in np.flatnonzero(alive):
+            x[i], _, ended, late, info = robots[i].step(np.clip(actions[i], -1, 1))
+            alive[i] = not (ended or late)
+            reached[i] = not alive[i] and bool(info["success"])
+    return Rule(rule, writes / steps, float(reached.mean()), _EPISODES, hold)
 
 
-def _by_rule(env: HeldRobot, policy: RememberingPolicy, rule: str, choose: Any, hold: int) -> Rule:
-    writes = 0
+def _by_bundle(bundle: Path, hold: int) -> Rule:
+    """A session an episode; what was written is what their ledgers say."""
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(Session.open(bundle)) for _ in range(_EPISODES)]
 
-    def begin(_: int) -> Act:
-        states = initial_states(policy)
-        t = 0
+        def act(
+            image: NDArray[np.float32],
+            velocity: NDArray[np.float32],
+            _: NDArray[np.bool_],
+            alive: NDArray[np.bool_],
+        ) -> NDArray[Any]:
+            actions = np.zeros((_EPISODES, 2), np.float32)
+            for i in np.flatnonzero(alive):
+                inputs = {"picture": image[i : i + 1], "velocity": velocity[i : i + 1]}
+                actions[i] = sessions[i].step(**inputs)["action"][0]
+            return actions
 
-        @torch.no_grad()
-        def act(image: NDArray[np.float32], velocity: NDArray[np.float32]) -> NDArray[Any]:
-            nonlocal states, t, writes
-            is_open = bool(choose(t, torch.zeros(1, 1)))
-            writes, t = writes + is_open, t + 1
-            limit = torch.tensor([-_UNREACHED if is_open else _UNREACHED])
-            inputs = {
-                "picture": torch.from_numpy(image),
-                "velocity": torch.from_numpy(velocity),
-                "threshold": limit,
-            }
-            result = policy.step(inputs, states)
-            states = dict(result.states)
-            return result.outputs["action"][0].numpy()
+        rule = _drive("gate", hold, act)
+        ledgers = [session.ledger for session in sessions]
+        rate = sum(ledger.writes for ledger in ledgers) / sum(ledger.steps for ledger in ledgers)
+    return msgspec.structs.replace(rule, write_rate=rate)
 
-        return act
 
-    driven, steps = _drive(env, rule, hold, begin)
-    return msgspec.structs.replace(driven, write_rate=writes / steps)
+def _remembering(policy: RememberingPolicy) -> Act:
+    states = initial_states(policy, _EPISODES)
+
+    @torch.no_grad()
+    def act(
+        image: NDArray[np.float32],
+        velocity: NDArray[np.float32],
+        is_open: NDArray[np.bool_],
+        _: NDArray[np.bool_],
+    ) -> NDArray[Any]:
+        nonlocal states
+        limits = np.where(is_open, -_UNREACHED, _UNREACHED).astype(np.float32)
+        inputs = {"picture": image, "velocity": velocity, "threshold": limits[:, None]}
+        result = policy.step({k: torch.from_numpy(v) for k, v in inputs.items()}, states)
+        states = dict(result.states)
+        return result.outputs["action"].numpy()
+
+    return act
 
 
 def _acting(actor: nn.Module) -> Act:
     @torch.no_grad()
-    def act(image: NDArray[np.float32], velocity: NDArray[np.float32]) -> NDArray[Any]:
+    def act(
+        image: NDArray[np.float32],
+        velocity: NDArray[np.float32],
+        *_: NDArray[np.bool_],
+    ) -> NDArray[Any]:
         from tensordict import TensorDict
 
         inputs = {"picture": torch.from_numpy(image), "velocity": torch.from_numpy(velocity)}
-        answer: Tensor = actor(TensorDict(inputs, [1]))
-        return answer[0].numpy()
+        answer: Tensor = actor(TensorDict(inputs, [_EPISODES]))
+        return answer.numpy()
 
     return act
