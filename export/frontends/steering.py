@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
 
 from stategate.contract import TensorSpec
 from stategate.contract.dtypes import dtype_named
 from stategate.contract.errors import GraphError
-from stategate.export.passes.dataflow import constant_values
-from stategate.export.passes.graph import every_node
+from stategate.export.passes.dataflow import constant_of, constant_values
 
 _SAME = "Cast Expand Flatten Identity Reshape Slice Squeeze Transpose Unsqueeze"
 _COMPARING = "Equal Greater GreaterOrEqual Less LessOrEqual Mod"
@@ -28,14 +26,14 @@ def check_steering(
     model: onnx.ModelProto, inputs: Iterable[TensorSpec], exempt: Iterable[str]
 ) -> None:
     """Refuse to guess a number that decides which branch is taken."""
-    nodes = list(every_node(model.graph))
-    skip = {*exempt}
+    graph, skip = ir.from_proto(model).graph, {*exempt}
+    nodes = list(graph.all_nodes())
     for tensor in inputs:
         name, boolean = tensor.name, tensor.dtype == "bool"
         if dtype_named(tensor.dtype).numpy.kind == "f" or name in skip:
             continue
-        reached = _reached(nodes, name, _DECIDES)
-        steers = [n for n in nodes if reached & {*n.input[: _BRANCHES.get(n.op_type, 0)]}]
+        reached = _reached(graph, name, _DECIDES)
+        steers = [n for n in nodes if reached & {*n.inputs[: _BRANCHES.get(n.op_type, 0)]}]
         if steers:
             value = "true" if boolean else choices(model, [tensor]).get(name, [0])[0]
             raise GraphError(
@@ -56,8 +54,7 @@ def choices(model: onnx.ModelProto, inputs: Iterable[TensorSpec]) -> dict[str, S
     An index has as many as there are rows in what it looks up, or places in a one-hot code; what is
     compared with constants has them first, and then their neighbours.
     """
-    nodes = list(every_node(model.graph))
-    constants = _constants(model)
+    graph = ir.from_proto(model).graph
 
     def is_count(table: np.ndarray) -> bool:
         return bool((table == np.arange(table.size)).all())
@@ -66,19 +63,20 @@ def choices(model: onnx.ModelProto, inputs: Iterable[TensorSpec]) -> dict[str, S
     for tensor in inputs:
         if dtype_named(tensor.dtype).numpy.kind not in "iu":
             continue
-        reached = _reached(nodes, tensor.name, _SAME_NUMBER)
+        reached = _reached(graph, tensor.name, _SAME_NUMBER)
         rows: list[int] = []
         compared: list[int] = []
-        for node in nodes:
-            takes = [name in reached for name in node.input]
-            if node.op_type == "Gather" and takes[1] and node.input[0] in constants:
-                axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-                rows.append(constants[node.input[0]].shape[axis])
-            if node.op_type == "OneHot" and takes[0] and node.input[1] in constants:
-                rows.append(int(constants[node.input[1]].flat[0]))
-            if node.op_type in _COMPARES and any(takes):
-                for name in node.input:
-                    table = constants.get(name, np.zeros(0)).ravel()
+        for node in graph.all_nodes():
+            takes = [value in reached for value in node.inputs]
+            if not any(takes):
+                continue
+            tables = [constant_of(value) for value in node.inputs]
+            if node.op_type == "Gather" and takes[1] and tables[0] is not None:
+                rows.append(tables[0].shape[node.attributes.get_int("axis", 0)])
+            if node.op_type == "OneHot" and takes[0] and tables[1] is not None:
+                rows.append(int(tables[1].flat[0]))
+            if node.op_type in _COMPARES:
+                for table in (array.ravel() for array in tables if array is not None):
                     if node.op_type == "Equal" and table.size > 1 and is_count(table):
                         rows.append(table.size)  # a one-hot code, as torch writes it
                     # A few: an input may be compared with a whole table.
@@ -125,24 +123,16 @@ class Branches:
         )
 
 
-def _reached(nodes: Sequence[onnx.NodeProto], name: str, through: frozenset[str]) -> set[str]:
-    """Tensors that a tensor reaches through some operators, itself included."""
-    reached, before = {name}, 0
+def _reached(graph: ir.Graph, name: str, through: frozenset[str]) -> set[ir.Value | None]:
+    """Values that an input reaches through some operators, itself included."""
+    reached: set[ir.Value | None] = {value for value in graph.inputs if value.name == name}
+    before, nodes = 0, list(graph.all_nodes())
     # Until nothing is added: nodes of branches come after nodes that take their results.
     while len(reached) > before:
         before = len(reached)
         for node in nodes:
             # A Gather moves what it looks up; its index is used up there.
-            moves = node.op_type == "Gather" and node.input[0] in reached
-            if moves or (node.op_type in through and not reached.isdisjoint(node.input)):
-                reached.update(node.output)
+            moves = node.op_type == "Gather" and node.inputs[0] in reached
+            if moves or (node.op_type in through and not reached.isdisjoint(node.inputs)):
+                reached.update(node.outputs)
     return reached
-
-
-def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    for node in every_node(model.graph):
-        value = next((a.t for a in node.attribute if a.name == "value"), None)
-        if node.op_type == "Constant" and value is not None:
-            constants[node.output[0]] = numpy_helper.to_array(value)
-    return constants

@@ -300,23 +300,6 @@ def test_a_picture_that_grows_by_a_constant_has_a_native_engine(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("equation", ["bii,ib->b", "...i,ij->...j"])
-def test_einsum_with_a_diagonal_or_dots_has_a_native_engine(tmp_path: Path, equation: str) -> None:
-    nodes = [
-        node("Add", ["x", "h"], ["h_next"]),
-        node("Einsum", ["h_next", "W"], ["y"], equation=equation),
-    ]
-    inputs: dict[str, list[int | str]] = {"x": [2, 3, 3], "h": [2, 3, 3]}
-    outputs: dict[str, list[int | str]] = {
-        "h_next": [2, 3, 3],
-        "y": [2] if "..." not in equation else [2, 3, 2],
-    }
-    path = saved(tmp_path, nodes, inputs, outputs, [weight("W", 3, 2)])
-    bundle = sealed(adopt(path, Request({}, {}, {}, {"h": "h_next"})), tmp_path)
-    assert error_of(bundle) < 1e-6
-
-
-@pytest.mark.slow
 def test_a_slice_backwards_and_a_size_that_follows_from_another_have_a_native_engine(
     tmp_path: Path,
 ) -> None:
