@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,28 @@ def measure_bundles(
     out: Path | None = None,
     fresh: bool = False,
 ) -> BenchResult:
-    """Measure bundles, and write ``bench.json``, ``.html``, ``.md`` and ``.npz`` where asked."""
+    """Measure bundles, and write ``bench.json``, ``.html``, ``.md`` and ``.npz`` where asked.
+
+    An interrupted measurement goes on from its pieces, which lie beside them.
+    """
     if out is None:
-        with scratch_folder() as folder:
-            parts = Path(folder) / "results" / _PARTS
-            return _measure(chosen, options, parts, fresh, "nothing is kept without --out")
+        with scratch_folder() as scratch:
+            folder = Path(scratch) / "results"
+            return _measure(chosen, options, folder, fresh, "nothing is kept without --out")[0]
     remains = f"what was measured is kept in {out}; the same command goes on from there"
-    return _measure(chosen, options, out / _PARTS, fresh, remains, out)
+    result, segments = _measure(chosen, options, out, fresh, remains)
+    write_whole(out / "bench.json", to_json(result))
+    write_report(result, out)
+    save: Callable[..., Any] = np.savez_compressed  # its stub takes keywords for allow_pickle
+    with whole_file(out / "bench.npz") as file:
+        save(file, **dict(segments.samples([contender.name for contender in chosen])))
+    segments.discard()
+    return result
 
 
 def _measure(
-    chosen: Sequence[Contender],
-    options: Options,
-    parts: Path,
-    fresh: bool,
-    remains: str,
-    out: Path | None = None,
-) -> BenchResult:
-    """Measure into ``parts``, from which an interrupted measurement goes on; results to ``out``."""
+    chosen: Sequence[Contender], options: Options, folder: Path, fresh: bool, remains: str
+) -> tuple[BenchResult, Segments]:
     plan = {
         "host": platform.node(),
         "versions": versions(),
@@ -56,29 +61,21 @@ def _measure(
         "episode": EpisodeSet.open(options.episode).digest if options.episode else None,
         "subjects": [[Bundle.open(c.bundle).digest, c.engine] for c in chosen],
     }
-    segments = Segments(parts, plan, fresh)
+    segments = Segments(folder / _PARTS, plan, fresh)
     if segments.rounds:
         note(f"going on after {segments.measured_s:.0f} seconds")
-    meter = Meter()
     notes: list[str] = []
-    try:
+    with closing(Meter()) as meter:
         idle_watts = _idle_watts(meter, 4 * options.slot_s)
         with progress(int(10 * options.seconds), "stepping", remains) as report:
             hellos = measure_bursts(chosen, options, segments, meter, report)
-    finally:
-        meter.close()
     if meter.lost is not None:
         notes.append(f"the energy sensor vanished during the measurement: {meter.lost}")
     with progress(len(chosen), "cold starts, rates, memory", remains) as report:
         result = assemble(
             chosen, options, segments, hellos, idle_watts, meter.sensor, notes, report
         )
-    if out is not None:
-        write_whole(out / "bench.json", to_json(result))
-        write_report(result, out)
-        _write_samples(out / "bench.npz", segments, [contender.name for contender in chosen])
-    segments.discard()
-    return result
+    return result, segments
 
 
 def _idle_watts(meter: Meter, seconds: float) -> float | None:
@@ -89,9 +86,3 @@ def _idle_watts(meter: Meter, seconds: float) -> float | None:
     time.sleep(seconds)
     after = meter.joules()
     return (after - before) / (time.monotonic() - start) if after is not None else None
-
-
-def _write_samples(path: Path, segments: Segments, names: list[str]) -> None:
-    save: Callable[..., Any] = np.savez_compressed  # its stub takes keywords for allow_pickle
-    with whole_file(path) as file:
-        save(file, **dict(segments.samples(names)))
