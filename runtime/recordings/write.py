@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,15 +80,12 @@ def write_run(
     rate, steps = (_from_episode if is_episode else _from_black_box)(source, opened, rate_hz)
     result = Written(out)
     with staged(out, folder=not out.suffix) as place:
-        writer = _writer(place, out, rate, opened.manifest)
-        try:
+        with closing(_writer(place, out, rate, opened.manifest)) as writer:
             for block in _blocks(steps):
                 writer.add(block)
                 result.steps += block.count
                 result.episodes = block.episode + 1
                 report(result.steps)
-        finally:
-            writer.close()
         move_into_place(place, out)
     return result
 
