@@ -46,6 +46,11 @@ class Opening(msgspec.Struct, frozen=True):
     unix_s: int = 0  # Wall time
     ledger_steps: int = 0  # what the ledger had counted
 
+    @property
+    def is_native(self) -> bool:
+        """Whether compiled C stepped it."""
+        return self.engine.split(" ")[0] in ("native", "c")
+
 
 @dataclass(frozen=True, slots=True)
 class Keyframe:
@@ -180,6 +185,14 @@ class Recording:
         """Numbers of the first and the last step that can be stepped again; None without one."""
         steps = [event.step for event in self.events(manifest) if isinstance(event, Step)]
         return (steps[0], steps[-1]) if steps else None
+
+    def nothing(self) -> EpisodeError:
+        """The error where no step can be stepped again."""
+        return EpisodeError(
+            f"{self.path.name} holds no step that could be stepped again",
+            expected="a step after a keyframe",
+            remedy="record longer: a block of 4 KiB goes out when it is full, or at the end",
+        )
 
     def _why(self, begun: bool) -> str:
         if begun:

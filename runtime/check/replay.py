@@ -116,7 +116,7 @@ class Stepper:
 def open_stepper(bundle: Bundle, opening: Opening | None, engine: EngineChoice | None) -> Stepper:
     """Open a bundle to step a recording again: by the engine that recorded, where it can be had."""
     if engine is None:
-        was_native = opening is not None and opening.engine.split(" ")[0] in ("native", "c")
+        was_native = opening is not None and opening.is_native
         engine = "native,onnxruntime" if was_native and bundle.manifest.native else "auto"
     budget = _write_budget(bundle.manifest, opening)
     return Stepper(
@@ -199,11 +199,7 @@ def replay(
 def _missing_step(recording: Recording, manifest: Manifest, at: int | None) -> EpisodeError:
     span = recording.span(manifest)
     if at is None or span is None:
-        return EpisodeError(
-            f"{recording.path.name} holds no step that could be stepped again",
-            expected="a step after a keyframe",
-            remedy="record longer: a block of 4 KiB goes out when it is full, or at the end",
-        )
+        return recording.nothing()
     return EpisodeError(
         f"{recording.path.name} has no step {at} that could be stepped again",
         expected=f"a step from {span[0]} to {span[1]}, and not in a gap",
@@ -233,8 +229,7 @@ class _Run:
         elif isinstance(event, Opening):
             result.processes += 1
             result.recorded_engine = event.engine
-            is_native = event.engine.split(" ")[0] in ("native", "c")
-            self._promises_bits = is_native and self._is_exact
+            self._promises_bits = event.is_native and self._is_exact
         elif isinstance(event, Keyframe):
             self._keyframe(event)
         else:

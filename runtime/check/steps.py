@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stategate.contract import Bundle
-from stategate.contract.errors import EpisodeError
 from stategate.runtime.base.buffers import Array
 from stategate.runtime.base.closeable import Closeable
 from stategate.runtime.check.recording import Gap, Keyframe, Opening, Recording, Step
@@ -51,10 +50,7 @@ class RecordedSteps(Closeable):
         self.recording.check_bundle(self.bundle)
         span = self.recording.span(self.bundle.manifest)
         if span is None:
-            raise EpisodeError(
-                f"{self.recording.path.name} holds no step that could be stepped again",
-                remedy="record longer: a block of 4 KiB goes out when it is full, or at the end",
-            )
+            raise self.recording.nothing()
         self.span = span
         self._stepper = open_stepper(self.bundle, self.recording.opening, engine)
         self.session = self._stepper.session

@@ -13,6 +13,8 @@ from stategate.runtime.watch.tap import Tap, number
 if TYPE_CHECKING:
     from stategate.runtime.watch.watched import WatchedOwner
 
+_OF_A_GATE = ("name", "kind", "threshold", "expected_write_rate")
+
 
 def about(manifest: Manifest, digest: str, engine: str, **more: Any) -> dict[str, Any]:
     """What does not change while a bundle is stepped."""
@@ -25,15 +27,7 @@ def about(manifest: Manifest, digest: str, engine: str, **more: Any) -> dict[str
         "precision": manifest.step_graph.precision,
         "state_bytes": manifest.state_bytes,
         "kv_bytes_per_step": manifest.model.kv_bytes_per_step,
-        "gates": [
-            {
-                "name": gate.name,
-                "kind": gate.kind,
-                "threshold": gate.threshold,
-                "expected_write_rate": gate.expected_write_rate,
-            }
-            for gate in manifest.gates
-        ],
+        "gates": [{name: getattr(gate, name) for name in _OF_A_GATE} for gate in manifest.gates],
         "states": {s.name: {"bytes": s.bytes, "gate": s.gate} for s in manifest.states},
         "rate_hz": observation.rate_hz if observation is not None else None,
         "deadline_ms": manifest.budget.deadline_ms,
