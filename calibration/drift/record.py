@@ -58,20 +58,18 @@ class Point(Record, frozen=True):
         mean = self.output_error_mean * self.steps + other.output_error_mean * other.steps
         largest = ["step", "norm_growth", "output_error", "recent_output_error"]
         largest += ["state_error", "recent_state_error"]
+        counted = ("steps", "flips", "decisions", "judged")
         return msgspec.structs.replace(
             self,
             **{name: max(getattr(self, name), getattr(other, name)) for name in largest},
-            steps=steps,
+            **{name: getattr(self, name) + getattr(other, name) for name in counted},
             output_error_mean=mean / steps,
-            flips=self.flips + other.flips,
-            decisions=self.decisions + other.decisions,
             writes=(self.writes[0] + other.writes[0], self.writes[1] + other.writes[1]),
             norms={
                 name: (max(norms[0], other.norms[name][0]), max(norms[1], other.norms[name][1]))
                 for name, norms in self.norms.items()
             },
             right=(self.right[0] + other.right[0], self.right[1] + other.right[1]),
-            judged=self.judged + other.judged,
         )
 
     @property
