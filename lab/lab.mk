@@ -1,6 +1,6 @@
 # What only this repository needs: `python -m lab --help`. Included by the Makefile.
 
-.PHONY: prometheus watch-check fuzz attack reproducible sbom registry power-loss house soak jitter browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
+.PHONY: state-precision prometheus watch-check fuzz attack reproducible sbom registry power-loss house soak jitter browser release-check lock matrix foreign bench-native bench-overhead bench-peers bench-stack drift eigen precision-table train-aura train-delta train-gru
 .PHONY: c-coverage certify-all certify-tools test-tensorrt test-aarch64 aarch64 bits emulators bench-counts bench-deferred evidence-controlled evidence-memory evidence-pages
 .PHONY: evidence-robot evidence-robot-small evidence-robot-page evidence-wrap
 
@@ -297,6 +297,9 @@ $(PLANNED_MODELS:%=$(PLANNED)/%/pace.json): $(PLANNED)/%/pace.json: $(foreach r,
 precision-table:
 	@$(LAB) precision-table $(PLANNED) --out $(BUILD)/bench/precision.json --page docs/guides/precision.md
 	@cp $(BUILD)/bench/precision.json docs/evidence/precision.json
+
+state-precision: $(VENV)/.run ## Which memories bear int8 over 100,000 steps, hours on one core; goes on where it stopped -> docs/evidence/state-precision.json
+	@$(LAB) state-precision --out docs/evidence/state-precision.json
 
 # --- trained zoo models ------------------------------------------------------------------------
 

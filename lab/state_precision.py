@@ -328,8 +328,8 @@ def summary(cells: list[dict[str, Any]]) -> str:
     """One line in Markdown for each memory: the largest mean error of its seeds, by form."""
     forms = list(FORMS)[1:]
     lines = [
-        f"| memory | seeds | {' | '.join(forms)} |",
-        f"|---|---:|{'---:|' * len(forms)}",
+        f"| memory | seeds | steps | {' | '.join(forms)} |",
+        f"|---|---:|---:|{'---:|' * len(forms)}",
     ]
     for name in dict.fromkeys(c["model"] for c in cells):
         texts = []
@@ -344,7 +344,8 @@ def summary(cells: list[dict[str, Any]]) -> str:
             texts.append(text)
         seeds = len({c["seed"] for c in cells if c["model"] == name})
         trained = ", trained" if ZOO[name].weights == "trained" else ""
-        lines.append(f"| {name}{trained} | {seeds} | {' | '.join(texts)} |")
+        steps = min(c["steps"] for c in cells if c["model"] == name)
+        lines.append(f"| {name}{trained} | {seeds} | {steps:,} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
@@ -380,12 +381,12 @@ def state_precision(
                 results = [{"model": name, "seed": seed, "refused": problem.what}]
             write_whole(path, json.dumps(results, indent=1).encode())
             click.echo(f"{name}, seed {seed}: {path}")
-    # Of another run in the same folder too, and without what is not there yet.
+    # Of other runs in the folder too: the longest of each memory and seed that is there.
     files = [
-        path
+        max(lengths, key=lambda path: int(path.stem.rpartition("-")[2]))
         for name in models or ZOO
         for seed in range(seeds)
-        if (path := folder / f"{name}-{seed}-{steps}.json").exists()
+        if (lengths := list(folder.glob(f"{name}-{seed}-*.json")))
     ]
     results = [cell for file in files for cell in json.loads(file.read_text())]
     cells = [cell for cell in results if "refused" not in cell]

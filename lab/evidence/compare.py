@@ -39,6 +39,7 @@ _NAMES = {  # fmt: skip
     "bundle",
     "calibrated",
     "config",
+    "form",
     "hold",
     "horizon",
     "isa",

@@ -13,8 +13,8 @@ from stategate.runtime import Session
 
 def cell(model: str, echo: float, error: float, form: str = "int8") -> dict:
     verdict = "bears" if error <= 0.01 else "does not"
-    return {"model": model, "form": form, "seed": 0, "echo": echo, "mean_error": error,
-            "verdict": verdict}  # fmt: skip
+    fields = {"model": model, "form": form, "seed": 0, "steps": 9000, "echo": echo}
+    return fields | {"mean_error": error, "verdict": verdict}
 
 
 def test_a_rule_takes_its_factor_from_some_families_and_counts_what_it_misses_in_others() -> None:
@@ -27,7 +27,7 @@ def test_a_rule_takes_its_factor_from_some_families_and_counts_what_it_misses_in
     assert wrong["factor"] == pytest.approx(3.0)
     assert wrong["held_out"]["missed"] == ["kda, int8"] and wrong["held_out"]["right"] == 1
     assert wrong["fed_back"]["right"] == 0
-    assert "| kda | 1 | **0.5** |" in summary([cell("kda", 0.0001, 0.5)])
+    assert "| kda | 1 | 9,000 | **0.5** |" in summary([cell("kda", 0.0001, 0.5)])
     assert set(FIT) < set(ZOO)
 
 
