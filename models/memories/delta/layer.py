@@ -94,12 +94,7 @@ class DeltaLayer(nn.Module):
             written = self._native_step(tokens, carried, threshold)
         else:
             written = step(tokens, carried, threshold, self.config.skip_by)
-        S, log_decay = written.carried
-        return (
-            self._out(x, written.o),
-            (self._key_first(S), log_decay, columns),
-            written.gate,
-        )
+        return self._stepped(x, written, columns)
 
     def chunk(self, x: Tensor, states: States, threshold: Tensor, valid: Tensor) -> Stepped:
         """Several tokens for every row; see `stategate.models.memories.delta.cell.chunk`.
@@ -124,12 +119,11 @@ class DeltaLayer(nn.Module):
         columns = torch.gather(history, 2, at.expand(-1, history.shape[1], -1))
         carried = Carried(self._key_first(S), log_decay)
         written = chunk(self._tokens(x, mixed), carried, threshold, valid)
+        return self._stepped(x, written, columns)
+
+    def _stepped(self, x: Tensor, written: Written, columns: Tensor) -> Stepped:
         S, log_decay = written.carried
-        return (
-            self._out(x, written.o),
-            (self._key_first(S), log_decay, columns),
-            written.gate,
-        )
+        return self._out(x, written.o), (self._key_first(S), log_decay, columns), written.gate
 
     def _tokens(self, x: Tensor, mixed: Tensor) -> Tokens:
         """Gates from the observation, queries, keys and values from the convolution."""
