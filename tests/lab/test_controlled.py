@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cloudpickle
+import distributed
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -85,6 +92,53 @@ def test_a_killed_measurement_goes_on_where_it_stopped(
     rows = read_rows(tmp_path / "rows.json", Row)
     assert [row.seed for row in rows] == [0, 1, 2, 0, 1, 2]
     assert rows[0] == kept[0]
+
+
+class Shortened(distributed.WorkerPlugin):
+    """Trainings of a few iterations, also on a worker that takes the place of a lost one."""
+
+    def setup(self, worker: distributed.Worker) -> None:
+        ITERATIONS["hard"] = 40
+        controlled_measure.HORIZONS = SHORT  # type: ignore[misc]
+        controlled_measure.SESSIONS = (0,)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestWarning")
+def test_a_lost_worker_loses_no_training_and_a_cluster_measures_what_one_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ITERATIONS, "hard", 40)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    options = ("--arm", "linear-attention", "--seeds", "2")
+    first = Training("linear-attention", "hard", 0)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        client.register_plugin(Shortened())
+        address = ("--cluster", cluster.scheduler_address)
+        pids = client.run(os.getpid)
+
+        def kill() -> None:
+            while not (busy := [at for at, keys in client.processing().items() if keys]):
+                time.sleep(0.02)
+            os.kill(pids[busy[0]], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        assert command("train", tmp_path, *options, *address).exit_code == 0
+        killer.join()
+        assert command("measure", tmp_path, *options, *address).exit_code == 0
+    together = read_rows(tmp_path / "rows.json", Row)
+    assert [row.seed for row in together] == [0, 1, 0, 1]
+    alone = tmp_path / "alone"
+    for verb in ("train", "measure"):
+        assert command(verb, alone, *options).exit_code == 0
+    assert read_rows(alone / "rows.json", Row) == together
 
 
 @pytest.mark.usefixtures("short")

@@ -20,6 +20,7 @@ _MODELS = (
     "trim-kv", "mingru-1056", "lstm-64", "cache", "surprise", "random", "periodic",
 )  # fmt: skip
 _SESSIONS = (0, 1, 3, 5, 7)
+_SAME = ("steps", "steps per event", "per event that is asked for")
 _LONGEST = HORIZONS[-1][0]
 
 
@@ -34,11 +35,10 @@ def contents(results: Path, values: Path) -> Contents:
         SpecError: A file does not hold rows.
     """
     rows = read_rows(results, Row)
-    recipes = ("learned", "tutored", "longer")
     return Contents(
         {
             "story-models": _models(rows),
-            "story-targets": targets(rows, recipes, (DEPLOYED, 0.0), (_LONGEST,)),
+            "story-targets": _targets(rows),
             "story-interference": interference(rows, _SESSIONS),
             "story-blind": blind(read_rows(values, ByValue)),
         },
@@ -63,3 +63,10 @@ def _models(rows: Sequence[Row]) -> str:
         lines.append([name, str(len(of)), *figures, writes, size_of(of)])
     absent = [ARMS[arm].says for arm in _MODELS if not any(row.arm == arm for row in rows)]
     return table(head, lines) + (f"\n\nStill to come: {'; '.join(absent)}." if absent else "")
+
+
+def _targets(rows: Sequence[Row]) -> str:
+    """Without what is the same in every line."""
+    head, lines = targets(rows, ("learned", "tutored", "longer"), (DEPLOYED, 0.0), (_LONGEST,))
+    places = [i for i, name in enumerate(head) if name not in _SAME]
+    return table([head[i] for i in places], [[line[i] for i in places] for line in lines])
