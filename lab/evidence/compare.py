@@ -64,7 +64,7 @@ _NAMES = {  # fmt: skip
 _ALL = {"right": ("judged", "asked"), "successes": ("episodes",), "written": ("events",)}
 _TIMES = ("_us", "_us_range", "_ratio", "_seconds")
 _EXACT = ("bytes", "resident_bytes", "instructions_quiet", "instructions_write", "vacuous")
-_DIGESTS = ("digest", "recipe", "engine", "machine", "backbone_sha256")
+_DIGESTS = ("digest", "weights", "recipe", "engine", "machine", "backbone_sha256")
 _FACTOR = 1.25
 _LEVEL = 0.05
 

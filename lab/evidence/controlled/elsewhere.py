@@ -43,8 +43,9 @@ def on_cluster(
         training = training_of(item)
         return f"do {training.config} {training.arm}-{training.seed}"
 
+    todo: list[Training | Measurement] = [*items]
     with connected(cluster) as client:
-        for item, answer in in_order(client, list(items), work, doing):
+        for item, answer in in_order(client, todo, work, doing):
             yield training_of(item), answer
 
 

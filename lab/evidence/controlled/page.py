@@ -98,7 +98,7 @@ def missing(rows: Sequence[Row]) -> str:
         lines += [f"* {config}: {arms}"] if arms else []
     if not lines:
         return "Every training that the tables ask for has its rows."
-    return "\n".join(("Trainings still to come, so many of each:\n", *lines))
+    return "\n".join(("Rows still to come, of so many trainings each:\n", *lines))
 
 
 def _several(rows: Sequence[Row]) -> str:
