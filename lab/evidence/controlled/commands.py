@@ -62,8 +62,8 @@ def train_command(
     arms: tuple[str, ...], configs: tuple[str, ...], seeds: int, cache: Path, cluster: str | None
 ) -> None:
     """Train what is not trained yet, a few minutes each on one core."""
-    wanted = trainings(arms or ARMS, configs or CONFIGS, seeds)
-    missing = (training for training in wanted if not training.done(cache))
+    chosen = trainings(arms or ARMS, configs or CONFIGS, seeds)
+    missing = (training for training in chosen if not training.done(cache))
     if cluster is None:
         for training in missing:
             make(training, cache)
@@ -98,17 +98,17 @@ def measure_command(
     rows = {row.digest: row for row in read_rows(out, Row)}
     digests = {q.digest for t in trainings(ARMS, CONFIGS) for group in questions(t) for q in group}
     rows = {digest: row for digest, row in rows.items() if digest in digests}
-    wanted = _unanswered(trainings(arms or ARMS, configs or CONFIGS, seeds), rows, cache)
+    chosen = _unanswered(trainings(arms or ARMS, configs or CONFIGS, seeds), rows, cache)
     if cluster is not None:
         sent = (
             elsewhere.Measurement(training, elsewhere.packed(training, cache), groups)
-            for training, groups in wanted
+            for training, groups in chosen
         )
         for _, measured in elsewhere.on_cluster(cluster, sent, elsewhere.measure):
             rows |= {row.digest: row for row in measured}
             write_rows(out, rows.values(), order)
         return
-    for training, groups in wanted:
+    for training, groups in chosen:
         for group in groups:
             steps = sum(length * count for q in group for length, count in q.horizons)
             with progress(steps, f"stepping {_label(training):<24}") as report:

@@ -56,12 +56,12 @@ def train(training: Training) -> Files:
         return packed(training, Path(folder))
 
 
-def measure(wanted: Measurement) -> list[Row]:
+def measure(measurement: Measurement) -> list[Row]:
     """Measure on a worker."""
     with tempfile.TemporaryDirectory(prefix="stategate-training-") as name:
         folder = Path(name)
-        put(wanted.training, folder, wanted.files)
-        answers = (answers_to(group, folder, lambda steps: None) for group in wanted.groups)
+        put(measurement.training, folder, measurement.files)
+        answers = (answers_to(group, folder, lambda steps: None) for group in measurement.groups)
         return [row for group in answers for _, row in group]
 
 
