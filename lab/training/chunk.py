@@ -1,4 +1,4 @@
-"""AURA-Mem through a chunk of training in C: the scan and its gradient, eight times as fast.
+"""AURA-Mem through a chunk of training in C: the scan and its gradient in one call.
 
 `stategate.calibration.gates.scan` says what it does, one small tensor at a time; here a compiled
 loop does it, and gives the same answers and gradients to rounding. The gate sees the residual and
