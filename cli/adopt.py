@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 def _pairs(
     name: str, dest: str, metavar: str, text: str, read: Callable[[str], Any] = str
 ) -> Callable[[Verb], Verb]:
-    help_ = f"{text}; repeat."
-    return repeated(name, metavar, help_, dest, read=lambda texts: by_name(texts, name, read))
+    def pairs(texts: tuple[str, ...]) -> dict[str, Any]:
+        return by_name(texts, name, read, metavar)
+
+    return repeated(name, metavar, f"{text}; repeat.", dest, read=pairs)
 
 
 def _start(text: str) -> np.ndarray | str:

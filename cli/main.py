@@ -32,6 +32,7 @@ class Group(NamedTuple):
     line: str
     verbs: Mapping[str, Verb]
     default: str | None = None
+    old: Mapping[str, Verb] = {}  # names from before, which go on working
 
 
 def _verbs(table: str) -> dict[str, Verb]:
@@ -121,7 +122,12 @@ GROUPS = {
     "episodes": Group(
         "Recorded inputs: make them, record them, look into them.", _EPISODES, "show"
     ),
-    "bench": Group("Measure bundles: step times, tails, memory, energy.", _BENCH, "run"),
+    "bench": Group(
+        "Measure bundles: step times, tails, memory, energy.",
+        _BENCH,
+        "run",
+        {"report": _RUN["report"]},
+    ),
     "device": Group("Targets, and what is compiled for one.", _DEVICE),
 }
 SECTIONS: dict[str, dict[str, Verb | Group]] = {
@@ -179,6 +185,7 @@ class LazyGroup(CommandGroup):
             return LazyGroup(
                 cmd_name,
                 shown,
+                entry.old,
                 default=entry.default,
                 help=text.format(group=cmd_name, default=entry.default) + _example(cmd_name, entry),
                 short_help=entry.line,

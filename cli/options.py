@@ -106,9 +106,9 @@ def out_option(text: str, kind: click.Path = ANY_PATH, **settings: Any) -> Calla
 def _writable(ctx: click.Context, param: click.Parameter, out: Path | None) -> Path | None:
     """Refuse at once what could not be written after the work."""
     if out is not None:
-        check_writable(
-            refuse_inside_bundle(out) / "x" if out.is_dir() else refuse_inside_bundle(out)
-        )
+        is_filled = param.type is FOLDER
+        refuse_inside_bundle(out, is_filled=is_filled)
+        check_writable(out / "x" if is_filled or out.is_dir() else out)
     return out
 
 
@@ -323,11 +323,11 @@ def by_name(
     texts: Iterable[str],
     option: str,
     value: Callable[[str], Value],
-    form: str = "NAME=VALUE",
+    form: str,
     everything: str | None = None,
     last: bool = False,
 ) -> dict[str, Value]:
-    """What a repeated option of the form ``NAME=VALUE`` says.
+    """What a repeated option says whose texts have a ``form`` such as ``NAME=VALUE``.
 
     ``everything`` is the name that a value alone is for; with ``last`` the last equals sign divides
     name and value, because names may hold others.

@@ -317,13 +317,17 @@ def refuse_to_replace(path: Path) -> None:
         )
 
 
-def refuse_inside_bundle(path: Path) -> Path:
+def refuse_inside_bundle(path: Path, *, is_filled: bool = False) -> Path:
     """A path for a result, unless it is in a bundle: there it would replace a file or be a stray.
+
+    Args:
+        path: Of a file, or of a folder.
+        is_filled: Whether files are put into the folder that is there, which is no bundle then.
 
     Raises:
         ResultError: It is.
     """
-    for folder in path.absolute().parents:
+    for folder in (path / "a result" if is_filled else path).absolute().parents:
         if (folder / MANIFEST).is_file() and (folder / SEAL).is_file():
             raise ResultError(
                 "a result cannot be written into a bundle: it would no longer be as it was sealed",

@@ -224,8 +224,9 @@ class Loop:
 
     def stats(self) -> LoopStats:
         """What the loop did so far; takes memory and time only while it is called."""
-        late, idle_gap = sorted(self._late), sorted(self._idle_gap)
-        jitter = sorted(abs(b - a) for a, b in pairwise(self._late))
+        in_order = list(self._late)  # copied in one call: the loop may run in another thread
+        late, idle_gap = sorted(in_order), sorted(self._idle_gap)
+        jitter = sorted(abs(b - a) for a, b in pairwise(in_order))
         return LoopStats(
             period_us=self._period_ns / 1000,
             ticks=self._ticks,

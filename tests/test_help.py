@@ -118,7 +118,7 @@ def test_every_number_on_the_command_line_is_finite(number: str) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("adopt policy.onnx --out b --dim batch", "not of the form NAME=VALUE"),
+        ("adopt policy.onnx --out b --dim batch", "not of the form NAME=N"),
         ("export aura-hard --out b --precision int3", "no such precision"),
         ("export aura-hard --out b --target abacus", "unknown target"),
         ("export nothing.py:make --out b", "no such Python file"),
@@ -199,6 +199,14 @@ def test_an_old_name_is_the_same_verb(old: str) -> None:
     ]
     assert main.get_command(context, old) is VERBS[" ".join(new[0])]
     assert old not in main.list_commands(context)
+
+
+def test_a_bench_result_is_drawn_under_its_old_name_too() -> None:
+    context = click.Context(main)
+    bench = main.get_command(context, "bench")
+    assert isinstance(bench, click.Group)
+    assert bench.get_command(context, "report") is VERBS["report"]
+    assert "report" not in bench.list_commands(context)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -26,7 +26,9 @@ _PACKAGES = {
     "qemu-x86_64": "qemu-user",
     "arm-none-eabi-gcc": "gcc-arm-none-eabi libnewlib-arm-none-eabi",
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
-    "clang-19": "clang-19 llvm-19 libclang-rt-19-dev",
+    "clang-19": "clang-19 libclang-rt-19-dev",
+    "llvm-cov-19": "llvm-19",
+    "llvm-profdata-19": "llvm-19",
     "frama-c": "frama-c-base",
 }
 _M7 = tuple(word for word in BARE_METAL["armv7e-m"].split()[1:] if word[:2] != "-O")
@@ -47,7 +49,7 @@ _EMULATORS = {
 def missing(*programs: str) -> str | None:
     """Which of these programs are not here, and what installs them; None if all are."""
     lost = [program for program in programs if shutil.which(program) is None]
-    packages = " ".join(_PACKAGES.get(program, program) for program in lost)
+    packages = " ".join(dict.fromkeys(_PACKAGES.get(program, program) for program in lost))
     return f"{', '.join(lost)} is not here: apt-get install {packages}" if lost else None
 
 

@@ -53,7 +53,7 @@ def certify(
             its code on this machine.
     """
     bundle = Bundle.open(path)
-    refuse_inside_bundle(out)
+    refuse_inside_bundle(out, is_filled=True)
     golden = bundle.golden()
     native = bundle.manifest.native
     again = f"stategate export MODEL --engines onnxruntime,native --out {path}"

@@ -49,7 +49,9 @@ class RowCounters:
         # In the last row the first number counts the transitions themselves.
         height = len(COUNTED) + len(self._gates) + 1
         self._table, self._next = (np.zeros((height, rows), dtype=np.int64) for _ in range(2))
-        self._row_of = {name: at for at, name in enumerate((*COUNTED, *self._gates))}
+        self._row_of = {name: at for at, name in enumerate(COUNTED)}
+        # Apart from those: a gate may have the name of a counter.
+        self._row_of_gate = {name: at for at, name in enumerate(self._gates, len(COUNTED))}
         self._transitions = 0
 
     def prepare(self) -> None:
@@ -59,8 +61,12 @@ class RowCounters:
         self._transitions = int(self._table[-1, 0]) + 1
 
     def put(self, name: str, amounts: Array) -> None:
-        """Prepare amounts ``(rows,)`` of a counter, or the open elements of a gate."""
+        """Prepare amounts ``(rows,)`` of a counter."""
         np.copyto(self._next[self._row_of[name]], amounts)
+
+    def put_openings(self, gate: str, amounts: Array) -> None:
+        """Prepare how many elements ``(rows,)`` of a gate are open."""
+        np.copyto(self._next[self._row_of_gate[gate]], amounts)
 
     def put_in(self, row: int, name: str) -> None:
         """Prepare 1 in a counter of one row."""
@@ -71,7 +77,7 @@ class RowCounters:
         for name in COUNTED:
             self._next[self._row_of[name], row] += getattr(past, name)
         for name in self._gates:
-            self._next[self._row_of[name], row] = past.gate_openings.get(name, 0)
+            self._next[self._row_of_gate[name], row] = past.gate_openings.get(name, 0)
 
     def go_on_from(self, row: int, past: Ledger) -> None:
         """Add what was counted elsewhere to the ledger of one row."""

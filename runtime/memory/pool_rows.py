@@ -225,7 +225,7 @@ class RowMemory:
             else:
                 np.logical_or(self._wrote, group.writes, out=self._wrote)
                 np.multiply(group.openings, group.writes, out=group.openings)
-                put(group.gate, group.openings)
+                self.counters.put_openings(group.gate, group.openings)
         put("steps", stepped)
         put("writes", self._wrote)
         put("suppressed_writes", self._refused)

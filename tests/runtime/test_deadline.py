@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
 import tracemalloc
 
 import pytest
@@ -153,6 +155,21 @@ def test_statistics_are_of_what_happened() -> None:
     assert (stats.late_p50_us, stats.late_p99_us, stats.late_max_us) == (0.0, 1.0, 50.0)
     assert stats.jitter_p99_us == 50.0
     assert (stats.idle_gap_p50_us, stats.idle_gap_min_us) == (6000.0, 5950.0)
+
+
+def test_another_thread_may_ask_for_statistics_while_the_loop_runs() -> None:
+    loop = Loop(100, clock=ManualClock(), ticks=20_000)
+    runner = threading.Thread(target=lambda: sum(tick.late_ns for tick in loop))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        runner.start()
+        while runner.is_alive():
+            loop.stats()
+    finally:
+        sys.setswitchinterval(interval)
+        runner.join()
+    assert loop.stats().ticks == 20_000
 
 
 def test_before_the_first_tick_no_time_is_made_up() -> None:

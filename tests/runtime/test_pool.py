@@ -3,6 +3,8 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from stategate.contract.errors import (
 )
 from stategate.models.step import StepResult
 from stategate.runtime import Ledger, Pool, Session
+from stategate.runtime.base.rows import RowCounters
 
 ROWS = 4
 OPEN, CLOSED = [1.0, 0.3, -0.2, 0.5], [-1.0, 0.3, -0.2, 0.5]
@@ -63,6 +66,20 @@ def nothing_counted(ledger: Ledger) -> bool:
     """Every counter, those of gates and states included, is zero."""
     fields = (getattr(ledger, name) for name in Ledger.__dataclass_fields__)
     return not any(any(v.values()) if isinstance(v, dict) else v for v in fields)
+
+
+def test_a_gate_with_the_name_of_a_counter_is_counted_apart() -> None:
+    gate = SimpleNamespace(name="writes")
+    group: Any = SimpleNamespace(gate=gate, gate_slot=object(), whole=True, states=())
+    counters = RowCounters([group], 2)
+    counters.prepare()
+    counters.put("writes", np.array([1, 0]))
+    counters.put_openings("writes", np.array([5, 0]))
+    counters.count()
+    ledger = counters.read(0)
+    assert (ledger.writes, ledger.gate_openings) == (1, {"writes": 5})
+    counters.go_on_from(1, ledger)
+    assert counters.read(1) == ledger
 
 
 @pytest.fixture(scope="module")

@@ -142,6 +142,15 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
         assert "ResultError" in invoke("export", "aura-hard", "--out", out, code=2)
 
 
+@pytest.mark.parametrize("words", [("run",), ("fleet", "collect"), ("bench",)], ids=" ".join)
+def test_no_result_is_put_into_the_folder_of_a_bundle(
+    words: tuple[str, ...], tiny_bundle: Path
+) -> None:
+    before = sorted(tiny_bundle.rglob("*"))
+    assert "ResultError" in invoke(*words, tiny_bundle, "--out", tiny_bundle, code=2)
+    assert sorted(tiny_bundle.rglob("*")) == before
+
+
 def test_a_golden_episode_without_answers_never_passes(tiny_bundle: Path, tmp_path: Path) -> None:
     import msgspec
 
