@@ -7,15 +7,18 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 
-from lab.evidence.controlled.arms import ARMS
 from lab.evidence.controlled.rows import Row, shown
 from lab.evidence.controlled.streams import INTERFERENCE, SESSIONS
 from lab.evidence.pages import COLOURS
 
 # As many as there are colours.
 _OVER_HORIZONS = (
-    "longer", "always-longer", "gated-delta", "linear-attention", "cache", "mingru-1056",
-    "gru-64", "random",
+    "longer", "always-longer", "gated-delta", "linear-attention", "rwkv7", "cache", "mingru-1056",
+    "random",
+)  # fmt: skip
+_OVER_SESSIONS = (
+    "longer", "always-longer", "gated-delta", "linear-attention", "mlstm", "rwkv7", "trim-kv",
+    "cache",
 )  # fmt: skip
 _BY_WRITES = (
     "longer", "learned", "always", "gated-delta", "reconstruction", "surprise", "random",
@@ -64,7 +67,7 @@ def over_sessions(rows: Sequence[Row]) -> Callable[[Axes], None]:
     """Right answers against the sessions since the lesson."""
 
     def draw(axes: Axes) -> None:
-        lines = shown(rows, ARMS, INTERFERENCE)
+        lines = shown(rows, _OVER_SESSIONS, INTERFERENCE)
         for (name, of), colour, marker in zip(lines, COLOURS, _MARKERS, strict=False):
             right = [100 * fmean(row.at[k].accuracy for row in of) for k in SESSIONS]
             axes.plot(
