@@ -144,29 +144,32 @@ def _concat(program: Program, node: onnx.NodeProto, attributes: Attributes) -> b
 def _pad(program: Program, node: onnx.NodeProto, attributes: Attributes) -> bool:
     """Runs of places that an axis shows again, or numbers of their own, one axis after the other.
 
-    Negative pads, and reflections that reach further than the axis, are left to the generator.
+    Reflections that reach further than the axis are left to the generator.
     """
     source, pads_name, value_name, axes_name = [*node.input, "", "", ""][:4]
     mode = attributes.get("mode", "constant")
     shape, dtype = program.shape(source), program.dtype(source)
     pads, axes = _integers(program, pads_name), _integers(program, axes_name)
-    if pads is None or (axes_name and axes is None) or min(pads, default=0) < 0:
+    if pads is None or (axes_name and axes is None):
         return False
     places = [a % len(shape) for a in axes] if axes is not None else list(range(len(shape)))
     ends = {a: pads[i :: len(places)] for i, a in enumerate(places)}
     if mode not in ("constant", "edge", "reflect", "wrap"):
         return False
-    if mode == "reflect" and any(max(ends[a]) >= shape[a] for a in ends):
+    rest = {a: shape[a] + sum(min(n, 0) for n in both) for a, both in ends.items()}
+    if mode == "reflect" and any(max(ends[a]) >= rest[a] for a in ends):
         return False
-    if len(ends) < len(places) or 0 in shape or dtype == "float16":
+    if len(ends) < len(places) or min((*rest.values(), *shape)) < 1 or dtype == "float16":
         return False
     number = program.constant(value_name) if value_name else np.zeros(1)
     value = program.view(value_name) if number is None else literal(number.reshape(-1)[0], dtype)
     view = program.view(source)
+    for axis in ends:  # what negative pads take away is gone before anything is shown again
+        view = view.sliced(axis, max(0, -ends[axis][0]), rest[axis])
     output = node.output[0]
-    padded = [a for a in ends if any(ends[a])]
+    padded = [a for a in ends if max(ends[a]) > 0]
     for axis in padded:
-        before, after = ends[axis]
+        before, after = (max(0, n) for n in ends[axis])
         count = view.shape[axis] + before + after
         shape = (*view.shape[:axis], count, *view.shape[axis + 1 :])
         name = output if axis == padded[-1] else program.fresh(f"{output}.pad", dtype, shape).buffer

@@ -1,4 +1,4 @@
-"""Forms of older opsets in those that the C is written of."""
+"""Forms of operators in those that the C is written of."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def with_known_operators(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class Renew(ir.passes.InPlacePass):
-    """Let a Softmax take its last axes as one, and a Resize no empty roi.
+    """Let a Softmax take its last axes as one, a Resize no empty roi, and an Einsum no half floats.
 
     Requires known shapes. Guarantees the same numbers. What has an unusual form stays.
     """
@@ -38,6 +38,9 @@ class Renew(ir.passes.InPlacePass):
                 if roi is not None and roi.size == 0:
                     node.replace_input_with(1, None)
                     changed = True
+            elif node.op_type == "Einsum" and node.outputs[0].dtype == ir.DataType.FLOAT16:
+                _compute_in_float32(node)
+                changed = True
         graph.sort()
         return ir.passes.PassResult(model, changed)
 
@@ -53,3 +56,14 @@ def _take_last_axes_as_one(node: ir.Node, shape: tuple[int, ...]) -> bool:
     back = write("Reshape", done, write.constant(shape, np.int64))
     ir.convenience.replace_nodes_and_values(graph, node, [node], [], node.outputs, [back])
     return True
+
+
+def _compute_in_float32(node: ir.Node) -> None:
+    """Loops of our own know no half floats, and ONNX Runtime widens them too."""
+    graph = node.graph
+    assert graph is not None
+    write = Writer(graph, f"{node.outputs[0].name}/wide")
+    wide = [write("Cast", value, to=ir.DataType.FLOAT) for value in node.inputs]
+    result = write(node.op_type, *wide, equation=node.attributes["equation"].as_string())
+    back = write("Cast", result, to=ir.DataType.FLOAT16)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [], node.outputs, [back])

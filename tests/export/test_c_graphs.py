@@ -209,10 +209,10 @@ Form = tuple[str, list[str], dict[str, Any], tuple[int, ...]]
 
 
 PADS: dict[str, tuple[list[int], list[int] | None]] = {  # pads of the axes, and which axes
-    "constant": ([0, 1, 0, 2, 0, 1], None),
+    "constant": ([0, 1, -1, 2, 0, 1], None),
     "reflect": ([0, 2, 3, 0, 1, 2], None),
-    "edge": ([3, 0], [-1]),
-    "wrap": ([2, 1, 3, 2], [2, 1]),
+    "edge": ([3, -1], [-1]),
+    "wrap": ([2, -1, 3, 2], [2, 1]),
 }
 
 
@@ -381,3 +381,15 @@ def test_einsum_is_written_here_whatever_its_letters(
         nodes.append(helper.make_node("Einsum", [*own], [f"z{number}"], equation=equation))
     inputs = {name: array.shape for name, array in feeds.items()}
     agree(tmp_path, nodes, inputs, {name: array.shape for name, array in right.items()}, {})
+
+
+def test_einsum_of_half_floats_is_computed_in_whole_ones(tmp_path: Path) -> None:
+    nodes = [node("Cast", [name], [f"{name}h"], to=TensorProto.FLOAT16) for name in "ab"]
+    nodes.append(node("Einsum", ["ah", "bh"], ["h"], equation="xij,xjk->xik"))
+    nodes.append(node("Cast", ["h"], ["y"], to=TensorProto.FLOAT))
+    _, takes, results = in_c(
+        tmp_path, nodes, {"a": (1, 2, 5), "b": (1, 5, 3)}, {"y": (1, 2, 3)}, {}
+    )
+    halves = [takes[name].astype(np.float16).astype(np.float32) for name in "ab"]
+    expected = np.einsum("xij,xjk->xik", *halves)
+    np.testing.assert_allclose(results["y"], expected, rtol=2**-10, atol=1e-6)
