@@ -119,7 +119,7 @@ def _one(report: FitsReport) -> Iterator[Line]:
         years = ", ".join(f"{policy} {years_text(value)}" for policy, value in policies.items())
         yield "storage", f"{medium} at {rate_hz:g} Hz lasts, in years: {years}"
     if not wear:
-        yield "storage", "unknown; stategate device wear takes a medium's figures"
+        yield "storage", "unknown; stategate device wear --tbw takes a medium's rating"
     yield from (("note", note) for note in memory.assumptions)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -17,6 +18,7 @@ from typing import Protocol
 import click
 
 from stategate.common.ending import Stopped
+from stategate.contract import errors
 from stategate.contract.errors import SpecError
 from stategate.contract.reading import text_with_controls
 
@@ -52,12 +54,24 @@ def notes_on_stderr() -> Iterator[None]:
     if any(isinstance(handler, _NotesOnStderr) for handler in _NOTES.handlers):
         yield  # a group within a group
         return
-    handler, level = _NotesOnStderr(), _NOTES.level
+    handler, level, formatted = _NotesOnStderr(), _NOTES.level, warnings.formatwarning
     _NOTES.addHandler(handler)
     _NOTES.setLevel(logging.INFO)
+
+    def sentence(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        line: str | None = None,
+    ) -> str:  # fmt: skip
+        """A warning of stategate without the line of code, which says nothing to who typed."""
+        if category.__module__ == errors.__name__:
+            return f"{category.__name__}: {message}\n"
+        return formatted(message, category, filename, lineno, line)
+
+    warnings.formatwarning = sentence
     try:
         yield
     finally:
+        warnings.formatwarning = formatted
         _NOTES.setLevel(level)
         _NOTES.removeHandler(handler)
 

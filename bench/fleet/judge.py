@@ -118,7 +118,7 @@ def judge_rows(
         groups[robot.bundle_sha256].append(robot)
     together, compared = list[str](), 0
     for digest, peers in sorted(groups.items()):
-        bundle = f"{peers[0].model or 'no'} bundle {digest[:12]}"
+        bundle = f"{peers[0].model or 'no'} bundle {digest[:12]}".rstrip()
         rates = [peer.write_rate for peer in peers if peer.write_rate is not None]
         if short := len(peers) - len(rates):
             words = f"fewer than {_FEWEST_STEPS:,} steps, and are not compared"

@@ -196,6 +196,11 @@ def _us(value: float | None) -> str:
     return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
 
 
+def _middle(values: Sequence[float]) -> str:
+    """Of times that were measured; none where a clock went backwards in each."""
+    return _us(median(values) if values else None)
+
+
 def _step_times(result: BenchResult) -> Section:
     rows = [
         (subject.name + kind, times)
@@ -260,8 +265,8 @@ def _waits(result: BenchResult) -> Section:
     }
     starts: Columns[Subject] = {
         "first steps": lambda subject: subject.name,
-        f"after {1000 * result.options.idle_s:g} ms idle, us": lambda s: _us(median(s.idle_us)),
-        "without, us": lambda subject: _us(median(subject.busy_us)),
+        f"after {1000 * result.options.idle_s:g} ms idle, us": lambda s: _middle(s.idle_us),
+        "without, us": lambda subject: _middle(subject.busy_us),
         "first answer, s": lambda subject: f"{subject.cold.first_answer_s:.2f}",
         "CPU, s": lambda subject: f"{subject.cold.cpu_s:.2f}",
         "import, s": lambda subject: f"{subject.cold.import_s:.2f}",

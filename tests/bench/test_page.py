@@ -28,6 +28,17 @@ needs_browser = pytest.mark.skipif(
 )
 
 
+def test_idle_gaps_in_which_the_clock_went_backwards_leave_a_page_without_a_figure(
+    result: Callable[..., BenchResult],
+) -> None:
+    measured = result(30.0, seed=0)
+    subject = msgspec.structs.replace(measured.subjects[0], idle_us=(), busy_us=())
+    text = markdown(msgspec.structs.replace(measured, subjects=(subject,)))
+    lines = text.splitlines()
+    (head,) = (i for i, line in enumerate(lines) if "ms idle, us" in line)
+    assert [cell.strip() for cell in lines[head + 2].split("|")[2:4]] == ["-", "-"]
+
+
 def test_the_bytes_that_were_appended_and_folded_stand_in_both_pages(
     result: Callable[..., BenchResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:

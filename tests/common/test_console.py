@@ -8,10 +8,12 @@ import struct
 import subprocess
 import sys
 import termios
+import warnings
 
 import pytest
 
-from stategate.common.console import bar_line
+from stategate.common.console import bar_line, notes_on_stderr
+from stategate.contract.errors import BudgetWarning
 
 WORK = """
 import time
@@ -76,6 +78,16 @@ with notes_on_stderr():
     ):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stderr == stderr
+
+
+def test_a_warning_of_a_command_is_a_sentence_without_a_line_of_code() -> None:
+    before = warnings.formatwarning
+    with notes_on_stderr():
+        assert warnings.formatwarning("too much", BudgetWarning, "f.py", 1) == (
+            "BudgetWarning: too much\n"
+        )
+        assert "f.py:1" in warnings.formatwarning("old", DeprecationWarning, "f.py", 1)
+    assert warnings.formatwarning is before
 
 
 def test_a_bar_gives_up_its_time_and_itself_before_its_label() -> None:
