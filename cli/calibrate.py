@@ -113,7 +113,7 @@ def calibrate(
 def recalibrate(
     float_bundle: Path, candidate: Path, episodes: tuple[Path, ...], gate: str | None, out: Path
 ) -> None:
-    """Choose the threshold at which CANDIDATE decides most like FLOATBUNDLE.
+    """Choose the threshold at which CANDIDATE decides most like FLOAT_BUNDLE.
 
     \b
     Example:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from stategate.export.c.view import View, strides_of
 
 _KINDS = ("float32", "float64", "int32", "int64")
 _NONE = "01"  # stand for the rows and the columns of an operand without them
+_SUM = "2"  # stands for all letters over which two operands are summed
 
 
 def contracted(program: Program, a: View, b: View, output: str) -> bool:
@@ -68,36 +70,66 @@ def einsum(program: Program, node: onnx.NodeProto, attributes: Mapping[str, Any]
         shape = tuple(sizes[letter] for letter in letters)
         return program.fresh(f"{output}.product", dtype, shape).buffer
 
+    def summed(name: str, letters: str, ended: Sequence[str]) -> tuple[View, str]:
+        if not ended:
+            return program.view(name), letters
+        rest = "".join(letter for letter in letters if letter not in ended)
+        result = fresh(rest)
+        program.reduce("ReduceSum", name, result, [letters.index(letter) for letter in ended])
+        return program.view(result), rest
+
+    def operand(i: int) -> tuple[View, str]:
+        """An operand without the letters that nothing else has."""
+        elsewhere = {*out}.union(*terms[:i], *terms[i + 1 :])
+        letters = "".join(dict.fromkeys(terms[i]))
+        view = _along(views[i], terms[i], letters, sizes)
+        single = [letter for letter in letters if letter not in elsewhere]
+        if not single:
+            return view, letters
+        name = fresh(letters)
+        program.compute_views("Identity", [view], name)
+        return summed(name, letters, single)
+
     # Each stands where it is read: it may be read several times.
     views = [program.view(name) for name in node.input]
-    letters = "".join(dict.fromkeys(terms[0]))
-    product = _along(views[0], terms[0], letters, sizes)
-    for i, term in enumerate(terms):
-        later, name = {*out}.union(*terms[i + 1 :]), ""
-        if i:
-            pair = ((product, letters), (views[i], term))
-            shared = [letter for letter in out if letter in letters + term]
-            both = "".join(dict.fromkeys([*shared, *letters, *term]))
-            ended = [letter for letter in both if letter not in later]
-            if dtype == "float32" and len(ended) == 1 and ended[0] in {*letters} & {*term}:
-                letters, x, y = _as_matrices(pair, both, ended[0], sizes)
-                name = fresh(letters)
-                contracted(program, x, y, name)
-                product = program.view(name)
-                continue
-            name, letters = fresh(both), both
-            program.compute_views("Mul", [_along(v, t, both, sizes) for v, t in pair], name)
-        axes = [at for at, letter in enumerate(letters) if letter not in later]
-        if axes:
-            if not name:
-                name = fresh(letters)
-                program.compute_views("Identity", [product], name)
-            letters = "".join(letter for letter in letters if letter in later)
-            whole_product, name = name, fresh(letters)
-            program.reduce("ReduceSum", whole_product, name, axes)
-        product = program.view(name) if name else product
+    product, letters = operand(0)
+    for i in range(1, len(terms)):
+        pair = [(product, letters), operand(i)]
+        later = {*out}.union(*terms[i + 1 :])
+        both = dict.fromkeys([c for c in out if c in letters + terms[i]] + [*letters, *pair[1][1]])
+        ended = [letter for letter in both if letter not in later]
+        if dtype == "float32" and ended:
+            # Several letters are one: their product would have an element for each of their places.
+            sizes[_SUM] = prod(sizes[letter] for letter in ended)
+            pair = [_joined(program, view, term, ended, sizes) for view, term in pair]
+            rest = "".join(letter for letter in both if letter in later)
+            letters, x, y = _as_matrices(pair, rest + _SUM, _SUM, sizes)
+            name = fresh(letters)
+            contracted(program, x, y, name)
+            product = program.view(name)
+            continue
+        letters = "".join(both)
+        name = fresh(letters)
+        program.compute_views("Mul", [_along(v, t, letters, sizes) for v, t in pair], name)
+        product, letters = summed(name, letters, ended)
     program.alias({output: product.transposed([letters.index(letter) for letter in out])})
     return True
+
+
+def _joined(
+    program: Program, view: View, term: str, ended: Sequence[str], sizes: Mapping[str, int]
+) -> tuple[View, str]:
+    """An operand with one letter for those that end, moved only where it has to be."""
+    rest = "".join(letter for letter in term if letter not in ended)
+    ends = "".join(ended)
+    for order, joined in ((rest + ends, rest + _SUM), (ends + rest, _SUM + rest)):
+        shape = tuple(sizes[letter] for letter in joined)
+        along = _along(view, term, order, sizes)
+        if whole := along.reshaped(shape):
+            return whole, joined
+    moved = program.copied(along).reshaped(shape)
+    assert moved is not None
+    return moved, joined
 
 
 def _as_matrices(

@@ -360,6 +360,8 @@ EQUATIONS = (
     "d,...md->...m",
     "xh,bh->xb",  # x is 1
     "B h, B d -> B h d",
+    "bhd,bdhm->mb",
+    "bh,dig->b",  # letters that nothing else has
 )
 
 
@@ -393,3 +395,11 @@ def test_einsum_of_half_floats_is_computed_in_whole_ones(tmp_path: Path) -> None
     halves = [takes[name].astype(np.float16).astype(np.float32) for name in "ab"]
     expected = np.einsum("xij,xjk->xik", *halves)
     np.testing.assert_allclose(results["y"], expected, rtol=2**-10, atol=1e-6)
+
+
+def test_einsum_over_several_letters_is_one_product_of_matrices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("stategate.export.c.program.Program.reduce")  # is fifty times slower
+    nodes = [node("Einsum", ["x", "w"], ["y"], equation="bthd,hdk->btk")]
+    agree(tmp_path, nodes, {"x": (1, 3, 4, 5)}, {"y": (1, 3, 9)}, {"w": floats(4, 5, 9)})
