@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -106,16 +105,14 @@ def test_writes_of_the_samples_are_those_that_the_ledger_counted(tiny_bundle: Pa
 
 
 def test_a_page_says_everything_from_the_record_alone(measured: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "bench.json"
+    copy, page = tmp_path / "bench.json", tmp_path / "page.html"
     shutil.copy(measured / "bench.json", copy)
-    done = bench("report", copy, "--json")
+    done = bench("report", copy, "--out", page, "--json")
     assert done.exit_code == 0, done.output
-    for name in json.loads(done.output):
-        assert Path(name).read_bytes() == (measured / Path(name).name).read_bytes()
-    text = (tmp_path / "bench.md").read_text()
+    text = page.read_text()
     for heading in ("Comparison", "Step times", "Memory", "Write ledger", "Wear", "Energy"):
-        assert f"## {heading}" in text
-    assert not re.search(r'(src|href)="(?!#)', (tmp_path / "bench.html").read_text())
+        assert heading in text
+    assert not re.search(r'(src|href)="(?!#)', text)
 
 
 def test_python_keeps_nothing_of_a_step(measured: Path) -> None:
