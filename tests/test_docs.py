@@ -259,6 +259,7 @@ def test_the_page_about_the_black_box_works_word_for_word(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "replay.json").read_text())["passed"]
 
 
+@pytest.mark.slow
 def test_the_recipe_for_a_new_target_works_word_for_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_name_that_the_front_door_lacks_is_an_attribute_error() -> None:
         _ = stategate.nothing  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["models.lift", "contract.Episode", "targets.load"])
 def test_a_room_is_there_where_a_hint_is_pasted_after_the_import_of_the_package(name: str) -> None:
     modules_after(f"import stategate\nstategate.{name}")

@@ -58,6 +58,7 @@ def test_ranges_on_a_cluster_are_those_of_one_process_to_the_last_bit(
     assert json.loads(records[0])["steps"] == sum(160 + 13 * i for i in range(5))
 
 
+@pytest.mark.slow
 def test_a_calibration_on_a_cluster_is_that_of_one_process(
     logs: Path, address: str, tmp_path: Path
 ) -> None:

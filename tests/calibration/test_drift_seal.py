@@ -182,6 +182,7 @@ def test_a_receipt_says_who_overruled_what(built: Path) -> None:
         DriftReceipt(ref, "", 1, (), "Ada: a toy")
 
 
+@pytest.mark.slow
 def test_nobody_can_accept_a_candidate_that_fails(built: Path, tmp_path: Path) -> None:
     (tmp_path / "large.py").write_text(
         (built / "mine.py").read_text().replace('states["count"] + 1.0', 'states["count"] + 9e3')

@@ -95,6 +95,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 def test_recordings_that_say_nothing_are_refused_by_every_command(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

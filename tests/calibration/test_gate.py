@@ -304,6 +304,7 @@ def sega() -> Sega:
         return Sega(config).eval()
 
 
+@pytest.mark.slow
 def test_thresholds_obey_the_rule_of_the_model(sega: Sega) -> None:
     rng = np.random.default_rng(7)
     seen = [Episode({"obs": rng.standard_normal((30, 1, 2, 8)).astype(np.float32)})]

@@ -177,6 +177,7 @@ def test_a_file_system_without_locks_keeps_what_may_be_of_a_living_writer(
     assert names(tmp_path) == [".x.staged", "x", "y"]
 
 
+@pytest.mark.slow
 @pytest.mark.case("E14")
 def test_writers_that_take_turns_at_one_place_never_remove_what_another_is_writing(
     tmp_path: Path,

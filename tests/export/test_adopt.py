@@ -54,6 +54,7 @@ def leaky(tmp_path: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_an_adopted_file_is_stepped_by_its_own_c(leaky: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     words = ["--dim", "batch=1", "--const", "gain=0.5", "--yes", "--steps", "20", "--out", str(out)]
@@ -347,6 +348,7 @@ def test_a_malformed_option_is_wrong_use(leaky: Path, tmp_path: Path, option: li
     assert CliRunner().invoke(main, arguments).exit_code == 2
 
 
+@pytest.mark.slow
 def test_adopting_needs_no_torch(leaky: Path, tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -407,6 +407,7 @@ def test_a_state_without_a_telling_name_is_found_by_the_node_that_carries_it(
     assert [(s.name, s.next_name) for s in bundle.manifest.states] == [("first", "17")]
 
 
+@pytest.mark.slow
 @pytest.mark.case("B1")
 def test_a_convolution_that_forgets_next_to_a_declared_state_is_refused_and_lifted(
     tmp_path: Path,
@@ -426,6 +427,7 @@ def test_a_window_that_is_one_step_gets_a_note_of_what_its_edge_forgets(tmp_path
     assert receipt is not None and any("Conv that gives v0" in note for note in receipt.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.case("B7")
 def test_an_input_can_be_fixed_to_an_array_which_the_file_gets_in_the_check(
     tmp_path: Path,

@@ -194,6 +194,7 @@ def test_limits_of_a_candidate_are_refused_where_nothing_is_in_fewer_bits(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.case("D8")
 def test_activations_are_rounded_within_the_range_that_a_recording_has(tmp_path: Path) -> None:
     file = tmp_path / "f.onnx"

@@ -213,6 +213,7 @@ def test_each_mistake_of_a_caller_has_a_name_and_changes_nothing(
     run(tmp_path, folder, folder, SEALED + MISTAKES, "cc", "-fsanitize=address,undefined")
 
 
+@pytest.mark.slow
 @pytest.mark.corners("2")
 @pytest.mark.parametrize("width", [2, 4096])
 def test_a_library_refuses_the_header_of_another_bundle_and_writes_nothing_beyond_it(
@@ -221,6 +222,7 @@ def test_a_library_refuses_the_header_of_another_bundle_and_writes_nothing_beyon
     run(tmp_path, sources(width), sources(64), ANOTHERS, "cc", "-fsanitize=address,undefined")
 
 
+@pytest.mark.slow
 @pytest.mark.case("A6")
 @pytest.mark.parametrize("cc", ["cc", "aarch64-linux-gnu-gcc"])
 def test_a_silent_session_in_c_ends_at_zero_and_never_holds_a_subnormal_number(

@@ -74,6 +74,7 @@ def test_the_receipt_is_of_the_plain_model(bundle: Path) -> None:
     assert receipt.gate_openings["fold"] == receipt.gate_openings["write"] // LENGTH
 
 
+@pytest.mark.slow
 def test_a_program_in_c_has_the_digest_that_the_manifest_promises(
     bundle: Path, tmp_path: Path
 ) -> None:

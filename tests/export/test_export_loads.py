@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 MODULE = """
 import torch
 from torch import nn
@@ -37,6 +39,7 @@ UNUSED = (
 )
 
 
+@pytest.mark.slow
 def test_an_export_for_onnx_runtime_loads_no_c_writer_and_no_zoo(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(MODULE)
     code = (

@@ -319,6 +319,7 @@ def twin_agrees(step: Lifted) -> None:
 DECLARABLE = [place for place, where in WHERE.items() if where.state]
 
 
+@pytest.mark.slow
 @pytest.mark.case("B0")
 @torch.no_grad()
 @settings(max_examples=4)

@@ -120,6 +120,7 @@ def copied(lstm_yaml: Path, tmp_path: Path) -> Callable[..., Path]:
     return lambda change=lambda _: None: rewired(lstm_yaml, tmp_path, change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fixture", "states"),
     [
@@ -148,6 +149,7 @@ def test_an_adopted_export_steps_as_leapps_own_runtime(
             np.testing.assert_allclose(session.step(obs=obs)["action"], wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_states_start_with_the_initial_values_of_the_export(
     lstm_yaml: Path, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def beat_net() -> BDA:
     return net
 
 
+@pytest.mark.slow
 def test_a_published_network_with_memory_in_attributes_is_lifted(
     tmp_path: Path, seal_model
 ) -> None:

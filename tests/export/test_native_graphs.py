@@ -81,6 +81,7 @@ def error_of(bundle: Bundle) -> float:
     return native.max_output_error
 
 
+@pytest.mark.slow
 @pytest.mark.case("C1")
 def test_a_gru_of_torch_has_a_native_engine(tmp_path: Path) -> None:
     out = tmp_path / "bundle"

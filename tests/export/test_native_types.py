@@ -70,6 +70,7 @@ class Halves(nn.Module):
         return StepResult({"y": inputs["x"].float()}, {"h": after}, {})
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_in_float16_is_found_in_inputs_and_states(tmp_path: Path) -> None:
     session = InC(Halves(), tmp_path)
     x = np.array([[60000, -0.0, 6e-8, 1]], np.float16)
@@ -118,6 +119,7 @@ def test_more_gates_than_an_int_has_bits_keep_banks_of_their_own_in_c(tmp_path: 
         np.testing.assert_array_equal(session.first_output(41, "float32"), wanted)
 
 
+@pytest.mark.slow
 def test_more_gates_than_a_session_in_c_can_tell_apart_are_refused() -> None:
     model = ManyGates()
     model.gates = 64
@@ -165,6 +167,7 @@ class Wide(nn.Module):
         return StepResult({"y": bent.sum(1, keepdim=True)}, {"h": after}, {"g": gate})
 
 
+@pytest.mark.slow
 def test_what_a_large_read_hands_to_its_write_does_not_lie_on_the_stack(tmp_path: Path) -> None:
     session = InC(Wide(), tmp_path, "-Wframe-larger-than=131072")  # a warning fails the build
     assert [session.step(np.array([[x]], np.float32)) for x in (1.0, -1.0, 1.0)] == [1, 0, 1]

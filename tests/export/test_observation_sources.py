@@ -213,6 +213,7 @@ def test_a_declared_file_that_does_not_fit_leaves_nothing_on_disk(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_a_torch_model_is_exported_with_what_it_observes(tiny: object, tmp_path: Path) -> None:
     bundle = stategate.make(
         tiny, tmp_path / "bundle", steps=16, observes=["hip", "knee", "ankle", "roll"]

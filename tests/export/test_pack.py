@@ -211,6 +211,7 @@ class Shut(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_users_file_becomes_a_bundle_and_a_shut_gate_is_pointed_out(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODULE)
     out = tmp_path / "b"

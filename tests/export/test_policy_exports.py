@@ -53,6 +53,7 @@ def write_onnx(model: torch.nn.Module, folder: Path) -> Path:
     return folder / "policy.onnx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "states"), [("lstm", {"h_in": "h_out", "c_in": "c_out"}), ("gru", {"h_in": "h_out"})]
 )

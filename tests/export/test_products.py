@@ -106,6 +106,7 @@ def close(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
         np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_c_of_products_computes_what_onnxruntime_computes(
     feeds: dict[str, np.ndarray], tmp_path: Path
 ) -> None:

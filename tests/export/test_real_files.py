@@ -145,6 +145,7 @@ def test_dtln_runs_as_two_sessions_and_cleans_speech(
     assert after > before + 5.0
 
 
+@pytest.mark.slow
 def test_the_memory_matters_gtcrn_that_forgets_every_step_is_worse(
     adopted: Callable[..., Path], spoken: tuple[np.ndarray, np.ndarray]
 ) -> None:

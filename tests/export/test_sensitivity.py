@@ -42,6 +42,7 @@ def search(trials: Path, seed: int = 4) -> Search:
     )
 
 
+@pytest.mark.slow
 def test_the_proposed_plan_keeps_the_limits_and_cannot_be_had_cheaper(
     trials: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_trials_store_states_as_the_plan_says(tmp_path: Path) -> None:
         looking.trial(("to_k",))
 
 
+@pytest.mark.slow
 def test_a_damaged_trial_is_made_anew(tmp_path: Path) -> None:
     before = search(tmp_path).propose(LIMITS)
     for kept in tmp_path.iterdir():

@@ -141,6 +141,7 @@ def test_a_context_that_fits_nothing_is_wrong_use(
     assert result.exit_code == 2 and says in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.case("B8")
 def test_a_sample_rate_that_nobody_gave_is_asked_for_with_one_that_works(tmp_path: Path) -> None:
     arguments = ["adopt", str(shipped("silero_vad.onnx")), "--shape", "input=1,576", "--yes"]

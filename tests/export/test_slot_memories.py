@@ -116,6 +116,7 @@ def test_a_head_that_admits_is_one_slot_in_the_ledger_and_in_memory(admit: Bundl
     assert 0 < ledger.gate_openings["write"] < 0.9 * ledger.steps * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [replace(ADMIT, layers=1), replace(COMPACT, layers=1), replace(SEGA, depth=1)],

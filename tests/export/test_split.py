@@ -222,6 +222,7 @@ def test_a_write_of_aura_computes_nothing_but_the_update() -> None:
     assert operators == {"Mul", "Add", "Unsqueeze", "Identity"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in HARD if n not in ("mamba2", "sega")])
 def test_a_read_computes_no_next_value_of_a_guarded_state(name: str) -> None:
     _, spec = _step(name)
@@ -233,6 +234,7 @@ def test_a_read_computes_no_next_value_of_a_guarded_state(name: str) -> None:
     assert parts.payload_bytes < sum(sizes) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARD)
 def test_no_graph_but_the_write_gives_a_guarded_state(name: str) -> None:
     _, spec = _step(name)

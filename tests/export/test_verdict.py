@@ -120,6 +120,7 @@ def test_a_state_that_overflows_in_an_adopted_file_is_counted_as_an_output_is(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.case("B9")
 def test_measuring_the_native_engine_takes_no_step_that_was_not_checked(
     growing: Path, tmp_path: Path

@@ -64,6 +64,7 @@ def test_a_schedule_is_trained_deployed_and_counted_to_the_write(tmp_path: Path)
     assert all(0 < at.judged < at.steps * at.streams and at.right <= at.judged for at in row.at)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_killed_measurement_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -86,6 +86,7 @@ def test_an_open_step_is_the_models_and_a_closed_one_leaves_every_byte_alone(mod
             states = now.states
 
 
+@pytest.mark.slow
 def test_a_learned_gate_becomes_a_bundle(tmp_path: Path, seal_model) -> None:
     from stategate.runtime.session import Session
 

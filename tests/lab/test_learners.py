@@ -53,6 +53,7 @@ def stepped(model: StepModel, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return torch.stack(outputs), states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arm",
     ["gated-delta", "linear-attention", "mlstm", "rwkv7", "gru-64", "lstm-64", "soft", "square-16"],
@@ -193,6 +194,7 @@ def test_the_cache_answers_as_attention_over_the_whole_past(z: Tensor) -> None:
     assert int(model.answer(read, x[3]).argmax()) == int(chosen[1])
 
 
+@pytest.mark.slow
 def test_an_untrained_gate_is_held_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controlled_thresholds, "VALIDATION", (4, 512))
     monkeypatch.setattr(controlled_thresholds, "_SAMPLED_STEPS", 256)

@@ -34,6 +34,7 @@ def test_every_option_is_timed_beside_the_engine_in_one_run(
     assert json.loads((tmp_path / "overhead.json").read_text())["rounds"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.case("D14")
 def test_a_soak_reports_growth_beside_what_the_engine_alone_grows(
     tiny_bundle: Path, tmp_path: Path

@@ -347,6 +347,7 @@ def stack(config: DeltaConfig, threshold: float = 0.0) -> Stack:
     return Stack(StackConfig(5, 3, 2, 16, config, threshold)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", FAMILY, ids=lambda c: c.family)
 @pytest.mark.parametrize("layout", ["key, value", "value, key"])
 @torch.no_grad()

@@ -62,6 +62,7 @@ def test_a_step_takes_from_the_queue_and_fills_it_where_it_is_empty(length, kind
         states = result.states
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_bundle_leaves_the_network_out_of_quiet_steps(tmp_path: Path) -> None:
     bundle = stategate.make(lifted(Chunks(10)), tmp_path / "b", steps=60, split="quiet")

@@ -218,6 +218,7 @@ def test_outputs_and_kept_tokens_are_those_of_the_published_package(
     assert own_choices > 300  # each head its own tokens, or little was compared
 
 
+@pytest.mark.slow
 def test_admitting_and_evicting_give_the_same_answers_and_admitting_writes_less() -> None:
     xs = observations(ADMIT, 300)
     opened = 0
@@ -253,6 +254,7 @@ def test_a_closed_head_keeps_every_byte_and_an_open_one_replaces_one_slot() -> N
     assert wrote > 100 and quiet > 100
 
 
+@pytest.mark.slow
 def test_a_threshold_no_token_reaches_keeps_the_memory_for_ever() -> None:
     xs = observations(ADMIT, 120)
     states = [r.states for r, _ in roll(built(ADMIT), xs, {"write": 1e6})]

@@ -251,6 +251,7 @@ def test_a_prefilled_memory_is_saved_and_restored(sums: Path, tmp_path: Path) ->
         assert session.ledger.steps == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [WrongAnswers, WrongGates, WrongMemory, CountsPadding])
 def test_a_chunk_that_is_not_its_steps_never_becomes_a_bundle(
     seal_model: Callable, tmp_path: Path, wrong: type[Sums]

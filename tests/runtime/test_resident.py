@@ -59,6 +59,7 @@ def test_an_engine_that_nobody_measured_is_refused_once_it_is_loaded(tiny_bundle
     assert grown > 2 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.case("E7")
 def test_what_an_export_measured_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     out = tmp_path / "bundle"

@@ -75,6 +75,7 @@ def test_a_recorder_starts_a_file_where_states_are_loaded(
     assert stepped(tiny_bundle, second) == right
 
 
+@pytest.mark.slow
 def test_the_check_of_an_export_and_its_replay_start_from_them(
     tiny: torch.nn.Module, tmp_path: Path
 ) -> None:

@@ -591,6 +591,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.case("E6")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a file that was being opened
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

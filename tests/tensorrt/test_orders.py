@@ -165,6 +165,7 @@ class Orders(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("captured", "budget"),
     [
