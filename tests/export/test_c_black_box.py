@@ -80,7 +80,7 @@ int main(int argc, char **argv)
 """
 
 
-# A session of the test's own, whose steps answer what they are told to.
+# A session of the test's own, whose steps give the answers that the test names.
 HEADER = r"""
 #ifndef STATEGATE_H
 #define STATEGATE_H
