@@ -352,7 +352,8 @@ COUNTED := $(BUILD)/counts
 SMALL := aura-hard lstm gru
 COUNTS := $(foreach m,$(MODELS),$(COUNTED)/$(m)/float32 $(COUNTED)/$(m)/int8) $(SMALL:%=$(COUNTED)/%/int8-all)
 ALL_INT8 := docs/examples/int8-all.json
-IN_C := --engines onnxruntime,native --steps 256
+IN_C = --engines onnxruntime,native --steps $(CHECKED)
+CHECKED := 256
 
 bench-deferred: $(VENV)/.run ## Bytes, time and error of deferred writes -> build/bench/deferred.json
 	$(LAB) deferred --out $(BUILD)/bench/deferred.json
@@ -373,6 +374,7 @@ $(MODELS:%=$(COUNTED)/%/int8/manifest.json): $(COUNTED)/%/int8/manifest.json: $(
 
 # The C of a few bundles before other people's tools: rules, proofs, coverage.
 CERTIFIED := $(foreach m,$(SMALL),$(COUNTED)/$(m)/float32 $(COUNTED)/$(m)/int8-all) $(COUNTED)/gated-deltanet/float32 $(COUNTED)/gated-deltanet/int8 $(COUNTED)/silero/float32 $(COUNTED)/silero/int8-weights
+$(CERTIFIED:=/manifest.json): CHECKED := 100000 # steps of the float model beside the bundle
 CERTIFY_TOOLS := cppcheck clang-19 frama-c valgrind
 CERTIFY_DEBS := cppcheck clang-19 llvm-19 libclang-rt-19-dev frama-c-base valgrind
 

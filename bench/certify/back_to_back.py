@@ -22,10 +22,12 @@ from stategate.bench.certify.builds import (
     ended,
 )
 from stategate.bench.certify.case import Case, Finding, Result, last_line
+from stategate.contract.receipts import Verification
 from stategate.runtime.session import Session
 
 _TOLERANCE = 1e-4  # of outputs between ONNX Runtime, which sums in another order, and C
 _CHECKS = re.compile(r"^[1-9]\d* checks, 0 wrong$", re.MULTILINE)
+_LOWER = "the bundle is of lower precision, and was judged by `stategate drift`"
 _EMULATED = 2_000  # steps at most, where an emulator takes fifty times as long
 BUILDS = (
     Build("gcc", "-O2", LEVELS[0], (PLAIN,)),
@@ -65,6 +67,9 @@ def back_to_back(case: Case) -> bytes:
     (case.out / "golden.bin").write_bytes(episode)
     origin = f"{golden.provenance or manifest.model.name}, {steps} golden steps"
     float_run = _Run(dict(golden.outputs), _opens(case, golden.gates))
+    if (exported := manifest.verification) is not None:
+        how = f"float model beside ONNX Runtime, {exported.steps:,} steps at export"
+        case.add(_REQUIREMENT, how, _at_export(case, exported))
     how = f"float model beside ONNX Runtime, {origin}"
     case.add(_REQUIREMENT, how, _compared(case, float_run, graph, steps, None, is_of_float=True))
     plain: _Run | None = None
@@ -187,6 +192,17 @@ def _gap(one: Array, two: Array) -> float:
     return float(np.where(same, 0.0, distance).max(initial=0.0) / scale)
 
 
+def _at_export(case: Case, exported: Verification) -> Finding:
+    """What `export` found, as the signed manifest keeps it."""
+    error = exported.max_output_error
+    words = f"largest difference of an output {'unknown' if error is None else f'{error:.2g}'}, "
+    words += f"{exported.gate_flips} gate decisions differ, each on its own memory"
+    if case.bundle.manifest.is_lower:
+        return "shown", f"{words}; {_LOWER}", {}
+    good = exported.gate_flips == 0 and error is not None and error <= _TOLERANCE
+    return "shown" if good else "open", words, {}
+
+
 def _compared(
     case: Case, one: _Run, two: _Run, steps: int, plain: _Run | None, *, is_of_float: bool = False
 ) -> Finding:
@@ -213,6 +229,6 @@ def _compared(
         )
     is_candidate = is_of_float and case.bundle.manifest.is_lower
     if is_candidate:
-        words += "; the bundle is of lower precision, and was judged by `stategate drift`"
+        words += f"; {_LOWER}"
     good = flips == 0 and is_same and (gap <= _TOLERANCE or is_candidate)
     return "shown" if good else "open", words, {}

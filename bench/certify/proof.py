@@ -87,6 +87,8 @@ def _alarms(case: Case, precision: int, name: str, sources: list[Path]) -> Findi
     words += ["-eva", "-eva-precision", str(precision), "-warn-special-float", "none"]
     # An array that a loop fills is written whole only where Eva walks the loop step by step.
     words += ["-eva-auto-loop-unroll", "160", "-eva-no-print"]
+    if name == "session":  # where each state lies follows from the sizes of those before it
+        words += ["-eva-slevel-function", "stategate_load:500,stategate_save:500"]
     if name == "box":  # how much room is left, and what a refusal says of a size
         words += ["-eva-domains", "octagon", "-eva-split-return", "auto"]
     done = ended(words, limit_s=case.limit_s)

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "stategate_chain.h"
+#include "stategate_math.h"
 #include "stategate_model.h"
 
 #define MODEL stategate_this_model
@@ -235,19 +236,21 @@ static bool send(stategate_black_box *box)
     return good;
 }
 
-static void put(stategate_black_box *box, const void *data, size_t bytes)
+/* Byte by byte: that it stays within the block is to be seen at once. */
+STATEGATE_ALONE void put(stategate_black_box *box, const void *data, size_t bytes)
 {
     const unsigned char *from = data;
-    while (bytes > 0u) {
-        if (box->at == STATEGATE_BOX_BLOCK) {
+    uint32_t at = box->at;
+    for (size_t i = 0; i < bytes; ++i) {
+        if (at >= STATEGATE_BOX_BLOCK) {
+            box->at = at;
             (void)send(box);
+            at = box->at;
         }
-        const size_t room = STATEGATE_BOX_BLOCK - box->at, part = bytes < room ? bytes : room;
-        (void)memcpy(box->block + box->at, from, part);
-        box->at += (uint32_t)part;
-        from = &from[part];
-        bytes -= part;
+        box->block[at] = from[i];
+        at += 1u;
     }
+    box->at = at;
 }
 
 static void begin_record(stategate_black_box *box, uint32_t kind, uint32_t flags, uint64_t bytes)

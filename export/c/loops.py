@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Protocol
 
 import numpy as np
 
 from stategate.export.c.interface import c_type
-from stategate.export.c.scalar import literal
+from stategate.export.c.scalar import extreme, literal
 from stategate.export.c.view import Shape, View, walked
 
 # Sums under way at the same time, so that none waits for itself; they meet in pairs at the end.
@@ -318,11 +319,7 @@ def _prepared(operator: str, value: str) -> str:
 
 def _together(operator: str, dtype: str) -> Callable[[str, str], str]:
     if operator in ("ReduceMax", "ReduceMin"):
-        sign = ">" if operator == "ReduceMax" else "<"
-        if not dtype.startswith("float"):
-            return lambda a, b: f"{a} {sign} {b} ? {a} : {b}"
-        # What is not equal to itself is NaN, and stays.
-        return lambda a, b: f"({a} {sign} {b} || {a} != {a}) ? {a} : {b}"
+        return partial(extreme, dtype, operator == "ReduceMax")
     sign = "*" if operator == "ReduceProd" else "+"
     return lambda a, b: f"{a} {sign} {b}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,16 @@ _FUNCTIONS = {
     "Softsign": "({0} / (1.0f + fabsf({0})))",
     "Mish": "({0} * stategate_tanhf(stategate_softplusf({0})))",
     "Pow": "stategate_powf({0}, {1})",
-    "PRelu": "({0} < 0.0f ? {1} * {0} : {0})",
+    "PRelu": "stategate_chosen({0} < 0.0f, {1} * {0}, {0})",
     "HardSwish": "({0} * stategate_between(({0} * 0.166666667f + 0.5f), 0.0f, 1.0f))",
 }
 # The same with numbers that are attributes, and what these are where a node does not say.
 _SHAPED = {
-    "LeakyRelu": ("({0} < 0.0f ? {alpha} * {0} : {0})", {"alpha": 0.01}),
-    "Elu": ("({0} < 0.0f ? {alpha} * (stategate_expf({0}) - 1.0f) : {0})", {"alpha": 1.0}),
+    "LeakyRelu": ("stategate_chosen({0} < 0.0f, {alpha} * {0}, {0})", {"alpha": 0.01}),
+    "Elu": (
+        "stategate_chosen({0} < 0.0f, {alpha} * (stategate_expf({0}) - 1.0f), {0})",
+        {"alpha": 1.0},
+    ),
     "HardSigmoid": (
         "stategate_between(({0} * {alpha} + {beta}), 0.0f, 1.0f)",
         {"alpha": 0.2, "beta": 0.5},
@@ -111,7 +115,7 @@ def expression(
     if operator in _COMPARE and (real or kind in _INTEGERS or kind == "bool"):
         return lambda x: f"({x[0]} {_INFIX[operator]} {x[1]})"
     if operator == "Where":
-        return lambda x: f"({x[0]} ? {x[1]} : {x[2]})"
+        return lambda x: chosen(kind, x[0], x[1], x[2])
     if operator == "Cast":
         return _cast(kind, result)
     if operator == "Identity":
@@ -127,17 +131,20 @@ def expression(
     if operator == "Neg":
         return lambda x: f"(-{x[0]})"
     if operator in ("Max", "Min"):
-        return _extreme(operator == "Max", real)
+        return partial(reduce, partial(extreme, kind, operator == "Max"))
     if operator == "Clip":
         # Before opset 11 its bounds are attributes.
-        return None if attributes else _clip(constants)
+        return None if attributes else partial(_clip, kind)
     if operator == "Relu":
-        return lambda x: f"({x[0]} < {zero} ? {zero} : {x[0]})"
+        return lambda x: chosen(kind, f"{x[0]} < {zero}", zero, x[0])
     if not real:
         return None
     if operator == "Sign":
-        return lambda x: (
-            f"({x[0]} > {zero} ? 1.0{suffix} : ({x[0]} < {zero} ? -1.0{suffix} : {x[0]}))"
+        return lambda x: chosen(
+            kind,
+            f"{x[0]} > {zero}",
+            f"1.0{suffix}",
+            chosen(kind, f"{x[0]} < {zero}", f"-1.0{suffix}", x[0]),
         )
     if operator == "IsNaN":
         return lambda x: f"({x[0]} != {x[0]})"
@@ -192,29 +199,27 @@ def _integer(
     return lambda x: f"({form.format(*x, **how)})"
 
 
-def _extreme(largest: bool, real: bool) -> Callable[[Sequence[str]], str]:
-    sign = ">" if largest else "<"
-
-    def write(operands: Sequence[str]) -> str:
-        text = operands[0]
-        for other in operands[1:]:
-            nan = f" || {text} != {text}" if real else ""
-            text = f"(({text} {sign} {other}{nan}) ? {text} : {other})"
-        return text
-
-    return write
+def chosen(kind: str, condition: str, first: str, second: str) -> str:
+    """One of two values. Of float32 by a function, whose branches the self-test reaches."""
+    if kind == "float32":
+        return f"stategate_chosen({condition}, {first}, {second})"
+    return f"({condition} ? {first} : {second})"
 
 
-def _clip(constants: Sequence[np.ndarray | None]) -> Callable[[Sequence[str]], str]:
-    def write(operands: Sequence[str]) -> str:
-        text, *bounds = operands
-        if bounds and bounds[0]:
-            text = f"({text} < {bounds[0]} ? {bounds[0]} : {text})"
-        if len(bounds) > 1 and bounds[1]:
-            text = f"({text} > {bounds[1]} ? {bounds[1]} : {text})"
-        return text
+def extreme(kind: str, largest: bool, first: str, second: str) -> str:
+    """The larger or the smaller of two values; NaN stays NaN."""
+    if kind == "float32":
+        return f"stategate_{'larger' if largest else 'smaller'}({first}, {second})"
+    nan = f" || {first} != {first}" if kind in _NUMBERS else ""
+    return f"(({first} {'>' if largest else '<'} {second}{nan}) ? {first} : {second})"
 
-    return write
+
+def _clip(kind: str, operands: Sequence[str]) -> str:
+    text, *bounds = operands
+    for sign, bound in zip("<>", bounds, strict=False):
+        if bound:
+            text = chosen(kind, f"{text} {sign} {bound}", bound, text)
+    return text
 
 
 def _small_power(constants: Sequence[np.ndarray | None]) -> Callable[[Sequence[str]], str] | None:

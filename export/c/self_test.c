@@ -317,6 +317,9 @@ static void functions(void)
     check(stategate_int64(1e30) == INT64_MIN && stategate_int64(-1e30) == INT64_MIN && stategate_int64(7.5) == 7, "int64");
     check(near(stategate_within(3.0f, 0.0f, 1.0f), 1.0) && near(stategate_within(NAN, 0.5f, 1.0f), 0.5) && near(stategate_within(0.7f, 0.5f, 1.0f), 0.7), "within");
     check(near(stategate_between(3.0f, 0.0f, 1.0f), 1.0) && near(stategate_between(0.2f, 0.5f, 1.0f), 0.5) && isnan(stategate_between(NAN, 0.0f, 1.0f)), "between");
+    check(stategate_chosen(true, 1.0f, 2.0f) < stategate_chosen(false, 1.0f, 2.0f), "chosen");
+    check(near(stategate_larger(1.0f, 2.0f), 2.0) && near(stategate_larger(2.0f, 1.0f), 2.0) && isnan(stategate_larger(NAN, 1.0f)) && isnan(stategate_larger(1.0f, NAN)), "larger");
+    check(near(stategate_smaller(1.0f, 2.0f), 1.0) && near(stategate_smaller(2.0f, 1.0f), 1.0) && isnan(stategate_smaller(NAN, 1.0f)) && isnan(stategate_smaller(1.0f, NAN)), "smaller");
 #if STATEGATE_MAY_FAIL > 0
     check(stategate_place(-1, 3) == 2 && stategate_place(2, 3) == 2 && stategate_outside == 0u, "a place");
     check(stategate_place(3, 3) == 0 && stategate_outside == 1u && stategate_place(-4, 3) == 0, "no place");

@@ -243,3 +243,4 @@ def test_the_quick_evidence_of_a_bundle_has_no_open_row(
     assert named and all((tmp_path / name).stat().st_size for name in named)
     compared = [row for row in record["rows"] if row["requirement"].startswith("Code and model")]
     assert any("same bits as the plain form" in row["words"] for row in compared)
+    assert any("steps at export" in row["method"] for row in compared)
