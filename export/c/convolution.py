@@ -46,6 +46,13 @@ class Window:
         """Whether a tap can lie outside of the input."""
         return any(self.inside(tap) != (0, self.places) for tap in range(self.taps))
 
+    def guarded(self, place: str, lines: Sequence[str]) -> list[str]:
+        """C statements for places that are no padding; without a question where none is."""
+        ends = [f"{place} >= 0"] if self.pad > 0 else []
+        if self.span - self.pad > self.extent:
+            ends.append(f"{place} < {self.extent}")
+        return [f"if ({' && '.join(ends)}) {{", *indented(lines), "}"] if ends else [*lines]
+
 
 @dataclass(slots=True)
 class Convolution:
@@ -125,14 +132,15 @@ class Convolution:
         """Copy the lines that a row of places sees, with zeros for padding."""
         rows, columns = self.windows
         extent = max(0, min(columns.extent, columns.span - columns.pad))
+        line = (
+            f"(void)memcpy(line + {columns.pad}, "
+            f"x + (c * {rows.extent} + h) * {columns.extent}, {extent}u * sizeof *line);"
+        )
         copy = [
             f"float *line = {band} + (c * {rows.taps} + i) * {columns.span};",
             f"const int32_t h = oh * {rows.stride} + i * {rows.dilation} - {rows.pad};",
             f"(void)memset(line, 0, {columns.span}u * sizeof *line);",
-            f"if (h >= 0 && h < {rows.extent}) {{",
-            f"    (void)memcpy(line + {columns.pad}, "
-            f"x + (c * {rows.extent} + h) * {columns.extent}, {extent}u * sizeof *line);",
-            "}",
+            *rows.guarded("h", [line]),
         ]
         return nested([("c", self._channels), ("i", rows.taps)], copy)
 
@@ -156,15 +164,14 @@ class Convolution:
         lines = lines or ["(void)row;", "(void)weight;"]  # every tap lies in the padding
         line = [
             f"const int32_t h = oh * {rows.stride} + i * {rows.dilation} - {rows.pad};",
-            f"if (h >= 0 && h < {rows.extent}) {{",
-            *indented(
+            *rows.guarded(
+                "h",
                 [
                     f"const float *row = x + (c * {rows.extent} + h) * {columns.extent};",
                     f"const float *weight = w + (c * {rows.taps} + i) * {columns.taps};",
                     *lines,
-                ]
+                ],
             ),
-            "}",
         ]
         body = [
             f"const float *w = {names[self.w]} + "

@@ -3,7 +3,11 @@
 /* Whether a step reads its columns backward, which changes no bit: every second one does, because the
  * weights that were read last are in the first cache still. Banks of states take turns, and so tell
  * which it is. Without vectors no product waits for a cache. */
-#define STATEGATE_TURN(now, next) (STATEGATE_LANES > 1 && (uintptr_t)(next) < (uintptr_t)(now))
+#if STATEGATE_LANES > 1
+#define STATEGATE_TURN(now, next) ((uintptr_t)(next) < (uintptr_t)(now))
+#else
+#define STATEGATE_TURN(now, next) false
+#endif
 
 /* stategate_product in small tiles. */
 STATEGATE_INLINE void stategate_gates(
