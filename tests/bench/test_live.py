@@ -190,6 +190,7 @@ def test_a_recording_says_of_each_step_what_it_was(recording: Path, hostile: Pat
     source.close()
 
 
+@pytest.mark.slow
 def test_another_process_is_watched_by_the_address_that_it_printed(
     tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

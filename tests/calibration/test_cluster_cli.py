@@ -45,6 +45,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_ranges_on_a_cluster_are_those_of_one_process_to_the_last_bit(
     tiny_bundle: Path, logs: Path, address: str, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_cluster_of_this_machine_needs_no_address(
     assert out.exists()
 
 
+@pytest.mark.slow
 def test_what_a_cluster_cannot_do_is_refused(
     tiny_bundle: Path, logs: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +115,7 @@ def test_what_a_cluster_cannot_do_is_refused(
     assert not (tmp_path / "r.json").exists()
 
 
+@pytest.mark.slow
 def test_values_thinned_apart_are_as_dense_as_the_sparser() -> None:
     steps = np.arange(3 * GateSample.most // 2, dtype=np.float32)[:, None]
     sparse, dense = GateSample(1, steps).thinned(), GateSample(1, steps[:10])

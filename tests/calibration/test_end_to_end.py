@@ -77,6 +77,7 @@ def test_a_gru_policy_in_int8_is_calibrated_recalibrated_judged_and_sealed(work:
     assert small_size < float_size
 
 
+@pytest.mark.slow
 def test_a_record_for_other_weights_is_refused(work: Path) -> None:
     model = f"{work}/my.py:policy"
     run("calibrate", model, "--episode", work / "logs", "--write-rate", 0.4,

@@ -170,6 +170,7 @@ def test_of_thresholds_that_write_as_few_the_farthest_from_a_cliff_wins() -> Non
     assert named.threshold == pytest.approx(0.7) and "not" not in named.rule
 
 
+@pytest.mark.slow
 def test_a_wanted_write_rate_is_found(episodes: list[Episode]) -> None:
     gate = calibrate_gate(gru(), episodes, wish=Wish(write_rate=0.4))
     chosen = next(p for p in gate.curve if p.threshold == gate.threshold)
@@ -190,6 +191,7 @@ def test_an_accuracy_out_of_reach_is_refused(tiny, episodes: list[Episode]) -> N
     assert easy.threshold == 5.0
 
 
+@pytest.mark.slow
 def test_without_labels_the_output_error_chooses() -> None:
     plain = [drawn(1, labels=False), drawn(2, labels=False)]
     gate = calibrate_gate(gru(), plain, wish=Wish(max_output_error=0.1))

@@ -160,6 +160,7 @@ def test_a_pool_of_an_adopted_file_steps_each_row_as_a_session_does(tmp_path: Pa
         np.testing.assert_allclose(y[late][None], session.step(x=x[0])["y"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adopting_for_several_sessions_needs_no_torch(tmp_path: Path) -> None:
     file = recurrent(tmp_path / "f.onnx")
     code = (

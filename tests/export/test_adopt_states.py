@@ -66,6 +66,7 @@ def ring(tmp_path: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_a_ring_buffer_with_its_counter_and_flag_is_adopted(ring: Path, tmp_path: Path) -> None:
     result = cli("adopt", ring, "--yes", "--out", tmp_path / "b", "--json")
     assert result.exit_code == 0, result.output
@@ -326,6 +327,7 @@ def test_an_input_that_is_handed_back_unchanged_is_no_state(tmp_path: Path) -> N
     assert adopted.pairs == {"h": "h_out"} and "mask" not in adopted.lookalikes
 
 
+@pytest.mark.slow
 def test_facts_of_the_file_are_kept_and_shown_without_what_a_terminal_obeys(
     ring: Path, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_part_that_forgets_after_every_step_is_refused_by_name(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_the_remedy_works_and_a_window_is_taken_with_a_note(tmp_path: Path) -> None:
     step = lift(Mended(), {"x": torch.zeros(1, 1, 4)}, states=["hidden"])
     assert stategate.make(step, tmp_path / "a", steps=10).manifest.verification.notes == ()

@@ -93,6 +93,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnxruntime", "native"])
 def test_both_together_do_what_the_module_does_with_the_backbone_inside(
     bundle: Bundle, engine: str

@@ -48,6 +48,7 @@ def spdx(bundle: Bundle, about: Path | None = None) -> dict[str, list[dict]]:
     return kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("about", [None, ABOUT], ids=["nothing declared", "all declared"])
 def test_the_published_schemas_accept_a_bill(bundle: Bundle, about: Path | None) -> None:
     raw = stategate.bill(bundle, about=about).decode()

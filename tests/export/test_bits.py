@@ -138,6 +138,7 @@ def test_plain_c99_is_free_of_warnings_and_has_the_promised_digest(
     assert result["builds"] and result["digests"] == [result["promised"]], result
 
 
+@pytest.mark.slow
 def test_the_guide_says_how_plain_c99_is_compiled_and_a_mixture_is_refused(
     native_bundle: Path, tmp_path: Path
 ) -> None:

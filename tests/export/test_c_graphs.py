@@ -84,6 +84,7 @@ def floats(*shape: int) -> np.ndarray:
 node = helper.make_node
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "bias"), [(5, (1, 1, 1, 5)), (5, (5,)), (1, ()), (1, (1, 1, 1)), (4, (4, 1))]
 )
@@ -275,6 +276,7 @@ def forms_of(opset: int) -> tuple[list[Form], dict[str, np.ndarray]]:
     return forms, arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "opset", [11, 18, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (9, 10, 13))]
 )

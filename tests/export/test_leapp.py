@@ -165,6 +165,7 @@ def test_states_start_with_the_initial_values_of_the_export(
         assert (session.state("cell_state_in") == 0.5).all()
 
 
+@pytest.mark.slow
 def test_what_the_export_says_of_its_tensors_is_kept(lstm_yaml: Path, tmp_path: Path) -> None:
     assert cli("adopt", lstm_yaml, "--out", tmp_path / "b").exit_code == 0
     facts = Bundle.open(tmp_path / "b").manifest.metadata

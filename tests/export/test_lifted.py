@@ -65,6 +65,7 @@ def make():
 '''
 
 
+@pytest.mark.slow
 def test_a_module_of_many_memories_is_exported_and_steps_as_it_did_alone(tmp_path: Path) -> None:
     file, out = tmp_path / "mine.py", tmp_path / "b"
     file.write_text(POLICY)

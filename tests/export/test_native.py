@@ -156,6 +156,7 @@ def test_nan_in_c_is_refused_and_counted_nowhere(
     assert run.returncode == 1 and b"step 5 refused" in run.stderr
 
 
+@pytest.mark.slow
 def test_the_generated_code_is_clean_under_both_sanitizers(
     native_bundle: Path, golden: Episode, tmp_path: Path
 ) -> None:
@@ -177,6 +178,7 @@ def test_a_step_allocates_nothing(native_bundle: Path, tmp_path: Path) -> None:
     assert inside == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", ["closed", "open"])
 def test_only_an_open_gate_dirties_the_pages_of_the_state(
     native_bundle: Path, tmp_path: Path, gate: str

@@ -371,10 +371,10 @@ def test_nan_and_infinity_go_through_a_product_with_zero_in_c(tmp_path: Path) ->
     ("operator", "shape", "axis"),
     [
         ("Gather", [1, 1], {"axis": 0}),
-        ("GatherElements", [1, 3], {"axis": 0}),
-        ("GatherND", [2], {}),
-        ("ScatterElements", [1, 3], {"axis": 0}),
-        ("ScatterND", [1, 2], {}),
+        pytest.param("GatherElements", [1, 3], {"axis": 0}, marks=pytest.mark.slow),
+        pytest.param("GatherND", [2], {}, marks=pytest.mark.slow),
+        pytest.param("ScatterElements", [1, 3], {"axis": 0}, marks=pytest.mark.slow),
+        pytest.param("ScatterND", [1, 2], {}, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("kind", [np.float32, pytest.param(np.int64, marks=pytest.mark.slow)])

@@ -48,6 +48,7 @@ def episode(dtype: str, steps: int = 60) -> Episode:
     return Episode({"x": rng.standard_normal((steps, 1, 2)).astype(dtype)})
 
 
+@pytest.mark.slow
 @pytest.mark.case("C6")
 def test_a_model_in_float16_is_exported_within_what_float16_rounds_away(tmp_path: Path) -> None:
     args = ["export", f"{CASES}:half_policy", "--out", str(tmp_path / "b"), "--steps", "200"]
@@ -102,6 +103,7 @@ def hidden_half() -> nn.Module:
     )
 
 
+@pytest.mark.slow
 def test_float16_inside_of_a_model_is_seen_too(tmp_path: Path) -> None:
     args = [f"{__file__}:hidden_half", "--out", str(tmp_path / "b"), "--steps", "100"]
     result = CliRunner().invoke(main, ["export", *args])

@@ -128,6 +128,7 @@ def test_gtcrn_takes_its_three_caches_along_and_cleans_speech(
     assert after > before + 5.0
 
 
+@pytest.mark.slow
 def test_dtln_runs_as_two_sessions_and_cleans_speech(
     dtln: list[Path], spoken: tuple[np.ndarray, np.ndarray]
 ) -> None:
@@ -165,6 +166,7 @@ def test_the_memory_matters_gtcrn_that_forgets_every_step_is_worse(
     assert cleaned[0] > cleaned[1] + 2.0
 
 
+@pytest.mark.slow
 def test_receipts_and_state_bytes_of_the_adopted_files(
     adopted: Callable[..., Path], dtln: list[Path]
 ) -> None:

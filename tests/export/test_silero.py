@@ -46,6 +46,7 @@ def at_16_khz(samples: np.ndarray, rate: int) -> np.ndarray:
     return np.interp(wanted, seconds, samples).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.case("C3")
 @pytest.mark.parametrize(
     ("recording", "engine", "gap"),
@@ -90,6 +91,7 @@ def with_context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.case("D2")
 @pytest.mark.parametrize("recording", RECORDINGS)
 def test_a_bundle_that_keeps_the_context_hears_what_the_packages_wrapper_hears(

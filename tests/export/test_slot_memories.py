@@ -65,6 +65,7 @@ def inputs_of(bundle: Bundle) -> list[dict[str, np.ndarray]]:
     return list(golden)
 
 
+@pytest.mark.slow
 def test_a_thousand_steps_of_admission_agree_and_no_gate_flips(admit: Bundle) -> None:
     receipt = admit.manifest.verification
     assert receipt is not None and receipt.steps == 1000 and receipt.gate_flips == 0

@@ -246,6 +246,7 @@ def test_no_graph_but_the_write_gives_a_guarded_state(name: str) -> None:
     assert write is not None and guarded == {value.name for value in write.graph.output}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARD)
 def test_a_write_does_no_matrix_product_that_the_read_has_done(name: str) -> None:
     parts = _parts(name, "read-write")

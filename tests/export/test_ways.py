@@ -134,6 +134,7 @@ def test_a_way_that_cannot_be_is_refused_and_nothing_is_written(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_inspect_and_the_manifest_tell_the_way_and_the_reason(tmp_path: Path) -> None:
     run, out = CliRunner(), str(tmp_path / "b")
     arguments = ["export", "aura-hard", "--split", "read-write", "--steps", "20", "--out", out]

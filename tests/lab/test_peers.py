@@ -109,6 +109,7 @@ def test_a_step_written_for_one_model_refuses_another(tiny_bundle: Path) -> None
         aura_numpy.open_peer(str(tiny_bundle))
 
 
+@pytest.mark.slow
 def test_a_graph_in_torch_answers_like_the_model(small_bundle: Path) -> None:
     peer = graph_torch.open_peer(str(small_bundle))
     error = parity(Bundle.open(small_bundle), peer)
@@ -196,6 +197,7 @@ def raced(aura_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Race:
         return race(aura_bundle, envs, 3, None, lambda _: None, peers, (10, 20), 1200.0)
 
 
+@pytest.mark.slow
 def test_who_runs_has_figures_and_who_does_not_has_a_reason(raced: Race) -> None:
     rows = {row.name: row for row in raced.rows}
     numpy_row = rows["numpy"]

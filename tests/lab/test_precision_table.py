@@ -78,6 +78,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
     return tmp_path / "plans"
 
 
+@pytest.mark.slow
 def test_every_plan_has_a_row_and_its_figures_are_those_of_its_files(original: Path) -> None:
     reference, float16, int8, refused = rows_of(original)
     assert [r.plan for r in (reference, float16, int8, refused)] == [

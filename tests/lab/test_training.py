@@ -114,6 +114,7 @@ def test_shipped_weights_answer_from_memory_as_their_card_says(name: str) -> Non
     assert score(Forgetful(), source, 16, 300).accuracy < 0.45
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_score_counts_the_share_of_a_gate_that_is_open() -> None:
     model, world, card = checkpoint.load(checkpoint.folder() / "gdn2-hard.safetensors", gdn2_hard())

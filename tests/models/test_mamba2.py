@@ -311,6 +311,7 @@ def test_three_sessions_in_one_graph_stand_alone(seal_model, tmp_path) -> None:
     assert bundle.manifest.step.state_bytes == 3 * CONFIG.step_spec().state_bytes
 
 
+@pytest.mark.slow
 def test_softplus_of_the_exported_graph_is_right_where_dt_is_tiny(seal_model, tmp_path) -> None:
     config = replace(CONFIG, heads=64, head_dim=1, layers=1)
     model = stack(config)

@@ -215,6 +215,7 @@ def test_a_bundle_that_changed_since_it_was_opened_is_not_sent(shelf: Shelf, sig
             call()
 
 
+@pytest.mark.slow
 def test_two_pulls_to_one_place_take_turns(shelf: Shelf, signed: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         bundles = list(pool.map(lambda _: pulled(shelf, tmp_path / "new" / "out"), range(8)))

@@ -138,6 +138,7 @@ def recorded() -> tuple[np.ndarray, np.ndarray]:
     return episode.inputs["z"], scanned.logits.numpy().reshape(-1)
 
 
+@pytest.mark.slow
 def test_adapting_meets_its_rate_on_a_recorded_gate_trace(tiny_bundle: Path, recorded) -> None:
     """The law's own bound: openings over T steps are at most rate * T + 200."""
     _, gate = recorded

@@ -95,6 +95,7 @@ class _Cell(nn.Module):
         return h * 2.0, h
 
 
+@pytest.mark.slow
 def test_an_episode_begins_as_the_encoder_says(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
     assert manifest.verification is not None

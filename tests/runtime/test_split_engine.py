@@ -159,6 +159,7 @@ def _same(one: Session, two: Session) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "way", "record"),
     [
@@ -196,6 +197,7 @@ def test_a_journal_gives_the_states_back_to_the_bit(
             assert Replay("", *parts).kind == record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     "name",

@@ -81,6 +81,7 @@ def after_noise(session: Any, steps: int = 50) -> None:
         session.step(x=rng.standard_normal((1, 8)).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_every_state_is_zero_or_a_normal_number(session: Session) -> None:
     after_noise(session)
     silence, seen = np.zeros((1, 8), np.float32), 0
