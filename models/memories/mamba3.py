@@ -72,6 +72,11 @@ class Mamba3Config(LayerConfig):
         yield Rule("decay_floor", self.decay_floor > 0, "more than 0")
         yield from LayerConfig.rules(self)
 
+    @property
+    def chunk_steps(self) -> int:
+        """Steps of a chunk."""
+        return 16
+
     def states(self, prefix: str = "") -> tuple[StateSpec, ...]:
         """Matrix, log-decay since its last write, rotation, and the token before."""
         n, p, k = self.heads, self.head_dim, self.state_dim
@@ -98,8 +103,8 @@ class Token(NamedTuple):
 
     Attributes:
         x: ``P``.
-        B: ``N``, turned.
-        C: ``N``, turned.
+        B: ``N``, turned where it is written.
+        C: ``N``, turned where it reads.
         decay: ``1``, dt A.
         last: ``1``, weight of the token before, its decay included.
         now: ``1``, weight of this token.
@@ -111,6 +116,10 @@ class Token(NamedTuple):
     decay: Tensor
     last: Tensor
     now: Tensor
+
+    def turned(self, turn: Tensor) -> Token:
+        """With B and C turned."""
+        return self._replace(B=_turned(self.B, turn), C=_turned(self.C, turn))
 
 
 class Mamba3Layer(nn.Module):
@@ -145,26 +154,53 @@ class Mamba3Layer(nn.Module):
         h, log_decay, *before = after
         return self.out_proj(y.flatten(-2) * silu(z)), (h, log_decay, turn, *before), gate
 
+    def chunk(self, u: Tensor, states: States, threshold: Tensor, valid: Tensor) -> Stepped:
+        """Several tokens ``(rows, time, width)``; the gate is ``(rows, time, heads)``.
+
+        Args:
+            u: After the norm of the block.
+            states: As in `step`.
+            threshold: ``(1,)``.
+            valid: ``(rows, time)`` bool, true up to the last token that is meant.
+        """
+        h, log_decay, turn, *before = states
+        z, token, spin = self._unturned(u)
+        still, time = self.initial_states()["turn"].to(spin), valid.shape[1]
+        spin = torch.where(valid[..., None, None], spin, still)
+        # Products of all before: each round joins twice as many tokens.
+        for reach in (1 << i for i in range((time - 1).bit_length())):
+            padded = torch.cat((torch.zeros_like(spin) + still, spin), dim=1)
+            spin = _turned(spin, padded[:, time - reach : -reach])
+        turns = _turned_on(turn.unsqueeze(1), spin)
+        states = (h, log_decay, *before)
+        y, after, gate = mamba3_chunk(token.turned(turns), states, threshold, valid)
+        y = y + self.D.unsqueeze(-1) * token.x
+        h, log_decay, *before = after
+        return self.out_proj(y.flatten(-2) * silu(z)), (h, log_decay, turns[:, -1], *before), gate
+
     def project(self, u: Tensor, turn: Tensor) -> tuple[Tensor, Token, Tensor]:
         """Everything that does not need h: output gate, token, next rotation."""
+        z, token, spin = self._unturned(u)
+        turn = _turned_on(turn, spin)
+        return z, token.turned(turn), turn
+
+    def _unturned(self, u: Tensor) -> tuple[Tensor, Token, Tensor]:
+        """Output gate, token whose B and C are not turned yet, and by what it turns."""
         c = self.config
         z, x, B, C, dt, a, trapezoid, angle = torch.split(self.in_proj(u), self._parts, -1)
         dt = softplus(dt + self.dt_bias).unsqueeze(-1)
         rate = softplus(a) if c.decay == "softplus" else heavy_tail(a)
         decay = -rate.clamp(min=c.decay_floor).unsqueeze(-1) * dt
         angle = (math.pi * torch.tanh(angle)).unsqueeze(-2) * dt
-        step = torch.stack((torch.cos(angle), torch.sin(angle)), dim=-1).flatten(-2)
-        turn = torch.unflatten(_turned(turn, step), -1, (-1, 2))
-        # Roundings would let it grow or shrink over many thousand steps.
-        turn = (turn / torch.sqrt((turn * turn).sum(-1, keepdim=True))).flatten(-2)
+        spin = torch.stack((torch.cos(angle), torch.sin(angle)), dim=-1).flatten(-2)
         B, C = (
-            _turned(norm(part).unsqueeze(-2) + bias.squeeze(1), turn)
+            norm(part).unsqueeze(-2) + bias.squeeze(1)
             for norm, part, bias in ((self.B_norm, B, self.B_bias), (self.C_norm, C, self.C_bias))
         )
         now = share(trapezoid).unsqueeze(-1) * dt
         last = (dt - now) * torch.exp(decay)
         x = torch.unflatten(x, -1, (c.heads, c.head_dim))
-        return z, Token(x, B, C, decay, last, now), turn
+        return z, Token(x, B, C, decay, last, now), spin
 
 
 def mamba3_step(token: Token, states: States, threshold: Tensor) -> Stepped:
@@ -188,9 +224,66 @@ def mamba3_step(token: Token, states: States, threshold: Tensor) -> Stepped:
     return y, (matrix.after(decay, keys, values, is_open), after, token.B, token.x), gate
 
 
+def mamba3_chunk(token: Token, states: States, threshold: Tensor, valid: Tensor) -> Stepped:
+    """As many steps as ``time``, by matrix products: no write depends on what h holds.
+
+    With c the running sum of log-decays, the two products of token j weigh exp(c_t - c_j) at t if j
+    was written, and the memory before exp(c_t): no exponent is above zero.
+
+    Args:
+        token: With a time axis behind the rows.
+        states: As in `mamba3_step`.
+        threshold: ``(1,)``.
+        valid: ``(rows, time)`` bool; other tokens change nothing.
+    """
+    h, log_decay, *before = states
+    B, x = (
+        torch.cat((one.unsqueeze(1), those), dim=1)
+        for one, those in zip(before, (token.B, token.x), strict=True)
+    )
+    keys = torch.stack((token.last * B[:, :-1], token.now * token.B), dim=-2)
+    values = torch.stack((x[:, :-1], token.x), dim=-2)
+    gate = norm_of(keys, values)
+    is_open = (opens(gate, threshold) & valid.unsqueeze(-1)).transpose(1, 2)
+    decay = torch.where(valid[..., None, None], token.decay, 0.0).transpose(1, 2)
+    times = torch.arange(valid.shape[1], device=valid.device)
+    past = times[:, None] >= times
+    # Sums of decays over j < t <= i: a difference of running sums would lose digits.
+    between = past[:, None, :] & (times[None, :, None] < times)
+    pairs = torch.matmul(between.flatten(0, 1).to(decay.dtype), decay)
+    pairs = torch.unflatten(pairs.squeeze(-1), -1, past.shape)
+    weights = torch.exp(pairs) * (past & is_open.unsqueeze(-2))
+    weights = weights.repeat_interleave(2, dim=-1)  # (rows, heads, time, two products a token)
+    keys, values = (part.transpose(1, 2).flatten(2, 3) for part in (keys, values))
+    query, total = token.C.transpose(1, 2), log_decay.unsqueeze(-2) + torch.cumsum(decay, dim=2)
+    y = torch.matmul(query * torch.exp(total), h)
+    y = y + torch.matmul(torch.matmul(query, keys.mT) * weights, values)
+    # The last write takes the decay so far into h; what comes after it is carried, as by steps.
+    latest = (is_open * times).amax(dim=-1, keepdim=True)  # (rows, heads, 1)
+    at_latest = (times == latest).unsqueeze(-1)
+    until_write = torch.exp((total * at_latest).sum(dim=2, keepdim=True))
+    weighed = keys * (weights * at_latest).sum(dim=2).unsqueeze(-1)
+    written = until_write * h + torch.matmul(weighed.mT, values)
+    any_open = is_open.any(dim=-1, keepdim=True)
+    since = (decay.squeeze(-1) * (times > latest)).sum(dim=-1, keepdim=True)
+    after = torch.where(any_open, since, total[:, :, -1])
+    h = torch.where(any_open.unsqueeze(-1), written, h)
+    end = valid.sum(dim=1)[
+        :, None, None, None
+    ]  # the last token that is meant, or the one before all
+    B, x = (torch.gather(p, 1, end.expand(-1, 1, *p.shape[2:])).squeeze(1) for p in (B, x))
+    return y.transpose(1, 2), (h, after, B, x), gate
+
+
 def heavy_tail(x: Tensor) -> Tensor:
     """Above 0: ``1 + x``, and ``1 / (1 - x)`` below 0."""
     return x.clamp(min=0.0) + torch.reciprocal(1.0 - x.clamp(max=0.0))
+
+
+def _turned_on(turn: Tensor, spin: Tensor) -> Tensor:
+    """A rotation, further; roundings would let it grow or shrink over many thousand steps."""
+    turn = torch.unflatten(_turned(turn, spin), -1, (-1, 2))
+    return (turn / torch.sqrt((turn * turn).sum(-1, keepdim=True))).flatten(-2)
 
 
 def _turned(x: Tensor, turn: Tensor) -> Tensor:

@@ -83,6 +83,27 @@ def test_a_layer_is_the_complex_system_of_the_paper_and_lacks_what_it_skips(
     assert abs(opened / (80 * HEADS) - open_share) < 0.25
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("level", [0.0, 2.0, 1e9], ids=["every write", "some", "none"])
+def test_a_chunk_is_as_many_steps_and_padding_changes_nothing(level: float) -> None:
+    mixer, threshold, time = layer(), torch.tensor([level]), 7
+    before = tuple(torch.zeros(2, *s.shape[1:], dtype=torch.float64) for s in mixer.config.states())
+    before = (*before[:2], mixer.initial_states()["turn"].double().repeat(2, 1, 1), *before[3:])
+    for lengths in ((7, 7), (3, 0), (7, 5)):
+        u = torch.randn(2, time, 12, dtype=torch.float64, generator=torch.manual_seed(time))
+        valid = torch.arange(time) < torch.tensor(lengths)[:, None]
+        y, after, gates = mixer.chunk(u, before, threshold, valid)
+        for row, length in enumerate(lengths):
+            states = tuple(x[row : row + 1] for x in before)
+            for t in range(length):
+                out, states, gate = mixer.step(u[row : row + 1, t], states, threshold)
+                torch.testing.assert_close(y[row, t], out[0], atol=1e-10, rtol=1e-9)
+                torch.testing.assert_close(gates[row, t], gate[0])
+            for own, right in zip(after, states, strict=True):
+                torch.testing.assert_close(own[row], right[0], atol=1e-10, rtol=1e-9)
+        before = after
+
+
 def test_the_published_memory_has_the_size_of_its_matrices_and_of_what_goes_with_them() -> None:
     """24 layers of 64 heads of 128 by 64, log-decays, 32 pairs that turn, B and x of a token."""
     states = PUBLISHED["mamba3-1.5b"].step_spec().states
