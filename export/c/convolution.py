@@ -47,7 +47,7 @@ class Window:
         return any(self.inside(tap) != (0, self.places) for tap in range(self.taps))
 
     def guarded(self, place: str, lines: Sequence[str]) -> list[str]:
-        """C statements for places that are no padding; without a question where none is."""
+        """C statements that run where a place is no padding; without `if` where none can be."""
         ends = [f"{place} >= 0"] if self.pad > 0 else []
         if self.span - self.pad > self.extent:
             ends.append(f"{place} < {self.extent}")
