@@ -22,12 +22,17 @@ from stategate.bench.certify.builds import (
     ended,
 )
 from stategate.bench.certify.case import Case, Finding, Result, last_line
+from stategate.contract.manifest import Manifest
 from stategate.contract.receipts import Verification
 from stategate.runtime.session import Session
 
 _TOLERANCE = 1e-4  # of outputs between ONNX Runtime, which sums in another order, and C
 _CHECKS = re.compile(r"^[1-9]\d* checks, 0 wrong$", re.MULTILINE)
-_LOWER = "the bundle is of lower precision, and was judged by `stategate drift`"
+_JUDGED = {  # a bundle in lower precision, by its standing
+    "sealed": "`stategate drift` found it within its limits",
+    "refused": "`stategate drift` found it beyond its limits, and somebody took it all the same",
+    "candidate": "`stategate drift` has not judged it",
+}
 _EMULATED = 2_000  # steps at most, where an emulator takes fifty times as long
 BUILDS = (
     Build("gcc", "-O2", LEVELS[0], (PLAIN,)),
@@ -69,7 +74,7 @@ def back_to_back(case: Case) -> bytes:
     float_run = _Run(dict(golden.outputs), _opens(case, golden.gates))
     if (exported := manifest.verification) is not None:
         how = f"float model beside ONNX Runtime, {exported.steps:,} steps at export"
-        case.add(_REQUIREMENT, how, _at_export(case, exported))
+        case.add(_REQUIREMENT, how, _at_export(manifest, exported))
     how = f"float model beside ONNX Runtime, {origin}"
     case.add(_REQUIREMENT, how, _compared(case, float_run, graph, steps, None, is_of_float=True))
     plain: _Run | None = None
@@ -192,16 +197,24 @@ def _gap(one: Array, two: Array) -> float:
     return float(np.where(same, 0.0, distance).max(initial=0.0) / scale)
 
 
-def _at_export(case: Case, exported: Verification) -> Finding:
+def _lower(manifest: Manifest) -> str:
+    """What is said of a bundle in lower precision."""
+    return f"the bundle is of lower precision, and {_JUDGED[manifest.standing]}"
+
+
+def _at_export(manifest: Manifest, exported: Verification) -> Finding:
     """What `export` found, as the signed manifest keeps it."""
     error = exported.max_output_error
     words = f"largest difference of an output {'unknown' if error is None else f'{error:.2g}'}, "
-    words += f"{exported.gate_flips} gate decisions differ, each on its own memory"
-    if case.bundle.manifest.is_lower:
-        words += f"; {_LOWER}"
-    near = case.bundle.manifest.is_lower or (error is not None and error <= _TOLERANCE)
-    good = near and exported.gate_flips == 0
-    return "shown" if good else "open", words, {}
+    words += f"{exported.gate_flips} gate decisions differ, each on its own memory; "
+    words += f"{exported.inputs.words} against {exported.reference}"
+    is_alike = exported.gate_flips == 0 and error is not None and error <= _TOLERANCE
+    if not manifest.is_lower:
+        return "shown" if is_alike else "open", words, {}
+    words += f"; {_lower(manifest)}"
+    if is_alike:
+        return "shown", words, {}
+    return "explained" if manifest.standing == "sealed" else "open", words, {}
 
 
 def _compared(
@@ -230,6 +243,6 @@ def _compared(
         )
     is_candidate = is_of_float and case.bundle.manifest.is_lower
     if is_candidate:
-        words += f"; {_LOWER}"
+        words += f"; {_lower(case.bundle.manifest)}"
     good = flips == 0 and is_same and (gap <= _TOLERANCE or is_candidate)
     return "shown" if good else "open", words, {}

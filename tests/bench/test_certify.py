@@ -8,16 +8,18 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from stategate.bench.certify.back_to_back import _gap, _verdict
+from stategate.bench.certify.back_to_back import _at_export, _gap, _verdict
 from stategate.bench.certify.builds import PLAIN, portable_source, version_of, write_weights
 from stategate.bench.certify.case import Case, Row
-from stategate.bench.certify.coverage import coverage
+from stategate.bench.certify.coverage import _file_of, _reason, coverage
 from stategate.bench.certify.misra import misra, warnings
 from stategate.bench.certify.proof import eva
 from stategate.bench.certify.real_time import no_calls, stack
@@ -26,6 +28,7 @@ from stategate.bench.certify.run import forget
 from stategate.cli.main import main
 from stategate.common.compiler import MATHS
 from stategate.contract import Bundle
+from stategate.contract.receipts import Verification
 
 REPORT = Report(
     "a <b>", "float32", "0" * 64, {"graph": "ab"}, {"gcc": "gcc 12", "frama-c": ""},
@@ -138,6 +141,51 @@ def test_numbers_that_are_none_are_far_from_all_others() -> None:
     assert _gap(np.array([2**60]), np.array([2**60 + 1])) > 0.0
     assert _gap(np.array([True]), np.array([False])) == 1.0
     assert _gap(np.array([2000.0]), np.array([2001.0])) == 0.0005
+
+
+@pytest.mark.parametrize(
+    ("error", "flips", "standing", "is_lower", "result"),
+    [
+        (1e-6, 0, "sealed", False, "shown"),
+        (1e-6, 1, "sealed", False, "open"),
+        (None, 0, "sealed", False, "open"),
+        (1e-6, 0, "candidate", True, "shown"),
+        (0.007, 0, "candidate", True, "open"),
+        (None, 40, "candidate", True, "open"),
+        (0.007, 40, "refused", True, "open"),
+        (0.007, 40, "sealed", True, "explained"),
+    ],
+)
+def test_what_export_compared_is_shown_where_model_and_bundle_are_alike(
+    error: float | None, flips: int, standing: str, is_lower: bool, result: str
+) -> None:
+    exported = Verification("torch 2", "onnxruntime 1", 256, error, 0.0, flips, None, {})
+    manifest = cast(Any, SimpleNamespace(is_lower=is_lower, standing=standing))
+    found, words, _ = _at_export(manifest, exported)
+    assert found == result
+    assert "unnamed inputs against torch 2" in words
+    assert ("has not judged it" in words) == (standing == "candidate")
+
+
+def test_a_macro_that_a_function_uses_twice_has_its_own_file() -> None:
+    """As clang-19 says it of `#define BOTH(a, b) ((a) > 0 && (b) > 0)` in line 3 of a header."""
+    files = ["read.c", "stategate_math.h", "stategate_math.h"]
+    branches = [[3, c, 3, c + 7, 1, 1, i, 0, 4] for i in (1, 2) for c in (21, 32)]
+    branches.append([8, 33, 8, 41, 1, 1, 0, 0, 4])
+    assert _file_of([3, 21, 3, 39, 0, 5, [True, True]], branches, files) == "stategate_math.h"
+    assert _file_of([8, 9, 8, 41, 0, 5, [True, True]], branches, files) == "read.c"
+    assert _file_of([7, 9, 7, 23, 0, 5, [True, True]], branches, files) == "read.c"
+
+
+def test_a_place_is_explained_where_no_input_decides_whether_it_is_reached() -> None:
+    line = "for (int h = 0; h < (seq_limit ? 0 : 8); ++h) { H_prev[b][h] = 0.0f; }"
+    fixed = f"int seq_limit = 3;\n{line}\n"
+    given = f"int seq_limit = 3;\nseq_limit = (int)input_sequence_lens[b];\n{line}\n"
+    assert _reason("read_0.c", line, fixed)
+    assert not _reason("read_0.c", line, given)
+    assert not _reason("session.c", line, fixed)
+    backward = "if (is_backward) { stategate_gates(32, b0, 6, x, 16, h, b1, sums, is_backward); }"
+    assert _reason("read.c", backward, "") and _reason("write0.c", backward, "")
 
 
 @pytest.mark.parametrize(
