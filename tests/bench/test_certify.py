@@ -161,8 +161,8 @@ def test_what_export_compared_is_shown_where_model_and_bundle_are_alike(
 ) -> None:
     exported = Verification("torch 2", "onnxruntime 1", 256, error, 0.0, flips, None, {})
     manifest = cast(Any, SimpleNamespace(is_lower=is_lower, standing=standing))
-    found, words, _ = _at_export(manifest, exported)
-    assert found == result
+    outcome, words, _ = _at_export(manifest, exported)
+    assert outcome == result
     assert "unnamed inputs against torch 2" in words
     assert ("has not judged it" in words) == (standing == "candidate")
 
@@ -180,9 +180,9 @@ def test_a_macro_that_a_function_uses_twice_has_its_own_file() -> None:
 def test_a_place_is_explained_where_no_input_decides_whether_it_is_reached() -> None:
     line = "for (int h = 0; h < (seq_limit ? 0 : 8); ++h) { H_prev[b][h] = 0.0f; }"
     fixed = f"int seq_limit = 3;\n{line}\n"
-    given = f"int seq_limit = 3;\nseq_limit = (int)input_sequence_lens[b];\n{line}\n"
+    with_input = f"int seq_limit = 3;\nseq_limit = (int)input_sequence_lens[b];\n{line}\n"
     assert _reason("read_0.c", line, fixed)
-    assert not _reason("read_0.c", line, given)
+    assert not _reason("read_0.c", line, with_input)
     assert not _reason("session.c", line, fixed)
     backward = "if (is_backward) { stategate_gates(32, b0, 6, x, 16, h, b1, sums, is_backward); }"
     assert _reason("read.c", backward, "") and _reason("write0.c", backward, "")
