@@ -79,10 +79,12 @@ def page_of(reports: Mapping[str, Report], missing: Sequence[str] = ()) -> str:
         figures(_RULES),
         "In a step:",
         figures(_COSTS),
-        "## Rows that were not shown",
-        markdown_table(["bundle", "requirement", "how", "result", "found"], others),
         "## Model against code, and what Eva looked at",
         markdown_table(["bundle", "what was looked at", "result", "found"], compared),
+        "## Other rows that were not shown",
+        markdown_table(["bundle", "requirement", "how", "result", "found"], others)
+        if others
+        else "None.",
         "## Deviations\n\nRules of MISRA C that are broken on purpose.",
         markdown_table(["rule", "why"], list(map(list, DEVIATIONS.items()))),
         "## What Eva's result assumes",
