@@ -48,8 +48,8 @@ _COLUMNS = {
     "no reason": "places that it does not reach and that no reason is listed for",
     "system calls": "of a step under seccomp's strict mode",
     "allocations": "calls of malloc, calloc and realloc in a step",
-    "stack, bound": "bytes that a step wrote at most; what the compiler's graph of calls allows, to "
-    "which the C library's memcpy adds up to 64",
+    "stack, bound": "bytes that a step wrote at most; what the compiler's graph of calls allows, "
+    "and the C library's memcpy adds up to 64",
     "instructions": "of the longest step that was counted",
 }
 
