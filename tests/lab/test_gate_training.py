@@ -11,7 +11,7 @@ from torch import nn
 
 from lab.__main__ import main
 from lab.training.gates.learned import LearnedGate
-from lab.training.gates.training import GateRecipe, at_random, judge, train_gate
+from lab.training.gates.training import GateRecipe, _written_in_place, at_random, judge, train_gate
 from stategate.contract import Episode
 from stategate.contract.errors import CalibrationError, SpecError
 from stategate.models import lift
@@ -187,3 +187,18 @@ def test_the_command_trains_a_gate_and_says_what_it_is_worth(tmp_path: Path) -> 
     result = CliRunner().invoke(main, [*command, str(out), "--iterations", "3"])
     assert result.exit_code == 0, result.output
     assert "trained gate" in result.stdout and "random gate" in result.stdout and out.exists()
+
+
+def test_a_gradient_is_of_its_own_numbers_where_an_address_is_used_again() -> None:
+    step = lift(Squares(True), {"x": torch.zeros(1, 8)}, states=["h"], outputs=["y"])
+    inputs = [torch.full((4,), float(i), requires_grad=True) for i in range(200)]
+    with _written_in_place(gated(step)):
+        sums = []
+        for x in inputs:
+            held = x + 0.0
+            sums.append((held * held).sum())
+            held.add_(1.0)
+            del held
+        torch.stack(sums).sum().backward()
+    for x in inputs:
+        assert x.grad is not None and torch.equal(x.grad, 2 * x.detach())

@@ -13,10 +13,12 @@ still grows from zero, for a gate that closes early closes for ever.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -122,12 +124,27 @@ class _Objective:
         return loss + recipe.write_price * min(1.0, iteration / ramp) * opening
 
 
-def _written_in_place(model: LearnedGate) -> AbstractContextManager[object]:
+class _Kept(WeakKeyDictionary[Any, Tensor]):
+    """Keeps what is taken out: torch knows a tensor by its address, which the next could have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._out: list[Tensor] = []
+
+    def __delitem__(self, key: object) -> None:
+        self._out.append(self[key])
+        super().__delitem__(key)
+
+
+@contextmanager
+def _written_in_place(model: LearnedGate) -> Iterator[None]:
     """Where a module may write its memory in place: what gradients need of it is copied first."""
-    if isinstance(model.model, Lifted):
-        saved: AbstractContextManager[object] = allow_mutation_on_saved_tensors()
-        return saved
-    return nullcontext()
+    if not isinstance(model.model, Lifted):
+        yield
+        return
+    with allow_mutation_on_saved_tensors() as saved:
+        saved.original = _Kept()
+        yield
 
 
 def _errors(step: StepResult, right: StepResult, labels: dict[str, Tensor]) -> dict[str, Tensor]:
