@@ -195,10 +195,10 @@ def test_a_gradient_is_of_its_own_numbers_where_an_address_is_used_again() -> No
     with _written_in_place(gated(step)):
         sums = []
         for x in inputs:
-            held = x + 0.0
-            sums.append((held * held).sum())
-            held.add_(1.0)
-            del held
+            memory = x + 0.0
+            sums.append((memory * memory).sum())
+            memory.add_(1.0)
+            del memory
         torch.stack(sums).sum().backward()
     for x in inputs:
         assert x.grad is not None and torch.equal(x.grad, 2 * x.detach())

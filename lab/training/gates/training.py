@@ -124,7 +124,7 @@ class _Objective:
         return loss + recipe.write_price * min(1.0, iteration / ramp) * opening
 
 
-class _Kept(WeakKeyDictionary[Any, Tensor]):
+class _Originals(WeakKeyDictionary[Any, Tensor]):
     """Keeps what is taken out: torch knows a tensor by its address, which the next could have."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ def _written_in_place(model: LearnedGate) -> Iterator[None]:
         yield
         return
     with allow_mutation_on_saved_tensors() as saved:
-        saved.original = _Kept()
+        saved.original = _Originals()
         yield
 
 
