@@ -268,9 +268,7 @@ def mamba3_chunk(token: Token, states: States, threshold: Tensor, valid: Tensor)
     since = (decay.squeeze(-1) * (times > latest)).sum(dim=-1, keepdim=True)
     after = torch.where(any_open, since, total[:, :, -1])
     h = torch.where(any_open.unsqueeze(-1), written, h)
-    end = valid.sum(dim=1)[
-        :, None, None, None
-    ]  # the last token that is meant, or the one before all
+    end = valid.sum(dim=1)[:, None, None, None]  # of the last token that is meant
     B, x = (torch.gather(p, 1, end.expand(-1, 1, *p.shape[2:])).squeeze(1) for p in (B, x))
     return y.transpose(1, 2), (h, after, B, x), gate
 
